@@ -1,0 +1,2 @@
+//! The `aftercommit` binary: composition only.
+fn main() {}

@@ -1,0 +1,340 @@
+//! The value that travels: an event, its topic, its type and its place in the order.
+//!
+//! Owns the rules of what a topic, a type and a payload may be. Does no I/O and knows nothing of
+//! Postgres, Redis, HTTP or any application.
+
+use std::fmt;
+use std::str::FromStr;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+/// The longest topic, in characters.
+pub const TOPIC_LEN_MAX: usize = 200;
+/// The longest event type, in characters.
+pub const TYPE_LEN_MAX: usize = 100;
+/// The largest payload that `append` takes, in bytes of JSON text (1 MiB).
+///
+/// The schema holds the same limit as a check (`payload_fits`), so that rows written by plain SQL obey it too.
+pub const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
+
+/// Why something is not an event. Nothing has been written when one of these is returned.
+#[derive(Debug, thiserror::Error)]
+pub enum EventError {
+    /// The topic is empty, too long, or holds a character outside `A-Z a-z 0-9 : . _ -`.
+    #[error("'{}' is not a topic: use 1 to 200 characters of A-Z a-z 0-9 : . _ -", shorten(.0))]
+    Topic(String),
+    /// The type is empty, too long, or holds a character outside `A-Z a-z 0-9 . _ -`.
+    #[error("'{}' is not an event type: use 1 to 100 characters of A-Z a-z 0-9 . _ -", shorten(.0))]
+    Type(String),
+    /// The payload is longer than [`PAYLOAD_BYTES_MAX`].
+    #[error(
+        "the payload has {bytes} bytes and the limit is {PAYLOAD_BYTES_MAX}: store large data elsewhere and send a reference"
+    )]
+    PayloadTooLarge {
+        /// Length of the payload's JSON text.
+        bytes: usize,
+    },
+    /// The payload cannot be written as JSON.
+    #[error("the payload cannot be written as JSON: give it string keys and finite numbers")]
+    Payload(#[source] serde_json::Error),
+    /// A text is not a stream id of the form `<epoch>-<seq>`.
+    #[error("'{}' is not an event id: it has the form <epoch>-<seq>, for example 1-42", shorten(.0))]
+    StreamId(String),
+}
+
+/// What is quoted back in an error, kept to a length that a terminal and a log line can bear.
+fn shorten(text: &str) -> String {
+    const SHOWN: usize = 60;
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// The name of an ordered sequence of events, for example `upload-session:42`.
+///
+/// 1 to 200 characters of `A-Z a-z 0-9 : . _ -`, so that it can stand in a Redis key, a URL path and a log line
+/// without any escaping.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Topic(Box<str>);
+
+impl Topic {
+    /// Checks a name and makes a topic of it.
+    ///
+    /// # Errors
+    /// [`EventError::Topic`] if the name does not fit.
+    pub fn new(name: impl Into<String>) -> Result<Self, EventError> {
+        let name = name.into();
+        let fits = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b':' | b'.' | b'_' | b'-');
+        if name.is_empty() || name.len() > TOPIC_LEN_MAX || !name.bytes().all(fits) {
+            return Err(EventError::Topic(name));
+        }
+        Ok(Self(name.into()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The kind of an event, for example `PHOTO_UPLOADED`. 1 to 100 characters of `A-Z a-z 0-9 . _ -`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct EventType(Box<str>);
+
+impl EventType {
+    /// Checks a name and makes an event type of it.
+    ///
+    /// # Errors
+    /// [`EventError::Type`] if the name does not fit.
+    pub fn new(name: impl Into<String>) -> Result<Self, EventError> {
+        let name = name.into();
+        let fits = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
+        if name.is_empty() || name.len() > TYPE_LEN_MAX || !name.bytes().all(fits) {
+            return Err(EventError::Type(name));
+        }
+        Ok(Self(name.into()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The text traits that both names share.
+macro_rules! name_traits {
+    ($name:ident) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+        impl FromStr for $name {
+            type Err = EventError;
+            fn from_str(text: &str) -> Result<Self, EventError> {
+                Self::new(text)
+            }
+        }
+        impl TryFrom<String> for $name {
+            type Error = EventError;
+            fn try_from(text: String) -> Result<Self, EventError> {
+                Self::new(text)
+            }
+        }
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0.into()
+            }
+        }
+    };
+}
+name_traits!(Topic);
+name_traits!(EventType);
+
+/// The identity of an event, the same in Postgres, in Redis and in every repeat or replay.
+pub type EventId = Uuid;
+
+/// An event that is about to be appended.
+#[derive(Debug, Clone)]
+pub struct NewEvent {
+    event_id: EventId,
+    topic: Topic,
+    event_type: EventType,
+    payload: Box<RawValue>,
+    headers: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+impl NewEvent {
+    /// Makes an event with a fresh identity. The payload's JSON text is kept byte for byte on its way to the client.
+    ///
+    /// # Errors
+    /// [`EventError::Payload`] if it cannot be written as JSON, [`EventError::PayloadTooLarge`] if its text is
+    /// longer than [`PAYLOAD_BYTES_MAX`].
+    pub fn new(topic: Topic, event_type: EventType, payload: &impl Serialize) -> Result<Self, EventError> {
+        let payload = serde_json::value::to_raw_value(payload).map_err(EventError::Payload)?;
+        let bytes = payload.get().len();
+        if bytes > PAYLOAD_BYTES_MAX {
+            return Err(EventError::PayloadTooLarge { bytes });
+        }
+        Ok(Self { event_id: Uuid::now_v7(), topic, event_type, payload, headers: None })
+    }
+
+    /// Gives the event an identity of the caller's, for example one derived from a request's idempotency key.
+    #[must_use]
+    pub fn with_event_id(mut self, event_id: EventId) -> Self {
+        self.event_id = event_id;
+        self
+    }
+
+    /// Adds headers: facts about the event that are not for the client, such as `traceparent`.
+    #[must_use]
+    pub fn with_headers(mut self, headers: serde_json::Map<String, serde_json::Value>) -> Self {
+        self.headers = Some(headers);
+        self
+    }
+
+    /// The event's identity.
+    pub fn event_id(&self) -> EventId {
+        self.event_id
+    }
+
+    /// The topic.
+    pub fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
+    /// The type.
+    pub fn event_type(&self) -> &EventType {
+        &self.event_type
+    }
+
+    /// The payload's JSON text.
+    pub fn payload(&self) -> &str {
+        self.payload.get()
+    }
+
+    /// The headers, if any.
+    pub fn headers(&self) -> Option<&serde_json::Map<String, serde_json::Value>> {
+        self.headers.as_ref()
+    }
+}
+
+/// An event as it stands in the outbox log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// The row's number: the order within a topic, but not the order of commits. Has gaps.
+    pub id: i64,
+    /// The event's identity.
+    pub event_id: EventId,
+    /// The topic.
+    pub topic: Topic,
+    /// The type.
+    pub event_type: EventType,
+    /// The payload's JSON text, byte for byte as it was appended.
+    pub payload: String,
+    /// When the transaction that appended it began.
+    pub created_at: DateTime<Utc>,
+}
+
+/// The place of an event in the order of delivery: `<epoch>-<seq>`.
+///
+/// `seq` counts the deliveries of a relay without a gap; `epoch` grows when the lineage of a log is broken for good
+/// (a restored database). It is the entry's id in the Redis stream and the `id:` that a browser sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct StreamId {
+    /// The lineage, from 1 on.
+    pub epoch: u64,
+    /// The number of the delivery within its epoch, from 1 on.
+    pub seq: u64,
+}
+
+impl StreamId {
+    /// The place `seq` of lineage `epoch`.
+    pub const fn new(epoch: u64, seq: u64) -> Self {
+        Self { epoch, seq }
+    }
+}
+
+impl fmt::Display for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.epoch, self.seq)
+    }
+}
+
+impl FromStr for StreamId {
+    type Err = EventError;
+
+    fn from_str(text: &str) -> Result<Self, EventError> {
+        // `u64::from_str` takes a leading '+', which Redis refuses and which would give one id two spellings.
+        let number = |digits: &str| {
+            if digits.bytes().all(|b| b.is_ascii_digit()) { digits.parse::<u64>().ok() } else { None }
+        };
+        text.split_once('-')
+            .and_then(|(epoch, seq)| Some(Self { epoch: number(epoch)?, seq: number(seq)? }))
+            .ok_or_else(|| EventError::StreamId(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for StreamId {
+    type Error = EventError;
+    fn try_from(text: String) -> Result<Self, EventError> {
+        text.parse()
+    }
+}
+
+impl From<StreamId> for String {
+    fn from(id: StreamId) -> String {
+        id.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_takes_what_the_contract_allows_and_nothing_else() {
+        for good in ["a", "upload-session:42", "A.b_c-9", &"x".repeat(200)] {
+            assert_eq!(Topic::new(good).expect(good).as_str(), good);
+        }
+        for bad in ["", " ", "a b", "a{b}", "a\n", "ä", "a/b", "a*", &"x".repeat(201)] {
+            assert!(matches!(Topic::new(bad), Err(EventError::Topic(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_type_has_no_colon_and_at_most_100_characters() {
+        assert!(EventType::new("PHOTO_UPLOADED").is_ok());
+        assert!(EventType::new("x".repeat(100)).is_ok());
+        for bad in ["", "a:b", "a b", "a\r\nid: 7", &"x".repeat(101)] {
+            assert!(matches!(EventType::new(bad), Err(EventError::Type(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_stream_id_reads_back_as_written_and_has_one_spelling() {
+        let id = StreamId::new(1, 42);
+        assert_eq!(id.to_string(), "1-42");
+        assert_eq!("1-42".parse::<StreamId>().expect("an id"), id);
+        for bad in
+            ["", "1", "-", "1-", "-1", "1-2-3", "+1-2", "1-+2", "a-b", " 1-2", "99999999999999999999-1"]
+        {
+            assert!(bad.parse::<StreamId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn stream_ids_order_by_epoch_first() {
+        assert!(StreamId::new(2, 1) > StreamId::new(1, 900));
+        assert!(StreamId::new(1, 10) > StreamId::new(1, 9));
+    }
+
+    #[test]
+    fn a_payload_over_the_limit_is_refused_with_its_size() {
+        let topic = Topic::new("t").expect("a topic");
+        let kind = EventType::new("T").expect("a type");
+        let fits = "x".repeat(PAYLOAD_BYTES_MAX - 2);
+        assert!(NewEvent::new(topic.clone(), kind.clone(), &fits).is_ok());
+        let over = "x".repeat(PAYLOAD_BYTES_MAX - 1);
+        let error = NewEvent::new(topic, kind, &over).expect_err("one byte too many");
+        assert!(matches!(error, EventError::PayloadTooLarge { bytes } if bytes == PAYLOAD_BYTES_MAX + 1));
+    }
+
+    #[test]
+    fn an_error_quotes_a_long_text_shortened() {
+        let error = Topic::new("é".repeat(300)).expect_err("not a topic");
+        assert!(error.to_string().chars().count() < 150, "{error}");
+    }
+}

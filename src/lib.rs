@@ -1,0 +1,38 @@
+//! aftercommit: what a Postgres transaction committed, every client sees, once, in order, within milliseconds.
+//!
+//! ```text
+//!  your transaction          Postgres           relay            Redis              SSE server      browser
+//!  state change + append ──▶ outbox.event ──▶ step, in order ──▶ history + live ──▶ fan-out ──────▶ EventSource
+//! ```
+//!
+//! The modules stand in the order of that flow, and each may use only those above it:
+//!
+//! - [`event`]: the value that travels. No I/O.
+//! - [`postgres`]: how a process connects to Postgres.
+//! - [`outbox`]: the log in Postgres: append, windows, checkpoints, rotation. Knows no Redis and no HTTP.
+//! - [`relay`]: moves the log to a sink, in order. Knows neither Redis nor HTTP, never reads payloads.
+//! - [`redis`]: the one place that knows Redis keys, the publishing script and the envelope.
+//! - [`http`], [`auth`]: what every HTTP server here shares; who a token speaks for.
+//! - [`sse`]: Redis to browsers: joining, fan-out, connections. Knows no Postgres and no application.
+//! - [`uploads`]: the bundled application and first user of all the rest.
+//! - [`local`]: private Postgres and Redis servers for `aftercommit dev` and for tests.
+//!
+//! An application that only writes events needs `event` and `outbox` alone: `default-features = false`.
+
+pub mod event;
+pub mod outbox;
+pub mod postgres;
+pub mod relay;
+
+#[cfg(feature = "server")]
+pub mod auth;
+#[cfg(feature = "server")]
+pub mod http;
+#[cfg(feature = "server")]
+pub mod local;
+#[cfg(feature = "server")]
+pub mod redis;
+#[cfg(feature = "server")]
+pub mod sse;
+#[cfg(feature = "server")]
+pub mod uploads;

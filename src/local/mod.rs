@@ -1,0 +1,1 @@
+//! Private Postgres and Redis servers for aftercommit dev and for tests.

@@ -1,0 +1,132 @@
+//! How a process connects to Postgres: addresses, limits and timeouts in one place.
+//!
+//! Every connection carries `application_name`, so that `pg_stat_activity` tells the roles apart, and server-side
+//! timeouts, because a statement without one can hang for ever on a half-open connection.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions, PgConnection};
+
+/// The `[database]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// `postgres://user:password@host:port/database`.
+    pub url: SecretString,
+    /// Connections that a pool keeps at most.
+    pub max_connections: u32,
+    /// How long to wait for a connection, in milliseconds.
+    pub acquire_timeout_ms: u64,
+    /// How long a statement may take, in milliseconds.
+    pub statement_timeout_ms: u64,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No address was given.
+    #[error("no Postgres was named: set DATABASE_URL, or url in the [database] section")]
+    NoUrl,
+    /// The address is not one.
+    #[error("the database url is not of the form postgres://user:password@host:port/database")]
+    Url(#[source] sqlx::Error),
+    /// Nobody answered in time.
+    #[error(
+        "Postgres at {address} did not answer within {waited_ms} ms: is it running, and is the address right?"
+    )]
+    Timeout {
+        /// Host, port and database, without user or password.
+        address: String,
+        /// How long was waited, in milliseconds.
+        waited_ms: u64,
+    },
+    /// The server refused, or could not be reached.
+    #[error("cannot connect to Postgres at {address}: {}", what_to_do(.source))]
+    Refused {
+        /// Host, port and database, without user or password.
+        address: String,
+        /// The cause.
+        source: sqlx::Error,
+    },
+}
+
+/// One sentence for the causes that people meet.
+fn what_to_do(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(error) => match error.code().as_deref() {
+            Some("28P01" | "28000") => {
+                format!("{} (check user and password in DATABASE_URL)", error.message())
+            }
+            Some("3D000") => format!("{} (create it, or name another one in DATABASE_URL)", error.message()),
+            Some("53300") => {
+                format!(
+                    "{} (raise max_connections there, or lower [database] max_connections here)",
+                    error.message()
+                )
+            }
+            _ => error.message().to_owned(),
+        },
+        sqlx::Error::Io(error) => format!("{error} (is it running, and is the address right?)"),
+        sqlx::Error::PoolTimedOut => "no connection came free in time".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+impl Settings {
+    /// Options for one connection under the given `application_name`.
+    ///
+    /// # Errors
+    /// [`ConnectError::NoUrl`] and [`ConnectError::Url`].
+    pub fn options(&self, application_name: &str) -> Result<PgConnectOptions, ConnectError> {
+        let url = self.url.expose_secret();
+        if url.is_empty() {
+            return Err(ConnectError::NoUrl);
+        }
+        let options = PgConnectOptions::from_str(url).map_err(ConnectError::Url)?;
+        Ok(options
+            .application_name(application_name)
+            .options([
+                ("statement_timeout", self.statement_timeout_ms.to_string()),
+                // A dead peer is noticed within half a minute, also in the middle of a query.
+                ("tcp_keepalives_idle", "10".to_owned()),
+                ("tcp_keepalives_interval", "5".to_owned()),
+                ("tcp_keepalives_count", "3".to_owned()),
+            ])
+            .disable_statement_logging())
+    }
+
+    /// One connection of its own, outside any pool.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn connect(&self, application_name: &str) -> Result<PgConnection, ConnectError> {
+        let options = self.options(application_name)?;
+        let address = address_of(&options);
+        match tokio::time::timeout(Duration::from_millis(self.acquire_timeout_ms), options.connect()).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(source)) => Err(ConnectError::Refused { address, source }),
+            Err(_) => Err(ConnectError::Timeout { address, waited_ms: self.acquire_timeout_ms }),
+        }
+    }
+
+    /// A pool that connects when it is first used: a process starts also while Postgres is away.
+    ///
+    /// # Errors
+    /// [`ConnectError::NoUrl`] and [`ConnectError::Url`].
+    pub fn lazy_pool(&self, application_name: &str) -> Result<PgPool, ConnectError> {
+        Ok(PgPoolOptions::new()
+            .max_connections(self.max_connections)
+            .acquire_timeout(Duration::from_millis(self.acquire_timeout_ms))
+            .connect_lazy_with(self.options(application_name)?))
+    }
+}
+
+/// Host, port and database: what may be printed of an address.
+fn address_of(options: &PgConnectOptions) -> String {
+    let host = options.get_socket().map_or(options.get_host().to_owned(), |path| path.display().to_string());
+    format!("{host}:{}/{}", options.get_port(), options.get_database().unwrap_or(options.get_username()))
+}

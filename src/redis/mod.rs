@@ -1,0 +1,6 @@
+//! The one place that knows Redis: keys, the publishing script, the envelope, history and subscriptions.
+//!
+//! Knows no Postgres, no HTTP and no application. The crate of the same name is written `::redis` here.
+
+pub mod envelope;
+pub mod keys;

@@ -1,0 +1,1 @@
+//! The bundled application: photo uploads with live progress.
