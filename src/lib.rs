@@ -22,7 +22,7 @@
 pub mod event;
 pub mod outbox;
 pub mod postgres;
-pub mod relay;
+
 
 #[cfg(feature = "server")]
 pub mod auth;
@@ -32,6 +32,8 @@ pub mod http;
 pub mod local;
 #[cfg(feature = "server")]
 pub mod redis;
+#[cfg(feature = "server")]
+pub mod relay;
 #[cfg(feature = "server")]
 pub mod sse;
 #[cfg(feature = "server")]

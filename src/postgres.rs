@@ -3,6 +3,8 @@
 //! Every connection carries `application_name`, so that `pg_stat_activity` tells the roles apart, and server-side
 //! timeouts, because a statement without one can hang for ever on a half-open connection.
 
+mod schema;
+
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -10,6 +12,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, PgConnection};
+
+pub use schema::{Schema, SchemaError, State};
 
 /// The `[database]` section.
 #[derive(Debug, Clone, Deserialize)]

@@ -31,7 +31,8 @@ create table outbox.event (
 
 alter sequence outbox.event_id_seq owned by outbox.event.id;
 create index event_id_idx on outbox.event (id);
-create index event_xid_idx on outbox.event (xid);
+-- With id behind it, so that one late transaction's rows are read in order however many they are.
+create index event_xid_idx on outbox.event (xid, id);
 
 create table outbox.event_0 partition of outbox.event for values in (0);
 create table outbox.event_1 partition of outbox.event for values in (1);
@@ -134,6 +135,51 @@ create table outbox.audit (
   selection jsonb       not null,
   events    bigint      not null
 );
+
+-- The reading rule: the rows of a window, in order of id, from after_id on. A window is what `upper` sees and `lower`
+-- does not. It is found by index alone, in two parts that cannot overlap:
+--
+-- 1. late rows, id <= high_id: their transactions were running when `lower` was taken. Those with an xid below its xmax
+--    are its xip. But a snapshot's xmax is the latest *completed* xid plus one, so transactions with an xid above it may
+--    have been running too, and may have taken ids: all xids from xmax up to the horizon, an xid assigned after the
+--    snapshot, are asked for as well. Without that part their rows are lost.
+-- 2. new rows, id > high_id.
+--
+-- Rows are never ordered by xid: a transaction can take its xid before another one that then commits first on the same
+-- key. Ids are taken under the key's lock, xids are not.
+create function outbox.window_rows(
+  lower pg_snapshot, lower_horizon xid8, high_id bigint, upper pg_snapshot, after_id bigint, max_rows bigint
+) returns setof outbox.event
+language sql stable as $$
+  select w.* from (
+    (
+      select late.*
+      from (
+        select pg_snapshot_xip($1) as xid
+        union all
+        select n::text::xid8 from generate_series(pg_snapshot_xmax($1)::text::bigint, $2::text::bigint - 1) n
+      ) running
+      cross join lateral (
+        -- Compared and ordered as (xid, id), so that only the index on both can serve: with `xid = running.xid order by id`
+        -- a planner without statistics walks the index on id through everything already delivered.
+        select e.* from outbox.event e
+        where (e.xid, e.id) > (running.xid, $5) and (e.xid, e.id) <= (running.xid, $3)
+        order by e.xid, e.id
+        limit $6
+      ) late
+      where pg_visible_in_snapshot(late.xid, $4)
+    )
+    union all
+    (
+      select e.* from outbox.event e
+      where e.id > greatest($3, $5) and not pg_visible_in_snapshot(e.xid, $1) and pg_visible_in_snapshot(e.xid, $4)
+      order by e.id
+      limit $6
+    )
+  ) w
+  order by w.id
+  limit $6
+$$;
 
 -- The newest checkpoint of each relay: a walk down one primary key for each, however many rows there are.
 create view outbox.position as

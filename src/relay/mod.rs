@@ -1,1 +1,25 @@
 //! Moves the log to a sink, in order: one bounded step, and a loop around it.
+//!
+//! Guarantees: what the log holds reaches the sink in the order of the windows, each event under one number for ever,
+//! however often a relay dies and wherever. Knows neither Redis nor HTTP, and never reads a payload.
+//!
+//! - [`Sink`]: what the relay needs of the place it publishes to.
+//! - [`step`]: one chunk read, published and written down. All of the ordering is there.
+//! - [`run`]: leading, waking, waiting, retrying. All of the loops and timers are there.
+
+pub mod backoff;
+mod leader;
+pub mod metrics;
+pub mod run;
+pub mod settings;
+pub mod sink;
+pub mod state;
+pub mod step;
+mod wake;
+
+pub use metrics::Metrics;
+pub use run::run;
+pub use settings::Settings;
+pub use sink::{Delivery, PublishError, Sink};
+pub use state::{Role, State, StateHandle};
+pub use step::{Outcome, Step, StepError};

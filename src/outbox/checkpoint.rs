@@ -1,0 +1,203 @@
+//! Writing positions down: one inserted row a step, and a primary key that lets only one relay take it.
+//!
+//! A window is opened by writing it down *before* anything of it is published. A relay that dies then publishes the same
+//! events in the same order with the same numbers again, which is what lets Redis refuse repeats.
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
+
+use super::position::{slot_of, Position, Snapshot, Window, Xid};
+use super::Error;
+
+/// The newest position of `relay`, or `None` if there is no relay of that name.
+///
+/// # Errors
+/// [`Error`].
+pub async fn newest(connection: &mut PgConnection, relay: &str) -> Result<Option<Position>, Error> {
+    let row = sqlx::query(
+        "select n, lower::text, lower_horizon::text, high_id, upper::text, upper_horizon::text, after_id, epoch, next_seq
+         from outbox.checkpoint where relay = $1 order by n desc limit 1",
+    )
+    .bind(relay)
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| position_of(&row)).transpose()
+}
+
+/// The position of `relay`, which begins before everything in the log if the name is new.
+///
+/// # Errors
+/// [`Error::WrongCluster`] if the position was made in another Postgres cluster, or as [`newest`].
+pub async fn load_or_begin(connection: &mut PgConnection, relay: &str) -> Result<Position, Error> {
+    // Without an existing row the statement below makes one; with one, it tells where that one belongs.
+    let row = sqlx::query(
+        "with here as (select system_identifier from pg_control_system()),
+         made as (
+           insert into outbox.relay (name, system_identifier) select $1, system_identifier from here
+           on conflict (name) do nothing
+         )
+         select here.system_identifier as found, r.system_identifier as stored
+         from here left join outbox.relay r on r.name = $1",
+    )
+    .bind(relay)
+    .fetch_one(&mut *connection)
+    .await?;
+    let found: i64 = row.try_get("found")?;
+    let stored: Option<i64> = row.try_get("stored")?;
+    if let Some(stored) = stored.filter(|stored| *stored != found) {
+        return Err(Error::WrongCluster { relay: relay.to_owned(), stored, found });
+    }
+    if let Some(position) = newest(connection, relay).await? {
+        return Ok(position);
+    }
+    match insert(connection, relay, &Position::before_everything()).await {
+        // Another relay of this name began in the same moment: its row is as good.
+        Ok(()) | Err(Error::Fenced { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    newest(connection, relay).await?.ok_or_else(|| Error::Database(sqlx::Error::RowNotFound))
+}
+
+/// Looks whether there is something to deliver and, only then, opens a window over it: one statement, one commit,
+/// and no write at all while idle. The given position must have no open window.
+///
+/// # Errors
+/// [`Error::Fenced`] if another relay got there first, or as [`newest`].
+pub async fn open(connection: &mut PgConnection, relay: &str, from: &Position) -> Result<Option<Position>, Error> {
+    let n = from.n + 1;
+    // The horizon must be assigned after the snapshot: pg_current_snapshot() is the statement's own snapshot, taken
+    // before it runs, and pg_current_xact_id() assigns an xid while it runs, as this transaction had none before.
+    let row = sqlx::query(
+        "insert into outbox.checkpoint
+           (relay, n, slot, lower, lower_horizon, high_id, upper, upper_horizon, after_id, epoch, next_seq)
+         select $1, $2, $3, $4::text::pg_snapshot, $5::text::xid8, $6, pg_current_snapshot(), pg_current_xact_id(), 0, $7, $8
+         where exists (
+           select from outbox.window_rows($4::text::pg_snapshot, $5::text::xid8, $6, pg_current_snapshot(), 0, 1)
+         )
+         returning upper::text, upper_horizon::text",
+    )
+    .bind(relay)
+    .bind(n)
+    .bind(slot_of(n))
+    .bind(&from.lower.0)
+    .bind(&from.lower_horizon.0)
+    .bind(from.high_id)
+    .bind(from.epoch.cast_signed())
+    .bind(from.next_seq.cast_signed())
+    .fetch_optional(connection)
+    .await
+    .map_err(|error| fenced_or(error, relay, from.n))?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(Position { n, window: window_of(&row, 0)?, ..from.clone() }))
+}
+
+/// Writes down that the window's events up to `after_id`, `events` of them, have been delivered, and leaves it open.
+///
+/// # Errors
+/// As [`open`].
+pub async fn advance(
+    connection: &mut PgConnection,
+    relay: &str,
+    from: &Position,
+    after_id: i64,
+    events: u64,
+) -> Result<Position, Error> {
+    let to = from.advanced(after_id, events);
+    insert(connection, relay, &to).await?;
+    Ok(to)
+}
+
+/// Writes down that the whole window has been delivered, the last `events` of it ending with `last_id`, and in the same
+/// row opens the next window if there is something in it.
+///
+/// # Errors
+/// As [`open`].
+pub async fn settle(
+    connection: &mut PgConnection,
+    relay: &str,
+    from: &Position,
+    last_id: i64,
+    events: u64,
+) -> Result<Position, Error> {
+    let to = from.settled(last_id, events);
+    let row = sqlx::query(
+        "insert into outbox.checkpoint
+           (relay, n, slot, lower, lower_horizon, high_id, upper, upper_horizon, after_id, epoch, next_seq)
+         select $1, $2, $3, $4::text::pg_snapshot, $5::text::xid8, $6,
+                case when next.found then pg_current_snapshot() end,
+                case when next.found then pg_current_xact_id() end, 0, $7, $8
+         from (
+           select exists (
+             select from outbox.window_rows($4::text::pg_snapshot, $5::text::xid8, $6, pg_current_snapshot(), 0, 1)
+           ) as found
+         ) next
+         returning upper::text, upper_horizon::text",
+    )
+    .bind(relay)
+    .bind(to.n)
+    .bind(slot_of(to.n))
+    .bind(&to.lower.0)
+    .bind(&to.lower_horizon.0)
+    .bind(to.high_id)
+    .bind(to.epoch.cast_signed())
+    .bind(to.next_seq.cast_signed())
+    .fetch_one(connection)
+    .await
+    .map_err(|error| fenced_or(error, relay, from.n))?;
+    Ok(Position { window: window_of(&row, 0)?, ..to })
+}
+
+/// Writes one row as it is.
+async fn insert(connection: &mut PgConnection, relay: &str, position: &Position) -> Result<(), Error> {
+    let window = position.window.as_ref();
+    sqlx::query(
+        "insert into outbox.checkpoint
+           (relay, n, slot, lower, lower_horizon, high_id, upper, upper_horizon, after_id, epoch, next_seq)
+         values ($1, $2, $3, $4::text::pg_snapshot, $5::text::xid8, $6, $7::text::pg_snapshot, $8::text::xid8, $9, $10, $11)",
+    )
+    .bind(relay)
+    .bind(position.n)
+    .bind(slot_of(position.n))
+    .bind(&position.lower.0)
+    .bind(&position.lower_horizon.0)
+    .bind(position.high_id)
+    .bind(window.map(|w| &w.upper.0))
+    .bind(window.map(|w| &w.upper_horizon.0))
+    .bind(window.map_or(0, |w| w.after_id))
+    .bind(position.epoch.cast_signed())
+    .bind(position.next_seq.cast_signed())
+    .execute(connection)
+    .await
+    .map_err(|error| fenced_or(error, relay, position.n - 1))?;
+    Ok(())
+}
+
+/// The primary key is the fence: a row n that is already there was written by another relay of this name.
+fn fenced_or(error: sqlx::Error, relay: &str, n: i64) -> Error {
+    if error.as_database_error().is_some_and(|e| e.is_unique_violation()) {
+        return Error::Fenced { relay: relay.to_owned(), n };
+    }
+    error.into()
+}
+
+fn window_of(row: &PgRow, after_id: i64) -> Result<Option<Window>, Error> {
+    let upper: Option<String> = row.try_get("upper")?;
+    let horizon: Option<String> = row.try_get("upper_horizon")?;
+    Ok(upper.zip(horizon).map(|(upper, horizon)| Window {
+        upper: Snapshot(upper),
+        upper_horizon: Xid(horizon),
+        after_id,
+    }))
+}
+
+fn position_of(row: &PgRow) -> Result<Position, Error> {
+    Ok(Position {
+        n: row.try_get("n")?,
+        lower: Snapshot(row.try_get("lower")?),
+        lower_horizon: Xid(row.try_get("lower_horizon")?),
+        high_id: row.try_get("high_id")?,
+        window: window_of(row, row.try_get("after_id")?)?,
+        epoch: row.try_get::<i64, _>("epoch")?.cast_unsigned(),
+        next_seq: row.try_get::<i64, _>("next_seq")?.cast_unsigned(),
+    })
+}

@@ -1,0 +1,45 @@
+//! The `[relay]` section.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::outbox::read::Limit;
+
+/// The `[relay]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The name under which the position is kept.
+    pub name: String,
+    /// Where health and metrics are served.
+    pub listen: String,
+    /// How often to look without being told, in milliseconds.
+    pub poll_interval_ms: u64,
+    /// Events of one step at most.
+    pub batch_size: u32,
+    /// Events of one call to the sink at most.
+    pub chunk_size: usize,
+    /// Bytes of payload of one step at most.
+    pub batch_bytes: u64,
+    /// The first wait after a failure, in milliseconds.
+    pub backoff_min_ms: u64,
+    /// The longest wait after a failure, in milliseconds.
+    pub backoff_max_ms: u64,
+    /// How often a standby asks whether it may lead, in milliseconds.
+    pub standby_interval_ms: u64,
+}
+
+impl Settings {
+    pub(super) fn limit(&self) -> Limit {
+        Limit { events: self.batch_size.max(1), bytes: self.batch_bytes.max(1) }
+    }
+
+    pub(super) fn poll_interval(&self) -> Duration {
+        Duration::from_millis(self.poll_interval_ms.max(1))
+    }
+
+    pub(super) fn standby_interval(&self) -> Duration {
+        Duration::from_millis(self.standby_interval_ms.max(10))
+    }
+}

@@ -1,0 +1,57 @@
+//! What a relay is doing right now, for readiness and status. Written by the loop, read by anyone.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+/// Whether this process leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// No session with Postgres.
+    Disconnected,
+    /// Another relay of this name leads; this one takes over when that one ends.
+    Standby,
+    /// This process delivers.
+    Leading,
+}
+
+/// A relay's state at a moment.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// Whether this process leads.
+    pub role: Role,
+    /// What failed last, until something succeeds.
+    pub error: Option<String>,
+    /// When the last step or look succeeded.
+    pub last_success: Option<Instant>,
+}
+
+/// A shared, cheap handle on the state.
+#[derive(Debug, Clone)]
+pub struct StateHandle(Arc<Mutex<State>>);
+
+impl Default for StateHandle {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(State { role: Role::Disconnected, error: None, last_success: None })))
+    }
+}
+
+impl StateHandle {
+    /// The state now.
+    pub fn get(&self) -> State {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn role(&self, role: Role) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).role = role;
+    }
+
+    pub(super) fn succeeded(&self) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.error = None;
+        state.last_success = Some(Instant::now());
+    }
+
+    pub(super) fn failed(&self, error: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).error = Some(error.to_owned());
+    }
+}

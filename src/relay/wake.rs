@@ -1,0 +1,64 @@
+//! Waking up: a listener that says "look now". A hint only; the loop looks anyway every poll interval.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::backoff::Backoff;
+use crate::outbox::bell::CHANNEL;
+
+/// Listens until `stop`, and wakes at every notification, every reconnect and every doubt.
+pub(super) async fn listen(options: PgConnectOptions, wake: Arc<Notify>, stop: CancellationToken) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        let ended = tokio::select! {
+            () = stop.cancelled() => return,
+            ended = listen_once(&options, &wake, &mut backoff) => ended,
+        };
+        tracing::debug!(error = %ended, "the listener ended; polling until it is back");
+        // What was notified meanwhile is lost: look.
+        wake.notify_one();
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(backoff.next(chance())) => {}
+        }
+    }
+}
+
+async fn listen_once(options: &PgConnectOptions, wake: &Notify, backoff: &mut Backoff) -> sqlx::Error {
+    match listener(options).await {
+        Err(error) => error,
+        Ok(mut listener) => {
+            backoff.reset();
+            // LISTEN is in force: look once for what was committed before it was.
+            wake.notify_one();
+            loop {
+                match listener.try_recv().await {
+                    // None says that the connection was lost and made again: look as well.
+                    Ok(_notification_or_gap) => wake.notify_one(),
+                    Err(error) => return error,
+                }
+            }
+        }
+    }
+}
+
+async fn listener(options: &PgConnectOptions) -> Result<PgListener, sqlx::Error> {
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(Duration::from_secs(5))
+        .max_lifetime(None)
+        .idle_timeout(None)
+        .connect_lazy_with(options.clone());
+    let mut listener = PgListener::connect_with(&pool).await?;
+    listener.listen(CHANNEL).await?;
+    Ok(listener)
+}
+
+/// A number between 0 and 1 from the system's randomness, good enough to spread waits.
+pub(super) fn chance() -> f64 {
+    f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX)
+}
