@@ -23,7 +23,6 @@ pub mod event;
 pub mod outbox;
 pub mod postgres;
 
-
 #[cfg(feature = "server")]
 pub mod auth;
 #[cfg(feature = "server")]

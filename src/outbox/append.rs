@@ -35,7 +35,10 @@ pub async fn append(connection: &mut PgConnection, event: &NewEvent) -> Result<E
 ///
 /// # Errors
 /// [`AppendError`]; none of them is then appended.
-pub async fn append_all(connection: &mut PgConnection, events: &[NewEvent]) -> Result<Vec<EventId>, AppendError> {
+pub async fn append_all(
+    connection: &mut PgConnection,
+    events: &[NewEvent],
+) -> Result<Vec<EventId>, AppendError> {
     let ids: Vec<EventId> = events.iter().map(NewEvent::event_id).collect();
     let topics: Vec<&str> = events.iter().map(|e| e.topic().as_str()).collect();
     let types: Vec<&str> = events.iter().map(|e| e.event_type().as_str()).collect();

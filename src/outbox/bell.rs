@@ -63,7 +63,10 @@ async fn ringer(options: PgConnectOptions, mut wanted: mpsc::Receiver<()>) {
     }
 }
 
-async fn ring(options: &PgConnectOptions, connection: Option<PgConnection>) -> Result<PgConnection, sqlx::Error> {
+async fn ring(
+    options: &PgConnectOptions,
+    connection: Option<PgConnection>,
+) -> Result<PgConnection, sqlx::Error> {
     let mut connection = match connection {
         Some(connection) => connection,
         None => options.connect().await?,

@@ -6,8 +6,8 @@
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
-use super::position::{slot_of, Position, Snapshot, Window, Xid};
 use super::Error;
+use super::position::{Position, Snapshot, Window, Xid, slot_of};
 
 /// The newest position of `relay`, or `None` if there is no relay of that name.
 ///
@@ -63,7 +63,11 @@ pub async fn load_or_begin(connection: &mut PgConnection, relay: &str) -> Result
 ///
 /// # Errors
 /// [`Error::Fenced`] if another relay got there first, or as [`newest`].
-pub async fn open(connection: &mut PgConnection, relay: &str, from: &Position) -> Result<Option<Position>, Error> {
+pub async fn open(
+    connection: &mut PgConnection,
+    relay: &str,
+    from: &Position,
+) -> Result<Option<Position>, Error> {
     let n = from.n + 1;
     // The horizon must be assigned after the snapshot: pg_current_snapshot() is the statement's own snapshot, taken
     // before it runs, and pg_current_xact_id() assigns an xid while it runs, as this transaction had none before.

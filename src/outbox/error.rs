@@ -7,7 +7,9 @@ pub enum AppendError {
     #[error("the outbox schema is missing or too old in this database: run `aftercommit migrate`")]
     SchemaMissing(#[source] sqlx::Error),
     /// The row broke one of the log's checks: made by another version of the library.
-    #[error("the outbox refused the event by its check {constraint}: see the limits of topic, type and payload in the README")]
+    #[error(
+        "the outbox refused the event by its check {constraint}: see the limits of topic, type and payload in the README"
+    )]
     Refused {
         /// The check's name, for example `payload_fits`.
         constraint: String,
@@ -40,7 +42,9 @@ impl From<sqlx::Error> for AppendError {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another relay of this name wrote the row that this one wanted to write: start over from the newest row.
-    #[error("another relay named '{relay}' has moved the position past step {n}: starting over from the newest one")]
+    #[error(
+        "another relay named '{relay}' has moved the position past step {n}: starting over from the newest one"
+    )]
     Fenced {
         /// The relay.
         relay: String,

@@ -5,8 +5,8 @@
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
-use super::position::Position;
 use super::Error;
+use super::position::Position;
 use crate::event::{Event, EventType, Topic};
 
 /// How much of a window is read at once.

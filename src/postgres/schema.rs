@@ -47,7 +47,9 @@ pub enum SchemaError {
     #[error("the schema '{0}' is missing in this database: run `aftercommit migrate`")]
     Missing(&'static str),
     /// See [`State::Behind`].
-    #[error("the schema '{schema}' is at version {applied} and this binary needs {known}: run `aftercommit migrate`")]
+    #[error(
+        "the schema '{schema}' is at version {applied} and this binary needs {known}: run `aftercommit migrate`"
+    )]
     Behind {
         /// The schema.
         schema: &'static str,
@@ -98,7 +100,10 @@ impl Schema {
         let mut migrator = Migrator::with_migrations(self.migrator.migrations.to_vec());
         migrator.dangerous_set_table_name(self.table());
         migrator.create_schema(self.name);
-        migrator.run(&mut *connection).await.map_err(|source| SchemaError::Migrate { schema: self.name, source })?;
+        migrator
+            .run(&mut *connection)
+            .await
+            .map_err(|source| SchemaError::Migrate { schema: self.name, source })?;
         let had = match before {
             State::Behind { applied, .. } | State::Current { version: applied } => applied,
             _ => 0,
@@ -125,8 +130,10 @@ impl Schema {
     /// # Errors
     /// Postgres's.
     pub async fn state(&self, connection: &mut PgConnection) -> Result<State, sqlx::Error> {
-        let exists: bool =
-            sqlx::query_scalar("select to_regclass($1) is not null").bind(self.table()).fetch_one(&mut *connection).await?;
+        let exists: bool = sqlx::query_scalar("select to_regclass($1) is not null")
+            .bind(self.table())
+            .fetch_one(&mut *connection)
+            .await?;
         if !exists {
             return Ok(State::Missing);
         }

@@ -4,3 +4,9 @@
 
 pub mod envelope;
 pub mod keys;
+mod publisher;
+mod settings;
+mod tails;
+
+pub use publisher::Publisher;
+pub use settings::{ConnectError, Settings};

@@ -12,7 +12,7 @@ use super::backoff::Backoff;
 use super::state::{Role, StateHandle};
 use super::step::{Outcome, Step, StepError};
 use super::wake::chance;
-use super::{leader, wake, Metrics, PublishError, Settings, Sink};
+use super::{Metrics, PublishError, Settings, Sink, leader, wake};
 use crate::outbox::{self, read, schema};
 use crate::postgres::{self, ConnectError, SchemaError};
 
@@ -65,7 +65,10 @@ pub async fn run<S: Sink>(
 }
 
 fn backoff_of(settings: &Settings) -> Backoff {
-    Backoff::new(Duration::from_millis(settings.backoff_min_ms), Duration::from_millis(settings.backoff_max_ms))
+    Backoff::new(
+        Duration::from_millis(settings.backoff_min_ms),
+        Duration::from_millis(settings.backoff_max_ms),
+    )
 }
 
 async fn pause(wait: Duration, shutdown: &CancellationToken) {

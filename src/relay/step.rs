@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::sink::{Delivery, PublishError, Sink};
 use crate::event::{Event, StreamId};
 use crate::outbox::read::Limit;
-use crate::outbox::{self, checkpoint, read, Position};
+use crate::outbox::{self, Position, checkpoint, read};
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +91,8 @@ impl Step {
     /// [`StepError::Outbox`], [`StepError::NoAnswer`].
     pub async fn reload(&mut self) -> Result<(), StepError> {
         self.ahead = None;
-        self.position = answered(self.patience, checkpoint::load_or_begin(&mut self.writer, &self.relay)).await?;
+        self.position =
+            answered(self.patience, checkpoint::load_or_begin(&mut self.writer, &self.relay)).await?;
         Ok(())
     }
 

@@ -1,0 +1,102 @@
+//! The `[redis]` section, and connecting as it says.
+
+use std::time::Duration;
+
+use ::redis::aio::MultiplexedConnection;
+use ::redis::io::tcp::{TcpSettings, socket2};
+use ::redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisError};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+/// The `[redis]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// `redis://[user:password@]host:port[/db]`.
+    pub url: SecretString,
+    /// How long to wait for a connection, in milliseconds.
+    pub connect_timeout_ms: u64,
+    /// How long to wait for an answer, in milliseconds.
+    pub response_timeout_ms: u64,
+    /// About how many events the history of a topic keeps.
+    pub history_max_events: u64,
+    /// How long a history is kept after its last event, in seconds.
+    pub history_ttl_seconds: u64,
+}
+
+/// Why there is no connection to Redis.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No address was given.
+    #[error("no Redis was named: set REDIS_URL, or url in the [redis] section")]
+    NoUrl,
+    /// The address is not one.
+    #[error("the redis url is not of the form redis://[user:password@]host:port[/db]")]
+    Url(#[source] RedisError),
+    /// The server refused, or could not be reached.
+    #[error("cannot connect to Redis at {address}: {source} (is it running, and is REDIS_URL right?)")]
+    Refused {
+        /// Host and port, without user or password.
+        address: String,
+        /// The cause.
+        source: RedisError,
+    },
+}
+
+impl Settings {
+    /// A client for the address, with timeouts at the TCP level so that a peer that is gone is noticed.
+    ///
+    /// # Errors
+    /// [`ConnectError::NoUrl`] and [`ConnectError::Url`].
+    pub fn client(&self) -> Result<Client, ConnectError> {
+        let url = self.url.expose_secret();
+        if url.is_empty() {
+            return Err(ConnectError::NoUrl);
+        }
+        let info: ConnectionInfo = url.into_connection_info().map_err(ConnectError::Url)?;
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(Duration::from_secs(10))
+            .with_interval(Duration::from_secs(5))
+            .with_retries(3);
+        let tcp = TcpSettings::default()
+            .set_nodelay(true)
+            .set_keepalive(keepalive)
+            .set_user_timeout(Duration::from_secs(20));
+        Client::open(info.set_tcp_settings(tcp)).map_err(ConnectError::Url)
+    }
+
+    /// One connection for commands.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn connect(&self) -> Result<MultiplexedConnection, ConnectError> {
+        let client = self.client()?;
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.connect_timeout()))
+            .set_response_timeout(Some(self.response_timeout()));
+        client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await
+            .map_err(|source| ConnectError::Refused { address: address_of(&client), source })
+    }
+
+    /// How long to wait for a connection.
+    pub fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.connect_timeout_ms)
+    }
+
+    /// How long to wait for an answer.
+    pub fn response_timeout(&self) -> Duration {
+        Duration::from_millis(self.response_timeout_ms)
+    }
+
+    /// How long a history is kept after its last event.
+    pub fn history_ttl(&self) -> Duration {
+        Duration::from_secs(self.history_ttl_seconds)
+    }
+}
+
+/// Host and port: what may be printed of an address.
+fn address_of(client: &Client) -> String {
+    client.get_connection_info().addr().to_string()
+}
