@@ -27,6 +27,7 @@ pub mod checkpoint;
 mod error;
 pub mod position;
 pub mod read;
+pub mod rotate;
 pub mod schema;
 
 pub use append::{append, append_all, lock_topic};

@@ -1,1 +1,5 @@
-//! Placeholder until the first integration test.
+//! Every test that needs real servers, in the order of the pipeline. The plumbing is in `harness`.
+
+mod harness;
+
+mod outbox_log;

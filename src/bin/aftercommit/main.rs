@@ -1,2 +1,2 @@
-//! The `aftercommit` binary: composition only.
+//! x
 fn main() {}

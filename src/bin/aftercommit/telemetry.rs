@@ -1,0 +1,18 @@
+//! Logs: text or JSON lines on stderr, so that stdout holds data only.
+
+use anyhow::{Context, Result};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{LogFormat, LogSettings};
+
+/// Sets up logging for the process.
+pub(crate) fn init(settings: &LogSettings) -> Result<()> {
+    let filter = EnvFilter::try_new(&settings.level)
+        .with_context(|| format!("log.level '{}' is not a level or a list of directives", settings.level))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let set = match settings.format {
+        LogFormat::Text => builder.with_target(false).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    set.map_err(|error| anyhow::anyhow!("cannot set up logging: {error}"))
+}

@@ -1,0 +1,29 @@
+//! `aftercommit token`: prints a token for trying out.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use uuid::Uuid;
+
+use aftercommit::auth;
+
+use crate::config::Config;
+
+/// What a token is made for.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The user that the token speaks for.
+    #[arg(long, value_name = "UUID")]
+    user: Uuid,
+    /// How long it is valid, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    valid_for: u64,
+}
+
+/// Prints a token that this configuration's servers accept.
+#[expect(clippy::print_stdout, reason = "the token is this command's data")]
+pub(crate) fn run(config: &Config, args: &Args) -> Result<()> {
+    let token = auth::issue(&config.jwt, args.user, Duration::from_secs(args.valid_for))?;
+    println!("{token}");
+    Ok(())
+}

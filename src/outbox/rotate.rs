@@ -1,0 +1,229 @@
+//! Retention by rotation: emptying whole slots of the log by TRUNCATE, never by DELETE.
+//!
+//! A slot is emptied when it is not in use, everything in it has been delivered by every relay, and it is older than the
+//! retention. Inserts never fail for want of a slot: the slots always exist, and one that cannot be emptied just keeps
+//! its rows and takes new ones. The time that maps transactions to slots is only a hint; what a slot holds is looked at,
+//! and looked at again under the lock, so a clock that jumps or a transaction of yesterday does no harm.
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+
+use super::position::CHECKPOINT_SLOTS;
+use super::Error;
+
+/// Slots of the log: the partitions of `outbox.event`.
+const EVENT_SLOTS: i16 = 8;
+/// How long a TRUNCATE waits for its lock. Readers of the log queue behind it meanwhile, so not long.
+const LOCK_TIMEOUT_MS: u32 = 100;
+/// Checkpoint slots ahead of a relay's own that are kept empty.
+const CHECKPOINT_SLOTS_AHEAD: i64 = 2;
+
+/// What a rotation did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rotation {
+    /// Tables that were emptied.
+    pub emptied: Vec<String>,
+    /// Old slots that could not be emptied, and why.
+    pub blocked: Vec<Blocked>,
+}
+
+/// A slot that should be emptied and is not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocked {
+    /// The table.
+    pub table: String,
+    /// What stands in the way, by name.
+    pub by: String,
+}
+
+/// Why a slot stays as it is.
+#[derive(Debug)]
+enum Verdict {
+    /// There is nothing to do: empty, in use, or younger than the retention.
+    Leave,
+    /// It is old enough, but something stands in the way.
+    Blocked(String),
+    Empty,
+}
+
+/// Empties every slot of the log that may be emptied, and every checkpoint slot ahead of the relays.
+///
+/// Each slot is a transaction of its own; what cannot be done now is left for the next time and named.
+///
+/// # Errors
+/// [`Error`]; slots emptied before it stay emptied.
+pub async fn rotate(connection: &mut PgConnection, retention: Duration) -> Result<Rotation, Error> {
+    let mut rotation = Rotation::default();
+    for slot in 0..EVENT_SLOTS {
+        let table = format!("event_{slot}");
+        match judge_events(connection, slot, retention).await? {
+            Verdict::Leave => {}
+            Verdict::Blocked(by) => rotation.blocked.push(Blocked { table, by }),
+            Verdict::Empty => empty_events(connection, slot, retention, table, &mut rotation).await?,
+        }
+    }
+    for slot in checkpoint_slots_ahead(connection).await? {
+        let table = format!("checkpoint_{slot}");
+        match judge_checkpoints(connection, slot).await? {
+            Verdict::Leave => {}
+            Verdict::Blocked(by) => rotation.blocked.push(Blocked { table, by }),
+            Verdict::Empty => empty_checkpoints(connection, slot, table, &mut rotation).await?,
+        }
+    }
+    Ok(rotation)
+}
+
+async fn empty_events(
+    connection: &mut PgConnection,
+    slot: i16,
+    retention: Duration,
+    table: String,
+    rotation: &mut Rotation,
+) -> Result<(), Error> {
+    let mut tx = connection.begin().await?;
+    if !lock(&mut tx, &table).await? {
+        tx.rollback().await?;
+        let by = holders_of(connection, &table).await?;
+        rotation.blocked.push(Blocked { table, by });
+        return Ok(());
+    }
+    // Under the lock no transaction has uncommitted rows in the slot any more. What committed since the first look is
+    // seen by this one, as each statement takes a snapshot of its own.
+    match judge_events(&mut tx, slot, retention).await? {
+        Verdict::Empty => {
+            truncate(&mut tx, &table).await?;
+            tx.commit().await?;
+            rotation.emptied.push(table);
+        }
+        Verdict::Blocked(by) => {
+            tx.rollback().await?;
+            rotation.blocked.push(Blocked { table, by });
+        }
+        Verdict::Leave => tx.rollback().await?,
+    }
+    Ok(())
+}
+
+async fn empty_checkpoints(
+    connection: &mut PgConnection,
+    slot: i16,
+    table: String,
+    rotation: &mut Rotation,
+) -> Result<(), Error> {
+    let mut tx = connection.begin().await?;
+    let may = lock(&mut tx, &table).await? && matches!(judge_checkpoints(&mut tx, slot).await?, Verdict::Empty);
+    if may {
+        truncate(&mut tx, &table).await?;
+        tx.commit().await?;
+        rotation.emptied.push(table);
+    } else {
+        tx.rollback().await?;
+    }
+    Ok(())
+}
+
+/// Whether a slot of the log may be emptied. A few index look-ups, however much it holds.
+async fn judge_events(connection: &mut PgConnection, slot: i16, retention: Duration) -> Result<Verdict, Error> {
+    let sql = format!(
+        "with newest as (
+           select e.id, e.created_at from outbox.event_{slot} e order by e.id desc limit 1
+         )
+         select
+           exists (select from newest) as holds_rows,
+           $1 in (outbox.slot_at(now()), outbox.slot_at(now() + make_interval(secs => outbox.rotation_seconds()))) as in_use,
+           coalesce((select created_at < now() - make_interval(secs => $2) from newest), false) as is_old,
+           (select string_agg(p.relay, ', ' order by p.relay)
+              from outbox.position p
+              where exists (select from newest where newest.id > p.high_id)
+                 or exists (
+                   select from (
+                     select pg_snapshot_xip(p.lower) as xid
+                     union all
+                     select n::text::xid8 from generate_series(
+                       pg_snapshot_xmax(p.lower)::text::bigint, p.lower_horizon::text::bigint - 1) n
+                   ) running
+                   join outbox.event_{slot} e on e.xid = running.xid
+                 )
+           ) as undelivered_by,
+           exists (select from outbox.position) as has_relay"
+    );
+    let row =
+        sqlx::query(AssertSqlSafe(sql)).bind(slot).bind(retention.as_secs_f64()).fetch_one(connection).await?;
+    let is = |name: &str| row.try_get::<bool, _>(name);
+    if !is("holds_rows")? || is("in_use")? || !is("is_old")? {
+        return Ok(Verdict::Leave);
+    }
+    if !is("has_relay")? {
+        return Ok(Verdict::Blocked("no relay has ever delivered from this log".to_owned()));
+    }
+    Ok(match row.try_get::<Option<String>, _>("undelivered_by")? {
+        Some(relays) => Verdict::Blocked(format!("relay {relays} has not delivered all of it")),
+        None => Verdict::Empty,
+    })
+}
+
+/// The checkpoint slots that relays will write to next.
+async fn checkpoint_slots_ahead(connection: &mut PgConnection) -> Result<Vec<i16>, Error> {
+    let current: Vec<i16> =
+        sqlx::query_scalar("select distinct slot from outbox.position").fetch_all(connection).await?;
+    let mut ahead: Vec<i16> = current
+        .iter()
+        .flat_map(|slot| (1..=CHECKPOINT_SLOTS_AHEAD).map(move |by| ((i64::from(*slot) + by) % CHECKPOINT_SLOTS) as i16))
+        .collect();
+    ahead.sort_unstable();
+    ahead.dedup();
+    Ok(ahead)
+}
+
+/// A checkpoint slot may be emptied when no relay's newest row, which is its position, stands in it.
+async fn judge_checkpoints(connection: &mut PgConnection, slot: i16) -> Result<Verdict, Error> {
+    let sql = format!(
+        "select exists (select from outbox.checkpoint_{slot}) as holds_rows,
+                (select string_agg(p.relay, ', ' order by p.relay) from outbox.position p where p.slot = $1) as positions_of"
+    );
+    let row = sqlx::query(AssertSqlSafe(sql)).bind(slot).fetch_one(connection).await?;
+    if !row.try_get::<bool, _>("holds_rows")? {
+        return Ok(Verdict::Leave);
+    }
+    Ok(match row.try_get::<Option<String>, _>("positions_of")? {
+        Some(relays) => Verdict::Blocked(format!("the position of relay {relays} stands in it")),
+        None => Verdict::Empty,
+    })
+}
+
+/// Takes the lock that TRUNCATE needs. False if somebody else holds the table for too long.
+async fn lock(tx: &mut PgConnection, table: &str) -> Result<bool, Error> {
+    let sql = format!(
+        "set local lock_timeout = {LOCK_TIMEOUT_MS}; lock table outbox.{table} in access exclusive mode"
+    );
+    match sqlx::raw_sql(AssertSqlSafe(sql)).execute(tx).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.as_database_error().and_then(|e| e.code()).as_deref() == Some("55P03") => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn truncate(tx: &mut PgConnection, table: &str) -> Result<(), Error> {
+    sqlx::raw_sql(AssertSqlSafe(format!("truncate outbox.{table}"))).execute(tx).await?;
+    Ok(())
+}
+
+/// Who holds a lock on the table: sessions by pid, prepared transactions by name.
+async fn holders_of(connection: &mut PgConnection, table: &str) -> Result<String, Error> {
+    let holders: Option<String> = sqlx::query_scalar(
+        "select string_agg(distinct coalesce(
+                  'pid ' || a.pid || ' (' || coalesce(nullif(a.application_name, ''), 'unnamed') || ', ' || coalesce(a.state, '?') || ')',
+                  'prepared transaction ' || p.gid, 'another session'), ', ')
+         from pg_locks l
+         left join pg_stat_activity a on a.pid = l.pid
+         left join pg_prepared_xacts p on l.virtualtransaction = '-1/' || p.transaction
+         where l.locktype = 'relation' and l.granted and l.pid is distinct from pg_backend_pid()
+           and l.database = (select oid from pg_database where datname = current_database())
+           and l.relation = to_regclass('outbox.' || $1)",
+    )
+    .bind(table)
+    .fetch_one(connection)
+    .await?;
+    Ok(holders.unwrap_or_else(|| "a lock that has been released since".to_owned()))
+}
