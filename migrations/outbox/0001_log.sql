@@ -118,12 +118,17 @@ create table outbox.parked (
   topic      text        not null,
   type       text        not null,
   payload    json        not null,
-  reason     text        not null,
   created_at timestamptz not null,
+  reason     text        not null,
   parked_at  timestamptz not null default clock_timestamp(),
+  -- False for an event that was set aside alone ([relay] on_poison = "skip"): its topic flows on without it.
+  holds_topic boolean    not null,
+  -- What an operator asked for. The relay does it, as it alone knows what of the topic is under way.
+  wish       text        constraint wish_is_known check (wish in ('release', 'discard')),
   primary key (relay, epoch, seq)
 );
 create index parked_topic_idx on outbox.parked (relay, topic, epoch, seq);
+create index parked_wish_idx on outbox.parked (relay) where wish is not null;
 
 -- What operators did, and why.
 create table outbox.audit (

@@ -25,6 +25,7 @@ pub mod append;
 pub mod bell;
 pub mod checkpoint;
 mod error;
+pub mod parked;
 pub mod position;
 pub mod read;
 pub mod rotate;

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
-use super::position::CHECKPOINT_SLOTS;
 use super::Error;
+use super::position::CHECKPOINT_SLOTS;
 
 /// Slots of the log: the partitions of `outbox.event`.
 const EVENT_SLOTS: i16 = 8;
@@ -112,7 +112,8 @@ async fn empty_checkpoints(
     rotation: &mut Rotation,
 ) -> Result<(), Error> {
     let mut tx = connection.begin().await?;
-    let may = lock(&mut tx, &table).await? && matches!(judge_checkpoints(&mut tx, slot).await?, Verdict::Empty);
+    let may =
+        lock(&mut tx, &table).await? && matches!(judge_checkpoints(&mut tx, slot).await?, Verdict::Empty);
     if may {
         truncate(&mut tx, &table).await?;
         tx.commit().await?;
@@ -124,7 +125,11 @@ async fn empty_checkpoints(
 }
 
 /// Whether a slot of the log may be emptied. A few index look-ups, however much it holds.
-async fn judge_events(connection: &mut PgConnection, slot: i16, retention: Duration) -> Result<Verdict, Error> {
+async fn judge_events(
+    connection: &mut PgConnection,
+    slot: i16,
+    retention: Duration,
+) -> Result<Verdict, Error> {
     let sql = format!(
         "with newest as (
            select e.id, e.created_at from outbox.event_{slot} e order by e.id desc limit 1
@@ -148,8 +153,11 @@ async fn judge_events(connection: &mut PgConnection, slot: i16, retention: Durat
            ) as undelivered_by,
            exists (select from outbox.position) as has_relay"
     );
-    let row =
-        sqlx::query(AssertSqlSafe(sql)).bind(slot).bind(retention.as_secs_f64()).fetch_one(connection).await?;
+    let row = sqlx::query(AssertSqlSafe(sql))
+        .bind(slot)
+        .bind(retention.as_secs_f64())
+        .fetch_one(connection)
+        .await?;
     let is = |name: &str| row.try_get::<bool, _>(name);
     if !is("holds_rows")? || is("in_use")? || !is("is_old")? {
         return Ok(Verdict::Leave);
@@ -169,7 +177,9 @@ async fn checkpoint_slots_ahead(connection: &mut PgConnection) -> Result<Vec<i16
         sqlx::query_scalar("select distinct slot from outbox.position").fetch_all(connection).await?;
     let mut ahead: Vec<i16> = current
         .iter()
-        .flat_map(|slot| (1..=CHECKPOINT_SLOTS_AHEAD).map(move |by| ((i64::from(*slot) + by) % CHECKPOINT_SLOTS) as i16))
+        .flat_map(|slot| {
+            (1..=CHECKPOINT_SLOTS_AHEAD).map(move |by| ((i64::from(*slot) + by) % CHECKPOINT_SLOTS) as i16)
+        })
         .collect();
     ahead.sort_unstable();
     ahead.dedup();
@@ -199,7 +209,9 @@ async fn lock(tx: &mut PgConnection, table: &str) -> Result<bool, Error> {
     );
     match sqlx::raw_sql(AssertSqlSafe(sql)).execute(tx).await {
         Ok(_) => Ok(true),
-        Err(error) if error.as_database_error().and_then(|e| e.code()).as_deref() == Some("55P03") => Ok(false),
+        Err(error) if error.as_database_error().and_then(|e| e.code()).as_deref() == Some("55P03") => {
+            Ok(false)
+        }
         Err(error) => Err(error.into()),
     }
 }

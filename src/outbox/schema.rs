@@ -18,7 +18,8 @@ pub static SCHEMA: Schema = Schema { name: "outbox", migrator: &MIGRATOR };
 /// Postgres's.
 pub async fn set_rotation(connection: &mut PgConnection, seconds: u32) -> Result<(), sqlx::Error> {
     let seconds = seconds.max(1);
-    let current: i32 = sqlx::query_scalar("select outbox.rotation_seconds()").fetch_one(&mut *connection).await?;
+    let current: i32 =
+        sqlx::query_scalar("select outbox.rotation_seconds()").fetch_one(&mut *connection).await?;
     if i64::from(current) == i64::from(seconds) {
         return Ok(());
     }

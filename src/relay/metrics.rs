@@ -2,7 +2,6 @@
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 /// Handles on a relay's metrics. Cheap to clone.
@@ -10,6 +9,10 @@ use prometheus_client::registry::Registry;
 pub struct Metrics {
     /// Events published.
     pub published: Counter,
+    /// Events set aside.
+    pub parked: Counter,
+    /// Slots of the log emptied.
+    pub rotations: Counter,
     /// Steps that delivered something.
     pub steps: Counter,
     /// Failures of Postgres or Redis that were retried.
@@ -18,8 +21,6 @@ pub struct Metrics {
     pub fenced: Counter,
     /// 1 while this process leads.
     pub leading: Gauge,
-    /// Age of the oldest event of the last chunk when it had been published, in seconds.
-    pub lag: Histogram,
 }
 
 impl Metrics {
@@ -27,22 +28,24 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             published: Counter::default(),
+            parked: Counter::default(),
+            rotations: Counter::default(),
             steps: Counter::default(),
             retries: Counter::default(),
             fenced: Counter::default(),
             leading: Gauge::default(),
-            lag: Histogram::new(exponential_buckets(0.001, 2.0, 20)),
         };
         registry.register("aftercommit_relay_published", "Events published", metrics.published.clone());
+        registry.register(
+            "aftercommit_relay_rotations",
+            "Slots of the log emptied",
+            metrics.rotations.clone(),
+        );
+        registry.register("aftercommit_relay_parked", "Events set aside", metrics.parked.clone());
         registry.register("aftercommit_relay_steps", "Steps that delivered something", metrics.steps.clone());
         registry.register("aftercommit_relay_retries", "Failures that were retried", metrics.retries.clone());
         registry.register("aftercommit_relay_fenced", "Steps lost to another relay", metrics.fenced.clone());
         registry.register("aftercommit_relay_leading", "1 while this process leads", metrics.leading.clone());
-        registry.register(
-            "aftercommit_relay_lag_seconds",
-            "Age of the oldest event of a chunk when it had been published",
-            metrics.lag.clone(),
-        );
         metrics
     }
 }

@@ -8,6 +8,7 @@
 //! - [`run`]: leading, waking, waiting, retrying. All of the loops and timers are there.
 
 pub mod backoff;
+mod keeper;
 mod leader;
 pub mod metrics;
 pub mod run;
@@ -19,7 +20,7 @@ mod wake;
 
 pub use metrics::Metrics;
 pub use run::run;
-pub use settings::Settings;
+pub use settings::{OnPoison, Settings};
 pub use sink::{Delivery, PublishError, Sink};
 pub use state::{Role, State, StateHandle};
-pub use step::{Outcome, Step, StepError};
+pub use step::{Outcome, Rules, Step, StepError};

@@ -1,7 +1,7 @@
 //! The loop: connect, lead, step, wait; and start over when something breaks.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 use tokio::sync::Notify;
@@ -10,14 +10,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
 use super::state::{Role, StateHandle};
-use super::step::{Outcome, Step, StepError};
+use super::step::{Outcome, Rules, Step, StepError};
 use super::wake::chance;
-use super::{Metrics, PublishError, Settings, Sink, leader, wake};
+use super::{Metrics, PublishError, Settings, Sink, keeper, leader, wake};
 use crate::outbox::{self, read, schema};
 use crate::postgres::{self, ConnectError, SchemaError};
 
 /// Added to Postgres's own statement timeout: when nothing has come by then, the server is gone.
 const PATIENCE_BEYOND_SERVER: Duration = Duration::from_secs(3);
+
+/// While events flow without a pause: how often to look for what operators want.
+const WISH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why a session with Postgres ended. The loop makes a new one.
 #[derive(Debug, thiserror::Error)]
@@ -40,17 +43,27 @@ impl From<outbox::Error> for SessionError {
 
 /// Delivers the log to `sink` until `shutdown`, through every failure of Postgres and of the sink.
 ///
-/// On shutdown the step in hand is finished and nothing more is begun.
+/// Delivered events stay in the log for `retention` at least. On shutdown the step in hand is finished and nothing more is begun.
 pub async fn run<S: Sink>(
     settings: &Settings,
     database: &postgres::Settings,
+    retention: Duration,
     sink: &mut S,
     metrics: &Metrics,
     state: &StateHandle,
     shutdown: CancellationToken,
 ) {
     let mut backoff = backoff_of(settings);
-    let mut relay = Relay { settings, database, sink, metrics, state, shutdown: shutdown.clone() };
+    let mut relay = Relay {
+        settings,
+        database,
+        retention,
+        sink,
+        metrics,
+        state,
+        shutdown: shutdown.clone(),
+        wishes_due: Instant::now(),
+    };
     while !shutdown.is_cancelled() {
         let ended = relay.session(&mut backoff).await;
         metrics.leading.set(0);
@@ -86,6 +99,8 @@ struct Relay<'a, S> {
     metrics: &'a Metrics,
     state: &'a StateHandle,
     shutdown: CancellationToken,
+    retention: Duration,
+    wishes_due: Instant,
 }
 
 impl<S: Sink> Relay<'_, S> {
@@ -101,16 +116,25 @@ impl<S: Sink> Relay<'_, S> {
         let mut reader = self.database.connect(&format!("aftercommit relay {name} reader")).await?;
         read::prepare_session(&mut reader).await?;
 
-        let listening = self.shutdown.child_token();
-        let _stop_listening = listening.clone().drop_guard();
+        // Ends with the session, whichever way that ends.
+        let session = self.shutdown.child_token();
+        let _ends_with_session = session.clone().drop_guard();
         let bell = Arc::new(Notify::new());
         let options = self.database.options(&format!("aftercommit relay {name} listener"))?;
-        tokio::spawn(wake::listen(options, bell.clone(), listening));
+        tokio::spawn(wake::listen(options, bell.clone(), session.clone()));
 
-        let mut step = Step::begin(name, self.settings.limit(), self.patience(), writer, reader).await?;
+        let mut step = Step::begin(self.rules(), writer, reader).await?;
         tracing::info!(relay = %name, n = step.position().n, next_seq = step.position().next_seq, "leading");
         self.state.role(Role::Leading);
         self.metrics.leading.set(1);
+        tokio::spawn(keeper::keep(
+            self.database.clone(),
+            name.clone(),
+            self.retention,
+            self.metrics.clone(),
+            self.state.clone(),
+            session,
+        ));
         backoff.reset();
         self.deliver(&mut step, &bell).await
     }
@@ -139,7 +163,7 @@ impl<S: Sink> Relay<'_, S> {
     async fn deliver(&mut self, step: &mut Step, bell: &Notify) -> Result<(), SessionError> {
         let mut backoff = backoff_of(self.settings);
         while !self.shutdown.is_cancelled() {
-            match step.step(self.sink).await {
+            match self.step_or_wish(step).await {
                 Ok(outcome) => {
                     backoff.reset();
                     self.state.succeeded();
@@ -170,11 +194,24 @@ impl<S: Sink> Relay<'_, S> {
         Ok(())
     }
 
+    /// One step; and, when there is time, what an operator wants done with parked events.
+    async fn step_or_wish(&mut self, step: &mut Step) -> Result<Outcome, StepError> {
+        let outcome = step.step(self.sink).await?;
+        if outcome == Outcome::Idle || self.wishes_due.elapsed() >= WISH_INTERVAL {
+            self.wishes_due = Instant::now();
+            if step.grant_wish(self.sink).await? {
+                return Ok(Outcome::Delivered { published: 0, parked: 0 });
+            }
+        }
+        Ok(outcome)
+    }
+
     async fn after(&self, outcome: Outcome, bell: &Notify) {
         match outcome {
-            Outcome::Delivered(events) => {
+            Outcome::Delivered { published, parked } => {
                 self.metrics.steps.inc();
-                self.metrics.published.inc_by(events as u64);
+                self.metrics.published.inc_by(published as u64);
+                self.metrics.parked.inc_by(parked as u64);
             }
             Outcome::Idle => {
                 tokio::select! {
@@ -184,6 +221,15 @@ impl<S: Sink> Relay<'_, S> {
                     () = tokio::time::sleep(self.settings.poll_interval()) => {}
                 }
             }
+        }
+    }
+
+    fn rules(&self) -> Rules {
+        Rules {
+            relay: self.settings.name.clone(),
+            limit: self.settings.limit(),
+            on_poison: self.settings.on_poison,
+            patience: self.patience(),
         }
     }
 

@@ -22,12 +22,26 @@ pub struct Settings {
     pub chunk_size: usize,
     /// Bytes of payload of one step at most.
     pub batch_bytes: u64,
+    /// What to do with an event that the sink refuses for a reason of its own.
+    pub on_poison: OnPoison,
     /// The first wait after a failure, in milliseconds.
     pub backoff_min_ms: u64,
     /// The longest wait after a failure, in milliseconds.
     pub backoff_max_ms: u64,
     /// How often a standby asks whether it may lead, in milliseconds.
     pub standby_interval_ms: u64,
+}
+
+/// What to do with an event that the sink refuses for a reason of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnPoison {
+    /// Set it aside with all later events of its topic, in order.
+    Park,
+    /// Set it aside alone.
+    Skip,
+    /// Deliver nothing until it is solved.
+    Halt,
 }
 
 impl Settings {

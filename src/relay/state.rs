@@ -23,6 +23,8 @@ pub struct State {
     pub error: Option<String>,
     /// When the last step or look succeeded.
     pub last_success: Option<Instant>,
+    /// What keeps old slots of the log from being emptied, if anything does.
+    pub rotation_blocked: Option<String>,
 }
 
 /// A shared, cheap handle on the state.
@@ -31,7 +33,12 @@ pub struct StateHandle(Arc<Mutex<State>>);
 
 impl Default for StateHandle {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(State { role: Role::Disconnected, error: None, last_success: None })))
+        Self(Arc::new(Mutex::new(State {
+            role: Role::Disconnected,
+            error: None,
+            last_success: None,
+            rotation_blocked: None,
+        })))
     }
 }
 
@@ -49,6 +56,10 @@ impl StateHandle {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.error = None;
         state.last_success = Some(Instant::now());
+    }
+
+    pub(super) fn rotation_blocked(&self, reason: Option<String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).rotation_blocked = reason;
     }
 
     pub(super) fn failed(&self, error: &str) {

@@ -5,18 +5,21 @@
 //! 1. the window is written down (`checkpoint::open`, or together with 4);
 //! 2. a chunk of it is read; the next one is read ahead while
 //! 3. the chunk is published under the numbers that the position gives it;
-//! 4. the position behind the chunk is written down.
+//! 4. the position behind the chunk is written down, in one transaction with the events that were set aside.
 //!
 //! Dying after 1 or 2 loses nothing: the next relay finds the window and reads the same. Dying after 3 repeats the
 //! chunk under the same numbers, and the sink refuses repeats. Reading ahead has no effect, so it may overlap anything.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 
+use super::settings::OnPoison;
 use super::sink::{Delivery, PublishError, Sink};
-use crate::event::{Event, StreamId};
+use crate::event::{Event, StreamId, Topic};
+use crate::outbox::parked::{self, Parked, Wish};
 use crate::outbox::read::Limit;
 use crate::outbox::{self, Position, checkpoint, read};
 
@@ -25,8 +28,13 @@ use crate::outbox::{self, Position, checkpoint, read};
 pub enum Outcome {
     /// There was nothing to deliver, and nothing was written.
     Idle,
-    /// So many events were delivered, and there may be more.
-    Delivered(usize),
+    /// The position moved, and there may be more to do.
+    Delivered {
+        /// Events published.
+        published: usize,
+        /// Events set aside.
+        parked: usize,
+    },
 }
 
 /// Why a step failed. The position is as it was.
@@ -43,18 +51,30 @@ pub enum StepError {
     NoAnswer(Duration),
 }
 
+/// What a step is allowed.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// The relay's name.
+    pub relay: String,
+    /// How much of the log is read at once.
+    pub limit: Limit,
+    /// What happens to an event that the sink refuses for a reason of its own.
+    pub on_poison: OnPoison,
+    /// How long Postgres may take to answer. The server has its own limit; this one is for a server that is gone.
+    pub patience: Duration,
+}
+
 /// A relay's hands: its two connections, its position, and what it has read ahead.
 #[derive(Debug)]
 pub struct Step {
-    relay: String,
-    limit: Limit,
-    /// How long Postgres may take to answer. The server has its own limit; this one is for a server that is gone.
-    patience: Duration,
+    rules: Rules,
     /// Holds the leader's lock and writes positions: a leader that lost its lock's session can write nothing either.
     writer: PgConnection,
     reader: PgConnection,
     position: Position,
     ahead: Option<Chunk>,
+    /// Topics whose events wait behind a parked one.
+    held: HashSet<Topic>,
 }
 
 /// Events of a window, and whether they are its last ones.
@@ -65,19 +85,18 @@ struct Chunk {
 }
 
 impl Step {
-    /// Takes two prepared connections and loads, or begins, the position of `relay`.
+    /// Takes two prepared connections and loads, or begins, the position of the relay.
     ///
     /// # Errors
     /// [`StepError::Outbox`], [`StepError::NoAnswer`].
     pub async fn begin(
-        relay: &str,
-        limit: Limit,
-        patience: Duration,
+        rules: Rules,
         mut writer: PgConnection,
         reader: PgConnection,
     ) -> Result<Self, StepError> {
-        let position = answered(patience, checkpoint::load_or_begin(&mut writer, relay)).await?;
-        Ok(Self { relay: relay.to_owned(), limit, patience, writer, reader, position, ahead: None })
+        let position = answered(rules.patience, checkpoint::load_or_begin(&mut writer, &rules.relay)).await?;
+        let held = answered(rules.patience, parked::held_topics(&mut writer, &rules.relay)).await?;
+        Ok(Self { rules, writer, reader, position, ahead: None, held })
     }
 
     /// The position as this relay knows it.
@@ -91,8 +110,9 @@ impl Step {
     /// [`StepError::Outbox`], [`StepError::NoAnswer`].
     pub async fn reload(&mut self) -> Result<(), StepError> {
         self.ahead = None;
-        self.position =
-            answered(self.patience, checkpoint::load_or_begin(&mut self.writer, &self.relay)).await?;
+        let Rules { relay, patience, .. } = &self.rules;
+        self.position = answered(*patience, checkpoint::load_or_begin(&mut self.writer, relay)).await?;
+        self.held = answered(*patience, parked::held_topics(&mut self.writer, relay)).await?;
         Ok(())
     }
 
@@ -103,8 +123,8 @@ impl Step {
     /// [`outbox::Error::Fenced`], [`Step::reload`] first; after anything else of Postgres's, begin anew.
     pub async fn step<S: Sink>(&mut self, sink: &mut S) -> Result<Outcome, StepError> {
         if self.position.window.is_none() {
-            let opened = checkpoint::open(&mut self.writer, &self.relay, &self.position);
-            match answered(self.patience, opened).await? {
+            let opened = checkpoint::open(&mut self.writer, &self.rules.relay, &self.position);
+            match answered(self.rules.patience, opened).await? {
                 None => return Ok(Outcome::Idle),
                 Some(position) => self.position = position,
             }
@@ -112,72 +132,149 @@ impl Step {
         let after_id = self.position.window.as_ref().map_or(0, |w| w.after_id);
         let chunk = match self.ahead.take() {
             Some(chunk) => chunk,
-            None => self.read(after_id).await?,
+            None => read_chunk(&mut self.reader, &self.position, after_id, &self.rules).await?,
         };
-        let Some(last_id) = chunk.events.last().map(|e| e.id) else {
-            // A window whose last chunk ended exactly at the limit.
-            self.settle(after_id, 0).await?;
-            return Ok(Outcome::Delivered(0));
-        };
-        if !chunk.is_last {
-            let (published, ahead) = self.publish_and_read_ahead(sink, &chunk, last_id).await;
-            published?;
-            self.ahead = Some(ahead?);
+        let last_id = chunk.events.last().map_or(after_id, |e| e.id);
+        let parked = if chunk.is_last {
+            publish(sink, &self.position, &chunk.events, &self.held, self.rules.on_poison).await?
         } else {
-            publish(sink, &self.position, &chunk.events).await?;
-        }
-        self.write_down(&chunk, last_id).await?;
-        Ok(Outcome::Delivered(chunk.events.len()))
+            let publishing = publish(sink, &self.position, &chunk.events, &self.held, self.rules.on_poison);
+            let reading = read_chunk(&mut self.reader, &self.position, last_id, &self.rules);
+            let (parked, ahead) = tokio::join!(publishing, reading);
+            let parked = parked?;
+            self.ahead = Some(ahead?);
+            parked
+        };
+        self.write_down(&chunk, last_id, &parked).await?;
+        Ok(Outcome::Delivered { published: chunk.events.len() - parked.len(), parked: parked.len() })
     }
 
-    async fn publish_and_read_ahead<S: Sink>(
-        &mut self,
-        sink: &mut S,
-        chunk: &Chunk,
-        last_id: i64,
-    ) -> (Result<(), PublishError>, Result<Chunk, StepError>) {
-        let publishing = publish(sink, &self.position, &chunk.events);
-        let reading = read_chunk(&mut self.reader, &self.position, last_id, self.limit, self.patience);
-        tokio::join!(publishing, reading)
-    }
-
-    async fn write_down(&mut self, chunk: &Chunk, last_id: i64) -> Result<(), StepError> {
-        let events = chunk.events.len() as u64;
-        if chunk.is_last {
-            return self.settle(last_id, events).await;
-        }
-        let written = checkpoint::advance(&mut self.writer, &self.relay, &self.position, last_id, events);
-        self.position = answered(self.patience, written).await?;
+    async fn write_down(&mut self, chunk: &Chunk, last_id: i64, parked: &[Parked]) -> Result<(), StepError> {
+        let Rules { relay, patience, .. } = &self.rules;
+        let written = write_position(&mut self.writer, relay, &self.position, chunk, last_id, parked);
+        self.position = answered(*patience, written).await?;
+        self.held.extend(parked.iter().filter(|p| p.holds_topic).map(|p| p.event.topic.clone()));
         Ok(())
     }
 
-    async fn settle(&mut self, last_id: i64, events: u64) -> Result<(), StepError> {
-        let written = checkpoint::settle(&mut self.writer, &self.relay, &self.position, last_id, events);
-        self.position = answered(self.patience, written).await?;
-        Ok(())
-    }
-
-    async fn read(&mut self, after_id: i64) -> Result<Chunk, StepError> {
-        read_chunk(&mut self.reader, &self.position, after_id, self.limit, self.patience).await
+    /// Does what an operator wants done with one topic's parked events. False if nobody wants anything.
+    ///
+    /// # Errors
+    /// As [`Step::step`]. A release that the sink refuses again leaves the events parked.
+    pub async fn grant_wish<S: Sink>(&mut self, sink: &mut S) -> Result<bool, StepError> {
+        let Rules { relay, patience, .. } = self.rules.clone();
+        let Some((topic, wish)) = answered(patience, parked::next_wish(&mut self.writer, &relay)).await?
+        else {
+            return Ok(false);
+        };
+        loop {
+            let limit = self.rules.limit.events.min(256);
+            let events =
+                answered(patience, parked::of_topic(&mut self.writer, &relay, &topic, limit)).await?;
+            let Some(&(through, _)) = events.last() else { break };
+            if wish == Wish::Release {
+                let batch: Vec<Delivery<'_>> =
+                    events.iter().map(|(id, event)| Delivery { id: *id, event }).collect();
+                match sink.publish(&batch, through).await {
+                    Ok(()) => {}
+                    Err(PublishError::Poison { reason, .. }) => {
+                        answered(patience, parked::refuse_wish(&mut self.writer, &relay, &topic, &reason))
+                            .await?;
+                        return Ok(true);
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            answered(patience, parked::remove(&mut self.writer, &relay, &topic, through)).await?;
+        }
+        // Only now may later events of the topic be published: everything before them has been.
+        self.held.remove(&topic);
+        Ok(true)
     }
 }
 
-/// Publishes a chunk under the numbers that follow from the position.
-async fn publish<S: Sink>(sink: &mut S, position: &Position, events: &[Event]) -> Result<(), PublishError> {
+/// The position behind a chunk and the events set aside from it, in one transaction.
+async fn write_position(
+    writer: &mut PgConnection,
+    relay: &str,
+    from: &Position,
+    chunk: &Chunk,
+    last_id: i64,
+    set_aside: &[Parked],
+) -> Result<Position, outbox::Error> {
+    let events = chunk.events.len() as u64;
+    if set_aside.is_empty() {
+        return if chunk.is_last {
+            checkpoint::settle(writer, relay, from, last_id, events).await
+        } else {
+            checkpoint::advance(writer, relay, from, last_id, events).await
+        };
+    }
+    let mut tx = writer.begin().await.map_err(outbox::Error::from)?;
+    // Leaves the window open even at its end: settling opens the next one, whose horizon must come from a transaction
+    // that had no xid before, and this one gets its own from the parked rows.
+    let to = checkpoint::advance(&mut tx, relay, from, last_id, events).await?;
+    parked::park(&mut tx, relay, set_aside).await?;
+    tx.commit().await.map_err(outbox::Error::from)?;
+    Ok(to)
+}
+
+/// Publishes a chunk under the numbers that follow from the position, and returns what has to be set aside.
+async fn publish<S: Sink>(
+    sink: &mut S,
+    position: &Position,
+    events: &[Event],
+    held: &HashSet<Topic>,
+    on_poison: OnPoison,
+) -> Result<Vec<Parked>, PublishError> {
     let number = |i: usize| StreamId::new(position.epoch, position.next_seq + i as u64);
-    let batch: Vec<Delivery<'_>> =
+    let through = number(events.len().saturating_sub(1));
+    let mut set_aside: Vec<Parked> = Vec::new();
+    let mut held_now: HashSet<&Topic> = held.iter().collect();
+    let mut rest: Vec<Delivery<'_>> =
         events.iter().enumerate().map(|(i, event)| Delivery { id: number(i), event }).collect();
-    sink.publish(&batch, number(events.len().saturating_sub(1))).await
+    loop {
+        rest.retain(|delivery| {
+            let waits = held_now.contains(&delivery.event.topic);
+            if waits {
+                set_aside.push(parked_of(delivery, "waits behind a parked event of its topic", true));
+            }
+            !waits
+        });
+        if rest.is_empty() {
+            break;
+        }
+        match sink.publish(&rest, through).await {
+            Ok(()) => break,
+            Err(PublishError::Poison { at, reason }) if on_poison != OnPoison::Halt && at < rest.len() => {
+                let holds = on_poison == OnPoison::Park;
+                tracing::error!(topic = %rest[at].event.topic, event = %rest[at].event.event_id, %reason, "parked");
+                set_aside.push(parked_of(&rest[at], &reason, holds));
+                if holds {
+                    held_now.insert(&rest[at].event.topic);
+                }
+                // Everything before it has arrived.
+                rest.drain(..=at);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    set_aside.sort_by_key(|parked| parked.id);
+    Ok(set_aside)
+}
+
+fn parked_of(delivery: &Delivery<'_>, reason: &str, holds_topic: bool) -> Parked {
+    Parked { id: delivery.id, event: delivery.event.clone(), reason: reason.to_owned(), holds_topic }
 }
 
 async fn read_chunk(
     reader: &mut PgConnection,
     position: &Position,
     after_id: i64,
-    limit: Limit,
-    patience: Duration,
+    rules: &Rules,
 ) -> Result<Chunk, StepError> {
-    let events = answered(patience, read::chunk(reader, position, after_id, limit)).await?;
+    let limit = rules.limit;
+    let events = answered(rules.patience, read::chunk(reader, position, after_id, limit)).await?;
     let bytes: u64 = events.iter().map(|e| e.payload.len() as u64).sum();
     // Fewer than both limits allow means that the window holds no more. At a limit it is not known: read on.
     let is_last = events.len() < limit.events as usize && bytes < limit.bytes;

@@ -20,9 +20,9 @@ use uuid::Uuid;
 
 use aftercommit::event::{EventType, NewEvent, StreamId, Topic};
 use aftercommit::outbox::{self, read, rotate};
-use aftercommit::relay::{Delivery, Outcome, PublishError, Sink, Step, StepError};
+use aftercommit::relay::{Delivery, OnPoison, Outcome, PublishError, Rules, Sink, Step, StepError};
 
-use crate::harness::{database, Database};
+use crate::harness::{Database, database};
 
 const WRITERS: usize = 4;
 const TOPICS: usize = 3;
@@ -99,7 +99,9 @@ impl Arrived {
 enum Fate {
     Arrive,
     /// Only the first so many arrive, and the relay never hears of it.
-    Die { published: usize },
+    Die {
+        published: usize,
+    },
 }
 
 /// A sink that stops in the middle of publishing until the test decides.
@@ -242,8 +244,9 @@ impl<'a> World<'a> {
 
     /// A topic's writers follow each other, as the contract asks: whoever holds it keeps the others out.
     async fn append(&mut self, writer: usize, topic: usize) {
-        let held_elsewhere = self.writers.iter().enumerate().any(|(w, other)| w != writer && other.holds.contains(&topic))
-            || self.prepared.iter().any(|(_, _, holds)| holds.contains(&topic));
+        let held_elsewhere =
+            self.writers.iter().enumerate().any(|(w, other)| w != writer && other.holds.contains(&topic))
+                || self.prepared.iter().any(|(_, _, holds)| holds.contains(&topic));
         if held_elsewhere {
             return;
         }
@@ -288,7 +291,9 @@ impl<'a> World<'a> {
     }
 
     async fn finish_prepared(&mut self, commit: bool) {
-        let Some((name, events, _)) = (!self.prepared.is_empty()).then(|| self.prepared.remove(0)) else { return };
+        let Some((name, events, _)) = (!self.prepared.is_empty()).then(|| self.prepared.remove(0)) else {
+            return;
+        };
         self.admin(&format!("{} prepared '{name}'", if commit { "commit" } else { "rollback" })).await;
         if commit {
             self.committed.extend(events);
@@ -333,7 +338,8 @@ impl<'a> World<'a> {
         read::prepare_session(&mut reader).await.expect("a session");
         // Small limits, so that windows have several chunks and are left open between steps.
         let limit = read::Limit { events: 2, bytes: 1_000_000 };
-        Step::begin(RELAY, limit, PATIENCE, writer, reader).await.expect("a position")
+        let rules = Rules { relay: RELAY.to_owned(), limit, on_poison: OnPoison::Halt, patience: PATIENCE };
+        Step::begin(rules, writer, reader).await.expect("a position")
     }
 
     async fn finish_step(&mut self, relay: usize, fate: Fate) {
@@ -354,7 +360,9 @@ impl<'a> World<'a> {
     async fn rest(&mut self, relay: usize, (mut step, outcome): (Box<Step>, Result<Outcome, StepError>)) {
         match outcome {
             Ok(_) => {}
-            Err(StepError::Outbox(outbox::Error::Fenced { .. })) => step.reload().await.expect("the newest position"),
+            Err(StepError::Outbox(outbox::Error::Fenced { .. })) => {
+                step.reload().await.expect("the newest position")
+            }
             Err(error) => panic!("a step failed: {error}"),
         }
         self.relays[relay] = RelayProcess::Resting(step);
@@ -430,7 +438,9 @@ fn campaign(database: &Database, cases: u32) -> Result<(), String> {
 }
 
 async fn in_a_thread_of_its_own(database: Database, cases: u32) -> Result<(), String> {
-    tokio::task::spawn_blocking(move || campaign(&database, cases)).await.expect("the campaign does not panic")
+    tokio::task::spawn_blocking(move || campaign(&database, cases))
+        .await
+        .expect("the campaign does not panic")
 }
 
 /// Replaces a part of the reading rule in this test's own database.
@@ -441,7 +451,10 @@ async fn break_the_rule(database: &Database, part: &str, with: &str) {
         .await
         .expect("the rule");
     assert!(rule.contains(part), "the rule reads otherwise now: {rule}");
-    sqlx::raw_sql(AssertSqlSafe(rule.replace(part, with))).execute(&mut connection).await.expect("a broken rule");
+    sqlx::raw_sql(AssertSqlSafe(rule.replace(part, with)))
+        .execute(&mut connection)
+        .await
+        .expect("a broken rule");
     connection.close().await.expect("a goodbye");
 }
 
@@ -465,7 +478,8 @@ async fn without_the_horizon_the_same_campaign_finds_lost_events() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_transactions_that_were_running_the_same_campaign_finds_lost_events() {
     let database = database().await;
-    break_the_rule(&database, "select pg_snapshot_xip($1) as xid", "select pg_snapshot_xip('3:3:') as xid").await;
+    break_the_rule(&database, "select pg_snapshot_xip($1) as xid", "select pg_snapshot_xip('3:3:') as xid")
+        .await;
     let complaint = in_a_thread_of_its_own(database, 60).await.expect_err("the loss must be found");
     assert!(complaint.contains("lost"), "{complaint}");
 }

@@ -1,9 +1,16 @@
 //! temporary
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-pub struct Database { name: String, url: String }
+pub struct Database {
+    name: String,
+    url: String,
+}
 impl Database {
-    pub fn name(&self) -> &str { &self.name }
-    pub async fn connect(&self) -> PgConnection { PgConnection::connect(&self.url).await.expect("c") }
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+    pub async fn connect(&self) -> PgConnection {
+        PgConnection::connect(&self.url).await.expect("c")
+    }
 }
 pub async fn database() -> Database {
     let base = std::env::var("TEST_DATABASE_URL").expect("url");

@@ -1,0 +1,66 @@
+//! Housekeeping beside the deliveries: rotation, on a connection of its own, so that a large TRUNCATE delays nobody.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::Metrics;
+use super::state::StateHandle;
+use crate::outbox::rotate::{self, Rotation};
+use crate::postgres;
+
+/// How often rotation looks whether a slot may be emptied.
+const INTERVAL: Duration = Duration::from_secs(30);
+
+/// Rotates the log until `stop`. What fails or is blocked is said once, and tried again at the next interval.
+pub(super) async fn keep(
+    database: postgres::Settings,
+    relay: String,
+    retention: Duration,
+    metrics: Metrics,
+    state: StateHandle,
+    stop: CancellationToken,
+) {
+    let mut said: Option<String> = None;
+    loop {
+        let blocked = match rotate_once(&database, &relay, retention).await {
+            Ok(rotation) => {
+                metrics.rotations.inc_by(rotation.emptied.len() as u64);
+                for table in &rotation.emptied {
+                    tracing::info!(%table, "emptied a slot of the log");
+                }
+                blocked_by(&rotation)
+            }
+            Err(error) => Some(format!("rotation failed: {error:#}")),
+        };
+        if blocked != said {
+            if let Some(reason) = &blocked {
+                tracing::warn!(%reason, "the log keeps more than its retention");
+            }
+            said.clone_from(&blocked);
+        }
+        state.rotation_blocked(blocked);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(INTERVAL) => {}
+        }
+    }
+}
+
+async fn rotate_once(
+    database: &postgres::Settings,
+    relay: &str,
+    retention: Duration,
+) -> Result<Rotation, Box<dyn std::error::Error + Send + Sync>> {
+    use sqlx::Connection;
+    let mut connection = database.connect(&format!("aftercommit relay {relay} rotation")).await?;
+    let rotation = rotate::rotate(&mut connection, retention).await?;
+    connection.close().await?;
+    Ok(rotation)
+}
+
+fn blocked_by(rotation: &Rotation) -> Option<String> {
+    let reasons: Vec<String> =
+        rotation.blocked.iter().map(|blocked| format!("{} is kept: {}", blocked.table, blocked.by)).collect();
+    (!reasons.is_empty()).then(|| reasons.join("; "))
+}
