@@ -224,9 +224,10 @@ begin
 end
 $$;
 
--- The state of each event for each relay: pending, delivered or parked, and since when.
+-- The state of each event for each relay: pending, delivered or parked, and since when. Before the first relay has run
+-- there is one row an event, without a relay.
 create view outbox.event_status as
-  select e.id, e.event_id, e.topic, e.type, e.created_at, p.relay,
+  select e.id, e.event_id, e.topic, e.type, e.created_at, e.xid, p.relay,
          case when parked.seq is not null then 'parked'
               when d.delivered then 'delivered'
               else 'pending' end as state,
@@ -234,9 +235,10 @@ create view outbox.event_status as
               when d.delivered then outbox.delivered_at(p.relay, e.xid, e.id)
               else e.created_at end as since
   from outbox.event e
-  cross join outbox.position p
+  left join outbox.position p on true
   cross join lateral (
-    select pg_visible_in_snapshot(e.xid, p.lower)
-           or (p.upper is not null and e.id <= p.after_id and pg_visible_in_snapshot(e.xid, p.upper)) as delivered
+    select coalesce(
+      pg_visible_in_snapshot(e.xid, p.lower)
+      or (p.upper is not null and e.id <= p.after_id and pg_visible_in_snapshot(e.xid, p.upper)), false) as delivered
   ) d
   left join outbox.parked parked on parked.relay = p.relay and parked.id = e.id;

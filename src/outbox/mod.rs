@@ -23,11 +23,14 @@
 
 pub mod append;
 pub mod bell;
+pub mod browse;
 pub mod checkpoint;
 mod error;
+pub mod overview;
 pub mod parked;
 pub mod position;
 pub mod read;
+pub mod replay;
 pub mod rotate;
 pub mod schema;
 
