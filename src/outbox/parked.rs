@@ -196,3 +196,29 @@ pub async fn refuse_wish(
         .await?;
     Ok(())
 }
+
+/// Every topic that has parked events.
+///
+/// # Errors
+/// [`Error`].
+pub async fn topics(connection: &mut PgConnection, relay: &str) -> Result<Vec<Topic>, Error> {
+    let names: Vec<String> =
+        sqlx::query_scalar("select distinct topic from outbox.parked where relay = $1 order by topic")
+            .bind(relay)
+            .fetch_all(connection)
+            .await?;
+    names.into_iter().map(|name| Topic::new(name).map_err(|source| Error::NotAnEvent { id: 0, source })).collect()
+}
+
+/// How many events of a topic are parked.
+///
+/// # Errors
+/// [`Error`].
+pub async fn count(connection: &mut PgConnection, relay: &str, topic: &Topic) -> Result<u64, Error> {
+    let count: i64 = sqlx::query_scalar("select count(*) from outbox.parked where relay = $1 and topic = $2")
+        .bind(relay)
+        .bind(topic.as_str())
+        .fetch_one(connection)
+        .await?;
+    Ok(count.cast_unsigned())
+}

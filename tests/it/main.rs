@@ -3,3 +3,4 @@
 mod harness;
 
 mod outbox_log;
+mod relay_delivery;

@@ -1,0 +1,72 @@
+//! Printing: a table for people, JSON for programs; data on stdout, everything else on stderr.
+
+use anyhow::Result;
+use chrono::{DateTime, Utc};
+use comfy_table::{ContentArrangement, Table};
+use serde::Serialize;
+
+/// How data is printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Output {
+    /// Aligned columns.
+    #[default]
+    Table,
+    /// One JSON document.
+    Json,
+}
+
+/// Prints one JSON document.
+#[expect(clippy::print_stdout, reason = "data of a command")]
+pub(super) fn json(data: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(data)?);
+    Ok(())
+}
+
+/// Prints a table without borders, as wide as its content or the terminal.
+#[expect(clippy::print_stdout, reason = "data of a command")]
+pub(super) fn table<const N: usize>(headers: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(headers);
+    for row in rows {
+        table.add_row(row);
+    }
+    println!("{table}");
+}
+
+/// Prints one line of data.
+#[expect(clippy::print_stdout, reason = "data of a command")]
+pub(super) fn line(text: &str) {
+    println!("{text}");
+}
+
+/// A time as people read it, to the second.
+pub(super) fn time(at: DateTime<Utc>) -> String {
+    at.format("%Y-%m-%d %H:%M:%SZ").to_string()
+}
+
+/// A length of time in its largest unit, to one decimal.
+pub(super) fn seconds(seconds: f64) -> String {
+    match seconds {
+        s if s < 0.0 => "0 s".to_owned(),
+        s if s < 1.0 => format!("{:.0} ms", s * 1000.0),
+        s if s < 120.0 => format!("{s:.1} s"),
+        s if s < 7200.0 => format!("{:.1} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
+        s => format!("{:.1} days", s / 86400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::seconds;
+
+    #[test]
+    fn a_length_of_time_is_told_in_its_largest_unit() {
+        assert_eq!(seconds(0.0421), "42 ms");
+        assert_eq!(seconds(61.0), "61.0 s");
+        assert_eq!(seconds(3600.0), "60.0 min");
+        assert_eq!(seconds(90_000.0), "25.0 h");
+        assert_eq!(seconds(864_000.0), "10.0 days");
+    }
+}

@@ -1,0 +1,148 @@
+//! `aftercommit replay`: delivered events once more, or parked ones at last.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
+
+use aftercommit::event::Topic;
+use aftercommit::outbox::browse::{self, EventState, Selection};
+use aftercommit::outbox::parked::{self, Wish};
+use aftercommit::outbox::replay::{self, Operator};
+
+use super::events::Filter;
+use super::output::{self, Output};
+use crate::config::Config;
+
+/// Events that a dry run and a confirmation show.
+const SAMPLE: u32 = 5;
+
+/// What to replay, and how carefully.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  aftercommit replay --topic upload-session:42 --since 2h --dry-run
+  aftercommit replay --event 018f3c1e-0000-7000-8000-000000000001 --reason 'client bug' --yes
+  aftercommit replay --undelivered --reason 'Redis permissions mended'
+
+Copies of delivered events go the normal way, with new ids and the same event id. Parked events
+are published in order, then their topics flow again.")]
+pub(crate) struct Args {
+    /// Publish parked events: what Redis refused, and what waits behind it.
+    #[arg(long, conflicts_with_all = ["event", "event_type", "since", "until", "all"])]
+    undelivered: bool,
+    /// Only these event ids. May be given several times.
+    #[arg(long, value_name = "UUID")]
+    event: Vec<Uuid>,
+    #[command(flatten)]
+    filter: Filter,
+    /// Every delivered event that is still in the log.
+    #[arg(long)]
+    all: bool,
+    /// Say what would be replayed, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask.
+    #[arg(long)]
+    yes: bool,
+    /// Why, for the audit.
+    #[arg(long, default_value = "")]
+    reason: String,
+    /// How to print the data.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Runs the command.
+pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
+    let mut connection = super::connect(config).await?;
+    if args.undelivered { release(config, args, &mut connection).await } else { copy(config, args, &mut connection).await }
+}
+
+async fn copy(config: &Config, args: &Args, connection: &mut PgConnection) -> Result<()> {
+    let relay = &config.relay.name;
+    let selection = Selection { events: args.event.clone(), ..args.filter.selection() };
+    if selection.is_everything() != args.all {
+        bail!("say which events: --event, --topic, --type, --since or --until; or --all for every one, and nothing beside it");
+    }
+    let count = replay::count(connection, relay, &selection).await?;
+    if count == 0 || args.dry_run {
+        let sample = Selection { state: Some(EventState::Delivered), ..selection };
+        let sample = browse::list(connection, relay, &sample, SAMPLE).await?;
+        return report(args, "would be replayed", count.cast_unsigned(), &json!(sample));
+    }
+    confirm(args, &format!("replay {count} delivered events to every client of their topics"))?;
+    let done = replay::replay(connection, relay, &selection, &operator(args)).await?;
+    ring(connection).await;
+    report(args, "replayed", done, &json!([]))
+}
+
+async fn release(config: &Config, args: &Args, connection: &mut PgConnection) -> Result<()> {
+    let relay = &config.relay.name;
+    let selection = Selection { state: Some(EventState::Parked), ..args.filter.selection() };
+    let topics: Vec<Topic> = match &selection.topic {
+        Some(topic) => vec![Topic::new(topic.clone())?],
+        None => parked::topics(connection, relay).await?,
+    };
+    let mut events = 0;
+    for topic in &topics {
+        events += parked::count(connection, relay, topic).await?;
+    }
+    if events == 0 || args.dry_run {
+        return report(args, "would be published", events, &json!(topics));
+    }
+    confirm(args, &format!("publish {events} parked events of {} topics, in order", topics.len()))?;
+    let mut tx = connection.begin().await?;
+    let mut wished = 0;
+    for topic in &topics {
+        wished += parked::wish(&mut tx, relay, topic, Wish::Release).await?;
+    }
+    let what = json!({ "relay": relay, "topics": topics });
+    replay::audit(&mut tx, &operator(args), "release", &what, wished).await?;
+    tx.commit().await?;
+    ring(connection).await;
+    report(args, "handed to the relay", wished, &json!([]))
+}
+
+fn report(args: &Args, what: &str, events: u64, sample: &serde_json::Value) -> Result<()> {
+    if args.output == Output::Json {
+        return output::json(&json!({ "events": events, "dryRun": args.dry_run, "sample": sample }));
+    }
+    output::line(&format!("{events} events {what}"));
+    for one in sample.as_array().into_iter().flatten() {
+        output::line(&format!("  {one}"));
+    }
+    Ok(())
+}
+
+/// Asks on the terminal; without one, `--yes` has to be given.
+fn confirm(args: &Args, what: &str) -> Result<()> {
+    if args.yes {
+        return Ok(());
+    }
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        bail!("this would {what}: give --yes to do it without being asked");
+    }
+    eprint!("This will {what}. Go on? [y/N] ");
+    std::io::stderr().flush().context("cannot ask")?;
+    let mut answer = String::new();
+    stdin.lock().read_line(&mut answer).context("cannot read the answer")?;
+    if !matches!(answer.trim(), "y" | "Y" | "yes") {
+        bail!("nothing was done");
+    }
+    Ok(())
+}
+
+fn operator(args: &Args) -> Operator {
+    let who = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "unknown".to_owned());
+    Operator { who, reason: args.reason.clone() }
+}
+
+/// Tells relays at once. Losing it costs a poll interval.
+async fn ring(connection: &mut PgConnection) {
+    if let Err(error) = sqlx::query("notify outbox").execute(connection).await {
+        tracing::debug!(%error, "relays will find it by polling");
+    }
+}

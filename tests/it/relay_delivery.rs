@@ -1,0 +1,272 @@
+//! What the relay does with the log and a real Redis when nothing breaks, and with events that Redis refuses.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use redis::AsyncCommands;
+use sqlx::Connection;
+
+use aftercommit::event::{EventId, EventType, NewEvent, StreamId, Topic};
+use aftercommit::outbox::parked::{self, Wish};
+use aftercommit::outbox::{self, read};
+use aftercommit::redis::Publisher;
+use aftercommit::relay::{OnPoison, Outcome, Rules, Step};
+
+use crate::harness::{Database, Redis, database, redis};
+
+/// A relay whose steps the test takes one by one.
+struct Relay {
+    step: Step,
+    publisher: Publisher,
+}
+
+impl Relay {
+    async fn new(database: &Database, redis: &Redis, on_poison: OnPoison) -> Self {
+        let mut writer = database.connect().await;
+        let mut reader = database.connect().await;
+        read::prepare_session(&mut writer).await.expect("a session");
+        read::prepare_session(&mut reader).await.expect("a session");
+        let rules = Rules {
+            relay: redis.relay_name(),
+            limit: read::Limit { events: 100, bytes: 1_000_000 },
+            on_poison,
+            patience: Duration::from_secs(20),
+        };
+        let publisher = Publisher::new(redis.settings(), &redis.relay_name(), 7);
+        Self { step: Step::begin(rules, writer, reader).await.expect("a position"), publisher }
+    }
+
+    /// Steps until there is nothing left, and returns how many events were published and parked.
+    async fn drain(&mut self) -> (usize, usize) {
+        let mut sum = (0, 0);
+        loop {
+            match self.step.step(&mut self.publisher).await.expect("a step") {
+                Outcome::Idle => return sum,
+                Outcome::Delivered { published, parked } => sum = (sum.0 + published, sum.1 + parked),
+            }
+        }
+    }
+}
+
+async fn append(database: &Database, topic: &Topic, payload: &str) -> EventId {
+    let mut connection = database.connect().await;
+    let id = append_in(&mut connection, topic, payload).await;
+    connection.close().await.expect("a goodbye");
+    id
+}
+
+async fn append_in(connection: &mut sqlx::PgConnection, topic: &Topic, payload: &str) -> EventId {
+    let payload = serde_json::value::RawValue::from_string(payload.to_owned()).expect("JSON");
+    let event = NewEvent::new(topic.clone(), EventType::new("T").expect("a type"), &payload).expect("an event");
+    outbox::append(connection, &event).await.expect("an append")
+}
+
+/// The history of a topic: id, event and payload of each entry.
+async fn history(redis: &Redis, topic: &Topic) -> Vec<(String, String, String)> {
+    let mut connection = redis.connect().await;
+    let reply: redis::streams::StreamRangeReply =
+        connection.xrange_all(aftercommit::redis::keys::history(topic)).await.expect("a history");
+    reply
+        .ids
+        .into_iter()
+        .map(|entry| {
+            let field = |name: &str| entry.get::<String>(name).expect(name);
+            assert_eq!(field("type"), "T");
+            (entry.id.clone(), field("event"), field("payload"))
+        })
+        .collect()
+}
+
+fn payloads(history: &[(String, String, String)]) -> Vec<&str> {
+    history.iter().map(|(_, _, payload)| payload.as_str()).collect()
+}
+
+#[tokio::test]
+async fn an_event_reaches_history_live_channel_and_public_channel_byte_for_byte() {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("bytes");
+    let mut subscriber = redis.client().get_async_pubsub().await.expect("a subscriber");
+    subscriber.subscribe(&[aftercommit::redis::keys::live(&topic), topic.to_string()]).await.expect("a subscription");
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+
+    let payload = r#"{ "b":1,   "a":1.50, "ü":"\u0000\ud800", "a":2 }"#;
+    let event = append(&database, &topic, payload).await;
+    assert_eq!(relay.drain().await, (1, 0));
+
+    let mut messages = subscriber.on_message();
+    let mut next = async || {
+        let message = tokio::time::timeout(Duration::from_secs(5), messages.next()).await;
+        let message = message.expect("in time").expect("a message");
+        (message.get_channel_name().to_owned(), message.get_payload::<String>().expect("text"))
+    };
+    let envelope = format!(r#"{{"id":"1-1","prev":null,"event":"{event}","type":"T","payload":{payload}}}"#);
+    assert_eq!(next().await, (aftercommit::redis::keys::live(&topic), envelope));
+    assert_eq!(next().await, (topic.to_string(), payload.to_owned()));
+    assert_eq!(history(&redis, &topic).await, [("1-1".to_owned(), event.to_string(), payload.to_owned())]);
+}
+
+#[tokio::test]
+async fn the_history_of_a_topic_expires_after_its_last_event() {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("ttl");
+    append(&database, &topic, "1").await;
+    Relay::new(&database, &redis, OnPoison::Park).await.drain().await;
+    let ttl: i64 = redis.connect().await.ttl(aftercommit::redis::keys::history(&topic)).await.expect("a ttl");
+    assert!((86_300..=86_400).contains(&ttl), "{ttl}");
+}
+
+#[tokio::test]
+async fn a_transaction_that_rolled_back_leaves_nothing_and_takes_no_number() {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("rollback");
+    let mut connection = database.connect().await;
+    let mut tx = connection.begin().await.expect("a transaction");
+    append_in(&mut tx, &topic, "\"never\"").await;
+    tx.rollback().await.expect("a rollback");
+    append(&database, &topic, "\"seen\"").await;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (1, 0));
+    let history = history(&redis, &topic).await;
+    assert_eq!(payloads(&history), ["\"seen\""]);
+    assert_eq!(history[0].0, "1-1");
+}
+
+#[tokio::test]
+async fn a_backlog_of_many_chunks_arrives_in_order_with_numbers_without_a_gap() {
+    let (database, redis) = (database().await, redis().await);
+    let topics = [redis.topic("a"), redis.topic("b"), redis.topic("c")];
+    let mut connection = database.connect().await;
+    let events: Vec<NewEvent> = (0..1000)
+        .map(|n| NewEvent::new(topics[n % 3].clone(), EventType::new("T").expect("a type"), &n).expect("an event"))
+        .collect();
+    outbox::append_all(&mut connection, &events).await.expect("an append");
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (1000, 0));
+    for (t, topic) in topics.iter().enumerate() {
+        let expected: Vec<(String, String, String)> = (0..1000)
+            .filter(|n| n % 3 == t)
+            .map(|n| (format!("1-{}", n + 1), events[n].event_id().to_string(), n.to_string()))
+            .collect();
+        assert_eq!(history(&redis, topic).await, expected);
+    }
+    assert_eq!(relay.step.position().next_seq, 1001);
+}
+
+#[tokio::test]
+async fn an_idle_relay_writes_nothing() {
+    let (database, redis) = (database().await, redis().await);
+    append(&database, &redis.topic("one"), "1").await;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    relay.drain().await;
+    let mut connection = database.connect().await;
+    let rows = "select count(*) from outbox.checkpoint";
+    let before: i64 = sqlx::query_scalar(rows).fetch_one(&mut connection).await.expect("a count");
+    for _ in 0..20 {
+        assert_eq!(relay.drain().await, (0, 0));
+    }
+    let after: i64 = sqlx::query_scalar(rows).fetch_one(&mut connection).await.expect("a count");
+    assert_eq!(before, after);
+}
+
+#[tokio::test]
+async fn a_topic_whose_key_has_the_wrong_type_is_parked_and_all_else_flows() {
+    let (database, redis) = (database().await, redis().await);
+    let (bad, good) = (redis.topic("bad"), redis.topic("good"));
+    let key = aftercommit::redis::keys::history(&bad);
+    let mut connection = redis.connect().await;
+    let _: () = connection.set(&key, "somebody else's").await.expect("a string");
+    for n in 0..3 {
+        append(&database, &bad, &format!("\"bad {n}\"")).await;
+        append(&database, &good, &format!("\"good {n}\"")).await;
+    }
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (3, 3));
+    assert_eq!(payloads(&history(&redis, &good).await), ["\"good 0\"", "\"good 1\"", "\"good 2\""]);
+
+    // Later events of the topic wait behind, also for a relay that has just started.
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    append(&database, &bad, "\"bad 3\"").await;
+    assert_eq!(relay.drain().await, (0, 1));
+
+    // Mended and released: everything in its order, then the topic flows again.
+    let _: () = connection.del(&key).await.expect("a deletion");
+    let mut database_connection = database.connect().await;
+    let name = redis.relay_name();
+    let wished = parked::wish(&mut database_connection, &name, &bad, Wish::Release).await.expect("a wish");
+    assert_eq!(wished, 4);
+    assert!(relay.step.grant_wish(&mut relay.publisher).await.expect("a release"));
+    append(&database, &bad, "\"bad 4\"").await;
+    assert_eq!(relay.drain().await, (1, 0));
+    let history = history(&redis, &bad).await;
+    assert_eq!(payloads(&history), ["\"bad 0\"", "\"bad 1\"", "\"bad 2\"", "\"bad 3\"", "\"bad 4\""]);
+    let ids: Vec<StreamId> = history.iter().map(|(id, _, _)| id.parse().expect("an id")).collect();
+    assert!(ids.is_sorted(), "{ids:?}");
+    assert_eq!(parked::count(&mut database_connection, &name, &bad).await.expect("a count"), 0);
+}
+
+#[tokio::test]
+async fn a_release_that_redis_refuses_again_stays_parked() {
+    let (database, redis) = (database().await, redis().await);
+    let bad = redis.topic("bad");
+    let mut connection = redis.connect().await;
+    let _: () = connection.set(aftercommit::redis::keys::history(&bad), "x").await.expect("a string");
+    append(&database, &bad, "1").await;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (0, 1));
+    let mut database_connection = database.connect().await;
+    let name = redis.relay_name();
+    parked::wish(&mut database_connection, &name, &bad, Wish::Release).await.expect("a wish");
+    assert!(relay.step.grant_wish(&mut relay.publisher).await.expect("an attempt"));
+    assert!(!relay.step.grant_wish(&mut relay.publisher).await.expect("no wish left"));
+    assert_eq!(parked::count(&mut database_connection, &name, &bad).await.expect("a count"), 1);
+}
+
+#[tokio::test]
+async fn discarded_events_are_forgotten_and_the_topic_flows_again() {
+    let (database, redis) = (database().await, redis().await);
+    let bad = redis.topic("bad");
+    let key = aftercommit::redis::keys::history(&bad);
+    let mut connection = redis.connect().await;
+    let _: () = connection.set(&key, "x").await.expect("a string");
+    append(&database, &bad, "1").await;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (0, 1));
+    let _: () = connection.del(&key).await.expect("a deletion");
+    let mut database_connection = database.connect().await;
+    parked::wish(&mut database_connection, &redis.relay_name(), &bad, Wish::Discard).await.expect("a wish");
+    assert!(relay.step.grant_wish(&mut relay.publisher).await.expect("a discard"));
+    append(&database, &bad, "2").await;
+    assert_eq!(relay.drain().await, (1, 0));
+    assert_eq!(payloads(&history(&redis, &bad).await), ["2"]);
+}
+
+#[tokio::test]
+async fn a_relay_that_skips_lets_the_topic_flow_without_the_refused_event() {
+    let (database, redis) = (database().await, redis().await);
+    let bad = redis.topic("bad");
+    let key = aftercommit::redis::keys::history(&bad);
+    let mut connection = redis.connect().await;
+    let _: () = connection.set(&key, "x").await.expect("a string");
+    append(&database, &bad, "1").await;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Skip).await;
+    assert_eq!(relay.drain().await, (0, 1));
+    let _: () = connection.del(&key).await.expect("a deletion");
+    append(&database, &bad, "2").await;
+    assert_eq!(relay.drain().await, (1, 0));
+    assert_eq!(payloads(&history(&redis, &bad).await), ["2"]);
+}
+
+#[tokio::test]
+async fn another_event_under_a_number_of_ours_stops_the_relay_and_nothing_is_overwritten() {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("conflict");
+    let key = aftercommit::redis::keys::history(&topic);
+    let mut connection = redis.connect().await;
+    let fields = [("event", "somebody-else"), ("type", "T"), ("payload", "0")];
+    let _: String = connection.xadd(&key, "1-1", &fields).await.expect("an entry");
+    append(&database, &topic, "1").await;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    let error = relay.step.step(&mut relay.publisher).await.expect_err("a conflict").to_string();
+    assert!(error.contains("do not belong together"), "{error}");
+    assert_eq!(payloads(&history(&redis, &topic).await), ["0"]);
+}
