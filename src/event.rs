@@ -240,6 +240,12 @@ pub struct StreamId {
     pub seq: u64,
 }
 
+impl std::borrow::Borrow<str> for Topic {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl StreamId {
     /// The place `seq` of lineage `epoch`.
     pub const fn new(epoch: u64, seq: u64) -> Self {

@@ -1,1 +1,11 @@
-//! Who a token speaks for.
+//! Who a token speaks for: checking JWTs, and issuing them for trying out.
+//!
+//! The algorithm is fixed by configuration, never by the token. `exp` and `sub` are required.
+
+mod settings;
+mod user;
+mod verifier;
+
+pub use settings::{Algorithm, Settings};
+pub use user::User;
+pub use verifier::{AuthError, SECRET_BYTES_MIN, Verifier, issue};

@@ -1,1 +1,13 @@
-//! What every HTTP server here shares.
+//! What every HTTP server here shares: errors as problem details, checked extractors, health and metrics, the accept loop.
+//!
+//! Knows no application, no Postgres and no Redis.
+
+mod extract;
+mod health;
+mod problem;
+mod serve;
+
+pub use extract::{Json, Path, Query};
+pub use health::{Check, Readiness, operations};
+pub use problem::Problem;
+pub use serve::{ConnectionEnd, Limits, no_route, serve};

@@ -1,1 +1,146 @@
-//! Private Postgres and Redis servers for aftercommit dev and for tests.
+//! Private Postgres and Redis servers for `aftercommit dev` and for tests.
+//!
+//! Owns starting them, finding them again after a crash, and ending them: whatever happens to this process, also
+//! kill -9, its servers end with it (see [`leash`]). They listen on 127.0.0.1 only, with random passwords. Ends
+//! processes only by an id that it has checked to be its own server. Knows nothing of what is stored in them.
+//!
+//! ```text
+//! <data dir>/lock                 held while somebody uses the directory
+//!            postgres/bin/        how Postgres is run here (as another user, where we are root)
+//!            postgres/data/       its data directory
+//!            postgres/password
+//!            redis/redis.conf     port and password
+//!            redis/appendonlydir/
+//! ```
+
+pub mod error;
+pub mod postgres;
+pub mod redis;
+
+mod account;
+mod directory;
+mod leash;
+mod programs;
+
+use std::path::PathBuf;
+
+use secrecy::SecretString;
+
+pub use directory::{free_port, password as kept_secret, random_secret, write_private};
+pub use error::LocalError;
+pub use postgres::PostgresServer;
+pub use redis::RedisServer;
+
+use directory::DataDir;
+
+/// Where `aftercommit dev` keeps its data unless told otherwise, below the current directory.
+pub const DATA_DIR: &str = ".aftercommit/dev";
+
+/// Where a server keeps its data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Home {
+    /// In this directory, which survives a restart.
+    Kept(PathBuf),
+    /// In a temporary directory that is removed when the server ends.
+    Ephemeral,
+}
+
+/// What servers to start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the data is kept; `None` is [`DATA_DIR`]. Not used with `ephemeral`.
+    pub data_dir: Option<PathBuf>,
+    /// Keep nothing: temporary directories, removed at the end.
+    pub ephemeral: bool,
+    /// The port that Postgres gets if it is free; otherwise it gets a free one.
+    pub postgres_port: Option<u16>,
+    /// The port that Redis gets if it is free; otherwise it gets a free one.
+    pub redis_port: Option<u16>,
+    /// Data reaches the disk before it counts as written (`fsync`, append-only file). Off is faster, for tests.
+    pub durable: bool,
+    /// Settings of Postgres, for example `max_connections`.
+    pub postgres_settings: Vec<(String, String)>,
+}
+
+impl Options {
+    /// For `aftercommit dev`: durable, in the given directory or in [`DATA_DIR`].
+    pub fn dev(data_dir: Option<PathBuf>) -> Self {
+        Self {
+            data_dir,
+            ephemeral: false,
+            postgres_port: None,
+            redis_port: None,
+            durable: true,
+            postgres_settings: Vec::new(),
+        }
+    }
+
+    /// Nothing is kept, and nothing waits for the disk.
+    pub fn ephemeral() -> Self {
+        Self { ephemeral: true, durable: false, ..Self::dev(None) }
+    }
+}
+
+/// A running Postgres and a running Redis.
+///
+/// They end with [`Servers::stop`], when this is dropped (which waits for them), or when this process dies.
+#[derive(Debug)]
+pub struct Servers {
+    postgres: PostgresServer,
+    redis: RedisServer,
+    // Released last: until both servers have ended nobody else may use the directory.
+    data_dir: Option<DataDir>,
+}
+
+impl Servers {
+    /// Starts both. Servers that an earlier, killed process left behind in the same directory are ended first.
+    ///
+    /// # Errors
+    /// [`LocalError::InUse`] if another process uses the directory; otherwise what is missing or did not start.
+    pub async fn start(options: &Options) -> Result<Self, LocalError> {
+        let data_dir = match (options.ephemeral, &options.data_dir) {
+            (true, _) => None,
+            (false, Some(path)) => Some(DataDir::open(path).await?),
+            (false, None) => Some(DataDir::open(DATA_DIR.as_ref()).await?),
+        };
+        let home = |name: &str| {
+            data_dir.as_ref().map_or(Home::Ephemeral, |data_dir| Home::Kept(data_dir.path().join(name)))
+        };
+        let lock = data_dir.as_ref().map(DataDir::lock);
+        let postgres = postgres::Options {
+            home: home("postgres"),
+            port: options.postgres_port,
+            durable: options.durable,
+            settings: options.postgres_settings.clone(),
+        };
+        let redis =
+            redis::Options { home: home("redis"), port: options.redis_port, durable: options.durable };
+        let (postgres, redis) =
+            tokio::join!(PostgresServer::start_in(&postgres, lock), RedisServer::start_in(&redis, lock));
+        Ok(Self { postgres: postgres?, redis: redis?, data_dir })
+    }
+
+    /// `postgres://…`, with the password.
+    pub fn database_url(&self) -> SecretString {
+        self.postgres.url(postgres::DATABASE)
+    }
+
+    /// `redis://…`, with the password.
+    pub fn redis_url(&self) -> SecretString {
+        self.redis.url()
+    }
+
+    /// The directory where the data is kept, or `None` if it is not.
+    pub fn data_dir(&self) -> Option<&std::path::Path> {
+        self.data_dir.as_ref().map(DataDir::path)
+    }
+
+    /// Stops both servers and waits until they have ended.
+    ///
+    /// # Errors
+    /// [`LocalError::Stop`] if one of them did not end in an orderly way.
+    pub async fn stop(self) -> Result<(), LocalError> {
+        let (postgres, redis) = tokio::join!(self.postgres.stop(), self.redis.stop());
+        postgres.and(redis)
+    }
+}

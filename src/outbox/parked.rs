@@ -207,7 +207,10 @@ pub async fn topics(connection: &mut PgConnection, relay: &str) -> Result<Vec<To
             .bind(relay)
             .fetch_all(connection)
             .await?;
-    names.into_iter().map(|name| Topic::new(name).map_err(|source| Error::NotAnEvent { id: 0, source })).collect()
+    names
+        .into_iter()
+        .map(|name| Topic::new(name).map_err(|source| Error::NotAnEvent { id: 0, source }))
+        .collect()
 }
 
 /// How many events of a topic are parked.

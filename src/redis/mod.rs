@@ -3,10 +3,14 @@
 //! Knows no Postgres, no HTTP and no application. The crate of the same name is written `::redis` here.
 
 pub mod envelope;
+pub mod history;
 pub mod keys;
 mod publisher;
 mod settings;
+pub mod subscriber;
 mod tails;
 
+pub use history::History;
 pub use publisher::Publisher;
 pub use settings::{ConnectError, Settings};
+pub use subscriber::Subscriber;

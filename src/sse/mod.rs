@@ -1,1 +1,30 @@
-//! Redis to browsers.
+//! From Redis to browsers: joining a topic without a hole, and fanning its events out to every connection.
+//!
+//! Guarantees: a client that continues after an id gets every later event of the topic once and in order, or an
+//! `event: reset` that says it cannot be proven. Knows no Postgres and no application: which topics there are, who may
+//! read them and how their events are named is told by whoever opens a stream.
+//!
+//! In the order of an event's way: [`frame`] gives it its bytes once, [`topic`] holds what one topic's clients share (all
+//! of the ordering is there, and no I/O), [`join`] is the one procedure by which a topic comes to stand at the end of its
+//! history, [`hub`] is all topics of a process, [`outlet`] is one connection's queue, [`open`] is the request.
+
+mod catch_up;
+mod cursor;
+mod frame;
+mod hub;
+mod join;
+mod metrics;
+mod naming;
+mod open;
+mod outlet;
+mod recent;
+mod settings;
+mod ticker;
+mod topic;
+
+pub use cursor::Cursor;
+pub use hub::Hub;
+pub use metrics::Metrics;
+pub use naming::Naming;
+pub use open::{Start, StreamQuery, Wanted, open};
+pub use settings::Settings;

@@ -57,7 +57,8 @@ async fn append(database: &Database, topic: &Topic, payload: &str) -> EventId {
 
 async fn append_in(connection: &mut sqlx::PgConnection, topic: &Topic, payload: &str) -> EventId {
     let payload = serde_json::value::RawValue::from_string(payload.to_owned()).expect("JSON");
-    let event = NewEvent::new(topic.clone(), EventType::new("T").expect("a type"), &payload).expect("an event");
+    let event =
+        NewEvent::new(topic.clone(), EventType::new("T").expect("a type"), &payload).expect("an event");
     outbox::append(connection, &event).await.expect("an append")
 }
 
@@ -86,7 +87,10 @@ async fn an_event_reaches_history_live_channel_and_public_channel_byte_for_byte(
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("bytes");
     let mut subscriber = redis.client().get_async_pubsub().await.expect("a subscriber");
-    subscriber.subscribe(&[aftercommit::redis::keys::live(&topic), topic.to_string()]).await.expect("a subscription");
+    subscriber
+        .subscribe(&[aftercommit::redis::keys::live(&topic), topic.to_string()])
+        .await
+        .expect("a subscription");
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
 
     let payload = r#"{ "b":1,   "a":1.50, "ü":"\u0000\ud800", "a":2 }"#;
@@ -137,7 +141,9 @@ async fn a_backlog_of_many_chunks_arrives_in_order_with_numbers_without_a_gap() 
     let topics = [redis.topic("a"), redis.topic("b"), redis.topic("c")];
     let mut connection = database.connect().await;
     let events: Vec<NewEvent> = (0..1000)
-        .map(|n| NewEvent::new(topics[n % 3].clone(), EventType::new("T").expect("a type"), &n).expect("an event"))
+        .map(|n| {
+            NewEvent::new(topics[n % 3].clone(), EventType::new("T").expect("a type"), &n).expect("an event")
+        })
         .collect();
     outbox::append_all(&mut connection, &events).await.expect("an append");
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;

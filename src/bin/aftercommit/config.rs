@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -85,13 +85,17 @@ pub(crate) fn load(file: Option<&Path>) -> Result<Config> {
 }
 
 /// The merged table: also what `config show` prints.
-pub(crate) fn layered(file: Option<&Path>, environment: impl IntoIterator<Item = (String, String)>) -> Result<Table> {
+pub(crate) fn layered(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Table> {
     let mut table: Table = DEFAULT_TOML.parse().context("config/default.toml is not valid TOML")?;
     if let Some(path) = file {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
-        let overlay: Table =
-            text.parse().with_context(|| format!("the configuration file {} is not valid TOML", path.display()))?;
+        let overlay: Table = text
+            .parse()
+            .with_context(|| format!("the configuration file {} is not valid TOML", path.display()))?;
         lay_over(&mut table, overlay, &path.display().to_string())?;
     }
     // Sorted, so that of two errors the same one is always told.
@@ -121,17 +125,25 @@ pub(crate) fn parse(table: Table) -> Result<Config> {
 fn lay_over(table: &mut Table, overlay: Table, origin: &str) -> Result<()> {
     for (section, value) in overlay {
         let Some(known) = table.get_mut(&section).and_then(Value::as_table_mut) else {
-            bail!("{origin}: there is no section [{section}]; `aftercommit config show --defaults` lists all settings");
+            bail!(
+                "{origin}: there is no section [{section}]; `aftercommit config show --defaults` lists all settings"
+            );
         };
         let Value::Table(keys) = value else {
             bail!("{origin}: [{section}] must be a section");
         };
         for (key, value) in keys {
             let Some(default) = known.get(&key) else {
-                bail!("{origin}: there is no setting '{key}' in [{section}]; `aftercommit config show --defaults` lists all settings");
+                bail!(
+                    "{origin}: there is no setting '{key}' in [{section}]; `aftercommit config show --defaults` lists all settings"
+                );
             };
             if default.type_str() != value.type_str() {
-                bail!("{origin}: {key} in [{section}] must be of type {}, not {}", default.type_str(), value.type_str());
+                bail!(
+                    "{origin}: {key} in [{section}] must be of type {}, not {}",
+                    default.type_str(),
+                    value.type_str()
+                );
             }
             known.insert(key, value);
         }
@@ -147,7 +159,9 @@ fn set_from_variable(table: &mut Table, name: &str, path: &str, text: &str) -> R
         Some((section.to_owned(), key.to_owned(), default.clone()))
     });
     let Some((section, key, default)) = found else {
-        bail!("the environment variable {name} names no setting; `aftercommit config show --defaults` lists all settings");
+        bail!(
+            "the environment variable {name} names no setting; `aftercommit config show --defaults` lists all settings"
+        );
     };
     let wrong = || format!("{name} must be of type {}", default.type_str());
     let value = match default {
@@ -225,7 +239,8 @@ mod tests {
 
     #[test]
     fn a_value_of_the_wrong_type_is_named_with_the_right_one() {
-        let error = format!("{:#}", with(&[("AFTERCOMMIT_SSE_MAX_CONNECTIONS", "many")]).expect_err("not a number"));
+        let error =
+            format!("{:#}", with(&[("AFTERCOMMIT_SSE_MAX_CONNECTIONS", "many")]).expect_err("not a number"));
         assert!(error.contains("AFTERCOMMIT_SSE_MAX_CONNECTIONS must be of type integer"), "{error}");
         let error = with_file("[sse]\nmax_connections = \"many\"").expect_err("not a number").to_string();
         assert!(error.contains("max_connections in [sse] must be of type integer"), "{error}");
@@ -233,7 +248,10 @@ mod tests {
 
     #[test]
     fn a_secret_is_not_printed() {
-        let config = with(&[("AFTERCOMMIT_JWT_SECRET", "tell-nobody"), ("DATABASE_URL", "postgres://u:tell-nobody@h/d")]);
+        let config = with(&[
+            ("AFTERCOMMIT_JWT_SECRET", "tell-nobody"),
+            ("DATABASE_URL", "postgres://u:tell-nobody@h/d"),
+        ]);
         assert!(!format!("{:?}", config.expect("valid")).contains("tell-nobody"));
     }
 }

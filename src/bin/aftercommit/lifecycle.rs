@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{signal, SignalKind};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// A token that the first signal cancels. The second signal ends the process with code 1.
@@ -52,9 +52,9 @@ pub(crate) async fn within_grace<T>(
 
 /// Binds a listening socket.
 pub(crate) async fn bind(listen: &str, setting: &str) -> Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("cannot listen on {listen}: is it taken? Set {setting} to another address"))?;
+    let listener = TcpListener::bind(listen).await.with_context(|| {
+        format!("cannot listen on {listen}: is it taken? Set {setting} to another address")
+    })?;
     let address = listener.local_addr().context("a listener without an address")?;
     Ok((listener, address))
 }

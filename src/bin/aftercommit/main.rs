@@ -1,2 +1,97 @@
-//! x
-fn main() {}
+//! The `aftercommit` binary: composition only. This file is the table of contents of all processes and commands.
+
+mod config;
+mod lifecycle;
+mod migrate;
+mod ops;
+mod roles;
+mod show_config;
+mod telemetry;
+mod token;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What a Postgres transaction committed, every client sees, once, in order, within milliseconds.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 80)]
+struct Cli {
+    /// A file with settings that differ from the defaults.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the upload application's API.
+    Api,
+    /// Deliver the outbox to Redis, in order.
+    Relay,
+    /// Serve event streams to browsers.
+    Sse,
+    /// Run all of it in one process, with a private Postgres and Redis.
+    Dev(roles::dev::Args),
+    /// Apply the database schema. Safe to run from many hosts at once.
+    Migrate,
+    /// Print a token for trying out.
+    Token(token::Args),
+    /// Check or show the configuration.
+    #[command(subcommand)]
+    Config(show_config::Command),
+    /// Show where each relay stands.
+    Status(ops::status::Args),
+    /// Look at events in the log.
+    #[command(subcommand)]
+    Events(ops::events::Command),
+    /// Deliver events once more, or parked ones at last.
+    Replay(ops::replay::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Two crypto back ends in one build would panic at the first TLS handshake: name the one that is used.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        eprintln!("error: a TLS provider is installed already");
+        return ExitCode::FAILURE;
+    }
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    if let Command::Config(command) = &cli.command {
+        return show_config::run(command, cli.config.as_deref());
+    }
+    let config = config::load(cli.config.as_deref())?;
+    telemetry::init(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(obey(cli.command, config));
+    // What is still running has been given its time; a thread stuck in a blocking call must not hold the exit.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    result
+}
+
+async fn obey(command: Command, config: config::Config) -> anyhow::Result<()> {
+    match command {
+        Command::Api => roles::api::run(config).await,
+        Command::Relay => roles::relay::run(config).await,
+        Command::Sse => roles::sse::run(config).await,
+        Command::Dev(args) => roles::dev::run(config, args).await,
+        Command::Migrate => migrate::run(&config).await,
+        Command::Token(args) => token::run(&config, &args),
+        // Needs no runtime: done before this.
+        Command::Config(_) => Ok(()),
+        Command::Status(args) => ops::status::run(&config, &args).await,
+        Command::Events(command) => ops::events::run(&config, &command).await,
+        Command::Replay(args) => ops::replay::run(&config, &args).await,
+    }
+}

@@ -1,5 +1,7 @@
 //! Logs: text or JSON lines on stderr, so that stdout holds data only.
 
+use std::io::IsTerminal;
+
 use anyhow::{Context, Result};
 use tracing_subscriber::EnvFilter;
 
@@ -11,7 +13,7 @@ pub(crate) fn init(settings: &LogSettings) -> Result<()> {
         .with_context(|| format!("log.level '{}' is not a level or a list of directives", settings.level))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let set = match settings.format {
-        LogFormat::Text => builder.with_target(false).try_init(),
+        LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     set.map_err(|error| anyhow::anyhow!("cannot set up logging: {error}"))

@@ -110,7 +110,14 @@ async fn list(config: &Config, selection: &Selection, limit: u32, output: Output
         ["ROW", "EVENT", "STATE", "TOPIC", "TYPE", "CREATED"],
         events.iter().map(|e| {
             let (topic, event_type) = (e.topic.clone(), e.event_type.clone());
-            [e.id.to_string(), e.event_id.to_string(), e.state.clone(), topic, event_type, output::time(e.created_at)]
+            [
+                e.id.to_string(),
+                e.event_id.to_string(),
+                e.state.clone(),
+                topic,
+                event_type,
+                output::time(e.created_at),
+            ]
         }),
     );
     if events.len() as u64 == u64::from(limit) {
@@ -124,7 +131,9 @@ async fn show(config: &Config, event: &str, output: Output) -> Result<()> {
     let selection = match (event.parse::<i64>(), event.parse::<Uuid>()) {
         (Ok(row), _) => Selection { row: Some(row), ..Selection::default() },
         (_, Ok(id)) => Selection { events: vec![id], ..Selection::default() },
-        _ => bail!("'{event}' is neither an event id (a UUID) nor a row's number: `aftercommit events list` shows both"),
+        _ => bail!(
+            "'{event}' is neither an event id (a UUID) nor a row's number: `aftercommit events list` shows both"
+        ),
     };
     let mut connection = super::connect(config).await?;
     let found = browse::show(&mut connection, &config.relay.name, &selection, COPIES_SHOWN).await?;

@@ -13,8 +13,6 @@ use aftercommit::outbox::{read, schema};
 
 use crate::config::Config;
 
-pub(crate) use output::Output;
-
 /// A connection for looking at the log, after making sure that the log is one that this binary understands.
 async fn connect(config: &Config) -> Result<PgConnection> {
     let mut connection = config.database.connect("aftercommit ops").await?;

@@ -26,7 +26,7 @@ pub(super) fn json(data: &impl Serialize) -> Result<()> {
 #[expect(clippy::print_stdout, reason = "data of a command")]
 pub(super) fn table<const N: usize>(headers: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
     let mut table = Table::new();
-    table.load_preset(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(headers);
     for row in rows {
         table.add_row(row);

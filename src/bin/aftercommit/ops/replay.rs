@@ -57,14 +57,20 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
     let mut connection = super::connect(config).await?;
-    if args.undelivered { release(config, args, &mut connection).await } else { copy(config, args, &mut connection).await }
+    if args.undelivered {
+        release(config, args, &mut connection).await
+    } else {
+        copy(config, args, &mut connection).await
+    }
 }
 
 async fn copy(config: &Config, args: &Args, connection: &mut PgConnection) -> Result<()> {
     let relay = &config.relay.name;
     let selection = Selection { events: args.event.clone(), ..args.filter.selection() };
     if selection.is_everything() != args.all {
-        bail!("say which events: --event, --topic, --type, --since or --until; or --all for every one, and nothing beside it");
+        bail!(
+            "say which events: --event, --topic, --type, --since or --until; or --all for every one, and nothing beside it"
+        );
     }
     let count = replay::count(connection, relay, &selection).await?;
     if count == 0 || args.dry_run {
@@ -136,7 +142,9 @@ fn confirm(args: &Args, what: &str) -> Result<()> {
 }
 
 fn operator(args: &Args) -> Operator {
-    let who = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "unknown".to_owned());
+    let who = std::env::var("SUDO_USER")
+        .or_else(|_| std::env::var("USER"))
+        .unwrap_or_else(|_| "unknown".to_owned());
     Operator { who, reason: args.reason.clone() }
 }
 

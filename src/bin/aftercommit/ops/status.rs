@@ -26,7 +26,10 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
         eprintln!("no relay has run on this database yet: start one with `aftercommit relay`");
         return Ok(());
     }
-    output::table(["RELAY", "LEADER", "LAST ID", "WAITING", "OLDEST", "PARKED", "MOVED"], relays.iter().map(row));
+    output::table(
+        ["RELAY", "LEADER", "LAST ID", "WAITING", "OLDEST", "PARKED", "MOVED"],
+        relays.iter().map(row),
+    );
     Ok(())
 }
 

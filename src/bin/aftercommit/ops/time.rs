@@ -7,9 +7,9 @@ pub(super) fn parse(text: &str) -> Result<DateTime<Utc>, String> {
     if let Ok(at) = DateTime::parse_from_rfc3339(text) {
         return Ok(at.with_timezone(&Utc));
     }
-    ago(text)
-        .and_then(|ago| Utc::now().checked_sub_signed(ago))
-        .ok_or_else(|| format!("'{text}' is not a time: write 2026-01-31T10:00:00Z, or 90s, 15m, 2h or 3d for so long ago"))
+    ago(text).and_then(|ago| Utc::now().checked_sub_signed(ago)).ok_or_else(|| {
+        format!("'{text}' is not a time: write 2026-01-31T10:00:00Z, or 90s, 15m, 2h or 3d for so long ago")
+    })
 }
 
 fn ago(text: &str) -> Option<TimeDelta> {

@@ -2,5 +2,27 @@
 
 pub(crate) mod api;
 pub(crate) mod dev;
+mod preflight;
 pub(crate) mod relay;
 pub(crate) mod sse;
+
+use std::time::Duration;
+
+use aftercommit::http::Check;
+
+/// How long one check of readiness may take.
+const CHECK_LIMIT: Duration = Duration::from_secs(2);
+
+/// A check of readiness that is given up after a while.
+async fn check<T, E: std::fmt::Display>(
+    name: &'static str,
+    asked: impl Future<Output = Result<T, E>>,
+) -> Check {
+    match tokio::time::timeout(CHECK_LIMIT, asked).await {
+        Ok(Ok(_)) => Check::of(name, Ok::<_, String>("ok")),
+        Ok(Err(error)) => Check::of(name, Err::<String, _>(error.to_string())),
+        Err(_elapsed) => {
+            Check::of(name, Err::<String, _>(format!("no answer within {} s", CHECK_LIMIT.as_secs())))
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The `[jwt]` section.
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+/// The `[jwt]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The secret of HS256 tokens.
+    pub secret: SecretString,
+    /// A PEM file with the public key of the other algorithms' tokens; empty for none.
+    pub public_key_file: String,
+    /// The one algorithm that tokens may use.
+    pub algorithm: Algorithm,
+    /// The issuer that tokens must name; empty for any.
+    pub issuer: String,
+    /// The audience that tokens must name; empty for any.
+    pub audience: String,
+    /// How far the clocks of this machine and the issuer may differ, in seconds.
+    pub leeway_seconds: u64,
+}
+
+/// How tokens are signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Algorithm {
+    /// HMAC with SHA-256: one secret signs and checks.
+    HS256,
+    /// RSA with SHA-256.
+    RS256,
+    /// ECDSA on P-256 with SHA-256.
+    ES256,
+    /// Ed25519.
+    EdDSA,
+}
+
+impl From<Algorithm> for jsonwebtoken::Algorithm {
+    fn from(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::HS256 => Self::HS256,
+            Algorithm::RS256 => Self::RS256,
+            Algorithm::ES256 => Self::ES256,
+            Algorithm::EdDSA => Self::EdDSA,
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! The extractor: a handler that takes a [`User`] is reached with a valid token only.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRef, FromRequestParts};
+use axum::http::header;
+use axum::http::request::Parts;
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::Verifier;
+use crate::http::Problem;
+
+/// Who makes the request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// The token's subject.
+    pub id: Uuid,
+    /// When the token expires.
+    pub expires_at: DateTime<Utc>,
+}
+
+impl<S> FromRequestParts<S> for User
+where
+    Arc<Verifier>: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let verifier = Arc::<Verifier>::from_ref(state);
+        let token = bearer(parts).ok_or_else(|| {
+            Problem::unauthorized("send a token: the header Authorization: Bearer <token> is missing")
+        })?;
+        verifier.verify(token).map_err(|error| Problem::unauthorized(error.to_string()))
+    }
+}
+
+/// The token of an `Authorization: Bearer …` header; the scheme's case does not matter.
+fn bearer(parts: &Parts) -> Option<&str> {
+    let (scheme, token) = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+}

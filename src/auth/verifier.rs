@@ -1,0 +1,266 @@
+//! Checking a token's signature and claims.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::settings::{Algorithm, Settings};
+use super::user::User;
+
+/// The shortest HS256 secret that is taken, in bytes: the length of the hash (RFC 7518, 3.2).
+pub const SECRET_BYTES_MIN: usize = 32;
+
+/// Why a token, or the configuration that checks it, is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// No key was configured.
+    #[error(
+        "no key for tokens: set AFTERCOMMIT_JWT_SECRET (at least {SECRET_BYTES_MIN} bytes), or [jwt] public_key_file"
+    )]
+    NoKey,
+    /// The secret is too short to be one.
+    #[error(
+        "jwt.secret has {0} bytes and needs at least {SECRET_BYTES_MIN}: make one with `openssl rand -hex 32`"
+    )]
+    ShortSecret(usize),
+    /// The key file cannot be read.
+    #[error("cannot read [jwt] public_key_file {path}: {source}")]
+    KeyFile {
+        /// Its path.
+        path: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The key file holds no key of this kind.
+    #[error("[jwt] public_key_file {path} holds no {algorithm:?} public key in PEM form")]
+    Key {
+        /// Its path.
+        path: String,
+        /// The algorithm that was configured.
+        algorithm: Algorithm,
+        /// The cause.
+        source: jsonwebtoken::errors::Error,
+    },
+    /// Tokens cannot be issued without the signing key.
+    #[error(
+        "tokens for trying out are signed with HS256: set AFTERCOMMIT_JWT_SECRET and leave [jwt] algorithm at HS256"
+    )]
+    CannotSign,
+    /// The token is not valid.
+    #[error("the token is not valid: {0}")]
+    Token(&'static str),
+    /// Signing failed.
+    #[error("the token cannot be signed: {0}")]
+    Signing(#[source] jsonwebtoken::errors::Error),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Claims {
+    sub: String,
+    exp: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iss: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aud: Option<serde_json::Value>,
+}
+
+/// Checks tokens as the configuration says. Does no I/O.
+#[derive(Debug)]
+pub struct Verifier {
+    key: DecodingKey,
+    validation: Validation,
+}
+
+impl Verifier {
+    /// Reads the keys.
+    ///
+    /// # Errors
+    /// [`AuthError::NoKey`], [`AuthError::ShortSecret`], [`AuthError::KeyFile`], [`AuthError::Key`].
+    pub fn new(settings: &Settings) -> Result<Self, AuthError> {
+        let mut validation = Validation::new(settings.algorithm.into());
+        validation.leeway = settings.leeway_seconds;
+        validation.validate_nbf = true;
+        validation.set_required_spec_claims(&["exp", "sub"]);
+        if !settings.issuer.is_empty() {
+            validation.set_issuer(&[&settings.issuer]);
+            validation.required_spec_claims.insert("iss".to_owned());
+        }
+        if settings.audience.is_empty() {
+            validation.validate_aud = false;
+        } else {
+            validation.set_audience(&[&settings.audience]);
+            validation.required_spec_claims.insert("aud".to_owned());
+        }
+        Ok(Self { key: decoding_key(settings)?, validation })
+    }
+
+    /// Who a token speaks for.
+    ///
+    /// # Errors
+    /// [`AuthError::Token`], without a word of the token itself.
+    pub fn verify(&self, token: &str) -> Result<User, AuthError> {
+        let claims = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation)
+            .map_err(|error| AuthError::Token(reason(error.kind())))?
+            .claims;
+        let id = Uuid::try_parse(&claims.sub).map_err(|_| AuthError::Token("its subject is not a UUID"))?;
+        let expires_at =
+            DateTime::from_timestamp(claims.exp, 0).ok_or(AuthError::Token("its expiry is out of range"))?;
+        Ok(User { id, expires_at })
+    }
+}
+
+/// Makes a token for `user` that [`Verifier`] takes for so long.
+///
+/// # Errors
+/// [`AuthError::CannotSign`] where the configuration has no secret, [`AuthError::Signing`].
+pub fn issue(settings: &Settings, user: Uuid, valid_for: Duration) -> Result<String, AuthError> {
+    if settings.algorithm != Algorithm::HS256 || settings.secret.expose_secret().is_empty() {
+        return Err(AuthError::CannotSign);
+    }
+    let named = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let claims = Claims {
+        sub: user.to_string(),
+        exp: Utc::now().timestamp().saturating_add_unsigned(valid_for.as_secs()),
+        iss: named(&settings.issuer),
+        aud: named(&settings.audience).map(serde_json::Value::String),
+    };
+    let key = EncodingKey::from_secret(secret_of(settings)?);
+    jsonwebtoken::encode(&Header::new(settings.algorithm.into()), &claims, &key).map_err(AuthError::Signing)
+}
+
+fn secret_of(settings: &Settings) -> Result<&[u8], AuthError> {
+    let secret = settings.secret.expose_secret().as_bytes();
+    match secret.len() {
+        0 => Err(AuthError::NoKey),
+        bytes if bytes < SECRET_BYTES_MIN => Err(AuthError::ShortSecret(bytes)),
+        _ => Ok(secret),
+    }
+}
+
+fn decoding_key(settings: &Settings) -> Result<DecodingKey, AuthError> {
+    if settings.algorithm == Algorithm::HS256 {
+        return Ok(DecodingKey::from_secret(secret_of(settings)?));
+    }
+    let path = &settings.public_key_file;
+    if path.is_empty() {
+        return Err(AuthError::NoKey);
+    }
+    let pem = std::fs::read(path).map_err(|source| AuthError::KeyFile { path: path.clone(), source })?;
+    match settings.algorithm {
+        Algorithm::RS256 => DecodingKey::from_rsa_pem(&pem),
+        Algorithm::ES256 => DecodingKey::from_ec_pem(&pem),
+        Algorithm::EdDSA | Algorithm::HS256 => DecodingKey::from_ed_pem(&pem),
+    }
+    .map_err(|source| AuthError::Key { path: path.clone(), algorithm: settings.algorithm, source })
+}
+
+fn reason(kind: &ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::ExpiredSignature => "it has expired",
+        ErrorKind::ImmatureSignature => "it is not valid yet",
+        ErrorKind::InvalidSignature => "its signature does not fit",
+        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => {
+            "its algorithm is not the configured one"
+        }
+        ErrorKind::InvalidIssuer => "its issuer is another one",
+        ErrorKind::InvalidAudience => "its audience is another one",
+        ErrorKind::MissingRequiredClaim(_) => "a required claim is missing",
+        _ => "it is malformed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(secret: &str) -> Settings {
+        Settings {
+            secret: secret.to_owned().into(),
+            public_key_file: String::new(),
+            algorithm: Algorithm::HS256,
+            issuer: String::new(),
+            audience: String::new(),
+            leeway_seconds: 0,
+        }
+    }
+
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+    fn signed(claims: &serde_json::Value, algorithm: jsonwebtoken::Algorithm) -> String {
+        let key = EncodingKey::from_secret(SECRET.as_bytes());
+        jsonwebtoken::encode(&Header::new(algorithm), claims, &key).expect("a token")
+    }
+
+    fn refused(token: &str, settings: &Settings) -> String {
+        let verifier = Verifier::new(settings).expect("a verifier");
+        verifier.verify(token).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn an_issued_token_speaks_for_its_user() {
+        let user = Uuid::new_v4();
+        let token = issue(&settings(SECRET), user, Duration::from_secs(60)).expect("a token");
+        let found = Verifier::new(&settings(SECRET)).expect("a verifier").verify(&token).expect("valid");
+        assert_eq!(found.id, user);
+        assert!(found.expires_at > Utc::now());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_token_is_said_without_the_token() {
+        let id = Uuid::new_v4();
+        let now = Utc::now().timestamp();
+        let hs256 = jsonwebtoken::Algorithm::HS256;
+        let good = settings(SECRET);
+        let expired = signed(&serde_json::json!({"sub": id, "exp": now - 5}), hs256);
+        assert_eq!(refused(&expired, &good), "the token is not valid: it has expired");
+        let early = signed(&serde_json::json!({"sub": id, "exp": now + 50, "nbf": now + 40}), hs256);
+        assert_eq!(refused(&early, &good), "the token is not valid: it is not valid yet");
+        let nobody = signed(&serde_json::json!({"exp": now + 50}), hs256);
+        assert_eq!(refused(&nobody, &good), "the token is not valid: it is malformed");
+        let name = signed(&serde_json::json!({"sub": "eve", "exp": now + 50}), hs256);
+        assert_eq!(refused(&name, &good), "the token is not valid: its subject is not a UUID");
+        let eternal = signed(&serde_json::json!({"sub": id}), hs256);
+        assert!(refused(&eternal, &good).starts_with("the token is not valid: "));
+        let other = settings("another-secret-of-32-bytes-length");
+        let foreign = issue(&other, id, Duration::from_secs(60)).expect("a token");
+        assert_eq!(refused(&foreign, &good), "the token is not valid: its signature does not fit");
+        for garbage in ["", "a", "a.b.c", "..", "🦀"] {
+            assert_eq!(refused(garbage, &good), "the token is not valid: it is malformed");
+        }
+    }
+
+    #[test]
+    fn a_token_cannot_choose_its_algorithm() {
+        let claims = serde_json::json!({"sub": Uuid::new_v4(), "exp": Utc::now().timestamp() + 50});
+        let token = signed(&claims, jsonwebtoken::Algorithm::HS384);
+        assert_eq!(
+            refused(&token, &settings(SECRET)),
+            "the token is not valid: its algorithm is not the configured one"
+        );
+        let none = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ4In0.";
+        assert_eq!(refused(none, &settings(SECRET)), "the token is not valid: it is malformed");
+    }
+
+    #[test]
+    fn issuer_and_audience_must_fit_where_they_are_set() {
+        let strict = Settings { issuer: "us".to_owned(), audience: "uploads".to_owned(), ..settings(SECRET) };
+        let loose = issue(&settings(SECRET), Uuid::new_v4(), Duration::from_secs(60)).expect("a token");
+        assert!(refused(&loose, &strict).contains("required claim is missing"));
+        let other = Settings { audience: "billing".to_owned(), ..strict.clone() };
+        let other = issue(&other, Uuid::new_v4(), Duration::from_secs(60)).expect("a token");
+        assert!(refused(&other, &strict).contains("audience"));
+        let fits = issue(&strict, Uuid::new_v4(), Duration::from_secs(60)).expect("a token");
+        assert!(Verifier::new(&strict).expect("a verifier").verify(&fits).is_ok());
+    }
+
+    #[test]
+    fn a_missing_or_short_secret_is_refused_at_the_start() {
+        assert!(matches!(Verifier::new(&settings("")), Err(AuthError::NoKey)));
+        assert!(matches!(Verifier::new(&settings("short")), Err(AuthError::ShortSecret(5))));
+    }
+}

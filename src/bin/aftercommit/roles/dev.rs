@@ -1,0 +1,219 @@
+//! `aftercommit dev`: all of it in one process, on a private Postgres and a private Redis.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use aftercommit::auth;
+use aftercommit::local::{self, Servers};
+
+use super::{api, relay, sse};
+use crate::config::Config;
+use crate::{lifecycle, migrate};
+
+/// How long the token that is printed is valid: a working day and then some.
+const TOKEN_VALID_FOR: Duration = Duration::from_secs(24 * 3600);
+
+/// Where the data is kept.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Where Postgres's and Redis's data is kept between runs.
+    #[arg(long, value_name = "DIR", default_value = local::DATA_DIR)]
+    data_dir: PathBuf,
+    /// Keep nothing: use temporary directories that are removed at the end.
+    #[arg(long, conflicts_with = "data_dir")]
+    ephemeral: bool,
+    /// When all of it is ready, write addresses and a token as shell variables to this file.
+    #[arg(long, value_name = "FILE")]
+    env_file: Option<PathBuf>,
+}
+
+/// The sockets of the three processes that this one stands for.
+struct Sockets {
+    api: TcpListener,
+    sse: TcpListener,
+    relay: TcpListener,
+}
+
+/// Runs until a signal.
+pub(crate) async fn run(mut config: Config, args: Args) -> Result<()> {
+    let shutdown = lifecycle::shutdown_on_signal()?;
+    let options = if args.ephemeral {
+        local::Options::ephemeral()
+    } else {
+        local::Options::dev(Some(args.data_dir.clone()))
+    };
+    eprintln!("starting a private Postgres and Redis …");
+    let starting = Servers::start(&options);
+    let servers = tokio::select! {
+        servers = starting => servers.map_err(explained)?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    config.database.url = servers.database_url();
+    config.redis.url = servers.redis_url();
+    if config.jwt.secret.expose_secret().is_empty() {
+        config.jwt.secret = secret(servers.data_dir())?;
+    }
+    migrate::run(&config).await?;
+    let ran = run_roles(&config, &args, &servers, &shutdown).await;
+    // Whatever happened: the roles have ended, now the servers under them may.
+    servers.stop().await.map_err(explained)?;
+    ran
+}
+
+async fn run_roles(
+    config: &Config,
+    args: &Args,
+    servers: &Servers,
+    shutdown: &CancellationToken,
+) -> Result<()> {
+    let sockets = Sockets {
+        api: listen(&config.api.listen).await?,
+        sse: listen(&config.sse.listen).await?,
+        relay: listen(&config.relay.listen).await?,
+    };
+    let guide = Guide::new(config, &sockets, servers)?;
+    // One that fails takes the others down: half of a demo would only puzzle.
+    let stop = shutdown.child_token();
+    let all = async {
+        let ran = tokio::try_join!(
+            ends_all(api::serve(config, sockets.api, stop.clone()), &stop),
+            ends_all(sse::serve(config, sockets.sse, stop.clone()), &stop),
+            ends_all(relay::serve(config, sockets.relay, stop.clone()), &stop),
+            guide.tell(args.env_file.as_deref()),
+        );
+        ran.map(|_| ())
+    };
+    let grace = config.sse.drain() + Duration::from_secs(config.shutdown.grace_seconds);
+    lifecycle::within_grace(all, shutdown, grace).await?
+}
+
+async fn ends_all(role: impl Future<Output = Result<()>>, stop: &CancellationToken) -> Result<()> {
+    let ended = role.await;
+    stop.cancel();
+    ended
+}
+
+/// Listens on the usual port, or on a free one if that is taken.
+async fn listen(usual: &str) -> Result<TcpListener> {
+    if let Ok(listener) = TcpListener::bind(usual).await {
+        return Ok(listener);
+    }
+    TcpListener::bind("127.0.0.1:0").await.context("there is no free port on 127.0.0.1")
+}
+
+/// The secret of tokens, kept with the data so that a token outlives a restart.
+fn secret(data_dir: Option<&Path>) -> Result<SecretString> {
+    let secret = match data_dir {
+        None => local::random_secret(),
+        Some(dir) => local::kept_secret(&dir.join("jwt-secret")).map_err(explained)?,
+    };
+    Ok(secret.into())
+}
+
+/// A private server's error with its cause, which its sentence leaves out.
+fn explained(error: local::LocalError) -> anyhow::Error {
+    anyhow::Error::new(error)
+}
+
+/// What somebody has to know to play with it.
+struct Guide {
+    api: String,
+    sse: String,
+    relay: String,
+    database: SecretString,
+    redis: SecretString,
+    user: Uuid,
+    token: String,
+}
+
+impl Guide {
+    fn new(config: &Config, sockets: &Sockets, servers: &Servers) -> Result<Self> {
+        let url = |listener: &TcpListener| {
+            anyhow::Ok(format!("http://{}", listener.local_addr().context("a listener without an address")?))
+        };
+        // The same user at every start, so that a session of yesterday is still one's own.
+        let user = Uuid::from_u128(0x0195_0000_0000_7000_8000_0000_0000_0001);
+        Ok(Self {
+            api: url(&sockets.api)?,
+            sse: url(&sockets.sse)?,
+            relay: url(&sockets.relay)?,
+            database: servers.database_url(),
+            redis: servers.redis_url(),
+            user,
+            token: auth::issue(&config.jwt, user, TOKEN_VALID_FOR)?,
+        })
+    }
+
+    /// Waits until all of it answers, and tells how to use it.
+    async fn tell(self, env_file: Option<&Path>) -> Result<()> {
+        if let Some(path) = env_file {
+            self.write_variables(path)?;
+        }
+        self.print();
+        Ok(())
+    }
+
+    /// Shell variables, in a file that only its owner reads: it holds a token and passwords.
+    fn write_variables(&self, path: &Path) -> Result<()> {
+        let text = format!(
+            "API_URL={}\nSSE_URL={}\nRELAY_URL={}\nUSER_ID={}\nTOKEN={}\nDATABASE_URL={}\nREDIS_URL={}\n",
+            self.api,
+            self.sse,
+            self.relay,
+            self.user,
+            self.token,
+            self.database.expose_secret(),
+            self.redis.expose_secret()
+        );
+        // Written beside and renamed, so that a reader never sees half of it.
+        let fresh = path.with_extension("new");
+        local::write_private(&fresh, &text).map_err(explained)?;
+        std::fs::rename(&fresh, path).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    #[expect(clippy::print_stdout, reason = "what this command is for")]
+    fn print(&self) {
+        let Self { api, sse, relay, user, token, .. } = self;
+        let (database, redis) = (self.database.expose_secret(), self.redis.expose_secret());
+        println!(
+            r#"
+aftercommit is up; Ctrl-C ends it.
+
+  api       {api}
+  sse       {sse}
+  relay     {relay}    health and metrics
+  postgres  {database}
+  redis     {redis}
+
+Try it. A token for user {user}:
+
+  TOKEN={token}
+
+  # a session of three photos: note sessionId and photoIds
+  curl -s {api}/api/upload/sessions -H "Authorization: Bearer $TOKEN" \
+    -H 'Content-Type: application/json' -d '{{"totalPhotos":3}}'
+
+  # in a second terminal: the session's events as a browser gets them
+  curl -sN {sse}/api/upload/sessions/$SESSION/stream -H "Authorization: Bearer $TOKEN"
+
+  # in a third: your notifications
+  curl -sN {sse}/api/upload/sessions/notifications/stream -H "Authorization: Bearer $TOKEN"
+
+  # two photos arrive, one fails
+  curl -s -X POST {api}/api/upload/sessions/$SESSION/photos/$PHOTO/complete -H "Authorization: Bearer $TOKEN"
+  curl -s -X POST {api}/api/upload/sessions/$SESSION/photos/$PHOTO/fail -H "Authorization: Bearer $TOKEN" \
+    -H 'Content-Type: application/json' -d '{{"reason":"the disk is full"}}'
+
+  # where the relay stands, and what it delivered
+  DATABASE_URL={database} aftercommit status
+  DATABASE_URL={database} aftercommit events list
+"#
+        );
+    }
+}

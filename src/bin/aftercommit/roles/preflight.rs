@@ -1,0 +1,51 @@
+//! Before a process serves: what can only be mended by a person ends it at once, with a sentence; a server that is away
+//! is waited for.
+
+use anyhow::Result;
+use sqlx::Connection;
+
+use aftercommit::postgres::{self, ConnectError, Schema};
+use aftercommit::redis;
+
+/// Makes sure that Postgres's address, login and schemas are right, if it answers at all.
+pub(super) async fn postgres(settings: &postgres::Settings, role: &str, schemas: &[&Schema]) -> Result<()> {
+    let mut connection = match settings.connect(role).await {
+        Ok(connection) => connection,
+        Err(error) if is_away(&error) => {
+            tracing::warn!(%error, "starting without Postgres; trying again until it is there");
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    for schema in schemas {
+        schema.check(&mut connection).await?;
+    }
+    connection.close().await?;
+    Ok(())
+}
+
+/// Makes sure that Redis's address and login are right, if it answers at all.
+pub(super) async fn redis(settings: &redis::Settings) -> Result<()> {
+    match settings.connect().await {
+        Ok(_connection) => Ok(()),
+        Err(redis::ConnectError::Refused { address, source })
+            if source.is_io_error() || source.is_timeout() || source.is_connection_dropped() =>
+        {
+            tracing::warn!(%address, error = %source, "starting without Redis; trying again until it is there");
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether time may mend it. A refused login or a database that is not there will not mend itself.
+fn is_away(error: &ConnectError) -> bool {
+    match error {
+        ConnectError::NoUrl | ConnectError::Url(_) => false,
+        ConnectError::Timeout { .. } => true,
+        ConnectError::Refused { source, .. } => !matches!(
+            source.as_database_error().and_then(|error| error.code()).as_deref(),
+            Some("28P01" | "28000" | "3D000" | "42501")
+        ),
+    }
+}

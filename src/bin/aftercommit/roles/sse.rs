@@ -1,0 +1,61 @@
+//! `aftercommit sse`: serves event streams to browsers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use aftercommit::auth::Verifier;
+use aftercommit::http::{self, Check, Limits, Readiness};
+use aftercommit::sse::{Hub, Metrics};
+use aftercommit::uploads::{self, StreamsState};
+
+use super::{check, preflight};
+use crate::config::Config;
+use crate::lifecycle;
+
+const ROLE: &str = "aftercommit sse";
+
+/// Connections beyond the streams: health, metrics, and clients that are told to come back later.
+const CONNECTIONS_BEYOND_STREAMS: usize = 1000;
+
+/// Runs until a signal.
+pub(crate) async fn run(config: Config) -> Result<()> {
+    let shutdown = lifecycle::shutdown_on_signal()?;
+    let (listener, address) = lifecycle::bind(&config.sse.listen, "AFTERCOMMIT_SSE_LISTEN").await?;
+    tracing::info!(%address, "sse listens");
+    let grace = config.sse.drain() + Duration::from_secs(config.shutdown.grace_seconds);
+    lifecycle::within_grace(serve(&config, listener, shutdown.clone()), &shutdown, grace).await?
+}
+
+/// Serves streams on `listener` until `shutdown`, and then until they have been ended.
+pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: CancellationToken) -> Result<()> {
+    let verifier = Arc::new(Verifier::new(&config.jwt)?);
+    preflight::postgres(&config.database, ROLE, &[&uploads::schema::SCHEMA]).await?;
+    preflight::redis(&config.redis).await?;
+    let pool = config.database.lazy_pool(ROLE)?;
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let hub = Hub::new(config.sse.clone(), &config.redis, uploads::naming, metrics);
+    let asked = hub.clone();
+    let readiness = Readiness::new(move || {
+        let hub = asked.clone();
+        async move { vec![check("redis", hub.ping()).await, draining(&hub)] }
+    });
+    let router = uploads::streams_router(StreamsState::new(hub.clone(), verifier, pool.clone()))
+        .merge(http::operations(registry, readiness));
+    let limits =
+        Limits { connections: config.sse.max_connections + CONNECTIONS_BEYOND_STREAMS, ..Limits::default() };
+    let serving = http::serve(listener, router, limits, shutdown.clone());
+    tokio::join!(hub.run(shutdown), serving);
+    pool.close().await;
+    Ok(())
+}
+
+fn draining(hub: &Hub) -> Check {
+    let result = if hub.is_draining() { Err("streams are being ended") } else { Ok("taking streams") };
+    Check::of("streams", result)
+}

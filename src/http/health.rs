@@ -1,0 +1,95 @@
+//! `/healthz`, `/readyz` and `/metrics`: the same three in every process.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::registry::Registry;
+use serde::Serialize;
+
+use super::Problem;
+
+/// One thing that must hold for a process to be ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: &'static str,
+    /// Whether it holds.
+    pub ok: bool,
+    /// What was seen, in words for a person.
+    pub reason: String,
+}
+
+impl Check {
+    /// A check that turned out as `result` says.
+    pub fn of(name: &'static str, result: Result<impl Into<String>, impl Into<String>>) -> Self {
+        match result {
+            Ok(reason) => Self { name, ok: true, reason: reason.into() },
+            Err(reason) => Self { name, ok: false, reason: reason.into() },
+        }
+    }
+}
+
+/// Looks at everything that must hold.
+type Look = dyn Fn() -> Pin<Box<dyn Future<Output = Vec<Check>> + Send>> + Send + Sync;
+
+/// How a process tells whether it is ready.
+#[derive(Clone)]
+pub struct Readiness(Arc<Look>);
+
+impl std::fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Readiness")
+    }
+}
+
+impl Readiness {
+    /// Ready is when every check that `look` makes holds. `look` runs at every request and bounds its own waiting.
+    pub fn new<F>(look: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Vec<Check>> + Send + 'static,
+    {
+        Self(Arc::new(move || Box::pin(look())))
+    }
+}
+
+#[derive(Serialize)]
+struct Ready {
+    ready: bool,
+    checks: Vec<Check>,
+}
+
+/// The three endpoints.
+pub fn operations(registry: Registry, readiness: Readiness) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready).with_state(readiness))
+        .route("/metrics", get(metrics).with_state(Arc::new(registry)))
+}
+
+async fn ready(State(Readiness(look)): State<Readiness>) -> Response {
+    let checks = look().await;
+    let ready = checks.iter().all(|check| check.ok);
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut response = (status, axum::Json(Ready { ready, checks })).into_response();
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+async fn metrics(State(registry): State<Arc<Registry>>) -> Response {
+    let mut text = String::new();
+    if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &registry) {
+        return Problem::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the metrics cannot be written: {error}"),
+        )
+        .into_response();
+    }
+    const OPEN_METRICS: HeaderValue =
+        HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response()
+}

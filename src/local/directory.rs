@@ -1,0 +1,176 @@
+//! The data directory: one user at a time, secrets in files that only their owner reads, free ports.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::error::LocalError;
+use super::programs;
+
+/// How long the shells of a process that was killed a moment ago have to end its servers.
+const SUCCESSION: Duration = Duration::from_secs(40);
+
+/// A data directory that this process holds.
+#[derive(Debug)]
+pub(super) struct DataDir {
+    path: PathBuf,
+    lock: File,
+}
+
+impl DataDir {
+    /// Makes the directory if needed and takes its lock.
+    ///
+    /// A holder that is alive is an error at once. If the holder is dead, its leashes hold the lock while they end
+    /// its servers: that is waited for.
+    pub(super) async fn open(path: &Path) -> Result<Self, LocalError> {
+        make_dir(path, 0o711)?;
+        let path = path.canonicalize().map_err(LocalError::io("find", path))?;
+        let lock_path = path.join("lock");
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&lock_path)
+            .map_err(LocalError::io("open", &lock_path))?;
+        let deadline = Instant::now() + SUCCESSION;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::Error(source)) => return Err(LocalError::io("lock", lock_path)(source)),
+                Err(TryLockError::WouldBlock) => {}
+            }
+            let mut holder = String::new();
+            lock.rewind()
+                .and_then(|()| lock.read_to_string(&mut holder))
+                .map_err(LocalError::io("read", &lock_path))?;
+            if programs::command_line(holder.trim()).is_some() || Instant::now() > deadline {
+                return Err(LocalError::InUse(path));
+            }
+            // There is no signal for a lock that comes free, other than blocking a thread for ever.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        lock.set_len(0)
+            .and_then(|()| lock.rewind())
+            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+            .map_err(LocalError::io("write", &lock_path))?;
+        Ok(Self { path, lock })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn lock(&self) -> &File {
+        &self.lock
+    }
+}
+
+/// Makes a directory, with its parents, with these permissions.
+pub(super) fn make_dir(path: &Path, mode: u32) -> Result<(), LocalError> {
+    std::fs::create_dir_all(path)
+        .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)))
+        .map_err(LocalError::io("make", path))
+}
+
+/// Writes a file that only its owner may read.
+///
+/// # Errors
+/// [`LocalError::Io`].
+pub fn write_private(path: &Path, text: &str) -> Result<(), LocalError> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(LocalError::io("write", path))
+}
+
+/// A secret of 122 random bits of the operating system's, in 32 characters that need no escaping in a URL.
+pub fn random_secret() -> String {
+    Uuid::new_v4().simple().to_string()
+}
+
+/// The secret in this file; the file is made with a random one if it is not there.
+///
+/// # Errors
+/// [`LocalError::Io`].
+pub fn password(path: &Path) -> Result<String, LocalError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) if !text.trim().is_empty() => Ok(text.trim().to_owned()),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(LocalError::io("read", path)(error))
+        }
+        _ => {
+            let password = random_secret();
+            write_private(path, &password)?;
+            Ok(password)
+        }
+    }
+}
+
+/// The last lines of a log, for an error message.
+pub(super) fn last_lines(path: &Path) -> String {
+    const SHOWN: usize = 12;
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let lines: Vec<&str> = text.lines().collect();
+            lines[lines.len().saturating_sub(SHOWN)..].join("\n")
+        }
+        Err(error) => format!("({}: {error})", path.display()),
+    }
+}
+
+/// The preferred port of 127.0.0.1 if nobody listens there, otherwise a free one.
+///
+/// # Errors
+/// The system's, if there is no free port at all.
+pub fn free_port(preferred: Option<u16>) -> std::io::Result<u16> {
+    let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).and_then(|socket| socket.local_addr());
+    let preferred = preferred.and_then(|port| bind(port).ok());
+    Ok(preferred.map_or_else(|| bind(0), Ok)?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_directory_has_one_user_at_a_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = DataDir::open(dir.path()).await.expect("free");
+        let error = DataDir::open(dir.path()).await.expect_err("held");
+        assert!(matches!(error, LocalError::InUse(_)), "{error}");
+        assert!(error.to_string().starts_with("another aftercommit dev uses "), "{error}");
+        drop(first);
+        DataDir::open(dir.path()).await.expect("free again");
+    }
+
+    #[test]
+    fn a_password_is_kept_and_private() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("password");
+        let first = password(&path).expect("a password");
+        assert_eq!(first.len(), 32);
+        assert_eq!(password(&path).expect("a password"), first);
+        let mode = std::fs::metadata(&path).expect("a file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_port_in_use_is_not_handed_out() {
+        let held = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let taken = held.local_addr().expect("an address").port();
+        assert_ne!(free_port(Some(taken)).expect("a port"), taken);
+        drop(held);
+        assert_eq!(free_port(Some(taken)).expect("a port"), taken);
+    }
+}

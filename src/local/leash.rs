@@ -1,0 +1,132 @@
+//! The leash: a tiny shell that outlives this process just long enough to end its server.
+//!
+//! The shell's standard input is a pipe whose other end only this process holds. However this process dies, the kernel
+//! closes that end, the shell reads end-of-file, stops the server and removes what must not stay. An orderly stop
+//! takes the very same way, so it is always tested. No signal handler and no unsafe code is needed.
+//!
+//! The shell runs in a process group of its own: Ctrl-C in a terminal reaches this process, which then ends its work
+//! in order while both servers are still there. Knows neither Postgres nor Redis: the scripts are theirs.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+
+use super::error::LocalError;
+
+/// Runs before every script.
+///
+/// Standard output may be the data directory's lock file: kept as descriptor 3, it stays locked until the shell
+/// ends, so that a successor never starts a server that this shell would then stop.
+const PRELUDE: &str = "trap '' INT TERM HUP QUIT\nexec 3>&1 >/dev/null 2>&1\n";
+
+/// A shell that ends a server at end-of-file.
+#[derive(Debug)]
+pub(super) struct Leash {
+    server: &'static str,
+    shell: Child,
+    stdin: Option<ChildStdin>,
+}
+
+impl Leash {
+    /// Starts the script with its arguments. `lock` is kept open as long as the script runs.
+    pub(super) fn tie(
+        server: &'static str,
+        script: &str,
+        arguments: &[&OsStr],
+        lock: Option<&File>,
+    ) -> Result<Self, LocalError> {
+        let stdout = match lock {
+            Some(lock) => Stdio::from(lock.try_clone().map_err(LocalError::io("share", "the lock file"))?),
+            None => Stdio::null(),
+        };
+        let mut shell = Command::new("/bin/sh")
+            .arg("-c")
+            .arg(format!("{PRELUDE}{script}"))
+            .arg("aftercommit-leash")
+            .args(arguments)
+            .current_dir("/")
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(stdout)
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(LocalError::io("run", "/bin/sh"))?;
+        let stdin = shell.stdin.take();
+        Ok(Self { server, shell, stdin })
+    }
+
+    /// How the script ended, if it did.
+    pub(super) fn ended(&mut self) -> Option<ExitStatus> {
+        self.shell.try_wait().ok().flatten()
+    }
+
+    /// Tells the script that there is no server to stop, by a line instead of end-of-file.
+    pub(super) fn release(mut self) {
+        if let Some(stdin) = self.stdin.as_mut() {
+            // If the shell is gone already there is nobody to tell.
+            drop(stdin.write_all(b"\n"));
+        }
+    }
+
+    /// Lets the script stop the server and waits for it.
+    pub(super) async fn end(mut self) -> Result<(), LocalError> {
+        let server = self.server;
+        let status = tokio::task::spawn_blocking(move || self.close())
+            .await
+            .map_err(|error| LocalError::Stop { server, status: error.to_string() })?
+            .map_err(|error| LocalError::Stop { server, status: error.to_string() })?;
+        if status.success() { Ok(()) } else { Err(LocalError::Stop { server, status: status.to_string() }) }
+    }
+
+    fn close(&mut self) -> std::io::Result<ExitStatus> {
+        self.stdin = None;
+        self.shell.wait()
+    }
+}
+
+impl Drop for Leash {
+    /// Waits, so that whoever drops a server can rely on its port and its directory being free.
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::warn!(server = self.server, %error, "the supervisor of a private server cannot be waited for");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_script_sees_the_end_of_file_when_the_leash_ends() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mark = dir.path().join("mark");
+        let leash =
+            Leash::tie("test", "read -r _\n: > \"$1\"\n", &[mark.as_os_str()], None).expect("a leash");
+        assert!(!mark.exists());
+        leash.end().await.expect("an orderly end");
+        assert!(mark.exists());
+    }
+
+    #[tokio::test]
+    async fn a_script_that_fails_is_an_error() {
+        let leash = Leash::tie("test", "read -r _\nexit 3\n", &[], None).expect("a leash");
+        let error = leash.end().await.expect_err("exit 3");
+        assert!(error.to_string().contains("exit status: 3"), "{error}");
+    }
+
+    #[test]
+    fn the_lock_is_held_until_the_script_has_ended() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("lock");
+        let lock = File::create(&path).expect("a file");
+        lock.lock().expect("the lock");
+        let leash = Leash::tie("test", "read -r _\n", &[], Some(&lock)).expect("a leash");
+        drop(lock);
+        assert!(File::open(&path).expect("a file").try_lock().is_err(), "the shell still holds it");
+        drop(leash);
+        assert!(File::open(&path).expect("a file").try_lock().is_ok());
+    }
+}

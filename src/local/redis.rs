@@ -1,0 +1,176 @@
+//! A private Redis: `valkey-server` or `redis-server` of this machine, on 127.0.0.1, with a random password.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use super::directory::{free_port, last_lines, make_dir, password, write_private};
+use super::error::LocalError;
+use super::leash::Leash;
+use super::{Home, programs};
+
+/// How long a start may take; reading a large append-only file counts.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// Where and how it runs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where its data is.
+    pub home: Home,
+    /// The port that it gets if it is free; otherwise it gets a free one.
+    pub port: Option<u16>,
+    /// Every write reaches the append-only file, synced each second. Otherwise nothing is written to disk.
+    pub durable: bool,
+}
+
+/// A running private Redis. It ends when this is dropped or when this process dies.
+#[derive(Debug)]
+pub struct RedisServer {
+    leash: Leash,
+    port: u16,
+    password: String,
+    home: PathBuf,
+    _temporary: Option<TempDir>,
+}
+
+/// Starts the server, waits for end-of-file, and ends it in order. `$1` is the program, `$2` its configuration, `$3` its
+/// directory, `$4` what to remove at the end.
+const SCRIPT: &str = r#"cd "$3" || exit 1
+"$1" "$2" </dev/null 3>&- &
+server=$!
+echo "$server" > "$3/pid"
+read -r _
+kill -TERM "$server" 2>/dev/null
+wait "$server"
+ended=$?
+rm -f "$3/pid"
+if [ -n "$4" ]; then rm -rf "$4"; fi
+exit "$ended"
+"#;
+
+impl RedisServer {
+    /// Starts a server and waits until it answers.
+    ///
+    /// # Errors
+    /// [`LocalError::Missing`] if no server program is installed, [`LocalError::Redis`] if it does not start.
+    pub async fn start(options: &Options) -> Result<Self, LocalError> {
+        Self::start_in(options, None).await
+    }
+
+    pub(super) async fn start_in(options: &Options, lock: Option<&File>) -> Result<Self, LocalError> {
+        let program = programs::redis()?;
+        let (home, temporary) = match &options.home {
+            Home::Kept(path) => {
+                make_dir(path, 0o700)?;
+                (path.clone(), None)
+            }
+            Home::Ephemeral => {
+                let dir = TempDir::with_prefix("aftercommit-redis-")
+                    .map_err(LocalError::io("make", std::env::temp_dir()))?;
+                (dir.path().to_owned(), Some(dir))
+            }
+        };
+        end_leftover(&home).await?;
+        let password = password(&home.join("password"))?;
+        let port = free_port(options.port).map_err(LocalError::io("find a free port for", "Redis"))?;
+        let configuration = home.join("redis.conf");
+        write_private(&configuration, &configuration_of(port, &password, options.durable))?;
+        let removed = temporary.as_ref().map_or(OsStr::new(""), |dir| dir.path().as_os_str());
+        let arguments = [program.as_os_str(), configuration.as_os_str(), home.as_os_str(), removed];
+        let leash = Leash::tie("Redis", SCRIPT, &arguments, lock)?;
+        let mut server = Self { leash, port, password, home, _temporary: temporary };
+        server.wait_until_it_answers().await?;
+        Ok(server)
+    }
+
+    async fn wait_until_it_answers(&mut self) -> Result<(), LocalError> {
+        let deadline = Instant::now() + START_LIMIT;
+        let address = format!("redis://:{}@127.0.0.1:{}", self.password, self.port);
+        loop {
+            let failed = match ping(&address).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error.to_string(),
+            };
+            if let Some(status) = self.leash.ended() {
+                return Err(self.failed(format!("ended at once ({status})")));
+            }
+            if Instant::now() > deadline {
+                return Err(
+                    self.failed(format!("did not answer within {} s ({failed})", START_LIMIT.as_secs()))
+                );
+            }
+            // A server tells nobody that it has begun to listen.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn failed(&self, failed: String) -> LocalError {
+        LocalError::Redis { failed, log: last_lines(&self.home.join("log")) }
+    }
+
+    /// `redis://…`, with the password.
+    pub fn url(&self) -> SecretString {
+        format!("redis://:{}@127.0.0.1:{}", self.password, self.port).into()
+    }
+
+    /// The port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The server's process, for tests that send it signals.
+    pub fn pid(&self) -> Option<u32> {
+        std::fs::read_to_string(self.home.join("pid")).ok()?.trim().parse().ok()
+    }
+
+    /// Stops the server and waits until it has ended.
+    ///
+    /// # Errors
+    /// [`LocalError::Stop`] if it did not end in an orderly way.
+    pub async fn stop(self) -> Result<(), LocalError> {
+        self.leash.end().await
+    }
+}
+
+fn configuration_of(port: u16, password: &str, durable: bool) -> String {
+    let append_only = if durable { "yes" } else { "no" };
+    format!(
+        "bind 127.0.0.1\nport {port}\nrequirepass {password}\ndaemonize no\nlogfile log\nsave \"\"\n\
+         appendonly {append_only}\nappendfsync everysec\ndatabases 16\nmaxmemory-policy noeviction\n"
+    )
+}
+
+/// Asks a server whether it is there.
+async fn ping(address: &str) -> Result<(), ::redis::RedisError> {
+    let client = ::redis::Client::open(address)?;
+    let mut connection = client.get_multiplexed_async_connection().await?;
+    ::redis::cmd("PING").query_async(&mut connection).await
+}
+
+/// Ends the server of an earlier run whose supervisor was killed too.
+async fn end_leftover(home: &Path) -> Result<(), LocalError> {
+    let Ok(pid) = std::fs::read_to_string(home.join("pid")) else { return Ok(()) };
+    let pid = pid.trim();
+    // The process must be a Redis before it is ended: ids are used again.
+    let is_ours = || {
+        programs::command_line(pid)
+            .is_some_and(|line| line.contains("redis-server") || line.contains("valkey-server"))
+    };
+    if !is_ours() {
+        return Ok(());
+    }
+    programs::terminate(pid)?;
+    let deadline = Instant::now() + START_LIMIT;
+    while is_ours() {
+        if Instant::now() > deadline {
+            return Err(LocalError::Leftover { server: "Redis", dir: home.to_owned(), pid: pid.to_owned() });
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,305 @@
+//! One subscriber connection for a process. It only drains, so that Redis never has to drop it for a full buffer, and
+//! tells twins from messages of others.
+//!
+//! A topic has two channels. The relay's script publishes an event's envelope on the live one and its bare payload on the
+//! public one, in that order and with nothing in between. So a bare message right behind its envelope is its twin, and
+//! any other bare message came from somebody else. Both channels are subscribed and unsubscribed by one command each, so
+//! that no twin can come alone.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ::redis::aio::{PubSubSink, PubSubStream};
+use ::redis::{Msg, RedisResult};
+use futures_util::StreamExt;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::keys;
+use super::settings::Settings;
+use crate::event::Topic;
+
+/// What a subscriber hears.
+#[derive(Debug)]
+pub enum Heard {
+    /// An envelope on a topic's live channel.
+    Envelope {
+        /// The topic.
+        topic: String,
+        /// The envelope's text.
+        text: String,
+    },
+    /// A message that somebody else published on a topic's public channel.
+    Foreign {
+        /// The topic.
+        topic: String,
+        /// The message; bytes that are not UTF-8 are replaced.
+        text: String,
+    },
+    /// The connection ended: no topic is subscribed any more, and messages may have been missed.
+    Interrupted,
+}
+
+impl Heard {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Envelope { text, .. } | Self::Foreign { text, .. } => text.len(),
+            Self::Interrupted => 0,
+        }
+    }
+}
+
+/// The connection was lost before Redis confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the subscription was lost before Redis confirmed it")]
+pub struct Lost;
+
+/// Messages that may wait to be taken; beyond it the connection is given up and everything joined anew.
+const QUEUE_MESSAGES: usize = 65_536;
+/// The same in bytes of text.
+const QUEUE_BYTES: usize = 64 * 1024 * 1024;
+/// How often an idle connection is asked whether it is still there.
+const PING_INTERVAL: Duration = Duration::from_secs(3);
+/// Topics that one SUBSCRIBE or UNSUBSCRIBE names at most.
+const TOPICS_AT_ONCE: usize = 256;
+/// Waits between attempts to connect: from the first, doubling, to the second.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+enum Command {
+    Subscribe(Topic, oneshot::Sender<Result<(), Lost>>),
+    Unsubscribe(Topic),
+}
+
+/// A handle on the subscriber connection. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Subscriber {
+    commands: mpsc::Sender<Command>,
+}
+
+/// What the subscriber heard, in order.
+#[derive(Debug)]
+pub struct Ears {
+    heard: mpsc::Receiver<Heard>,
+    bytes: Arc<AtomicUsize>,
+}
+
+impl Ears {
+    /// The next thing heard; `None` when the subscriber has been stopped.
+    pub async fn next(&mut self) -> Option<Heard> {
+        let heard = self.heard.recv().await?;
+        self.bytes.fetch_sub(heard.bytes(), Ordering::Relaxed);
+        Some(heard)
+    }
+}
+
+impl Subscriber {
+    /// Starts the connection's task. It connects, and connects again, until `stop`.
+    pub fn start(settings: Settings, stop: CancellationToken) -> (Self, Ears) {
+        let (commands, orders) = mpsc::channel(1024);
+        let (told, heard) = mpsc::channel(QUEUE_MESSAGES);
+        let bytes = Arc::new(AtomicUsize::new(0));
+        tokio::spawn(keep_connected(settings, orders, Mouth { told, bytes: bytes.clone() }, stop));
+        (Self { commands }, Ears { heard, bytes })
+    }
+
+    /// Subscribes to a topic and waits for Redis's confirmation. Waits for a connection as long as there is none.
+    ///
+    /// # Errors
+    /// [`Lost`] if the connection ended first; ask again.
+    pub async fn subscribe(&self, topic: Topic) -> Result<(), Lost> {
+        let (confirm, confirmed) = oneshot::channel();
+        self.commands.send(Command::Subscribe(topic, confirm)).await.map_err(|_stopped| Lost)?;
+        confirmed.await.map_err(|_stopped| Lost)?
+    }
+
+    /// Unsubscribes from a topic, in order with later subscriptions.
+    pub async fn unsubscribe(&self, topic: Topic) {
+        // A stopped subscriber has no subscriptions.
+        let _stopped = self.commands.send(Command::Unsubscribe(topic)).await;
+    }
+}
+
+/// Where the connection's reader puts what it reads: bounded in messages and bytes, and never waiting.
+#[derive(Debug, Clone)]
+struct Mouth {
+    told: mpsc::Sender<Heard>,
+    bytes: Arc<AtomicUsize>,
+}
+
+impl Mouth {
+    /// False if there is no room: then what follows must not be told either.
+    fn tell(&self, heard: Heard) -> bool {
+        let bytes = heard.bytes();
+        if self.bytes.load(Ordering::Relaxed) + bytes > QUEUE_BYTES {
+            return false;
+        }
+        // Counted before it is sent: the taker may be quicker than this line.
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let told = self.told.try_send(heard).is_ok();
+        if !told {
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        told
+    }
+}
+
+async fn keep_connected(
+    settings: Settings,
+    mut orders: mpsc::Receiver<Command>,
+    mouth: Mouth,
+    stop: CancellationToken,
+) {
+    let mut wait = RECONNECT.0;
+    loop {
+        let connected = tokio::select! {
+            () = stop.cancelled() => return,
+            connected = connect(&settings) => connected,
+        };
+        match connected {
+            Ok((sink, stream)) => {
+                wait = RECONNECT.0;
+                let ended = tokio::select! {
+                    () = stop.cancelled() => return,
+                    ended = serve(&settings, sink, stream, &mut orders, &mouth) => ended,
+                };
+                tracing::warn!(reason = %ended, "the subscription to Redis ended; every topic is joined anew");
+                // Waits for room, unlike messages: this one must not be lost.
+                if mouth.told.send(Heard::Interrupted).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => tracing::debug!(%error, "no subscription to Redis yet"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => wait = (wait * 2).min(RECONNECT.1),
+        }
+    }
+}
+
+async fn connect(settings: &Settings) -> Result<(PubSubSink, PubSubStream), String> {
+    let client = settings.client().map_err(|error| error.to_string())?;
+    match timeout(settings.connect_timeout(), client.get_async_pubsub()).await {
+        Ok(Ok(pubsub)) => Ok(pubsub.split()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_elapsed) => Err("Redis did not answer in time".to_owned()),
+    }
+}
+
+/// Serves one connection to its end, and says why it ended.
+async fn serve(
+    settings: &Settings,
+    mut sink: PubSubSink,
+    stream: PubSubStream,
+    orders: &mut mpsc::Receiver<Command>,
+    mouth: &Mouth,
+) -> String {
+    let reading = read(stream, mouth);
+    tokio::pin!(reading);
+    let mut ping = interval(PING_INTERVAL);
+    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut batch = Vec::with_capacity(TOPICS_AT_ONCE);
+    loop {
+        // The reader is polled throughout, also while a command waits for its confirmation: it must never fall behind.
+        tokio::select! {
+            ended = &mut reading => return ended.to_owned(),
+            taken = orders.recv_many(&mut batch, TOPICS_AT_ONCE) => {
+                if taken == 0 {
+                    return "nobody listens".to_owned();
+                }
+                let obeying = obey(settings, &mut sink, &mut batch);
+                tokio::pin!(obeying);
+                let obeyed = tokio::select! {
+                    obeyed = &mut obeying => obeyed,
+                    ended = &mut reading => return ended.to_owned(),
+                };
+                if let Err(reason) = obeyed {
+                    return reason;
+                }
+            }
+            _ = ping.tick() => {
+                let asking = timeout(settings.response_timeout(), sink.ping::<::redis::Value>());
+                tokio::pin!(asking);
+                let answered = tokio::select! {
+                    answered = &mut asking => answered,
+                    ended = &mut reading => return ended.to_owned(),
+                };
+                if let Err(reason) = in_time(answered) {
+                    return reason;
+                }
+            }
+        }
+    }
+}
+
+/// Reads to the end of the connection, or until there is no room for what it reads.
+async fn read(mut stream: PubSubStream, mouth: &Mouth) -> &'static str {
+    let mut twin_of: Option<String> = None;
+    while let Some(message) = stream.next().await {
+        if let Some(heard) = sort(&message, &mut twin_of)
+            && !mouth.tell(heard)
+        {
+            return "messages came faster than they could be taken";
+        }
+    }
+    "the connection was closed"
+}
+
+/// What a message is; `None` for a twin. `twin_of` is the topic whose twin the next message would be.
+fn sort(message: &Msg, twin_of: &mut Option<String>) -> Option<Heard> {
+    let channel = message.get_channel_name();
+    let expected = twin_of.take();
+    let text = || String::from_utf8_lossy(message.get_payload_bytes()).into_owned();
+    match keys::topic_of_live(channel) {
+        Some(topic) => {
+            *twin_of = Some(topic.to_owned());
+            Some(Heard::Envelope { topic: topic.to_owned(), text: text() })
+        }
+        None if expected.as_deref() == Some(channel) => None,
+        None => Some(Heard::Foreign { topic: channel.to_owned(), text: text() }),
+    }
+}
+
+/// Carries out commands in their order, those of one kind in a row together.
+async fn obey(settings: &Settings, sink: &mut PubSubSink, batch: &mut Vec<Command>) -> Result<(), String> {
+    let mut commands = batch.drain(..).peekable();
+    while let Some(first) = commands.next() {
+        match first {
+            Command::Subscribe(topic, confirm) => {
+                let mut channels = channels_of(&topic).to_vec();
+                let mut confirms = vec![confirm];
+                while let Some(Command::Subscribe(..)) = commands.peek() {
+                    if let Some(Command::Subscribe(topic, confirm)) = commands.next() {
+                        channels.extend(channels_of(&topic));
+                        confirms.push(confirm);
+                    }
+                }
+                let result = in_time(timeout(settings.response_timeout(), sink.subscribe(channels)).await);
+                for confirm in confirms {
+                    // Nobody waits any more where the topic was given up meanwhile.
+                    let _gone = confirm.send(result.as_ref().map(|_| ()).map_err(|_| Lost));
+                }
+                result?;
+            }
+            Command::Unsubscribe(topic) => {
+                let channels = channels_of(&topic).to_vec();
+                in_time(timeout(settings.response_timeout(), sink.unsubscribe(channels)).await)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn channels_of(topic: &Topic) -> [String; 2] {
+    [keys::live(topic), keys::public(topic).to_owned()]
+}
+
+fn in_time<T>(answer: Result<RedisResult<T>, tokio::time::error::Elapsed>) -> Result<T, String> {
+    match answer {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_elapsed) => Err("Redis did not answer in time".to_owned()),
+    }
+}

@@ -1,0 +1,70 @@
+//! A place in a topic: what `id:` tells a client and `Last-Event-ID` brings back.
+
+use std::fmt;
+
+use crate::event::{EventError, StreamId};
+
+/// A place between two events of a topic.
+///
+/// Its text is `<epoch>-<seq>`: the id of the event before it. Epochs begin with 1, so `0-<milliseconds>` is free to say
+/// that the topic had no event at all at that time (milliseconds since 1970).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cursor {
+    /// Before the topic's first event, as seen at this time, in milliseconds since 1970.
+    Start {
+        /// When it was seen.
+        seen_ms: u64,
+    },
+    /// Right after this event.
+    After(StreamId),
+}
+
+impl Cursor {
+    /// Reads a cursor as [`Cursor`]'s `Display` writes it.
+    ///
+    /// # Errors
+    /// [`EventError::StreamId`].
+    pub fn parse(text: &str) -> Result<Self, EventError> {
+        let id: StreamId = text.parse()?;
+        Ok(if id.epoch == 0 { Self::Start { seen_ms: id.seq } } else { Self::After(id) })
+    }
+
+    /// Before the first event of a topic that has none now.
+    pub(super) fn start_now() -> Self {
+        let now = chrono::Utc::now().timestamp_millis();
+        Self::Start { seen_ms: u64::try_from(now).unwrap_or(0) }
+    }
+
+    /// The id, or `None` before the first event.
+    pub(super) fn id(self) -> Option<StreamId> {
+        match self {
+            Self::Start { .. } => None,
+            Self::After(id) => Some(id),
+        }
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start { seen_ms } => write!(f, "0-{seen_ms}"),
+            Self::After(id) => id.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_reads_back_as_written() {
+        for text in ["1-42", "0-1700000000000", "7-0"] {
+            assert_eq!(Cursor::parse(text).expect(text).to_string(), text);
+        }
+        assert_eq!(Cursor::parse("0-5").expect("a start"), Cursor::Start { seen_ms: 5 });
+        for bad in ["", "42", "1-", "x-1", "1-2\n"] {
+            assert!(Cursor::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+}

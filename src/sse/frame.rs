@@ -1,0 +1,185 @@
+//! The bytes of an event: framed once, shared by all connections. The format is WHATWG HTML 9.2.6.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::cursor::Cursor;
+use super::naming::Naming;
+use crate::event::{EventType, StreamId, Topic};
+
+/// A comment: keeps proxies and clients from taking a quiet stream for a dead one.
+pub(super) const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
+
+/// An event of a topic with its place.
+#[derive(Debug, Clone)]
+pub(super) struct Frame {
+    pub(super) id: StreamId,
+    /// The whole block; empty for an entry of the history that holds no event.
+    pub(super) bytes: Bytes,
+}
+
+impl Frame {
+    /// Frames an event. Its payload is JSON, in which line breaks stand between tokens only, so they become spaces.
+    pub(super) fn of_event(id: StreamId, event_type: &EventType, payload: &str, naming: Naming) -> Self {
+        let name = match naming {
+            Naming::OfType => event_type.as_str(),
+            Naming::Fixed(name) => name,
+        };
+        let mut text = String::with_capacity(payload.len() + name.len() + 48);
+        // Writing to a String cannot fail.
+        let _infallible = write!(text, "id: {id}\nevent: {name}\ndata: ");
+        push_one_line(&mut text, payload);
+        text.push_str("\n\n");
+        Self { id, bytes: text.into() }
+    }
+
+    /// A place that holds nothing for clients.
+    pub(super) fn empty(id: StreamId) -> Self {
+        Self { id, bytes: Bytes::new() }
+    }
+}
+
+fn push_one_line(text: &mut String, json: &str) {
+    if json.contains(['\r', '\n']) {
+        text.extend(json.chars().map(|c| if matches!(c, '\r' | '\n') { ' ' } else { c }));
+    } else {
+        text.push_str(json);
+    }
+}
+
+/// Frames a message that somebody else published: no id, named by its `type` where it is JSON with a valid one.
+pub(super) fn foreign(message: &str) -> Bytes {
+    #[derive(serde::Deserialize)]
+    struct Typed {
+        r#type: EventType,
+    }
+    let name = match serde_json::from_str::<Typed>(message) {
+        Ok(typed) => typed.r#type.as_str().to_owned(),
+        Err(_) => "message".to_owned(),
+    };
+    let mut text = String::with_capacity(message.len() + name.len() + 24);
+    let _infallible = writeln!(text, "event: {name}");
+    if serde_json::from_str::<serde::de::IgnoredAny>(message).is_ok() {
+        text.push_str("data: ");
+        push_one_line(&mut text, message);
+        text.push('\n');
+    } else {
+        // Not JSON: a line break means one. CR LF is one line break.
+        for line in message.replace("\r\n", "\n").split(['\r', '\n']) {
+            let _infallible = writeln!(text, "data: {line}");
+        }
+    }
+    text.push('\n');
+    text.into()
+}
+
+/// A block with an id only: moves the client's cursor and fires no event.
+pub(super) fn cursor(cursor: Cursor) -> Bytes {
+    format!("id: {cursor}\n\n").into()
+}
+
+/// The time that the client is to wait before it reconnects.
+pub(super) fn retry(wait: Duration) -> Bytes {
+    format!("retry: {}\n\n", wait.as_millis()).into()
+}
+
+/// Why a client has to fetch its state anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum ResetReason {
+    /// The `Last-Event-ID` is not one.
+    BadId,
+    /// The id is not one of this topic's history: of another lineage, or past its end.
+    UnknownId,
+    /// The history no longer reaches back to the id.
+    HistoryGone,
+    /// Events went missing between Redis and this server, and the history cannot fill the hole.
+    Gap,
+    /// The stream was opened while Redis could not be reached; events since then may be missing.
+    JoinedLate,
+}
+
+impl ResetReason {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::BadId => "bad_id",
+            Self::UnknownId => "unknown_id",
+            Self::HistoryGone => "history_gone",
+            Self::Gap => "gap",
+            Self::JoinedLate => "joined_late",
+        }
+    }
+}
+
+/// Tells a client that contiguity cannot be proven: fetch the state, events go on after `from`.
+pub(super) fn reset(reason: ResetReason, topic: &Topic, from: Cursor) -> Bytes {
+    let reason = reason.as_str();
+    format!(
+        "id: {from}\nevent: reset\ndata: {{\"reason\":\"{reason}\",\"topic\":\"{topic}\",\"id\":\"{from}\"}}\n\n"
+    )
+    .into()
+}
+
+/// Tells a client that its token has expired, right before the stream ends.
+pub(super) fn token_expired() -> Bytes {
+    Bytes::from_static(b"event: token_expired\ndata: {\"reason\":\"token_expired\"}\n\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(bytes: &Bytes) -> &str {
+        std::str::from_utf8(bytes).expect("UTF-8")
+    }
+
+    fn event(payload: &str, naming: Naming) -> Frame {
+        Frame::of_event(StreamId::new(1, 42), &EventType::new("T").expect("a type"), payload, naming)
+    }
+
+    #[test]
+    fn an_event_has_its_id_its_name_and_its_json_on_one_line() {
+        assert_eq!(
+            text(&event("{\"a\":1}", Naming::OfType).bytes),
+            "id: 1-42\nevent: T\ndata: {\"a\":1}\n\n"
+        );
+        assert_eq!(
+            text(&event("[1,\r\n2,\n3,\r4]", Naming::Fixed("notification")).bytes),
+            "id: 1-42\nevent: notification\ndata: [1,  2, 3, 4]\n\n"
+        );
+    }
+
+    #[test]
+    fn a_foreign_message_is_named_by_its_valid_type_and_has_no_id() {
+        assert_eq!(
+            text(&foreign("{\"type\":\"PING\",\n\"n\":1}")),
+            "event: PING\ndata: {\"type\":\"PING\", \"n\":1}\n\n"
+        );
+        for nameless in ["{\"type\":\"not valid\"}", "{\"type\":7}", "{}", "[1]", "\"x\""] {
+            assert_eq!(text(&foreign(nameless)), format!("event: message\ndata: {nameless}\n\n"));
+        }
+    }
+
+    #[test]
+    fn a_foreign_message_cannot_smuggle_fields_into_the_stream() {
+        assert_eq!(
+            text(&foreign("a\nid: 9-9\r\revent: x\r\nb")),
+            "event: message\ndata: a\ndata: id: 9-9\ndata: \ndata: event: x\ndata: b\n\n"
+        );
+        assert_eq!(text(&foreign("")), "event: message\ndata: \n\n");
+        assert_eq!(
+            text(&foreign("{\"type\":\"X\\nid: 1\"}")),
+            "event: message\ndata: {\"type\":\"X\\nid: 1\"}\n\n"
+        );
+    }
+
+    #[test]
+    fn a_reset_says_why_and_where_to_go_on() {
+        let topic = Topic::new("t:1").expect("a topic");
+        assert_eq!(
+            text(&reset(ResetReason::HistoryGone, &topic, Cursor::After(StreamId::new(1, 7)))),
+            "id: 1-7\nevent: reset\ndata: {\"reason\":\"history_gone\",\"topic\":\"t:1\",\"id\":\"1-7\"}\n\n"
+        );
+    }
+}

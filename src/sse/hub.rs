@@ -1,0 +1,351 @@
+//! All topics and connections of a process, and the messages that come in for them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::frame::{self, Frame};
+use super::metrics::Metrics;
+use super::naming::Naming;
+use super::outlet::{Outlet, Terms};
+use super::recent::Budget;
+use super::settings::Settings;
+use super::ticker;
+use super::topic::{News, Next, TopicState};
+use super::{join, open::Start};
+use crate::event::Topic;
+use crate::http::ConnectionEnd;
+use crate::redis::envelope::Envelope;
+use crate::redis::subscriber::{Ears, Heard};
+use crate::redis::{self, History, Subscriber};
+
+/// Reads of histories that may be under way at once.
+const READS_AT_ONCE: usize = 32;
+
+/// All streams of one process. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Hub(pub(super) Arc<Shared>);
+
+/// What a process's streams share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) settings: Settings,
+    pub(super) metrics: Metrics,
+    pub(super) history: History,
+    /// How long a history is kept after its last event.
+    pub(super) history_ttl: Duration,
+    pub(super) reads: Semaphore,
+    pub(super) subscriber: Subscriber,
+    naming: fn(&str) -> Naming,
+    ears: Mutex<Option<Ears>>,
+    budget: Budget,
+    topics: Mutex<HashMap<Topic, Arc<SharedTopic>>>,
+    connections: Mutex<HashMap<u64, Arc<Outlet>>>,
+    next_number: AtomicU64,
+    pub(super) draining: AtomicBool,
+    stop: CancellationToken,
+}
+
+/// A topic as the process's tasks share it.
+#[derive(Debug)]
+pub(super) struct SharedTopic {
+    pub(super) topic: Topic,
+    pub(super) naming: Naming,
+    state: Mutex<TopicState>,
+    /// Told whenever a join ends.
+    pub(super) settled: Notify,
+    visits: Mutex<Visits>,
+}
+
+/// Who uses a topic.
+#[derive(Debug)]
+struct Visits {
+    count: usize,
+    /// Since when there has been nobody.
+    empty_since: Instant,
+    /// It is not in the hub any more.
+    is_gone: bool,
+    /// When it was last known to stand at the end of its history.
+    verified: Instant,
+}
+
+impl SharedTopic {
+    pub(super) fn state(&self) -> MutexGuard<'_, TopicState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn visits(&self) -> MutexGuard<'_, Visits> {
+        self.visits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the hub has let go of it, so that nothing needs to be done for it any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.visits().is_gone
+    }
+
+    pub(super) fn is_verified(&self) {
+        self.visits().verified = Instant::now();
+    }
+}
+
+/// A stream's place in the hub: given up when it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    shared: Arc<Shared>,
+    pub(super) topic: Arc<SharedTopic>,
+    pub(super) outlet: Arc<Outlet>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.outlet.leave();
+        self.topic.state().detach(self.outlet.number());
+        let mut visits = self.topic.visits();
+        visits.count -= 1;
+        visits.empty_since = Instant::now();
+        drop(visits);
+        self.shared.connections().remove(&self.outlet.number());
+        self.shared.metrics.connections.dec();
+    }
+}
+
+/// Why there is no place for a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    Full,
+    Draining,
+}
+
+impl Hub {
+    /// A hub that reads from one Redis. `naming` says how the events of a topic are named. Must be called within a Tokio
+    /// runtime: the connection to Redis is begun at once.
+    pub fn new(
+        settings: Settings,
+        redis: &redis::Settings,
+        naming: fn(&str) -> Naming,
+        metrics: Metrics,
+    ) -> Self {
+        let stop = CancellationToken::new();
+        let (subscriber, ears) = Subscriber::start(redis.clone(), stop.clone());
+        let budget = Budget {
+            events: settings.recent_events,
+            bytes: settings.recent_bytes_of_topic(),
+            all_bytes: settings.recent_bytes,
+            all_used: Arc::new(AtomicUsize::new(0)),
+        };
+        Self(Arc::new(Shared {
+            history: History::new(redis.clone()),
+            history_ttl: redis.history_ttl(),
+            reads: Semaphore::new(READS_AT_ONCE),
+            subscriber,
+            naming,
+            ears: Mutex::new(Some(ears)),
+            budget,
+            topics: Mutex::default(),
+            connections: Mutex::default(),
+            next_number: AtomicU64::new(1),
+            draining: AtomicBool::new(false),
+            stop,
+            settings,
+            metrics,
+        }))
+    }
+
+    /// Takes in what Redis tells and looks after the streams until `shutdown`; then ends them, spread over the drain time.
+    ///
+    /// # Panics
+    /// If it runs already.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let shared = &self.0;
+        let ears = shared.ears.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut ears = ears.expect("a hub is run once");
+        let hearing = async {
+            while let Some(heard) = ears.next().await {
+                shared.hear(heard);
+            }
+        };
+        let draining = async {
+            shutdown.cancelled().await;
+            ticker::drain(shared).await;
+        };
+        tokio::select! {
+            () = hearing => {}
+            () = ticker::run(shared) => {}
+            () = draining => {}
+        }
+        shared.stop.cancel();
+    }
+
+    /// Says whether Redis answers, for readiness.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn ping(&self) -> Result<(), redis::history::ReadError> {
+        self.0.history.ping().await
+    }
+
+    /// Whether streams are being ended.
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Relaxed)
+    }
+}
+
+impl Shared {
+    fn topics(&self) -> MutexGuard<'_, HashMap<Topic, Arc<SharedTopic>>> {
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connections(&self) -> MutexGuard<'_, HashMap<u64, Arc<Outlet>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every open stream's outlet.
+    pub(super) fn outlets(&self) -> Vec<Arc<Outlet>> {
+        self.connections().values().cloned().collect()
+    }
+
+    /// Makes a place for a stream.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        topic: &Topic,
+        expires_at: Option<Instant>,
+        connection: ConnectionEnd,
+    ) -> Result<Place, Refusal> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(Refusal::Draining);
+        }
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let terms = Terms { queued_bytes: self.settings.max_queued_bytes, expires_at };
+        let outlet = Arc::new(Outlet::new(number, terms, connection));
+        {
+            let mut connections = self.connections();
+            if connections.len() >= self.settings.max_connections {
+                return Err(Refusal::Full);
+            }
+            connections.insert(number, outlet.clone());
+        }
+        self.metrics.connections.inc();
+        Ok(Place { shared: self.clone(), topic: self.visit(topic), outlet })
+    }
+
+    /// The topic, with one more visitor. One that is new begins to join.
+    fn visit(self: &Arc<Self>, topic: &Topic) -> Arc<SharedTopic> {
+        let mut topics = self.topics();
+        let found = topics.get(topic).cloned();
+        let is_new = found.is_none();
+        let shared_topic = found.unwrap_or_else(|| {
+            let visits =
+                Visits { count: 0, empty_since: Instant::now(), is_gone: false, verified: Instant::now() };
+            let made = Arc::new(SharedTopic {
+                topic: topic.clone(),
+                naming: (self.naming)(topic.as_str()),
+                state: Mutex::new(TopicState::new(topic.clone(), self.budget.clone(), self.metrics.clone())),
+                settled: Notify::new(),
+                visits: Mutex::new(visits),
+            });
+            topics.insert(topic.clone(), made.clone());
+            made
+        });
+        // Under the map's lock, so that a topic without visitors cannot be removed in between.
+        shared_topic.visits().count += 1;
+        self.metrics.topics.set(topics.len().try_into().unwrap_or(i64::MAX));
+        drop(topics);
+        if is_new {
+            tokio::spawn(join::run(self.clone(), shared_topic.clone()));
+        }
+        shared_topic
+    }
+
+    /// Takes in one thing that the subscriber heard.
+    fn hear(self: &Arc<Self>, heard: Heard) {
+        match heard {
+            Heard::Interrupted => {
+                let all: Vec<_> = self.topics().values().cloned().collect();
+                for topic in all {
+                    self.join_anew(&topic);
+                }
+            }
+            Heard::Envelope { topic, text } => {
+                let Some(topic) = self.topics().get(topic.as_str()).cloned() else { return };
+                match Envelope::parse(&text) {
+                    Ok(envelope) => {
+                        let payload = envelope.payload.get();
+                        let frame = Frame::of_event(envelope.id, &envelope.event_type, payload, topic.naming);
+                        self.tell(&topic, News::Event { prev: envelope.prev, frame });
+                    }
+                    Err(error) => {
+                        tracing::warn!(topic = %topic.topic, %error, "not an envelope on a live channel; ignored");
+                    }
+                }
+            }
+            Heard::Foreign { topic, text } => {
+                let Some(topic) = self.topics().get(topic.as_str()).cloned() else { return };
+                self.tell(&topic, News::Foreign(frame::foreign(&text)));
+            }
+        }
+    }
+
+    fn tell(self: &Arc<Self>, topic: &Arc<SharedTopic>, news: News) {
+        let next = topic.state().hear(news);
+        topic.is_verified();
+        if next == Next::Join {
+            tracing::info!(topic = %topic.topic, "a hole before an event; reading the history");
+            tokio::spawn(join::run(self.clone(), topic.clone()));
+        }
+    }
+
+    /// Joins a topic that may have missed something.
+    pub(super) fn join_anew(self: &Arc<Self>, topic: &Arc<SharedTopic>) {
+        if topic.state().begin_join() {
+            tokio::spawn(join::run(self.clone(), topic.clone()));
+        }
+    }
+
+    /// Lets go of topics that nobody has used for the grace time.
+    pub(super) async fn release_topics(&self, now: Instant) {
+        let grace = self.settings.topic_grace();
+        let released: Vec<Topic> = {
+            let mut topics = self.topics();
+            let released = topics
+                .extract_if(|_, topic| {
+                    let mut visits = topic.visits();
+                    visits.is_gone =
+                        visits.count == 0 && now.saturating_duration_since(visits.empty_since) >= grace;
+                    visits.is_gone
+                })
+                .map(|(name, _)| name)
+                .collect();
+            self.metrics.topics.set(topics.len().try_into().unwrap_or(i64::MAX));
+            released
+        };
+        for topic in released {
+            // A later visit subscribes again, behind this in the same queue.
+            self.subscriber.unsubscribe(topic).await;
+        }
+    }
+
+    /// Live topics that nothing was heard of for the time of a verification.
+    pub(super) fn unverified(&self, now: Instant) -> Vec<Arc<SharedTopic>> {
+        let every = self.settings.verify();
+        let topics = self.topics();
+        topics
+            .values()
+            .filter(|topic| {
+                let visits = topic.visits();
+                visits.count > 0 && now.saturating_duration_since(visits.verified) >= every
+            })
+            .filter(|topic| topic.state().is_live())
+            .cloned()
+            .collect()
+    }
+
+    /// What a client that names no place begins with.
+    pub(super) fn default_start() -> Start {
+        Start::Latest
+    }
+}

@@ -1,0 +1,312 @@
+//! One connection's queue: bounded in bytes, filled by fan-out, emptied by the connection.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body, Frame};
+use tokio::sync::Notify;
+use tokio::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::http::ConnectionEnd;
+
+/// Small blocks that wait together are sent together, up to this many bytes.
+const TOGETHER_BYTES: usize = 16 * 1024;
+
+/// What an outlet may hold, and for how long it may live.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    /// Bytes that may wait to be taken.
+    pub(super) queued_bytes: usize,
+    /// When the stream ends because its token does.
+    pub(super) expires_at: Option<Instant>,
+}
+
+/// The sending side of one stream.
+#[derive(Debug)]
+pub(super) struct Outlet {
+    number: u64,
+    terms: Terms,
+    queue: Mutex<Queue>,
+    /// Told whenever the queue falls to half of what it may hold.
+    room: Notify,
+    connection: ConnectionEnd,
+    /// Cancelled when the stream is over, for whatever reason.
+    gone: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Queue {
+    blocks: VecDeque<Bytes>,
+    bytes: usize,
+    waker: Option<Waker>,
+    /// Nothing more is taken in; the stream ends when the queue is empty.
+    ending: bool,
+    last_put: Instant,
+    /// Since when the connection has taken nothing although something waits.
+    waiting_since: Option<Instant>,
+}
+
+/// What became of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Put {
+    Queued,
+    /// The stream is over.
+    Gone,
+    /// There was no room; the connection has been cut off, and comes back for the rest.
+    CutOff,
+}
+
+impl Outlet {
+    pub(super) fn new(number: u64, terms: Terms, connection: ConnectionEnd) -> Self {
+        let queue = Queue {
+            blocks: VecDeque::new(),
+            bytes: 0,
+            waker: None,
+            ending: false,
+            last_put: Instant::now(),
+            waiting_since: None,
+        };
+        Self {
+            number,
+            terms,
+            queue: Mutex::new(queue),
+            room: Notify::new(),
+            connection,
+            gone: CancellationToken::new(),
+        }
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a block. Never waits.
+    pub(super) fn put(&self, block: Bytes) -> Put {
+        let mut queue = self.queue();
+        if queue.ending {
+            return Put::Gone;
+        }
+        // One block is always taken, so that a payload as large as the queue can be delivered at all.
+        if queue.bytes > 0 && queue.bytes + block.len() > self.terms.queued_bytes {
+            drop(queue);
+            self.cut_off();
+            return Put::CutOff;
+        }
+        let now = Instant::now();
+        queue.waiting_since.get_or_insert(now);
+        queue.last_put = now;
+        queue.bytes += block.len();
+        queue.blocks.push_back(block);
+        wake(queue);
+        Put::Queued
+    }
+
+    /// Ends the stream after what waits and this last block.
+    pub(super) fn finish(&self, last: Bytes) {
+        let mut queue = self.queue();
+        if !queue.ending {
+            queue.bytes += last.len();
+            queue.blocks.push_back(last);
+            queue.ending = true;
+            wake(queue);
+        }
+    }
+
+    /// Ends the connection at once, also where the client takes nothing.
+    pub(super) fn cut_off(&self) {
+        let mut queue = self.queue();
+        queue.ending = true;
+        queue.blocks.clear();
+        queue.bytes = 0;
+        drop(queue);
+        self.connection.0.cancel();
+        self.gone.cancel();
+    }
+
+    /// Marks the stream as over: nobody reads it any more.
+    pub(super) fn leave(&self) {
+        self.queue().ending = true;
+        self.gone.cancel();
+    }
+
+    /// Cancelled when the stream is over.
+    pub(super) fn gone(&self) -> &CancellationToken {
+        &self.gone
+    }
+
+    /// Waits until no more than half of the queue's bytes are taken.
+    pub(super) async fn has_room(&self) {
+        loop {
+            let room = self.room.notified();
+            if self.queue().bytes <= self.terms.queued_bytes / 2 {
+                return;
+            }
+            room.await;
+        }
+    }
+
+    /// Whether nothing was queued for so long.
+    pub(super) fn is_quiet(&self, now: Instant, long: Duration) -> bool {
+        let queue = self.queue();
+        !queue.ending && now.saturating_duration_since(queue.last_put) >= long
+    }
+
+    /// Whether something has waited for so long without the connection taking anything.
+    pub(super) fn is_stuck(&self, now: Instant, long: Duration) -> bool {
+        self.queue().waiting_since.is_some_and(|since| now.saturating_duration_since(since) >= long)
+    }
+
+    pub(super) fn has_expired(&self, now: Instant) -> bool {
+        self.terms.expires_at.is_some_and(|at| now >= at)
+    }
+
+    fn poll_take(&self, context: &Context<'_>) -> Poll<Option<Bytes>> {
+        let mut queue = self.queue();
+        let Some(first) = queue.blocks.pop_front() else {
+            if queue.ending {
+                return Poll::Ready(None);
+            }
+            queue.waker = Some(context.waker().clone());
+            return Poll::Pending;
+        };
+        let taken = queue.together_with(first);
+        queue.bytes -= taken.len();
+        // The connection took something: what is left has only begun to wait.
+        queue.waiting_since = (!queue.blocks.is_empty()).then(Instant::now);
+        if queue.bytes <= self.terms.queued_bytes / 2 {
+            self.room.notify_waiters();
+        }
+        Poll::Ready(Some(taken))
+    }
+}
+
+impl Queue {
+    /// The first block, with those behind it as long as they are small.
+    fn together_with(&mut self, first: Bytes) -> Bytes {
+        let fits = |size: usize, next: Option<&Bytes>| next.is_some_and(|b| size + b.len() <= TOGETHER_BYTES);
+        if !fits(first.len(), self.blocks.front()) {
+            return first;
+        }
+        let mut together = BytesMut::from(first.as_ref());
+        while fits(together.len(), self.blocks.front()) {
+            if let Some(next) = self.blocks.pop_front() {
+                together.extend_from_slice(&next);
+            }
+        }
+        together.freeze()
+    }
+}
+
+/// Wakes the connection's task after the lock is released, so that it does not wake up to a held lock.
+fn wake(mut queue: MutexGuard<'_, Queue>) {
+    let waker = queue.waker.take();
+    drop(queue);
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+/// The body of a stream's response. Dropping it gives up the stream's place.
+pub(super) struct StreamBody<P> {
+    outlet: Arc<Outlet>,
+    /// Held for as long as the stream lives.
+    _place: P,
+}
+
+impl<P> StreamBody<P> {
+    pub(super) fn new(outlet: Arc<Outlet>, place: P) -> Self {
+        Self { outlet, _place: place }
+    }
+}
+
+impl<P> Drop for StreamBody<P> {
+    fn drop(&mut self) {
+        // Nobody reads any more: whoever still feeds this stream stops, and lets go of the place.
+        self.outlet.leave();
+    }
+}
+
+impl<P: Unpin> Body for StreamBody<P> {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.outlet.poll_take(context).map(|taken| taken.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outlet(queued_bytes: usize) -> Outlet {
+        let end = ConnectionEnd(CancellationToken::new());
+        Outlet::new(1, Terms { queued_bytes, expires_at: None }, end)
+    }
+
+    fn take(outlet: &Outlet) -> Poll<Option<Bytes>> {
+        outlet.poll_take(&Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn blocks_come_out_in_order_and_small_ones_together() {
+        let outlet = outlet(1_000_000);
+        for block in ["a", "b"] {
+            assert_eq!(outlet.put(block.into()), Put::Queued);
+        }
+        assert_eq!(outlet.put(vec![b'c'; TOGETHER_BYTES].into()), Put::Queued);
+        assert_eq!(outlet.put("d".into()), Put::Queued);
+        assert_eq!(take(&outlet), Poll::Ready(Some("ab".into())));
+        assert_eq!(take(&outlet), Poll::Ready(Some(vec![b'c'; TOGETHER_BYTES].into())));
+        assert_eq!(take(&outlet), Poll::Ready(Some("d".into())));
+        assert_eq!(take(&outlet), Poll::Pending);
+    }
+
+    #[test]
+    fn a_client_that_leaves_too_much_unread_is_cut_off() {
+        let outlet = outlet(10);
+        assert_eq!(outlet.put(vec![0; 100].into()), Put::Queued, "one block is always taken");
+        assert_eq!(outlet.put("x".into()), Put::CutOff);
+        assert!(outlet.connection.0.is_cancelled() && outlet.gone().is_cancelled());
+        assert_eq!(outlet.put("x".into()), Put::Gone);
+        assert_eq!(take(&outlet), Poll::Ready(None));
+    }
+
+    #[test]
+    fn a_finished_stream_ends_after_what_waits() {
+        let outlet = outlet(100);
+        outlet.put("a".into());
+        outlet.finish("z".into());
+        assert_eq!(outlet.put("late".into()), Put::Gone);
+        assert_eq!(take(&outlet), Poll::Ready(Some("az".into())));
+        assert_eq!(take(&outlet), Poll::Ready(None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_stuck_when_it_takes_nothing_while_something_waits() {
+        let outlet = outlet(100_000);
+        let long = Duration::from_secs(20);
+        tokio::time::advance(long).await;
+        assert!(!outlet.is_stuck(Instant::now(), long), "nothing waits");
+        assert!(outlet.is_quiet(Instant::now(), long));
+        outlet.put(vec![b'a'; TOGETHER_BYTES].into());
+        outlet.put("b".into());
+        tokio::time::advance(long / 2).await;
+        assert!(take(&outlet).is_ready());
+        tokio::time::advance(long / 2).await;
+        assert!(!outlet.is_stuck(Instant::now(), long), "it took something meanwhile");
+        tokio::time::advance(long / 2).await;
+        assert!(outlet.is_stuck(Instant::now(), long));
+    }
+}

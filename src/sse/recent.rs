@@ -1,0 +1,165 @@
+//! The recent events of a topic, kept in memory without a hole: most clients that come back continue from here.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::cursor::Cursor;
+use super::frame::Frame;
+use crate::event::StreamId;
+
+/// What recent events may take: for one topic, and for all topics together.
+#[derive(Debug, Clone)]
+pub(super) struct Budget {
+    pub(super) events: usize,
+    pub(super) bytes: usize,
+    pub(super) all_bytes: usize,
+    pub(super) all_used: Arc<AtomicUsize>,
+}
+
+/// A contiguous run of a topic's events that ends with its newest known one.
+#[derive(Debug)]
+pub(super) struct Recent {
+    budget: Budget,
+    /// The place right before the first frame, if it is known.
+    base: Option<Cursor>,
+    frames: VecDeque<Frame>,
+    bytes: usize,
+}
+
+impl Recent {
+    /// A run that begins at `base`, or, where that is not known, with its first frame.
+    pub(super) fn new(budget: Budget, base: Option<Cursor>) -> Self {
+        Self { budget, base, frames: VecDeque::new(), bytes: 0 }
+    }
+
+    /// Adds the event that follows.
+    pub(super) fn push(&mut self, frame: Frame) {
+        self.take_bytes(frame.bytes.len());
+        self.frames.push_back(frame);
+        while self.is_over_budget() {
+            self.pop();
+        }
+    }
+
+    fn is_over_budget(&self) -> bool {
+        let Budget { events, bytes, all_bytes, all_used } = &self.budget;
+        // The newest event stays whatever it takes: it is the topic's place.
+        self.frames.len() > 1
+            && (self.frames.len() > (*events).max(1)
+                || self.bytes > *bytes
+                || all_used.load(Ordering::Relaxed) > *all_bytes)
+    }
+
+    fn pop(&mut self) {
+        if let Some(frame) = self.frames.pop_front() {
+            self.give_bytes(frame.bytes.len());
+            self.base = Some(Cursor::After(frame.id));
+        }
+    }
+
+    fn take_bytes(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.budget.all_used.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn give_bytes(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.budget.all_used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// The place at the end, if there is one.
+    pub(super) fn tip(&self) -> Option<Cursor> {
+        self.frames.back().map(|frame| Cursor::After(frame.id)).or(self.base)
+    }
+
+    /// The newest event's predecessor's place: what a client that wants the newest event at once continues from.
+    pub(super) fn before_last(&self) -> Option<Cursor> {
+        match self.frames.len() {
+            0 => self.base,
+            1 => self.base,
+            n => self.frames.get(n - 2).map(|frame| Cursor::After(frame.id)),
+        }
+    }
+
+    /// The last `n` frames.
+    pub(super) fn last(&self, n: usize) -> impl Iterator<Item = &Frame> {
+        self.frames.iter().skip(self.frames.len().saturating_sub(n))
+    }
+
+    /// Whether the run begins before the topic's first event.
+    pub(super) fn reaches_start(&self) -> bool {
+        matches!(self.base, Some(Cursor::Start { .. }))
+    }
+
+    /// The events after `id`, or `None` where this run cannot prove that they are all.
+    pub(super) fn after(&self, id: StreamId) -> Option<impl Iterator<Item = &Frame>> {
+        let skipped = match self.frames.binary_search_by_key(&id, |frame| frame.id) {
+            Ok(at) => at + 1,
+            Err(_) if self.base == Some(Cursor::After(id)) => 0,
+            Err(_) => return None,
+        };
+        Some(self.frames.iter().skip(skipped))
+    }
+
+    /// All events of the run.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Frame> {
+        self.frames.iter()
+    }
+}
+
+impl Drop for Recent {
+    fn drop(&mut self) {
+        self.budget.all_used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(events: usize, bytes: usize, all_bytes: usize) -> Budget {
+        Budget { events, bytes, all_bytes, all_used: Arc::default() }
+    }
+
+    fn frame(seq: u64, bytes: usize) -> Frame {
+        Frame { id: StreamId::new(1, seq), bytes: vec![b'x'; bytes].into() }
+    }
+
+    fn ids<'a>(frames: impl Iterator<Item = &'a Frame>) -> Vec<u64> {
+        frames.map(|frame| frame.id.seq).collect()
+    }
+
+    #[test]
+    fn what_follows_an_id_is_known_from_the_event_before_the_first_one_on() {
+        let mut recent = Recent::new(budget(3, 1000, 1000), Some(Cursor::Start { seen_ms: 1 }));
+        for seq in [2, 4, 6, 8] {
+            recent.push(frame(seq, 1));
+        }
+        assert_eq!(ids(recent.all()), [4, 6, 8]);
+        let after = |seq| recent.after(StreamId::new(1, seq)).map(|frames| ids(frames));
+        assert_eq!(after(2), Some(vec![4, 6, 8]));
+        assert_eq!(after(6), Some(vec![8]));
+        assert_eq!(after(8), Some(vec![]));
+        assert_eq!(after(1), None, "older than what is kept");
+        assert_eq!(after(5), None, "not an event of this topic");
+        assert_eq!(after(9), None, "past the end");
+        assert!(!recent.reaches_start());
+    }
+
+    #[test]
+    fn the_newest_event_stays_and_the_budget_of_all_topics_is_shared() {
+        let shared = budget(100, 100, 50);
+        let mut first = Recent::new(shared.clone(), None);
+        first.push(frame(1, 40));
+        let mut second = Recent::new(shared.clone(), None);
+        second.push(frame(2, 30));
+        second.push(frame(3, 30));
+        assert_eq!(ids(second.all()), [3]);
+        first.push(frame(4, 1));
+        assert_eq!(ids(first.all()), [4]);
+        drop(first);
+        drop(second);
+        assert_eq!(shared.all_used.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,62 @@
+//! The `[sse]` section.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// The `[sse]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Where streams are served.
+    pub listen: String,
+    /// Streams at most.
+    pub max_connections: usize,
+    /// A quiet stream gets a comment this often, in seconds.
+    pub heartbeat_seconds: u64,
+    /// How long a browser waits before it reconnects, in milliseconds; each connection gets between this and twice this.
+    pub retry_ms: u64,
+    /// What a client may leave unread, in bytes.
+    pub max_queued_bytes: usize,
+    /// How long a client may take nothing, in seconds.
+    pub write_timeout_seconds: u64,
+    /// Recent events kept for each topic.
+    pub recent_events: usize,
+    /// Recent events kept for all topics together, in bytes.
+    pub recent_bytes: usize,
+    /// How long a topic without clients stays subscribed, in seconds.
+    pub topic_grace_seconds: u64,
+    /// How often a quiet topic is compared with its history, in seconds.
+    pub verify_seconds: u64,
+    /// Over how long streams are ended at shutdown, in seconds.
+    pub drain_seconds: u64,
+}
+
+impl Settings {
+    pub(super) fn heartbeat(&self) -> Duration {
+        Duration::from_secs(self.heartbeat_seconds.max(1))
+    }
+
+    pub(super) fn write_timeout(&self) -> Duration {
+        Duration::from_secs(self.write_timeout_seconds.max(1))
+    }
+
+    pub(super) fn topic_grace(&self) -> Duration {
+        Duration::from_secs(self.topic_grace_seconds)
+    }
+
+    pub(super) fn verify(&self) -> Duration {
+        Duration::from_secs(self.verify_seconds.max(1))
+    }
+
+    /// Over how long streams are ended at shutdown.
+    pub fn drain(&self) -> Duration {
+        Duration::from_secs(self.drain_seconds)
+    }
+
+    /// The most that a topic's recent events may hold: half a client's queue, so that a client that comes back can be
+    /// given all of them at once.
+    pub(super) fn recent_bytes_of_topic(&self) -> usize {
+        self.max_queued_bytes / 2
+    }
+}

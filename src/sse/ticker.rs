@@ -1,0 +1,103 @@
+//! What has to be done now and then, for all streams together: no stream has a timer of its own.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::cursor::Cursor;
+use super::frame;
+use super::hub::{Shared, SharedTopic};
+use super::outlet::{Outlet, Put};
+use crate::event::Topic;
+
+const TICK: Duration = Duration::from_millis(500);
+/// Quiet topics that are compared with their histories in one round trip.
+const VERIFIED_AT_ONCE: usize = 256;
+/// Streams are ended in so many portions a second while draining.
+const PORTIONS_A_SECOND: u64 = 20;
+
+/// Looks after all streams, for ever.
+pub(super) async fn run(shared: &Arc<Shared>) {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let now = Instant::now();
+        for outlet in shared.outlets() {
+            look_after(shared, &outlet, now);
+        }
+        shared.release_topics(now).await;
+        verify(shared, now).await;
+    }
+}
+
+fn look_after(shared: &Shared, outlet: &Outlet, now: Instant) {
+    if outlet.is_stuck(now, shared.settings.write_timeout()) {
+        shared.metrics.slow_closes.inc();
+        outlet.cut_off();
+    } else if outlet.has_expired(now) {
+        outlet.finish(frame::token_expired());
+    } else if outlet.is_quiet(now, shared.settings.heartbeat()) && outlet.put(frame::HEARTBEAT) == Put::CutOff
+    {
+        shared.metrics.slow_closes.inc();
+    }
+}
+
+/// Compares quiet topics with their histories: a message that was lost without a trace is found this way.
+async fn verify(shared: &Arc<Shared>, now: Instant) {
+    let quiet = shared.unverified(now);
+    for topics in quiet.chunks(VERIFIED_AT_ONCE) {
+        let names: Vec<Topic> = topics.iter().map(|topic| topic.topic.clone()).collect();
+        match shared.history.tips(&names).await {
+            Ok(tips) => {
+                for (topic, tip) in topics.iter().zip(tips) {
+                    topic.is_verified();
+                    if tip > place_of(topic) {
+                        tracing::info!(topic = %topic.topic, "behind its history; joining anew");
+                        shared.join_anew(topic);
+                    }
+                }
+            }
+            // The subscription notices on its own that Redis is away.
+            Err(error) => return tracing::debug!(%error, "cannot verify quiet topics"),
+        }
+    }
+}
+
+fn place_of(topic: &SharedTopic) -> Option<crate::event::StreamId> {
+    topic.state().place().and_then(Cursor::id)
+}
+
+/// Ends every stream, spread over the drain time, each with its own time to come back.
+pub(super) async fn drain(shared: &Arc<Shared>) {
+    shared.draining.store(true, Ordering::Relaxed);
+    let outlets = shared.outlets();
+    let portions = (shared.settings.drain().as_secs() * PORTIONS_A_SECOND).max(1);
+    let portion = outlets.len().div_ceil(usize::try_from(portions).unwrap_or(1)).max(1);
+    let mut ticks = interval(Duration::from_secs(1) / PORTIONS_A_SECOND as u32);
+    for outlets in outlets.chunks(portion) {
+        ticks.tick().await;
+        for outlet in outlets {
+            // The outlets come in no order, so this is a fair spread.
+            outlet.finish(frame::retry(retry_of(shared, 1)));
+        }
+    }
+    // One that takes nothing would hold the process up.
+    tokio::time::sleep(TICK).await;
+    for outlet in shared.outlets() {
+        outlet.cut_off();
+    }
+}
+
+/// A client's own time to wait before it comes back: between `times` and twice `times` the setting.
+pub(super) fn retry_of(shared: &Shared, times: u32) -> Duration {
+    let base = Duration::from_millis(shared.settings.retry_ms) * times;
+    base + base.mul_f64(chance())
+}
+
+/// A number between 0 and 1 from the system's randomness, good enough to spread clients.
+fn chance() -> f64 {
+    f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX)
+}

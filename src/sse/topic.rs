@@ -1,0 +1,326 @@
+//! What the clients of one topic share: its recent events, its place, and the clients. All of the ordering is here, and
+//! no I/O.
+//!
+//! A topic is *live* when its place is proven to be the end of what was published, so that the next event's `prev` must
+//! be that place. Otherwise it is *joining*: what is heard meanwhile waits until the history has been read.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::cursor::Cursor;
+use super::frame::{self, Frame, ResetReason};
+use super::metrics::Metrics;
+use super::outlet::{Outlet, Put};
+use super::recent::{Budget, Recent};
+use crate::event::{StreamId, Topic};
+
+/// Something heard on a topic's channels.
+#[derive(Debug, Clone)]
+pub(super) enum News {
+    /// An event, with the id of the topic's event before it.
+    Event { prev: Option<StreamId>, frame: Frame },
+    /// A message of somebody else's: no place in the order, told as it comes.
+    Foreign(Bytes),
+}
+
+impl News {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Event { frame, .. } => frame.bytes.len(),
+            Self::Foreign(bytes) => bytes.len(),
+        }
+    }
+}
+
+/// What may be heard while joining, in bytes; beyond it the join begins again, from the history.
+const HEARD_BYTES: usize = 4 * 1024 * 1024;
+
+#[derive(Debug)]
+enum Phase {
+    Joining {
+        heard: Vec<News>,
+        bytes: usize,
+        /// What has been read so far may not be all: read again.
+        again: bool,
+    },
+    Live,
+}
+
+/// What has to be done after something was heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    Nothing,
+    /// A hole: the topic is joining now, and somebody has to read the history.
+    Join,
+}
+
+/// How a join ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Joined {
+    Live,
+    /// Something was missed meanwhile: subscribe and read once more.
+    Again,
+    /// What was heard does not fit behind what was read.
+    Hole,
+}
+
+/// Where a client wants to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum From {
+    /// With the next event.
+    Latest,
+    /// With the newest event.
+    Last,
+    /// With the oldest event that the history holds.
+    Earliest,
+    /// With the event after this place.
+    After(Cursor),
+    /// With a reset.
+    Reset(ResetReason),
+}
+
+/// What came of attaching a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Attached {
+    /// It has all up to the topic's place, and gets what follows.
+    Yes,
+    /// Not before the topic is live.
+    WhenLive,
+    /// It needs older events than are kept in memory: read them from the history first.
+    Behind,
+    /// Its place is past the topic's.
+    Ahead,
+}
+
+/// One topic of this process.
+#[derive(Debug)]
+pub(super) struct TopicState {
+    topic: Topic,
+    budget: Budget,
+    metrics: Metrics,
+    /// `None` until the topic was live for the first time.
+    recent: Option<Recent>,
+    phase: Phase,
+    clients: HashMap<u64, Arc<Outlet>>,
+}
+
+impl TopicState {
+    /// A topic that is joining.
+    pub(super) fn new(topic: Topic, budget: Budget, metrics: Metrics) -> Self {
+        let phase = Phase::Joining { heard: Vec::new(), bytes: 0, again: false };
+        Self { topic, budget, metrics, recent: None, phase, clients: HashMap::new() }
+    }
+
+    /// The end of what this topic's clients have been given.
+    pub(super) fn place(&self) -> Option<Cursor> {
+        self.recent.as_ref().and_then(Recent::tip)
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self.phase, Phase::Live)
+    }
+
+    /// Takes in what was heard, and how many clients were cut off by it.
+    pub(super) fn hear(&mut self, news: News) -> Next {
+        match &mut self.phase {
+            Phase::Joining { heard, bytes, again } => {
+                *bytes += news.bytes();
+                if *bytes > HEARD_BYTES {
+                    heard.clear();
+                    *bytes = 0;
+                    *again = true;
+                } else {
+                    heard.push(news);
+                }
+                Next::Nothing
+            }
+            Phase::Live => match self.apply(news) {
+                Ok(()) => Next::Nothing,
+                Err(ahead) => {
+                    let bytes = ahead.bytes();
+                    self.phase = Phase::Joining { heard: vec![ahead], bytes, again: false };
+                    Next::Join
+                }
+            },
+        }
+    }
+
+    /// Gives an event to the clients if it is the next one; gives it back if there is a hole before it.
+    fn apply(&mut self, news: News) -> Result<(), News> {
+        match news {
+            News::Foreign(bytes) => {
+                self.fan_out(&bytes);
+                Ok(())
+            }
+            News::Event { prev, frame } => {
+                let place = self.place().and_then(Cursor::id);
+                if place.is_some_and(|place| frame.id <= place) {
+                    return Ok(()); // A repeat.
+                }
+                if prev != place {
+                    return Err(News::Event { prev, frame });
+                }
+                self.append(frame);
+                Ok(())
+            }
+        }
+    }
+
+    /// Adds the event that follows, and gives it to the clients.
+    fn append(&mut self, frame: Frame) {
+        if !frame.bytes.is_empty() {
+            self.fan_out(&frame.bytes);
+        }
+        if let Some(recent) = &mut self.recent {
+            recent.push(frame);
+        }
+    }
+
+    fn fan_out(&mut self, bytes: &Bytes) {
+        self.metrics.delivered.inc_by(self.clients.len() as u64);
+        self.clients.retain(|_, outlet| match outlet.put(bytes.clone()) {
+            Put::Queued => true,
+            Put::Gone => false,
+            Put::CutOff => {
+                self.metrics.slow_closes.inc();
+                false
+            }
+        });
+    }
+
+    /// Makes the topic joining. True if it was live, so that somebody has to carry the join out.
+    pub(super) fn begin_join(&mut self) -> bool {
+        match &mut self.phase {
+            Phase::Joining { again, .. } => {
+                *again = true;
+                false
+            }
+            Phase::Live => {
+                self.phase = Phase::Joining { heard: Vec::new(), bytes: 0, again: false };
+                true
+            }
+        }
+    }
+
+    /// A round of the join begins: from now on, what is missed counts.
+    pub(super) fn begin_round(&mut self) {
+        if let Phase::Joining { again, .. } = &mut self.phase {
+            *again = false;
+        }
+    }
+
+    /// Adds what the history holds behind the topic's place.
+    pub(super) fn extend(&mut self, frames: impl IntoIterator<Item = Frame>) {
+        for frame in frames {
+            if self.place().and_then(Cursor::id).is_none_or(|place| frame.id > place) {
+                self.append(frame);
+            }
+        }
+    }
+
+    /// Begins anew with these events, which end the history; `base` is the place before them, if it is known. Clients are
+    /// told to fetch their state if there is a `reason` to, and how many that were is returned.
+    pub(super) fn begin_with(
+        &mut self,
+        base: Option<Cursor>,
+        frames: impl IntoIterator<Item = Frame>,
+        reason: Option<ResetReason>,
+    ) -> usize {
+        let mut recent = Recent::new(self.budget.clone(), base);
+        frames.into_iter().for_each(|frame| recent.push(frame));
+        self.recent = Some(recent);
+        let Some(reason) = reason else { return 0 };
+        let told = self.clients.len();
+        let block = frame::reset(reason, &self.topic, self.cursor());
+        self.fan_out(&block);
+        told
+    }
+
+    /// The place as a cursor for clients.
+    fn cursor(&self) -> Cursor {
+        match self.place() {
+            Some(after @ Cursor::After(_)) => after,
+            // Seen just now: the later a start was seen, the longer it can be proven.
+            Some(Cursor::Start { .. }) | None => Cursor::start_now(),
+        }
+    }
+
+    /// Lets go of what was heard since the join began, if it fits.
+    ///
+    /// With `was_reset`, clients have just been told that events may be missing: then what does not fit is told all the
+    /// same, and is where a proven run begins anew.
+    pub(super) fn finish_join(&mut self, was_reset: bool) -> Joined {
+        let Phase::Joining { heard, again, .. } = &mut self.phase else { return Joined::Live };
+        if *again {
+            return Joined::Again;
+        }
+        let mut waiting = std::mem::take(heard).into_iter();
+        while let Some(news) = waiting.next() {
+            match self.apply(news) {
+                Err(News::Event { frame, .. }) if was_reset => {
+                    self.recent = Some(Recent::new(self.budget.clone(), None));
+                    self.append(frame);
+                }
+                Err(ahead) => {
+                    let heard: Vec<News> = std::iter::once(ahead).chain(waiting).collect();
+                    let bytes = heard.iter().map(News::bytes).sum();
+                    self.phase = Phase::Joining { heard, bytes, again: false };
+                    return Joined::Hole;
+                }
+                Ok(()) => {}
+            }
+        }
+        self.phase = Phase::Live;
+        Joined::Live
+    }
+
+    /// Gives a client what it lacks and adds it to those who get what follows, in one go.
+    pub(super) fn attach(&mut self, outlet: &Arc<Outlet>, from: From) -> Attached {
+        let Some(recent) = &self.recent else { return Attached::WhenLive };
+        // A place that a client names can be proven at any time; one that it does not name is that of a live topic.
+        if !self.is_live() && !matches!(from, From::After(_)) {
+            return Attached::WhenLive;
+        }
+        let missed: Vec<&Frame> = match from {
+            From::Latest | From::Reset(_) => Vec::new(),
+            From::Last => recent.last(1).collect(),
+            From::Earliest | From::After(Cursor::Start { .. }) if recent.reaches_start() => {
+                recent.all().collect()
+            }
+            From::Earliest | From::After(Cursor::Start { .. }) => return Attached::Behind,
+            From::After(Cursor::After(id)) => match recent.after(id) {
+                Some(frames) => frames.collect(),
+                None if !self.is_live() => return Attached::WhenLive,
+                None if recent.tip().and_then(Cursor::id).is_none_or(|tip| id > tip) => {
+                    return Attached::Ahead;
+                }
+                None => return Attached::Behind,
+            },
+        };
+        // The client's place first: it counts from here even if nothing ever follows.
+        let here = match from {
+            From::Latest => Some(frame::cursor(self.cursor())),
+            From::Last => Some(frame::cursor(recent.before_last().unwrap_or_else(|| self.cursor()))),
+            From::Reset(reason) => Some(frame::reset(reason, &self.topic, self.cursor())),
+            From::After(place) => Some(frame::cursor(place)),
+            From::Earliest => None,
+        };
+        let blocks = here.into_iter().chain(missed.into_iter().map(|frame| frame.bytes.clone()));
+        let queued = blocks.filter(|block| !block.is_empty()).all(|block| outlet.put(block) == Put::Queued);
+        if queued {
+            self.clients.insert(outlet.number(), outlet.clone());
+        }
+        Attached::Yes
+    }
+
+    /// Forgets a client.
+    pub(super) fn detach(&mut self, number: u64) {
+        self.clients.remove(&number);
+    }
+}
+
+#[cfg(test)]
+#[path = "topic_tests.rs"]
+mod tests;

@@ -1,0 +1,207 @@
+//! The application's HTTP API: parse, run the command, ring the bell, answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, FromRef, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde::{Deserialize, Serialize};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::commands::{self, Order, owned_by};
+use super::error::Error;
+use super::messages::Settled;
+use super::session::{PhotoStatus, REASON_LEN_MAX, Session, SessionStatus};
+use super::{Settings, store, streams};
+use crate::auth::{User, Verifier};
+use crate::http::{Json, Path, Problem, no_route};
+use crate::outbox::Bell;
+
+/// What the API's handlers work with.
+#[derive(Debug, Clone, FromRef)]
+pub struct ApiState {
+    /// Connections to Postgres.
+    pub pool: PgPool,
+    /// Checks tokens.
+    pub verifier: Arc<Verifier>,
+    /// Wakes the relay after a commit.
+    pub bell: Bell,
+    /// The application's settings.
+    pub settings: Settings,
+}
+
+/// The API. Bodies over `max_body_bytes` are refused, and so is a request that takes longer than `timeout`.
+pub fn router(state: ApiState, max_body_bytes: usize, timeout: Duration) -> Router {
+    Router::new()
+        .route("/api/upload/sessions", post(create))
+        .route("/api/upload/sessions/{session_id}", get(show))
+        .route("/api/upload/sessions/{session_id}/photos/{photo_id}/complete", post(complete))
+        .route("/api/upload/sessions/{session_id}/photos/{photo_id}/fail", post(fail))
+        .route("/api/realtime/info", get(streams::info))
+        .fallback(no_route)
+        .method_not_allowed_fallback(streams::no_method)
+        .layer(DefaultBodyLimit::max(max_body_bytes))
+        .layer(middleware::from_fn(move |request, next| within(timeout, request, next)))
+        .with_state(state)
+}
+
+async fn within(limit: Duration, request: Request, next: Next) -> Response {
+    // A handler that is given up is dropped, and its transaction is rolled back.
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_elapsed) => Problem::unavailable("the request took too long; try again").into_response(),
+    }
+}
+
+/// A session's counts.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Counts {
+    total_count: u32,
+    uploaded_count: u32,
+    failed_count: u32,
+    progress_percent: f64,
+    status: SessionStatus,
+}
+
+impl From<&Session> for Counts {
+    fn from(session: &Session) -> Self {
+        Self {
+            total_count: session.total,
+            uploaded_count: session.uploaded,
+            failed_count: session.failed,
+            progress_percent: session.progress_percent(),
+            status: session.status(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Created {
+    session_id: Uuid,
+    photo_ids: Vec<Uuid>,
+    #[serde(flatten)]
+    counts: Counts,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Shown {
+    session_id: Uuid,
+    #[serde(flatten)]
+    counts: Counts,
+    photos: Vec<ShownPhoto>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ShownPhoto {
+    photo_id: Uuid,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_name: Option<String>,
+    status: PhotoStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// What a photo and its session are after a command.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SettledPhoto {
+    session_id: Uuid,
+    photo_id: Uuid,
+    photo_status: PhotoStatus,
+    #[serde(flatten)]
+    counts: Counts,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Failure {
+    reason: String,
+}
+
+impl Failure {
+    fn checked(self) -> Result<String, Problem> {
+        let length = self.reason.chars().count();
+        if self.reason.trim().is_empty() || length > REASON_LEN_MAX || self.reason.contains('\0') {
+            return Err(Problem::bad_request(format!(
+                "reason is required and has 1 to {REASON_LEN_MAX} characters, none of them NUL"
+            )));
+        }
+        Ok(self.reason)
+    }
+}
+
+async fn create(
+    State(state): State<ApiState>,
+    user: User,
+    Json(order): Json<Order>,
+) -> Result<Response, Error> {
+    let mut connection = state.pool.acquire().await?;
+    let (session, photo_ids) =
+        commands::create(&mut connection, user.id, order, state.settings.max_photos).await?;
+    let created = Created { session_id: session.id, photo_ids, counts: Counts::from(&session) };
+    Ok((StatusCode::CREATED, axum::Json(created)).into_response())
+}
+
+async fn show(
+    State(state): State<ApiState>,
+    user: User,
+    Path(session_id): Path<Uuid>,
+) -> Result<Response, Error> {
+    let mut connection = state.pool.acquire().await?;
+    let session = owned_by(user.id, store::session(&mut connection, session_id).await?)?;
+    let photos = store::photos(&mut connection, session_id).await?;
+    let shown = |photo: store::Photo| ShownPhoto {
+        photo_id: photo.id,
+        file_name: photo.file_name,
+        status: photo.status,
+        reason: photo.reason,
+    };
+    let photos = photos.into_iter().map(shown).collect();
+    Ok(axum::Json(Shown { session_id, counts: Counts::from(&session), photos }).into_response())
+}
+
+async fn complete(
+    State(state): State<ApiState>,
+    user: User,
+    Path(ids): Path<(Uuid, Uuid)>,
+) -> Result<Response, Error> {
+    settle(&state, &user, ids, &Settled::Uploaded).await
+}
+
+async fn fail(
+    State(state): State<ApiState>,
+    user: User,
+    Path(ids): Path<(Uuid, Uuid)>,
+    Json(failure): Json<Failure>,
+) -> Result<Response, Error> {
+    settle(&state, &user, ids, &Settled::Failed { reason: failure.checked()? }).await
+}
+
+async fn settle(
+    state: &ApiState,
+    user: &User,
+    (session_id, photo_id): (Uuid, Uuid),
+    settled: &Settled,
+) -> Result<Response, Error> {
+    let mut connection = state.pool.acquire().await?;
+    let (session, is_new) = commands::settle(&mut connection, user.id, session_id, photo_id, settled).await?;
+    if is_new {
+        // After the commit, never inside the transaction: see outbox::bell.
+        state.bell.ring();
+    }
+    let photo_status = match settled {
+        Settled::Uploaded => PhotoStatus::Uploaded,
+        Settled::Failed { .. } => PhotoStatus::Failed,
+    };
+    let answer = SettledPhoto { session_id, photo_id, photo_status, counts: Counts::from(&session) };
+    Ok(axum::Json(answer).into_response())
+}

@@ -1,0 +1,58 @@
+//! Settles a photo: completes it or fails it.
+
+use chrono::Utc;
+use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
+
+use crate::http::Problem;
+use crate::outbox;
+use crate::uploads::error::Error;
+use crate::uploads::messages::{self, Settled};
+use crate::uploads::session::{Decision, Session, SessionStatus};
+use crate::uploads::store;
+
+/// Settles a photo of the caller's session, and returns the session as it is then, and whether anything changed.
+pub(in crate::uploads) async fn settle(
+    connection: &mut PgConnection,
+    user_id: Uuid,
+    session_id: Uuid,
+    photo_id: Uuid,
+    settled: &Settled,
+) -> Result<(Session, bool), Error> {
+    let mut tx = connection.begin().await?;
+    // Everybody who settles a photo of this session stands in line here: counts are never lost, and the topic's events
+    // are appended in the order in which they commit.
+    let session = store::lock_session(&mut tx, session_id).await?;
+    let session = owned_by(user_id, session)?;
+    let photo = store::photo_status(&mut tx, session_id, photo_id)
+        .await?
+        .ok_or_else(|| Problem::not_found("this session has no such photo"))?;
+    let decision = match settled {
+        Settled::Uploaded => session.complete(photo)?,
+        Settled::Failed { .. } => session.fail(photo)?,
+    };
+    let Decision::Settled(after) = decision else {
+        tx.rollback().await?;
+        return Ok((session, false));
+    };
+    store::save(&mut tx, &after, photo_id, settled).await?;
+    if after.status() == SessionStatus::Completed {
+        // Two sessions of one user may be completed at once, and share no row: this orders the user's topic. Always taken
+        // after the session's lock, so that no two transactions wait for each other.
+        outbox::lock_topic(&mut tx, &messages::user_topic(user_id)?).await?;
+    }
+    outbox::append_all(&mut tx, &messages::events_of(&after, photo_id, settled, Utc::now())?).await?;
+    tx.commit().await?;
+    Ok((after, true))
+}
+
+/// The session, if there is one and it is this user's.
+pub(in crate::uploads) fn owned_by(user_id: Uuid, session: Option<Session>) -> Result<Session, Problem> {
+    match session {
+        None => Err(Problem::not_found("there is no such session")),
+        Some(session) if session.user_id != user_id => {
+            Err(Problem::forbidden("this session is another user's"))
+        }
+        Some(session) => Ok(session),
+    }
+}

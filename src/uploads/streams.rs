@@ -1,0 +1,110 @@
+//! The application's streams: who may open which, and how their events are named. Served by the SSE process.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRef, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Router};
+use serde::Serialize;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::error::Error;
+use super::messages::{self, USER_PREFIX};
+use super::owners::Owners;
+use crate::auth::{User, Verifier};
+use crate::http::{ConnectionEnd, Path, Problem, Query, no_route};
+use crate::sse::{self, Hub, Naming, StreamQuery, Wanted};
+
+/// What the streams' handlers work with.
+#[derive(Debug, Clone, FromRef)]
+pub struct StreamsState {
+    hub: Hub,
+    verifier: Arc<Verifier>,
+    owners: Arc<Owners>,
+}
+
+impl StreamsState {
+    /// Streams of `hub`; `pool` is asked whose a session is.
+    pub fn new(hub: Hub, verifier: Arc<Verifier>, pool: PgPool) -> Self {
+        Self { hub, verifier, owners: Arc::new(Owners::new(pool)) }
+    }
+}
+
+/// How events are named: on a user's stream all are notifications, on a session's each is named by its type.
+pub fn naming(topic: &str) -> Naming {
+    if topic.starts_with(USER_PREFIX) { Naming::Fixed("notification") } else { Naming::OfType }
+}
+
+/// The streams.
+pub fn router(state: StreamsState) -> Router {
+    Router::new()
+        .route("/api/upload/sessions/{session_id}/stream", get(session_stream))
+        .route("/api/upload/sessions/notifications/stream", get(notification_stream))
+        .route("/api/realtime/info", get(info))
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .with_state(state)
+}
+
+async fn session_stream(
+    State(state): State<StreamsState>,
+    user: User,
+    Path(session_id): Path<Uuid>,
+    Query(query): Query<StreamQuery>,
+    Extension(connection): Extension<ConnectionEnd>,
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    match state.owners.of(session_id).await? {
+        None => return Err(Problem::not_found("there is no such session").into()),
+        Some(owner) if owner != user.id => {
+            return Err(Problem::forbidden("this session is another user's").into());
+        }
+        Some(_) => {}
+    }
+    let wanted = Wanted { topic: messages::session_topic(session_id)?, expires_at: Some(user.expires_at) };
+    Ok(sse::open(&state.hub, wanted, &headers, &query, connection).await)
+}
+
+async fn notification_stream(
+    State(state): State<StreamsState>,
+    user: User,
+    Query(query): Query<StreamQuery>,
+    Extension(connection): Extension<ConnectionEnd>,
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    let wanted = Wanted { topic: messages::user_topic(user.id)?, expires_at: Some(user.expires_at) };
+    Ok(sse::open(&state.hub, wanted, &headers, &query, connection).await)
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Info {
+    session_stream_endpoint: &'static str,
+    protocol: &'static str,
+    message_types: [&'static str; 4],
+    notification_stream_endpoint: &'static str,
+}
+
+/// What a client has to know to listen.
+#[expect(clippy::unused_async, reason = "a handler is async")]
+pub(super) async fn info() -> axum::Json<Info> {
+    axum::Json(Info {
+        session_stream_endpoint: "/api/upload/sessions/{sessionId}/stream",
+        protocol: "SSE",
+        message_types: [
+            messages::PHOTO_UPLOADED,
+            messages::PHOTO_FAILED,
+            messages::SESSION_COMPLETED,
+            messages::UPLOAD_SESSION_COMPLETED,
+        ],
+        notification_stream_endpoint: "/api/upload/sessions/notifications/stream",
+    })
+}
+
+#[expect(clippy::unused_async, reason = "a handler is async")]
+pub(super) async fn no_method() -> Response {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method").into_response()
+}
