@@ -94,8 +94,12 @@ impl Schema {
     /// [`SchemaError::Ahead`], [`SchemaError::Migrate`], [`SchemaError::Database`].
     pub async fn apply(&self, connection: &mut PgConnection) -> Result<usize, SchemaError> {
         let before = self.state(connection).await?;
-        if let State::Ahead { applied, known } = before {
-            return Err(SchemaError::Ahead { schema: self.name, applied, known });
+        match before {
+            State::Ahead { applied, known } => {
+                return Err(SchemaError::Ahead { schema: self.name, applied, known });
+            }
+            State::Current { .. } => return Ok(0),
+            State::Missing | State::Behind { .. } => {}
         }
         let mut migrator = Migrator::with_migrations(self.migrator.migrations.to_vec());
         migrator.dangerous_set_table_name(self.table());
@@ -105,7 +109,7 @@ impl Schema {
             .await
             .map_err(|source| SchemaError::Migrate { schema: self.name, source })?;
         let had = match before {
-            State::Behind { applied, .. } | State::Current { version: applied } => applied,
+            State::Behind { applied, .. } => applied,
             _ => 0,
         };
         Ok(self.migrator.iter().filter(|m| m.version > had).count())

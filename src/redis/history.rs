@@ -18,6 +18,17 @@ pub struct Entry {
     pub event: Option<(EventType, String)>,
 }
 
+/// How much of a history is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// There is none: the topic never had an event, or its last one is older than histories are kept.
+    Missing,
+    /// Every entry that it ever got.
+    Whole,
+    /// Less than that.
+    Trimmed,
+}
+
 /// Why a history could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -99,20 +110,22 @@ impl History {
             .collect()
     }
 
-    /// Whether the history of a topic still holds every entry that it ever got. False if there is none.
+    /// Whether the history of a topic still holds every entry that it ever got.
     ///
     /// # Errors
     /// [`ReadError`].
-    pub async fn is_whole(&self, topic: &Topic) -> Result<bool, ReadError> {
+    pub async fn extent(&self, topic: &Topic) -> Result<Extent, ReadError> {
         let mut connection = self.connection().await?;
         let info: Result<::redis::Value, RedisError> =
             ::redis::cmd("XINFO").arg("STREAM").arg(keys::history(topic)).query_async(&mut connection).await;
         match info {
-            Err(error) if error.to_string().contains("no such key") => Ok(false),
+            Err(error) if error.to_string().contains("no such key") => Ok(Extent::Missing),
             info => {
                 let info = self.checked(info).await?;
                 let added = number(&info, "entries-added");
-                Ok(added.is_some() && added == number(&info, "length"))
+                // A Redis older than 7.0 does not count what was added: then nothing can be proven.
+                let is_whole = added.is_some() && added == number(&info, "length");
+                Ok(if is_whole { Extent::Whole } else { Extent::Trimmed })
             }
         }
     }

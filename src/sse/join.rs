@@ -14,7 +14,7 @@ use super::hub::{Shared, SharedTopic};
 use super::naming::Naming;
 use super::topic::Joined;
 use crate::event::StreamId;
-use crate::redis::history::{Entry, ReadError};
+use crate::redis::history::{Entry, Extent, ReadError};
 
 /// Entries of the first read of a history, which is not known to hold small events.
 const FIRST_READ: usize = 16;
@@ -109,13 +109,17 @@ pub(super) async fn read_page(
     shared.metrics.history_reads.inc();
     let page = shared.history.from(&topic.topic, after, count).await?;
     let follows = match (after, page.first()) {
-        // Nothing there: no event since, or a Redis that forgot what this server has seen. Either way nothing to add.
-        (_, None) => true,
+        // Nothing there: a Redis that forgot what this server has seen. There is nothing to add.
+        (Some(_), None) => true,
         (Some(after), Some(first)) => first.id == after,
         // Looked at after the read: what was whole then was whole before.
-        (None, Some(_)) => {
+        (None, first) => {
             shared.metrics.history_reads.inc();
-            shared.history.is_whole(&topic.topic).await?
+            match shared.history.extent(&topic.topic).await? {
+                Extent::Whole => true,
+                Extent::Missing => first.is_none(),
+                Extent::Trimmed => false,
+            }
         }
     };
     Ok(follows.then_some(page))
@@ -132,11 +136,13 @@ async fn begin(shared: &Shared, topic: &SharedTopic, reason: Option<ResetReason>
         shared.metrics.history_reads.inc();
         newest = shared.history.newest(&topic.topic, asked).await?;
     }
-    let base = match newest.len() {
-        0 => Some(Cursor::start_now()),
-        n if n < asked && shared.history.is_whole(&topic.topic).await? => Some(Cursor::start_now()),
-        _ => None,
-    };
+    let reaches_start = newest.len() < asked
+        && match shared.history.extent(&topic.topic).await? {
+            Extent::Whole => true,
+            Extent::Missing => newest.is_empty(),
+            Extent::Trimmed => false,
+        };
+    let base = reaches_start.then(Cursor::start_now);
     let frames = newest.into_iter().map(|entry| frame_of(entry, topic.naming));
     let told = topic.state().begin_with(base, frames, reason);
     if let Some(reason) = reason {

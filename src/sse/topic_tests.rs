@@ -1,1 +1,290 @@
+//! A model of Redis and of many clients drives the topic: whatever is lost, repeated or trimmed on the way, each client
+//! gets every event after its place once and in order, or is told to fetch its state.
 
+use std::task::{Context, Poll, Waker};
+use std::sync::atomic::AtomicUsize;
+
+use bytes::Bytes;
+use http_body::Body;
+use proptest::prelude::*;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::event::EventType;
+use crate::http::ConnectionEnd;
+use crate::sse::Naming;
+use crate::sse::outlet::{StreamBody, Terms};
+
+/// What can happen.
+#[derive(Debug, Clone)]
+enum Act {
+    /// An event is published; the live message arrives, arrives twice, or is lost.
+    Publish { copies: usize },
+    /// The subscription breaks: the topic is joined anew.
+    Interrupt,
+    /// A round of the join reads the history and tries to end.
+    JoinRound,
+    /// The history loses its oldest entries.
+    Trim { keep: usize },
+    /// A client connects: a new one, or one that continues where it was.
+    Connect { client: usize },
+    Disconnect { client: usize },
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        6 => prop_oneof![8 => Just(1_usize), 1 => Just(0), 1 => Just(2)].prop_map(|copies| Act::Publish { copies }),
+        1 => Just(Act::Interrupt),
+        4 => Just(Act::JoinRound),
+        1 => (0_usize..6).prop_map(|keep| Act::Trim { keep }),
+        2 => (0_usize..4).prop_map(|client| Act::Connect { client }),
+        1 => (0_usize..4).prop_map(|client| Act::Disconnect { client }),
+    ];
+    proptest::collection::vec(act, 1..120)
+}
+
+/// A client as the model sees it: what it has been given, in order.
+#[derive(Default)]
+struct Client {
+    connection: Option<StreamBody<()>>,
+    number: u64,
+    /// The numbers of the events since it first connected, or since its last reset.
+    seen: Vec<u64>,
+    /// Where its account begins: the id that it was given first, or at its last reset.
+    base: Option<u64>,
+    cursor: Option<Cursor>,
+}
+
+impl Client {
+    /// Reads everything that waits, as a browser would.
+    fn read(&mut self) {
+        let Some(connection) = &mut self.connection else { return };
+        let mut context = Context::from_waker(Waker::noop());
+        let mut text = String::new();
+        while let Poll::Ready(Some(Ok(frame))) = std::pin::Pin::new(&mut *connection).poll_frame(&mut context) {
+            let data = frame.into_data().expect("data");
+            text.push_str(std::str::from_utf8(&data).expect("UTF-8"));
+        }
+        for block in text.split_terminator("\n\n") {
+            self.take(block);
+        }
+    }
+
+    fn take(&mut self, block: &str) {
+        let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
+        let cursor = Cursor::parse(field("id: ").expect("an id")).expect("a cursor");
+        let seq = cursor.id().map_or(0, |id| id.seq);
+        self.cursor = Some(cursor);
+        match field("event: ") {
+            // Its place; the first one counts.
+            None => {
+                self.base.get_or_insert(seq);
+            }
+            // A reset to an empty history does not say what came before: the account begins with the next event.
+            Some("reset") => {
+                self.base = cursor.id().map(|id| id.seq);
+                self.seen.clear();
+            }
+            Some(_) => {
+                self.base.get_or_insert(seq - 1);
+                self.seen.push(seq);
+            }
+        }
+    }
+}
+
+struct Model {
+    topic: TopicState,
+    /// Everything ever published, by number.
+    published: Vec<u64>,
+    /// What the history still holds, and whether it was ever trimmed.
+    history: Vec<u64>,
+    trimmed: bool,
+    next: u64,
+    clients: Vec<Client>,
+    next_client: u64,
+    holes: u32,
+}
+
+fn frame(seq: u64) -> Frame {
+    let kind = EventType::new("T").expect("a type");
+    Frame::of_event(StreamId::new(1, seq), &kind, "1", Naming::OfType)
+}
+
+impl Model {
+    fn new(recent_events: usize) -> Self {
+        let budget = Budget {
+            events: recent_events,
+            bytes: 1_000_000,
+            all_bytes: 1_000_000,
+            all_used: Arc::new(AtomicUsize::new(0)),
+        };
+        let topic = Topic::new("t").expect("a topic");
+        Self {
+            topic: TopicState::new(topic, budget, Metrics::default()),
+            published: Vec::new(),
+            history: Vec::new(),
+            trimmed: false,
+            next: 1,
+            clients: (0..4).map(|_| Client::default()).collect(),
+            next_client: 1,
+            holes: 0,
+        }
+    }
+
+    fn act(&mut self, act: &Act) {
+        match act {
+            Act::Publish { copies } => self.publish(*copies),
+            Act::Interrupt => {
+                self.topic.begin_join();
+            }
+            Act::JoinRound => self.join_round(),
+            Act::Trim { keep } => {
+                let cut = self.history.len().saturating_sub(*keep);
+                self.trimmed |= cut > 0;
+                self.history.drain(..cut);
+            }
+            Act::Connect { client } => self.connect(*client),
+            Act::Disconnect { client } => {
+                self.clients[*client].read();
+                self.clients[*client].connection = None;
+                self.topic.detach(self.clients[*client].number);
+            }
+        }
+        self.clients.iter_mut().for_each(Client::read);
+    }
+
+    fn publish(&mut self, copies: usize) {
+        // The script knows the stream's last id, also of an entry that has been trimmed.
+        let prev = self.published.last().map(|seq| StreamId::new(1, *seq));
+        let seq = self.next;
+        self.next += 2; // Other topics use numbers too.
+        self.published.push(seq);
+        self.history.push(seq);
+        for _ in 0..copies {
+            if self.topic.hear(News::Event { prev, frame: frame(seq) }) == Next::Join {
+                self.holes = 0;
+            }
+        }
+    }
+
+    /// What `join::run` does in one round, with this model's history.
+    fn join_round(&mut self) {
+        if self.topic.is_live() {
+            return;
+        }
+        self.topic.begin_round();
+        let place = self.topic.place();
+        let after: Vec<u64> = match place.and_then(Cursor::id) {
+            Some(id) => self.history.iter().copied().filter(|seq| *seq >= id.seq).collect(),
+            None => self.history.clone(),
+        };
+        let follows = match (place, after.first()) {
+            (None, _) => false,
+            (Some(Cursor::After(_)), None) => true,
+            (Some(Cursor::After(id)), Some(first)) => *first == id.seq,
+            (Some(Cursor::Start { .. }), _) => !self.trimmed,
+        };
+        let mut was_reset = false;
+        if follows && self.holes < 2 {
+            self.topic.extend(after.into_iter().map(frame));
+        } else {
+            was_reset = place.is_some();
+            let newest: Vec<u64> = self.history.iter().rev().take(3).rev().copied().collect();
+            let is_whole = !self.trimmed && newest.len() == self.history.len();
+            let base = is_whole.then(Cursor::start_now);
+            self.topic.begin_with(base, newest.into_iter().map(frame), was_reset.then_some(ResetReason::Gap));
+        }
+        if self.topic.finish_join(was_reset) == Joined::Hole {
+            self.holes += 1;
+        }
+    }
+
+    fn connect(&mut self, client: usize) {
+        let client = &mut self.clients[client];
+        if client.connection.is_some() {
+            return;
+        }
+        let terms = Terms { queued_bytes: 1_000_000, expires_at: None };
+        let outlet =
+            Arc::new(Outlet::new(self.next_client, terms, ConnectionEnd(CancellationToken::new())));
+        let from = client.cursor.map_or(From::Latest, From::After);
+        let attached = match self.topic.attach(&outlet, from) {
+            // The way through the history is not part of this model: such a client is reset.
+            Attached::Behind | Attached::Ahead => {
+                self.topic.attach(&outlet, From::Reset(ResetReason::HistoryGone))
+            }
+            other => other,
+        };
+        if attached == Attached::Yes {
+            client.number = self.next_client;
+            client.connection = Some(StreamBody::new(outlet, ()));
+            self.next_client += 1;
+        }
+    }
+
+    fn settle(&mut self) {
+        // A last event, so that every loss shows as a hole, and the rounds that a join needs at most.
+        self.publish(1);
+        for _ in 0..6 {
+            self.join_round();
+        }
+        self.clients.iter_mut().for_each(Client::read);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn each_client_gets_every_event_after_its_place_once_and_in_order(
+        acts in acts(),
+        recent_events in 1_usize..8,
+    ) {
+        let mut model = Model::new(recent_events);
+        for act in &acts {
+            model.act(act);
+        }
+        model.settle();
+        prop_assert!(model.topic.is_live());
+        for client in &model.clients {
+            let (Some(base), Some(_)) = (client.base, &client.connection) else { continue };
+            let expected: Vec<u64> =
+                model.published.iter().copied().filter(|seq| *seq > base).collect();
+            prop_assert_eq!(&client.seen, &expected);
+        }
+    }
+}
+
+fn live_topic() -> TopicState {
+    let mut model = Model::new(8);
+    model.join_round();
+    assert!(model.topic.is_live());
+    model.topic
+}
+
+fn event(prev: Option<u64>, seq: u64) -> News {
+    News::Event { prev: prev.map(|seq| StreamId::new(1, seq)), frame: frame(seq) }
+}
+
+#[test]
+fn the_first_event_of_a_topic_follows_its_start_and_the_next_one_that_one() {
+    let mut topic = live_topic();
+    assert_eq!(topic.hear(event(None, 4)), Next::Nothing);
+    assert_eq!(topic.hear(event(Some(4), 9)), Next::Nothing);
+    assert_eq!(topic.hear(event(None, 4)), Next::Nothing, "a repeat");
+    assert_eq!(topic.place(), Some(Cursor::After(StreamId::new(1, 9))));
+    assert_eq!(topic.hear(event(Some(10), 12)), Next::Join, "a hole");
+    assert!(!topic.is_live());
+}
+
+#[test]
+fn too_much_heard_while_joining_begins_the_round_again() {
+    let mut topic = live_topic();
+    topic.begin_join();
+    topic.begin_round();
+    topic.hear(News::Foreign(Bytes::from(vec![b'x'; HEARD_BYTES + 1])));
+    assert_eq!(topic.finish_join(false), Joined::Again);
+    topic.begin_round();
+    assert_eq!(topic.finish_join(false), Joined::Live);
+}

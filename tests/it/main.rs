@@ -4,3 +4,8 @@ mod harness;
 
 mod outbox_log;
 mod relay_delivery;
+mod sse_streams;
+mod uploads;
+
+mod commands;
+mod stories;

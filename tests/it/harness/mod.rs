@@ -1,53 +1,34 @@
-//! temporary
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
-pub(crate) struct Database {
-    name: String,
-    url: String,
-}
-impl Database {
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-    pub(crate) async fn connect(&self) -> PgConnection {
-        PgConnection::connect(&self.url).await.expect("c")
-    }
-}
-pub(crate) async fn database() -> Database {
-    let base = std::env::var("TEST_DATABASE_URL").expect("url");
-    let mut c = PgConnection::connect(&base).await.expect("c");
-    let name = format!("t{}", uuid::Uuid::new_v4().simple());
-    sqlx::raw_sql(AssertSqlSafe(format!("create database {name}"))).execute(&mut c).await.expect("create");
-    let url = format!("{}/{}", base.rsplit_once('/').expect("url").0, name);
-    let mut c = PgConnection::connect(&url).await.expect("c");
-    aftercommit::outbox::schema::SCHEMA.apply(&mut c).await.expect("migrate");
-    Database { name, url }
-}
-pub(crate) struct Redis {
-    prefix: String,
-}
-pub(crate) async fn redis() -> Redis {
-    Redis { prefix: format!("t{}", uuid::Uuid::new_v4().simple()) }
-}
-impl Redis {
-    pub(crate) fn relay_name(&self) -> String {
-        self.prefix.clone()
-    }
-    pub(crate) fn topic(&self, name: &str) -> aftercommit::event::Topic {
-        aftercommit::event::Topic::new(format!("{}:{name}", self.prefix)).expect("t")
-    }
-    pub(crate) fn settings(&self) -> aftercommit::redis::Settings {
-        aftercommit::redis::Settings {
-            url: "redis://127.0.0.1:56379".to_owned().into(),
-            connect_timeout_ms: 3000,
-            response_timeout_ms: 5000,
-            history_max_events: 10000,
-            history_ttl_seconds: 86400,
+//! The plumbing of the tests: servers, databases, processes and clients. Everything here is real.
+
+mod database;
+mod leash;
+mod process;
+mod redis;
+mod servers;
+mod sse;
+mod story;
+
+pub(crate) use database::{Database, database, empty_database};
+pub(crate) use process::{Process, Settings, cli};
+pub(crate) use redis::{Redis, redis};
+pub(crate) use sse::{Client, Event};
+pub(crate) use story::{Session, System};
+
+use std::time::Duration;
+
+/// How long anything that should happen may take before a test fails.
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+
+/// Looks until `look` finds something; panics with `what` after [`LIMIT`].
+///
+/// For what tells nobody that it has happened. Where there is a signal, wait for that.
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    loop {
+        if let Some(found) = look().await {
+            return found;
         }
-    }
-    pub(crate) fn client(&self) -> redis::Client {
-        self.settings().client().expect("c")
-    }
-    pub(crate) async fn connect(&self) -> redis::aio::MultiplexedConnection {
-        self.settings().connect().await.expect("c")
+        assert!(tokio::time::Instant::now() < deadline, "not within {} s: {what}", LIMIT.as_secs());
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

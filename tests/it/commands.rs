@@ -1,0 +1,287 @@
+//! The commands of the binary: exit codes, what stdout and stderr say, and what they do to the log.
+
+use std::process::Output;
+
+use serde_json::Value;
+use sqlx::Connection;
+use uuid::Uuid;
+
+use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::outbox;
+
+use crate::harness::{Client, Settings, System, cli, database, empty_database, eventually};
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
+/// The command fails with this exit code, and with one sentence on stderr that has this in it.
+async fn assert_fails(settings: &Settings, arguments: &[&str], code: i32, sentence: &str) {
+    let output = cli(settings, arguments).await;
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+    assert!(said.contains(sentence), "{arguments:?}: {said}");
+    assert!(output.stdout.is_empty(), "{arguments:?}: {}", stdout(&output));
+}
+
+#[tokio::test]
+async fn a_wrong_setting_is_named_wherever_it_comes_from() {
+    let none = Settings::default();
+    let cases = [
+        ("AFTERCOMMIT_SSE_LISTN", "x", "AFTERCOMMIT_SSE_LISTN"),
+        ("AFTERCOMMIT_NOPE_LISTEN", "x", "AFTERCOMMIT_NOPE_LISTEN"),
+        ("AFTERCOMMIT_SSE_MAX_CONNECTIONS", "many", "AFTERCOMMIT_SSE_MAX_CONNECTIONS"),
+        ("AFTERCOMMIT_RELAY_ON_POISON", "explode", "explode"),
+    ];
+    for (name, value, expected) in cases {
+        assert_fails(&none.clone().set(name, value), &["config", "check"], 1, expected).await;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("mine.toml");
+    let path = file.to_str().expect("a path");
+    for (text, expected) in [
+        ("[sse]\nlistn = \"x\"\n", "no setting 'listn' in [sse]"),
+        ("[ssee]\nlisten = \"x\"\n", "no section [ssee]"),
+        ("[sse]\nlisten = 5\n", "listen in [sse] must be of type string"),
+        ("sse = \n", "not valid TOML"),
+    ] {
+        std::fs::write(&file, text).expect("a file");
+        assert_fails(&none, &["--config", path, "config", "check"], 1, expected).await;
+    }
+    assert_fails(&none, &["--config", "/nowhere.toml", "config", "check"], 1, "/nowhere.toml").await;
+    let good = cli(&none.set("AFTERCOMMIT_SSE_LISTEN", "127.0.0.1:9001"), &["config", "show"]).await;
+    assert_eq!(good.status.code(), Some(0));
+    assert!(stdout(&good).contains("listen = \"127.0.0.1:9001\""));
+}
+
+#[tokio::test]
+async fn wrong_usage_is_a_2_and_help_a_0() {
+    let none = Settings::default();
+    for wrong in [&["nonsense"][..], &["relay", "--nonsense"], &["events"], &["token"], &[]] {
+        assert_eq!(cli(&none, wrong).await.status.code(), Some(2), "{wrong:?}");
+    }
+    let help = cli(&none, &["--help"]).await;
+    assert_eq!(help.status.code(), Some(0));
+    assert!(stdout(&help).lines().all(|line| line.chars().count() <= 80), "{}", stdout(&help));
+}
+
+#[tokio::test]
+async fn a_server_that_is_missing_or_wrong_is_one_clear_sentence() {
+    let system = System::new().await;
+    let settings = system.settings().clone();
+    let wrong = |name: &str, url: &str| settings.clone().set(name, url);
+    let listening = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = listening.local_addr().expect("an address").to_string();
+
+    for role in ["api", "relay", "sse"] {
+        assert_fails(&wrong("DATABASE_URL", ""), &[role], 1, "set DATABASE_URL").await;
+        assert_fails(&wrong("DATABASE_URL", "nonsense"), &[role], 1, "postgres://user:password@host").await;
+        let elsewhere = system.database.url().replace(system.database.name(), "no_such_database");
+        assert_fails(&wrong("DATABASE_URL", &elsewhere), &[role], 1, "no_such_database").await;
+        let listen = format!("AFTERCOMMIT_{}_LISTEN", role.to_uppercase());
+        assert_fails(&settings.clone().set(&listen, &taken), &[role], 1, &listen).await;
+    }
+    for role in ["relay", "sse"] {
+        assert_fails(&wrong("REDIS_URL", ""), &[role], 1, "set REDIS_URL").await;
+        assert_fails(&wrong("REDIS_URL", "http://x"), &[role], 1, "redis://").await;
+    }
+    for command in [&["migrate"][..], &["status"], &["events", "list"]] {
+        let refused = wrong("DATABASE_URL", "postgres://u:p@127.0.0.1:1/d");
+        assert_fails(&refused, command, 1, "127.0.0.1:1/d").await;
+    }
+    let secret = settings.clone().set("AFTERCOMMIT_JWT_SECRET", "short");
+    assert_fails(&secret, &["api"], 1, "at least 32").await;
+}
+
+#[tokio::test]
+async fn a_role_waits_for_a_server_that_is_away_and_says_so_in_readiness() {
+    let system = System::new().await.set("REDIS_URL", "redis://127.0.0.1:1");
+    for role in ["relay", "sse"] {
+        let process = system.start(role).await;
+        let told = eventually("readiness", async || {
+            let response = system.http().get(process.url("/readyz")).send().await.expect("an answer");
+            (response.status().as_u16() == 503 && role == "sse" || role == "relay").then_some(())
+        });
+        told.await;
+        assert!(process.log().contains("starting without Redis"), "{}", process.log());
+        assert_eq!(process.terminate().await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_schema_that_is_missing_or_newer_is_told_and_migrate_mends_the_first() {
+    let empty = empty_database().await;
+    let system = System::new().await.set("DATABASE_URL", empty.url());
+    let settings = system.settings();
+    for command in [&["api"][..], &["relay"], &["sse"], &["status"], &["events", "list"]] {
+        assert_fails(settings, command, 1, "run `aftercommit migrate`").await;
+    }
+    // From many hosts at once, and again.
+    let migrating = futures_util::future::join_all((0..6).map(|_| cli(settings, &["migrate"]))).await;
+    assert!(migrating.iter().all(|output| output.status.code() == Some(0)), "{migrating:#?}");
+    assert!(stderr(&cli(settings, &["migrate"]).await).contains("up to date"));
+    let mut connection = empty.connect().await;
+    sqlx::query("update outbox.migration set version = version + 1000 where version = 1")
+        .execute(&mut connection)
+        .await
+        .expect("a newer schema");
+    for command in [&["relay"][..], &["status"], &["migrate"]] {
+        assert_fails(settings, command, 1, "newer than this binary").await;
+    }
+}
+
+#[tokio::test]
+async fn a_printed_token_opens_the_api() {
+    let system = System::new().await;
+    let api = system.start("api").await;
+    let user = Uuid::new_v4().to_string();
+    let output = cli(system.settings(), &["token", "--user", &user]).await;
+    let token = stdout(&output);
+    let request = system.http().post(api.url("/api/upload/sessions")).bearer_auth(token.trim());
+    let response = request.json(&serde_json::json!({"totalPhotos": 1})).send().await.expect("an answer");
+    assert_eq!(response.status().as_u16(), 201);
+    assert_fails(system.settings(), &["token", "--user", "me"], 2, "'me'").await;
+}
+
+async fn commit(system: &System, topic: &Topic, kind: &str, count: u64) -> Vec<Uuid> {
+    let kind = EventType::new(kind).expect("a type");
+    let events: Vec<NewEvent> =
+        (0..count).map(|n| NewEvent::new(topic.clone(), kind.clone(), &n).expect("an event")).collect();
+    let mut connection = system.database.connect().await;
+    let ids = outbox::append_all(&mut connection, &events).await.expect("an append");
+    connection.close().await.expect("a goodbye");
+    ids
+}
+
+async fn json(system: &System, arguments: &[&str]) -> Value {
+    let output = cli(system.settings(), &[arguments, &["--output", "json"]].concat()).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+#[tokio::test]
+async fn status_and_events_tell_what_is_pending_and_what_is_delivered() {
+    let system = System::new().await;
+    let topic = system.redis.topic("ops");
+    let ids = commit(&system, &topic, "A", 3).await;
+    assert!(json(&system, &["status"]).await.as_array().expect("a list").is_empty(), "no relay has run");
+    let listed = json(&system, &["events", "list"]).await;
+    assert_eq!(listed.as_array().expect("a list").len(), 3);
+    assert!(listed.as_array().expect("a list").iter().all(|event| event["state"] == "pending"));
+
+    let relay = system.start("relay").await;
+    eventually("delivered", async || {
+        let listed = json(&system, &["events", "list", "--state", "delivered"]).await;
+        (listed.as_array().expect("a list").len() == 3).then_some(())
+    })
+    .await;
+    let status = json(&system, &["status"]).await;
+    assert_eq!((&status[0]["lastId"], &status[0]["relay"]), (&"1-3".into(), &system.redis.relay_name().into()));
+    assert_eq!(relay.terminate().await, 0);
+    commit(&system, &topic, "B", 2).await;
+    let status = json(&system, &["status"]).await;
+    assert!(status[0]["oldestPendingSeconds"].as_f64().expect("an age") >= 0.0);
+
+    let pending = json(&system, &["events", "list", "--state", "pending", "--type", "B"]).await;
+    assert_eq!(pending.as_array().expect("a list").len(), 2);
+    let shown = json(&system, &["events", "show", &ids[1].to_string()]).await;
+    assert_eq!((&shown[0]["payload"], &shown[0]["state"]), (&1.into(), &"delivered".into()));
+    let text = stdout(&cli(system.settings(), &["events", "show", &ids[1].to_string()]).await);
+    assert!(text.contains("state        delivered since 20"), "{text}");
+    assert_fails(system.settings(), &["events", "show", "x"], 1, "neither an event id").await;
+    assert_fails(system.settings(), &["events", "show", &Uuid::new_v4().to_string()], 1, "no event").await;
+}
+
+#[tokio::test]
+async fn replay_sends_what_was_delivered_once_more_marked_and_audited() {
+    let system = System::new().await;
+    let user = Uuid::new_v4();
+    let topic = Topic::new(format!("user-notifications:{user}")).expect("a topic");
+    let (_relay, sse) = (system.start("relay").await, system.start("sse").await);
+    let url = sse.url("/api/upload/sessions/notifications/stream");
+    let client = Client::open(&url, &system.token(user)).await;
+    let ids = commit(&system, &topic, "A", 4).await;
+    client.events(4).await;
+
+    assert_fails(system.settings(), &["replay", "--yes"], 1, "say which events").await;
+    let dry = json(&system, &["replay", "--topic", topic.as_str(), "--dry-run"]).await;
+    assert_eq!(dry["events"], 4, "{dry}");
+    assert_eq!(client.so_far().len(), 4);
+    let (second, fourth) = (ids[1].to_string(), ids[3].to_string());
+    let chosen = ["replay", "--event", &second, "--event", &fourth, "--yes", "--reason", "a test"];
+    let done = json(&system, &chosen).await;
+    assert_eq!(done["events"], 2, "{done}");
+    let events = client.events(6).await;
+    let data: Vec<&str> = events.iter().map(|event| event.data.as_str()).collect();
+    assert_eq!(data, ["0", "1", "2", "3", "1", "3"]);
+    let shown = json(&system, &["events", "show", &second]).await;
+    assert_eq!(shown.as_array().expect("a list").len(), 2, "the event and its copy");
+    let mut connection = system.database.connect().await;
+    let (reason, count): (String, i64) = sqlx::query_as("select reason, events from outbox.audit")
+        .fetch_one(&mut connection)
+        .await
+        .expect("one audit row");
+    assert_eq!((reason.as_str(), count), ("a test", 2));
+    // Without a terminal and without --yes nobody could have agreed.
+    assert_fails(system.settings(), &["replay", "--all"], 1, "--yes").await;
+}
+
+#[tokio::test]
+async fn replay_releases_what_was_parked_once_redis_takes_it() {
+    use redis::AsyncCommands;
+    let system = System::new().await;
+    let user = Uuid::new_v4();
+    let topic = Topic::new(format!("user-notifications:{user}")).expect("a topic");
+    let key = aftercommit::redis::keys::history(&topic);
+    let mut redis = system.redis.connect().await;
+    let _: () = redis.set(&key, "in the way").await.expect("a string");
+    let (_relay, sse) = (system.start("relay").await, system.start("sse").await);
+    commit(&system, &topic, "A", 3).await;
+    eventually("parked", async || {
+        let listed = json(&system, &["events", "list", "--state", "parked"]).await;
+        (listed.as_array().expect("a list").len() == 3).then_some(())
+    })
+    .await;
+    let status = json(&system, &["status"]).await;
+    assert_eq!(status[0]["parkedEvents"], 3, "{status}");
+    let _: () = redis.del(&key).await.expect("a deletion");
+    let url = sse.url("/api/upload/sessions/notifications/stream");
+    let client = Client::open(&url, &system.token(user)).await;
+    let released = json(&system, &["replay", "--undelivered", "--yes", "--reason", "mended"]).await;
+    assert_eq!(released["events"], 3, "{released}");
+    let events = client.events(3).await;
+    assert_eq!(events.iter().map(|event| event.data.as_str()).collect::<Vec<_>>(), ["0", "1", "2"]);
+    commit(&system, &topic, "A", 1).await;
+    assert_eq!(client.events(4).await.len(), 4);
+}
+
+#[tokio::test]
+async fn an_event_that_does_not_fit_is_refused_by_sql_before_anything_is_written() {
+    let database = database().await;
+    let mut connection = database.connect().await;
+    for (topic, kind, payload) in [
+        ("a topic", "T", "1"),
+        ("t", "a type", "1"),
+        ("", "T", "1"),
+        ("t", "T:T", "1"),
+        ("t", "T", "not json"),
+        ("t", "T", &format!("\"{}\"", "x".repeat(1024 * 1024))),
+    ] {
+        let appended = sqlx::query("select outbox.append($1, $2, $3::text::json)")
+            .bind(topic)
+            .bind(kind)
+            .bind(payload)
+            .execute(&mut connection)
+            .await;
+        assert!(appended.is_err(), "{topic} {kind}");
+    }
+    let rows: i64 = sqlx::query_scalar("select count(*) from outbox.event")
+        .fetch_one(&mut connection)
+        .await
+        .expect("a count");
+    assert_eq!(rows, 0);
+}

@@ -1,0 +1,96 @@
+//! A database for each test: a copy of a template that has been migrated once.
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::sync::OnceCell;
+
+use aftercommit::{outbox, uploads};
+
+use super::servers::servers;
+
+/// What the names of databases that tests make begin with.
+const PREFIX: &str = "aftercommit_test_";
+
+/// A test's own database.
+#[derive(Debug)]
+pub(crate) struct Database {
+    name: String,
+    url: String,
+}
+
+impl Database {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(crate) async fn connect(&self) -> PgConnection {
+        PgConnection::connect(&self.url).await.expect("a connection to the test's database")
+    }
+}
+
+/// A fresh, migrated database.
+pub(crate) async fn database() -> Database {
+    static TEMPLATE: OnceCell<String> = OnceCell::const_new();
+    let template = TEMPLATE.get_or_init(make_template).await;
+    copy_of(template).await
+}
+
+/// A fresh database without any schema of ours.
+pub(crate) async fn empty_database() -> Database {
+    copy_of("template0").await
+}
+
+async fn copy_of(template: &str) -> Database {
+    let mut server = connect_to_server().await;
+    let name = format!("{PREFIX}{}", uuid::Uuid::new_v4().simple());
+    execute(&mut server, format!("create database {name} template {template}")).await;
+    server.close().await.expect("a goodbye");
+    Database { url: url_of(&name), name }
+}
+
+async fn make_template() -> String {
+    let mut server = connect_to_server().await;
+    drop_old(&mut server).await;
+    let name = format!("{PREFIX}template_{}", uuid::Uuid::new_v4().simple());
+    execute(&mut server, format!("create database {name}")).await;
+    let mut connection = PgConnection::connect(&url_of(&name)).await.expect("a connection");
+    for schema in [&outbox::schema::SCHEMA, &uploads::schema::SCHEMA] {
+        schema.apply(&mut connection).await.expect("a migration");
+    }
+    connection.close().await.expect("a goodbye");
+    server.close().await.expect("a goodbye");
+    name
+}
+
+/// Drops what earlier runs left on a server that outlives them, if nobody uses it.
+async fn drop_old(server: &mut PgConnection) {
+    let unused: Vec<String> = sqlx::query_scalar(
+        "select datname::text from pg_database d
+         where starts_with(datname, $1)
+           and not exists (select from pg_stat_activity a where a.datid = d.oid)
+           and (pg_stat_file('base/' || d.oid || '/PG_VERSION')).modification < now() - interval '1 hour'",
+    )
+    .bind(PREFIX)
+    .fetch_all(&mut *server)
+    .await
+    .expect("a list of databases");
+    for name in unused {
+        execute(server, format!("drop database if exists {name}")).await;
+    }
+}
+
+async fn connect_to_server() -> PgConnection {
+    PgConnection::connect(&servers().database_url).await.expect("a connection to the test server")
+}
+
+async fn execute(connection: &mut PgConnection, sql: String) {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.expect("a statement on the test server");
+}
+
+fn url_of(database: &str) -> String {
+    let (server, _) = servers().database_url.rsplit_once('/').expect("a url with a database");
+    format!("{server}/{database}")
+}

@@ -1,0 +1,133 @@
+//! The real binary as real processes: started with nothing but environment variables, killed with real signals.
+
+use std::collections::BTreeMap;
+use std::process::{Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::oneshot;
+
+use super::LIMIT;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_aftercommit");
+
+/// Environment variables of a process.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Settings(BTreeMap<String, String>);
+
+impl Settings {
+    pub(crate) fn set(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.0.insert(name.to_owned(), value.into());
+        self
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(BINARY);
+        command.args(arguments).env_clear().envs(&self.0).stdin(Stdio::null());
+        // For a crash's backtrace, and for coverage tools.
+        for kept in ["PATH", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"] {
+            if let Ok(value) = std::env::var(kept) {
+                command.env(kept, value);
+            }
+        }
+        command
+    }
+}
+
+/// Runs a command to its end.
+pub(crate) async fn cli(settings: &Settings, arguments: &[&str]) -> Output {
+    let running = settings.command(arguments).kill_on_drop(true).output();
+    tokio::time::timeout(LIMIT, running).await.expect("in time").expect("the binary runs")
+}
+
+/// A running role.
+#[derive(Debug)]
+pub(crate) struct Process {
+    role: String,
+    child: Child,
+    log: Arc<Mutex<String>>,
+    /// Where it listens.
+    pub(crate) address: String,
+}
+
+impl Process {
+    /// Starts a role and waits until it listens.
+    pub(crate) async fn start(role: &str, settings: &Settings) -> Self {
+        let settings = settings.clone().set("AFTERCOMMIT_LOG_FORMAT", "json");
+        let mut child = settings
+            .command(&[role])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the binary starts");
+        let log = Arc::new(Mutex::new(String::new()));
+        let (told, address) = oneshot::channel();
+        let stderr = child.stderr.take().expect("a pipe");
+        tokio::spawn(read_log(stderr, log.clone(), told));
+        let address = tokio::time::timeout(LIMIT, address).await.expect("it listens in time");
+        let Ok(address) = address else {
+            panic!("{role} ended before it listened:\n{}", log.lock().expect("a log"));
+        };
+        Self { role: role.to_owned(), child, log, address }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().expect("a log").clone()
+    }
+
+    /// kill -9, and its end.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.expect("a kill");
+    }
+
+    /// Sends a signal by name.
+    pub(crate) async fn signal(&self, name: &str) {
+        let pid = self.pid().to_string();
+        let sent = Command::new("/bin/sh").args(["-c", "kill -s \"$1\" \"$2\"", "sh", name, &pid]).status().await;
+        assert!(sent.expect("a shell").success(), "kill -s {name}");
+    }
+
+    /// SIGTERM, and the exit code.
+    pub(crate) async fn terminate(mut self) -> i32 {
+        self.signal("TERM").await;
+        self.exit_code().await
+    }
+
+    pub(crate) async fn exit_code(&mut self) -> i32 {
+        let ended = tokio::time::timeout(LIMIT, self.child.wait()).await;
+        let status = ended.unwrap_or_else(|_| panic!("{} does not end", self.role)).expect("a status");
+        status.code().unwrap_or_else(|| panic!("{} was ended by {status}:\n{}", self.role, self.log()))
+    }
+}
+
+/// Collects the log, and tells the address once there is one.
+async fn read_log(
+    stderr: tokio::process::ChildStderr,
+    log: Arc<Mutex<String>>,
+    told: oneshot::Sender<String>,
+) {
+    let mut told = Some(told);
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        let address = serde_json::from_str::<serde_json::Value>(&line)
+            .ok()
+            .and_then(|entry| entry.get("address")?.as_str().map(str::to_owned));
+        if let (Some(address), Some(told)) = (address, told.take_if(|_| line.contains("address"))) {
+            told.send(address).expect("the test waits for it");
+        }
+        let mut log = log.lock().expect("a log");
+        log.push_str(&line);
+        log.push('\n');
+    }
+}

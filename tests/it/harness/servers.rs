@@ -1,0 +1,122 @@
+//! The servers that the tests of a process share: those of `TEST_DATABASE_URL` and `TEST_REDIS_URL` where set, containers
+//! with `TEST_CONTAINERS=1`, else private ones as `aftercommit dev` has.
+
+use std::sync::OnceLock;
+
+use aftercommit::local::{self, PostgresServer, RedisServer};
+use secrecy::ExposeSecret;
+use testcontainers::core::{IntoContainerPort, WaitFor};
+use testcontainers::runners::AsyncRunner;
+use testcontainers::{ContainerAsync, GenericImage, ImageExt};
+
+use super::leash::{Leash, at_exit};
+
+/// What the outbox's test needs beyond the defaults, and what many tests at once need.
+const POSTGRES_SETTINGS: [(&str, &str); 3] =
+    [("max_prepared_transactions", "50"), ("max_connections", "400"), ("shared_buffers", "64MB")];
+
+/// Where the shared servers are, and what keeps them alive.
+#[derive(Debug)]
+pub(super) struct Servers {
+    pub(super) database_url: String,
+    pub(super) redis_url: String,
+    _alive: Vec<Alive>,
+}
+
+#[derive(Debug)]
+#[expect(dead_code, reason = "held, not used: dropping one ends its server")]
+enum Alive {
+    Postgres(PostgresServer),
+    Redis(RedisServer),
+    Container(Box<ContainerAsync<GenericImage>>, Leash),
+}
+
+/// The shared servers; started by the first test that asks.
+pub(super) fn servers() -> &'static Servers {
+    static SERVERS: OnceLock<Servers> = OnceLock::new();
+    SERVERS.get_or_init(|| {
+        // A runtime of its own: those of the tests end with their tests.
+        let starting = std::thread::spawn(|| {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+            let runtime = Box::leak(Box::new(runtime.expect("a runtime")));
+            runtime.block_on(start())
+        });
+        starting.join().expect("the servers start")
+    })
+}
+
+async fn start() -> Servers {
+    let given = |name| std::env::var(name).ok().filter(|url| !url.is_empty());
+    let in_containers = given("TEST_CONTAINERS").is_some();
+    let mut alive = Vec::new();
+    let database_url = match given("TEST_DATABASE_URL") {
+        Some(url) => url,
+        None if in_containers => postgres_container(&mut alive).await,
+        None => {
+            let options = local::postgres::Options {
+                home: local::Home::Ephemeral,
+                port: None,
+                durable: false,
+                settings: POSTGRES_SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            };
+            let server = PostgresServer::start(&options).await.expect("a private Postgres");
+            let url = server.url(local::postgres::DATABASE).expose_secret().to_owned();
+            alive.push(Alive::Postgres(server));
+            url
+        }
+    };
+    let redis_url = match given("TEST_REDIS_URL") {
+        Some(url) => url,
+        None if in_containers => redis_container(&mut alive).await,
+        None => {
+            let options = local::redis::Options { home: local::Home::Ephemeral, port: None, durable: false };
+            let server = RedisServer::start(&options).await.expect("a private Redis");
+            let url = server.url().expose_secret().to_owned();
+            alive.push(Alive::Redis(server));
+            url
+        }
+    };
+    Servers { database_url, redis_url, _alive: alive }
+}
+
+async fn postgres_container(alive: &mut Vec<Alive>) -> String {
+    let (name, tag) = image("TEST_POSTGRES_IMAGE", "postgres:17");
+    let settings = POSTGRES_SETTINGS.iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);
+    let image = GenericImage::new(name, tag)
+        .with_exposed_port(5432.tcp())
+        // Once for the server that initialises the data directory, once for the real one.
+        .with_wait_for(WaitFor::message_on_stderr("database system is ready to accept connections"))
+        .with_wait_for(WaitFor::message_on_stderr("database system is ready to accept connections"))
+        .with_env_var("POSTGRES_PASSWORD", "test")
+        .with_cmd(std::iter::once("postgres".to_owned()).chain(settings));
+    let port = run(image, 5432, alive).await;
+    format!("postgres://postgres:test@127.0.0.1:{port}/postgres")
+}
+
+async fn redis_container(alive: &mut Vec<Alive>) -> String {
+    let (name, tag) = image("TEST_REDIS_IMAGE", "redis:7");
+    let image = GenericImage::new(name, tag)
+        .with_exposed_port(6379.tcp())
+        .with_wait_for(WaitFor::message_on_stdout("Ready to accept connections"));
+    let port = run(image.into(), 6379, alive).await;
+    format!("redis://127.0.0.1:{port}")
+}
+
+async fn run(
+    image: testcontainers::ContainerRequest<GenericImage>,
+    port: u16,
+    alive: &mut Vec<Alive>,
+) -> u16 {
+    let container = image.start().await.expect("a container: is a Docker daemon running?");
+    let leash = at_exit(&format!("docker rm -f -v {}", container.id()));
+    let port = container.get_host_port_ipv4(port).await.expect("a port");
+    alive.push(Alive::Container(Box::new(container), leash));
+    port
+}
+
+/// An image's name and tag: `variable` where set.
+fn image(variable: &str, default: &str) -> (String, String) {
+    let image = std::env::var(variable).unwrap_or_else(|_| default.to_owned());
+    let (name, tag) = image.rsplit_once(':').expect("an image name with a tag");
+    (name.to_owned(), tag.to_owned())
+}
