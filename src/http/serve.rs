@@ -141,7 +141,6 @@ fn prepare(stream: &TcpStream, limits: Limits) -> std::io::Result<()> {
 }
 
 /// The answer for paths that lead nowhere.
-#[expect(clippy::unused_async, reason = "a handler is async")]
 pub async fn no_route() -> Problem {
     Problem::not_found("there is nothing at this path")
 }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::cursor::Cursor;
@@ -30,8 +31,14 @@ enum Fed {
     Gone,
 }
 
-/// Attaches a client. Returns when it is attached, or gone.
-pub(super) async fn run(shared: &std::sync::Arc<Shared>, place: &Place, wanted: From) {
+/// Attaches a client. Returns when it is attached, or gone. `placed` is told as soon as its place is known.
+pub(super) async fn run(
+    shared: &std::sync::Arc<Shared>,
+    place: &Place,
+    wanted: From,
+    placed: oneshot::Sender<()>,
+) {
+    let mut placed = Some(placed);
     let mut from = fresh(shared, wanted);
     let mut outcome = "memory";
     let mut count = first_count();
@@ -53,6 +60,8 @@ pub(super) async fn run(shared: &std::sync::Arc<Shared>, place: &Place, wanted: 
                 settled.await;
             }
             Attached::Ahead => from = From::Reset(ResetReason::UnknownId),
+            // Feeding waits for the client to read, so the response must be under way before it.
+            Attached::Behind if placed.is_some() => tell(&mut placed, place, wanted),
             Attached::Behind => match feed(shared, place, from, &mut count).await {
                 Ok(Fed::To(id)) => {
                     outcome = "history";
@@ -69,6 +78,7 @@ pub(super) async fn run(shared: &std::sync::Arc<Shared>, place: &Place, wanted: 
             },
         }
     }
+    tell(&mut placed, place, wanted);
     match (wanted, from) {
         (_, From::Reset(reason)) => {
             shared.metrics.reset(reason, 1);
@@ -76,6 +86,17 @@ pub(super) async fn run(shared: &std::sync::Arc<Shared>, place: &Place, wanted: 
         }
         (From::After(_), _) => shared.metrics.resumed(outcome),
         _ => {}
+    }
+}
+
+/// Says that the client's place is known.
+///
+/// If the response was begun without waiting for that any longer, the client was told that it is connected before its
+/// place was known. What was committed between the two it would miss without knowing, unless it named its place.
+fn tell(placed: &mut Option<oneshot::Sender<()>>, place: &Place, wanted: From) {
+    let is_late = placed.take().is_some_and(|placed| placed.send(()).is_err());
+    if is_late && !matches!(wanted, From::After(_) | From::Reset(_)) {
+        place.topic.state().reset(&place.outlet, ResetReason::JoinedLate);
     }
 }
 

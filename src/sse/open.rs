@@ -9,6 +9,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::catch_up;
@@ -83,29 +84,32 @@ pub async fn open(
             let place = Arc::new(place);
             // The first bytes at once, so that `open` fires and proxies let the response through.
             let _queued: Put = place.outlet.put(frame::retry(retry_of(shared, 1)));
+            // Made before anything is awaited: if the request is given up meanwhile, dropping it gives up the place.
+            let body = StreamBody::new(place.outlet.clone(), place.clone());
             attach(shared, &place, from).await;
-            stream(Body::new(StreamBody::new(place.outlet.clone(), place)))
+            stream(Body::new(body))
         }
     }
 }
 
-/// Attaches the stream to its topic; goes on in the background if that takes too long.
+/// Attaches the stream to its topic, and waits until its place is known, but not for long.
 async fn attach(shared: &Arc<Shared>, place: &Arc<Place>, from: From) {
-    let waiting = catch_up_unless_gone(shared.clone(), place.clone(), from);
-    if tokio::time::timeout(WAIT_FOR_PLACE, waiting).await.is_ok() {
-        return;
-    }
-    // The client will be told that it is connected before its place is known. What is committed between the two it would
-    // miss without knowing, if it had no id: so it gets a reset instead of the next event.
-    let late = if matches!(from, From::After(_)) { from } else { From::Reset(ResetReason::JoinedLate) };
-    tokio::spawn(catch_up_unless_gone(shared.clone(), place.clone(), late));
+    let (placed, is_placed) = oneshot::channel();
+    tokio::spawn(catch_up_unless_gone(shared.clone(), place.clone(), from, placed));
+    // Too late, or the client is gone already: the task that goes on knows, as nobody takes its word any more.
+    let _placed_or_not = tokio::time::timeout(WAIT_FOR_PLACE, is_placed).await;
 }
 
 /// Ends when the client leaves, which the body's end tells.
-async fn catch_up_unless_gone(shared: Arc<Shared>, place: Arc<Place>, from: From) {
+async fn catch_up_unless_gone(
+    shared: Arc<Shared>,
+    place: Arc<Place>,
+    from: From,
+    placed: oneshot::Sender<()>,
+) {
     tokio::select! {
         () = place.outlet.gone().cancelled() => {}
-        () = catch_up::run(&shared, &place, from) => {}
+        () = catch_up::run(&shared, &place, from, placed) => {}
     }
 }
 

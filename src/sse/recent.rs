@@ -137,7 +137,7 @@ mod tests {
             recent.push(frame(seq, 1));
         }
         assert_eq!(ids(recent.all()), [4, 6, 8]);
-        let after = |seq| recent.after(StreamId::new(1, seq)).map(|frames| ids(frames));
+        let after = |seq| recent.after(StreamId::new(1, seq)).map(ids);
         assert_eq!(after(2), Some(vec![4, 6, 8]));
         assert_eq!(after(6), Some(vec![8]));
         assert_eq!(after(8), Some(vec![]));

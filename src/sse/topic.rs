@@ -315,6 +315,13 @@ impl TopicState {
         Attached::Yes
     }
 
+    /// Tells one client to fetch its state anew.
+    pub(super) fn reset(&self, outlet: &Outlet, reason: ResetReason) {
+        self.metrics.reset(reason, 1);
+        // A client that is gone or cut off by it needs no reset.
+        let _put = outlet.put(frame::reset(reason, &self.topic, self.cursor()));
+    }
+
     /// Forgets a client.
     pub(super) fn detach(&mut self, number: u64) {
         self.clients.remove(&number);

@@ -1,8 +1,8 @@
 //! A model of Redis and of many clients drives the topic: whatever is lost, repeated or trimmed on the way, each client
 //! gets every event after its place once and in order, or is told to fetch its state.
 
-use std::task::{Context, Poll, Waker};
 use std::sync::atomic::AtomicUsize;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http_body::Body;
@@ -19,16 +19,24 @@ use crate::sse::outlet::{StreamBody, Terms};
 #[derive(Debug, Clone)]
 enum Act {
     /// An event is published; the live message arrives, arrives twice, or is lost.
-    Publish { copies: usize },
+    Publish {
+        copies: usize,
+    },
     /// The subscription breaks: the topic is joined anew.
     Interrupt,
     /// A round of the join reads the history and tries to end.
     JoinRound,
     /// The history loses its oldest entries.
-    Trim { keep: usize },
+    Trim {
+        keep: usize,
+    },
     /// A client connects: a new one, or one that continues where it was.
-    Connect { client: usize },
-    Disconnect { client: usize },
+    Connect {
+        client: usize,
+    },
+    Disconnect {
+        client: usize,
+    },
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
@@ -61,7 +69,8 @@ impl Client {
         let Some(connection) = &mut self.connection else { return };
         let mut context = Context::from_waker(Waker::noop());
         let mut text = String::new();
-        while let Poll::Ready(Some(Ok(frame))) = std::pin::Pin::new(&mut *connection).poll_frame(&mut context) {
+        while let Poll::Ready(Some(Ok(frame))) = std::pin::Pin::new(&mut *connection).poll_frame(&mut context)
+        {
             let data = frame.into_data().expect("data");
             text.push_str(std::str::from_utf8(&data).expect("UTF-8"));
         }
@@ -206,8 +215,7 @@ impl Model {
             return;
         }
         let terms = Terms { queued_bytes: 1_000_000, expires_at: None };
-        let outlet =
-            Arc::new(Outlet::new(self.next_client, terms, ConnectionEnd(CancellationToken::new())));
+        let outlet = Arc::new(Outlet::new(self.next_client, terms, ConnectionEnd(CancellationToken::new())));
         let from = client.cursor.map_or(From::Latest, From::After);
         let attached = match self.topic.attach(&outlet, from) {
             // The way through the history is not part of this model: such a client is reset.

@@ -89,7 +89,6 @@ pub(super) struct Info {
 }
 
 /// What a client has to know to listen.
-#[expect(clippy::unused_async, reason = "a handler is async")]
 pub(super) async fn info() -> axum::Json<Info> {
     axum::Json(Info {
         session_stream_endpoint: "/api/upload/sessions/{sessionId}/stream",
@@ -104,7 +103,6 @@ pub(super) async fn info() -> axum::Json<Info> {
     })
 }
 
-#[expect(clippy::unused_async, reason = "a handler is async")]
 pub(super) async fn no_method() -> Response {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method").into_response()
 }

@@ -180,7 +180,10 @@ async fn status_and_events_tell_what_is_pending_and_what_is_delivered() {
     })
     .await;
     let status = json(&system, &["status"]).await;
-    assert_eq!((&status[0]["lastId"], &status[0]["relay"]), (&"1-3".into(), &system.redis.relay_name().into()));
+    assert_eq!(
+        (&status[0]["lastId"], &status[0]["relay"]),
+        (&"1-3".into(), &system.redis.relay_name().into())
+    );
     assert_eq!(relay.terminate().await, 0);
     commit(&system, &topic, "B", 2).await;
     let status = json(&system, &["status"]).await;

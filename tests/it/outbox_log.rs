@@ -85,10 +85,10 @@ impl Arrived {
             return;
         }
         // As in Redis: a topic's history only grows at its end.
-        if let Some((last, _)) = self.by_number.iter().rfind(|(_, (_, t))| t == topic) {
-            if *last > id {
-                self.complaints.push(format!("{id} arrived in {topic} after {last}"));
-            }
+        if let Some((last, _)) = self.by_number.iter().rfind(|(_, (_, t))| t == topic)
+            && *last > id
+        {
+            self.complaints.push(format!("{id} arrived in {topic} after {last}"));
         }
         self.by_number.insert(id, (event, topic.clone()));
     }
@@ -377,7 +377,7 @@ impl<'a> World<'a> {
             self.end(writer, writer % 2 == 0).await;
         }
         while !self.prepared.is_empty() {
-            self.finish_prepared(self.prepared.len() % 2 == 0).await;
+            self.finish_prepared(self.prepared.len().is_multiple_of(2)).await;
         }
         self.relays[0] = RelayProcess::Dead;
         while !self.start_step(0).await {

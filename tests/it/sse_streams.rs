@@ -314,7 +314,8 @@ async fn a_client_that_never_reads_is_cut_off_and_costs_the_others_nothing() {
     let stage = Stage::new().await;
     let reader = stage.client().await;
     let mut stuck = tokio::net::TcpStream::connect(&stage.sse.address).await.expect("a connection");
-    let request = format!("GET {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", stage.token());
+    let request =
+        format!("GET {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", stage.token());
     stuck.write_all(request.as_bytes()).await.expect("a request");
     // Its stream is open: from here on it reads nothing.
     let mut head = [0; 12];

@@ -20,7 +20,7 @@ fn assert_story(session: &Session, events: &[Event], failing: usize) {
     for (event, photo) in events.iter().zip(&session.photos) {
         assert!(event.data.contains(&photo.to_string()), "{event:?} is about {photo}");
     }
-    let ids: Vec<_> = events.iter().map(|event| sequence_of(event)).collect();
+    let ids: Vec<_> = events.iter().map(sequence_of).collect();
     assert!(ids.is_sorted_by(|a, b| a < b), "{ids:?}");
 }
 
@@ -94,8 +94,7 @@ async fn a_relay_that_is_killed_and_started_again_repeats_nothing_and_loses_noth
 #[tokio::test]
 async fn redis_stopped_and_started_with_its_data_is_an_interruption_and_no_more() {
     let dir = tempfile::tempdir().expect("a directory");
-    let options =
-        |port| Options { home: Home::Kept(dir.path().to_owned()), port, durable: true };
+    let options = |port| Options { home: Home::Kept(dir.path().to_owned()), port, durable: true };
     let server = RedisServer::start(&options(None)).await.expect("a private Redis");
     let (url, port) = (server.url().expose_secret().to_owned(), server.port());
     let system = System::with_redis(&url).await;
@@ -124,7 +123,9 @@ async fn redis_stopped_and_started_with_its_data_is_an_interruption_and_no_more(
     for client in &clients {
         let events = client.events(11).await;
         assert_eq!(events.len(), 11);
-        assert!(events.iter().zip(&session.photos).all(|(event, photo)| event.data.contains(&photo.to_string())));
+        assert!(
+            events.iter().zip(&session.photos).all(|(event, photo)| event.data.contains(&photo.to_string()))
+        );
         assert_eq!(events[10].event, "SESSION_COMPLETED");
     }
     let events = late.events(9).await;
@@ -134,7 +135,8 @@ async fn redis_stopped_and_started_with_its_data_is_an_interruption_and_no_more(
 #[tokio::test]
 async fn a_client_of_an_sse_server_that_is_killed_continues_on_another() {
     let system = System::new().await;
-    let (api, _relay, first) = (system.start("api").await, system.start("relay").await, system.start("sse").await);
+    let (api, _relay, first) =
+        (system.start("api").await, system.start("relay").await, system.start("sse").await);
     let session = system.session(&api, Uuid::new_v4(), 6).await;
     let client = session.listen(&first).await;
     for photo in 0..3 {
@@ -172,7 +174,8 @@ async fn a_standby_relay_takes_over_when_the_leader_is_killed() {
 #[tokio::test]
 async fn every_role_ends_with_0_on_sigterm_and_sigint_in_the_middle_of_its_work() {
     let system = System::new().await;
-    let (api, relay, sse) = (system.start("api").await, system.start("relay").await, system.start("sse").await);
+    let (api, relay, sse) =
+        (system.start("api").await, system.start("relay").await, system.start("sse").await);
     let session = system.session(&api, Uuid::new_v4(), 2).await;
     let client = session.listen(&sse).await;
     assert_eq!(session.complete(0).await.as_u16(), 200);
@@ -182,7 +185,8 @@ async fn every_role_ends_with_0_on_sigterm_and_sigint_in_the_middle_of_its_work(
         assert_eq!(process.exit_code().await, 0, "{}", process.log());
     }
     // What was committed meanwhile, by somebody else, is delivered by the next ones.
-    let (api, _relay, sse) = (system.start("api").await, system.start("relay").await, system.start("sse").await);
+    let (api, _relay, sse) =
+        (system.start("api").await, system.start("relay").await, system.start("sse").await);
     let url = sse.url(&session.stream_path());
     let client = Client::resume(&url, &session.token, "1-1");
     let complete = format!("/api/upload/sessions/{}/photos/{}/complete", session.id, session.photos[1]);

@@ -15,7 +15,10 @@ fn with_time_of(message: &str, expected: &str) -> String {
     if !time.is_empty() {
         let parsed = chrono::DateTime::parse_from_rfc3339(time).expect("a time");
         assert!(time.len() == 20 && time.ends_with('Z'), "whole seconds in UTC: {time}");
-        assert!((chrono::Utc::now() - parsed.to_utc()).num_seconds().abs() < 60, "the time of the change: {time}");
+        assert!(
+            (chrono::Utc::now() - parsed.to_utc()).num_seconds().abs() < 60,
+            "the time of the change: {time}"
+        );
     }
     expected.replace("<time>", time)
 }
@@ -35,11 +38,24 @@ async fn each_message_arrives_on_its_redis_channel_byte_for_byte() {
 
     let (id, photos) = (session.id, &session.photos);
     let expected = [
-        format!(r#"{{"type":"PHOTO_UPLOADED","sessionId":"{id}","photoId":"{}","uploadedCount":1,"totalCount":3,"progressPercent":33.3,"timestamp":"<time>"}}"#, photos[0]),
-        format!(r#"{{"type":"PHOTO_FAILED","sessionId":"{id}","photoId":"{}","reason":"the \"disk\" is full: ü","failedCount":1,"totalCount":3,"timestamp":"<time>"}}"#, photos[1]),
-        format!(r#"{{"type":"PHOTO_UPLOADED","sessionId":"{id}","photoId":"{}","uploadedCount":2,"totalCount":3,"progressPercent":66.7,"timestamp":"<time>"}}"#, photos[2]),
-        format!(r#"{{"type":"SESSION_COMPLETED","sessionId":"{id}","uploadedCount":2,"failedCount":1,"totalCount":3,"timestamp":"<time>"}}"#),
-        format!(r#"{{"type":"UPLOAD_SESSION_COMPLETED","message":"Upload session completed: 2 uploaded, 1 failed","sessionId":"{id}"}}"#),
+        format!(
+            r#"{{"type":"PHOTO_UPLOADED","sessionId":"{id}","photoId":"{}","uploadedCount":1,"totalCount":3,"progressPercent":33.3,"timestamp":"<time>"}}"#,
+            photos[0]
+        ),
+        format!(
+            r#"{{"type":"PHOTO_FAILED","sessionId":"{id}","photoId":"{}","reason":"the \"disk\" is full: ü","failedCount":1,"totalCount":3,"timestamp":"<time>"}}"#,
+            photos[1]
+        ),
+        format!(
+            r#"{{"type":"PHOTO_UPLOADED","sessionId":"{id}","photoId":"{}","uploadedCount":2,"totalCount":3,"progressPercent":66.7,"timestamp":"<time>"}}"#,
+            photos[2]
+        ),
+        format!(
+            r#"{{"type":"SESSION_COMPLETED","sessionId":"{id}","uploadedCount":2,"failedCount":1,"totalCount":3,"timestamp":"<time>"}}"#
+        ),
+        format!(
+            r#"{{"type":"UPLOAD_SESSION_COMPLETED","message":"Upload session completed: 2 uploaded, 1 failed","sessionId":"{id}"}}"#
+        ),
     ];
     let mut messages = subscriber.on_message();
     for (at, expected) in expected.iter().enumerate() {
@@ -55,7 +71,8 @@ async fn each_message_arrives_on_its_redis_channel_byte_for_byte() {
 #[tokio::test]
 async fn fifty_completes_at_once_count_to_fifty_and_complete_the_session_once() {
     let system = System::new().await;
-    let (api, _relay, sse) = (system.start("api").await, system.start("relay").await, system.start("sse").await);
+    let (api, _relay, sse) =
+        (system.start("api").await, system.start("relay").await, system.start("sse").await);
     let session = system.session(&api, Uuid::new_v4(), 50).await;
     let client = session.listen(&sse).await;
     let notifications = session.listen_to_notifications(&sse).await;
@@ -106,7 +123,8 @@ async fn a_repeat_is_a_200_that_changes_nothing_and_a_contradiction_a_409() {
 #[tokio::test]
 async fn a_command_that_is_rolled_back_leaves_nothing_anywhere() {
     let system = System::new().await;
-    let (api, _relay, sse) = (system.start("api").await, system.start("relay").await, system.start("sse").await);
+    let (api, _relay, sse) =
+        (system.start("api").await, system.start("relay").await, system.start("sse").await);
     let session = system.session(&api, Uuid::new_v4(), 2).await;
     let client = session.listen(&sse).await;
     // The append fails after the state has been changed, in the same transaction.
@@ -132,7 +150,8 @@ async fn a_command_that_is_rolled_back_leaves_nothing_anywhere() {
 #[tokio::test]
 async fn sessions_of_one_user_that_complete_at_once_notify_once_each() {
     let system = System::new().await;
-    let (api, _relay, sse) = (system.start("api").await, system.start("relay").await, system.start("sse").await);
+    let (api, _relay, sse) =
+        (system.start("api").await, system.start("relay").await, system.start("sse").await);
     let user = Uuid::new_v4();
     let mut sessions = Vec::new();
     for _ in 0..12 {
@@ -194,7 +213,10 @@ async fn another_users_session_is_a_403_and_an_unknown_one_a_404() {
     assert_eq!(ask(http.get(sse.url(&session.stream_path())).bearer_auth(&other)).await, 403);
     assert_eq!(ask(http.post(api.url(&format!("{photo}/complete"))).bearer_auth(&other)).await, 403);
     let reason = json!({"reason": "x"});
-    assert_eq!(ask(http.post(api.url(&format!("{photo}/fail"))).bearer_auth(&other).json(&reason)).await, 403);
+    assert_eq!(
+        ask(http.post(api.url(&format!("{photo}/fail"))).bearer_auth(&other).json(&reason)).await,
+        403
+    );
 
     let (token, nobody) = (&session.token, Uuid::new_v4());
     let unknown = format!("/api/upload/sessions/{nobody}");
@@ -220,7 +242,9 @@ async fn a_request_that_cannot_be_understood_is_refused_with_a_reason() {
         assert_eq!(ask(get(api.url(&format!("/api/upload/sessions/{malformed}")))).await, 400, "{malformed}");
         assert_eq!(ask(get(sse.url(&format!("/api/upload/sessions/{malformed}/stream")))).await, 400);
     }
-    for body in ["", "{", "[]", "{}", "{\"totalPhotos\":0}", "{\"totalPhotos\":10001}", "{\"totalPhotos\":\"1\"}"] {
+    for body in
+        ["", "{", "[]", "{}", "{\"totalPhotos\":0}", "{\"totalPhotos\":10001}", "{\"totalPhotos\":\"1\"}"]
+    {
         assert_eq!(ask(create(body.to_owned())).await, 400, "{body}");
     }
     assert_eq!(ask(create("{\"totalPhotos\":10000}".to_owned())).await, 201);
@@ -240,7 +264,8 @@ async fn a_request_that_cannot_be_understood_is_refused_with_a_reason() {
 #[tokio::test]
 async fn info_health_and_metrics_need_no_token() {
     let system = System::new().await;
-    let (api, relay, sse) = (system.start("api").await, system.start("relay").await, system.start("sse").await);
+    let (api, relay, sse) =
+        (system.start("api").await, system.start("relay").await, system.start("sse").await);
     for process in [&api, &relay, &sse] {
         assert_eq!(ask(system.http().get(process.url("/healthz"))).await, 200);
         crate::harness::eventually("ready", async || {

@@ -14,9 +14,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// What a Postgres transaction committed, every client sees, once, in order, within milliseconds.
+/// A transactional outbox relay: Postgres to Redis to browsers, once, in order.
 #[derive(Debug, Parser)]
-#[command(version, about, max_term_width = 80)]
+#[command(version)]
 struct Cli {
     /// A file with settings that differ from the defaults.
     #[arg(long, global = true, value_name = "FILE")]

@@ -22,7 +22,10 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 /// Looks until `look` finds something; panics with `what` after [`LIMIT`].
 ///
 /// For what tells nobody that it has happened. Where there is a signal, wait for that.
-pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut look: impl FnMut() -> F,
+) -> T {
     let deadline = tokio::time::Instant::now() + LIMIT;
     loop {
         if let Some(found) = look().await {

@@ -94,7 +94,8 @@ impl Process {
     /// Sends a signal by name.
     pub(crate) async fn signal(&self, name: &str) {
         let pid = self.pid().to_string();
-        let sent = Command::new("/bin/sh").args(["-c", "kill -s \"$1\" \"$2\"", "sh", name, &pid]).status().await;
+        let sent =
+            Command::new("/bin/sh").args(["-c", "kill -s \"$1\" \"$2\"", "sh", name, &pid]).status().await;
         assert!(sent.expect("a shell").success(), "kill -s {name}");
     }
 

@@ -81,7 +81,8 @@ async fn start() -> Servers {
 
 async fn postgres_container(alive: &mut Vec<Alive>) -> String {
     let (name, tag) = image("TEST_POSTGRES_IMAGE", "postgres:17");
-    let settings = POSTGRES_SETTINGS.iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);
+    let settings =
+        POSTGRES_SETTINGS.iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);
     let image = GenericImage::new(name, tag)
         .with_exposed_port(5432.tcp())
         // Once for the server that initialises the data directory, once for the real one.

@@ -38,6 +38,7 @@ impl System {
             .set("REDIS_URL", redis_url)
             .set("AFTERCOMMIT_RELAY_NAME", redis.relay_name())
             .set("AFTERCOMMIT_JWT_SECRET", SECRET)
+            .set("AFTERCOMMIT_JWT_LEEWAY_SECONDS", "0")
             .set("AFTERCOMMIT_API_LISTEN", "127.0.0.1:0")
             .set("AFTERCOMMIT_SSE_LISTEN", "127.0.0.1:0")
             .set("AFTERCOMMIT_RELAY_LISTEN", "127.0.0.1:0")
@@ -141,7 +142,8 @@ impl Session {
     }
 
     async fn post(&self, photo: usize, what: &str, body: &Value) -> StatusCode {
-        let url = format!("{}/api/upload/sessions/{}/photos/{}/{what}", self.api, self.id, self.photos[photo]);
+        let url =
+            format!("{}/api/upload/sessions/{}/photos/{}/{what}", self.api, self.id, self.photos[photo]);
         let mut request = self.http.post(url).bearer_auth(&self.token);
         if !body.is_null() {
             request = request.json(body);

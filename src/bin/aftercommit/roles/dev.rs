@@ -60,7 +60,7 @@ pub(crate) async fn run(mut config: Config, args: Args) -> Result<()> {
         config.jwt.secret = secret(servers.data_dir())?;
     }
     migrate::run(&config).await?;
-    let ran = run_roles(&config, &args, &servers, &shutdown).await;
+    let ran = Box::pin(run_roles(&config, &args, &servers, &shutdown)).await;
     // Whatever happened: the roles have ended, now the servers under them may.
     servers.stop().await.map_err(explained)?;
     ran
@@ -77,15 +77,15 @@ async fn run_roles(
         sse: listen(&config.sse.listen).await?,
         relay: listen(&config.relay.listen).await?,
     };
-    let guide = Guide::new(config, &sockets, servers)?;
+    // The sockets are there already: whoever connects from now on is served as soon as the role is up.
+    Guide::new(config, &sockets, servers)?.tell(args.env_file.as_deref())?;
     // One that fails takes the others down: half of a demo would only puzzle.
     let stop = shutdown.child_token();
     let all = async {
         let ran = tokio::try_join!(
-            ends_all(api::serve(config, sockets.api, stop.clone()), &stop),
-            ends_all(sse::serve(config, sockets.sse, stop.clone()), &stop),
-            ends_all(relay::serve(config, sockets.relay, stop.clone()), &stop),
-            guide.tell(args.env_file.as_deref()),
+            ends_all(Box::pin(api::serve(config, sockets.api, stop.clone())), &stop),
+            ends_all(Box::pin(sse::serve(config, sockets.sse, stop.clone())), &stop),
+            ends_all(Box::pin(relay::serve(config, sockets.relay, stop.clone())), &stop),
         );
         ran.map(|_| ())
     };
@@ -150,8 +150,8 @@ impl Guide {
         })
     }
 
-    /// Waits until all of it answers, and tells how to use it.
-    async fn tell(self, env_file: Option<&Path>) -> Result<()> {
+    /// Tells how to use it.
+    fn tell(&self, env_file: Option<&Path>) -> Result<()> {
         if let Some(path) = env_file {
             self.write_variables(path)?;
         }

@@ -1,0 +1,28 @@
+# The commands of this project. `make` lists them.
+
+# Tests wait for servers more than they compute.
+export RUST_TEST_THREADS ?= 4
+
+.PHONY: help demo test test-containers lint fmt
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Install what is missing, build, and play the story; EXIT=1 ends after it
+	@scripts/demo
+
+test: ## Install what is missing, and run every test on private servers
+	@scripts/install-servers
+	cargo test --locked
+
+test-containers: ## Run every test on containers: TEST_POSTGRES_IMAGE, TEST_REDIS_IMAGE
+	TEST_CONTAINERS=1 cargo test --locked
+
+lint: ## Formatting, lints and documentation, with warnings denied
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- --deny warnings
+	cargo clippy --locked --no-default-features -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps
+
+fmt: ## Format the sources
+	cargo fmt
