@@ -5,7 +5,7 @@
 //!
 //! - [`Sink`]: what the relay needs of the place it publishes to.
 //! - [`step`]: one chunk read, published and written down. All of the ordering is there.
-//! - [`run`]: leading, waking, waiting, retrying. All of the loops and timers are there.
+//! - [`mod@run`]: leading, waking, waiting, retrying. All of the loops and timers are there.
 
 pub mod backoff;
 mod keeper;

@@ -4,9 +4,9 @@
 //! `event: reset` that says it cannot be proven. Knows no Postgres and no application: which topics there are, who may
 //! read them and how their events are named is told by whoever opens a stream.
 //!
-//! In the order of an event's way: [`frame`] gives it its bytes once, [`topic`] holds what one topic's clients share (all
-//! of the ordering is there, and no I/O), [`join`] is the one procedure by which a topic comes to stand at the end of its
-//! history, [`hub`] is all topics of a process, [`outlet`] is one connection's queue, [`open`] is the request.
+//! In the order of an event's way: `frame` gives it its bytes once, `topic` holds what one topic's clients share (all
+//! of the ordering is there, and no I/O), `join` is the one procedure by which a topic comes to stand at the end of its
+//! history, `hub` is all topics of a process, `outlet` is one connection's queue, `open` is the request.
 
 mod catch_up;
 mod cursor;

@@ -1,6 +1,6 @@
 //! The bundled application and first user of the outbox: photo uploads that report their progress live.
 //!
-//! Each command is load, decide, save, append, commit: the decision is a pure function of [`session`], and state change
+//! Each command is load, decide, save, append, commit: the decision is a pure function of `session`, and state change
 //! and events are one transaction. Everything below it in the tree knows nothing of uploads.
 
 mod api;

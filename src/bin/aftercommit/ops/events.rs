@@ -106,17 +106,16 @@ async fn list(config: &Config, selection: &Selection, limit: u32, output: Output
         eprintln!("no events match");
         return Ok(());
     }
+    // The event's id is left out: the row's number serves `events show` as well, and leaves room for the topic.
     output::table(
-        ["ROW", "EVENT", "STATE", "TOPIC", "TYPE", "CREATED"],
+        ["ROW", "STATE", "CREATED", "TYPE", "TOPIC"],
         events.iter().map(|e| {
-            let (topic, event_type) = (e.topic.clone(), e.event_type.clone());
             [
                 e.id.to_string(),
-                e.event_id.to_string(),
                 e.state.clone(),
-                topic,
-                event_type,
                 output::time(e.created_at),
+                e.event_type.clone(),
+                e.topic.clone(),
             ]
         }),
     );

@@ -22,16 +22,20 @@ pub(super) fn json(data: &impl Serialize) -> Result<()> {
     Ok(())
 }
 
-/// Prints a table without borders, as wide as its content or the terminal.
+/// Prints a table without borders. Cells are never broken over lines: what is too wide for the terminal stays whole, so
+/// that it can be copied.
 #[expect(clippy::print_stdout, reason = "data of a command")]
 pub(super) fn table<const N: usize>(headers: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
     let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(headers);
     for row in rows {
         table.add_row(row);
     }
-    println!("{table}");
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    println!("{}", table.trim_fmt());
 }
 
 /// Prints one line of data.
@@ -43,6 +47,11 @@ pub(super) fn line(text: &str) {
 /// A time as people read it, to the second.
 pub(super) fn time(at: DateTime<Utc>) -> String {
     at.format("%Y-%m-%d %H:%M:%SZ").to_string()
+}
+
+/// How long ago a time is.
+pub(super) fn ago(at: DateTime<Utc>) -> String {
+    format!("{} ago", seconds((Utc::now() - at).as_seconds_f64()))
 }
 
 /// A length of time in its largest unit, to one decimal.

@@ -49,6 +49,6 @@ fn row(relay: &RelayOverview) -> [String; 7] {
         waiting,
         relay.oldest_pending_seconds.map_or_else(|| "-".to_owned(), output::seconds),
         parked,
-        output::time(relay.moved_at),
+        output::ago(relay.moved_at),
     ]
 }
