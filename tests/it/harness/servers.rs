@@ -5,9 +5,9 @@ use std::sync::OnceLock;
 
 use aftercommit::local::{self, PostgresServer, RedisServer};
 use secrecy::ExposeSecret;
-use testcontainers::core::{IntoContainerPort, WaitFor};
 use testcontainers::runners::AsyncRunner;
-use testcontainers::{ContainerAsync, GenericImage, ImageExt};
+use testcontainers::{ContainerAsync, ContainerRequest, Image, ImageExt};
+use testcontainers_modules::{postgres, redis};
 
 use super::leash::{Leash, at_exit};
 
@@ -28,7 +28,8 @@ pub(super) struct Servers {
 enum Alive {
     Postgres(PostgresServer),
     Redis(RedisServer),
-    Container(Box<ContainerAsync<GenericImage>>, Leash),
+    PostgresContainer(ContainerAsync<postgres::Postgres>, Leash),
+    RedisContainer(ContainerAsync<redis::Redis>, Leash),
 }
 
 /// The shared servers; started by the first test that asks.
@@ -80,39 +81,30 @@ async fn start() -> Servers {
 }
 
 async fn postgres_container(alive: &mut Vec<Alive>) -> String {
-    let (name, tag) = image("TEST_POSTGRES_IMAGE", "postgres:17");
     let settings =
         POSTGRES_SETTINGS.iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);
-    let image = GenericImage::new(name, tag)
-        .with_exposed_port(5432.tcp())
-        // Once for the server that initialises the data directory, once for the real one.
-        .with_wait_for(WaitFor::message_on_stderr("database system is ready to accept connections"))
-        .with_wait_for(WaitFor::message_on_stderr("database system is ready to accept connections"))
-        .with_env_var("POSTGRES_PASSWORD", "test")
-        .with_cmd(std::iter::once("postgres".to_owned()).chain(settings));
-    let port = run(image, 5432, alive).await;
-    format!("postgres://postgres:test@127.0.0.1:{port}/postgres")
+    let (name, tag) = image("TEST_POSTGRES_IMAGE", "postgres:17");
+    let image = postgres::Postgres::default().with_name(name).with_tag(tag);
+    let image = image.with_cmd(std::iter::once("postgres".to_owned()).chain(settings));
+    let (container, leash, port) = run(image, 5432).await;
+    alive.push(Alive::PostgresContainer(container, leash));
+    format!("postgres://postgres:postgres@127.0.0.1:{port}/postgres")
 }
 
 async fn redis_container(alive: &mut Vec<Alive>) -> String {
     let (name, tag) = image("TEST_REDIS_IMAGE", "redis:7");
-    let image = GenericImage::new(name, tag)
-        .with_exposed_port(6379.tcp())
-        .with_wait_for(WaitFor::message_on_stdout("Ready to accept connections"));
-    let port = run(image.into(), 6379, alive).await;
+    let image = redis::Redis::default().with_name(name).with_tag(tag);
+    let (container, leash, port) = run(image, 6379).await;
+    alive.push(Alive::RedisContainer(container, leash));
     format!("redis://127.0.0.1:{port}")
 }
 
-async fn run(
-    image: testcontainers::ContainerRequest<GenericImage>,
-    port: u16,
-    alive: &mut Vec<Alive>,
-) -> u16 {
+async fn run<I: Image>(image: ContainerRequest<I>, port: u16) -> (ContainerAsync<I>, Leash, u16) {
     let container = image.start().await.expect("a container: is a Docker daemon running?");
+    // Containers outlive the process that started them, and a static is never dropped.
     let leash = at_exit(&format!("docker rm -f -v {}", container.id()));
     let port = container.get_host_port_ipv4(port).await.expect("a port");
-    alive.push(Alive::Container(Box::new(container), leash));
-    port
+    (container, leash, port)
 }
 
 /// An image's name and tag: `variable` where set.

@@ -115,7 +115,7 @@ fn report(args: &Args, what: &str, events: u64, sample: &serde_json::Value) -> R
     if args.output == Output::Json {
         return output::json(&json!({ "events": events, "dryRun": args.dry_run, "sample": sample }));
     }
-    output::line(&format!("{events} events {what}"));
+    output::line(&format!("{events} {} {what}", if events == 1 { "event" } else { "events" }));
     for one in sample.as_array().into_iter().flatten() {
         output::line(&format!("  {one}"));
     }
