@@ -66,12 +66,17 @@ pub(super) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
 async fn read(shared: &Shared, topic: &SharedTopic, is_unfillable: bool) -> Result<bool, ReadError> {
     // A permit is held for the reads of one topic; the semaphore is never closed.
     let _permit = shared.reads.acquire().await;
-    let place = topic.state().place();
+    let (place, has_clients) = {
+        let state = topic.state();
+        (state.place(), state.has_clients())
+    };
     let follows = match place {
-        None => {
+        // Nobody has been told anything yet. (Clients without a place are those of a history that had lost its entries.)
+        None if !has_clients => {
             begin(shared, topic, None).await?;
             return Ok(is_unfillable);
         }
+        None => false,
         Some(_) if is_unfillable => false,
         Some(Cursor::After(id)) => follow(shared, topic, Some(id)).await?,
         Some(Cursor::Start { .. }) => follow(shared, topic, None).await?,

@@ -118,6 +118,11 @@ impl TopicState {
         self.recent.as_ref().and_then(Recent::tip)
     }
 
+    /// Whether somebody counts on what follows the topic's place.
+    pub(super) fn has_clients(&self) -> bool {
+        !self.clients.is_empty()
+    }
+
     pub(super) fn is_live(&self) -> bool {
         matches!(self.phase, Phase::Live)
     }
@@ -249,8 +254,8 @@ impl TopicState {
 
     /// Lets go of what was heard since the join began, if it fits.
     ///
-    /// With `was_reset`, clients have just been told that events may be missing: then what does not fit is told all the
-    /// same, and is where a proven run begins anew.
+    /// With `was_reset` the history was found not to fill the hole, and clients have been told: then what does not fit is
+    /// where a proven run begins anew, behind a reset of its own.
     pub(super) fn finish_join(&mut self, was_reset: bool) -> Joined {
         let Phase::Joining { heard, again, .. } = &mut self.phase else { return Joined::Live };
         if *again {
@@ -259,8 +264,10 @@ impl TopicState {
         let mut waiting = std::mem::take(heard).into_iter();
         while let Some(news) = waiting.next() {
             match self.apply(news) {
-                Err(News::Event { frame, .. }) if was_reset => {
-                    self.recent = Some(Recent::new(self.budget.clone(), None));
+                Err(News::Event { prev, frame }) if was_reset => {
+                    let base = prev.map_or_else(Cursor::start_now, Cursor::After);
+                    let told = self.begin_with(Some(base), [], Some(ResetReason::Gap));
+                    self.metrics.reset(ResetReason::Gap, told);
                     self.append(frame);
                 }
                 Err(ahead) => {

@@ -198,7 +198,7 @@ impl Model {
         if follows && self.holes < 2 {
             self.topic.extend(after.into_iter().map(frame));
         } else {
-            was_reset = place.is_some();
+            was_reset = place.is_some() || self.topic.has_clients();
             let newest: Vec<u64> = self.history.iter().rev().take(3).rev().copied().collect();
             let is_whole = !self.trimmed && newest.len() == self.history.len();
             let base = is_whole.then(Cursor::start_now);
@@ -225,6 +225,10 @@ impl Model {
             other => other,
         };
         if attached == Attached::Yes {
+            if from == From::Latest && self.topic.place().is_none() {
+                // A history that lost its entries gives no place: any event must come behind a reset.
+                client.base = Some(u64::MAX);
+            }
             client.number = self.next_client;
             client.connection = Some(StreamBody::new(outlet, ()));
             self.next_client += 1;
@@ -242,7 +246,7 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(3000))]
 
     #[test]
     fn each_client_gets_every_event_after_its_place_once_and_in_order(
