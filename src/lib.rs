@@ -26,6 +26,8 @@ pub mod postgres;
 #[cfg(feature = "server")]
 pub mod auth;
 #[cfg(feature = "server")]
+mod failpoint;
+#[cfg(feature = "server")]
 pub mod http;
 #[cfg(feature = "server")]
 pub mod local;

@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never know.
-const PARTS: [(&str, &[&str], &[&str]); 10] = [
+const PARTS: [(&str, &[&str], &[&str]); 11] = [
     ("event", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("postgres", &[], &["redis", "axum", "hyper"]),
     ("outbox", &["event", "postgres"], &["redis", "axum", "hyper"]),
-    ("relay", &["event", "postgres", "outbox"], &["redis", "axum", "hyper"]),
+    ("failpoint", &[], &["sqlx", "redis", "axum", "hyper"]),
+    ("relay", &["event", "postgres", "outbox", "failpoint"], &["redis", "axum", "hyper"]),
     ("redis", &["event", "relay"], &["sqlx", "axum", "hyper"]),
     ("http", &[], &["sqlx", "redis"]),
     ("auth", &["http"], &["sqlx", "redis"]),

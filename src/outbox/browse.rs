@@ -19,6 +19,8 @@ pub enum EventState {
     Delivered,
     /// Set aside.
     Parked,
+    /// Set aside, and given up by an operator or sent on as a copy.
+    Discarded,
 }
 
 impl EventState {
@@ -28,6 +30,7 @@ impl EventState {
             Self::Pending => "pending",
             Self::Delivered => "delivered",
             Self::Parked => "parked",
+            Self::Discarded => "discarded",
         }
     }
 }
@@ -113,7 +116,8 @@ pub struct EventDetail {
 pub(super) const SELECTED: &str = "
   with status as (
     select e.id, e.event_id, e.topic, e.type, e.created_at, e.xid, e.payload, e.headers,
-           case when k.seq is not null then 'parked'
+           case when k.settled_as is not null then 'discarded'
+                when k.seq is not null then 'parked'
                 when pg_visible_in_snapshot(e.xid, p.lower)
                      or (p.upper is not null and e.id <= p.after_id and pg_visible_in_snapshot(e.xid, p.upper)) then 'delivered'
                 else 'pending' end as state,
@@ -179,7 +183,7 @@ pub async fn show(
     let sql = format!(
         "{SELECTED} select id, event_id, topic, type, created_at, state, xid::text as transaction, headers, payload::text,
                 parked_because,
-                case state when 'parked' then parked_at when 'delivered' then outbox.delivered_at($1, xid, id) end as since
+                case when state in ('parked', 'discarded') then parked_at when state = 'delivered' then outbox.delivered_at($1, xid, id) end as since
          from status where ($8::text is null or state = $8) order by id limit $9"
     );
     let rows = bind_selection!(sqlx::query(sqlx::AssertSqlSafe(sql)), relay, selection)

@@ -24,6 +24,30 @@ pub async fn newest(connection: &mut PgConnection, relay: &str) -> Result<Option
     row.map(|row| position_of(&row)).transpose()
 }
 
+/// The checkpoints of `relay` in one epoch from row `n` on, oldest first, `limit` at most.
+///
+/// # Errors
+/// [`Error`].
+pub async fn page(
+    connection: &mut PgConnection,
+    relay: &str,
+    epoch: u64,
+    n: i64,
+    limit: i64,
+) -> Result<Vec<Position>, Error> {
+    let rows = sqlx::query(
+        "select n, lower::text, lower_horizon::text, high_id, upper::text, upper_horizon::text, after_id, epoch, next_seq
+         from outbox.checkpoint where relay = $1 and epoch = $2 and n >= $3 order by n limit $4",
+    )
+    .bind(relay)
+    .bind(epoch.cast_signed())
+    .bind(n)
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(position_of).collect()
+}
+
 /// The position of `relay`, which begins before everything in the log if the name is new.
 ///
 /// # Errors

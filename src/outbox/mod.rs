@@ -31,6 +31,7 @@ pub mod parked;
 pub mod position;
 pub mod read;
 pub mod replay;
+pub mod restore;
 pub mod rotate;
 pub mod schema;
 

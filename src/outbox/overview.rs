@@ -43,8 +43,8 @@ pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>,
                          - greatest(p.high_id, p.after_id), 0) as backlog_at_most,
                 oldest.created_at as oldest_pending_at,
                 extract(epoch from clock_timestamp() - oldest.created_at)::float8 as oldest_pending_seconds,
-                (select count(*) from outbox.parked k where k.relay = p.relay) as parked_events,
-                (select count(distinct k.topic) from outbox.parked k where k.relay = p.relay and k.holds_topic) as parked_topics,
+                (select count(*) from outbox.parked k where k.relay = p.relay and k.settled_as is null) as parked_events,
+                (select count(distinct k.topic) from outbox.parked k where k.relay = p.relay and k.holds_topic and k.settled_as is null) as parked_topics,
                 (
                   select 'pid ' || a.pid || coalesce(' at ' || host(a.client_addr), '')
                   from pg_locks l join pg_stat_activity a on a.pid = l.pid

@@ -41,7 +41,8 @@ pub async fn park(connection: &mut PgConnection, relay: &str, parked: &[Parked])
         sqlx::query(
             "insert into outbox.parked
                (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason, holds_topic)
-             values ($1, $2, $3, $4, $5, $6, $7, $8::json, $9, $10, $11)",
+             values ($1, $2, $3, $4, $5, $6, $7, $8::json, $9, $10, $11)
+             on conflict (relay, epoch, seq) do nothing",
         )
         .bind(relay)
         .bind(one.id.epoch.cast_signed())
@@ -65,11 +66,12 @@ pub async fn park(connection: &mut PgConnection, relay: &str, parked: &[Parked])
 /// # Errors
 /// [`Error`].
 pub async fn held_topics(connection: &mut PgConnection, relay: &str) -> Result<HashSet<Topic>, Error> {
-    let names: Vec<String> =
-        sqlx::query_scalar("select distinct topic from outbox.parked where relay = $1 and holds_topic")
-            .bind(relay)
-            .fetch_all(connection)
-            .await?;
+    let names: Vec<String> = sqlx::query_scalar(
+        "select distinct topic from outbox.parked where relay = $1 and holds_topic and settled_as is null",
+    )
+    .bind(relay)
+    .fetch_all(connection)
+    .await?;
     names
         .into_iter()
         .map(|name| Topic::new(name).map_err(|source| Error::NotAnEvent { id: 0, source }))
@@ -82,7 +84,7 @@ pub async fn held_topics(connection: &mut PgConnection, relay: &str) -> Result<H
 /// [`Error`].
 pub async fn next_wish(connection: &mut PgConnection, relay: &str) -> Result<Option<(Topic, Wish)>, Error> {
     let row =
-        sqlx::query("select topic, wish from outbox.parked where relay = $1 and wish is not null limit 1")
+        sqlx::query("select topic, wish from outbox.parked where relay = $1 and wish is not null and settled_as is null limit 1")
             .bind(relay)
             .fetch_optional(connection)
             .await?;
@@ -93,7 +95,7 @@ pub async fn next_wish(connection: &mut PgConnection, relay: &str) -> Result<Opt
     Ok(Some((topic, wish)))
 }
 
-/// The first parked events of a topic, in order, `limit` at most.
+/// The first parked events of a topic that hold it, in order, `limit` at most.
 ///
 /// # Errors
 /// [`Error`].
@@ -105,7 +107,9 @@ pub async fn of_topic(
 ) -> Result<Vec<(StreamId, Event)>, Error> {
     let rows = sqlx::query(
         "select epoch, seq, id, event_id, type, payload::text as payload, created_at
-         from outbox.parked where relay = $1 and topic = $2 order by epoch, seq limit $3",
+         from outbox.parked
+         where relay = $1 and topic = $2 and holds_topic and settled_as is null
+         order by epoch, seq limit $3",
     )
     .bind(relay)
     .bind(topic.as_str())
@@ -113,6 +117,28 @@ pub async fn of_topic(
     .fetch_all(connection)
     .await?;
     rows.iter().map(|row| numbered_event(row, topic)).collect()
+}
+
+/// The numbers between two, both included, that no event stands under in the sink: set aside, and not released since.
+///
+/// # Errors
+/// [`Error`].
+pub async fn numbers(
+    connection: &mut PgConnection,
+    relay: &str,
+    first: StreamId,
+    last: StreamId,
+) -> Result<HashSet<StreamId>, Error> {
+    let seqs: Vec<i64> = sqlx::query_scalar(
+        "select seq from outbox.parked where relay = $1 and epoch = $2 and seq between $3 and $4",
+    )
+    .bind(relay)
+    .bind(first.epoch.cast_signed())
+    .bind(first.seq.cast_signed())
+    .bind(last.seq.cast_signed())
+    .fetch_all(connection)
+    .await?;
+    Ok(seqs.into_iter().map(|seq| StreamId::new(first.epoch, seq.cast_unsigned())).collect())
 }
 
 fn numbered_event(row: &PgRow, topic: &Topic) -> Result<(StreamId, Event), Error> {
@@ -133,7 +159,7 @@ fn numbered_event(row: &PgRow, topic: &Topic) -> Result<(StreamId, Event), Error
     Ok((number, event))
 }
 
-/// Removes a topic's parked events up to and including a number: they have arrived, or are not wanted.
+/// Removes a topic's parked events up to and including a number: they have arrived.
 ///
 /// # Errors
 /// [`Error`].
@@ -143,13 +169,71 @@ pub async fn remove(
     topic: &Topic,
     through: StreamId,
 ) -> Result<(), Error> {
-    sqlx::query("delete from outbox.parked where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4)")
-        .bind(relay)
-        .bind(topic.as_str())
-        .bind(through.epoch.cast_signed())
-        .bind(through.seq.cast_signed())
-        .execute(connection)
-        .await?;
+    sqlx::query(
+        "delete from outbox.parked
+         where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4) and holds_topic and settled_as is null",
+    )
+    .bind(relay)
+    .bind(topic.as_str())
+    .bind(through.epoch.cast_signed())
+    .bind(through.seq.cast_signed())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Writes down that nobody wants a topic's parked events. Their rows stay, so that a restore leaves them out as well.
+///
+/// # Errors
+/// [`Error`].
+pub async fn discard(connection: &mut PgConnection, relay: &str, topic: &Topic) -> Result<(), Error> {
+    sqlx::query(
+        "update outbox.parked set settled_as = 'discarded', wish = null
+         where relay = $1 and topic = $2 and settled_as is null",
+    )
+    .bind(relay)
+    .bind(topic.as_str())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Sends on what was set aside alone. Later events of the topic have been published since, so that these can no longer
+/// take their own numbers: copies of them go to the end of the log, in order. Returns how many.
+///
+/// # Errors
+/// [`Error`].
+pub async fn send_on(connection: &mut PgConnection, relay: &str, topic: &Topic) -> Result<u64, Error> {
+    let done = sqlx::query(
+        "with settled as (
+           update outbox.parked set settled_as = 'copied', wish = null
+           where relay = $1 and topic = $2 and not holds_topic and settled_as is null
+           returning *
+         )
+         insert into outbox.event (event_id, topic, type, payload, headers)
+         select s.event_id, s.topic, s.type, s.payload,
+                coalesce(e.headers, '{}') || jsonb_build_object('replay', jsonb_build_object('row', s.id, 'reason', s.reason))
+         from settled s left join outbox.event e on e.id = s.id
+         order by s.epoch, s.seq",
+    )
+    .bind(relay)
+    .bind(topic.as_str())
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Drops the rows of settled events that have left the log.
+///
+/// # Errors
+/// [`Error`].
+pub async fn forget_settled(connection: &mut PgConnection) -> Result<(), Error> {
+    sqlx::query(
+        "delete from outbox.parked
+         where settled_as is not null and id < coalesce((select min(e.id) from outbox.event e), 0)",
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
@@ -169,12 +253,14 @@ pub async fn wish(
         Wish::Release => "release",
         Wish::Discard => "discard",
     };
-    let done = sqlx::query("update outbox.parked set wish = $3 where relay = $1 and topic = $2")
-        .bind(relay)
-        .bind(topic.as_str())
-        .bind(word)
-        .execute(connection)
-        .await?;
+    let done = sqlx::query(
+        "update outbox.parked set wish = $3 where relay = $1 and topic = $2 and settled_as is null",
+    )
+    .bind(relay)
+    .bind(topic.as_str())
+    .bind(word)
+    .execute(connection)
+    .await?;
     Ok(done.rows_affected())
 }
 
@@ -188,7 +274,7 @@ pub async fn refuse_wish(
     topic: &Topic,
     reason: &str,
 ) -> Result<(), Error> {
-    sqlx::query("update outbox.parked set wish = null, reason = $3 where relay = $1 and topic = $2 and wish is not null")
+    sqlx::query("update outbox.parked set wish = null, reason = $3 where relay = $1 and topic = $2 and wish is not null and settled_as is null")
         .bind(relay)
         .bind(topic.as_str())
         .bind(reason)
@@ -202,11 +288,12 @@ pub async fn refuse_wish(
 /// # Errors
 /// [`Error`].
 pub async fn topics(connection: &mut PgConnection, relay: &str) -> Result<Vec<Topic>, Error> {
-    let names: Vec<String> =
-        sqlx::query_scalar("select distinct topic from outbox.parked where relay = $1 order by topic")
-            .bind(relay)
-            .fetch_all(connection)
-            .await?;
+    let names: Vec<String> = sqlx::query_scalar(
+        "select distinct topic from outbox.parked where relay = $1 and settled_as is null order by topic",
+    )
+    .bind(relay)
+    .fetch_all(connection)
+    .await?;
     names
         .into_iter()
         .map(|name| Topic::new(name).map_err(|source| Error::NotAnEvent { id: 0, source }))
@@ -218,10 +305,12 @@ pub async fn topics(connection: &mut PgConnection, relay: &str) -> Result<Vec<To
 /// # Errors
 /// [`Error`].
 pub async fn count(connection: &mut PgConnection, relay: &str, topic: &Topic) -> Result<u64, Error> {
-    let count: i64 = sqlx::query_scalar("select count(*) from outbox.parked where relay = $1 and topic = $2")
-        .bind(relay)
-        .bind(topic.as_str())
-        .fetch_one(connection)
-        .await?;
+    let count: i64 = sqlx::query_scalar(
+        "select count(*) from outbox.parked where relay = $1 and topic = $2 and settled_as is null",
+    )
+    .bind(relay)
+    .bind(topic.as_str())
+    .fetch_one(connection)
+    .await?;
     Ok(count.cast_unsigned())
 }

@@ -66,7 +66,7 @@ impl Position {
     /// Where a relay starts that never delivered anything: a snapshot that sees no transaction of a user.
     ///
     /// 3 is the first xid that a cluster gives out (`FirstNormalTransactionId`).
-    pub(super) fn before_everything() -> Self {
+    pub(crate) fn before_everything() -> Self {
         Self {
             n: 1,
             lower: Snapshot("3:3:".to_owned()),

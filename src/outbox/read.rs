@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Row};
 
 use super::Error;
 use super::position::Position;
-use crate::event::{Event, EventType, Topic};
+use crate::event::{Event, EventId, EventType, Topic};
 
 /// How much of a window is read at once.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +51,30 @@ pub async fn chunk(
     .fetch_all(connection)
     .await?;
     rows.iter().map(event_of).collect()
+}
+
+/// The identity of the `nth` event (from 1) of the open window behind the position, or `None` if it holds fewer.
+///
+/// # Errors
+/// [`Error::SchemaMissing`], [`Error::Database`].
+pub async fn identity_of(
+    connection: &mut PgConnection,
+    position: &Position,
+    nth: u64,
+) -> Result<Option<EventId>, Error> {
+    let Some(window) = &position.window else { return Ok(None) };
+    Ok(sqlx::query_scalar(
+        "select event_id from outbox.window_rows($1::text::pg_snapshot, $2::text::xid8, $3, $4::text::pg_snapshot, $5, $6)
+         order by id offset $6 - 1",
+    )
+    .bind(&position.lower.0)
+    .bind(&position.lower_horizon.0)
+    .bind(position.high_id)
+    .bind(&window.upper.0)
+    .bind(window.after_id)
+    .bind(nth.cast_signed())
+    .fetch_optional(connection)
+    .await?)
 }
 
 /// Makes the session choose index scans and keep its plans: right for every query on the log, also on a table that was

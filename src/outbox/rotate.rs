@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
-use super::Error;
 use super::position::CHECKPOINT_SLOTS;
+use super::{Error, parked};
 
 /// Slots of the log: the partitions of `outbox.event`.
 const EVENT_SLOTS: i16 = 8;
@@ -71,6 +71,7 @@ pub async fn rotate(connection: &mut PgConnection, retention: Duration) -> Resul
             Verdict::Empty => empty_checkpoints(connection, slot, table, &mut rotation).await?,
         }
     }
+    parked::forget_settled(connection).await?;
     Ok(rotation)
 }
 

@@ -1,34 +1,38 @@
 -- Publishes a chunk of events in order: all of it, or a prefix of it and the reason why no more.
 --
--- KEYS[1]  the relay's top: the highest id that it has published, "<epoch>-<seq>"
+-- KEYS[1]  the relay's top: the highest number that it has used up and the event that has it, "<epoch>-<seq> <uuid or ->"
 -- KEYS[2…] the history streams of the chunk's topics
--- ARGV[1]  epoch    ARGV[2] first number of the chunk    ARGV[3] last number that the chunk uses up
+-- ARGV[1]  epoch    ARGV[2] first number of the chunk    ARGV[3] last number that the chunk uses up (0: none)
 -- ARGV[4]  about how many entries a history keeps        ARGV[5] seconds that a history is kept after its last event
--- ARGV[6]  '1': accept a top that lacks numbers before this chunk (the relay has decided so)
+-- ARGV[6]  '1': these events have been told before, and Redis has forgotten them since
 -- then eight for each event: index of its stream in KEYS, topic, number, event uuid, type, payload,
 --          the topic's previous id ('' if there is none, '?' if the relay does not know), '1' if the TTL is due
 --
--- Answers {events done, verdict, detail}. Verdicts: OK, GAP (top lacks numbers), AHEAD (top is of a later epoch),
--- CONFLICT (another event stands under this number), ERROR (Redis's own error, for the event after those done),
--- SERVER (Redis's own error, for no event).
-local epoch, first, last = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local keep, ttl, accept_gap = ARGV[4], ARGV[5], ARGV[6] == '1'
-
-local function parse(id)
-  local e, s = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(e), tonumber(s)
-end
+-- Answers {events done, verdict, detail}. Verdicts: OK, GAP (top lacks numbers before this chunk), AHEAD (top is of a
+-- later epoch), CONFLICT (another event stands under this number), ERROR (Redis's own error, for the event after those
+-- done), SERVER (Redis's own error, for no event).
+local epoch, first, last = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local keep, ttl, told_before = ARGV[4], ARGV[5], ARGV[6] == '1'
 
 local top = redis.pcall('GET', KEYS[1])
 if type(top) == 'table' then return {0, 'SERVER', top.err} end
 local top_epoch, top_seq = 0, 0
 if top then
-  top_epoch, top_seq = parse(top)
-  if top_epoch == nil then return {0, 'CONFLICT', KEYS[1] .. ' holds ' .. top} end
+  local e, s = string.match(top, '^(%d+)-(%d+)')
+  if e == nil then return {0, 'CONFLICT', KEYS[1] .. ' holds ' .. top} end
+  top_epoch, top_seq = tonumber(e), tonumber(s)
 end
-if top_epoch > tonumber(epoch) then return {0, 'AHEAD', top} end
-local published = top_epoch == tonumber(epoch) and top_seq or 0
-if first > published + 1 and not accept_gap then return {0, 'GAP', top or ''} end
+local published = 0
+if top_epoch == tonumber(epoch) then
+  published = top_seq
+elseif top_epoch > tonumber(epoch) then
+  if last > 0 then return {0, 'AHEAD', top} end
+  -- Released events that were set aside in an earlier epoch: all of its numbers are behind us.
+  published = math.huge
+end
+-- Redis went back: a failover to a replica that lagged, a restart without its last writes. Publishing on would leave a
+-- hole in histories that nobody could ever see.
+if first > published + 1 then return {0, 'GAP', top or 'nothing'} end
 
 -- The number is taken in this stream, or below it: is it by this very event?
 local function standing(stream, id, seq, uuid)
@@ -43,19 +47,32 @@ local function standing(stream, id, seq, uuid)
   end
   -- Not there any more. What this relay has published before and history has trimmed since is a repeat; a number that
   -- it has not reached yet, in a stream that is past it, was written by somebody else.
-  if seq <= published then return 'repeat' end
+  if seq <= published or told_before then return 'repeat' end
   return 'conflict'
 end
 
-local done = 0
+-- What would be refused after XADD has to be known before it: an entry in the history that nobody was told of would be
+-- taken for a repeat. (Redis 6 cannot be asked.)
+local function forbidden(live, topic)
+  if not redis.acl_check_cmd then return nil end
+  for _, channel in ipairs({live, topic}) do
+    if not redis.acl_check_cmd('PUBLISH', channel, '') then
+      return 'NOPERM the relay may not PUBLISH on the channel ' .. channel
+    end
+  end
+end
+
+local done, newest_uuid = 0, '-'
 for a = 7, #ARGV, 8 do
   local stream, topic, seq = KEYS[tonumber(ARGV[a])], ARGV[a + 1], ARGV[a + 2]
   local uuid, kind, payload, prev = ARGV[a + 3], ARGV[a + 4], ARGV[a + 5], ARGV[a + 6]
-  local id = epoch .. '-' .. seq
+  local id, live = epoch .. '-' .. seq, 'aftercommit:{' .. topic .. '}:live'
   if prev == '?' then
     local newest = redis.pcall('XREVRANGE', stream, '+', '-', 'COUNT', 1)
     if newest.err then return {done, 'ERROR', newest.err} end
     prev = newest[1] and newest[1][1] or ''
+    local refused = forbidden(live, topic)
+    if refused then return {done, 'ERROR', refused} end
   end
   local added = redis.pcall('XADD', stream, 'MAXLEN', '~', keep, id, 'event', uuid, 'type', kind, 'payload', payload)
   local is_new = true
@@ -73,18 +90,23 @@ for a = 7, #ARGV, 8 do
     end
     -- Envelope first, bare payload second, in one script: a subscriber to both knows that the bare message right behind
     -- an envelope is its twin, and that any other one came from somebody else.
-    local told = redis.pcall('PUBLISH', 'aftercommit:{' .. topic .. '}:live',
+    local told = redis.pcall('PUBLISH', live,
       '{"id":"' .. id .. '","prev":' .. (prev == '' and 'null' or '"' .. prev .. '"') .. ',"event":"' .. uuid ..
       '","type":"' .. kind .. '","payload":' .. payload .. '}')
     if type(told) == 'table' then return {done, 'ERROR', told.err} end
-    told = redis.pcall('PUBLISH', topic, payload)
-    if type(told) == 'table' then return {done, 'ERROR', told.err} end
+    -- Who listens to bare payloads alone cannot tell a repeat, and has heard what was told before. Who listens to
+    -- envelopes can, and may have missed it in the same moment as Redis forgot it.
+    if not told_before then
+      told = redis.pcall('PUBLISH', topic, payload)
+      if type(told) == 'table' then return {done, 'ERROR', told.err} end
+    end
   end
   done = done + 1
+  newest_uuid = tonumber(seq) == last and uuid or '-'
 end
 
-if tonumber(last) > published then
-  local set = redis.pcall('SET', KEYS[1], epoch .. '-' .. last)
+if last > published then
+  local set = redis.pcall('SET', KEYS[1], epoch .. '-' .. ARGV[3] .. ' ' .. newest_uuid)
   if set.err then return {done, 'SERVER', set.err} end
 end
 return {done, 'OK', ''}

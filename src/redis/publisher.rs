@@ -3,19 +3,23 @@
 //! A chunk lands as a prefix or not at all, and every reply is checked: pipelined single commands would reorder on a
 //! partial failure, and an unchecked reply would count as delivered what Redis refused.
 
-use std::time::Instant;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{RedisError, Script};
+use ::redis::{AsyncCommands, RedisError, Script};
 
 use super::keys;
 use super::settings::Settings;
 use super::tails::{Tail, Tails};
-use crate::event::{StreamId, Topic};
-use crate::relay::{Delivery, PublishError, Sink};
+use crate::event::{EventId, StreamId, Topic};
+use crate::relay::failure::{self, Remedy};
+use crate::relay::{Batch, Delivery, Occasion, PublishError, Reached, Sink};
 
 /// How many topics' tails are remembered, at least.
 const TAILS: usize = 50_000;
+/// Payload bytes of one script call: Redis serves nobody else while it runs one, so about a millisecond's worth.
+const CHUNK_BYTES: usize = 1024 * 1024;
 
 /// Publishes to one Redis for one relay.
 #[derive(Debug)]
@@ -23,10 +27,19 @@ pub struct Publisher {
     settings: Settings,
     top_key: String,
     chunk_events: usize,
-    chunk_bytes: usize,
     script: Script,
     connection: Option<MultiplexedConnection>,
     tails: Tails,
+}
+
+/// Part of a batch: what one script call takes.
+#[derive(Debug, Clone, Copy)]
+struct Chunk<'a> {
+    deliveries: &'a [Delivery<'a>],
+    first: StreamId,
+    /// The last number that it uses up; `None` for released events, which use up none.
+    through: Option<StreamId>,
+    told_before: bool,
 }
 
 /// The script's answer.
@@ -38,8 +51,6 @@ impl Publisher {
         Self {
             top_key: keys::top(relay),
             chunk_events: chunk_events.max(1),
-            // Redis serves nobody else while it runs a script: about a millisecond's worth of bytes.
-            chunk_bytes: 1024 * 1024,
             script: Script::new(include_str!("publish.lua")),
             connection: None,
             tails: Tails::new(TAILS, settings.history_ttl()),
@@ -47,72 +58,70 @@ impl Publisher {
         }
     }
 
-    /// The next part of a batch: bounded in events and bytes, never empty.
-    fn chunk_of<'b, 'e>(&self, batch: &'b [Delivery<'e>]) -> &'b [Delivery<'e>] {
-        let mut bytes = 0;
-        let fits = batch
-            .iter()
-            .take(self.chunk_events)
-            .take_while(|delivery| {
-                bytes += delivery.event.payload.len();
-                bytes <= self.chunk_bytes
-            })
-            .count();
-        &batch[..fits.max(1)]
+    /// The connection, made if there is none. Give it back with [`Publisher::judge`].
+    async fn connection(&mut self) -> Result<MultiplexedConnection, PublishError> {
+        if let Some(connection) = self.connection.take() {
+            return Ok(connection);
+        }
+        // Whatever was known of the histories may be of another server, or of this one before it lost something.
+        self.tails.clear();
+        let connected = self.settings.connect().await;
+        connected.map_err(|error| PublishError::retry(failure::CONNECTION, error.to_string()))
     }
 
-    async fn call(&mut self, chunk: &[Delivery<'_>], through: StreamId) -> Result<Answer, PublishError> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => {
-                // Whatever was known of the histories may be of another server, or of this one before it lost something.
-                self.tails.clear();
-                self.settings.connect().await.map_err(|error| PublishError::Retry(error.to_string()))?
-            }
-        };
-        let answer = self.invocation(chunk, through).invoke_async::<Answer>(&mut connection).await;
-        match answer {
-            Ok(answer) => {
+    /// Keeps the connection if it is as good as before, and turns an error into what to do about it.
+    fn judge<T>(
+        &mut self,
+        connection: MultiplexedConnection,
+        result: Result<T, RedisError>,
+    ) -> Result<T, Refusal> {
+        match result {
+            Ok(value) => {
                 self.connection = Some(connection);
-                Ok(answer)
+                Ok(value)
             }
             Err(error) => {
-                // After a timeout or a broken connection it is not known what has arrived; the numbers make it harmless.
-                if keeps_connection(&error) {
+                self.tails.clear();
+                let refusal = Refusal::of(&error);
+                // Not after a timeout or a broken connection; nor when the server at its end is no longer the primary.
+                if refusal.is_reply && refusal.failure.remedy == Remedy::SetAside {
                     self.connection = Some(connection);
                 }
-                self.tails.clear();
-                Err(PublishError::Retry(format!("Redis: {error}")))
+                Err(refusal)
             }
         }
     }
 
-    fn invocation(&self, chunk: &[Delivery<'_>], through: StreamId) -> ::redis::ScriptInvocation<'_> {
+    async fn call(&mut self, chunk: Chunk<'_>) -> Result<Answer, CallError> {
+        let mut connection = self.connection().await.map_err(CallError::Publish)?;
+        let answer = self.invocation(chunk).invoke_async::<Answer>(&mut connection).await;
+        self.judge(connection, answer).map_err(CallError::Refused)
+    }
+
+    fn invocation(&self, chunk: Chunk<'_>) -> ::redis::ScriptInvocation<'_> {
         let now = Instant::now();
         let mut invocation = self.script.prepare_invoke();
         invocation.key(&self.top_key);
-        let mut streams: Vec<&Topic> = Vec::new();
-        let first = chunk.first().map_or(through.seq, |delivery| delivery.id.seq);
+        let mut streams = 0;
         invocation
-            .arg(through.epoch)
-            .arg(first)
-            .arg(through.seq)
+            .arg(chunk.first.epoch)
+            .arg(chunk.first.seq)
+            .arg(chunk.through.map_or(0, |id| id.seq))
             .arg(self.settings.history_max_events)
             .arg(self.settings.history_ttl_seconds.max(1))
-            .arg("1");
+            .arg(if chunk.told_before { "1" } else { "0" });
         // Where a topic's last id is in this very chunk, that is the previous one.
-        let mut in_chunk: std::collections::HashMap<&Topic, (usize, StreamId)> =
-            std::collections::HashMap::new();
-        for Delivery { id, event } in chunk {
+        let mut in_chunk: HashMap<&Topic, (usize, StreamId)> = HashMap::new();
+        for Delivery { id, event } in chunk.deliveries {
             let before = in_chunk.get(&event.topic).copied();
-            let index = match before {
-                Some((index, _)) => index,
-                None => {
-                    streams.push(&event.topic);
+            let index = before.map_or_else(
+                || {
+                    streams += 1;
                     invocation.key(keys::history(&event.topic));
-                    streams.len() + 1
-                }
-            };
+                    streams + 1
+                },
+                |(index, _)| index,
+            );
             let previous = match before {
                 Some((_, last)) => last.to_string(),
                 None => self.tails.get(&event.topic).map_or("?".to_owned(), |tail| tail.last.to_string()),
@@ -133,9 +142,9 @@ impl Publisher {
     }
 
     /// Remembers the tails that a published chunk left behind.
-    fn remember(&mut self, chunk: &[Delivery<'_>]) {
+    fn remember(&mut self, deliveries: &[Delivery<'_>]) {
         let now = Instant::now();
-        for Delivery { id, event } in chunk {
+        for Delivery { id, event } in deliveries {
             let ttl_set = match self.tails.get(&event.topic) {
                 Some(tail) if !self.tails.ttl_is_due(&event.topic, now) => tail.ttl_set,
                 _ => now,
@@ -143,33 +152,161 @@ impl Publisher {
             self.tails.set(&event.topic, Tail { last: *id, ttl_set });
         }
     }
+
+    /// Whether the error of a call with one event is about that event: not if the relay's own key is forbidden too.
+    async fn is_of_the_event(&mut self, refusal: &Refusal) -> bool {
+        refusal.is_reply && refusal.failure.remedy == Remedy::SetAside && self.top().await.is_ok()
+    }
+
+    async fn top(&mut self) -> Result<Option<String>, PublishError> {
+        let mut connection = self.connection().await?;
+        let top = connection.get(&self.top_key).await;
+        self.judge(connection, top).map_err(Refusal::retry)
+    }
+
+    /// Waits until enough replicas have what was published. Too few is a failure: the batch comes again as a repeat.
+    async fn replicated(&mut self) -> Result<(), PublishError> {
+        let wanted = self.settings.min_replicas;
+        if wanted == 0 {
+            return Ok(());
+        }
+        let mut connection = self.connection().await?;
+        // Less than the connection waits for an answer, so that the server's count comes before our own time-out.
+        let patience_ms = self.settings.response_timeout_ms / 2;
+        let count = ::redis::cmd("WAIT")
+            .arg(wanted)
+            .arg(patience_ms.max(1))
+            .query_async::<u32>(&mut connection)
+            .await;
+        let count = self.judge(connection, count).map_err(Refusal::retry)?;
+        if count >= wanted {
+            return Ok(());
+        }
+        Err(PublishError::retry(
+            failure::of_redis("NOREPLICAS"),
+            format!("Redis: {count} replicas have the batch and [redis] min_replicas wants {wanted}"),
+        ))
+    }
+}
+
+/// Why a script call gave no answer.
+enum CallError {
+    Publish(PublishError),
+    Refused(Refusal),
+}
+
+/// An error of the client's or the server's, judged.
+struct Refusal {
+    failure: failure::Failure,
+    text: String,
+    /// The server said it, so the connection works.
+    is_reply: bool,
+}
+
+impl Refusal {
+    fn of(error: &RedisError) -> Self {
+        let text = error.to_string();
+        match error.code() {
+            Some(code) => {
+                let reply = format!("{code} {}", error.detail().unwrap_or_default());
+                Self { failure: failure::of_redis(&reply), text: reply, is_reply: true }
+            }
+            None if error.is_timeout() => Self { failure: failure::TIMEOUT, text, is_reply: false },
+            None => Self { failure: failure::CONNECTION, text, is_reply: false },
+        }
+    }
+
+    fn retry(self) -> PublishError {
+        PublishError::retry(self.failure, format!("Redis: {}", self.text))
+    }
+}
+
+/// The next part of a batch: bounded in events and bytes, never empty unless the batch is.
+fn chunk_of<'b, 'e>(rest: &'b [Delivery<'e>], events: usize) -> &'b [Delivery<'e>] {
+    let mut bytes = 0;
+    let fits = rest
+        .iter()
+        .take(events)
+        .take_while(|delivery| {
+            bytes += delivery.event.payload.len();
+            bytes <= CHUNK_BYTES
+        })
+        .count();
+    &rest[..fits.max(1).min(rest.len())]
 }
 
 impl Sink for Publisher {
-    async fn publish(&mut self, batch: &[Delivery<'_>], through: StreamId) -> Result<(), PublishError> {
-        let mut done = 0;
-        while done < batch.len() {
-            let chunk = self.chunk_of(&batch[done..]);
-            let is_last = done + chunk.len() == batch.len();
-            let uses_up =
-                if is_last { through } else { chunk.last().map_or(through, |delivery| delivery.id) };
-            let (arrived, verdict, detail) = self.call(chunk, uses_up).await?;
-            if verdict == "OK" {
-                self.remember(chunk);
-                done += chunk.len();
-                continue;
+    async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
+        let all = batch.deliveries;
+        let (mut done, mut first, mut events_at_once) = (0, batch.first, self.chunk_events);
+        // Once also for a batch without events: its numbers are used up.
+        loop {
+            let deliveries = chunk_of(&all[done..], events_at_once);
+            let is_last = done + deliveries.len() == all.len();
+            let through = match deliveries.last() {
+                Some(last) if !is_last => last.id,
+                _ => batch.through,
+            };
+            let chunk = Chunk {
+                deliveries,
+                first,
+                through: (batch.occasion != Occasion::Release).then_some(through),
+                told_before: batch.occasion == Occasion::Restore,
+            };
+            match self.call(chunk).await {
+                Ok((_, verdict, _)) if verdict == "OK" => {
+                    self.remember(deliveries);
+                    done += deliveries.len();
+                    if is_last {
+                        return self.replicated().await;
+                    }
+                    first = StreamId::new(through.epoch, through.seq + 1);
+                }
+                Ok((arrived, verdict, detail)) => {
+                    // Only a prefix arrived: what the tails say of this chunk's topics may be behind.
+                    self.tails.clear();
+                    return Err(refusal(done + arrived, &verdict, &detail));
+                }
+                Err(CallError::Publish(error)) => return Err(error),
+                // Before it runs the script, Redis checks the permissions of all its keys at once, and does not say
+                // which one it was: ask for each event alone.
+                Err(CallError::Refused(refused)) if refused.is_reply && deliveries.len() > 1 => {
+                    if refused.failure.remedy != Remedy::SetAside {
+                        return Err(refused.retry());
+                    }
+                    events_at_once = 1;
+                }
+                Err(CallError::Refused(refused)) => {
+                    if deliveries.len() == 1 && self.is_of_the_event(&refused).await {
+                        return Err(PublishError::Poison { at: done, reason: refused.text });
+                    }
+                    return Err(refused.retry());
+                }
             }
-            // Only a prefix arrived: what the tails say of this chunk's topics may be behind.
-            self.tails.clear();
-            return Err(refusal(done + arrived, &verdict, &detail));
         }
-        Ok(())
+    }
+
+    async fn reached(&mut self) -> Result<Option<Reached>, PublishError> {
+        let Some(top) = self.top().await? else { return Ok(None) };
+        let (id, event) = top.split_once(' ').unwrap_or((&top, "-"));
+        let id = id.parse().map_err(|_| {
+            PublishError::Stop(format!(
+                "the key {} in Redis holds '{top}', which no relay wrote",
+                self.top_key
+            ))
+        })?;
+        Ok(Some(Reached { id, event: EventId::parse_str(event).ok() }))
+    }
+
+    fn keeps(&self) -> Duration {
+        self.settings.history_ttl()
     }
 }
 
 /// What to do about an answer other than OK, `at` being the first event that did not arrive.
 fn refusal(at: usize, verdict: &str, detail: &str) -> PublishError {
     match verdict {
+        "GAP" => PublishError::Forgot { reached: detail.to_owned() },
         "CONFLICT" => PublishError::Stop(format!(
             "another event stands in Redis under the number that this one has ({detail}): this Redis and this Postgres do \
              not belong together (a restored backup, or the wrong server). Nothing was overwritten. Check REDIS_URL and \
@@ -178,19 +315,12 @@ fn refusal(at: usize, verdict: &str, detail: &str) -> PublishError {
         "AHEAD" => PublishError::Stop(format!(
             "Redis is at {detail}, of a later epoch than Postgres: Postgres was restored from a backup. Run `aftercommit rebase`"
         )),
-        "ERROR" if is_of_the_event(detail) => PublishError::Poison { at, reason: detail.to_owned() },
-        _ => PublishError::Retry(format!("Redis: {detail}")),
+        _ => {
+            let failure = failure::of_redis(detail);
+            if verdict == "ERROR" && failure.remedy == Remedy::SetAside {
+                return PublishError::Poison { at, reason: detail.to_owned() };
+            }
+            PublishError::retry(failure, format!("Redis: {detail}"))
+        }
     }
-}
-
-/// Whether an error of Redis's is about this event alone (its key, its channel, its size), and would come again for ever.
-fn is_of_the_event(error: &str) -> bool {
-    error.starts_with("WRONGTYPE")
-        || error.starts_with("NOPERM")
-        || error.contains("The user executing the script can't")
-}
-
-/// Whether the connection is as good as before after this error: the server answered.
-fn keeps_connection(error: &RedisError) -> bool {
-    !error.is_io_error() && !error.is_timeout() && !error.is_connection_dropped() && error.code().is_some()
 }

@@ -18,6 +18,8 @@ pub struct Settings {
     pub connect_timeout_ms: u64,
     /// How long to wait for an answer, in milliseconds.
     pub response_timeout_ms: u64,
+    /// Replicas that must have a batch before the relay writes down that it is delivered; 0 asks for none.
+    pub min_replicas: u32,
     /// About how many events the history of a topic keeps.
     pub history_max_events: u64,
     /// How long a history is kept after its last event, in seconds.

@@ -1,8 +1,17 @@
 //! What a relay counts.
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+
+/// The label of failures: one of the fixed set of [`super::failure`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Class {
+    /// Its name.
+    pub class: &'static str,
+}
 
 /// Handles on a relay's metrics. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -15,8 +24,12 @@ pub struct Metrics {
     pub rotations: Counter,
     /// Steps that delivered something.
     pub steps: Counter,
-    /// Failures of Postgres or Redis that were retried.
-    pub retries: Counter,
+    /// Failures of Postgres or Redis, by class.
+    pub failures: Family<Class, Counter>,
+    /// Times that Redis was found to have forgotten something.
+    pub repairs: Counter,
+    /// Events that Redis was given again.
+    pub restored: Counter,
     /// Times that another relay's row was found where this one's should go.
     pub fenced: Counter,
     /// 1 while this process leads.
@@ -31,7 +44,9 @@ impl Metrics {
             parked: Counter::default(),
             rotations: Counter::default(),
             steps: Counter::default(),
-            retries: Counter::default(),
+            failures: Family::default(),
+            repairs: Counter::default(),
+            restored: Counter::default(),
             fenced: Counter::default(),
             leading: Gauge::default(),
         };
@@ -43,9 +58,27 @@ impl Metrics {
         );
         registry.register("aftercommit_relay_parked", "Events set aside", metrics.parked.clone());
         registry.register("aftercommit_relay_steps", "Steps that delivered something", metrics.steps.clone());
-        registry.register("aftercommit_relay_retries", "Failures that were retried", metrics.retries.clone());
+        registry.register(
+            "aftercommit_relay_failures",
+            "Failures of Postgres or Redis, by class",
+            metrics.failures.clone(),
+        );
+        registry.register(
+            "aftercommit_relay_repairs",
+            "Times that Redis had forgotten something",
+            metrics.repairs.clone(),
+        );
+        registry.register(
+            "aftercommit_relay_restored",
+            "Events that Redis was given again after it forgot them",
+            metrics.restored.clone(),
+        );
         registry.register("aftercommit_relay_fenced", "Steps lost to another relay", metrics.fenced.clone());
         registry.register("aftercommit_relay_leading", "1 while this process leads", metrics.leading.clone());
         metrics
+    }
+
+    pub(super) fn failed(&self, class: &'static str) {
+        self.failures.get_or_create(&Class { class }).inc();
     }
 }

@@ -5,13 +5,18 @@
 //!
 //! - [`Sink`]: what the relay needs of the place it publishes to.
 //! - [`step`]: one chunk read, published and written down. All of the ordering is there.
+//! - [`reconcile`]: what the sink has, compared with the position; what it forgot is given again.
+//! - [`failure`]: what is done about each error of Redis and Postgres.
 //! - [`mod@run`]: leading, waking, waiting, retrying. All of the loops and timers are there.
 
 pub mod backoff;
+pub mod failure;
 mod keeper;
 mod leader;
 pub mod metrics;
+pub mod reconcile;
 pub mod run;
+mod session;
 pub mod settings;
 pub mod sink;
 pub mod state;
@@ -19,8 +24,9 @@ pub mod step;
 mod wake;
 
 pub use metrics::Metrics;
+pub use reconcile::Reconciled;
 pub use run::run;
 pub use settings::{OnPoison, Settings};
-pub use sink::{Delivery, PublishError, Sink};
+pub use sink::{Batch, Delivery, Occasion, PublishError, Reached, Sink};
 pub use state::{Role, State, StateHandle};
 pub use step::{Outcome, Rules, Step, StepError};

@@ -9,12 +9,16 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
+use super::failure::{self, Failure, Remedy};
+use super::leader::{self, staying_alive};
+use super::reconcile::Reconciled;
+use super::session::{self, SessionError};
 use super::state::{Role, StateHandle};
 use super::step::{Outcome, Rules, Step, StepError};
 use super::wake::chance;
-use super::{Metrics, PublishError, Settings, Sink, keeper, leader, wake};
-use crate::outbox::{self, read, schema};
-use crate::postgres::{self, ConnectError, SchemaError};
+use super::{Metrics, PublishError, Settings, Sink, keeper, wake};
+use crate::outbox;
+use crate::postgres::{self, ConnectError};
 
 /// Added to Postgres's own statement timeout: when nothing has come by then, the server is gone.
 const PATIENCE_BEYOND_SERVER: Duration = Duration::from_secs(3);
@@ -22,22 +26,36 @@ const PATIENCE_BEYOND_SERVER: Duration = Duration::from_secs(3);
 /// While events flow without a pause: how often to look for what operators want.
 const WISH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why a session with Postgres ended. The loop makes a new one.
+/// Why the deliveries of a session ended. The loop makes a new one.
 #[derive(Debug, thiserror::Error)]
-enum SessionError {
+enum RunError {
     #[error(transparent)]
-    Connect(#[from] ConnectError),
-    #[error(transparent)]
-    Schema(#[from] SchemaError),
+    Session(#[from] SessionError),
     #[error(transparent)]
     Step(#[from] StepError),
     #[error("Postgres: {0}")]
     Database(#[from] sqlx::Error),
 }
 
-impl From<outbox::Error> for SessionError {
-    fn from(error: outbox::Error) -> Self {
-        Self::Step(error.into())
+impl RunError {
+    fn failure(&self) -> Failure {
+        let of = |error: &sqlx::Error| {
+            failure::of_postgres(error.as_database_error().and_then(|error| error.code()).as_deref())
+        };
+        match self {
+            Self::Session(SessionError::Connect(ConnectError::Refused { source, .. })) => of(source),
+            Self::Session(SessionError::Connect(ConnectError::Timeout { .. })) => failure::of_postgres(None),
+            Self::Session(SessionError::Outbox(outbox::Error::Database(source)))
+            | Self::Session(SessionError::Database(source))
+            | Self::Step(StepError::Outbox(outbox::Error::Database(source)))
+            | Self::Database(source) => of(source),
+            Self::Step(StepError::Publish(error)) => error.failure(),
+            Self::Step(StepError::NoAnswer(_)) => failure::TIMEOUT,
+            Self::Step(StepError::Outbox(outbox::Error::Fenced { .. })) => failure::FENCED,
+            Self::Step(StepError::Outbox(_)) => failure::CONFLICT,
+            // Addresses, schemas, poolers: what a person has set up.
+            Self::Session(_) => Failure { class: "setup", remedy: Remedy::Person },
+        }
     }
 }
 
@@ -63,16 +81,23 @@ pub async fn run<S: Sink>(
         state,
         shutdown: shutdown.clone(),
         wishes_due: Instant::now(),
+        compared: None,
     };
     while !shutdown.is_cancelled() {
-        let ended = relay.session(&mut backoff).await;
+        let ended = Box::pin(relay.session(&mut backoff)).await;
         metrics.leading.set(0);
         state.role(Role::Disconnected);
         let Err(error) = ended else { break };
-        metrics.retries.inc();
+        let failure = error.failure();
+        metrics.failed(failure.class);
         state.failed(&error.to_string());
         let wait = backoff.next(chance());
-        tracing::warn!(%error, wait_ms = wait.as_millis() as u64, "the relay starts over");
+        let wait_ms = wait.as_millis() as u64;
+        if failure.remedy == Remedy::Person {
+            tracing::error!(%error, class = failure.class, wait_ms, "nothing is delivered until this is solved");
+        } else {
+            tracing::warn!(%error, class = failure.class, wait_ms, "the relay starts over");
+        }
         pause(wait, &shutdown).await;
     }
 }
@@ -101,26 +126,26 @@ struct Relay<'a, S> {
     shutdown: CancellationToken,
     retention: Duration,
     wishes_due: Instant,
+    /// When the sink was last found to have what the position says; `None` when that is not known.
+    compared: Option<Instant>,
 }
 
 impl<S: Sink> Relay<'_, S> {
     /// One session with Postgres: stand by, lead, deliver. Ends well only at shutdown.
-    async fn session(&mut self, backoff: &mut Backoff) -> Result<(), SessionError> {
+    async fn session(&mut self, backoff: &mut Backoff) -> Result<(), RunError> {
         let name = &self.settings.name;
-        let mut writer = self.database.connect(&format!("aftercommit relay {name}")).await?;
-        prepare(&mut writer).await?;
-        schema::SCHEMA.check(&mut writer).await?;
+        let mut writer = session::writer(self.database, self.settings).await?;
         if !self.stand_by(&mut writer).await? {
             return Ok(());
         }
-        let mut reader = self.database.connect(&format!("aftercommit relay {name} reader")).await?;
-        read::prepare_session(&mut reader).await?;
+        let reader = session::reader(self.database, self.settings, &mut writer).await?;
 
         // Ends with the session, whichever way that ends.
         let session = self.shutdown.child_token();
         let _ends_with_session = session.clone().drop_guard();
         let bell = Arc::new(Notify::new());
-        let options = self.database.options(&format!("aftercommit relay {name} listener"))?;
+        let listener = self.database.options(&format!("aftercommit relay {name} listener"));
+        let options = listener.map_err(SessionError::from)?;
         tokio::spawn(wake::listen(options, bell.clone(), session.clone()));
 
         let mut step = Step::begin(self.rules(), writer, reader).await?;
@@ -136,11 +161,12 @@ impl<S: Sink> Relay<'_, S> {
             session,
         ));
         backoff.reset();
+        self.compared = None;
         self.deliver(&mut step, &bell).await
     }
 
     /// Waits until this process may lead. False at shutdown.
-    async fn stand_by(&self, writer: &mut PgConnection) -> Result<bool, SessionError> {
+    async fn stand_by(&self, writer: &mut PgConnection) -> Result<bool, RunError> {
         while !self.shutdown.is_cancelled() {
             let asked = leader::try_lead(writer, &self.settings.name);
             match timeout(self.patience(), asked).await {
@@ -160,50 +186,87 @@ impl<S: Sink> Relay<'_, S> {
     }
 
     /// Steps until shutdown, waits while there is nothing to do, and tries again what the sink refused.
-    async fn deliver(&mut self, step: &mut Step, bell: &Notify) -> Result<(), SessionError> {
+    async fn deliver(&mut self, step: &mut Step, bell: &Notify) -> Result<(), RunError> {
         let mut backoff = backoff_of(self.settings);
         while !self.shutdown.is_cancelled() {
-            match self.step_or_wish(step).await {
+            let error = match self.turn(step).await {
                 Ok(outcome) => {
                     backoff.reset();
                     self.state.succeeded();
                     self.after(outcome, bell).await;
+                    continue;
                 }
-                Err(StepError::Outbox(error @ outbox::Error::Fenced { .. })) => {
+                Err(error) => error,
+            };
+            match error {
+                StepError::Outbox(error @ outbox::Error::Fenced { .. }) => {
                     self.metrics.fenced.inc();
                     tracing::warn!(%error, "fenced");
                     step.reload().await?;
                     // Whoever wrote that row may still lead: let it.
-                    pause(backoff.next(chance()), &self.shutdown).await;
+                    self.pause(step, backoff.next(chance())).await?;
                 }
-                Err(StepError::Publish(error)) => {
-                    self.metrics.retries.inc();
-                    self.state.failed(&error.to_string());
+                StepError::Publish(error) => {
+                    // The next connection may reach another server, or this one without its last writes.
+                    self.compared = None;
                     let wait = backoff.next(chance());
-                    match error {
-                        PublishError::Retry(reason) => {
-                            tracing::warn!(%reason, wait_ms = wait.as_millis() as u64, "publishing again");
-                        }
-                        other => tracing::error!(error = %other, "nothing is delivered until this is solved"),
-                    }
-                    pause(wait, &self.shutdown).await;
+                    self.say(&error, wait);
+                    self.pause(step, wait).await?;
                 }
-                Err(error) => return Err(error.into()),
+                error => return Err(error.into()),
             }
         }
         Ok(())
     }
 
-    /// One step; and, when there is time, what an operator wants done with parked events.
-    async fn step_or_wish(&mut self, step: &mut Step) -> Result<Outcome, StepError> {
+    fn say(&self, error: &PublishError, wait: Duration) {
+        let Failure { class, .. } = error.failure();
+        let wait_ms = wait.as_millis() as u64;
+        self.metrics.failed(class);
+        self.state.failed(&error.to_string());
+        match error {
+            PublishError::Retry { reason, .. } => {
+                tracing::warn!(%reason, class, wait_ms, "publishing again");
+            }
+            PublishError::Forgot { .. } => tracing::warn!(%error, class, "comparing"),
+            PublishError::Poison { .. } | PublishError::Stop(_) => {
+                tracing::error!(%error, class, wait_ms, "nothing is delivered until this is solved");
+            }
+        }
+    }
+
+    async fn pause(&self, step: &mut Step, wait: Duration) -> Result<(), RunError> {
+        let waiting = pause(wait, &self.shutdown);
+        Ok(staying_alive(step.session(), self.settings.sign_of_life(), waiting).await?)
+    }
+
+    /// One step, after a comparison where one is due; and, when there is time, what an operator wants done with parked
+    /// events.
+    async fn turn(&mut self, step: &mut Step) -> Result<Outcome, StepError> {
+        if self.compared.is_none() {
+            self.compare(step).await?;
+        }
         let outcome = step.step(self.sink).await?;
-        if outcome == Outcome::Idle || self.wishes_due.elapsed() >= WISH_INTERVAL {
+        let is_idle = outcome == Outcome::Idle;
+        if is_idle && self.compared.is_some_and(|at| at.elapsed() >= self.settings.reconcile_interval()) {
+            self.compare(step).await?;
+        }
+        if is_idle || self.wishes_due.elapsed() >= WISH_INTERVAL {
             self.wishes_due = Instant::now();
             if step.grant_wish(self.sink).await? {
                 return Ok(Outcome::Delivered { published: 0, parked: 0 });
             }
         }
         Ok(outcome)
+    }
+
+    async fn compare(&mut self, step: &mut Step) -> Result<(), StepError> {
+        if let Reconciled::Restored { events, .. } = step.reconcile(self.sink).await? {
+            self.metrics.repairs.inc();
+            self.metrics.restored.inc_by(events);
+        }
+        self.compared = Some(Instant::now());
+        Ok(())
     }
 
     async fn after(&self, outcome: Outcome, bell: &Notify) {
@@ -230,17 +293,11 @@ impl<S: Sink> Relay<'_, S> {
             limit: self.settings.limit(),
             on_poison: self.settings.on_poison,
             patience: self.patience(),
+            sign_of_life: self.settings.sign_of_life(),
         }
     }
 
     fn patience(&self) -> Duration {
         Duration::from_millis(self.database.statement_timeout_ms) + PATIENCE_BEYOND_SERVER
     }
-}
-
-/// Makes the session's writes durable whatever the server's default is: numbers given to Redis must never be forgotten.
-async fn prepare(writer: &mut PgConnection) -> Result<(), SessionError> {
-    read::prepare_session(writer).await?;
-    sqlx::raw_sql("set synchronous_commit = on").execute(writer).await?;
-    Ok(())
 }

@@ -28,8 +28,12 @@ pub struct Settings {
     pub backoff_min_ms: u64,
     /// The longest wait after a failure, in milliseconds.
     pub backoff_max_ms: u64,
+    /// How long a leader may be silent before Postgres ends its session and a standby takes over, in seconds.
+    pub takeover_seconds: u64,
     /// How often a standby asks whether it may lead, in milliseconds.
     pub standby_interval_ms: u64,
+    /// How often the idle leader compares Redis with its position, in milliseconds.
+    pub reconcile_interval_ms: u64,
 }
 
 /// What to do with an event that the sink refuses for a reason of its own.
@@ -50,10 +54,24 @@ impl Settings {
     }
 
     pub(super) fn poll_interval(&self) -> Duration {
-        Duration::from_millis(self.poll_interval_ms.max(1))
+        Duration::from_millis(self.poll_interval_ms.max(1)).min(self.sign_of_life())
+    }
+
+    /// How long the leader's session may be silent.
+    pub(super) fn takeover(&self) -> Duration {
+        Duration::from_secs(self.takeover_seconds.max(1))
+    }
+
+    /// How often it lets the server hear something: twice within that time, should one sign come late.
+    pub(super) fn sign_of_life(&self) -> Duration {
+        self.takeover() / 3
     }
 
     pub(super) fn standby_interval(&self) -> Duration {
-        Duration::from_millis(self.standby_interval_ms.max(10))
+        Duration::from_millis(self.standby_interval_ms.max(10)).min(self.sign_of_life())
+    }
+
+    pub(super) fn reconcile_interval(&self) -> Duration {
+        Duration::from_millis(self.reconcile_interval_ms.max(10))
     }
 }

@@ -1,8 +1,10 @@
 //! What the relay needs of the place it publishes to.
 
 use std::future::Future;
+use std::time::Duration;
 
-use crate::event::{Event, StreamId};
+use super::failure::{self, Failure};
+use crate::event::{Event, EventId, StreamId};
 
 /// An event and the number under which it is delivered.
 #[derive(Debug, Clone, Copy)]
@@ -13,13 +15,51 @@ pub struct Delivery<'a> {
     pub event: &'a Event,
 }
 
+/// Why a batch is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occasion {
+    /// The position has come to it.
+    Turn,
+    /// It was set aside and an operator has released it: its numbers have been used up long ago.
+    Release,
+    /// The sink has forgotten it. Those who only listen have heard it already, and need not hear it again.
+    Restore,
+}
+
+/// Events to publish, and the numbers that they use up.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// Why.
+    pub occasion: Occasion,
+    /// The events in order of their numbers. May be empty: the numbers are used up all the same.
+    pub deliveries: &'a [Delivery<'a>],
+    /// The first number. A sink that lacks numbers before it has forgotten something.
+    pub first: StreamId,
+    /// The last number, at or above the last delivery's: numbers of events that are set aside are not given to others.
+    pub through: StreamId,
+}
+
+/// How far a sink has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reached {
+    /// The highest number that has been used up.
+    pub id: StreamId,
+    /// The event that has it; `None` if that was not published, or is not known.
+    pub event: Option<EventId>,
+}
+
 /// Why a batch was not, or not wholly, published: by what the relay should do.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// The sink or the way to it failed, and nothing is wrong with the events: the same batch again, after a wait.
     /// How much of the batch has arrived may be unknown.
-    #[error("{0}")]
-    Retry(String),
+    #[error("{reason}")]
+    Retry {
+        /// Its kind.
+        failure: Failure,
+        /// In words.
+        reason: String,
+    },
     /// The event at index `at` of the batch is refused for a reason of its own; all before it have arrived.
     #[error("event {at} of the batch is refused: {reason}")]
     Poison {
@@ -28,24 +68,49 @@ pub enum PublishError {
         /// The sink's words.
         reason: String,
     },
-    /// The sink holds something else under these numbers, or lacks what this relay published: going on would lose or
-    /// repeat events, so a person has to look.
+    /// The sink lacks numbers before this batch: [`super::Step::reconcile`] first.
+    #[error("the sink has reached {reached} only and lacks what was published after it")]
+    Forgot {
+        /// The highest number that it knows, or "nothing".
+        reached: String,
+    },
+    /// The sink holds something else under these numbers, or more than the log: going on would lose or repeat events, so
+    /// a person has to look.
     #[error("{0}")]
     Stop(String),
+}
+
+impl PublishError {
+    /// A retry after a failure.
+    pub fn retry(failure: Failure, reason: impl Into<String>) -> Self {
+        Self::Retry { failure, reason: reason.into() }
+    }
+
+    /// What kind of failure it is.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Retry { failure, .. } => *failure,
+            Self::Poison { .. } => failure::REFUSED,
+            Self::Forgot { .. } => failure::FORGOT,
+            Self::Stop(_) => failure::CONFLICT,
+        }
+    }
 }
 
 /// A place that takes events in order.
 pub trait Sink: Send {
     /// Publishes a batch in its order. A repeat of what has arrived already, under the same number, changes nothing.
     ///
-    /// `through` is the last number that the batch uses up: at or above the last delivery's, as numbers of events that
-    /// are not published are not given to others.
-    ///
     /// # Errors
     /// [`PublishError`]; what has arrived is always a prefix of the batch.
-    fn publish(
-        &mut self,
-        batch: &[Delivery<'_>],
-        through: StreamId,
-    ) -> impl Future<Output = Result<(), PublishError>> + Send;
+    fn publish(&mut self, batch: Batch<'_>) -> impl Future<Output = Result<(), PublishError>> + Send;
+
+    /// How far the sink has come; `None` if it has never taken anything, or has forgotten all of it.
+    ///
+    /// # Errors
+    /// [`PublishError::Retry`], [`PublishError::Stop`].
+    fn reached(&mut self) -> impl Future<Output = Result<Option<Reached>, PublishError>> + Send;
+
+    /// How long the sink keeps an event: what is older need not be given again to one that has forgotten it.
+    fn keeps(&self) -> Duration;
 }

@@ -16,9 +16,11 @@ use std::time::Duration;
 use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 
+use super::leader::staying_alive;
 use super::settings::OnPoison;
-use super::sink::{Delivery, PublishError, Sink};
+use super::sink::{Batch, Delivery, Occasion, PublishError, Sink};
 use crate::event::{Event, StreamId, Topic};
+use crate::failpoint;
 use crate::outbox::parked::{self, Parked, Wish};
 use crate::outbox::read::Limit;
 use crate::outbox::{self, Position, checkpoint, read};
@@ -51,6 +53,12 @@ pub enum StepError {
     NoAnswer(Duration),
 }
 
+impl From<sqlx::Error> for StepError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Outbox(error.into())
+    }
+}
+
 /// What a step is allowed.
 #[derive(Debug, Clone)]
 pub struct Rules {
@@ -62,19 +70,21 @@ pub struct Rules {
     pub on_poison: OnPoison,
     /// How long Postgres may take to answer. The server has its own limit; this one is for a server that is gone.
     pub patience: Duration,
+    /// How often the leader's session lets the server hear of it while the sink is busy.
+    pub sign_of_life: Duration,
 }
 
 /// A relay's hands: its two connections, its position, and what it has read ahead.
 #[derive(Debug)]
 pub struct Step {
-    rules: Rules,
+    pub(super) rules: Rules,
     /// Holds the leader's lock and writes positions: a leader that lost its lock's session can write nothing either.
-    writer: PgConnection,
-    reader: PgConnection,
-    position: Position,
+    pub(super) writer: PgConnection,
+    pub(super) reader: PgConnection,
+    pub(super) position: Position,
     ahead: Option<Chunk>,
     /// Topics whose events wait behind a parked one.
-    held: HashSet<Topic>,
+    pub(super) held: HashSet<Topic>,
 }
 
 /// Events of a window, and whether they are its last ones.
@@ -104,6 +114,11 @@ impl Step {
         &self.position
     }
 
+    /// The session that leads, for while the relay waits.
+    pub(super) fn session(&mut self) -> &mut PgConnection {
+        &mut self.writer
+    }
+
     /// Reads the newest position again, for after another relay has written one.
     ///
     /// # Errors
@@ -128,24 +143,29 @@ impl Step {
                 None => return Ok(Outcome::Idle),
                 Some(position) => self.position = position,
             }
+            failpoint::reach("window_written").await;
         }
         let after_id = self.position.window.as_ref().map_or(0, |w| w.after_id);
         let chunk = match self.ahead.take() {
             Some(chunk) => chunk,
             None => read_chunk(&mut self.reader, &self.position, after_id, &self.rules).await?,
         };
+        failpoint::reach("chunk_read").await;
         let last_id = chunk.events.last().map_or(after_id, |e| e.id);
-        let parked = if chunk.is_last {
-            publish(sink, &self.position, &chunk.events, &self.held, self.rules.on_poison).await?
-        } else {
-            let publishing = publish(sink, &self.position, &chunk.events, &self.held, self.rules.on_poison);
-            let reading = read_chunk(&mut self.reader, &self.position, last_id, &self.rules);
-            let (parked, ahead) = tokio::join!(publishing, reading);
-            let parked = parked?;
-            self.ahead = Some(ahead?);
-            parked
+        let reading = async {
+            if chunk.is_last {
+                return Ok(None);
+            }
+            read_chunk(&mut self.reader, &self.position, last_id, &self.rules).await.map(Some)
         };
+        let publishing = publish_chunk(sink, &self.position, &chunk.events, &self.held, self.rules.on_poison);
+        let both = async { tokio::join!(publishing, reading) };
+        let (parked, ahead) = staying_alive(&mut self.writer, self.rules.sign_of_life, both).await?;
+        let parked = parked?;
+        self.ahead = ahead?;
+        failpoint::reach("chunk_published").await;
         self.write_down(&chunk, last_id, &parked).await?;
+        failpoint::reach("checkpoint_written").await;
         Ok(Outcome::Delivered { published: chunk.events.len() - parked.len(), parked: parked.len() })
     }
 
@@ -153,7 +173,25 @@ impl Step {
         let Rules { relay, patience, .. } = &self.rules;
         let written = write_position(&mut self.writer, relay, &self.position, chunk, last_id, parked);
         self.position = answered(*patience, written).await?;
+        self.hold(parked);
+        Ok(())
+    }
+
+    fn hold(&mut self, parked: &[Parked]) {
         self.held.extend(parked.iter().filter(|p| p.holds_topic).map(|p| p.event.topic.clone()));
+    }
+
+    /// Sets events aside that the position is past already.
+    pub(super) async fn set_aside(&mut self, set_aside: &[Parked]) -> Result<(), StepError> {
+        let Rules { relay, patience, .. } = &self.rules;
+        let writing = async {
+            let mut tx = self.writer.begin().await?;
+            parked::park(&mut tx, relay, set_aside).await?;
+            tx.commit().await?;
+            Ok(())
+        };
+        answered(*patience, writing).await?;
+        self.hold(set_aside);
         Ok(())
     }
 
@@ -167,29 +205,38 @@ impl Step {
         else {
             return Ok(false);
         };
-        loop {
-            let limit = self.rules.limit.events.min(256);
-            let events =
-                answered(patience, parked::of_topic(&mut self.writer, &relay, &topic, limit)).await?;
-            let Some(&(through, _)) = events.last() else { break };
-            if wish == Wish::Release {
-                let batch: Vec<Delivery<'_>> =
-                    events.iter().map(|(id, event)| Delivery { id: *id, event }).collect();
-                match sink.publish(&batch, through).await {
-                    Ok(()) => {}
-                    Err(PublishError::Poison { reason, .. }) => {
-                        answered(patience, parked::refuse_wish(&mut self.writer, &relay, &topic, &reason))
-                            .await?;
-                        return Ok(true);
-                    }
-                    Err(error) => return Err(error.into()),
+        match wish {
+            Wish::Discard => answered(patience, parked::discard(&mut self.writer, &relay, &topic)).await?,
+            Wish::Release => match self.release(sink, &topic).await {
+                Err(StepError::Publish(PublishError::Poison { reason, .. })) => {
+                    let refused = parked::refuse_wish(&mut self.writer, &relay, &topic, &reason);
+                    answered(patience, refused).await?;
+                    return Ok(true);
                 }
-            }
-            answered(patience, parked::remove(&mut self.writer, &relay, &topic, through)).await?;
+                released => released?,
+            },
         }
         // Only now may later events of the topic be published: everything before them has been.
         self.held.remove(&topic);
         Ok(true)
+    }
+
+    /// Publishes a topic's parked events in order.
+    async fn release<S: Sink>(&mut self, sink: &mut S, topic: &Topic) -> Result<(), StepError> {
+        let Rules { relay, patience, .. } = self.rules.clone();
+        loop {
+            let limit = self.rules.limit.events.min(256);
+            let events = answered(patience, parked::of_topic(&mut self.writer, &relay, topic, limit)).await?;
+            let (Some(&(first, _)), Some(&(through, _))) = (events.first(), events.last()) else { break };
+            let deliveries: Vec<Delivery<'_>> =
+                events.iter().map(|(id, event)| Delivery { id: *id, event }).collect();
+            let batch = Batch { occasion: Occasion::Release, deliveries: &deliveries, first, through };
+            staying_alive(&mut self.writer, self.rules.sign_of_life, sink.publish(batch)).await??;
+            failpoint::reach("released").await;
+            answered(patience, parked::remove(&mut self.writer, &relay, topic, through)).await?;
+        }
+        answered(patience, parked::send_on(&mut self.writer, &relay, topic)).await?;
+        Ok(())
     }
 }
 
@@ -220,19 +267,33 @@ async fn write_position(
 }
 
 /// Publishes a chunk under the numbers that follow from the position, and returns what has to be set aside.
-async fn publish<S: Sink>(
+async fn publish_chunk<S: Sink>(
     sink: &mut S,
     position: &Position,
     events: &[Event],
     held: &HashSet<Topic>,
     on_poison: OnPoison,
 ) -> Result<Vec<Parked>, PublishError> {
+    if events.is_empty() {
+        return Ok(Vec::new());
+    }
     let number = |i: usize| StreamId::new(position.epoch, position.next_seq + i as u64);
-    let through = number(events.len().saturating_sub(1));
+    let span = (number(0), number(events.len() - 1));
+    let deliveries = events.iter().enumerate().map(|(i, event)| Delivery { id: number(i), event }).collect();
+    publish(sink, Occasion::Turn, deliveries, span, (held, on_poison)).await
+}
+
+/// Publishes events under their numbers, which use up those from `first` to `through`, around what is held and what the
+/// sink refuses; returns these, in order, to be set aside.
+pub(super) async fn publish<S: Sink>(
+    sink: &mut S,
+    occasion: Occasion,
+    mut rest: Vec<Delivery<'_>>,
+    (first, through): (StreamId, StreamId),
+    (held, on_poison): (&HashSet<Topic>, OnPoison),
+) -> Result<Vec<Parked>, PublishError> {
     let mut set_aside: Vec<Parked> = Vec::new();
     let mut held_now: HashSet<&Topic> = held.iter().collect();
-    let mut rest: Vec<Delivery<'_>> =
-        events.iter().enumerate().map(|(i, event)| Delivery { id: number(i), event }).collect();
     loop {
         rest.retain(|delivery| {
             let waits = held_now.contains(&delivery.event.topic);
@@ -241,10 +302,8 @@ async fn publish<S: Sink>(
             }
             !waits
         });
-        if rest.is_empty() {
-            break;
-        }
-        match sink.publish(&rest, through).await {
+        // Also when nothing is left: the numbers are used up, and the sink has to know.
+        match sink.publish(Batch { occasion, deliveries: &rest, first, through }).await {
             Ok(()) => break,
             Err(PublishError::Poison { at, reason }) if on_poison != OnPoison::Halt && at < rest.len() => {
                 let holds = on_poison == OnPoison::Park;
@@ -281,7 +340,7 @@ async fn read_chunk(
     Ok(Chunk { events, is_last })
 }
 
-async fn answered<T>(
+pub(super) async fn answered<T>(
     patience: Duration,
     work: impl Future<Output = Result<T, outbox::Error>>,
 ) -> Result<T, StepError> {

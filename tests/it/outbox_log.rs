@@ -1,13 +1,15 @@
 //! The log under every interleaving that a generator can think of, against a real Postgres.
 //!
 //! Writers begin, take xids, append, set and roll back savepoints, commit, roll back and prepare; two relays race, and
-//! die between any two effects; slots are emptied under them. At the end every committed event has been delivered under
+//! die between any two effects; slots are emptied under them; the sink forgets what it was given. At the end every committed event has been delivered under
 //! one number, nothing else has, no number was given to two events, and each topic is in order.
 //!
 //! The reading rule avoids a trap (see `outbox.window_rows` in the first migration). Two tests here break the rule on
 //! purpose and demand that the same campaign notices: a check that cannot fail would prove nothing.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod sink;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,10 +20,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use aftercommit::event::{EventType, NewEvent, StreamId, Topic};
+use aftercommit::event::{EventType, NewEvent, Topic};
 use aftercommit::outbox::{self, read, rotate};
-use aftercommit::relay::{Delivery, OnPoison, Outcome, PublishError, Rules, Sink, Step, StepError};
+use aftercommit::relay::{OnPoison, Outcome, PublishError, Rules, Step, StepError};
 
+use self::sink::{Arrived, Fate, GatedSink};
 use crate::harness::{Database, database};
 
 const WRITERS: usize = 4;
@@ -33,17 +36,45 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// One move of the world. Moves that make no sense at their moment do nothing, so that any sequence is a valid one.
 #[derive(Debug, Clone)]
 enum Move {
-    TakeXid { writer: usize },
-    Append { writer: usize, topic: usize },
-    Savepoint { writer: usize },
-    RollbackToSavepoint { writer: usize },
-    Commit { writer: usize },
-    Rollback { writer: usize },
-    Prepare { writer: usize },
-    FinishPrepared { commit: bool },
-    StartStep { relay: usize },
-    FinishStep { relay: usize },
-    KillStep { relay: usize, published: usize },
+    TakeXid {
+        writer: usize,
+    },
+    Append {
+        writer: usize,
+        topic: usize,
+    },
+    Savepoint {
+        writer: usize,
+    },
+    RollbackToSavepoint {
+        writer: usize,
+    },
+    Commit {
+        writer: usize,
+    },
+    Rollback {
+        writer: usize,
+    },
+    Prepare {
+        writer: usize,
+    },
+    FinishPrepared {
+        commit: bool,
+    },
+    StartStep {
+        relay: usize,
+    },
+    FinishStep {
+        relay: usize,
+    },
+    KillStep {
+        relay: usize,
+        published: usize,
+    },
+    /// The sink goes back to how it was so many numbers ago.
+    Forget {
+        numbers: u64,
+    },
     NextSlot,
     Rotate,
 }
@@ -63,72 +94,11 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         6 => relay().prop_map(|relay| Move::StartStep { relay }),
         6 => relay().prop_map(|relay| Move::FinishStep { relay }),
         2 => (relay(), 0..4_usize).prop_map(|(relay, published)| Move::KillStep { relay, published }),
+        1 => (1..9_u64).prop_map(|numbers| Move::Forget { numbers }),
         1 => Just(Move::NextSlot),
         1 => Just(Move::Rotate),
     ];
     prop::collection::vec(one, 40..120)
-}
-
-/// What has arrived: every number with the event that was published under it, the way Redis keeps it.
-#[derive(Debug, Default)]
-struct Arrived {
-    by_number: BTreeMap<StreamId, (Uuid, Topic)>,
-    complaints: Vec<String>,
-}
-
-impl Arrived {
-    fn take(&mut self, id: StreamId, event: Uuid, topic: &Topic) {
-        if let Some((other, _)) = self.by_number.get(&id) {
-            if *other != event {
-                self.complaints.push(format!("number {id} was given to {other} and to {event}"));
-            }
-            return;
-        }
-        // As in Redis: a topic's history only grows at its end.
-        if let Some((last, _)) = self.by_number.iter().rfind(|(_, (_, t))| t == topic)
-            && *last > id
-        {
-            self.complaints.push(format!("{id} arrived in {topic} after {last}"));
-        }
-        self.by_number.insert(id, (event, topic.clone()));
-    }
-}
-
-/// What a test decides about a batch that a relay wants to publish.
-#[derive(Debug)]
-enum Fate {
-    Arrive,
-    /// Only the first so many arrive, and the relay never hears of it.
-    Die {
-        published: usize,
-    },
-}
-
-/// A sink that stops in the middle of publishing until the test decides.
-#[derive(Debug)]
-struct GatedSink {
-    arrived: Arc<Mutex<Arrived>>,
-    at_the_gate: mpsc::UnboundedSender<oneshot::Sender<Fate>>,
-}
-
-impl Sink for GatedSink {
-    async fn publish(&mut self, batch: &[Delivery<'_>], _through: StreamId) -> Result<(), PublishError> {
-        let (decide, decided) = oneshot::channel();
-        self.at_the_gate.send(decide).expect("the test is there");
-        let fate = decided.await.expect("the test decides");
-        let count = match fate {
-            Fate::Arrive => batch.len(),
-            Fate::Die { published } => published.min(batch.len()),
-        };
-        let mut arrived = self.arrived.lock().expect("not poisoned");
-        for Delivery { id, event } in &batch[..count] {
-            arrived.take(*id, event.event_id, &event.topic);
-        }
-        match fate {
-            Fate::Arrive => Ok(()),
-            Fate::Die { .. } => Err(PublishError::Retry("killed".to_owned())),
-        }
-    }
 }
 
 /// A relay's process: its hands, or a step under way.
@@ -158,6 +128,7 @@ struct World<'a> {
     knock: mpsc::UnboundedSender<oneshot::Sender<Fate>>,
     committed: HashSet<Uuid>,
     transactions: usize,
+    rotated: bool,
 }
 
 impl<'a> World<'a> {
@@ -184,6 +155,7 @@ impl<'a> World<'a> {
             knock,
             committed: HashSet::new(),
             transactions: 0,
+            rotated: false,
         }
     }
 
@@ -218,7 +190,15 @@ impl<'a> World<'a> {
                 self.admin("update test_slot set slot = (slot + 1) % 8").await;
             }
             Move::Rotate => {
-                rotate::rotate(&mut self.admin, Duration::ZERO).await.expect("rotation");
+                let rotation = rotate::rotate(&mut self.admin, Duration::ZERO).await.expect("rotation");
+                self.rotated |= rotation.emptied.iter().any(|table| table.starts_with("event"));
+            }
+            // What has left the log cannot be given again.
+            Move::Forget { .. } if self.rotated => {}
+            Move::Forget { numbers } => {
+                let mut arrived = self.arrived.lock().expect("not poisoned");
+                let highest = arrived.by_number.keys().next_back().map_or(0, |id| id.seq);
+                arrived.forget(highest.saturating_sub(numbers));
             }
         }
     }
@@ -310,7 +290,7 @@ impl<'a> World<'a> {
                 return false;
             }
         };
-        let mut sink = GatedSink { arrived: self.arrived.clone(), at_the_gate: self.knock.clone() };
+        let mut sink = self.sink();
         let mut step = tokio::spawn(async move {
             let outcome = step.step(&mut sink).await;
             (step, outcome)
@@ -331,6 +311,10 @@ impl<'a> World<'a> {
         }
     }
 
+    fn sink(&self) -> GatedSink {
+        GatedSink { arrived: self.arrived.clone(), at_the_gate: self.knock.clone() }
+    }
+
     async fn new_relay(&self) -> Step {
         let mut writer = self.database.connect().await;
         let mut reader = self.database.connect().await;
@@ -338,7 +322,13 @@ impl<'a> World<'a> {
         read::prepare_session(&mut reader).await.expect("a session");
         // Small limits, so that windows have several chunks and are left open between steps.
         let limit = read::Limit { events: 2, bytes: 1_000_000 };
-        let rules = Rules { relay: RELAY.to_owned(), limit, on_poison: OnPoison::Halt, patience: PATIENCE };
+        let rules = Rules {
+            relay: RELAY.to_owned(),
+            limit,
+            on_poison: OnPoison::Halt,
+            patience: PATIENCE,
+            sign_of_life: PATIENCE,
+        };
         Step::begin(rules, writer, reader).await.expect("a position")
     }
 
@@ -363,6 +353,9 @@ impl<'a> World<'a> {
             Err(StepError::Outbox(outbox::Error::Fenced { .. })) => {
                 step.reload().await.expect("the newest position")
             }
+            Err(StepError::Publish(PublishError::Forgot { .. })) => {
+                step.reconcile(&mut self.sink()).await.expect("a repair");
+            }
             Err(error) => panic!("a step failed: {error}"),
         }
         self.relays[relay] = RelayProcess::Resting(step);
@@ -379,7 +372,9 @@ impl<'a> World<'a> {
         while !self.prepared.is_empty() {
             self.finish_prepared(self.prepared.len().is_multiple_of(2)).await;
         }
-        self.relays[0] = RelayProcess::Dead;
+        let mut last = self.new_relay().await;
+        last.reconcile(&mut self.sink()).await.map_err(|error| error.to_string())?;
+        self.relays[0] = RelayProcess::Resting(Box::new(last));
         while !self.start_step(0).await {
             self.finish_step(0, Fate::Arrive).await;
         }
@@ -417,7 +412,7 @@ impl<'a> World<'a> {
 /// Runs the campaign on a database and returns the first complaint, shrunk, with the moves that lead to it.
 fn campaign(database: &Database, cases: u32) -> Result<(), String> {
     let runtime = tokio::runtime::Handle::current();
-    let config = Config { cases, max_shrink_iters: 100, failure_persistence: None, ..Config::default() };
+    let config = Config { cases, max_shrink_iters: 30, failure_persistence: None, ..Config::default() };
     // A fixed seed: a red run is red again.
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let result = runner.run(&moves(), |moves| {
@@ -470,7 +465,7 @@ async fn whatever_writers_and_relays_do_every_committed_event_is_delivered_once_
 async fn without_the_horizon_the_same_campaign_finds_lost_events() {
     let database = database().await;
     break_the_rule(&database, "$2::text::bigint - 1", "pg_snapshot_xmax($1)::text::bigint - 1").await;
-    let complaint = in_a_thread_of_its_own(database, 60).await.expect_err("the trap must be found");
+    let complaint = in_a_thread_of_its_own(database, 400).await.expect_err("the trap must be found");
     eprintln!("without the horizon: {complaint}");
     assert!(complaint.contains("lost"), "{complaint}");
 }
@@ -480,6 +475,6 @@ async fn without_the_transactions_that_were_running_the_same_campaign_finds_lost
     let database = database().await;
     break_the_rule(&database, "select pg_snapshot_xip($1) as xid", "select pg_snapshot_xip('3:3:') as xid")
         .await;
-    let complaint = in_a_thread_of_its_own(database, 60).await.expect_err("the loss must be found");
+    let complaint = in_a_thread_of_its_own(database, 400).await.expect_err("the loss must be found");
     assert!(complaint.contains("lost"), "{complaint}");
 }

@@ -31,6 +31,7 @@ impl Relay {
             limit: read::Limit { events: 100, bytes: 1_000_000 },
             on_poison,
             patience: Duration::from_secs(20),
+            sign_of_life: Duration::from_secs(5),
         };
         let publisher = Publisher::new(redis.settings(), &redis.relay_name(), 7);
         Self { step: Step::begin(rules, writer, reader).await.expect("a position"), publisher }

@@ -24,6 +24,7 @@ pub(crate) fn settings_of(url: &str) -> Settings {
         url: url.to_owned().into(),
         connect_timeout_ms: 3000,
         response_timeout_ms: 5000,
+        min_replicas: 0,
         history_max_events: 10_000,
         history_ttl_seconds: 86_400,
     }

@@ -1,0 +1,125 @@
+//! Reading delivered events again, under the numbers that they were delivered with: for a sink that has forgotten them.
+//!
+//! Two checkpoints that follow each other say it all: the first one names the window and the id it had come to, and the
+//! numbers of the two say how many events came between. Numbers are a function of the log, so nothing is guessed; where
+//! rotation has dropped some of those rows, which of the numbers are missing is not known, and all of that stretch is
+//! left out.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
+
+use sqlx::PgConnection;
+
+use super::checkpoint;
+use super::position::Position;
+use super::read::{self, Limit};
+use super::{Error, parked};
+use crate::event::{Event, StreamId};
+
+/// Checkpoints that are read at once.
+const PAGE: i64 = 256;
+
+/// Events that were delivered between two checkpoints.
+#[derive(Debug)]
+pub struct Stretch {
+    /// The number of the first one.
+    pub first: u64,
+    /// How many numbers they used up.
+    pub count: u64,
+    /// Number and event, without those that were set aside; `None` if the log no longer holds all of them.
+    pub events: Option<Vec<(StreamId, Event)>>,
+}
+
+/// Walks through the stretches of one relay's past.
+#[derive(Debug)]
+pub struct Stretches {
+    relay: String,
+    epoch: u64,
+    /// The checkpoint to read next.
+    next_n: i64,
+    page: VecDeque<Position>,
+    from: Option<Position>,
+}
+
+impl Stretches {
+    /// Begins with the stretch that holds the number `seq`, or with the oldest that is at most `not_older` old.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn from(
+        connection: &mut PgConnection,
+        relay: &str,
+        epoch: u64,
+        seq: u64,
+        not_older: Duration,
+    ) -> Result<Self, Error> {
+        let next_n: Option<i64> = sqlx::query_scalar(
+            "select greatest(
+               coalesce(
+                 (select max(n) from outbox.checkpoint where relay = $1 and epoch = $2 and next_seq <= $3),
+                 (select min(n) from outbox.checkpoint where relay = $1 and epoch = $2)),
+               coalesce(
+                 (select max(n) from outbox.checkpoint
+                  where relay = $1 and epoch = $2 and created_at < now() - make_interval(secs => $4)), 0))",
+        )
+        .bind(relay)
+        .bind(epoch.cast_signed())
+        .bind(seq.cast_signed())
+        .bind(not_older.as_secs_f64())
+        .fetch_one(connection)
+        .await?;
+        Ok(Self {
+            relay: relay.to_owned(),
+            epoch,
+            next_n: next_n.unwrap_or(0),
+            page: VecDeque::new(),
+            from: None,
+        })
+    }
+
+    /// The next stretch, or `None` behind the newest checkpoint.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn next(&mut self, connection: &mut PgConnection) -> Result<Option<Stretch>, Error> {
+        loop {
+            if self.page.is_empty() {
+                self.page =
+                    checkpoint::page(connection, &self.relay, self.epoch, self.next_n, PAGE).await?.into();
+            }
+            let Some(to) = self.page.pop_front() else { return Ok(None) };
+            self.next_n = to.n + 1;
+            let Some(from) = self.from.replace(to.clone()) else { continue };
+            if to.next_seq > from.next_seq {
+                return Ok(Some(self.stretch(connection, &from, &to).await?));
+            }
+        }
+    }
+
+    async fn stretch(
+        &self,
+        connection: &mut PgConnection,
+        from: &Position,
+        to: &Position,
+    ) -> Result<Stretch, Error> {
+        let (first, count) = (from.next_seq, to.next_seq - from.next_seq);
+        let stretch = |events| Stretch { first, count, events };
+        // A gap in n: checkpoints between them have been rotated away, and with them what they said.
+        let Some(window) = from.window.as_ref().filter(|_| to.n == from.n + 1) else {
+            return Ok(stretch(None));
+        };
+        let still_open = to.window.as_ref().filter(|open| open.upper == window.upper);
+        let last_id = still_open.map_or(i64::MAX, |open| open.after_id);
+        let limit = Limit { events: u32::try_from(count).unwrap_or(u32::MAX), bytes: i64::MAX as u64 };
+        let events = read::chunk(connection, from, window.after_id, limit).await?;
+        let is_whole = events.len() as u64 == count && events.last().is_some_and(|last| last.id <= last_id);
+        if !is_whole {
+            return Ok(stretch(None));
+        }
+        let numbers = StreamId::new(self.epoch, first)..=StreamId::new(self.epoch, first + count - 1);
+        let set_aside: HashSet<StreamId> =
+            parked::numbers(connection, &self.relay, *numbers.start(), *numbers.end()).await?;
+        let numbered = (first..).map(|seq| StreamId::new(self.epoch, seq)).zip(events);
+        Ok(stretch(Some(numbered.filter(|(id, _)| !set_aside.contains(id)).collect())))
+    }
+}

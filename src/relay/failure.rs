@@ -1,0 +1,190 @@
+//! What is done about each failure of Redis and Postgres: the one table of it. Pure.
+//!
+//! Relays lose events by taking an error reply for a delivery, stall by taking a passing failure for a fatal one, and
+//! reorder by trying the rest of a batch after an error in its middle. So every error is one of these classes, one that
+//! nobody thought of is tried again, and nothing is ever counted as delivered that was not said to be.
+
+/// What the relay does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// The same events again, after a wait: the server or the way to it failed, and time may mend it.
+    Again,
+    /// The event is set aside: the server refuses this one for a reason of its own, and would for ever.
+    SetAside,
+    /// The session with Postgres is made anew, after a wait.
+    NewSession,
+    /// Nothing is delivered until a person has changed something. Tried again all the same, so that no restart is needed.
+    Person,
+}
+
+/// A failure by its kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failure {
+    /// Its name in metrics: one of a fixed set.
+    pub class: &'static str,
+    /// What is done about it.
+    pub remedy: Remedy,
+}
+
+const fn failure(class: &'static str, remedy: Remedy) -> Failure {
+    Failure { class, remedy }
+}
+
+/// No connection, or one that broke.
+pub const CONNECTION: Failure = failure("connection", Remedy::Again);
+/// No answer in time: it is not known what has arrived.
+pub const TIMEOUT: Failure = failure("timeout", Remedy::Again);
+/// One event is refused for a reason of its own.
+pub const REFUSED: Failure = failure("refused", Remedy::SetAside);
+/// Redis and Postgres do not belong together.
+pub const CONFLICT: Failure = failure("conflict", Remedy::Person);
+/// Redis lacks what was published: it is given again.
+pub const FORGOT: Failure = failure("forgot", Remedy::Again);
+/// Another relay wrote the position.
+pub const FENCED: Failure = failure("fenced", Remedy::Again);
+
+/// Redis's errors by their first word, which is their code.
+const REDIS: [(&str, Failure); 20] = [
+    // The server is not, or not yet, or no longer, one that takes writes. A new connection may find another one.
+    ("LOADING", failure("loading", Remedy::Again)),
+    ("READONLY", failure("readonly", Remedy::Again)),
+    ("MASTERDOWN", failure("masterdown", Remedy::Again)),
+    ("CLUSTERDOWN", failure("clusterdown", Remedy::Again)),
+    ("MOVED", failure("moved", Remedy::Again)),
+    ("ASK", failure("moved", Remedy::Again)),
+    ("TRYAGAIN", failure("tryagain", Remedy::Again)),
+    ("CROSSSLOT", failure("crossslot", Remedy::Again)),
+    // It takes none at the moment.
+    ("OOM", failure("oom", Remedy::Again)),
+    ("NOREPLICAS", failure("noreplicas", Remedy::Again)),
+    ("MISCONF", failure("misconf", Remedy::Again)),
+    ("BUSY", failure("busy", Remedy::Again)),
+    ("UNKILLABLE", failure("busy", Remedy::Again)),
+    // It does not know our script (it restarted); the next call brings it.
+    ("NOSCRIPT", failure("noscript", Remedy::Again)),
+    ("EXECABORT", failure("execabort", Remedy::Again)),
+    // Who we are, or what we may do at all. A person mends it, but in Redis, so the relay just goes on trying.
+    ("NOAUTH", failure("auth", Remedy::Again)),
+    ("WRONGPASS", failure("auth", Remedy::Again)),
+    ("NOPROTO", failure("auth", Remedy::Again)),
+    // About one event: the type of its key, and what may be done with its key or channel.
+    ("WRONGTYPE", failure("wrongtype", Remedy::SetAside)),
+    ("NOPERM", failure("noperm", Remedy::SetAside)),
+];
+
+/// What Redis 7.0 says within a script instead of NOPERM, and what is too large for it: by what the text contains.
+const REDIS_TEXTS: [(&str, Failure); 6] = [
+    ("to run the", failure("auth", Remedy::Again)),
+    ("can't run this command", failure("auth", Remedy::Again)),
+    ("can't access at least one of the keys", failure("noperm", Remedy::SetAside)),
+    ("can't publish to the channel", failure("noperm", Remedy::SetAside)),
+    ("string exceeds maximum allowed size", failure("toolarge", Remedy::SetAside)),
+    ("too big", failure("toolarge", Remedy::SetAside)),
+];
+
+/// What an error reply of Redis's is, given its text with the code first.
+pub fn of_redis(reply: &str) -> Failure {
+    let reply = reply.trim_start_matches('-');
+    let permission = reply.starts_with("NOPERM") || reply.starts_with("ERR ");
+    if let Some((_, failure)) = REDIS_TEXTS.iter().find(|(text, _)| permission && reply.contains(text)) {
+        return *failure;
+    }
+    let code = reply.split([' ', ':']).next().unwrap_or_default();
+    REDIS
+        .iter()
+        .find(|(known, _)| *known == code)
+        .map_or(failure("other", Remedy::Again), |(_, failure)| *failure)
+}
+
+/// What an error of Postgres's is, given its SQLSTATE; `None` for a connection that failed or broke.
+pub fn of_postgres(sqlstate: Option<&str>) -> Failure {
+    let Some(code) = sqlstate else { return failure("connection", Remedy::NewSession) };
+    match code {
+        "40001" => failure("serialization", Remedy::NewSession),
+        "40P01" => failure("deadlock", Remedy::NewSession),
+        "55P03" => failure("locktimeout", Remedy::NewSession),
+        "57014" => failure("statementtimeout", Remedy::NewSession),
+        // Administrator shutdown, crash of another session, starting up.
+        "57P01" | "57P02" => failure("shutdown", Remedy::NewSession),
+        "57P03" => failure("startingup", Remedy::NewSession),
+        "57P05" | "25P03" => failure("idletimeout", Remedy::NewSession),
+        // A primary that was demoted; a new session may find the new one.
+        "25006" => failure("readonly", Remedy::NewSession),
+        "53300" => failure("toomanyconnections", Remedy::NewSession),
+        "53100" => failure("diskfull", Remedy::NewSession),
+        "53200" => failure("outofmemory", Remedy::NewSession),
+        // Login, database, privilege, schema.
+        "28P01" | "28000" | "3D000" | "42501" => failure("auth", Remedy::Person),
+        "42P01" | "42883" | "42703" | "3F000" => failure("schema", Remedy::Person),
+        code if code.starts_with("08") => failure("connection", Remedy::NewSession),
+        _ => failure("other", Remedy::NewSession),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_of_the_server_is_tried_again() {
+        let replies = [
+            "LOADING Redis is loading the dataset in memory",
+            "READONLY You can't write against a read only replica.",
+            "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+            "CLUSTERDOWN The cluster is down",
+            "MOVED 3999 127.0.0.1:6381",
+            "ASK 3999 127.0.0.1:6381",
+            "TRYAGAIN Multiple keys request during rehashing of slot",
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "NOREPLICAS Not enough good replicas to write.",
+            "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
+            "NOAUTH Authentication required.",
+            "NOSCRIPT No matching script.",
+            "BUSY Redis is busy running a script.",
+            "EXECABORT Transaction discarded because of previous errors.",
+            "ERR something that nobody thought of",
+            "",
+        ];
+        for reply in replies {
+            assert_eq!(of_redis(reply).remedy, Remedy::Again, "{reply}");
+        }
+        assert_eq!(of_redis("-READONLY x").class, "readonly");
+    }
+
+    #[test]
+    fn an_error_about_one_key_or_channel_sets_the_event_aside() {
+        let replies = [
+            "WRONGTYPE Operation against a key holding the wrong kind of value",
+            "NOPERM this user has no permissions to access one of the keys used as arguments",
+            "NOPERM this user has no permissions to access one of the channels used as arguments",
+            "ERR The user executing the script can't access at least one of the keys mentioned in the command arguments",
+            "ERR The user executing the script can't publish to the channel mentioned in the command",
+        ];
+        for reply in replies {
+            assert_eq!(of_redis(reply).remedy, Remedy::SetAside, "{reply}");
+        }
+    }
+
+    #[test]
+    fn a_command_that_the_relay_may_not_run_at_all_is_not_the_events_fault() {
+        let replies = [
+            "NOPERM this user has no permissions to run the 'evalsha' command",
+            "ERR The user executing the script can't run this command or subcommand",
+        ];
+        for reply in replies {
+            assert_eq!(of_redis(reply), failure("auth", Remedy::Again), "{reply}");
+        }
+    }
+
+    #[test]
+    fn what_time_may_mend_in_postgres_gets_a_new_session_and_the_rest_a_person() {
+        for code in ["40001", "40P01", "57P01", "57P03", "25006", "55P03", "53300", "53100", "08006", "XX000"]
+        {
+            assert_eq!(of_postgres(Some(code)).remedy, Remedy::NewSession, "{code}");
+        }
+        assert_eq!(of_postgres(None).remedy, Remedy::NewSession);
+        for code in ["28P01", "3D000", "42501", "42P01"] {
+            assert_eq!(of_postgres(Some(code)).remedy, Remedy::Person, "{code}");
+        }
+    }
+}

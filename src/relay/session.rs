@@ -1,0 +1,82 @@
+//! A relay's connections to Postgres: one that leads and writes, one that reads, and neither through a pooler.
+
+use sqlx::{Connection, PgConnection};
+
+use super::{leader, settings::Settings};
+use crate::outbox::{read, schema};
+use crate::postgres::{self, ConnectError, SchemaError};
+
+/// Why there is no session. The loop tries again.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SessionError {
+    /// No connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// A schema that is missing, older or newer.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+    /// The log.
+    #[error(transparent)]
+    Outbox(#[from] crate::outbox::Error),
+    /// Something between this process and Postgres hands its statements to changing sessions.
+    #[error(
+        "Postgres is reached through a pooler that shares sessions (PgBouncer in transaction mode?): a relay needs sessions of \
+         its own for its lock and for LISTEN. Point DATABASE_URL of the relay straight at Postgres; applications may keep \
+         the pooler"
+    )]
+    Pooled,
+    /// Postgres failed.
+    #[error("Postgres: {0}")]
+    Database(#[from] sqlx::Error),
+}
+
+/// The connection that leads, prepared and checked.
+pub(super) async fn writer(
+    database: &postgres::Settings,
+    settings: &Settings,
+) -> Result<PgConnection, SessionError> {
+    let mut writer = connect(database, &format!("aftercommit relay {}", settings.name)).await?;
+    read::prepare_session(&mut writer).await?;
+    // Durable whatever the server's default is: numbers given to Redis must never be forgotten.
+    sqlx::raw_sql("set synchronous_commit = on").execute(&mut writer).await?;
+    leader::end_when_silent(&mut writer, settings.takeover()).await?;
+    schema::SCHEMA.check(&mut writer).await?;
+    Ok(writer)
+}
+
+/// The connection that reads the log, prepared; known not to share its session with the writer's.
+pub(super) async fn reader(
+    database: &postgres::Settings,
+    settings: &Settings,
+    writer: &mut PgConnection,
+) -> Result<PgConnection, SessionError> {
+    let mut reader = connect(database, &format!("aftercommit relay {} reader", settings.name)).await?;
+    if shares_a_session(writer, &mut reader).await? {
+        return Err(SessionError::Pooled);
+    }
+    read::prepare_session(&mut reader).await?;
+    Ok(reader)
+}
+
+/// Two connections of one server process at the same time, or one whose process changes: there is a pooler between.
+async fn shares_a_session(one: &mut PgConnection, other: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let before = pid_of(one).await?;
+    let mut held = other.begin().await?;
+    let shared = pid_of(&mut held).await? == before || pid_of(one).await? != before;
+    held.rollback().await?;
+    Ok(shared)
+}
+
+async fn pid_of(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
+    sqlx::query_scalar("select pg_backend_pid()").fetch_one(connection).await
+}
+
+/// Connects; a refusal of our start-up parameters can only come from a pooler.
+async fn connect(database: &postgres::Settings, name: &str) -> Result<PgConnection, SessionError> {
+    match database.connect(name).await {
+        Err(ConnectError::Refused { source, .. }) if source.to_string().contains("startup parameter") => {
+            Err(SessionError::Pooled)
+        }
+        other => Ok(other?),
+    }
+}
