@@ -113,8 +113,12 @@ impl Servers {
             durable: options.durable,
             settings: options.postgres_settings.clone(),
         };
-        let redis =
-            redis::Options { home: home("redis"), port: options.redis_port, durable: options.durable };
+        let redis = redis::Options {
+            home: home("redis"),
+            port: options.redis_port,
+            durable: options.durable,
+            settings: Vec::new(),
+        };
         let (postgres, redis) =
             tokio::join!(PostgresServer::start_in(&postgres, lock), RedisServer::start_in(&redis, lock));
         Ok(Self { postgres: postgres?, redis: redis?, data_dir })

@@ -26,6 +26,8 @@ pub struct Options {
     pub port: Option<u16>,
     /// Every write reaches the append-only file, synced each second. Otherwise nothing is written to disk.
     pub durable: bool,
+    /// More settings, for example `cluster-enabled`.
+    pub settings: Vec<(String, String)>,
 }
 
 /// A running private Redis. It ends when this is dropped or when this process dies.
@@ -46,6 +48,9 @@ server=$!
 echo "$server" > "$3/pid"
 read -r _
 kill -TERM "$server" 2>/dev/null
+# A Redis that cannot save what it should refuses to end.
+( i=0; while [ "$i" -lt 100 ] && kill -0 "$server" 2>/dev/null; do i=$((i+1)); sleep 0.1; done
+  kill -KILL "$server" 2>/dev/null ) 3>&- &
 wait "$server"
 ended=$?
 rm -f "$3/pid"
@@ -79,7 +84,7 @@ impl RedisServer {
         let password = password(&home.join("password"))?;
         let port = free_port(options.port).map_err(LocalError::io("find a free port for", "Redis"))?;
         let configuration = home.join("redis.conf");
-        write_private(&configuration, &configuration_of(port, &password, options.durable))?;
+        write_private(&configuration, &configuration_of(port, &password, options))?;
         let removed = temporary.as_ref().map_or(OsStr::new(""), |dir| dir.path().as_os_str());
         let arguments = [program.as_os_str(), configuration.as_os_str(), home.as_os_str(), removed];
         let leash = Leash::tie("Redis", SCRIPT, &arguments, lock)?;
@@ -137,12 +142,16 @@ impl RedisServer {
     }
 }
 
-fn configuration_of(port: u16, password: &str, durable: bool) -> String {
-    let append_only = if durable { "yes" } else { "no" };
-    format!(
+fn configuration_of(port: u16, password: &str, options: &Options) -> String {
+    let append_only = if options.durable { "yes" } else { "no" };
+    let mut configuration = format!(
         "bind 127.0.0.1\nport {port}\nrequirepass {password}\ndaemonize no\nlogfile log\nsave \"\"\n\
          appendonly {append_only}\nappendfsync everysec\ndatabases 16\nmaxmemory-policy noeviction\n"
-    )
+    );
+    for (name, value) in &options.settings {
+        configuration.push_str(&format!("{name} {value}\n"));
+    }
+    configuration
 }
 
 /// Asks a server whether it is there.

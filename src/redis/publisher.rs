@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{AsyncCommands, RedisError, Script};
+use ::redis::{AsyncCommands, ErrorKind, RedisError, Script};
 
 use super::keys;
-use super::settings::Settings;
+use super::settings::{ConnectError, Settings};
 use super::tails::{Tail, Tails};
 use crate::event::{EventId, StreamId, Topic};
 use crate::relay::failure::{self, Remedy};
@@ -65,8 +65,14 @@ impl Publisher {
         }
         // Whatever was known of the histories may be of another server, or of this one before it lost something.
         self.tails.clear();
-        let connected = self.settings.connect().await;
-        connected.map_err(|error| PublishError::retry(failure::CONNECTION, error.to_string()))
+        self.settings.connect().await.map_err(|error| {
+            let failure = match &error {
+                // What the server answers to a login or a greeting: a password that has changed is not a broken line.
+                ConnectError::Refused { source, .. } => Refusal::of(source).failure,
+                ConnectError::NoUrl | ConnectError::Url(_) => failure::CONNECTION,
+            };
+            PublishError::retry(failure, error.to_string())
+        })
     }
 
     /// Keeps the connection if it is as good as before, and turns an error into what to do about it.
@@ -210,6 +216,10 @@ impl Refusal {
             Some(code) => {
                 let reply = format!("{code} {}", error.detail().unwrap_or_default());
                 Self { failure: failure::of_redis(&reply), text: reply, is_reply: true }
+            }
+            // The client replaces the server's own words.
+            None if error.kind() == ErrorKind::AuthenticationFailed => {
+                Self { failure: failure::of_redis("WRONGPASS"), text, is_reply: false }
             }
             None if error.is_timeout() => Self { failure: failure::TIMEOUT, text, is_reply: false },
             None => Self { failure: failure::CONNECTION, text, is_reply: false },

@@ -111,6 +111,8 @@ pub fn of_postgres(sqlstate: Option<&str>) -> Failure {
         // A primary that was demoted; a new session may find the new one.
         "25006" => failure("readonly", Remedy::NewSession),
         "53300" => failure("toomanyconnections", Remedy::NewSession),
+        // A database that takes no connections at present.
+        "55000" => failure("refusing", Remedy::NewSession),
         "53100" => failure("diskfull", Remedy::NewSession),
         "53200" => failure("outofmemory", Remedy::NewSession),
         // Login, database, privilege, schema.

@@ -1,9 +1,12 @@
 //! Every test that needs real servers, in the order of the pipeline. The plumbing is in `harness`.
 
+#[path = "../harness/mod.rs"]
 mod harness;
 
 mod outbox_log;
 mod relay_delivery;
+mod relay_failures;
+mod relay_repair;
 mod sse_streams;
 mod uploads;
 

@@ -94,7 +94,8 @@ async fn a_relay_that_is_killed_and_started_again_repeats_nothing_and_loses_noth
 #[tokio::test]
 async fn redis_stopped_and_started_with_its_data_is_an_interruption_and_no_more() {
     let dir = tempfile::tempdir().expect("a directory");
-    let options = |port| Options { home: Home::Kept(dir.path().to_owned()), port, durable: true };
+    let options =
+        |port| Options { home: Home::Kept(dir.path().to_owned()), port, durable: true, settings: Vec::new() };
     let server = RedisServer::start(&options(None)).await.expect("a private Redis");
     let (url, port) = (server.url().expose_secret().to_owned(), server.port());
     let system = System::with_redis(&url).await;

@@ -70,7 +70,8 @@ async fn start() -> Servers {
         Some(url) => url,
         None if in_containers => redis_container(&mut alive).await,
         None => {
-            let options = local::redis::Options { home: local::Home::Ephemeral, port: None, durable: false };
+            let home = local::Home::Ephemeral;
+            let options = local::redis::Options { home, port: None, durable: false, settings: Vec::new() };
             let server = RedisServer::start(&options).await.expect("a private Redis");
             let url = server.url().expose_secret().to_owned();
             alive.push(Alive::Redis(server));

@@ -2,14 +2,18 @@
 
 mod database;
 mod leash;
+mod line;
 mod process;
+mod proxy;
 mod redis;
 mod servers;
 mod sse;
 mod story;
 
 pub(crate) use database::{Database, database, empty_database};
+pub(crate) use line::{Line, Wiring};
 pub(crate) use process::{Process, Settings, cli};
+pub(crate) use proxy::{Flow, Proxy};
 pub(crate) use redis::{Redis, redis};
 pub(crate) use sse::{Client, Event};
 pub(crate) use story::{Session, System};

@@ -1,0 +1,297 @@
+//! Each error that Redis and Postgres answer with, made by the real server or by the way to it: nothing is lost, nothing
+//! is repeated, the class is counted, and when the cause is gone, all arrives in order.
+
+use std::time::Duration;
+
+use sqlx::AssertSqlSafe;
+
+use crate::harness::{Flow, Line, Wiring, eventually};
+
+/// Breaks Redis by one command, sees the failure counted, mends it by another, and sees everything arrive.
+async fn is_survived(break_it: &str, class: &str, mend_it: &str) {
+    let mut line = Line::new().await;
+    line.append(3).await;
+    line.is_whole().await;
+    line.command(break_it).await.expect(break_it);
+    line.append(2).await;
+    line.fails_with(class).await;
+    for command in mend_it.split("; ") {
+        line.command(command).await.expect(command);
+    }
+    line.append(1).await;
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn a_redis_that_is_out_of_memory() {
+    is_survived("config set maxmemory 1", "oom", "config set maxmemory 0").await;
+}
+
+#[tokio::test]
+async fn a_redis_that_has_become_a_replica() {
+    is_survived("replicaof 127.0.0.1 1", "readonly", "replicaof no one").await;
+}
+
+#[tokio::test]
+async fn a_redis_that_lacks_replicas() {
+    is_survived("config set min-replicas-to-write 1", "noreplicas", "config set min-replicas-to-write 0")
+        .await;
+}
+
+#[tokio::test]
+async fn a_redis_that_does_not_answer_for_a_while() {
+    is_survived("client pause 1500 all", "timeout", "ping").await;
+}
+
+#[tokio::test]
+async fn a_redis_that_has_forgotten_the_script_is_given_it_again() {
+    let mut line = Line::new().await;
+    line.append(1).await;
+    line.is_whole().await;
+    line.command("script flush").await.expect("a flush");
+    line.append(1).await;
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn a_user_that_may_not_run_the_script_at_all() {
+    is_survived("acl setuser default -evalsha -eval", "auth", "acl setuser default +@all").await;
+}
+
+#[tokio::test]
+async fn a_user_that_may_not_do_what_the_script_does() {
+    is_survived("acl setuser default -xadd", "auth", "acl setuser default +@all").await;
+}
+
+#[tokio::test]
+async fn a_password_that_has_changed() {
+    let mut line = Line::new().await;
+    line.append(1).await;
+    line.is_whole().await;
+    let mut connection = line.redis().await;
+    let mut admin = async |words: &[&str]| {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command.query_async::<()>(&mut connection).await.expect("a command of the admin's");
+    };
+    let old = secrecy::ExposeSecret::expose_secret(&line.redis.url()).to_owned();
+    let old = old.split([':', '@']).nth(2).expect("a password").to_owned();
+    admin(&["config", "set", "requirepass", "another"]).await;
+    line.proxy.cut();
+    line.append(2).await;
+    line.fails_with("auth").await;
+    assert!(line.relay.log().contains("authentication failed"), "{}", line.relay.log());
+    admin(&["config", "set", "requirepass", &old]).await;
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn a_redis_that_cannot_save_and_therefore_refuses_writes() {
+    let mut line = Line::with(Wiring {
+        redis: vec![("enable-protected-configs", "yes".to_owned())],
+        ..Wiring::default()
+    })
+    .await;
+    line.append(1).await;
+    line.is_whole().await;
+    line.words(&["config", "set", "save", "1 1"]).await.expect("a save point");
+    line.command("config set dir /proc").await.expect("a directory that takes no files");
+    line.command("bgsave").await.expect("an attempt to save");
+    let failed = async || {
+        let info = format!("{:?}", line.command("info persistence").await.expect("info"));
+        info.contains("rdb_last_bgsave_status:err").then_some(())
+    };
+    eventually("saving fails", failed).await;
+    line.append(2).await;
+    line.fails_with("misconf").await;
+    line.command("config set stop-writes-on-bgsave-error no").await.expect("a mend");
+    line.words(&["config", "set", "save", ""]).await.expect("no save point, so that it ends when it should");
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn a_redis_that_is_busy_with_somebody_elses_script() {
+    let mut line =
+        Line::with(Wiring { redis: vec![("busy-reply-threshold", "50".to_owned())], ..Wiring::default() })
+            .await;
+    line.append(1).await;
+    line.is_whole().await;
+    let mut connection = line.redis().await;
+    let endless = tokio::spawn(async move {
+        let script = redis::cmd("eval").arg("while true do end").arg(0).exec_async(&mut connection).await;
+        script.expect_err("it is killed, or is given up").to_string()
+    });
+    eventually("the script runs", async || line.command("ping").await.is_err().then_some(())).await;
+    line.append(2).await;
+    line.fails_with("busy").await;
+    // Redis answers nothing else meanwhile, logins excepted.
+    line.command("script kill").await.expect("a kill");
+    endless.await.expect("no panic");
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_down() {
+    let mut line =
+        Line::with(Wiring { redis: vec![("cluster-enabled", "yes".to_owned())], ..Wiring::default() }).await;
+    line.append(1).await;
+    line.fails_with("clusterdown").await;
+    assert_eq!(line.metric("aftercommit_relay_published_total").await, 0);
+}
+
+#[tokio::test]
+async fn a_redis_that_is_still_loading() {
+    let mut line = Line::with(Wiring {
+        redis: vec![("enable-debug-command", "yes".to_owned()), ("save", "1000 1000".to_owned())],
+        ..Wiring::default()
+    })
+    .await;
+    line.append(200).await;
+    line.is_whole().await;
+    line.command("debug populate 3000").await.expect("keys");
+    // A millisecond a key, and a look at the clients every few bytes.
+    line.command("config set key-load-delay 500").await.expect("a delay");
+    line.command("config set loading-process-events-interval-bytes 1024").await.expect("an interval");
+    let mut connection = line.redis().await;
+    let reload =
+        tokio::spawn(async move { redis::cmd("debug").arg("reload").exec_async(&mut connection).await });
+    line.append(2).await;
+    line.fails_with("loading").await;
+    // Its own client gives up waiting; the reload itself goes on.
+    let _given_up_or_done = reload.await.expect("no panic");
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_cut_again_and_again() {
+    let mut line = Line::new().await;
+    for _ in 0..20 {
+        line.append(50).await;
+        line.proxy.cut();
+    }
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn a_redis_that_refuses_connections() {
+    let mut line = Line::new().await;
+    line.append(1).await;
+    line.is_whole().await;
+    line.proxy.flow(Flow::Refuse);
+    line.proxy.cut();
+    line.append(2).await;
+    line.fails_with("connection").await;
+    line.proxy.flow(Flow::Pass);
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn a_half_open_connection_is_given_up_after_the_response_time_out() {
+    let mut line = Line::new().await;
+    line.append(1).await;
+    line.is_whole().await;
+    line.proxy.flow(Flow::Stall);
+    line.append(2).await;
+    line.fails_with("timeout").await;
+    line.proxy.flow(Flow::Pass);
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_never_comes_back_is_asked_for_again_and_repeats_nothing() {
+    let mut line = Line::new().await;
+    line.append(1).await;
+    line.is_whole().await;
+    let mut heard = line.redis_settings().client().expect("a client").get_async_pubsub().await.expect("ears");
+    heard.subscribe(line.topic.as_str()).await.expect("a subscription");
+    line.proxy.flow(Flow::SwallowReplies);
+    line.append(2).await;
+    line.fails_with("timeout").await;
+    // They have arrived, and the relay does not know.
+    line.is_whole().await;
+    line.proxy.flow(Flow::Pass);
+    line.append(1).await;
+    line.is_whole().await;
+    let mut messages = futures_util::StreamExt::fuse(heard.on_message());
+    for _ in 0..3 {
+        let message = futures_util::StreamExt::next(&mut messages);
+        tokio::time::timeout(Duration::from_secs(5), message).await.expect("in time").expect("a message");
+    }
+    let more = tokio::time::timeout(Duration::from_millis(300), futures_util::StreamExt::next(&mut messages));
+    assert!(more.await.is_err(), "a repeat is told to nobody");
+}
+
+#[tokio::test]
+async fn a_channel_that_is_forbidden_parks_its_topic_and_shows_nothing_of_it() {
+    let mut line = Line::new().await;
+    let forbidden = line.system.redis.topic("forbidden");
+    let acl = format!("acl setuser default resetchannels &{} &aftercommit:*", line.topic);
+    line.command(&acl).await.expect("an acl");
+    line.append_to(&forbidden, 2).await;
+    line.append(2).await;
+    line.is_whole().await;
+    eventually("it is parked", async || {
+        (line.metric("aftercommit_relay_parked_total").await == 2).then_some(())
+    })
+    .await;
+    assert!(line.history_of(&forbidden).await.is_empty(), "nothing of a parked event is to be seen");
+}
+
+#[tokio::test]
+async fn a_key_that_is_forbidden_parks_its_topic_among_others_of_its_chunk() {
+    let mut line = Line::new().await;
+    let forbidden = line.system.redis.topic("forbidden");
+    let own = aftercommit::redis::keys::history(&line.topic);
+    let top = aftercommit::redis::keys::top(&line.system.redis.relay_name());
+    // In one transaction, so that they are in one chunk.
+    line.command(&format!("acl setuser default resetkeys ~{own} ~{top}")).await.expect("an acl");
+    let mut connection = line.system.database.connect().await;
+    let topics = [&line.topic, &forbidden, &line.topic, &forbidden, &line.topic];
+    let events: Vec<_> = topics
+        .iter()
+        .map(|topic| {
+            let event_type = aftercommit::event::EventType::new("T").expect("a type");
+            aftercommit::event::NewEvent::new((*topic).clone(), event_type, &1).expect("an event")
+        })
+        .collect();
+    aftercommit::outbox::append_all(&mut connection, &events).await.expect("an append");
+    line.appended.extend([0, 2, 4].map(|n: usize| events[n].event_id()));
+    line.is_whole().await;
+    assert_eq!(line.metric("aftercommit_relay_parked_total").await, 2);
+}
+
+/// Breaks Postgres by a statement, ends the relay's sessions, sees the failure, mends it, and sees everything arrive.
+async fn postgres_is_survived(break_it: &str, class: &str, mend_it: &str) {
+    let mut line = Line::new().await;
+    line.append(1).await;
+    line.is_whole().await;
+    let mut admin = line.system.database.connect().await;
+    let name = line.system.database.name().to_owned();
+    let mut execute = async |sql: &str| {
+        let sql = sql.replace("{database}", &name);
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await.expect("a statement of the admin's");
+    };
+    let end_sessions = "select pg_terminate_backend(pid) from pg_stat_activity
+                        where datname = current_database() and application_name like 'aftercommit relay%'";
+    execute(break_it).await;
+    execute(end_sessions).await;
+    line.fails_with(class).await;
+    execute(mend_it).await;
+    line.append(2).await;
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn a_postgres_that_ends_the_relays_sessions() {
+    postgres_is_survived("select 1", "shutdown", "select 1").await;
+}
+
+#[tokio::test]
+async fn a_postgres_that_takes_no_more_connections() {
+    postgres_is_survived(
+        "update pg_database set datallowconn = false where datname = current_database()",
+        "refusing",
+        "update pg_database set datallowconn = true where datname = current_database()",
+    )
+    .await;
+}
