@@ -121,6 +121,11 @@ impl PostgresServer {
         std::fs::read_to_string(self.data.join("postmaster.pid")).ok()?.lines().next()?.trim().parse().ok()
     }
 
+    /// Where its data is; the programs that control it are in `../bin`.
+    pub fn data_directory(&self) -> &Path {
+        &self.data
+    }
+
     /// Stops the server and waits until it has ended.
     ///
     /// # Errors

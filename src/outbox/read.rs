@@ -78,13 +78,14 @@ pub async fn identity_of(
 }
 
 /// Makes the session choose index scans and keep its plans: right for every query on the log, also on a table that was
-/// filled a moment ago and has no statistics.
+/// filled a moment ago and has no statistics. Each statement gets a snapshot of its own, whatever the database's default.
 ///
 /// # Errors
 /// [`Error::Database`].
 pub async fn prepare_session(connection: &mut PgConnection) -> Result<(), Error> {
     sqlx::raw_sql(
-        "set enable_seqscan = off; set enable_bitmapscan = off; set jit = off; set plan_cache_mode = force_generic_plan",
+        "set enable_seqscan = off; set enable_bitmapscan = off; set jit = off; set plan_cache_mode = force_generic_plan;
+         set default_transaction_isolation = 'read committed'",
     )
     .execute(connection)
     .await?;

@@ -42,6 +42,8 @@ pub const CONFLICT: Failure = failure("conflict", Remedy::Person);
 pub const FORGOT: Failure = failure("forgot", Remedy::Again);
 /// Another relay wrote the position.
 pub const FENCED: Failure = failure("fenced", Remedy::Again);
+/// A Postgres that takes no writes. A new session may find the new primary.
+pub const READ_ONLY: Failure = failure("readonly", Remedy::NewSession);
 
 /// Redis's errors by their first word, which is their code.
 const REDIS: [(&str, Failure); 20] = [
@@ -108,8 +110,7 @@ pub fn of_postgres(sqlstate: Option<&str>) -> Failure {
         "57P01" | "57P02" => failure("shutdown", Remedy::NewSession),
         "57P03" => failure("startingup", Remedy::NewSession),
         "57P05" | "25P03" => failure("idletimeout", Remedy::NewSession),
-        // A primary that was demoted; a new session may find the new one.
-        "25006" => failure("readonly", Remedy::NewSession),
+        "25006" => READ_ONLY,
         "53300" => failure("toomanyconnections", Remedy::NewSession),
         // A database that takes no connections at present.
         "55000" => failure("refusing", Remedy::NewSession),

@@ -53,6 +53,7 @@ impl RunError {
             Self::Step(StepError::NoAnswer(_)) => failure::TIMEOUT,
             Self::Step(StepError::Outbox(outbox::Error::Fenced { .. })) => failure::FENCED,
             Self::Step(StepError::Outbox(_)) => failure::CONFLICT,
+            Self::Session(SessionError::ReadOnly) => failure::READ_ONLY,
             // Addresses, schemas, poolers: what a person has set up.
             Self::Session(_) => Failure { class: "setup", remedy: Remedy::Person },
         }

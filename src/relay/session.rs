@@ -25,6 +25,12 @@ pub(super) enum SessionError {
          the pooler"
     )]
     Pooled,
+    /// This server takes no writes: a standby, or a primary that was demoted.
+    #[error(
+        "this Postgres is read-only (a standby, a demoted primary, or default_transaction_read_only is on): the relay connects \
+         again until it finds the primary"
+    )]
+    ReadOnly,
     /// Postgres failed.
     #[error("Postgres: {0}")]
     Database(#[from] sqlx::Error),
@@ -37,6 +43,11 @@ pub(super) async fn writer(
 ) -> Result<PgConnection, SessionError> {
     let mut writer = connect(database, &format!("aftercommit relay {}", settings.name)).await?;
     read::prepare_session(&mut writer).await?;
+    // Asked now and not found out at the first write: while nothing is to be delivered, the wrong server would look right.
+    let read_only: String = sqlx::query_scalar("show transaction_read_only").fetch_one(&mut writer).await?;
+    if read_only == "on" {
+        return Err(SessionError::ReadOnly);
+    }
     // Durable whatever the server's default is: numbers given to Redis must never be forgotten.
     sqlx::raw_sql("set synchronous_commit = on").execute(&mut writer).await?;
     leader::end_when_silent(&mut writer, settings.takeover()).await?;

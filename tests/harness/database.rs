@@ -3,7 +3,9 @@
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::sync::OnceCell;
 
+use aftercommit::local::{self, PostgresServer};
 use aftercommit::{outbox, uploads};
+use secrecy::ExposeSecret;
 
 use super::servers::servers;
 
@@ -38,6 +40,13 @@ pub(crate) async fn database() -> Database {
     copy_of(template).await
 }
 
+/// The one database of a server of the test's own, migrated.
+pub(crate) async fn database_on(server: &PostgresServer) -> Database {
+    let url = server.url(local::postgres::DATABASE).expose_secret().to_owned();
+    migrate(&url).await;
+    Database { name: local::postgres::DATABASE.to_owned(), url }
+}
+
 /// A fresh database without any schema of ours.
 pub(crate) async fn empty_database() -> Database {
     copy_of("template0").await
@@ -56,13 +65,17 @@ async fn make_template() -> String {
     drop_old(&mut server).await;
     let name = format!("{PREFIX}template_{}", uuid::Uuid::new_v4().simple());
     execute(&mut server, format!("create database {name}")).await;
-    let mut connection = PgConnection::connect(&url_of(&name)).await.expect("a connection");
+    migrate(&url_of(&name)).await;
+    server.close().await.expect("a goodbye");
+    name
+}
+
+async fn migrate(url: &str) {
+    let mut connection = PgConnection::connect(url).await.expect("a connection");
     for schema in [&outbox::schema::SCHEMA, &uploads::schema::SCHEMA] {
         schema.apply(&mut connection).await.expect("a migration");
     }
     connection.close().await.expect("a goodbye");
-    server.close().await.expect("a goodbye");
-    name
 }
 
 /// Drops what earlier runs left on a server that outlives them, if nobody uses it.

@@ -1,14 +1,41 @@
 //! One relay between a database and a Redis of the test's own, which the test may break at will.
 
+use std::process::Stdio;
+
 use aftercommit::event::{EventId, EventType, NewEvent, Topic};
-use aftercommit::local::{Home, RedisServer, redis::Options};
+use aftercommit::local::{self, Home, PostgresServer, RedisServer, redis::Options};
 use aftercommit::redis::keys;
 use aftercommit::{outbox, redis::Settings as RedisSettings};
 use redis::aio::MultiplexedConnection;
 use secrecy::ExposeSecret;
+use tokio::process::Command;
 
+use super::database::{database, database_on};
 use super::redis::settings_of;
 use super::{Process, Proxy, System, eventually};
+
+impl OwnPostgres {
+    /// Runs `pg_ctl`.
+    pub(crate) async fn control(&self, arguments: &[&str]) {
+        let data = self.server.data_directory();
+        let mut command = Command::new(data.with_file_name("bin").join("pg_ctl"));
+        command
+            .args(arguments)
+            .arg("--silent")
+            .arg("--pgdata")
+            .arg(data)
+            .arg("--log")
+            .arg(data.join("start.log"));
+        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().await;
+        assert!(status.expect("pg_ctl").success(), "pg_ctl {arguments:?}");
+    }
+
+    /// With the settings that it had; waits until it answers.
+    pub(crate) async fn start_again(&self) {
+        // A restart finds its old settings, and starts a server that does not run.
+        self.control(&["restart"]).await;
+    }
+}
 
 /// How a line is set up.
 #[derive(Debug, Default)]
@@ -17,6 +44,16 @@ pub(crate) struct Wiring {
     pub(crate) redis: Vec<(&'static str, String)>,
     /// Environment of the relay.
     pub(crate) relay: Vec<(&'static str, String)>,
+    /// A Postgres of the test's own, with these settings, reached by the relay through a proxy.
+    pub(crate) postgres: Option<Vec<(&'static str, String)>>,
+}
+
+/// A Postgres of the test's own.
+#[derive(Debug)]
+pub(crate) struct OwnPostgres {
+    pub(crate) server: PostgresServer,
+    /// Between the relay and it.
+    pub(crate) proxy: Proxy,
 }
 
 /// A relay and what it works on.
@@ -26,6 +63,7 @@ pub(crate) struct Line {
     pub(crate) redis: RedisServer,
     /// Between the relay and Redis.
     pub(crate) proxy: Proxy,
+    postgres: Option<OwnPostgres>,
     pub(crate) relay: Process,
     pub(crate) topic: Topic,
     /// What was committed, in order.
@@ -40,8 +78,21 @@ impl Line {
     pub(crate) async fn with(wiring: Wiring) -> Self {
         let redis = start_redis(wiring.redis, None).await;
         let proxy = Proxy::to(redis.port()).await;
-        let mut system = System::with_redis(&proxy.url(redis.url().expose_secret()))
-            .await
+        let redis_url = proxy.url(redis.url().expose_secret());
+        let (postgres, database) = match wiring.postgres {
+            None => (None, database().await),
+            Some(settings) => {
+                let server = start_postgres(settings).await;
+                let (proxy, database) = (Proxy::to(server.port()).await, database_on(&server).await);
+                (Some(OwnPostgres { server, proxy }), database)
+            }
+        };
+        let mut system = System::with(database, &redis_url).await;
+        if let Some(own) = &postgres {
+            let url = own.proxy.url(system.database.url());
+            system = system.set("DATABASE_URL", &url);
+        }
+        let mut system = system
             .set("AFTERCOMMIT_RELAY_BACKOFF_MAX_MS", "200")
             .set("AFTERCOMMIT_RELAY_RECONCILE_INTERVAL_MS", "200")
             .set("AFTERCOMMIT_RELAY_TAKEOVER_SECONDS", "2")
@@ -52,7 +103,12 @@ impl Line {
         }
         let relay = system.start("relay").await;
         let topic = system.redis.topic("line");
-        Self { system, redis, proxy, relay, topic, appended: Vec::new() }
+        Self { system, redis, proxy, postgres, relay, topic, appended: Vec::new() }
+    }
+
+    /// The Postgres of the test's own.
+    pub(crate) fn postgres(&self) -> &OwnPostgres {
+        self.postgres.as_ref().expect("the wiring asked for one")
     }
 
     /// A connection to Redis that does not pass the proxy.
@@ -122,6 +178,14 @@ impl Line {
         metric_of(&self.relay, name).await
     }
 
+    /// Waits until the relay leads.
+    pub(crate) async fn leads(&self) {
+        eventually("the relay leads", async || {
+            (self.metric("aftercommit_relay_leading").await == 1).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until the relay has counted a failure of this class.
     pub(crate) async fn fails_with(&self, class: &str) {
         let name = format!("aftercommit_relay_failures_total{{class=\"{class}\"}}");
@@ -137,6 +201,13 @@ pub(crate) async fn metric_of(process: &Process, name: &str) -> u64 {
     let text = reqwest::get(process.url("/metrics")).await.expect("metrics").text().await.expect("text");
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.map_or(0, |number| number.parse().expect("a number"))
+}
+
+/// A Postgres of the test's own.
+pub(crate) async fn start_postgres(settings: Vec<(&str, String)>) -> PostgresServer {
+    let settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    let options = local::postgres::Options { home: Home::Ephemeral, port: None, durable: false, settings };
+    PostgresServer::start(&options).await.expect("a private Postgres")
 }
 
 /// A Redis of the test's own.

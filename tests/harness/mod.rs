@@ -11,10 +11,10 @@ mod sse;
 mod story;
 
 pub(crate) use database::{Database, database, empty_database};
-pub(crate) use line::{Line, Wiring};
+pub(crate) use line::{Line, Wiring, start_redis};
 pub(crate) use process::{Process, Settings, cli};
 pub(crate) use proxy::{Flow, Proxy};
-pub(crate) use redis::{Redis, redis};
+pub(crate) use redis::{Redis, redis, settings_of as redis_settings_of};
 pub(crate) use sse::{Client, Event};
 pub(crate) use story::{Session, System};
 
@@ -26,10 +26,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 /// Looks until `look` finds something; panics with `what` after [`LIMIT`].
 ///
 /// For what tells nobody that it has happened. Where there is a signal, wait for that.
-pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
-    what: &str,
-    mut look: impl FnMut() -> F,
-) -> T {
+pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = tokio::time::Instant::now() + LIMIT;
     loop {
         if let Some(found) = look().await {

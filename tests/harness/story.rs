@@ -32,7 +32,12 @@ impl System {
 
     /// A fresh database, and a Redis that the test can stop.
     pub(crate) async fn with_redis(redis_url: &str) -> Self {
-        let (database, redis) = (database().await, redis().await);
+        Self::with(database().await, redis_url).await
+    }
+
+    /// This database, and this Redis.
+    pub(crate) async fn with(database: Database, redis_url: &str) -> Self {
+        let redis = redis().await;
         let settings = Settings::default()
             .set("DATABASE_URL", database.url())
             .set("REDIS_URL", redis_url)

@@ -4,6 +4,7 @@
 mod harness;
 
 mod outbox_log;
+mod postgres_failures;
 mod relay_delivery;
 mod relay_failures;
 mod relay_repair;

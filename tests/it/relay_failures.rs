@@ -1,18 +1,20 @@
-//! Each error that Redis and Postgres answer with, made by the real server or by the way to it: nothing is lost, nothing
+//! Each error that Redis answers with, made by the real server or by the way to it: nothing is lost, nothing
 //! is repeated, the class is counted, and when the cause is gone, all arrives in order.
 
 use std::time::Duration;
 
-use sqlx::AssertSqlSafe;
+use secrecy::ExposeSecret;
 
-use crate::harness::{Flow, Line, Wiring, eventually};
+use crate::harness::{Flow, Line, Wiring, eventually, redis_settings_of as settings_of, start_redis};
 
 /// Breaks Redis by one command, sees the failure counted, mends it by another, and sees everything arrive.
 async fn is_survived(break_it: &str, class: &str, mend_it: &str) {
     let mut line = Line::new().await;
     line.append(3).await;
     line.is_whole().await;
-    line.command(break_it).await.expect(break_it);
+    for command in break_it.split("; ") {
+        line.command(command).await.expect(command);
+    }
     line.append(2).await;
     line.fails_with(class).await;
     for command in mend_it.split("; ") {
@@ -30,6 +32,16 @@ async fn a_redis_that_is_out_of_memory() {
 #[tokio::test]
 async fn a_redis_that_has_become_a_replica() {
     is_survived("replicaof 127.0.0.1 1", "readonly", "replicaof no one").await;
+}
+
+#[tokio::test]
+async fn a_redis_that_is_a_replica_of_one_that_is_gone() {
+    is_survived(
+        "config set replica-serve-stale-data no; replicaof 127.0.0.1 1",
+        "masterdown",
+        "replicaof no one; config set replica-serve-stale-data yes",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -74,7 +86,7 @@ async fn a_password_that_has_changed() {
         command.arg(&words[1..]);
         command.query_async::<()>(&mut connection).await.expect("a command of the admin's");
     };
-    let old = secrecy::ExposeSecret::expose_secret(&line.redis.url()).to_owned();
+    let old = line.redis.url().expose_secret().to_owned();
     let old = old.split([':', '@']).nth(2).expect("a password").to_owned();
     admin(&["config", "set", "requirepass", "another"]).await;
     line.proxy.cut();
@@ -136,6 +148,24 @@ async fn a_cluster_that_is_down() {
         Line::with(Wiring { redis: vec![("cluster-enabled", "yes".to_owned())], ..Wiring::default() }).await;
     line.append(1).await;
     line.fails_with("clusterdown").await;
+    assert_eq!(line.metric("aftercommit_relay_published_total").await, 0);
+}
+
+#[tokio::test]
+async fn a_cluster_whose_slots_are_elsewhere() {
+    let cluster = || vec![("cluster-enabled", "yes".to_owned())];
+    let mut line = Line::with(Wiring { redis: cluster(), ..Wiring::default() }).await;
+    let other = start_redis(cluster(), None).await;
+    let mut others = settings_of(other.url().expose_secret()).connect().await.expect("a connection");
+    let mut tell = async |words: &[&str]| {
+        let reply: redis::RedisResult<redis::Value> =
+            redis::cmd(words[0]).arg(&words[1..]).query_async(&mut others).await;
+        reply.expect("a reply of the other node's")
+    };
+    tell(&["cluster", "addslotsrange", "0", "16383"]).await;
+    tell(&["cluster", "meet", "127.0.0.1", &line.redis.port().to_string()]).await;
+    line.append(1).await;
+    line.fails_with("moved").await;
     assert_eq!(line.metric("aftercommit_relay_published_total").await, 0);
 }
 
@@ -258,40 +288,4 @@ async fn a_key_that_is_forbidden_parks_its_topic_among_others_of_its_chunk() {
     line.appended.extend([0, 2, 4].map(|n: usize| events[n].event_id()));
     line.is_whole().await;
     assert_eq!(line.metric("aftercommit_relay_parked_total").await, 2);
-}
-
-/// Breaks Postgres by a statement, ends the relay's sessions, sees the failure, mends it, and sees everything arrive.
-async fn postgres_is_survived(break_it: &str, class: &str, mend_it: &str) {
-    let mut line = Line::new().await;
-    line.append(1).await;
-    line.is_whole().await;
-    let mut admin = line.system.database.connect().await;
-    let name = line.system.database.name().to_owned();
-    let mut execute = async |sql: &str| {
-        let sql = sql.replace("{database}", &name);
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await.expect("a statement of the admin's");
-    };
-    let end_sessions = "select pg_terminate_backend(pid) from pg_stat_activity
-                        where datname = current_database() and application_name like 'aftercommit relay%'";
-    execute(break_it).await;
-    execute(end_sessions).await;
-    line.fails_with(class).await;
-    execute(mend_it).await;
-    line.append(2).await;
-    line.is_whole().await;
-}
-
-#[tokio::test]
-async fn a_postgres_that_ends_the_relays_sessions() {
-    postgres_is_survived("select 1", "shutdown", "select 1").await;
-}
-
-#[tokio::test]
-async fn a_postgres_that_takes_no_more_connections() {
-    postgres_is_survived(
-        "update pg_database set datallowconn = false where datname = current_database()",
-        "refusing",
-        "update pg_database set datallowconn = true where datname = current_database()",
-    )
-    .await;
 }

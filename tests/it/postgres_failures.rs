@@ -1,0 +1,243 @@
+//! Each error that Postgres answers the relay with, made by the real server: nothing is lost, nothing is repeated, the class
+//! is counted, and when the cause is gone, all arrives in order.
+//!
+//! Not here, as no server could be made to give it to the relay's few statements: a serialization failure. It stands in
+//! the table of classes all the same.
+
+use std::io::Write;
+use std::process::Command;
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::harness::{Line, Wiring, eventually};
+
+const END_SESSIONS: &str = "select pg_terminate_backend(pid) from pg_stat_activity
+                            where datname = current_database() and application_name like 'aftercommit relay%'";
+
+/// A line that works, and a session of an admin's next to it.
+async fn line_and_admin(wiring: Wiring) -> (Line, PgConnection) {
+    let mut line = Line::with(wiring).await;
+    line.append(1).await;
+    line.is_whole().await;
+    let admin = line.system.database.connect().await;
+    (line, admin)
+}
+
+async fn execute(admin: &mut PgConnection, line: &Line, sql: &str) {
+    let sql = sql.replace("{database}", line.system.database.name());
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(admin).await.expect("a statement of the admin's");
+}
+
+/// Breaks Postgres by a statement, ends the relay's sessions, sees the failure, mends it, and sees everything arrive.
+async fn is_survived(break_it: &str, class: &str, mend_it: &str) {
+    let (mut line, mut admin) = line_and_admin(Wiring::default()).await;
+    execute(&mut admin, &line, break_it).await;
+    execute(&mut admin, &line, END_SESSIONS).await;
+    line.fails_with(class).await;
+    execute(&mut admin, &line, mend_it).await;
+    line.append(2).await;
+    line.is_whole().await;
+}
+
+/// Has a setting of the database's count for the relay, which it takes up in new sessions only.
+async fn relay_starts_over_with(setting: &str, line: &Line, admin: &mut PgConnection) {
+    execute(admin, line, &format!("alter database {{database}} set {setting}")).await;
+    execute(admin, line, END_SESSIONS).await;
+    line.fails_with("shutdown").await;
+    line.leads().await;
+}
+
+#[tokio::test]
+async fn a_postgres_that_ends_the_relays_sessions() {
+    is_survived("select 1", "shutdown", "select 1").await;
+}
+
+#[tokio::test]
+async fn a_database_that_takes_no_connections() {
+    is_survived(
+        "update pg_database set datallowconn = false where datname = current_database()",
+        "refusing",
+        "update pg_database set datallowconn = true where datname = current_database()",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_postgres_that_takes_no_writes_is_not_led_from_even_while_there_is_nothing_to_deliver() {
+    is_survived(
+        "alter database {database} set default_transaction_read_only = on",
+        "readonly",
+        "set default_transaction_read_only = off; alter database {database} reset default_transaction_read_only",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_position_that_is_locked_for_longer_than_the_lock_timeout() {
+    let (mut line, mut admin) = line_and_admin(Wiring::default()).await;
+    relay_starts_over_with("lock_timeout = '100ms'", &line, &mut admin).await;
+    execute(&mut admin, &line, "begin; lock table outbox.checkpoint in exclusive mode").await;
+    line.append(2).await;
+    line.fails_with("locktimeout").await;
+    execute(&mut admin, &line, "commit").await;
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn a_position_that_is_locked_for_longer_than_a_statement_may_take() {
+    let wiring = Wiring {
+        relay: vec![("AFTERCOMMIT_DATABASE_STATEMENT_TIMEOUT_MS", "300".to_owned())],
+        ..Wiring::default()
+    };
+    let (mut line, mut admin) = line_and_admin(wiring).await;
+    execute(&mut admin, &line, "begin; lock table outbox.checkpoint in exclusive mode").await;
+    line.append(2).await;
+    line.fails_with("statementtimeout").await;
+    execute(&mut admin, &line, "commit").await;
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn a_deadlock_that_ends_the_relays_transaction() {
+    let (mut line, mut admin) = line_and_admin(Wiring::default()).await;
+    let poisoned = line.system.redis.topic("poisoned");
+    let key = aftercommit::redis::keys::history(&poisoned);
+    line.words(&["set", &key, "of another type"]).await.expect("a key");
+    // The relay writes its position and then what it parks. It finds the deadlock first, having waited longer.
+    execute(
+        &mut admin,
+        &line,
+        "set deadlock_timeout = '20s'; begin; lock table outbox.parked in exclusive mode",
+    )
+    .await;
+    line.append_to(&poisoned, 1).await;
+    eventually("the relay waits", async || {
+        let waits = "select exists (select from pg_stat_activity where datname = current_database()
+                     and wait_event_type = 'Lock' and query like 'insert into outbox.parked%')";
+        let mut look = line.system.database.connect().await;
+        let waiting: bool = sqlx::query_scalar(waits).fetch_one(&mut look).await.expect("locks");
+        waiting.then_some(())
+    })
+    .await;
+    execute(&mut admin, &line, "lock table outbox.checkpoint in exclusive mode").await;
+    line.fails_with("deadlock").await;
+    execute(&mut admin, &line, "commit").await;
+    eventually("it is parked", async || {
+        (line.metric("aftercommit_relay_parked_total").await == 1).then_some(())
+    })
+    .await;
+    line.append(1).await;
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn a_postgres_that_is_out_of_connections() {
+    let settings =
+        vec![("max_connections", "20".to_owned()), ("superuser_reserved_connections", "0".to_owned())];
+    let (mut line, mut admin) =
+        line_and_admin(Wiring { postgres: Some(settings), ..Wiring::default() }).await;
+    let mut taken = Vec::new();
+    eventually("nothing is left for the relay", async || {
+        while let Ok(connection) = PgConnection::connect(line.system.database.url()).await {
+            taken.push(connection);
+        }
+        execute(&mut admin, &line, END_SESSIONS).await;
+        (line.metric("aftercommit_relay_failures_total{class=\"toomanyconnections\"}").await > 0)
+            .then_some(())
+    })
+    .await;
+    drop(taken);
+    line.append(2).await;
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn a_postgres_that_shuts_down_and_starts_again() {
+    let (mut line, mut admin) =
+        line_and_admin(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
+    // It waits for the admin's session, ends the relay's, and lets nobody in.
+    line.postgres().control(&["stop", "--mode", "smart", "--no-wait"]).await;
+    eventually("nobody is let in", async || {
+        PgConnection::connect(line.system.database.url()).await.is_err().then_some(())
+    })
+    .await;
+    execute(&mut admin, &line, END_SESSIONS).await;
+    line.fails_with("startingup").await;
+    admin.close().await.expect("a goodbye");
+    line.fails_with("connection").await;
+    line.postgres().start_again().await;
+    line.append(2).await;
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn a_postgres_that_crashes_and_recovers() {
+    let settings = vec![("fsync", "on".to_owned()), ("synchronous_commit", "on".to_owned())];
+    let (mut line, _admin) = line_and_admin(Wiring { postgres: Some(settings), ..Wiring::default() }).await;
+    for _ in 0..3 {
+        line.append(50).await;
+        line.postgres().control(&["restart", "--mode", "immediate"]).await;
+        line.append(50).await;
+    }
+    line.is_whole().await;
+}
+
+/// A small file system of memory. Unmounted when dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// For the account of this user id, one page of whatever follows away from full.
+    fn mount(owner: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = format!("size=256k,mode=700,uid={owner}");
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(dir.path());
+        assert!(command.status().expect("mount").success(), "a small disk, which only root can mount");
+        Self(dir)
+    }
+
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.path().join("filler")).expect("a file");
+        while file.write_all(&[0; 4096]).is_ok() {}
+    }
+
+    fn clear(&self) {
+        std::fs::remove_file(self.0.path().join("filler")).expect("room again");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("-l").arg(self.0.path()).status();
+        assert!(unmounted.expect("umount").success(), "an unmounted disk");
+    }
+}
+
+/// On Linux and as root only, as in CI: nobody else can make a disk that is full for one table.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_disk_that_is_full() {
+    use std::os::unix::fs::MetadataExt;
+    let (mut line, mut admin) =
+        line_and_admin(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
+    let owner = std::fs::metadata(line.postgres().server.data_directory()).expect("its directory").uid();
+    let disk = SmallDisk::mount(&owner.to_string());
+    let location = disk.0.path().display().to_string();
+    execute(&mut admin, &line, &format!("create tablespace small location '{location}'")).await;
+    execute(&mut admin, &line, "alter table outbox.checkpoint_0 set tablespace small").await;
+    line.append(1).await;
+    line.is_whole().await;
+    disk.fill();
+    // Each event is a row of the position's table until the table wants another page.
+    eventually("the disk is full for the relay", async || {
+        line.append(5).await;
+        (line.metric("aftercommit_relay_failures_total{class=\"diskfull\"}").await > 0).then_some(())
+    })
+    .await;
+    disk.clear();
+    line.is_whole().await;
+    // Away from the small disk, so that the server can stop in order.
+    for sql in ["alter table outbox.checkpoint_0 set tablespace pg_default", "drop tablespace small"] {
+        execute(&mut admin, &line, sql).await;
+    }
+}
