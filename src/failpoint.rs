@@ -1,6 +1,6 @@
 //! Places to die: between any two effects, a process can be told to stop and wait for its kill.
 //!
-//! `AFTERCOMMIT_FAILPOINT=chunk_published@3` stops the process for good when it comes to that place for the third time,
+//! `FAILPOINT=chunk_published@3` stops the process for good when it comes to that place for the third time,
 //! and says so in its log; the test that asked for it then kills the process. In release builds there is nothing of it.
 
 /// Stops here for ever if the environment names this place.
@@ -14,7 +14,7 @@ pub(crate) async fn reach(place: &'static str) {
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
     let wanted = WANTED.get_or_init(|| {
-        let named = std::env::var("AFTERCOMMIT_FAILPOINT").ok()?;
+        let named = std::env::var("FAILPOINT").ok()?;
         let (name, nth) = named.split_once('@').unwrap_or((&named, "1"));
         Some((name.to_owned(), nth.parse().unwrap_or(1)))
     });

@@ -35,6 +35,9 @@ enum RunError {
     Step(#[from] StepError),
     #[error("Postgres: {0}")]
     Database(#[from] sqlx::Error),
+    /// The sink has refused everything for as long as a takeover may take.
+    #[error("the lead is given up, as another relay may reach what this one cannot: {0}")]
+    StoodDown(PublishError),
 }
 
 impl RunError {
@@ -49,7 +52,7 @@ impl RunError {
             | Self::Session(SessionError::Database(source))
             | Self::Step(StepError::Outbox(outbox::Error::Database(source)))
             | Self::Database(source) => of(source),
-            Self::Step(StepError::Publish(error)) => error.failure(),
+            Self::Step(StepError::Publish(error)) | Self::StoodDown(error) => error.failure(),
             Self::Step(StepError::NoAnswer(_)) => failure::TIMEOUT,
             Self::Step(StepError::Outbox(outbox::Error::Fenced { .. })) => failure::FENCED,
             Self::Step(StepError::Outbox(_)) => failure::CONFLICT,
@@ -92,7 +95,11 @@ pub async fn run<S: Sink>(
         let failure = error.failure();
         metrics.failed(failure.class);
         state.failed(&error.to_string());
-        let wait = backoff.next(chance());
+        let mut wait = backoff.next(chance());
+        if let RunError::StoodDown(_) = error {
+            // Long enough for each relay that stands by to ask for the lead.
+            wait = wait.max(2 * settings.standby_interval());
+        }
         let wait_ms = wait.as_millis() as u64;
         if failure.remedy == Remedy::Person {
             tracing::error!(%error, class = failure.class, wait_ms, "nothing is delivered until this is solved");
@@ -186,13 +193,16 @@ impl<S: Sink> Relay<'_, S> {
         Ok(false)
     }
 
-    /// Steps until shutdown, waits while there is nothing to do, and tries again what the sink refused.
+    /// Steps until shutdown, waits while there is nothing to do, and tries again what the sink refused. A leader that
+    /// cannot reach the sink for long gives up the lead.
     async fn deliver(&mut self, step: &mut Step, bell: &Notify) -> Result<(), RunError> {
         let mut backoff = backoff_of(self.settings);
+        let mut refused_since = None;
         while !self.shutdown.is_cancelled() {
             let error = match self.turn(step).await {
                 Ok(outcome) => {
                     backoff.reset();
+                    refused_since = None;
                     self.state.succeeded();
                     self.after(outcome, bell).await;
                     continue;
@@ -208,6 +218,9 @@ impl<S: Sink> Relay<'_, S> {
                     self.pause(step, backoff.next(chance())).await?;
                 }
                 StepError::Publish(error) => {
+                    if refused_since.get_or_insert_with(Instant::now).elapsed() > self.settings.takeover() {
+                        return Err(RunError::StoodDown(error));
+                    }
                     // The next connection may reach another server, or this one without its last writes.
                     self.compared = None;
                     let wait = backoff.next(chance());

@@ -1,14 +1,18 @@
 //! One relay between a database and a Redis of the test's own, which the test may break at will.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use aftercommit::event::{EventId, EventType, NewEvent, Topic};
 use aftercommit::local::{self, Home, PostgresServer, RedisServer, redis::Options};
+use aftercommit::outbox::parked::{self, Wish};
 use aftercommit::redis::keys;
 use aftercommit::{outbox, redis::Settings as RedisSettings};
 use redis::aio::MultiplexedConnection;
 use secrecy::ExposeSecret;
+use sqlx::{Connection, PgConnection};
 use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
 
 use super::database::{database, database_on};
 use super::redis::settings_of;
@@ -61,6 +65,7 @@ pub(crate) struct OwnPostgres {
 pub(crate) struct Line {
     pub(crate) system: System,
     pub(crate) redis: RedisServer,
+    redis_url: String,
     /// Between the relay and Redis.
     pub(crate) proxy: Proxy,
     postgres: Option<OwnPostgres>,
@@ -103,7 +108,8 @@ impl Line {
         }
         let relay = system.start("relay").await;
         let topic = system.redis.topic("line");
-        Self { system, redis, proxy, postgres, relay, topic, appended: Vec::new() }
+        let redis_url = redis.url().expose_secret().to_owned();
+        Self { system, redis, redis_url, proxy, postgres, relay, topic, appended: Vec::new() }
     }
 
     /// The Postgres of the test's own.
@@ -117,7 +123,7 @@ impl Line {
     }
 
     pub(crate) fn redis_settings(&self) -> RedisSettings {
-        settings_of(self.redis.url().expose_secret())
+        settings_of(&self.redis_url)
     }
 
     /// Runs one Redis command, given as one text; its words are separated by spaces.
@@ -180,10 +186,61 @@ impl Line {
 
     /// Waits until the relay leads.
     pub(crate) async fn leads(&self) {
-        eventually("the relay leads", async || {
-            (self.metric("aftercommit_relay_leading").await == 1).then_some(())
+        leads(&self.relay).await;
+    }
+
+    /// One more relay of the same name, on the way past the proxies.
+    pub(crate) async fn another_relay(&self) -> Process {
+        let settings = self.system.settings().clone();
+        let settings = settings
+            .set("DATABASE_URL", self.system.database.url())
+            .set("REDIS_URL", self.redis_url.as_str());
+        Process::start("relay", &settings).await
+    }
+
+    /// Commits an event every few milliseconds until told to stop, and returns them in order.
+    pub(crate) fn keep_appending(&self, until: CancellationToken) -> tokio::task::JoinHandle<Vec<EventId>> {
+        let (url, topic) = (self.system.database.url().to_owned(), self.topic.clone());
+        tokio::spawn(async move {
+            let mut connection = PgConnection::connect(&url).await.expect("a connection");
+            let mut appended = Vec::new();
+            while !until.is_cancelled() {
+                let event_type = EventType::new("T").expect("a type");
+                let event = NewEvent::new(topic.clone(), event_type, &appended.len()).expect("an event");
+                outbox::append(&mut connection, &event).await.expect("an append");
+                appended.push(event.event_id());
+                // The pace of the load.
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            }
+            appended
         })
-        .await;
+    }
+
+    /// How many events the history holds.
+    pub(crate) async fn delivered(&self) -> u64 {
+        redis::AsyncCommands::xlen(&mut self.redis().await, keys::history(&self.topic))
+            .await
+            .expect("a length")
+    }
+
+    /// Puts another Redis in the place of this one: what was there is there no longer, password and address remain.
+    pub(crate) async fn replace_redis(&mut self, fresh: RedisServer) {
+        let password = self.redis_url.split([':', '@']).nth(2).expect("a password").to_owned();
+        let mut connection =
+            settings_of(fresh.url().expose_secret()).connect().await.expect("a connection to the fresh one");
+        let mut set = redis::cmd("CONFIG");
+        set.arg("SET").arg("requirepass").arg(&password);
+        set.exec_async(&mut connection).await.expect("the same password");
+        self.proxy.lead_to(fresh.port());
+        self.redis_url = format!("redis://:{password}@127.0.0.1:{}", fresh.port());
+        std::mem::replace(&mut self.redis, fresh).stop().await.expect("the old one stops");
+    }
+
+    /// Has the relay publish a topic's parked events.
+    pub(crate) async fn release(&self, topic: &Topic) {
+        let mut connection = self.system.database.connect().await;
+        let relay = self.system.redis.relay_name();
+        parked::wish(&mut connection, &relay, topic, Wish::Release).await.expect("a wish");
     }
 
     /// Waits until the relay has counted a failure of this class.
@@ -194,6 +251,14 @@ impl Line {
         })
         .await;
     }
+}
+
+/// Waits until a relay leads.
+pub(crate) async fn leads(relay: &Process) {
+    eventually("the relay leads", async || {
+        (metric_of(relay, "aftercommit_relay_leading").await == 1).then_some(())
+    })
+    .await;
 }
 
 /// A number of a process's metrics, 0 while it is not there.

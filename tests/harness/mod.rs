@@ -3,6 +3,7 @@
 mod database;
 mod leash;
 mod line;
+mod listener;
 mod process;
 mod proxy;
 mod redis;
@@ -11,7 +12,8 @@ mod sse;
 mod story;
 
 pub(crate) use database::{Database, database, empty_database};
-pub(crate) use line::{Line, Wiring, start_redis};
+pub(crate) use line::{Line, Wiring, leads, metric_of, start_redis};
+pub(crate) use listener::Listener;
 pub(crate) use process::{Process, Settings, cli};
 pub(crate) use proxy::{Flow, Proxy};
 pub(crate) use redis::{Redis, redis, settings_of as redis_settings_of};

@@ -22,6 +22,11 @@ impl Settings {
         self
     }
 
+    pub(crate) fn without(mut self, name: &str) -> Self {
+        self.0.remove(name);
+        self
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(BINARY);
         command.args(arguments).env_clear().envs(&self.0).stdin(Stdio::null());

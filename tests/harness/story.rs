@@ -57,6 +57,11 @@ impl System {
         self
     }
 
+    /// One environment variable less for processes started from now on.
+    pub(crate) fn unset(&mut self, name: &str) {
+        self.settings = std::mem::take(&mut self.settings).without(name);
+    }
+
     pub(crate) fn settings(&self) -> &Settings {
         &self.settings
     }

@@ -3,10 +3,12 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod crash_points;
 mod outbox_log;
 mod postgres_failures;
 mod relay_delivery;
 mod relay_failures;
+mod relay_leadership;
 mod relay_repair;
 mod sse_streams;
 mod uploads;

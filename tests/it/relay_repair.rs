@@ -1,6 +1,10 @@
-//! A Redis that forgot is given again what the log has; a Postgres that went back is never guessed around.
+//! A Redis that forgot is given again what the log has, under the same numbers; what was not to be seen stays unseen.
 
-use crate::harness::{Line, eventually};
+use aftercommit::event::Topic;
+use aftercommit::outbox::parked::{self, Wish};
+use secrecy::ExposeSecret;
+
+use crate::harness::{Line, Listener, Wiring, eventually, start_redis};
 
 #[tokio::test]
 async fn a_redis_that_forgot_everything_is_given_everything_again_under_the_same_ids() {
@@ -12,10 +16,7 @@ async fn a_redis_that_forgot_everything_is_given_everything_again_under_the_same
     let ids = ids_of(&line).await;
     line.command("flushall").await.expect("a flush");
     // Nothing new is committed: the relay looks by itself.
-    eventually("a repair", async || {
-        (line.metric("aftercommit_relay_repairs_total").await == 1).then_some(())
-    })
-    .await;
+    is_repaired(&line).await;
     line.is_whole().await;
     assert_eq!(ids_of(&line).await, ids);
     assert_eq!(line.history_of(&other).await, others);
@@ -23,6 +24,102 @@ async fn a_redis_that_forgot_everything_is_given_everything_again_under_the_same
     assert!(line.relay.log().contains("Redis has forgotten"), "{}", line.relay.log());
     line.append(1).await;
     line.is_whole().await;
+}
+
+#[tokio::test]
+async fn an_empty_redis_in_the_place_of_the_old_one_is_given_everything_again_and_tells_nobody_twice() {
+    let mut line = Line::new().await;
+    line.append(50).await;
+    line.is_whole().await;
+    let fresh = start_redis(Vec::new(), None).await;
+    let client = aftercommit_client(fresh.url().expose_secret());
+    let mut listener = Listener::to(&client, &line.topic).await;
+    line.replace_redis(fresh).await;
+    is_repaired(&line).await;
+    line.append(3).await;
+    line.is_whole().await;
+    // Who listens to bare payloads was told of the first fifty by the old one.
+    listener.hears_exactly(3).await;
+}
+
+#[tokio::test]
+async fn a_replica_that_lagged_when_it_became_the_primary_is_given_what_it_lacks() {
+    let mut line = Line::new().await;
+    line.append(40).await;
+    line.is_whole().await;
+    let replica = replica_of(&line).await;
+    replica_has(&replica, 40, &line.topic).await;
+    tell(&replica, &["replicaof", "no", "one"]).await;
+    // From here on the replica knows nothing of it.
+    line.append(25).await;
+    line.is_whole().await;
+    let ids = ids_of(&line).await;
+    line.replace_redis(replica).await;
+    line.append(1).await;
+    line.is_whole().await;
+    assert_eq!(ids_of(&line).await[..65], ids[..]);
+    assert_eq!(line.metric("aftercommit_relay_restored_total").await, 25);
+}
+
+#[tokio::test]
+async fn with_min_replicas_nothing_counts_as_delivered_that_only_one_server_has() {
+    let mut line = Line::with(Wiring {
+        relay: vec![("AFTERCOMMIT_REDIS_MIN_REPLICAS", "1".to_owned())],
+        ..Wiring::default()
+    })
+    .await;
+    line.append(1).await;
+    line.fails_with("noreplicas").await;
+    let replica = replica_of(&line).await;
+    line.append(10).await;
+    replica_has(&replica, 11, &line.topic).await;
+    eventually("it is written down", async || {
+        (line.metric("aftercommit_relay_published_total").await == 11).then_some(())
+    })
+    .await;
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn parked_and_discarded_events_stay_unseen_when_redis_is_given_the_rest_again() {
+    let mut line = Line::new().await;
+    let parked = line.system.redis.topic("parked");
+    let discarded = line.system.redis.topic("discarded");
+    for topic in [&parked, &discarded] {
+        let key = aftercommit::redis::keys::history(topic);
+        line.words(&["set", &key, "of another type"]).await.expect("a key");
+    }
+    let waiting = line.append_to(&parked, 3).await;
+    line.append_to(&discarded, 4).await;
+    line.append(10).await;
+    line.is_whole().await;
+    eventually("they are parked", async || {
+        (line.metric("aftercommit_relay_parked_total").await == 7).then_some(())
+    })
+    .await;
+    let mut connection = line.system.database.connect().await;
+    let relay = line.system.redis.relay_name();
+    parked::wish(&mut connection, &relay, &discarded, Wish::Discard).await.expect("a wish");
+    eventually("they are discarded", async || {
+        let left = parked::count(&mut connection, &relay, &discarded).await.expect("a count");
+        (left == 0).then_some(())
+    })
+    .await;
+    line.command("flushall").await.expect("a flush");
+    is_repaired(&line).await;
+    line.is_whole().await;
+    assert_eq!(line.metric("aftercommit_relay_restored_total").await, 10);
+    assert!(line.history_of(&discarded).await.is_empty());
+    assert!(line.history_of(&parked).await.is_empty());
+    line.release(&parked).await;
+    eventually("they are released", async || (line.history_of(&parked).await == waiting).then_some(())).await;
+}
+
+async fn is_repaired(line: &Line) {
+    eventually("a repair", async || {
+        (line.metric("aftercommit_relay_repairs_total").await == 1).then_some(())
+    })
+    .await;
 }
 
 async fn ids_of(line: &Line) -> Vec<String> {
@@ -33,4 +130,32 @@ async fn ids_of(line: &Line) -> Vec<String> {
     .await
     .expect("a history");
     reply.ids.into_iter().map(|entry| entry.id).collect()
+}
+
+fn aftercommit_client(url: &str) -> redis::Client {
+    crate::harness::redis_settings_of(url).client().expect("a client")
+}
+
+async fn tell(server: &aftercommit::local::RedisServer, words: &[&str]) -> redis::Value {
+    let client = aftercommit_client(server.url().expose_secret());
+    let mut connection = client.get_multiplexed_async_connection().await.expect("a connection");
+    redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.expect("a reply")
+}
+
+/// A server that copies the line's.
+async fn replica_of(line: &Line) -> aftercommit::local::RedisServer {
+    let replica = start_redis(Vec::new(), None).await;
+    let url = line.redis.url().expose_secret().to_owned();
+    let password = url.split([':', '@']).nth(2).expect("a password");
+    tell(&replica, &["config", "set", "masterauth", password]).await;
+    tell(&replica, &["replicaof", "127.0.0.1", &line.redis.port().to_string()]).await;
+    replica
+}
+
+async fn replica_has(replica: &aftercommit::local::RedisServer, events: i64, topic: &Topic) {
+    let key = aftercommit::redis::keys::history(topic);
+    eventually("the replica has them", async || {
+        (tell(replica, &["xlen", &key]).await == redis::Value::Int(events)).then_some(())
+    })
+    .await;
 }

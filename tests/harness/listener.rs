@@ -1,0 +1,37 @@
+//! Who listens to bare payloads on a topic's own channel, as a program that knows nothing of us does.
+
+use std::time::Duration;
+
+use aftercommit::event::Topic;
+use futures_util::StreamExt;
+use redis::aio::PubSub;
+
+use super::LIMIT;
+
+/// How long silence must last to count as silence.
+const SILENCE: Duration = Duration::from_millis(300);
+
+/// A subscriber of one topic's channel.
+pub(crate) struct Listener(PubSub);
+
+impl Listener {
+    pub(crate) async fn to(client: &redis::Client, topic: &Topic) -> Self {
+        let mut pubsub = client.get_async_pubsub().await.expect("ears");
+        pubsub.subscribe(topic.as_str()).await.expect("a subscription");
+        Self(pubsub)
+    }
+
+    /// Hears so many messages, and nothing after them; returns the payloads.
+    pub(crate) async fn hears_exactly(&mut self, count: usize) -> Vec<String> {
+        let mut messages = self.0.on_message();
+        let mut heard = Vec::new();
+        while heard.len() < count {
+            let message = tokio::time::timeout(LIMIT, messages.next()).await;
+            let message = message.unwrap_or_else(|_| panic!("{} of {count} messages came", heard.len()));
+            heard.push(message.expect("a message").get_payload::<String>().expect("a text"));
+        }
+        let more = tokio::time::timeout(SILENCE, messages.next()).await;
+        assert!(more.is_err(), "{count} messages and then one more: {more:?}");
+        heard
+    }
+}

@@ -1,0 +1,136 @@
+//! The relay dies: between every two effects of a step, of a release and of a restore, and a hundred times under load.
+
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Line, Listener, Wiring, eventually};
+
+/// What a restart may take until it delivers again.
+const RESTART_LIMIT: Duration = Duration::from_secs(3);
+
+/// A relay that will stop at a place when it comes there for the `nth` time, while a listener listens.
+async fn line_that_stops_at(place: &str, nth: u32) -> (Line, Listener) {
+    let line = Line::with(Wiring {
+        relay: vec![
+            ("FAILPOINT", format!("{place}@{nth}")),
+            // Several chunks a window, so that each place is passed with some of it delivered.
+            ("AFTERCOMMIT_RELAY_BATCH_SIZE", "10".to_owned()),
+        ],
+        ..Wiring::default()
+    })
+    .await;
+    let client = line.redis_settings().client().expect("a client");
+    let listener = Listener::to(&client, &line.topic).await;
+    (line, listener)
+}
+
+/// Waits until the relay has stopped there, kills it, and starts one that goes on.
+async fn is_killed_there(line: &mut Line, place: &str) {
+    let mark = format!("\"failpoint\":\"{place}\"");
+    eventually("it stops at the failpoint", async || line.relay.log().contains(&mark).then_some(())).await;
+    line.relay.signal("KILL").await;
+    line.system.unset("FAILPOINT");
+    line.relay = line.system.start("relay").await;
+}
+
+async fn dying_at(place: &str, nth: u32) {
+    let (mut line, mut listener) = line_that_stops_at(place, nth).await;
+    line.append(35).await;
+    is_killed_there(&mut line, place).await;
+    line.append(5).await;
+    line.is_whole().await;
+    listener.hears_exactly(40).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_dies_with_a_window_written_down_and_nothing_read() {
+    dying_at("window_written", 1).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_dies_with_a_chunk_read_and_nothing_published() {
+    dying_at("chunk_read", 1).await;
+    dying_at("chunk_read", 3).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_dies_with_a_chunk_published_and_nothing_written_down() {
+    dying_at("chunk_published", 1).await;
+    dying_at("chunk_published", 4).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_dies_with_the_position_written_down() {
+    dying_at("checkpoint_written", 1).await;
+    dying_at("checkpoint_written", 4).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_dies_with_parked_events_released_and_not_yet_removed() {
+    let (mut line, mut listener) = line_that_stops_at("released", 1).await;
+    let key = aftercommit::redis::keys::history(&line.topic);
+    line.words(&["set", &key, "of another type"]).await.expect("a key");
+    line.append(15).await;
+    eventually("they are parked", async || {
+        (line.metric("aftercommit_relay_parked_total").await == 15).then_some(())
+    })
+    .await;
+    line.words(&["del", &key]).await.expect("no key");
+    let topic = line.topic.clone();
+    line.release(&topic).await;
+    is_killed_there(&mut line, "released").await;
+    line.append(5).await;
+    line.is_whole().await;
+    listener.hears_exactly(20).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_dies_in_the_middle_of_a_restore() {
+    let (mut line, mut listener) = line_that_stops_at("stretch_restored", 2).await;
+    line.append(35).await;
+    line.is_whole().await;
+    line.command("flushall").await.expect("a flush");
+    is_killed_there(&mut line, "stretch_restored").await;
+    line.append(5).await;
+    line.is_whole().await;
+    // What had been told is not told again.
+    listener.hears_exactly(40).await;
+}
+
+/// `KILLS` in the environment says how often; a campaign of a hundred takes half a minute.
+#[tokio::test]
+async fn a_relay_that_is_killed_again_and_again_under_load_delivers_again_within_seconds() {
+    let kills = std::env::var("KILLS").map_or(15, |text| text.parse().expect("KILLS is a number"));
+    let mut line = Line::new().await;
+    let client = line.redis_settings().client().expect("a client");
+    let mut listener = Listener::to(&client, &line.topic).await;
+    let stop = CancellationToken::new();
+    let writer = line.keep_appending(stop.clone());
+    let mut slowest = Duration::ZERO;
+    for kill in 0..kills {
+        // In turn: one that stands by takes over, and a new one starts.
+        let died = if kill % 2 == 0 {
+            let fresh = line.system.start("relay").await;
+            std::mem::replace(&mut line.relay, fresh).kill().await;
+            Instant::now()
+        } else {
+            line.relay.signal("KILL").await;
+            let died = Instant::now();
+            line.relay = line.system.start("relay").await;
+            died
+        };
+        let delivered = line.delivered().await;
+        eventually("it delivers again", async || (line.delivered().await > delivered).then_some(())).await;
+        slowest = slowest.max(died.elapsed());
+    }
+    stop.cancel();
+    line.appended = writer.await.expect("a writer");
+    line.is_whole().await;
+    listener.hears_exactly(line.appended.len()).await;
+    println!(
+        "{kills} kills, {} events: lost 0, repeated 0, reordered 0; slowest restart {slowest:?}",
+        line.appended.len()
+    );
+    assert!(slowest < RESTART_LIMIT, "{slowest:?}");
+}

@@ -1,0 +1,115 @@
+//! Several relays of one name: one leads, the others stand by, and whoever only believes to lead does no harm.
+
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Flow, Line, Process, Wiring, eventually, leads, metric_of};
+
+/// [relay] takeover_seconds of a line, and what processes on a busy machine need on top.
+const TAKEOVER_LIMIT: Duration = Duration::from_secs(2 + 2);
+
+async fn is_leading(relay: &Process) -> bool {
+    metric_of(relay, "aftercommit_relay_leading").await == 1
+}
+
+/// Waits until one of the relays leads and says which.
+async fn leader_of(relays: &[Process]) -> usize {
+    eventually("one of them leads", async || {
+        for (i, relay) in relays.iter().enumerate() {
+            if is_leading(relay).await {
+                return Some(i);
+            }
+        }
+        None
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_relay_that_stands_by_takes_over_when_the_leader_is_killed() {
+    let mut line = Line::new().await;
+    line.leads().await;
+    let standby = line.another_relay().await;
+    eventually("it stands by", async || standby.log().contains("standing by").then_some(())).await;
+    line.append(100).await;
+    let killed = std::mem::replace(&mut line.relay, standby);
+    killed.kill().await;
+    let died = Instant::now();
+    line.leads().await;
+    let took = died.elapsed();
+    line.append(100).await;
+    line.is_whole().await;
+    assert!(took < TAKEOVER_LIMIT, "{took:?}");
+}
+
+#[tokio::test]
+async fn of_three_relays_one_leads_and_a_leader_that_was_frozen_and_wakes_up_does_no_harm() {
+    let mut line = Line::new().await;
+    line.relay.signal("KILL").await;
+    let mut relays = Vec::new();
+    for _ in 0..3 {
+        relays.push(line.another_relay().await);
+    }
+    let stop = CancellationToken::new();
+    let writer = line.keep_appending(stop.clone());
+    let mut leading = leader_of(&relays).await;
+    for _ in 0..3 {
+        let frozen = relays.remove(leading);
+        frozen.signal("STOP").await;
+        let froze = Instant::now();
+        leading = leader_of(&relays).await;
+        assert!(froze.elapsed() < TAKEOVER_LIMIT, "{:?}", froze.elapsed());
+        frozen.signal("CONT").await;
+        // Last in the list, so that it is not asked first whether it leads.
+        relays.push(frozen);
+        eventually("the one that was frozen knows that it does not lead", async || {
+            (!is_leading(relays.last().expect("a relay")).await).then_some(())
+        })
+        .await;
+    }
+    stop.cancel();
+    line.appended = writer.await.expect("a writer");
+    line.is_whole().await;
+    let mut leaders = 0;
+    for relay in &relays {
+        leaders += u32::from(is_leading(relay).await);
+    }
+    assert_eq!(leaders, 1);
+}
+
+#[tokio::test]
+async fn a_leader_behind_a_network_that_swallows_everything_loses_the_lead_and_does_no_harm() {
+    let mut line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
+    line.leads().await;
+    let standby = line.another_relay().await;
+    let stop = CancellationToken::new();
+    let writer = line.keep_appending(stop.clone());
+    line.postgres().proxy.flow(Flow::Stall);
+    let cut = Instant::now();
+    leads(&standby).await;
+    assert!(cut.elapsed() < TAKEOVER_LIMIT, "{:?}", cut.elapsed());
+    line.postgres().proxy.flow(Flow::Pass);
+    eventually("the one behind it knows that it does not lead", async || {
+        (line.metric("aftercommit_relay_leading").await == 0).then_some(())
+    })
+    .await;
+    stop.cancel();
+    line.appended = writer.await.expect("a writer");
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn a_leader_that_cannot_reach_redis_leaves_the_lead_to_one_that_can() {
+    let mut line = Line::new().await;
+    line.append(1).await;
+    line.is_whole().await;
+    let standby = line.another_relay().await;
+    eventually("it stands by", async || standby.log().contains("standing by").then_some(())).await;
+    line.proxy.flow(Flow::Refuse);
+    line.proxy.cut();
+    line.append(5).await;
+    leads(&standby).await;
+    line.is_whole().await;
+    eventually("it says why", async || line.relay.log().contains("the lead is given up").then_some(())).await;
+}
