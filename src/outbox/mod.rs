@@ -30,6 +30,7 @@ pub mod overview;
 pub mod parked;
 pub mod position;
 pub mod read;
+pub mod rebase;
 pub mod replay;
 pub mod restore;
 pub mod rotate;

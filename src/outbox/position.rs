@@ -52,6 +52,9 @@ pub struct Window {
     pub after_id: i64,
 }
 
+/// What the leader of a relay locks: an SQL expression of the relay's name, `$1`.
+pub(crate) const LEAD_KEY: &str = "hashtextextended('outbox.relay:' || $1, 0)";
+
 /// How many checkpoint rows one slot takes before the next one does: the `slot_follows_n` check of the schema.
 const ROWS_PER_SLOT_BITS: u32 = 17;
 /// Checkpoint slots.
@@ -99,6 +102,11 @@ impl Position {
             epoch: self.epoch,
             next_seq: self.next_seq + events,
         }
+    }
+
+    /// The same place in the log, from which numbers go on in another epoch.
+    pub(super) fn rebased(&self, epoch: u64) -> Self {
+        Self { n: self.n + 1, epoch, next_seq: 1, ..self.clone() }
     }
 }
 

@@ -72,7 +72,17 @@ pub async fn rotate(connection: &mut PgConnection, retention: Duration) -> Resul
         }
     }
     parked::forget_settled(connection).await?;
+    forget_delivered_before(connection).await?;
     Ok(rotation)
+}
+
+async fn forget_delivered_before(connection: &mut PgConnection) -> Result<(), Error> {
+    sqlx::query(
+        "delete from outbox.delivered_before where id < coalesce((select min(e.id) from outbox.event e), 0)",
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 async fn empty_events(

@@ -9,6 +9,7 @@ mod publisher;
 mod settings;
 pub mod subscriber;
 mod tails;
+pub mod told;
 
 pub use history::History;
 pub use publisher::Publisher;

@@ -9,14 +9,16 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use crate::outbox::position::LEAD_KEY;
 
 /// The first version of Postgres that ends silent sessions, as `server_version_num`.
 const ENDS_SILENT_SESSIONS: i32 = 140_000;
 
 /// Tries to become the leader of `relay` for as long as `connection` lives.
 pub(super) async fn try_lead(connection: &mut PgConnection, relay: &str) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar("select pg_try_advisory_lock(hashtextextended('outbox.relay:' || $1, 0))")
+    sqlx::query_scalar(AssertSqlSafe(format!("select pg_try_advisory_lock({LEAD_KEY})")))
         .bind(relay)
         .fetch_one(connection)
         .await

@@ -149,8 +149,7 @@ impl Step {
     ) -> Result<(), StepError> {
         let number = |seq| StreamId::new(self.position.epoch, seq);
         let span = (number(first), number(through.max(first.saturating_sub(1))));
-        let rules = (&self.held, self.rules.on_poison);
-        let published = publish(sink, Occasion::Restore, deliveries, span, rules);
+        let published = publish(sink, Occasion::Restore, deliveries, span, &self.exceptions);
         let parked =
             super::leader::staying_alive(&mut self.writer, self.rules.sign_of_life, published).await??;
         if !parked.is_empty() {

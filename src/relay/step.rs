@@ -83,8 +83,25 @@ pub struct Step {
     pub(super) reader: PgConnection,
     pub(super) position: Position,
     ahead: Option<Chunk>,
+    pub(super) exceptions: Exceptions,
+}
+
+/// What of a window is not published in its turn.
+#[derive(Debug)]
+pub(super) struct Exceptions {
     /// Topics whose events wait behind a parked one.
-    pub(super) held: HashSet<Topic>,
+    held: HashSet<Topic>,
+    /// Rows that the sink has already, although the position does not know.
+    delivered_before: HashSet<i64>,
+    on_poison: OnPoison,
+}
+
+impl Exceptions {
+    async fn load(writer: &mut PgConnection, rules: &Rules) -> Result<Self, StepError> {
+        let held = answered(rules.patience, parked::held_topics(writer, &rules.relay)).await?;
+        let before = answered(rules.patience, checkpoint::delivered_before(writer, &rules.relay)).await?;
+        Ok(Self { held, delivered_before: before, on_poison: rules.on_poison })
+    }
 }
 
 /// Events of a window, and whether they are its last ones.
@@ -105,8 +122,8 @@ impl Step {
         reader: PgConnection,
     ) -> Result<Self, StepError> {
         let position = answered(rules.patience, checkpoint::load_or_begin(&mut writer, &rules.relay)).await?;
-        let held = answered(rules.patience, parked::held_topics(&mut writer, &rules.relay)).await?;
-        Ok(Self { rules, writer, reader, position, ahead: None, held })
+        let exceptions = Exceptions::load(&mut writer, &rules).await?;
+        Ok(Self { rules, writer, reader, position, ahead: None, exceptions })
     }
 
     /// The position as this relay knows it.
@@ -127,7 +144,7 @@ impl Step {
         self.ahead = None;
         let Rules { relay, patience, .. } = &self.rules;
         self.position = answered(*patience, checkpoint::load_or_begin(&mut self.writer, relay)).await?;
-        self.held = answered(*patience, parked::held_topics(&mut self.writer, relay)).await?;
+        self.exceptions = Exceptions::load(&mut self.writer, &self.rules).await?;
         Ok(())
     }
 
@@ -158,7 +175,7 @@ impl Step {
             }
             read_chunk(&mut self.reader, &self.position, last_id, &self.rules).await.map(Some)
         };
-        let publishing = publish_chunk(sink, &self.position, &chunk.events, &self.held, self.rules.on_poison);
+        let publishing = publish_chunk(sink, &self.position, &chunk.events, &self.exceptions);
         let both = async { tokio::join!(publishing, reading) };
         let (parked, ahead) = staying_alive(&mut self.writer, self.rules.sign_of_life, both).await?;
         let parked = parked?;
@@ -178,7 +195,7 @@ impl Step {
     }
 
     fn hold(&mut self, parked: &[Parked]) {
-        self.held.extend(parked.iter().filter(|p| p.holds_topic).map(|p| p.event.topic.clone()));
+        self.exceptions.held.extend(parked.iter().filter(|p| p.holds_topic).map(|p| p.event.topic.clone()));
     }
 
     /// Sets events aside that the position is past already.
@@ -217,7 +234,7 @@ impl Step {
             },
         }
         // Only now may later events of the topic be published: everything before them has been.
-        self.held.remove(&topic);
+        self.exceptions.held.remove(&topic);
         Ok(true)
     }
 
@@ -271,8 +288,7 @@ async fn publish_chunk<S: Sink>(
     sink: &mut S,
     position: &Position,
     events: &[Event],
-    held: &HashSet<Topic>,
-    on_poison: OnPoison,
+    exceptions: &Exceptions,
 ) -> Result<Vec<Parked>, PublishError> {
     if events.is_empty() {
         return Ok(Vec::new());
@@ -280,7 +296,7 @@ async fn publish_chunk<S: Sink>(
     let number = |i: usize| StreamId::new(position.epoch, position.next_seq + i as u64);
     let span = (number(0), number(events.len() - 1));
     let deliveries = events.iter().enumerate().map(|(i, event)| Delivery { id: number(i), event }).collect();
-    publish(sink, Occasion::Turn, deliveries, span, (held, on_poison)).await
+    publish(sink, Occasion::Turn, deliveries, span, exceptions).await
 }
 
 /// Publishes events under their numbers, which use up those from `first` to `through`, around what is held and what the
@@ -290,8 +306,10 @@ pub(super) async fn publish<S: Sink>(
     occasion: Occasion,
     mut rest: Vec<Delivery<'_>>,
     (first, through): (StreamId, StreamId),
-    (held, on_poison): (&HashSet<Topic>, OnPoison),
+    exceptions: &Exceptions,
 ) -> Result<Vec<Parked>, PublishError> {
+    let Exceptions { held, delivered_before, on_poison } = exceptions;
+    rest.retain(|delivery| !delivered_before.contains(&delivery.event.id));
     let mut set_aside: Vec<Parked> = Vec::new();
     let mut held_now: HashSet<&Topic> = held.iter().collect();
     loop {
@@ -305,8 +323,8 @@ pub(super) async fn publish<S: Sink>(
         // Also when nothing is left: the numbers are used up, and the sink has to know.
         match sink.publish(Batch { occasion, deliveries: &rest, first, through }).await {
             Ok(()) => break,
-            Err(PublishError::Poison { at, reason }) if on_poison != OnPoison::Halt && at < rest.len() => {
-                let holds = on_poison == OnPoison::Park;
+            Err(PublishError::Poison { at, reason }) if *on_poison != OnPoison::Halt && at < rest.len() => {
+                let holds = *on_poison == OnPoison::Park;
                 tracing::error!(topic = %rest[at].event.topic, event = %rest[at].event.event_id, %reason, "parked");
                 set_aside.push(parked_of(&rest[at], &reason, holds));
                 if holds {

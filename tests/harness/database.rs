@@ -20,6 +20,25 @@ pub(crate) struct Database {
 }
 
 impl Database {
+    /// One that somebody else has made.
+    pub(crate) fn at(url: &str) -> Self {
+        let (_, name) = url.rsplit_once('/').expect("a url with a database");
+        Self { name: name.to_owned(), url: url.to_owned() }
+    }
+
+    /// A copy of it as it is now, on the same server: a backup. Nobody may be connected to it.
+    pub(crate) async fn copy(&self) -> Self {
+        let mut server = connect_to_server().await;
+        let in_use = "select count(*) from pg_stat_activity where datname = $1";
+        super::eventually("nobody is connected", async || {
+            let users: i64 =
+                sqlx::query_scalar(in_use).bind(&self.name).fetch_one(&mut server).await.expect("sessions");
+            (users == 0).then_some(())
+        })
+        .await;
+        copy_of(&self.name).await
+    }
+
     pub(crate) fn name(&self) -> &str {
         &self.name
     }

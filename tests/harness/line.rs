@@ -19,6 +19,16 @@ use super::redis::settings_of;
 use super::{Process, Proxy, System, eventually};
 
 impl OwnPostgres {
+    pub(crate) async fn new(server: PostgresServer) -> Self {
+        let proxy = Proxy::to(server.port()).await;
+        Self { server, proxy }
+    }
+
+    /// Its address, past the proxy.
+    pub(crate) fn url(&self) -> String {
+        self.server.url(local::postgres::DATABASE).expose_secret().to_owned()
+    }
+
     /// Runs `pg_ctl`.
     pub(crate) async fn control(&self, arguments: &[&str]) {
         let data = self.server.data_directory();
@@ -88,8 +98,8 @@ impl Line {
             None => (None, database().await),
             Some(settings) => {
                 let server = start_postgres(settings).await;
-                let (proxy, database) = (Proxy::to(server.port()).await, database_on(&server).await);
-                (Some(OwnPostgres { server, proxy }), database)
+                let database = database_on(&server).await;
+                (Some(OwnPostgres::new(server).await), database)
             }
         };
         let mut system = System::with(database, &redis_url).await;

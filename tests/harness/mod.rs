@@ -12,7 +12,7 @@ mod sse;
 mod story;
 
 pub(crate) use database::{Database, database, empty_database};
-pub(crate) use line::{Line, Wiring, leads, metric_of, start_redis};
+pub(crate) use line::{Line, OwnPostgres, Wiring, leads, metric_of, start_postgres, start_redis};
 pub(crate) use listener::Listener;
 pub(crate) use process::{Process, Settings, cli};
 pub(crate) use proxy::{Flow, Proxy};

@@ -57,6 +57,11 @@ impl System {
         self
     }
 
+    /// Another value of an environment variable for processes started from now on.
+    pub(crate) fn set_again(&mut self, name: &str, value: &str) {
+        self.settings = std::mem::take(&mut self.settings).set(name, value);
+    }
+
     /// One environment variable less for processes started from now on.
     pub(crate) fn unset(&mut self, name: &str) {
         self.settings = std::mem::take(&mut self.settings).without(name);

@@ -6,6 +6,7 @@ mod harness;
 mod crash_points;
 mod outbox_log;
 mod postgres_failures;
+mod rebase;
 mod relay_delivery;
 mod relay_failures;
 mod relay_leadership;

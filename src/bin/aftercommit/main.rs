@@ -49,6 +49,8 @@ enum Command {
     Events(ops::events::Command),
     /// Deliver events once more, or parked ones at last.
     Replay(ops::replay::Args),
+    /// Give the log new numbers after Postgres was restored or moved.
+    Rebase(ops::rebase::Args),
 }
 
 fn main() -> ExitCode {
@@ -93,5 +95,6 @@ async fn obey(command: Command, config: config::Config) -> anyhow::Result<()> {
         Command::Status(args) => ops::status::run(&config, &args).await,
         Command::Events(command) => ops::events::run(&config, &command).await,
         Command::Replay(args) => ops::replay::run(&config, &args).await,
+        Command::Rebase(args) => ops::rebase::run(&config, &args).await,
     }
 }

@@ -1,7 +1,9 @@
 //! The ops commands: parse, connect, ask the log, print.
 
+mod confirm;
 pub(crate) mod events;
 mod output;
+pub(crate) mod rebase;
 pub(crate) mod replay;
 pub(crate) mod status;
 mod time;

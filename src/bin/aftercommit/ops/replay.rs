@@ -1,8 +1,6 @@
 //! `aftercommit replay`: delivered events once more, or parked ones at last.
 
-use std::io::{BufRead, IsTerminal, Write};
-
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
@@ -10,8 +8,9 @@ use uuid::Uuid;
 use aftercommit::event::Topic;
 use aftercommit::outbox::browse::{self, EventState, Selection};
 use aftercommit::outbox::parked::{self, Wish};
-use aftercommit::outbox::replay::{self, Operator};
+use aftercommit::outbox::replay;
 
+use super::confirm::{confirm, operator};
 use super::events::Filter;
 use super::output::{self, Output};
 use crate::config::Config;
@@ -78,8 +77,8 @@ async fn copy(config: &Config, args: &Args, connection: &mut PgConnection) -> Re
         let sample = browse::list(connection, relay, &sample, SAMPLE).await?;
         return report(args, "would be replayed", count.cast_unsigned(), &json!(sample));
     }
-    confirm(args, &format!("replay {count} delivered events to every client of their topics"))?;
-    let done = replay::replay(connection, relay, &selection, &operator(args)).await?;
+    confirm(args.yes, &format!("replay {count} delivered events to every client of their topics"))?;
+    let done = replay::replay(connection, relay, &selection, &operator(&args.reason)).await?;
     ring(connection).await;
     report(args, "replayed", done, &json!([]))
 }
@@ -98,14 +97,14 @@ async fn release(config: &Config, args: &Args, connection: &mut PgConnection) ->
     if events == 0 || args.dry_run {
         return report(args, "would be published", events, &json!(topics));
     }
-    confirm(args, &format!("publish {events} parked events of {} topics, in order", topics.len()))?;
+    confirm(args.yes, &format!("publish {events} parked events of {} topics, in order", topics.len()))?;
     let mut tx = connection.begin().await?;
     let mut wished = 0;
     for topic in &topics {
         wished += parked::wish(&mut tx, relay, topic, Wish::Release).await?;
     }
     let what = json!({ "relay": relay, "topics": topics });
-    replay::audit(&mut tx, &operator(args), "release", &what, wished).await?;
+    replay::audit(&mut tx, &operator(&args.reason), "release", &what, wished).await?;
     tx.commit().await?;
     ring(connection).await;
     report(args, "handed to the relay", wished, &json!([]))
@@ -120,32 +119,6 @@ fn report(args: &Args, what: &str, events: u64, sample: &serde_json::Value) -> R
         output::line(&format!("  {one}"));
     }
     Ok(())
-}
-
-/// Asks on the terminal; without one, `--yes` has to be given.
-fn confirm(args: &Args, what: &str) -> Result<()> {
-    if args.yes {
-        return Ok(());
-    }
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() {
-        bail!("this would {what}: give --yes to do it without being asked");
-    }
-    eprint!("This will {what}. Go on? [y/N] ");
-    std::io::stderr().flush().context("cannot ask")?;
-    let mut answer = String::new();
-    stdin.lock().read_line(&mut answer).context("cannot read the answer")?;
-    if !matches!(answer.trim(), "y" | "Y" | "yes") {
-        bail!("nothing was done");
-    }
-    Ok(())
-}
-
-fn operator(args: &Args) -> Operator {
-    let who = std::env::var("SUDO_USER")
-        .or_else(|_| std::env::var("USER"))
-        .unwrap_or_else(|_| "unknown".to_owned());
-    Operator { who, reason: args.reason.clone() }
 }
 
 /// Tells relays at once. Losing it costs a poll interval.

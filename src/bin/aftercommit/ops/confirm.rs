@@ -1,0 +1,34 @@
+//! Asking before something is changed, and who it is that changes it.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use anyhow::{Context, Result, bail};
+
+use aftercommit::outbox::replay::Operator;
+
+/// Asks on the terminal; without one, `--yes` has to be given.
+pub(super) fn confirm(yes: bool, what: &str) -> Result<()> {
+    if yes {
+        return Ok(());
+    }
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        bail!("this would {what}: give --yes to do it without being asked");
+    }
+    eprint!("This will {what}. Go on? [y/N] ");
+    std::io::stderr().flush().context("cannot ask")?;
+    let mut answer = String::new();
+    stdin.lock().read_line(&mut answer).context("cannot read the answer")?;
+    if !matches!(answer.trim(), "y" | "Y" | "yes") {
+        bail!("nothing was done");
+    }
+    Ok(())
+}
+
+/// Who runs this command, and why, for the audit.
+pub(super) fn operator(reason: &str) -> Operator {
+    let who = std::env::var("SUDO_USER")
+        .or_else(|_| std::env::var("USER"))
+        .unwrap_or_else(|_| "unknown".to_owned());
+    Operator { who, reason: reason.to_owned() }
+}

@@ -1,0 +1,204 @@
+//! `aftercommit rebase`: a new lineage of numbers for a log whose Postgres was restored or moved.
+
+use std::collections::HashMap;
+
+use anyhow::Result;
+use serde_json::json;
+use sqlx::PgConnection;
+
+use aftercommit::event::{EventId, StreamId, Topic};
+use aftercommit::outbox::rebase::{Cluster, Pending, Rebase};
+use aftercommit::outbox::replay;
+use aftercommit::redis::{Publisher, told};
+use aftercommit::relay::{Reached, Sink};
+use redis::aio::MultiplexedConnection;
+
+use super::confirm::{confirm, operator};
+use super::output::{self, Output};
+use crate::config::Config;
+
+/// Pending events that are looked up at once.
+const PAGE: i64 = 10_000;
+
+/// How carefully.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  aftercommit rebase --dry-run
+  aftercommit rebase --reason 'restored from the backup of 02:00' --yes
+
+Stop every relay of the log first. Needed after Postgres was restored from a backup, failed over
+with a loss of commits, or was moved to another cluster; the relay says so. New events get numbers
+of a higher epoch, so that clients see them as new, and events that Redis has already are not
+published again. A Redis that was restored or emptied needs no rebase: the relay repairs it.")]
+pub(crate) struct Args {
+    /// Say what would be done, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask.
+    #[arg(long)]
+    yes: bool,
+    /// Why, for the audit.
+    #[arg(long, default_value = "")]
+    reason: String,
+    /// How to print the data.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// What a rebase finds.
+struct Findings {
+    cluster: Cluster,
+    /// Where Postgres is.
+    position: StreamId,
+    /// Where Redis is.
+    reached: Option<Reached>,
+    /// Events that the position does not know to be delivered.
+    pending: u64,
+    /// Of these, the rows of those that Redis has.
+    told: Vec<i64>,
+}
+
+impl Findings {
+    /// Above every number that was ever given.
+    fn new_epoch(&self) -> u64 {
+        self.position.epoch.max(self.reached.map_or(0, |reached| reached.id.epoch)) + 1
+    }
+
+    fn is_needed(&self) -> bool {
+        self.cluster == Cluster::Other || self.reached.is_some_and(|reached| reached.id > self.position)
+    }
+
+    /// Events that clients have seen and this Postgres knows nothing of, where that can be said.
+    fn lost(&self) -> Option<u64> {
+        let reached = self.reached.filter(|reached| reached.id.epoch == self.position.epoch)?;
+        Some(reached.id.seq.saturating_sub(self.position.seq).saturating_sub(self.told.len() as u64))
+    }
+}
+
+/// Runs the command.
+pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
+    let mut connection = super::connect(config).await?;
+    let found = look(config, &mut connection).await?;
+    if args.dry_run || !found.is_needed() {
+        return report(config, args, &found, false);
+    }
+    say(&found);
+    confirm(args.yes, &format!("rebase relay '{}' to epoch {}", config.relay.name, found.new_epoch()))?;
+    // Looked at once more, now under the lock under which it is changed.
+    let (found, rebase) = find(config, &mut connection).await?;
+    let mut tx = rebase.finish(found.new_epoch()).await?;
+    let what = json!({
+        "relay": config.relay.name, "cluster": cluster(found.cluster), "from": found.position.to_string(),
+        "redis": found.reached.map(|reached| reached.id.to_string()), "epoch": found.new_epoch(),
+    });
+    replay::audit(&mut tx, &operator(&args.reason), "rebase", &what, found.told.len() as u64).await?;
+    tx.commit().await?;
+    report(config, args, &found, true)
+}
+
+async fn look(config: &Config, connection: &mut PgConnection) -> Result<Findings> {
+    // The rebase that was begun ends here, and with it its locks.
+    find(config, connection).await.map(|(found, _dropped)| found)
+}
+
+/// Begins a rebase and finds out what Redis knows of the events that Postgres takes for pending.
+async fn find<'c>(config: &Config, connection: &'c mut PgConnection) -> Result<(Findings, Rebase<'c>)> {
+    let mut rebase = Rebase::begin(connection, &config.relay.name).await?;
+    let mut sink = Publisher::new(config.redis.clone(), &config.relay.name, 1);
+    let reached = sink.reached().await?;
+    let mut redis = config.redis.connect().await?;
+    let from = rebase.position();
+    let position = StreamId::new(from.epoch, from.next_seq - 1);
+    let mut found = Findings { cluster: rebase.cluster(), position, reached, pending: 0, told: Vec::new() };
+    let mut seen = Seen { after: position, topics: HashMap::new() };
+    let mut after_id = 0;
+    loop {
+        let page = rebase.pending(after_id, PAGE).await?;
+        let Some(last) = page.last() else { break };
+        after_id = last.id;
+        found.pending += page.len() as u64;
+        let told = seen.of(&mut redis, &page).await?;
+        rebase.delivered_before(&told).await?;
+        found.told.extend(told);
+    }
+    Ok((found, rebase))
+}
+
+/// What histories hold behind the position, by topic.
+struct Seen {
+    after: StreamId,
+    topics: HashMap<Topic, HashMap<EventId, u32>>,
+}
+
+impl Seen {
+    /// The rows whose events have been told. Each entry of a history stands for one row: a replay's copy has the same
+    /// identity as the original and counts for itself.
+    async fn of(&mut self, redis: &mut MultiplexedConnection, pending: &[Pending]) -> Result<Vec<i64>> {
+        let mut rows = Vec::new();
+        for Pending { id, event_id, topic } in pending {
+            if !self.topics.contains_key(topic) {
+                let mut counts = HashMap::new();
+                for event_id in told::since(redis, topic, self.after).await? {
+                    *counts.entry(event_id).or_insert(0) += 1;
+                }
+                self.topics.insert(topic.clone(), counts);
+            }
+            let left = self.topics.get_mut(topic).and_then(|counts| counts.get_mut(event_id));
+            if let Some(left) = left.filter(|left| **left > 0) {
+                *left -= 1;
+                rows.push(*id);
+            }
+        }
+        Ok(rows)
+    }
+}
+
+fn cluster(cluster: Cluster) -> &'static str {
+    match cluster {
+        Cluster::Same => "same",
+        Cluster::Other => "other",
+    }
+}
+
+fn report(config: &Config, args: &Args, found: &Findings, done: bool) -> Result<()> {
+    if args.output == Output::Json {
+        return output::json(&json!({
+            "relay": config.relay.name, "needed": found.is_needed(), "done": done,
+            "cluster": cluster(found.cluster), "position": found.position.to_string(),
+            "redis": found.reached.map(|reached| reached.id.to_string()), "epoch": found.new_epoch(),
+            "pending": found.pending, "told": found.told.len(), "lost": found.lost(),
+        }));
+    }
+    if !found.is_needed() {
+        output::line("nothing to rebase: Postgres and Redis belong together");
+        return Ok(());
+    }
+    if !done {
+        say(found);
+    }
+    let verb = if done { "rebased" } else { "would be rebased" };
+    output::line(&format!("relay {}: {verb} to epoch {}", config.relay.name, found.new_epoch()));
+    if done {
+        output::line("start the relay again");
+    }
+    Ok(())
+}
+
+/// The findings, for a person who has to decide.
+fn say(found: &Findings) {
+    let redis = found.reached.map_or("nothing".to_owned(), |reached| reached.id.to_string());
+    let what = match found.cluster {
+        Cluster::Same => "the same cluster, which went back",
+        Cluster::Other => "another cluster: every row gets a number of this one",
+    };
+    eprintln!("Postgres    {what}");
+    eprintln!("position    Postgres {}, Redis {redis}", found.position);
+    eprintln!(
+        "pending     {} events, {} of them in Redis already: not published again",
+        found.pending,
+        found.told.len()
+    );
+    if let Some(lost @ 1..) = found.lost() {
+        eprintln!("lost        {lost} events that clients have seen and Postgres no longer has");
+    }
+}

@@ -1,0 +1,265 @@
+//! Rebase: giving a log a new lineage of numbers after Postgres was restored or moved.
+//!
+//! Two things can have happened, and the system identifier tells them apart:
+//!
+//! - **The same cluster went back** (a point-in-time restore, a failover that lost commits). Positions and transaction
+//!   numbers still fit each other, but Redis has numbers that this Postgres would give to other events. A higher epoch
+//!   puts every new number above them.
+//! - **The log is in another cluster** (dump and restore, logical replication). Transaction numbers of the old cluster
+//!   mean nothing in this one, so every row gets a new one: rows that the same relays have delivered get the same one, from
+//!   the few that lie below any that this cluster will ever give out again, and each relay's position becomes a snapshot
+//!   that sees just the numbers of what it has delivered.
+//!
+//! Either way, what Redis has and the position does not know of is written down, so that nobody is told of it twice.
+
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, Transaction};
+
+use super::position::{LEAD_KEY, Position, Snapshot, Xid};
+use super::{Error, checkpoint};
+use crate::event::{EventId, Topic};
+
+/// The first xid that a cluster gives out (`FirstNormalTransactionId`).
+const FIRST_XID: i64 = 3;
+/// Relays that a log can have when it moves: every combination of them takes an xid, and a fresh cluster has used up
+/// some seven hundred.
+const MAX_RELAYS: usize = 8;
+
+/// Why a log was not rebased. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RebaseError {
+    /// A relay is at work.
+    #[error("relay '{0}' leads at this moment: stop every relay of this log first")]
+    Led(String),
+    /// There is no such relay.
+    #[error("no relay named '{0}' has ever delivered from this log: nothing to rebase")]
+    Unknown(String),
+    /// More relays than a move can tell apart.
+    #[error(
+        "the log has {0} relays and can be moved with at most {MAX_RELAYS}: delete those that no longer exist from outbox.relay"
+    )]
+    TooManyRelays(usize),
+    /// The log.
+    #[error(transparent)]
+    Outbox(#[from] Error),
+}
+
+impl From<sqlx::Error> for RebaseError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Outbox(error.into())
+    }
+}
+
+/// What happened to the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cluster {
+    /// It is the one in which the position was made.
+    Same,
+    /// It is another one.
+    Other,
+}
+
+/// An event that the position does not know to be delivered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    /// Its row.
+    pub id: i64,
+    /// Its identity, which a replay's copy shares with the original.
+    pub event_id: EventId,
+    /// Its topic.
+    pub topic: Topic,
+}
+
+/// A rebase under way: the log is locked against appends and relays until it is committed or dropped.
+#[derive(Debug)]
+pub struct Rebase<'c> {
+    tx: Transaction<'c, Postgres>,
+    relay: String,
+    position: Position,
+    cluster: Cluster,
+}
+
+impl<'c> Rebase<'c> {
+    /// Locks the log and finds out what happened.
+    ///
+    /// # Errors
+    /// [`RebaseError`].
+    pub async fn begin(connection: &'c mut PgConnection, relay: &str) -> Result<Self, RebaseError> {
+        let mut tx = connection.begin().await?;
+        // Appends wait; readers do not. Without a limit of its own: the session's statement timeout bounds the wait.
+        sqlx::raw_sql("lock table outbox.event, outbox.checkpoint, outbox.relay in exclusive mode")
+            .execute(&mut *tx)
+            .await?;
+        for name in relays(&mut tx).await? {
+            let sql = format!("select pg_try_advisory_xact_lock({LEAD_KEY})");
+            if !sqlx::query_scalar::<_, bool>(AssertSqlSafe(sql)).bind(&name).fetch_one(&mut *tx).await? {
+                return Err(RebaseError::Led(name));
+            }
+        }
+        let unknown = || RebaseError::Unknown(relay.to_owned());
+        let is_same: bool = sqlx::query_scalar(
+            "select r.system_identifier = c.system_identifier from outbox.relay r, pg_control_system() c where r.name = $1",
+        )
+        .bind(relay)
+        .fetch_optional(&mut *tx)
+        .await?
+        .ok_or_else(unknown)?;
+        let position = checkpoint::newest(&mut tx, relay).await?.ok_or_else(unknown)?;
+        let cluster = if is_same { Cluster::Same } else { Cluster::Other };
+        Ok(Self { tx, relay: relay.to_owned(), position, cluster })
+    }
+
+    /// The position as it stands.
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// What happened to the cluster.
+    pub fn cluster(&self) -> Cluster {
+        self.cluster
+    }
+
+    /// The relay's pending events behind a row, in order of id, `limit` at most.
+    ///
+    /// # Errors
+    /// [`RebaseError::Outbox`].
+    pub async fn pending(&mut self, after_id: i64, limit: i64) -> Result<Vec<Pending>, RebaseError> {
+        // By the rows' own numbers and the position's, which fit each other in whichever cluster they were made.
+        let rows = sqlx::query(
+            "select e.id, e.event_id, e.topic
+             from outbox.event e, outbox.position p
+             where p.relay = $1 and e.id > $2
+               and not pg_visible_in_snapshot(e.xid, p.lower)
+               and not coalesce(e.id <= p.after_id and pg_visible_in_snapshot(e.xid, p.upper), false)
+               and not exists (select from outbox.delivered_before d where d.relay = $1 and d.id = e.id)
+             order by e.id limit $3",
+        )
+        .bind(&self.relay)
+        .bind(after_id)
+        .bind(limit)
+        .fetch_all(&mut *self.tx)
+        .await?;
+        rows.iter().map(pending_of).collect()
+    }
+
+    /// Writes down that these rows have been delivered, whatever the position says.
+    ///
+    /// # Errors
+    /// [`RebaseError::Outbox`].
+    pub async fn delivered_before(&mut self, ids: &[i64]) -> Result<(), RebaseError> {
+        sqlx::query("insert into outbox.delivered_before (relay, id) select $1, unnest($2::bigint[])")
+            .bind(&self.relay)
+            .bind(ids)
+            .execute(&mut *self.tx)
+            .await?;
+        Ok(())
+    }
+
+    /// Gives the log its new lineage, in `epoch` for this relay, and hands back the transaction, to be committed with its
+    /// audit row.
+    ///
+    /// # Errors
+    /// [`RebaseError::TooManyRelays`], [`RebaseError::Outbox`].
+    pub async fn finish(mut self, epoch: u64) -> Result<Transaction<'c, Postgres>, RebaseError> {
+        // Copies of tables do not always bring their sequences' values along.
+        sqlx::query(
+            "select setval('outbox.event_id_seq', greatest(
+               (select last_value from outbox.event_id_seq), (select max(id) from outbox.event), 1))",
+        )
+        .execute(&mut *self.tx)
+        .await?;
+        match self.cluster {
+            Cluster::Same => {
+                let to = self.position.rebased(epoch);
+                checkpoint::insert(&mut self.tx, &self.relay, &to).await?;
+            }
+            Cluster::Other => self.adopt(epoch).await?,
+        }
+        Ok(self.tx)
+    }
+
+    /// Translates every row and every position into this cluster's numbers.
+    async fn adopt(&mut self, epoch: u64) -> Result<(), RebaseError> {
+        let relays = relays(&mut self.tx).await?;
+        if relays.len() > MAX_RELAYS {
+            return Err(RebaseError::TooManyRelays(relays.len()));
+        }
+        // A row's number says which relays have delivered it: one bit for each, in the order of their names.
+        sqlx::query(
+            "with relay as (select p.*, row_number() over (order by p.relay)::int - 1 as bit from outbox.position p)
+             update outbox.event e set xid = ($1 + coalesce((
+               select sum(1 << relay.bit) from relay
+               where pg_visible_in_snapshot(e.xid, relay.lower)
+                  or coalesce(e.id <= relay.after_id and pg_visible_in_snapshot(e.xid, relay.upper), false)), 0))::text::xid8",
+        )
+        .bind(FIRST_XID)
+        .execute(&mut *self.tx)
+        .await?;
+        let high_id: i64 = sqlx::query_scalar("select coalesce(max(id), 0) from outbox.event")
+            .fetch_one(&mut *self.tx)
+            .await?;
+        let mut adopted = Vec::new();
+        for (bit, relay) in relays.iter().enumerate() {
+            let Some(from) = checkpoint::newest(&mut self.tx, relay).await? else { continue };
+            let epoch = if *relay == self.relay { epoch } else { from.epoch + 1 };
+            let (lower, horizon) = sees_bit(bit, relays.len());
+            adopted.push((
+                relay,
+                Position { lower, lower_horizon: horizon, high_id, window: None, ..from.rebased(epoch) },
+            ));
+        }
+        // What older rows say in the old cluster's numbers would be misread.
+        sqlx::raw_sql("delete from outbox.checkpoint").execute(&mut *self.tx).await?;
+        for (relay, position) in &adopted {
+            checkpoint::insert(&mut self.tx, relay, position).await?;
+        }
+        sqlx::raw_sql(
+            "update outbox.relay set system_identifier = (select system_identifier from pg_control_system())",
+        )
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(())
+    }
+}
+
+/// The snapshot that sees just the numbers in which this bit is set, and the horizon behind all of them.
+fn sees_bit(bit: usize, bits: usize) -> (Snapshot, Xid) {
+    let end = FIRST_XID + (1 << bits);
+    let unseen: Vec<String> = (0..1_i64 << bits)
+        .filter(|mask| mask & (1 << bit) == 0)
+        .map(|mask| (FIRST_XID + mask).to_string())
+        .collect();
+    (Snapshot(format!("{FIRST_XID}:{end}:{}", unseen.join(","))), Xid(end.to_string()))
+}
+
+/// All relays that have a position, by name, in the order that `order by` gives them.
+async fn relays(connection: &mut PgConnection) -> Result<Vec<String>, Error> {
+    Ok(sqlx::query_scalar("select relay from outbox.position order by relay").fetch_all(connection).await?)
+}
+
+fn pending_of(row: &PgRow) -> Result<Pending, RebaseError> {
+    let id = row.try_get("id")?;
+    let topic = Topic::new(row.try_get::<String, _>("topic")?);
+    Ok(Pending {
+        id,
+        event_id: row.try_get("event_id")?,
+        topic: topic.map_err(|source| Error::NotAnEvent { id, source })?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relays_snapshot_sees_the_numbers_of_what_it_has_delivered() {
+        let text = |bit, bits| {
+            let (snapshot, horizon) = sees_bit(bit, bits);
+            (snapshot.to_string(), horizon.to_string())
+        };
+        assert_eq!(text(0, 1), ("3:5:3".to_owned(), "5".to_owned()));
+        // Of two relays' four combinations: none, the first, the second, both.
+        assert_eq!(text(0, 2), ("3:7:3,5".to_owned(), "7".to_owned()));
+        assert_eq!(text(1, 2), ("3:7:3,4".to_owned(), "7".to_owned()));
+    }
+}

@@ -1,0 +1,135 @@
+//! A Postgres that went back or was moved: refused, explained, rebased, and nobody told of anything twice.
+
+use std::process::Stdio;
+
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::harness::{Database, Line, Listener, OwnPostgres, Wiring, cli, eventually, start_postgres};
+
+/// Runs `aftercommit rebase` and returns its JSON.
+async fn rebase(line: &Line, arguments: &[&str]) -> Value {
+    let mut all = vec!["rebase", "--output", "json"];
+    all.extend(arguments);
+    let output = cli(line.system.settings(), &all).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+async fn listener(line: &Line) -> Listener {
+    let client = line.redis_settings().client().expect("a client");
+    Listener::to(&client, &line.topic).await
+}
+
+/// The relay ends and starts again.
+async fn restart(line: &mut Line) {
+    line.relay.signal("KILL").await;
+    line.relay = line.system.start("relay").await;
+}
+
+#[tokio::test]
+async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_what_was_seen() {
+    let mut line = Line::new().await;
+    line.append(20).await;
+    line.is_whole().await;
+    line.relay.signal("KILL").await;
+    // Committed before the backup and delivered after it: the backup takes them for pending.
+    line.append(3).await;
+    let backup = line.system.database.copy().await;
+    line.relay = line.system.start("relay").await;
+    // Delivered and then lost with everything else that came after the backup.
+    line.append(4).await;
+    line.is_whole().await;
+
+    line.system.database = backup;
+    let url = line.system.database.url().to_owned();
+    line.system.set_again("DATABASE_URL", &url);
+    restart(&mut line).await;
+    line.append(2).await;
+    line.fails_with("conflict").await;
+    assert!(line.relay.log().contains("aftercommit rebase"), "{}", line.relay.log());
+    assert_eq!(line.delivered().await, 27, "nothing was published");
+
+    let refused = cli(line.system.settings(), &["rebase", "--yes"]).await;
+    assert!(!refused.status.success(), "a relay leads");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("stop every relay"));
+    line.relay.signal("KILL").await;
+    let plan = eventually("nobody leads", async || {
+        let output = cli(line.system.settings(), &["rebase", "--dry-run", "--output", "json"]).await;
+        serde_json::from_slice::<Value>(&output.stdout).ok()
+    })
+    .await;
+    assert_eq!((&plan["cluster"], &plan["done"]), (&"same".into(), &false.into()));
+    assert_eq!((&plan["pending"], &plan["told"], &plan["lost"]), (&5.into(), &3.into(), &4.into()));
+    let done = rebase(&line, &["--yes", "--reason", "a test"]).await;
+    assert_eq!((&done["done"], &done["epoch"]), (&true.into(), &2.into()));
+
+    let mut listener = listener(&line).await;
+    line.relay = line.system.start("relay").await;
+    line.append(1).await;
+    line.is_whole().await;
+    // The two of before the rebase and the one of after it; the three that were pending in the backup are not repeated.
+    listener.hears_exactly(3).await;
+    let again = eventually("it says that there is nothing to do", async || {
+        line.relay.signal("KILL").await;
+        let output = cli(line.system.settings(), &["rebase", "--output", "json"]).await;
+        serde_json::from_slice::<Value>(&output.stdout).ok()
+    })
+    .await;
+    assert_eq!(again["needed"], false);
+}
+
+/// Moves a database to another cluster, as `pg_dump | psql` does.
+async fn dump_and_restore(from: &OwnPostgres, to: &OwnPostgres) {
+    let program = |own: &OwnPostgres, name: &str| {
+        Command::new(own.server.data_directory().with_file_name("bin").join(name))
+    };
+    let url = |own: &OwnPostgres| own.url();
+    let dump = program(from, "pg_dump").arg(url(from)).output().await.expect("pg_dump");
+    assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
+    let mut restore = program(to, "psql");
+    restore.args(["--quiet", "--set", "ON_ERROR_STOP=1"]).arg(url(to));
+    let mut restore =
+        restore.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().expect("psql");
+    let mut stdin = restore.stdin.take().expect("a pipe");
+    tokio::io::AsyncWriteExt::write_all(&mut stdin, &dump.stdout).await.expect("a restore");
+    drop(stdin);
+    assert!(restore.wait().await.expect("psql").success(), "a restore");
+}
+
+#[tokio::test]
+async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_goes_on_where_it_was() {
+    let mut line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
+    line.append(30).await;
+    line.is_whole().await;
+    line.relay.signal("KILL").await;
+    line.append(5).await;
+    let moved = OwnPostgres::new(start_postgres(Vec::new()).await).await;
+    dump_and_restore(line.postgres(), &moved).await;
+
+    line.system.database = Database::at(&moved.url());
+    line.system.set_again("DATABASE_URL", &moved.url());
+    line.relay = line.system.start("relay").await;
+    line.fails_with("conflict").await;
+    assert!(line.relay.log().contains("another Postgres cluster"), "{}", line.relay.log());
+    line.relay.signal("KILL").await;
+
+    let done = eventually("nobody leads", async || {
+        let output = cli(line.system.settings(), &["rebase", "--yes", "--output", "json"]).await;
+        serde_json::from_slice::<Value>(&output.stdout).ok()
+    })
+    .await;
+    assert_eq!((&done["cluster"], &done["pending"], &done["told"]), (&"other".into(), &5.into(), &0.into()));
+    let mut listener = listener(&line).await;
+    line.relay = line.system.start("relay").await;
+    line.append(10).await;
+    line.is_whole().await;
+    listener.hears_exactly(15).await;
+    let mut connection = line.system.database.connect().await;
+    let states: Vec<(String, i64)> =
+        sqlx::query_as("select state, count(*) from outbox.event_status group by 1")
+            .fetch_all(&mut connection)
+            .await
+            .expect("states");
+    assert_eq!(states, [("delivered".to_owned(), 45)]);
+}
