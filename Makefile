@@ -3,7 +3,7 @@
 # Tests wait for servers more than they compute.
 export RUST_TEST_THREADS ?= 4
 
-.PHONY: help demo test test-containers lint fmt
+.PHONY: help demo test chaos test-containers lint fmt
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,12 @@ demo: ## Install what is missing, build, and play the story; EXIT=1 ends after i
 test: ## Install what is missing, and run every test on private servers
 	@scripts/install-servers
 	cargo test --locked
+
+SEED ?= 1
+MINUTES ?= 3
+chaos: ## Break everything at random and compare: SEED, MINUTES; the same seed makes the same faults
+	@scripts/install-servers
+	cargo test --locked --test chaos -- --seed $(SEED) --minutes $(MINUTES)
 
 test-containers: ## Run every test on containers: TEST_POSTGRES_IMAGE, TEST_REDIS_IMAGE
 	TEST_CONTAINERS=1 cargo test --locked

@@ -29,8 +29,17 @@ impl OwnPostgres {
         self.server.url(local::postgres::DATABASE).expose_secret().to_owned()
     }
 
-    /// Runs `pg_ctl`.
+    /// Runs `pg_ctl`, which has to do it.
     pub(crate) async fn control(&self, arguments: &[&str]) {
+        assert!(self.tries_to(arguments).await, "pg_ctl {arguments:?}");
+    }
+
+    /// Starts it after it was killed. False if it does not start yet.
+    pub(crate) async fn tries_to_start_again(&self) -> bool {
+        self.tries_to(&["restart", "--mode", "immediate"]).await
+    }
+
+    async fn tries_to(&self, arguments: &[&str]) -> bool {
         let data = self.server.data_directory();
         let mut command = Command::new(data.with_file_name("bin").join("pg_ctl"));
         command
@@ -41,7 +50,7 @@ impl OwnPostgres {
             .arg("--log")
             .arg(data.join("start.log"));
         let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().await;
-        assert!(status.expect("pg_ctl").success(), "pg_ctl {arguments:?}");
+        status.expect("pg_ctl").success()
     }
 
     /// With the settings that it had; waits until it answers.

@@ -11,13 +11,13 @@ mod servers;
 mod sse;
 mod story;
 
-pub(crate) use database::{Database, database, empty_database};
+pub(crate) use database::{Database, database, database_on, empty_database};
 pub(crate) use line::{Line, OwnPostgres, Wiring, leads, metric_of, start_postgres, start_redis};
 pub(crate) use listener::Listener;
 pub(crate) use process::{Process, Settings, cli};
 pub(crate) use proxy::{Flow, Proxy};
 pub(crate) use redis::{Redis, redis, settings_of as redis_settings_of};
-pub(crate) use sse::{Client, Event};
+pub(crate) use sse::{Client, Event, Parser};
 pub(crate) use story::{Session, System};
 
 use std::time::Duration;

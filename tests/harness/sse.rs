@@ -21,7 +21,7 @@ pub(crate) struct Event {
 
 /// Splits a stream into events: fields, then a blank line.
 #[derive(Debug, Default)]
-struct Parser {
+pub(crate) struct Parser {
     line: Vec<u8>,
     after_cr: bool,
     id: Option<String>,
@@ -33,7 +33,17 @@ struct Parser {
 }
 
 impl Parser {
-    fn feed(&mut self, bytes: &[u8], mut dispatch: impl FnMut(Event)) {
+    /// A parser for a connection that was opened with this id.
+    pub(crate) fn resuming(last_event_id: String) -> Self {
+        Self { last_event_id, ..Self::default() }
+    }
+
+    /// The id that a reconnect would send.
+    pub(crate) fn last_event_id(&self) -> &str {
+        &self.last_event_id
+    }
+
+    pub(crate) fn feed(&mut self, bytes: &[u8], mut dispatch: impl FnMut(Event)) {
         for &byte in bytes {
             match byte {
                 b'\n' if std::mem::take(&mut self.after_cr) => {}
@@ -227,7 +237,7 @@ async fn stay_connected(url: String, token: String, shared: Arc<Shared>) {
 }
 
 async fn read_stream(response: reqwest::Response, last_event_id: String, shared: &Shared) {
-    let mut parser = Parser { last_event_id, ..Parser::default() };
+    let mut parser = Parser::resuming(last_event_id);
     let mut chunks = response.bytes_stream();
     while let Some(Ok(chunk)) = chunks.next().await {
         let mut seen = shared.seen.lock().expect("a lock");

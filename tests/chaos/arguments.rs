@@ -1,0 +1,61 @@
+//! What is asked for. `cargo test` hands the same arguments to every test program, so those of the usual test runner
+//! are understood or passed over.
+
+use std::time::Duration;
+
+/// How long the short form makes faults, as a part of the whole test suite.
+const SHORT: Duration = Duration::from_secs(20);
+/// The short form's seed, so that it is the same each time.
+const SEED: u64 = 1;
+
+/// What to do.
+#[derive(Debug)]
+pub(crate) struct Arguments {
+    pub(crate) seed: u64,
+    /// How long faults are made.
+    pub(crate) length: Duration,
+    /// Print the plan and do nothing.
+    pub(crate) plan: bool,
+    /// Say each fault as it is made.
+    pub(crate) verbose: bool,
+    /// Somebody asked for other tests.
+    pub(crate) skip: bool,
+    /// Say what tests there are.
+    pub(crate) list: bool,
+}
+
+impl Arguments {
+    /// Reads them; an error is what is wrong with them.
+    pub(crate) fn read(mut given: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut read =
+            Self { seed: SEED, length: SHORT, plan: false, verbose: false, skip: false, list: false };
+        let mut filters = Vec::new();
+        while let Some(argument) = given.next() {
+            match argument.as_str() {
+                "--seed" => read.seed = number(&argument, given.next())?,
+                "--minutes" => read.length = minutes(number(&argument, given.next())?)?,
+                "--short" => read.length = SHORT,
+                "--plan" => read.plan = true,
+                "--verbose" => read.verbose = true,
+                "--list" => read.list = true,
+                "--test-threads" | "--format" | "--color" | "--skip" | "--logfile" => drop(given.next()),
+                flag if flag.starts_with('-') => {}
+                filter => filters.push(filter.to_owned()),
+            }
+        }
+        read.skip = !filters.is_empty() && !filters.iter().any(|filter| "chaos".contains(filter.as_str()));
+        Ok(read)
+    }
+}
+
+fn number<T: std::str::FromStr>(name: &str, value: Option<String>) -> Result<T, String> {
+    let value = value.ok_or(format!("{name} wants a number behind it"))?;
+    value.parse().map_err(|_| format!("{name} {value}: not a number"))
+}
+
+fn minutes(minutes: f64) -> Result<Duration, String> {
+    Duration::try_from_secs_f64(minutes * 60.0)
+        .ok()
+        .filter(|length| !length.is_zero())
+        .ok_or(format!("--minutes {minutes}: not a length of time"))
+}

@@ -1,0 +1,154 @@
+//! Who listens: EventSources on both SSE servers in turn, some of which leave and come back all the time.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use tokio::task::JoinHandle;
+
+use crate::harness::{Event, Parser};
+use crate::random::Random;
+use crate::world::{Channel, World, key_of};
+
+/// Clients of each topic.
+const CLIENTS: usize = 3;
+/// What EventSource would wait is too long for a campaign of minutes.
+const RECONNECT: Duration = Duration::from_millis(100);
+/// A stream without a heartbeat for so long is given up: twice the interval that the server was asked for.
+const SILENCE: Duration = Duration::from_secs(4);
+
+/// Something that a client received.
+#[derive(Debug, Clone)]
+pub(crate) enum Received {
+    Event {
+        key: u64,
+        at: Instant,
+    },
+    /// Go on behind this id; what lay before it was to be fetched in another way.
+    Reset {
+        id: String,
+    },
+}
+
+/// What one client received.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Seen {
+    pub(crate) channel: usize,
+    /// The id behind which it began to listen.
+    pub(crate) begun: Option<String>,
+    pub(crate) received: Vec<Received>,
+    pub(crate) last_event_id: String,
+    pub(crate) connections: usize,
+}
+
+/// Clients at work.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    tasks: Vec<JoinHandle<()>>,
+    seen: Vec<Arc<Mutex<Seen>>>,
+}
+
+pub(crate) fn begin(world: &Arc<World>, seed: u64) -> Clients {
+    let (mut tasks, mut all) = (Vec::new(), Vec::new());
+    for (channel, of) in world.channels.iter().enumerate() {
+        for n in 0..CLIENTS {
+            let seen = Arc::new(Mutex::new(Seen { channel, ..Seen::default() }));
+            all.push(seen.clone());
+            let client = Client {
+                urls: world.outlets.each_ref().map(|outlet| outlet.url.clone()),
+                of: of.clone(),
+                random: Random::new(seed, &format!("client {channel} {n}")),
+                is_restless: n == 0,
+                seen,
+            };
+            tasks.push(tokio::spawn(client.listen()));
+        }
+    }
+    Clients { tasks, seen: all }
+}
+
+impl Clients {
+    /// Whether every client has come to the end of its topic, given the last id of each.
+    pub(crate) fn have_reached(&self, last_ids: &[Option<String>]) -> bool {
+        self.seen.iter().all(|seen| {
+            let seen = seen.lock().expect("what was seen");
+            last_ids[seen.channel].as_ref().is_none_or(|last| *last == seen.last_event_id)
+        })
+    }
+
+    /// Ends them, and tells what each received.
+    pub(crate) fn stop(self) -> Vec<Seen> {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.seen.iter().map(|seen| seen.lock().expect("what was seen").clone()).collect()
+    }
+}
+
+struct Client {
+    urls: [String; 2],
+    of: Channel,
+    random: Random,
+    is_restless: bool,
+    seen: Arc<Mutex<Seen>>,
+}
+
+impl Client {
+    async fn listen(mut self) {
+        let http =
+            reqwest::Client::builder().connect_timeout(Duration::from_secs(2)).build().expect("a client");
+        loop {
+            let url = &self.urls[self.random.below(2)];
+            let last_event_id = self.seen.lock().expect("what was seen").last_event_id.clone();
+            let mut request = http.get(url).bearer_auth(&self.of.token).header("accept", "text/event-stream");
+            if !last_event_id.is_empty() {
+                request = request.header("last-event-id", &last_event_id);
+            }
+            if let Ok(Ok(response)) = tokio::time::timeout(SILENCE, request.send()).await {
+                self.read(response, last_event_id).await;
+            }
+            tokio::time::sleep(RECONNECT).await;
+        }
+    }
+
+    async fn read(&mut self, response: reqwest::Response, last_event_id: String) {
+        if !response.status().is_success() {
+            return;
+        }
+        self.seen.lock().expect("what was seen").connections += 1;
+        let stays = if self.is_restless { self.random.millis(50, 2500) } else { Duration::from_secs(86_400) };
+        let leaves = tokio::time::sleep(stays);
+        tokio::pin!(leaves);
+        let mut parser = Parser::resuming(last_event_id);
+        let mut chunks = response.bytes_stream();
+        loop {
+            tokio::select! {
+                () = &mut leaves => return,
+                chunk = tokio::time::timeout(SILENCE, chunks.next()) => match chunk {
+                    Ok(Some(Ok(chunk))) => self.take(&mut parser, &chunk),
+                    _ => return,
+                },
+            }
+        }
+    }
+
+    fn take(&self, parser: &mut Parser, chunk: &[u8]) {
+        let at = Instant::now();
+        let mut seen = self.seen.lock().expect("what was seen");
+        // Line by line, as the place that it is told first may come together with its first event.
+        for line in chunk.split_inclusive(|byte| *byte == b'\n') {
+            parser.feed(line, |event| seen.received.push(received(event, at)));
+            seen.last_event_id = parser.last_event_id().to_owned();
+            if seen.begun.is_none() && !seen.last_event_id.is_empty() {
+                seen.begun = Some(seen.last_event_id.clone());
+            }
+        }
+    }
+}
+
+fn received(event: Event, at: Instant) -> Received {
+    match event.event.as_str() {
+        "reset" => Received::Reset { id: event.id.unwrap_or_default() },
+        _ => Received::Event { key: key_of(&event.data), at },
+    }
+}

@@ -1,0 +1,147 @@
+//! What a run found, on one screen.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use crate::clients::{Received, Seen};
+use crate::plan::Kind;
+use crate::writers::Commits;
+
+/// How far something is from the truth.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Numbers {
+    pub(crate) lost: usize,
+    pub(crate) repeated: usize,
+    pub(crate) reordered: usize,
+    pub(crate) invented: usize,
+    /// Clients that were told to fetch what cannot be proven to be whole, and what they were told to skip.
+    pub(crate) resets: usize,
+    pub(crate) skipped: usize,
+}
+
+impl Numbers {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.lost += other.lost;
+        self.repeated += other.repeated;
+        self.reordered += other.reordered;
+        self.invented += other.invented;
+        self.resets += other.resets;
+        self.skipped += other.skipped;
+    }
+
+    fn are_zero(&self) -> bool {
+        self.lost + self.repeated + self.reordered + self.invented == 0
+    }
+}
+
+impl fmt::Display for Numbers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { lost, repeated, reordered, invented, .. } = self;
+        write!(f, "lost {lost}, repeated {repeated}, reordered {reordered}, invented {invented}")
+    }
+}
+
+/// How many faults of each kind were made.
+#[derive(Debug, Default)]
+pub(crate) struct Faults(BTreeMap<Kind, usize>);
+
+impl Faults {
+    pub(crate) fn count(&mut self, kind: Kind) {
+        *self.0.entry(kind).or_default() += 1;
+    }
+
+    pub(crate) fn add(&mut self, other: Self) {
+        for (kind, count) in other.0 {
+            *self.0.entry(kind).or_default() += count;
+        }
+    }
+}
+
+/// From a commit to the first client that received it.
+#[derive(Debug)]
+pub(crate) struct Delays {
+    median: Duration,
+    longest: Duration,
+}
+
+impl Delays {
+    pub(crate) fn of(commits: &Commits, seen: &[Seen]) -> Self {
+        let mut first = BTreeMap::new();
+        for received in seen.iter().flat_map(|client| &client.received) {
+            if let Received::Event { key, at, .. } = received {
+                let earliest = first.entry(*key).or_insert(*at);
+                *earliest = (*earliest).min(*at);
+            }
+        }
+        let mut delays: Vec<Duration> = first
+            .iter()
+            .filter_map(|(key, at)| Some(at.saturating_duration_since(*commits.get(key)?)))
+            .collect();
+        delays.sort_unstable();
+        let at = |place: usize| delays.get(place).copied().unwrap_or_default();
+        Self { median: at(delays.len() / 2), longest: at(delays.len().saturating_sub(1)) }
+    }
+}
+
+/// A whole run.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) seed: u64,
+    pub(crate) length: Duration,
+    pub(crate) made: Faults,
+    pub(crate) events: usize,
+    /// Confirmed commits that the log does not hold.
+    pub(crate) missing: usize,
+    /// Everything arrived in the time that it was given.
+    pub(crate) complete: bool,
+    pub(crate) redis: Numbers,
+    pub(crate) clients: Numbers,
+    pub(crate) listeners: usize,
+    pub(crate) connections: usize,
+    pub(crate) delays: Delays,
+    pub(crate) dead_tuples: [i64; 2],
+}
+
+impl Report {
+    pub(crate) fn is_clean(&self) -> bool {
+        self.complete
+            && self.missing == 0
+            && self.events > 0
+            && self.redis.are_zero()
+            && self.clients.are_zero()
+            && self.dead_tuples[1] == 0
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let faults: usize = self.made.0.values().sum();
+        writeln!(
+            f,
+            "\nchaos: seed {}, {:.1} min, {faults} faults",
+            self.seed,
+            self.length.as_secs_f64() / 60.0
+        )?;
+        for (kind, count) in &self.made.0 {
+            writeln!(f, "  {kind:<28} {count:>4}")?;
+        }
+        let Self { events, missing, listeners, connections, .. } = self;
+        writeln!(f, "events    {events} committed, {missing} of them missing in the log")?;
+        writeln!(f, "Redis     {}", self.redis)?;
+        writeln!(f, "clients   {}", self.clients)?;
+        let (resets, skipped) = (self.clients.resets, self.clients.skipped);
+        writeln!(
+            f,
+            "          {listeners} clients, {connections} connections, {resets} resets over {skipped} events"
+        )?;
+        let Delays { median, longest } = self.delays;
+        writeln!(f, "delay     commit to client: median {median:.0?}, longest stall {longest:.1?}")?;
+        let [event, checkpoint] = self.dead_tuples;
+        writeln!(f, "dead      {checkpoint} tuples in checkpoint, {event} in event (rolled back)")?;
+        if !self.complete {
+            writeln!(f, "NOT everything arrived in the time that it was given")?;
+        }
+        Ok(())
+    }
+}

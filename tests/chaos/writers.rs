@@ -1,0 +1,231 @@
+//! Who writes events: transactions that roll back, commit late, roll back to savepoints, are prepared and forgotten, and one
+//! that stays open for the whole run.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::outbox;
+use sqlx::{AssertSqlSafe, PgConnection};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::random::Random;
+use crate::world::World;
+
+const WRITERS: usize = 8;
+/// The transaction that stays prepared until the end.
+const FORGOTTEN: &str = "forgotten";
+
+/// When each event's commit was known to its writer, by key.
+pub(crate) type Commits = HashMap<u64, Instant>;
+
+/// Writers at work.
+#[derive(Debug)]
+pub(crate) struct Writers {
+    stop: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+    cleaned: CancellationToken,
+    cleaner: JoinHandle<()>,
+    commits: Arc<Mutex<Commits>>,
+}
+
+struct Writer {
+    world: Arc<World>,
+    random: Random,
+    keys: Arc<AtomicU64>,
+    commits: Arc<Mutex<Commits>>,
+    stop: CancellationToken,
+}
+
+/// How a transaction ends.
+enum End {
+    Commit,
+    Rollback,
+    /// Prepared, and committed by somebody later.
+    Prepare,
+}
+
+pub(crate) fn begin(world: &Arc<World>, seed: u64) -> Writers {
+    let (stop, commits) = (CancellationToken::new(), Arc::new(Mutex::new(Commits::new())));
+    let keys = Arc::new(AtomicU64::new(1));
+    let mut tasks = Vec::new();
+    for n in 0..=WRITERS {
+        let mut writer = Writer {
+            world: world.clone(),
+            random: Random::new(seed, &format!("writer {n}")),
+            keys: keys.clone(),
+            commits: commits.clone(),
+            stop: stop.clone(),
+        };
+        tasks.push(tokio::spawn(async move {
+            if n == WRITERS {
+                writer.forget_one().await;
+                writer.hold_open().await;
+            } else {
+                writer.write().await;
+            }
+        }));
+    }
+    let cleaned = CancellationToken::new();
+    let cleaner = tokio::spawn(clean_up(world.clone(), cleaned.clone()));
+    Writers { stop, tasks, cleaned, cleaner, commits }
+}
+
+impl Writers {
+    /// Lets every transaction in hand come to its end.
+    pub(crate) async fn finish(self) -> Commits {
+        self.stop.cancel();
+        for task in self.tasks {
+            task.await.expect("a writer");
+        }
+        self.cleaned.cancel();
+        self.cleaner.await.expect("a cleaner");
+        std::mem::take(&mut self.commits.lock().expect("commits"))
+    }
+}
+
+impl Writer {
+    async fn write(&mut self) {
+        let mut connection = self.world.postgres().await;
+        while !self.stop.is_cancelled() {
+            if self.transaction(&mut connection).await.is_err() {
+                // Whether it was committed, the log will tell.
+                connection = self.world.postgres().await;
+            }
+            self.pause(0, 30).await;
+        }
+    }
+
+    async fn pause(&mut self, least: u64, most: u64) {
+        tokio::time::sleep(self.random.millis(least, most)).await;
+    }
+
+    async fn transaction(&mut self, connection: &mut PgConnection) -> Result<(), outbox::AppendError> {
+        execute(connection, "begin").await?;
+        if self.random.percent(50) {
+            // An xid now and ids later: what a snapshot's xmax does not tell of.
+            execute(connection, "select pg_current_xact_id()").await?;
+            self.pause(0, 60).await;
+        }
+        let mut topics = vec![self.topic()];
+        if self.random.percent(20) {
+            topics.push(self.topic());
+            topics.sort();
+            topics.dedup();
+        }
+        let mut keys = Vec::new();
+        for topic in &topics {
+            outbox::lock_topic(connection, topic).await?;
+            for _ in 0..self.random.between(1, 4) {
+                keys.push(self.append(connection, topic).await?);
+            }
+            if self.random.percent(15) {
+                execute(connection, "savepoint s").await?;
+                self.append(connection, topic).await?;
+                execute(connection, "rollback to savepoint s").await?;
+            }
+        }
+        self.dawdle().await;
+        self.end(connection, &keys).await
+    }
+
+    /// Between an append and its commit: mostly a moment, now and then long.
+    async fn dawdle(&mut self) {
+        if self.random.percent(4) { self.pause(300, 1500).await } else { self.pause(0, 25).await }
+    }
+
+    async fn end(&mut self, connection: &mut PgConnection, keys: &[u64]) -> Result<(), outbox::AppendError> {
+        let end = match self.random.between(0, 100) {
+            0..15 => End::Rollback,
+            15..20 => End::Prepare,
+            _ => End::Commit,
+        };
+        match end {
+            End::Rollback => return execute(connection, "rollback").await,
+            End::Commit => execute(connection, "commit").await?,
+            End::Prepare => {
+                let gid = uuid::Uuid::new_v4();
+                execute(connection, &format!("prepare transaction '{gid}'")).await?;
+                self.pause(0, 300).await;
+                execute(connection, &format!("commit prepared '{gid}'")).await?;
+            }
+        }
+        let now = Instant::now();
+        self.commits.lock().expect("commits").extend(keys.iter().map(|key| (*key, now)));
+        Ok(())
+    }
+
+    async fn append(
+        &mut self,
+        connection: &mut PgConnection,
+        topic: &Topic,
+    ) -> Result<u64, outbox::AppendError> {
+        let key = self.keys.fetch_add(1, Ordering::Relaxed);
+        let event_type = EventType::new("CHAOS").expect("a type");
+        let event =
+            NewEvent::new(topic.clone(), event_type, &serde_json::json!({ "k": key })).expect("an event");
+        outbox::append(connection, &event).await?;
+        Ok(key)
+    }
+
+    fn topic(&mut self) -> Topic {
+        // The last two are for the transactions that outlast the others.
+        let channels = &self.world.channels[..self.world.channels.len() - 2];
+        channels[self.random.below(channels.len())].topic.clone()
+    }
+
+    /// One transaction for the whole run: nothing may wait for it. When Postgres ends it, another begins.
+    async fn hold_open(&mut self) {
+        let topic = self.world.channels.last().expect("a channel").topic.clone();
+        while !self.stop.is_cancelled() {
+            let mut connection = self.world.postgres().await;
+            let Ok(()) = execute(&mut connection, "begin").await else { continue };
+            let Ok(key) = self.append(&mut connection, &topic).await else { continue };
+            while !self.stop.is_cancelled() {
+                self.pause(100, 300).await;
+                if execute(&mut connection, "select 1").await.is_err() {
+                    break;
+                }
+            }
+            if execute(&mut connection, "commit").await.is_ok() {
+                self.commits.lock().expect("commits").insert(key, Instant::now());
+            }
+        }
+    }
+
+    /// One transaction that is prepared at the beginning and forgotten.
+    async fn forget_one(&mut self) {
+        let topic = self.world.channels[self.world.channels.len() - 2].topic.clone();
+        let mut connection = self.world.postgres().await;
+        execute(&mut connection, "begin").await.expect("nothing is broken yet");
+        self.append(&mut connection, &topic).await.expect("nothing is broken yet");
+        let prepare = format!("prepare transaction '{FORGOTTEN}'");
+        execute(&mut connection, &prepare).await.expect("nothing is broken yet");
+    }
+}
+
+/// Commits what was prepared by writers whose session ended before they came to it.
+async fn clean_up(world: Arc<World>, until: CancellationToken) {
+    while !until.is_cancelled() {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let mut connection = world.postgres().await;
+        let old = "select gid from pg_prepared_xacts where prepared < now() - interval '2 s' and gid <> $1";
+        let orphans = sqlx::query_scalar::<_, String>(old).bind(FORGOTTEN).fetch_all(&mut connection).await;
+        for gid in orphans.unwrap_or_default() {
+            // Its writer may have come to it after all.
+            drop(execute(&mut connection, &format!("commit prepared '{gid}'")).await);
+        }
+    }
+}
+
+async fn execute(connection: &mut PgConnection, sql: &str) -> Result<(), outbox::AppendError> {
+    // Bounded: a session whose server is frozen or gone must not hold the campaign up.
+    let executing = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection);
+    match tokio::time::timeout(Duration::from_secs(20), executing).await {
+        Ok(done) => done.map(|_| ()).map_err(Into::into),
+        Err(_elapsed) => Err(outbox::AppendError::Database(sqlx::Error::PoolTimedOut)),
+    }
+}
