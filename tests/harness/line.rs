@@ -235,6 +235,11 @@ impl Line {
         })
     }
 
+    /// How many events this relay has published since it started.
+    pub(crate) async fn delivered_in_all(&self) -> u64 {
+        self.metric("aftercommit_relay_published_total").await
+    }
+
     /// How many events the history holds.
     pub(crate) async fn delivered(&self) -> u64 {
         redis::AsyncCommands::xlen(&mut self.redis().await, keys::history(&self.topic))

@@ -5,13 +5,16 @@
 mod harness;
 
 mod crash_points;
+mod outages;
 mod outbox_log;
+mod pooler;
 mod postgres_failures;
 mod rebase;
 mod relay_delivery;
 mod relay_failures;
 mod relay_leadership;
 mod relay_repair;
+mod rotation;
 mod sse_streams;
 mod uploads;
 

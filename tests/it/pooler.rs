@@ -1,0 +1,99 @@
+//! PgBouncer in transaction mode in front of the application: it may, and the relay may not.
+
+use std::process::{Child, Command, Stdio};
+
+use aftercommit::event::{EventType, NewEvent};
+use aftercommit::outbox;
+use sqlx::{Connection, PgConnection};
+
+use crate::harness::{Line, Process, Wiring, eventually};
+
+/// A running PgBouncer. Ended when dropped.
+struct PgBouncer {
+    child: Child,
+    port: u16,
+    _directory: tempfile::TempDir,
+}
+
+impl Drop for PgBouncer {
+    fn drop(&mut self) {
+        // A child that has ended already needs no end.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl PgBouncer {
+    /// In front of the line's Postgres. `ignored` are start-up parameters that it passes over.
+    async fn start(line: &Line, ignored: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let port =
+            std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
+        let url = line.postgres().url();
+        let (_, rest) = url.split_once("://").expect("a url");
+        let (password, _) =
+            rest.split_once(':').and_then(|(_, rest)| rest.split_once('@')).expect("a password");
+        let configuration = format!(
+            "[databases]\n* = host=127.0.0.1 port={} user=postgres password={password}\n\
+             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\npool_mode = transaction\n\
+             auth_type = any\ndefault_pool_size = 3\nignore_startup_parameters = {ignored}\n",
+            line.postgres().server.port()
+        );
+        let path = directory.path().join("pgbouncer.ini");
+        std::fs::write(&path, configuration).expect("a configuration");
+        let mut command = Command::new("pgbouncer");
+        // It refuses to be root, and reads its configuration before it becomes somebody else.
+        if std::fs::metadata("/proc/self").is_ok_and(|of| std::os::unix::fs::MetadataExt::uid(&of) == 0) {
+            command.args(["-u", "nobody"]);
+        }
+        let child = command.arg(&path).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let bouncer =
+            Self { child: child.expect("pgbouncer, which make test installs"), port, _directory: directory };
+        eventually("PgBouncer answers", async || PgConnection::connect(&bouncer.url()).await.ok().map(drop))
+            .await;
+        bouncer
+    }
+
+    fn url(&self) -> String {
+        // Its sessions change between transactions, so nothing can be kept prepared in them.
+        format!("postgres://postgres@127.0.0.1:{}/postgres?statement-cache-capacity=0", self.port)
+    }
+
+    async fn relay(&self, line: &Line) -> Process {
+        let settings = line.system.settings().clone().set("DATABASE_URL", self.url());
+        Process::start("relay", &settings).await
+    }
+}
+
+#[tokio::test]
+async fn an_application_may_append_through_a_pooler_while_the_relay_goes_straight() {
+    let mut line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
+    let bouncer = PgBouncer::start(&line, "extra_float_digits").await;
+    let mut connection = PgConnection::connect(&bouncer.url()).await.expect("a connection");
+    for n in 0..50 {
+        let event_type = EventType::new("T").expect("a type");
+        let event = NewEvent::new(line.topic.clone(), event_type, &n).expect("an event");
+        let mut tx = connection.begin().await.expect("a transaction");
+        outbox::append(&mut tx, &event).await.expect("an append");
+        if n % 5 == 0 {
+            tx.rollback().await.expect("a rollback");
+        } else {
+            tx.commit().await.expect("a commit");
+            line.appended.push(event.event_id());
+        }
+    }
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn a_relay_behind_a_pooler_says_so_and_delivers_nothing() {
+    let line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
+    // One pooler refuses the relay's start-up parameters; the other passes over them, and shares its sessions.
+    for ignored in ["extra_float_digits", "extra_float_digits, options"] {
+        let bouncer = PgBouncer::start(&line, ignored).await;
+        let relay = bouncer.relay(&line).await;
+        line.relay.signal("STOP").await;
+        eventually("it says so", async || relay.log().contains("through a pooler").then_some(())).await;
+        line.relay.signal("CONT").await;
+    }
+}

@@ -1,0 +1,113 @@
+//! Rotation: nothing undelivered goes, no insert fails, and what stands in the way is named.
+
+use std::time::Duration;
+
+use aftercommit::outbox::rotate::{self, Rotation};
+use aftercommit::outbox::schema::set_rotation;
+use sqlx::PgConnection;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Line, eventually};
+
+/// A line whose log takes the next slot each second.
+async fn line_with_short_slots() -> (Line, PgConnection) {
+    let line = Line::new().await;
+    let mut admin = line.system.database.connect().await;
+    set_rotation(&mut admin, 1).await.expect("another rotation");
+    (line, admin)
+}
+
+async fn rotate_now(admin: &mut PgConnection) -> Rotation {
+    rotate::rotate(admin, Duration::ZERO).await.expect("a rotation")
+}
+
+/// Rotates until a slot is kept for a reason that holds this text.
+async fn is_blocked_by(admin: &mut PgConnection, reason: &str) {
+    eventually(&format!("a slot is kept: {reason}"), async || {
+        let rotation = rotate_now(admin).await;
+        rotation.blocked.iter().any(|blocked| blocked.by.contains(reason)).then_some(())
+    })
+    .await;
+}
+
+async fn rows(admin: &mut PgConnection) -> i64 {
+    sqlx::query_scalar("select count(*) from outbox.event").fetch_one(admin).await.expect("a count")
+}
+
+#[tokio::test]
+async fn under_load_slots_are_emptied_behind_the_relay_and_nothing_is_lost() {
+    let (mut line, mut admin) = line_with_short_slots().await;
+    let stop = CancellationToken::new();
+    let writer = line.keep_appending(stop.clone());
+    let mut emptied = 0;
+    eventually("three slots of the log are emptied", async || {
+        let rotation = rotate_now(&mut admin).await;
+        emptied += rotation.emptied.iter().filter(|table| table.starts_with("event")).count();
+        (emptied >= 3).then_some(())
+    })
+    .await;
+    stop.cancel();
+    line.appended = writer.await.expect("no insert fails");
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn what_a_stuck_relay_has_not_delivered_stays_and_the_relay_is_named() {
+    let (mut line, mut admin) = line_with_short_slots().await;
+    line.append(5).await;
+    line.is_whole().await;
+    line.relay.signal("STOP").await;
+    line.append(7).await;
+    is_blocked_by(&mut admin, &line.system.redis.relay_name()).await;
+    assert!(rows(&mut admin).await >= 7);
+    line.relay.signal("CONT").await;
+    line.is_whole().await;
+    eventually("the slot goes when it has been delivered", async || {
+        rotate_now(&mut admin).await;
+        (rows(&mut admin).await == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_long_reader_holds_a_slot_back_and_is_named_and_holds_nobody_else_up() {
+    let (mut line, mut admin) = line_with_short_slots().await;
+    line.append(5).await;
+    line.is_whole().await;
+    let mut reader = line.system.database.connect().await;
+    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut reader).await.expect("a pid");
+    sqlx::raw_sql("begin; select count(*) from outbox.event").execute(&mut reader).await.expect("a reader");
+    is_blocked_by(&mut admin, &format!("pid {pid}")).await;
+    line.append(5).await;
+    line.is_whole().await;
+    sqlx::raw_sql("commit").execute(&mut reader).await.expect("an end");
+    eventually("the slots go", async || {
+        rotate_now(&mut admin).await;
+        (rows(&mut admin).await == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_loses_nothing_and_fails_no_insert() {
+    let (mut line, mut admin) = line_with_short_slots().await;
+    let mut connection = line.system.database.connect().await;
+    // As if the clock had stood at these times: the slot is a function of it, and so is the row's age.
+    for hours in [0, -30, 48, -1000, 0, 3] {
+        let at = format!("now() + interval '{hours} hours'");
+        let sql = format!(
+            "insert into outbox.event (slot, topic, type, payload, created_at)
+             values (outbox.slot_at({at}), '{}', 'T', '1', {at}) returning event_id",
+            line.topic
+        );
+        let id = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await;
+        line.appended.push(id.expect("an insert"));
+        rotate_now(&mut admin).await;
+    }
+    line.is_whole().await;
+    let young: i64 = sqlx::query_scalar("select count(*) from outbox.event where created_at > now()")
+        .fetch_one(&mut admin)
+        .await
+        .expect("a count");
+    assert_eq!(young, 2, "rows of the future are kept until they are old");
+}
