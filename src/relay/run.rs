@@ -18,7 +18,7 @@ use super::step::{Outcome, Rules, Step, StepError};
 use super::wake::chance;
 use super::{Metrics, PublishError, Settings, Sink, keeper, wake};
 use crate::outbox;
-use crate::postgres::{self, ConnectError};
+use crate::postgres::{self, ConnectError, SchemaError};
 
 /// Added to Postgres's own statement timeout: when nothing has come by then, the server is gone.
 const PATIENCE_BEYOND_SERVER: Duration = Duration::from_secs(3);
@@ -41,24 +41,42 @@ enum RunError {
 }
 
 impl RunError {
-    fn failure(&self) -> Failure {
-        let of = |error: &sqlx::Error| {
-            failure::of_postgres(error.as_database_error().and_then(|error| error.code()).as_deref())
-        };
+    /// Postgres's own words, where it said something.
+    fn of_postgres(&self) -> Option<&sqlx::Error> {
         match self {
-            Self::Session(SessionError::Connect(ConnectError::Refused { source, .. })) => of(source),
-            Self::Session(SessionError::Connect(ConnectError::Timeout { .. })) => failure::of_postgres(None),
-            Self::Session(SessionError::Outbox(outbox::Error::Database(source)))
+            Self::Session(SessionError::Connect(ConnectError::Refused { source, .. }))
+            | Self::Session(SessionError::Outbox(outbox::Error::Database(source)))
+            | Self::Session(SessionError::Schema(SchemaError::Database(source)))
             | Self::Session(SessionError::Database(source))
             | Self::Step(StepError::Outbox(outbox::Error::Database(source)))
-            | Self::Database(source) => of(source),
+            | Self::Database(source) => Some(source),
+            _ => None,
+        }
+    }
+
+    /// The same, or what is behind it where a prepared statement is known that was never prepared, or the other way
+    /// around: statements of one connection go to sessions of several.
+    fn explained(self) -> Self {
+        let code = self.of_postgres().and_then(|error| error.as_database_error()?.code());
+        match code.as_deref() {
+            Some("42P05" | "26000") => Self::Session(SessionError::Pooled),
+            _ => self,
+        }
+    }
+
+    fn failure(&self) -> Failure {
+        if let Some(error) = self.of_postgres() {
+            return failure::of_postgres(error.as_database_error().and_then(|error| error.code()).as_deref());
+        }
+        match self {
+            Self::Session(SessionError::Connect(ConnectError::Timeout { .. })) => failure::of_postgres(None),
             Self::Step(StepError::Publish(error)) | Self::StoodDown(error) => error.failure(),
             Self::Step(StepError::NoAnswer(_)) => failure::TIMEOUT,
             Self::Step(StepError::Outbox(outbox::Error::Fenced { .. })) => failure::FENCED,
             Self::Step(StepError::Outbox(_)) => failure::CONFLICT,
             Self::Session(SessionError::ReadOnly) => failure::READ_ONLY,
             // Addresses, schemas, poolers: what a person has set up.
-            Self::Session(_) => Failure { class: "setup", remedy: Remedy::Person },
+            _ => Failure { class: "setup", remedy: Remedy::Person },
         }
     }
 }
@@ -92,6 +110,7 @@ pub async fn run<S: Sink>(
         metrics.leading.set(0);
         state.role(Role::Disconnected);
         let Err(error) = ended else { break };
+        let error = error.explained();
         let failure = error.failure();
         metrics.failed(failure.class);
         state.failed(&error.to_string());

@@ -4,9 +4,11 @@
 #[expect(dead_code, unused_imports, reason = "the plumbing of all tests; the campaign needs more of it")]
 mod harness;
 
+mod outbox_log;
+mod rotation;
+
 mod crash_points;
 mod outages;
-mod outbox_log;
 mod pooler;
 mod postgres_failures;
 mod rebase;
@@ -14,7 +16,7 @@ mod relay_delivery;
 mod relay_failures;
 mod relay_leadership;
 mod relay_repair;
-mod rotation;
+
 mod sse_streams;
 mod uploads;
 
