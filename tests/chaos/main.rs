@@ -89,6 +89,7 @@ async fn campaign(arguments: &Arguments, plan: Plan) -> Report {
         events: truth.events(),
         missing: truth.missing(&commits),
         complete,
+        crashed: world.crashed().await,
         redis: truth.compare_redis(),
         clients: truth.compare_clients(&seen),
         listeners: seen.len(),

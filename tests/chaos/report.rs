@@ -15,9 +15,8 @@ pub(crate) struct Numbers {
     pub(crate) repeated: usize,
     pub(crate) reordered: usize,
     pub(crate) invented: usize,
-    /// Clients that were told to fetch what cannot be proven to be whole, and what they were told to skip.
+    /// How often clients were told to fetch everything anew, as it could not be proven to be whole.
     pub(crate) resets: usize,
-    pub(crate) skipped: usize,
 }
 
 impl Numbers {
@@ -27,7 +26,6 @@ impl Numbers {
         self.reordered += other.reordered;
         self.invented += other.invented;
         self.resets += other.resets;
-        self.skipped += other.skipped;
     }
 
     fn are_zero(&self) -> bool {
@@ -95,6 +93,8 @@ pub(crate) struct Report {
     pub(crate) missing: usize,
     /// Everything arrived in the time that it was given.
     pub(crate) complete: bool,
+    /// Processes that ended and that nobody ended.
+    pub(crate) crashed: usize,
     pub(crate) redis: Numbers,
     pub(crate) clients: Numbers,
     pub(crate) listeners: usize,
@@ -107,6 +107,7 @@ impl Report {
     pub(crate) fn is_clean(&self) -> bool {
         self.complete
             && self.missing == 0
+            && self.crashed == 0
             && self.events > 0
             && self.redis.are_zero()
             && self.clients.are_zero()
@@ -130,15 +131,15 @@ impl fmt::Display for Report {
         writeln!(f, "events    {events} committed, {missing} of them missing in the log")?;
         writeln!(f, "Redis     {}", self.redis)?;
         writeln!(f, "clients   {}", self.clients)?;
-        let (resets, skipped) = (self.clients.resets, self.clients.skipped);
-        writeln!(
-            f,
-            "          {listeners} clients, {connections} connections, {resets} resets over {skipped} events"
-        )?;
+        let resets = self.clients.resets;
+        writeln!(f, "          {listeners} clients, {connections} connections, {resets} resets")?;
         let Delays { median, longest } = self.delays;
         writeln!(f, "delay     commit to client: median {median:.0?}, longest stall {longest:.1?}")?;
         let [event, checkpoint] = self.dead_tuples;
         writeln!(f, "dead      {checkpoint} tuples in checkpoint, {event} in event (rolled back)")?;
+        if self.crashed > 0 {
+            writeln!(f, "CRASHED   {} processes ended by themselves", self.crashed)?;
+        }
         if !self.complete {
             writeln!(f, "NOT everything arrived in the time that it was given")?;
         }

@@ -72,7 +72,7 @@ impl Truth {
         let mut numbers = Numbers::default();
         for (rows, history) in self.channels.iter().zip(&self.histories) {
             let keys: Vec<u64> = history.iter().map(|(_, key)| *key).collect();
-            numbers.add(&compare(rows, &keys));
+            numbers.add(&compare(rows, Some(0), &keys, true));
         }
         numbers
     }
@@ -93,51 +93,55 @@ impl Truth {
             .enumerate()
             .map(|(place, (id, _))| (id.as_str(), place + 1))
             .collect();
-        // Behind a reset to a place, everything is to come from there on; what lies between was fetched by the page.
-        let place_of = |id: &str| places.get(id).copied().unwrap_or(0);
         let mut numbers = Numbers::default();
         let mut stretch = Vec::new();
         let mut from = match &client.begun {
-            Some(id) => place_of(id),
+            // Before the first event that there ever was, if it is none that there is.
+            Some(id) => Some(places.get(id.as_str()).copied().unwrap_or(0)),
             None => return numbers,
         };
         for received in &client.received {
             match received {
                 Received::Event { key, .. } => stretch.push(*key),
                 Received::Reset { id } => {
-                    let to = place_of(id);
-                    // Of the stretch that the reset ends, nothing can be missing at its end.
-                    let end = (from + stretch.len()).min(rows.len());
-                    numbers.add(&compare(&rows[from..end.max(from)], &stretch));
+                    numbers.add(&compare(rows, from, &stretch, false));
                     numbers.resets += 1;
-                    numbers.skipped += to.saturating_sub(end);
-                    from = to;
+                    // A page fetches everything anew at a reset, so a new account begins: behind the event that the reset
+                    // names, or with the next event where it names none.
+                    from = places.get(id.as_str()).copied();
                     stretch.clear();
                 }
             }
         }
-        numbers.add(&compare(&rows[from.min(rows.len())..], &stretch));
+        numbers.add(&compare(rows, from, &stretch, true));
         numbers
     }
 }
 
-/// How far one list is from what it should be.
-fn compare(expected: &[u64], found: &[u64]) -> Numbers {
-    let places: HashMap<u64, usize> = expected.iter().enumerate().map(|(place, key)| (*key, place)).collect();
-    let (mut numbers, mut seen, mut highest) = (Numbers::default(), HashSet::new(), None);
+/// How far what was found is from a run of rows that begins at `from`, or with the first one found, and goes to the end, or
+/// to the last one found.
+fn compare(rows: &[u64], from: Option<usize>, found: &[u64], to_the_end: bool) -> Numbers {
+    let places: HashMap<u64, usize> = rows.iter().enumerate().map(|(place, key)| (*key, place)).collect();
+    let from = from.or_else(|| found.first().and_then(|key| places.get(key).copied()));
+    let from = from.unwrap_or(rows.len());
+    let (mut numbers, mut seen, mut end) = (Numbers::default(), HashSet::new(), from);
     for key in found {
         let Some(&place) = places.get(key) else {
             numbers.invented += 1;
             continue;
         };
-        if !seen.insert(*key) {
+        // What lies before the beginning was told before.
+        if place < from || !seen.insert(*key) {
             numbers.repeated += 1;
-        } else if highest.is_some_and(|highest| place < highest) {
+        } else if place < end {
             numbers.reordered += 1;
         } else {
-            highest = Some(place);
+            end = place + 1;
         }
     }
-    numbers.lost = expected.len() - seen.len();
+    if to_the_end {
+        end = rows.len();
+    }
+    numbers.lost = end.saturating_sub(from).saturating_sub(seen.len());
     numbers
 }

@@ -14,7 +14,8 @@ use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use crate::harness::{
-    Database, OwnPostgres, Process, Proxy, System, database_on, metric_of, redis_settings_of, start_postgres,
+    Database, OwnPostgres, Process, Proxy, System, database_on, redis_settings_of, start_postgres,
+    try_metric_of,
 };
 
 /// [relay] takeover_seconds.
@@ -227,12 +228,21 @@ impl World {
     pub(crate) async fn leader(&self) -> Option<usize> {
         for (i, relay) in self.relays.iter().enumerate() {
             let relay = relay.lock().await;
-            let asked = metric_of(&relay, "aftercommit_relay_leading");
-            if tokio::time::timeout(Duration::from_millis(300), asked).await == Ok(1) {
+            let asked = try_metric_of(&relay, "aftercommit_relay_leading");
+            if let Ok(Ok(1)) = tokio::time::timeout(Duration::from_millis(300), asked).await {
                 return Some(i);
             }
         }
         None
+    }
+
+    /// How many processes have ended although nobody ended them. Those that a fault ended have been replaced.
+    pub(crate) async fn crashed(&self) -> usize {
+        let mut crashed = 0;
+        for process in self.relays.iter().chain(self.outlets.iter().map(|outlet| &outlet.process)) {
+            crashed += usize::from(process.lock().await.has_ended());
+        }
+        crashed
     }
 
     /// What the processes that still run have said, for finding out what went wrong.

@@ -287,9 +287,14 @@ pub(crate) async fn leads(relay: &Process) {
 
 /// A number of a process's metrics, 0 while it is not there.
 pub(crate) async fn metric_of(process: &Process, name: &str) -> u64 {
-    let text = reqwest::get(process.url("/metrics")).await.expect("metrics").text().await.expect("text");
+    try_metric_of(process, name).await.expect("metrics")
+}
+
+/// The same of a process that may have been killed.
+pub(crate) async fn try_metric_of(process: &Process, name: &str) -> reqwest::Result<u64> {
+    let text = reqwest::get(process.url("/metrics")).await?.text().await?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.map_or(0, |number| number.parse().expect("a number"))
+    Ok(line.map_or(0, |number| number.parse().expect("a number")))
 }
 
 /// A Postgres of the test's own.

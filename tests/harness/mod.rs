@@ -12,7 +12,9 @@ mod sse;
 mod story;
 
 pub(crate) use database::{Database, database, database_on, empty_database};
-pub(crate) use line::{Line, OwnPostgres, Wiring, leads, metric_of, start_postgres, start_redis};
+pub(crate) use line::{
+    Line, OwnPostgres, Wiring, leads, metric_of, start_postgres, start_redis, try_metric_of,
+};
 pub(crate) use listener::Listener;
 pub(crate) use process::{Process, Settings, cli};
 pub(crate) use proxy::{Flow, Proxy};

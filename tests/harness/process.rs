@@ -91,6 +91,11 @@ impl Process {
         self.log.lock().expect("a log").clone()
     }
 
+    /// Whether it has ended, by itself or by a signal.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("a status").is_some()
+    }
+
     /// kill -9, and its end.
     pub(crate) async fn kill(mut self) {
         self.child.kill().await.expect("a kill");
