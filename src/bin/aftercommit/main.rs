@@ -14,6 +14,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use ops::pause::Wanted;
+
 /// A transactional outbox relay: Postgres to Redis to browsers, once, in order.
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -29,8 +31,11 @@ struct Cli {
 enum Command {
     /// Serve the upload application's API.
     Api,
-    /// Deliver the outbox to Redis, in order.
-    Relay,
+    /// Deliver the outbox to Redis, in order; or list the relays.
+    Relay {
+        #[command(subcommand)]
+        command: Option<ops::relays::Command>,
+    },
     /// Serve event streams to browsers.
     Sse,
     /// Run all of it in one process, with a private Postgres and Redis.
@@ -49,6 +54,15 @@ enum Command {
     Events(ops::events::Command),
     /// Deliver events once more, or parked ones at last.
     Replay(ops::replay::Args),
+    /// List, release or discard parked events.
+    #[command(subcommand)]
+    Parked(ops::parked::Command),
+    /// Stop a relay's deliveries until resume.
+    Pause(ops::pause::Args),
+    /// Let a paused relay deliver again.
+    Resume(ops::pause::Args),
+    /// Show what operators did, and why.
+    Audit(ops::audit::Args),
     /// Give the log new numbers after Postgres was restored or moved.
     Rebase(ops::rebase::Args),
 }
@@ -85,7 +99,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 async fn obey(command: Command, config: config::Config) -> anyhow::Result<()> {
     match command {
         Command::Api => roles::api::run(config).await,
-        Command::Relay => roles::relay::run(config).await,
+        Command::Relay { command: None } => roles::relay::run(config).await,
+        Command::Relay { command: Some(command) } => ops::relays::run(&config, &command).await,
         Command::Sse => roles::sse::run(config).await,
         Command::Dev(args) => roles::dev::run(config, args).await,
         Command::Migrate => migrate::run(&config).await,
@@ -95,6 +110,10 @@ async fn obey(command: Command, config: config::Config) -> anyhow::Result<()> {
         Command::Status(args) => ops::status::run(&config, &args).await,
         Command::Events(command) => ops::events::run(&config, &command).await,
         Command::Replay(args) => ops::replay::run(&config, &args).await,
+        Command::Parked(command) => ops::parked::run(&config, &command).await,
+        Command::Pause(args) => ops::pause::run(&config, &args, Wanted::Paused).await,
+        Command::Resume(args) => ops::pause::run(&config, &args, Wanted::Running).await,
+        Command::Audit(args) => ops::audit::run(&config, &args).await,
         Command::Rebase(args) => ops::rebase::run(&config, &args).await,
     }
 }
