@@ -186,3 +186,71 @@ sse    DOWN: nothing answers at 127.0.0.1:1: Connection refused (os error 111)";
     let screen = does(&system, &["status"]).await;
     assert!(screen.contains(&format!("relay {name}: NO LEADER\n  leader     none: start one")), "{screen}");
 }
+
+/// The findings that are not fine, by check: verdict and evidence.
+async fn complaints(system: &System) -> Vec<(String, String, String)> {
+    let output = cli(system.settings(), &["doctor", "--open-for", "0", "--output", "json"]).await;
+    let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let is_wrong = findings.iter().any(|finding| finding["verdict"] == "wrong");
+    assert_eq!(output.status.code(), Some(i32::from(is_wrong)), "{output:?}");
+    assert!(findings.len() > 15, "{findings:#?}");
+    let text = |finding: &Value, key: &str| finding[key].as_str().expect("a text").to_owned();
+    findings
+        .iter()
+        .filter(|finding| finding["verdict"] != "ok")
+        .map(|finding| {
+            assert_ne!(text(finding, "fix"), "", "{finding}");
+            (text(finding, "check"), text(finding, "verdict"), text(finding, "evidence"))
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() {
+    let system = System::new().await;
+    // What the tests' own servers lack on purpose.
+    let expected = ["postgres durability", "persistence", "open files"];
+    let mut connection = system.database.connect().await;
+    let before = complaints(&system).await;
+    assert!(before.iter().all(|(check, ..)| expected.contains(&check.as_str())), "{before:#?}");
+
+    for done in [
+        "alter sequence outbox.event_id_seq cache 20",
+        "insert into outbox.relay values ('moved', 42)",
+        "begin",
+        "select outbox.append('t', 'T', '1')",
+        "prepare transaction 'forgotten'",
+        "begin",
+        "select 'left open'",
+    ] {
+        sqlx::raw_sql(done).execute(&mut connection).await.expect("what people do");
+    }
+    let mut after = complaints(&system).await;
+    after.retain(|finding| !before.contains(finding));
+    let of = |name: &str| {
+        let found = after.iter().find(|(check, ..)| check == name);
+        found.unwrap_or_else(|| panic!("{name} is not found: {after:#?}")).clone()
+    };
+    assert!(of("sequence cache").2.contains("cache 20"));
+    assert!(of("system identifier").2.contains("relay moved is of 42"));
+    assert!(of("prepared transactions").2.contains("forgotten"));
+    let (_, verdict, evidence) = of("long transactions");
+    assert_eq!(verdict, "warning");
+    assert!(evidence.contains("idle in transaction") && evidence.contains("pid "), "{evidence}");
+    assert_eq!(after.len(), 4, "{after:#?}");
+    for end in ["rollback", "rollback prepared 'forgotten'"] {
+        sqlx::raw_sql(end).execute(&mut connection).await.expect("an end");
+    }
+
+    let away = system.set("REDIS_URL", "redis://127.0.0.1:1").set("AFTERCOMMIT_JWT_SECRET", "short");
+    let output = cli(away.settings(), &["doctor"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let text = stdout(&output);
+    for part in [
+        "WRONG    redis: cannot connect to Redis at 127.0.0.1:1",
+        "WRONG    jwt: ",
+        "         fix: see [jwt]",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}

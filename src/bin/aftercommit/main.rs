@@ -49,6 +49,8 @@ enum Command {
     Config(show_config::Command),
     /// Show where each relay stands.
     Status(ops::status::Args),
+    /// Check everything that users trip over, and say how to mend it.
+    Doctor(ops::doctor::Args),
     /// Look at events in the log.
     #[command(subcommand)]
     Events(ops::events::Command),
@@ -108,6 +110,7 @@ async fn obey(command: Command, config: config::Config) -> anyhow::Result<()> {
         // Needs no runtime: done before this.
         Command::Config(_) => Ok(()),
         Command::Status(args) => ops::status::run(&config, &args).await,
+        Command::Doctor(args) => ops::doctor::run(&config, &args).await,
         Command::Events(command) => ops::events::run(&config, &command).await,
         Command::Replay(args) => ops::replay::run(&config, &args).await,
         Command::Parked(command) => ops::parked::run(&config, &command).await,

@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 mod confirm;
+pub(crate) mod doctor;
 pub(crate) mod events;
 mod output;
 pub(crate) mod parked;

@@ -17,9 +17,9 @@ const ANSWER_BYTES: u64 = 64 * 1024;
 #[derive(Debug, Serialize)]
 pub(super) struct Answer {
     /// Whether all is well.
-    ok: bool,
+    pub(super) ok: bool,
     /// In words.
-    says: String,
+    pub(super) says: String,
 }
 
 impl fmt::Display for Answer {
