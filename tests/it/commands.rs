@@ -70,6 +70,24 @@ async fn wrong_usage_is_a_2_and_help_a_0() {
 }
 
 #[tokio::test]
+async fn completions_and_man_pages_know_every_command() {
+    let none = Settings::default();
+    for shell in ["bash", "zsh", "fish"] {
+        let printed = cli(&none, &["completions", shell]).await;
+        assert_eq!(printed.status.code(), Some(0), "{}", stderr(&printed));
+        assert!(stdout(&printed).contains("doctor"), "{shell}");
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().to_str().expect("a path");
+    assert_eq!(cli(&none, &["man", "--dir", path]).await.status.code(), Some(0));
+    for page in ["aftercommit.1", "aftercommit-status.1", "aftercommit-parked-release.1"] {
+        let text = std::fs::read_to_string(dir.path().join(page)).expect(page);
+        assert!(text.contains(".SH NAME"), "{page}");
+    }
+    assert_fails(&none, &["man", "--dir", "/nowhere/at/all"], 1, "/nowhere/at/all").await;
+}
+
+#[tokio::test]
 async fn a_server_that_is_missing_or_wrong_is_one_clear_sentence() {
     let system = System::new().await;
     let settings = system.settings().clone();

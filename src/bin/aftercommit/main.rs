@@ -1,5 +1,6 @@
 //! The `aftercommit` binary: composition only. This file is the table of contents of all processes and commands.
 
+mod cli_files;
 mod config;
 mod lifecycle;
 mod migrate;
@@ -12,7 +13,7 @@ mod token;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use ops::pause::Wanted;
 
@@ -65,6 +66,15 @@ enum Command {
     Resume(ops::pause::Args),
     /// Show what operators did, and why.
     Audit(ops::audit::Args),
+    /// Print the completions of a shell.
+    #[command(
+        hide = true,
+        after_help = "Example: aftercommit completions bash > /etc/bash_completion.d/aftercommit"
+    )]
+    Completions(cli_files::Completions),
+    /// Write a man page for each command.
+    #[command(hide = true, after_help = "Example: aftercommit man --dir /usr/local/share/man/man1")]
+    Man(cli_files::Man),
     /// Give the log new numbers after Postgres was restored or moved.
     Rebase(ops::rebase::Args),
 }
@@ -89,6 +99,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     if let Command::Config(command) = &cli.command {
         return show_config::run(command, cli.config.as_deref());
     }
+    match &cli.command {
+        Command::Completions(args) => return cli_files::completions(&mut Cli::command(), args),
+        Command::Man(args) => return cli_files::man(Cli::command(), args),
+        _ => {}
+    }
     let config = config::load(cli.config.as_deref())?;
     telemetry::init(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -108,7 +123,7 @@ async fn obey(command: Command, config: config::Config) -> anyhow::Result<()> {
         Command::Migrate => migrate::run(&config).await,
         Command::Token(args) => token::run(&config, &args),
         // Needs no runtime: done before this.
-        Command::Config(_) => Ok(()),
+        Command::Config(_) | Command::Completions(_) | Command::Man(_) => Ok(()),
         Command::Status(args) => ops::status::run(&config, &args).await,
         Command::Doctor(args) => ops::doctor::run(&config, &args).await,
         Command::Events(command) => ops::events::run(&config, &command).await,
