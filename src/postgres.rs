@@ -11,7 +11,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{ConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Connection, PgConnection};
 
 pub use schema::{Schema, SchemaError, State};
 
@@ -127,6 +127,22 @@ impl Settings {
             .acquire_timeout(Duration::from_millis(self.acquire_timeout_ms))
             .connect_lazy_with(self.options(application_name)?))
     }
+}
+
+/// Two connections of one server process at the same time, or one whose process changes: there is a pooler between.
+///
+/// # Errors
+/// Postgres's.
+pub async fn shares_a_session(one: &mut PgConnection, other: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let before = pid_of(one).await?;
+    let mut held = other.begin().await?;
+    let shared = pid_of(&mut held).await? == before || pid_of(one).await? != before;
+    held.rollback().await?;
+    Ok(shared)
+}
+
+async fn pid_of(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
+    sqlx::query_scalar("select pg_backend_pid()").fetch_one(connection).await
 }
 
 /// Host, port and database: what may be printed of an address.

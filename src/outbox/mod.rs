@@ -22,12 +22,16 @@
 //! ```
 
 pub mod append;
+pub mod audit;
 pub mod bell;
 pub mod browse;
 pub mod checkpoint;
 mod error;
+pub mod heartbeat;
 pub mod overview;
 pub mod parked;
+pub mod parked_topics;
+pub mod pause;
 pub mod position;
 pub mod read;
 pub mod rebase;

@@ -2,9 +2,12 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::Error;
+use super::heartbeat::{self, Heard};
+use super::pause::{self, Pause};
 
 /// One relay at a moment.
 #[derive(Debug, Clone, Serialize)]
@@ -30,6 +33,10 @@ pub struct RelayOverview {
     pub parked_events: i64,
     /// Topics that wait behind one.
     pub parked_topics: i64,
+    /// Why nothing is delivered, if an operator has asked for that.
+    pub paused: Option<Pause>,
+    /// What the processes of this name have said of themselves lately.
+    pub processes: Vec<Heard>,
 }
 
 /// Looks at every relay that this log knows. Call [`super::read::prepare_session`] on the connection first.
@@ -69,24 +76,32 @@ pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>,
          ) oldest on true
          order by p.relay",
     )
-    .fetch_all(connection)
+    .fetch_all(&mut *connection)
     .await?;
-    rows.iter()
-        .map(|row| {
-            let epoch: i64 = row.try_get("epoch")?;
-            let next: i64 = row.try_get("next_seq")?;
-            Ok(RelayOverview {
-                relay: row.try_get("relay")?,
-                leader: row.try_get("leader")?,
-                last_id: format!("{epoch}-{}", next - 1),
-                step: row.try_get("n")?,
-                moved_at: row.try_get("moved_at")?,
-                backlog_at_most: row.try_get("backlog_at_most")?,
-                oldest_pending_at: row.try_get("oldest_pending_at")?,
-                oldest_pending_seconds: row.try_get("oldest_pending_seconds")?,
-                parked_events: row.try_get("parked_events")?,
-                parked_topics: row.try_get("parked_topics")?,
-            })
-        })
-        .collect()
+    let mut relays: Vec<RelayOverview> = rows.iter().map(overview_of).collect::<Result<_, Error>>()?;
+    let heard = heartbeat::heard(connection).await?;
+    for one in &mut relays {
+        one.paused = pause::of(connection, &one.relay).await?;
+        one.processes = heard.iter().filter(|heard| heard.relay == one.relay).cloned().collect();
+    }
+    Ok(relays)
+}
+
+fn overview_of(row: &PgRow) -> Result<RelayOverview, Error> {
+    let epoch: i64 = row.try_get("epoch")?;
+    let next: i64 = row.try_get("next_seq")?;
+    Ok(RelayOverview {
+        relay: row.try_get("relay")?,
+        leader: row.try_get("leader")?,
+        last_id: format!("{epoch}-{}", next - 1),
+        step: row.try_get("n")?,
+        moved_at: row.try_get("moved_at")?,
+        backlog_at_most: row.try_get("backlog_at_most")?,
+        oldest_pending_at: row.try_get("oldest_pending_at")?,
+        oldest_pending_seconds: row.try_get("oldest_pending_seconds")?,
+        parked_events: row.try_get("parked_events")?,
+        parked_topics: row.try_get("parked_topics")?,
+        paused: None,
+        processes: Vec::new(),
+    })
 }

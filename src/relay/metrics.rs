@@ -1,5 +1,7 @@
 //! What a relay counts.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -34,6 +36,12 @@ pub struct Metrics {
     pub fenced: Counter,
     /// 1 while this process leads.
     pub leading: Gauge,
+    /// 1 while an operator has paused the relay.
+    pub paused: Gauge,
+    /// How long the oldest event that waits has waited, in seconds; 0 if none waits.
+    pub oldest_pending: Gauge<f64, AtomicU64>,
+    /// Events that wait, at most.
+    pub backlog: Gauge,
 }
 
 impl Metrics {
@@ -49,6 +57,9 @@ impl Metrics {
             restored: Counter::default(),
             fenced: Counter::default(),
             leading: Gauge::default(),
+            paused: Gauge::default(),
+            oldest_pending: Gauge::default(),
+            backlog: Gauge::default(),
         };
         registry.register("aftercommit_relay_published", "Events published", metrics.published.clone());
         registry.register(
@@ -75,6 +86,21 @@ impl Metrics {
         );
         registry.register("aftercommit_relay_fenced", "Steps lost to another relay", metrics.fenced.clone());
         registry.register("aftercommit_relay_leading", "1 while this process leads", metrics.leading.clone());
+        registry.register(
+            "aftercommit_relay_paused",
+            "1 while an operator has paused it",
+            metrics.paused.clone(),
+        );
+        registry.register(
+            "aftercommit_relay_oldest_pending_seconds",
+            "How long the oldest event that waits has waited",
+            metrics.oldest_pending.clone(),
+        );
+        registry.register(
+            "aftercommit_relay_backlog",
+            "Events that wait, at most: row numbers taken since the position",
+            metrics.backlog.clone(),
+        );
         metrics
     }
 

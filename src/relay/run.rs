@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::backoff::Backoff;
 use super::failure::{self, Failure, Remedy};
 use super::leader::{self, staying_alive};
+use super::pulse::Pulse;
 use super::reconcile::Reconciled;
 use super::session::{self, SessionError};
 use super::state::{Role, StateHandle};
@@ -23,7 +24,7 @@ use crate::postgres::{self, ConnectError, SchemaError};
 /// Added to Postgres's own statement timeout: when nothing has come by then, the server is gone.
 const PATIENCE_BEYOND_SERVER: Duration = Duration::from_secs(3);
 
-/// While events flow without a pause: how often to look for what operators want.
+/// How often to look whether an operator has paused the relay, and, while events flow, what else operators want.
 const WISH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why the deliveries of a session ended. The loop makes a new one.
@@ -93,6 +94,13 @@ pub async fn run<S: Sink>(
     state: &StateHandle,
     shutdown: CancellationToken,
 ) {
+    let pulse = Pulse {
+        database: database.clone(),
+        settings: settings.clone(),
+        metrics: metrics.clone(),
+        state: state.clone(),
+    };
+    let pulse = tokio::spawn(pulse.beat(shutdown.clone()));
     let mut backoff = backoff_of(settings);
     let mut relay = Relay {
         settings,
@@ -103,6 +111,7 @@ pub async fn run<S: Sink>(
         state,
         shutdown: shutdown.clone(),
         wishes_due: Instant::now(),
+        pause_looked: None,
         compared: None,
     };
     while !shutdown.is_cancelled() {
@@ -126,6 +135,9 @@ pub async fn run<S: Sink>(
             tracing::warn!(%error, class = failure.class, wait_ms, "the relay starts over");
         }
         pause(wait, &shutdown).await;
+    }
+    if let Err(error) = pulse.await {
+        tracing::debug!(%error, "the pulse ended on its own");
     }
 }
 
@@ -153,6 +165,8 @@ struct Relay<'a, S> {
     shutdown: CancellationToken,
     retention: Duration,
     wishes_due: Instant,
+    /// When it was last found that nobody has paused the relay.
+    pause_looked: Option<Instant>,
     /// When the sink was last found to have what the position says; `None` when that is not known.
     compared: Option<Instant>,
 }
@@ -173,7 +187,7 @@ impl<S: Sink> Relay<'_, S> {
         let bell = Arc::new(Notify::new());
         let listener = self.database.options(&format!("aftercommit relay {name} listener"));
         let options = listener.map_err(SessionError::from)?;
-        tokio::spawn(wake::listen(options, bell.clone(), session.clone()));
+        tokio::spawn(wake::listen(options, bell.clone(), self.state.clone(), session.clone()));
 
         let mut step = Step::begin(self.rules(), writer, reader).await?;
         tracing::info!(relay = %name, n = step.position().n, next_seq = step.position().next_seq, "leading");
@@ -189,6 +203,7 @@ impl<S: Sink> Relay<'_, S> {
         ));
         backoff.reset();
         self.compared = None;
+        self.pause_looked = None;
         self.deliver(&mut step, &bell).await
     }
 
@@ -218,6 +233,10 @@ impl<S: Sink> Relay<'_, S> {
         let mut backoff = backoff_of(self.settings);
         let mut refused_since = None;
         while !self.shutdown.is_cancelled() {
+            if self.is_paused(step).await? {
+                self.wait(bell).await;
+                continue;
+            }
             let error = match self.turn(step).await {
                 Ok(outcome) => {
                     backoff.reset();
@@ -309,15 +328,36 @@ impl<S: Sink> Relay<'_, S> {
                 self.metrics.published.inc_by(published as u64);
                 self.metrics.parked.inc_by(parked as u64);
             }
-            Outcome::Idle => {
-                tokio::select! {
-                    () = self.shutdown.cancelled() => {}
-                    // A ring during the last look is kept by the Notify, so nothing is slept through.
-                    () = bell.notified() => {}
-                    () = tokio::time::sleep(self.settings.poll_interval()) => {}
-                }
-            }
+            Outcome::Idle => self.wait(bell).await,
         }
+    }
+
+    async fn wait(&self, bell: &Notify) {
+        tokio::select! {
+            () = self.shutdown.cancelled() => {}
+            // A ring during the last look is kept by the Notify, so nothing is slept through.
+            () = bell.notified() => {}
+            () = tokio::time::sleep(self.settings.poll_interval()) => {}
+        }
+    }
+
+    /// Whether an operator has paused the relay. Looked at before the first delivery of a session, and about once a
+    /// second; while it is paused, at every turn, so that a resumed relay goes on at once.
+    async fn is_paused(&mut self, step: &mut Step) -> Result<bool, RunError> {
+        if self.pause_looked.is_some_and(|at| at.elapsed() < WISH_INTERVAL) {
+            return Ok(false);
+        }
+        let asked = outbox::pause::of(step.session(), &self.settings.name);
+        let paused = timeout(self.patience(), asked)
+            .await
+            .map_err(|_elapsed| StepError::NoAnswer(self.patience()))?
+            .map_err(StepError::Outbox)?
+            .is_some();
+        self.pause_looked = (!paused).then(Instant::now);
+        if paused {
+            self.state.succeeded();
+        }
+        Ok(paused)
     }
 
     fn rules(&self) -> Rules {

@@ -1,10 +1,10 @@
 //! A relay's connections to Postgres: one that leads and writes, one that reads, and neither through a pooler.
 
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 
 use super::{leader, settings::Settings};
 use crate::outbox::{read, schema};
-use crate::postgres::{self, ConnectError, SchemaError};
+use crate::postgres::{self, ConnectError, SchemaError, shares_a_session};
 
 /// Why there is no session. The loop tries again.
 #[derive(Debug, thiserror::Error)]
@@ -67,19 +67,6 @@ pub(super) async fn reader(
     }
     read::prepare_session(&mut reader).await?;
     Ok(reader)
-}
-
-/// Two connections of one server process at the same time, or one whose process changes: there is a pooler between.
-async fn shares_a_session(one: &mut PgConnection, other: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let before = pid_of(one).await?;
-    let mut held = other.begin().await?;
-    let shared = pid_of(&mut held).await? == before || pid_of(one).await? != before;
-    held.rollback().await?;
-    Ok(shared)
-}
-
-async fn pid_of(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
-    sqlx::query_scalar("select pg_backend_pid()").fetch_one(connection).await
 }
 
 /// Connects; a refusal of our start-up parameters can only come from a pooler.

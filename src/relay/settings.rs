@@ -34,6 +34,8 @@ pub struct Settings {
     pub standby_interval_ms: u64,
     /// How often the idle leader compares Redis with its position, in milliseconds.
     pub reconcile_interval_ms: u64,
+    /// How long the oldest event may wait before the relay counts as not ready, in seconds.
+    pub ready_max_pending_seconds: u64,
 }
 
 /// What to do with an event that the sink refuses for a reason of its own.

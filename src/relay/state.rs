@@ -1,7 +1,7 @@
 //! What a relay is doing right now, for readiness and status. Written by the loop, read by anyone.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Whether this process leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +12,19 @@ pub enum Role {
     Standby,
     /// This process delivers.
     Leading,
+}
+
+/// What the pulse saw in Postgres.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outlook {
+    /// How long the oldest event that waits has waited.
+    pub oldest_pending: Option<Duration>,
+    /// Events that wait, at most.
+    pub backlog_at_most: i64,
+    /// Whether a relay of this name leads, here or elsewhere.
+    pub has_leader: bool,
+    /// Who paused the relay, and why.
+    pub paused: Option<String>,
 }
 
 /// A relay's state at a moment.
@@ -25,6 +38,10 @@ pub struct State {
     pub last_success: Option<Instant>,
     /// What keeps old slots of the log from being emptied, if anything does.
     pub rotation_blocked: Option<String>,
+    /// Whether notifications are heard.
+    pub listening: bool,
+    /// What the last look at Postgres has shown; `None` if that failed.
+    pub outlook: Option<Outlook>,
 }
 
 /// A shared, cheap handle on the state.
@@ -38,6 +55,8 @@ impl Default for StateHandle {
             error: None,
             last_success: None,
             rotation_blocked: None,
+            listening: false,
+            outlook: None,
         })))
     }
 }
@@ -60,6 +79,14 @@ impl StateHandle {
 
     pub(super) fn rotation_blocked(&self, reason: Option<String>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).rotation_blocked = reason;
+    }
+
+    pub(super) fn listening(&self, listening: bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).listening = listening;
+    }
+
+    pub(super) fn looked(&self, outlook: Option<Outlook>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).outlook = outlook;
     }
 
     pub(super) fn failed(&self, error: &str) {

@@ -8,16 +8,23 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
+use super::state::StateHandle;
 use crate::outbox::bell::CHANNEL;
 
 /// Listens until `stop`, and wakes at every notification, every reconnect and every doubt.
-pub(super) async fn listen(options: PgConnectOptions, wake: Arc<Notify>, stop: CancellationToken) {
+pub(super) async fn listen(
+    options: PgConnectOptions,
+    wake: Arc<Notify>,
+    state: StateHandle,
+    stop: CancellationToken,
+) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
         let ended = tokio::select! {
             () = stop.cancelled() => return,
-            ended = listen_once(&options, &wake, &mut backoff) => ended,
+            ended = listen_once(&options, &wake, &state, &mut backoff) => ended,
         };
+        state.listening(false);
         tracing::debug!(error = %ended, "the listener ended; polling until it is back");
         // What was notified meanwhile is lost: look.
         wake.notify_one();
@@ -28,17 +35,24 @@ pub(super) async fn listen(options: PgConnectOptions, wake: Arc<Notify>, stop: C
     }
 }
 
-async fn listen_once(options: &PgConnectOptions, wake: &Notify, backoff: &mut Backoff) -> sqlx::Error {
+async fn listen_once(
+    options: &PgConnectOptions,
+    wake: &Notify,
+    state: &StateHandle,
+    backoff: &mut Backoff,
+) -> sqlx::Error {
     match listener(options).await {
         Err(error) => error,
         Ok(mut listener) => {
             backoff.reset();
             // LISTEN is in force: look once for what was committed before it was.
+            state.listening(true);
             wake.notify_one();
             loop {
                 match listener.try_recv().await {
-                    // None says that the connection was lost and made again: look as well.
-                    Ok(_notification_or_gap) => wake.notify_one(),
+                    Ok(Some(_notification)) => wake.notify_one(),
+                    // The connection is lost. The next one is made here, so that it is known whether there is one.
+                    Ok(None) => return sqlx::Error::WorkerCrashed,
                     Err(error) => return error,
                 }
             }

@@ -11,7 +11,7 @@ use aftercommit::outbox;
 
 use crate::harness::{Client, Settings, System, cli, database, empty_database, eventually};
 
-fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("UTF-8")
 }
 
@@ -20,7 +20,7 @@ fn stderr(output: &Output) -> String {
 }
 
 /// The command fails with this exit code, and with one sentence on stderr that has this in it.
-async fn assert_fails(settings: &Settings, arguments: &[&str], code: i32, sentence: &str) {
+pub(crate) async fn assert_fails(settings: &Settings, arguments: &[&str], code: i32, sentence: &str) {
     let output = cli(settings, arguments).await;
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
@@ -67,6 +67,24 @@ async fn wrong_usage_is_a_2_and_help_a_0() {
     let help = cli(&none, &["--help"]).await;
     assert_eq!(help.status.code(), Some(0));
     assert!(stdout(&help).lines().all(|line| line.chars().count() <= 80), "{}", stdout(&help));
+}
+
+#[tokio::test]
+async fn completions_and_man_pages_know_every_command() {
+    let none = Settings::default();
+    for shell in ["bash", "zsh", "fish"] {
+        let printed = cli(&none, &["completions", shell]).await;
+        assert_eq!(printed.status.code(), Some(0), "{}", stderr(&printed));
+        assert!(stdout(&printed).contains("doctor"), "{shell}");
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().to_str().expect("a path");
+    assert_eq!(cli(&none, &["man", "--dir", path]).await.status.code(), Some(0));
+    for page in ["aftercommit.1", "aftercommit-status.1", "aftercommit-parked-release.1"] {
+        let text = std::fs::read_to_string(dir.path().join(page)).expect(page);
+        assert!(text.contains(".SH NAME"), "{page}");
+    }
+    assert_fails(&none, &["man", "--dir", "/nowhere/at/all"], 1, "/nowhere/at/all").await;
 }
 
 #[tokio::test]
@@ -147,7 +165,7 @@ async fn a_printed_token_opens_the_api() {
     assert_fails(system.settings(), &["token", "--user", "me"], 2, "'me'").await;
 }
 
-async fn commit(system: &System, topic: &Topic, kind: &str, count: u64) -> Vec<Uuid> {
+pub(crate) async fn commit(system: &System, topic: &Topic, kind: &str, count: u64) -> Vec<Uuid> {
     let kind = EventType::new(kind).expect("a type");
     let events: Vec<NewEvent> =
         (0..count).map(|n| NewEvent::new(topic.clone(), kind.clone(), &n).expect("an event")).collect();
@@ -157,7 +175,7 @@ async fn commit(system: &System, topic: &Topic, kind: &str, count: u64) -> Vec<U
     ids
 }
 
-async fn json(system: &System, arguments: &[&str]) -> Value {
+pub(crate) async fn json(system: &System, arguments: &[&str]) -> Value {
     let output = cli(system.settings(), &[arguments, &["--output", "json"]].concat()).await;
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     serde_json::from_slice(&output.stdout).expect("JSON")
@@ -168,7 +186,10 @@ async fn status_and_events_tell_what_is_pending_and_what_is_delivered() {
     let system = System::new().await;
     let topic = system.redis.topic("ops");
     let ids = commit(&system, &topic, "A", 3).await;
-    assert!(json(&system, &["status"]).await.as_array().expect("a list").is_empty(), "no relay has run");
+    assert!(
+        json(&system, &["status"]).await["relays"].as_array().expect("a list").is_empty(),
+        "no relay has run"
+    );
     let listed = json(&system, &["events", "list"]).await;
     assert_eq!(listed.as_array().expect("a list").len(), 3);
     assert!(listed.as_array().expect("a list").iter().all(|event| event["state"] == "pending"));
@@ -181,13 +202,13 @@ async fn status_and_events_tell_what_is_pending_and_what_is_delivered() {
     .await;
     let status = json(&system, &["status"]).await;
     assert_eq!(
-        (&status[0]["lastId"], &status[0]["relay"]),
+        (&status["relays"][0]["lastId"], &status["relays"][0]["relay"]),
         (&"1-3".into(), &system.redis.relay_name().into())
     );
     assert_eq!(relay.terminate().await, 0);
     commit(&system, &topic, "B", 2).await;
     let status = json(&system, &["status"]).await;
-    assert!(status[0]["oldestPendingSeconds"].as_f64().expect("an age") >= 0.0);
+    assert!(status["relays"][0]["oldestPendingSeconds"].as_f64().expect("an age") >= 0.0);
 
     let pending = json(&system, &["events", "list", "--state", "pending", "--type", "B"]).await;
     assert_eq!(pending.as_array().expect("a list").len(), 2);
@@ -250,7 +271,7 @@ async fn replay_releases_what_was_parked_once_redis_takes_it() {
     })
     .await;
     let status = json(&system, &["status"]).await;
-    assert_eq!(status[0]["parkedEvents"], 3, "{status}");
+    assert_eq!(status["relays"][0]["parkedEvents"], 3, "{status}");
     let _: () = redis.del(&key).await.expect("a deletion");
     let url = sse.url("/api/upload/sessions/notifications/stream");
     let client = Client::open(&url, &system.token(user)).await;

@@ -21,4 +21,5 @@ mod sse_streams;
 mod uploads;
 
 mod commands;
+mod operators;
 mod stories;

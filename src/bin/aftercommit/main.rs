@@ -1,5 +1,6 @@
 //! The `aftercommit` binary: composition only. This file is the table of contents of all processes and commands.
 
+mod cli_files;
 mod config;
 mod lifecycle;
 mod migrate;
@@ -12,7 +13,9 @@ mod token;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+
+use ops::pause::Wanted;
 
 /// A transactional outbox relay: Postgres to Redis to browsers, once, in order.
 #[derive(Debug, Parser)]
@@ -29,8 +32,11 @@ struct Cli {
 enum Command {
     /// Serve the upload application's API.
     Api,
-    /// Deliver the outbox to Redis, in order.
-    Relay,
+    /// Deliver the outbox to Redis, in order; or list the relays.
+    Relay {
+        #[command(subcommand)]
+        command: Option<ops::relays::Command>,
+    },
     /// Serve event streams to browsers.
     Sse,
     /// Run all of it in one process, with a private Postgres and Redis.
@@ -44,11 +50,31 @@ enum Command {
     Config(show_config::Command),
     /// Show where each relay stands.
     Status(ops::status::Args),
+    /// Check everything that users trip over, and say how to mend it.
+    Doctor(ops::doctor::Args),
     /// Look at events in the log.
     #[command(subcommand)]
     Events(ops::events::Command),
     /// Deliver events once more, or parked ones at last.
     Replay(ops::replay::Args),
+    /// List, release or discard parked events.
+    #[command(subcommand)]
+    Parked(ops::parked::Command),
+    /// Stop a relay's deliveries until resume.
+    Pause(ops::pause::Args),
+    /// Let a paused relay deliver again.
+    Resume(ops::pause::Args),
+    /// Show what operators did, and why.
+    Audit(ops::audit::Args),
+    /// Print the completions of a shell.
+    #[command(
+        hide = true,
+        after_help = "Example: aftercommit completions bash > /etc/bash_completion.d/aftercommit"
+    )]
+    Completions(cli_files::Completions),
+    /// Write a man page for each command.
+    #[command(hide = true, after_help = "Example: aftercommit man --dir /usr/local/share/man/man1")]
+    Man(cli_files::Man),
     /// Give the log new numbers after Postgres was restored or moved.
     Rebase(ops::rebase::Args),
 }
@@ -73,6 +99,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     if let Command::Config(command) = &cli.command {
         return show_config::run(command, cli.config.as_deref());
     }
+    match &cli.command {
+        Command::Completions(args) => return cli_files::completions(&mut Cli::command(), args),
+        Command::Man(args) => return cli_files::man(Cli::command(), args),
+        _ => {}
+    }
     let config = config::load(cli.config.as_deref())?;
     telemetry::init(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -85,16 +116,22 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 async fn obey(command: Command, config: config::Config) -> anyhow::Result<()> {
     match command {
         Command::Api => roles::api::run(config).await,
-        Command::Relay => roles::relay::run(config).await,
+        Command::Relay { command: None } => roles::relay::run(config).await,
+        Command::Relay { command: Some(command) } => ops::relays::run(&config, &command).await,
         Command::Sse => roles::sse::run(config).await,
         Command::Dev(args) => roles::dev::run(config, args).await,
         Command::Migrate => migrate::run(&config).await,
         Command::Token(args) => token::run(&config, &args),
         // Needs no runtime: done before this.
-        Command::Config(_) => Ok(()),
+        Command::Config(_) | Command::Completions(_) | Command::Man(_) => Ok(()),
         Command::Status(args) => ops::status::run(&config, &args).await,
+        Command::Doctor(args) => ops::doctor::run(&config, &args).await,
         Command::Events(command) => ops::events::run(&config, &command).await,
         Command::Replay(args) => ops::replay::run(&config, &args).await,
+        Command::Parked(command) => ops::parked::run(&config, &command).await,
+        Command::Pause(args) => ops::pause::run(&config, &args, Wanted::Paused).await,
+        Command::Resume(args) => ops::pause::run(&config, &args, Wanted::Running).await,
+        Command::Audit(args) => ops::audit::run(&config, &args).await,
         Command::Rebase(args) => ops::rebase::run(&config, &args).await,
     }
 }

@@ -1,12 +1,19 @@
 //! The ops commands: parse, connect, ask the log, print.
 
+pub(crate) mod audit;
 mod confirm;
+pub(crate) mod doctor;
 pub(crate) mod events;
 mod output;
+pub(crate) mod parked;
+pub(crate) mod pause;
+mod probe;
 pub(crate) mod rebase;
+pub(crate) mod relays;
 pub(crate) mod replay;
 pub(crate) mod status;
 mod time;
+mod verdict;
 
 use anyhow::Result;
 use sqlx::PgConnection;
@@ -14,6 +21,9 @@ use sqlx::PgConnection;
 use aftercommit::outbox::{read, schema};
 
 use crate::config::Config;
+
+/// What is said where a list of relays would be empty.
+const NO_RELAY: &str = "no relay has run on this database yet: start one with `aftercommit relay`";
 
 /// A connection for looking at the log, after making sure that the log is one that this binary understands.
 async fn connect(config: &Config) -> Result<PgConnection> {
@@ -27,4 +37,11 @@ async fn connect_for_lookups(config: &Config) -> Result<PgConnection> {
     let mut connection = connect(config).await?;
     read::prepare_session(&mut connection).await?;
     Ok(connection)
+}
+
+/// Tells relays at once. Losing it costs a poll interval.
+async fn ring(connection: &mut PgConnection) {
+    if let Err(error) = sqlx::query("notify outbox").execute(connection).await {
+        tracing::debug!(%error, "relays will find it by polling");
+    }
 }

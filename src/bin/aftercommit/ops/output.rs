@@ -1,5 +1,7 @@
 //! Printing: a table for people, JSON for programs; data on stdout, everything else on stderr.
 
+use std::io::IsTerminal;
+
 use anyhow::Result;
 use chrono::{DateTime, Utc};
 use comfy_table::{ContentArrangement, Table};
@@ -42,6 +44,14 @@ pub(super) fn table<const N: usize>(headers: [&str; N], rows: impl IntoIterator<
 #[expect(clippy::print_stdout, reason = "data of a command")]
 pub(super) fn line(text: &str) {
     println!("{text}");
+}
+
+/// Clears the terminal, where there is one.
+#[expect(clippy::print_stdout, reason = "data of a command")]
+pub(super) fn clear() {
+    if std::io::stdout().is_terminal() {
+        print!("\x1b[2J\x1b[H");
+    }
 }
 
 /// A time as people read it, to the second.

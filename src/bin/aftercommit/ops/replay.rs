@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use serde_json::json;
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use aftercommit::event::Topic;
@@ -13,6 +13,7 @@ use aftercommit::outbox::replay;
 use super::confirm::{confirm, operator};
 use super::events::Filter;
 use super::output::{self, Output};
+use super::parked::hand_over;
 use crate::config::Config;
 
 /// Events that a dry run and a confirmation show.
@@ -79,7 +80,7 @@ async fn copy(config: &Config, args: &Args, connection: &mut PgConnection) -> Re
     }
     confirm(args.yes, &format!("replay {count} delivered events to every client of their topics"))?;
     let done = replay::replay(connection, relay, &selection, &operator(&args.reason)).await?;
-    ring(connection).await;
+    super::ring(connection).await;
     report(args, "replayed", done, &json!([]))
 }
 
@@ -98,15 +99,8 @@ async fn release(config: &Config, args: &Args, connection: &mut PgConnection) ->
         return report(args, "would be published", events, &json!(topics));
     }
     confirm(args.yes, &format!("publish {events} parked events of {} topics, in order", topics.len()))?;
-    let mut tx = connection.begin().await?;
-    let mut wished = 0;
-    for topic in &topics {
-        wished += parked::wish(&mut tx, relay, topic, Wish::Release).await?;
-    }
-    let what = json!({ "relay": relay, "topics": topics });
-    replay::audit(&mut tx, &operator(&args.reason), "release", &what, wished).await?;
-    tx.commit().await?;
-    ring(connection).await;
+    let operator = operator(&args.reason);
+    let wished = hand_over(connection, relay, &topics, Wish::Release, &operator).await?;
     report(args, "handed to the relay", wished, &json!([]))
 }
 
@@ -119,11 +113,4 @@ fn report(args: &Args, what: &str, events: u64, sample: &serde_json::Value) -> R
         output::line(&format!("  {one}"));
     }
     Ok(())
-}
-
-/// Tells relays at once. Losing it costs a poll interval.
-async fn ring(connection: &mut PgConnection) {
-    if let Err(error) = sqlx::query("notify outbox").execute(connection).await {
-        tracing::debug!(%error, "relays will find it by polling");
-    }
 }

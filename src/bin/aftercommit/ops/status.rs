@@ -1,54 +1,129 @@
-//! `aftercommit status`: where each relay stands.
+//! `aftercommit status`: where each relay stands, and whether Redis and the SSE server answer. One screen.
+
+use std::time::Duration;
 
 use anyhow::Result;
+use chrono::Utc;
+use serde::Serialize;
+use sqlx::PgConnection;
 
 use aftercommit::outbox::overview::{self, RelayOverview};
 
 use super::output::{self, Output};
+use super::probe::{self, Answer};
+use super::verdict::Verdict;
 use crate::config::Config;
 
 /// How to print it.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  aftercommit status
+  aftercommit status --watch
+  aftercommit status --output json | jq '.relays[].oldestPendingSeconds'")]
 pub(crate) struct Args {
+    /// Look again every so many seconds until Ctrl-C.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    watch: Option<u64>,
     /// How to print the data.
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
 
-/// Prints one line for each relay.
-pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
-    let mut connection = super::connect_for_lookups(config).await?;
-    let relays = overview::relays(&mut connection).await?;
-    if args.output == Output::Json {
-        return output::json(&relays);
-    }
-    if relays.is_empty() {
-        eprintln!("no relay has run on this database yet: start one with `aftercommit relay`");
-        return Ok(());
-    }
-    output::table(
-        ["RELAY", "LEADER", "LAST ID", "WAITING", "OLDEST", "PARKED", "MOVED"],
-        relays.iter().map(row),
-    );
-    Ok(())
+/// All that the screen shows.
+#[derive(Debug, Serialize)]
+struct Status {
+    relays: Vec<RelayOverview>,
+    redis: Answer,
+    sse: Answer,
 }
 
-fn row(relay: &RelayOverview) -> [String; 7] {
-    let waiting = match (relay.oldest_pending_at, relay.backlog_at_most) {
-        (None, _) => "0".to_owned(),
-        (Some(_), at_most) => format!("≤ {}", at_most.max(1)),
+/// Prints the status once, or until it is interrupted.
+pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
+    let mut connection = super::connect_for_lookups(config).await?;
+    loop {
+        let status = look(config, &mut connection).await?;
+        if args.watch.is_some() && args.output == Output::Table {
+            output::clear();
+        }
+        match args.output {
+            Output::Json => output::json(&status)?,
+            Output::Table => print(&status, config.relay.ready_max_pending_seconds),
+        }
+        let Some(seconds) = args.watch else { return Ok(()) };
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
+            () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
+        }
+    }
+}
+
+async fn look(config: &Config, connection: &mut PgConnection) -> Result<Status> {
+    let (relays, redis, sse) = tokio::join!(
+        overview::relays(connection),
+        probe::redis(&config.redis),
+        probe::readiness(&config.sse.listen)
+    );
+    Ok(Status { relays: relays?, redis, sse })
+}
+
+fn print(status: &Status, limit: u64) {
+    if status.relays.is_empty() {
+        eprintln!("{}", super::NO_RELAY);
+    }
+    for relay in &status.relays {
+        print_relay(relay, limit);
+    }
+    output::line(&format!("redis  {}", status.redis));
+    output::line(&format!("sse    {}", status.sse));
+}
+
+fn print_relay(relay: &RelayOverview, limit: u64) {
+    let say = |name: &str, text: &str| output::line(&format!("  {name:<10} {text}"));
+    output::line(&format!("relay {}: {}", relay.relay, Verdict::of(relay, limit)));
+    if let Some(pause) = &relay.paused {
+        say("paused", &format!("{} by {}: {}", output::ago(pause.since), pause.who, pause.reason));
+    }
+    let session = relay.leader.as_deref().map_or(String::new(), |leader| format!(" (Postgres {leader})"));
+    let leading = relay.processes.iter().find(|heard| heard.heartbeat.role == "leading");
+    let leader = match (leading, &relay.leader) {
+        (_, None) => "none: start one with `aftercommit relay`".to_owned(),
+        (Some(heard), _) => format!("{}{session}", heard.heartbeat.process),
+        (None, Some(_)) => format!("unknown{session}"),
     };
-    let parked = match (relay.parked_events, relay.parked_topics) {
-        (0, _) => "0".to_owned(),
-        (events, topics) => format!("{events} in {topics} topics"),
-    };
-    [
-        relay.relay.clone(),
-        relay.leader.clone().unwrap_or_else(|| "none".to_owned()),
-        relay.last_id.clone(),
-        waiting,
-        relay.oldest_pending_seconds.map_or_else(|| "-".to_owned(), output::seconds),
-        parked,
-        output::ago(relay.moved_at),
-    ]
+    say("leader", &leader);
+    let standing_by = relay.processes.iter().filter(|heard| heard.heartbeat.role == "standby").count();
+    say("standby", &standing_by.to_string());
+    say("position", &format!("{}, moved {}", relay.last_id, output::ago(relay.moved_at)));
+    say("waiting", &waiting(relay));
+    say(
+        "rate",
+        &leading.map_or_else(|| "-".to_owned(), |heard| format!("{:.0} events/s", heard.heartbeat.rate)),
+    );
+    for heard in &relay.processes {
+        if let Some(error) = &heard.heartbeat.error {
+            let said = output::seconds((Utc::now() - heard.at).as_seconds_f64());
+            say("error", &format!("{} ({said} ago): {error}", heard.heartbeat.process));
+        }
+    }
+    say("parked", &parked(relay));
+    let blocked = leading.and_then(|heard| heard.heartbeat.rotation_blocked.clone());
+    say("rotation", &blocked.map_or_else(|| "nothing in its way".to_owned(), |by| format!("BLOCKED: {by}")));
+}
+
+fn waiting(relay: &RelayOverview) -> String {
+    relay.oldest_pending_seconds.map_or_else(
+        || "nothing".to_owned(),
+        |age| {
+            let age = output::seconds(age);
+            format!("at most {} events, the oldest for {age}", relay.backlog_at_most.max(1))
+        },
+    )
+}
+
+fn parked(relay: &RelayOverview) -> String {
+    match (relay.parked_events, relay.parked_topics) {
+        (0, _) => "nothing".to_owned(),
+        (events, topics) => format!("{events} events, {topics} topics held: `aftercommit parked list`"),
+    }
 }

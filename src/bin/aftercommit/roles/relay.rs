@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use aftercommit::http::{self, Check, Limits, Readiness, no_route};
 use aftercommit::outbox;
 use aftercommit::redis::Publisher;
-use aftercommit::relay::{self, Metrics, Role, StateHandle};
+use aftercommit::relay::{self, Metrics, Role, State, StateHandle};
 
 use super::preflight;
 use crate::config::Config;
@@ -33,8 +33,8 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     let state = StateHandle::default();
-    let asked = state.clone();
-    let readiness = Readiness::new(move || std::future::ready(checks(&asked)));
+    let (asked, limit) = (state.clone(), Duration::from_secs(config.relay.ready_max_pending_seconds));
+    let readiness = Readiness::new(move || std::future::ready(checks(&asked.get(), limit)));
     let router = Router::new().fallback(no_route).merge(http::operations(registry, readiness));
     let mut publisher = Publisher::new(config.redis.clone(), &config.relay.name, config.relay.chunk_size);
     let retention = Duration::from_secs(config.outbox.retention_seconds);
@@ -47,16 +47,55 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
     Ok(())
 }
 
-fn checks(state: &StateHandle) -> Vec<Check> {
-    let state = state.get();
-    let leading = match state.role {
+/// What must hold: events are delivered in time, by this process or by another one of its name, and would be if there
+/// were any.
+fn checks(state: &State, limit: Duration) -> Vec<Check> {
+    let role = match state.role {
         Role::Leading => Ok("leading"),
         Role::Standby => Ok("standing by: another relay of this name leads"),
         Role::Disconnected => Err("no session with Postgres"),
     };
-    let delivering = match state.error {
-        None => Ok("nothing has failed since the last success".to_owned()),
-        Some(error) => Err(error),
-    };
-    vec![Check::of("role", leading), Check::of("delivery", delivering)]
+    let mut checks = vec![Check::of("role", role), Check::of("delivery", delivery(state, limit))];
+    if state.role == Role::Leading {
+        let listener = if state.listening {
+            Ok("notifications are heard")
+        } else {
+            Err("notifications are not heard: events wait for the next poll")
+        };
+        checks.push(Check::of("listener", listener));
+    }
+    if let Some(outlook) = &state.outlook {
+        let leader = if outlook.has_leader { Ok("there is one") } else { Err("no relay of this name leads") };
+        checks.push(Check::of("leader", leader));
+        let paused = outlook.paused.as_ref().map_or(Ok("no"), |who| Err(format!("paused by {who}")));
+        checks.push(Check::of("paused", paused));
+        checks.push(Check::of("pending", pending(outlook.oldest_pending, limit)));
+    } else {
+        checks.push(Check::of("pending", Err::<String, _>("how long events wait is not known")));
+    }
+    checks
+}
+
+fn delivery(state: &State, limit: Duration) -> Result<String, String> {
+    if let Some(error) = &state.error {
+        return Err(error.clone());
+    }
+    match state.last_success.map(|at| at.elapsed()) {
+        Some(ago) if ago > limit => Err(format!("the last step succeeded {} s ago", ago.as_secs())),
+        _ => Ok("nothing has failed since the last success".to_owned()),
+    }
+}
+
+fn pending(oldest: Option<Duration>, limit: Duration) -> Result<String, String> {
+    match oldest {
+        None => Ok("no event waits".to_owned()),
+        Some(age) if age <= limit => {
+            Ok(format!("the oldest event has waited for {:.1} s", age.as_secs_f64()))
+        }
+        Some(age) => Err(format!(
+            "the oldest event has waited for {:.0} s; {} s are the limit",
+            age.as_secs_f64(),
+            limit.as_secs()
+        )),
+    }
 }

@@ -1,0 +1,34 @@
+//! `aftercommit completions|man`: what packages install beside the binary, made from the command line's own definition.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap_complete::Shell;
+
+/// For which shell.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Completions {
+    /// The shell.
+    shell: Shell,
+}
+
+/// Where to.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Man {
+    /// A directory that exists.
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+}
+
+/// Prints the completions of a shell.
+pub(crate) fn completions(command: &mut clap::Command, args: &Completions) -> Result<()> {
+    let mut text = Vec::new();
+    clap_complete::generate(args.shell, command, "aftercommit", &mut text);
+    std::io::Write::write_all(&mut std::io::stdout(), &text).context("cannot print the completions")
+}
+
+/// Writes `aftercommit.1`, `aftercommit-status.1` and so on.
+pub(crate) fn man(command: clap::Command, args: &Man) -> Result<()> {
+    clap_mangen::generate_to(command, &args.dir)
+        .with_context(|| format!("cannot write man pages into {}", args.dir.display()))
+}

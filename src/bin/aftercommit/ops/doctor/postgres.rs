@@ -1,0 +1,223 @@
+//! What is looked at in Postgres.
+
+use anyhow::Result;
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, Row};
+
+use aftercommit::outbox::{heartbeat, schema};
+use aftercommit::postgres::shares_a_session;
+
+use super::Finding;
+use crate::config::Config;
+
+/// Clocks further apart than this make ages and times in the log misleading, in seconds.
+const SKEW_MAX: f64 = 2.0;
+/// The oldest Postgres with what the schema needs, as `server_version_num`.
+const OLDEST: i32 = 130_000;
+/// From this one on a relay that is frozen loses the lead.
+const ENDS_SILENT_SESSIONS: i32 = 140_000;
+
+/// Looks at Postgres. Transactions that are open for longer than `open_for` seconds are named.
+pub(super) async fn examine(config: &Config, open_for: u32) -> Vec<Finding> {
+    const FIX: &str = "see [database] in the configuration; the message names what is wrong";
+    let connecting = config.database.connect("aftercommit doctor");
+    let mut connection = match connecting.await {
+        Ok(connection) => connection,
+        Err(error) => return vec![Finding::wrong("postgres", error.to_string(), FIX)],
+    };
+    let mut findings = vec![Finding::ok("postgres", "answers")];
+    if let Err(error) = schema::SCHEMA.check(&mut connection).await {
+        findings.push(Finding::wrong(
+            "schema",
+            error.to_string(),
+            "run `aftercommit migrate` of this version",
+        ));
+        return findings;
+    }
+    findings.push(Finding::ok("schema", "the version that this binary knows"));
+    if let Err(error) = look(config, open_for, &mut connection, &mut findings).await {
+        findings.push(Finding::wrong("postgres", format!("a check failed: {error:#}"), FIX));
+    }
+    findings
+}
+
+async fn look(
+    config: &Config,
+    open_for: u32,
+    connection: &mut PgConnection,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    findings.extend(server(connection).await?);
+    findings.push(privileges(connection).await?);
+    findings.push(pooler(config, connection).await?);
+    findings.push(transactions(connection, open_for).await?);
+    findings.push(prepared(connection, open_for).await?);
+    findings.push(sequence(connection).await?);
+    findings.push(cluster(connection).await?);
+    findings.push(clock(connection).await?);
+    findings.push(rotation(connection).await?);
+    Ok(())
+}
+
+async fn server(connection: &mut PgConnection) -> Result<Vec<Finding>> {
+    let row = sqlx::query(
+        "select current_setting('server_version_num')::int as number, current_setting('server_version') as version,
+                current_setting('fsync') = 'on' and current_setting('full_page_writes') = 'on' as is_durable,
+                pg_is_in_recovery() as is_standby, current_setting('max_connections')::bigint as room,
+                (select count(*) from pg_stat_activity where backend_type = 'client backend') as used",
+    )
+    .fetch_one(connection)
+    .await?;
+    let number: i32 = row.try_get("number")?;
+    let version: String = row.try_get("version")?;
+    let (used, room): (i64, i64) = (row.try_get("used")?, row.try_get("room")?);
+    Ok(vec![
+        Finding::must("postgres version", number >= OLDEST, &version, "upgrade to PostgreSQL 13 or later"),
+        Finding::should(
+            "frozen relays",
+            number >= ENDS_SILENT_SESSIONS,
+            format!("PostgreSQL {version}"),
+            "PostgreSQL 14 or later ends the session of a relay that is frozen, so that a standby takes over",
+        ),
+        Finding::must(
+            "postgres durability",
+            row.try_get("is_durable")?,
+            "fsync and full_page_writes",
+            "switch fsync and full_page_writes on: committed events can be lost without",
+        ),
+        Finding::must(
+            "postgres role",
+            !row.try_get::<bool, _>("is_standby")?,
+            "takes writes",
+            "point DATABASE_URL at the primary: this server is a standby",
+        ),
+        Finding::should(
+            "connections",
+            used * 10 < room * 9,
+            format!("{used} of {room} in use"),
+            "raise max_connections, or lower [database] max_connections",
+        ),
+    ])
+}
+
+async fn privileges(connection: &mut PgConnection) -> Result<Finding> {
+    let missing: Option<String> = sqlx::query_scalar(
+        "select string_agg(needed.privilege || ' on ' || needed.name, ', ' order by needed.name, needed.privilege)
+         from (values ('outbox.event', 'SELECT'), ('outbox.event', 'INSERT'), ('outbox.checkpoint', 'SELECT'),
+                      ('outbox.checkpoint', 'INSERT'), ('outbox.parked', 'UPDATE'), ('outbox.parked', 'DELETE'),
+                      ('outbox.heartbeat', 'INSERT'), ('outbox.heartbeat', 'UPDATE'), ('outbox.audit', 'INSERT'),
+                      ('outbox.pause', 'INSERT'), ('outbox.event_0', 'TRUNCATE'), ('outbox.checkpoint_0', 'TRUNCATE')
+              ) needed (name, privilege)
+         where not has_table_privilege(needed.name, needed.privilege)",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(match missing {
+        None => Finding::ok("privileges", "all that relays and operators need"),
+        Some(missing) => Finding::wrong(
+            "privileges",
+            format!("missing: {missing}"),
+            "run relays and operators as the schema's owner, or grant what is missing",
+        ),
+    })
+}
+
+async fn pooler(config: &Config, connection: &mut PgConnection) -> Result<Finding> {
+    let mut other = config.database.connect("aftercommit doctor, a second session").await?;
+    Ok(Finding::must(
+        "pooler",
+        !shares_a_session(connection, &mut other).await?,
+        "sessions of our own",
+        "point the relay's DATABASE_URL straight at Postgres: a pooler that shares sessions breaks its lock and LISTEN",
+    ))
+}
+
+async fn transactions(connection: &mut PgConnection, open_for: u32) -> Result<Finding> {
+    let open: Option<String> = sqlx::query_scalar(
+        "select string_agg(format('pid %s (%s, %s) open for %s: %s', pid, coalesce(nullif(application_name, ''), 'unnamed'),
+                                  state, date_trunc('second', clock_timestamp() - xact_start), left(query, 60)), '; ')
+         from pg_stat_activity
+         where datname = current_database() and pid <> pg_backend_pid() and xact_start < clock_timestamp() - make_interval(secs => $1)",
+    )
+    .bind(f64::from(open_for))
+    .fetch_one(connection)
+    .await?;
+    Ok(Finding::should(
+        "long transactions",
+        open.is_none(),
+        open.unwrap_or_else(|| format!("none is open for {open_for} s")),
+        "end it in its application, or with select pg_terminate_backend(pid); set idle_in_transaction_session_timeout",
+    ))
+}
+
+async fn prepared(connection: &mut PgConnection, open_for: u32) -> Result<Finding> {
+    let forgotten: Option<String> = sqlx::query_scalar(
+        "select string_agg(format('%L of %s since %s', gid, owner, date_trunc('second', prepared)), '; ')
+         from pg_prepared_xacts
+         where database = current_database() and prepared < clock_timestamp() - make_interval(secs => $1)",
+    )
+    .bind(f64::from(open_for))
+    .fetch_one(connection)
+    .await?;
+    Ok(Finding::should(
+        "prepared transactions",
+        forgotten.is_none(),
+        forgotten.unwrap_or_else(|| "none is forgotten".to_owned()),
+        "COMMIT PREPARED or ROLLBACK PREPARED it: its events wait for that, and so does rotation",
+    ))
+}
+
+async fn sequence(connection: &mut PgConnection) -> Result<Finding> {
+    let cache: i64 = sqlx::query_scalar(
+        "select seqcache from pg_sequence where seqrelid = 'outbox.event_id_seq'::regclass",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(Finding::must(
+        "sequence cache",
+        cache == 1,
+        format!("outbox.event_id_seq has cache {cache}"),
+        "alter sequence outbox.event_id_seq cache 1: ids must be taken in the order of the appends",
+    ))
+}
+
+async fn cluster(connection: &mut PgConnection) -> Result<Finding> {
+    let foreign: Option<String> = sqlx::query_scalar(
+        "select string_agg(format('relay %s is of %s, this is %s', r.name, r.system_identifier, c.system_identifier), '; ')
+         from outbox.relay r cross join pg_control_system() c where r.system_identifier <> c.system_identifier",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(Finding::must(
+        "system identifier",
+        foreign.is_none(),
+        foreign.unwrap_or_else(|| "positions are of this cluster".to_owned()),
+        "the database was restored or moved: read about `aftercommit rebase`",
+    ))
+}
+
+async fn clock(connection: &mut PgConnection) -> Result<Finding> {
+    let before = Utc::now();
+    let there: DateTime<Utc> = sqlx::query_scalar("select clock_timestamp()").fetch_one(connection).await?;
+    let here = before + (Utc::now() - before) / 2;
+    let skew = (there - here).as_seconds_f64();
+    Ok(Finding::should(
+        "clock skew",
+        skew.abs() <= SKEW_MAX,
+        format!("Postgres's clock is {skew:+.3} s from this machine's"),
+        "keep both clocks by NTP: ages and times are told by them",
+    ))
+}
+
+async fn rotation(connection: &mut PgConnection) -> Result<Finding> {
+    let heard = heartbeat::heard(connection).await?;
+    let blocked: Vec<String> =
+        heard.into_iter().filter_map(|heard| heard.heartbeat.rotation_blocked).collect();
+    let evidence = if blocked.is_empty() { "nothing in its way".to_owned() } else { blocked.join("; ") };
+    Ok(Finding::should(
+        "rotation",
+        blocked.is_empty(),
+        evidence,
+        "end what holds the slot, or start the relay that has not delivered it: the log grows meanwhile",
+    ))
+}

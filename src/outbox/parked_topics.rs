@@ -1,0 +1,59 @@
+//! The topics that have parked events, as an operator sees them.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::{PgConnection, Row};
+
+use super::Error;
+
+/// A topic with parked events.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ParkedTopic {
+    /// The topic.
+    pub topic: String,
+    /// How many of its events are set aside.
+    pub events: i64,
+    /// The number of the first one.
+    pub first_id: String,
+    /// Since when.
+    pub since: DateTime<Utc>,
+    /// What the first one was refused with.
+    pub reason: String,
+    /// Whether later events of the topic wait behind them.
+    pub holds_topic: bool,
+    /// `release` or `discard`, if that was asked for and has not been done yet.
+    pub wish: Option<String>,
+}
+
+/// The topics of `relay` that have parked events, the oldest first, `limit` at most.
+///
+/// # Errors
+/// [`Error`].
+pub async fn list(connection: &mut PgConnection, relay: &str, limit: u32) -> Result<Vec<ParkedTopic>, Error> {
+    let rows = sqlx::query(
+        "select k.topic, count(*) as events, min(k.parked_at) as since, bool_or(k.holds_topic) as holds_topic,
+                min(k.wish) as wish, (array_agg(k.reason order by k.epoch, k.seq))[1] as reason,
+                (array_agg(k.epoch || '-' || k.seq order by k.epoch, k.seq))[1] as first_id
+         from outbox.parked k
+         where k.relay = $1 and k.settled_as is null
+         group by k.topic order by min(k.parked_at), k.topic limit $2",
+    )
+    .bind(relay)
+    .bind(i64::from(limit))
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(ParkedTopic {
+                topic: row.try_get("topic")?,
+                events: row.try_get("events")?,
+                first_id: row.try_get("first_id")?,
+                since: row.try_get("since")?,
+                reason: row.try_get("reason")?,
+                holds_topic: row.try_get("holds_topic")?,
+                wish: row.try_get("wish")?,
+            })
+        })
+        .collect()
+}

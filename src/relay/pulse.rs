@@ -1,0 +1,122 @@
+//! Once a second, on a connection of its own: looks how long events wait, and writes down how this process is. Never in the
+//! way of a delivery, and also while this process does not lead.
+
+use std::time::{Duration, Instant};
+
+use sqlx::{Connection, PgConnection};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::settings::Settings;
+use super::state::{Outlook, StateHandle};
+use super::{Metrics, Role};
+use crate::outbox::heartbeat::{self, Heartbeat};
+use crate::outbox::{overview, read};
+use crate::postgres;
+
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How long one look may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+type Failed = Box<dyn std::error::Error + Send + Sync>;
+
+/// What the pulse works with.
+pub(super) struct Pulse {
+    pub(super) database: postgres::Settings,
+    pub(super) settings: Settings,
+    pub(super) metrics: Metrics,
+    pub(super) state: StateHandle,
+}
+
+impl Pulse {
+    /// Beats until `stop`, through every failure of Postgres.
+    pub(super) async fn beat(self, stop: CancellationToken) {
+        let process = process();
+        let mut connection = None;
+        let mut counted = (Instant::now(), self.metrics.published.get());
+        while !stop.is_cancelled() {
+            let rate = self.rate(&mut counted);
+            let beaten = timeout(PATIENCE, self.beat_once(&mut connection, &process, rate)).await;
+            if let Err(error) = beaten.unwrap_or_else(|_| Err("Postgres did not answer in time".into())) {
+                tracing::debug!(%error, "no pulse");
+                connection = None;
+                self.state.looked(None);
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+        }
+        if let Some(mut connection) = connection {
+            let ending = heartbeat::end(&mut connection, &self.settings.name, &process);
+            if let Ok(Err(error)) = timeout(INTERVAL, ending).await {
+                tracing::debug!(%error, "the last heartbeat stays until it is old");
+            }
+        }
+    }
+
+    async fn beat_once(
+        &self,
+        connection: &mut Option<PgConnection>,
+        process: &str,
+        rate: f64,
+    ) -> Result<(), Failed> {
+        let name = &self.settings.name;
+        if connection.is_none() {
+            let mut made = self.database.connect(&format!("aftercommit relay {name} pulse")).await?;
+            read::prepare_session(&mut made).await?;
+            *connection = Some(made);
+        }
+        let Some(connection) = connection else { return Ok(()) };
+        connection.ping().await?;
+        let relays = overview::relays(connection).await?;
+        let outlook = relays.iter().find(|relay| relay.relay == *name).map(|relay| Outlook {
+            oldest_pending: relay.oldest_pending_seconds.map(|age| Duration::from_secs_f64(age.max(0.0))),
+            backlog_at_most: if relay.oldest_pending_at.is_some() { relay.backlog_at_most } else { 0 },
+            has_leader: relay.leader.is_some(),
+            paused: relay.paused.as_ref().map(|pause| format!("{}: {}", pause.who, pause.reason)),
+        });
+        if let Some(outlook) = &outlook {
+            let age = outlook.oldest_pending.map_or(0.0, |age| age.as_secs_f64());
+            self.metrics.oldest_pending.set(age);
+            self.metrics.backlog.set(outlook.backlog_at_most);
+            self.metrics.paused.set(i64::from(outlook.paused.is_some()));
+        }
+        self.state.looked(outlook);
+        heartbeat::beat(connection, name, &self.heartbeat(process, rate)).await?;
+        Ok(())
+    }
+
+    fn heartbeat(&self, process: &str, rate: f64) -> Heartbeat {
+        let state = self.state.get();
+        let role = match state.role {
+            Role::Disconnected => "disconnected",
+            Role::Standby => "standby",
+            Role::Leading => "leading",
+        };
+        Heartbeat {
+            process: process.to_owned(),
+            role: role.to_owned(),
+            published: self.metrics.published.get().cast_signed(),
+            rate,
+            error: state.error,
+            rotation_blocked: state.rotation_blocked,
+            listen: self.settings.listen.clone(),
+        }
+    }
+
+    /// Events a second since the last time.
+    fn rate(&self, counted: &mut (Instant, u64)) -> f64 {
+        let now = (Instant::now(), self.metrics.published.get());
+        let (then, before) = std::mem::replace(counted, now);
+        let seconds = now.0.duration_since(then).as_secs_f64();
+        if seconds > 0.0 { (now.1 - before) as f64 / seconds } else { 0.0 }
+    }
+}
+
+/// Host and pid.
+fn process() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let host = host.or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| "unknown".to_owned());
+    format!("{}:{}", host.trim(), std::process::id())
+}

@@ -1,0 +1,256 @@
+//! What a person on call does and sees: pausing, parked topics, the audit, status, and a readiness that tells the truth.
+
+use serde_json::Value;
+use sqlx::AssertSqlSafe;
+
+use crate::commands::{assert_fails, commit, json, stdout};
+use crate::harness::{Process, System, cli, empty_database, eventually};
+
+/// Readiness as (status, checks that do not hold with their reasons).
+async fn not_ready(process: &Process) -> (u16, Vec<(String, String)>) {
+    let response = reqwest::get(process.url("/readyz")).await.expect("an answer");
+    let status = response.status().as_u16();
+    let body: Value = response.json().await.expect("JSON");
+    let failing = body["checks"].as_array().expect("checks").iter().filter(|check| check["ok"] == false);
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    (status, failing.map(|check| (text(&check["name"]), text(&check["reason"]))).collect())
+}
+
+async fn turns_red(process: &Process, name: &str) -> String {
+    eventually(&format!("{name} is red"), async || {
+        let (status, failing) = not_ready(process).await;
+        let found = failing.into_iter().find(|(check, _)| check == name)?;
+        assert_eq!(status, 503);
+        Some(found.1)
+    })
+    .await
+}
+
+async fn turns_green(process: &Process) {
+    eventually("readiness is green", async || (not_ready(process).await.0 == 200).then_some(())).await;
+}
+
+async fn delivered(system: &System) -> usize {
+    let listed = json(system, &["events", "list", "--state", "delivered"]).await;
+    listed.as_array().expect("a list").len()
+}
+
+async fn does(system: &System, arguments: &[&str]) -> String {
+    let output = cli(system.settings(), arguments).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    stdout(&output)
+}
+
+#[tokio::test]
+async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_over_a_restart() {
+    let system = System::new().await.set("AFTERCOMMIT_RELAY_READY_MAX_PENDING_SECONDS", "1");
+    let (name, topic) = (system.redis.relay_name(), system.redis.topic("ops"));
+    assert_fails(system.settings(), &["pause"], 1, "no relay named").await;
+    let relay = system.start("relay").await;
+    turns_green(&relay).await;
+    assert_eq!(does(&system, &["pause", "--reason", "a move"]).await, format!("relay {name} is paused\n"));
+    assert!(turns_red(&relay, "paused").await.contains("a move"));
+    assert_eq!(does(&system, &["pause"]).await, format!("relay {name} is paused already\n"));
+    commit(&system, &topic, "A", 3).await;
+    assert!(turns_red(&relay, "pending").await.contains("1 s are the limit"));
+    assert_eq!(relay.terminate().await, 0);
+
+    let relay = system.start("relay").await;
+    assert!(turns_red(&relay, "paused").await.contains("a move"));
+    assert_eq!(delivered(&system).await, 0);
+    let status = json(&system, &["status"]).await;
+    assert_eq!(status["relays"][0]["paused"]["reason"], "a move", "{status}");
+    assert!(does(&system, &["relay", "list"]).await.contains("PAUSED"));
+    does(&system, &["resume", "--reason", "moved"]).await;
+    turns_green(&relay).await;
+    assert_eq!(delivered(&system).await, 3);
+    let audit = json(&system, &["audit"]).await;
+    let actions: Vec<&str> =
+        audit.as_array().expect("a list").iter().filter_map(|e| e["action"].as_str()).collect();
+    assert_eq!(actions, ["resume", "pause"]);
+}
+
+#[tokio::test]
+async fn a_dead_listener_turns_readiness_red_and_a_new_one_green_again() {
+    let system = System::new().await;
+    let relay = system.start("relay").await;
+    turns_green(&relay).await;
+    // From a database of its own, as none can be closed to the session that closes it.
+    let elsewhere = empty_database().await;
+    let mut server = elsewhere.connect().await;
+    let allow = |allowed: bool| {
+        let sql = format!("alter database {} allow_connections {allowed}", system.database.name());
+        sqlx::raw_sql(AssertSqlSafe(sql))
+    };
+    // While the database takes no new connections, the listener stays dead.
+    allow(false).execute(&mut server).await.expect("a setting");
+    let killed: i64 = sqlx::query_scalar(
+        "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = $1",
+    )
+    .bind(format!("aftercommit relay {} listener", system.redis.relay_name()))
+    .fetch_one(&mut server)
+    .await
+    .expect("a kill");
+    assert_eq!(killed, 1);
+    assert!(turns_red(&relay, "listener").await.contains("next poll"));
+    allow(true).execute(&mut server).await.expect("a setting");
+    turns_green(&relay).await;
+}
+
+#[tokio::test]
+async fn parked_events_are_listed_and_one_topic_is_released_while_another_is_discarded() {
+    use redis::AsyncCommands;
+    let system = System::new().await;
+    let topics = [system.redis.topic("kept"), system.redis.topic("given-up")];
+    let mut redis = system.redis.connect().await;
+    for topic in &topics {
+        let _: () =
+            redis.set(aftercommit::redis::keys::history(topic), "in the way").await.expect("a string");
+    }
+    let relay = system.start("relay").await;
+    for topic in &topics {
+        commit(&system, topic, "A", 2).await;
+    }
+    let listed = eventually("parked", async || {
+        let listed = json(&system, &["parked", "list"]).await;
+        (listed.as_array().expect("a list").len() == 2).then_some(listed)
+    })
+    .await;
+    assert_eq!((&listed[0]["events"], &listed[0]["holdsTopic"]), (&2.into(), &true.into()), "{listed}");
+    assert!(listed[0]["reason"].as_str().expect("a reason").contains("WRONGTYPE"), "{listed}");
+    assert!(does(&system, &["status"]).await.contains("4 events, 2 topics held"));
+    for topic in &topics {
+        let _: () = redis.del(aftercommit::redis::keys::history(topic)).await.expect("a deletion");
+    }
+    let (kept, given_up) = (topics[0].as_str(), topics[1].as_str());
+    assert_fails(system.settings(), &["parked", "discard", given_up], 1, "--yes").await;
+    assert_fails(system.settings(), &["parked", "release", "nothing", "--yes"], 1, "parked list").await;
+    does(&system, &["parked", "release", kept, "--yes", "--reason", "mended"]).await;
+    does(&system, &["parked", "discard", given_up, "--yes", "--reason", "a test"]).await;
+    eventually("nothing is parked", async || {
+        json(&system, &["parked", "list"]).await.as_array().expect("a list").is_empty().then_some(())
+    })
+    .await;
+    commit(&system, &topics[1], "A", 1).await;
+    eventually("the discarded topic flows", async || (delivered(&system).await == 3).then_some(())).await;
+    let lengths: (u64, u64) = (
+        redis.xlen(aftercommit::redis::keys::history(&topics[0])).await.expect("a length"),
+        redis.xlen(aftercommit::redis::keys::history(&topics[1])).await.expect("a length"),
+    );
+    assert_eq!(lengths, (2, 1));
+    assert_eq!(relay.terminate().await, 0);
+}
+
+/// What a person sees, with what differs from run to run replaced.
+fn settled(text: &str, replaced: &[(&str, &str)]) -> String {
+    let mut text = text.to_owned();
+    for (from, to) in replaced {
+        text = text.replace(from, to);
+    }
+    text.lines()
+        .map(|line| line.split(", moved ").next().unwrap_or(line).trim_end())
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[tokio::test]
+async fn status_is_one_screen_that_says_first_how_the_relay_is() {
+    let system = System::new().await.set("AFTERCOMMIT_SSE_LISTEN", "127.0.0.1:1");
+    let relay = system.start("relay").await;
+    turns_green(&relay).await;
+    commit(&system, &system.redis.topic("ops"), "A", 2).await;
+    let name = system.redis.relay_name();
+    let screen = eventually("idle again", async || {
+        let text = does(&system, &["status"]).await;
+        (text.contains("1-2") && text.contains("0 events/s") && text.contains("nothing\n")).then_some(text)
+    })
+    .await;
+    let leader = screen.lines().find(|line| line.contains("leader")).expect("a leader");
+    let redis = screen.lines().find(|line| line.starts_with("redis")).expect("a line on Redis");
+    assert!(leader.contains(&format!(":{} (Postgres pid ", relay.pid())), "{leader}");
+    assert!(redis.starts_with("redis  ok: Redis "), "{redis}");
+    let expected = "\
+relay NAME: delivering
+LEADER
+  standby    0
+  position   1-2
+  waiting    nothing
+  rate       0 events/s
+  parked     nothing
+  rotation   nothing in its way
+REDIS
+sse    DOWN: nothing answers at 127.0.0.1:1: Connection refused (os error 111)";
+    assert_eq!(settled(&screen, &[(leader, "LEADER"), (redis, "REDIS"), (&name, "NAME")]), expected);
+
+    assert_eq!(relay.terminate().await, 0);
+    let screen = does(&system, &["status"]).await;
+    assert!(screen.contains(&format!("relay {name}: NO LEADER\n  leader     none: start one")), "{screen}");
+}
+
+/// The findings that are not fine, by check: verdict and evidence.
+async fn complaints(system: &System) -> Vec<(String, String, String)> {
+    let output = cli(system.settings(), &["doctor", "--open-for", "0", "--output", "json"]).await;
+    let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let is_wrong = findings.iter().any(|finding| finding["verdict"] == "wrong");
+    assert_eq!(output.status.code(), Some(i32::from(is_wrong)), "{output:?}");
+    assert!(findings.len() > 15, "{findings:#?}");
+    let text = |finding: &Value, key: &str| finding[key].as_str().expect("a text").to_owned();
+    findings
+        .iter()
+        .filter(|finding| finding["verdict"] != "ok")
+        .map(|finding| {
+            assert_ne!(text(finding, "fix"), "", "{finding}");
+            (text(finding, "check"), text(finding, "verdict"), text(finding, "evidence"))
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() {
+    let system = System::new().await;
+    // What the tests' own servers lack on purpose.
+    let expected = ["postgres durability", "persistence", "open files"];
+    let mut connection = system.database.connect().await;
+    let before = complaints(&system).await;
+    assert!(before.iter().all(|(check, ..)| expected.contains(&check.as_str())), "{before:#?}");
+
+    for done in [
+        "alter sequence outbox.event_id_seq cache 20",
+        "insert into outbox.relay values ('moved', 42)",
+        "begin",
+        "select outbox.append('t', 'T', '1')",
+        "prepare transaction 'forgotten'",
+        "begin",
+        "select 'left open'",
+    ] {
+        sqlx::raw_sql(done).execute(&mut connection).await.expect("what people do");
+    }
+    let mut after = complaints(&system).await;
+    after.retain(|finding| !before.contains(finding));
+    let of = |name: &str| {
+        let found = after.iter().find(|(check, ..)| check == name);
+        found.unwrap_or_else(|| panic!("{name} is not found: {after:#?}")).clone()
+    };
+    assert!(of("sequence cache").2.contains("cache 20"));
+    assert!(of("system identifier").2.contains("relay moved is of 42"));
+    assert!(of("prepared transactions").2.contains("forgotten"));
+    let (_, verdict, evidence) = of("long transactions");
+    assert_eq!(verdict, "warning");
+    assert!(evidence.contains("idle in transaction") && evidence.contains("pid "), "{evidence}");
+    assert_eq!(after.len(), 4, "{after:#?}");
+    for end in ["rollback", "rollback prepared 'forgotten'"] {
+        sqlx::raw_sql(end).execute(&mut connection).await.expect("an end");
+    }
+
+    let away = system.set("REDIS_URL", "redis://127.0.0.1:1").set("AFTERCOMMIT_JWT_SECRET", "short");
+    let output = cli(away.settings(), &["doctor"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let text = stdout(&output);
+    for part in [
+        "WRONG    redis: cannot connect to Redis at 127.0.0.1:1",
+        "WRONG    jwt: ",
+        "         fix: see [jwt]",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
