@@ -10,6 +10,7 @@ mod relay_delivery;
 mod relay_failures;
 mod relay_leadership;
 mod relay_repair;
+mod sse_access;
 mod sse_streams;
 mod uploads;
 
