@@ -14,6 +14,7 @@
 //! - [`redis`]: the one place that knows Redis keys, the publishing script and the envelope.
 //! - [`http`], [`auth`]: what every HTTP server here shares; who a token speaks for.
 //! - [`sse`]: Redis to browsers: joining, fan-out, connections. Knows no Postgres and no application.
+//! - [`streams`]: streams of any topic, allowed by the token; tickets. Knows no application.
 //! - [`uploads`]: the bundled application and first user of all the rest.
 //! - [`local`]: private Postgres and Redis servers for `aftercommit dev` and for tests.
 //!
@@ -37,5 +38,7 @@ pub mod redis;
 pub mod relay;
 #[cfg(feature = "server")]
 pub mod sse;
+#[cfg(feature = "server")]
+pub mod streams;
 #[cfg(feature = "server")]
 pub mod uploads;

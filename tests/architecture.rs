@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never know.
-const PARTS: [(&str, &[&str], &[&str]); 11] = [
+const PARTS: [(&str, &[&str], &[&str]); 12] = [
     ("event", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("postgres", &[], &["redis", "axum", "hyper"]),
     ("outbox", &["event", "postgres"], &["redis", "axum", "hyper"]),
@@ -15,12 +15,14 @@ const PARTS: [(&str, &[&str], &[&str]); 11] = [
     ("http", &[], &["sqlx", "redis"]),
     ("auth", &["http"], &["sqlx", "redis"]),
     ("sse", &["event", "redis", "http"], &["sqlx"]),
+    ("streams", &["event", "http", "auth", "sse"], &["sqlx", "redis"]),
     ("uploads", &["event", "postgres", "outbox", "http", "auth", "sse"], &["redis"]),
     ("local", &[], &["sqlx", "axum"]),
 ];
 
 /// The parts that any application can use: they must not know the bundled one.
-const GENERIC: [&str; 8] = ["event", "postgres", "outbox", "relay", "redis", "http", "auth", "sse"];
+const GENERIC: [&str; 9] =
+    ["event", "postgres", "outbox", "relay", "redis", "http", "auth", "sse", "streams"];
 
 const FILE_LINES_MAX: usize = 500;
 const FUNCTION_LINES_MAX: usize = 80;

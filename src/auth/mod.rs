@@ -2,10 +2,13 @@
 //!
 //! The algorithm is fixed by configuration, never by the token. `exp` and `sub` are required.
 
+mod listener;
 mod settings;
+mod tickets;
 mod user;
 mod verifier;
 
+pub use listener::Listener;
 pub use settings::{Algorithm, Settings};
 pub use user::User;
-pub use verifier::{AuthError, SECRET_BYTES_MIN, Verifier, issue};
+pub use verifier::{AuthError, SECRET_BYTES_MIN, Verifier, issue, issue_with};

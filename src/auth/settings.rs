@@ -19,6 +19,10 @@ pub struct Settings {
     pub audience: String,
     /// How far the clocks of this machine and the issuer may differ, in seconds.
     pub leeway_seconds: u64,
+    /// The cookie in which streams take a token too; empty for none.
+    pub cookie: String,
+    /// How long a ticket opens streams, in seconds.
+    pub ticket_seconds: u64,
 }
 
 /// How tokens are signed.

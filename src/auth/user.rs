@@ -18,6 +18,19 @@ pub struct User {
     pub id: Uuid,
     /// When the token expires.
     pub expires_at: DateTime<Utc>,
+    /// Topics that the token allows to listen to beyond the application's own rules: names, or beginnings of names
+    /// followed by `*`.
+    pub subscribe: Vec<String>,
+}
+
+impl User {
+    /// Whether the token's `subscribe` claim allows this topic.
+    pub fn may_subscribe(&self, topic: &str) -> bool {
+        self.subscribe.iter().any(|pattern| match pattern.strip_suffix('*') {
+            Some(beginning) => topic.starts_with(beginning),
+            None => topic == pattern,
+        })
+    }
 }
 
 impl<S> FromRequestParts<S> for User
@@ -37,7 +50,7 @@ where
 }
 
 /// The token of an `Authorization: Bearer …` header; the scheme's case does not matter.
-fn bearer(parts: &Parts) -> Option<&str> {
+pub(super) fn bearer(parts: &Parts) -> Option<&str> {
     let (scheme, token) = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }

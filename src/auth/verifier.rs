@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::settings::{Algorithm, Settings};
+use super::tickets::Tickets;
 use super::user::User;
 
 /// The shortest HS256 secret that is taken, in bytes: the length of the hash (RFC 7518, 3.2).
@@ -54,6 +55,12 @@ pub enum AuthError {
     /// The token is not valid.
     #[error("the token is not valid: {0}")]
     Token(&'static str),
+    /// The ticket is not valid.
+    #[error("the ticket is not valid or has expired: get another one by POST /api/stream-tickets")]
+    Ticket,
+    /// Tickets cannot be made without a secret.
+    #[error("this server makes no tickets: set AFTERCOMMIT_JWT_SECRET, the same for all servers")]
+    NoTickets,
     /// Signing failed.
     #[error("the token cannot be signed: {0}")]
     Signing(#[source] jsonwebtoken::errors::Error),
@@ -67,13 +74,23 @@ struct Claims {
     iss: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     aud: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    subscribe: Vec<String>,
 }
 
 /// Checks tokens as the configuration says. Does no I/O.
-#[derive(Debug)]
 pub struct Verifier {
     key: DecodingKey,
     validation: Validation,
+    cookie: String,
+    tickets: Option<Tickets>,
+}
+
+impl std::fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Without the keys.
+        f.debug_struct("Verifier").field("validation", &self.validation).finish_non_exhaustive()
+    }
 }
 
 impl Verifier {
@@ -96,7 +113,12 @@ impl Verifier {
             validation.set_audience(&[&settings.audience]);
             validation.required_spec_claims.insert("aud".to_owned());
         }
-        Ok(Self { key: decoding_key(settings)?, validation })
+        Ok(Self {
+            key: decoding_key(settings)?,
+            validation,
+            cookie: settings.cookie.clone(),
+            tickets: Tickets::new(settings)?,
+        })
     }
 
     /// Who a token speaks for.
@@ -110,7 +132,25 @@ impl Verifier {
         let id = Uuid::try_parse(&claims.sub).map_err(|_| AuthError::Token("its subject is not a UUID"))?;
         let expires_at =
             DateTime::from_timestamp(claims.exp, 0).ok_or(AuthError::Token("its expiry is out of range"))?;
-        Ok(User { id, expires_at })
+        Ok(User { id, expires_at, subscribe: claims.subscribe })
+    }
+
+    /// A ticket with which `user` can open streams of `topic`, and when it expires.
+    ///
+    /// # Errors
+    /// [`AuthError::NoTickets`], [`AuthError::Signing`].
+    pub fn issue_ticket(&self, user: &User, topic: &str) -> Result<(String, DateTime<Utc>), AuthError> {
+        self.tickets.as_ref().ok_or(AuthError::NoTickets)?.issue(user, topic)
+    }
+
+    /// Who a ticket speaks for, and the one topic that it is good for.
+    pub(super) fn verify_ticket(&self, ticket: &str) -> Result<(User, String), AuthError> {
+        self.tickets.as_ref().ok_or(AuthError::NoTickets)?.verify(ticket)
+    }
+
+    /// The name of the cookie that holds a token; empty for none.
+    pub(super) fn cookie(&self) -> &str {
+        &self.cookie
     }
 }
 
@@ -119,6 +159,19 @@ impl Verifier {
 /// # Errors
 /// [`AuthError::CannotSign`] where the configuration has no secret, [`AuthError::Signing`].
 pub fn issue(settings: &Settings, user: Uuid, valid_for: Duration) -> Result<String, AuthError> {
+    issue_with(settings, user, valid_for, &[])
+}
+
+/// Makes a token as [`issue`] does, which also allows to listen to the topics of these patterns.
+///
+/// # Errors
+/// As [`issue`].
+pub fn issue_with(
+    settings: &Settings,
+    user: Uuid,
+    valid_for: Duration,
+    subscribe: &[String],
+) -> Result<String, AuthError> {
     if settings.algorithm != Algorithm::HS256 || settings.secret.expose_secret().is_empty() {
         return Err(AuthError::CannotSign);
     }
@@ -128,6 +181,7 @@ pub fn issue(settings: &Settings, user: Uuid, valid_for: Duration) -> Result<Str
         exp: Utc::now().timestamp().saturating_add_unsigned(valid_for.as_secs()),
         iss: named(&settings.issuer),
         aud: named(&settings.audience).map(serde_json::Value::String),
+        subscribe: subscribe.to_vec(),
     };
     let key = EncodingKey::from_secret(secret_of(settings)?);
     jsonwebtoken::encode(&Header::new(settings.algorithm.into()), &claims, &key).map_err(AuthError::Signing)
@@ -186,6 +240,8 @@ mod tests {
             issuer: String::new(),
             audience: String::new(),
             leeway_seconds: 0,
+            cookie: String::new(),
+            ticket_seconds: 300,
         }
     }
 

@@ -2,11 +2,13 @@
 //!
 //! Knows no application, no Postgres and no Redis.
 
+mod cors;
 mod extract;
 mod health;
 mod problem;
 mod serve;
 
+pub use cors::{Origins, cors};
 pub use extract::{Json, Path, Query};
 pub use health::{Check, Readiness, operations};
 pub use problem::Problem;

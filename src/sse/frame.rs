@@ -183,3 +183,7 @@ mod tests {
         );
     }
 }
+
+#[cfg(test)]
+#[path = "frame_tests.rs"]
+mod fuzzed;

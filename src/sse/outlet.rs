@@ -94,8 +94,10 @@ impl Outlet {
         if queue.ending {
             return Put::Gone;
         }
-        // One block is always taken, so that a payload as large as the queue can be delivered at all.
-        if queue.bytes > 0 && queue.bytes + block.len() > self.terms.queued_bytes {
+        // While no more than half of the queue waits any block is taken, so that a payload as large as the queue can be
+        // delivered behind the few bytes that every stream begins with. Otherwise its client would be cut off for ever.
+        let limit = self.terms.queued_bytes;
+        if queue.bytes > limit / 2 && queue.bytes + block.len() > limit {
             drop(queue);
             self.cut_off();
             return Put::CutOff;
@@ -276,11 +278,19 @@ mod tests {
     #[test]
     fn a_client_that_leaves_too_much_unread_is_cut_off() {
         let outlet = outlet(10);
-        assert_eq!(outlet.put(vec![0; 100].into()), Put::Queued, "one block is always taken");
+        assert_eq!(outlet.put(vec![0; 100].into()), Put::Queued, "any block is taken by an empty queue");
         assert_eq!(outlet.put("x".into()), Put::CutOff);
         assert!(outlet.connection.0.is_cancelled() && outlet.gone().is_cancelled());
         assert_eq!(outlet.put("x".into()), Put::Gone);
         assert_eq!(take(&outlet), Poll::Ready(None));
+    }
+
+    #[test]
+    fn a_block_as_large_as_the_queue_is_taken_behind_a_few_bytes() {
+        let outlet = outlet(1000);
+        outlet.put("retry: 1\n\n".into());
+        assert_eq!(outlet.put(vec![0; 1000].into()), Put::Queued);
+        assert_eq!(outlet.put("x".into()), Put::CutOff);
     }
 
     #[test]

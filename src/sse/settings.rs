@@ -30,6 +30,8 @@ pub struct Settings {
     pub verify_seconds: u64,
     /// Over how long streams are ended at shutdown, in seconds.
     pub drain_seconds: u64,
+    /// Origins whose pages may open streams from another site.
+    pub cors_origins: Vec<String>,
 }
 
 impl Settings {

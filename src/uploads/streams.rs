@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::error::Error;
 use super::messages::{self, USER_PREFIX};
 use super::owners::Owners;
-use crate::auth::{User, Verifier};
+use crate::auth::{Listener, Verifier};
 use crate::http::{ConnectionEnd, Path, Problem, Query, no_route};
 use crate::sse::{self, Hub, Naming, StreamQuery, Wanted};
 
@@ -51,12 +51,14 @@ pub fn router(state: StreamsState) -> Router {
 
 async fn session_stream(
     State(state): State<StreamsState>,
-    user: User,
+    listener: Listener,
     Path(session_id): Path<Uuid>,
     Query(query): Query<StreamQuery>,
     Extension(connection): Extension<ConnectionEnd>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
+    let topic = messages::session_topic(session_id)?;
+    let user = listener.of_topic(topic.as_str())?;
     match state.owners.of(session_id).await? {
         None => return Err(Problem::not_found("there is no such session").into()),
         Some(owner) if owner != user.id => {
@@ -64,18 +66,20 @@ async fn session_stream(
         }
         Some(_) => {}
     }
-    let wanted = Wanted { topic: messages::session_topic(session_id)?, expires_at: Some(user.expires_at) };
+    let wanted = Wanted { topic, expires_at: Some(user.expires_at) };
     Ok(sse::open(&state.hub, wanted, &headers, &query, connection).await)
 }
 
 async fn notification_stream(
     State(state): State<StreamsState>,
-    user: User,
+    listener: Listener,
     Query(query): Query<StreamQuery>,
     Extension(connection): Extension<ConnectionEnd>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
-    let wanted = Wanted { topic: messages::user_topic(user.id)?, expires_at: Some(user.expires_at) };
+    let topic = messages::user_topic(listener.id())?;
+    let user = listener.of_topic(topic.as_str())?;
+    let wanted = Wanted { topic, expires_at: Some(user.expires_at) };
     Ok(sse::open(&state.hub, wanted, &headers, &query, connection).await)
 }
 

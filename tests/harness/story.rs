@@ -85,6 +85,11 @@ impl System {
     }
 
     pub(crate) fn token_for(&self, user: Uuid, valid_for: Duration) -> String {
+        self.token_with(user, valid_for, &[])
+    }
+
+    /// A token that allows to listen to the topics of these patterns.
+    pub(crate) fn token_with(&self, user: Uuid, valid_for: Duration, subscribe: &[&str]) -> String {
         let settings = auth::Settings {
             secret: SECRET.to_owned().into(),
             public_key_file: String::new(),
@@ -92,8 +97,11 @@ impl System {
             issuer: String::new(),
             audience: String::new(),
             leeway_seconds: 0,
+            cookie: String::new(),
+            ticket_seconds: 0,
         };
-        auth::issue(&settings, user, valid_for).expect("a token")
+        let subscribe: Vec<String> = subscribe.iter().map(ToString::to_string).collect();
+        auth::issue_with(&settings, user, valid_for, &subscribe).expect("a token")
     }
 
     /// A user's new session of so many photos.

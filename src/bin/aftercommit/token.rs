@@ -18,12 +18,16 @@ pub(crate) struct Args {
     /// How long it is valid, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     valid_for: u64,
+    /// A topic that the token allows to listen to, or the beginning of such topics followed by `*`. May be repeated.
+    #[arg(long, value_name = "PATTERN")]
+    subscribe: Vec<String>,
 }
 
 /// Prints a token that this configuration's servers accept.
 #[expect(clippy::print_stdout, reason = "the token is this command's data")]
 pub(crate) fn run(config: &Config, args: &Args) -> Result<()> {
-    let token = auth::issue(&config.jwt, args.user, Duration::from_secs(args.valid_for))?;
+    let token =
+        auth::issue_with(&config.jwt, args.user, Duration::from_secs(args.valid_for), &args.subscribe)?;
     println!("{token}");
     Ok(())
 }

@@ -9,9 +9,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use aftercommit::auth::Verifier;
-use aftercommit::http::{self, Check, Limits, Readiness};
+use aftercommit::http::{self, Check, Limits, Origins, Readiness};
 use aftercommit::sse::{Hub, Metrics};
-use aftercommit::uploads::{self, StreamsState};
+use aftercommit::{streams, uploads};
 
 use super::{check, preflight};
 use crate::config::Config;
@@ -45,7 +45,12 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
         let hub = asked.clone();
         async move { vec![check("redis", hub.ping()).await, draining(&hub)] }
     });
-    let router = uploads::streams_router(StreamsState::new(hub.clone(), verifier, pool.clone()))
+    let origins = Origins::new(&config.sse.cors_origins);
+    let of_any_topic = streams::StreamsState::new(hub.clone(), verifier.clone());
+    let of_uploads = uploads::StreamsState::new(hub.clone(), verifier, pool.clone());
+    let router = uploads::streams_router(of_uploads)
+        .merge(streams::router(of_any_topic))
+        .layer(axum::middleware::from_fn_with_state(origins, http::cors))
         .merge(http::operations(registry, readiness));
     let limits =
         Limits { connections: config.sse.max_connections + CONNECTIONS_BEYOND_STREAMS, ..Limits::default() };

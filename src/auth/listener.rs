@@ -1,0 +1,94 @@
+//! Who opens a stream: by header, by ticket or by cookie, as an EventSource has only the last two.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRef, FromRequestParts};
+use axum::http::header;
+use axum::http::request::Parts;
+use uuid::Uuid;
+
+use super::user::bearer;
+use super::{User, Verifier};
+use crate::http::Problem;
+
+/// Somebody who wants to listen.
+///
+/// Taken in this order: `Authorization: Bearer`, the query's `ticket`, the cookie that `jwt.cookie` names. The first that
+/// is there decides; one that is not valid is refused, and not passed over. Commands do not take this extractor but
+/// [`User`], so that a cookie alone, which a browser sends along from any site, never changes anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    user: User,
+    /// The one topic that a ticket is good for.
+    only: Option<String>,
+}
+
+impl Listener {
+    /// Who it is.
+    pub fn id(&self) -> Uuid {
+        self.user.id
+    }
+
+    /// The user, if they may use what they came with for this topic. Whether the topic is theirs the caller decides.
+    ///
+    /// # Errors
+    /// 403 where it is a ticket for another topic.
+    pub fn of_topic(self, topic: &str) -> Result<User, Problem> {
+        match self.only {
+            Some(only) if only != topic => Err(Problem::forbidden("this ticket is for another topic")),
+            _ => Ok(self.user),
+        }
+    }
+
+    /// The user, if they came with a token and not with a ticket: a ticket makes no further tickets.
+    ///
+    /// # Errors
+    /// 403 where it is a ticket.
+    pub fn with_token(self) -> Result<User, Problem> {
+        match self.only {
+            Some(_) => Err(Problem::forbidden("a ticket opens streams and nothing else: send the token")),
+            None => Ok(self.user),
+        }
+    }
+}
+
+impl<S> FromRequestParts<S> for Listener
+where
+    Arc<Verifier>: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let verifier = Arc::<Verifier>::from_ref(state);
+        let refused = |error: super::AuthError| Problem::unauthorized(error.to_string());
+        if let Some(token) = bearer(parts) {
+            return Ok(Self { user: verifier.verify(token).map_err(refused)?, only: None });
+        }
+        if let Some(ticket) = ticket(parts) {
+            let (user, topic) = verifier.verify_ticket(ticket).map_err(refused)?;
+            return Ok(Self { user, only: Some(topic) });
+        }
+        let token = cookie(parts, verifier.cookie()).ok_or_else(|| {
+            Problem::unauthorized(
+                "send a token: as Authorization: Bearer <token>, as a cookie, or as ?ticket=",
+            )
+        })?;
+        Ok(Self { user: verifier.verify(token).map_err(refused)?, only: None })
+    }
+}
+
+/// The query's ticket: letters, digits, `-`, `_` and `.` only, so nothing to decode.
+fn ticket(parts: &Parts) -> Option<&str> {
+    parts.uri.query()?.split('&').find_map(|pair| pair.strip_prefix("ticket="))
+}
+
+/// The cookie of this name; an empty name is none's.
+fn cookie<'a>(parts: &'a Parts, name: &str) -> Option<&'a str> {
+    let headers = parts.headers.get_all(header::COOKIE).iter();
+    let mut pairs = headers.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(';'));
+    pairs.find_map(|pair| {
+        let (found, value) = pair.trim().split_once('=')?;
+        (found == name && !name.is_empty()).then_some(value)
+    })
+}
