@@ -37,7 +37,7 @@ pub struct Publisher {
 struct Chunk<'a> {
     deliveries: &'a [Delivery<'a>],
     first: StreamId,
-    /// The last number that it uses up; `None` for released events, which use up none.
+    /// The last number that it uses up, if it uses up any.
     through: Option<StreamId>,
     told_before: bool,
 }
@@ -253,16 +253,12 @@ impl Sink for Publisher {
         loop {
             let deliveries = chunk_of(&all[done..], events_at_once);
             let is_last = done + deliveries.len() == all.len();
-            let through = match deliveries.last() {
-                Some(last) if !is_last => last.id,
-                _ => batch.through,
+            let through = match (batch.through, deliveries.last()) {
+                (Some(_), Some(last)) if !is_last => Some(last.id),
+                (through, _) => through,
             };
-            let chunk = Chunk {
-                deliveries,
-                first,
-                through: (batch.occasion != Occasion::Release).then_some(through),
-                told_before: batch.occasion == Occasion::Restore,
-            };
+            let chunk =
+                Chunk { deliveries, first, through, told_before: batch.occasion == Occasion::Restore };
             match self.call(chunk).await {
                 Ok((_, verdict, _)) if verdict == "OK" => {
                     self.remember(deliveries);
@@ -270,7 +266,7 @@ impl Sink for Publisher {
                     if is_last {
                         return self.replicated().await;
                     }
-                    first = StreamId::new(through.epoch, through.seq + 1);
+                    first = through.map_or(first, |through| StreamId::new(through.epoch, through.seq + 1));
                 }
                 Ok((arrived, verdict, detail)) => {
                     // Only a prefix arrived: what the tails say of this chunk's topics may be behind.

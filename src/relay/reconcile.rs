@@ -6,7 +6,8 @@
 //! have arrived that nobody wrote down, and it must be of the window that is open: otherwise Postgres has gone back, its
 //! new events would take numbers that clients have seen already, and a person has to decide.
 
-use super::sink::{Delivery, Occasion, PublishError, Reached, Sink};
+use super::leader::staying_alive;
+use super::sink::{Batch, Delivery, Occasion, PublishError, Reached, Sink};
 use super::step::{Step, StepError, answered, publish};
 use crate::event::StreamId;
 use crate::failpoint;
@@ -150,12 +151,21 @@ impl Step {
         let number = |seq| StreamId::new(self.position.epoch, seq);
         let span = (number(first), number(through.max(first.saturating_sub(1))));
         let published = publish(sink, Occasion::Restore, deliveries, span, &self.exceptions);
-        let parked =
-            super::leader::staying_alive(&mut self.writer, self.rules.sign_of_life, published).await??;
-        if !parked.is_empty() {
-            self.set_aside(&parked).await?;
+        let parked = staying_alive(&mut self.writer, self.rules.sign_of_life, published).await??;
+        if parked.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        failpoint::reach("stretch_published").await;
+        self.set_aside(&parked).await?;
+        // Only now: whoever goes on from here looks at nothing before the sink's number.
+        let (first, through) = span;
+        let counted = sink.publish(Batch {
+            occasion: Occasion::Restore,
+            deliveries: &[],
+            first,
+            through: Some(through),
+        });
+        Ok(staying_alive(&mut self.writer, self.rules.sign_of_life, counted).await??)
     }
 }
 

@@ -36,7 +36,8 @@ pub struct Batch<'a> {
     /// The first number. A sink that lacks numbers before it has forgotten something.
     pub first: StreamId,
     /// The last number, at or above the last delivery's: numbers of events that are set aside are not given to others.
-    pub through: StreamId,
+    /// `None` uses up none: they have been used up long ago, or it is not yet written down which of them are set aside.
+    pub through: Option<StreamId>,
 }
 
 /// How far a sink has come.

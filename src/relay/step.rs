@@ -247,7 +247,7 @@ impl Step {
             let (Some(&(first, _)), Some(&(through, _))) = (events.first(), events.last()) else { break };
             let deliveries: Vec<Delivery<'_>> =
                 events.iter().map(|(id, event)| Delivery { id: *id, event }).collect();
-            let batch = Batch { occasion: Occasion::Release, deliveries: &deliveries, first, through };
+            let batch = Batch { occasion: Occasion::Release, deliveries: &deliveries, first, through: None };
             staying_alive(&mut self.writer, self.rules.sign_of_life, sink.publish(batch)).await??;
             failpoint::reach("released").await;
             answered(patience, parked::remove(&mut self.writer, &relay, topic, through)).await?;
@@ -321,6 +321,9 @@ pub(super) async fn publish<S: Sink>(
             !waits
         });
         // Also when nothing is left: the numbers are used up, and the sink has to know.
+        // But a restore goes by the sink's number alone, and that must not pass what is not yet written down as set aside.
+        // (Behind a step stands the position.)
+        let through = (occasion == Occasion::Turn || set_aside.is_empty()).then_some(through);
         match sink.publish(Batch { occasion, deliveries: &rest, first, through }).await {
             Ok(()) => break,
             Err(PublishError::Poison { at, reason }) if *on_poison != OnPoison::Halt && at < rest.len() => {

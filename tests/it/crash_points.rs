@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use aftercommit::outbox::parked;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Line, Listener, Wiring, eventually};
@@ -96,6 +97,31 @@ async fn a_relay_that_dies_in_the_middle_of_a_restore() {
     line.is_whole().await;
     // What had been told is not told again.
     listener.hears_exactly(40).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_dies_in_a_restore_with_events_refused_and_not_yet_set_aside() {
+    let (mut line, _) = line_that_stops_at("stretch_published", 1).await;
+    let refused = line.system.redis.topic("refused");
+    let key = aftercommit::redis::keys::history(&refused);
+    let waiting = line.append_to(&refused, 4).await;
+    line.append(12).await;
+    line.is_whole().await;
+    let forget = "redis.call('FLUSHALL') redis.call('SET', KEYS[1], 'of another type')";
+    line.words(&["eval", forget, "1", &key]).await.expect("a flush");
+    is_killed_there(&mut line, "stretch_published").await;
+    line.is_whole().await;
+    let mut connection = line.system.database.connect().await;
+    let relay = line.system.redis.relay_name();
+    eventually("they are set aside", async || {
+        let count = parked::count(&mut connection, &relay, &refused).await.expect("a count");
+        (count == 4).then_some(())
+    })
+    .await;
+    line.words(&["del", &key]).await.expect("no key");
+    line.release(&refused).await;
+    eventually("they are released", async || (line.history_of(&refused).await == waiting).then_some(()))
+        .await;
 }
 
 /// `KILLS` in the environment says how often; a campaign of a hundred takes half a minute.

@@ -95,10 +95,10 @@ impl Sink for GatedSink {
         if matches!(fate, Fate::Die { .. }) {
             return Err(PublishError::retry(aftercommit::relay::failure::CONNECTION, "killed"));
         }
-        if arrived.top.is_none_or(|top| top.id < batch.through) {
-            let newest = batch.deliveries.last().filter(|last| last.id == batch.through);
-            arrived.top =
-                Some(Reached { id: batch.through, event: newest.map(|newest| newest.event.event_id) });
+        if let Some(through) = batch.through.filter(|through| arrived.top.is_none_or(|top| top.id < *through))
+        {
+            let newest = batch.deliveries.last().filter(|last| last.id == through);
+            arrived.top = Some(Reached { id: through, event: newest.map(|newest| newest.event.event_id) });
         }
         Ok(())
     }
