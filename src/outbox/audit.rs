@@ -1,10 +1,19 @@
-//! What operators did, and why: the rows of `outbox.audit`, newest first.
+//! What operators did, and why: the rows of `outbox.audit`.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
 use super::Error;
+
+/// Who does something by hand, and why.
+#[derive(Debug, Clone)]
+pub struct Operator {
+    /// A person or program.
+    pub who: String,
+    /// In their words.
+    pub reason: String,
+}
 
 /// One thing that an operator did.
 #[derive(Debug, Clone, Serialize)]
@@ -23,6 +32,31 @@ pub struct Entry {
     pub selection: serde_json::Value,
     /// How many events that concerned.
     pub events: i64,
+}
+
+/// Writes down what an operator did, in the transaction that does it.
+///
+/// # Errors
+/// [`Error`].
+pub async fn write(
+    connection: &mut PgConnection,
+    operator: &Operator,
+    action: &str,
+    selection: &serde_json::Value,
+    events: u64,
+) -> Result<(), Error> {
+    sqlx::query(
+        "insert into outbox.audit (who, action, reason, selection, events)
+         values ($1 || ' as ' || session_user, $2, $3, $4, $5)",
+    )
+    .bind(&operator.who)
+    .bind(action)
+    .bind(&operator.reason)
+    .bind(selection)
+    .bind(events.cast_signed())
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// The newest entries since a time, `limit` at most.

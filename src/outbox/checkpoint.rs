@@ -3,8 +3,6 @@
 //! A window is opened by writing it down *before* anything of it is published. A relay that dies then publishes the same
 //! events in the same order with the same numbers again, which is what lets Redis refuse repeats.
 
-use std::collections::HashSet;
-
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
@@ -48,19 +46,6 @@ pub async fn page(
     .fetch_all(connection)
     .await?;
     rows.iter().map(position_of).collect()
-}
-
-/// The rows that `relay` need not publish although its position does not know them to be delivered. None but after a
-/// rebase, and then as many as had been delivered since the backup.
-///
-/// # Errors
-/// [`Error`].
-pub async fn delivered_before(connection: &mut PgConnection, relay: &str) -> Result<HashSet<i64>, Error> {
-    let ids: Vec<i64> = sqlx::query_scalar("select id from outbox.delivered_before where relay = $1")
-        .bind(relay)
-        .fetch_all(connection)
-        .await?;
-    Ok(ids.into_iter().collect())
 }
 
 /// The position of `relay`, which begins before everything in the log if the name is new.

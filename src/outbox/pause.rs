@@ -5,7 +5,7 @@ use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
 use super::Error;
-use super::replay::Operator;
+use super::audit::Operator;
 
 /// Why nothing is delivered, in an operator's words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

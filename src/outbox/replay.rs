@@ -1,5 +1,4 @@
-//! Replay: delivered events once more, as copies that go the normal way, in order with live events; and the audit of what
-//! operators do.
+//! Replay: delivered events once more, as copies that go the normal way, in order with live events.
 //!
 //! A copy has the same event id and a header `replay` that names the row it repeats, so that a client can tell. It is a
 //! new row, and so gets a new number: clients that have seen the original see the copy as well.
@@ -7,16 +6,8 @@
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::Error;
+use super::audit::{self, Operator};
 use super::browse::{EventState, SELECTED, Selection, bind_selection};
-
-/// Who does something by hand, and why.
-#[derive(Debug, Clone)]
-pub struct Operator {
-    /// A person or program.
-    pub who: String,
-    /// In their words.
-    pub reason: String,
-}
 
 /// How many delivered events a selection holds for `relay`.
 ///
@@ -55,8 +46,14 @@ pub async fn replay(
         .execute(&mut *tx)
         .await?
         .rows_affected();
-    audit(&mut tx, operator, "replay", &serde_json::json!({ "relay": relay, "selection": selection }), done)
-        .await?;
+    audit::write(
+        &mut tx,
+        operator,
+        "replay",
+        &serde_json::json!({ "relay": relay, "selection": selection }),
+        done,
+    )
+    .await?;
     tx.commit().await?;
     Ok(done)
 }
@@ -64,29 +61,4 @@ pub async fn replay(
 /// Only what has been delivered is repeated: what is pending comes anyway, and what is parked has its own way.
 fn delivered(selection: &Selection) -> Selection {
     Selection { state: Some(EventState::Delivered), ..selection.clone() }
-}
-
-/// Writes down what an operator did, in the transaction that does it.
-///
-/// # Errors
-/// [`Error`].
-pub async fn audit(
-    connection: &mut PgConnection,
-    operator: &Operator,
-    action: &str,
-    selection: &serde_json::Value,
-    events: u64,
-) -> Result<(), Error> {
-    sqlx::query(
-        "insert into outbox.audit (who, action, reason, selection, events)
-         values ($1 || ' as ' || session_user, $2, $3, $4, $5)",
-    )
-    .bind(&operator.who)
-    .bind(action)
-    .bind(&operator.reason)
-    .bind(selection)
-    .bind(events.cast_signed())
-    .execute(connection)
-    .await?;
-    Ok(())
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use super::position::CHECKPOINT_SLOTS;
-use super::{Error, parked};
+use super::{Error, parked, rebase};
 
 /// Slots of the log: the partitions of `outbox.event`.
 const EVENT_SLOTS: i16 = 8;
@@ -72,17 +72,8 @@ pub async fn rotate(connection: &mut PgConnection, retention: Duration) -> Resul
         }
     }
     parked::forget_settled(connection).await?;
-    forget_delivered_before(connection).await?;
+    rebase::forget_delivered_before(connection).await?;
     Ok(rotation)
-}
-
-async fn forget_delivered_before(connection: &mut PgConnection) -> Result<(), Error> {
-    sqlx::query(
-        "delete from outbox.delivered_before where id < coalesce((select min(e.id) from outbox.event e), 0)",
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 async fn empty_events(

@@ -256,7 +256,10 @@ impl<S: Sink> Relay<'_, S> {
                     self.pause(step, backoff.next(chance())).await?;
                 }
                 StepError::Publish(error) => {
-                    if refused_since.get_or_insert_with(Instant::now).elapsed() > self.settings.takeover() {
+                    let refused_for = refused_since.get_or_insert_with(Instant::now).elapsed();
+                    // A conflict, or an event that stops everything, would stop another relay just as well.
+                    let may_be_the_way = matches!(error, PublishError::Retry { .. });
+                    if may_be_the_way && refused_for > self.settings.takeover() {
                         return Err(RunError::StoodDown(error));
                     }
                     // The next connection may reach another server, or this one without its last writes.

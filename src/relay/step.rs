@@ -23,7 +23,7 @@ use crate::event::{Event, StreamId, Topic};
 use crate::failpoint;
 use crate::outbox::parked::{self, Parked, Wish};
 use crate::outbox::read::Limit;
-use crate::outbox::{self, Position, checkpoint, read};
+use crate::outbox::{self, Position, checkpoint, read, rebase};
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +99,7 @@ pub(super) struct Exceptions {
 impl Exceptions {
     async fn load(writer: &mut PgConnection, rules: &Rules) -> Result<Self, StepError> {
         let held = answered(rules.patience, parked::held_topics(writer, &rules.relay)).await?;
-        let before = answered(rules.patience, checkpoint::delivered_before(writer, &rules.relay)).await?;
+        let before = answered(rules.patience, rebase::delivered_before(writer, &rules.relay)).await?;
         Ok(Self { held, delivered_before: before, on_poison: rules.on_poison })
     }
 }

@@ -111,13 +111,15 @@ async fn redis(world: &World, fault: &Fault) {
         }
         Kind::HistoryOfWrongType => {
             let (history, aside) = (keys::history(topic), format!("aside:{topic}"));
-            let had_one = world.tell_redis(&["rename", &history, &aside]).await.is_ok();
-            tell(world, &["set", &history, "of another type"]).await;
+            // Each in one script: nothing may be published in between, which would then be destroyed.
+            let breaks =
+                "if redis.call('exists', KEYS[1]) == 1 then redis.call('rename', KEYS[1], KEYS[2]) end
+                          return redis.call('set', KEYS[1], 'of another type')";
+            let mends = "redis.call('del', KEYS[1])
+                         if redis.call('exists', KEYS[2]) == 1 then redis.call('rename', KEYS[2], KEYS[1]) end";
+            tell(world, &["eval", breaks, "2", &history, &aside]).await;
             tokio::time::sleep(fault.lasts).await;
-            tell(world, &["del", &history]).await;
-            if had_one {
-                tell(world, &["rename", &aside, &history]).await;
-            }
+            tell(world, &["eval", mends, "2", &history, &aside]).await;
             released(world).await;
         }
         Kind::ChannelForbidden | Kind::KeyForbidden => {
@@ -192,10 +194,6 @@ async fn way(proxy: &Proxy, how: Break, lasts: Duration) {
     }
     tokio::time::sleep(lasts).await;
     proxy.flow(Flow::Pass);
-    if flow == Flow::SwallowReplies {
-        // What was swallowed is missing in the middle of a connection: it is of no use any more.
-        proxy.cut();
-    }
 }
 
 async fn kill(pid: u32, signal: &str) {

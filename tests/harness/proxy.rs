@@ -108,13 +108,16 @@ async fn pump(
     mut flow: watch::Receiver<Flow>,
 ) {
     let mut buffer = vec![0; 64 * 1024];
+    let mut has_swallowed = false;
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         let flowing = flow.wait_for(|flow| *flow != Flow::Stall).await;
         let Ok(now) = flowing.map(|flow| *flow) else { return };
         if now == Flow::SwallowReplies && direction == Direction::ToClient {
+            has_swallowed = true;
             continue;
         }
-        if to.write_all(&buffer[..read]).await.is_err() {
+        // What was swallowed is missing in the middle of this connection: it is of no use any more.
+        if has_swallowed || to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
     }

@@ -4,13 +4,33 @@ use std::io::{BufRead, IsTerminal, Write};
 
 use anyhow::{Context, Result, bail};
 
-use aftercommit::outbox::replay::Operator;
+use aftercommit::outbox::audit::Operator;
+
+/// What a command that changes something wants to know of its operator.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Consent {
+    /// Do not ask.
+    #[arg(long)]
+    yes: bool,
+    /// Why, for the audit.
+    #[arg(long, default_value = "")]
+    reason: String,
+}
+
+impl Consent {
+    /// Asks, unless that is not wanted.
+    pub(super) fn to(&self, what: &str) -> Result<()> {
+        if self.yes { Ok(()) } else { ask(what) }
+    }
+
+    /// Who it is, for the audit.
+    pub(super) fn operator(&self) -> Operator {
+        operator(&self.reason)
+    }
+}
 
 /// Asks on the terminal; without one, `--yes` has to be given.
-pub(super) fn confirm(yes: bool, what: &str) -> Result<()> {
-    if yes {
-        return Ok(());
-    }
+fn ask(what: &str) -> Result<()> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
         bail!("this would {what}: give --yes to do it without being asked");

@@ -5,11 +5,11 @@ use serde_json::json;
 use sqlx::{Connection, PgConnection};
 
 use aftercommit::event::Topic;
+use aftercommit::outbox::audit::{self, Operator};
 use aftercommit::outbox::parked::{self, Wish};
 use aftercommit::outbox::parked_topics::{self, ParkedTopic};
-use aftercommit::outbox::replay::{self, Operator};
 
-use super::confirm::{confirm, operator};
+use super::confirm::Consent;
 use super::output::{self, Output};
 use crate::config::Config;
 
@@ -44,12 +44,8 @@ pub(crate) struct Chosen {
     /// Every topic that has parked events.
     #[arg(long)]
     all: bool,
-    /// Do not ask.
-    #[arg(long)]
-    yes: bool,
-    /// Why, for the audit.
-    #[arg(long, default_value = "")]
-    reason: String,
+    #[command(flatten)]
+    consent: Consent,
     /// How to print the data.
     #[arg(long, value_enum, default_value_t)]
     output: Output,
@@ -109,8 +105,8 @@ async fn settle(config: &Config, chosen: &Chosen, wish: Wish) -> Result<()> {
         Wish::Release => "publish, in order,",
         Wish::Discard => "give up, for good,",
     };
-    confirm(chosen.yes, &format!("{verb} {events} parked events of {} topics", topics.len()))?;
-    let done = hand_over(&mut connection, relay, &topics, wish, &operator(&chosen.reason)).await?;
+    chosen.consent.to(&format!("{verb} {events} parked events of {} topics", topics.len()))?;
+    let done = hand_over(&mut connection, relay, &topics, wish, &chosen.consent.operator()).await?;
     if chosen.output == Output::Json {
         return output::json(&json!({ "events": done, "topics": topics }));
     }
@@ -136,7 +132,7 @@ pub(super) async fn hand_over(
         wished += parked::wish(&mut tx, relay, topic, wish).await?;
     }
     let what = json!({ "relay": relay, "topics": topics });
-    replay::audit(&mut tx, operator, action, &what, wished).await?;
+    audit::write(&mut tx, operator, action, &what, wished).await?;
     tx.commit().await?;
     super::ring(connection).await;
     Ok(wished)

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use serde_json::json;
 use sqlx::Connection;
 
-use aftercommit::outbox::{checkpoint, pause, replay};
+use aftercommit::outbox::{audit, checkpoint, pause};
 
 use super::confirm::operator;
 use super::output;
@@ -53,7 +53,7 @@ pub(crate) async fn run(config: &Config, args: &Args, wanted: Wanted) -> Result<
         output::line(&format!("relay {relay} is {done} already"));
         return Ok(());
     }
-    replay::audit(&mut tx, &operator, action, &json!({ "relay": relay }), 0).await?;
+    audit::write(&mut tx, &operator, action, &json!({ "relay": relay }), 0).await?;
     tx.commit().await?;
     super::ring(&mut connection).await;
     output::line(&format!("relay {relay} is {done}"));

@@ -7,13 +7,13 @@ use serde_json::json;
 use sqlx::PgConnection;
 
 use aftercommit::event::{EventId, StreamId, Topic};
+use aftercommit::outbox::audit;
 use aftercommit::outbox::rebase::{Cluster, Pending, Rebase};
-use aftercommit::outbox::replay;
 use aftercommit::redis::{Publisher, told};
 use aftercommit::relay::{Reached, Sink};
 use redis::aio::MultiplexedConnection;
 
-use super::confirm::{confirm, operator};
+use super::confirm::Consent;
 use super::output::{self, Output};
 use crate::config::Config;
 
@@ -34,12 +34,8 @@ pub(crate) struct Args {
     /// Say what would be done, and change nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Do not ask.
-    #[arg(long)]
-    yes: bool,
-    /// Why, for the audit.
-    #[arg(long, default_value = "")]
-    reason: String,
+    #[command(flatten)]
+    consent: Consent,
     /// How to print the data.
     #[arg(long, value_enum, default_value_t)]
     output: Output,
@@ -83,7 +79,7 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
         return report(config, args, &found, false);
     }
     say(&found);
-    confirm(args.yes, &format!("rebase relay '{}' to epoch {}", config.relay.name, found.new_epoch()))?;
+    args.consent.to(&format!("rebase relay '{}' to epoch {}", config.relay.name, found.new_epoch()))?;
     // Looked at once more, now under the lock under which it is changed.
     let (found, rebase) = find(config, &mut connection).await?;
     let mut tx = rebase.finish(found.new_epoch()).await?;
@@ -91,7 +87,7 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
         "relay": config.relay.name, "cluster": cluster(found.cluster), "from": found.position.to_string(),
         "redis": found.reached.map(|reached| reached.id.to_string()), "epoch": found.new_epoch(),
     });
-    replay::audit(&mut tx, &operator(&args.reason), "rebase", &what, found.told.len() as u64).await?;
+    audit::write(&mut tx, &args.consent.operator(), "rebase", &what, found.told.len() as u64).await?;
     tx.commit().await?;
     report(config, args, &found, true)
 }

@@ -10,7 +10,7 @@ use aftercommit::outbox::browse::{self, EventState, Selection};
 use aftercommit::outbox::parked::{self, Wish};
 use aftercommit::outbox::replay;
 
-use super::confirm::{confirm, operator};
+use super::confirm::Consent;
 use super::events::Filter;
 use super::output::{self, Output};
 use super::parked::hand_over;
@@ -43,12 +43,8 @@ pub(crate) struct Args {
     /// Say what would be replayed, and change nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Do not ask.
-    #[arg(long)]
-    yes: bool,
-    /// Why, for the audit.
-    #[arg(long, default_value = "")]
-    reason: String,
+    #[command(flatten)]
+    consent: Consent,
     /// How to print the data.
     #[arg(long, value_enum, default_value_t)]
     output: Output,
@@ -78,8 +74,8 @@ async fn copy(config: &Config, args: &Args, connection: &mut PgConnection) -> Re
         let sample = browse::list(connection, relay, &sample, SAMPLE).await?;
         return report(args, "would be replayed", count.cast_unsigned(), &json!(sample));
     }
-    confirm(args.yes, &format!("replay {count} delivered events to every client of their topics"))?;
-    let done = replay::replay(connection, relay, &selection, &operator(&args.reason)).await?;
+    args.consent.to(&format!("replay {count} delivered events to every client of their topics"))?;
+    let done = replay::replay(connection, relay, &selection, &args.consent.operator()).await?;
     super::ring(connection).await;
     report(args, "replayed", done, &json!([]))
 }
@@ -98,8 +94,8 @@ async fn release(config: &Config, args: &Args, connection: &mut PgConnection) ->
     if events == 0 || args.dry_run {
         return report(args, "would be published", events, &json!(topics));
     }
-    confirm(args.yes, &format!("publish {events} parked events of {} topics, in order", topics.len()))?;
-    let operator = operator(&args.reason);
+    args.consent.to(&format!("publish {events} parked events of {} topics, in order", topics.len()))?;
+    let operator = args.consent.operator();
     let wished = hand_over(connection, relay, &topics, Wish::Release, &operator).await?;
     report(args, "handed to the relay", wished, &json!([]))
 }
