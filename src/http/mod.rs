@@ -5,11 +5,15 @@
 mod cors;
 mod extract;
 mod health;
+mod operator;
 mod problem;
 mod serve;
 
 pub use cors::{Origins, cors};
 pub use extract::{Json, Path, Query};
 pub use health::{Check, Readiness, operations};
+pub use operator::{
+    OPERATOR_TOKEN_BYTES_MIN, OperatorGate, OperatorSettings, ShortOperatorToken, operators_only,
+};
 pub use problem::Problem;
 pub use serve::{ConnectionEnd, Limits, no_route, serve};

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use toml::{Table, Value};
 
+use aftercommit::http::OperatorSettings;
 use aftercommit::{auth, postgres, redis, relay, sse, uploads};
 
 /// The commented defaults.
@@ -31,6 +32,7 @@ pub(crate) struct Config {
     pub(crate) uploads: uploads::Settings,
     pub(crate) sse: sse::Settings,
     pub(crate) jwt: auth::Settings,
+    pub(crate) operator: OperatorSettings,
     pub(crate) log: LogSettings,
     pub(crate) shutdown: ShutdownSettings,
 }

@@ -41,7 +41,7 @@ pub(crate) fn run(command: &Command, file: Option<&Path>) -> Result<()> {
 
 /// Replaces what must not be printed: the token secret, and passwords in addresses.
 fn hide_secrets(table: &mut Table) {
-    for (section, key) in [("jwt", "secret"), ("database", "url"), ("redis", "url")] {
+    for (section, key) in [("jwt", "secret"), ("operator", "token"), ("database", "url"), ("redis", "url")] {
         if let Some(Value::String(text)) = table.get_mut(section).and_then(|s| s.get_mut(key)) {
             *text = hidden(text, key == "url");
         }
