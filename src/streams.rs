@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRef, State};
+use axum::extract::{DefaultBodyLimit, FromRef, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -11,7 +11,7 @@ use axum::{Extension, Router};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::auth::{AuthError, Listener, Verifier};
+use crate::auth::{AuthError, Listener, TICKET_TOPICS_MAX, Verifier};
 use crate::event::{EventError, Topic};
 use crate::http::{ConnectionEnd, Json, Path, Problem, Query};
 use crate::sse::{self, Hub, StreamQuery, Wanted};
@@ -34,7 +34,7 @@ impl StreamsState {
 pub fn router(state: StreamsState) -> Router {
     Router::new()
         .route("/streams/{topic}", get(stream))
-        .route("/api/stream-tickets", post(ticket))
+        .route("/api/stream-tickets", post(ticket).layer(DefaultBodyLimit::max(TICKET_BYTES_MAX)))
         .with_state(state)
 }
 
@@ -47,7 +47,7 @@ async fn stream(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let topic = parsed(&topic)?;
-    let user = listener.of_topic(topic.as_str())?;
+    let user = listener.of_topics([topic.as_str()])?;
     if !user.may_subscribe(topic.as_str()) {
         return Err(Problem::forbidden("the token's claim 'subscribe' does not allow this topic"));
     }
@@ -55,10 +55,30 @@ async fn stream(
     Ok(sse::open(&hub, wanted, &headers, &query, connection).await)
 }
 
+/// Bytes of a request for a ticket: as many topics as it may name, each as long as it may be.
+const TICKET_BYTES_MAX: usize = 16 * 1024;
+
+/// `{"topic": "a"}` or `{"topics": ["a", "b"]}`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WantedTicket {
-    topic: String,
+    topic: Option<String>,
+    topics: Option<Vec<String>>,
+}
+
+impl WantedTicket {
+    fn topics(self) -> Result<Vec<Topic>, Problem> {
+        let names = match (self.topic, self.topics) {
+            (Some(name), None) => vec![name],
+            (None, Some(names)) => names,
+            _ => return Err(Problem::bad_request("send either 'topic' or 'topics'")),
+        };
+        if !(1..=TICKET_TOPICS_MAX).contains(&names.len()) {
+            let told = format!("a ticket is for 1 to {TICKET_TOPICS_MAX} topics, not for {}", names.len());
+            return Err(Problem::bad_request(told));
+        }
+        names.iter().map(|name| parsed(name)).collect()
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -75,8 +95,9 @@ async fn ticket(
     Json(wanted): Json<WantedTicket>,
 ) -> Result<Response, Problem> {
     let user = listener.with_token()?;
-    let topic = parsed(&wanted.topic)?;
-    let (ticket, expires_at) = verifier.issue_ticket(&user, topic.as_str()).map_err(not_made)?;
+    let topics = wanted.topics()?;
+    let names: Vec<&str> = topics.iter().map(Topic::as_str).collect();
+    let (ticket, expires_at) = verifier.issue_ticket(&user, &names).map_err(not_made)?;
     let body = axum::Json(Ticket { ticket, expires_at: text_of(expires_at) });
     Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, "no-store")], body).into_response())
 }

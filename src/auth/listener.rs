@@ -19,8 +19,8 @@ use crate::http::Problem;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
     user: User,
-    /// The one topic that a ticket is good for.
-    only: Option<String>,
+    /// The topics that a ticket is good for.
+    only: Option<Vec<String>>,
 }
 
 impl Listener {
@@ -29,14 +29,16 @@ impl Listener {
         self.user.id
     }
 
-    /// The user, if they may use what they came with for this topic. Whether the topic is theirs the caller decides.
+    /// The user, if they may use what they came with for all of these topics. Whether the topics are theirs the caller
+    /// decides.
     ///
     /// # Errors
-    /// 403 where it is a ticket for another topic.
-    pub fn of_topic(self, topic: &str) -> Result<User, Problem> {
-        match self.only {
-            Some(only) if only != topic => Err(Problem::forbidden("this ticket is for another topic")),
-            _ => Ok(self.user),
+    /// 403 where it is a ticket that does not cover each of them.
+    pub fn of_topics<'a>(self, topics: impl IntoIterator<Item = &'a str>) -> Result<User, Problem> {
+        let Some(only) = self.only else { return Ok(self.user) };
+        match topics.into_iter().find(|topic| !only.iter().any(|covered| covered == topic)) {
+            Some(topic) => Err(Problem::forbidden(format!("this ticket is not for the topic {topic}"))),
+            None => Ok(self.user),
         }
     }
 
@@ -66,8 +68,8 @@ where
             return Ok(Self { user: verifier.verify(token).map_err(refused)?, only: None });
         }
         if let Some(ticket) = ticket(parts) {
-            let (user, topic) = verifier.verify_ticket(ticket).map_err(refused)?;
-            return Ok(Self { user, only: Some(topic) });
+            let (user, topics) = verifier.verify_ticket(ticket).map_err(refused)?;
+            return Ok(Self { user, only: Some(topics) });
         }
         let token = cookie(parts, verifier.cookie()).ok_or_else(|| {
             Problem::unauthorized(

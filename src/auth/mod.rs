@@ -10,5 +10,6 @@ mod verifier;
 
 pub use listener::Listener;
 pub use settings::{Algorithm, Settings};
+pub use tickets::TICKET_TOPICS_MAX;
 pub use user::User;
 pub use verifier::{AuthError, SECRET_BYTES_MIN, Verifier, issue, issue_with};

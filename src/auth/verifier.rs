@@ -135,16 +135,17 @@ impl Verifier {
         Ok(User { id, expires_at, subscribe: claims.subscribe })
     }
 
-    /// A ticket with which `user` can open streams of `topic`, and when it expires.
+    /// A ticket with which `user` can open streams of `topics`, and when it expires. The caller has made sure that there
+    /// are at most [`TICKET_TOPICS_MAX`](super::TICKET_TOPICS_MAX).
     ///
     /// # Errors
     /// [`AuthError::NoTickets`], [`AuthError::Signing`].
-    pub fn issue_ticket(&self, user: &User, topic: &str) -> Result<(String, DateTime<Utc>), AuthError> {
-        self.tickets.as_ref().ok_or(AuthError::NoTickets)?.issue(user, topic)
+    pub fn issue_ticket(&self, user: &User, topics: &[&str]) -> Result<(String, DateTime<Utc>), AuthError> {
+        self.tickets.as_ref().ok_or(AuthError::NoTickets)?.issue(user, topics)
     }
 
-    /// Who a ticket speaks for, and the one topic that it is good for.
-    pub(super) fn verify_ticket(&self, ticket: &str) -> Result<(User, String), AuthError> {
+    /// Who a ticket speaks for, and the topics that it is good for.
+    pub(super) fn verify_ticket(&self, ticket: &str) -> Result<(User, Vec<String>), AuthError> {
         self.tickets.as_ref().ok_or(AuthError::NoTickets)?.verify(ticket)
     }
 

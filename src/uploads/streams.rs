@@ -58,7 +58,7 @@ async fn session_stream(
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let topic = messages::session_topic(session_id)?;
-    let user = listener.of_topic(topic.as_str())?;
+    let user = listener.of_topics([topic.as_str()])?;
     match state.owners.of(session_id).await? {
         None => return Err(Problem::not_found("there is no such session").into()),
         Some(owner) if owner != user.id => {
@@ -78,7 +78,7 @@ async fn notification_stream(
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let topic = messages::user_topic(listener.id())?;
-    let user = listener.of_topic(topic.as_str())?;
+    let user = listener.of_topics([topic.as_str()])?;
     let wanted = Wanted { topic, expires_at: Some(user.expires_at) };
     Ok(sse::open(&state.hub, wanted, &headers, &query, connection).await)
 }

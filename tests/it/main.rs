@@ -19,6 +19,7 @@ mod relay_repair;
 
 mod sse_access;
 mod sse_streams;
+mod sse_tokens;
 mod uploads;
 
 mod commands;

@@ -1,0 +1,77 @@
+//! What a token or a ticket is good for, and how it is checked.
+
+use std::time::Duration;
+
+use reqwest::{Response, StatusCode};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::harness::{Process, System};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const NOTIFICATIONS: &str = "/api/upload/sessions/notifications/stream";
+
+/// An SSE server, and a user.
+struct Door {
+    system: System,
+    sse: Process,
+    user: Uuid,
+}
+
+impl Door {
+    async fn with(system: System) -> Self {
+        let sse = system.start("sse").await;
+        Self { system, sse, user: Uuid::new_v4() }
+    }
+
+    async fn open(&self, path: &str) -> StatusCode {
+        self.system.http().get(self.sse.url(path)).send().await.expect("an answer").status()
+    }
+
+    async fn ask_for_ticket(&self, body: &Value) -> Response {
+        let token = self.system.token_with(self.user, HOUR, &["orders:*"]);
+        let request = self.system.http().post(self.sse.url("/api/stream-tickets")).bearer_auth(token);
+        request.json(body).send().await.expect("an answer")
+    }
+
+    async fn ticket(&self, body: &Value) -> String {
+        let response = self.ask_for_ticket(body).await;
+        assert_eq!(response.status(), StatusCode::CREATED);
+        let body: Value = response.json().await.expect("JSON");
+        body["ticket"].as_str().expect("a text").to_owned()
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_for_several_topics_opens_each_of_them_and_no_other() {
+    let door = Door::with(System::new().await).await;
+    let own = format!("user-notifications:{}", door.user);
+    let ticket = door.ticket(&json!({ "topics": ["orders:1", "orders:2", own, "secrets"] })).await;
+    for path in ["/streams/orders:1", "/streams/orders:2", NOTIFICATIONS] {
+        assert_eq!(door.open(&format!("{path}?ticket={ticket}")).await, StatusCode::OK, "{path}");
+    }
+    for path in ["/streams/orders:3", "/streams/secrets"] {
+        assert_eq!(door.open(&format!("{path}?ticket={ticket}")).await, StatusCode::FORBIDDEN, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_is_for_one_to_thirty_two_topics() {
+    let door = Door::with(System::new().await).await;
+    let many = |count: usize| (0..count).map(|n| format!("orders:{n}")).collect::<Vec<_>>();
+    let accepted = door.ask_for_ticket(&json!({ "topics": many(32) })).await;
+    assert_eq!(accepted.status(), StatusCode::CREATED);
+    let bodies = [
+        json!({ "topics": many(33) }),
+        json!({ "topics": [] }),
+        json!({ "topics": ["orders:1", "not a topic"] }),
+        json!({ "topic": "orders:1", "topics": ["orders:2"] }),
+        json!({ "topic": "orders:1", "unknown": 1 }),
+        json!({}),
+    ];
+    for body in bodies {
+        assert_eq!(door.ask_for_ticket(&body).await.status(), StatusCode::BAD_REQUEST, "{body}");
+    }
+    let huge = door.ask_for_ticket(&json!({ "topics": many(10_000) })).await;
+    assert_eq!(huge.status(), StatusCode::PAYLOAD_TOO_LARGE);
+}
