@@ -11,10 +11,10 @@ use axum::{Extension, Router};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::auth::{AuthError, Listener, TICKET_TOPICS_MAX, Verifier};
+use crate::auth::{AuthError, Listener, TICKET_TOPICS_MAX, User, Verifier};
 use crate::event::{EventError, Topic};
-use crate::http::{ConnectionEnd, Json, Path, Problem, Query};
-use crate::sse::{self, Hub, StreamQuery, Wanted};
+use crate::http::{Connection, Json, Path, Problem, Query};
+use crate::sse::{self, Hub, Several, StreamQuery, Topics, Wanted};
 
 /// What the handlers work with.
 #[derive(Debug, Clone, FromRef)]
@@ -30,9 +30,10 @@ impl StreamsState {
     }
 }
 
-/// `GET /streams/{topic}` and `POST /api/stream-tickets`.
+/// `GET /streams/{topic}`, `GET /streams?topic=a&topic=b` and `POST /api/stream-tickets`.
 pub fn router(state: StreamsState) -> Router {
     Router::new()
+        .route("/streams", get(several))
         .route("/streams/{topic}", get(stream))
         .route("/api/stream-tickets", post(ticket).layer(DefaultBodyLimit::max(TICKET_BYTES_MAX)))
         .with_state(state)
@@ -43,16 +44,65 @@ async fn stream(
     listener: Listener,
     Path(topic): Path<String>,
     Query(query): Query<StreamQuery>,
-    Extension(connection): Extension<ConnectionEnd>,
+    Extension(connection): Extension<Connection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let topic = parsed(&topic)?;
-    let user = listener.of_topics([topic.as_str()])?;
-    if !user.may_subscribe(topic.as_str()) {
-        return Err(Problem::forbidden("the token's claim 'subscribe' does not allow this topic"));
-    }
-    let wanted = Wanted { topic, expires_at: Some(user.expires_at) };
+    let user = allowed(listener, std::slice::from_ref(&topic))?;
+    let wanted = Wanted { topics: Topics::One(topic), user: user.id, expires_at: Some(user.expires_at) };
     Ok(sse::open(&hub, wanted, &headers, &query, connection).await)
+}
+
+/// The query of a stream of several topics: `?topic=a&topic=b`, and `&name=topic` to name events by their topic.
+#[derive(Debug)]
+struct Asked {
+    topics: Vec<String>,
+    is_named_by_topic: bool,
+}
+
+impl Asked {
+    fn of(pairs: Vec<(String, String)>) -> Result<Self, Problem> {
+        let mut asked = Self { topics: Vec::new(), is_named_by_topic: false };
+        for (key, value) in pairs {
+            match (key.as_str(), value.as_str()) {
+                ("topic", _) => asked.topics.push(value),
+                ("name", "topic") => asked.is_named_by_topic = true,
+                ("name", "type") => asked.is_named_by_topic = false,
+                ("name", _) => return Err(Problem::bad_request("name is 'type' (the default) or 'topic'")),
+                _ => {}
+            }
+        }
+        Ok(asked)
+    }
+}
+
+async fn several(
+    State(hub): State<Hub>,
+    listener: Listener,
+    Query(pairs): Query<Vec<(String, String)>>,
+    Query(query): Query<StreamQuery>,
+    Extension(connection): Extension<Connection>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let asked = Asked::of(pairs)?;
+    let topics = asked.topics.iter().map(|name| parsed(name)).collect::<Result<_, _>>()?;
+    let several = Several::new(topics, asked.is_named_by_topic)
+        .map_err(|error| Problem::bad_request(error.to_string()))?;
+    let user = allowed(listener, several.topics())?;
+    let wanted =
+        Wanted { topics: Topics::Several(several), user: user.id, expires_at: Some(user.expires_at) };
+    Ok(sse::open(&hub, wanted, &headers, &query, connection).await)
+}
+
+/// The listener, if they may hear all of these topics.
+fn allowed(listener: Listener, topics: &[Topic]) -> Result<User, Problem> {
+    let user = listener.of_topics(topics.iter().map(Topic::as_str))?;
+    match topics.iter().find(|topic| !user.may_subscribe(topic.as_str())) {
+        Some(topic) => {
+            Err(Problem::forbidden(format!("the token's claim 'subscribe' does not allow the topic {topic}")))
+        }
+        None => Ok(user),
+    }
 }
 
 /// Bytes of a request for a ticket: as many topics as it may name, each as long as it may be.

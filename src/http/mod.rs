@@ -16,4 +16,4 @@ pub use operator::{
     OPERATOR_TOKEN_BYTES_MIN, OperatorGate, OperatorSettings, ShortOperatorToken, operators_only,
 };
 pub use problem::Problem;
-pub use serve::{ConnectionEnd, Limits, no_route, serve};
+pub use serve::{Connection, Limits, no_route, serve};

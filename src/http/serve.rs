@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::ConnectInfo;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -36,9 +35,14 @@ impl Default for Limits {
     }
 }
 
-/// Ends the connection that a request came on, whatever it is in the middle of. Among a request's extensions.
+/// The connection that a request came on. Among a request's extensions.
 #[derive(Debug, Clone)]
-pub struct ConnectionEnd(pub CancellationToken);
+pub struct Connection {
+    /// Who is at its other end: the client, or a proxy.
+    pub peer: SocketAddr,
+    /// Ends it, whatever it is in the middle of.
+    pub end: CancellationToken,
+}
 
 /// What one connection holds in unsent bytes before its body is asked for no more.
 const WRITE_BUFFER_BYTES: usize = 16 * 1024;
@@ -95,12 +99,11 @@ async fn connection(
         tracing::debug!(%error, %peer, "the connection ended before it began");
         return;
     }
-    let end = ConnectionEnd(CancellationToken::new());
-    let ended = end.0.clone();
+    let ended = CancellationToken::new();
+    let on = Connection { peer, end: ended.clone() };
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         let mut request = request.map(axum::body::Body::new);
-        request.extensions_mut().insert(end.clone());
-        request.extensions_mut().insert(ConnectInfo(peer));
+        request.extensions_mut().insert(on.clone());
         router.clone().oneshot(request)
     });
     let serving = http1::Builder::new()

@@ -1,8 +1,10 @@
 //! Bringing one client from where it was to where its topic is.
 //!
 //! Most clients continue from the recent events in memory. One that is further back is fed from the history, page by
-//! page and only as fast as it takes them, until it has reached the recent events; then it is attached in one go.
+//! page and only as fast as it takes them, until it has reached the recent events; then it is attached in one go. One that
+//! is ahead of the history knows what Redis has forgotten: it waits a little for the relay to give that back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -10,93 +12,225 @@ use tokio::time::Instant;
 
 use super::cursor::Cursor;
 use super::frame::ResetReason;
-use super::hub::{Place, Shared};
+use super::hub::{Shared, SharedTopic};
 use super::join::{bytes_of, first_count, frame_of, next_count, read_page};
-use super::outlet::Put;
+use super::outlet::{Lane, Put};
 use super::topic::{Attached, From};
 use crate::event::StreamId;
+use crate::redis::history::{Entry, ReadError};
 
 /// Wait after a failed read of the history: from the first, doubling, to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// Wait between looks whether Redis has been given back what it forgot: from the first, doubling, to the second.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(400));
 
 /// What the history gave.
 enum Fed {
     /// The client is here now.
     To(StreamId),
-    /// Nothing is left in the history.
+    /// There is no history, and the client expects none.
     Nothing,
+    /// It holds nothing from the client's place on: it was lost, or has expired.
+    Forgotten,
     /// It cannot be proven that nothing is missing.
     Unproven,
     /// The client is gone.
     Gone,
 }
 
-/// Attaches a client. Returns when it is attached, or gone. `placed` is told as soon as its place is known.
-pub(super) async fn run(
-    shared: &std::sync::Arc<Shared>,
-    place: &Place,
+/// One client on its way to the end of one topic.
+pub(super) struct CatchUp {
+    shared: Arc<Shared>,
+    topic: Arc<SharedTopic>,
+    lane: Lane,
+    /// What it asked for.
     wanted: From,
-    placed: oneshot::Sender<()>,
-) {
-    let mut placed = Some(placed);
-    let mut from = fresh(shared, wanted);
-    let mut outcome = "memory";
-    let mut count = first_count();
-    let mut wait = RETRY.0;
-    let mut looked_again = false;
-    loop {
-        let settled = place.topic.settled.notified();
-        tokio::pin!(settled);
-        // Registered before the look, so that a join that ends in between is not missed.
-        settled.as_mut().enable();
-        let attached = place.topic.state().attach(&place.outlet, from);
-        match attached {
-            Attached::Yes => break,
-            Attached::WhenLive => settled.await,
-            Attached::Ahead if !looked_again => {
-                // Another server may have been quicker: read the history before saying that there is no such id.
-                looked_again = true;
-                shared.join_anew(&place.topic);
-                settled.await;
+    /// Where it is.
+    from: From,
+    /// Told as soon as the client's place is known.
+    placed: Option<oneshot::Sender<()>>,
+    outcome: &'static str,
+    /// Entries that are read next.
+    count: usize,
+    patience: Patience,
+}
+
+impl CatchUp {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        topic: Arc<SharedTopic>,
+        lane: Lane,
+        wanted: From,
+        placed: oneshot::Sender<()>,
+    ) -> Self {
+        let patience = Patience::new(shared.settings.repair_wait());
+        let (from, count) = (fresh(&shared, wanted), first_count());
+        Self { shared, topic, lane, wanted, from, placed: Some(placed), outcome: "memory", count, patience }
+    }
+
+    /// Attaches the client. Returns when it is attached, or gone.
+    pub(super) async fn run(mut self) {
+        let topic = self.topic.clone();
+        let mut has_joined_anew = false;
+        loop {
+            let settled = topic.settled.notified();
+            tokio::pin!(settled);
+            // Registered before the look, so that a join that ends in between is not missed.
+            settled.as_mut().enable();
+            match self.attach().await {
+                Attached::Yes => break,
+                Attached::WhenLive => settled.await,
+                Attached::Ahead if !has_joined_anew => {
+                    // Another server may have been quicker: read the history before saying that there is no such id.
+                    has_joined_anew = true;
+                    self.shared.join_anew(&topic);
+                    settled.await;
+                }
+                Attached::Ahead => self.wait_or_reset(ResetReason::UnknownId).await,
+                // Feeding waits for the client to read, so the response must be under way before it.
+                Attached::Behind if self.placed.is_some() => self.tell(),
+                Attached::Behind => {
+                    if !self.go_on().await {
+                        return;
+                    }
+                }
             }
-            Attached::Ahead => from = From::Reset(ResetReason::UnknownId),
-            // Feeding waits for the client to read, so the response must be under way before it.
-            Attached::Behind if placed.is_some() => tell(&mut placed, place, wanted),
-            Attached::Behind => match feed(shared, place, from, &mut count).await {
-                Ok(Fed::To(id)) => {
-                    outcome = "history";
-                    from = From::After(Cursor::After(id));
-                }
-                Ok(Fed::Nothing) => from = From::Latest,
-                Ok(Fed::Unproven) => from = From::Reset(ResetReason::HistoryGone),
-                Ok(Fed::Gone) => return,
-                Err(error) => {
-                    tracing::warn!(topic = %place.topic.topic, %error, "cannot read the history yet");
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(RETRY.1);
-                }
-            },
+        }
+        self.tell();
+        self.count_outcome();
+    }
+
+    async fn attach(&mut self) -> Attached {
+        if matches!(self.from, From::Latest | From::Reset(_)) {
+            return self.topic.state().attach(&self.lane, self.from);
+        }
+        // What a client has missed needs room, which another topic of its stream may be about to use.
+        let outlet = self.lane.outlet.clone();
+        let _turn = outlet.turn().await;
+        if !outlet.has_room_now() {
+            // The client makes room by reading, for which the response must be under way.
+            self.tell();
+            outlet.has_room().await;
+        }
+        self.topic.state().attach(&self.lane, self.from)
+    }
+
+    /// Goes one page on in the history. False if the client is gone.
+    async fn go_on(&mut self) -> bool {
+        match self.feed().await {
+            Ok(Fed::To(id)) => {
+                self.outcome = "history";
+                self.from = From::After(Cursor::After(id));
+            }
+            Ok(Fed::Nothing) => self.from = From::Latest,
+            Ok(Fed::Forgotten) => self.wait_or_reset(ResetReason::HistoryGone).await,
+            Ok(Fed::Unproven) => self.from = From::Reset(ResetReason::HistoryGone),
+            Ok(Fed::Gone) => return false,
+            Err(error) => {
+                tracing::warn!(topic = %self.topic.topic, %error, "cannot read the history yet");
+                self.patience.pause(RETRY).await;
+            }
+        }
+        true
+    }
+
+    /// Waits before the next look whether Redis has been given back what it forgot. After that, the client is reset.
+    async fn wait_or_reset(&mut self, reason: ResetReason) {
+        if !self.patience.wait().await {
+            self.from = From::Reset(reason);
         }
     }
-    tell(&mut placed, place, wanted);
-    match (wanted, from) {
-        (_, From::Reset(reason)) => {
-            shared.metrics.reset(reason, 1);
-            shared.metrics.resumed("reset");
+
+    /// Says that the client's place is known.
+    ///
+    /// If the response was begun without waiting for that any longer, the client was told that it is connected before its
+    /// place was known. What was committed between the two it would miss without knowing, unless it named its place.
+    fn tell(&mut self) {
+        let is_late = self.placed.take().is_some_and(|placed| placed.send(()).is_err());
+        if is_late && !matches!(self.wanted, From::After(_) | From::Reset(_)) {
+            self.topic.state().reset(&self.lane, ResetReason::JoinedLate);
         }
-        (From::After(_), _) => shared.metrics.resumed(outcome),
-        _ => {}
+    }
+
+    fn count_outcome(&self) {
+        match (self.wanted, self.from) {
+            (_, From::Reset(reason)) => {
+                self.shared.metrics.reset(reason, 1);
+                self.shared.metrics.resumed("reset");
+            }
+            (From::After(_), _) => self.shared.metrics.resumed(self.outcome),
+            _ => {}
+        }
+    }
+
+    /// Gives the client the next page of the history, as fast as it takes it.
+    async fn feed(&mut self) -> Result<Fed, ReadError> {
+        let after = match self.from {
+            From::After(Cursor::After(id)) => Some(id),
+            _ => None,
+        };
+        let Some(page) = self.page(after).await? else { return Ok(Fed::Unproven) };
+        // The place itself is gone together with all that followed it: nothing proves that nothing followed.
+        let Some(last) = page.last().map(|entry| entry.id) else {
+            return Ok(if after.is_some() { Fed::Forgotten } else { Fed::Nothing });
+        };
+        self.count = next_count(self.count, bytes_of(&page));
+        for entry in page.into_iter().filter(|entry| Some(entry.id) != after) {
+            let _turn = self.lane.outlet.turn().await;
+            self.lane.outlet.has_room().await;
+            let frame = frame_of(entry, self.topic.naming);
+            if !frame.block.is_empty() && self.lane.put(&frame.block) != Put::Queued {
+                return Ok(Fed::Gone);
+            }
+        }
+        // Room for what attaching will add at once.
+        self.lane.outlet.has_room().await;
+        if after == Some(last) {
+            // Nothing behind the place in the history, yet the topic stands elsewhere: look again, but not in a hot loop.
+            self.patience.pause(RETRY).await;
+        }
+        Ok(Fed::To(last))
+    }
+
+    async fn page(&self, after: Option<StreamId>) -> Result<Option<Vec<Entry>>, ReadError> {
+        // The semaphore is never closed.
+        let _permit = self.shared.reads.acquire().await;
+        if self.from == From::Earliest {
+            // Wants what there is, and needs no proof of what there was.
+            self.shared.metrics.history_reads.inc();
+            return Ok(Some(self.shared.history.from(&self.topic.topic, None, self.count).await?));
+        }
+        read_page(&self.shared, &self.topic, after, self.count).await
     }
 }
 
-/// Says that the client's place is known.
-///
-/// If the response was begun without waiting for that any longer, the client was told that it is connected before its
-/// place was known. What was committed between the two it would miss without knowing, unless it named its place.
-fn tell(placed: &mut Option<oneshot::Sender<()>>, place: &Place, wanted: From) {
-    let is_late = placed.take().is_some_and(|placed| placed.send(()).is_err());
-    if is_late && !matches!(wanted, From::After(_) | From::Reset(_)) {
-        place.topic.state().reset(&place.outlet, ResetReason::JoinedLate);
+/// How long a client is made to wait for what may still come, and how often to look.
+struct Patience {
+    lasts: Duration,
+    until: Option<Instant>,
+    next: Duration,
+}
+
+impl Patience {
+    fn new(lasts: Duration) -> Self {
+        Self { lasts, until: None, next: Duration::ZERO }
+    }
+
+    /// Waits for the next look. False if it has run out; it begins with the first call.
+    async fn wait(&mut self) -> bool {
+        let until = *self.until.get_or_insert_with(|| Instant::now() + self.lasts);
+        if Instant::now() >= until {
+            return false;
+        }
+        self.pause(LOOK_AGAIN).await;
+        true
+    }
+
+    /// Waits: longer every time.
+    async fn pause(&mut self, (first, longest): (Duration, Duration)) {
+        let pause = self.next.clamp(first, longest);
+        self.next = pause * 2;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -108,47 +242,4 @@ fn fresh(shared: &Shared, from: From) -> From {
     let kept = shared.history_ttl.saturating_sub(Duration::from_secs(60));
     let age = Duration::from_millis(now.saturating_sub(seen_ms));
     if age <= kept { from } else { From::Reset(ResetReason::HistoryGone) }
-}
-
-/// Gives a client the next page of the history, as fast as it takes it.
-async fn feed(
-    shared: &Shared,
-    place: &Place,
-    from: From,
-    count: &mut usize,
-) -> Result<Fed, crate::redis::history::ReadError> {
-    let after = match from {
-        From::After(Cursor::After(id)) => Some(id),
-        _ => None,
-    };
-    let page = {
-        let _permit = shared.reads.acquire().await;
-        if from == From::Earliest {
-            // Wants what there is, and needs no proof of what there was.
-            shared.metrics.history_reads.inc();
-            Some(shared.history.from(&place.topic.topic, None, *count).await?)
-        } else {
-            read_page(shared, &place.topic, after, *count).await?
-        }
-    };
-    let Some(page) = page else { return Ok(Fed::Unproven) };
-    // The place itself is gone together with all that followed it: nothing proves that nothing followed.
-    let Some(last) = page.last().map(|entry| entry.id) else {
-        return Ok(if after.is_some() { Fed::Unproven } else { Fed::Nothing });
-    };
-    *count = next_count(*count, bytes_of(&page));
-    for entry in page.into_iter().filter(|entry| Some(entry.id) != after) {
-        place.outlet.has_room().await;
-        let frame = frame_of(entry, place.topic.naming);
-        if !frame.bytes.is_empty() && place.outlet.put(frame.bytes) != Put::Queued {
-            return Ok(Fed::Gone);
-        }
-    }
-    // Room for what attaching will add at once.
-    place.outlet.has_room().await;
-    if after == Some(last) {
-        // Nothing behind the place in the history, yet the topic stands elsewhere: look again, but not in a hot loop.
-        tokio::time::sleep_until(Instant::now() + RETRY.0).await;
-    }
-    Ok(Fed::To(last))
 }

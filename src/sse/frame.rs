@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::connections::Refusal;
 use super::cursor::Cursor;
 use super::naming::Naming;
 use crate::event::{EventType, StreamId, Topic};
@@ -12,12 +13,62 @@ use crate::event::{EventType, StreamId, Topic};
 /// A comment: keeps proxies and clients from taking a quiet stream for a dead one.
 pub(super) const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
 
+/// One block of a stream's text, made once and shared by all connections that get it.
+#[derive(Debug, Clone)]
+pub(super) struct Block {
+    /// The whole text, as the stream of one topic has it.
+    pub(super) bytes: Bytes,
+    /// The place to which it moves a client; then the text begins with it.
+    place: Option<Cursor>,
+    /// Length of the `id:` line.
+    id_line: usize,
+    /// Length of the `event:` line behind it, where that names an event of the topic.
+    name_line: usize,
+}
+
+impl Block {
+    fn with_place(place: Cursor, rest: std::fmt::Arguments<'_>) -> Self {
+        let mut text = format!("id: {place}\n");
+        let id_line = text.len();
+        // Writing to a String cannot fail.
+        let _infallible = text.write_fmt(rest);
+        Self { bytes: text.into(), place: Some(place), id_line, name_line: 0 }
+    }
+
+    pub(super) fn place(&self) -> Option<Cursor> {
+        self.place
+    }
+
+    /// Whether it tells an event of the topic's own, and not one of the server's.
+    pub(super) fn is_event(&self) -> bool {
+        self.name_line > 0
+    }
+
+    /// The text without its id.
+    pub(super) fn behind_id(&self) -> Bytes {
+        self.bytes.slice(self.id_line..)
+    }
+
+    /// The text without its id and its event's name.
+    pub(super) fn behind_name(&self) -> Bytes {
+        self.bytes.slice(self.id_line + self.name_line..)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+}
+
 /// An event of a topic with its place.
 #[derive(Debug, Clone)]
 pub(super) struct Frame {
     pub(super) id: StreamId,
-    /// The whole block; empty for an entry of the history that holds no event.
-    pub(super) bytes: Bytes,
+    /// Empty for an entry of the history that holds no event.
+    pub(super) block: Block,
 }
 
 impl Frame {
@@ -29,15 +80,21 @@ impl Frame {
         };
         let mut text = String::with_capacity(payload.len() + name.len() + 48);
         // Writing to a String cannot fail.
-        let _infallible = write!(text, "id: {id}\nevent: {name}\ndata: ");
+        let _infallible = writeln!(text, "id: {id}");
+        let id_line = text.len();
+        let _infallible = writeln!(text, "event: {name}");
+        let name_line = text.len() - id_line;
+        text.push_str("data: ");
         push_one_line(&mut text, payload);
         text.push_str("\n\n");
-        Self { id, bytes: text.into() }
+        let place = Some(Cursor::After(id));
+        Self { id, block: Block { bytes: text.into(), place, id_line, name_line } }
     }
 
     /// A place that holds nothing for clients.
     pub(super) fn empty(id: StreamId) -> Self {
-        Self { id, bytes: Bytes::new() }
+        let place = Some(Cursor::After(id));
+        Self { id, block: Block { bytes: Bytes::new(), place, id_line: 0, name_line: 0 } }
     }
 }
 
@@ -50,7 +107,7 @@ fn push_one_line(text: &mut String, json: &str) {
 }
 
 /// Frames a message that somebody else published: no id, named by its `type` where it is JSON with a valid one.
-pub(super) fn foreign(message: &str) -> Bytes {
+pub(super) fn foreign(message: &str) -> Block {
     #[derive(serde::Deserialize)]
     struct Typed {
         r#type: EventType,
@@ -61,6 +118,7 @@ pub(super) fn foreign(message: &str) -> Bytes {
     };
     let mut text = String::with_capacity(message.len() + name.len() + 24);
     let _infallible = writeln!(text, "event: {name}");
+    let name_line = text.len();
     if serde_json::from_str::<serde::de::IgnoredAny>(message).is_ok() {
         text.push_str("data: ");
         push_one_line(&mut text, message);
@@ -72,12 +130,12 @@ pub(super) fn foreign(message: &str) -> Bytes {
         }
     }
     text.push('\n');
-    text.into()
+    Block { bytes: text.into(), place: None, id_line: 0, name_line }
 }
 
 /// A block with an id only: moves the client's cursor and fires no event.
-pub(super) fn cursor(cursor: Cursor) -> Bytes {
-    format!("id: {cursor}\n\n").into()
+pub(super) fn cursor(cursor: Cursor) -> Block {
+    Block::with_place(cursor, format_args!("\n"))
 }
 
 /// The time that the client is to wait before it reconnects.
@@ -113,12 +171,20 @@ impl ResetReason {
 }
 
 /// Tells a client that contiguity cannot be proven: fetch the state, events go on after `from`.
-pub(super) fn reset(reason: ResetReason, topic: &Topic, from: Cursor) -> Bytes {
+pub(super) fn reset(reason: ResetReason, topic: &Topic, from: Cursor) -> Block {
     let reason = reason.as_str();
-    format!(
-        "id: {from}\nevent: reset\ndata: {{\"reason\":\"{reason}\",\"topic\":\"{topic}\",\"id\":\"{from}\"}}\n\n"
+    Block::with_place(
+        from,
+        format_args!(
+            "event: reset\ndata: {{\"reason\":\"{reason}\",\"topic\":\"{topic}\",\"id\":\"{from}\"}}\n\n"
+        ),
     )
-    .into()
+}
+
+/// Tells a client why it gets no stream now, and when to come back, in milliseconds: EventSource does by itself.
+pub(super) fn refused(refusal: Refusal, wait: Duration) -> Bytes {
+    let (reason, wait) = (refusal.as_str(), wait.as_millis());
+    format!("event: refused\ndata: {{\"reason\":\"{reason}\",\"retryMs\":{wait}}}\n\n").into()
 }
 
 /// Tells a client that its token has expired, right before the stream ends.
@@ -130,8 +196,8 @@ pub(super) fn token_expired() -> Bytes {
 mod tests {
     use super::*;
 
-    fn text(bytes: &Bytes) -> &str {
-        std::str::from_utf8(bytes).expect("UTF-8")
+    fn text(block: &Block) -> &str {
+        std::str::from_utf8(&block.bytes).expect("UTF-8")
     }
 
     fn event(payload: &str, naming: Naming) -> Frame {
@@ -141,11 +207,11 @@ mod tests {
     #[test]
     fn an_event_has_its_id_its_name_and_its_json_on_one_line() {
         assert_eq!(
-            text(&event("{\"a\":1}", Naming::OfType).bytes),
+            text(&event("{\"a\":1}", Naming::OfType).block),
             "id: 1-42\nevent: T\ndata: {\"a\":1}\n\n"
         );
         assert_eq!(
-            text(&event("[1,\r\n2,\n3,\r4]", Naming::Fixed("notification")).bytes),
+            text(&event("[1,\r\n2,\n3,\r4]", Naming::Fixed("notification")).block),
             "id: 1-42\nevent: notification\ndata: [1,  2, 3, 4]\n\n"
         );
     }

@@ -45,7 +45,7 @@ proptest! {
         let payload = format!("{space}{value}{space}");
         let kind = EventType::new("T").expect("a type");
         let frame = Frame::of_event(StreamId::new(1, 42), &kind, &payload, Naming::OfType);
-        let events = parsed(&frame.bytes, piece);
+        let events = parsed(&frame.block.bytes, piece);
         prop_assert_eq!(events.len(), 1);
         prop_assert_eq!((events[0].id.as_str(), events[0].event.as_str()), ("1-42", "T"));
         let found: serde_json::Value = serde_json::from_str(&events[0].data).expect("JSON");
@@ -54,8 +54,13 @@ proptest! {
 
     #[test]
     fn any_foreign_message_arrives_as_one_event_without_an_id(text in hostile(), piece in 1_usize..40) {
-        let events = parsed(&foreign(&text), piece);
-        let lines = text.replace("\r\n", "\n").replace('\r', "\n");
+        let events = parsed(&foreign(&text).bytes, piece);
+        // JSON stands on one line; in other text a line break is one, however it is written.
+        let is_json = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
+        let lines = match is_json {
+            true => text.replace(['\r', '\n'], " "),
+            false => text.replace("\r\n", "\n").replace('\r', "\n"),
+        };
         if lines.is_empty() {
             // The format fires no event for empty data.
             prop_assert!(events.iter().all(|event| event.data.is_empty()));

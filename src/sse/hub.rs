@@ -5,21 +5,25 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use chrono::Utc;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
+use super::connections::{Connected, Connections, Most, Refusal};
 use super::frame::{self, Frame};
 use super::metrics::Metrics;
 use super::naming::Naming;
-use super::outlet::{Outlet, Terms};
+use super::outlet::{Lane, Outlet, Terms};
 use super::recent::Budget;
 use super::settings::Settings;
+use super::several::Lanes;
 use super::ticker;
 use super::topic::{News, Next, TopicState};
 use super::{join, open::Start};
 use crate::event::Topic;
-use crate::http::ConnectionEnd;
+use crate::http::Connection;
 use crate::redis::envelope::Envelope;
 use crate::redis::subscriber::{Ears, Heard};
 use crate::redis::{self, History, Subscriber};
@@ -45,7 +49,7 @@ pub(super) struct Shared {
     ears: Mutex<Option<Ears>>,
     budget: Budget,
     topics: Mutex<HashMap<Topic, Arc<SharedTopic>>>,
-    connections: Mutex<HashMap<u64, Arc<Outlet>>>,
+    pub(super) connections: Connections,
     next_number: AtomicU64,
     pub(super) draining: AtomicBool,
     stop: CancellationToken,
@@ -97,28 +101,42 @@ impl SharedTopic {
 #[derive(Debug)]
 pub(super) struct Place {
     shared: Arc<Shared>,
-    pub(super) topic: Arc<SharedTopic>,
+    /// In the order of the stream's lanes.
+    topics: Vec<Arc<SharedTopic>>,
     pub(super) outlet: Arc<Outlet>,
+}
+
+impl Place {
+    /// Each topic of the stream, with its way into it.
+    pub(super) fn lanes(&self) -> impl Iterator<Item = (Arc<SharedTopic>, Lane)> {
+        let lane = |at| Lane { outlet: self.outlet.clone(), at };
+        self.topics.iter().enumerate().map(move |(at, topic)| (topic.clone(), lane(at)))
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.outlet.leave();
-        self.topic.state().detach(self.outlet.number());
-        let mut visits = self.topic.visits();
-        visits.count -= 1;
-        visits.empty_since = Instant::now();
-        drop(visits);
-        self.shared.connections().remove(&self.outlet.number());
+        for topic in &self.topics {
+            topic.state().detach(self.outlet.number());
+            let mut visits = topic.visits();
+            visits.count -= 1;
+            visits.empty_since = Instant::now();
+        }
+        self.shared.connections.remove(self.outlet.number());
         self.shared.metrics.connections.dec();
     }
 }
 
-/// Why there is no place for a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
-    Full,
-    Draining,
+/// Who wants a place.
+#[derive(Debug)]
+pub(super) struct Guest {
+    pub(super) user: Uuid,
+    pub(super) topics: Arc<[Topic]>,
+    /// Where the stream has several topics.
+    pub(super) lanes: Option<Lanes>,
+    pub(super) expires_at: Option<Instant>,
+    pub(super) connection: Connection,
 }
 
 impl Hub {
@@ -147,7 +165,7 @@ impl Hub {
             ears: Mutex::new(Some(ears)),
             budget,
             topics: Mutex::default(),
-            connections: Mutex::default(),
+            connections: Connections::default(),
             next_number: AtomicU64::new(1),
             draining: AtomicBool::new(false),
             stop,
@@ -200,37 +218,26 @@ impl Shared {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn connections(&self) -> MutexGuard<'_, HashMap<u64, Arc<Outlet>>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Every open stream's outlet.
-    pub(super) fn outlets(&self) -> Vec<Arc<Outlet>> {
-        self.connections().values().cloned().collect()
-    }
-
     /// Makes a place for a stream.
-    pub(super) fn admit(
-        self: &Arc<Self>,
-        topic: &Topic,
-        expires_at: Option<Instant>,
-        connection: ConnectionEnd,
-    ) -> Result<Place, Refusal> {
+    pub(super) fn admit(self: &Arc<Self>, guest: Guest) -> Result<Place, Refusal> {
         if self.draining.load(Ordering::Relaxed) {
             return Err(Refusal::Draining);
         }
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        let terms = Terms { queued_bytes: self.settings.max_queued_bytes, expires_at };
-        let outlet = Arc::new(Outlet::new(number, terms, connection));
-        {
-            let mut connections = self.connections();
-            if connections.len() >= self.settings.max_connections {
-                return Err(Refusal::Full);
-            }
-            connections.insert(number, outlet.clone());
-        }
+        let terms = Terms { queued_bytes: self.settings.max_queued_bytes, expires_at: guest.expires_at };
+        let outlet = Arc::new(Outlet::new(number, terms, guest.lanes, guest.connection.end));
+        let connected = Connected {
+            outlet: outlet.clone(),
+            user: guest.user,
+            topics: guest.topics.clone(),
+            peer: guest.connection.peer,
+            since: Utc::now(),
+        };
+        let (of_all, of_a_user) = (self.settings.max_connections, self.settings.max_connections_per_user);
+        self.connections.admit(connected, Most { of_all, of_a_user })?;
         self.metrics.connections.inc();
-        Ok(Place { shared: self.clone(), topic: self.visit(topic), outlet })
+        let topics = guest.topics.iter().map(|topic| self.visit(topic)).collect();
+        Ok(Place { shared: self.clone(), topics, outlet })
     }
 
     /// The topic, with one more visitor. One that is new begins to join.

@@ -6,6 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::connections::Refusal;
 use super::frame::ResetReason;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -27,14 +28,15 @@ pub struct Metrics {
     pub topics: Gauge,
     /// Events put into clients' queues.
     pub delivered: Counter,
-    /// Streams refused because there were too many.
-    pub refused: Counter,
+    /// What waits in the clients' queues, in bytes.
+    pub queued_bytes: Gauge,
     /// Clients cut off because they took too little or too slowly.
     pub slow_closes: Counter,
     /// Reads of a history in Redis.
     pub history_reads: Counter,
     /// Times that a topic was joined, or joined anew.
     pub joins: Counter,
+    refused: Family<Reason, Counter>,
     resets: Family<Reason, Counter>,
     resumes: Family<Outcome, Counter>,
 }
@@ -50,7 +52,12 @@ impl Metrics {
             "Events queued for clients",
             metrics.delivered.clone(),
         );
-        registry.register("aftercommit_sse_refused", "Streams refused at the limit", metrics.refused.clone());
+        registry.register(
+            "aftercommit_sse_queued_bytes",
+            "Bytes that wait in the queues of clients",
+            metrics.queued_bytes.clone(),
+        );
+        registry.register("aftercommit_sse_refused", "Streams refused, by reason", metrics.refused.clone());
         registry.register(
             "aftercommit_sse_slow_closes",
             "Clients cut off as too slow",
@@ -73,6 +80,10 @@ impl Metrics {
 
     pub(super) fn reset(&self, reason: ResetReason, clients: usize) {
         self.resets.get_or_create(&Reason { reason: reason.as_str() }).inc_by(clients as u64);
+    }
+
+    pub(super) fn refused(&self, refusal: Refusal) {
+        self.refused.get_or_create(&Reason { reason: refusal.as_str() }).inc();
     }
 
     /// A stream was continued: from `memory`, from `history`, or not (`reset`).

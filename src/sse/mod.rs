@@ -6,9 +6,12 @@
 //!
 //! In the order of an event's way: `frame` gives it its bytes once, `topic` holds what one topic's clients share (all
 //! of the ordering is there, and no I/O), `join` is the one procedure by which a topic comes to stand at the end of its
-//! history, `hub` is all topics of a process, `outlet` is one connection's queue, `open` is the request.
+//! history, `hub` is all topics of a process, `outlet` is one connection's queue, `several` puts several topics into one of
+//! them, `open` is the request, `connections` knows all of them, and `admin` shows them.
 
+mod admin;
 mod catch_up;
+mod connections;
 mod cursor;
 mod frame;
 mod hub;
@@ -19,12 +22,15 @@ mod open;
 mod outlet;
 mod recent;
 mod settings;
+mod several;
 mod ticker;
 mod topic;
 
+pub use admin::admin;
 pub use cursor::Cursor;
 pub use hub::Hub;
 pub use metrics::Metrics;
 pub use naming::Naming;
-pub use open::{Start, StreamQuery, Wanted, open};
+pub use open::{Start, StreamQuery, Topics, Wanted, open};
 pub use settings::Settings;
+pub use several::{Several, SeveralError, TOPICS_MAX};

@@ -11,16 +11,19 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use uuid::Uuid;
 
-use super::catch_up;
+use super::catch_up::CatchUp;
+use super::connections::Refusal;
 use super::cursor::Cursor;
 use super::frame::{self, ResetReason};
-use super::hub::{Hub, Place, Refusal, Shared};
+use super::hub::{Guest, Hub, Place, Shared};
 use super::outlet::{Put, StreamBody};
+use super::several::{Lanes, Several};
 use super::ticker::retry_of;
 use super::topic::From;
 use crate::event::Topic;
-use crate::http::ConnectionEnd;
+use crate::http::Connection;
 
 /// How long the response waits for the stream's place to be known. With Redis at hand that takes a millisecond; without
 /// it the stream is opened all the same, so that the browser is connected, and told later that it may have missed events.
@@ -55,10 +58,30 @@ pub enum Start {
 /// A stream that somebody may have.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    /// Its topic.
-    pub topic: Topic,
+    /// What it tells of.
+    pub topics: Topics,
+    /// Whose it is: a user may have so many.
+    pub user: Uuid,
     /// When the right to it ends.
     pub expires_at: Option<DateTime<Utc>>,
+}
+
+/// What a stream tells of.
+#[derive(Debug, Clone)]
+pub enum Topics {
+    /// One topic; its ids are those of the topic's history.
+    One(Topic),
+    /// Several, or one that others may join; its ids hold a cursor for each.
+    Several(Several),
+}
+
+impl Topics {
+    fn list(&self) -> &[Topic] {
+        match self {
+            Self::One(topic) => std::slice::from_ref(topic),
+            Self::Several(several) => several.topics(),
+        }
+    }
 }
 
 /// Opens a stream. The caller has made sure that the client may have it.
@@ -70,70 +93,83 @@ pub async fn open(
     wanted: Wanted,
     headers: &HeaderMap,
     query: &StreamQuery,
-    connection: ConnectionEnd,
+    connection: Connection,
 ) -> Response {
     let shared = &hub.0;
-    let from = begin_of(headers, query);
+    let begin = begin_of(&wanted.topics, headers, query);
+    let lanes = match &wanted.topics {
+        Topics::One(_) => None,
+        Topics::Several(several) => Some(Lanes::new(several, &begin)),
+    };
     let expires_at = wanted.expires_at.map(|at| {
         let left = (at - Utc::now()).to_std().unwrap_or(Duration::ZERO);
         Instant::now() + left
     });
-    match shared.admit(&wanted.topic, expires_at, connection) {
+    let topics = wanted.topics.list().into();
+    match shared.admit(Guest { user: wanted.user, topics, lanes, expires_at, connection }) {
         Err(refusal) => refused(shared, refusal),
         Ok(place) => {
             let place = Arc::new(place);
             // The first bytes at once, so that `open` fires and proxies let the response through.
-            let _queued: Put = place.outlet.put(frame::retry(retry_of(shared, 1)));
+            let _queued: Put = place.outlet.put_bytes(frame::retry(retry_of(shared, 1)));
             // Made before anything is awaited: if the request is given up meanwhile, dropping it gives up the place.
             let body = StreamBody::new(place.outlet.clone(), place.clone());
-            attach(shared, &place, from).await;
+            attach(shared, &place, &begin).await;
             stream(Body::new(body))
         }
     }
 }
 
-/// Attaches the stream to its topic, and waits until its place is known, but not for long.
-async fn attach(shared: &Arc<Shared>, place: &Arc<Place>, from: From) {
-    let (placed, is_placed) = oneshot::channel();
-    tokio::spawn(catch_up_unless_gone(shared.clone(), place.clone(), from, placed));
+/// Attaches the stream to its topics, and waits until its place in each is known, but not for long.
+async fn attach(shared: &Arc<Shared>, place: &Arc<Place>, begin: &[From]) {
+    let mut all_placed = Vec::with_capacity(begin.len());
+    for ((topic, lane), from) in place.lanes().zip(begin) {
+        let (placed, is_placed) = oneshot::channel();
+        let catch_up = CatchUp::new(shared.clone(), topic, lane, *from, placed);
+        tokio::spawn(catch_up_unless_gone(place.clone(), catch_up));
+        all_placed.push(is_placed);
+    }
     // Too late, or the client is gone already: the task that goes on knows, as nobody takes its word any more.
-    let _placed_or_not = tokio::time::timeout(WAIT_FOR_PLACE, is_placed).await;
+    let _placed_or_not =
+        tokio::time::timeout(WAIT_FOR_PLACE, futures_util::future::join_all(all_placed)).await;
 }
 
 /// Ends when the client leaves, which the body's end tells.
-async fn catch_up_unless_gone(
-    shared: Arc<Shared>,
-    place: Arc<Place>,
-    from: From,
-    placed: oneshot::Sender<()>,
-) {
+async fn catch_up_unless_gone(place: Arc<Place>, catch_up: CatchUp) {
     tokio::select! {
         () = place.outlet.gone().cancelled() => {}
-        () = catch_up::run(&shared, &place, from, placed) => {}
+        () = catch_up.run() => {}
     }
 }
 
-/// Where the stream begins: the header wins, as it is newer than the URL of a browser that reconnects.
-fn begin_of(headers: &HeaderMap, query: &StreamQuery) -> From {
+/// Where the stream begins in each topic: the header wins, as it is newer than the URL of a browser that reconnects.
+fn begin_of(topics: &Topics, headers: &HeaderMap, query: &StreamQuery) -> Vec<From> {
     const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
     let from_header = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
     let id = from_header.or(query.last_event_id.as_deref()).filter(|id| !id.is_empty());
-    match (id, query.from.unwrap_or(Shared::default_start())) {
-        (Some(id), _) => Cursor::parse(id).map_or(From::Reset(ResetReason::BadId), From::After),
-        (None, Start::Latest) => From::Latest,
-        (None, Start::Last) => From::Last,
-        (None, Start::Earliest) => From::Earliest,
+    let fresh = match query.from.unwrap_or(Shared::default_start()) {
+        Start::Latest => From::Latest,
+        Start::Last => From::Last,
+        Start::Earliest => From::Earliest,
+    };
+    let begin = match (id, topics) {
+        (None, _) => None,
+        (Some(id), Topics::One(_)) => Some(Cursor::parse(id).ok().map(|cursor| vec![From::After(cursor)])),
+        (Some(id), Topics::Several(several)) => Some(several.begin(id, fresh)),
+    };
+    let all = |from| vec![from; topics.list().len()];
+    match begin {
+        None => all(fresh),
+        Some(Some(begin)) => begin,
+        Some(None) => all(From::Reset(ResetReason::BadId)),
     }
 }
 
 fn refused(shared: &Shared, refusal: Refusal) -> Response {
-    shared.metrics.refused.inc();
-    let comment = match refusal {
-        Refusal::Full => ": this server is full; come back later\n\n",
-        Refusal::Draining => ": this server is stopping; come back later\n\n",
-    };
-    let retry = frame::retry(retry_of(shared, REFUSED_WAIT));
-    let mut response = stream(Body::from(Bytes::from([comment.as_bytes(), &retry].concat())));
+    shared.metrics.refused(refusal);
+    let wait = retry_of(shared, REFUSED_WAIT);
+    let told = [frame::retry(wait), frame::refused(refusal, wait)].concat();
+    let mut response = stream(Body::from(Bytes::from(told)));
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
@@ -158,7 +194,8 @@ mod tests {
         if let Some(id) = header {
             headers.insert("last-event-id", HeaderValue::from_static(id));
         }
-        begin_of(&headers, &StreamQuery { last_event_id: query.map(str::to_owned), from })
+        let topics = Topics::One(Topic::new("t").expect("a topic"));
+        begin_of(&topics, &headers, &StreamQuery { last_event_id: query.map(str::to_owned), from })[0]
     }
 
     #[test]

@@ -11,7 +11,8 @@ use tokio::sync::Notify;
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::http::ConnectionEnd;
+use super::frame::Block;
+use super::several::Lanes;
 
 /// Small blocks that wait together are sent together, up to this many bytes.
 const TOGETHER_BYTES: usize = 16 * 1024;
@@ -33,15 +34,22 @@ pub(super) struct Outlet {
     queue: Mutex<Queue>,
     /// Told whenever the queue falls to half of what it may hold.
     room: Notify,
-    connection: ConnectionEnd,
+    /// Held by whoever waits for room and then uses it, so that the topics of a stream do not count on the same room.
+    turn: tokio::sync::Mutex<()>,
+    /// Ends the connection, whatever it is in the middle of.
+    connection: CancellationToken,
     /// Cancelled when the stream is over, for whatever reason.
     gone: CancellationToken,
 }
 
 #[derive(Debug)]
 struct Queue {
+    /// Where the stream has several topics.
+    lanes: Option<Lanes>,
     blocks: VecDeque<Bytes>,
     bytes: usize,
+    /// What the connection has taken in all, in bytes.
+    taken_bytes: u64,
     waker: Option<Waker>,
     /// Nothing more is taken in; the stream ends when the queue is empty.
     ending: bool,
@@ -60,11 +68,46 @@ pub(super) enum Put {
     CutOff,
 }
 
+/// How one stream fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Load {
+    pub(super) queued_bytes: usize,
+    pub(super) taken_bytes: u64,
+    /// How long the connection has taken nothing although something waits.
+    pub(super) stuck: Duration,
+}
+
+/// One topic's way into a stream.
+#[derive(Debug, Clone)]
+pub(super) struct Lane {
+    pub(super) outlet: Arc<Outlet>,
+    /// Which of the stream's topics it is.
+    pub(super) at: usize,
+}
+
+impl Lane {
+    pub(super) fn number(&self) -> u64 {
+        self.outlet.number()
+    }
+
+    /// Queues a block of the topic. Never waits.
+    pub(super) fn put(&self, block: &Block) -> Put {
+        self.outlet.put(self.at, block)
+    }
+}
+
 impl Outlet {
-    pub(super) fn new(number: u64, terms: Terms, connection: ConnectionEnd) -> Self {
+    pub(super) fn new(
+        number: u64,
+        terms: Terms,
+        lanes: Option<Lanes>,
+        connection: CancellationToken,
+    ) -> Self {
         let queue = Queue {
+            lanes,
             blocks: VecDeque::new(),
             bytes: 0,
+            taken_bytes: 0,
             waker: None,
             ending: false,
             last_put: Instant::now(),
@@ -75,6 +118,7 @@ impl Outlet {
             terms,
             queue: Mutex::new(queue),
             room: Notify::new(),
+            turn: tokio::sync::Mutex::new(()),
             connection,
             gone: CancellationToken::new(),
         }
@@ -88,8 +132,24 @@ impl Outlet {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a block. Never waits.
-    pub(super) fn put(&self, block: Bytes) -> Put {
+    /// Queues a block of the topic in this lane. Never waits.
+    fn put(&self, lane: usize, block: &Block) -> Put {
+        self.take_in(block.len(), |queue| match &mut queue.lanes {
+            None => queue.push(block.bytes.clone()),
+            Some(lanes) => {
+                let (own, shared) = lanes.write(lane, block);
+                queue.push(own);
+                queue.push(shared);
+            }
+        })
+    }
+
+    /// Queues what belongs to no topic. Never waits.
+    pub(super) fn put_bytes(&self, bytes: Bytes) -> Put {
+        self.take_in(bytes.len(), |queue| queue.push(bytes))
+    }
+
+    fn take_in(&self, bytes: usize, push: impl FnOnce(&mut Queue)) -> Put {
         let mut queue = self.queue();
         if queue.ending {
             return Put::Gone;
@@ -97,7 +157,7 @@ impl Outlet {
         // While no more than half of the queue waits any block is taken, so that a payload as large as the queue can be
         // delivered behind the few bytes that every stream begins with. Otherwise its client would be cut off for ever.
         let limit = self.terms.queued_bytes;
-        if queue.bytes > limit / 2 && queue.bytes + block.len() > limit {
+        if queue.bytes > limit / 2 && queue.bytes + bytes > limit {
             drop(queue);
             self.cut_off();
             return Put::CutOff;
@@ -105,8 +165,7 @@ impl Outlet {
         let now = Instant::now();
         queue.waiting_since.get_or_insert(now);
         queue.last_put = now;
-        queue.bytes += block.len();
-        queue.blocks.push_back(block);
+        push(&mut queue);
         wake(queue);
         Put::Queued
     }
@@ -115,8 +174,7 @@ impl Outlet {
     pub(super) fn finish(&self, last: Bytes) {
         let mut queue = self.queue();
         if !queue.ending {
-            queue.bytes += last.len();
-            queue.blocks.push_back(last);
+            queue.push(last);
             queue.ending = true;
             wake(queue);
         }
@@ -129,7 +187,7 @@ impl Outlet {
         queue.blocks.clear();
         queue.bytes = 0;
         drop(queue);
-        self.connection.0.cancel();
+        self.connection.cancel();
         self.gone.cancel();
     }
 
@@ -144,11 +202,31 @@ impl Outlet {
         &self.gone
     }
 
+    /// The right to wait for room and to use it.
+    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// Whether no more than half of the queue's bytes are taken.
+    pub(super) fn has_room_now(&self) -> bool {
+        self.queue().bytes <= self.terms.queued_bytes / 2
+    }
+
+    /// How the stream fares.
+    pub(super) fn load(&self, now: Instant) -> Load {
+        let queue = self.queue();
+        Load {
+            queued_bytes: queue.bytes,
+            taken_bytes: queue.taken_bytes,
+            stuck: queue.waiting_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
+        }
+    }
+
     /// Waits until no more than half of the queue's bytes are taken.
     pub(super) async fn has_room(&self) {
         loop {
             let room = self.room.notified();
-            if self.queue().bytes <= self.terms.queued_bytes / 2 {
+            if self.has_room_now() {
                 return;
             }
             room.await;
@@ -181,6 +259,7 @@ impl Outlet {
         };
         let taken = queue.together_with(first);
         queue.bytes -= taken.len();
+        queue.taken_bytes += taken.len() as u64;
         // The connection took something: what is left has only begun to wait.
         queue.waiting_since = (!queue.blocks.is_empty()).then(Instant::now);
         if queue.bytes <= self.terms.queued_bytes / 2 {
@@ -191,6 +270,13 @@ impl Outlet {
 }
 
 impl Queue {
+    fn push(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.bytes += bytes.len();
+            self.blocks.push_back(bytes);
+        }
+    }
+
     /// The first block, with those behind it as long as they are small.
     fn together_with(&mut self, first: Bytes) -> Bytes {
         let fits = |size: usize, next: Option<&Bytes>| next.is_some_and(|b| size + b.len() <= TOGETHER_BYTES);
@@ -253,8 +339,7 @@ mod tests {
     use super::*;
 
     fn outlet(queued_bytes: usize) -> Outlet {
-        let end = ConnectionEnd(CancellationToken::new());
-        Outlet::new(1, Terms { queued_bytes, expires_at: None }, end)
+        Outlet::new(1, Terms { queued_bytes, expires_at: None }, None, CancellationToken::new())
     }
 
     fn take(outlet: &Outlet) -> Poll<Option<Bytes>> {
@@ -265,10 +350,10 @@ mod tests {
     fn blocks_come_out_in_order_and_small_ones_together() {
         let outlet = outlet(1_000_000);
         for block in ["a", "b"] {
-            assert_eq!(outlet.put(block.into()), Put::Queued);
+            assert_eq!(outlet.put_bytes(block.into()), Put::Queued);
         }
-        assert_eq!(outlet.put(vec![b'c'; TOGETHER_BYTES].into()), Put::Queued);
-        assert_eq!(outlet.put("d".into()), Put::Queued);
+        assert_eq!(outlet.put_bytes(vec![b'c'; TOGETHER_BYTES].into()), Put::Queued);
+        assert_eq!(outlet.put_bytes("d".into()), Put::Queued);
         assert_eq!(take(&outlet), Poll::Ready(Some("ab".into())));
         assert_eq!(take(&outlet), Poll::Ready(Some(vec![b'c'; TOGETHER_BYTES].into())));
         assert_eq!(take(&outlet), Poll::Ready(Some("d".into())));
@@ -278,27 +363,31 @@ mod tests {
     #[test]
     fn a_client_that_leaves_too_much_unread_is_cut_off() {
         let outlet = outlet(10);
-        assert_eq!(outlet.put(vec![0; 100].into()), Put::Queued, "any block is taken by an empty queue");
-        assert_eq!(outlet.put("x".into()), Put::CutOff);
-        assert!(outlet.connection.0.is_cancelled() && outlet.gone().is_cancelled());
-        assert_eq!(outlet.put("x".into()), Put::Gone);
+        assert_eq!(
+            outlet.put_bytes(vec![0; 100].into()),
+            Put::Queued,
+            "any block is taken by an empty queue"
+        );
+        assert_eq!(outlet.put_bytes("x".into()), Put::CutOff);
+        assert!(outlet.connection.is_cancelled() && outlet.gone().is_cancelled());
+        assert_eq!(outlet.put_bytes("x".into()), Put::Gone);
         assert_eq!(take(&outlet), Poll::Ready(None));
     }
 
     #[test]
     fn a_block_as_large_as_the_queue_is_taken_behind_a_few_bytes() {
         let outlet = outlet(1000);
-        outlet.put("retry: 1\n\n".into());
-        assert_eq!(outlet.put(vec![0; 1000].into()), Put::Queued);
-        assert_eq!(outlet.put("x".into()), Put::CutOff);
+        outlet.put_bytes("retry: 1\n\n".into());
+        assert_eq!(outlet.put_bytes(vec![0; 1000].into()), Put::Queued);
+        assert_eq!(outlet.put_bytes("x".into()), Put::CutOff);
     }
 
     #[test]
     fn a_finished_stream_ends_after_what_waits() {
         let outlet = outlet(100);
-        outlet.put("a".into());
+        outlet.put_bytes("a".into());
         outlet.finish("z".into());
-        assert_eq!(outlet.put("late".into()), Put::Gone);
+        assert_eq!(outlet.put_bytes("late".into()), Put::Gone);
         assert_eq!(take(&outlet), Poll::Ready(Some("az".into())));
         assert_eq!(take(&outlet), Poll::Ready(None));
     }
@@ -310,8 +399,8 @@ mod tests {
         let begun = Instant::now();
         assert!(!outlet.is_stuck(begun + long * 2, long), "nothing waits");
         assert!(outlet.is_quiet(begun + long, long), "made before that");
-        outlet.put(vec![b'a'; TOGETHER_BYTES].into());
-        outlet.put("b".into());
+        outlet.put_bytes(vec![b'a'; TOGETHER_BYTES].into());
+        outlet.put_bytes("b".into());
         assert!(!outlet.is_quiet(begun + long, long));
         assert!(!outlet.is_stuck(begun + long / 2, long));
         assert!(outlet.is_stuck(Instant::now() + long, long));

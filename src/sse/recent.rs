@@ -35,7 +35,7 @@ impl Recent {
 
     /// Adds the event that follows.
     pub(super) fn push(&mut self, frame: Frame) {
-        self.take_bytes(frame.bytes.len());
+        self.take_bytes(frame.block.len());
         self.frames.push_back(frame);
         while self.is_over_budget() {
             self.pop();
@@ -53,7 +53,7 @@ impl Recent {
 
     fn pop(&mut self) {
         if let Some(frame) = self.frames.pop_front() {
-            self.give_bytes(frame.bytes.len());
+            self.give_bytes(frame.block.len());
             self.base = Some(Cursor::After(frame.id));
         }
     }
@@ -123,7 +123,9 @@ mod tests {
     }
 
     fn frame(seq: u64, bytes: usize) -> Frame {
-        Frame { id: StreamId::new(1, seq), bytes: vec![b'x'; bytes].into() }
+        let mut frame = Frame::empty(StreamId::new(1, seq));
+        frame.block.bytes = vec![b'x'; bytes].into();
+        frame
     }
 
     fn ids<'a>(frames: impl Iterator<Item = &'a Frame>) -> Vec<u64> {

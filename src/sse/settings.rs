@@ -12,6 +12,8 @@ pub struct Settings {
     pub listen: String,
     /// Streams at most.
     pub max_connections: usize,
+    /// Streams of one user at most; 0 for as many as there is room for.
+    pub max_connections_per_user: usize,
     /// A quiet stream gets a comment this often, in seconds.
     pub heartbeat_seconds: u64,
     /// How long a browser waits before it reconnects, in milliseconds; each connection gets between this and twice this.
@@ -28,6 +30,8 @@ pub struct Settings {
     pub topic_grace_seconds: u64,
     /// How often a quiet topic is compared with its history, in seconds.
     pub verify_seconds: u64,
+    /// How long a client that is ahead of the history waits for Redis to be given back what it forgot, in milliseconds.
+    pub repair_wait_ms: u64,
     /// Over how long streams are ended at shutdown, in seconds.
     pub drain_seconds: u64,
     /// Origins whose pages may open streams from another site.
@@ -49,6 +53,10 @@ impl Settings {
 
     pub(super) fn verify(&self) -> Duration {
         Duration::from_secs(self.verify_seconds.max(1))
+    }
+
+    pub(super) fn repair_wait(&self) -> Duration {
+        Duration::from_millis(self.repair_wait_ms)
     }
 
     /// Over how long streams are ended at shutdown.

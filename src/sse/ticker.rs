@@ -25,9 +25,12 @@ pub(super) async fn run(shared: &Arc<Shared>) {
     loop {
         ticks.tick().await;
         let now = Instant::now();
-        for outlet in shared.outlets() {
+        let mut queued = 0;
+        for outlet in shared.connections.outlets() {
             look_after(shared, &outlet, now);
+            queued += outlet.load(now).queued_bytes;
         }
+        shared.metrics.queued_bytes.set(queued.try_into().unwrap_or(i64::MAX));
         shared.release_topics(now).await;
         verify(shared, now).await;
     }
@@ -39,7 +42,8 @@ fn look_after(shared: &Shared, outlet: &Outlet, now: Instant) {
         outlet.cut_off();
     } else if outlet.has_expired(now) {
         outlet.finish(frame::token_expired());
-    } else if outlet.is_quiet(now, shared.settings.heartbeat()) && outlet.put(frame::HEARTBEAT) == Put::CutOff
+    } else if outlet.is_quiet(now, shared.settings.heartbeat())
+        && outlet.put_bytes(frame::HEARTBEAT) == Put::CutOff
     {
         shared.metrics.slow_closes.inc();
     }
@@ -73,7 +77,7 @@ fn place_of(topic: &SharedTopic) -> Option<crate::event::StreamId> {
 /// Ends every stream, spread over the drain time, each with its own time to come back.
 pub(super) async fn drain(shared: &Arc<Shared>) {
     shared.draining.store(true, Ordering::Relaxed);
-    let outlets = shared.outlets();
+    let outlets = shared.connections.outlets();
     let portions = (shared.settings.drain().as_secs() * PORTIONS_A_SECOND).max(1);
     let portion = outlets.len().div_ceil(usize::try_from(portions).unwrap_or(1)).max(1);
     let mut ticks = interval(Duration::from_secs(1) / PORTIONS_A_SECOND as u32);
@@ -86,7 +90,7 @@ pub(super) async fn drain(shared: &Arc<Shared>) {
     }
     // One that takes nothing would hold the process up.
     tokio::time::sleep(TICK).await;
-    for outlet in shared.outlets() {
+    for outlet in shared.connections.outlets() {
         outlet.cut_off();
     }
 }

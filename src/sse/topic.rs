@@ -5,14 +5,11 @@
 //! be that place. Otherwise it is *joining*: what is heard meanwhile waits until the history has been read.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-
-use bytes::Bytes;
 
 use super::cursor::Cursor;
-use super::frame::{self, Frame, ResetReason};
+use super::frame::{self, Block, Frame, ResetReason};
 use super::metrics::Metrics;
-use super::outlet::{Outlet, Put};
+use super::outlet::{Lane, Put};
 use super::recent::{Budget, Recent};
 use crate::event::{StreamId, Topic};
 
@@ -22,14 +19,14 @@ pub(super) enum News {
     /// An event, with the id of the topic's event before it.
     Event { prev: Option<StreamId>, frame: Frame },
     /// A message of somebody else's: no place in the order, told as it comes.
-    Foreign(Bytes),
+    Foreign(Block),
 }
 
 impl News {
     fn bytes(&self) -> usize {
         match self {
-            Self::Event { frame, .. } => frame.bytes.len(),
-            Self::Foreign(bytes) => bytes.len(),
+            Self::Event { frame, .. } => frame.block.len(),
+            Self::Foreign(block) => block.len(),
         }
     }
 }
@@ -103,7 +100,7 @@ pub(super) struct TopicState {
     /// `None` until the topic was live for the first time.
     recent: Option<Recent>,
     phase: Phase,
-    clients: HashMap<u64, Arc<Outlet>>,
+    clients: HashMap<u64, Lane>,
 }
 
 impl TopicState {
@@ -155,8 +152,8 @@ impl TopicState {
     /// Gives an event to the clients if it is the next one; gives it back if there is a hole before it.
     fn apply(&mut self, news: News) -> Result<(), News> {
         match news {
-            News::Foreign(bytes) => {
-                self.fan_out(&bytes);
+            News::Foreign(block) => {
+                self.fan_out(&block);
                 Ok(())
             }
             News::Event { prev, frame } => {
@@ -175,17 +172,17 @@ impl TopicState {
 
     /// Adds the event that follows, and gives it to the clients.
     fn append(&mut self, frame: Frame) {
-        if !frame.bytes.is_empty() {
-            self.fan_out(&frame.bytes);
+        if !frame.block.is_empty() {
+            self.fan_out(&frame.block);
         }
         if let Some(recent) = &mut self.recent {
             recent.push(frame);
         }
     }
 
-    fn fan_out(&mut self, bytes: &Bytes) {
+    fn fan_out(&mut self, block: &Block) {
         self.metrics.delivered.inc_by(self.clients.len() as u64);
-        self.clients.retain(|_, outlet| match outlet.put(bytes.clone()) {
+        self.clients.retain(|_, lane| match lane.put(block) {
             Put::Queued => true,
             Put::Gone => false,
             Put::CutOff => {
@@ -284,7 +281,7 @@ impl TopicState {
     }
 
     /// Gives a client what it lacks and adds it to those who get what follows, in one go.
-    pub(super) fn attach(&mut self, outlet: &Arc<Outlet>, from: From) -> Attached {
+    pub(super) fn attach(&mut self, lane: &Lane, from: From) -> Attached {
         let Some(recent) = &self.recent else { return Attached::WhenLive };
         // A place that a client names can be proven at any time; one that it does not name is that of a live topic.
         if !self.is_live() && !matches!(from, From::After(_)) {
@@ -314,19 +311,19 @@ impl TopicState {
             From::After(place) => Some(frame::cursor(place)),
             From::Earliest => None,
         };
-        let blocks = here.into_iter().chain(missed.into_iter().map(|frame| frame.bytes.clone()));
-        let queued = blocks.filter(|block| !block.is_empty()).all(|block| outlet.put(block) == Put::Queued);
+        let blocks = here.iter().chain(missed.into_iter().map(|frame| &frame.block));
+        let queued = blocks.filter(|block| !block.is_empty()).all(|block| lane.put(block) == Put::Queued);
         if queued {
-            self.clients.insert(outlet.number(), outlet.clone());
+            self.clients.insert(lane.number(), lane.clone());
         }
         Attached::Yes
     }
 
     /// Tells one client to fetch its state anew.
-    pub(super) fn reset(&self, outlet: &Outlet, reason: ResetReason) {
+    pub(super) fn reset(&self, lane: &Lane, reason: ResetReason) {
         self.metrics.reset(reason, 1);
         // A client that is gone or cut off by it needs no reset.
-        let _put = outlet.put(frame::reset(reason, &self.topic, self.cursor()));
+        let _put = lane.put(&frame::reset(reason, &self.topic, self.cursor()));
     }
 
     /// Forgets a client.

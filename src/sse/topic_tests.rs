@@ -1,19 +1,18 @@
 //! A model of Redis and of many clients drives the topic: whatever is lost, repeated or trimmed on the way, each client
 //! gets every event after its place once and in order, or is told to fetch its state.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
 use http_body::Body;
 use proptest::prelude::*;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::event::EventType;
-use crate::http::ConnectionEnd;
 use crate::sse::Naming;
-use crate::sse::outlet::{StreamBody, Terms};
+use crate::sse::outlet::{Outlet, StreamBody, Terms};
 
 /// What can happen.
 #[derive(Debug, Clone)]
@@ -215,12 +214,13 @@ impl Model {
             return;
         }
         let terms = Terms { queued_bytes: 1_000_000, expires_at: None };
-        let outlet = Arc::new(Outlet::new(self.next_client, terms, ConnectionEnd(CancellationToken::new())));
+        let outlet = Arc::new(Outlet::new(self.next_client, terms, None, CancellationToken::new()));
+        let lane = Lane { outlet: outlet.clone(), at: 0 };
         let from = client.cursor.map_or(From::Latest, From::After);
-        let attached = match self.topic.attach(&outlet, from) {
+        let attached = match self.topic.attach(&lane, from) {
             // The way through the history is not part of this model: such a client is reset.
             Attached::Behind | Attached::Ahead => {
-                self.topic.attach(&outlet, From::Reset(ResetReason::HistoryGone))
+                self.topic.attach(&lane, From::Reset(ResetReason::HistoryGone))
             }
             other => other,
         };
@@ -295,7 +295,7 @@ fn too_much_heard_while_joining_begins_the_round_again() {
     let mut topic = live_topic();
     topic.begin_join();
     topic.begin_round();
-    topic.hear(News::Foreign(Bytes::from(vec![b'x'; HEARD_BYTES + 1])));
+    topic.hear(News::Foreign(frame::foreign(&"x".repeat(HEARD_BYTES + 1))));
     assert_eq!(topic.finish_join(false), Joined::Again);
     topic.begin_round();
     assert_eq!(topic.finish_join(false), Joined::Live);

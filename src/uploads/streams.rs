@@ -15,8 +15,8 @@ use super::error::Error;
 use super::messages::{self, USER_PREFIX};
 use super::owners::Owners;
 use crate::auth::{Listener, Verifier};
-use crate::http::{ConnectionEnd, Path, Problem, Query, no_route};
-use crate::sse::{self, Hub, Naming, StreamQuery, Wanted};
+use crate::http::{Connection, Path, Problem, Query, no_route};
+use crate::sse::{self, Hub, Naming, StreamQuery, Topics, Wanted};
 
 /// What the streams' handlers work with.
 #[derive(Debug, Clone, FromRef)]
@@ -54,7 +54,7 @@ async fn session_stream(
     listener: Listener,
     Path(session_id): Path<Uuid>,
     Query(query): Query<StreamQuery>,
-    Extension(connection): Extension<ConnectionEnd>,
+    Extension(connection): Extension<Connection>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let topic = messages::session_topic(session_id)?;
@@ -66,7 +66,7 @@ async fn session_stream(
         }
         Some(_) => {}
     }
-    let wanted = Wanted { topic, expires_at: Some(user.expires_at) };
+    let wanted = Wanted { topics: Topics::One(topic), user: user.id, expires_at: Some(user.expires_at) };
     Ok(sse::open(&state.hub, wanted, &headers, &query, connection).await)
 }
 
@@ -74,12 +74,12 @@ async fn notification_stream(
     State(state): State<StreamsState>,
     listener: Listener,
     Query(query): Query<StreamQuery>,
-    Extension(connection): Extension<ConnectionEnd>,
+    Extension(connection): Extension<Connection>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let topic = messages::user_topic(listener.id())?;
     let user = listener.of_topics([topic.as_str()])?;
-    let wanted = Wanted { topic, expires_at: Some(user.expires_at) };
+    let wanted = Wanted { topics: Topics::One(topic), user: user.id, expires_at: Some(user.expires_at) };
     Ok(sse::open(&state.hub, wanted, &headers, &query, connection).await)
 }
 

@@ -18,6 +18,9 @@ mod relay_leadership;
 mod relay_repair;
 
 mod sse_access;
+mod sse_limits;
+mod sse_repair;
+mod sse_several;
 mod sse_streams;
 mod sse_tokens;
 mod uploads;

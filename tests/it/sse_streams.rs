@@ -296,20 +296,6 @@ async fn a_stream_has_the_headers_that_proxies_need() {
 }
 
 #[tokio::test]
-async fn past_the_limit_a_client_is_told_to_come_back_later_and_gets_in_when_there_is_room() {
-    let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS", "1");
-    let stage = Stage::with(system).await;
-    let first = stage.client().await;
-    let second = Client::begin(stage.sse.url(PATH), &stage.token(), None);
-    second.ends(1).await;
-    assert!(second.retry().await >= 6000, "three times the usual wait");
-    drop(first);
-    eventually("room", async || (!second.last_event_id().is_empty()).then_some(())).await;
-    stage.commit([1]).await;
-    assert_eq!(numbers(&second.events(1).await), [1]);
-}
-
-#[tokio::test]
 async fn a_client_that_never_reads_is_cut_off_and_costs_the_others_nothing() {
     let stage = Stage::new().await;
     let reader = stage.client().await;

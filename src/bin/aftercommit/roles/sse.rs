@@ -9,8 +9,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use aftercommit::auth::Verifier;
-use aftercommit::http::{self, Check, Limits, Origins, Readiness};
-use aftercommit::sse::{Hub, Metrics};
+use aftercommit::http::{self, Check, Limits, OperatorGate, Origins, Readiness};
+use aftercommit::sse::{self, Hub, Metrics};
 use aftercommit::{streams, uploads};
 
 use super::{check, preflight};
@@ -34,6 +34,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
 /// Serves streams on `listener` until `shutdown`, and then until they have been ended.
 pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: CancellationToken) -> Result<()> {
     let verifier = Arc::new(Verifier::new(&config.jwt)?);
+    let gate = OperatorGate::new(&config.operator)?;
     preflight::postgres(&config.database, ROLE, &[&uploads::schema::SCHEMA]).await?;
     preflight::redis(&config.redis).await?;
     let pool = config.database.lazy_pool(ROLE)?;
@@ -48,9 +49,12 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
     let origins = Origins::new(&config.sse.cors_origins);
     let of_any_topic = streams::StreamsState::new(hub.clone(), verifier.clone());
     let of_uploads = uploads::StreamsState::new(hub.clone(), verifier, pool.clone());
+    let for_operators =
+        sse::admin(hub.clone()).layer(axum::middleware::from_fn_with_state(gate, http::operators_only));
     let router = uploads::streams_router(of_uploads)
         .merge(streams::router(of_any_topic))
         .layer(axum::middleware::from_fn_with_state(origins, http::cors))
+        .merge(for_operators)
         .merge(http::operations(registry, readiness));
     let limits =
         Limits { connections: config.sse.max_connections + CONNECTIONS_BEYOND_STREAMS, ..Limits::default() };

@@ -1,0 +1,31 @@
+//! What operators see of a process's streams. Whoever serves it lets operators in only.
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::Deserialize;
+
+use super::hub::Hub;
+use crate::http::Query;
+
+/// Streams that one answer tells of.
+const TOP_DEFAULT: usize = 20;
+const TOP_MAX: usize = 1000;
+
+/// `GET /admin/connections?top=20`: the streams that take the least, slowest first.
+pub fn admin(hub: Hub) -> Router {
+    Router::new().route("/admin/connections", get(connections)).with_state(hub)
+}
+
+#[derive(Debug, Deserialize)]
+struct Top {
+    top: Option<usize>,
+}
+
+async fn connections(State(hub): State<Hub>, Query(query): Query<Top>) -> Response {
+    let top = query.top.unwrap_or(TOP_DEFAULT).min(TOP_MAX);
+    let told = axum::Json(hub.0.connections.slowest(top));
+    ([(header::CACHE_CONTROL, "no-store")], told).into_response()
+}

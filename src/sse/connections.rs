@@ -1,0 +1,200 @@
+//! Every open stream of a process: how many there may be, whose they are, and which of them take too little.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::outlet::Outlet;
+use crate::event::Topic;
+
+/// Why there is no place for a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Refusal {
+    /// The process has as many streams as it may have.
+    Full,
+    /// The user has as many as a user may have.
+    User,
+    /// The process is ending its streams.
+    Draining,
+}
+
+impl Refusal {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::User => "user_limit",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// An open stream.
+#[derive(Debug, Clone)]
+pub(super) struct Connected {
+    pub(super) outlet: Arc<Outlet>,
+    pub(super) user: Uuid,
+    pub(super) topics: Arc<[Topic]>,
+    pub(super) peer: SocketAddr,
+    pub(super) since: DateTime<Utc>,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Connections(Mutex<Open>);
+
+#[derive(Debug, Default)]
+struct Open {
+    by_number: HashMap<u64, Connected>,
+    of_user: HashMap<Uuid, usize>,
+}
+
+/// How many streams there may be; 0 for as many as come.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Most {
+    pub(super) of_all: usize,
+    pub(super) of_a_user: usize,
+}
+
+impl Connections {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a stream in, if there is room for it.
+    pub(super) fn admit(&self, connected: Connected, most: Most) -> Result<(), Refusal> {
+        let mut open = self.open();
+        if open.by_number.len() >= most.of_all {
+            return Err(Refusal::Full);
+        }
+        let of_user = open.of_user.entry(connected.user).or_default();
+        if most.of_a_user > 0 && *of_user >= most.of_a_user {
+            return Err(Refusal::User);
+        }
+        *of_user += 1;
+        open.by_number.insert(connected.outlet.number(), connected);
+        Ok(())
+    }
+
+    /// Lets go of one.
+    pub(super) fn remove(&self, number: u64) {
+        let mut open = self.open();
+        let Some(gone) = open.by_number.remove(&number) else { return };
+        let of_user = open.of_user.entry(gone.user).or_default();
+        *of_user = of_user.saturating_sub(1);
+        if *of_user == 0 {
+            open.of_user.remove(&gone.user);
+        }
+    }
+
+    /// Every stream's outlet.
+    pub(super) fn outlets(&self) -> Vec<Arc<Outlet>> {
+        self.open().by_number.values().map(|connected| connected.outlet.clone()).collect()
+    }
+
+    /// The streams that take the least, worst first: by how long they have taken nothing, then by what waits for them.
+    pub(super) fn slowest(&self, top: usize) -> Slowest {
+        let connected: Vec<Connected> = self.open().by_number.values().cloned().collect();
+        let now = Instant::now();
+        let mut streams: Vec<Stream> = connected.iter().map(|one| Stream::of(one, now)).collect();
+        let (open, queued_bytes) = (streams.len(), streams.iter().map(|stream| stream.queued_bytes).sum());
+        streams.sort_by_key(|stream| std::cmp::Reverse((stream.stuck_ms, stream.queued_bytes)));
+        streams.truncate(top);
+        Slowest { open, queued_bytes, slowest: streams }
+    }
+}
+
+/// What operators see of a process's streams.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Slowest {
+    /// Open streams.
+    open: usize,
+    /// What waits for all of them, in bytes.
+    queued_bytes: usize,
+    slowest: Vec<Stream>,
+}
+
+/// What operators see of one stream.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Stream {
+    number: u64,
+    user: Uuid,
+    topics: Vec<String>,
+    peer: String,
+    since: String,
+    queued_bytes: usize,
+    sent_bytes: u64,
+    /// How long it has taken nothing although something waits, in milliseconds.
+    stuck_ms: u64,
+}
+
+impl Stream {
+    fn of(connected: &Connected, now: Instant) -> Self {
+        let load = connected.outlet.load(now);
+        Self {
+            number: connected.outlet.number(),
+            user: connected.user,
+            topics: connected.topics.iter().map(ToString::to_string).collect(),
+            peer: connected.peer.to_string(),
+            since: connected.since.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+            queued_bytes: load.queued_bytes,
+            sent_bytes: load.taken_bytes,
+            stuck_ms: load.stuck.as_millis().try_into().unwrap_or(u64::MAX),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sse::outlet::Terms;
+    use tokio_util::sync::CancellationToken;
+
+    fn connected(number: u64, user: Uuid) -> Connected {
+        let terms = Terms { queued_bytes: 1000, expires_at: None };
+        let outlet = Outlet::new(number, terms, None, CancellationToken::new());
+        Connected {
+            outlet: Arc::new(outlet),
+            user,
+            topics: Arc::new([]),
+            peer: ([127, 0, 0, 1], 1).into(),
+            since: Utc::now(),
+        }
+    }
+
+    #[test]
+    fn a_user_has_so_many_streams_and_all_users_together_so_many() {
+        let all = Connections::default();
+        let most = Most { of_all: 3, of_a_user: 2 };
+        let (ann, bob) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        assert_eq!(all.admit(connected(1, ann), most), Ok(()));
+        assert_eq!(all.admit(connected(2, ann), most), Ok(()));
+        assert_eq!(all.admit(connected(3, ann), most), Err(Refusal::User));
+        assert_eq!(all.admit(connected(4, bob), most), Ok(()));
+        assert_eq!(all.admit(connected(5, bob), most), Err(Refusal::Full));
+        all.remove(1);
+        all.remove(1);
+        assert_eq!(all.admit(connected(6, ann), most), Ok(()));
+        let unlimited = Most { of_all: 100, of_a_user: 0 };
+        assert_eq!(all.admit(connected(7, ann), unlimited), Ok(()));
+    }
+
+    #[test]
+    fn the_slowest_stream_is_told_first() {
+        let all = Connections::default();
+        for number in 1..=3 {
+            let one = connected(number, Uuid::nil());
+            one.outlet.put_bytes(vec![b'x'; usize::try_from(number).expect("a number") * 10].into());
+            all.admit(one, Most { of_all: 9, of_a_user: 0 }).expect("room");
+        }
+        let told = serde_json::to_value(all.slowest(2)).expect("JSON");
+        assert_eq!((told["open"].as_u64(), told["queuedBytes"].as_u64()), (Some(3), Some(60)));
+        assert_eq!(told["slowest"].as_array().map(Vec::len), Some(2));
+    }
+}

@@ -1,0 +1,245 @@
+//! Several topics in one stream. EventSource keeps one id, so that id holds a cursor for each topic:
+//! `3f9a01c2=1-42,77b0e5d1=1-7`.
+//!
+//! A topic stands there by a short tag, so that a page that adds, drops or reorders topics keeps its place in the others.
+//! The text is the server's own: pages send it back and do not read it.
+
+use std::fmt;
+use std::fmt::Write;
+
+use bytes::Bytes;
+
+use super::cursor::Cursor;
+use super::frame::Block;
+use super::topic::From;
+use crate::event::Topic;
+
+/// Topics that one stream may have: what keeps an id short enough for every proxy's header limit (8 KiB is usual).
+pub const TOPICS_MAX: usize = 32;
+
+/// Entries of an id that are read at most: a page may have dropped topics since.
+const ENTRIES_MAX: usize = 4 * TOPICS_MAX;
+
+/// Why topics cannot be had in one stream.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SeveralError {
+    /// There is none, or too many.
+    #[error("name 1 to {TOPICS_MAX} topics, as ?topic=a&topic=b; here are {0}")]
+    Count(usize),
+    /// Two topics cannot be told apart in an id.
+    #[error("{0} and {1} cannot be had in one stream (their tags are the same): open a stream for each")]
+    SameTag(Topic, Topic),
+}
+
+/// Different topics that make one stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Several {
+    topics: Vec<Topic>,
+    is_named_by_topic: bool,
+}
+
+impl Several {
+    /// These topics, each once. With `is_named_by_topic` every event's `event:` is its topic, so that a page can tell
+    /// which topic it came from; otherwise it is what it would be on the topic's own stream.
+    ///
+    /// # Errors
+    /// [`SeveralError`].
+    pub fn new(mut topics: Vec<Topic>, is_named_by_topic: bool) -> Result<Self, SeveralError> {
+        topics.sort();
+        topics.dedup();
+        if topics.is_empty() || topics.len() > TOPICS_MAX {
+            return Err(SeveralError::Count(topics.len()));
+        }
+        for (at, topic) in topics.iter().enumerate() {
+            if let Some(other) = topics[..at].iter().find(|other| Tag::of(other) == Tag::of(topic)) {
+                return Err(SeveralError::SameTag(other.clone(), topic.clone()));
+            }
+        }
+        Ok(Self { topics, is_named_by_topic })
+    }
+
+    /// The topics, in the order of the stream's lanes.
+    pub fn topics(&self) -> &[Topic] {
+        &self.topics
+    }
+
+    /// Where each topic begins for a client that comes with this id, if it is one: a topic that it does not hold begins
+    /// as for a client without an id.
+    pub(super) fn begin(&self, id: &str, fresh: From) -> Option<Vec<From>> {
+        let known = parse(id)?;
+        let place = |topic: &Topic| known.iter().rev().find(|(tag, _)| *tag == Tag::of(topic));
+        Some(self.topics.iter().map(|topic| place(topic).map_or(fresh, |(_, at)| From::After(*at))).collect())
+    }
+}
+
+/// What stands for a topic in an id: 32 bits of its name's FNV-1a hash, the same on every server and in every version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tag(u32);
+
+impl Tag {
+    fn of(topic: &Topic) -> Self {
+        const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+        const PRIME: u64 = 0x0000_0100_0000_01b3;
+        let hash =
+            topic.as_str().bytes().fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
+        Self((hash >> 32) as u32 ^ (hash & u64::from(u32::MAX)) as u32)
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
+}
+
+fn parse(id: &str) -> Option<Vec<(Tag, Cursor)>> {
+    let entries: Vec<&str> = id.split(',').take(ENTRIES_MAX + 1).collect();
+    if entries.len() > ENTRIES_MAX {
+        return None;
+    }
+    entries.into_iter().map(entry).collect()
+}
+
+fn entry(text: &str) -> Option<(Tag, Cursor)> {
+    let (tag, cursor) = text.split_once('=')?;
+    let is_tag = tag.len() == 8 && tag.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let tag = is_tag.then(|| u32::from_str_radix(tag, 16).ok()).flatten()?;
+    Some((Tag(tag), Cursor::parse(cursor).ok()?))
+}
+
+/// One client's place in each topic of its stream, and how blocks are written for it.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    places: Vec<(Tag, Option<Cursor>)>,
+    /// The `event:` lines, where events are named by topic.
+    names: Option<Vec<Bytes>>,
+}
+
+impl Lanes {
+    /// The lanes of a client that begins with these.
+    pub(super) fn new(several: &Several, begin: &[From]) -> Self {
+        let named = |from: &From| match from {
+            From::After(cursor) => Some(*cursor),
+            _ => None,
+        };
+        let topics = several.topics();
+        let name = |topic: &Topic| Bytes::from(format!("event: {topic}\n"));
+        Self {
+            places: topics.iter().zip(begin).map(|(topic, from)| (Tag::of(topic), named(from))).collect(),
+            names: several.is_named_by_topic.then(|| topics.iter().map(name).collect()),
+        }
+    }
+
+    /// The block as this client gets it, in two parts: its own beginning, and what all clients share.
+    pub(super) fn write(&mut self, lane: usize, block: &Block) -> (Bytes, Bytes) {
+        let mut own = String::new();
+        if let Some(place) = block.place() {
+            self.places[lane].1 = Some(place);
+            // Writing to a String cannot fail.
+            let _infallible = writeln!(own, "id: {self}");
+        }
+        match &self.names {
+            Some(names) if block.is_event() => {
+                own.push_str(std::str::from_utf8(&names[lane]).unwrap_or_default());
+                (own.into(), block.behind_name())
+            }
+            _ => (own.into(), block.behind_id()),
+        }
+    }
+}
+
+impl fmt::Display for Lanes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut comma = "";
+        for (tag, place) in &self.places {
+            // A topic whose place is not known yet is not told: nothing of it has been promised to the client.
+            if let Some(place) = place {
+                write!(f, "{comma}{tag}={place}")?;
+                comma = ",";
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{EventType, StreamId};
+    use crate::sse::Naming;
+    use crate::sse::frame::Frame;
+
+    fn several(topics: &[&str], is_named_by_topic: bool) -> Several {
+        let topics = topics.iter().map(|name| Topic::new(*name).expect("a topic")).collect();
+        Several::new(topics, is_named_by_topic).expect("a stream")
+    }
+
+    fn after(seq: u64) -> From {
+        From::After(Cursor::After(StreamId::new(1, seq)))
+    }
+
+    fn event(seq: u64) -> Block {
+        let kind = EventType::new("T").expect("a type");
+        Frame::of_event(StreamId::new(1, seq), &kind, "{}", Naming::OfType).block
+    }
+
+    fn text(parts: (Bytes, Bytes)) -> String {
+        String::from_utf8([parts.0, parts.1].concat()).expect("UTF-8")
+    }
+
+    #[test]
+    fn an_id_holds_the_place_in_each_topic_and_reads_back() {
+        let stream = several(&["a", "b", "c"], false);
+        let mut lanes = Lanes::new(&stream, &[From::Latest, after(7), From::Latest]);
+        let told = text(lanes.write(0, &event(42)));
+        let (id, rest) = told.split_once('\n').expect("an id line");
+        assert_eq!(rest, "event: T\ndata: {}\n\n");
+        let id = id.strip_prefix("id: ").expect("an id");
+        assert_eq!(stream.begin(id, From::Last), Some(vec![after(42), after(7), From::Last]));
+        // Another set of topics keeps the places that it shares.
+        assert_eq!(several(&["d", "b"], false).begin(id, From::Latest), Some(vec![after(7), From::Latest]));
+    }
+
+    #[test]
+    fn events_are_named_by_their_topic_where_that_is_wanted_and_resets_are_not() {
+        let stream = several(&["a", "b"], true);
+        let mut lanes = Lanes::new(&stream, &[From::Latest, From::Latest]);
+        assert!(text(lanes.write(1, &event(1))).ends_with("=1-1\nevent: b\ndata: {}\n\n"));
+        let topic = Topic::new("a").expect("a topic");
+        let reset = crate::sse::frame::reset(
+            crate::sse::frame::ResetReason::Gap,
+            &topic,
+            Cursor::After(StreamId::new(1, 9)),
+        );
+        assert!(text(lanes.write(0, &reset)).contains("\nevent: reset\n"));
+        let foreign = crate::sse::frame::foreign("x");
+        assert_eq!(text(lanes.write(0, &foreign)), "event: a\ndata: x\n\n");
+    }
+
+    #[test]
+    fn what_is_no_id_of_a_stream_of_several_topics_is_not_taken_for_one() {
+        let stream = several(&["a"], false);
+        let too_many = vec!["00000000=1-1"; ENTRIES_MAX + 1].join(",");
+        for bad in ["1-42", "", ",", "x=1-1", "3f9a01c2=", "+0000001=1-1", "3f9a01c2=1-1,", &too_many] {
+            assert_eq!(stream.begin(bad, From::Latest), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_stream_has_one_to_thirty_two_different_topics() {
+        let topics =
+            |count: usize| (0..count).map(|n| Topic::new(format!("t{n}")).expect("a topic")).collect();
+        assert_eq!(Several::new(topics(0), false), Err(SeveralError::Count(0)));
+        assert!(Several::new(topics(32), false).is_ok());
+        assert_eq!(Several::new(topics(33), false), Err(SeveralError::Count(33)));
+        assert_eq!(several(&["a", "b", "a"], false).topics().len(), 2);
+    }
+
+    #[test]
+    fn a_tag_never_changes() {
+        let tag = |name: &str| Tag::of(&Topic::new(name).expect("a topic")).to_string();
+        assert_eq!(tag("a"), tag("a"));
+        // The published test vector of FNV-1a, folded: af63dc4c ^ 8601ec8c.
+        assert_eq!(tag("a"), "296230c0");
+    }
+}

@@ -1,0 +1,147 @@
+//! How many streams there may be, how a client is refused, and what operators see of it.
+
+use std::time::Duration;
+
+use reqwest::{Response, StatusCode};
+use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use uuid::Uuid;
+
+use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::outbox;
+
+use crate::harness::{Client, Process, System, eventually};
+
+const PATH: &str = "/api/upload/sessions/notifications/stream";
+const OPERATOR: &str = "an operator of the tests";
+
+async fn notify(system: &System, user: Uuid, payload: &str) {
+    let topic = Topic::new(format!("user-notifications:{user}")).expect("a topic");
+    let event = NewEvent::new(topic, EventType::new("N").expect("a type"), &payload).expect("an event");
+    outbox::append(&mut system.database.connect().await, &event).await.expect("an append");
+}
+
+/// Why a client was refused, as it was told.
+fn refusal(client: &Client) -> Value {
+    let told = client.so_far().into_iter().find(|event| event.event == "refused").expect("a refusal");
+    assert_eq!(told.id, None, "its place stays where it was");
+    serde_json::from_str(&told.data).expect("JSON")
+}
+
+#[tokio::test]
+async fn past_the_limit_a_client_is_told_why_and_when_to_come_back_and_gets_in_when_there_is_room() {
+    let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS", "1");
+    let (_relay, sse, user) = (system.start("relay").await, system.start("sse").await, Uuid::new_v4());
+    let (url, token) = (sse.url(PATH), system.token(user));
+    let first = Client::open(&url, &token).await;
+    let second = Client::begin(url, &token, None);
+    second.ends(1).await;
+    let wait = second.retry().await;
+    assert!(wait >= 6000, "three times the usual wait");
+    let told = refusal(&second);
+    assert_eq!(told["reason"], "full");
+    assert!(told["retryMs"].as_u64().is_some_and(|ms| ms >= 6000), "{told}");
+    drop(first);
+    eventually("room", async || (!second.last_event_id().is_empty()).then_some(())).await;
+    notify(&system, user, "1").await;
+    eventually("the event", async || {
+        second.so_far().iter().any(|event| event.event == "notification").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_user_cannot_take_the_places_of_all() {
+    let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS_PER_USER", "2");
+    let sse = system.start("sse").await;
+    let (greedy, modest) = (system.token(Uuid::new_v4()), system.token(Uuid::new_v4()));
+    let _first = Client::open(&sse.url(PATH), &greedy).await;
+    let second = Client::open(&sse.url(PATH), &greedy).await;
+    let third = Client::begin(sse.url(PATH), &greedy, None);
+    third.ends(1).await;
+    assert_eq!(refusal(&third)["reason"], "user_limit");
+    Client::open(&sse.url(PATH), &modest).await;
+    drop(second);
+    eventually("room", async || (!third.last_event_id().is_empty()).then_some(())).await;
+}
+
+async fn connections(sse: &Process, query: &str, token: Option<&str>) -> Response {
+    let mut request = reqwest::Client::new().get(sse.url(&format!("/admin/connections{query}")));
+    if let Some(token) = token {
+        request = request.bearer_auth(token);
+    }
+    request.send().await.expect("an answer")
+}
+
+#[tokio::test]
+async fn operators_see_the_slowest_streams_first_and_nobody_else_does() {
+    let system = System::new().await.set("AFTERCOMMIT_OPERATOR_TOKEN", OPERATOR);
+    let (_relay, sse, user) = (system.start("relay").await, system.start("sse").await, Uuid::new_v4());
+    let token = system.token(user);
+    let reader = Client::open(&sse.url(PATH), &token).await;
+    let mut stuck = tokio::net::TcpStream::connect(&sse.address).await.expect("a connection");
+    let request = format!("GET {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
+    stuck.write_all(request.as_bytes()).await.expect("a request");
+    let address = stuck.local_addr().expect("an address").to_string();
+    eventually("both streams", async || {
+        let told: Value = connections(&sse, "", Some(OPERATOR)).await.json().await.expect("JSON");
+        (told["open"] == 2).then_some(())
+    })
+    .await;
+    // More than the sockets' buffers hold, and less than the stream's queue.
+    let payload = "x".repeat(200_000);
+    let mut sent = 0;
+    let slowest = eventually("something waits", async || {
+        notify(&system, user, &payload).await;
+        sent += 1;
+        reader.events(sent).await;
+        let told: Value = connections(&sse, "?top=1", Some(OPERATOR)).await.json().await.expect("JSON");
+        let slowest = told["slowest"].as_array().expect("a list").clone();
+        assert_eq!(slowest.len(), 1);
+        (slowest[0]["queuedBytes"].as_u64() > Some(0) && slowest[0]["stuckMs"].as_u64() > Some(0))
+            .then(|| slowest[0].clone())
+    })
+    .await;
+    assert_eq!(slowest["peer"], address);
+    assert_eq!(slowest["user"], user.to_string());
+    assert_eq!(slowest["topics"][0], format!("user-notifications:{user}"));
+    eventually("the gauge of all queues", async || {
+        (crate::harness::metric_of(&sse, "aftercommit_sse_queued_bytes").await > 0).then_some(())
+    })
+    .await;
+    for wrong in [None, Some("not the token"), Some(token.as_str())] {
+        assert_eq!(connections(&sse, "", wrong).await.status(), StatusCode::UNAUTHORIZED);
+    }
+}
+
+#[tokio::test]
+async fn without_an_operators_token_nobody_is_let_in() {
+    let sse = System::new().await.start("sse").await;
+    for token in [None, Some(""), Some("anything")] {
+        assert_eq!(connections(&sse, "", token).await.status(), StatusCode::FORBIDDEN);
+    }
+}
+
+#[tokio::test]
+async fn while_streams_are_ended_no_new_one_is_taken_so_that_a_client_goes_elsewhere() {
+    let system = System::new().await.set("AFTERCOMMIT_SSE_DRAIN_SECONDS", "3");
+    let sse = system.start("sse").await;
+    let (address, token) = (sse.address.clone(), system.token(Uuid::new_v4()));
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(Client::open(&sse.url(PATH), &token).await);
+    }
+    let ending = tokio::spawn(sse.terminate());
+    eventually("no new connections", async || {
+        tokio::net::TcpStream::connect(&address).await.is_err().then_some(())
+    })
+    .await;
+    let still_open =
+        async |client: &Client| tokio::time::timeout(Duration::from_millis(1), client.ends(1)).await.is_err();
+    let mut open = 0;
+    for client in &clients {
+        open += usize::from(still_open(client).await);
+    }
+    assert!(open > 0, "streams are ended one after the other");
+    assert_eq!(ending.await.expect("it ends"), 0);
+}

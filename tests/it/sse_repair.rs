@@ -1,0 +1,54 @@
+//! A client that knows more than Redis does: the relay gives Redis back what it forgot, and the client goes on.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::harness::{Client, Event, Line, Process, start_redis};
+
+/// A client that had all of twenty events comes to a server that has seen none, while Redis holds nothing any more and
+/// the relay, which would give it back, is stopped.
+struct Stage {
+    line: Line,
+    _sse: Process,
+    client: Client,
+}
+
+impl Stage {
+    async fn new(repair_wait_ms: &str) -> Self {
+        let mut line = Line::new().await;
+        line.append(20).await;
+        line.is_whole().await;
+        line.relay.signal("STOP").await;
+        let fresh = start_redis(Vec::new(), None).await;
+        line.replace_redis(fresh).await;
+        let settings = line.system.settings().clone().set("AFTERCOMMIT_SSE_REPAIR_WAIT_MS", repair_wait_ms);
+        let sse = Process::start("sse", &settings).await;
+        let token = line.system.token_with(Uuid::new_v4(), Duration::from_secs(600), &[line.topic.as_str()]);
+        let client = Client::resume(&sse.url(&format!("/streams/{}", line.topic)), &token, "1-20");
+        Self { line, _sse: sse, client }
+    }
+}
+
+fn numbers(events: &[Event]) -> Vec<u64> {
+    events.iter().map(|event| event.data.parse().unwrap_or_else(|_| panic!("{event:?}"))).collect()
+}
+
+#[tokio::test]
+async fn a_client_that_is_ahead_of_a_redis_that_forgot_goes_on_when_the_relay_has_repaired_it() {
+    let mut stage = Stage::new("15000").await;
+    stage.client.connections(1).await;
+    stage.line.relay.signal("CONT").await;
+    stage.line.append(3).await;
+    assert_eq!(numbers(&stage.client.events(3).await), [0, 1, 2]);
+    stage.client.connections(1).await;
+    assert_eq!(stage.client.last_event_id(), "1-23");
+}
+
+#[tokio::test]
+async fn where_the_repair_does_not_come_in_time_the_client_is_reset() {
+    let stage = Stage::new("100").await;
+    let events = stage.client.events(1).await;
+    assert_eq!(events[0].event, "reset");
+    assert!(events[0].data.contains("unknown_id"), "{events:?}");
+}

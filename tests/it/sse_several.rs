@@ -1,0 +1,215 @@
+//! One stream of several topics: one connection, and one id that holds a place in each of them.
+
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use serde_json::json;
+use uuid::Uuid;
+
+use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::outbox;
+
+use crate::harness::{Client, Event, Process, System};
+
+/// An application of which this server knows nothing.
+struct Stage {
+    system: System,
+    _relay: Process,
+    sse: Process,
+    token: String,
+}
+
+impl Stage {
+    async fn new() -> Self {
+        Self::with(System::new().await).await
+    }
+
+    async fn with(system: System) -> Self {
+        let (relay, sse) = (system.start("relay").await, system.start("sse").await);
+        let own = format!("{}*", system.redis.topic(""));
+        let token = system.token_with(Uuid::new_v4(), Duration::from_secs(3600), &[&own]);
+        Self { system, _relay: relay, sse, token }
+    }
+
+    fn topic(&self, name: &str) -> Topic {
+        self.system.redis.topic(name)
+    }
+
+    /// The path of a stream of these topics.
+    fn path(&self, names: &[&str]) -> String {
+        let pairs: Vec<String> = names.iter().map(|name| format!("topic={}", self.topic(name))).collect();
+        format!("/streams?{}", pairs.join("&"))
+    }
+
+    fn resume(&self, names: &[&str], last_event_id: &str) -> Client {
+        Client::resume(&self.sse.url(&self.path(names)), &self.token, last_event_id)
+    }
+
+    async fn open(&self, names: &[&str]) -> Client {
+        let client = Client::open(&self.sse.url(&self.path(names)), &self.token).await;
+        let is_placed = || client.last_event_id().split(',').count() == names.len();
+        crate::harness::eventually("a place in each topic", async || is_placed().then_some(())).await;
+        client
+    }
+
+    /// Commits one event to a topic; its payload is the topic's name and the number.
+    async fn commit(&self, name: &str, number: u64) {
+        self.commit_payload(name, &format!("{name}{number}")).await;
+    }
+
+    async fn commit_payload(&self, name: &str, payload: &str) {
+        let kind = EventType::new("T").expect("a type");
+        let event = NewEvent::new(self.topic(name), kind, &payload).expect("an event");
+        let mut connection = self.system.database.connect().await;
+        outbox::append(&mut connection, &event).await.expect("an append");
+    }
+
+    async fn status(&self, path: &str) -> StatusCode {
+        let request = self.system.http().get(self.sse.url(path)).bearer_auth(&self.token);
+        request.send().await.expect("an answer").status()
+    }
+}
+
+/// The payloads of one topic, in the order in which they came.
+fn of<'a>(events: &'a [Event], name: &str) -> Vec<&'a str> {
+    let payload = |event: &'a Event| event.data.trim_matches('"');
+    events.iter().map(payload).filter(|payload| payload.starts_with(name)).collect()
+}
+
+#[tokio::test]
+async fn events_of_each_topic_come_in_order_and_a_client_that_comes_back_continues_in_all_of_them() {
+    let stage = Stage::new().await;
+    let client = stage.open(&["a", "b", "c"]).await;
+    for n in 0..20 {
+        stage.commit("a", n).await;
+        stage.commit("b", n).await;
+    }
+    let events = client.events(40).await;
+    let expected = |name: &str, numbers: std::ops::Range<u64>| -> Vec<String> {
+        numbers.map(|n| format!("{name}{n}")).collect()
+    };
+    assert_eq!(of(&events, "a"), expected("a", 0..20));
+    assert_eq!(of(&events, "b"), expected("b", 0..20));
+    let id = client.last_event_id();
+    assert_eq!(id.split(',').count(), 3, "{id}");
+    drop(client);
+    for n in 20..25 {
+        stage.commit("b", n).await;
+        stage.commit("c", n).await;
+    }
+    // On a server that has never seen these topics, with the topics in another order.
+    let second = stage.system.start("sse").await;
+    let url = second.url(&stage.path(&["c", "a", "b"]));
+    let events = Client::resume(&url, &stage.token, &id).events(10).await;
+    assert_eq!(of(&events, "a"), Vec::<&str>::new());
+    assert_eq!(of(&events, "b"), expected("b", 20..25));
+    assert_eq!(of(&events, "c"), expected("c", 20..25), "nothing is lost of a topic that had no event yet");
+}
+
+#[tokio::test]
+async fn a_page_that_changes_its_topics_keeps_its_place_in_those_that_stay() {
+    let stage = Stage::new().await;
+    let client = stage.open(&["a", "b"]).await;
+    stage.commit("a", 1).await;
+    stage.commit("b", 1).await;
+    client.events(2).await;
+    let id = client.last_event_id();
+    drop(client);
+    stage.commit("a", 2).await;
+    stage.commit("b", 2).await;
+    let client = stage.resume(&["b", "d"], &id);
+    assert_eq!(of(&client.events(1).await, "b"), ["b2"]);
+    stage.commit("d", 1).await;
+    assert_eq!(of(&client.events(2).await, "d"), ["d1"]);
+}
+
+#[tokio::test]
+async fn events_can_be_named_by_their_topic() {
+    let stage = Stage::new().await;
+    let url = stage.sse.url(&format!("{}&name=topic", stage.path(&["a", "b"])));
+    let client = Client::open(&url, &stage.token).await;
+    stage.commit("b", 1).await;
+    assert_eq!(client.events(1).await[0].event, stage.topic("b").as_str());
+}
+
+#[tokio::test]
+async fn a_reset_is_for_one_topic_and_names_it() {
+    let stage = Stage::new().await;
+    let client = stage.open(&["a", "b"]).await;
+    stage.commit("a", 1).await;
+    client.events(1).await;
+    stage.commit("b", 1).await;
+    client.events(2).await;
+    let id = client.last_event_id();
+    drop(client);
+    // A place past the end of one topic, and the right one in the other.
+    let entries: Vec<&str> = id.split(',').collect();
+    let wrong: Vec<String> = entries
+        .iter()
+        .map(
+            |entry| {
+                if entry.ends_with("=1-1") { entry.replace("=1-1", "=1-900") } else { (*entry).to_owned() }
+            },
+        )
+        .collect();
+    assert_ne!(wrong.join(","), id);
+    let client = stage.resume(&["a", "b"], &wrong.join(","));
+    stage.commit("b", 2).await;
+    let events = client.events(2).await;
+    let reset = events.iter().find(|event| event.event == "reset").expect("a reset");
+    let data: serde_json::Value = serde_json::from_str(&reset.data).expect("JSON");
+    assert_eq!(data, json!({ "reason": "unknown_id", "topic": stage.topic("a").as_str(), "id": "1-1" }));
+    assert_eq!(of(&events, "b"), ["b2"]);
+    // What is no id of such a stream at all is a reset of each topic.
+    let events = stage.resume(&["a", "b"], "1-1").events(2).await;
+    assert!(events.iter().all(|event| event.event == "reset" && event.data.contains("bad_id")), "{events:?}");
+}
+
+#[tokio::test]
+async fn topics_far_behind_with_large_events_share_the_queue_of_the_stream() {
+    let system = System::new().await.set("AFTERCOMMIT_SSE_RECENT_EVENTS", "2");
+    let stage = Stage::with(system).await;
+    let names = ["a", "b", "c", "d"];
+    let client = stage.open(&names).await;
+    let id = client.last_event_id();
+    drop(client);
+    for n in 10..16 {
+        for name in names {
+            stage.commit_payload(name, &format!("{name}{n}{}", "x".repeat(400_000))).await;
+        }
+    }
+    let client = stage.resume(&names, &id);
+    let events = client.events(24).await;
+    for name in names {
+        let heads: Vec<&str> = of(&events, name).iter().map(|payload| &payload[..3]).collect();
+        assert_eq!(heads, (10..16).map(|n| format!("{name}{n}")).collect::<Vec<_>>());
+    }
+    client.connections(1).await;
+}
+
+#[tokio::test]
+async fn every_topic_must_be_allowed_and_there_must_be_some() {
+    let stage = Stage::new().await;
+    let many: Vec<String> = (0..33).map(|n| format!("t{n}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_eq!(stage.status(&stage.path(&many)).await, StatusCode::BAD_REQUEST);
+    assert_eq!(stage.status("/streams").await, StatusCode::BAD_REQUEST);
+    assert_eq!(stage.status("/streams?topic=a%20b").await, StatusCode::BAD_REQUEST);
+    assert_eq!(stage.status(&format!("{}&name=x", stage.path(&["a"]))).await, StatusCode::BAD_REQUEST);
+    assert_eq!(stage.status(&format!("{}&topic=other", stage.path(&["a"]))).await, StatusCode::FORBIDDEN);
+    assert_eq!(stage.status(&stage.path(&many[..32])).await, StatusCode::OK);
+    // A ticket is good for all of its topics together, and for no other.
+    let topics = [stage.topic("a"), stage.topic("b")];
+    let request = stage.system.http().post(stage.sse.url("/api/stream-tickets")).bearer_auth(&stage.token);
+    let names: Vec<&str> = topics.iter().map(Topic::as_str).collect();
+    let response = request.json(&json!({ "topics": names })).send().await.expect("an answer");
+    let body: serde_json::Value = response.json().await.expect("JSON");
+    let ticket = body["ticket"].as_str().expect("a ticket");
+    let with_ticket = async |names: &[&str]| {
+        let url = stage.sse.url(&format!("{}&ticket={ticket}", stage.path(names)));
+        stage.system.http().get(url).send().await.expect("an answer").status()
+    };
+    assert_eq!(with_ticket(&["a", "b"]).await, StatusCode::OK);
+    assert_eq!(with_ticket(&["b"]).await, StatusCode::OK);
+    assert_eq!(with_ticket(&["a", "c"]).await, StatusCode::FORBIDDEN);
+}
