@@ -72,7 +72,8 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// Frames an event. Its payload is JSON, in which line breaks stand between tokens only, so they become spaces.
+    /// Frames an event. Its payload is JSON, in which line breaks stand between tokens only, so they become spaces. White
+    /// space around it is left out: an envelope does not keep it, and an event must look the same from the history.
     pub(super) fn of_event(id: StreamId, event_type: &EventType, payload: &str, naming: Naming) -> Self {
         let name = match naming {
             Naming::OfType => event_type.as_str(),
@@ -85,7 +86,7 @@ impl Frame {
         let _infallible = writeln!(text, "event: {name}");
         let name_line = text.len() - id_line;
         text.push_str("data: ");
-        push_one_line(&mut text, payload);
+        push_one_line(&mut text, payload.trim_matches([' ', '\t', '\r', '\n']));
         text.push_str("\n\n");
         let place = Some(Cursor::After(id));
         Self { id, block: Block { bytes: text.into(), place, id_line, name_line } }

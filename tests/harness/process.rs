@@ -12,24 +12,40 @@ use super::LIMIT;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_aftercommit");
 
-/// Environment variables of a process.
+/// Environment variables of a process, and what a shell does before it becomes that process.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Settings(BTreeMap<String, String>);
+pub(crate) struct Settings {
+    variables: BTreeMap<String, String>,
+    before: Option<String>,
+}
 
 impl Settings {
     pub(crate) fn set(mut self, name: &str, value: impl Into<String>) -> Self {
-        self.0.insert(name.to_owned(), value.into());
+        self.variables.insert(name.to_owned(), value.into());
         self
     }
 
     pub(crate) fn without(mut self, name: &str) -> Self {
-        self.0.remove(name);
+        self.variables.remove(name);
+        self
+    }
+
+    /// Has a shell run this first, such as a `ulimit`.
+    pub(crate) fn before(mut self, script: &str) -> Self {
+        self.before = Some(script.to_owned());
         self
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(BINARY);
-        command.args(arguments).env_clear().envs(&self.0).stdin(Stdio::null());
+        let mut command = match &self.before {
+            None => Command::new(BINARY),
+            Some(script) => {
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", &format!("{script} && exec \"$0\" \"$@\""), BINARY]);
+                shell
+            }
+        };
+        command.args(arguments).env_clear().envs(&self.variables).stdin(Stdio::null());
         // For a crash's backtrace, and for coverage tools.
         for kept in ["PATH", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"] {
             if let Ok(value) = std::env::var(kept) {

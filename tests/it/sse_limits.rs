@@ -145,3 +145,22 @@ async fn while_streams_are_ended_no_new_one_is_taken_so_that_a_client_goes_elsew
     assert!(open > 0, "streams are ended one after the other");
     assert_eq!(ending.await.expect("it ends"), 0);
 }
+
+/// The soft limit of a process's open files.
+#[cfg(target_os = "linux")]
+fn open_files(process: &Process) -> u64 {
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.pid())).expect("limits");
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("a line");
+    line.split_whitespace().next().expect("a number").parse().expect("a number")
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_server_raises_its_limit_of_open_files_and_says_where_it_may_not() {
+    let system = System::new().await;
+    let sse = Process::start("sse", &system.settings().clone().before("ulimit -Sn 300")).await;
+    eventually("room for all streams", async || (open_files(&sse) >= 11_000).then_some(())).await;
+    let sse = Process::start("sse", &system.settings().clone().before("ulimit -n 2000")).await;
+    eventually("a warning", async || sse.log().contains("not enough open files").then_some(())).await;
+    assert_eq!(open_files(&sse), 2000);
+}

@@ -352,3 +352,41 @@ async fn open_streams_end_in_order_when_the_server_is_told_to_stop() {
     eventually("its place", async || (client.last_event_id() == "1-1").then_some(())).await;
     assert!(client.so_far().is_empty());
 }
+
+#[tokio::test]
+async fn any_payload_arrives_as_it_was_sent_or_is_refused_at_append() {
+    let stage = Stage::new().await;
+    let client = stage.client().await;
+    let mut connection = stage.system.database.connect().await;
+    let mut append = async |payload: &str| {
+        let sql = "select outbox.append($1, 'N', $2::text::json)";
+        let appended =
+            sqlx::query(sql).bind(stage.topic().as_str()).bind(payload).execute(&mut connection).await;
+        appended.is_ok()
+    };
+    let largest = format!("\"{}\"", "x".repeat(1024 * 1024 - 2));
+    let odd = [
+        r#"{"escaped":"\u0000 \ud800 \udc00\ud800 \u2028 \r\n \ufeff"}"#,
+        "{\"raw\":\"\u{feff} \u{2028} \u{85} \u{7f} \u{10ffff}\"}",
+        "\r\n{\r\"lines\":\n\n[1,\r\n2]}\n",
+        "\"data: x\\nid: 9-9\\n\\nevent: y\"",
+        "  null  ",
+        "1e400",
+        &largest,
+    ];
+    for payload in odd {
+        assert!(append(payload).await, "{payload:.40}");
+    }
+    let too_large = format!("\"{}\"", "x".repeat(1024 * 1024 - 1));
+    for refused in ["\u{feff}{}", "", "{", "'x'", "\"\u{1}\"", &too_large] {
+        assert!(!append(refused).await, "{refused:.40}");
+    }
+    let events = client.events(odd.len()).await;
+    let again = stage.from("earliest").events(odd.len()).await;
+    assert!(again == events, "an event looks the same from the history");
+    for (event, sent) in events.iter().zip(odd) {
+        // Line breaks between tokens are told as spaces, as an event's data is one line; white space around it is left out.
+        let expected = sent.trim().replace(['\r', '\n'], " ");
+        assert!(event.data == expected, "{sent:.40} came as {:.40}", event.data);
+    }
+}

@@ -4,6 +4,7 @@ mod cli_files;
 mod config;
 mod lifecycle;
 mod migrate;
+mod open_files;
 mod ops;
 mod roles;
 mod show_config;

@@ -15,7 +15,7 @@ use aftercommit::{streams, uploads};
 
 use super::{check, preflight};
 use crate::config::Config;
-use crate::lifecycle;
+use crate::{lifecycle, open_files};
 
 const ROLE: &str = "aftercommit sse";
 
@@ -34,6 +34,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
 /// Serves streams on `listener` until `shutdown`, and then until they have been ended.
 pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: CancellationToken) -> Result<()> {
     let verifier = Arc::new(Verifier::new(&config.jwt)?);
+    open_files::raise(config)?;
     let gate = OperatorGate::new(&config.operator)?;
     preflight::postgres(&config.database, ROLE, &[&uploads::schema::SCHEMA]).await?;
     preflight::redis(&config.redis).await?;

@@ -6,9 +6,7 @@ use aftercommit::auth::Verifier;
 
 use super::Finding;
 use crate::config::Config;
-
-/// File descriptors beside those of streams: Postgres, Redis, health, logs.
-const FILES_BESIDE_STREAMS: usize = 1_100;
+use crate::open_files;
 
 /// Looks at this machine and the configuration.
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
@@ -33,18 +31,15 @@ fn jwt(config: &Config) -> Finding {
 }
 
 fn open_files(config: &Config) -> Finding {
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let soft = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
-    let soft: Option<usize> = soft.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
-    let needed = config.sse.max_connections + FILES_BESIDE_STREAMS;
+    let (allowed, needed) = (open_files::allowed(), open_files::needed(config));
     Finding::should(
         "open files",
-        soft.is_none_or(|soft| soft >= needed),
-        soft.map_or_else(
-            || "no limit is told".to_owned(),
-            |soft| format!("{soft} allowed, {needed} for all streams"),
+        allowed.is_none_or(|allowed| allowed >= needed),
+        allowed.map_or_else(
+            || "no limit".to_owned(),
+            |allowed| format!("{allowed} allowed, {needed} for all streams"),
         ),
-        "raise the limit of sse (ulimit -n, LimitNOFILE= of systemd), or lower [sse] max_connections",
+        "raise the limit of sse (ulimit -Hn, LimitNOFILE= of systemd), or lower [sse] max_connections",
     )
 }
 
