@@ -13,8 +13,9 @@ use tokio::time::Instant;
 use super::cursor::Cursor;
 use super::frame::ResetReason;
 use super::hub::{Shared, SharedTopic};
-use super::join::{bytes_of, first_count, frame_of, next_count, read_page};
+use super::join::{first_count, frame_of, next_count, read_page};
 use super::outlet::{Lane, Put};
+use super::pages::{Key, Page};
 use super::topic::{Attached, From};
 use crate::event::StreamId;
 use crate::redis::history::{Entry, ReadError};
@@ -171,15 +172,14 @@ impl CatchUp {
         };
         let Some(page) = self.page(after).await? else { return Ok(Fed::Unproven) };
         // The place itself is gone together with all that followed it: nothing proves that nothing followed.
-        let Some(last) = page.last().map(|entry| entry.id) else {
+        let Some(last) = page.last().map(|frame| frame.id) else {
             return Ok(if after.is_some() { Fed::Forgotten } else { Fed::Nothing });
         };
-        self.count = next_count(self.count, bytes_of(&page));
-        for entry in page.into_iter().filter(|entry| Some(entry.id) != after) {
+        self.count = next_count(page.len(), page.iter().map(|frame| frame.block.len()).sum());
+        for frame in page.iter().filter(|frame| Some(frame.id) != after && !frame.block.is_empty()) {
             let _turn = self.lane.outlet.turn().await;
             self.lane.outlet.has_room().await;
-            let frame = frame_of(entry, self.topic.naming);
-            if !frame.block.is_empty() && self.lane.put(&frame.block) != Put::Queued {
+            if self.lane.put(&frame.block) != Put::Queued {
                 return Ok(Fed::Gone);
             }
         }
@@ -192,15 +192,24 @@ impl CatchUp {
         Ok(Fed::To(last))
     }
 
-    async fn page(&self, after: Option<StreamId>) -> Result<Option<Vec<Entry>>, ReadError> {
-        // The semaphore is never closed.
-        let _permit = self.shared.reads.acquire().await;
-        if self.from == From::Earliest {
-            // Wants what there is, and needs no proof of what there was.
-            self.shared.metrics.history_reads.inc();
-            return Ok(Some(self.shared.history.from(&self.topic.topic, None, self.count).await?));
-        }
-        read_page(&self.shared, &self.topic, after, self.count).await
+    /// The page of the history that begins with this place.
+    async fn page(&self, after: Option<StreamId>) -> Result<Page, ReadError> {
+        // Who wants what there is needs no proof of what there was.
+        let is_proven = self.from != From::Earliest;
+        let key = Key { topic: self.topic.topic.clone(), after, is_proven, count: self.count };
+        let read = async || {
+            // The semaphore is never closed.
+            let _permit = self.shared.reads.acquire().await;
+            let page = if is_proven {
+                read_page(&self.shared, &self.topic, after, self.count).await?
+            } else {
+                self.shared.metrics.history_reads.inc();
+                Some(self.shared.history.from(&self.topic.topic, None, self.count).await?)
+            };
+            let framed = |page: Vec<Entry>| page.into_iter().map(|entry| frame_of(entry, self.topic.naming));
+            Ok(page.map(|page| framed(page).collect()))
+        };
+        self.shared.pages.get(key, read).await
     }
 }
 

@@ -16,6 +16,7 @@ use super::frame::{self, Frame};
 use super::metrics::Metrics;
 use super::naming::Naming;
 use super::outlet::{Lane, Outlet, Terms};
+use super::pages::Pages;
 use super::recent::Budget;
 use super::settings::Settings;
 use super::several::Lanes;
@@ -44,6 +45,7 @@ pub(super) struct Shared {
     /// How long a history is kept after its last event.
     pub(super) history_ttl: Duration,
     pub(super) reads: Semaphore,
+    pub(super) pages: Pages,
     pub(super) subscriber: Subscriber,
     naming: fn(&str) -> Naming,
     ears: Mutex<Option<Ears>>,
@@ -160,6 +162,7 @@ impl Hub {
             history: History::new(redis.clone()),
             history_ttl: redis.history_ttl(),
             reads: Semaphore::new(READS_AT_ONCE),
+            pages: Pages::default(),
             subscriber,
             naming,
             ears: Mutex::new(Some(ears)),

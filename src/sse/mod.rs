@@ -6,8 +6,9 @@
 //!
 //! In the order of an event's way: `frame` gives it its bytes once, `topic` holds what one topic's clients share (all
 //! of the ordering is there, and no I/O), `join` is the one procedure by which a topic comes to stand at the end of its
-//! history, `hub` is all topics of a process, `outlet` is one connection's queue, `several` puts several topics into one of
-//! them, `open` is the request, `connections` knows all of them, and `admin` shows them.
+//! history, `hub` is all topics of a process, `open` is a request for a stream, `catch_up` brings a client to where its
+//! topic is (`pages` reads for all that come together), `outlet` is one connection's queue, `several` puts several topics
+//! into one of them, `connections` knows all of them, and `admin` shows them.
 
 mod admin;
 mod catch_up;
@@ -20,6 +21,7 @@ mod metrics;
 mod naming;
 mod open;
 mod outlet;
+mod pages;
 mod recent;
 mod settings;
 mod several;

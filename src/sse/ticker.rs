@@ -31,6 +31,7 @@ pub(super) async fn run(shared: &Arc<Shared>) {
             queued += outlet.load(now).queued_bytes;
         }
         shared.metrics.queued_bytes.set(queued.try_into().unwrap_or(i64::MAX));
+        shared.pages.forget();
         shared.release_topics(now).await;
         verify(shared, now).await;
     }

@@ -151,6 +151,26 @@ async fn a_client_far_behind_is_fed_from_the_history_without_a_hole() {
 }
 
 #[tokio::test]
+async fn clients_that_come_back_together_share_the_reads_of_the_history() {
+    let system = System::new().await.set("AFTERCOMMIT_SSE_RECENT_EVENTS", "4");
+    let stage = Stage::with(system).await;
+    stage.commit(0..600).await;
+    stage.published(600).await;
+    let reads = async || crate::harness::metric_of(&stage.sse, "aftercommit_sse_history_reads_total").await;
+    // The first one makes the topic join.
+    stage.resume("1-100").events(500).await;
+    let before = reads().await;
+    assert!(before >= 3, "the newest events, and two pages of older ones: {before}");
+    let clients: Vec<Client> = (0..50).map(|_| stage.resume("1-100")).collect();
+    for client in &clients {
+        assert_eq!(numbers(&client.events(500).await), (100..600).collect::<Vec<u64>>());
+    }
+    let together = reads().await - before;
+    // On a busy machine they do not all come within the moment for which a page is kept. Each on its own would read twice.
+    assert!(together < 50, "{together} reads for fifty clients");
+}
+
+#[tokio::test]
 async fn a_client_far_behind_with_large_events_is_fed_as_fast_as_it_reads() {
     let system = System::new().await.set("AFTERCOMMIT_SSE_RECENT_EVENTS", "2");
     let stage = Stage::with(system).await;

@@ -1,0 +1,120 @@
+//! Pages of histories, read once for all clients that need the same one at the same time.
+//!
+//! Ten thousand clients that were dropped together come back together, all from the same place or nearly so. Each page is
+//! read and framed for the first of them; the others wait for it and share its bytes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+
+use super::frame::Frame;
+use crate::event::{StreamId, Topic};
+use crate::redis::history::ReadError;
+
+/// How long a page is handed out: long enough for clients that come together, and short enough for the newest page, which
+/// soon has successors, to be read anew.
+const KEPT: Duration = Duration::from_millis(250);
+
+/// Which page.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) topic: Topic,
+    /// The entry that it begins with; `None` for the first one of the history.
+    pub(super) after: Option<StreamId>,
+    /// Whether it must be proven to follow that place.
+    pub(super) is_proven: bool,
+    pub(super) count: usize,
+}
+
+/// A page: the events of the history from a place on, that one included; or `None` if they cannot be proven to follow it.
+pub(super) type Page = Option<Arc<[Frame]>>;
+
+/// Pages that are being read, or were read just now.
+#[derive(Debug, Default)]
+pub(super) struct Pages(Mutex<HashMap<Key, Kept>>);
+
+#[derive(Debug, Clone)]
+struct Kept {
+    since: Instant,
+    page: Arc<OnceCell<Page>>,
+}
+
+impl Pages {
+    fn kept(&self) -> MutexGuard<'_, HashMap<Key, Kept>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The page, which `read` reads unless somebody else does or just did.
+    ///
+    /// # Errors
+    /// What `read` failed with; whoever waited for it then reads on their own.
+    pub(super) async fn get<R>(&self, key: Key, read: impl FnOnce() -> R) -> Result<Page, ReadError>
+    where
+        R: Future<Output = Result<Page, ReadError>>,
+    {
+        let cell = {
+            let mut kept = self.kept();
+            let fresh = || Kept { since: Instant::now(), page: Arc::default() };
+            let found = kept.entry(key).or_insert_with(fresh);
+            if found.since.elapsed() >= KEPT {
+                *found = fresh();
+            }
+            found.page.clone()
+        };
+        cell.get_or_try_init(read).await.cloned()
+    }
+
+    /// Lets go of what is handed out no more.
+    pub(super) fn forget(&self) {
+        self.kept().retain(|_, kept| kept.since.elapsed() < KEPT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn key(seq: u64) -> Key {
+        let topic = Topic::new("t").expect("a topic");
+        Key { topic, after: Some(StreamId::new(1, seq)), is_proven: true, count: 16 }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clients_that_come_together_share_one_read_and_later_ones_read_anew() {
+        let (pages, reads) = (Pages::default(), AtomicUsize::new(0));
+        let read = || async {
+            reads.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Ok(Some(Arc::from([Frame::empty(StreamId::new(1, 1))])))
+        };
+        let all = (0..1000).map(|_| pages.get(key(1), read));
+        for page in futures_util::future::join_all(all).await {
+            assert_eq!(page.expect("a page").expect("proven").len(), 1);
+        }
+        assert_eq!(reads.load(Ordering::Relaxed), 1);
+        pages.get(key(2), read).await.expect("another page");
+        assert_eq!(reads.load(Ordering::Relaxed), 2);
+        tokio::time::sleep(KEPT).await;
+        pages.get(key(1), read).await.expect("the page as it is now");
+        assert_eq!(reads.load(Ordering::Relaxed), 3);
+        tokio::time::sleep(KEPT).await;
+        pages.forget();
+        assert!(pages.kept().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_read_that_fails_is_nobody_elses_failure() {
+        let pages = Pages::default();
+        let failed = pages.get(key(1), || async {
+            let topic = Topic::new("t").expect("a topic");
+            Err(ReadError::Id { topic, id: "x".to_owned() })
+        });
+        assert!(failed.await.is_err());
+        assert!(pages.get(key(1), || async { Ok(None) }).await.expect("a page").is_none());
+    }
+}
