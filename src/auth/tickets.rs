@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::settings::Settings;
 use super::user::User;
-use super::verifier::{AuthError, SECRET_BYTES_MIN};
+use super::verifier::{AuthError, NOT_AT_EXPIRY, SECRET_BYTES_MIN};
 
 /// What the key is derived for: another purpose would get another key.
 const PURPOSE: &[u8] = b"aftercommit stream tickets";
@@ -54,6 +54,7 @@ impl Tickets {
             .map_err(AuthError::Signing)?;
         let mut validation = Validation::new(algorithm);
         validation.leeway = 0;
+        validation.reject_tokens_expiring_in_less_than = NOT_AT_EXPIRY;
         validation.validate_aud = false;
         validation.set_required_spec_claims(&["exp", "sub"]);
         Ok(Some(Self {

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
 use secrecy::ExposeSecret;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 use super::settings::{Algorithm, Settings};
@@ -15,6 +15,12 @@ use super::user::User;
 
 /// The shortest HS256 secret that is taken, in bytes: the length of the hash (RFC 7518, 3.2).
 pub const SECRET_BYTES_MIN: usize = 32;
+
+/// The longest leeway: more than that is no difference of clocks.
+const LEEWAY_SECONDS_MAX: u64 = 3600;
+
+/// A token is not taken in the second in which it expires, as a stream opened then would end at once (RFC 7519, 4.1.4).
+pub(super) const NOT_AT_EXPIRY: u64 = 1;
 
 /// Why a token, or the configuration that checks it, is refused.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +53,11 @@ pub enum AuthError {
         /// The cause.
         source: jsonwebtoken::errors::Error,
     },
+    /// The leeway is too long.
+    #[error(
+        "[jwt] leeway_seconds is {0}, and {LEEWAY_SECONDS_MAX} is the most: set the clocks of both machines by NTP"
+    )]
+    Leeway(u64),
     /// Tokens cannot be issued without the signing key.
     #[error(
         "tokens for trying out are signed with HS256: set AFTERCOMMIT_JWT_SECRET and leave [jwt] algorithm at HS256"
@@ -69,6 +80,7 @@ pub enum AuthError {
 #[derive(Debug, Serialize, Deserialize)]
 struct Claims {
     sub: String,
+    #[serde(deserialize_with = "whole_seconds")]
     exp: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     iss: Option<String>,
@@ -76,6 +88,14 @@ struct Claims {
     aud: Option<serde_json::Value>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     subscribe: Vec<String>,
+}
+
+/// Some issuers write fractions of a second (RFC 7519, 2: `NumericDate`); the check of the expiry rounds as this does.
+fn whole_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    let number = serde_json::Number::deserialize(deserializer)?;
+    #[expect(clippy::cast_possible_truncation, reason = "what is out of range is refused as such a date")]
+    let rounded = number.as_f64().map(|seconds| seconds.round() as i64);
+    number.as_i64().or(rounded).ok_or_else(|| serde::de::Error::custom("not a date"))
 }
 
 /// Checks tokens as the configuration says. Does no I/O.
@@ -97,10 +117,11 @@ impl Verifier {
     /// Reads the keys.
     ///
     /// # Errors
-    /// [`AuthError::NoKey`], [`AuthError::ShortSecret`], [`AuthError::KeyFile`], [`AuthError::Key`].
+    /// [`AuthError::NoKey`], [`AuthError::ShortSecret`], [`AuthError::KeyFile`], [`AuthError::Key`], [`AuthError::Leeway`].
     pub fn new(settings: &Settings) -> Result<Self, AuthError> {
         let mut validation = Validation::new(settings.algorithm.into());
         validation.leeway = settings.leeway_seconds;
+        validation.reject_tokens_expiring_in_less_than = NOT_AT_EXPIRY;
         validation.validate_nbf = true;
         validation.set_required_spec_claims(&["exp", "sub"]);
         if !settings.issuer.is_empty() {
@@ -112,6 +133,9 @@ impl Verifier {
         } else {
             validation.set_audience(&[&settings.audience]);
             validation.required_spec_claims.insert("aud".to_owned());
+        }
+        if settings.leeway_seconds > LEEWAY_SECONDS_MAX {
+            return Err(AuthError::Leeway(settings.leeway_seconds));
         }
         Ok(Self {
             key: decoding_key(settings)?,
@@ -130,8 +154,9 @@ impl Verifier {
             .map_err(|error| AuthError::Token(reason(error.kind())))?
             .claims;
         let id = Uuid::try_parse(&claims.sub).map_err(|_| AuthError::Token("its subject is not a UUID"))?;
+        let until = claims.exp.saturating_add_unsigned(self.validation.leeway);
         let expires_at =
-            DateTime::from_timestamp(claims.exp, 0).ok_or(AuthError::Token("its expiry is out of range"))?;
+            DateTime::from_timestamp(until, 0).ok_or(AuthError::Token("its expiry is out of range"))?;
         Ok(User { id, expires_at, subscribe: claims.subscribe })
     }
 

@@ -6,9 +6,10 @@ use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{Process, System};
+use crate::harness::{LIMIT, Process, System};
 
 const HOUR: Duration = Duration::from_secs(3600);
+const SECRET: &str = "another secret of the tests, of 32 bytes or more";
 const NOTIFICATIONS: &str = "/api/upload/sessions/notifications/stream";
 
 /// An SSE server, and a user.
@@ -22,6 +23,11 @@ impl Door {
     async fn with(system: System) -> Self {
         let sse = system.start("sse").await;
         Self { system, sse, user: Uuid::new_v4() }
+    }
+
+    async fn open_with(&self, path: &str, token: &str) -> Response {
+        let request = self.system.http().get(self.sse.url(path)).bearer_auth(token);
+        request.send().await.expect("an answer")
     }
 
     async fn open(&self, path: &str) -> StatusCode {
@@ -40,6 +46,36 @@ impl Door {
         let body: Value = response.json().await.expect("JSON");
         body["ticket"].as_str().expect("a text").to_owned()
     }
+}
+
+/// A token with these claims, signed with the secret of [`with_secret`].
+fn signed(claims: &Value) -> String {
+    let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).expect("a token")
+}
+
+/// A system whose secret this file knows.
+async fn with_secret() -> System {
+    System::new().await.set("AFTERCOMMIT_JWT_SECRET", SECRET)
+}
+
+fn now() -> i64 {
+    chrono::Utc::now().timestamp()
+}
+
+#[tokio::test]
+async fn a_stream_lasts_as_long_as_its_token_is_taken_and_no_longer() {
+    const LEEWAY: i64 = 60;
+    let door = Door::with(with_secret().await.set("AFTERCOMMIT_JWT_LEEWAY_SECONDS", "60")).await;
+    // Expired, and within its leeway for some seconds more.
+    let end = now() + 5;
+    let token = signed(&json!({ "sub": door.user, "exp": end - LEEWAY }));
+    let response = door.open_with(NOTIFICATIONS, &token).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    let text = tokio::time::timeout(LIMIT, response.text()).await.expect("it ends").expect("text");
+    assert!(text.contains("event: token_expired"), "{text}");
+    assert!(now() >= end, "the stream ended before its token");
+    assert_eq!(door.open_with(NOTIFICATIONS, &token).await.status(), StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]
