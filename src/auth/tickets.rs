@@ -46,8 +46,10 @@ impl Tickets {
     /// `None` where there is no secret to derive the key from.
     pub(super) fn new(settings: &Settings) -> Result<Option<Self>, AuthError> {
         let secret = settings.secret.expose_secret().as_bytes();
-        if secret.len() < SECRET_BYTES_MIN {
-            return Ok(None);
+        match secret.len() {
+            0 => return Ok(None),
+            bytes if bytes < SECRET_BYTES_MIN => return Err(AuthError::ShortSecret(bytes)),
+            _ => {}
         }
         let algorithm = jsonwebtoken::Algorithm::HS256;
         let derived = jsonwebtoken::crypto::sign(PURPOSE, &EncodingKey::from_secret(secret), algorithm)

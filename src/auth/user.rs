@@ -46,7 +46,7 @@ where
         let token = bearer(parts).ok_or_else(|| {
             Problem::unauthorized("send a token: the header Authorization: Bearer <token> is missing")
         })?;
-        verifier.verify(token).map_err(|error| Problem::unauthorized(error.to_string()))
+        Ok(verifier.verify(token).await?)
     }
 }
 

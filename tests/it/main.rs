@@ -18,6 +18,7 @@ mod relay_leadership;
 mod relay_repair;
 
 mod sse_access;
+mod sse_keys;
 mod sse_owners;
 mod sse_streams;
 mod sse_tokens;

@@ -111,3 +111,47 @@ async fn a_ticket_is_for_one_to_thirty_two_topics() {
     let huge = door.ask_for_ticket(&json!({ "topics": many(10_000) })).await;
     assert_eq!(huge.status(), StatusCode::PAYLOAD_TOO_LARGE);
 }
+
+#[tokio::test]
+async fn a_token_of_another_issuer_for_another_audience_or_another_time_is_refused() {
+    let system = with_secret().await.set("AFTERCOMMIT_JWT_LEEWAY_SECONDS", "100");
+    let system = system.set("AFTERCOMMIT_JWT_ISSUER", "us").set("AFTERCOMMIT_JWT_AUDIENCE", "streams");
+    let door = Door::with(system).await;
+    let with = |changes: &Value| {
+        let mut claims =
+            json!({ "sub": door.user, "exp": now() + 1000, "iss": "us", "aud": ["other", "streams"] });
+        for (name, value) in changes.as_object().expect("claims") {
+            claims[name] = value.clone();
+        }
+        signed(&claims)
+    };
+    let taken = [
+        json!({}),
+        json!({ "aud": "streams" }),
+        json!({ "nbf": now() + 50 }),
+        json!({ "exp": now() - 50 }),
+        json!({ "exp": 4_000_000_000.5 }),
+    ];
+    for changes in taken {
+        assert_eq!(
+            door.open_with(NOTIFICATIONS, &with(&changes)).await.status(),
+            StatusCode::OK,
+            "{changes}"
+        );
+    }
+    let refused = [
+        (json!({ "iss": "them" }), "its issuer is another one"),
+        (json!({ "iss": null }), "a required claim is missing"),
+        (json!({ "aud": "billing" }), "its audience is another one"),
+        (json!({ "nbf": now() + 500 }), "it is not valid yet"),
+        (json!({ "exp": now() - 500 }), "it has expired"),
+        (json!({ "exp": "tomorrow" }), "it is malformed"),
+        (json!({ "sub": "eve" }), "its subject is not a UUID"),
+    ];
+    for (changes, told) in refused {
+        let response = door.open_with(NOTIFICATIONS, &with(&changes)).await;
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{changes}");
+        let text = response.text().await.expect("text");
+        assert!(text.contains(told), "{changes}: {text}");
+    }
+}
