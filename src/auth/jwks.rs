@@ -35,7 +35,7 @@ pub(super) enum FetchError {
     TooLarge,
     #[error("its answer is not a list of keys: {{\"keys\": [...]}}")]
     Malformed,
-    #[error("it lists {0} keys, and none for {1:?}")]
+    #[error("keys that it lists: {0}, and none for {1:?}")]
     NoKey(usize, Algorithm),
 }
 
@@ -228,7 +228,7 @@ impl Jwks {
             (Some(keys), failure) => {
                 let age = keys.fetched.elapsed().as_secs();
                 let failure = failure.map_or_else(String::new, |text| format!("; since then: {text}"));
-                Ok(format!("{} keys, fetched {age} s ago{failure}", keys.len()))
+                Ok(format!("keys: {}, fetched {age} s ago{failure}", keys.len()))
             }
         }
     }

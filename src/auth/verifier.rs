@@ -289,7 +289,7 @@ pub async fn examine(settings: &Settings) -> Result<String, String> {
         let keys = fetched.map_err(|error| format!("[jwt] jwks_url {url}: {error}"))?;
         let (found, others, took) = (keys.len(), keys.left_out, begun.elapsed().as_millis());
         return Ok(format!(
-            "{found} keys for {algorithm:?} ({others} others) at {url}, fetched in {took} ms"
+            "keys for {algorithm:?}: {found} (others: {others}) at {url}, fetched in {took} ms"
         ));
     }
     if algorithm == Algorithm::HS256 {

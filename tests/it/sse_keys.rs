@@ -149,7 +149,7 @@ async fn every_algorithm_is_checked_by_the_issuers_list() {
         let sse = issuer.system(signer).await.start("sse").await;
         assert_eq!(open(&sse, &signer.token(Some("a"))).await, StatusCode::OK, "{}", signer.name);
         assert_eq!(open(&sse, &signer.token(None)).await, StatusCode::OK, "there is but one key");
-        assert_eq!(says(&sse, "1 keys, fetched").await, StatusCode::OK);
+        assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
     }
 }
 
@@ -217,7 +217,7 @@ async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_try_
         (Status::FOUND, "", "status 302"),
         (Status::OK, huge.as_str(), "more than 262144 bytes"),
         (Status::OK, "<html>", "not a list of keys"),
-        (Status::OK, "{\"keys\": []}", "it lists 0 keys"),
+        (Status::OK, "{\"keys\": []}", "it lists: 0, and none for ES256"),
     ] {
         issuer.answers(status, body);
         assert_eq!(says(&sse, told).await, StatusCode::OK, "it can check tokens");
@@ -235,7 +235,7 @@ async fn a_server_starts_without_its_issuer_and_is_ready_when_that_is_there() {
     assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::SERVICE_UNAVAILABLE);
     issuer.lists(&[ES256.jwk("a", &json!({}))]);
     gets(&sse, &ES256.token(Some("a")), StatusCode::OK).await;
-    assert_eq!(says(&sse, "1 keys, fetched").await, StatusCode::OK);
+    assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
 }
 
 #[tokio::test]
@@ -268,7 +268,7 @@ async fn doctor_tells_what_the_issuer_lists_and_what_is_wrong_with_it() {
     let system = issuer.system(ES256).await;
     let output = cli(system.settings(), &["doctor"]).await;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.contains("jwt: 1 keys for ES256 (1 others) at http://127.0.0.1"), "{text}");
+    assert!(text.contains("jwt: keys for ES256: 1 (others: 1) at http://127.0.0.1"), "{text}");
     issuer.answers(Status::NOT_FOUND, "");
     let output = cli(system.settings(), &["doctor"]).await;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

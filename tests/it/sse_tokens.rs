@@ -86,6 +86,9 @@ async fn a_ticket_for_several_topics_opens_each_of_them_and_no_other() {
     for path in ["/streams/orders:1", "/streams/orders:2", NOTIFICATIONS] {
         assert_eq!(door.open(&format!("{path}?ticket={ticket}")).await, StatusCode::OK, "{path}");
     }
+    let without_own = door.ticket(&json!({ "topics": ["orders:1", "orders:2"] })).await;
+    let refused = door.open(&format!("{NOTIFICATIONS}?ticket={without_own}")).await;
+    assert_eq!(refused, StatusCode::FORBIDDEN, "the user's own, and not what the ticket is for");
     for path in ["/streams/orders:3", "/streams/secrets"] {
         assert_eq!(door.open(&format!("{path}?ticket={ticket}")).await, StatusCode::FORBIDDEN, "{path}");
     }
