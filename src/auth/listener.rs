@@ -63,12 +63,11 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let verifier = Arc::<Verifier>::from_ref(state);
-        let refused = |error: super::AuthError| Problem::unauthorized(error.to_string());
         if let Some(token) = bearer(parts) {
-            return Ok(Self { user: verifier.verify(token).map_err(refused)?, only: None });
+            return Ok(Self { user: verifier.verify(token).await?, only: None });
         }
         if let Some(ticket) = ticket(parts) {
-            let (user, topics) = verifier.verify_ticket(ticket).map_err(refused)?;
+            let (user, topics) = verifier.verify_ticket(ticket)?;
             return Ok(Self { user, only: Some(topics) });
         }
         let token = cookie(parts, verifier.cookie()).ok_or_else(|| {
@@ -76,7 +75,7 @@ where
                 "send a token: as Authorization: Bearer <token>, as a cookie, or as ?ticket=",
             )
         })?;
-        Ok(Self { user: verifier.verify(token).map_err(refused)?, only: None })
+        Ok(Self { user: verifier.verify(token).await?, only: None })
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! The algorithm is fixed by configuration, never by the token. `exp` and `sub` are required.
 
+mod jwks;
 mod listener;
 mod settings;
 mod tickets;
@@ -12,4 +13,4 @@ pub use listener::Listener;
 pub use settings::{Algorithm, Settings};
 pub use tickets::TICKET_TOPICS_MAX;
 pub use user::User;
-pub use verifier::{AuthError, SECRET_BYTES_MIN, Verifier, issue, issue_with};
+pub use verifier::{AuthError, SECRET_BYTES_MIN, Verifier, examine, issue, issue_with};

@@ -11,6 +11,12 @@ pub struct Settings {
     pub secret: SecretString,
     /// A PEM file with the public key of the other algorithms' tokens; empty for none.
     pub public_key_file: String,
+    /// Where the issuer lists its public keys (a JWKS, RFC 7517); empty for none.
+    pub jwks_url: String,
+    /// How often that list is fetched, in seconds.
+    pub jwks_refresh_seconds: u64,
+    /// How long after a fetch no other one is made, whatever arrives, in seconds.
+    pub jwks_cooldown_seconds: u64,
     /// The one algorithm that tokens may use.
     pub algorithm: Algorithm,
     /// The issuer that tokens must name; empty for any.

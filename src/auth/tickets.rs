@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::settings::Settings;
 use super::user::User;
-use super::verifier::{AuthError, SECRET_BYTES_MIN};
+use super::verifier::{AuthError, NOT_AT_EXPIRY, SECRET_BYTES_MIN};
 
 /// What the key is derived for: another purpose would get another key.
 const PURPOSE: &[u8] = b"aftercommit stream tickets";
@@ -46,14 +46,17 @@ impl Tickets {
     /// `None` where there is no secret to derive the key from.
     pub(super) fn new(settings: &Settings) -> Result<Option<Self>, AuthError> {
         let secret = settings.secret.expose_secret().as_bytes();
-        if secret.len() < SECRET_BYTES_MIN {
-            return Ok(None);
+        match secret.len() {
+            0 => return Ok(None),
+            bytes if bytes < SECRET_BYTES_MIN => return Err(AuthError::ShortSecret(bytes)),
+            _ => {}
         }
         let algorithm = jsonwebtoken::Algorithm::HS256;
         let derived = jsonwebtoken::crypto::sign(PURPOSE, &EncodingKey::from_secret(secret), algorithm)
             .map_err(AuthError::Signing)?;
         let mut validation = Validation::new(algorithm);
         validation.leeway = 0;
+        validation.reject_tokens_expiring_in_less_than = NOT_AT_EXPIRY;
         validation.validate_aud = false;
         validation.set_required_spec_claims(&["exp", "sub"]);
         Ok(Some(Self {

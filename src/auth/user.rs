@@ -16,7 +16,8 @@ use crate::http::Problem;
 pub struct User {
     /// The token's subject.
     pub id: Uuid,
-    /// When the token expires.
+    /// From when on the token is not taken any more: its `exp` and the leeway after it. A stream that it opened ends then,
+    /// and not before: else a token within its leeway would open streams that end at once, again and again.
     pub expires_at: DateTime<Utc>,
     /// Topics that the token allows to listen to beyond the application's own rules: names, or beginnings of names
     /// followed by `*`.
@@ -45,7 +46,7 @@ where
         let token = bearer(parts).ok_or_else(|| {
             Problem::unauthorized("send a token: the header Authorization: Bearer <token> is missing")
         })?;
-        verifier.verify(token).map_err(|error| Problem::unauthorized(error.to_string()))
+        Ok(verifier.verify(token).await?)
     }
 }
 

@@ -6,24 +6,47 @@ use chrono::{DateTime, Utc};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
 use secrecy::ExposeSecret;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
+use super::jwks::{Fetcher, Jwks};
 use super::settings::{Algorithm, Settings};
 use super::tickets::Tickets;
 use super::user::User;
+use crate::http::{Check, Problem};
 
 /// The shortest HS256 secret that is taken, in bytes: the length of the hash (RFC 7518, 3.2).
 pub const SECRET_BYTES_MIN: usize = 32;
+
+/// The longest leeway: more than that is no difference of clocks.
+const LEEWAY_SECONDS_MAX: u64 = 3600;
+
+/// A token is not taken in the second in which it expires, as a stream opened then would end at once (RFC 7519, 4.1.4).
+pub(super) const NOT_AT_EXPIRY: u64 = 1;
 
 /// Why a token, or the configuration that checks it, is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
     /// No key was configured.
     #[error(
-        "no key for tokens: set AFTERCOMMIT_JWT_SECRET (at least {SECRET_BYTES_MIN} bytes), or [jwt] public_key_file"
+        "no key for tokens: set AFTERCOMMIT_JWT_SECRET (at least {SECRET_BYTES_MIN} bytes), or [jwt] algorithm with public_key_file or jwks_url"
     )]
     NoKey,
+    /// More than one source of keys.
+    #[error("[jwt] names more than one source of keys for {0:?}: {1}")]
+    Sources(Algorithm, &'static str),
+    /// The address of the issuer's keys is not one.
+    #[error("[jwt] jwks_url must be of the form https://host/path, without user or password")]
+    JwksUrl,
+    /// The pace of fetching is none.
+    #[error("[jwt] jwks_refresh_seconds and jwks_cooldown_seconds must be at least 1")]
+    JwksPace,
+    /// There is no HTTP client.
+    #[error("the client that fetches [jwt] jwks_url cannot be set up: {0}")]
+    JwksClient(#[source] reqwest::Error),
+    /// Whether the token is valid cannot be told now.
+    #[error("the keys of tokens cannot be fetched from their issuer at the moment; try again")]
+    KeysUnavailable,
     /// The secret is too short to be one.
     #[error(
         "jwt.secret has {0} bytes and needs at least {SECRET_BYTES_MIN}: make one with `openssl rand -hex 32`"
@@ -47,6 +70,11 @@ pub enum AuthError {
         /// The cause.
         source: jsonwebtoken::errors::Error,
     },
+    /// The leeway is too long.
+    #[error(
+        "[jwt] leeway_seconds is {0}, and {LEEWAY_SECONDS_MAX} is the most: set the clocks of both machines by NTP"
+    )]
+    Leeway(u64),
     /// Tokens cannot be issued without the signing key.
     #[error(
         "tokens for trying out are signed with HS256: set AFTERCOMMIT_JWT_SECRET and leave [jwt] algorithm at HS256"
@@ -66,9 +94,20 @@ pub enum AuthError {
     Signing(#[source] jsonwebtoken::errors::Error),
 }
 
+impl From<AuthError> for Problem {
+    fn from(error: AuthError) -> Self {
+        match error {
+            // The token may be good: a page that is told 401 would throw it away.
+            AuthError::KeysUnavailable => Self::unavailable(error.to_string()),
+            _ => Self::unauthorized(error.to_string()),
+        }
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Claims {
     sub: String,
+    #[serde(deserialize_with = "whole_seconds")]
     exp: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     iss: Option<String>,
@@ -78,9 +117,23 @@ struct Claims {
     subscribe: Vec<String>,
 }
 
-/// Checks tokens as the configuration says. Does no I/O.
+/// Some issuers write fractions of a second (RFC 7519, 2: `NumericDate`); the check of the expiry rounds as this does.
+fn whole_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    let number = serde_json::Number::deserialize(deserializer)?;
+    #[expect(clippy::cast_possible_truncation, reason = "what is out of range is refused as such a date")]
+    let rounded = number.as_f64().map(|seconds| seconds.round() as i64);
+    number.as_i64().or(rounded).ok_or_else(|| serde::de::Error::custom("not a date"))
+}
+
+/// What signatures are checked with.
+enum Keys {
+    Fixed(DecodingKey),
+    OfIssuer(Jwks),
+}
+
+/// Checks tokens as the configuration says. Waits for nothing, except with [`Settings::jwks_url`] for a key that is new.
 pub struct Verifier {
-    key: DecodingKey,
+    keys: Keys,
     validation: Validation,
     cookie: String,
     tickets: Option<Tickets>,
@@ -94,13 +147,14 @@ impl std::fmt::Debug for Verifier {
 }
 
 impl Verifier {
-    /// Reads the keys.
+    /// Reads the keys, or begins to fetch them, for which it needs a runtime.
     ///
     /// # Errors
-    /// [`AuthError::NoKey`], [`AuthError::ShortSecret`], [`AuthError::KeyFile`], [`AuthError::Key`].
+    /// What is wrong with the configuration. That the issuer is away is none.
     pub fn new(settings: &Settings) -> Result<Self, AuthError> {
         let mut validation = Validation::new(settings.algorithm.into());
         validation.leeway = settings.leeway_seconds;
+        validation.reject_tokens_expiring_in_less_than = NOT_AT_EXPIRY;
         validation.validate_nbf = true;
         validation.set_required_spec_claims(&["exp", "sub"]);
         if !settings.issuer.is_empty() {
@@ -113,8 +167,11 @@ impl Verifier {
             validation.set_audience(&[&settings.audience]);
             validation.required_spec_claims.insert("aud".to_owned());
         }
+        if settings.leeway_seconds > LEEWAY_SECONDS_MAX {
+            return Err(AuthError::Leeway(settings.leeway_seconds));
+        }
         Ok(Self {
-            key: decoding_key(settings)?,
+            keys: keys_of(settings)?,
             validation,
             cookie: settings.cookie.clone(),
             tickets: Tickets::new(settings)?,
@@ -124,14 +181,34 @@ impl Verifier {
     /// Who a token speaks for.
     ///
     /// # Errors
-    /// [`AuthError::Token`], without a word of the token itself.
-    pub fn verify(&self, token: &str) -> Result<User, AuthError> {
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation)
-            .map_err(|error| AuthError::Token(reason(error.kind())))?
-            .claims;
+    /// [`AuthError::Token`], without a word of the token itself, and [`AuthError::KeysUnavailable`].
+    pub async fn verify(&self, token: &str) -> Result<User, AuthError> {
+        let jwks = match &self.keys {
+            Keys::Fixed(key) => return self.check(token, key),
+            Keys::OfIssuer(jwks) => jwks,
+        };
+        let header = jsonwebtoken::decode_header(token).map_err(refused)?;
+        // Before its key is looked for: what cannot be valid has nothing fetched.
+        if !self.validation.algorithms.contains(&header.alg) {
+            return Err(refused(ErrorKind::InvalidAlgorithm.into()));
+        }
+        jwks.with_key(header.kid.as_deref(), |key| self.check(token, key)).await
+    }
+
+    /// Whether keys are there, where they are fetched.
+    pub fn readiness(&self) -> Option<Check> {
+        match &self.keys {
+            Keys::Fixed(_) => None,
+            Keys::OfIssuer(jwks) => Some(Check::of("jwt", jwks.standing())),
+        }
+    }
+
+    fn check(&self, token: &str, key: &DecodingKey) -> Result<User, AuthError> {
+        let claims = jsonwebtoken::decode::<Claims>(token, key, &self.validation).map_err(refused)?.claims;
         let id = Uuid::try_parse(&claims.sub).map_err(|_| AuthError::Token("its subject is not a UUID"))?;
+        let until = claims.exp.saturating_add_unsigned(self.validation.leeway);
         let expires_at =
-            DateTime::from_timestamp(claims.exp, 0).ok_or(AuthError::Token("its expiry is out of range"))?;
+            DateTime::from_timestamp(until, 0).ok_or(AuthError::Token("its expiry is out of range"))?;
         Ok(User { id, expires_at, subscribe: claims.subscribe })
     }
 
@@ -197,14 +274,54 @@ fn secret_of(settings: &Settings) -> Result<&[u8], AuthError> {
     }
 }
 
-fn decoding_key(settings: &Settings) -> Result<DecodingKey, AuthError> {
-    if settings.algorithm == Algorithm::HS256 {
-        return Ok(DecodingKey::from_secret(secret_of(settings)?));
+/// What can be said about the keys of these settings, fetched once where they are to be fetched: for a person.
+///
+/// # Errors
+/// Why tokens cannot be checked, in a sentence without any secret.
+pub async fn examine(settings: &Settings) -> Result<String, String> {
+    let told = |error: AuthError| error.to_string();
+    Verifier::new(settings).map_err(told)?;
+    let algorithm = settings.algorithm;
+    if !settings.jwks_url.is_empty() {
+        let url = &settings.jwks_url;
+        let begun = std::time::Instant::now();
+        let fetched = Fetcher::new(settings).map_err(told)?.fetch().await;
+        let keys = fetched.map_err(|error| format!("[jwt] jwks_url {url}: {error}"))?;
+        let (found, others, took) = (keys.len(), keys.left_out, begun.elapsed().as_millis());
+        return Ok(format!(
+            "keys for {algorithm:?}: {found} (others: {others}) at {url}, fetched in {took} ms"
+        ));
+    }
+    if algorithm == Algorithm::HS256 {
+        return Ok("tokens can be verified: HS256 by jwt.secret".to_owned());
     }
     let path = &settings.public_key_file;
-    if path.is_empty() {
-        return Err(AuthError::NoKey);
+    let written = std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    let age = written.and_then(|at| at.elapsed().ok()).map_or(0, |age| age.as_secs() / 86_400);
+    Ok(format!("tokens can be verified: {algorithm:?} by {path}, written {age} days ago"))
+}
+
+/// The one source of keys that the settings name.
+fn keys_of(settings: &Settings) -> Result<Keys, AuthError> {
+    let algorithm = settings.algorithm;
+    match (algorithm, settings.public_key_file.is_empty(), settings.jwks_url.is_empty()) {
+        (Algorithm::HS256, true, true) => Ok(Keys::Fixed(DecodingKey::from_secret(secret_of(settings)?))),
+        (Algorithm::HS256, ..) => Err(AuthError::Sources(
+            algorithm,
+            "HS256 is checked with the secret; for public_key_file or jwks_url set algorithm to RS256, ES256 or EdDSA",
+        )),
+        (_, true, true) => Err(AuthError::NoKey),
+        (_, false, false) => Err(AuthError::Sources(
+            algorithm,
+            "keep either public_key_file or jwks_url, and remove the other",
+        )),
+        (_, false, true) => Ok(Keys::Fixed(key_of_file(settings)?)),
+        (_, true, false) => Ok(Keys::OfIssuer(Jwks::start(settings)?)),
     }
+}
+
+fn key_of_file(settings: &Settings) -> Result<DecodingKey, AuthError> {
+    let path = &settings.public_key_file;
     let pem = std::fs::read(path).map_err(|source| AuthError::KeyFile { path: path.clone(), source })?;
     match settings.algorithm {
         Algorithm::RS256 => DecodingKey::from_rsa_pem(&pem),
@@ -212,6 +329,10 @@ fn decoding_key(settings: &Settings) -> Result<DecodingKey, AuthError> {
         Algorithm::EdDSA | Algorithm::HS256 => DecodingKey::from_ed_pem(&pem),
     }
     .map_err(|source| AuthError::Key { path: path.clone(), algorithm: settings.algorithm, source })
+}
+
+fn refused(error: jsonwebtoken::errors::Error) -> AuthError {
+    AuthError::Token(reason(error.kind()))
 }
 
 fn reason(kind: &ErrorKind) -> &'static str {
@@ -237,6 +358,9 @@ mod tests {
         Settings {
             secret: secret.to_owned().into(),
             public_key_file: String::new(),
+            jwks_url: String::new(),
+            jwks_refresh_seconds: 300,
+            jwks_cooldown_seconds: 10,
             algorithm: Algorithm::HS256,
             issuer: String::new(),
             audience: String::new(),
@@ -253,66 +377,67 @@ mod tests {
         jsonwebtoken::encode(&Header::new(algorithm), claims, &key).expect("a token")
     }
 
-    fn refused(token: &str, settings: &Settings) -> String {
+    async fn refused(token: &str, settings: &Settings) -> String {
         let verifier = Verifier::new(settings).expect("a verifier");
-        verifier.verify(token).expect_err("refused").to_string()
+        verifier.verify(token).await.expect_err("refused").to_string()
     }
 
-    #[test]
-    fn an_issued_token_speaks_for_its_user() {
+    #[tokio::test]
+    async fn an_issued_token_speaks_for_its_user() {
         let user = Uuid::new_v4();
         let token = issue(&settings(SECRET), user, Duration::from_secs(60)).expect("a token");
-        let found = Verifier::new(&settings(SECRET)).expect("a verifier").verify(&token).expect("valid");
+        let found =
+            Verifier::new(&settings(SECRET)).expect("a verifier").verify(&token).await.expect("valid");
         assert_eq!(found.id, user);
         assert!(found.expires_at > Utc::now());
     }
 
-    #[test]
-    fn what_is_wrong_with_a_token_is_said_without_the_token() {
+    #[tokio::test]
+    async fn what_is_wrong_with_a_token_is_said_without_the_token() {
         let id = Uuid::new_v4();
         let now = Utc::now().timestamp();
         let hs256 = jsonwebtoken::Algorithm::HS256;
         let good = settings(SECRET);
         let expired = signed(&serde_json::json!({"sub": id, "exp": now - 5}), hs256);
-        assert_eq!(refused(&expired, &good), "the token is not valid: it has expired");
+        assert_eq!(refused(&expired, &good).await, "the token is not valid: it has expired");
         let early = signed(&serde_json::json!({"sub": id, "exp": now + 50, "nbf": now + 40}), hs256);
-        assert_eq!(refused(&early, &good), "the token is not valid: it is not valid yet");
+        assert_eq!(refused(&early, &good).await, "the token is not valid: it is not valid yet");
         let nobody = signed(&serde_json::json!({"exp": now + 50}), hs256);
-        assert_eq!(refused(&nobody, &good), "the token is not valid: it is malformed");
+        assert_eq!(refused(&nobody, &good).await, "the token is not valid: it is malformed");
         let name = signed(&serde_json::json!({"sub": "eve", "exp": now + 50}), hs256);
-        assert_eq!(refused(&name, &good), "the token is not valid: its subject is not a UUID");
+        assert_eq!(refused(&name, &good).await, "the token is not valid: its subject is not a UUID");
         let eternal = signed(&serde_json::json!({"sub": id}), hs256);
-        assert!(refused(&eternal, &good).starts_with("the token is not valid: "));
+        assert!(refused(&eternal, &good).await.starts_with("the token is not valid: "));
         let other = settings("another-secret-of-32-bytes-length");
         let foreign = issue(&other, id, Duration::from_secs(60)).expect("a token");
-        assert_eq!(refused(&foreign, &good), "the token is not valid: its signature does not fit");
+        assert_eq!(refused(&foreign, &good).await, "the token is not valid: its signature does not fit");
         for garbage in ["", "a", "a.b.c", "..", "🦀"] {
-            assert_eq!(refused(garbage, &good), "the token is not valid: it is malformed");
+            assert_eq!(refused(garbage, &good).await, "the token is not valid: it is malformed");
         }
     }
 
-    #[test]
-    fn a_token_cannot_choose_its_algorithm() {
+    #[tokio::test]
+    async fn a_token_cannot_choose_its_algorithm() {
         let claims = serde_json::json!({"sub": Uuid::new_v4(), "exp": Utc::now().timestamp() + 50});
         let token = signed(&claims, jsonwebtoken::Algorithm::HS384);
         assert_eq!(
-            refused(&token, &settings(SECRET)),
+            refused(&token, &settings(SECRET)).await,
             "the token is not valid: its algorithm is not the configured one"
         );
         let none = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ4In0.";
-        assert_eq!(refused(none, &settings(SECRET)), "the token is not valid: it is malformed");
+        assert_eq!(refused(none, &settings(SECRET)).await, "the token is not valid: it is malformed");
     }
 
-    #[test]
-    fn issuer_and_audience_must_fit_where_they_are_set() {
+    #[tokio::test]
+    async fn issuer_and_audience_must_fit_where_they_are_set() {
         let strict = Settings { issuer: "us".to_owned(), audience: "uploads".to_owned(), ..settings(SECRET) };
         let loose = issue(&settings(SECRET), Uuid::new_v4(), Duration::from_secs(60)).expect("a token");
-        assert!(refused(&loose, &strict).contains("required claim is missing"));
+        assert!(refused(&loose, &strict).await.contains("required claim is missing"));
         let other = Settings { audience: "billing".to_owned(), ..strict.clone() };
         let other = issue(&other, Uuid::new_v4(), Duration::from_secs(60)).expect("a token");
-        assert!(refused(&other, &strict).contains("audience"));
+        assert!(refused(&other, &strict).await.contains("audience"));
         let fits = issue(&strict, Uuid::new_v4(), Duration::from_secs(60)).expect("a token");
-        assert!(Verifier::new(&strict).expect("a verifier").verify(&fits).is_ok());
+        assert!(Verifier::new(&strict).expect("a verifier").verify(&fits).await.is_ok());
     }
 
     #[test]

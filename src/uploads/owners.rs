@@ -1,20 +1,27 @@
 //! Whose a session is: remembered, so that a stream can be opened again while Postgres is away, and so that ten thousand
-//! browsers that come back at once ask it little.
+//! browsers that come back at once ask it once for each session.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared, WeakShared};
 use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::error::Error;
 use super::store;
+use crate::http::Problem;
 
 /// How long an owner is believed without asking. Owners never change; sessions can be deleted.
 const BELIEVED: Duration = Duration::from_secs(60);
-/// Sessions that are remembered; when there are more, those not used lately are forgotten.
+/// Sessions that are remembered, twice; when there are more, those that were not asked for lately are forgotten.
 const REMEMBERED: usize = 50_000;
+/// How long a client waits for Postgres's answer.
+const WAIT: Duration = Duration::from_secs(4);
+/// How long it waits where the owner is known, and only too old to be believed at once.
+const WAIT_IF_KNOWN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
 struct Owner {
@@ -35,49 +42,159 @@ impl Known {
     }
 
     fn set(&mut self, session: Uuid, owner: Owner) {
-        if self.young.len() >= REMEMBERED {
+        if self.young.len() >= REMEMBERED && !self.young.contains_key(&session) {
             self.old = std::mem::take(&mut self.young);
         }
         self.young.insert(session, owner);
     }
+
+    fn forget(&mut self, session: Uuid) {
+        self.young.remove(&session);
+        self.old.remove(&session);
+    }
+}
+
+/// Postgres's answer; an error has been logged where it happened, once for all who wait.
+type Answer = Result<Option<Uuid>, Unanswered>;
+
+#[derive(Debug, Clone, Copy)]
+struct Unanswered;
+
+type Question = Shared<BoxFuture<'static, Answer>>;
+
+#[derive(Debug, Default)]
+struct Memory {
+    known: Known,
+    /// Questions that clients wait for. Nobody holds one but those clients, so there are no more than connections.
+    asked: HashMap<Uuid, WeakShared<BoxFuture<'static, Answer>>>,
 }
 
 /// Looks up whose a session is.
 #[derive(Debug)]
 pub(super) struct Owners {
     pool: PgPool,
-    known: Mutex<Known>,
+    memory: Arc<Mutex<Memory>>,
 }
 
 impl Owners {
     pub(super) fn new(pool: PgPool) -> Self {
-        Self { pool, known: Mutex::default() }
+        Self { pool, memory: Arc::default() }
     }
 
-    /// The owner of a session, or `None` if there is no such session.
+    /// The owner of a session, or `None` if there is no such session. That there is none is not remembered: it may be
+    /// created the moment after.
+    ///
+    /// # Errors
+    /// 503 where Postgres does not answer in time and the session is not known.
     pub(super) async fn of(&self, session: Uuid) -> Result<Option<Uuid>, Error> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(session);
+        let known = locked(&self.memory).known.get(session);
         if let Some(owner) = known.filter(|owner| owner.asked.elapsed() < BELIEVED) {
             return Ok(Some(owner.user));
         }
-        match (self.ask(session).await, known) {
-            (Ok(found), _) => {
-                if let Some(user) = found {
-                    let owner = Owner { user, asked: Instant::now() };
-                    self.known.lock().unwrap_or_else(PoisonError::into_inner).set(session, owner);
-                }
-                Ok(found)
-            }
-            (Err(error), Some(owner)) => {
-                tracing::warn!(%error, "cannot ask whose a session is; going by what was known");
+        let wait = if known.is_some() { WAIT_IF_KNOWN } else { WAIT };
+        match (tokio::time::timeout(wait, self.question(session)).await, known) {
+            (Ok(Ok(found)), _) => Ok(found),
+            (_, Some(owner)) => {
+                tracing::debug!("Postgres does not tell whose a session is; going by what was known");
                 Ok(Some(owner.user))
             }
-            (Err(error), None) => Err(error),
+            (_, None) => Err(Problem::unavailable(
+                "whose session this is cannot be looked up: the database does not answer; try again",
+            )
+            .into()),
         }
     }
 
-    async fn ask(&self, session: Uuid) -> Result<Option<Uuid>, Error> {
-        let mut connection = self.pool.acquire().await?;
-        Ok(store::session(&mut connection, session).await?.map(|session| session.user_id))
+    /// The question that others have asked already, or a new one.
+    fn question(&self, session: Uuid) -> Question {
+        let mut memory = locked(&self.memory);
+        if let Some(asked) = memory.asked.get(&session).and_then(WeakShared::upgrade) {
+            return asked;
+        }
+        let asking = Asking { session, memory: self.memory.clone() };
+        let question = ask(self.pool.clone(), asking).boxed().shared();
+        if let Some(weak) = question.downgrade() {
+            memory.asked.insert(session, weak);
+        }
+        question
+    }
+}
+
+/// Asks Postgres, and remembers its answer for all.
+async fn ask(pool: PgPool, asking: Asking) -> Answer {
+    let session = asking.session;
+    let answer = async {
+        let mut connection = pool.acquire().await?;
+        Ok::<_, Error>(store::session(&mut connection, session).await?.map(|session| session.user_id))
+    };
+    match answer.await {
+        Ok(found) => {
+            let mut memory = locked(&asking.memory);
+            match found {
+                Some(user) => memory.known.set(session, Owner { user, asked: Instant::now() }),
+                None => memory.known.forget(session),
+            }
+            Ok(found)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot ask Postgres whose a session is");
+            Err(Unanswered)
+        }
+    }
+}
+
+/// Takes a question off the list when it has been answered, and when all who waited have left.
+#[derive(Debug)]
+struct Asking {
+    session: Uuid,
+    memory: Arc<Mutex<Memory>>,
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        // It may be that of a client who came while this one ended: then that one is asked once more, which is no harm.
+        locked(&self.memory).asked.remove(&self.session);
+    }
+}
+
+fn locked(memory: &Mutex<Memory>) -> MutexGuard<'_, Memory> {
+    memory.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody listens there.
+    fn no_postgres() -> PgPool {
+        PgPool::connect_lazy("postgres://nobody@127.0.0.1:1/nothing").expect("a url")
+    }
+
+    fn long_ago() -> Instant {
+        Instant::now().checked_sub(BELIEVED * 2).expect("a machine that has been up for two minutes")
+    }
+
+    #[tokio::test]
+    async fn without_postgres_an_owner_that_was_known_once_is_believed_on() {
+        let owners = Owners::new(no_postgres());
+        let (session, user) = (Uuid::new_v4(), Uuid::new_v4());
+        locked(&owners.memory).known.set(session, Owner { user, asked: long_ago() });
+        assert_eq!(owners.of(session).await.expect("an owner"), Some(user));
+        assert!(owners.of(Uuid::new_v4()).await.is_err());
+        assert!(locked(&owners.memory).asked.is_empty(), "no question outlives those who wait for it");
+    }
+
+    #[test]
+    fn memory_is_bounded_and_keeps_what_is_new() {
+        let mut known = Known::default();
+        let owner = Owner { user: Uuid::nil(), asked: Instant::now() };
+        let id = |n: usize| Uuid::from_u128(n as u128);
+        for n in 0..3 * REMEMBERED {
+            known.set(id(n), owner);
+            known.set(id(n), owner);
+        }
+        assert_eq!(known.young.len() + known.old.len(), 2 * REMEMBERED);
+        assert!(known.get(id(0)).is_none());
+        assert!(known.get(id(2 * REMEMBERED - 1)).is_some() && known.get(id(3 * REMEMBERED - 1)).is_some());
     }
 }

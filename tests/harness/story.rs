@@ -93,6 +93,9 @@ impl System {
         let settings = auth::Settings {
             secret: SECRET.to_owned().into(),
             public_key_file: String::new(),
+            jwks_url: String::new(),
+            jwks_refresh_seconds: 0,
+            jwks_cooldown_seconds: 0,
             algorithm: auth::Algorithm::HS256,
             issuer: String::new(),
             audience: String::new(),

@@ -21,6 +21,8 @@ mod sse_access;
 mod sse_limits;
 mod sse_repair;
 mod sse_several;
+mod sse_keys;
+mod sse_owners;
 mod sse_streams;
 mod sse_tokens;
 mod uploads;

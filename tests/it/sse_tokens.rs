@@ -6,9 +6,10 @@ use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{Process, System};
+use crate::harness::{LIMIT, Process, System};
 
 const HOUR: Duration = Duration::from_secs(3600);
+const SECRET: &str = "another secret of the tests, of 32 bytes or more";
 const NOTIFICATIONS: &str = "/api/upload/sessions/notifications/stream";
 
 /// An SSE server, and a user.
@@ -22,6 +23,11 @@ impl Door {
     async fn with(system: System) -> Self {
         let sse = system.start("sse").await;
         Self { system, sse, user: Uuid::new_v4() }
+    }
+
+    async fn open_with(&self, path: &str, token: &str) -> Response {
+        let request = self.system.http().get(self.sse.url(path)).bearer_auth(token);
+        request.send().await.expect("an answer")
     }
 
     async fn open(&self, path: &str) -> StatusCode {
@@ -42,6 +48,36 @@ impl Door {
     }
 }
 
+/// A token with these claims, signed with the secret of [`with_secret`].
+fn signed(claims: &Value) -> String {
+    let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).expect("a token")
+}
+
+/// A system whose secret this file knows.
+async fn with_secret() -> System {
+    System::new().await.set("AFTERCOMMIT_JWT_SECRET", SECRET)
+}
+
+fn now() -> i64 {
+    chrono::Utc::now().timestamp()
+}
+
+#[tokio::test]
+async fn a_stream_lasts_as_long_as_its_token_is_taken_and_no_longer() {
+    const LEEWAY: i64 = 60;
+    let door = Door::with(with_secret().await.set("AFTERCOMMIT_JWT_LEEWAY_SECONDS", "60")).await;
+    // Expired, and within its leeway for some seconds more.
+    let end = now() + 5;
+    let token = signed(&json!({ "sub": door.user, "exp": end - LEEWAY }));
+    let response = door.open_with(NOTIFICATIONS, &token).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    let text = tokio::time::timeout(LIMIT, response.text()).await.expect("it ends").expect("text");
+    assert!(text.contains("event: token_expired"), "{text}");
+    assert!(now() >= end, "the stream ended before its token");
+    assert_eq!(door.open_with(NOTIFICATIONS, &token).await.status(), StatusCode::UNAUTHORIZED);
+}
+
 #[tokio::test]
 async fn a_ticket_for_several_topics_opens_each_of_them_and_no_other() {
     let door = Door::with(System::new().await).await;
@@ -50,6 +86,9 @@ async fn a_ticket_for_several_topics_opens_each_of_them_and_no_other() {
     for path in ["/streams/orders:1", "/streams/orders:2", NOTIFICATIONS] {
         assert_eq!(door.open(&format!("{path}?ticket={ticket}")).await, StatusCode::OK, "{path}");
     }
+    let without_own = door.ticket(&json!({ "topics": ["orders:1", "orders:2"] })).await;
+    let refused = door.open(&format!("{NOTIFICATIONS}?ticket={without_own}")).await;
+    assert_eq!(refused, StatusCode::FORBIDDEN, "the user's own, and not what the ticket is for");
     for path in ["/streams/orders:3", "/streams/secrets"] {
         assert_eq!(door.open(&format!("{path}?ticket={ticket}")).await, StatusCode::FORBIDDEN, "{path}");
     }
@@ -74,4 +113,48 @@ async fn a_ticket_is_for_one_to_thirty_two_topics() {
     }
     let huge = door.ask_for_ticket(&json!({ "topics": many(10_000) })).await;
     assert_eq!(huge.status(), StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test]
+async fn a_token_of_another_issuer_for_another_audience_or_another_time_is_refused() {
+    let system = with_secret().await.set("AFTERCOMMIT_JWT_LEEWAY_SECONDS", "100");
+    let system = system.set("AFTERCOMMIT_JWT_ISSUER", "us").set("AFTERCOMMIT_JWT_AUDIENCE", "streams");
+    let door = Door::with(system).await;
+    let with = |changes: &Value| {
+        let mut claims =
+            json!({ "sub": door.user, "exp": now() + 1000, "iss": "us", "aud": ["other", "streams"] });
+        for (name, value) in changes.as_object().expect("claims") {
+            claims[name] = value.clone();
+        }
+        signed(&claims)
+    };
+    let taken = [
+        json!({}),
+        json!({ "aud": "streams" }),
+        json!({ "nbf": now() + 50 }),
+        json!({ "exp": now() - 50 }),
+        json!({ "exp": 4_000_000_000.5 }),
+    ];
+    for changes in taken {
+        assert_eq!(
+            door.open_with(NOTIFICATIONS, &with(&changes)).await.status(),
+            StatusCode::OK,
+            "{changes}"
+        );
+    }
+    let refused = [
+        (json!({ "iss": "them" }), "its issuer is another one"),
+        (json!({ "iss": null }), "a required claim is missing"),
+        (json!({ "aud": "billing" }), "its audience is another one"),
+        (json!({ "nbf": now() + 500 }), "it is not valid yet"),
+        (json!({ "exp": now() - 500 }), "it has expired"),
+        (json!({ "exp": "tomorrow" }), "it is malformed"),
+        (json!({ "sub": "eve" }), "its subject is not a UUID"),
+    ];
+    for (changes, told) in refused {
+        let response = door.open_with(NOTIFICATIONS, &with(&changes)).await;
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{changes}");
+        let text = response.text().await.expect("text");
+        assert!(text.contains(told), "{changes}: {text}");
+    }
 }

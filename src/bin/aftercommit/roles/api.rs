@@ -36,7 +36,7 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
     let pool = config.database.lazy_pool(ROLE)?;
     let state = ApiState {
         pool: pool.clone(),
-        verifier,
+        verifier: verifier.clone(),
         bell: Bell::start(config.database.options("aftercommit bell")?),
         settings: config.uploads.clone(),
     };
@@ -44,7 +44,8 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
     let asked = pool.clone();
     let readiness = Readiness::new(move || {
         let pool = asked.clone();
-        async move { vec![check("postgres", is_usable(pool)).await] }
+        let keys = verifier.readiness();
+        async move { std::iter::once(check("postgres", is_usable(pool)).await).chain(keys).collect() }
     });
     let router = uploads::router(state, config.api.max_body_bytes, timeout)
         .merge(http::operations(Registry::default(), readiness));

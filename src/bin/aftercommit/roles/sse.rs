@@ -42,10 +42,11 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     let hub = Hub::new(config.sse.clone(), &config.redis, uploads::naming, metrics);
-    let asked = hub.clone();
+    let (asked, checked) = (hub.clone(), verifier.clone());
     let readiness = Readiness::new(move || {
         let hub = asked.clone();
-        async move { vec![check("redis", hub.ping()).await, draining(&hub)] }
+        let keys = checked.readiness();
+        async move { [check("redis", hub.ping()).await, draining(&hub)].into_iter().chain(keys).collect() }
     });
     let origins = Origins::new(&config.sse.cors_origins);
     let of_any_topic = streams::StreamsState::new(hub.clone(), verifier.clone());

@@ -2,7 +2,7 @@
 
 use tokio::net::TcpListener;
 
-use aftercommit::auth::Verifier;
+use aftercommit::auth;
 
 use super::Finding;
 use crate::config::Config;
@@ -10,7 +10,7 @@ use crate::open_files;
 
 /// Looks at this machine and the configuration.
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
-    let mut findings = vec![jwt(config), open_files(config)];
+    let mut findings = vec![jwt(config).await, open_files(config)];
     for (check, listen) in [
         ("port of api", &config.api.listen),
         ("port of sse", &config.sse.listen),
@@ -21,12 +21,16 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     findings
 }
 
-fn jwt(config: &Config) -> Finding {
-    match Verifier::new(&config.jwt) {
-        Ok(_) => Finding::ok("jwt", "tokens can be verified"),
-        Err(error) => {
-            Finding::wrong("jwt", error.to_string(), "see [jwt] in the configuration; api and sse need it")
-        }
+async fn jwt(config: &Config) -> Finding {
+    match auth::examine(&config.jwt).await {
+        Ok(evidence) if config.jwt.jwks_url.starts_with("http://") => Finding::should(
+            "jwt",
+            config.jwt.jwks_url.contains("://127.0.0.1") || config.jwt.jwks_url.contains("://localhost"),
+            evidence,
+            "use https: who can change that answer on its way can sign tokens",
+        ),
+        Ok(evidence) => Finding::ok("jwt", evidence),
+        Err(error) => Finding::wrong("jwt", error, "see [jwt] in the configuration; api and sse need it"),
     }
 }
 

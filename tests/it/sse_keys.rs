@@ -1,0 +1,297 @@
+//! Whose signature a token must carry: by key file, and by the issuer's list of keys (JWKS) while it turns, floods and fails.
+//!
+//! The keys in `keys/` are the tests' own and sign nothing else.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use axum::http::StatusCode as Status;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::harness::{Process, System, cli, eventually};
+
+const NOTIFICATIONS: &str = "/api/upload/sessions/notifications/stream";
+
+/// A key that signs.
+#[derive(Debug, Clone, Copy)]
+struct Signer {
+    algorithm: Algorithm,
+    name: &'static str,
+    private: &'static [u8],
+    public_file: &'static str,
+    jwk: &'static str,
+}
+
+macro_rules! signer {
+    ($algorithm:ident, $name:literal) => {
+        Signer {
+            algorithm: Algorithm::$algorithm,
+            name: stringify!($algorithm),
+            private: include_bytes!(concat!("keys/", $name, ".pem")),
+            public_file: concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/keys/", $name, ".pub.pem"),
+            jwk: include_str!(concat!("keys/", $name, ".jwk.json")),
+        }
+    };
+}
+
+const RS256: Signer = signer!(RS256, "rs256");
+const ES256: Signer = signer!(ES256, "es256");
+const EDDSA: Signer = signer!(EdDSA, "eddsa");
+
+impl Signer {
+    fn token(self, kid: Option<&str>) -> String {
+        let key = match self.algorithm {
+            Algorithm::RS256 => EncodingKey::from_rsa_pem(self.private),
+            Algorithm::ES256 => EncodingKey::from_ec_pem(self.private),
+            _ => EncodingKey::from_ed_pem(self.private),
+        };
+        let mut header = Header::new(self.algorithm);
+        header.kid = kid.map(str::to_owned);
+        jsonwebtoken::encode(&header, &claims(), &key.expect("a key")).expect("a token")
+    }
+
+    /// Its public half as the issuer lists it.
+    fn jwk(self, kid: &str, more: &Value) -> Value {
+        let mut jwk: Value = serde_json::from_str(self.jwk).expect("JSON");
+        jwk["kid"] = json!(kid);
+        for (name, value) in more.as_object().expect("fields") {
+            jwk[name] = value.clone();
+        }
+        jwk
+    }
+}
+
+fn claims() -> Value {
+    json!({ "sub": Uuid::new_v4(), "exp": chrono::Utc::now().timestamp() + 3600 })
+}
+
+/// An issuer that lists its keys, and can be told to fail.
+#[derive(Debug, Clone)]
+struct Issuer {
+    url: String,
+    answer: Arc<Mutex<(Status, String)>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Issuer {
+    async fn listing(keys: &[Value]) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/keys", listener.local_addr().expect("an address"));
+        let answer = Arc::new(Mutex::new((Status::OK, json!({ "keys": keys }).to_string())));
+        let issuer = Self { url, answer, asked: Arc::default() };
+        let served = issuer.clone();
+        let answer = async move || {
+            served.asked.fetch_add(1, Ordering::SeqCst);
+            let (status, body) = served.answer.lock().expect("a lock").clone();
+            (status, [("location", "/keys")], body)
+        };
+        let router = axum::Router::new().route("/keys", axum::routing::get(answer));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        issuer
+    }
+
+    fn lists(&self, keys: &[Value]) {
+        self.answers(Status::OK, &json!({ "keys": keys }).to_string());
+    }
+
+    fn answers(&self, status: Status, body: &str) {
+        *self.answer.lock().expect("a lock") = (status, body.to_owned());
+    }
+
+    /// A system whose tokens this issuer signs, and whose list is looked at every second.
+    async fn system(&self, signer: Signer) -> System {
+        let system = System::new().await.set("AFTERCOMMIT_JWT_ALGORITHM", signer.name);
+        let system = system.set("AFTERCOMMIT_JWT_JWKS_COOLDOWN_SECONDS", "1");
+        system.set("AFTERCOMMIT_JWT_JWKS_URL", &self.url)
+    }
+}
+
+async fn open(sse: &Process, token: &str) -> StatusCode {
+    let request = reqwest::Client::new().get(sse.url(NOTIFICATIONS)).bearer_auth(token);
+    request.send().await.expect("an answer").status()
+}
+
+/// Waits until the token gets this answer.
+async fn gets(sse: &Process, token: &str, status: StatusCode) {
+    eventually(&format!("a token gets {status}"), async || (open(sse, token).await == status).then_some(()))
+        .await;
+}
+
+/// What readiness says.
+async fn readiness(sse: &Process) -> (StatusCode, String) {
+    let response = reqwest::get(sse.url("/readyz")).await.expect("an answer");
+    (response.status(), response.text().await.expect("text"))
+}
+
+/// Waits until readiness says this.
+async fn says(sse: &Process, text: &str) -> StatusCode {
+    eventually(text, async || Some(readiness(sse).await).filter(|(_, says)| says.contains(text))).await.0
+}
+
+#[tokio::test]
+async fn every_algorithm_is_checked_by_key_file_and_takes_no_other_key() {
+    for (signer, other) in [(RS256, ES256), (ES256, EDDSA), (EDDSA, RS256)] {
+        let system = System::new().await.set("AFTERCOMMIT_JWT_ALGORITHM", signer.name);
+        let sse = system.set("AFTERCOMMIT_JWT_PUBLIC_KEY_FILE", signer.public_file).start("sse").await;
+        assert_eq!(open(&sse, &signer.token(None)).await, StatusCode::OK, "{}", signer.name);
+        assert_eq!(open(&sse, &other.token(None)).await, StatusCode::UNAUTHORIZED);
+    }
+}
+
+#[tokio::test]
+async fn every_algorithm_is_checked_by_the_issuers_list() {
+    for signer in [RS256, ES256, EDDSA] {
+        let issuer = Issuer::listing(&[signer.jwk("a", &json!({ "use": "sig", "alg": signer.name }))]).await;
+        let sse = issuer.system(signer).await.start("sse").await;
+        assert_eq!(open(&sse, &signer.token(Some("a"))).await, StatusCode::OK, "{}", signer.name);
+        assert_eq!(open(&sse, &signer.token(None)).await, StatusCode::OK, "there is but one key");
+        assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn the_public_key_is_no_secret_that_signs() {
+    let issuer = Issuer::listing(&[RS256.jwk("a", &json!({}))]).await;
+    let system = issuer.system(RS256).await;
+    let public = std::fs::read(RS256.public_file).expect("a key");
+    let mut header = Header::new(Algorithm::HS256);
+    header.kid = Some("a".to_owned());
+    let forged =
+        jsonwebtoken::encode(&header, &claims(), &EncodingKey::from_secret(&public)).expect("a token");
+    let by_list = system.start("sse").await;
+    assert_eq!(open(&by_list, &forged).await, StatusCode::UNAUTHORIZED);
+    let system = system.set("AFTERCOMMIT_JWT_JWKS_URL", "");
+    let by_file = system.set("AFTERCOMMIT_JWT_PUBLIC_KEY_FILE", RS256.public_file).start("sse").await;
+    assert_eq!(open(&by_file, &forged).await, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn a_key_whose_own_words_do_not_fit_checks_nothing() {
+    let unfit = [json!({ "use": "enc" }), json!({ "alg": "ES384" }), json!({ "crv": "P-384" })];
+    let mut keys: Vec<Value> = unfit.iter().map(|words| ES256.jwk("unfit", words)).collect();
+    keys.push(json!({ "kty": "unheard of", "kid": "new" }));
+    keys.push(RS256.jwk("other", &json!({})));
+    keys.push(ES256.jwk("fit", &json!({})));
+    let issuer = Issuer::listing(&keys).await;
+    let sse = issuer.system(ES256).await.start("sse").await;
+    assert_eq!(open(&sse, &ES256.token(Some("fit"))).await, StatusCode::OK);
+    assert_eq!(open(&sse, &ES256.token(Some("unfit"))).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(open(&sse, &RS256.token(Some("other"))).await, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn a_new_key_is_taken_and_the_old_one_is_not_without_a_restart() {
+    let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
+    let sse = issuer.system(ES256).await.start("sse").await;
+    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::OK);
+    issuer.lists(&[ES256.jwk("b", &json!({}))]);
+    gets(&sse, &ES256.token(Some("b")), StatusCode::OK).await;
+    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn tokens_of_unknown_keys_have_the_list_fetched_no_oftener_than_allowed() {
+    let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
+    let begun = Instant::now();
+    let sse = issuer.system(ES256).await.start("sse").await;
+    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::OK);
+    for kid in 0..300 {
+        assert_eq!(open(&sse, &ES256.token(Some(&kid.to_string()))).await, StatusCode::UNAUTHORIZED);
+    }
+    let allowed = 1 + usize::try_from(begun.elapsed().as_secs()).expect("a few seconds");
+    assert!(issuer.asked.load(Ordering::SeqCst) <= allowed, "{issuer:?} in {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_try_again() {
+    let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
+    let sse = issuer.system(ES256).await.set("AFTERCOMMIT_JWT_JWKS_REFRESH_SECONDS", "1").start("sse").await;
+    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::OK);
+    let huge = format!("{{\"keys\": [\"{}\"]}}", "k".repeat(300_000));
+    for (status, body, told) in [
+        (Status::INTERNAL_SERVER_ERROR, "", "status 500"),
+        (Status::FOUND, "", "status 302"),
+        (Status::OK, huge.as_str(), "more than 262144 bytes"),
+        (Status::OK, "<html>", "not a list of keys"),
+        (Status::OK, "{\"keys\": []}", "it lists: 0, and none for ES256"),
+    ] {
+        issuer.answers(status, body);
+        assert_eq!(says(&sse, told).await, StatusCode::OK, "it can check tokens");
+        assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::OK);
+        assert_eq!(open(&sse, &ES256.token(Some("b"))).await, StatusCode::SERVICE_UNAVAILABLE);
+    }
+}
+
+#[tokio::test]
+async fn a_server_starts_without_its_issuer_and_is_ready_when_that_is_there() {
+    let issuer = Issuer::listing(&[]).await;
+    issuer.answers(Status::BAD_GATEWAY, "");
+    let sse = issuer.system(ES256).await.start("sse").await;
+    assert_eq!(says(&sse, "the issuer's keys cannot be fetched").await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::SERVICE_UNAVAILABLE);
+    issuer.lists(&[ES256.jwk("a", &json!({}))]);
+    gets(&sse, &ES256.token(Some("a")), StatusCode::OK).await;
+    assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn exactly_one_source_of_keys_may_be_named() {
+    let system = System::new().await;
+    let fails = async |variables: &[(&str, &str)], told: &str| {
+        let mut settings = system.settings().clone();
+        for (name, value) in variables {
+            settings = settings.set(&format!("AFTERCOMMIT_JWT_{name}"), *value);
+        }
+        let output = cli(&settings, &["sse"]).await;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains(told), "{text}");
+    };
+    let (file, url) = (("PUBLIC_KEY_FILE", ES256.public_file), ("JWKS_URL", "http://127.0.0.1:1/keys"));
+    fails(&[url], "HS256 is checked with the secret").await;
+    fails(&[file], "HS256 is checked with the secret").await;
+    fails(&[("ALGORITHM", "ES256"), file, url], "keep either public_key_file or jwks_url").await;
+    fails(&[("ALGORITHM", "ES256")], "no key for tokens").await;
+    fails(&[("ALGORITHM", "ES256"), ("JWKS_URL", "https://u:tell-nobody@h/k")], "without user or password")
+        .await;
+    fails(&[("ALGORITHM", "ES256"), url, ("JWKS_COOLDOWN_SECONDS", "0")], "must be at least 1").await;
+    fails(&[("LEEWAY_SECONDS", "3601")], "3600 is the most").await;
+}
+
+#[tokio::test]
+async fn doctor_tells_what_the_issuer_lists_and_what_is_wrong_with_it() {
+    let issuer = Issuer::listing(&[ES256.jwk("a", &json!({})), RS256.jwk("b", &json!({}))]).await;
+    let system = issuer.system(ES256).await;
+    let output = cli(system.settings(), &["doctor"]).await;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("jwt: keys for ES256: 1 (others: 1) at http://127.0.0.1"), "{text}");
+    issuer.answers(Status::NOT_FOUND, "");
+    let output = cli(system.settings(), &["doctor"]).await;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("it answers with status 404"), "{text}");
+}
+
+#[tokio::test]
+async fn tickets_work_beside_the_issuers_keys_and_no_token_is_logged() {
+    let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
+    let sse = issuer.system(ES256).await.set("AFTERCOMMIT_LOG_LEVEL", "trace").start("sse").await;
+    let token = ES256.token(Some("a"));
+    let unknown = ES256.token(Some("unknown"));
+    assert_eq!(open(&sse, &unknown).await, StatusCode::UNAUTHORIZED);
+    let request = reqwest::Client::new().post(sse.url("/api/stream-tickets")).bearer_auth(&token);
+    let made = request.json(&json!({ "topic": "orders:1" })).send().await.expect("an answer");
+    assert_eq!(made.status(), StatusCode::CREATED);
+    let ticket: Value = made.json().await.expect("JSON");
+    let url = sse.url(&format!("/streams/orders:1?ticket={}", ticket["ticket"].as_str().expect("a text")));
+    let opened = reqwest::get(url).await.expect("an answer").status();
+    assert_eq!(opened, StatusCode::FORBIDDEN, "a good ticket for a topic that the claim does not allow");
+    let log = sse.log();
+    assert!(log.contains("fetched the issuer's keys"), "{log}");
+    for secret in [&token, &unknown, &ticket["ticket"].as_str().expect("a text").to_owned()] {
+        assert!(!log.contains(secret.rsplit('.').next().expect("a signature")), "{log}");
+    }
+}
