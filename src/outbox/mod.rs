@@ -36,6 +36,7 @@ pub mod position;
 pub mod read;
 pub mod rebase;
 pub mod replay;
+mod replay_sql;
 pub mod restore;
 pub mod rotate;
 pub mod schema;

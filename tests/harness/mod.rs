@@ -16,7 +16,7 @@ pub(crate) use line::{
     Line, OwnPostgres, Wiring, leads, metric_of, start_postgres, start_redis, try_metric_of,
 };
 pub(crate) use listener::Listener;
-pub(crate) use process::{Process, Settings, cli};
+pub(crate) use process::{Process, Running, Settings, cli};
 pub(crate) use proxy::{Flow, Proxy};
 pub(crate) use redis::{Redis, redis, settings_of as redis_settings_of};
 pub(crate) use sse::{Client, Event, Parser};

@@ -23,4 +23,5 @@ mod uploads;
 
 mod commands;
 mod operators;
+mod replays;
 mod stories;

@@ -17,6 +17,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use ops::pause::Wanted;
 
+/// The exit code of a command line that cannot be meant; the parser's own as well.
+const WRONG_USAGE: u8 = 2;
+
 /// A transactional outbox relay: Postgres to Redis to browsers, once, in order.
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -90,7 +93,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<ops::WrongUsage>() { ExitCode::from(WRONG_USAGE) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use aftercommit::outbox::browse::{self, EventDetail, EventState, Selection};
+use aftercommit::outbox::browse::{self, EventDetail, EventRow, EventState, Selection};
 
 use super::output::{self, Output};
 use super::time;
@@ -106,7 +106,16 @@ async fn list(config: &Config, selection: &Selection, limit: u32, output: Output
         eprintln!("no events match");
         return Ok(());
     }
-    // The event's id is left out: the row's number serves `events show` as well, and leaves room for the topic.
+    print_rows(&events);
+    if events.len() as u64 == u64::from(limit) {
+        eprintln!("the newest {limit}; more with --limit");
+    }
+    Ok(())
+}
+
+/// Prints events as a table. The event's id is left out: the row's number serves `events show` as well, and leaves room
+/// for the topic.
+pub(super) fn print_rows(events: &[EventRow]) {
     output::table(
         ["ROW", "STATE", "CREATED", "TYPE", "TOPIC"],
         events.iter().map(|e| {
@@ -119,16 +128,12 @@ async fn list(config: &Config, selection: &Selection, limit: u32, output: Output
             ]
         }),
     );
-    if events.len() as u64 == u64::from(limit) {
-        eprintln!("the newest {limit}; more with --limit");
-    }
-    Ok(())
 }
 
 async fn show(config: &Config, event: &str, output: Output) -> Result<()> {
     const COPIES_SHOWN: u32 = 100;
     let selection = match (event.parse::<i64>(), event.parse::<Uuid>()) {
-        (Ok(row), _) => Selection { row: Some(row), ..Selection::default() },
+        (Ok(row), _) => Selection { rows: vec![row], ..Selection::default() },
         (_, Ok(id)) => Selection { events: vec![id], ..Selection::default() },
         _ => bail!(
             "'{event}' is neither an event id (a UUID) nor a row's number: `aftercommit events list` shows both"

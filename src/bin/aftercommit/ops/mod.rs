@@ -22,6 +22,11 @@ use aftercommit::outbox::{read, schema};
 
 use crate::config::Config;
 
+/// A command line that cannot be meant, where only the command itself can tell: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct WrongUsage(pub(crate) &'static str);
+
 /// What is said where a list of relays would be empty.
 const NO_RELAY: &str = "no relay has run on this database yet: start one with `aftercommit relay`";
 
