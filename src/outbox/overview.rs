@@ -29,6 +29,9 @@ pub struct RelayOverview {
     pub oldest_pending_at: Option<DateTime<Utc>>,
     /// How long that event has waited, in seconds.
     pub oldest_pending_seconds: Option<f64>,
+    /// How long the newest event that the newest step delivered took, from the beginning of its transaction until that was
+    /// written down, in seconds. `None` if that step delivered nothing newer than the one before.
+    pub latency_seconds: Option<f64>,
     /// Events set aside.
     pub parked_events: i64,
     /// Topics that wait behind one.
@@ -37,6 +40,13 @@ pub struct RelayOverview {
     pub paused: Option<Pause>,
     /// What the processes of this name have said of themselves lately.
     pub processes: Vec<Heard>,
+}
+
+impl RelayOverview {
+    /// What the leading process has said of itself last.
+    pub fn leading(&self) -> Option<&Heard> {
+        self.processes.iter().filter(|heard| heard.heartbeat.role == "leading").max_by_key(|heard| heard.at)
+    }
 }
 
 /// Looks at every relay that this log knows. Call [`super::read::prepare_session`] on the connection first.
@@ -50,6 +60,14 @@ pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>,
                          - greatest(p.high_id, p.after_id), 0) as backlog_at_most,
                 oldest.created_at as oldest_pending_at,
                 extract(epoch from clock_timestamp() - oldest.created_at)::float8 as oldest_pending_seconds,
+                (
+                  select extract(epoch from p.created_at - e.created_at)::float8
+                  from outbox.checkpoint before
+                  join outbox.event e on e.id = greatest(p.high_id, p.after_id)
+                  where before.relay = p.relay and before.n = p.n - 1
+                    and greatest(before.high_id, before.after_id) < greatest(p.high_id, p.after_id)
+                  limit 1
+                ) as latency_seconds,
                 (select count(*) from outbox.parked k where k.relay = p.relay and k.settled_as is null) as parked_events,
                 (select count(distinct k.topic) from outbox.parked k where k.relay = p.relay and k.holds_topic and k.settled_as is null) as parked_topics,
                 (
@@ -99,6 +117,7 @@ fn overview_of(row: &PgRow) -> Result<RelayOverview, Error> {
         backlog_at_most: row.try_get("backlog_at_most")?,
         oldest_pending_at: row.try_get("oldest_pending_at")?,
         oldest_pending_seconds: row.try_get("oldest_pending_seconds")?,
+        latency_seconds: row.try_get("latency_seconds")?,
         parked_events: row.try_get("parked_events")?,
         parked_topics: row.try_get("parked_topics")?,
         paused: None,

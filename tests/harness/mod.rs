@@ -1,5 +1,6 @@
 //! The plumbing of the tests: servers, databases, processes and clients. Everything here is real.
 
+mod browser;
 mod database;
 mod leash;
 mod line;
@@ -11,6 +12,7 @@ mod servers;
 mod sse;
 mod story;
 
+pub(crate) use browser::Browser;
 pub(crate) use database::{Database, database, database_on, empty_database};
 pub(crate) use line::{
     Line, OwnPostgres, Wiring, leads, metric_of, start_postgres, start_redis, try_metric_of,

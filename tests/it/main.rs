@@ -22,6 +22,7 @@ mod sse_streams;
 mod uploads;
 
 mod commands;
+mod console;
 mod operators;
 mod replays;
 mod stories;

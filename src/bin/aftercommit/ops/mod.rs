@@ -7,13 +7,12 @@ pub(crate) mod events;
 mod output;
 pub(crate) mod parked;
 pub(crate) mod pause;
-mod probe;
+pub(crate) mod probe;
 pub(crate) mod rebase;
 pub(crate) mod relays;
 pub(crate) mod replay;
 pub(crate) mod status;
 mod time;
-mod verdict;
 
 use anyhow::Result;
 use sqlx::PgConnection;

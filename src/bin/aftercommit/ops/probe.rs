@@ -8,6 +8,8 @@ use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use aftercommit::http::Check;
+
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How much of an answer is read.
@@ -15,11 +17,18 @@ const ANSWER_BYTES: u64 = 64 * 1024;
 
 /// What was answered.
 #[derive(Debug, Serialize)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     /// Whether all is well.
     pub(super) ok: bool,
     /// In words.
     pub(super) says: String,
+}
+
+impl Answer {
+    /// The answer as a check.
+    pub(crate) fn check(self, name: &'static str) -> Check {
+        Check::of(name, if self.ok { Ok(self.says) } else { Err(self.says) })
+    }
 }
 
 impl fmt::Display for Answer {
@@ -29,7 +38,7 @@ impl fmt::Display for Answer {
 }
 
 /// Asks Redis.
-pub(super) async fn redis(settings: &aftercommit::redis::Settings) -> Answer {
+pub(crate) async fn redis(settings: &aftercommit::redis::Settings) -> Answer {
     answered(async {
         let mut connection = settings.connect().await?;
         let info: String =
@@ -51,7 +60,7 @@ pub(super) async fn redis(settings: &aftercommit::redis::Settings) -> Answer {
 }
 
 /// Asks a process's `/readyz`.
-pub(super) async fn readiness(listen: &str) -> Answer {
+pub(crate) async fn readiness(listen: &str) -> Answer {
     answered(async {
         let mut stream =
             TcpStream::connect(listen).await.with_context(|| format!("nothing answers at {listen}"))?;

@@ -3,9 +3,9 @@
 use anyhow::Result;
 
 use aftercommit::outbox::overview::{self, RelayOverview};
+use aftercommit::outbox::verdict::Verdict;
 
 use super::output::{self, Output};
-use super::verdict::Verdict;
 use crate::config::Config;
 
 /// What to do with relays other than running one.

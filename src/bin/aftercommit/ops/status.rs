@@ -8,10 +8,10 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use aftercommit::outbox::overview::{self, RelayOverview};
+use aftercommit::outbox::verdict::Verdict;
 
 use super::output::{self, Output};
 use super::probe::{self, Answer};
-use super::verdict::Verdict;
 use crate::config::Config;
 
 /// How to print it.
@@ -85,7 +85,7 @@ fn print_relay(relay: &RelayOverview, limit: u64) {
         say("paused", &format!("{} by {}: {}", output::ago(pause.since), pause.who, pause.reason));
     }
     let session = relay.leader.as_deref().map_or(String::new(), |leader| format!(" (Postgres {leader})"));
-    let leading = relay.processes.iter().find(|heard| heard.heartbeat.role == "leading");
+    let leading = relay.leading();
     let leader = match (leading, &relay.leader) {
         (_, None) => "none: start one with `aftercommit relay`".to_owned(),
         (Some(heard), _) => format!("{}{session}", heard.heartbeat.process),
