@@ -100,6 +100,19 @@ impl Browser {
         self.post(&format!("element/{element}/value"), json!({ "text": text })).await;
     }
 
+    /// Presses a key wherever the focus is: `Tab` or `Enter`.
+    pub(crate) async fn press(&self, name: &str) {
+        // WebDriver's names of the keys.
+        let key = match name {
+            "Tab" => "\u{e004}",
+            "Enter" => "\u{e007}",
+            other => panic!("the key {other}"),
+        };
+        let strokes = ["keyDown", "keyUp"].map(|kind| json!({ "type": kind, "value": key }));
+        let actions = json!({ "actions": [{ "type": "key", "id": "keyboard", "actions": strokes }] });
+        self.post("actions", actions).await;
+    }
+
     /// Everything that the page has complained about so far on its console, warnings and errors. Each is told once.
     pub(crate) async fn complaints(&self) -> Vec<String> {
         let entries = self.post("se/log", json!({ "type": "browser" })).await;

@@ -28,6 +28,8 @@ async fn signed_in(relay: &Process) -> Browser {
     browser.write("#token", TOKEN).await;
     browser.click("button.primary").await;
     browser.reads("#link", "Live").await;
+    // Until it has all that it shows, things move about.
+    browser.reads("#audit", "No operator").await;
     browser
 }
 
@@ -69,7 +71,11 @@ fn entry(action: &str, reason: &str, events: i64) -> (String, String, i64) {
 }
 
 async fn delivered(system: &System) -> usize {
-    told(system, &["events", "list", "--state", "delivered"]).await.as_array().expect("a list").len()
+    told(system, &["events", "list", "--state", "delivered", "--limit", "100000"])
+        .await
+        .as_array()
+        .expect("a list")
+        .len()
 }
 
 /// The highest point of a chart's line, from 0 (bottom) to 100.
@@ -196,6 +202,43 @@ async fn a_parked_topic_is_released_and_another_one_discarded() {
 }
 
 #[tokio::test]
+async fn what_fails_is_said_where_it_was_asked_for() {
+    let (system, relay) = system().await;
+    let browser = signed_in(&relay).await;
+    let topic = system.redis.topic("gone");
+    block(&system, &topic).await;
+    commit(&system, &topic, "A", 1).await;
+    browser.click(&format!("[data-topic='{topic}'] button:nth-child(2)")).await;
+    let mut connection = system.database.connect().await;
+    sqlx::query("delete from outbox.parked").execute(&mut connection).await.expect("somebody was faster");
+    browser.write("#ask-reason", "a test").await;
+    browser.click("#ask-yes").await;
+    browser.reads("#ask-complaint", "Nothing of topic").await;
+    browser.click("#ask-no").await;
+    browser.reads("#parked", "Nothing is parked").await;
+    assert_eq!(audit(&system).await, []);
+}
+
+#[tokio::test]
+async fn the_page_is_used_without_a_mouse() {
+    let (system, relay) = system().await;
+    let browser = signed_in(&relay).await;
+    browser.reads("#verdict-button", "Pause").await;
+    // From the beginning of the page: the sign-out, then the pause.
+    browser.press("Tab").await;
+    browser.press("Tab").await;
+    let focused = browser.run("return document.activeElement.ariaLabel", &[]).await;
+    assert_eq!(focused, format!("Pause relay {}", system.redis.relay_name()));
+    browser.press("Enter").await;
+    browser.reads("#ask-title", "Pause relay").await;
+    browser.write("#ask-reason", "by hand").await;
+    browser.press("Enter").await;
+    browser.reads("#verdict", "Ana paused it: by hand").await;
+    let focused = browser.run("return document.activeElement.id", &[]).await;
+    assert_eq!(focused, "verdict-button", "the focus comes back");
+}
+
+#[tokio::test]
 async fn a_replay_is_looked_at_first_then_confirmed_then_followed_to_its_end() {
     let (system, relay) = system().await;
     let topic = system.redis.topic("again");
@@ -274,6 +317,10 @@ async fn nothing_is_shown_or_done_without_the_token_and_no_other_origin_can_make
         let request = headers.into_iter().fold(request, |request, (name, value)| request.header(name, value));
         async move { request.send().await.expect("an answer").status().as_u16() }
     };
+    let sign_in = http.post(relay.url("/console/sign-in")).header("origin", "http://127.0.0.1:1");
+    let sign_in = sign_in.header("content-type", "application/x-www-form-urlencoded");
+    let sign_in = sign_in.body(format!("who=Eve&token={}", TOKEN.replace(' ', "+"))).send().await;
+    assert_eq!(sign_in.expect("an answer").status(), 403, "nobody is signed in under another's name");
     let cookie = cookie(&relay).await;
     let cookie = || ("cookie", cookie.clone());
     let elsewhere = || ("origin", "http://127.0.0.1:1".to_owned());
@@ -327,6 +374,20 @@ async fn a_page_on_another_port_cannot_use_the_cookie_that_its_browser_sends_alo
     assert_eq!(browser.run(sign_out, &[&url]).await, 204, "the page itself may");
     browser.open(&relay.url("/console")).await;
     browser.reads("h1", "Sign in").await;
+}
+
+#[tokio::test]
+async fn a_link_on_another_site_leads_an_operator_to_the_page_and_not_to_the_sign_in() {
+    let (_system, relay) = system().await;
+    let (_other, elsewhere) = system_without_token().await;
+    let browser = signed_in(&relay).await;
+    // To a browser another name of this machine is another site.
+    let port = elsewhere.address.rsplit_once(':').expect("a port").1;
+    browser.open(&format!("http://localhost:{port}/healthz")).await;
+    let origin = browser.run("return location.origin", &[]).await;
+    assert_ne!(origin, relay.url("").as_str());
+    browser.run("location.href = arguments[0]", &[&relay.url("/console")]).await;
+    browser.reads("#link", "Live").await;
 }
 
 async fn system_without_token() -> (System, Process) {
