@@ -20,13 +20,14 @@ const ONCE_MORE_PLACE: &str = "<!-- once more -->";
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 /// The files by name, with their types.
-const ASSETS: [(&str, &str, &str); 10] = [
+const ASSETS: [(&str, &str, &str); 11] = [
     ("style.css", "text/css; charset=utf-8", include_str!("assets/style.css")),
     ("icon.svg", "image/svg+xml", include_str!("assets/icon.svg")),
     ("main.js", JAVASCRIPT, include_str!("assets/main.js")),
     ("feed.js", JAVASCRIPT, include_str!("assets/feed.js")),
     ("chart.js", JAVASCRIPT, include_str!("assets/chart.js")),
-    ("view.js", JAVASCRIPT, include_str!("assets/view.js")),
+    ("status.js", JAVASCRIPT, include_str!("assets/status.js")),
+    ("lists.js", JAVASCRIPT, include_str!("assets/lists.js")),
     ("ask.js", JAVASCRIPT, include_str!("assets/ask.js")),
     ("replay.js", JAVASCRIPT, include_str!("assets/replay.js")),
     ("dom.js", JAVASCRIPT, include_str!("assets/dom.js")),

@@ -23,6 +23,8 @@ mod uploads;
 
 mod commands;
 mod console;
+mod console_access;
+mod console_pictures;
 mod operators;
 mod replays;
 mod stories;

@@ -67,12 +67,14 @@ export class Chart {
     const known = samples.filter((sample) => sample[this.column] !== null);
     const most = Math.max(0, ...known.map((sample) => sample[this.column]));
     const top = this.scale(most);
-    const x = (sample) => WIDTH * (1 - (last[0] - sample[0]) / 1000 / SPAN_S);
+    const x = (sample) => (WIDTH * (1 - (last[0] - sample[0]) / 1000 / SPAN_S)).toFixed(1);
     const y = (number) => HEIGHT - 1 - (HEIGHT - 2) * Math.min(number / top, 1);
     const lines = runs(known);
-    const pointOf = (sample) => `${x(sample).toFixed(1)} ${y(sample[this.column]).toFixed(1)}`;
-    this.line.setAttribute("d", lines.map((run) => `M${run.map(pointOf).join("L")}${run.length === 1 ? "h.01" : ""}`).join(""));
-    const closed = (run) => `M${x(run[0]).toFixed(1)} ${HEIGHT}L${run.map(pointOf).join("L")}L${x(run.at(-1)).toFixed(1)} ${HEIGHT}Z`;
+    const pointOf = (sample) => `${x(sample)} ${y(sample[this.column]).toFixed(1)}`;
+    // A sample all alone is drawn as a dot.
+    const open = (run) => `M${run.map(pointOf).join("L")}${run.length === 1 ? "h.01" : ""}`;
+    const closed = (run) => `M${x(run[0])} ${HEIGHT}L${run.map(pointOf).join("L")}L${x(run.at(-1))} ${HEIGHT}Z`;
+    this.line.setAttribute("d", lines.map(open).join(""));
     this.area.setAttribute("d", lines.map(closed).join(""));
     const isLimitInSight = this.limit !== null && this.limit <= top;
     this.mark.setAttribute("d", isLimitInSight ? `M0 ${y(this.limit)}H${WIDTH}` : "");

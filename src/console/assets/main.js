@@ -4,9 +4,10 @@ import { at, say } from "./dom.js";
 import { post, tell } from "./ask.js";
 import { Chart, addSample, decimal, setSamples, time } from "./chart.js";
 import { follow } from "./feed.js";
+import { showAudit, showParked } from "./lists.js";
 import { offerRelays, prepare, showReplays } from "./replay.js";
+import { showStatus } from "./status.js";
 import { count, duration, grow, rate, setClock } from "./text.js";
-import { showAudit, showParked, showStatus } from "./view.js";
 
 let own = "";
 

@@ -47,13 +47,14 @@ async function look(form, own) {
   const run = at("replay-run");
   run.disabled = false;
   run.textContent = `Replay ${counted(events, "event")} …`;
-  const rows = sample.map((event) =>
-    made("tr", {}, made("td", {}, clock(event.createdAt)), made("td", {}, event.topic), made("td", {}, event.type), made("td", { class: "id" }, event.eventId)));
-  fill(
-    at("replay-found"),
-    made("p", { class: "count" }, made("strong", {}, counted(events, "event")), ` would be delivered once more${events > sample.length ? `. The first ${sample.length}:` : ":"}`),
-    made("table", {}, made("tbody", {}, ...rows)),
-  );
+  const some = events > sample.length ? `. The first ${sample.length}:` : ":";
+  const found = made("p", { class: "count" }, made("strong", {}, counted(events, "event")), " would be delivered once more", some);
+  fill(at("replay-found"), found, made("table", {}, made("tbody", {}, ...sample.map(row))));
+}
+
+function row({ createdAt, topic, type, eventId }) {
+  const cells = [clock(createdAt), topic, type].map((text) => made("td", {}, text));
+  return made("tr", {}, ...cells, made("td", { class: "id" }, eventId));
 }
 
 /** The form's fields as a selection. Times are the browser's; the relay is told UTC. */
@@ -79,7 +80,9 @@ function confirm() {
   const { relay, selection, events } = looked;
   ask({
     title: `Replay ${counted(events, "event")}?`,
-    text: "Every client of their topics gets them once more, under new numbers. What a client does twice cannot be undone from here.",
+    text:
+      "Every client of their topics gets them once more, under new numbers. " +
+      "What a client does twice cannot be undone from here.",
     yes: `Replay ${counted(events, "event")}`,
     does: async (reason) => {
       const replay = await post("replay", { relay, selection, reason });
@@ -106,13 +109,14 @@ function shown(replay) {
     finished: `done: ${counted(copied, "event")}`,
   }[standing];
   const missing = replay.missing ? `, ${count(replay.missing)} had left the log` : "";
-  const again = standing === "interrupted" ? takeUp(replay) : null;
+  const all = Math.max(selected, 1);
+  const name = made("strong", {}, `Replay ${id}`);
   return made(
     "li",
     { "data-standing": standing },
-    made("p", {}, made("strong", {}, `Replay ${id}`), ` ${how}${missing}, begun `, age(replay.startedAt), ` by ${replay.who}: ${replay.reason}`),
-    made("progress", { max: Math.max(selected, 1), value: standing === "finished" ? Math.max(selected, 1) : copied, "aria-label": `Replay ${id}` }),
-    again,
+    made("p", {}, name, ` ${how}${missing}, begun `, age(replay.startedAt), ` by ${replay.who}: ${replay.reason}`),
+    made("progress", { max: all, value: standing === "finished" ? all : copied, "aria-label": `Replay ${id}` }),
+    standing === "interrupted" ? takeUp(replay) : null,
   );
 }
 
@@ -122,7 +126,9 @@ function takeUp({ id, selected, copied }) {
     await post("replay/resume", { id, reason });
     return `Replay ${id} goes on.`;
   };
-  const click = () => ask({ title: `Take up replay ${id} again?`, text: `${left} are left. It goes on behind the last one; nothing is sent twice.`, yes: "Take up again", does });
+  const title = `Take up replay ${id} again?`;
+  const text = `${left} may be left. It goes on behind the last one; nothing is sent twice.`;
+  const click = () => ask({ title, text, yes: "Take up again", does });
   return made("button", { "data-key": `replay ${id}`, click }, "Take up again");
 }
 

@@ -1,8 +1,8 @@
-// What there is to see beside the charts: the verdict, relays, neighbours, parked topics, the audit.
+// How things are: the verdict, the relays, and the servers beside them.
 
 import { age, at, fill, made, say } from "./dom.js";
 import { ask, post } from "./ask.js";
-import { clock, count, counted, duration, grow, rate } from "./text.js";
+import { counted, duration, grow, rate } from "./text.js";
 
 // The verdicts in words, with a sign that is known by its shape as well as by its colour.
 const CHECK = "M5 12.5l4.5 4.5L19 7.5";
@@ -75,7 +75,8 @@ function showRelay(relay, isOwn) {
     const button = made("button", {});
     const word = made("span", { class: "word" });
     const rows = made("dl", {});
-    const card = made("article", { class: "relay" }, made("h3", {}, relay.relay, " ", word, isOwn ? null : button), rows);
+    const title = made("h3", {}, relay.relay, " ", word, isOwn ? null : button);
+    const card = made("article", { class: "relay" }, title, rows);
     cards.set(relay.relay, { card, word, rows, button, known: new Map() });
     at("relays").append(card);
   }
@@ -84,20 +85,36 @@ function showRelay(relay, isOwn) {
   say(word, VERDICTS[relay.verdict][0]);
   if (!isOwn) steer(button, relay);
   const row = (name, ...parts) => setRow(rows, known, name, parts);
-  const leading = relay.leader && relay.processes.filter((one) => one.role === "leading").sort((a, b) => (a.at < b.at ? 1 : -1))[0];
-  const standby = relay.processes.filter((one) => one.role === "standby");
+  const leading = relay.leader && newestOf(relay, "leading")[0];
+  const standby = newestOf(relay, "standby");
   row("Leader", !relay.leader ? "none" : (leading?.process ?? relay.leader));
   row("Standing by", standby.length ? standby.map((one) => one.process).join(", ") : "none");
   row("Position", relay.lastId, ", moved ", age(relay.movedAt));
-  row("Waiting", relay.oldestPendingSeconds == null ? "nothing" : `at most ${counted(Math.max(relay.backlogAtMost, 1), "event")}, the oldest for ${duration(relay.oldestPendingSeconds)}`);
+  row("Waiting", waiting(relay));
   row("Rate", leading ? `${rate(leading.rate)} events/s` : "–");
   if (relay.paused) row("Paused", age(relay.paused.since), ` by ${relay.paused.who}: ${relay.paused.reason}`);
   else drop(known, "Paused");
-  row("Parked", relay.parkedEvents ? `${counted(relay.parkedEvents, "event")}, ${counted(relay.parkedTopics, "topic")} held` : "nothing");
+  row("Parked", parked(relay));
   row("Rotation", leading?.rotationBlocked ? `blocked: ${leading.rotationBlocked}` : "nothing in its way");
   const failing = relay.processes.filter((one) => one.error);
   if (failing.length) row("Error", ...failing.flatMap((one) => [`${one.process}: ${one.error}`]));
   else row("Error", ...lastError(relay));
+}
+
+/** What a relay's processes in a role have said, the newest first. */
+function newestOf(relay, role) {
+  return relay.processes.filter((one) => one.role === role).sort((a, b) => Date.parse(b.at) - Date.parse(a.at));
+}
+
+function waiting(relay) {
+  if (relay.oldestPendingSeconds == null) return "nothing";
+  const events = counted(Math.max(relay.backlogAtMost, 1), "event");
+  return `at most ${events}, the oldest for ${duration(relay.oldestPendingSeconds)}`;
+}
+
+function parked(relay) {
+  if (!relay.parkedEvents) return "nothing";
+  return `${counted(relay.parkedEvents, "event")}, ${counted(relay.parkedTopics, "topic")} held`;
 }
 
 function lastError(relay) {
@@ -125,80 +142,20 @@ function drop(known, name) {
   known.delete(name);
 }
 
+const NEIGHBOURS = { redis: "Redis", sse: "SSE server" };
+
 function showNeighbours(neighbours) {
-  const names = { redis: "Redis", sse: "SSE server" };
-  const items = neighbours.map(({ name, ok, reason }) =>
-    made("li", { "data-ok": String(ok) }, made("strong", {}, names[name] ?? name), made("span", { class: "state" }, ok ? "answers" : "DOWN"), made("span", { class: "says" }, reason)),
-  );
   const list = at("neighbours");
   const text = JSON.stringify(neighbours);
-  if (list.dataset.shown === text || !items.length) return;
+  if (list.dataset.shown === text || !neighbours.length) return;
   list.dataset.shown = text;
-  fill(list, ...items);
-}
-
-/** Shows every relay's parked topics. */
-export function showParked(parked, own) {
-  const topics = parked.flatMap(({ relay, topics }) => topics.map((topic) => ({ ...topic, relay })));
-  if (!topics.length) {
-    return fill(at("parked"), made("p", { class: "empty" }, "Nothing is parked. An event that Redis refuses for a reason of its own would wait here, with those behind it."));
-  }
-  fill(at("parked"), made("ul", { class: "parked" }, ...topics.map((topic) => parkedTopic(topic, own))));
-}
-
-function parkedTopic(topic, own) {
-  const about = made("p", { class: "about" }, counted(topic.events, "event"), " since ", made("time", { datetime: topic.since }, clock(topic.since)),
-    topic.holdsTopic ? "; later ones wait behind" : "; later ones flow past", topic.relay === own ? "" : `; relay ${topic.relay}`);
-  const buttons = topic.wish
-    ? made("p", { class: "wish", role: "status" }, `${topic.wish === "release" ? "Being released" : "Being discarded"} …`)
-    : made("p", { class: "buttons" }, settle(topic, "release"), settle(topic, "discard"));
-  return made("li", { "data-topic": topic.topic }, made("div", {}, made("h3", {}, topic.topic), about, made("p", { class: "why" }, topic.reason)), buttons);
-}
-
-function settle(topic, what) {
-  const isDiscard = what === "discard";
-  const verb = isDiscard ? "Discard" : "Release";
-  const events = counted(topic.events, "event");
-  const text = isDiscard
-    ? `Clients will never get ${topic.events === 1 ? "it" : "them"}, and the topic flows on without. This cannot be undone.`
-    : `The relay publishes ${topic.events === 1 ? "it" : "them"} in order, and then lets the topic flow. Mend first what Redis refused; otherwise it is parked again.`;
-  const does = async (reason) => (await post(`parked/${what}`, { relay: topic.relay, topic: topic.topic, reason })).says;
-  return made(
-    "button",
-    {
-      "data-key": `${what} ${topic.relay} ${topic.topic}`,
-      "aria-label": `${verb} ${events} of ${topic.topic}`,
-      click: () => ask({ title: `${verb} ${events} of ${topic.topic}?`, text, yes: `${verb} ${events}`, isGrave: isDiscard, does }),
-    },
-    verb,
-  );
-}
-
-/** Shows what operators did of late. */
-export function showAudit(entries) {
-  if (!entries.length) return fill(at("audit"), made("p", { class: "empty" }, "No operator has done anything yet."));
-  const row = (entry) =>
-    made("tr", {},
-      made("td", {}, made("time", { datetime: entry.at, title: entry.at }, clock(entry.at))),
-      made("td", { class: "what" }, entry.action),
-      made("td", {}, entry.who),
-      made("td", { class: "number" }, entry.events ? count(entry.events) : "–"),
-      made("td", { class: "reason" }, entry.reason || "–"),
-      made("td", { class: "selection" }, chosen(entry.selection)));
-  const heads = ["When", "What", "Who", "Events", "Why", "Of what"].map((name) => made("th", { scope: "col" }, name));
-  fill(at("audit"), made("table", {}, made("thead", {}, made("tr", {}, ...heads)), made("tbody", {}, ...entries.map(row))));
-}
-
-/** A selection in a few words: `relay main, topic order:42`. */
-function chosen(selection) {
-  const words = [];
-  const walk = (value, name) => {
-    if (Array.isArray(value)) {
-      const rest = value.length > 2 ? ` and ${value.length - 2} more` : "";
-      if (value.length) words.push(`${name} ${value.slice(0, 2).join(", ")}${rest}`);
-    } else if (value !== null && typeof value === "object") Object.entries(value).forEach(([key, inner]) => walk(inner, key));
-    else if (value !== null && value !== "") words.push(`${name} ${value}`);
-  };
-  walk(selection, "");
-  return words.join(", ");
+  const item = ({ name, ok, reason }) =>
+    made(
+      "li",
+      { "data-ok": String(ok) },
+      made("strong", {}, NEIGHBOURS[name] ?? name),
+      made("span", { class: "state" }, ok ? "answers" : "DOWN"),
+      made("span", { class: "says" }, reason),
+    );
+  fill(list, ...neighbours.map(item));
 }
