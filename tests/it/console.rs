@@ -2,12 +2,13 @@
 
 use redis::AsyncCommands;
 use serde_json::Value;
+use sqlx::AssertSqlSafe;
 
 use aftercommit::event::Topic;
 use aftercommit::redis::keys;
 
 use crate::commands::{commit, json as told};
-use crate::harness::{Browser, Process, System, eventually, metric_of};
+use crate::harness::{Browser, Process, System, empty_database, eventually, metric_of};
 
 pub(crate) const TOKEN: &str = "the operators' token of the tests";
 
@@ -220,6 +221,31 @@ async fn what_fails_is_said_where_it_was_asked_for() {
     browser.click("#ask-no").await;
     browser.reads("#parked", "Nothing is parked").await;
     assert_eq!(audit(&system).await, []);
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_seen_is_the_verdict_until_it_can() {
+    let (system, relay) = system().await;
+    let browser = signed_in(&relay).await;
+    browser.reads("#verdict", "is delivering").await;
+    // From a database of its own, as none can be closed to the session that closes it.
+    let elsewhere = empty_database().await;
+    let mut server = elsewhere.connect().await;
+    let allow = |allowed: bool| {
+        let sql = format!("alter database {} allow_connections {allowed}", system.database.name());
+        sqlx::raw_sql(AssertSqlSafe(sql))
+    };
+    allow(false).execute(&mut server).await.expect("a setting");
+    sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where datname = $1 and application_name like $2")
+        .bind(system.database.name())
+        .bind("aftercommit console%")
+        .execute(&mut server)
+        .await
+        .expect("kills");
+    browser.reads("#verdict", "cannot see the log").await;
+    browser.reads("#relays", "Position").await;
+    allow(true).execute(&mut server).await.expect("a setting");
+    browser.reads("#verdict", "is delivering").await;
 }
 
 #[tokio::test]

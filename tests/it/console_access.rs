@@ -170,6 +170,14 @@ async fn a_signed_out_page_asks_to_sign_in_and_its_stream_has_ended() {
     browser.click("#sign-out").await;
     browser.reads("h1", "Sign in").await;
     assert_eq!(browser.complaints().await, [""; 0]);
-    // An open page does not hold up the end of the process.
+}
+
+#[tokio::test]
+async fn an_open_page_does_not_hold_up_the_end_of_the_process() {
+    let (system, relay) = system().await;
+    let request = system.http().get(relay.url("/console/events")).bearer_auth(TOKEN);
+    let mut stream = request.send().await.expect("a stream");
+    assert!(stream.chunk().await.expect("bytes").is_some());
     assert_eq!(relay.terminate().await, 0);
+    while stream.chunk().await.expect("an orderly end").is_some() {}
 }
