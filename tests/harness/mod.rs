@@ -1,6 +1,8 @@
 //! The plumbing of the tests: servers, databases, processes and clients. Everything here is real.
 
 mod database;
+mod feed;
+mod front;
 mod leash;
 mod line;
 mod listener;
@@ -12,6 +14,8 @@ mod sse;
 mod story;
 
 pub(crate) use database::{Database, database, database_on, empty_database};
+pub(crate) use feed::{Feed, NOTIFICATIONS, numbers};
+pub(crate) use front::{Front, Kind as FrontKind, trusting};
 pub(crate) use line::{
     Line, OwnPostgres, Wiring, leads, metric_of, start_postgres, start_redis, try_metric_of,
 };
