@@ -1,5 +1,6 @@
 //! The plumbing of the tests: servers, databases, processes and clients. Everything here is real.
 
+mod browser;
 mod database;
 mod feed;
 mod front;
@@ -13,6 +14,7 @@ mod servers;
 mod sse;
 mod story;
 
+pub(crate) use browser::{Browser, SeenEvent, origin_with_a_page};
 pub(crate) use database::{Database, database, database_on, empty_database};
 pub(crate) use feed::{Feed, NOTIFICATIONS, numbers};
 pub(crate) use front::{Front, Kind as FrontKind, trusting};

@@ -18,6 +18,7 @@ mod relay_leadership;
 mod relay_repair;
 
 mod sse_access;
+mod sse_browser;
 mod sse_proxies;
 mod sse_streams;
 mod uploads;
