@@ -4,6 +4,7 @@ mod browser;
 mod database;
 mod feed;
 mod front;
+mod host;
 mod leash;
 mod line;
 mod listener;
@@ -18,6 +19,7 @@ pub(crate) use browser::{Browser, SeenEvent, origin_with_a_page};
 pub(crate) use database::{Database, database, database_on, empty_database};
 pub(crate) use feed::{Feed, NOTIFICATIONS, numbers};
 pub(crate) use front::{Front, Kind as FrontKind, trusting};
+pub(crate) use host::Host;
 pub(crate) use line::{
     Line, OwnPostgres, Wiring, leads, metric_of, start_postgres, start_redis, try_metric_of,
 };
