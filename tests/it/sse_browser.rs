@@ -1,6 +1,6 @@
 //! Clients that know nothing of us: the EventSource of a real browser, and a library of somebody else's.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use eventsource_client::{Client as _, ClientBuilder, ReconnectOptions, SSE};
 use futures_util::TryStreamExt;
@@ -150,7 +150,9 @@ async fn a_client_library_of_somebody_elses_continues_after_the_server_is_killed
     let stop = CancellationToken::new();
     let mut committing = None;
     let mut count = u64::MAX;
+    let deadline = Instant::now() + 2 * LIMIT;
     while (numbers.len() as u64) < count {
+        assert!(Instant::now() < deadline, "{} of {count} events: {numbers:?}", numbers.len());
         // An error is the connection's; the library goes on by itself.
         let next = tokio::time::timeout(LIMIT, stream.try_next()).await.expect("something in time");
         match next {
