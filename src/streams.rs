@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRef, State};
+use axum::extract::{DefaultBodyLimit, FromRef, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -15,6 +15,9 @@ use crate::auth::{AuthError, Listener, Verifier};
 use crate::event::{EventError, Topic};
 use crate::http::{ConnectionEnd, Json, Path, Problem, Query};
 use crate::sse::{self, Hub, StreamQuery, Wanted};
+
+/// A body that asks for a ticket names a topic, which is short. A larger one is refused with 413.
+const TICKET_BODY_BYTES: usize = 4096;
 
 /// What the handlers work with.
 #[derive(Debug, Clone, FromRef)]
@@ -34,7 +37,7 @@ impl StreamsState {
 pub fn router(state: StreamsState) -> Router {
     Router::new()
         .route("/streams/{topic}", get(stream))
-        .route("/api/stream-tickets", post(ticket))
+        .route("/api/stream-tickets", post(ticket).layer(DefaultBodyLimit::max(TICKET_BODY_BYTES)))
         .with_state(state)
 }
 

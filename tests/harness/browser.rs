@@ -1,213 +1,193 @@
-//! A real browser: headless Chromium, driven by WebDriver.
+//! A browser that knows nothing of us: Debian's Chromium, without a window, steered by WebDriver.
 
 use std::path::Path;
 use std::process::Stdio;
 
-use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 
+use super::front::program;
 use super::leash::{Leash, at_exit};
 use super::{LIMIT, eventually};
 
-/// What Chromium needs to run as root in a container, to stay off the network, and to leave nothing behind.
-const ARGUMENTS: [&str; 11] = [
+/// What a browser needs to run as root, without a display, and without calling home.
+const ARGUMENTS: [&str; 13] = [
     "--headless=new",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--disable-quic",
-    "--no-first-run",
+    "--disable-breakpad",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--hide-scrollbars",
+    "--disable-extensions",
+    "--no-first-run",
+    "--no-proxy-server",
     "--window-size=1280,800",
 ];
 
-/// How WebDriver writes a reference to an element.
-const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
+/// A page with nothing on it.
+const PAGE: &str = r#"<!doctype html><meta charset="utf-8"><title>A page</title>"#;
 
-/// A browser with one window and a fresh profile. Ends with the test.
+/// Opens an unmodified EventSource in a page, and writes down what it gets. `arguments[0]` is its URL.
+const LISTEN: &str = r#"
+    window.seen = [];
+    window.opens = 0;
+    window.errors = 0;
+    window.source = new EventSource(arguments[0], { withCredentials: true });
+    source.onopen = () => opens++;
+    source.onerror = () => errors++;
+    for (const name of ["notification", "message", "reset", "token_expired"]) {
+        source.addEventListener(name, (e) => seen.push({ name, id: e.lastEventId, data: e.data }));
+    }
+"#;
+
+/// A browser with one page.
 #[derive(Debug)]
 pub(crate) struct Browser {
-    session: String,
     http: reqwest::Client,
-    profile: TempDir,
-    _driver: Child,
+    session: String,
     _leash: Leash,
+    _driver: Child,
+}
+
+/// What a page has seen so far.
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Seen {
+    pub(crate) events: Vec<SeenEvent>,
+    pub(crate) opens: usize,
+    pub(crate) errors: usize,
+    /// 0 is connecting, 1 open, 2 closed for ever.
+    pub(crate) ready_state: u8,
+}
+
+/// An event as a page's listener got it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+pub(crate) struct SeenEvent {
+    pub(crate) name: String,
+    pub(crate) id: String,
+    pub(crate) data: String,
 }
 
 impl Browser {
-    /// Starts one. Panics with what to install where there is none.
+    /// Starts a browser with a profile of its own.
     pub(crate) async fn start() -> Self {
-        let (driver, port) = start_driver().await;
-        let profile = tempfile::tempdir().expect("a directory");
-        let leash = at_exit(&end_of(&profile));
-        let data = format!("--user-data-dir={}", profile.path().display());
-        let arguments: Vec<&str> = ARGUMENTS.into_iter().chain([data.as_str()]).collect();
+        let home = TempDir::with_prefix("aftercommit-browser-").expect("a directory").keep();
+        let mut driver = Command::new(program("chromedriver"))
+            .arg("--port=0")
+            .env("HOME", &home)
+            .env("TMPDIR", &home)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("chromedriver");
+        let port =
+            tokio::time::timeout(LIMIT, port_of(&mut driver)).await.expect("chromedriver starts in time");
+        let profile = home.join("profile");
+        let in_profile = format!("--user-data-dir={}", profile.display());
+        let arguments: Vec<&str> = ARGUMENTS.into_iter().chain([in_profile.as_str()]).collect();
         let wanted = json!({ "capabilities": { "alwaysMatch": {
-            "goog:chromeOptions": { "args": arguments },
+            "browserName": "chrome", "goog:chromeOptions": { "args": arguments },
             "goog:loggingPrefs": { "browser": "ALL" },
-            "timeouts": { "script": LIMIT.as_millis() as u64, "pageLoad": LIMIT.as_millis() as u64 },
-        }}});
+        } } });
         let http = reqwest::Client::new();
-        let base = format!("http://127.0.0.1:{port}/session");
-        let made = ask(&http, Method::POST, &base, &wanted).await.expect("a session of the browser");
-        let session = format!("{base}/{}", made["sessionId"].as_str().expect("a session's id"));
-        Self { session, http, profile, _driver: driver, _leash: leash }
+        let sessions = format!("http://127.0.0.1:{port}/session");
+        let made = post(&http, &sessions, &wanted).await;
+        // A browser outlives its driver: both are ended by their numbers, and then what they wrote goes.
+        let (driver_pid, browser_pid) = (driver.id().expect("it runs"), browser_in(&profile));
+        let leash =
+            at_exit(&format!("kill -KILL {driver_pid} {browser_pid}\nsleep 1\nrm -rf '{}'", home.display()));
+        let id = made["sessionId"].as_str().expect("a session");
+        let session = format!("{sessions}/{id}");
+        Self { http, session, _leash: leash, _driver: driver }
     }
 
-    /// Goes to an address, and waits until the page has loaded.
-    pub(crate) async fn open(&self, url: &str) {
-        self.post("url", json!({ "url": url })).await;
+    /// Goes to a page.
+    pub(crate) async fn goes_to(&self, url: &str) {
+        post(&self.http, &format!("{}/url", self.session), &json!({ "url": url })).await;
     }
 
-    /// Runs a function's body in the page and returns what it returns, or what the promise does that it returns.
-    pub(crate) async fn run(&self, body: &str, arguments: &[&str]) -> Value {
-        self.post("execute/sync", json!({ "script": body, "args": arguments })).await
+    /// Sets a cookie of the page's site that scripts cannot read.
+    pub(crate) async fn has_cookie(&self, name: &str, value: &str) {
+        let cookie = json!({ "cookie": { "name": name, "value": value, "httpOnly": true, "path": "/" } });
+        post(&self.http, &format!("{}/cookie", self.session), &cookie).await;
     }
 
-    /// The text of the first element that matches, as a reader sees it; `None` without one.
-    pub(crate) async fn text(&self, css: &str) -> Option<String> {
-        let text = self.run("return document.querySelector(arguments[0])?.innerText ?? null", &[css]).await;
-        text.as_str().map(str::to_owned)
+    /// Runs a script in the page.
+    pub(crate) async fn runs(&self, script: &str, arguments: &[&str]) -> Value {
+        let body = json!({ "script": script, "args": arguments });
+        post(&self.http, &format!("{}/execute/sync", self.session), &body).await
     }
 
-    /// Waits until the text of an element holds a part; returns the text.
-    pub(crate) async fn reads(&self, css: &str, part: &str) -> String {
-        eventually(&format!("{css} reads '{part}'"), async || {
-            self.text(css).await.filter(|text| text.contains(part))
+    /// Asks the driver for something of this page; its refusal in words.
+    pub(super) async fn asks(&self, path: &str, body: &Value) -> Result<Value, String> {
+        try_post(&self.http, &format!("{}/{path}", self.session), body).await
+    }
+
+    /// Has the page open an EventSource.
+    pub(crate) async fn listens_to(&self, url: &str) {
+        self.runs(LISTEN, &[url]).await;
+    }
+
+    pub(crate) async fn seen(&self) -> Seen {
+        let script = "return { events: seen, opens, errors, readyState: source.readyState }";
+        serde_json::from_value(self.runs(script, &[]).await).expect("what the page has seen")
+    }
+
+    /// Waits until what the page has seen is as wanted.
+    pub(crate) async fn sees(&self, what: &str, wanted: impl Fn(&Seen) -> bool) -> Seen {
+        eventually(&format!("the page sees {what}"), async || {
+            let seen = self.seen().await;
+            wanted(&seen).then_some(seen)
         })
         .await
     }
-
-    /// Waits for an element and clicks on it as a person does: it must be in sight and not covered.
-    pub(crate) async fn click(&self, css: &str) {
-        eventually(&format!("{css} can be clicked"), async || {
-            let element = self.find(css).await?;
-            let clicked = self.try_post(&format!("element/{element}/click"), json!({})).await;
-            clicked.ok()
-        })
-        .await;
-    }
-
-    /// Types into an element.
-    pub(crate) async fn write(&self, css: &str, text: &str) {
-        let element = eventually(&format!("there is {css}"), async || self.find(css).await).await;
-        self.post(&format!("element/{element}/value"), json!({ "text": text })).await;
-    }
-
-    /// Presses a key wherever the focus is: `Tab` or `Enter`.
-    pub(crate) async fn press(&self, name: &str) {
-        // WebDriver's names of the keys.
-        let key = match name {
-            "Tab" => "\u{e004}",
-            "Enter" => "\u{e007}",
-            other => panic!("the key {other}"),
-        };
-        let strokes = ["keyDown", "keyUp"].map(|kind| json!({ "type": kind, "value": key }));
-        let actions = json!({ "actions": [{ "type": "key", "id": "keyboard", "actions": strokes }] });
-        self.post("actions", actions).await;
-    }
-
-    /// Everything that the page has complained about so far on its console, warnings and errors. Each is told once.
-    pub(crate) async fn complaints(&self) -> Vec<String> {
-        let entries = self.post("se/log", json!({ "type": "browser" })).await;
-        let entries = entries.as_array().expect("a list").iter();
-        entries
-            .filter(|entry| entry["level"] == "SEVERE" || entry["level"] == "WARNING")
-            .map(|entry| entry["message"].as_str().expect("a message").to_owned())
-            .collect()
-    }
-
-    /// Runs a command of the browser's own protocol, for what WebDriver does not have.
-    pub(crate) async fn command(&self, name: &str, parameters: Value) -> Value {
-        self.post("goog/cdp/execute", json!({ "cmd": name, "params": parameters })).await
-    }
-
-    /// Looks like a screen of this size, for somebody who prefers `scheme`: `light` or `dark`.
-    pub(crate) async fn looks_like(&self, width: u32, height: u32, is_phone: bool, scheme: &str) {
-        let screen = json!({ "width": width, "height": height, "deviceScaleFactor": 2, "mobile": is_phone });
-        self.command("Emulation.setDeviceMetricsOverride", screen).await;
-        let preferred = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
-        self.command("Emulation.setEmulatedMedia", preferred).await;
-    }
-
-    /// Takes a picture of the whole page, also of what is out of sight, as a PNG.
-    pub(crate) async fn picture(&self, to: &Path) {
-        let taken = self.command("Page.captureScreenshot", json!({ "captureBeyondViewport": true })).await;
-        let in_base64 = taken["data"].as_str().expect("a picture");
-        let mut decoder = Command::new("base64")
-            .arg("--decode")
-            .stdin(Stdio::piped())
-            .stdout(std::fs::File::create(to).expect("a file"))
-            .spawn()
-            .expect("base64");
-        decoder.stdin.take().expect("a pipe").write_all(in_base64.as_bytes()).await.expect("a decoder");
-        assert!(decoder.wait().await.expect("a status").success());
-    }
-
-    async fn find(&self, css: &str) -> Option<String> {
-        let found = self.try_post("element", json!({ "using": "css selector", "value": css })).await.ok()?;
-        found[ELEMENT].as_str().map(str::to_owned)
-    }
-
-    async fn post(&self, path: &str, body: Value) -> Value {
-        self.try_post(path, body).await.unwrap_or_else(|error| panic!("{path}: {error}"))
-    }
-
-    async fn try_post(&self, path: &str, body: Value) -> Result<Value, String> {
-        ask(&self.http, Method::POST, &format!("{}/{path}", self.session), &body).await
-    }
 }
 
-impl Drop for Browser {
-    fn drop(&mut self) {
-        // Chromium outlives a driver that is killed.
-        let ended = std::process::Command::new("/bin/sh")
-            .args(["-c", &end_of(&self.profile)])
-            .stderr(Stdio::null())
-            .status();
-        drop(ended);
-    }
+/// The browser's process: its profile's lock is a link to `<host>-<number>`.
+fn browser_in(profile: &Path) -> u32 {
+    let lock = std::fs::read_link(profile.join("SingletonLock")).expect("the lock of a browser that runs");
+    let (_, pid) = lock.to_str().and_then(|lock| lock.rsplit_once('-')).expect("a host and a number");
+    pid.parse().expect("a number")
 }
 
-/// A command that ends the browser of this profile, whose lock names its process.
-fn end_of(profile: &TempDir) -> String {
-    let lock = profile.path().join("SingletonLock");
-    format!("lock=$(readlink '{}') && kill -KILL \"${{lock##*-}}\"", lock.display())
-}
-
-/// Starts the driver on a free port, which it tells.
-async fn start_driver() -> (Child, u16) {
-    let mut driver = Command::new("chromedriver")
-        .args(["--port=0", "--allowed-ips=127.0.0.1"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("chromedriver and chromium: run scripts/install-servers");
+/// The port that a chromedriver says it has.
+async fn port_of(driver: &mut Child) -> u16 {
     let mut lines = BufReader::new(driver.stdout.take().expect("a pipe")).lines();
-    let told = async {
-        while let Some(line) = lines.next_line().await.expect("a line") {
-            if let Some((_, port)) = line.split_once("started successfully on port ") {
-                return port.trim_end_matches('.').parse().expect("a port");
-            }
+    while let Some(line) = lines.next_line().await.expect("its output") {
+        if let Some((_, port)) = line.rsplit_once("started successfully on port ") {
+            let port = port.trim_end_matches('.').parse().expect("a port");
+            tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+            return port;
         }
-        panic!("chromedriver ended before it told its port");
-    };
-    let port = tokio::time::timeout(LIMIT, told).await.expect("chromedriver starts in time");
-    // It must find a reader for whatever else it says.
-    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-    (driver, port)
+    }
+    panic!("chromedriver ended without a port");
 }
 
-async fn ask(http: &reqwest::Client, method: Method, url: &str, body: &Value) -> Result<Value, String> {
-    let answer = http.request(method, url).json(body).send().await.map_err(|error| error.to_string())?;
-    let is_ok = answer.status().is_success();
-    let mut answer: Value = answer.json().await.map_err(|error| error.to_string())?;
-    if is_ok { Ok(answer["value"].take()) } else { Err(answer["value"]["message"].to_string()) }
+async fn post(http: &reqwest::Client, url: &str, body: &Value) -> Value {
+    try_post(http, url, body).await.unwrap_or_else(|refusal| panic!("{url}: {refusal}"))
+}
+
+async fn try_post(http: &reqwest::Client, url: &str, body: &Value) -> Result<Value, String> {
+    let answer = tokio::time::timeout(LIMIT, http.post(url).json(body).send()).await;
+    let answer = answer.expect("an answer in time").expect("an answer of the driver");
+    let mut answer: Value = answer.json().await.expect("JSON");
+    let value = answer["value"].take();
+    if value.get("error").is_none() { Ok(value) } else { Err(format!("{value:#}")) }
+}
+
+/// Serves an empty page on an origin of its own, `http://localhost:<port>`, until the test ends.
+pub(crate) async fn origin_with_a_page() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let router = axum::Router::new().fallback(async || axum::response::Html(PAGE));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    format!("http://localhost:{port}")
 }

@@ -2,9 +2,13 @@
 
 mod browser;
 mod database;
+mod feed;
+mod front;
+mod host;
 mod leash;
 mod line;
 mod listener;
+mod page;
 mod process;
 mod proxy;
 mod redis;
@@ -12,8 +16,11 @@ mod servers;
 mod sse;
 mod story;
 
-pub(crate) use browser::Browser;
+pub(crate) use browser::{Browser, SeenEvent, origin_with_a_page};
 pub(crate) use database::{Database, database, database_on, empty_database};
+pub(crate) use feed::{Feed, NOTIFICATIONS, numbers};
+pub(crate) use front::{Front, Kind as FrontKind, trusting};
+pub(crate) use host::Host;
 pub(crate) use line::{
     Line, OwnPostgres, Wiring, leads, metric_of, start_postgres, start_redis, try_metric_of,
 };

@@ -27,7 +27,7 @@ pub(crate) async fn system() -> (System, Process) {
 /// A browser in which Ana has signed in.
 pub(crate) async fn signed_in(relay: &Process) -> Browser {
     let browser = Browser::start().await;
-    browser.open(&relay.url("/")).await;
+    browser.goes_to(&relay.url("/")).await;
     browser.write("#who", "Ana").await;
     browser.write("#token", TOKEN).await;
     browser.click("button.primary").await;
@@ -42,7 +42,7 @@ pub(crate) async fn agrees(browser: &Browser, reason: &str) {
     browser.write("#ask-reason", reason).await;
     browser.click("#ask-yes").await;
     eventually("the question is closed", async || {
-        let open = browser.run("return document.getElementById('ask').open", &[]).await;
+        let open = browser.runs("return document.getElementById('ask').open", &[]).await;
         (open == false).then_some(())
     })
     .await;
@@ -88,7 +88,7 @@ async fn peak(browser: &Browser, chart: &str) -> f64 {
         const line = document.querySelector(`#${arguments[0]} .line`).getAttribute('d') ?? '';
         const heights = [...line.matchAll(/[ML][\\d.]+ ([\\d.]+)/g)].map((point) => 100 - Number(point[1]));
         return Math.max(0, ...heights)";
-    browser.run(script, &[chart]).await.as_f64().expect("a number")
+    browser.runs(script, &[chart]).await.as_f64().expect("a number")
 }
 
 #[tokio::test]
@@ -109,7 +109,7 @@ async fn the_page_shows_deliveries_as_they_happen_and_complains_of_nothing() {
             .then_some(())
     })
     .await;
-    let label = browser.run("return document.querySelector('#chart-rate svg').ariaLabel", &[]).await;
+    let label = browser.runs("return document.querySelector('#chart-rate svg').ariaLabel", &[]).await;
     assert!(label.as_str().expect("a label").starts_with("Rate: "), "{label}");
 
     let committed = told(&system, &["events", "list", "--limit", "100000"]).await;
@@ -256,14 +256,14 @@ async fn the_page_is_used_without_a_mouse() {
     // From the beginning of the page: the sign-out, then the pause.
     browser.press("Tab").await;
     browser.press("Tab").await;
-    let focused = browser.run("return document.activeElement.ariaLabel", &[]).await;
+    let focused = browser.runs("return document.activeElement.ariaLabel", &[]).await;
     assert_eq!(focused, format!("Pause relay {}", system.redis.relay_name()));
     browser.press("Enter").await;
     browser.reads("#ask-title", "Pause relay").await;
     browser.write("#ask-reason", "by hand").await;
     browser.press("Enter").await;
     browser.reads("#verdict", "Ana paused it: by hand").await;
-    let focused = browser.run("return document.activeElement.id", &[]).await;
+    let focused = browser.runs("return document.activeElement.id", &[]).await;
     assert_eq!(focused, "verdict-button", "the focus comes back");
 }
 
@@ -287,9 +287,9 @@ async fn a_replay_is_looked_at_first_then_confirmed_then_followed_to_its_end() {
 
     // Another selection has to be looked at anew.
     browser.write("#replay-type", "B").await;
-    let is_off = browser.run("return document.getElementById('replay-run').disabled", &[]).await;
+    let is_off = browser.runs("return document.getElementById('replay-run').disabled", &[]).await;
     assert_eq!(is_off, true);
-    browser.run("document.getElementById('replay-type').value = 'B'", &[]).await;
+    browser.runs("document.getElementById('replay-type').value = 'B'", &[]).await;
     browser.click("#replay-look").await;
     browser.reads("#replay-run", "Replay 5 events").await;
     browser.click("#replay-run").await;

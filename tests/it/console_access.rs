@@ -89,13 +89,13 @@ async fn a_page_on_another_port_cannot_use_the_cookie_that_its_browser_sends_alo
         const sent = { method: 'POST', credentials: 'include', mode: 'no-cors' };
         return fetch(arguments[0], sent).then((answer) => answer.status, (error) => String(error))";
     let url = relay.url("/console/sign-out");
-    browser.open(&elsewhere.url("/healthz")).await;
-    let answer = browser.run(sign_out, &[&url]).await;
+    browser.goes_to(&elsewhere.url("/healthz")).await;
+    let answer = browser.runs(sign_out, &[&url]).await;
     assert_eq!(answer, "TypeError: Failed to fetch", "it is refused, and not even that may be read");
-    browser.open(&relay.url("/console")).await;
+    browser.goes_to(&relay.url("/console")).await;
     browser.reads("#link", "Live").await;
-    assert_eq!(browser.run(sign_out, &[&url]).await, 204, "the page itself may");
-    browser.open(&relay.url("/console")).await;
+    assert_eq!(browser.runs(sign_out, &[&url]).await, 204, "the page itself may");
+    browser.goes_to(&relay.url("/console")).await;
     browser.reads("h1", "Sign in").await;
 }
 
@@ -106,10 +106,10 @@ async fn a_link_on_another_site_leads_an_operator_to_the_page_and_not_to_the_sig
     let browser = signed_in(&relay).await;
     // To a browser another name of this machine is another site.
     let port = elsewhere.address.rsplit_once(':').expect("a port").1;
-    browser.open(&format!("http://localhost:{port}/healthz")).await;
-    let origin = browser.run("return location.origin", &[]).await;
+    browser.goes_to(&format!("http://localhost:{port}/healthz")).await;
+    let origin = browser.runs("return location.origin", &[]).await;
     assert_ne!(origin, relay.url("").as_str());
-    browser.run("location.href = arguments[0]", &[&relay.url("/console")]).await;
+    browser.runs("location.href = arguments[0]", &[&relay.url("/console")]).await;
     browser.reads("#link", "Live").await;
 }
 
@@ -123,7 +123,7 @@ async fn system_without_token() -> (System, Process) {
 async fn without_a_token_the_page_says_how_to_set_one_and_shows_nothing() {
     let (system, relay) = system_without_token().await;
     let browser = Browser::start().await;
-    browser.open(&relay.url("/console")).await;
+    browser.goes_to(&relay.url("/console")).await;
     browser.reads("main", "AFTERCOMMIT_OPERATOR_TOKEN").await;
     for token in ["", "anything at all"] {
         let request = system.http().get(relay.url("/console/events")).bearer_auth(token);
@@ -135,7 +135,7 @@ async fn without_a_token_the_page_says_how_to_set_one_and_shows_nothing() {
 async fn a_wrong_token_is_refused_and_guessing_is_slowed_down() {
     let (system, relay) = system().await;
     let browser = Browser::start().await;
-    browser.open(&relay.url("/console")).await;
+    browser.goes_to(&relay.url("/console")).await;
     browser.write("#who", "Eve").await;
     browser.write("#token", "a wrong one, long enough").await;
     browser.click("button.primary").await;

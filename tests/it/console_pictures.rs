@@ -36,7 +36,7 @@ async fn pictures() {
     let shoot = async |browser: &Browser, name: &str| pictures_of(browser, &directory, name).await;
 
     let browser = Browser::start().await;
-    browser.open(&relay.url("/")).await;
+    browser.goes_to(&relay.url("/")).await;
     shoot(&browser, "sign-in").await;
     drop(browser);
     let browser = signed_in(&relay).await;

@@ -18,6 +18,10 @@ mod relay_leadership;
 mod relay_repair;
 
 mod sse_access;
+mod sse_browser;
+mod sse_outages;
+mod sse_peers;
+mod sse_proxies;
 mod sse_streams;
 mod uploads;
 

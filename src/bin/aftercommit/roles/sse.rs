@@ -52,8 +52,11 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
         .merge(streams::router(of_any_topic))
         .layer(axum::middleware::from_fn_with_state(origins, http::cors))
         .merge(http::operations(registry, readiness));
-    let limits =
-        Limits { connections: config.sse.max_connections + CONNECTIONS_BEYOND_STREAMS, ..Limits::default() };
+    let limits = Limits {
+        connections: config.sse.max_connections + CONNECTIONS_BEYOND_STREAMS,
+        head: config.sse.head_timeout(),
+        ..Limits::default()
+    };
     let serving = http::serve(listener, router, limits, shutdown.clone());
     tokio::join!(hub.run(shutdown), serving);
     pool.close().await;
