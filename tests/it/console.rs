@@ -224,6 +224,35 @@ async fn what_fails_is_said_where_it_was_asked_for() {
 }
 
 #[tokio::test]
+async fn all_who_look_share_one_connection_and_while_nobody_looks_there_is_none() {
+    let (system, relay) = system().await;
+    let mut connection = system.database.connect().await;
+    let mut connections = async || -> Vec<String> {
+        sqlx::query_scalar(
+            "select application_name from pg_stat_activity
+             where datname = current_database() and application_name like 'aftercommit console%'",
+        )
+        .fetch_all(&mut connection)
+        .await
+        .expect("sessions")
+    };
+    assert_eq!(connections().await, [""; 0]);
+    let mut pages = Vec::new();
+    for _ in 0..3 {
+        let request = system.http().get(relay.url("/console/events")).bearer_auth(TOKEN);
+        let mut page = request.send().await.expect("a stream");
+        let mut seen = String::new();
+        while !seen.contains("event: status") {
+            seen += &String::from_utf8_lossy(&page.chunk().await.expect("bytes").expect("more"));
+        }
+        pages.push(page);
+    }
+    assert_eq!(connections().await, ["aftercommit console feed"]);
+    drop(pages);
+    eventually("it is closed", async || connections().await.is_empty().then_some(())).await;
+}
+
+#[tokio::test]
 async fn a_log_that_cannot_be_seen_is_the_verdict_until_it_can() {
     let (system, relay) = system().await;
     let browser = signed_in(&relay).await;

@@ -31,7 +31,7 @@ export function addSample(sample) {
 export class Chart {
   constructor(figure, { title, about, column, shown, least, steps, quiet }) {
     Object.assign(this, { figure, title, column, shown, least, steps, quiet, limit: null });
-    this.value = made("output", { class: "value" }, "–");
+    this.value = made("span", { class: "value" }, "–");
     this.top = made("span", { class: "top" });
     this.begin = made("span", {}, "−10 min");
     this.end = made("span", {}, "now");
