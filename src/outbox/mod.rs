@@ -40,6 +40,7 @@ mod replay_sql;
 pub mod restore;
 pub mod rotate;
 pub mod schema;
+mod waiting;
 
 pub use append::{append, append_all, lock_topic};
 pub use bell::Bell;

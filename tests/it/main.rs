@@ -6,6 +6,7 @@ mod harness;
 
 mod outbox_log;
 mod rotation;
+mod status_cost;
 
 mod crash_points;
 mod outages;
