@@ -77,3 +77,39 @@ language sql stable as $$
   order by w.id
   limit $6
 $$;
+
+-- The oldest kept checkpoint of a relay by which the row (xid, id) is delivered, or null. Positions only grow, so this is a
+-- binary search over n.
+create function outbox.delivered_in(relay text, xid xid8, id bigint) returns bigint
+language plpgsql stable as $$
+declare
+  low bigint; high bigint; middle bigint; probe record; found bigint;
+begin
+  select min(c.n), max(c.n) into low, high from outbox.checkpoint c where c.relay = delivered_in.relay;
+  while low <= high loop
+    middle := low + (high - low) / 2;
+    select c.n,
+           pg_visible_in_snapshot(delivered_in.xid, c.lower)
+           or (c.upper is not null and delivered_in.id <= c.after_id and pg_visible_in_snapshot(delivered_in.xid, c.upper)) as covers
+      into probe
+      from outbox.checkpoint c
+      where c.relay = delivered_in.relay and c.n >= middle and c.n <= high
+      order by c.n limit 1;
+    if probe.n is null then
+      high := middle - 1;
+    elsif probe.covers then
+      found := probe.n;
+      high := middle - 1;
+    else
+      low := probe.n + 1;
+    end if;
+  end loop;
+  return found;
+end
+$$;
+
+create or replace function outbox.delivered_at(relay text, xid xid8, id bigint) returns timestamptz
+language sql stable as $$
+  select c.created_at from outbox.checkpoint c
+  where c.relay = delivered_at.relay and c.n = outbox.delivered_in(delivered_at.relay, delivered_at.xid, delivered_at.id)
+$$;

@@ -22,6 +22,7 @@ mod sse_access;
 mod sse_streams;
 mod uploads;
 
+mod cli_screens;
 mod commands;
 mod operators;
 mod replays;
