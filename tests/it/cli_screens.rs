@@ -142,8 +142,9 @@ async fn screens_of_deliveries_a_pause_and_a_replay() {
     for command in ["status", "relay list", "events show 6", "audit"] {
         screens.shows(&command.split(' ').collect::<Vec<_>>()).await;
     }
-    screens.are_as_before("deliveries");
     assert_eq!(relay.terminate().await, 0);
+    screens.shows(&["rebase", "--dry-run"]).await;
+    screens.are_as_before("deliveries");
 }
 
 #[tokio::test]
@@ -169,6 +170,18 @@ async fn screens_of_parked_events() {
     screens.shows(&["events", "show", "2"]).await;
     screens.are_as_before("parked");
     assert_eq!(relay.terminate().await, 0);
+}
+
+/// What each check finds depends on the machine; which checks there are, and how they are told, does not.
+#[tokio::test]
+async fn screen_of_the_doctor() {
+    let mut screens = Screens::new().await;
+    let text = screens.shows(&["doctor"]).await;
+    let lines = text.lines().map(|line| match line.split_once(": ") {
+        Some((check, _)) if !line.starts_with(' ') => format!("{}\n", check.split_at(9).1),
+        _ => String::new(),
+    });
+    is_as_before("doctor", &lines.collect::<String>());
 }
 
 #[tokio::test]
