@@ -180,6 +180,9 @@ fn sentence(relay: &RelayOverview, verdict: Verdict, limit: u64) -> String {
             }
         ),
         Verdict::Delivering => match relay.oldest_pending_seconds {
+            None if relay.oldest_is_sampled => {
+                "Nothing was seen waiting behind the rows of open or rolled-back transactions.".to_owned()
+            }
             None => "Nothing waits: all that committed has been delivered.".to_owned(),
             Some(age) => format!(
                 "At most {} on the way, the oldest for {age:.1} s.",

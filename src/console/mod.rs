@@ -7,11 +7,11 @@
 //! somebody uses it; what it shows is looked up once for all who look. Whatever it changes, it writes into the audit in the
 //! same transaction.
 //!
-//! - [`access`]: who is let in, and from where a change may be asked for.
-//! - [`trend`]: the last ten minutes, one sample a second.
-//! - [`feed`]: what there is to see, as a stream of server-sent events.
-//! - [`actions`] and [`replay`]: what an operator does.
-//! - [`pages`]: the files of `assets`, compiled in. No build step, no library, nothing from another server.
+//! - `access`: who is let in, and from where a change may be asked for.
+//! - `trend`: the last ten minutes, one sample a second.
+//! - `feed`: what there is to see, as a stream of server-sent events.
+//! - `actions` and `replay`: what an operator does.
+//! - `pages`: the files of `assets`, compiled in. No build step, no library, nothing from another server.
 
 mod access;
 mod actions;

@@ -28,6 +28,7 @@ pub mod browse;
 pub mod checkpoint;
 mod error;
 pub mod heartbeat;
+pub mod life;
 pub mod overview;
 pub mod parked;
 pub mod parked_topics;
@@ -41,6 +42,7 @@ pub mod restore;
 pub mod rotate;
 pub mod schema;
 pub mod verdict;
+mod waiting;
 
 pub use append::{append, append_all, lock_topic};
 pub use bell::Bell;

@@ -6,6 +6,7 @@ mod harness;
 
 mod outbox_log;
 mod rotation;
+mod status_cost;
 
 mod crash_points;
 mod outages;
@@ -25,6 +26,7 @@ mod sse_proxies;
 mod sse_streams;
 mod uploads;
 
+mod cli_screens;
 mod commands;
 mod console;
 mod console_access;

@@ -200,6 +200,31 @@ async fn a_selection_is_by_identity_row_topic_type_and_time_and_only_of_what_was
 }
 
 #[tokio::test]
+async fn an_event_that_was_committed_late_and_not_delivered_yet_is_no_part_of_a_replay() {
+    let system = System::new().await;
+    let topic = system.redis.topic("late");
+    let mut writer = system.database.connect().await;
+    let mut late = writer.begin().await.expect("a transaction");
+    sqlx::query("select outbox.append($1, 'LATE', '1')")
+        .bind(topic.as_str())
+        .execute(&mut *late)
+        .await
+        .expect("an append");
+    let relay = system.start("relay").await;
+    commit(&system, &topic, "A", 3).await;
+    let mut connection = system.database.connect().await;
+    all_delivered(&mut connection).await;
+    assert_eq!(relay.terminate().await, 0);
+    // Its row comes before those that have been delivered.
+    late.commit().await.expect("a commit");
+    let (relay, all) = (system.redis.relay_name(), Selection::default());
+    let plan = replay::plan(&mut connection, &relay, &all).await.expect("a plan");
+    assert_eq!(plan.events, 3);
+    let waits = "select count(*) from outbox.event_status where state = 'pending' and id = 1";
+    assert_eq!(number(&mut connection, waits).await, 1);
+}
+
+#[tokio::test]
 async fn a_rate_is_never_exceeded() {
     let (system, _, mut connection) = delivered(150).await;
     json(&system, &[&ALL[..], &["--rate", "200"]].concat()).await;

@@ -107,9 +107,12 @@ function newestOf(relay, role) {
 }
 
 function waiting(relay) {
-  if (relay.oldestPendingSeconds == null) return "nothing";
+  if (relay.oldestPendingSeconds == null) {
+    if (!relay.oldestIsSampled) return "nothing";
+    return `nothing seen; ${counted(relay.backlogAtMost, "row")} of open or rolled-back transactions`;
+  }
   const events = counted(Math.max(relay.backlogAtMost, 1), "event");
-  return `at most ${events}, the oldest for ${duration(relay.oldestPendingSeconds)}`;
+  return `at most ${events}, the oldest for ${duration(relay.oldestPendingSeconds)}${relay.oldestIsSampled ? " or longer" : ""}`;
 }
 
 function parked(relay) {

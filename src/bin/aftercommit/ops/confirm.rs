@@ -15,7 +15,7 @@ pub(crate) struct Consent {
     #[arg(long)]
     yes: bool,
     /// Why, for the audit.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
 }
 

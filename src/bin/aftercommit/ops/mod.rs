@@ -4,7 +4,7 @@ pub(crate) mod audit;
 mod confirm;
 pub(crate) mod doctor;
 pub(crate) mod events;
-mod output;
+pub(crate) mod output;
 pub(crate) mod parked;
 pub(crate) mod pause;
 pub(crate) mod probe;

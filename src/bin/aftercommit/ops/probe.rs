@@ -10,6 +10,8 @@ use tokio::net::TcpStream;
 
 use aftercommit::http::Check;
 
+use super::output;
+
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How much of an answer is read.
@@ -88,7 +90,7 @@ fn reasons(body: &str) -> String {
 async fn answered(asking: impl Future<Output = Result<String>>) -> Answer {
     match tokio::time::timeout(PATIENCE, asking).await {
         Ok(Ok(says)) => Answer { ok: true, says },
-        Ok(Err(error)) => Answer { ok: false, says: format!("{error:#}") },
+        Ok(Err(error)) => Answer { ok: false, says: output::told(&error) },
         Err(_elapsed) => Answer { ok: false, says: format!("no answer within {} s", PATIENCE.as_secs()) },
     }
 }

@@ -12,6 +12,7 @@ use crate::config::Config;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// List the relays that have run on this log.
+    #[command(after_help = "Example: aftercommit relay list --output json")]
     List {
         /// How to print the data.
         #[arg(long, value_enum, default_value_t)]

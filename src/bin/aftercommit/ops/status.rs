@@ -112,13 +112,15 @@ fn print_relay(relay: &RelayOverview, limit: u64) {
 }
 
 fn waiting(relay: &RelayOverview) -> String {
-    relay.oldest_pending_seconds.map_or_else(
-        || "nothing".to_owned(),
-        |age| {
-            let age = output::seconds(age);
-            format!("at most {} events, the oldest for {age}", relay.backlog_at_most.max(1))
-        },
-    )
+    let at_most = output::count(relay.backlog_at_most.max(1).cast_unsigned(), "event");
+    match (relay.oldest_pending_seconds.map(output::seconds), relay.oldest_is_sampled) {
+        (Some(age), false) => format!("at most {at_most}, the oldest for {age}"),
+        (Some(age), true) => format!("at most {at_most}, the oldest for {age} or longer"),
+        (None, false) => "nothing".to_owned(),
+        (None, true) => {
+            format!("nothing seen; {} rows are of open or rolled-back transactions", relay.backlog_at_most)
+        }
+    }
 }
 
 fn parked(relay: &RelayOverview) -> String {

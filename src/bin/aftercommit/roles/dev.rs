@@ -21,14 +21,15 @@ const TOKEN_VALID_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// Where the data is kept.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example: aftercommit dev")]
 pub(crate) struct Args {
-    /// Where Postgres's and Redis's data is kept between runs.
+    /// Where data is kept.
     #[arg(long, value_name = "DIR", default_value = local::DATA_DIR)]
     data_dir: PathBuf,
-    /// Keep nothing: use temporary directories that are removed at the end.
+    /// Keep nothing: temporary directories, removed at the end.
     #[arg(long, conflicts_with = "data_dir")]
     ephemeral: bool,
-    /// When all of it is ready, write addresses and a token as shell variables to this file.
+    /// Where to write addresses and a token, once ready.
     #[arg(long, value_name = "FILE")]
     env_file: Option<PathBuf>,
 }

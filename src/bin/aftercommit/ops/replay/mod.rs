@@ -116,8 +116,13 @@ async fn copy(config: &Config, args: &Args) -> Result<()> {
     }
     let mut connection = super::connect_for_lookups(config).await?;
     let plan = replay::plan(&mut connection, &config.relay.name, &selection).await?;
-    if plan.events == 0 || args.dry_run {
+    if args.dry_run {
         return dry_run(&mut connection, &plan, args.output).await;
+    }
+    if plan.events == 0 {
+        bail!(
+            "no delivered event matches: `aftercommit events list` shows what there is, and in which state"
+        );
     }
     let topics = "to every client of their topics";
     args.consent.to(&format!("replay {} {topics}", output::count(plan.events, "delivered event")))?;
