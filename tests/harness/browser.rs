@@ -78,18 +78,7 @@ impl Browser {
     /// Starts a browser with a profile of its own.
     pub(crate) async fn start() -> Self {
         let home = TempDir::with_prefix("aftercommit-browser-").expect("a directory").keep();
-        let mut driver = Command::new(program("chromedriver"))
-            .arg("--port=0")
-            .env("HOME", &home)
-            .env("TMPDIR", &home)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("chromedriver");
-        let port =
-            tokio::time::timeout(LIMIT, port_of(&mut driver)).await.expect("chromedriver starts in time");
+        let (driver, port) = start_driver(&home).await;
         let profile = home.join("profile");
         let in_profile = format!("--user-data-dir={}", profile.display());
         let arguments: Vec<&str> = ARGUMENTS.into_iter().chain([in_profile.as_str()]).collect();
@@ -158,17 +147,38 @@ fn browser_in(profile: &Path) -> u32 {
     pid.parse().expect("a number")
 }
 
-/// The port that a chromedriver says it has.
-async fn port_of(driver: &mut Child) -> u16 {
+/// Starts a chromedriver. It ends at once where the port that it has picked for IPv4 is taken for IPv6: then once more.
+async fn start_driver(home: &Path) -> (Child, u16) {
+    for _ in 0..5 {
+        let mut driver = Command::new(program("chromedriver"))
+            .arg("--port=0")
+            .env("HOME", home)
+            .env("TMPDIR", home)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("chromedriver");
+        let port = tokio::time::timeout(LIMIT, port_of(&mut driver)).await;
+        if let Some(port) = port.expect("chromedriver starts in time") {
+            return (driver, port);
+        }
+    }
+    panic!("chromedriver ends without a port, five times");
+}
+
+/// The port that a chromedriver says it has; `None` if it ended without one.
+async fn port_of(driver: &mut Child) -> Option<u16> {
     let mut lines = BufReader::new(driver.stdout.take().expect("a pipe")).lines();
     while let Some(line) = lines.next_line().await.expect("its output") {
         if let Some((_, port)) = line.rsplit_once("started successfully on port ") {
             let port = port.trim_end_matches('.').parse().expect("a port");
             tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-            return port;
+            return Some(port);
         }
     }
-    panic!("chromedriver ended without a port");
+    None
 }
 
 async fn post(http: &reqwest::Client, url: &str, body: &Value) -> Value {
