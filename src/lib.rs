@@ -15,6 +15,7 @@
 //! - [`http`], [`auth`]: what every HTTP server here shares; who a token speaks for.
 //! - [`sse`]: Redis to browsers: joining, fan-out, connections. Knows no Postgres and no application.
 //! - [`streams`]: streams of any topic, allowed by the token; tickets. Knows no application.
+//! - [`console`]: the operator's page, served by the relay's own port.
 //! - [`uploads`]: the bundled application and first user of all the rest.
 //! - [`local`]: private Postgres and Redis servers for `aftercommit dev` and for tests.
 //!
@@ -26,6 +27,8 @@ pub mod postgres;
 
 #[cfg(feature = "server")]
 pub mod auth;
+#[cfg(feature = "server")]
+pub mod console;
 #[cfg(feature = "server")]
 mod failpoint;
 #[cfg(feature = "server")]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never know.
-const PARTS: [(&str, &[&str], &[&str]); 12] = [
+const PARTS: [(&str, &[&str], &[&str]); 13] = [
     ("event", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("postgres", &[], &["redis", "axum", "hyper"]),
     ("outbox", &["event", "postgres"], &["redis", "axum", "hyper"]),
@@ -16,13 +16,15 @@ const PARTS: [(&str, &[&str], &[&str]); 12] = [
     ("auth", &["http"], &["sqlx", "redis"]),
     ("sse", &["event", "redis", "http"], &["sqlx"]),
     ("streams", &["event", "http", "auth", "sse"], &["sqlx", "redis"]),
+    // Its charts show what the relay's pulse has seen, so that a sample costs no look at Postgres of its own.
+    ("console", &["event", "postgres", "outbox", "relay", "http"], &["redis", "hyper"]),
     ("uploads", &["event", "postgres", "outbox", "http", "auth", "sse"], &["redis"]),
     ("local", &[], &["sqlx", "axum"]),
 ];
 
 /// The parts that any application can use: they must not know the bundled one.
-const GENERIC: [&str; 9] =
-    ["event", "postgres", "outbox", "relay", "redis", "http", "auth", "sse", "streams"];
+const GENERIC: [&str; 10] =
+    ["event", "postgres", "outbox", "relay", "redis", "http", "auth", "sse", "streams", "console"];
 
 const FILE_LINES_MAX: usize = 500;
 const FUNCTION_LINES_MAX: usize = 80;

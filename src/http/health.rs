@@ -55,6 +55,11 @@ impl Readiness {
     {
         Self(Arc::new(move || Box::pin(look())))
     }
+
+    /// Looks now.
+    pub async fn look(&self) -> Vec<Check> {
+        self.0().await
+    }
 }
 
 #[derive(Serialize)]
@@ -71,8 +76,8 @@ pub fn operations(registry: Registry, readiness: Readiness) -> Router {
         .route("/metrics", get(metrics).with_state(Arc::new(registry)))
 }
 
-async fn ready(State(Readiness(look)): State<Readiness>) -> Response {
-    let checks = look().await;
+async fn ready(State(readiness): State<Readiness>) -> Response {
+    let checks = readiness.look().await;
     let ready = checks.iter().all(|check| check.ok);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mut response = (status, axum::Json(Ready { ready, checks })).into_response();

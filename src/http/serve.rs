@@ -27,11 +27,18 @@ pub struct Limits {
     pub head: Duration,
     /// How long sent bytes may stay unacknowledged before the peer counts as gone (`TCP_USER_TIMEOUT`).
     pub unacknowledged: Duration,
+    /// Bytes that the kernel keeps for a peer that does not take them (`SO_SNDBUF`), where left alone up to megabytes.
+    pub send_buffer: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 4096, head: Duration::from_secs(30), unacknowledged: Duration::from_secs(30) }
+        Self {
+            connections: 4096,
+            head: Duration::from_secs(30),
+            unacknowledged: Duration::from_secs(30),
+            send_buffer: 256 * 1024,
+        }
     }
 }
 
@@ -133,6 +140,7 @@ fn prepare(stream: &TcpStream, limits: Limits) -> std::io::Result<()> {
     // Without it an event waits for the acknowledgement of the one before.
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
+    socket.set_send_buffer_size(limits.send_buffer)?;
     let keepalive =
         TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
     socket.set_tcp_keepalive(&keepalive)?;

@@ -1,7 +1,7 @@
 //! Looking at events: by topic, type, state, time or identity.
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::Error;
 
 /// What state an event is in for a relay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EventState {
     /// Not yet published.
@@ -36,15 +36,15 @@ impl EventState {
 }
 
 /// Which events are meant. Every part that is set must match.
-#[derive(Debug, Clone, Default, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Selection {
     /// These identities.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<Uuid>,
-    /// This row.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub row: Option<i64>,
+    /// These rows.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rows: Vec<i64>,
     /// This topic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topic: Option<String>,
@@ -66,7 +66,7 @@ impl Selection {
     /// Whether nothing is asked for, so that every event matches.
     pub fn is_everything(&self) -> bool {
         self.events.is_empty()
-            && self.row.is_none()
+            && self.rows.is_empty()
             && self.topic.is_none()
             && self.event_type.is_none()
             && self.since.is_none()
@@ -112,8 +112,8 @@ pub struct EventDetail {
     pub payload: Box<RawValue>,
 }
 
-/// The rows of a selection, as `status`: shared by listing, showing and replaying.
-pub(super) const SELECTED: &str = "
+/// The rows of a selection, as `status`: shared by listing and showing.
+const SELECTED: &str = "
   with status as (
     select e.id, e.event_id, e.topic, e.type, e.created_at, e.xid, e.payload, e.headers,
            case when k.settled_as is not null then 'discarded'
@@ -126,7 +126,7 @@ pub(super) const SELECTED: &str = "
     left join outbox.position p on p.relay = $1
     left join outbox.parked k on k.relay = $1 and k.id = e.id
     where (cardinality($2::uuid[]) = 0 or e.event_id = any ($2))
-      and ($3::bigint is null or e.id = $3)
+      and (cardinality($3::bigint[]) = 0 or e.id = any ($3))
       and ($4::text is null or e.topic = $4)
       and ($5::text is null or e.type = $5)
       and ($6::timestamptz is null or e.created_at >= $6)
@@ -139,7 +139,7 @@ macro_rules! bind_selection {
         $query
             .bind($relay)
             .bind(&$selection.events)
-            .bind($selection.row)
+            .bind(&$selection.rows)
             .bind(&$selection.topic)
             .bind(&$selection.event_type)
             .bind($selection.since)
@@ -147,7 +147,6 @@ macro_rules! bind_selection {
             .bind($selection.state.map(crate::outbox::browse::EventState::as_str))
     };
 }
-pub(super) use bind_selection;
 
 /// The newest events of a selection, newest first, `limit` at most, with their state for `relay`.
 ///
@@ -206,7 +205,7 @@ pub async fn show(
         .collect()
 }
 
-fn row_of(row: &PgRow) -> Result<EventRow, Error> {
+pub(super) fn row_of(row: &PgRow) -> Result<EventRow, Error> {
     Ok(EventRow {
         id: row.try_get("id")?,
         event_id: row.try_get("event_id")?,

@@ -3,11 +3,12 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::Error;
 use super::heartbeat::{self, Heard};
 use super::pause::{self, Pause};
+use super::waiting;
 
 /// One relay at a moment.
 #[derive(Debug, Clone, Serialize)]
@@ -29,6 +30,12 @@ pub struct RelayOverview {
     pub oldest_pending_at: Option<DateTime<Utc>>,
     /// How long that event has waited, in seconds.
     pub oldest_pending_seconds: Option<f64>,
+    /// How long the newest event that the newest step delivered took, from the beginning of its transaction until that was
+    /// written down, in seconds. `None` if that step delivered nothing newer than the one before.
+    pub latency_seconds: Option<f64>,
+    /// Whether only samples were looked at, as transactions that are open or rolled back have taken thousands of row numbers
+    /// behind the position: an older event may wait than the one that was found.
+    pub oldest_is_sampled: bool,
     /// Events set aside.
     pub parked_events: i64,
     /// Topics that wait behind one.
@@ -39,17 +46,30 @@ pub struct RelayOverview {
     pub processes: Vec<Heard>,
 }
 
+impl RelayOverview {
+    /// What the leading process has said of itself last.
+    pub fn leading(&self) -> Option<&Heard> {
+        self.processes.iter().filter(|heard| heard.heartbeat.role == "leading").max_by_key(|heard| heard.at)
+    }
+}
+
 /// Looks at every relay that this log knows. Call [`super::read::prepare_session`] on the connection first.
 ///
 /// # Errors
 /// [`Error`].
 pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>, Error> {
-    let rows = sqlx::query(
-        "select p.relay, p.epoch, p.next_seq, p.n, p.created_at as moved_at,
-                greatest((select case when is_called then last_value else 0 end from outbox.event_id_seq)
-                         - greatest(p.high_id, p.after_id), 0) as backlog_at_most,
+    let sql = format!(
+        "select p.relay, p.epoch, p.next_seq, p.n, p.created_at as moved_at, behind.id as behind, greatest(newest.id, behind.id) as newest,
                 oldest.created_at as oldest_pending_at,
                 extract(epoch from clock_timestamp() - oldest.created_at)::float8 as oldest_pending_seconds,
+                (
+                  select extract(epoch from p.created_at - e.created_at)::float8
+                  from outbox.checkpoint before
+                  join outbox.event e on e.id = greatest(p.high_id, p.after_id)
+                  where before.relay = p.relay and before.n = p.n - 1
+                    and greatest(before.high_id, before.after_id) < greatest(p.high_id, p.after_id)
+                  limit 1
+                ) as latency_seconds,
                 (select count(*) from outbox.parked k where k.relay = p.relay and k.settled_as is null) as parked_events,
                 (select count(distinct k.topic) from outbox.parked k where k.relay = p.relay and k.holds_topic and k.settled_as is null) as parked_topics,
                 (
@@ -62,29 +82,41 @@ pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>,
                   limit 1
                 ) as leader
          from outbox.position p
-         -- What is left of the open window; else what has come since.
-         left join lateral (
-           select w.created_at, 1 as part
-           from outbox.window_rows(p.lower, p.lower_horizon, p.high_id, p.upper, p.after_id, 1) w
-           where p.upper is not null
-           union all
-           select w.created_at, 2
-           from outbox.window_rows(
-             coalesce(p.upper, p.lower), coalesce(p.upper_horizon, p.lower_horizon), greatest(p.high_id, p.after_id),
-             pg_current_snapshot(), 0, 1) w
-           order by part limit 1
-         ) oldest on true
+         cross join lateral (select greatest(p.high_id, p.after_id) as id) behind
+         cross join (select case when is_called then last_value else 0 end as id from outbox.event_id_seq) newest
+         left join lateral ({}) oldest on true
          order by p.relay",
-    )
-    .fetch_all(&mut *connection)
-    .await?;
-    let mut relays: Vec<RelayOverview> = rows.iter().map(overview_of).collect::<Result<_, Error>>()?;
+        waiting::oldest()
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut *connection).await?;
+    let mut relays = Vec::new();
+    for row in &rows {
+        let mut one = overview_of(row)?;
+        if one.oldest_pending_at.is_none() && one.backlog_at_most > waiting::LOOKED_AT {
+            look_at_samples(connection, &mut one, row.try_get("behind")?, row.try_get("newest")?).await?;
+        }
+        relays.push(one);
+    }
     let heard = heartbeat::heard(connection).await?;
     for one in &mut relays {
         one.paused = pause::of(connection, &one.relay).await?;
         one.processes = heard.iter().filter(|heard| heard.relay == one.relay).cloned().collect();
     }
     Ok(relays)
+}
+
+/// What comes right behind the position is of transactions that are open or rolled back: looks further behind.
+async fn look_at_samples(
+    connection: &mut PgConnection,
+    one: &mut RelayOverview,
+    behind: i64,
+    newest: i64,
+) -> Result<(), Error> {
+    one.oldest_is_sampled = true;
+    if let Some((at, seconds)) = waiting::sampled(connection, behind, newest).await? {
+        (one.oldest_pending_at, one.oldest_pending_seconds) = (Some(at), Some(seconds));
+    }
+    Ok(())
 }
 
 fn overview_of(row: &PgRow) -> Result<RelayOverview, Error> {
@@ -96,9 +128,11 @@ fn overview_of(row: &PgRow) -> Result<RelayOverview, Error> {
         last_id: format!("{epoch}-{}", next - 1),
         step: row.try_get("n")?,
         moved_at: row.try_get("moved_at")?,
-        backlog_at_most: row.try_get("backlog_at_most")?,
+        backlog_at_most: row.try_get::<i64, _>("newest")? - row.try_get::<i64, _>("behind")?,
         oldest_pending_at: row.try_get("oldest_pending_at")?,
         oldest_pending_seconds: row.try_get("oldest_pending_seconds")?,
+        latency_seconds: row.try_get("latency_seconds")?,
+        oldest_is_sampled: false,
         parked_events: row.try_get("parked_events")?,
         parked_topics: row.try_get("parked_topics")?,
         paused: None,

@@ -214,6 +214,14 @@ impl<'c> Rebase<'c> {
         sqlx::raw_sql("delete from outbox.checkpoint").execute(&mut *self.tx).await?;
         for (relay, position) in &adopted {
             checkpoint::insert(&mut self.tx, relay, position).await?;
+            // A replay that was interrupted goes on with what has been delivered by now, up to its last row.
+            sqlx::query(
+                "update outbox.replay set lower = $2::text::pg_snapshot, upper = null where relay = $1 and not finished",
+            )
+            .bind(relay)
+            .bind(&position.lower.0)
+            .execute(&mut *self.tx)
+            .await?;
         }
         sqlx::raw_sql(
             "update outbox.relay set system_identifier = (select system_identifier from pg_control_system())",

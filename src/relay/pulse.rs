@@ -75,6 +75,9 @@ impl Pulse {
             backlog_at_most: if relay.oldest_pending_at.is_some() { relay.backlog_at_most } else { 0 },
             has_leader: relay.leader.is_some(),
             paused: relay.paused.as_ref().map(|pause| format!("{}: {}", pause.who, pause.reason)),
+            rate: relay.leader.as_ref().and(relay.leading()).map_or(0.0, |leading| leading.heartbeat.rate),
+            step: relay.step,
+            latency: relay.latency_seconds.map(|took| Duration::from_secs_f64(took.max(0.0))),
         });
         if let Some(outlook) = &outlook {
             let age = outlook.oldest_pending.map_or(0.0, |age| age.as_secs_f64());

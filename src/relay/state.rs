@@ -15,7 +15,7 @@ pub enum Role {
 }
 
 /// What the pulse saw in Postgres.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Outlook {
     /// How long the oldest event that waits has waited.
     pub oldest_pending: Option<Duration>,
@@ -25,6 +25,12 @@ pub struct Outlook {
     pub has_leader: bool,
     /// Who paused the relay, and why.
     pub paused: Option<String>,
+    /// Events a second, as the leading process said last.
+    pub rate: f64,
+    /// The newest step.
+    pub step: i64,
+    /// How long the newest event that this step delivered took, if it delivered one.
+    pub latency: Option<Duration>,
 }
 
 /// A relay's state at a moment.

@@ -22,6 +22,8 @@ pub struct Settings {
     pub max_queued_bytes: usize,
     /// How long a client may take nothing, in seconds.
     pub write_timeout_seconds: u64,
+    /// How long a request's head may take, also how long a kept-alive connection may be idle, in seconds.
+    pub head_timeout_seconds: u64,
     /// Recent events kept for each topic.
     pub recent_events: usize,
     /// Recent events kept for all topics together, in bytes.
@@ -57,6 +59,11 @@ impl Settings {
 
     pub(super) fn repair_wait(&self) -> Duration {
         Duration::from_millis(self.repair_wait_ms)
+    }
+
+    /// How long a request's head may take.
+    pub fn head_timeout(&self) -> Duration {
+        Duration::from_secs(self.head_timeout_seconds.max(1))
     }
 
     /// Over how long streams are ended at shutdown.

@@ -1,9 +1,14 @@
 //! The plumbing of the tests: servers, databases, processes and clients. Everything here is real.
 
+mod browser;
 mod database;
+mod feed;
+mod front;
+mod host;
 mod leash;
 mod line;
 mod listener;
+mod page;
 mod process;
 mod proxy;
 mod redis;
@@ -11,12 +16,16 @@ mod servers;
 mod sse;
 mod story;
 
+pub(crate) use browser::{Browser, SeenEvent, origin_with_a_page};
 pub(crate) use database::{Database, database, database_on, empty_database};
+pub(crate) use feed::{Feed, NOTIFICATIONS, numbers};
+pub(crate) use front::{Front, Kind as FrontKind, trusting};
+pub(crate) use host::Host;
 pub(crate) use line::{
     Line, OwnPostgres, Wiring, leads, metric_of, start_postgres, start_redis, try_metric_of,
 };
 pub(crate) use listener::Listener;
-pub(crate) use process::{Process, Settings, cli};
+pub(crate) use process::{Process, Running, Settings, cli};
 pub(crate) use proxy::{Flow, Proxy};
 pub(crate) use redis::{Redis, redis, settings_of as redis_settings_of};
 pub(crate) use sse::{Client, Event, Parser};

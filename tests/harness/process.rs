@@ -62,6 +62,40 @@ pub(crate) async fn cli(settings: &Settings, arguments: &[&str]) -> Output {
     tokio::time::timeout(LIMIT, running).await.expect("in time").expect("the binary runs")
 }
 
+/// A command that is under way; killed when dropped. Its outputs are pipes: what it says fits them.
+#[derive(Debug)]
+pub(crate) struct Running(Child);
+
+impl Running {
+    pub(crate) fn start(settings: &Settings, arguments: &[&str]) -> Self {
+        let mut command = settings.command(arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        Self(command.spawn().expect("the binary starts"))
+    }
+
+    /// kill -9, and its end.
+    pub(crate) async fn kill(mut self) {
+        self.0.kill().await.expect("a kill");
+    }
+
+    /// Ctrl-C.
+    pub(crate) async fn interrupt(&self) {
+        send("INT", self.0.id().expect("it runs")).await;
+    }
+
+    pub(crate) async fn end(self) -> Output {
+        let ended = tokio::time::timeout(LIMIT, self.0.wait_with_output()).await;
+        ended.expect("in time").expect("an end")
+    }
+}
+
+async fn send(signal: &str, pid: u32) {
+    let pid = pid.to_string();
+    let sent =
+        Command::new("/bin/sh").args(["-c", "kill -s \"$1\" \"$2\"", "sh", signal, &pid]).status().await;
+    assert!(sent.expect("a shell").success(), "kill -s {signal}");
+}
+
 /// A running role.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -119,10 +153,7 @@ impl Process {
 
     /// Sends a signal by name.
     pub(crate) async fn signal(&self, name: &str) {
-        let pid = self.pid().to_string();
-        let sent =
-            Command::new("/bin/sh").args(["-c", "kill -s \"$1\" \"$2\"", "sh", name, &pid]).status().await;
-        assert!(sent.expect("a shell").success(), "kill -s {name}");
+        send(name, self.pid()).await;
     }
 
     /// SIGTERM, and the exit code.

@@ -135,7 +135,7 @@ impl Client {
     /// Connects as a browser with no id would; returns when the stream is open and its place is known.
     pub(crate) async fn open(url: &str, token: &str) -> Self {
         let client = Self::begin(url.to_owned(), token, None);
-        client.wait("the stream's first id", |seen| !seen.last_event_id.is_empty()).await;
+        client.has_its_place().await;
         client
     }
 
@@ -146,11 +146,21 @@ impl Client {
 
     /// Connects to one URL after the other, as a browser behind a load balancer would.
     pub(crate) fn begin(url: String, token: &str, last_event_id: Option<String>) -> Self {
+        Self::through(reqwest::Client::new(), url, token, last_event_id)
+    }
+
+    /// Connects with this HTTP client, for what it trusts.
+    pub(crate) fn through(
+        http: reqwest::Client,
+        url: String,
+        token: &str,
+        last_event_id: Option<String>,
+    ) -> Self {
         let shared = Arc::new(Shared::default());
         if let Some(id) = last_event_id {
             shared.seen.lock().expect("a lock").last_event_id = id;
         }
-        let task = tokio::spawn(stay_connected(url, token.to_owned(), shared.clone()));
+        let task = tokio::spawn(stay_connected(http, url, token.to_owned(), shared.clone()));
         Self { shared, task }
     }
 
@@ -182,6 +192,17 @@ impl Client {
         self.shared.seen.lock().expect("a lock").events.clone()
     }
 
+    /// How often it has been connected so far, and how many of its streams have ended.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let seen = self.shared.seen.lock().expect("a lock");
+        (seen.connections, seen.ends)
+    }
+
+    /// Waits until the stream's place is known.
+    pub(crate) async fn has_its_place(&self) {
+        self.wait("the stream's first id", |seen| !seen.last_event_id.is_empty()).await;
+    }
+
     /// The id that a reconnect would send.
     pub(crate) fn last_event_id(&self) -> String {
         self.shared.seen.lock().expect("a lock").last_event_id.clone()
@@ -209,8 +230,7 @@ impl Client {
     }
 }
 
-async fn stay_connected(url: String, token: String, shared: Arc<Shared>) {
-    let http = reqwest::Client::new();
+async fn stay_connected(http: reqwest::Client, url: String, token: String, shared: Arc<Shared>) {
     loop {
         let last_event_id = shared.seen.lock().expect("a lock").last_event_id.clone();
         let mut request = http.get(&url).bearer_auth(&token).header("accept", "text/event-stream");

@@ -231,7 +231,7 @@ async fn replay_sends_what_was_delivered_once_more_marked_and_audited() {
     let ids = commit(&system, &topic, "A", 4).await;
     client.events(4).await;
 
-    assert_fails(system.settings(), &["replay", "--yes"], 1, "say which events").await;
+    assert_fails(system.settings(), &["replay", "--yes"], 2, "say which events").await;
     let dry = json(&system, &["replay", "--topic", topic.as_str(), "--dry-run"]).await;
     assert_eq!(dry["events"], 4, "{dry}");
     assert_eq!(client.so_far().len(), 4);
@@ -251,7 +251,8 @@ async fn replay_sends_what_was_delivered_once_more_marked_and_audited() {
         .expect("one audit row");
     assert_eq!((reason.as_str(), count), ("a test", 2));
     // Without a terminal and without --yes nobody could have agreed.
-    assert_fails(system.settings(), &["replay", "--all"], 1, "--yes").await;
+    assert_fails(system.settings(), &["replay", "--all", "--reason", "x"], 1, "--yes").await;
+    assert_fails(system.settings(), &["replay", "--all", "--yes"], 2, "--reason").await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod harness;
 
 mod outbox_log;
 mod rotation;
+mod status_cost;
 
 mod crash_points;
 mod outages;
@@ -18,15 +19,24 @@ mod relay_leadership;
 mod relay_repair;
 
 mod sse_access;
+mod sse_browser;
+mod sse_keys;
 mod sse_limits;
+mod sse_outages;
+mod sse_owners;
+mod sse_peers;
+mod sse_proxies;
 mod sse_repair;
 mod sse_several;
-mod sse_keys;
-mod sse_owners;
 mod sse_streams;
 mod sse_tokens;
 mod uploads;
 
+mod cli_screens;
 mod commands;
+mod console;
+mod console_access;
+mod console_pictures;
 mod operators;
+mod replays;
 mod stories;

@@ -5,6 +5,10 @@ use std::process::Stdio;
 use serde_json::Value;
 use tokio::process::Command;
 
+use aftercommit::outbox::audit::Operator;
+use aftercommit::outbox::browse::Selection;
+use aftercommit::outbox::replay;
+
 use crate::harness::{Database, Line, Listener, OwnPostgres, Wiring, cli, eventually, start_postgres};
 
 /// Runs `aftercommit rebase` and returns its JSON.
@@ -86,6 +90,15 @@ async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_w
     assert_eq!(again["needed"], false);
 }
 
+/// Leaves a replay of everything that has not repeated anything yet.
+async fn interrupted_replay(line: &Line) {
+    let mut connection = line.system.database.connect().await;
+    let relay = line.system.redis.relay_name();
+    let plan = replay::plan(&mut connection, &relay, &Selection::default()).await.expect("a plan");
+    let operator = Operator { who: "a test".to_owned(), reason: "a test".to_owned() };
+    replay::begin(&mut connection, &plan, &operator).await.expect("a replay");
+}
+
 /// Moves a database to another cluster, as `pg_dump | psql` does.
 async fn dump_and_restore(from: &OwnPostgres, to: &OwnPostgres) {
     let program = |own: &OwnPostgres, name: &str| {
@@ -111,6 +124,7 @@ async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_g
     line.is_whole().await;
     is_written_down(&line, 30).await;
     line.relay.signal("KILL").await;
+    interrupted_replay(&line).await;
     line.append(5).await;
     let moved = OwnPostgres::new(start_postgres(Vec::new()).await).await;
     dump_and_restore(line.postgres(), &moved).await;
@@ -140,4 +154,7 @@ async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_g
             .await
             .expect("states");
     assert_eq!(states, [("delivered".to_owned(), 45)]);
+    let resumed = cli(line.system.settings(), &["replay", "--resume", "1", "--output", "json"]).await;
+    let resumed: Value = serde_json::from_slice(&resumed.stdout).expect("JSON");
+    assert_eq!((&resumed["events"], &resumed["missing"]), (&30.into(), &0.into()), "{resumed}");
 }

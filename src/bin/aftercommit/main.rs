@@ -18,9 +18,19 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use ops::pause::Wanted;
 
+/// The exit code of a command line that cannot be meant; the parser's own as well.
+const WRONG_USAGE: u8 = 2;
+
 /// A transactional outbox relay: Postgres to Redis to browsers, once, in order.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(
+    version,
+    after_help = "Examples:
+  aftercommit dev
+  aftercommit migrate && aftercommit relay
+  aftercommit status --watch
+  aftercommit help replay"
+)]
 struct Cli {
     /// A file with settings that differ from the defaults.
     #[arg(long, global = true, value_name = "FILE")]
@@ -32,34 +42,41 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve the upload application's API.
+    #[command(after_help = "Example: AFTERCOMMIT_API_LISTEN=0.0.0.0:8080 aftercommit api")]
     Api,
     /// Deliver the outbox to Redis, in order; or list the relays.
+    #[command(after_help = "Examples:
+  aftercommit relay
+  AFTERCOMMIT_RELAY_NAME=search aftercommit relay
+  aftercommit relay list")]
     Relay {
         #[command(subcommand)]
         command: Option<ops::relays::Command>,
     },
     /// Serve event streams to browsers.
+    #[command(after_help = "Example: AFTERCOMMIT_SSE_LISTEN=127.0.0.1:9001 aftercommit sse")]
     Sse,
     /// Run all of it in one process, with a private Postgres and Redis.
     Dev(roles::dev::Args),
     /// Apply the database schema. Safe to run from many hosts at once.
+    #[command(after_help = "Example: DATABASE_URL=postgres://u:p@db:5432/app aftercommit migrate")]
     Migrate,
     /// Print a token for trying out.
     Token(token::Args),
     /// Check or show the configuration.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: aftercommit config show --defaults")]
     Config(show_config::Command),
     /// Show where each relay stands.
     Status(ops::status::Args),
     /// Check everything that users trip over, and say how to mend it.
     Doctor(ops::doctor::Args),
     /// Look at events in the log.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: aftercommit events list --state pending")]
     Events(ops::events::Command),
     /// Deliver events once more, or parked ones at last.
     Replay(ops::replay::Args),
     /// List, release or discard parked events.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: aftercommit parked list")]
     Parked(ops::parked::Command),
     /// Stop a relay's deliveries until resume.
     Pause(ops::pause::Args),
@@ -90,8 +107,8 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            eprintln!("error: {}", ops::output::told(&error));
+            if error.is::<ops::WrongUsage>() { ExitCode::from(WRONG_USAGE) } else { ExitCode::FAILURE }
         }
     }
 }

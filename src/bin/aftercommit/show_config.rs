@@ -11,8 +11,10 @@ use crate::config;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// Say whether the configuration is valid.
+    #[command(after_help = "Example: aftercommit --config aftercommit.toml config check")]
     Check,
     /// Print the configuration in force, without secrets.
+    #[command(after_help = "Example: aftercommit config show --defaults > aftercommit.toml")]
     Show {
         /// Print the commented defaults instead.
         #[arg(long)]

@@ -11,6 +11,9 @@ use crate::config::Config;
 
 /// What a token is made for.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  aftercommit token --user 00000000-0000-4000-8000-000000000001 \\
+      --subscribe 'order:*'")]
 pub(crate) struct Args {
     /// The user that the token speaks for.
     #[arg(long, value_name = "UUID")]
@@ -18,7 +21,7 @@ pub(crate) struct Args {
     /// How long it is valid, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     valid_for: u64,
-    /// A topic that the token allows to listen to, or the beginning of such topics followed by `*`. May be repeated.
+    /// A topic it opens, or `prefix*`. May be repeated.
     #[arg(long, value_name = "PATTERN")]
     subscribe: Vec<String>,
 }

@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail};
 
 use aftercommit::outbox::audit::Operator;
 
+use super::WrongUsage;
+
 /// What a command that changes something wants to know of its operator.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Consent {
@@ -13,11 +15,19 @@ pub(crate) struct Consent {
     #[arg(long)]
     yes: bool,
     /// Why, for the audit.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
 }
 
 impl Consent {
+    /// Refuses to go on without a reason: for what every client sees.
+    pub(super) fn needs_a_reason(&self) -> Result<()> {
+        if self.reason.trim().is_empty() {
+            bail!(WrongUsage("say why, for the audit: --reason '...'"));
+        }
+        Ok(())
+    }
+
     /// Asks, unless that is not wanted.
     pub(super) fn to(&self, what: &str) -> Result<()> {
         if self.yes { Ok(()) } else { ask(what) }

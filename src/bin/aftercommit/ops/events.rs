@@ -2,13 +2,18 @@
 
 use anyhow::{Result, bail};
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use uuid::Uuid;
 
-use aftercommit::outbox::browse::{self, EventDetail, EventState, Selection};
+use aftercommit::outbox::browse::{self, EventDetail, EventRow, EventState, Selection};
+use aftercommit::outbox::life::{self, Life};
 
 use super::output::{self, Output};
 use super::time;
 use crate::config::Config;
+
+/// Said of what the log has forgotten.
+const GONE: &str = "no longer known: the checkpoints of that time have been rotated";
 
 /// What to look at.
 #[derive(Debug, clap::Subcommand)]
@@ -28,7 +33,10 @@ pub(crate) enum Command {
         #[arg(long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Show all that is known of an event: every row with this identity, or one row.
+    /// Show an event's whole life: every row with this identity, or one row.
+    #[command(after_help = "Examples:
+  aftercommit events show 018f3c1e-0000-7000-8000-000000000001
+  aftercommit events show 42 --output json")]
     Show {
         /// An event id (UUID), or a row's number.
         event: String,
@@ -106,7 +114,16 @@ async fn list(config: &Config, selection: &Selection, limit: u32, output: Output
         eprintln!("no events match");
         return Ok(());
     }
-    // The event's id is left out: the row's number serves `events show` as well, and leaves room for the topic.
+    print_rows(&events);
+    if events.len() as u64 == u64::from(limit) {
+        eprintln!("the newest {limit}; more with --limit");
+    }
+    Ok(())
+}
+
+/// Prints events as a table. The event's id is left out: the row's number serves `events show` as well, and leaves room
+/// for the topic.
+pub(super) fn print_rows(events: &[EventRow]) {
     output::table(
         ["ROW", "STATE", "CREATED", "TYPE", "TOPIC"],
         events.iter().map(|e| {
@@ -119,51 +136,107 @@ async fn list(config: &Config, selection: &Selection, limit: u32, output: Output
             ]
         }),
     );
-    if events.len() as u64 == u64::from(limit) {
-        eprintln!("the newest {limit}; more with --limit");
-    }
-    Ok(())
 }
 
 async fn show(config: &Config, event: &str, output: Output) -> Result<()> {
     const COPIES_SHOWN: u32 = 100;
     let selection = match (event.parse::<i64>(), event.parse::<Uuid>()) {
-        (Ok(row), _) => Selection { row: Some(row), ..Selection::default() },
+        (Ok(row), _) => Selection { rows: vec![row], ..Selection::default() },
         (_, Ok(id)) => Selection { events: vec![id], ..Selection::default() },
         _ => bail!(
             "'{event}' is neither an event id (a UUID) nor a row's number: `aftercommit events list` shows both"
         ),
     };
-    let mut connection = super::connect(config).await?;
-    let found = browse::show(&mut connection, &config.relay.name, &selection, COPIES_SHOWN).await?;
+    let mut connection = super::connect_for_lookups(config).await?;
+    let relay = &config.relay.name;
+    let found = browse::show(&mut connection, relay, &selection, COPIES_SHOWN).await?;
     if found.is_empty() {
         bail!("no event {event} is in the log: it was never committed, or its slot has been rotated");
     }
-    if output == Output::Json {
-        return output::json(&found);
+    let mut shown = Vec::new();
+    for detail in found {
+        let life = life::of(&mut connection, relay, &detail).await?;
+        shown.push(Shown { detail, life });
     }
-    for detail in &found {
-        print_detail(detail);
+    if output == Output::Json {
+        return output::json(&shown);
+    }
+    for (nth, one) in shown.iter().enumerate() {
+        if nth > 0 {
+            output::line("");
+        }
+        print_shown(one);
     }
     Ok(())
 }
 
-fn print_detail(detail: &EventDetail) {
+/// An event, and what became of it.
+#[derive(Debug, Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    detail: EventDetail,
+    #[serde(flatten)]
+    life: Life,
+}
+
+fn print_shown(Shown { detail, life }: &Shown) {
+    let say = |name: &str, text: &str| output::line(&format!("{name:<12} {text}"));
     let row = &detail.row;
+    say("event", &row.event_id.to_string());
+    let copy = life.copy_of.map_or(String::new(), |original| format!(", a copy of row {original}"));
+    say("row", &format!("{}{copy}", row.id));
+    say("topic", &row.topic);
+    say("type", &row.event_type);
     let since = detail.since.map_or(String::new(), |at| format!(" since {}", output::time(at)));
-    output::line(&format!("event        {}", row.event_id));
-    output::line(&format!("row          {}", row.id));
-    output::line(&format!("topic        {}", row.topic));
-    output::line(&format!("type         {}", row.event_type));
-    output::line(&format!("state        {}{since}", row.state));
+    say("state", &format!("{}{since}", row.state));
     if let Some(reason) = &detail.parked_because {
-        output::line(&format!("because      {reason}"));
+        say("because", reason);
     }
-    output::line(&format!("created      {}", output::time(row.created_at)));
-    output::line(&format!("transaction  {}", detail.transaction));
+    if let Some(first) = &life.parked_behind {
+        say("behind", &format!("{first}: `aftercommit parked list` shows why"));
+    }
+    if let Some(by) = &life.discarded_by {
+        say("discarded", &format!("by {by}"));
+    }
+    if let Some(reason) = &life.waits_because {
+        say("because", reason);
+    }
+    say(
+        "appended",
+        &format!("{}, transaction {}, committed", output::time(row.created_at), detail.transaction),
+    );
+    print_delivery(detail, life);
+    if !life.copies.is_empty() {
+        let rows: Vec<String> = life.copies.iter().map(ToString::to_string).collect();
+        say("replayed", &format!("as row {}", rows.join(", ")));
+    }
     if let Some(headers) = &detail.headers {
-        output::line(&format!("headers      {headers}"));
+        say("headers", &headers.to_string());
     }
-    output::line(&format!("payload      {}", detail.payload));
-    output::line("");
+    say("payload", &detail.payload.to_string());
+}
+
+fn print_delivery(detail: &EventDetail, life: &Life) {
+    let say = |name: &str, text: &str| output::line(&format!("{name:<12} {text}"));
+    let is_pending = detail.row.state == EventState::Pending.as_str();
+    match &life.window {
+        Some(window) => {
+            let at = output::time(window.opened_at);
+            say("window", &format!("opened {at} by checkpoint {}", window.checkpoint));
+            say("", &format!("from {} to {}", window.lower, window.upper));
+        }
+        None if is_pending => say("window", "none yet"),
+        None => say("window", GONE),
+    }
+    if is_pending {
+        return;
+    }
+    match &life.delivered {
+        Some(step) => {
+            let (at, after) = (output::time(step.at), output::seconds(step.after_seconds));
+            say("settled", &format!("{at} by checkpoint {}, after {after}", step.checkpoint));
+        }
+        None => say("settled", GONE),
+    }
+    say("stream id", life.stream_id.as_deref().unwrap_or(GONE));
 }

@@ -4,16 +4,15 @@ pub(crate) mod audit;
 mod confirm;
 pub(crate) mod doctor;
 pub(crate) mod events;
-mod output;
+pub(crate) mod output;
 pub(crate) mod parked;
 pub(crate) mod pause;
-mod probe;
+pub(crate) mod probe;
 pub(crate) mod rebase;
 pub(crate) mod relays;
 pub(crate) mod replay;
 pub(crate) mod status;
 mod time;
-mod verdict;
 
 use anyhow::Result;
 use sqlx::PgConnection;
@@ -21,6 +20,11 @@ use sqlx::PgConnection;
 use aftercommit::outbox::{read, schema};
 
 use crate::config::Config;
+
+/// A command line that cannot be meant, where only the command itself can tell: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct WrongUsage(pub(crate) &'static str);
 
 /// What is said where a list of relays would be empty.
 const NO_RELAY: &str = "no relay has run on this database yet: start one with `aftercommit relay`";

@@ -59,6 +59,17 @@ pub(super) fn time(at: DateTime<Utc>) -> String {
     at.format("%Y-%m-%d %H:%M:%SZ").to_string()
 }
 
+/// An error with its causes, as far as its own text does not tell them already.
+pub(crate) fn told(error: &anyhow::Error) -> String {
+    let own = error.to_string();
+    if own.contains(&error.root_cause().to_string()) { own } else { format!("{error:#}") }
+}
+
+/// `1 event`, `2 events`.
+pub(super) fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// How long ago a time is.
 pub(super) fn ago(at: DateTime<Utc>) -> String {
     format!("{} ago", seconds((Utc::now() - at).as_seconds_f64()))

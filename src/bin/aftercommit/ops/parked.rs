@@ -17,6 +17,7 @@ use crate::config::Config;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// List the topics that have parked events, and why.
+    #[command(after_help = "Example: aftercommit parked list --limit 5")]
     List {
         /// How many topics at most.
         #[arg(long, default_value_t = 50)]

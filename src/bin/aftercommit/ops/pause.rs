@@ -16,14 +16,14 @@ use crate::config::Config;
   aftercommit pause --reason 'Redis is being moved'
   aftercommit resume --reason 'Redis has moved'
 
-Applications go on appending; nothing is lost. A pause outlives restarts: only resume ends it.
-Readiness is red and `aftercommit status` says so meanwhile.")]
+Applications go on appending; nothing is lost. A pause outlives restarts: only
+resume ends it. Readiness is red and `aftercommit status` says so meanwhile.")]
 pub(crate) struct Args {
     /// The relay; [relay] name unless given.
     #[arg(value_name = "RELAY")]
     relay: Option<String>,
     /// Why, for the audit.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
 }
 

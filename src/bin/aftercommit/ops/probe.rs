@@ -8,6 +8,10 @@ use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use aftercommit::http::Check;
+
+use super::output;
+
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How much of an answer is read.
@@ -15,11 +19,18 @@ const ANSWER_BYTES: u64 = 64 * 1024;
 
 /// What was answered.
 #[derive(Debug, Serialize)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     /// Whether all is well.
     pub(super) ok: bool,
     /// In words.
     pub(super) says: String,
+}
+
+impl Answer {
+    /// The answer as a check.
+    pub(crate) fn check(self, name: &'static str) -> Check {
+        Check::of(name, if self.ok { Ok(self.says) } else { Err(self.says) })
+    }
 }
 
 impl fmt::Display for Answer {
@@ -29,7 +40,7 @@ impl fmt::Display for Answer {
 }
 
 /// Asks Redis.
-pub(super) async fn redis(settings: &aftercommit::redis::Settings) -> Answer {
+pub(crate) async fn redis(settings: &aftercommit::redis::Settings) -> Answer {
     answered(async {
         let mut connection = settings.connect().await?;
         let info: String =
@@ -51,7 +62,7 @@ pub(super) async fn redis(settings: &aftercommit::redis::Settings) -> Answer {
 }
 
 /// Asks a process's `/readyz`.
-pub(super) async fn readiness(listen: &str) -> Answer {
+pub(crate) async fn readiness(listen: &str) -> Answer {
     answered(async {
         let mut stream =
             TcpStream::connect(listen).await.with_context(|| format!("nothing answers at {listen}"))?;
@@ -79,7 +90,7 @@ fn reasons(body: &str) -> String {
 async fn answered(asking: impl Future<Output = Result<String>>) -> Answer {
     match tokio::time::timeout(PATIENCE, asking).await {
         Ok(Ok(says)) => Answer { ok: true, says },
-        Ok(Err(error)) => Answer { ok: false, says: format!("{error:#}") },
+        Ok(Err(error)) => Answer { ok: false, says: output::told(&error) },
         Err(_elapsed) => Answer { ok: false, says: format!("no answer within {} s", PATIENCE.as_secs()) },
     }
 }

@@ -26,10 +26,11 @@ const PAGE: i64 = 10_000;
   aftercommit rebase --dry-run
   aftercommit rebase --reason 'restored from the backup of 02:00' --yes
 
-Stop every relay of the log first. Needed after Postgres was restored from a backup, failed over
-with a loss of commits, or was moved to another cluster; the relay says so. New events get numbers
-of a higher epoch, so that clients see them as new, and events that Redis has already are not
-published again. A Redis that was restored or emptied needs no rebase: the relay repairs it.")]
+Stop every relay of the log first. Needed after Postgres was restored from a
+backup, failed over with a loss of commits, or was moved to another cluster; the
+relay says so. New events get numbers of a higher epoch, so that clients see
+them as new, and events that Redis has already are not published again. A Redis
+that was restored or emptied needs no rebase: the relay repairs it.")]
 pub(crate) struct Args {
     /// Say what would be done, and change nothing.
     #[arg(long)]

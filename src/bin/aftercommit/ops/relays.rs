@@ -3,15 +3,16 @@
 use anyhow::Result;
 
 use aftercommit::outbox::overview::{self, RelayOverview};
+use aftercommit::outbox::verdict::Verdict;
 
 use super::output::{self, Output};
-use super::verdict::Verdict;
 use crate::config::Config;
 
 /// What to do with relays other than running one.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// List the relays that have run on this log.
+    #[command(after_help = "Example: aftercommit relay list --output json")]
     List {
         /// How to print the data.
         #[arg(long, value_enum, default_value_t)]

@@ -8,10 +8,10 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use aftercommit::outbox::overview::{self, RelayOverview};
+use aftercommit::outbox::verdict::Verdict;
 
 use super::output::{self, Output};
 use super::probe::{self, Answer};
-use super::verdict::Verdict;
 use crate::config::Config;
 
 /// How to print it.
@@ -85,7 +85,7 @@ fn print_relay(relay: &RelayOverview, limit: u64) {
         say("paused", &format!("{} by {}: {}", output::ago(pause.since), pause.who, pause.reason));
     }
     let session = relay.leader.as_deref().map_or(String::new(), |leader| format!(" (Postgres {leader})"));
-    let leading = relay.processes.iter().find(|heard| heard.heartbeat.role == "leading");
+    let leading = relay.leading();
     let leader = match (leading, &relay.leader) {
         (_, None) => "none: start one with `aftercommit relay`".to_owned(),
         (Some(heard), _) => format!("{}{session}", heard.heartbeat.process),
@@ -112,13 +112,15 @@ fn print_relay(relay: &RelayOverview, limit: u64) {
 }
 
 fn waiting(relay: &RelayOverview) -> String {
-    relay.oldest_pending_seconds.map_or_else(
-        || "nothing".to_owned(),
-        |age| {
-            let age = output::seconds(age);
-            format!("at most {} events, the oldest for {age}", relay.backlog_at_most.max(1))
-        },
-    )
+    let at_most = output::count(relay.backlog_at_most.max(1).cast_unsigned(), "event");
+    match (relay.oldest_pending_seconds.map(output::seconds), relay.oldest_is_sampled) {
+        (Some(age), false) => format!("at most {at_most}, the oldest for {age}"),
+        (Some(age), true) => format!("at most {at_most}, the oldest for {age} or longer"),
+        (None, false) => "nothing".to_owned(),
+        (None, true) => {
+            format!("nothing seen; {} rows are of open or rolled-back transactions", relay.backlog_at_most)
+        }
+    }
 }
 
 fn parked(relay: &RelayOverview) -> String {

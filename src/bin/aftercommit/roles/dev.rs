@@ -21,14 +21,15 @@ const TOKEN_VALID_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// Where the data is kept.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example: aftercommit dev")]
 pub(crate) struct Args {
-    /// Where Postgres's and Redis's data is kept between runs.
+    /// Where data is kept.
     #[arg(long, value_name = "DIR", default_value = local::DATA_DIR)]
     data_dir: PathBuf,
-    /// Keep nothing: use temporary directories that are removed at the end.
+    /// Keep nothing: temporary directories, removed at the end.
     #[arg(long, conflicts_with = "data_dir")]
     ephemeral: bool,
-    /// When all of it is ready, write addresses and a token as shell variables to this file.
+    /// Where to write addresses and a token, once ready.
     #[arg(long, value_name = "FILE")]
     env_file: Option<PathBuf>,
 }
@@ -57,7 +58,10 @@ pub(crate) async fn run(mut config: Config, args: Args) -> Result<()> {
     config.database.url = servers.database_url();
     config.redis.url = servers.redis_url();
     if config.jwt.secret.expose_secret().is_empty() {
-        config.jwt.secret = secret(servers.data_dir())?;
+        config.jwt.secret = secret(servers.data_dir(), "jwt-secret")?;
+    }
+    if config.operator.token.expose_secret().is_empty() {
+        config.operator.token = secret(servers.data_dir(), "operator-token")?;
     }
     migrate::run(&config).await?;
     let ran = Box::pin(run_roles(&config, &args, &servers, &shutdown)).await;
@@ -76,6 +80,14 @@ async fn run_roles(
         api: listen(&config.api.listen).await?,
         sse: listen(&config.sse.listen).await?,
         relay: listen(&config.relay.listen).await?,
+    };
+    // The operator's page asks the SSE server how it is, at the port that it has got.
+    let config = &Config {
+        sse: aftercommit::sse::Settings {
+            listen: sockets.sse.local_addr().context("a listener without an address")?.to_string(),
+            ..config.sse.clone()
+        },
+        ..config.clone()
     };
     // The sockets are there already: whoever connects from now on is served as soon as the role is up.
     Guide::new(config, &sockets, servers)?.tell(args.env_file.as_deref())?;
@@ -107,11 +119,11 @@ async fn listen(usual: &str) -> Result<TcpListener> {
     TcpListener::bind("127.0.0.1:0").await.context("there is no free port on 127.0.0.1")
 }
 
-/// The secret of tokens, kept with the data so that a token outlives a restart.
-fn secret(data_dir: Option<&Path>) -> Result<SecretString> {
+/// A secret, kept in a file with the data so that what it opens outlives a restart.
+fn secret(data_dir: Option<&Path>, file: &str) -> Result<SecretString> {
     let secret = match data_dir {
         None => local::random_secret(),
-        Some(dir) => local::kept_secret(&dir.join("jwt-secret")).map_err(explained)?,
+        Some(dir) => local::kept_secret(&dir.join(file)).map_err(explained)?,
     };
     Ok(secret.into())
 }
@@ -128,6 +140,7 @@ struct Guide {
     relay: String,
     database: SecretString,
     redis: SecretString,
+    operator_token: SecretString,
     user: Uuid,
     token: String,
 }
@@ -145,6 +158,7 @@ impl Guide {
             relay: url(&sockets.relay)?,
             database: servers.database_url(),
             redis: servers.redis_url(),
+            operator_token: config.operator.token.clone(),
             user,
             token: auth::issue(&config.jwt, user, TOKEN_VALID_FOR)?,
         })
@@ -162,12 +176,13 @@ impl Guide {
     /// Shell variables, in a file that only its owner reads: it holds a token and passwords.
     fn write_variables(&self, path: &Path) -> Result<()> {
         let text = format!(
-            "API_URL={}\nSSE_URL={}\nRELAY_URL={}\nUSER_ID={}\nTOKEN={}\nDATABASE_URL={}\nREDIS_URL={}\n",
+            "API_URL={}\nSSE_URL={}\nRELAY_URL={}\nUSER_ID={}\nTOKEN={}\nOPERATOR_TOKEN={}\nDATABASE_URL={}\nREDIS_URL={}\n",
             self.api,
             self.sse,
             self.relay,
             self.user,
             self.token,
+            self.operator_token.expose_secret(),
             self.database.expose_secret(),
             self.redis.expose_secret()
         );
@@ -180,6 +195,7 @@ impl Guide {
     #[expect(clippy::print_stdout, reason = "what this command is for")]
     fn print(&self) {
         let Self { api, sse, relay, user, token, .. } = self;
+        let operator_token = self.operator_token.expose_secret();
         let (database, redis) = (self.database.expose_secret(), self.redis.expose_secret());
         println!(
             r#"
@@ -187,7 +203,7 @@ aftercommit is up; Ctrl-C ends it.
 
   api       {api}
   sse       {sse}
-  relay     {relay}    health and metrics
+  relay     {relay}    health, metrics, and the operator's page
   postgres  {database}
   redis     {redis}
 
@@ -209,6 +225,9 @@ Try it. A token for user {user}:
   curl -s -X POST {api}/api/upload/sessions/$SESSION/photos/$PHOTO/complete -H "Authorization: Bearer $TOKEN"
   curl -s -X POST {api}/api/upload/sessions/$SESSION/photos/$PHOTO/fail -H "Authorization: Bearer $TOKEN" \
     -H 'Content-Type: application/json' -d '{{"reason":"the disk is full"}}'
+
+  # the operator's page, in a browser: {relay}/console
+  # any name, and this token: {operator_token}
 
   # where the relay stands, and what it delivered
   DATABASE_URL={database} aftercommit status

@@ -8,7 +8,8 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use aftercommit::http::{self, Check, Limits, Readiness, no_route};
+use aftercommit::console::{self, Console};
+use aftercommit::http::{self, Check, Limits, OperatorGate, Readiness, no_route};
 use aftercommit::outbox;
 use aftercommit::redis::Publisher;
 use aftercommit::relay::{self, Metrics, Role, State, StateHandle};
@@ -16,18 +17,20 @@ use aftercommit::relay::{self, Metrics, Role, State, StateHandle};
 use super::preflight;
 use crate::config::Config;
 use crate::lifecycle;
+use crate::ops::probe;
 
 /// Runs until a signal.
 pub(crate) async fn run(config: Config) -> Result<()> {
     let shutdown = lifecycle::shutdown_on_signal()?;
     let (listener, address) = lifecycle::bind(&config.relay.listen, "AFTERCOMMIT_RELAY_LISTEN").await?;
-    tracing::info!(%address, relay = %config.relay.name, "relay serves health and metrics");
+    tracing::info!(%address, relay = %config.relay.name, "relay serves health, metrics and the operator's page");
     let grace = Duration::from_secs(config.shutdown.grace_seconds);
     lifecycle::within_grace(serve(&config, listener, shutdown.clone()), &shutdown, grace).await?
 }
 
 /// Delivers until `shutdown`; health and metrics are served on `listener`.
 pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: CancellationToken) -> Result<()> {
+    let gate = OperatorGate::new(&config.operator)?;
     preflight::postgres(&config.database, "aftercommit relay", &[&outbox::schema::SCHEMA]).await?;
     preflight::redis(&config.redis).await?;
     let mut registry = Registry::default();
@@ -35,16 +38,39 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
     let state = StateHandle::default();
     let (asked, limit) = (state.clone(), Duration::from_secs(config.relay.ready_max_pending_seconds));
     let readiness = Readiness::new(move || std::future::ready(checks(&asked.get(), limit)));
-    let router = Router::new().fallback(no_route).merge(http::operations(registry, readiness));
+    let console = Console::new(console::Parts {
+        relay: config.relay.name.clone(),
+        pending_limit: limit,
+        state: state.clone(),
+        gate,
+        database: config.database.clone(),
+        neighbours: neighbours(config),
+    })?;
+    let router =
+        Router::new().fallback(no_route).merge(http::operations(registry, readiness)).merge(console.router());
     let mut publisher = Publisher::new(config.redis.clone(), &config.relay.name, config.relay.chunk_size);
     let retention = Duration::from_secs(config.outbox.retention_seconds);
     // The relay first: while it finishes its step, health is still told.
     let told = CancellationToken::new();
     let telling = tokio::spawn(http::serve(listener, router, Limits::default(), told.clone()));
+    let showing = tokio::spawn(console.run(told.clone()));
     relay::run(&config.relay, &config.database, retention, &mut publisher, &metrics, &state, shutdown).await;
     told.cancel();
+    showing.await?;
     telling.await?;
     Ok(())
+}
+
+/// How Redis and the SSE server are, for the operator's page.
+fn neighbours(config: &Config) -> Readiness {
+    let (redis, sse) = (config.redis.clone(), config.sse.listen.clone());
+    Readiness::new(move || {
+        let (redis, sse) = (redis.clone(), sse.clone());
+        async move {
+            let (redis, sse) = tokio::join!(probe::redis(&redis), probe::readiness(&sse));
+            vec![redis.check("redis"), sse.check("sse")]
+        }
+    })
 }
 
 /// What must hold: events are delivered in time, by this process or by another one of its name, and would be if there

@@ -58,8 +58,11 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
         .layer(axum::middleware::from_fn_with_state(origins, http::cors))
         .merge(for_operators)
         .merge(http::operations(registry, readiness));
-    let limits =
-        Limits { connections: config.sse.max_connections + CONNECTIONS_BEYOND_STREAMS, ..Limits::default() };
+    let limits = Limits {
+        connections: config.sse.max_connections + CONNECTIONS_BEYOND_STREAMS,
+        head: config.sse.head_timeout(),
+        ..Limits::default()
+    };
     let serving = http::serve(listener, router, limits, shutdown.clone());
     tokio::join!(hub.run(shutdown), serving);
     pool.close().await;

@@ -12,10 +12,12 @@ use crate::config::Config;
 
 /// How to print it.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: aftercommit doctor --output json | jq '.[] | select(.verdict == \"wrong\")'
+#[command(after_help = "Examples:
+  aftercommit doctor
+  aftercommit doctor --output json | jq '.[] | select(.verdict == \"wrong\")'
 
-Exits with 1 if something is wrong. Changes nothing, but for a stream of one entry in Redis that
-it removes again.")]
+Exits with 1 if something is wrong. Changes nothing, but for a stream of one
+entry in Redis that it removes again.")]
 pub(crate) struct Args {
     /// Name transactions that are open for longer than this, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]

@@ -2,11 +2,14 @@
 
 use std::fmt;
 
-use aftercommit::outbox::overview::RelayOverview;
+use serde::Serialize;
+
+use super::overview::RelayOverview;
 
 /// How a relay is, the worst first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Verdict {
     /// Nobody leads: nothing is delivered.
     NoLeader,
     /// An operator has paused it.
@@ -23,8 +26,8 @@ pub(super) enum Verdict {
 
 impl Verdict {
     /// Judges a relay whose events may wait for `limit` seconds.
-    pub(super) fn of(relay: &RelayOverview, limit: u64) -> Self {
-        let fails = |heard: &&aftercommit::outbox::heartbeat::Heard| {
+    pub fn of(relay: &RelayOverview, limit: u64) -> Self {
+        let fails = |heard: &&super::heartbeat::Heard| {
             heard.heartbeat.role != "standby" && heard.heartbeat.error.is_some()
         };
         if relay.leader.is_none() {

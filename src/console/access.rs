@@ -1,0 +1,175 @@
+//! Who is let in: a cookie from the sign-in, for browsers, or the operators' token, for scripts.
+//!
+//! A browser sends a cookie along whoever has made it ask. `SameSite=Strict` keeps other sites out, but not other ports of
+//! the same host: so what changes something must also come from a page of this very origin.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::Shared;
+use super::attempts::Attempt;
+use crate::http::Problem;
+
+/// The cookie of a sign-in.
+pub(super) const COOKIE: &str = "aftercommit_console";
+/// The name in the audit of whoever comes with the token alone.
+const NAMELESS: &str = "console";
+
+/// The operator who makes a request. Among the request's extensions.
+#[derive(Debug, Clone)]
+pub(super) struct Identity {
+    /// For the audit.
+    pub(super) who: String,
+    /// The sign-in, if it is one.
+    pub(super) session: Option<String>,
+}
+
+/// The middleware: 401 for whoever is not signed in and does not send the token; 403 for a change that another origin's
+/// page asks for.
+pub(super) async fn operators_only(
+    State(shared): State<Arc<Shared>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    match identify(&shared, &request) {
+        Ok(identity) => {
+            request.extensions_mut().insert(identity);
+            next.run(request).await
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// Why somebody is not let in.
+enum Refusal {
+    Problem(Problem),
+    /// Too many wrong tokens; to be tried again after this time.
+    TooMany(Duration),
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let wait = match self {
+            Self::Problem(problem) => return problem.into_response(),
+            Self::TooMany(wait) => wait.as_secs() + 1,
+        };
+        let detail = format!("too many wrong tokens came from this address: try again in {wait} s");
+        let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, detail);
+        ([(header::RETRY_AFTER, HeaderValue::from(wait))], problem).into_response()
+    }
+}
+
+fn identify(shared: &Shared, request: &Request) -> Result<Identity, Refusal> {
+    let headers = request.headers();
+    if !shared.parts.gate.can_open() {
+        let detail = "nobody is let in here: set AFTERCOMMIT_OPERATOR_TOKEN and start this process again";
+        return Err(Problem::forbidden(detail).into());
+    }
+    if let Some(token) = bearer(headers) {
+        return match shared
+            .attempts
+            .attempt(peer(request), Instant::now(), || shared.parts.gate.opens_for(token))
+        {
+            Attempt::Right => Ok(Identity { who: NAMELESS.to_owned(), session: None }),
+            Attempt::Wrong => Err(Problem::unauthorized("this is not the operators' token").into()),
+            Attempt::TooMany(wait) => Err(Refusal::TooMany(wait)),
+        };
+    }
+    let session = session(headers);
+    let who = session.and_then(|id| shared.sessions.who(id, Instant::now()));
+    let Some(who) = who else {
+        let detail = "sign in at /console, or send the operators' token: Authorization: Bearer <token>";
+        return Err(Problem::unauthorized(detail).into());
+    };
+    if request.method() != Method::GET && !is_same_origin(headers) {
+        return Err(elsewhere().into());
+    }
+    Ok(Identity { who, session: session.map(str::to_owned) })
+}
+
+/// The refusal of what another origin's page asks for.
+pub(super) fn elsewhere() -> Problem {
+    Problem::forbidden("this was asked for by a page of another origin: open /console itself and do it there")
+}
+
+/// Whether a browser says that a page of this origin asks, or that its user does so by hand. One that sends neither of the
+/// two headers is none: all browsers send `Origin` with a POST.
+pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
+    if let Some(site) = text(headers, "sec-fetch-site") {
+        return site == "same-origin";
+    }
+    let origin = text(headers, header::ORIGIN.as_str()).and_then(|origin| origin.split_once("://"));
+    origin.is_some_and(|(_scheme, host)| text(headers, header::HOST.as_str()) == Some(host))
+}
+
+/// The id of the sign-in that a browser sends along.
+pub(super) fn session(headers: &HeaderMap) -> Option<&str> {
+    let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    cookies
+        .flat_map(|cookies| cookies.split(';'))
+        .find_map(|cookie| cookie.trim().strip_prefix(COOKIE)?.strip_prefix('='))
+}
+
+/// Where a request comes from; all of them from one place if this is not known.
+pub(super) fn peer(request: &Request) -> IpAddr {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip())
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = text(headers, header::AUTHORIZATION.as_str())?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, value.parse().expect("a value"));
+        }
+        headers
+    }
+
+    #[test]
+    fn only_a_page_of_this_very_origin_counts_as_one() {
+        let host = ("host", "relay:8082");
+        for (sent, expected) in [
+            (&[host, ("sec-fetch-site", "same-origin")][..], true),
+            (&[host, ("sec-fetch-site", "same-site"), ("origin", "http://relay:8082")], false),
+            (&[host, ("sec-fetch-site", "cross-site")], false),
+            (&[host, ("sec-fetch-site", "none")], false),
+            (&[host, ("origin", "http://relay:8082")], true),
+            (&[host, ("origin", "http://relay:9000")], false),
+            (&[host, ("origin", "null")], false),
+            (&[host], false),
+        ] {
+            assert_eq!(is_same_origin(&headers(sent)), expected, "{sent:?}");
+        }
+    }
+
+    #[test]
+    fn the_cookie_is_found_among_others() {
+        let sent = headers(&[("cookie", "a=1; aftercommit_console=abc; b=2")]);
+        assert_eq!(session(&sent), Some("abc"));
+        assert_eq!(session(&headers(&[("cookie", "aftercommit_console2=abc")])), None);
+    }
+}

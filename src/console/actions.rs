@@ -1,0 +1,155 @@
+//! What an operator does by hand: each change and its audit row in one transaction, then the bell.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sqlx::PgConnection;
+
+use super::Shared;
+use super::access::Identity;
+use super::error::Error;
+use crate::event::Topic;
+use crate::http::Json;
+use crate::outbox::audit::{self, Operator};
+use crate::outbox::parked::{self, Wish};
+use crate::outbox::{checkpoint, pause as pauses};
+
+/// Characters of a reason at most.
+const REASON_LEN_MAX: usize = 500;
+
+/// Which topic's parked events, and why.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OfTopic {
+    relay: String,
+    topic: String,
+    reason: String,
+}
+
+/// Which relay, and why.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OfRelay {
+    relay: String,
+    reason: String,
+}
+
+/// What was done.
+#[derive(Debug, Serialize)]
+pub(super) struct Done {
+    /// In words.
+    says: String,
+}
+
+type Answer = Result<axum::Json<Done>, Error>;
+
+fn done(says: String) -> Answer {
+    Ok(axum::Json(Done { says }))
+}
+
+/// `POST /console/parked/release`: the relay publishes a topic's parked events in order, then lets it flow.
+pub(super) async fn release(
+    State(shared): State<Arc<Shared>>,
+    Extension(identity): Extension<Identity>,
+    Json(wished): Json<OfTopic>,
+) -> Answer {
+    let events = settle(&shared, identity, &wished, Wish::Release).await?;
+    done(format!("The relay publishes {} of {}.", parked_events(events), wished.topic))
+}
+
+/// `POST /console/parked/discard`: the relay gives up a topic's parked events, then lets it flow.
+pub(super) async fn discard(
+    State(shared): State<Arc<Shared>>,
+    Extension(identity): Extension<Identity>,
+    Json(wished): Json<OfTopic>,
+) -> Answer {
+    let events = settle(&shared, identity, &wished, Wish::Discard).await?;
+    done(format!("The relay gives up {} of {}.", parked_events(events), wished.topic))
+}
+
+fn parked_events(count: u64) -> String {
+    if count == 1 { "1 parked event".to_owned() } else { format!("{count} parked events") }
+}
+
+async fn settle(shared: &Shared, identity: Identity, wished: &OfTopic, wish: Wish) -> Result<u64, Error> {
+    let operator = operator(identity, &wished.reason)?;
+    let topic = Topic::new(wished.topic.clone())?;
+    let action = match wish {
+        Wish::Release => "release",
+        Wish::Discard => "discard",
+    };
+    let mut tx = shared.pool.begin().await?;
+    let events = parked::wish(&mut tx, &wished.relay, &topic, wish).await?;
+    if events == 0 {
+        return Err(Error::NotParked(wished.topic.clone()));
+    }
+    let what = json!({ "relay": wished.relay, "topics": [topic] });
+    audit::write(&mut tx, &operator, action, &what, events).await?;
+    tx.commit().await?;
+    tell(shared).await;
+    Ok(events)
+}
+
+/// `POST /console/pause`. Asking for what is already so is no error.
+pub(super) async fn pause(
+    State(shared): State<Arc<Shared>>,
+    Extension(identity): Extension<Identity>,
+    Json(wished): Json<OfRelay>,
+) -> Answer {
+    let operator = operator(identity, &wished.reason)?;
+    let mut tx = shared.pool.begin().await?;
+    known(&mut tx, &wished.relay).await?;
+    if !pauses::pause(&mut tx, &wished.relay, &operator).await? {
+        return done(format!("Relay {} is paused already.", wished.relay));
+    }
+    audit::write(&mut tx, &operator, "pause", &json!({ "relay": wished.relay }), 0).await?;
+    tx.commit().await?;
+    tell(&shared).await;
+    done(format!("Relay {} is paused.", wished.relay))
+}
+
+/// `POST /console/resume`. Asking for what is already so is no error.
+pub(super) async fn resume(
+    State(shared): State<Arc<Shared>>,
+    Extension(identity): Extension<Identity>,
+    Json(wished): Json<OfRelay>,
+) -> Answer {
+    let operator = operator(identity, &wished.reason)?;
+    let mut tx = shared.pool.begin().await?;
+    known(&mut tx, &wished.relay).await?;
+    if !pauses::resume(&mut tx, &wished.relay).await? {
+        return done(format!("Relay {} is not paused.", wished.relay));
+    }
+    audit::write(&mut tx, &operator, "resume", &json!({ "relay": wished.relay }), 0).await?;
+    tx.commit().await?;
+    tell(&shared).await;
+    done(format!("Relay {} delivers again.", wished.relay))
+}
+
+/// Makes sure that a relay of this name has run on the log.
+pub(super) async fn known(connection: &mut PgConnection, relay: &str) -> Result<(), Error> {
+    match checkpoint::newest(connection, relay).await? {
+        Some(_position) => Ok(()),
+        None => Err(Error::NoRelay(relay.to_owned())),
+    }
+}
+
+/// Who does it and why, for the audit.
+pub(super) fn operator(identity: Identity, reason: &str) -> Result<Operator, Error> {
+    let reason = reason.trim();
+    if reason.is_empty() || reason.chars().count() > REASON_LEN_MAX {
+        return Err(Error::NoReason(REASON_LEN_MAX));
+    }
+    Ok(Operator { who: identity.who, reason: reason.to_owned() })
+}
+
+/// Wakes the relay, which would otherwise find it by polling, and shows what has changed.
+async fn tell(shared: &Shared) {
+    if let Err(error) = sqlx::query("notify outbox").execute(&shared.pool).await {
+        tracing::debug!(%error, "relays will find it by polling");
+    }
+    shared.feed.look_again();
+}

@@ -1,0 +1,93 @@
+// What has happened: the parked topics, and what operators did.
+
+import { at, fill, made } from "./dom.js";
+import { ask, post } from "./ask.js";
+import { clock, count, counted } from "./text.js";
+
+const NOTHING_PARKED =
+  "Nothing is parked. An event that Redis refuses for a reason of its own would wait here, with those behind it.";
+
+/** Shows every relay's parked topics. */
+export function showParked(parked, own) {
+  const topics = parked.flatMap(({ relay, topics }) => topics.map((topic) => ({ ...topic, relay })));
+  const list = topics.length
+    ? made("ul", { class: "parked" }, ...topics.map((topic) => parkedTopic(topic, own)))
+    : made("p", { class: "empty" }, NOTHING_PARKED);
+  fill(at("parked"), list);
+}
+
+function parkedTopic(topic, own) {
+  const about = made(
+    "p",
+    { class: "about" },
+    `${counted(topic.events, "event")} since `,
+    made("time", { datetime: topic.since }, clock(topic.since)),
+    topic.holdsTopic ? "; later ones wait behind" : "; later ones flow past",
+    topic.relay === own ? "" : `; relay ${topic.relay}`,
+  );
+  const what = made("div", {}, made("h3", {}, topic.topic), about, made("p", { class: "why" }, topic.reason));
+  const wish = topic.wish === "release" ? "Being released …" : "Being discarded …";
+  const buttons = topic.wish
+    ? made("p", { class: "wish" }, wish)
+    : made("p", { class: "buttons" }, settle(topic, "release"), settle(topic, "discard"));
+  return made("li", { "data-topic": topic.topic }, what, buttons);
+}
+
+/** A button that releases or discards a topic's parked events. */
+function settle(topic, what) {
+  const isDiscard = what === "discard";
+  const verb = isDiscard ? "Discard" : "Release";
+  const events = counted(topic.events, "event");
+  const them = topic.events === 1 ? "it" : "them";
+  const question = {
+    title: `${verb} ${events} of ${topic.topic}?`,
+    text: isDiscard
+      ? `Clients will never get ${them}, and the topic flows on without. This cannot be undone.`
+      : `The relay publishes ${them} in order, and then lets the topic flow. Mend first what Redis refused: ` +
+        "otherwise the topic is parked again.",
+    yes: `${verb} ${events}`,
+    isGrave: isDiscard,
+    does: async (reason) => {
+      const done = await post(`parked/${what}`, { relay: topic.relay, topic: topic.topic, reason });
+      return done.says;
+    },
+  };
+  const names = { "data-key": `${what} ${topic.relay} ${topic.topic}`, "aria-label": `${verb} ${events} of ${topic.topic}` };
+  return made("button", { ...names, click: () => ask(question) }, verb);
+}
+
+const COLUMNS = ["When", "What", "Who", "Events", "Why", "Of what"];
+
+/** Shows what operators did of late. */
+export function showAudit(entries) {
+  if (!entries.length) {
+    return fill(at("audit"), made("p", { class: "empty" }, "No operator has done anything yet."));
+  }
+  const heads = COLUMNS.map((name) => made("th", { scope: "col" }, name));
+  const table = made("table", {}, made("thead", {}, made("tr", {}, ...heads)), made("tbody", {}, ...entries.map(done)));
+  fill(at("audit"), table);
+}
+
+function done(entry) {
+  return made(
+    "tr",
+    {},
+    made("td", {}, made("time", { datetime: entry.at, title: entry.at }, clock(entry.at))),
+    made("td", { class: "what" }, entry.action),
+    made("td", {}, entry.who),
+    made("td", { class: "number" }, entry.events ? count(entry.events) : "–"),
+    made("td", { class: "reason" }, entry.reason || "–"),
+    made("td", { class: "selection" }, chosen(entry.selection)),
+  );
+}
+
+/** A selection in a few words: `relay main, topic order:42`. */
+function chosen(value, name = "") {
+  if (value === null || value === "") return "";
+  if (Array.isArray(value)) {
+    const rest = value.length > 2 ? ` and ${value.length - 2} more` : "";
+    return value.length ? `${name} ${value.slice(0, 2).join(", ")}${rest}` : "";
+  }
+  if (typeof value !== "object") return `${name} ${value}`;
+  return Object.entries(value).map(([key, inner]) => chosen(inner, key)).filter(Boolean).join(", ");
+}

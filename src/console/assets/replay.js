@@ -1,0 +1,143 @@
+// Replay: look first, then confirm, then watch how far it is.
+
+import { age, at, fill, made } from "./dom.js";
+import { ask, post } from "./ask.js";
+import { clock, count, counted, grow } from "./text.js";
+
+// What the last look was for: only that is replayed. Null when the form has changed since.
+let looked = null;
+
+/** Makes the form work. */
+export function prepare(own) {
+  const form = at("replay");
+  form.addEventListener("input", forget);
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    forget();
+    const button = at("replay-look");
+    button.disabled = true;
+    try {
+      await look(form, own());
+    } catch (error) {
+      complain(error.message);
+    } finally {
+      button.disabled = false;
+    }
+  });
+  at("replay-run").addEventListener("click", confirm);
+}
+
+function forget() {
+  looked = null;
+  at("replay-run").disabled = true;
+  at("replay-run").textContent = "Replay …";
+  fill(at("replay-found"));
+}
+
+const complain = (text) => fill(at("replay-found"), made("p", { class: "complaint", role: "alert" }, text));
+
+async function look(form, own) {
+  const selection = selectionOf(new FormData(form));
+  const relay = form.elements.relay.value || own;
+  const { events, sample } = await post("replay/preview", { relay, selection });
+  if (!events) {
+    return fill(at("replay-found"), made("p", { class: "empty" }, "No delivered event that is still in the log matches."));
+  }
+  looked = { relay, selection, events };
+  const run = at("replay-run");
+  run.disabled = false;
+  run.textContent = `Replay ${counted(events, "event")} …`;
+  const some = events > sample.length ? `. The first ${sample.length}:` : ":";
+  const found = made("p", { class: "count" }, made("strong", {}, counted(events, "event")), " would be delivered once more", some);
+  fill(at("replay-found"), found, made("table", {}, made("tbody", {}, ...sample.map(row))));
+}
+
+function row({ createdAt, topic, type, eventId }) {
+  const cells = [clock(createdAt), topic, type].map((text) => made("td", {}, text));
+  return made("tr", {}, ...cells, made("td", { class: "id" }, eventId));
+}
+
+/** The form's fields as a selection. Times are the browser's; the relay is told UTC. */
+function selectionOf(fields) {
+  const selection = {};
+  for (const name of ["topic", "type"]) {
+    const text = fields.get(name).trim();
+    if (text) selection[name] = text;
+  }
+  for (const name of ["since", "until"]) {
+    if (fields.get(name)) selection[name] = new Date(fields.get(name)).toISOString();
+  }
+  const events = fields.get("events").split(/[\s,]+/).filter(Boolean);
+  const wrong = events.find((id) => !/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(id));
+  if (wrong) throw new Error(`“${wrong}” is not an event id.`);
+  if (events.length) selection.events = events;
+  if (!Object.keys(selection).length) throw new Error("Say which events: a topic, a type, a time or event ids.");
+  return selection;
+}
+
+function confirm() {
+  if (!looked) return;
+  const { relay, selection, events } = looked;
+  ask({
+    title: `Replay ${counted(events, "event")}?`,
+    text:
+      "Every client of their topics gets them once more, under new numbers. " +
+      "What a client does twice cannot be undone from here.",
+    yes: `Replay ${counted(events, "event")}`,
+    does: async (reason) => {
+      const replay = await post("replay", { relay, selection, reason });
+      at("replay").reset();
+      forget();
+      return `Replay ${replay.id} has begun.`;
+    },
+  });
+}
+
+/** Shows the newest replays, also those of the command line, and how far each is. */
+export function showReplays(replays) {
+  const list = at("replays");
+  if (!replays.length) return fill(list);
+  fill(list, made("ul", { class: "replays" }, ...replays.map(shown)));
+  grow();
+}
+
+function shown(replay) {
+  const { id, selected, copied, standing } = replay;
+  const how = {
+    running: `${count(copied)} of ${counted(selected, "event")}`,
+    interrupted: `interrupted at ${count(copied)} of ${counted(selected, "event")}`,
+    finished: `done: ${counted(copied, "event")}`,
+  }[standing];
+  const missing = replay.missing ? `, ${count(replay.missing)} had left the log` : "";
+  const all = Math.max(selected, 1);
+  const name = made("strong", {}, `Replay ${id}`);
+  return made(
+    "li",
+    { "data-standing": standing },
+    made("p", {}, name, ` ${how}${missing}, begun `, age(replay.startedAt), ` by ${replay.who}: ${replay.reason}`),
+    made("progress", { max: all, value: standing === "finished" ? all : copied, "aria-label": `Replay ${id}` }),
+    standing === "interrupted" ? takeUp(replay) : null,
+  );
+}
+
+function takeUp({ id, selected, copied }) {
+  const left = counted(selected - copied, "event");
+  const does = async (reason) => {
+    await post("replay/resume", { id, reason });
+    return `Replay ${id} goes on.`;
+  };
+  const title = `Take up replay ${id} again?`;
+  const text = `${left} may be left. It goes on behind the last one; nothing is sent twice.`;
+  const click = () => ask({ title, text, yes: "Take up again", does });
+  return made("button", { "data-key": `replay ${id}`, click }, "Take up again");
+}
+
+/** Offers the relays to choose from, where there are several. */
+export function offerRelays(relays, own) {
+  const select = at("replay-relay");
+  const names = relays.map((relay) => relay.relay);
+  if (select.dataset.names === names.join("\n")) return;
+  select.dataset.names = names.join("\n");
+  at("replay-relay-field").hidden = names.length < 2;
+  fill(select, ...names.map((name) => made("option", { value: name, selected: name === own }, name)));
+}

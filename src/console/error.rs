@@ -1,0 +1,73 @@
+//! Why an operator's wish was not fulfilled.
+
+use axum::response::{IntoResponse, Response};
+
+use crate::event::EventError;
+use crate::http::Problem;
+use crate::{outbox, outbox::replay::ReplayError};
+
+/// Why an operator's wish was not fulfilled.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// Nobody would know later why it was done.
+    #[error("say why, in 1 to {0} characters: the audit keeps it")]
+    NoReason(usize),
+    /// It is not a topic.
+    #[error(transparent)]
+    NotATopic(#[from] EventError),
+    /// There is no such relay.
+    #[error("no relay named '{0}' has run on this log")]
+    NoRelay(String),
+    /// There is nothing to settle.
+    #[error("nothing of topic '{0}' is parked any more")]
+    NotParked(String),
+    /// Nothing was selected, which would mean everything.
+    #[error("say which events: by topic, type, event id or time")]
+    NoSelection,
+    /// As many looks and replays as this process may be at are under way.
+    #[error("this relay is at two looks or replays already: wait until one is done")]
+    Busy,
+    /// Replay refuses.
+    #[error(transparent)]
+    Replay(ReplayError),
+    /// The log could not be read or written.
+    #[error(transparent)]
+    Log(#[from] outbox::Error),
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Log(error.into())
+    }
+}
+
+impl From<ReplayError> for Error {
+    fn from(error: ReplayError) -> Self {
+        match error {
+            ReplayError::Log(error) => Self::Log(error),
+            other => Self::Replay(other),
+        }
+    }
+}
+
+impl From<crate::postgres::ConnectError> for Error {
+    fn from(error: crate::postgres::ConnectError) -> Self {
+        Self::Log(outbox::Error::Database(sqlx::Error::Configuration(error.to_string().into())))
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let detail = self.to_string();
+        match self {
+            Self::NoReason(_) | Self::NotATopic(_) | Self::NoSelection => Problem::bad_request(detail),
+            Self::NoRelay(_) | Self::NotParked(_) => Problem::not_found(detail),
+            Self::Busy | Self::Replay(_) => Problem::conflict(detail),
+            Self::Log(error) => {
+                tracing::warn!(%error, "the console could not reach the log");
+                Problem::unavailable(detail)
+            }
+        }
+        .into_response()
+    }
+}

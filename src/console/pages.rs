@@ -1,0 +1,130 @@
+//! The files of `assets`, compiled in, and the headers that keep anything else out of the page.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Redirect, Response};
+
+use super::{PATH, Shared, access};
+use crate::http::{Path, Problem};
+
+const CONSOLE: &str = include_str!("assets/console.html");
+const SIGN_IN: &str = include_str!("assets/sign-in.html");
+const NO_TOKEN: &str = include_str!("assets/no-token.html");
+
+/// In the sign-in page: where a complaint goes, and where a browser is told to ask once more.
+const COMPLAINT_PLACE: &str = "<!-- complaint -->";
+const ONCE_MORE_PLACE: &str = "<!-- once more -->";
+
+const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
+/// The files by name, with their types.
+const ASSETS: [(&str, &str, &str); 11] = [
+    ("style.css", "text/css; charset=utf-8", include_str!("assets/style.css")),
+    ("icon.svg", "image/svg+xml", include_str!("assets/icon.svg")),
+    ("main.js", JAVASCRIPT, include_str!("assets/main.js")),
+    ("feed.js", JAVASCRIPT, include_str!("assets/feed.js")),
+    ("chart.js", JAVASCRIPT, include_str!("assets/chart.js")),
+    ("status.js", JAVASCRIPT, include_str!("assets/status.js")),
+    ("lists.js", JAVASCRIPT, include_str!("assets/lists.js")),
+    ("ask.js", JAVASCRIPT, include_str!("assets/ask.js")),
+    ("replay.js", JAVASCRIPT, include_str!("assets/replay.js")),
+    ("dom.js", JAVASCRIPT, include_str!("assets/dom.js")),
+    ("text.js", JAVASCRIPT, include_str!("assets/text.js")),
+];
+
+/// What every answer says to browsers: run and load only what this very server serves, never inside another page, and
+/// build no markup from texts.
+const GUARDS: [(HeaderName, &str); 6] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+         form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
+    ),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "same-origin"),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+];
+
+/// Adds the guards to an answer.
+pub(super) async fn guard(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    for (name, value) in GUARDS {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+/// `GET /`.
+pub(super) async fn to_console() -> Redirect {
+    Redirect::to(PATH)
+}
+
+/// `GET /console`: the page, or what is needed to see it.
+pub(super) async fn console(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    if !shared.parts.gate.can_open() {
+        return no_token();
+    }
+    let session = access::session(&headers);
+    if session.and_then(|id| shared.sessions.who(id, Instant::now())).is_some() {
+        return html(StatusCode::OK, CONSOLE.to_owned());
+    }
+    // Behind a link on another site a browser leaves out the cookie. Asked once more, by this page, it sends it.
+    let from = headers.get("sec-fetch-site").and_then(|site| site.to_str().ok());
+    let once_more = match from {
+        Some("cross-site" | "same-site") => "<meta http-equiv=\"refresh\" content=\"0; url=/console\">",
+        _ => "",
+    };
+    html(StatusCode::OK, SIGN_IN.replace(ONCE_MORE_PLACE, once_more))
+}
+
+/// What the sign-in page has to say.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Complaint {
+    NotAForm,
+    NoName,
+    WrongToken,
+    TooMany,
+}
+
+impl Complaint {
+    fn text(self) -> &'static str {
+        match self {
+            Self::NotAForm => "The form did not arrive whole. Please try again.",
+            Self::NoName => "Please say who you are: the audit keeps it.",
+            Self::WrongToken => "This is not the operators’ token.",
+            Self::TooMany => "Too many wrong tokens came from here. Wait ten seconds, then try again.",
+        }
+    }
+}
+
+/// The sign-in page with a complaint.
+pub(super) fn sign_in(status: StatusCode, complaint: Complaint) -> Response {
+    let text = format!("<p class=\"complaint\" role=\"alert\">{}</p>", complaint.text());
+    html(status, SIGN_IN.replace(COMPLAINT_PLACE, &text))
+}
+
+/// The page where no token is configured: nobody is let in, and how to change that.
+pub(super) fn no_token() -> Response {
+    html(StatusCode::FORBIDDEN, NO_TOKEN.to_owned())
+}
+
+fn html(status: StatusCode, text: String) -> Response {
+    (status, axum::response::Html(text)).into_response()
+}
+
+/// `GET /console/assets/{name}`. The same for everybody, and so not behind the sign-in, which uses them too.
+pub(super) async fn asset(Path(name): Path<String>) -> Response {
+    match ASSETS.iter().find(|(known, ..)| *known == name) {
+        // Asked for again with each page, so that a new version of the relay brings its new page.
+        Some((_, kind, text)) => {
+            let headers = [(header::CONTENT_TYPE, *kind), (header::CACHE_CONTROL, "no-cache")];
+            (headers, *text).into_response()
+        }
+        None => Problem::not_found("there is no such file").into_response(),
+    }
+}

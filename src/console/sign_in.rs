@@ -1,0 +1,120 @@
+//! Signing in and out. The token is sent once, and answered with a cookie that no script can read and that goes nowhere
+//! but to this page: a stream of events cannot send a header.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::rejection::FormRejection;
+use axum::extract::{Extension, Form, FromRequest, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Redirect, Response};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+
+use super::access::{self, COOKIE, Identity};
+use super::attempts::Attempt;
+use super::pages::{self, Complaint};
+use super::{PATH, Shared, sessions};
+
+/// Characters of an operator's name at most.
+const NAME_LEN_MAX: usize = 60;
+
+/// The form.
+#[derive(Deserialize)]
+struct SignIn {
+    who: String,
+    token: SecretString,
+}
+
+/// `POST /console/sign-in`: a form, so that it works before any script does.
+pub(super) async fn sign_in(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    if !shared.parts.gate.can_open() {
+        return pages::no_token();
+    }
+    // Otherwise another page could sign somebody in under a name of its own choice.
+    if !access::is_same_origin(request.headers()) {
+        return access::elsewhere().into_response();
+    }
+    let (from, is_secure) = (access::peer(&request), came_by_https(request.headers()));
+    let form: Result<Form<SignIn>, FormRejection> = Form::from_request(request, &()).await;
+    let Ok(Form(form)) = form else {
+        return pages::sign_in(StatusCode::BAD_REQUEST, Complaint::NotAForm);
+    };
+    let Some(who) = name(&form.who) else {
+        return pages::sign_in(StatusCode::BAD_REQUEST, Complaint::NoName);
+    };
+    let is_right = || shared.parts.gate.opens_for(form.token.expose_secret().trim());
+    match shared.attempts.attempt(from, Instant::now(), is_right) {
+        Attempt::Right => {}
+        Attempt::Wrong => {
+            tracing::warn!(peer = %from, "a wrong token at the console's sign-in");
+            return pages::sign_in(StatusCode::UNAUTHORIZED, Complaint::WrongToken);
+        }
+        Attempt::TooMany(_) => return pages::sign_in(StatusCode::TOO_MANY_REQUESTS, Complaint::TooMany),
+    }
+    tracing::info!(peer = %from, who, "an operator has signed in to the console");
+    let id = shared.sessions.begin(who, Instant::now());
+    let cookie = cookie(&id, sessions::LASTS.as_secs(), is_secure);
+    ([(header::SET_COOKIE, cookie)], Redirect::to(PATH)).into_response()
+}
+
+/// `POST /console/sign-out`.
+pub(super) async fn sign_out(
+    State(shared): State<Arc<Shared>>,
+    Extension(identity): Extension<Identity>,
+    headers: HeaderMap,
+) -> Response {
+    if let Some(session) = &identity.session {
+        shared.sessions.end(session);
+    }
+    (StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie("", 0, came_by_https(&headers)))]).into_response()
+}
+
+/// Whose sign-in it is.
+#[derive(Serialize)]
+pub(super) struct Who {
+    who: String,
+}
+
+/// `GET /console/session`: tells a page that has lost its stream whether it has lost its sign-in too.
+pub(super) async fn who(Extension(identity): Extension<Identity>) -> axum::Json<Who> {
+    axum::Json(Who { who: identity.who })
+}
+
+/// A name as it stands in the audit: without what would upset a terminal.
+fn name(text: &str) -> Option<String> {
+    let name: String = text.trim().chars().filter(|c| !c.is_control()).take(NAME_LEN_MAX).collect();
+    (!name.is_empty()).then_some(name)
+}
+
+fn cookie(id: &str, seconds: u64, is_secure: bool) -> HeaderValue {
+    let secure = if is_secure { "; Secure" } else { "" };
+    let text = format!("{COOKIE}={id}; Path={PATH}; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}");
+    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// Whether a proxy in front says that the browser speaks TLS with it. Who lies here harms only their own cookie.
+fn came_by_https(headers: &HeaderMap) -> bool {
+    headers.get("x-forwarded-proto").is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_something_that_can_be_printed() {
+        assert_eq!(name("  Ana \u{1b}[31m\n"), Some("Ana [31m".to_owned()));
+        assert_eq!(name(" \n"), None);
+        assert_eq!(name(&"x".repeat(1000)).map(|name| name.len()), Some(NAME_LEN_MAX));
+    }
+
+    #[test]
+    fn the_cookie_goes_to_the_page_alone_and_no_script_reads_it() {
+        let text = cookie("abc", 60, true);
+        assert_eq!(
+            text,
+            ("aftercommit_console=abc; Path=/console; Max-Age=60; HttpOnly; SameSite=Strict; Secure")
+        );
+    }
+}

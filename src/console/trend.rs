@@ -1,0 +1,135 @@
+//! The last ten minutes of this process's relay, one sample a second, so that a page opened just now shows them at once.
+//!
+//! Costs nothing to speak of: it takes over what the relay's pulse has seen.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::Utc;
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use crate::relay::Outlook;
+
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Samples that are kept: ten minutes.
+const KEPT: usize = 600;
+
+/// One second: when (Unix time in milliseconds), events that wait, how long the oldest of them has (seconds), events a
+/// second, and how long the newest delivered one took (seconds). A number that is not known is `None`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(super) struct Sample(i64, Option<i64>, Option<f64>, Option<f64>, Option<f64>);
+
+impl Sample {
+    /// What the pulse has seen; latency only where something was delivered since the step `before`.
+    fn of(outlook: Option<&Outlook>, before: Option<i64>) -> Self {
+        Self(
+            Utc::now().timestamp_millis(),
+            outlook.map(|outlook| outlook.backlog_at_most),
+            outlook.map(|outlook| rounded(outlook.oldest_pending.unwrap_or_default())),
+            outlook.map(|outlook| outlook.rate),
+            outlook
+                .filter(|outlook| before.is_some_and(|step| step != outlook.step))
+                .and_then(|outlook| outlook.latency)
+                .map(rounded),
+        )
+    }
+}
+
+/// Seconds to the millisecond.
+fn rounded(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+/// The samples, and the newest of them for whoever waits for it.
+#[derive(Debug)]
+pub(super) struct Trend {
+    samples: Mutex<VecDeque<Sample>>,
+    newest: watch::Sender<Option<Sample>>,
+}
+
+impl Default for Trend {
+    fn default() -> Self {
+        Self { samples: Mutex::default(), newest: watch::Sender::new(None) }
+    }
+}
+
+impl Trend {
+    /// All samples so far, and those that follow.
+    pub(super) fn follow(&self) -> (Vec<Sample>, watch::Receiver<Option<Sample>>) {
+        // Under the lock, so that the next sample is in the one or the other.
+        let samples = self.lock();
+        (samples.iter().copied().collect(), self.newest.subscribe())
+    }
+
+    fn add(&self, sample: Sample) {
+        let mut samples = self.lock();
+        samples.push_back(sample);
+        if samples.len() > KEPT {
+            samples.pop_front();
+        }
+        self.newest.send_replace(Some(sample));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Sample>> {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes a sample a second until `stop`.
+pub(super) async fn sample(shared: &Shared, stop: &CancellationToken) {
+    let mut ticks = interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut before = None;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let outlook = shared.parts.state.get().outlook;
+        shared.trend.add(Sample::of(outlook.as_ref(), before));
+        before = outlook.map(|outlook| outlook.step).or(before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outlook(step: i64, latency: Option<Duration>) -> Outlook {
+        Outlook {
+            oldest_pending: None,
+            backlog_at_most: 3,
+            has_leader: true,
+            paused: None,
+            rate: 5.0,
+            step,
+            latency,
+        }
+    }
+
+    #[test]
+    fn a_latency_is_shown_once_and_what_is_not_known_is_no_zero() {
+        let took = Some(Duration::from_micros(12_345));
+        let Sample(_, backlog, oldest, rate, latency) = Sample::of(Some(&outlook(7, took)), Some(6));
+        assert_eq!((backlog, oldest, rate, latency), (Some(3), Some(0.0), Some(5.0), Some(0.012)));
+        assert_eq!(Sample::of(Some(&outlook(7, took)), Some(7)).4, None);
+        assert_eq!(Sample::of(Some(&outlook(7, took)), None).4, None);
+        let Sample(_, backlog, oldest, rate, latency) = Sample::of(None, Some(7));
+        assert_eq!((backlog, oldest, rate, latency), (None, None, None, None));
+    }
+
+    #[test]
+    fn ten_minutes_are_kept() {
+        let trend = Trend::default();
+        for n in 0..KEPT as i64 + 5 {
+            trend.add(Sample(n, None, None, None, None));
+        }
+        let (samples, _) = trend.follow();
+        assert_eq!((samples.len(), samples[0].0), (KEPT, 5));
+    }
+}

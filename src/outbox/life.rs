@@ -1,0 +1,246 @@
+//! An event's whole life: in which window it came, which step delivered it and under which number, or why it has not been.
+//!
+//! None of it is stored with the event. A number is a function of the log: that of the step's first event, plus the rows of
+//! its chunk before this one. Where the checkpoints of that time have been rotated away, it is no longer known.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::{PgConnection, Row};
+
+use super::browse::{EventDetail, EventRow, EventState};
+use super::{Error, overview};
+
+/// Copies of one row that are told of at most.
+const COPIES: i64 = 100;
+
+/// What became of an event after its commit, as far as the log still knows.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Life {
+    /// The window that it came in.
+    pub window: Option<WindowOf>,
+    /// The step that settled it, published or set aside.
+    pub delivered: Option<Delivered>,
+    /// Its id in the sink, `<epoch>-<seq>`.
+    pub stream_id: Option<String>,
+    /// Why it waits.
+    pub waits_because: Option<String>,
+    /// The first parked event of its topic, by its id, if it waits behind that one.
+    pub parked_behind: Option<String>,
+    /// Who gave it up, when and why.
+    pub discarded_by: Option<String>,
+    /// The row that this one repeats.
+    pub copy_of: Option<i64>,
+    /// The rows by which replays have repeated it.
+    pub copies: Vec<i64>,
+}
+
+/// A window, by the checkpoint that opened it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WindowOf {
+    /// The checkpoint.
+    pub checkpoint: i64,
+    /// When it was opened.
+    pub opened_at: DateTime<Utc>,
+    /// The snapshot before it.
+    pub lower: String,
+    /// The snapshot that it ends with.
+    pub upper: String,
+}
+
+/// A delivery, by the checkpoint that settled it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Delivered {
+    /// The checkpoint.
+    pub checkpoint: i64,
+    /// When it was written, which is just after the event was published.
+    pub at: DateTime<Utc>,
+    /// How long after the event's transaction began, in seconds.
+    pub after_seconds: f64,
+}
+
+/// Tells what became of an event.
+///
+/// Call [`super::read::prepare_session`] on the connection first.
+///
+/// # Errors
+/// [`Error`].
+pub async fn of(connection: &mut PgConnection, relay: &str, event: &EventDetail) -> Result<Life, Error> {
+    let mut life = Life { copy_of: copied_row(event), ..Life::default() };
+    life.copies = copies(connection, &event.row).await?;
+    let is = |state: EventState| event.row.state == state.as_str();
+    if is(EventState::Pending) {
+        life.waits_because = Some(why_it_waits(connection, relay).await?);
+        life.window = open_window(connection, relay, event).await?;
+        return Ok(life);
+    }
+    settle(connection, relay, event, &mut life).await?;
+    if !is(EventState::Delivered) {
+        set_aside(connection, relay, &event.row, &mut life).await?;
+    }
+    Ok(life)
+}
+
+fn copied_row(event: &EventDetail) -> Option<i64> {
+    event.headers.as_ref()?.get("replay")?.get("row")?.as_i64()
+}
+
+/// The copies that replays made lie between the rows that each has written down.
+async fn copies(connection: &mut PgConnection, row: &EventRow) -> Result<Vec<i64>, Error> {
+    Ok(sqlx::query_scalar(
+        "select e.id
+         from outbox.replay r
+         cross join lateral (
+           select e.id from outbox.event e
+           where e.id between r.first_copy and r.last_copy and e.event_id = $1
+             and e.headers->'replay' @> jsonb_build_object('row', $2::bigint, 'replay', r.id)
+         ) e
+         where r.through_id >= $2 and r.first_copy is not null
+         order by e.id limit $3",
+    )
+    .bind(row.event_id)
+    .bind(row.id)
+    .bind(COPIES)
+    .fetch_all(connection)
+    .await?)
+}
+
+/// The step that settled the event, its window, and its number.
+async fn settle(
+    connection: &mut PgConnection,
+    relay: &str,
+    event: &EventDetail,
+    life: &mut Life,
+) -> Result<(), Error> {
+    // The step before is needed as well: it tells the window and the first number. Without it, the oldest checkpoint that is
+    // kept covers the event, and the one that settled it is gone.
+    let row = sqlx::query(
+        "select step.n, step.created_at, extract(epoch from step.created_at - $4)::float8 as after_seconds,
+                before.lower::text, before.upper::text, before.epoch, before.next_seq, chunk.earlier,
+                chunk.events = step.next_seq - before.next_seq and step.epoch = before.epoch as is_whole,
+                opener.n as opener, opener.created_at as opened_at
+         from outbox.checkpoint step
+         join outbox.checkpoint before on before.relay = step.relay and before.n = step.n - 1 and before.upper is not null
+         cross join lateral (
+           select count(*) as events, count(*) filter (where w.id < $3) as earlier
+           from outbox.window_rows(
+             before.lower, before.lower_horizon, before.high_id, before.upper, before.after_id, step.next_seq - before.next_seq) w
+         ) chunk
+         cross join lateral (
+           select c.n, c.created_at from outbox.checkpoint c
+           where c.relay = before.relay and c.n <= before.n and c.after_id = 0 order by c.n desc limit 1
+         ) opener
+         where step.relay = $1 and step.n = outbox.delivered_in($1, $2::text::xid8, $3)",
+    )
+    .bind(relay)
+    .bind(&event.transaction)
+    .bind(event.row.id)
+    .bind(event.row.created_at)
+    .fetch_optional(connection)
+    .await?;
+    let Some(row) = row else { return Ok(()) };
+    life.window = Some(WindowOf {
+        checkpoint: row.try_get("opener")?,
+        opened_at: row.try_get("opened_at")?,
+        lower: row.try_get("lower")?,
+        upper: row.try_get("upper")?,
+    });
+    life.delivered = Some(Delivered {
+        checkpoint: row.try_get("n")?,
+        at: row.try_get("created_at")?,
+        after_seconds: row.try_get("after_seconds")?,
+    });
+    // Where rows of the chunk have been rotated away, the count says nothing.
+    if row.try_get("is_whole")? {
+        let (epoch, first): (i64, i64) = (row.try_get("epoch")?, row.try_get("next_seq")?);
+        life.stream_id = Some(format!("{epoch}-{}", first + row.try_get::<i64, _>("earlier")?));
+    }
+    Ok(())
+}
+
+/// What is known of an event that was set aside: its number, and who gave it up.
+async fn set_aside(
+    connection: &mut PgConnection,
+    relay: &str,
+    row: &EventRow,
+    life: &mut Life,
+) -> Result<(), Error> {
+    let found = sqlx::query(
+        "select k.epoch || '-' || k.seq as number, first.number as behind, a.who, a.reason, a.at
+         from outbox.parked k
+         left join lateral (
+           select a.* from outbox.audit a
+           where a.action = 'discard' and a.at >= k.parked_at and k.settled_as = 'discarded'
+             and a.selection @> jsonb_build_object('relay', k.relay, 'topics', jsonb_build_array(k.topic))
+           order by a.at limit 1
+         ) a on true
+         left join lateral (
+           select f.epoch || '-' || f.seq as number from outbox.parked f
+           where f.relay = k.relay and f.topic = k.topic and f.holds_topic and f.settled_as is null
+             and k.settled_as is null and (f.epoch, f.seq) < (k.epoch, k.seq)
+           order by f.epoch, f.seq limit 1
+         ) first on true
+         where k.relay = $1 and k.id = $2",
+    )
+    .bind(relay)
+    .bind(row.id)
+    .fetch_optional(connection)
+    .await?;
+    if let Some(found) = found {
+        life.stream_id = Some(found.try_get("number")?);
+        life.parked_behind = found.try_get("behind")?;
+        let (who, why): (Option<String>, Option<String>) = (found.try_get("who")?, found.try_get("reason")?);
+        let at: Option<DateTime<Utc>> = found.try_get("at")?;
+        life.discarded_by = who.zip(at).map(|(who, at)| {
+            format!("{who} at {}: {}", at.format("%Y-%m-%d %H:%M:%SZ"), why.unwrap_or_default())
+        });
+    }
+    Ok(())
+}
+
+/// The open window, if the event is in it.
+async fn open_window(
+    connection: &mut PgConnection,
+    relay: &str,
+    event: &EventDetail,
+) -> Result<Option<WindowOf>, Error> {
+    let row = sqlx::query(
+        "select p.lower::text, p.upper::text, opener.n, opener.created_at
+         from outbox.position p
+         cross join lateral (
+           select c.n, c.created_at from outbox.checkpoint c
+           where c.relay = p.relay and c.n <= p.n and c.after_id = 0 order by c.n desc limit 1
+         ) opener
+         where p.relay = $1 and pg_visible_in_snapshot($2::text::xid8, p.upper)",
+    )
+    .bind(relay)
+    .bind(&event.transaction)
+    .fetch_optional(connection)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(WindowOf {
+        checkpoint: row.try_get("n")?,
+        opened_at: row.try_get("created_at")?,
+        lower: row.try_get("lower")?,
+        upper: row.try_get("upper")?,
+    }))
+}
+
+async fn why_it_waits(connection: &mut PgConnection, relay: &str) -> Result<String, Error> {
+    let Some(one) = overview::relays(connection).await?.into_iter().find(|one| one.relay == relay) else {
+        return Ok(format!("no relay named {relay} has run yet: start one with `aftercommit relay`"));
+    };
+    if let Some(pause) = one.paused {
+        return Ok(format!("relay {relay} is paused by {}: {}", pause.who, pause.reason));
+    }
+    if one.leader.is_none() {
+        return Ok(format!("no relay named {relay} leads: start one with `aftercommit relay`"));
+    }
+    let error = one.processes.into_iter().find_map(|heard| heard.heartbeat.error);
+    Ok(match error {
+        Some(error) => format!("relay {relay} fails: {error}"),
+        None => format!("its turn has not come: relay {relay} stands at {}", one.last_id),
+    })
+}

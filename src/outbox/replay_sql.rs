@@ -1,0 +1,161 @@
+//! The statements of a replay: all of them walk the log by row number, in steps of bounded size.
+
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
+
+use super::Error;
+use super::browse::Selection;
+use super::position::{Position, Snapshot};
+use super::replay::Fixed;
+
+/// Rows that one statement looks at, however few of them match.
+const EXAMINED: i64 = 20_000;
+/// Stored bytes of payload in one batch; one event always fits.
+const BATCH_BYTES: i64 = 4 << 20;
+
+/// What the process that is at a replay locks: an SQL expression of the replay's number, `$1`.
+pub(super) const LOCK_KEY: &str = "hashtextextended('outbox.replay:' || $1, 0)";
+
+/// Replays with what they repeat as text, and whether somebody holds their lock.
+pub(super) const REPLAYS: &str = "
+  select r.*, r.lower::text as lower_text, r.upper::text as upper_text,
+         exists (
+           select from pg_locks l
+           cross join (select hashtextextended('outbox.replay:' || r.id, 0) as key) k
+           where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+             and l.database = (select oid from pg_database where datname = current_database())
+             and l.classid::bigint = (k.key >> 32) & 4294967295 and l.objid::bigint = k.key & 4294967295
+         ) as held
+  from outbox.replay r";
+
+/// The next matching rows: parameters 1 to 13 of [`bind`], then 14, how many at most.
+const MATCHING: &str = "
+  with examined as (
+    select case when count(*) < $13 then $12 else max(next.id) end as last_id
+    from (select e.id from outbox.event e where e.id > $11 and e.id <= $12 order by e.id limit $13) next
+  ), matching as (
+    select e.*
+    from outbox.event e
+    where e.id > $11 and e.id <= (select last_id from examined)
+      and (pg_visible_in_snapshot(e.xid, $8::text::pg_snapshot)
+           or (e.id <= $10 and pg_visible_in_snapshot(e.xid, $9::text::pg_snapshot)))
+      and not exists (select from outbox.parked k where k.relay = $1 and k.id = e.id)
+      and (cardinality($2::uuid[]) = 0 or e.event_id = any ($2))
+      and (cardinality($3::bigint[]) = 0 or e.id = any ($3))
+      and ($4::text is null or e.topic = $4)
+      and ($5::text is null or e.type = $5)
+      and ($6::timestamptz is null or e.created_at >= $6)
+      and ($7::timestamptz is null or e.created_at < $7)
+    order by e.id limit $14
+  )";
+
+/// How many match in the next step, and where it ends.
+pub(super) fn count() -> String {
+    format!("{MATCHING} select count(*) as events, (select last_id from examined) as last_id from matching")
+}
+
+/// The matching events of the next step, each with where it ends; one empty row if there are none.
+pub(super) fn sample() -> String {
+    format!(
+        "{MATCHING} select m.id, m.event_id, m.topic, m.type, m.created_at, 'delivered' as state, e.last_id
+         from examined e left join matching m on true order by m.id"
+    )
+}
+
+/// Appends copies of the next matching events in their order, and moves the replay, parameter 15, on. No row, and nothing
+/// to be committed, if it no longer stands where this process believes.
+pub(super) fn copy() -> String {
+    format!(
+        "{MATCHING}, sized as (
+           select m.*, sum(pg_column_size(m.payload)) over (order by m.id) - pg_column_size(m.payload) as bytes_before
+           from matching m
+         ), copied as (
+           insert into outbox.event (event_id, topic, type, payload, headers)
+           select s.event_id, s.topic, s.type, s.payload,
+                  coalesce(s.headers, '{{}}')
+                  || jsonb_build_object('replay', jsonb_build_object('row', s.id, 'reason', $16::text, 'replay', $15::bigint))
+           from sized s where s.bytes_before < {BATCH_BYTES}
+           order by s.id
+           returning id
+         ), batch as (
+           select c.events, c.first_copy, c.last_copy,
+                  case when c.events < m.events or c.events = $14 then m.last_id else (select last_id from examined) end as done_id
+           from (select count(*) as events, min(id) as first_copy, max(id) as last_copy from copied) c,
+                (select count(*) as events, max(id) filter (where bytes_before < {BATCH_BYTES}) as last_id from sized) m
+         )
+         update outbox.replay r
+         set done_id = b.done_id, copied = r.copied + b.events, finished = b.done_id >= r.through_id,
+             first_copy = coalesce(r.first_copy, b.first_copy), last_copy = coalesce(b.last_copy, r.last_copy),
+             moved_at = clock_timestamp()
+         from batch b
+         where r.id = $15 and r.done_id = $11 and not r.finished
+         returning r.copied, r.done_id, r.finished, r.moved_at"
+    )
+}
+
+/// Binds parameters 1 to 14 of a statement.
+pub(super) fn bind<'q>(
+    text: &'q str,
+    relay: &'q str,
+    selection: &'q Selection,
+    fixed: &'q Fixed,
+    done_id: i64,
+    limit: Option<u32>,
+) -> Query<'q, Postgres, PgArguments> {
+    sqlx::query(AssertSqlSafe(text))
+        .bind(relay)
+        .bind(&selection.events)
+        .bind(&selection.rows)
+        .bind(&selection.topic)
+        .bind(&selection.event_type)
+        .bind(selection.since)
+        .bind(selection.until)
+        .bind(&fixed.lower.0)
+        .bind(fixed.upper.as_ref().map(|upper| &upper.0))
+        .bind(fixed.after_id)
+        .bind(done_id)
+        .bind(fixed.through_id)
+        .bind(EXAMINED)
+        .bind(limit.map(i64::from))
+}
+
+/// What the relay has delivered by now, of the rows that the selection may reach. Nothing if it has never run.
+pub(super) async fn fix(
+    connection: &mut PgConnection,
+    relay: &str,
+    selection: &Selection,
+) -> Result<Fixed, Error> {
+    let row = sqlx::query(
+        "select lower::text, upper::text, after_id, greatest(high_id, after_id) as through_id
+         from outbox.position where relay = $1",
+    )
+    .bind(relay)
+    .fetch_optional(connection)
+    .await?;
+    let mut fixed = match row {
+        Some(row) => fixed_of(&row)?,
+        None => Fixed {
+            lower: Position::before_everything().lower,
+            upper: None,
+            after_id: 0,
+            from_id: 0,
+            through_id: 0,
+        },
+    };
+    if let (Some(first), Some(last)) = (selection.rows.iter().min(), selection.rows.iter().max()) {
+        fixed.from_id = first.saturating_sub(1).max(0);
+        fixed.through_id = fixed.through_id.min(*last);
+    }
+    Ok(fixed)
+}
+
+fn fixed_of(row: &PgRow) -> Result<Fixed, Error> {
+    Ok(Fixed {
+        lower: Snapshot(row.try_get("lower")?),
+        upper: row.try_get::<Option<String>, _>("upper")?.map(Snapshot),
+        after_id: row.try_get("after_id")?,
+        from_id: 0,
+        through_id: row.try_get("through_id")?,
+    })
+}

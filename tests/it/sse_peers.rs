@@ -1,0 +1,152 @@
+//! Peers that vanish, dawdle, send too much, or never read: each is let go, and costs the others nothing.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::harness::{Client, Feed, LIMIT, NOTIFICATIONS, Process, System, eventually, metric_of};
+
+async fn streams(sse: &Process) -> u64 {
+    metric_of(sse, "aftercommit_sse_connections").await
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_peer_that_vanished_without_a_word_is_gone_within_a_minute() {
+    let Some(host) = crate::harness::Host::new().await else { return };
+    let mut feed = Feed::new().await;
+    feed.system.set_again("AFTERCOMMIT_SSE_LISTEN", &format!("{}:0", host.ours));
+    // Something has to be sent for its loss to be noticed.
+    feed.system.set_again("AFTERCOMMIT_SSE_HEARTBEAT_SECONDS", "5");
+    let sse = feed.system.start("sse").await;
+    let stays = feed.client(&sse).await;
+    let token = format!("authorization: Bearer {}", feed.token());
+    let mut peer =
+        host.run(&["curl", "--silent", "--no-buffer", "--header", &token, &sse.url(NOTIFICATIONS)]);
+    let mut output = peer.stdout.take().expect("a pipe");
+    let mut received = String::new();
+    while !received.contains("id: ") {
+        let mut bytes = [0; 1024];
+        let read = tokio::time::timeout(LIMIT, output.read(&mut bytes)).await.expect("a stream");
+        let read = read.expect("bytes");
+        assert_ne!(read, 0, "the stream ended: {received}");
+        received.push_str(&String::from_utf8_lossy(&bytes[..read]));
+    }
+    assert_eq!(streams(&sse).await, 2);
+    host.pull_the_cable().await;
+    let pulled = Instant::now();
+    while streams(&sse).await == 2 {
+        assert!(pulled.elapsed() < Duration::from_secs(60), "it is still there after a minute");
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    println!("gone {:.1?} after its cable was pulled", pulled.elapsed());
+    assert_eq!((streams(&sse).await, stays.counts()), (1, (1, 0)), "the other one is still there");
+    assert!(peer.try_wait().expect("a status").is_none(), "it did not leave by itself");
+}
+
+/// Reads to the end of a connection.
+async fn to_the_end(connection: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let read = tokio::time::timeout(LIMIT, connection.read_to_end(&mut bytes)).await.expect("an end in time");
+    // A reset is an end too.
+    drop(read);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test]
+async fn a_request_whose_head_never_ends_is_cut_off() {
+    let system = System::new().await.set("AFTERCOMMIT_SSE_HEAD_TIMEOUT_SECONDS", "1");
+    let sse = system.start("sse").await;
+    let connection = TcpStream::connect(&sse.address).await.expect("a connection");
+    let (mut from, mut to) = connection.into_split();
+    // A byte now and then, for ever: it is never idle.
+    let dawdling = tokio::spawn(async move {
+        to.write_all(b"GET /healthz HTTP/1.1\r\nx-slow: ").await?;
+        loop {
+            to.write_all(b"x").await?;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        #[expect(unreachable_code, reason = "says which error ends the loop")]
+        Ok::<(), std::io::Error>(())
+    });
+    let mut bytes = Vec::new();
+    let ended = tokio::time::timeout(LIMIT, from.read_to_end(&mut bytes)).await;
+    assert!(ended.is_ok(), "the server ends it");
+    assert!(!String::from_utf8_lossy(&bytes).contains("200"));
+    dawdling.abort();
+    // And one that says nothing at all.
+    let mut silent = TcpStream::connect(&sse.address).await.expect("a connection");
+    assert!(!to_the_end(&mut silent).await.contains("200"));
+}
+
+#[tokio::test]
+async fn heads_and_bodies_that_are_too_large_are_refused() {
+    let feed = Feed::new().await;
+    let sse = feed.system.start("sse").await;
+    let url = sse.url("/api/stream-tickets");
+    let http = feed.system.http();
+    let long = http.get(sse.url("/healthz")).header("x-long", "x".repeat(100_000)).send().await;
+    assert_eq!(long.expect("an answer").status(), 431);
+    let many =
+        (0..200).fold(http.get(sse.url("/healthz")), |request, n| request.header(format!("x-{n}"), "x"));
+    assert_eq!(many.send().await.expect("an answer").status(), 431);
+    let asking = http.post(&url).bearer_auth(feed.token()).json(&json!({ "topic": "t".repeat(5_000) }));
+    let answer = asking.send().await.expect("an answer");
+    assert_eq!(answer.status(), 413);
+    assert_eq!(answer.headers()["content-type"], "application/problem+json");
+}
+
+/// A client that reads the head of its stream and nothing more.
+async fn stuck(sse: &Process, token: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    let mut stuck = socket.connect(sse.address.parse().expect("an address")).await.expect("a connection");
+    let request = format!("GET {NOTIFICATIONS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
+    stuck.write_all(request.as_bytes()).await.expect("a request");
+    let mut head = [0; 12];
+    stuck.read_exact(&mut head).await.expect("the first bytes");
+    assert_eq!(&head, b"HTTP/1.1 200");
+    stuck
+}
+
+#[tokio::test]
+async fn one_in_a_hundred_that_never_reads_costs_the_others_nothing() {
+    const EVENTS: u64 = 120;
+    let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_QUEUED_BYTES", "262144");
+    let feed = Feed::with(system).await;
+    let sse = feed.system.start("sse").await;
+    let mut clients = Vec::new();
+    for _ in 0..198 {
+        clients.push(Client::begin(sse.url(NOTIFICATIONS), &feed.token(), None));
+    }
+    for client in &clients {
+        client.has_its_place().await;
+    }
+    let _stuck = [stuck(&sse, &feed.token()).await, stuck(&sse, &feed.token()).await];
+    eventually("200 streams", async || (streams(&sse).await == 200).then_some(())).await;
+    // All together it is more than the server and the kernel keep for a client that does not
+    // read, and less than the kernel would keep if it were left alone.
+    let filler = "x".repeat(16 * 1024);
+    let mut connection = feed.system.database.connect().await;
+    for n in 0..EVENTS {
+        let sql = "select outbox.append($1, 'N', $2::json)";
+        let topic = feed.topic();
+        let append = sqlx::query(sql).bind(topic.as_str()).bind(json!([n, filler]).to_string());
+        append.execute(&mut connection).await.expect("an append");
+        // At the pace of one who reads.
+        clients[0].events(usize::try_from(n + 1).expect("a few")).await;
+    }
+    for client in &clients {
+        let events = client.events(EVENTS as usize).await;
+        let number = |data: &str| serde_json::from_str::<(u64, String)>(data).expect("JSON").0;
+        let seen: Vec<u64> = events.iter().map(|event| number(&event.data)).collect();
+        assert_eq!(seen, (0..EVENTS).collect::<Vec<_>>());
+    }
+    eventually("both are cut off", async || {
+        (metric_of(&sse, "aftercommit_sse_slow_closes_total").await >= 2).then_some(())
+    })
+    .await;
+    eventually("the others are there", async || (streams(&sse).await == 198).then_some(())).await;
+}
