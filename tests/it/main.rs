@@ -17,6 +17,7 @@ mod relay_failures;
 mod relay_leadership;
 mod relay_repair;
 
+mod load_client;
 mod sse_access;
 mod sse_streams;
 mod uploads;

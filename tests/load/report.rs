@@ -74,7 +74,8 @@ impl fmt::Display for Report {
         )?;
         let seconds = self.connected.max().as_secs_f64().max(0.001);
         let rate = self.connected.count() as f64 / seconds;
-        writeln!(f, "connect   all in {:.2?}, {rate:.0} a second", self.connected.max())?;
+        writeln!(f, "connect   {}", Percentiles(&self.connected))?;
+        writeln!(f, "          {rate:.0} streams opened a second")?;
         writeln!(
             f,
             "          later: refused {}, lost {}, ended {}, of these turned away {}",

@@ -129,10 +129,15 @@ impl Run {
         Ok(())
     }
 
-    /// Those who never read are cut off.
+    /// Those who never read are cut off, while events go on for the others.
     async fn stuck(&mut self) -> io::Result<()> {
         let expected = self.scenario.stuck() as u64;
-        let cut_off = self.world.metric("aftercommit_sse_slow_closes_total").await;
+        let deadline = Instant::now() + PATIENCE;
+        let mut cut_off = 0;
+        while cut_off < expected && Instant::now() < deadline {
+            sleep(LOOK).await;
+            cut_off = self.world.metric("aftercommit_sse_slow_closes_total").await;
+        }
         self.findings.push(format!("stuck     {cut_off} clients cut off, of {expected} that never read"));
         if cut_off != expected {
             self.faults.push(format!("{cut_off} clients were cut off, and {expected} should have been"));

@@ -219,10 +219,10 @@ impl Reactor {
         if !client.reads {
             return; // Cut off, as it should be; one that never reads does not notice.
         }
-        // As a balancer does: another server takes the next connection, and at once where nobody listens.
-        client.address = (client.address + 1) % self.plan.addresses.len();
         match end {
             End::Refused => {
+                // As a balancer does: where nobody listens, another server takes the connection at once.
+                client.address = (client.address + 1) % self.plan.addresses.len();
                 self.tally.refused += 1;
                 client.refusals += 1;
                 if client.refusals < self.plan.addresses.len() {
