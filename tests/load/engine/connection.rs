@@ -10,8 +10,9 @@ use socket2::{Domain, Socket, Type};
 use super::event_stream::{EventStream, Field, LineTooLong};
 use super::response::{Malformed, Response};
 
-/// What a client's kernel holds of a stream that is not read: little, as a thousand clients are on one machine.
-const RECEIVE_BUFFER: usize = 16 * 1024;
+/// What the kernel holds for a client that never reads: little, so that the server notices soon. Others have the kernel's
+/// own measure: with a window smaller than a segment of the loopback device, the sender waits for a timer again and again.
+const RECEIVE_BUFFER_OF_STUCK: usize = 16 * 1024;
 
 /// An open connection, or one that is being opened.
 #[derive(Debug)]
@@ -45,10 +46,17 @@ impl From<io::Error> for End {
 
 impl Connection {
     /// Begins to connect, from an address of this machine where one is given.
-    pub(super) fn begin(to: SocketAddr, from: Option<IpAddr>, request: Vec<u8>) -> Result<Self, End> {
+    pub(super) fn begin(
+        to: SocketAddr,
+        from: Option<IpAddr>,
+        request: Vec<u8>,
+        reads: bool,
+    ) -> Result<Self, End> {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
-        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        if !reads {
+            socket.set_recv_buffer_size(RECEIVE_BUFFER_OF_STUCK)?;
+        }
         if let Some(from) = from {
             socket.bind(&SocketAddr::new(from, 0).into())?;
         }

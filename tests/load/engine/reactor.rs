@@ -172,11 +172,12 @@ impl Reactor {
         let client = &mut self.clients[number];
         let to = self.plan.addresses[client.address];
         let request = self.plan.request(client.topic, client.last_event_id());
-        let begun = Connection::begin(to, source_of(number), request).and_then(|mut connection| {
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            self.poll.registry().register(connection.socket(), Token(number), interest)?;
-            Ok(connection)
-        });
+        let begun =
+            Connection::begin(to, source_of(number), request, client.reads).and_then(|mut connection| {
+                let interest = Interest::READABLE | Interest::WRITABLE;
+                self.poll.registry().register(connection.socket(), Token(number), interest)?;
+                Ok(connection)
+            });
         match begun {
             Ok(connection) => {
                 client.connection = Some(connection);
