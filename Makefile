@@ -3,7 +3,7 @@
 # Tests wait for servers more than they compute.
 export RUST_TEST_THREADS ?= 4
 
-.PHONY: help demo test chaos test-containers lint fmt
+.PHONY: help demo test chaos load test-containers lint fmt
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,13 @@ MINUTES ?= 3
 chaos: ## Break everything at random and compare: SEED, MINUTES; the same seed makes the same faults
 	@scripts/install-servers
 	cargo test --locked --test chaos -- --seed $(SEED) --minutes $(MINUTES)
+
+SCENARIO ?= fanout
+ARGS ?=
+load: ## Load a release build with real connections: SCENARIO=fanout|storm|rolling|stuck, ARGS
+	@scripts/install-servers
+	cargo build --release --locked
+	cargo test --release --locked --test load -- $(SCENARIO) $(ARGS)
 
 test-containers: ## Run every test on containers: TEST_POSTGRES_IMAGE, TEST_REDIS_IMAGE
 	TEST_CONTAINERS=1 cargo test --locked

@@ -18,6 +18,7 @@ mod relay_failures;
 mod relay_leadership;
 mod relay_repair;
 
+mod load_client;
 mod sse_access;
 mod sse_browser;
 mod sse_keys;
