@@ -72,6 +72,8 @@ impl Pulse {
         let relays = overview::relays(connection).await?;
         let outlook = relays.iter().find(|relay| relay.relay == *name).map(|relay| Outlook {
             oldest_pending: relay.oldest_pending_seconds.map(|age| Duration::from_secs_f64(age.max(0.0))),
+            parked_events: relay.parked_events,
+            parked_topics: relay.parked_topics,
             backlog_at_most: if relay.oldest_pending_at.is_some() { relay.backlog_at_most } else { 0 },
             has_leader: relay.leader.is_some(),
             paused: relay.paused.as_ref().map(|pause| format!("{}: {}", pause.who, pause.reason)),
@@ -80,6 +82,9 @@ impl Pulse {
             let age = outlook.oldest_pending.map_or(0.0, |age| age.as_secs_f64());
             self.metrics.oldest_pending.set(age);
             self.metrics.backlog.set(outlook.backlog_at_most);
+            self.metrics.parked_events.set(outlook.parked_events);
+            self.metrics.parked_topics.set(outlook.parked_topics);
+            self.metrics.has_leader.set(i64::from(outlook.has_leader));
             self.metrics.paused.set(i64::from(outlook.paused.is_some()));
         }
         self.state.looked(outlook);

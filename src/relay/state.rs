@@ -21,6 +21,10 @@ pub struct Outlook {
     pub oldest_pending: Option<Duration>,
     /// Events that wait, at most.
     pub backlog_at_most: i64,
+    /// Events that are set aside.
+    pub parked_events: i64,
+    /// Topics that wait behind one.
+    pub parked_topics: i64,
     /// Whether a relay of this name leads, here or elsewhere.
     pub has_leader: bool,
     /// Who paused the relay, and why.

@@ -10,7 +10,6 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::commands::{self, Order, owned_by};
@@ -21,12 +20,13 @@ use super::{Settings, store, streams};
 use crate::auth::{User, Verifier};
 use crate::http::{Json, Path, Problem, no_route};
 use crate::outbox::Bell;
+use crate::postgres::Pool;
 
 /// What the API's handlers work with.
 #[derive(Debug, Clone, FromRef)]
 pub struct ApiState {
     /// Connections to Postgres.
-    pub pool: PgPool,
+    pub pool: Pool,
     /// Checks tokens.
     pub verifier: Arc<Verifier>,
     /// Wakes the relay after a commit.

@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::error::Error;
 use super::store;
+use crate::postgres::Pool;
 
 /// How long an owner is believed without asking. Owners never change; sessions can be deleted.
 const BELIEVED: Duration = Duration::from_secs(60);
@@ -45,12 +45,12 @@ impl Known {
 /// Looks up whose a session is.
 #[derive(Debug)]
 pub(super) struct Owners {
-    pool: PgPool,
+    pool: Pool,
     known: Mutex<Known>,
 }
 
 impl Owners {
-    pub(super) fn new(pool: PgPool) -> Self {
+    pub(super) fn new(pool: Pool) -> Self {
         Self { pool, known: Mutex::default() }
     }
 

@@ -22,5 +22,6 @@ mod sse_streams;
 mod uploads;
 
 mod commands;
+mod metrics;
 mod operators;
 mod stories;

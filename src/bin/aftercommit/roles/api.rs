@@ -4,18 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use aftercommit::auth::Verifier;
 use aftercommit::http::{self, Limits, Readiness};
 use aftercommit::outbox::{self, Bell};
+use aftercommit::postgres::Pool;
 use aftercommit::uploads::{self, ApiState};
 
 use super::{check, preflight};
 use crate::config::Config;
 use crate::lifecycle;
+use crate::telemetry;
 
 const ROLE: &str = "aftercommit api";
 
@@ -34,6 +35,8 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
     let verifier = Arc::new(Verifier::new(&config.jwt)?);
     preflight::postgres(&config.database, ROLE, &schemas).await?;
     let pool = config.database.lazy_pool(ROLE)?;
+    let mut registry = telemetry::registry("api");
+    pool.register(&mut registry);
     let state = ApiState {
         pool: pool.clone(),
         verifier,
@@ -47,13 +50,13 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
         async move { vec![check("postgres", is_usable(pool)).await] }
     });
     let router = uploads::router(state, config.api.max_body_bytes, timeout)
-        .merge(http::operations(Registry::default(), readiness));
+        .merge(http::operations(registry, readiness));
     http::serve(listener, router, Limits::default(), shutdown).await;
     pool.close().await;
     Ok(())
 }
 
-async fn is_usable(pool: sqlx::PgPool) -> Result<()> {
+async fn is_usable(pool: Pool) -> Result<()> {
     let mut connection = pool.acquire().await?;
     outbox::schema::SCHEMA.check(&mut connection).await?;
     uploads::schema::SCHEMA.check(&mut connection).await?;

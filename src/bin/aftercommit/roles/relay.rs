@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::Result;
 use axum::Router;
-use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +15,7 @@ use aftercommit::relay::{self, Metrics, Role, State, StateHandle};
 use super::preflight;
 use crate::config::Config;
 use crate::lifecycle;
+use crate::telemetry;
 
 /// Runs until a signal.
 pub(crate) async fn run(config: Config) -> Result<()> {
@@ -30,13 +30,14 @@ pub(crate) async fn run(config: Config) -> Result<()> {
 pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: CancellationToken) -> Result<()> {
     preflight::postgres(&config.database, "aftercommit relay", &[&outbox::schema::SCHEMA]).await?;
     preflight::redis(&config.redis).await?;
-    let mut registry = Registry::default();
+    let mut registry = telemetry::registry("relay");
     let metrics = Metrics::register(&mut registry);
     let state = StateHandle::default();
     let (asked, limit) = (state.clone(), Duration::from_secs(config.relay.ready_max_pending_seconds));
     let readiness = Readiness::new(move || std::future::ready(checks(&asked.get(), limit)));
     let router = Router::new().fallback(no_route).merge(http::operations(registry, readiness));
-    let mut publisher = Publisher::new(config.redis.clone(), &config.relay.name, config.relay.chunk_size);
+    let mut publisher = Publisher::new(config.redis.clone(), &config.relay.name, config.relay.chunk_size)
+        .with_metrics(metrics.clone());
     let retention = Duration::from_secs(config.outbox.retention_seconds);
     // The relay first: while it finishes its step, health is still told.
     let told = CancellationToken::new();

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +15,7 @@ use aftercommit::{streams, uploads};
 use super::{check, preflight};
 use crate::config::Config;
 use crate::lifecycle;
+use crate::telemetry;
 
 const ROLE: &str = "aftercommit sse";
 
@@ -37,7 +37,8 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
     preflight::postgres(&config.database, ROLE, &[&uploads::schema::SCHEMA]).await?;
     preflight::redis(&config.redis).await?;
     let pool = config.database.lazy_pool(ROLE)?;
-    let mut registry = Registry::default();
+    let mut registry = telemetry::registry("sse");
+    pool.register(&mut registry);
     let metrics = Metrics::register(&mut registry);
     let hub = Hub::new(config.sse.clone(), &config.redis, uploads::naming, metrics);
     let asked = hub.clone();
