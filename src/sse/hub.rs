@@ -130,6 +130,7 @@ impl Hub {
         naming: fn(&str) -> Naming,
         metrics: Metrics,
     ) -> Self {
+        metrics.connections_limit.set(settings.max_connections.try_into().unwrap_or(i64::MAX));
         let stop = CancellationToken::new();
         let (subscriber, ears) = Subscriber::start(redis.clone(), stop.clone());
         let budget = Budget {
@@ -265,6 +266,7 @@ impl Shared {
     fn hear(self: &Arc<Self>, heard: Heard) {
         match heard {
             Heard::Interrupted => {
+                self.metrics.interruptions.inc();
                 let all: Vec<_> = self.topics().values().cloned().collect();
                 for topic in all {
                     self.join_anew(&topic);
@@ -277,6 +279,9 @@ impl Shared {
                         let payload = envelope.payload.get();
                         let frame = Frame::of_event(envelope.id, &envelope.event_type, payload, topic.naming);
                         self.tell(&topic, News::Event { prev: envelope.prev, frame });
+                        if let Some(at) = envelope.at {
+                            self.metrics.told(at);
+                        }
                     }
                     Err(error) => {
                         tracing::warn!(topic = %topic.topic, %error, "not an envelope on a live channel; ignored");
