@@ -1,7 +1,9 @@
-//! Metrics: what each process serves is what docs/metrics.md lists, and it means what is written there.
+//! Metrics: what each process serves is what docs/metrics.md lists, and it means what is written there. The alerts and the
+//! dashboard ask for nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::harness::{Process, System, eventually};
@@ -139,4 +141,80 @@ async fn what_a_run_does_is_counted_and_measured_once_for_each_event() {
     let served = Served::by(&api).await;
     assert!(served.of("aftercommit_pool_acquire_seconds_count") >= 6.0);
     assert!(served.of("aftercommit_pool_connections") >= 1.0);
+}
+
+/// The words of an expression that are names of metrics.
+fn metrics_in(expression: &str) -> BTreeSet<String> {
+    expression
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| word.starts_with("aftercommit_") || word.starts_with("process_"))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn assert_documented(asked: &BTreeSet<String>) {
+    let names: BTreeSet<String> = documented()
+        .into_iter()
+        .flat_map(|(name, kind, _)| match kind.as_str() {
+            "histogram" => ["_bucket", "_sum", "_count"].map(|suffix| format!("{name}{suffix}")).to_vec(),
+            _ => vec![name],
+        })
+        .collect();
+    let unknown: Vec<_> = asked.difference(&names).collect();
+    assert!(unknown.is_empty(), "docs/metrics.md lists no {unknown:?}");
+}
+
+const ALERTS: &str = include_str!("../../ops/prometheus/alerts.yml");
+
+#[test]
+fn the_dashboard_asks_for_metrics_that_there_are() {
+    let dashboard: Value =
+        serde_json::from_str(include_str!("../../ops/grafana/aftercommit.json")).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
+    let asked: Vec<_> = targets.map(|target| metrics_in(target["expr"].as_str().expect("a query"))).collect();
+    assert!(asked.iter().all(|names| !names.is_empty()));
+    assert_documented(&asked.into_iter().flatten().collect());
+}
+
+#[test]
+fn alerts_ask_for_metrics_that_there_are_and_lead_into_the_runbook() {
+    let expressions = ALERTS.lines().filter(|line| !line.trim_start().starts_with("description:"));
+    let asked: BTreeSet<String> = expressions.flat_map(metrics_in).collect();
+    assert!(asked.len() > 15, "{asked:?}");
+    assert_documented(&asked);
+    let anchors = [
+        "redis-down",
+        "poison-event",
+        "stuck-rotation",
+        "restored-backup",
+        "wrong-password",
+        "sse-overload",
+        "postgres-failover",
+        "redis-failover",
+    ];
+    let count = |what: &str| ALERTS.matches(what).count();
+    assert_eq!(count("- alert: "), count("runbook_url: docs/runbook.md#"));
+    let linked: BTreeSet<&str> =
+        ALERTS.lines().filter_map(|line| Some(line.split_once("docs/runbook.md#")?.1)).collect();
+    assert_eq!(linked, anchors.into_iter().collect());
+}
+
+#[test]
+fn prometheus_takes_the_alerts_and_they_fire_when_they_should() {
+    let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/ops/prometheus/alerts.yml");
+    let tests = concat!(env!("CARGO_MANIFEST_DIR"), "/ops/prometheus/alerts_test.yml");
+    for arguments in [["check", "rules", rules], ["test", "rules", tests]] {
+        let ran = std::process::Command::new("promtool").args(arguments).output();
+        let output = ran.expect("promtool, which make test installs");
+        let said = [&output.stdout[..], &output.stderr].concat();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+    }
+    // Each alert is tried, by name or among those that fire together.
+    let tried = std::fs::read_to_string(tests).expect("the tests");
+    for alert in ALERTS.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        let fires = tried.contains(&format!("{{alertname=\"{alert}\"}}"))
+            || tried.contains(&format!("        alertname: {alert}\n        exp_alerts:\n"));
+        assert!(fires, "no test makes {alert} fire");
+    }
 }
