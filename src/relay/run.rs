@@ -115,6 +115,7 @@ pub async fn run<S: Sink>(
         compared: None,
     };
     while !shutdown.is_cancelled() {
+        state.turned();
         let ended = Box::pin(relay.session(&mut backoff)).await;
         metrics.leading.set(0);
         state.role(Role::Disconnected);
@@ -217,6 +218,7 @@ impl<S: Sink> Relay<'_, S> {
     /// Waits until this process may lead. False at shutdown.
     async fn stand_by(&self, writer: &mut PgConnection) -> Result<bool, RunError> {
         while !self.shutdown.is_cancelled() {
+            self.state.turned();
             let asked = leader::try_lead(writer, &self.settings.name);
             match timeout(self.patience(), asked).await {
                 Ok(Ok(true)) => return Ok(true),
@@ -240,6 +242,7 @@ impl<S: Sink> Relay<'_, S> {
         let mut backoff = backoff_of(self.settings);
         let mut refused_since = None;
         while !self.shutdown.is_cancelled() {
+            self.state.turned();
             if self.is_paused(step).await? {
                 self.wait(bell).await;
                 continue;

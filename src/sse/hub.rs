@@ -49,6 +49,8 @@ pub(super) struct Shared {
     next_number: AtomicU64,
     pub(super) draining: AtomicBool,
     stop: CancellationToken,
+    /// Told whenever the ticker has looked after all streams.
+    pub(super) ticked: Notify,
 }
 
 /// A topic as the process's tasks share it.
@@ -152,6 +154,7 @@ impl Hub {
             next_number: AtomicU64::new(1),
             draining: AtomicBool::new(false),
             stop,
+            ticked: Notify::new(),
             settings,
             metrics,
         }))
@@ -191,6 +194,11 @@ impl Hub {
     }
 
     /// Whether streams are being ended.
+    /// Waits until all streams have been looked after once more, which happens about twice a second. For one who watches.
+    pub async fn tick(&self) {
+        self.0.ticked.notified().await;
+    }
+
     pub fn is_draining(&self) -> bool {
         self.0.draining.load(Ordering::Relaxed)
     }

@@ -30,6 +30,7 @@ pub(super) async fn run(shared: &Arc<Shared>) {
         }
         shared.release_topics(now).await;
         verify(shared, now).await;
+        shared.ticked.notify_one();
     }
 }
 

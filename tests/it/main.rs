@@ -25,3 +25,4 @@ mod commands;
 mod metrics;
 mod operators;
 mod stories;
+mod systemd;

@@ -7,6 +7,7 @@ mod migrate;
 mod ops;
 mod roles;
 mod show_config;
+mod systemd;
 mod telemetry;
 mod token;
 

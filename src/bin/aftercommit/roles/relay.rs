@@ -15,6 +15,7 @@ use aftercommit::relay::{self, Metrics, Role, State, StateHandle};
 use super::preflight;
 use crate::config::Config;
 use crate::lifecycle;
+use crate::systemd::Notifier;
 use crate::telemetry;
 
 /// Runs until a signal.
@@ -23,11 +24,17 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let (listener, address) = lifecycle::bind(&config.relay.listen, "AFTERCOMMIT_RELAY_LISTEN").await?;
     tracing::info!(%address, relay = %config.relay.name, "relay serves health and metrics");
     let grace = Duration::from_secs(config.shutdown.grace_seconds);
-    lifecycle::within_grace(serve(&config, listener, shutdown.clone()), &shutdown, grace).await?
+    let serving = serve(&config, listener, shutdown.clone(), Notifier::from_environment());
+    lifecycle::within_grace(serving, &shutdown, grace).await?
 }
 
 /// Delivers until `shutdown`; health and metrics are served on `listener`.
-pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: CancellationToken) -> Result<()> {
+pub(crate) async fn serve(
+    config: &Config,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+    notifier: Notifier,
+) -> Result<()> {
     preflight::postgres(&config.database, "aftercommit relay", &[&outbox::schema::SCHEMA]).await?;
     preflight::redis(&config.redis).await?;
     let mut registry = telemetry::registry("relay");
@@ -42,10 +49,29 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
     // The relay first: while it finishes its step, health is still told.
     let told = CancellationToken::new();
     let telling = tokio::spawn(http::serve(listener, router, Limits::default(), told.clone()));
-    relay::run(&config.relay, &config.database, retention, &mut publisher, &metrics, &state, shutdown).await;
+    notifier.serving(&shutdown);
+    let watched = state.clone();
+    tokio::select! {
+        () = relay::run(&config.relay, &config.database, retention, &mut publisher, &metrics, &state, shutdown) => {}
+        // In the loop's own task: what blocks the one blocks the other.
+        () = notifier.watch(async || watched.turn().await, || sentence(&watched.get())) => {}
+    }
     told.cancel();
     telling.await?;
     Ok(())
+}
+
+/// How the relay is, for `systemctl status`.
+fn sentence(state: &State) -> String {
+    let role = match state.role {
+        Role::Leading => "delivering",
+        Role::Standby => "standing by: another relay of this name leads",
+        Role::Disconnected => "no session with Postgres",
+    };
+    match &state.error {
+        Some(error) => format!("{role}; failing: {error}"),
+        None => role.to_owned(),
+    }
 }
 
 /// What must hold: events are delivered in time, by this process or by another one of its name, and would be if there

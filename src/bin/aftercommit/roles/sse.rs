@@ -15,6 +15,7 @@ use aftercommit::{streams, uploads};
 use super::{check, preflight};
 use crate::config::Config;
 use crate::lifecycle;
+use crate::systemd::Notifier;
 use crate::telemetry;
 
 const ROLE: &str = "aftercommit sse";
@@ -28,11 +29,17 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let (listener, address) = lifecycle::bind(&config.sse.listen, "AFTERCOMMIT_SSE_LISTEN").await?;
     tracing::info!(%address, "sse listens");
     let grace = config.sse.drain() + Duration::from_secs(config.shutdown.grace_seconds);
-    lifecycle::within_grace(serve(&config, listener, shutdown.clone()), &shutdown, grace).await?
+    let serving = serve(&config, listener, shutdown.clone(), Notifier::from_environment());
+    lifecycle::within_grace(serving, &shutdown, grace).await?
 }
 
 /// Serves streams on `listener` until `shutdown`, and then until they have been ended.
-pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: CancellationToken) -> Result<()> {
+pub(crate) async fn serve(
+    config: &Config,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+    notifier: Notifier,
+) -> Result<()> {
     let verifier = Arc::new(Verifier::new(&config.jwt)?);
     preflight::postgres(&config.database, ROLE, &[&uploads::schema::SCHEMA]).await?;
     preflight::redis(&config.redis).await?;
@@ -40,7 +47,7 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
     let mut registry = telemetry::registry("sse");
     pool.register(&mut registry);
     let metrics = Metrics::register(&mut registry);
-    let hub = Hub::new(config.sse.clone(), &config.redis, uploads::naming, metrics);
+    let hub = Hub::new(config.sse.clone(), &config.redis, uploads::naming, metrics.clone());
     let asked = hub.clone();
     let readiness = Readiness::new(move || {
         let hub = asked.clone();
@@ -56,7 +63,13 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
     let limits =
         Limits { connections: config.sse.max_connections + CONNECTIONS_BEYOND_STREAMS, ..Limits::default() };
     let serving = http::serve(listener, router, limits, shutdown.clone());
-    tokio::join!(hub.run(shutdown), serving);
+    notifier.serving(&shutdown);
+    let both = async { tokio::join!(hub.run(shutdown), serving) };
+    let status = || format!("{} streams of {} topics", metrics.connections.get(), metrics.topics.get());
+    tokio::select! {
+        _both_ended = both => {}
+        () = notifier.watch(async || hub.tick().await, status) => {}
+    }
     pool.close().await;
     Ok(())
 }
