@@ -24,5 +24,6 @@ mod uploads;
 mod commands;
 mod metrics;
 mod operators;
+mod readiness;
 mod stories;
 mod systemd;
