@@ -17,6 +17,7 @@ use super::tails::{Tail, Tails};
 use crate::event::{EventId, StreamId, Topic};
 use crate::relay::failure::{self, Remedy};
 use crate::relay::{Batch, Delivery, Metrics, Occasion, PublishError, Reached, Sink};
+use crate::trace;
 
 /// How many topics' tails are remembered, at least.
 const TAILS: usize = 50_000;
@@ -111,12 +112,20 @@ impl Publisher {
 
     async fn call(&mut self, chunk: Chunk<'_>) -> Result<Answer, CallError> {
         let mut connection = self.connection().await.map_err(CallError::Publish)?;
+        let traces = chunk.deliveries.iter().filter_map(|delivery| delivery.event.trace);
+        let mut span = trace::publish(traces, chunk.deliveries.len());
         let begun = Instant::now();
         let answer = self.invocation(chunk).invoke_async::<Answer>(&mut connection).await;
         if answer.is_ok() {
             self.metrics.publish_seconds.observe(begun.elapsed().as_secs_f64());
         }
-        self.judge(connection, answer).map_err(CallError::Refused)
+        let answer = self.judge(connection, answer);
+        match &answer {
+            Ok((_, verdict, _)) if verdict == "OK" => {}
+            Ok(_) => span.failed("refused"),
+            Err(refusal) => span.failed(refusal.failure.class),
+        }
+        answer.map_err(CallError::Refused)
     }
 
     fn invocation(&self, chunk: Chunk<'_>) -> ::redis::ScriptInvocation<'_> {
@@ -179,6 +188,9 @@ impl Publisher {
     fn measure(&self, chunk: Chunk<'_>, occasion: Occasion, told: &str) {
         if let Some((live, public)) = told.split_once(' ') {
             self.metrics.told(live.parse().unwrap_or(0), public.parse().unwrap_or(0));
+        }
+        for Delivery { id, event } in chunk.deliveries {
+            tracing::trace!(%id, event = %event.event_id, topic = %event.topic, "published");
         }
         if occasion != Occasion::Turn {
             return; // How long these took says nothing about how long events take.

@@ -23,6 +23,7 @@ use crate::http::ConnectionEnd;
 use crate::redis::envelope::Envelope;
 use crate::redis::subscriber::{Ears, Heard};
 use crate::redis::{self, History, Subscriber};
+use crate::trace;
 
 /// Reads of histories that may be under way at once.
 const READS_AT_ONCE: usize = 32;
@@ -48,9 +49,9 @@ pub(super) struct Shared {
     connections: Mutex<HashMap<u64, Arc<Outlet>>>,
     next_number: AtomicU64,
     pub(super) draining: AtomicBool,
-    stop: CancellationToken,
     /// Told whenever the ticker has looked after all streams.
     pub(super) ticked: Notify,
+    stop: CancellationToken,
 }
 
 /// A topic as the process's tasks share it.
@@ -153,8 +154,8 @@ impl Hub {
             connections: Mutex::default(),
             next_number: AtomicU64::new(1),
             draining: AtomicBool::new(false),
-            stop,
             ticked: Notify::new(),
+            stop,
             settings,
             metrics,
         }))
@@ -193,12 +194,12 @@ impl Hub {
         self.0.history.ping().await
     }
 
-    /// Whether streams are being ended.
     /// Waits until all streams have been looked after once more, which happens about twice a second. For one who watches.
     pub async fn tick(&self) {
         self.0.ticked.notified().await;
     }
 
+    /// Whether streams are being ended.
     pub fn is_draining(&self) -> bool {
         self.0.draining.load(Ordering::Relaxed)
     }
@@ -286,13 +287,17 @@ impl Shared {
                     Ok(envelope) => {
                         let payload = envelope.payload.get();
                         let frame = Frame::of_event(envelope.id, &envelope.event_type, payload, topic.naming);
+                        tracing::trace!(id = %envelope.id, event = %envelope.event, topic = %topic.topic, "heard");
+                        let _delivering = trace::deliver(envelope.trace, &topic.topic, envelope.event);
                         self.tell(&topic, News::Event { prev: envelope.prev, frame });
                         if let Some(at) = envelope.at {
                             self.metrics.told(at);
                         }
                     }
                     Err(error) => {
-                        tracing::warn!(topic = %topic.topic, %error, "not an envelope on a live channel; ignored");
+                        // Not the error's own words: they quote what was sent.
+                        let at = error.column();
+                        tracing::warn!(topic = %topic.topic, kind = ?error.classify(), at, "not an envelope on a live channel; ignored");
                     }
                 }
             }

@@ -27,6 +27,11 @@ impl Settings {
         self
     }
 
+    /// A variable that has been set.
+    pub(crate) fn get(&self, name: &str) -> String {
+        self.0.get(name).expect("a variable").clone()
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(BINARY);
         command.args(arguments).env_clear().envs(&self.0).stdin(Stdio::null());

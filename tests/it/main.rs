@@ -27,3 +27,4 @@ mod operators;
 mod readiness;
 mod stories;
 mod systemd;
+mod tracing;

@@ -16,6 +16,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use aftercommit::trace;
+
 use ops::pause::Wanted;
 
 /// A transactional outbox relay: Postgres to Redis to browsers, once, in order.
@@ -107,11 +109,26 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
     let config = config::load(cli.config.as_deref())?;
     telemetry::init(&config.log)?;
+    let exporter = trace::start(&config.telemetry, role_of(&cli.command))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(obey(cli.command, config));
     // What is still running has been given its time; a thread stuck in a blocking call must not hold the exit.
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    if let Some(exporter) = exporter {
+        exporter.end();
+    }
     result
+}
+
+/// As what a process appears in traces.
+fn role_of(command: &Command) -> &'static str {
+    match command {
+        Command::Api => "api",
+        Command::Relay { command: None } => "relay",
+        Command::Sse => "sse",
+        Command::Dev(_) => "dev",
+        _ => "ops",
+    }
 }
 
 async fn obey(command: Command, config: config::Config) -> anyhow::Result<()> {
