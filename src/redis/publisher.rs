@@ -16,7 +16,7 @@ use super::settings::{ConnectError, Settings};
 use super::tails::{Tail, Tails};
 use crate::event::{EventId, StreamId, Topic};
 use crate::relay::failure::{self, Remedy};
-use crate::relay::{Batch, Delivery, Metrics, Occasion, PublishError, Reached, Sink};
+use crate::relay::{Batch, Delivery, Metrics, Occasion, PublishError, Reached, Sink, StateHandle};
 use crate::trace;
 
 /// How many topics' tails are remembered, at least.
@@ -34,6 +34,7 @@ pub struct Publisher {
     connection: Option<MultiplexedConnection>,
     tails: Tails,
     metrics: Metrics,
+    state: StateHandle,
 }
 
 /// Part of a batch: what one script call takes.
@@ -59,6 +60,7 @@ impl Publisher {
             connection: None,
             tails: Tails::new(TAILS, settings.history_ttl()),
             metrics: Metrics::default(),
+            state: StateHandle::default(),
             settings,
         }
     }
@@ -67,6 +69,13 @@ impl Publisher {
     #[must_use]
     pub fn with_metrics(mut self, metrics: Metrics) -> Self {
         self.metrics = metrics;
+        self
+    }
+
+    /// Lets whoever watches the relay know of each answer.
+    #[must_use]
+    pub fn with_state(mut self, state: StateHandle) -> Self {
+        self.state = state;
         self
     }
 
@@ -119,6 +128,7 @@ impl Publisher {
         if answer.is_ok() {
             self.metrics.publish_seconds.observe(begun.elapsed().as_secs_f64());
         }
+        self.state.turned();
         let answer = self.judge(connection, answer);
         match &answer {
             Ok((_, verdict, _)) if verdict == "OK" => {}

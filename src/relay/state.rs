@@ -77,12 +77,15 @@ impl StateHandle {
         self.lock().clone()
     }
 
-    /// Waits until the loop has turned once more: delivered, looked, stood by, or tried again. For one who watches it.
+    /// Waits until the relay has come one thing further: its loop has turned, or the sink has answered. For one who
+    /// watches whether it is stuck.
     pub async fn turn(&self) {
         self.turned.notified().await;
     }
 
-    pub(super) fn turned(&self) {
+    /// The relay has come one thing further. Rung by the loop at each turn and by the sink at each answer, as one turn may
+    /// hold many answers; never by a timer.
+    pub fn turned(&self) {
         self.turned.notify_one();
     }
 

@@ -49,7 +49,7 @@ pub(super) struct Shared {
     connections: Mutex<HashMap<u64, Arc<Outlet>>>,
     next_number: AtomicU64,
     pub(super) draining: AtomicBool,
-    /// Told whenever the ticker has looked after all streams.
+    /// Told whenever the ticker has come one thing further: looked after all streams, or asked Redis about some topics.
     pub(super) ticked: Notify,
     stop: CancellationToken,
 }

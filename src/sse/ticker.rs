@@ -51,6 +51,7 @@ async fn verify(shared: &Arc<Shared>, now: Instant) {
     let quiet = shared.unverified(now);
     for topics in quiet.chunks(VERIFIED_AT_ONCE) {
         let names: Vec<Topic> = topics.iter().map(|topic| topic.topic.clone()).collect();
+        shared.ticked.notify_one();
         match shared.history.tips(&names).await {
             Ok(tips) => {
                 for (topic, tip) in topics.iter().zip(tips) {

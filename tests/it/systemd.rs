@@ -6,8 +6,14 @@ use secrecy::ExposeSecret;
 use tokio::net::UnixDatagram;
 use tokio::time::timeout;
 
+use aftercommit::event::StreamId;
+use aftercommit::redis::Publisher;
+use aftercommit::relay::{Batch, Occasion, Sink, StateHandle};
+
 use crate::commands::commit;
-use crate::harness::{Flow, LIMIT, Process, Proxy, System, eventually, start_redis};
+use crate::harness::{
+    Flow, LIMIT, Process, Proxy, System, empty_database, eventually, redis, shared_url, start_redis,
+};
 
 /// How long systemd would wait for a sign of life, in microseconds: signs come four times as often.
 const WATCHDOG_USEC: &str = "400000";
@@ -16,7 +22,7 @@ const WATCHDOG_USEC: &str = "400000";
 struct Systemd {
     socket: UnixDatagram,
     path: String,
-    _dir: tempfile::TempDir,
+    _dir: Option<tempfile::TempDir>,
 }
 
 impl Systemd {
@@ -24,7 +30,19 @@ impl Systemd {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path).expect("a socket");
-        Self { socket, path: path.to_str().expect("a path").to_owned(), _dir: dir }
+        Self { socket, path: path.to_str().expect("a path").to_owned(), _dir: Some(dir) }
+    }
+
+    /// With a socket that is no file, as systemd makes it for containers.
+    #[cfg(target_os = "linux")]
+    fn without_a_file() -> Self {
+        use std::os::linux::net::SocketAddrExt;
+        let name = format!("aftercommit-test-{}", uuid::Uuid::new_v4());
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).expect("a name");
+        let socket = std::os::unix::net::UnixDatagram::bind_addr(&address).expect("a socket");
+        socket.set_nonblocking(true).expect("a setting");
+        let socket = UnixDatagram::from_std(socket).expect("a socket");
+        Self { socket, path: format!("@{name}"), _dir: None }
     }
 
     fn watches(&self, system: System) -> System {
@@ -155,6 +173,38 @@ async fn an_sse_server_lives_while_redis_is_away_and_its_readiness_does_not() {
     .await;
     systemd.forgets();
     systemd.hears_signs_of_life(3).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_socket_without_a_file_is_reached_as_well() {
+    let systemd = Systemd::without_a_file();
+    let system = systemd.watches(System::new().await);
+    let _sse = system.start("sse").await;
+    systemd.waits_for("READY", |value| value == "1").await;
+}
+
+#[tokio::test]
+async fn a_process_that_cannot_serve_never_says_that_it_is_ready() {
+    for role in ["api", "sse", "relay"] {
+        let systemd = Systemd::new();
+        // Without the schema.
+        let system = systemd.watches(System::with(empty_database().await, shared_url()).await);
+        let mut process = system.start(role).await;
+        assert_eq!(process.exit_code().await, 1);
+        assert!(systemd.socket.try_recv(&mut [0; 64]).is_err(), "{role} has said something");
+    }
+}
+
+#[tokio::test]
+async fn each_answer_of_redis_is_a_sign_that_the_relay_is_not_stuck() {
+    let redis = redis().await;
+    let state = StateHandle::default();
+    let mut publisher = Publisher::new(redis.settings(), &redis.relay_name(), 7).with_state(state.clone());
+    let first = StreamId::new(1, 1);
+    let batch = Batch { occasion: Occasion::Turn, deliveries: &[], first, through: Some(first) };
+    publisher.publish(batch).await.expect("an answer");
+    timeout(LIMIT, state.turn()).await.expect("a sign");
 }
 
 /// The port of a server on 127.0.0.1.

@@ -2,16 +2,19 @@
 //! the socket that `NOTIFY_SOCKET` names; nothing where there is none.
 
 use std::io;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::net::UnixDatagram;
 use tokio_util::sync::CancellationToken;
 
 /// A sign of life is due this many times within the time that systemd waits for one.
 const SIGNS: u32 = 4;
 /// How often the status is looked at, where no signs of life are asked for.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a message waits for room: the socket takes few, and systemd may be busy.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The way to systemd. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -22,7 +25,7 @@ pub(crate) struct Notifier {
 }
 
 impl Notifier {
-    /// As `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` say.
+    /// As `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` say. Must be called within a Tokio runtime.
     pub(crate) fn from_environment() -> Self {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let Some(address) = variable("NOTIFY_SOCKET") else { return Self::default() };
@@ -39,12 +42,12 @@ impl Notifier {
     }
 
     /// The process serves from now on, until `shutdown`.
-    pub(crate) fn serving(&self, shutdown: &CancellationToken) {
-        self.send("READY=1");
+    pub(crate) async fn serving(&self, shutdown: &CancellationToken) {
+        self.send("READY=1").await;
         let (notifier, shutdown) = (self.clone(), shutdown.clone());
         tokio::spawn(async move {
             shutdown.cancelled().await;
-            notifier.send("STOPPING=1\nSTATUS=stopping: finishing what is in hand");
+            notifier.send("STOPPING=1\nSTATUS=stopping: finishing what is in hand").await;
         });
     }
 
@@ -61,11 +64,11 @@ impl Notifier {
             }
             due = Instant::now() + every;
             if self.watchdog.is_some() {
-                self.send("WATCHDOG=1");
+                self.send("WATCHDOG=1").await;
             }
             let status = status().replace('\n', " ");
             if status != told {
-                self.send(&format!("STATUS={status}"));
+                self.send(&format!("STATUS={status}")).await;
                 told = status;
             }
         }
@@ -76,20 +79,22 @@ impl Notifier {
         self.watchdog.map_or(STATUS_INTERVAL, |within| within / SIGNS)
     }
 
-    fn send(&self, state: &str) {
+    async fn send(&self, state: &str) {
         let Some(socket) = &self.socket else { return };
-        if let Err(error) = socket.send(state.as_bytes()) {
-            tracing::debug!(%error, state, "systemd was not told");
+        match tokio::time::timeout(PATIENCE, socket.send(state.as_bytes())).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, state, "systemd was not told"),
+            Err(_elapsed) => tracing::debug!(state, "systemd was not told: its socket is full"),
         }
     }
 }
 
 fn connect(address: &str) -> io::Result<UnixDatagram> {
-    let socket = UnixDatagram::unbound()?;
-    // Nobody waits for a systemd that does not read.
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
     socket.set_nonblocking(true)?;
+    // Not by Tokio's own, which knows no abstract names.
     socket.connect_addr(&address_of(address)?)?;
-    Ok(socket)
+    UnixDatagram::from_std(socket)
 }
 
 /// A path, or a name in the abstract namespace, which is written with an '@'.

@@ -61,7 +61,7 @@ pub(crate) async fn serve(
     let router = uploads::router(state, config.api.max_body_bytes, timeout)
         .merge(http::operations(registry, readiness));
     let address = listener.local_addr()?;
-    notifier.serving(&shutdown);
+    notifier.serving(&shutdown).await;
     let answering = async || {
         loop {
             tokio::time::sleep(notifier.interval()).await;

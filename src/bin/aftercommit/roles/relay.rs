@@ -44,12 +44,13 @@ pub(crate) async fn serve(
     let readiness = Readiness::new(move || std::future::ready(checks(&asked.get(), limit)));
     let router = Router::new().fallback(no_route).merge(http::operations(registry, readiness));
     let mut publisher = Publisher::new(config.redis.clone(), &config.relay.name, config.relay.chunk_size)
-        .with_metrics(metrics.clone());
+        .with_metrics(metrics.clone())
+        .with_state(state.clone());
     let retention = Duration::from_secs(config.outbox.retention_seconds);
     // The relay first: while it finishes its step, health is still told.
     let told = CancellationToken::new();
     let telling = tokio::spawn(http::serve(listener, router, Limits::default(), told.clone()));
-    notifier.serving(&shutdown);
+    notifier.serving(&shutdown).await;
     let watched = state.clone();
     tokio::select! {
         () = relay::run(&config.relay, &config.database, retention, &mut publisher, &metrics, &state, shutdown) => {}

@@ -63,7 +63,7 @@ pub(crate) async fn serve(
     let limits =
         Limits { connections: config.sse.max_connections + CONNECTIONS_BEYOND_STREAMS, ..Limits::default() };
     let serving = http::serve(listener, router, limits, shutdown.clone());
-    notifier.serving(&shutdown);
+    notifier.serving(&shutdown).await;
     let both = async { tokio::join!(hub.run(shutdown), serving) };
     let status = || format!("{} streams of {} topics", metrics.connections.get(), metrics.topics.get());
     tokio::select! {
