@@ -45,10 +45,10 @@ pub enum TraceError {
     )]
     NotBuilt,
     /// The address, or the client for it.
-    #[error("cannot send traces to [telemetry] otlp_endpoint '{endpoint}': {reason}")]
+    #[error(
+        "cannot send traces to [telemetry] otlp_endpoint: {reason} (name a collector such as http://127.0.0.1:4318)"
+    )]
     Endpoint {
-        /// As it was set.
-        endpoint: String,
         /// What the exporter says.
         reason: String,
     },

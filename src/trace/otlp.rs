@@ -86,10 +86,7 @@ pub fn start(settings: &Settings, role: &str) -> Result<Option<Exporter>, TraceE
         .with_endpoint(format!("{}/v1/traces", otlp_endpoint.trim_end_matches('/')))
         .with_timeout(PATIENCE)
         .build()
-        .map_err(|error| TraceError::Endpoint {
-            endpoint: otlp_endpoint.clone(),
-            reason: error.to_string(),
-        })?;
+        .map_err(|error| TraceError::Endpoint { reason: error.to_string() })?;
     let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(*sample_ratio)));
     let provider = SdkTracerProvider::builder()
         .with_batch_exporter(exporter)

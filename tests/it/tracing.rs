@@ -21,7 +21,8 @@ use uuid::Uuid;
 
 use aftercommit::redis::keys;
 
-use crate::harness::{Client, Process, Session, System, eventually};
+use crate::commands::assert_fails;
+use crate::harness::{Client, Process, Session, System, cli, eventually};
 
 /// A collector that keeps what it receives: (service, span).
 #[derive(Clone)]
@@ -186,6 +187,19 @@ async fn without_a_collector_rows_carry_nothing_and_a_collector_that_is_away_hol
             assert_eq!(process.terminate().await, 0);
         }
         assert_eq!(headers_of_rows(&system).await[0].is_some(), !endpoint.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_setting_stops_a_process_with_a_sentence_and_no_command_of_an_operator() {
+    for (name, value, said) in [
+        ("AFTERCOMMIT_TELEMETRY_SAMPLE_RATIO", "2", "has to be from 0 to 1"),
+        ("AFTERCOMMIT_TELEMETRY_OTLP_ENDPOINT", "nonsense", "name a collector such as"),
+    ] {
+        let system =
+            System::new().await.set("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9").set(name, value);
+        assert_fails(system.settings(), &["relay"], 1, said).await;
+        assert_eq!(cli(system.settings(), &["status"]).await.status.code(), Some(0));
     }
 }
 

@@ -109,7 +109,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
     let config = config::load(cli.config.as_deref())?;
     telemetry::init(&config.log)?;
-    let exporter = trace::start(&config.telemetry, role_of(&cli.command))?;
+    // Commands that end at once make no spans, and a collector's wrong address must not keep an operator from them.
+    let exporter = match role_of(&cli.command) {
+        Some(role) => trace::start(&config.telemetry, role)?,
+        None => None,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(obey(cli.command, config));
     // What is still running has been given its time; a thread stuck in a blocking call must not hold the exit.
@@ -120,14 +124,14 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     result
 }
 
-/// As what a process appears in traces.
-fn role_of(command: &Command) -> &'static str {
+/// As what a process appears in traces, if it is one that stays.
+fn role_of(command: &Command) -> Option<&'static str> {
     match command {
-        Command::Api => "api",
-        Command::Relay { command: None } => "relay",
-        Command::Sse => "sse",
-        Command::Dev(_) => "dev",
-        _ => "ops",
+        Command::Api => Some("api"),
+        Command::Relay { command: None } => Some("relay"),
+        Command::Sse => Some("sse"),
+        Command::Dev(_) => Some("dev"),
+        _ => None,
     }
 }
 
