@@ -95,6 +95,8 @@ pub struct Metrics {
     pub paused: Gauge,
     /// How long the oldest event that waits has waited, in seconds; 0 if none waits.
     pub oldest_pending: Gauge<f64, AtomicU64>,
+    /// When it was last looked how long events wait, in seconds since 1970. What hangs on that look is no younger.
+    pub last_look: Gauge<f64, AtomicU64>,
     /// Events that wait, at most.
     pub backlog: Gauge,
     /// Events that are set aside at present.
@@ -130,6 +132,7 @@ impl Default for Metrics {
             has_leader: Gauge::default(),
             paused: Gauge::default(),
             oldest_pending: Gauge::default(),
+            last_look: Gauge::default(),
             backlog: Gauge::default(),
             parked_events: Gauge::default(),
             parked_topics: Gauge::default(),
@@ -205,6 +208,11 @@ impl Metrics {
             "oldest_pending_seconds",
             "How long the oldest event that waits has waited; 0 if none waits",
             self.oldest_pending.clone(),
+        );
+        to.register(
+            "last_look_timestamp_seconds",
+            "When it was last looked how long events wait, in seconds since 1970",
+            self.last_look.clone(),
         );
         to.register(
             "backlog",

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use chrono::Utc;
 use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -87,6 +88,7 @@ impl Pulse {
             self.metrics.has_leader.set(i64::from(outlook.has_leader));
             self.metrics.paused.set(i64::from(outlook.paused.is_some()));
         }
+        self.metrics.last_look.set(Utc::now().timestamp_millis() as f64 / 1000.0);
         self.state.looked(outlook);
         heartbeat::beat(connection, name, &self.heartbeat(process, rate)).await?;
         Ok(())

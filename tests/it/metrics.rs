@@ -130,6 +130,9 @@ async fn what_a_run_does_is_counted_and_measured_once_for_each_event() {
     assert_eq!(count("aftercommit_relay_receivers_total{channel=\"public\"}"), 6);
     assert!(count("aftercommit_relay_wake_ups_total{kind=\"notify\"}") >= 1);
     assert!(count("aftercommit_relay_wake_ups_total{kind=\"reconnect\"}") >= 1);
+    let looked =
+        chrono::Utc::now().timestamp() as f64 - served.of("aftercommit_relay_last_look_timestamp_seconds");
+    assert!((-2.0..60.0).contains(&looked), "{looked}");
     assert_eq!(count("aftercommit_relay_leads_taken_total"), 1);
     assert_eq!((count("aftercommit_relay_leading"), count("aftercommit_relay_listening")), (1, 1));
 
