@@ -3,6 +3,8 @@
 //! Owns the rules of what a topic, a type and a payload may be. Does no I/O and knows nothing of
 //! Postgres, Redis, HTTP or any application.
 
+mod trace_parent;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -10,6 +12,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
+
+pub use trace_parent::{NotATraceParent, TRACE_PARENT, TraceParent};
 
 /// The longest topic, in characters.
 pub const TOPIC_LEN_MAX: usize = 200;
@@ -177,10 +181,21 @@ impl NewEvent {
         self
     }
 
-    /// Adds headers: facts about the event that are not for the client, such as `traceparent`.
+    /// Adds headers: facts about the event that are not for the client.
+    ///
+    /// A W3C `traceparent` under the key of that name ([`TRACE_PARENT`]) links the relay's and the SSE server's spans to
+    /// the trace that it names; [`NewEvent::with_trace`] writes it.
     #[must_use]
     pub fn with_headers(mut self, headers: serde_json::Map<String, serde_json::Value>) -> Self {
         self.headers = Some(headers);
+        self
+    }
+
+    /// Adds to the headers where in a trace the event is appended.
+    #[must_use]
+    pub fn with_trace(mut self, trace: TraceParent) -> Self {
+        let headers = self.headers.get_or_insert_default();
+        headers.insert(TRACE_PARENT.to_owned(), trace.to_string().into());
         self
     }
 
@@ -225,6 +240,8 @@ pub struct Event {
     pub payload: String,
     /// When the transaction that appended it began.
     pub created_at: DateTime<Utc>,
+    /// Where in a trace it was appended, if its headers say so.
+    pub trace: Option<TraceParent>,
 }
 
 /// The place of an event in the order of delivery: `<epoch>-<seq>`.

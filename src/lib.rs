@@ -12,6 +12,7 @@
 //! - [`outbox`]: the log in Postgres: append, windows, checkpoints, rotation. Knows no Redis and no HTTP.
 //! - [`relay`]: moves the log to a sink, in order. Knows neither Redis nor HTTP, never reads payloads.
 //! - [`redis`]: the one place that knows Redis keys, the publishing script and the envelope.
+//! - [`trace`]: spans of an event's way, where they are asked for.
 //! - [`http`], [`auth`]: what every HTTP server here shares; who a token speaks for.
 //! - [`sse`]: Redis to browsers: joining, fan-out, connections. Knows no Postgres and no application.
 //! - [`streams`]: streams of any topic, allowed by the token; tickets. Knows no application.
@@ -43,5 +44,7 @@ pub mod relay;
 pub mod sse;
 #[cfg(feature = "server")]
 pub mod streams;
+#[cfg(feature = "server")]
+pub mod trace;
 #[cfg(feature = "server")]
 pub mod uploads;

@@ -3,6 +3,8 @@
 //! Every connection carries `application_name`, so that `pg_stat_activity` tells the roles apart, and server-side
 //! timeouts, because a statement without one can hang for ever on a half-open connection.
 
+#[cfg(feature = "server")]
+mod pool;
 mod schema;
 
 use std::str::FromStr;
@@ -10,9 +12,13 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
+#[cfg(feature = "server")]
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
 
+#[cfg(feature = "server")]
+pub use pool::Pool;
 pub use schema::{Schema, SchemaError, State};
 
 /// The `[database]` section.
@@ -121,11 +127,13 @@ impl Settings {
     ///
     /// # Errors
     /// [`ConnectError::NoUrl`] and [`ConnectError::Url`].
-    pub fn lazy_pool(&self, application_name: &str) -> Result<PgPool, ConnectError> {
-        Ok(PgPoolOptions::new()
+    #[cfg(feature = "server")]
+    pub fn lazy_pool(&self, application_name: &str) -> Result<Pool, ConnectError> {
+        let pool = PgPoolOptions::new()
             .max_connections(self.max_connections)
             .acquire_timeout(Duration::from_millis(self.acquire_timeout_ms))
-            .connect_lazy_with(self.options(application_name)?))
+            .connect_lazy_with(self.options(application_name)?);
+        Ok(Pool::new(pool))
     }
 }
 

@@ -5,16 +5,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never know.
-const PARTS: [(&str, &[&str], &[&str]); 13] = [
+const PARTS: [(&str, &[&str], &[&str]); 14] = [
     ("event", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("postgres", &[], &["redis", "axum", "hyper"]),
     ("outbox", &["event", "postgres"], &["redis", "axum", "hyper"]),
+    // Spans are made where things happen: by the publisher, by the SSE server, and for each request.
+    ("trace", &["event"], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("failpoint", &[], &["sqlx", "redis", "axum", "hyper"]),
     ("relay", &["event", "postgres", "outbox", "failpoint"], &["redis", "axum", "hyper"]),
-    ("redis", &["event", "relay"], &["sqlx", "axum", "hyper"]),
-    ("http", &[], &["sqlx", "redis"]),
+    ("redis", &["event", "relay", "trace"], &["sqlx", "axum", "hyper"]),
+    ("http", &["event", "trace"], &["sqlx", "redis"]),
     ("auth", &["http"], &["sqlx", "redis"]),
-    ("sse", &["event", "redis", "http"], &["sqlx"]),
+    ("sse", &["event", "redis", "http", "trace"], &["sqlx"]),
     ("streams", &["event", "http", "auth", "sse"], &["sqlx", "redis"]),
     // Its charts show what the relay's pulse has seen, so that a sample costs no look at Postgres of its own.
     ("console", &["event", "postgres", "outbox", "relay", "http"], &["redis", "hyper"]),
@@ -23,8 +25,8 @@ const PARTS: [(&str, &[&str], &[&str]); 13] = [
 ];
 
 /// The parts that any application can use: they must not know the bundled one.
-const GENERIC: [&str; 10] =
-    ["event", "postgres", "outbox", "relay", "redis", "http", "auth", "sse", "streams", "console"];
+const GENERIC: [&str; 11] =
+    ["event", "postgres", "outbox", "trace", "relay", "redis", "http", "auth", "sse", "streams", "console"];
 
 const FILE_LINES_MAX: usize = 500;
 const FUNCTION_LINES_MAX: usize = 80;

@@ -6,7 +6,7 @@ use axum::Extension;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 
 use super::Shared;
 use super::access::Identity;
@@ -81,7 +81,8 @@ async fn settle(shared: &Shared, identity: Identity, wished: &OfTopic, wish: Wis
         Wish::Release => "release",
         Wish::Discard => "discard",
     };
-    let mut tx = shared.pool.begin().await?;
+    let mut connection = shared.pool.acquire().await?;
+    let mut tx = connection.begin().await?;
     let events = parked::wish(&mut tx, &wished.relay, &topic, wish).await?;
     if events == 0 {
         return Err(Error::NotParked(wished.topic.clone()));
@@ -100,7 +101,8 @@ pub(super) async fn pause(
     Json(wished): Json<OfRelay>,
 ) -> Answer {
     let operator = operator(identity, &wished.reason)?;
-    let mut tx = shared.pool.begin().await?;
+    let mut connection = shared.pool.acquire().await?;
+    let mut tx = connection.begin().await?;
     known(&mut tx, &wished.relay).await?;
     if !pauses::pause(&mut tx, &wished.relay, &operator).await? {
         return done(format!("Relay {} is paused already.", wished.relay));
@@ -118,7 +120,8 @@ pub(super) async fn resume(
     Json(wished): Json<OfRelay>,
 ) -> Answer {
     let operator = operator(identity, &wished.reason)?;
-    let mut tx = shared.pool.begin().await?;
+    let mut connection = shared.pool.acquire().await?;
+    let mut tx = connection.begin().await?;
     known(&mut tx, &wished.relay).await?;
     if !pauses::resume(&mut tx, &wished.relay).await? {
         return done(format!("Relay {} is not paused.", wished.relay));
@@ -148,7 +151,8 @@ pub(super) fn operator(identity: Identity, reason: &str) -> Result<Operator, Err
 
 /// Wakes the relay, which would otherwise find it by polling, and shows what has changed.
 async fn tell(shared: &Shared) {
-    if let Err(error) = sqlx::query("notify outbox").execute(&shared.pool).await {
+    let told = async { sqlx::query("notify outbox").execute(&mut *shared.pool.acquire().await?).await };
+    if let Err(error) = told.await {
         tracing::debug!(%error, "relays will find it by polling");
     }
     shared.feed.look_again();

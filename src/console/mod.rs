@@ -32,12 +32,11 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::routing::{get, post};
-use sqlx::PgPool;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::{OperatorGate, Readiness};
-use crate::postgres::{self, ConnectError};
+use crate::postgres::{self, ConnectError, Pool};
 use crate::relay::StateHandle;
 
 use attempts::Attempts;
@@ -83,7 +82,7 @@ pub struct Console(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     parts: Parts,
-    pool: PgPool,
+    pool: Pool,
     sessions: Sessions,
     attempts: Attempts,
     trend: Trend,

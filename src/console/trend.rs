@@ -109,6 +109,8 @@ mod tests {
             rate: 5.0,
             step,
             latency,
+            parked_events: 0,
+            parked_topics: 0,
         }
     }
 

@@ -8,6 +8,7 @@ mod health;
 mod operator;
 mod problem;
 mod serve;
+mod trace;
 
 pub use cors::{Origins, cors};
 pub use extract::{Json, Path, Query};
@@ -17,3 +18,4 @@ pub use operator::{
 };
 pub use problem::Problem;
 pub use serve::{Connection, Limits, no_route, serve};
+pub use trace::{RequestTrace, traced};

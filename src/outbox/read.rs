@@ -33,8 +33,8 @@ pub async fn chunk(
 ) -> Result<Vec<Event>, Error> {
     let Some(window) = &position.window else { return Ok(Vec::new()) };
     let rows = sqlx::query(
-        "select id, event_id, topic, type, payload, created_at from (
-           select id, event_id, topic, type, payload::text as payload, created_at,
+        "select id, event_id, topic, type, payload, created_at, trace from (
+           select id, event_id, topic, type, payload::text as payload, created_at, headers ->> 'traceparent' as trace,
                   sum(octet_length(payload::text)) over (order by id) - octet_length(payload::text) as bytes_before
            from outbox.window_rows($1::text::pg_snapshot, $2::text::xid8, $3, $4::text::pg_snapshot, $5, $6)
          ) bounded
@@ -102,5 +102,7 @@ fn event_of(row: &PgRow) -> Result<Event, Error> {
         event_type: EventType::new(row.try_get::<String, _>("type")?).map_err(not_an_event)?,
         payload: row.try_get("payload")?,
         created_at: row.try_get("created_at")?,
+        // One that somebody wrote wrongly is no reason to stop.
+        trace: row.try_get::<Option<&str>, _>("trace")?.and_then(|text| text.parse().ok()),
     })
 }

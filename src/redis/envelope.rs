@@ -1,16 +1,19 @@
 //! The envelope: an event on a live channel, with its own id and the previous one of its topic.
 //!
 //! ```json
-//! {"id":"1-42","prev":"1-40","event":"018f…","type":"PHOTO_UPLOADED","payload":{…}}
+//! {"id":"1-42","prev":"1-40","event":"018f…","type":"PHOTO_UPLOADED","at":1762857000123,"payload":{…}}
 //! ```
 //!
 //! The publishing script writes it; `prev` is `null` for the first event that the script knows of a topic. `payload` is
 //! the row's JSON byte for byte. A subscriber that sees every `prev` match the id before it has lost nothing.
+//!
+//! `at` is when the transaction of the event began, in milliseconds since 1970; `trace`, a W3C `traceparent`, is there for an
+//! event whose trace is recorded. Both may be missing: relays of an earlier version wrote neither.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::event::{EventId, EventType, StreamId};
+use crate::event::{Event, EventId, EventType, StreamId};
 
 /// An event as it travels on a live channel.
 #[derive(Debug, Deserialize)]
@@ -24,9 +27,24 @@ pub struct Envelope<'a> {
     /// The type.
     #[serde(rename = "type")]
     pub event_type: EventType,
+    /// When the transaction of the event began, in milliseconds since 1970.
+    #[serde(default)]
+    pub at: Option<i64>,
+    /// Where in a trace it was appended: a `traceparent`, as it came.
+    #[serde(default, borrow)]
+    pub trace: Option<&'a str>,
     /// The payload's JSON text.
     #[serde(borrow)]
     pub payload: &'a RawValue,
+}
+
+/// What the envelope says of an event between its type and its payload, as members of a JSON object.
+pub(super) fn facts_of(event: &Event) -> String {
+    let at = event.created_at.timestamp_millis();
+    match event.trace.filter(|trace| trace.is_sampled) {
+        None => format!("\"at\":{at}"),
+        Some(trace) => format!("\"at\":{at},\"trace\":\"{trace}\""),
+    }
 }
 
 impl<'a> Envelope<'a> {
@@ -50,6 +68,20 @@ mod tests {
         assert_eq!(envelope.id, StreamId::new(1, 42));
         assert_eq!(envelope.prev, None);
         assert_eq!(envelope.payload.get(), r#"{ "b":1,  "a":1.50 }"#);
+    }
+
+    #[test]
+    fn an_envelope_of_an_earlier_relay_has_no_time_and_one_of_a_later_relay_may_say_more() {
+        let of = |facts: &str| {
+            let text = format!(
+                r#"{{"id":"1-2","prev":"1-1","event":"018f3c1e-0000-7000-8000-000000000001","type":"T",{facts}"payload":1}}"#
+            );
+            let envelope = Envelope::parse(&text).expect("an envelope");
+            (envelope.at, envelope.trace.map(str::to_owned))
+        };
+        assert_eq!(of(""), (None, None));
+        assert_eq!(of(r#""at":17,"#), (Some(17), None));
+        assert_eq!(of(r#""at":17,"trace":"00-a-b-01","more":[],"#), (Some(17), Some("00-a-b-01".to_owned())));
     }
 
     #[test]

@@ -5,10 +5,12 @@
 -- ARGV[1]  epoch    ARGV[2] first number of the chunk    ARGV[3] last number that the chunk uses up (0: none)
 -- ARGV[4]  about how many entries a history keeps        ARGV[5] seconds that a history is kept after its last event
 -- ARGV[6]  '1': these events have been told before, and Redis has forgotten them since
--- then eight for each event: index of its stream in KEYS, topic, number, event uuid, type, payload,
---          the topic's previous id ('' if there is none, '?' if the relay does not know), '1' if the TTL is due
+-- then nine for each event: index of its stream in KEYS, topic, number, event uuid, type, payload,
+--          the topic's previous id ('' if there is none, '?' if the relay does not know), '1' if the TTL is due,
+--          what else its envelope says, as members of a JSON object
 --
--- Answers {events done, verdict, detail}. Verdicts: OK, GAP (top lacks numbers before this chunk), AHEAD (top is of a
+-- Answers {events done, verdict, detail}. The detail of OK is how many subscribers were told: "<live> <public>".
+-- Verdicts: OK, GAP (top lacks numbers before this chunk), AHEAD (top is of a
 -- later epoch), CONFLICT (another event stands under this number), ERROR (Redis's own error, for the event after those
 -- done), SERVER (Redis's own error, for no event).
 local epoch, first, last = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -63,7 +65,8 @@ local function forbidden(live, topic)
 end
 
 local done, newest_uuid, allowed = 0, '-', {}
-for a = 7, #ARGV, 8 do
+local told_live, told_public = 0, 0
+for a = 7, #ARGV, 9 do
   local stream, topic, seq = KEYS[tonumber(ARGV[a])], ARGV[a + 1], ARGV[a + 2]
   local uuid, kind, payload, prev = ARGV[a + 3], ARGV[a + 4], ARGV[a + 5], ARGV[a + 6]
   local id, live = epoch .. '-' .. seq, 'aftercommit:{' .. topic .. '}:live'
@@ -96,13 +99,15 @@ for a = 7, #ARGV, 8 do
     -- an envelope is its twin, and that any other one came from somebody else.
     local told = redis.pcall('PUBLISH', live,
       '{"id":"' .. id .. '","prev":' .. (prev == '' and 'null' or '"' .. prev .. '"') .. ',"event":"' .. uuid ..
-      '","type":"' .. kind .. '","payload":' .. payload .. '}')
+      '","type":"' .. kind .. '",' .. ARGV[a + 8] .. ',"payload":' .. payload .. '}')
     if type(told) == 'table' then return {done, 'ERROR', told.err} end
+    told_live = told_live + told
     -- Who listens to bare payloads alone cannot tell a repeat, and has heard what was told before. Who listens to
     -- envelopes can, and may have missed it in the same moment as Redis forgot it.
     if not told_before then
       told = redis.pcall('PUBLISH', topic, payload)
       if type(told) == 'table' then return {done, 'ERROR', told.err} end
+      told_public = told_public + told
     end
   end
   done = done + 1
@@ -113,4 +118,4 @@ if last > published then
   local set = redis.pcall('SET', KEYS[1], epoch .. '-' .. ARGV[3] .. ' ' .. newest_uuid)
   if set.err then return {done, 'SERVER', set.err} end
 end
-return {done, 'OK', ''}
+return {done, 'OK', told_live .. ' ' .. told_public}

@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{AsyncCommands, ErrorKind, RedisError, Script};
+use chrono::Utc;
 
+use super::envelope;
 use super::keys;
 use super::settings::{ConnectError, Settings};
 use super::tails::{Tail, Tails};
 use crate::event::{EventId, StreamId, Topic};
 use crate::relay::failure::{self, Remedy};
-use crate::relay::{Batch, Delivery, Occasion, PublishError, Reached, Sink};
+use crate::relay::{Batch, Delivery, Metrics, Occasion, PublishError, Reached, Sink, StateHandle};
+use crate::trace;
 
 /// How many topics' tails are remembered, at least.
 const TAILS: usize = 50_000;
@@ -30,6 +33,8 @@ pub struct Publisher {
     script: Script,
     connection: Option<MultiplexedConnection>,
     tails: Tails,
+    metrics: Metrics,
+    state: StateHandle,
 }
 
 /// Part of a batch: what one script call takes.
@@ -54,8 +59,24 @@ impl Publisher {
             script: Script::new(include_str!("publish.lua")),
             connection: None,
             tails: Tails::new(TAILS, settings.history_ttl()),
+            metrics: Metrics::default(),
+            state: StateHandle::default(),
             settings,
         }
+    }
+
+    /// Counts and measures there.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
+    /// Lets whoever watches the relay know of each answer.
+    #[must_use]
+    pub fn with_state(mut self, state: StateHandle) -> Self {
+        self.state = state;
+        self
     }
 
     /// The connection, made if there is none. Give it back with [`Publisher::judge`].
@@ -100,8 +121,21 @@ impl Publisher {
 
     async fn call(&mut self, chunk: Chunk<'_>) -> Result<Answer, CallError> {
         let mut connection = self.connection().await.map_err(CallError::Publish)?;
+        let traces = chunk.deliveries.iter().filter_map(|delivery| delivery.event.trace);
+        let mut span = trace::publish(traces, chunk.deliveries.len());
+        let begun = Instant::now();
         let answer = self.invocation(chunk).invoke_async::<Answer>(&mut connection).await;
-        self.judge(connection, answer).map_err(CallError::Refused)
+        if answer.is_ok() {
+            self.metrics.publish_seconds.observe(begun.elapsed().as_secs_f64());
+        }
+        self.state.turned();
+        let answer = self.judge(connection, answer);
+        match &answer {
+            Ok((_, verdict, _)) if verdict == "OK" => {}
+            Ok(_) => span.failed("refused"),
+            Err(refusal) => span.failed(refusal.failure.class),
+        }
+        answer.map_err(CallError::Refused)
     }
 
     fn invocation(&self, chunk: Chunk<'_>) -> ::redis::ScriptInvocation<'_> {
@@ -141,7 +175,8 @@ impl Publisher {
                 .arg(event.event_type.as_str())
                 .arg(&event.payload)
                 .arg(previous)
-                .arg(if ttl_due { "1" } else { "0" });
+                .arg(if ttl_due { "1" } else { "0" })
+                .arg(envelope::facts_of(event));
             in_chunk.insert(&event.topic, (index, *id));
         }
         invocation
@@ -156,6 +191,24 @@ impl Publisher {
                 _ => now,
             };
             self.tails.set(&event.topic, Tail { last: *id, ttl_set });
+        }
+    }
+
+    /// Measures a chunk that Redis has: one look at the clock for all of its events.
+    fn measure(&self, chunk: Chunk<'_>, occasion: Occasion, told: &str) {
+        if let Some((live, public)) = told.split_once(' ') {
+            self.metrics.told(live.parse().unwrap_or(0), public.parse().unwrap_or(0));
+        }
+        for Delivery { id, event } in chunk.deliveries {
+            tracing::trace!(%id, event = %event.event_id, topic = %event.topic, "published");
+        }
+        if occasion != Occasion::Turn {
+            return; // How long these took says nothing about how long events take.
+        }
+        let now = Utc::now();
+        for delivery in chunk.deliveries {
+            let took = (now - delivery.event.created_at).to_std().unwrap_or_default();
+            self.metrics.commit_to_publish_seconds.observe(took.as_secs_f64());
         }
     }
 
@@ -260,7 +313,8 @@ impl Sink for Publisher {
             let chunk =
                 Chunk { deliveries, first, through, told_before: batch.occasion == Occasion::Restore };
             match self.call(chunk).await {
-                Ok((_, verdict, _)) if verdict == "OK" => {
+                Ok((_, verdict, told)) if verdict == "OK" => {
+                    self.measure(chunk, batch.occasion, &told);
                     self.remember(deliveries);
                     done += deliveries.len();
                     if is_last {

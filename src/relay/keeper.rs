@@ -25,8 +25,8 @@ pub(super) async fn keep(
     loop {
         let blocked = match rotate_once(&database, &relay, retention).await {
             Ok(rotation) => {
-                metrics.rotations.inc_by(rotation.emptied.len() as u64);
                 for table in &rotation.emptied {
+                    metrics.emptied(table);
                     tracing::info!(%table, "emptied a slot of the log");
                 }
                 blocked_by(&rotation)
@@ -39,6 +39,7 @@ pub(super) async fn keep(
             }
             said.clone_from(&blocked);
         }
+        metrics.rotation_blocked.set(i64::from(blocked.is_some()));
         state.rotation_blocked(blocked);
         tokio::select! {
             () = stop.cancelled() => return,

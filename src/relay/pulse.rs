@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use chrono::Utc;
 use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -72,6 +73,8 @@ impl Pulse {
         let relays = overview::relays(connection).await?;
         let outlook = relays.iter().find(|relay| relay.relay == *name).map(|relay| Outlook {
             oldest_pending: relay.oldest_pending_seconds.map(|age| Duration::from_secs_f64(age.max(0.0))),
+            parked_events: relay.parked_events,
+            parked_topics: relay.parked_topics,
             backlog_at_most: if relay.oldest_pending_at.is_some() { relay.backlog_at_most } else { 0 },
             has_leader: relay.leader.is_some(),
             paused: relay.paused.as_ref().map(|pause| format!("{}: {}", pause.who, pause.reason)),
@@ -83,8 +86,12 @@ impl Pulse {
             let age = outlook.oldest_pending.map_or(0.0, |age| age.as_secs_f64());
             self.metrics.oldest_pending.set(age);
             self.metrics.backlog.set(outlook.backlog_at_most);
+            self.metrics.parked_events.set(outlook.parked_events);
+            self.metrics.parked_topics.set(outlook.parked_topics);
+            self.metrics.has_leader.set(i64::from(outlook.has_leader));
             self.metrics.paused.set(i64::from(outlook.paused.is_some()));
         }
+        self.metrics.last_look.set(Utc::now().timestamp_millis() as f64 / 1000.0);
         self.state.looked(outlook);
         heartbeat::beat(connection, name, &self.heartbeat(process, rate)).await?;
         Ok(())

@@ -115,6 +115,7 @@ pub async fn run<S: Sink>(
         compared: None,
     };
     while !shutdown.is_cancelled() {
+        state.turned();
         let ended = Box::pin(relay.session(&mut backoff)).await;
         metrics.leading.set(0);
         state.role(Role::Disconnected);
@@ -187,12 +188,19 @@ impl<S: Sink> Relay<'_, S> {
         let bell = Arc::new(Notify::new());
         let listener = self.database.options(&format!("aftercommit relay {name} listener"));
         let options = listener.map_err(SessionError::from)?;
-        tokio::spawn(wake::listen(options, bell.clone(), self.state.clone(), session.clone()));
+        tokio::spawn(wake::listen(
+            options,
+            bell.clone(),
+            self.state.clone(),
+            self.metrics.clone(),
+            session.clone(),
+        ));
 
         let mut step = Step::begin(self.rules(), writer, reader).await?;
         tracing::info!(relay = %name, n = step.position().n, next_seq = step.position().next_seq, "leading");
         self.state.role(Role::Leading);
         self.metrics.leading.set(1);
+        self.metrics.leads_taken.inc();
         tokio::spawn(keeper::keep(
             self.database.clone(),
             name.clone(),
@@ -210,6 +218,7 @@ impl<S: Sink> Relay<'_, S> {
     /// Waits until this process may lead. False at shutdown.
     async fn stand_by(&self, writer: &mut PgConnection) -> Result<bool, RunError> {
         while !self.shutdown.is_cancelled() {
+            self.state.turned();
             let asked = leader::try_lead(writer, &self.settings.name);
             match timeout(self.patience(), asked).await {
                 Ok(Ok(true)) => return Ok(true),
@@ -221,7 +230,7 @@ impl<S: Sink> Relay<'_, S> {
                 tracing::info!(relay = %self.settings.name, "another relay leads; standing by");
                 self.state.role(Role::Standby);
             }
-            self.state.succeeded();
+            self.succeeded();
             pause(self.settings.standby_interval(), &self.shutdown).await;
         }
         Ok(false)
@@ -233,6 +242,7 @@ impl<S: Sink> Relay<'_, S> {
         let mut backoff = backoff_of(self.settings);
         let mut refused_since = None;
         while !self.shutdown.is_cancelled() {
+            self.state.turned();
             if self.is_paused(step).await? {
                 self.wait(bell).await;
                 continue;
@@ -241,7 +251,7 @@ impl<S: Sink> Relay<'_, S> {
                 Ok(outcome) => {
                     backoff.reset();
                     refused_since = None;
-                    self.state.succeeded();
+                    self.succeeded();
                     self.after(outcome, bell).await;
                     continue;
                 }
@@ -274,6 +284,11 @@ impl<S: Sink> Relay<'_, S> {
         Ok(())
     }
 
+    fn succeeded(&self) {
+        self.state.succeeded();
+        self.metrics.failing.set(0);
+    }
+
     fn say(&self, error: &PublishError, wait: Duration) {
         let Failure { class, .. } = error.failure();
         let wait_ms = wait.as_millis() as u64;
@@ -281,6 +296,7 @@ impl<S: Sink> Relay<'_, S> {
         self.state.failed(&error.to_string());
         match error {
             PublishError::Retry { reason, .. } => {
+                self.metrics.retries.inc();
                 tracing::warn!(%reason, class, wait_ms, "publishing again");
             }
             PublishError::Forgot { .. } => tracing::warn!(%error, class, "comparing"),
@@ -301,7 +317,11 @@ impl<S: Sink> Relay<'_, S> {
         if self.compared.is_none() {
             self.compare(step).await?;
         }
+        let begun = Instant::now();
         let outcome = step.step(self.sink).await?;
+        if let Outcome::Delivered { published, parked } = outcome {
+            self.metrics.stepped(begun.elapsed(), published + parked);
+        }
         let is_idle = outcome == Outcome::Idle;
         if is_idle && self.compared.is_some_and(|at| at.elapsed() >= self.settings.reconcile_interval()) {
             self.compare(step).await?;
@@ -327,7 +347,6 @@ impl<S: Sink> Relay<'_, S> {
     async fn after(&self, outcome: Outcome, bell: &Notify) {
         match outcome {
             Outcome::Delivered { published, parked } => {
-                self.metrics.steps.inc();
                 self.metrics.published.inc_by(published as u64);
                 self.metrics.parked.inc_by(parked as u64);
             }
@@ -340,7 +359,7 @@ impl<S: Sink> Relay<'_, S> {
             () = self.shutdown.cancelled() => {}
             // A ring during the last look is kept by the Notify, so nothing is slept through.
             () = bell.notified() => {}
-            () = tokio::time::sleep(self.settings.poll_interval()) => {}
+            () = tokio::time::sleep(self.settings.poll_interval()) => self.metrics.woken("poll"),
         }
     }
 
@@ -358,7 +377,7 @@ impl<S: Sink> Relay<'_, S> {
             .is_some();
         self.pause_looked = (!paused).then(Instant::now);
         if paused {
-            self.state.succeeded();
+            self.succeeded();
         }
         Ok(paused)
     }

@@ -1,7 +1,9 @@
 //! What a relay is doing right now, for readiness and status. Written by the loop, read by anyone.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
 
 /// Whether this process leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +23,10 @@ pub struct Outlook {
     pub oldest_pending: Option<Duration>,
     /// Events that wait, at most.
     pub backlog_at_most: i64,
+    /// Events that are set aside.
+    pub parked_events: i64,
+    /// Topics that wait behind one.
+    pub parked_topics: i64,
     /// Whether a relay of this name leads, here or elsewhere.
     pub has_leader: bool,
     /// Who paused the relay, and why.
@@ -52,50 +58,70 @@ pub struct State {
 
 /// A shared, cheap handle on the state.
 #[derive(Debug, Clone)]
-pub struct StateHandle(Arc<Mutex<State>>);
+pub struct StateHandle {
+    state: Arc<Mutex<State>>,
+    turned: Arc<Notify>,
+}
 
 impl Default for StateHandle {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(State {
+        let state = State {
             role: Role::Disconnected,
             error: None,
             last_success: None,
             rotation_blocked: None,
             listening: false,
             outlook: None,
-        })))
+        };
+        Self { state: Arc::new(Mutex::new(state)), turned: Arc::default() }
     }
 }
 
 impl StateHandle {
     /// The state now.
     pub fn get(&self) -> State {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock().clone()
+    }
+
+    /// Waits until the relay has come one thing further: its loop has turned, or the sink has answered. For one who
+    /// watches whether it is stuck.
+    pub async fn turn(&self) {
+        self.turned.notified().await;
+    }
+
+    /// The relay has come one thing further. Rung by the loop at each turn and by the sink at each answer, as one turn may
+    /// hold many answers; never by a timer.
+    pub fn turned(&self) {
+        self.turned.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn role(&self, role: Role) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).role = role;
+        self.lock().role = role;
     }
 
     pub(super) fn succeeded(&self) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         state.error = None;
         state.last_success = Some(Instant::now());
     }
 
     pub(super) fn rotation_blocked(&self, reason: Option<String>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).rotation_blocked = reason;
+        self.lock().rotation_blocked = reason;
     }
 
     pub(super) fn listening(&self, listening: bool) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).listening = listening;
+        self.lock().listening = listening;
     }
 
     pub(super) fn looked(&self, outlook: Option<Outlook>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).outlook = outlook;
+        self.lock().outlook = outlook;
     }
 
     pub(super) fn failed(&self, error: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).error = Some(error.to_owned());
+        self.lock().error = Some(error.to_owned());
     }
 }

@@ -7,6 +7,7 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::Metrics;
 use super::backoff::Backoff;
 use super::state::StateHandle;
 use crate::outbox::bell::CHANNEL;
@@ -16,15 +17,20 @@ pub(super) async fn listen(
     options: PgConnectOptions,
     wake: Arc<Notify>,
     state: StateHandle,
+    metrics: Metrics,
     stop: CancellationToken,
 ) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
         let ended = tokio::select! {
-            () = stop.cancelled() => return,
-            ended = listen_once(&options, &wake, &state, &mut backoff) => ended,
+            () = stop.cancelled() => {
+                metrics.listening.set(0);
+                return;
+            }
+            ended = listen_once(&options, &wake, &state, &metrics, &mut backoff) => ended,
         };
         state.listening(false);
+        metrics.listening.set(0);
         tracing::debug!(error = %ended, "the listener ended; polling until it is back");
         // What was notified meanwhile is lost: look.
         wake.notify_one();
@@ -39,6 +45,7 @@ async fn listen_once(
     options: &PgConnectOptions,
     wake: &Notify,
     state: &StateHandle,
+    metrics: &Metrics,
     backoff: &mut Backoff,
 ) -> sqlx::Error {
     match listener(options).await {
@@ -47,10 +54,15 @@ async fn listen_once(
             backoff.reset();
             // LISTEN is in force: look once for what was committed before it was.
             state.listening(true);
+            metrics.listening.set(1);
+            metrics.woken("reconnect");
             wake.notify_one();
             loop {
                 match listener.try_recv().await {
-                    Ok(Some(_notification)) => wake.notify_one(),
+                    Ok(Some(_notification)) => {
+                        metrics.woken("notify");
+                        wake.notify_one();
+                    }
                     // The connection is lost. The next one is made here, so that it is known whether there is one.
                     Ok(None) => return sqlx::Error::WorkerCrashed,
                     Err(error) => return error,

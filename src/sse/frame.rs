@@ -160,6 +160,9 @@ pub(super) enum ResetReason {
 }
 
 impl ResetReason {
+    pub(super) const ALL: [Self; 5] =
+        [Self::BadId, Self::UnknownId, Self::HistoryGone, Self::Gap, Self::JoinedLate];
+
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::BadId => "bad_id",

@@ -28,6 +28,7 @@ use crate::http::Connection;
 use crate::redis::envelope::Envelope;
 use crate::redis::subscriber::{Ears, Heard};
 use crate::redis::{self, History, Subscriber};
+use crate::trace;
 
 /// Reads of histories that may be under way at once.
 const READS_AT_ONCE: usize = 32;
@@ -54,6 +55,8 @@ pub(super) struct Shared {
     pub(super) connections: Connections,
     next_number: AtomicU64,
     pub(super) draining: AtomicBool,
+    /// Told whenever the ticker has come one thing further: looked after all streams, or asked Redis about some topics.
+    pub(super) ticked: Notify,
     stop: CancellationToken,
 }
 
@@ -150,6 +153,7 @@ impl Hub {
         naming: fn(&str) -> Naming,
         metrics: Metrics,
     ) -> Self {
+        metrics.connections_limit.set(settings.max_connections.try_into().unwrap_or(i64::MAX));
         let stop = CancellationToken::new();
         let (subscriber, ears) = Subscriber::start(redis.clone(), stop.clone());
         let budget = Budget {
@@ -171,6 +175,7 @@ impl Hub {
             connections: Connections::default(),
             next_number: AtomicU64::new(1),
             draining: AtomicBool::new(false),
+            ticked: Notify::new(),
             stop,
             settings,
             metrics,
@@ -208,6 +213,11 @@ impl Hub {
     /// Why it does not.
     pub async fn ping(&self) -> Result<(), redis::history::ReadError> {
         self.0.history.ping().await
+    }
+
+    /// Waits until all streams have been looked after once more, which happens about twice a second. For one who watches.
+    pub async fn tick(&self) {
+        self.0.ticked.notified().await;
     }
 
     /// Whether streams are being ended.
@@ -275,6 +285,7 @@ impl Shared {
     fn hear(self: &Arc<Self>, heard: Heard) {
         match heard {
             Heard::Interrupted => {
+                self.metrics.interruptions.inc();
                 let all: Vec<_> = self.topics().values().cloned().collect();
                 for topic in all {
                     self.join_anew(&topic);
@@ -286,10 +297,17 @@ impl Shared {
                     Ok(envelope) => {
                         let payload = envelope.payload.get();
                         let frame = Frame::of_event(envelope.id, &envelope.event_type, payload, topic.naming);
+                        tracing::trace!(id = %envelope.id, event = %envelope.event, topic = %topic.topic, "heard");
+                        let _delivering = trace::deliver(envelope.trace, &topic.topic, envelope.event);
                         self.tell(&topic, News::Event { prev: envelope.prev, frame });
+                        if let Some(at) = envelope.at {
+                            self.metrics.told(at);
+                        }
                     }
                     Err(error) => {
-                        tracing::warn!(topic = %topic.topic, %error, "not an envelope on a live channel; ignored");
+                        // Not the error's own words: they quote what was sent.
+                        let at = error.column();
+                        tracing::warn!(topic = %topic.topic, kind = ?error.classify(), at, "not an envelope on a live channel; ignored");
                     }
                 }
             }

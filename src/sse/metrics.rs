@@ -4,10 +4,15 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::connections::Refusal;
 use super::frame::ResetReason;
+
+/// Upper bounds of what is measured in seconds, from a commit to a client.
+const SECONDS: [f64; 17] =
+    [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct Reason {
@@ -20,7 +25,7 @@ pub(super) struct Outcome {
 }
 
 /// Handles on the SSE server's metrics. Cheap to clone.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Metrics {
     /// Open streams.
     pub connections: Gauge,
@@ -37,8 +42,35 @@ pub struct Metrics {
     /// Times that a topic was joined, or joined anew.
     pub joins: Counter,
     refused: Family<Reason, Counter>,
+    /// From the begin of an event's transaction until it was put into its clients' queues, in seconds.
+    pub commit_to_client_seconds: Histogram,
+    /// Times that the subscription to Redis was lost.
+    pub interruptions: Counter,
+    /// Streams that this process holds at most.
+    pub connections_limit: Gauge,
     resets: Family<Reason, Counter>,
     resumes: Family<Outcome, Counter>,
+}
+
+impl Default for Metrics {
+    /// Metrics that nobody asks for.
+    fn default() -> Self {
+        Self {
+            connections: Gauge::default(),
+            topics: Gauge::default(),
+            delivered: Counter::default(),
+            queued_bytes: Gauge::default(),
+            refused: Family::default(),
+            slow_closes: Counter::default(),
+            history_reads: Counter::default(),
+            joins: Counter::default(),
+            commit_to_client_seconds: Histogram::new(SECONDS),
+            interruptions: Counter::default(),
+            connections_limit: Gauge::default(),
+            resets: Family::default(),
+            resumes: Family::default(),
+        }
+    }
 }
 
 impl Metrics {
@@ -69,13 +101,45 @@ impl Metrics {
             metrics.history_reads.clone(),
         );
         registry.register("aftercommit_sse_joins", "Topics joined or joined anew", metrics.joins.clone());
+        metrics.register_flow(registry);
         registry.register("aftercommit_sse_resets", "Resets sent, by reason", metrics.resets.clone());
         registry.register(
             "aftercommit_sse_resumes",
             "Streams continued, by outcome",
             metrics.resumes.clone(),
         );
+        // There from the start, so that a rate has a zero to begin with.
+        for reason in ResetReason::ALL {
+            metrics.reset(reason, 0);
+        }
+        for outcome in ["memory", "history", "reset"] {
+            drop(metrics.resumes.get_or_create(&Outcome { outcome }));
+        }
         metrics
+    }
+
+    fn register_flow(&self, registry: &mut Registry) {
+        registry.register(
+            "aftercommit_sse_commit_to_client_seconds",
+            "From the begin of an event's transaction, so an upper bound from its commit, until it was queued for its clients",
+            self.commit_to_client_seconds.clone(),
+        );
+        registry.register(
+            "aftercommit_sse_interruptions",
+            "Times that the subscription to Redis was lost",
+            self.interruptions.clone(),
+        );
+        registry.register(
+            "aftercommit_sse_connections_limit",
+            "Streams that this process holds at most",
+            self.connections_limit.clone(),
+        );
+    }
+
+    /// An event whose transaction began at `at`, in milliseconds since 1970, is given to its clients.
+    pub(super) fn told(&self, at: i64) {
+        let took_ms = (chrono::Utc::now().timestamp_millis() - at).max(0);
+        self.commit_to_client_seconds.observe(took_ms as f64 / 1000.0);
     }
 
     pub(super) fn reset(&self, reason: ResetReason, clients: usize) {

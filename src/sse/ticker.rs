@@ -34,6 +34,7 @@ pub(super) async fn run(shared: &Arc<Shared>) {
         shared.pages.forget();
         shared.release_topics(now).await;
         verify(shared, now).await;
+        shared.ticked.notify_one();
     }
 }
 
@@ -55,6 +56,7 @@ async fn verify(shared: &Arc<Shared>, now: Instant) {
     let quiet = shared.unverified(now);
     for topics in quiet.chunks(VERIFIED_AT_ONCE) {
         let names: Vec<Topic> = topics.iter().map(|topic| topic.topic.clone()).collect();
+        shared.ticked.notify_one();
         match shared.history.tips(&names).await {
             Ok(tips) => {
                 for (topic, tip) in topics.iter().zip(tips) {

@@ -10,7 +10,6 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::commands::{self, Order, owned_by};
@@ -19,14 +18,16 @@ use super::messages::Settled;
 use super::session::{PhotoStatus, REASON_LEN_MAX, Session, SessionStatus};
 use super::{Settings, store, streams};
 use crate::auth::{User, Verifier};
-use crate::http::{Json, Path, Problem, no_route};
+use crate::event::TraceParent;
+use crate::http::{Json, Path, Problem, RequestTrace, no_route, traced};
 use crate::outbox::Bell;
+use crate::postgres::Pool;
 
 /// What the API's handlers work with.
 #[derive(Debug, Clone, FromRef)]
 pub struct ApiState {
     /// Connections to Postgres.
-    pub pool: PgPool,
+    pub pool: Pool,
     /// Checks tokens.
     pub verifier: Arc<Verifier>,
     /// Wakes the relay after a commit.
@@ -47,6 +48,7 @@ pub fn router(state: ApiState, max_body_bytes: usize, timeout: Duration) -> Rout
         .method_not_allowed_fallback(streams::no_method)
         .layer(DefaultBodyLimit::max(max_body_bytes))
         .layer(middleware::from_fn(move |request, next| within(timeout, request, next)))
+        .layer(middleware::from_fn(traced))
         .with_state(state)
 }
 
@@ -172,18 +174,20 @@ async fn show(
 async fn complete(
     State(state): State<ApiState>,
     user: User,
+    RequestTrace(trace): RequestTrace,
     Path(ids): Path<(Uuid, Uuid)>,
 ) -> Result<Response, Error> {
-    settle(&state, &user, ids, &Settled::Uploaded).await
+    settle(&state, &user, ids, &Settled::Uploaded, trace).await
 }
 
 async fn fail(
     State(state): State<ApiState>,
     user: User,
+    RequestTrace(trace): RequestTrace,
     Path(ids): Path<(Uuid, Uuid)>,
     Json(failure): Json<Failure>,
 ) -> Result<Response, Error> {
-    settle(&state, &user, ids, &Settled::Failed { reason: failure.checked()? }).await
+    settle(&state, &user, ids, &Settled::Failed { reason: failure.checked()? }, trace).await
 }
 
 async fn settle(
@@ -191,9 +195,11 @@ async fn settle(
     user: &User,
     (session_id, photo_id): (Uuid, Uuid),
     settled: &Settled,
+    trace: Option<TraceParent>,
 ) -> Result<Response, Error> {
     let mut connection = state.pool.acquire().await?;
-    let (session, is_new) = commands::settle(&mut connection, user.id, session_id, photo_id, settled).await?;
+    let (session, is_new) =
+        commands::settle(&mut connection, user.id, session_id, photo_id, settled, trace).await?;
     if is_new {
         // After the commit, never inside the transaction: see outbox::bell.
         state.bell.ring();

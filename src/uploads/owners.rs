@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::error::Error;
 use super::store;
 use crate::http::Problem;
+use crate::postgres::Pool;
 
 /// How long an owner is believed without asking. Owners never change; sessions can be deleted.
 const BELIEVED: Duration = Duration::from_secs(60);
@@ -72,12 +72,12 @@ struct Memory {
 /// Looks up whose a session is.
 #[derive(Debug)]
 pub(super) struct Owners {
-    pool: PgPool,
+    pool: Pool,
     memory: Arc<Mutex<Memory>>,
 }
 
 impl Owners {
-    pub(super) fn new(pool: PgPool) -> Self {
+    pub(super) fn new(pool: Pool) -> Self {
         Self { pool, memory: Arc::default() }
     }
 
@@ -121,7 +121,7 @@ impl Owners {
 }
 
 /// Asks Postgres, and remembers its answer for all.
-async fn ask(pool: PgPool, asking: Asking) -> Answer {
+async fn ask(pool: Pool, asking: Asking) -> Answer {
     let session = asking.session;
     let answer = async {
         let mut connection = pool.acquire().await?;
@@ -166,8 +166,14 @@ mod tests {
     use super::*;
 
     /// Nobody listens there.
-    fn no_postgres() -> PgPool {
-        PgPool::connect_lazy("postgres://nobody@127.0.0.1:1/nothing").expect("a url")
+    fn no_postgres() -> Pool {
+        let settings = crate::postgres::Settings {
+            url: "postgres://nobody@127.0.0.1:1/nothing".to_owned().into(),
+            max_connections: 1,
+            acquire_timeout_ms: 1000,
+            statement_timeout_ms: 1000,
+        };
+        settings.lazy_pool("nobody").expect("a url")
     }
 
     fn long_ago() -> Instant {

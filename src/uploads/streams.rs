@@ -8,7 +8,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 use serde::Serialize;
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::error::Error;
@@ -16,6 +15,7 @@ use super::messages::{self, USER_PREFIX};
 use super::owners::Owners;
 use crate::auth::{Listener, Verifier};
 use crate::http::{Connection, Path, Problem, Query, no_route};
+use crate::postgres::Pool;
 use crate::sse::{self, Hub, Naming, StreamQuery, Topics, Wanted};
 
 /// What the streams' handlers work with.
@@ -28,7 +28,7 @@ pub struct StreamsState {
 
 impl StreamsState {
     /// Streams of `hub`; `pool` is asked whose a session is.
-    pub fn new(hub: Hub, verifier: Arc<Verifier>, pool: PgPool) -> Self {
+    pub fn new(hub: Hub, verifier: Arc<Verifier>, pool: Pool) -> Self {
         Self { hub, verifier, owners: Arc::new(Owners::new(pool)) }
     }
 }

@@ -36,6 +36,11 @@ impl Settings {
         self
     }
 
+    /// A variable that has been set.
+    pub(crate) fn get(&self, name: &str) -> String {
+        self.variables.get(name).expect("a variable").clone()
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = match &self.before {
             None => Command::new(BINARY),

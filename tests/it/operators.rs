@@ -7,7 +7,7 @@ use crate::commands::{assert_fails, commit, json, stdout};
 use crate::harness::{Process, System, cli, empty_database, eventually};
 
 /// Readiness as (status, checks that do not hold with their reasons).
-async fn not_ready(process: &Process) -> (u16, Vec<(String, String)>) {
+pub(crate) async fn not_ready(process: &Process) -> (u16, Vec<(String, String)>) {
     let response = reqwest::get(process.url("/readyz")).await.expect("an answer");
     let status = response.status().as_u16();
     let body: Value = response.json().await.expect("JSON");
@@ -16,7 +16,7 @@ async fn not_ready(process: &Process) -> (u16, Vec<(String, String)>) {
     (status, failing.map(|check| (text(&check["name"]), text(&check["reason"]))).collect())
 }
 
-async fn turns_red(process: &Process, name: &str) -> String {
+pub(crate) async fn turns_red(process: &Process, name: &str) -> String {
     eventually(&format!("{name} is red"), async || {
         let (status, failing) = not_ready(process).await;
         let found = failing.into_iter().find(|(check, _)| check == name)?;
@@ -26,7 +26,7 @@ async fn turns_red(process: &Process, name: &str) -> String {
     .await
 }
 
-async fn turns_green(process: &Process) {
+pub(crate) async fn turns_green(process: &Process) {
     eventually("readiness is green", async || (not_ready(process).await.0 == 200).then_some(())).await;
 }
 

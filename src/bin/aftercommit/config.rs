@@ -10,13 +10,19 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use aftercommit::http::OperatorSettings;
-use aftercommit::{auth, postgres, redis, relay, sse, uploads};
+use aftercommit::{auth, postgres, redis, relay, sse, trace, uploads};
 
 /// The commented defaults.
 pub(crate) const DEFAULT_TOML: &str = include_str!("../../../config/default.toml");
 
 /// What every variable of ours begins with.
 const PREFIX: &str = "AFTERCOMMIT_";
+/// Variables that other programs read as well, and the settings that they stand for.
+const CONVENTIONAL: [(&str, &str, &str); 3] = [
+    ("DATABASE_URL", "database", "url"),
+    ("REDIS_URL", "redis", "url"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "telemetry", "otlp_endpoint"),
+];
 /// Variables under the prefix that are not settings: read by tests and scripts.
 const NOT_SETTINGS: [&str; 1] = ["AFTERCOMMIT_CONFIG"];
 
@@ -34,6 +40,7 @@ pub(crate) struct Config {
     pub(crate) jwt: auth::Settings,
     pub(crate) operator: OperatorSettings,
     pub(crate) log: LogSettings,
+    pub(crate) telemetry: trace::Settings,
     pub(crate) shutdown: ShutdownSettings,
 }
 
@@ -103,9 +110,9 @@ pub(crate) fn layered(
     // Sorted, so that of two errors the same one is always told.
     let mut variables: Vec<(String, String)> = environment.into_iter().collect();
     variables.sort();
-    for (conventional, section) in [("DATABASE_URL", "database"), ("REDIS_URL", "redis")] {
+    for (conventional, section, key) in CONVENTIONAL {
         if let Some((_, url)) = variables.iter().find(|(name, _)| name == conventional) {
-            set(&mut table, section, "url", Value::String(url.clone()));
+            set(&mut table, section, key, Value::String(url.clone()));
         }
     }
     for (name, text) in &variables {

@@ -8,6 +8,7 @@ mod open_files;
 mod ops;
 mod roles;
 mod show_config;
+mod systemd;
 mod telemetry;
 mod token;
 
@@ -15,6 +16,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+
+use aftercommit::trace;
 
 use ops::pause::Wanted;
 
@@ -124,11 +127,30 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
     let config = config::load(cli.config.as_deref())?;
     telemetry::init(&config.log)?;
+    // Commands that end at once make no spans, and a collector's wrong address must not keep an operator from them.
+    let exporter = match role_of(&cli.command) {
+        Some(role) => trace::start(&config.telemetry, role)?,
+        None => None,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(obey(cli.command, config));
     // What is still running has been given its time; a thread stuck in a blocking call must not hold the exit.
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    if let Some(exporter) = exporter {
+        exporter.end();
+    }
     result
+}
+
+/// As what a process appears in traces, if it is one that stays.
+fn role_of(command: &Command) -> Option<&'static str> {
+    match command {
+        Command::Api => Some("api"),
+        Command::Relay { command: None } => Some("relay"),
+        Command::Sse => Some("sse"),
+        Command::Dev(_) => Some("dev"),
+        _ => None,
+    }
 }
 
 async fn obey(command: Command, config: config::Config) -> anyhow::Result<()> {

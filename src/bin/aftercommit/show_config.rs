@@ -43,9 +43,11 @@ pub(crate) fn run(command: &Command, file: Option<&Path>) -> Result<()> {
 
 /// Replaces what must not be printed: the token secret, and passwords in addresses.
 fn hide_secrets(table: &mut Table) {
-    for (section, key) in [("jwt", "secret"), ("operator", "token"), ("database", "url"), ("redis", "url")] {
+    let secrets = [("jwt", "secret"), ("operator", "token")];
+    let addresses = [("database", "url"), ("redis", "url"), ("telemetry", "otlp_endpoint")];
+    for (section, key) in secrets.into_iter().chain(addresses) {
         if let Some(Value::String(text)) = table.get_mut(section).and_then(|s| s.get_mut(key)) {
-            *text = hidden(text, key == "url");
+            *text = hidden(text, addresses.contains(&(section, key)));
         }
     }
 }

@@ -4,6 +4,7 @@ use chrono::Utc;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
+use crate::event::{NewEvent, TraceParent};
 use crate::http::Problem;
 use crate::outbox;
 use crate::uploads::error::Error;
@@ -11,13 +12,15 @@ use crate::uploads::messages::{self, Settled};
 use crate::uploads::session::{Decision, Session, SessionStatus};
 use crate::uploads::store;
 
-/// Settles a photo of the caller's session, and returns the session as it is then, and whether anything changed.
+/// Settles a photo of the caller's session, and returns the session as it is then, and whether anything changed. Its events
+/// carry `trace` along.
 pub(in crate::uploads) async fn settle(
     connection: &mut PgConnection,
     user_id: Uuid,
     session_id: Uuid,
     photo_id: Uuid,
     settled: &Settled,
+    trace: Option<TraceParent>,
 ) -> Result<(Session, bool), Error> {
     let mut tx = connection.begin().await?;
     // Everybody who settles a photo of this session stands in line here: counts are never lost, and the topic's events
@@ -41,7 +44,11 @@ pub(in crate::uploads) async fn settle(
         // after the session's lock, so that no two transactions wait for each other.
         outbox::lock_topic(&mut tx, &messages::user_topic(user_id)?).await?;
     }
-    outbox::append_all(&mut tx, &messages::events_of(&after, photo_id, settled, Utc::now())?).await?;
+    let mut events = messages::events_of(&after, photo_id, settled, Utc::now())?;
+    if let Some(trace) = trace {
+        events = events.into_iter().map(|event: NewEvent| event.with_trace(trace)).collect();
+    }
+    outbox::append_all(&mut tx, &events).await?;
     tx.commit().await?;
     Ok((after, true))
 }

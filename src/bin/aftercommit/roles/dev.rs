@@ -14,6 +14,7 @@ use aftercommit::local::{self, Servers};
 
 use super::{api, relay, sse};
 use crate::config::Config;
+use crate::systemd::Notifier;
 use crate::{lifecycle, migrate};
 
 /// How long the token that is printed is valid: a working day and then some.
@@ -95,9 +96,9 @@ async fn run_roles(
     let stop = shutdown.child_token();
     let all = async {
         let ran = tokio::try_join!(
-            ends_all(Box::pin(api::serve(config, sockets.api, stop.clone())), &stop),
-            ends_all(Box::pin(sse::serve(config, sockets.sse, stop.clone())), &stop),
-            ends_all(Box::pin(relay::serve(config, sockets.relay, stop.clone())), &stop),
+            ends_all(Box::pin(api::serve(config, sockets.api, stop.clone(), Notifier::default())), &stop),
+            ends_all(Box::pin(sse::serve(config, sockets.sse, stop.clone(), Notifier::default())), &stop),
+            ends_all(Box::pin(relay::serve(config, sockets.relay, stop.clone(), Notifier::default())), &stop),
         );
         ran.map(|_| ())
     };

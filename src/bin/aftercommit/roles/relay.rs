@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::Result;
 use axum::Router;
-use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +17,8 @@ use super::preflight;
 use crate::config::Config;
 use crate::lifecycle;
 use crate::ops::probe;
+use crate::systemd::Notifier;
+use crate::telemetry;
 
 /// Runs until a signal.
 pub(crate) async fn run(config: Config) -> Result<()> {
@@ -25,15 +26,21 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let (listener, address) = lifecycle::bind(&config.relay.listen, "AFTERCOMMIT_RELAY_LISTEN").await?;
     tracing::info!(%address, relay = %config.relay.name, "relay serves health, metrics and the operator's page");
     let grace = Duration::from_secs(config.shutdown.grace_seconds);
-    lifecycle::within_grace(serve(&config, listener, shutdown.clone()), &shutdown, grace).await?
+    let serving = serve(&config, listener, shutdown.clone(), Notifier::from_environment());
+    lifecycle::within_grace(serving, &shutdown, grace).await?
 }
 
 /// Delivers until `shutdown`; health and metrics are served on `listener`.
-pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: CancellationToken) -> Result<()> {
+pub(crate) async fn serve(
+    config: &Config,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+    notifier: Notifier,
+) -> Result<()> {
     let gate = OperatorGate::new(&config.operator)?;
     preflight::postgres(&config.database, "aftercommit relay", &[&outbox::schema::SCHEMA]).await?;
     preflight::redis(&config.redis).await?;
-    let mut registry = Registry::default();
+    let mut registry = telemetry::registry("relay");
     let metrics = Metrics::register(&mut registry);
     let state = StateHandle::default();
     let (asked, limit) = (state.clone(), Duration::from_secs(config.relay.ready_max_pending_seconds));
@@ -48,13 +55,21 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
     })?;
     let router =
         Router::new().fallback(no_route).merge(http::operations(registry, readiness)).merge(console.router());
-    let mut publisher = Publisher::new(config.redis.clone(), &config.relay.name, config.relay.chunk_size);
+    let mut publisher = Publisher::new(config.redis.clone(), &config.relay.name, config.relay.chunk_size)
+        .with_metrics(metrics.clone())
+        .with_state(state.clone());
     let retention = Duration::from_secs(config.outbox.retention_seconds);
     // The relay first: while it finishes its step, health is still told.
     let told = CancellationToken::new();
     let telling = tokio::spawn(http::serve(listener, router, Limits::default(), told.clone()));
     let showing = tokio::spawn(console.run(told.clone()));
-    relay::run(&config.relay, &config.database, retention, &mut publisher, &metrics, &state, shutdown).await;
+    notifier.serving(&shutdown).await;
+    let watched = state.clone();
+    tokio::select! {
+        () = relay::run(&config.relay, &config.database, retention, &mut publisher, &metrics, &state, shutdown) => {}
+        // In the loop's own task: what blocks the one blocks the other.
+        () = notifier.watch(async || watched.turn().await, || sentence(&watched.get())) => {}
+    }
     told.cancel();
     showing.await?;
     telling.await?;
@@ -71,6 +86,19 @@ fn neighbours(config: &Config) -> Readiness {
             vec![redis.check("redis"), sse.check("sse")]
         }
     })
+}
+
+/// How the relay is, for `systemctl status`.
+fn sentence(state: &State) -> String {
+    let role = match state.role {
+        Role::Leading => "delivering",
+        Role::Standby => "standing by: another relay of this name leads",
+        Role::Disconnected => "no session with Postgres",
+    };
+    match &state.error {
+        Some(error) => format!("{role}; failing: {error}"),
+        None => role.to_owned(),
+    }
 }
 
 /// What must hold: events are delivered in time, by this process or by another one of its name, and would be if there

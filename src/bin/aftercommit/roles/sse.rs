@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +14,8 @@ use aftercommit::{streams, uploads};
 
 use super::{check, preflight};
 use crate::config::Config;
-use crate::{lifecycle, open_files};
+use crate::systemd::Notifier;
+use crate::{lifecycle, open_files, telemetry};
 
 const ROLE: &str = "aftercommit sse";
 
@@ -28,20 +28,27 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let (listener, address) = lifecycle::bind(&config.sse.listen, "AFTERCOMMIT_SSE_LISTEN").await?;
     tracing::info!(%address, "sse listens");
     let grace = config.sse.drain() + Duration::from_secs(config.shutdown.grace_seconds);
-    lifecycle::within_grace(serve(&config, listener, shutdown.clone()), &shutdown, grace).await?
+    let serving = serve(&config, listener, shutdown.clone(), Notifier::from_environment());
+    lifecycle::within_grace(serving, &shutdown, grace).await?
 }
 
 /// Serves streams on `listener` until `shutdown`, and then until they have been ended.
-pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: CancellationToken) -> Result<()> {
+pub(crate) async fn serve(
+    config: &Config,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+    notifier: Notifier,
+) -> Result<()> {
     let verifier = Arc::new(Verifier::new(&config.jwt)?);
     open_files::raise(config)?;
     let gate = OperatorGate::new(&config.operator)?;
     preflight::postgres(&config.database, ROLE, &[&uploads::schema::SCHEMA]).await?;
     preflight::redis(&config.redis).await?;
     let pool = config.database.lazy_pool(ROLE)?;
-    let mut registry = Registry::default();
+    let mut registry = telemetry::registry("sse");
+    pool.register(&mut registry);
     let metrics = Metrics::register(&mut registry);
-    let hub = Hub::new(config.sse.clone(), &config.redis, uploads::naming, metrics);
+    let hub = Hub::new(config.sse.clone(), &config.redis, uploads::naming, metrics.clone());
     let (asked, checked) = (hub.clone(), verifier.clone());
     let readiness = Readiness::new(move || {
         let hub = asked.clone();
@@ -64,7 +71,13 @@ pub(crate) async fn serve(config: &Config, listener: TcpListener, shutdown: Canc
         ..Limits::default()
     };
     let serving = http::serve(listener, router, limits, shutdown.clone());
-    tokio::join!(hub.run(shutdown), serving);
+    notifier.serving(&shutdown).await;
+    let both = async { tokio::join!(hub.run(shutdown), serving) };
+    let status = || format!("{} streams of {} topics", metrics.connections.get(), metrics.topics.get());
+    tokio::select! {
+        _both_ended = both => {}
+        () = notifier.watch(async || hub.tick().await, status) => {}
+    }
     pool.close().await;
     Ok(())
 }

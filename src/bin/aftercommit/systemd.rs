@@ -1,0 +1,108 @@
+//! What systemd is told: that the process serves, how it is, that it still turns, and that it stops. One datagram each, to
+//! the socket that `NOTIFY_SOCKET` names; nothing where there is none.
+
+use std::io;
+use std::os::unix::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::UnixDatagram;
+use tokio_util::sync::CancellationToken;
+
+/// A sign of life is due this many times within the time that systemd waits for one.
+const SIGNS: u32 = 4;
+/// How often the status is looked at, where no signs of life are asked for.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a message waits for room: the socket takes few, and systemd may be busy.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The way to systemd. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Notifier {
+    socket: Option<Arc<UnixDatagram>>,
+    /// How long systemd waits for a sign of life before it ends the process.
+    watchdog: Option<Duration>,
+}
+
+impl Notifier {
+    /// As `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` say. Must be called within a Tokio runtime.
+    pub(crate) fn from_environment() -> Self {
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let Some(address) = variable("NOTIFY_SOCKET") else { return Self::default() };
+        let socket = match connect(&address) {
+            Ok(socket) => Some(Arc::new(socket)),
+            Err(error) => {
+                tracing::warn!(%error, %address, "cannot reach the socket that NOTIFY_SOCKET names");
+                None
+            }
+        };
+        let is_ours = variable("WATCHDOG_PID").is_none_or(|pid| pid == std::process::id().to_string());
+        let watchdog = variable("WATCHDOG_USEC").filter(|_| is_ours).and_then(|usec| usec.parse().ok());
+        Self { socket, watchdog: watchdog.map(Duration::from_micros) }
+    }
+
+    /// The process serves from now on, until `shutdown`.
+    pub(crate) async fn serving(&self, shutdown: &CancellationToken) {
+        self.send("READY=1").await;
+        let (notifier, shutdown) = (self.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            shutdown.cancelled().await;
+            notifier.send("STOPPING=1\nSTATUS=stopping: finishing what is in hand").await;
+        });
+    }
+
+    /// Whenever `turn` has ended, gives a sign of life if one is due, and tells the status if it is another. For ever.
+    ///
+    /// `turn` has to end with a turn of the process's own loop, so that a loop that is stuck gives no sign.
+    pub(crate) async fn watch(&self, mut turn: impl AsyncFnMut(), status: impl Fn() -> String) {
+        let every = self.interval();
+        let (mut told, mut due) = (String::new(), Instant::now());
+        loop {
+            turn().await;
+            if Instant::now() < due {
+                continue;
+            }
+            due = Instant::now() + every;
+            if self.watchdog.is_some() {
+                self.send("WATCHDOG=1").await;
+            }
+            let status = status().replace('\n', " ");
+            if status != told {
+                self.send(&format!("STATUS={status}")).await;
+                told = status;
+            }
+        }
+    }
+
+    /// How often a sign of life is due.
+    pub(crate) fn interval(&self) -> Duration {
+        self.watchdog.map_or(STATUS_INTERVAL, |within| within / SIGNS)
+    }
+
+    async fn send(&self, state: &str) {
+        let Some(socket) = &self.socket else { return };
+        match tokio::time::timeout(PATIENCE, socket.send(state.as_bytes())).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, state, "systemd was not told"),
+            Err(_elapsed) => tracing::debug!(state, "systemd was not told: its socket is full"),
+        }
+    }
+}
+
+fn connect(address: &str) -> io::Result<UnixDatagram> {
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    // Not by Tokio's own, which knows no abstract names.
+    socket.connect_addr(&address_of(address)?)?;
+    UnixDatagram::from_std(socket)
+}
+
+/// A path, or a name in the abstract namespace, which is written with an '@'.
+fn address_of(address: &str) -> io::Result<SocketAddr> {
+    #[cfg(target_os = "linux")]
+    if let Some(name) = address.strip_prefix('@') {
+        use std::os::linux::net::SocketAddrExt;
+        return SocketAddr::from_abstract_name(name);
+    }
+    SocketAddr::from_pathname(address)
+}

@@ -1,0 +1,89 @@
+//! A pool of connections that measures how long its users wait.
+
+use std::time::Instant;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use sqlx::PgPool;
+use sqlx::Postgres;
+use sqlx::pool::PoolConnection;
+
+/// Upper bounds of waits, in seconds: a free connection takes microseconds, a new one milliseconds, none seconds.
+const WAIT_SECONDS: [f64; 12] = [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0];
+
+/// Connections for the commands of a process. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    inner: PgPool,
+    waits: Histogram,
+    failures: Counter,
+}
+
+impl Pool {
+    pub(super) fn new(inner: PgPool) -> Self {
+        Self { inner, waits: Histogram::new(WAIT_SECONDS), failures: Counter::default() }
+    }
+
+    /// Puts what it measures into the registry. Once a process.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "aftercommit_pool_acquire_seconds",
+            "How long commands waited for a connection",
+            self.waits.clone(),
+        );
+        registry.register(
+            "aftercommit_pool_acquire_failures",
+            "Commands that got no connection in time, or none at all",
+            self.failures.clone(),
+        );
+        registry.register_collector(Box::new(Sizes(self.inner.clone())));
+    }
+
+    /// A connection; given back when it is dropped.
+    ///
+    /// # Errors
+    /// That Postgres cannot be reached, or that no connection came free in time.
+    pub async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        let asked = Instant::now();
+        let acquired = self.inner.acquire().await;
+        self.waits.observe(asked.elapsed().as_secs_f64());
+        if acquired.is_err() {
+            self.failures.inc();
+        }
+        acquired
+    }
+
+    /// Closes it: waits for what is in use, and lets nobody in any more.
+    pub async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+/// The pool's own numbers, looked up when somebody asks.
+#[derive(Debug)]
+struct Sizes(PgPool);
+
+impl Collector for Sizes {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let (size, idle) = (self.0.size(), self.0.num_idle());
+        let numbers = [
+            ("aftercommit_pool_connections", "Open connections to Postgres", u64::from(size)),
+            ("aftercommit_pool_idle", "Open connections that nobody uses", idle as u64),
+            (
+                "aftercommit_pool_max",
+                "Connections that the pool opens at most",
+                u64::from(self.0.options().get_max_connections()),
+            ),
+        ];
+        for (name, help, number) in numbers {
+            let gauge = ConstGauge::new(number);
+            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(metric)?;
+        }
+        Ok(())
+    }
+}

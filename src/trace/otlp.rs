@@ -1,0 +1,191 @@
+//! Spans by OpenTelemetry, sent as OTLP over HTTP in batches by a thread of the exporter's own.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use opentelemetry::global::{BoxedSpan, BoxedTracer};
+use opentelemetry::trace::{
+    Link, Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags,
+    TraceId, TraceState, Tracer, TracerProvider,
+};
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{Sampler, SamplingDecision, SamplingResult, SdkTracerProvider, ShouldSample};
+
+use super::{Settings, TraceError};
+use crate::event::{EventId, Topic, TraceParent};
+
+/// How long the collector may take to answer, and the last spans to get there when the process ends.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Links of one span: as many as one script call has events, and some.
+const LINKS: u32 = 1024;
+
+static TRACER: OnceLock<BoxedTracer> = OnceLock::new();
+
+/// A span that ends when it is dropped; or none.
+#[derive(Debug, Default)]
+pub struct Span(Option<BoxedSpan>);
+
+impl Span {
+    /// Where in its trace it is, if the trace is recorded.
+    pub fn place(&self) -> Option<TraceParent> {
+        let context = self.0.as_ref()?.span_context();
+        context.is_sampled().then(|| TraceParent {
+            trace_id: u128::from_be_bytes(context.trace_id().to_bytes()),
+            span_id: u64::from_be_bytes(context.span_id().to_bytes()),
+            is_sampled: true,
+        })
+    }
+
+    /// The request was answered with this status.
+    pub fn answered(&mut self, status: u16) {
+        let Some(span) = &mut self.0 else { return };
+        span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status)));
+        if status >= 500 {
+            span.set_status(Status::error(""));
+        }
+    }
+
+    /// What it stands for has failed, with an error of this class.
+    pub fn failed(&mut self, class: &'static str) {
+        let Some(span) = &mut self.0 else { return };
+        span.set_attribute(KeyValue::new("error.type", class));
+        span.set_status(Status::error(class));
+    }
+}
+
+/// What sends the spans. Ended, it sends the last ones.
+#[derive(Debug)]
+pub struct Exporter(SdkTracerProvider);
+
+impl Exporter {
+    /// Sends what is left, within a few seconds. Blocks: not within a runtime.
+    pub fn end(self) {
+        if let Err(error) = self.0.shutdown_with_timeout(PATIENCE) {
+            tracing::warn!(%error, "the last spans may not have reached the collector");
+        }
+    }
+}
+
+/// Starts the traces of a process, if the settings name a collector. Once a process, and not within a runtime.
+///
+/// # Errors
+/// [`TraceError`].
+pub fn start(settings: &Settings, role: &str) -> Result<Option<Exporter>, TraceError> {
+    let Settings { otlp_endpoint, sample_ratio, service_name } = settings;
+    if otlp_endpoint.is_empty() {
+        return Ok(None);
+    }
+    if !(0.0..=1.0).contains(sample_ratio) {
+        return Err(TraceError::Ratio(*sample_ratio));
+    }
+    let exporter = SpanExporter::builder()
+        .with_http()
+        .with_protocol(Protocol::HttpBinary)
+        .with_endpoint(format!("{}/v1/traces", otlp_endpoint.trim_end_matches('/')))
+        .with_timeout(PATIENCE)
+        .build()
+        .map_err(|error| TraceError::Endpoint { reason: error.to_string() })?;
+    let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(*sample_ratio)));
+    let provider = SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_sampler(ByLinks(sampler))
+        .with_max_links_per_span(LINKS)
+        .with_resource(Resource::builder().with_service_name(format!("{service_name}-{role}")).build())
+        .build();
+    let tracer = BoxedTracer::new(Box::new(provider.tracer("aftercommit")));
+    TRACER.set(tracer).map_err(|_| TraceError::Started)?;
+    Ok(Some(Exporter(provider)))
+}
+
+/// Records what is linked to a recorded trace; asks `0` about the rest.
+#[derive(Debug, Clone)]
+struct ByLinks(Sampler);
+
+impl ShouldSample for ByLinks {
+    fn should_sample(
+        &self,
+        parent: Option<&Context>,
+        trace_id: TraceId,
+        name: &str,
+        kind: &SpanKind,
+        attributes: &[KeyValue],
+        links: &[Link],
+    ) -> SamplingResult {
+        if links.iter().any(|link| link.span_context.is_sampled()) {
+            return SamplingResult {
+                decision: SamplingDecision::RecordAndSample,
+                attributes: Vec::new(),
+                trace_state: TraceState::NONE,
+            };
+        }
+        self.0.should_sample(parent, trace_id, name, kind, attributes, links)
+    }
+}
+
+pub(super) fn is_on() -> bool {
+    TRACER.get().is_some()
+}
+
+pub(super) fn request(parent: Option<TraceParent>, method: &str, route: &str) -> Span {
+    let context = match parent {
+        Some(parent) => Context::new().with_remote_span_context(context_of(parent)),
+        None => Context::new(),
+    };
+    let attributes = [
+        KeyValue::new("http.request.method", method.to_owned()),
+        KeyValue::new("http.route", route.to_owned()),
+    ];
+    begin(SpanBuilder::from_name(format!("{method} {route}")), SpanKind::Server, attributes, &context)
+}
+
+pub(super) fn publish(traces: &[TraceParent], events: usize) -> Span {
+    if traces.is_empty() {
+        return Span::default();
+    }
+    let links = traces.iter().map(|trace| Link::with_context(context_of(*trace))).collect();
+    let attributes = [
+        KeyValue::new("messaging.system", "redis"),
+        KeyValue::new("messaging.operation.name", "publish"),
+        KeyValue::new("messaging.operation.type", "send"),
+        KeyValue::new("messaging.batch.message_count", i64::try_from(events).unwrap_or(i64::MAX)),
+    ];
+    let builder = SpanBuilder::from_name("publish").with_links(links);
+    begin(builder, SpanKind::Producer, attributes, &Context::new())
+}
+
+pub(super) fn deliver(trace: TraceParent, topic: &Topic, event: EventId) -> Span {
+    let attributes = [
+        KeyValue::new("messaging.system", "redis"),
+        KeyValue::new("messaging.operation.name", "deliver"),
+        KeyValue::new("messaging.operation.type", "process"),
+        KeyValue::new("messaging.destination.name", topic.to_string()),
+        KeyValue::new("messaging.message.id", event.to_string()),
+    ];
+    let builder = SpanBuilder::from_name("deliver").with_links(vec![Link::with_context(context_of(trace))]);
+    begin(builder, SpanKind::Consumer, attributes, &Context::new())
+}
+
+fn begin<const N: usize>(
+    builder: SpanBuilder,
+    kind: SpanKind,
+    attributes: [KeyValue; N],
+    context: &Context,
+) -> Span {
+    let Some(tracer) = TRACER.get() else { return Span::default() };
+    let builder = builder.with_kind(kind).with_attributes(attributes);
+    Span(Some(tracer.build_with_context(builder, context)))
+}
+
+fn context_of(trace: TraceParent) -> SpanContext {
+    let flags = if trace.is_sampled { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
+    let is_remote = true;
+    SpanContext::new(
+        TraceId::from(trace.trace_id),
+        SpanId::from(trace.span_id),
+        flags,
+        is_remote,
+        TraceState::NONE,
+    )
+}

@@ -1,0 +1,159 @@
+//! Readiness tells the truth: whatever keeps events from arriving turns it red with the reason, also while none waits, and
+//! it turns green again when that is over. (Pausing and a dead listener are in `operators`.)
+
+use secrecy::ExposeSecret;
+use sqlx::AssertSqlSafe;
+
+use crate::commands::commit;
+use crate::harness::{
+    Flow, Line, Process, Proxy, System, Wiring, empty_database, eventually, metric_of, start_redis,
+};
+use crate::operators::{not_ready, turns_green, turns_red};
+use crate::systemd::port_of;
+
+/// A signal to a server of the test's own.
+async fn signal(pid: u32, name: &str) {
+    let mut kill = tokio::process::Command::new("/bin/sh");
+    let sent = kill.args(["-c", "kill -s \"$1\" \"$2\"", "sh", name, &pid.to_string()]).status().await;
+    assert!(sent.expect("a shell").success(), "kill -s {name}");
+}
+
+#[tokio::test]
+async fn a_redis_that_cannot_be_reached_turns_an_idle_relay_red() {
+    let line = Line::new().await;
+    turns_green(&line.relay).await;
+    for flow in [Flow::Refuse, Flow::Stall] {
+        line.proxy.flow(flow);
+        line.proxy.cut();
+        assert!(turns_red(&line.relay, "delivery").await.contains("Redis"), "{flow:?}");
+        line.proxy.flow(Flow::Pass);
+        turns_green(&line.relay).await;
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_redis_turns_it_red_for_what_fails_and_for_how_long_events_wait() {
+    let wiring = Wiring {
+        relay: vec![("AFTERCOMMIT_RELAY_READY_MAX_PENDING_SECONDS", "1".to_owned())],
+        ..Wiring::default()
+    };
+    let line = Line::with(wiring).await;
+    turns_green(&line.relay).await;
+    let pid = line.redis.pid().expect("it runs");
+    signal(pid, "STOP").await;
+    commit(&line.system, &line.topic, "A", 2).await;
+    assert!(turns_red(&line.relay, "pending").await.contains("1 s are the limit"));
+    assert!(turns_red(&line.relay, "delivery").await.contains("Redis"));
+    signal(pid, "CONT").await;
+    turns_green(&line.relay).await;
+}
+
+#[tokio::test]
+async fn a_postgres_that_does_not_answer_turns_it_red_also_for_what_is_not_known() {
+    let wiring = Wiring { postgres: Some(Vec::new()), ..Wiring::default() };
+    let line = Line::with(wiring).await;
+    turns_green(&line.relay).await;
+    line.postgres().proxy.flow(Flow::Stall);
+    assert!(turns_red(&line.relay, "pending").await.contains("not known"));
+    line.postgres().proxy.flow(Flow::Pass);
+    turns_green(&line.relay).await;
+    line.postgres().proxy.flow(Flow::Refuse);
+    line.postgres().proxy.cut();
+    assert!(turns_red(&line.relay, "role").await.contains("no session with Postgres"));
+    line.postgres().proxy.flow(Flow::Pass);
+    turns_green(&line.relay).await;
+}
+
+#[tokio::test]
+async fn relays_none_of_which_may_lead_are_all_red() {
+    let system = System::new().await;
+    let relays = [system.start("relay").await, system.start("relay").await];
+    for relay in &relays {
+        turns_green(relay).await;
+    }
+    // Sessions that are made from now on can write nothing, and none of the old ones leads any more.
+    let elsewhere = empty_database().await;
+    let mut server = elsewhere.connect().await;
+    let database = system.database.name();
+    let takes_writes = |value: &str| {
+        sqlx::raw_sql(AssertSqlSafe(format!(
+            "alter database {database} set default_transaction_read_only = {value}"
+        )))
+    };
+    takes_writes("on").execute(&mut server).await.expect("a setting");
+    sqlx::query(
+        "select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1 and datname = $2",
+    )
+    .bind(format!("aftercommit relay {}", system.redis.relay_name()))
+    .bind(database)
+    .execute(&mut server)
+    .await
+    .expect("a kill");
+    for relay in &relays {
+        assert!(turns_red(relay, "leader").await.contains("no relay of this name leads"));
+        assert!(turns_red(relay, "delivery").await.contains("read-only"));
+    }
+    takes_writes("off").execute(&mut server).await.expect("a setting");
+    for relay in &relays {
+        turns_green(relay).await;
+    }
+}
+
+#[tokio::test]
+async fn a_loop_that_is_stuck_turns_it_red_although_nothing_has_failed() {
+    let system = System::new()
+        .await
+        .set("AFTERCOMMIT_RELAY_READY_MAX_PENDING_SECONDS", "1")
+        .set("FAILPOINT", "chunk_published");
+    let relay = system.start("relay").await;
+    turns_green(&relay).await;
+    commit(&system, &system.redis.topic("stuck"), "A", 1).await;
+    assert!(turns_red(&relay, "pending").await.contains("1 s are the limit"));
+    assert!(turns_red(&relay, "delivery").await.contains("the last step succeeded"));
+}
+
+#[tokio::test]
+async fn a_transaction_that_is_left_open_is_no_event_that_waits() {
+    let system = System::new().await.set("AFTERCOMMIT_RELAY_READY_MAX_PENDING_SECONDS", "1");
+    let relay = system.start("relay").await;
+    turns_green(&relay).await;
+    let topic = system.redis.topic("open");
+    let mut open = system.database.connect().await;
+    sqlx::raw_sql("begin; select outbox.append('left-open', 'T', '1')")
+        .execute(&mut open)
+        .await
+        .expect("an append");
+    commit(&system, &topic, "A", 1).await;
+    is_published(&relay, 1).await;
+    // Beyond the limit, with the gap open: the pulse has looked several times.
+    let waited = std::time::Instant::now();
+    eventually("the limit is over", async || (waited.elapsed().as_secs() >= 3).then_some(())).await;
+    assert_eq!(not_ready(&relay).await, (200, Vec::new()));
+    sqlx::raw_sql("commit").execute(&mut open).await.expect("a commit");
+    is_published(&relay, 2).await;
+    turns_green(&relay).await;
+}
+
+async fn is_published(relay: &Process, count: u64) {
+    let name = "aftercommit_relay_published_total";
+    eventually("published", async || (metric_of(relay, name).await == count).then_some(())).await;
+}
+
+#[tokio::test]
+async fn the_api_and_the_sse_server_are_red_without_what_they_need() {
+    let redis = start_redis(Vec::new(), None).await;
+    let to_redis = Proxy::to(redis.port()).await;
+    let system = System::with_redis(&to_redis.url(redis.url().expose_secret())).await;
+    let to_postgres = Proxy::to(port_of(system.database.url())).await;
+    let database = to_postgres.url(system.database.url());
+    let system = system.set("DATABASE_URL", &database).set("AFTERCOMMIT_DATABASE_ACQUIRE_TIMEOUT_MS", "500");
+    let (api, sse) = (system.start("api").await, system.start("sse").await);
+    for (process, proxy, check) in [(&api, &to_postgres, "postgres"), (&sse, &to_redis, "redis")] {
+        turns_green(process).await;
+        proxy.flow(Flow::Refuse);
+        proxy.cut();
+        assert!(!turns_red(process, check).await.is_empty());
+        proxy.flow(Flow::Pass);
+        turns_green(process).await;
+    }
+}
