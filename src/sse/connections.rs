@@ -24,6 +24,8 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
+    pub(super) const ALL: [Self; 3] = [Self::Full, Self::User, Self::Draining];
+
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Full => "full",

@@ -89,6 +89,10 @@ impl Metrics {
             "Bytes that wait in the queues of clients",
             metrics.queued_bytes.clone(),
         );
+        // From the start on, so that a first refusal shows as an increase.
+        for refusal in Refusal::ALL {
+            let _zero = metrics.refused.get_or_create(&Reason { reason: refusal.as_str() });
+        }
         registry.register("aftercommit_sse_refused", "Streams refused, by reason", metrics.refused.clone());
         registry.register(
             "aftercommit_sse_slow_closes",

@@ -78,6 +78,15 @@ impl Running {
         Self(command.spawn().expect("the binary starts"))
     }
 
+    /// With nobody at the other end of its stdout.
+    pub(crate) fn unheard(settings: &Settings, arguments: &[&str]) -> Self {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = settings.command(arguments);
+        command.stdout(writer).stderr(Stdio::piped()).kill_on_drop(true);
+        Self(command.spawn().expect("the binary starts"))
+    }
+
     /// kill -9, and its end.
     pub(crate) async fn kill(mut self) {
         self.0.kill().await.expect("a kill");

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use aftercommit::event::{EventType, NewEvent, Topic};
 use aftercommit::outbox;
 
-use crate::harness::{Client, Settings, System, cli, database, empty_database, eventually};
+use crate::harness::{Client, Running, Settings, System, cli, database, empty_database, eventually};
 
 pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("UTF-8")
@@ -309,4 +309,11 @@ async fn an_event_that_does_not_fit_is_refused_by_sql_before_anything_is_written
         .await
         .expect("a count");
     assert_eq!(rows, 0);
+}
+
+#[tokio::test]
+async fn a_reader_that_has_seen_enough_ends_a_command_without_a_word() {
+    let ended = Running::unheard(&Settings::default(), &["config", "show", "--defaults"]).end().await;
+    assert_eq!(ended.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
 }

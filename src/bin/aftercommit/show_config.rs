@@ -6,6 +6,7 @@ use anyhow::Result;
 use toml::{Table, Value};
 
 use crate::config;
+use crate::ops::output;
 
 /// What to do with the configuration.
 #[derive(Debug, clap::Subcommand)]
@@ -23,19 +24,18 @@ pub(crate) enum Command {
 }
 
 /// Runs the command. Needs no server.
-#[expect(clippy::print_stdout, reason = "the configuration is this command's data")]
 pub(crate) fn run(command: &Command, file: Option<&Path>) -> Result<()> {
     match command {
-        Command::Show { defaults: true } => print!("{}", config::DEFAULT_TOML),
+        Command::Show { defaults: true } => output::text(config::DEFAULT_TOML),
         Command::Show { defaults: false } => {
             let mut table = config::layered(file, std::env::vars())?;
             config::parse(table.clone())?;
             hide_secrets(&mut table);
-            print!("{table}");
+            output::text(&table.to_string());
         }
         Command::Check => {
             config::load(file)?;
-            println!("the configuration is valid");
+            output::line("the configuration is valid");
         }
     }
     Ok(())

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use aftercommit::auth;
 
 use crate::config::Config;
+use crate::ops::output;
 
 /// What a token is made for.
 #[derive(Debug, clap::Args)]
@@ -27,10 +28,9 @@ pub(crate) struct Args {
 }
 
 /// Prints a token that this configuration's servers accept.
-#[expect(clippy::print_stdout, reason = "the token is this command's data")]
 pub(crate) fn run(config: &Config, args: &Args) -> Result<()> {
     let token =
         auth::issue_with(&config.jwt, args.user, Duration::from_secs(args.valid_for), &args.subscribe)?;
-    println!("{token}");
+    output::line(&token);
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Printing: a table for people, JSON for programs; data on stdout, everything else on stderr.
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal, Write};
 
 use anyhow::Result;
 use chrono::{DateTime, Utc};
@@ -17,16 +17,25 @@ pub(crate) enum Output {
     Json,
 }
 
+/// Writes data to stdout as it is. A reader that has seen enough (`| head`) ends the command, as it ends others.
+pub(crate) fn text(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        if error.kind() != ErrorKind::BrokenPipe {
+            eprintln!("error: cannot write to stdout: {error}");
+        }
+        std::process::exit(1);
+    }
+}
+
 /// Prints one JSON document.
-#[expect(clippy::print_stdout, reason = "data of a command")]
 pub(super) fn json(data: &impl Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(data)?);
+    line(&serde_json::to_string_pretty(data)?);
     Ok(())
 }
 
 /// Prints a table without borders. Cells are never broken over lines: what is too wide for the terminal stays whole, so
 /// that it can be copied.
-#[expect(clippy::print_stdout, reason = "data of a command")]
 pub(super) fn table<const N: usize>(headers: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -37,20 +46,18 @@ pub(super) fn table<const N: usize>(headers: [&str; N], rows: impl IntoIterator<
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    println!("{}", table.trim_fmt());
+    line(&table.trim_fmt());
 }
 
 /// Prints one line of data.
-#[expect(clippy::print_stdout, reason = "data of a command")]
-pub(super) fn line(text: &str) {
-    println!("{text}");
+pub(crate) fn line(text: &str) {
+    self::text(&format!("{text}\n"));
 }
 
 /// Clears the terminal, where there is one.
-#[expect(clippy::print_stdout, reason = "data of a command")]
 pub(super) fn clear() {
     if std::io::stdout().is_terminal() {
-        print!("\x1b[2J\x1b[H");
+        text("\x1b[2J\x1b[H");
     }
 }
 
