@@ -244,3 +244,21 @@ fn the_scanner_sees_what_it_must() {
     let text = "fn a() {\n    1\n}\n\nimpl X {\n    pub async fn b() {\n    }\n}\n";
     assert_eq!(functions(text), [("fn a() {".to_owned(), 3), ("pub async fn b() {".to_owned(), 2)]);
 }
+
+#[test]
+fn every_test_that_the_sse_checklist_names_exists() {
+    let text = fs::read_to_string("docs/sse-checklist.md").expect("the checklist");
+    // Every second piece between backticks is code.
+    let named = text.split('`').skip(1).step_by(2).filter_map(|code| code.rsplit_once("::"));
+    let (mut complaints, mut seen) = (Vec::new(), 0);
+    for (file, test) in named.filter(|(_, test)| test.len() > 25) {
+        seen += 1;
+        let path = if file.ends_with(".rs") { file.to_owned() } else { format!("tests/it/{file}.rs") };
+        let source = fs::read_to_string(&path).unwrap_or_default();
+        if !source.contains(&format!("fn {test}(")) {
+            complaints.push(format!("{path} has no test {test}"));
+        }
+    }
+    assert!(seen > 50, "the checklist names tests: {seen}");
+    complain(&complaints);
+}
