@@ -141,9 +141,7 @@ impl Run {
         }
         let counted = self.world.metric("aftercommit_sse_slow_closes_total").await;
         self.findings.push(format!("stuck     {cut_off} clients cut off, of {expected} that never read"));
-        self.findings.push(format!(
-            "          {counted} of them counted as slow closes, the others by TCP's own timeout"
-        ));
+        self.findings.push(format!("          {counted} of them counted as slow closes"));
         if cut_off != expected {
             self.faults.push(format!("{cut_off} clients were cut off, and {expected} should have been"));
         }
