@@ -3,18 +3,18 @@
 //! A browser sends a cookie along whoever has made it ask. `SameSite=Strict` keeps other sites out, but not other ports of
 //! the same host: so what changes something must also come from a page of this very origin.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::Shared;
 use super::attempts::Attempt;
-use crate::http::Problem;
+use crate::http::{Connection, Problem};
 
 /// The cookie of a sign-in.
 pub(super) const COOKIE: &str = "aftercommit_console";
@@ -124,8 +124,8 @@ pub(super) fn session(headers: &HeaderMap) -> Option<&str> {
 
 /// Where a request comes from; all of them from one place if this is not known.
 pub(super) fn peer(request: &Request) -> IpAddr {
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
-    peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip())
+    let on = request.extensions().get::<Connection>();
+    on.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |on| on.peer.ip())
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

@@ -142,11 +142,12 @@ pub(super) async fn known(connection: &mut PgConnection, relay: &str) -> Result<
 
 /// Who does it and why, for the audit.
 pub(super) fn operator(identity: Identity, reason: &str) -> Result<Operator, Error> {
-    let reason = reason.trim();
+    // Control characters would steer the terminal of whoever reads the audit.
+    let reason: String = reason.trim().chars().filter(|c| !c.is_control()).collect();
     if reason.is_empty() || reason.chars().count() > REASON_LEN_MAX {
         return Err(Error::NoReason(REASON_LEN_MAX));
     }
-    Ok(Operator { who: identity.who, reason: reason.to_owned() })
+    Ok(Operator { who: identity.who, reason })
 }
 
 /// Wakes the relay, which would otherwise find it by polling, and shows what has changed.

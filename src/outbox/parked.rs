@@ -214,7 +214,8 @@ pub async fn send_on(connection: &mut PgConnection, relay: &str, topic: &Topic) 
          )
          insert into outbox.event (event_id, topic, type, payload, headers)
          select s.event_id, s.topic, s.type, s.payload,
-                coalesce(e.headers, '{}') || jsonb_build_object('replay', jsonb_build_object('row', s.id, 'reason', s.reason))
+                coalesce(e.headers, '{}') - 'traceparent' - 'tracestate'
+                || jsonb_build_object('replay', jsonb_build_object('row', s.id, 'reason', s.reason))
          from settled s left join outbox.event e on e.id = s.id
          order by s.epoch, s.seq",
     )

@@ -126,12 +126,14 @@ impl<'c> Rebase<'c> {
     /// # Errors
     /// [`RebaseError::Outbox`].
     pub async fn pending(&mut self, after_id: i64, limit: i64) -> Result<Vec<Pending>, RebaseError> {
-        // By the rows' own numbers and the position's, which fit each other in whichever cluster they were made.
+        // By the rows' own numbers and the position's, which fit each other in whichever cluster they were made. What
+        // `lower` sees has an id of at most `high_id`: in a log that was moved, newer rows have lower transaction ids,
+        // which the old snapshot seems to see.
         let rows = sqlx::query(
             "select e.id, e.event_id, e.topic
              from outbox.event e, outbox.position p
              where p.relay = $1 and e.id > $2
-               and not pg_visible_in_snapshot(e.xid, p.lower)
+               and not (e.id <= p.high_id and pg_visible_in_snapshot(e.xid, p.lower))
                and not coalesce(e.id <= p.after_id and pg_visible_in_snapshot(e.xid, p.upper), false)
                and not exists (select from outbox.delivered_before d where d.relay = $1 and d.id = e.id)
              order by e.id limit $3",
@@ -191,7 +193,7 @@ impl<'c> Rebase<'c> {
             "with relay as (select p.*, row_number() over (order by p.relay)::int - 1 as bit from outbox.position p)
              update outbox.event e set xid = ($1 + coalesce((
                select sum(1 << relay.bit) from relay
-               where pg_visible_in_snapshot(e.xid, relay.lower)
+               where (e.id <= relay.high_id and pg_visible_in_snapshot(e.xid, relay.lower))
                   or coalesce(e.id <= relay.after_id and pg_visible_in_snapshot(e.xid, relay.upper), false)), 0))::text::xid8",
         )
         .bind(FIRST_XID)

@@ -64,7 +64,8 @@ pub(super) fn sample() -> String {
 }
 
 /// Appends copies of the next matching events in their order, and moves the replay, parameter 15, on. No row, and nothing
-/// to be committed, if it no longer stands where this process believes.
+/// to be committed, if it no longer stands where this process believes, or a rebase has given it other snapshots. A copy belongs
+/// to no request: it leaves the trace of its original behind.
 pub(super) fn copy() -> String {
     format!(
         "{MATCHING}, sized as (
@@ -73,7 +74,7 @@ pub(super) fn copy() -> String {
          ), copied as (
            insert into outbox.event (event_id, topic, type, payload, headers)
            select s.event_id, s.topic, s.type, s.payload,
-                  coalesce(s.headers, '{{}}')
+                  coalesce(s.headers, '{{}}') - 'traceparent' - 'tracestate'
                   || jsonb_build_object('replay', jsonb_build_object('row', s.id, 'reason', $16::text, 'replay', $15::bigint))
            from sized s where s.bytes_before < {BATCH_BYTES}
            order by s.id
@@ -89,7 +90,7 @@ pub(super) fn copy() -> String {
              first_copy = coalesce(r.first_copy, b.first_copy), last_copy = coalesce(b.last_copy, r.last_copy),
              moved_at = clock_timestamp()
          from batch b
-         where r.id = $15 and r.done_id = $11 and not r.finished
+         where r.id = $15 and r.done_id = $11 and not r.finished and r.lower::text = $8
          returning r.copied, r.done_id, r.finished, r.moved_at"
     )
 }

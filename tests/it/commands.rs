@@ -216,7 +216,7 @@ async fn status_and_events_tell_what_is_pending_and_what_is_delivered() {
     assert_eq!((&shown[0]["payload"], &shown[0]["state"]), (&1.into(), &"delivered".into()));
     let text = stdout(&cli(system.settings(), &["events", "show", &ids[1].to_string()]).await);
     assert!(text.contains("state        delivered since 20"), "{text}");
-    assert_fails(system.settings(), &["events", "show", "x"], 1, "neither an event id").await;
+    assert_fails(system.settings(), &["events", "show", "x"], 2, "neither an event id").await;
     assert_fails(system.settings(), &["events", "show", &Uuid::new_v4().to_string()], 1, "no event").await;
 }
 

@@ -151,6 +151,10 @@ async fn a_wrong_token_is_refused_and_guessing_is_slowed_down() {
     .await;
     assert!(refused.headers().contains_key("retry-after"));
     assert_eq!(guess(TOKEN).await.status(), 429, "the right one neither, or guessing would cost nothing");
+    // Whoever guesses keeps nobody else out.
+    let elsewhere = reqwest::Client::builder().local_address(std::net::IpAddr::from([127, 0, 0, 2])).build();
+    let elsewhere = elsewhere.expect("a client").get(relay.url("/console/session")).bearer_auth(TOKEN);
+    assert_eq!(elsewhere.send().await.expect("an answer").status(), 200);
     assert_eq!(system.http().get(relay.url("/healthz")).send().await.expect("an answer").status(), 200);
 }
 

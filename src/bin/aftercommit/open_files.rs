@@ -8,8 +8,8 @@ use crate::config::Config;
 /// Files beside those of streams: Postgres, Redis, health, logs, and clients that are told to come back later.
 const BESIDE_STREAMS: u64 = 1_100;
 
-/// What all streams that the configuration allows need.
-pub(crate) fn needed(config: &Config) -> u64 {
+/// What an SSE process needs for all streams that the configuration allows.
+pub(crate) fn of_streams(config: &Config) -> u64 {
     config.sse.max_connections as u64 + BESIDE_STREAMS
 }
 
@@ -20,8 +20,8 @@ pub(crate) fn allowed() -> Option<u64> {
 
 /// Raises this process's own limit as far as it needs and may. Shells and systemd start processes with 1,024, and allow more
 /// to those that ask.
-pub(crate) fn raise(config: &Config) -> Result<()> {
-    let (needed, limit) = (needed(config), getrlimit(Resource::Nofile));
+pub(crate) fn raise(needed: u64) -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= needed) {
         return Ok(());
     }
@@ -30,7 +30,7 @@ pub(crate) fn raise(config: &Config) -> Result<()> {
         tracing::warn!(
             allowed = given,
             needed,
-            "not enough open files for all streams: raise the limit (LimitNOFILE= of systemd, ulimit -Hn), or lower [sse] max_connections"
+            "not enough open files for all connections: raise the limit (LimitNOFILE= of systemd, ulimit -Hn)"
         );
     }
     let raised = Rlimit { current: Some(given), maximum: limit.maximum };

@@ -23,7 +23,7 @@ impl Consent {
     /// Refuses to go on without a reason: for what every client sees.
     pub(super) fn needs_a_reason(&self) -> Result<()> {
         if self.reason.trim().is_empty() {
-            bail!(WrongUsage("say why, for the audit: --reason '...'"));
+            bail!(WrongUsage("say why, for the audit: --reason '...'".into()));
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use aftercommit::outbox::browse::{self, EventDetail, EventRow, EventState, Selection};
 use aftercommit::outbox::life::{self, Life};
 
+use super::WrongUsage;
 use super::output::{self, Output};
 use super::time;
 use crate::config::Config;
@@ -143,9 +144,9 @@ async fn show(config: &Config, event: &str, output: Output) -> Result<()> {
     let selection = match (event.parse::<i64>(), event.parse::<Uuid>()) {
         (Ok(row), _) => Selection { rows: vec![row], ..Selection::default() },
         (_, Ok(id)) => Selection { events: vec![id], ..Selection::default() },
-        _ => bail!(
-            "'{event}' is neither an event id (a UUID) nor a row's number: `aftercommit events list` shows both"
-        ),
+        _ => bail!(WrongUsage(
+            format!("'{event}' is neither an event id (a UUID) nor a row's number: `aftercommit events list` shows both").into()
+        )),
     };
     let mut connection = super::connect_for_lookups(config).await?;
     let relay = &config.relay.name;

@@ -14,6 +14,8 @@ pub(crate) mod replay;
 pub(crate) mod status;
 mod time;
 
+use std::borrow::Cow;
+
 use anyhow::Result;
 use sqlx::PgConnection;
 
@@ -24,7 +26,7 @@ use crate::config::Config;
 /// A command line that cannot be meant, where only the command itself can tell: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct WrongUsage(pub(crate) &'static str);
+pub(crate) struct WrongUsage(pub(crate) Cow<'static, str>);
 
 /// What is said where a list of relays would be empty.
 const NO_RELAY: &str = "no relay has run on this database yet: start one with `aftercommit relay`";

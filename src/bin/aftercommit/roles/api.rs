@@ -17,11 +17,14 @@ use aftercommit::uploads::{self, ApiState};
 
 use super::{check, preflight};
 use crate::config::Config;
-use crate::lifecycle;
 use crate::systemd::Notifier;
 use crate::telemetry;
+use crate::{lifecycle, open_files};
 
 const ROLE: &str = "aftercommit api";
+
+/// Files beside those of connections: Postgres, logs.
+const FILES_BESIDE_CONNECTIONS: u64 = 100;
 
 /// Runs until a signal.
 pub(crate) async fn run(config: Config) -> Result<()> {
@@ -42,6 +45,7 @@ pub(crate) async fn serve(
 ) -> Result<()> {
     let schemas = [&outbox::schema::SCHEMA, &uploads::schema::SCHEMA];
     let verifier = Arc::new(Verifier::new(&config.jwt)?);
+    open_files::raise(Limits::default().connections as u64 + FILES_BESIDE_CONNECTIONS)?;
     preflight::postgres(&config.database, ROLE, &schemas).await?;
     let pool = config.database.lazy_pool(ROLE)?;
     let mut registry = telemetry::registry("api");

@@ -40,7 +40,7 @@ pub(crate) async fn serve(
     notifier: Notifier,
 ) -> Result<()> {
     let verifier = Arc::new(Verifier::new(&config.jwt)?);
-    open_files::raise(config)?;
+    open_files::raise(open_files::of_streams(config))?;
     let gate = OperatorGate::new(&config.operator)?;
     preflight::postgres(&config.database, ROLE, &[&uploads::schema::SCHEMA]).await?;
     preflight::redis(&config.redis).await?;

@@ -35,7 +35,7 @@ async fn jwt(config: &Config) -> Finding {
 }
 
 fn open_files(config: &Config) -> Finding {
-    let (allowed, needed) = (open_files::allowed(), open_files::needed(config));
+    let (allowed, needed) = (open_files::allowed(), open_files::of_streams(config));
     Finding::should(
         "open files",
         allowed.is_none_or(|allowed| allowed >= needed),

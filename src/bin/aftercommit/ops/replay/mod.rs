@@ -108,7 +108,7 @@ async fn copy(config: &Config, args: &Args) -> Result<()> {
         Selection { events: args.event.clone(), rows: args.row.clone(), ..args.filter.selection() };
     if selection.is_everything() != args.all {
         bail!(WrongUsage(
-            "say which events: --event, --row, --topic, --type, --since or --until; or --all for every one, and nothing beside it"
+            "say which events: --event, --row, --topic, --type, --since or --until; or --all for every one, and nothing beside it".into()
         ));
     }
     if !args.dry_run {

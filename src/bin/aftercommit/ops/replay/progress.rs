@@ -22,14 +22,20 @@ pub(super) struct Progress {
     on_terminal: bool,
 }
 
+/// Progress that nobody reads any more is no reason to stop.
+fn say(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    let _unread = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
+}
+
 impl Progress {
     /// Says that the replay begins, or goes on.
     pub(super) fn begin(replay: &Replay) -> Self {
         let (id, selected, done) = (replay.id, output::count(replay.selected, "event"), replay.copied);
         if done == 0 {
-            eprintln!("replay {id}: {selected}");
+            say(&format!("replay {id}: {selected}\n"));
         } else {
-            eprintln!("replay {id}: going on after {done} of {selected}");
+            say(&format!("replay {id}: going on after {done} of {selected}\n"));
         }
         Self { began: Instant::now(), before: done, told: None, on_terminal: std::io::stderr().is_terminal() }
     }
@@ -47,18 +53,16 @@ impl Progress {
         let line = line(replay, replay.copied.saturating_sub(self.before), since);
         if self.on_terminal {
             let bar = bar(replay.copied, replay.selected);
-            eprint!("\r\x1b[K{bar} {line}");
-            // A bar that cannot be drawn is no reason to stop.
-            std::io::stderr().flush().ok();
+            say(&format!("\r\x1b[K{bar} {line}"));
         } else {
-            eprintln!("replay {}: {line}", replay.id);
+            say(&format!("replay {}: {line}\n", replay.id));
         }
     }
 
     /// Leaves the bar's line.
     pub(super) fn end(&self) {
         if self.on_terminal && self.told.is_some() {
-            eprintln!();
+            say("\n");
         }
     }
 }
