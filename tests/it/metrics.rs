@@ -167,6 +167,7 @@ fn assert_documented(asked: &BTreeSet<String>) {
     assert!(unknown.is_empty(), "docs/metrics.md lists no {unknown:?}");
 }
 
+const RUNBOOK: &str = include_str!("../../docs/runbook.md");
 const ALERTS: &str = include_str!("../../ops/prometheus/alerts.yml");
 
 #[test]
@@ -201,6 +202,9 @@ fn alerts_ask_for_metrics_that_there_are_and_lead_into_the_runbook() {
     let linked: BTreeSet<&str> =
         ALERTS.lines().filter_map(|line| Some(line.split_once("docs/runbook.md#")?.1)).collect();
     assert_eq!(linked, anchors.into_iter().collect());
+    for anchor in anchors {
+        assert!(RUNBOOK.lines().any(|line| line == format!("## {anchor}")), "the runbook has no {anchor}");
+    }
 }
 
 #[test]
