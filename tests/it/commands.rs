@@ -317,3 +317,16 @@ async fn a_reader_that_has_seen_enough_ends_a_command_without_a_word() {
     assert_eq!(ended.status.code(), Some(1));
     assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
 }
+
+#[tokio::test]
+async fn a_wrong_password_is_told_once_and_with_what_to_do() {
+    let database = database().await;
+    let (login, server) = database.url().split_once('@').expect("a url with a login");
+    let (user, _password) = login.rsplit_once(':').expect("a password");
+    let settings = Settings::default().set("DATABASE_URL", format!("{user}:wrong@{server}"));
+    let output = cli(&settings, &["status"]).await;
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.matches("password authentication failed").count(), 1, "{said}");
+    assert!(said.contains("(check user and password in DATABASE_URL)"), "{said}");
+}

@@ -7,6 +7,8 @@ use chrono::{DateTime, Utc};
 use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 
+use aftercommit::postgres::ConnectError;
+
 /// How data is printed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Output {
@@ -69,7 +71,9 @@ pub(super) fn time(at: DateTime<Utc>) -> String {
 /// An error with its causes, as far as its own text does not tell them already.
 pub(crate) fn told(error: &anyhow::Error) -> String {
     let own = error.to_string();
-    if own.contains(&error.root_cause().to_string()) { own } else { format!("{error:#}") }
+    // Why a connection failed is told by its own sentence, in other words than the driver's.
+    let is_whole = error.is::<ConnectError>() || own.contains(&error.root_cause().to_string());
+    if is_whole { own } else { format!("{error:#}") }
 }
 
 /// `1 event`, `2 events`.
