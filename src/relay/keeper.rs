@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Metrics;
 use super::state::StateHandle;
-use crate::outbox::rotate::{self, Rotation};
+use crate::outbox::rotate::{self, Blocked, Rotation};
 use crate::postgres;
 
 /// How often rotation looks whether a slot may be emptied.
@@ -60,8 +60,33 @@ async fn rotate_once(
     Ok(rotation)
 }
 
+/// What is in the way, each with all that it keeps: one forgotten session mostly keeps several slots.
 fn blocked_by(rotation: &Rotation) -> Option<String> {
-    let reasons: Vec<String> =
-        rotation.blocked.iter().map(|blocked| format!("{} is kept: {}", blocked.table, blocked.by)).collect();
-    (!reasons.is_empty()).then(|| reasons.join("; "))
+    let mut kept: Vec<(&str, Vec<&str>)> = Vec::new();
+    for Blocked { table, by } in &rotation.blocked {
+        match kept.iter_mut().find(|(known, _)| known == by) {
+            Some((_, tables)) => tables.push(table),
+            None => kept.push((by, vec![table])),
+        }
+    }
+    let reasons = kept.iter().map(|(by, tables)| format!("{} kept: {by}", tables.join(", ")));
+    (!kept.is_empty()).then(|| reasons.collect::<Vec<_>>().join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_keeps_several_slots_is_told_once() {
+        let blocked = |table: &str, by: &str| Blocked { table: table.to_owned(), by: by.to_owned() };
+        let mut rotation = Rotation::default();
+        assert_eq!(blocked_by(&rotation), None);
+        rotation.blocked =
+            vec![blocked("event_0", "pid 7"), blocked("event_1", "pid 8"), blocked("event_4", "pid 7")];
+        assert_eq!(
+            blocked_by(&rotation).as_deref(),
+            Some("event_0, event_4 kept: pid 7; event_1 kept: pid 8")
+        );
+    }
 }
