@@ -167,8 +167,8 @@ fn assert_documented(asked: &BTreeSet<String>) {
     assert!(unknown.is_empty(), "docs/metrics.md lists no {unknown:?}");
 }
 
-const RUNBOOK: &str = include_str!("../../docs/runbook.md");
 const ALERTS: &str = include_str!("../../ops/prometheus/alerts.yml");
+const RUNBOOK: &str = include_str!("../../docs/runbook.md");
 
 #[test]
 fn the_dashboard_asks_for_metrics_that_there_are() {
@@ -202,8 +202,18 @@ fn alerts_ask_for_metrics_that_there_are_and_lead_into_the_runbook() {
     let linked: BTreeSet<&str> =
         ALERTS.lines().filter_map(|line| Some(line.split_once("docs/runbook.md#")?.1)).collect();
     assert_eq!(linked, anchors.into_iter().collect());
+    // A link of an alert opens where its scenario begins.
+    let headings: BTreeSet<String> = RUNBOOK
+        .lines()
+        .filter_map(|line| Some(line.strip_prefix("## ")?.to_lowercase().replace(' ', "-")))
+        .collect();
     for anchor in anchors {
-        assert!(RUNBOOK.lines().any(|line| line == format!("## {anchor}")), "the runbook has no {anchor}");
+        assert!(headings.contains(anchor), "docs/runbook.md has no heading for #{anchor}: {headings:?}");
+    }
+    // And the runbook knows each alert, so that whoever has only its name finds the scenario.
+    for line in ALERTS.lines() {
+        let Some(alert) = line.trim().strip_prefix("- alert: ") else { continue };
+        assert!(RUNBOOK.contains(&format!("`{alert}`")), "docs/runbook.md does not name {alert}");
     }
 }
 
