@@ -14,7 +14,7 @@ use ::redis::aio::{PubSubSink, PubSubStream};
 use ::redis::{Msg, RedisResult};
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::keys;
@@ -159,12 +159,16 @@ async fn keep_connected(
         };
         match connected {
             Ok((sink, stream)) => {
-                wait = RECONNECT.0;
+                let since = Instant::now();
                 let ended = tokio::select! {
                     () = stop.cancelled() => return,
                     ended = serve(&settings, sink, stream, &mut orders, &mouth) => ended,
                 };
                 tracing::warn!(reason = %ended, "the subscription to Redis ended; every topic is joined anew");
+                // One that ends at once, as with a wrong password, is not tried again at once.
+                if since.elapsed() > RECONNECT.1 {
+                    wait = RECONNECT.0;
+                }
                 // Waits for room, unlike messages: this one must not be lost.
                 if mouth.told.send(Heard::Interrupted).await.is_err() {
                     return;

@@ -60,6 +60,12 @@ async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_w
     line.fails_with("conflict").await;
     assert!(line.relay.log().contains("aftercommit rebase"), "{}", line.relay.log());
     assert_eq!(line.delivered().await, 27, "nothing was published");
+    eventually("the doctor names it", async || {
+        let output = cli(line.system.settings(), &["doctor"]).await;
+        let told = String::from_utf8_lossy(&output.stdout).contains("WRONG    deliveries: relay");
+        (told && output.status.code() == Some(1)).then_some(())
+    })
+    .await;
 
     let refused = cli(line.system.settings(), &["rebase", "--yes"]).await;
     assert!(!refused.status.success(), "a relay leads");

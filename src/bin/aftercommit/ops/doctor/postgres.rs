@@ -4,6 +4,8 @@ use anyhow::Result;
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Row};
 
+use aftercommit::outbox::overview::{self, RelayOverview};
+use aftercommit::outbox::verdict::Verdict;
 use aftercommit::outbox::{heartbeat, schema};
 use aftercommit::postgres::shares_a_session;
 
@@ -56,6 +58,7 @@ async fn look(
     findings.push(cluster(connection).await?);
     findings.push(clock(connection).await?);
     findings.push(rotation(connection).await?);
+    findings.extend(deliveries(config, connection).await?);
     Ok(())
 }
 
@@ -220,4 +223,28 @@ async fn rotation(connection: &mut PgConnection) -> Result<Finding> {
         evidence,
         "end what holds the slot, or start the relay that has not delivered it: the log grows meanwhile",
     ))
+}
+
+/// Whether each relay delivers: a conflict or a pause shows nowhere else.
+async fn deliveries(config: &Config, connection: &mut PgConnection) -> Result<Vec<Finding>> {
+    let limit = config.relay.ready_max_pending_seconds;
+    Ok(overview::relays(connection).await?.iter().map(|relay| delivery(relay, limit)).collect())
+}
+
+fn delivery(relay: &RelayOverview, limit: u64) -> Finding {
+    const CHECK: &str = "deliveries";
+    let verdict = Verdict::of(relay, limit);
+    let error = relay.processes.iter().find_map(|heard| heard.heartbeat.error.clone());
+    let why = error.map_or(String::new(), |error| format!(": {error}"));
+    let evidence = format!("relay {}: {verdict}{why}", relay.relay);
+    match verdict {
+        Verdict::Delivering => Finding::ok(CHECK, evidence),
+        Verdict::Failing => {
+            Finding::wrong(CHECK, evidence, "the message names what is wrong; see docs/runbook.md")
+        }
+        Verdict::Late => Finding::wrong(CHECK, evidence, "see what waits: aftercommit status --watch"),
+        Verdict::NoLeader => Finding::should(CHECK, false, evidence, "start one: aftercommit relay"),
+        Verdict::Paused => Finding::should(CHECK, false, evidence, "aftercommit resume, once it may deliver"),
+        Verdict::Parked => Finding::should(CHECK, false, evidence, "aftercommit parked list"),
+    }
 }
