@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::UnixDatagram;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// A sign of life is due this many times within the time that systemd waits for one.
@@ -22,6 +23,20 @@ pub(crate) struct Notifier {
     socket: Option<Arc<UnixDatagram>>,
     /// How long systemd waits for a sign of life before it ends the process.
     watchdog: Option<Duration>,
+}
+
+/// Tells systemd that the process stops, as soon as it is told to.
+#[derive(Debug)]
+#[must_use = "a process that has nothing in hand ends before this was told"]
+pub(crate) struct Stopping(JoinHandle<()>);
+
+impl Stopping {
+    /// Waits until it has been told: the last thing that a process does.
+    pub(crate) async fn told(self) {
+        if tokio::time::timeout(PATIENCE * 2, self.0).await.is_err() {
+            tracing::debug!("ended without having been told to stop");
+        }
+    }
 }
 
 impl Notifier {
@@ -42,13 +57,13 @@ impl Notifier {
     }
 
     /// The process serves from now on, until `shutdown`.
-    pub(crate) async fn serving(&self, shutdown: &CancellationToken) {
+    pub(crate) async fn serving(&self, shutdown: &CancellationToken) -> Stopping {
         self.send("READY=1").await;
         let (notifier, shutdown) = (self.clone(), shutdown.clone());
-        tokio::spawn(async move {
+        Stopping(tokio::spawn(async move {
             shutdown.cancelled().await;
             notifier.send("STOPPING=1\nSTATUS=stopping: finishing what is in hand").await;
-        });
+        }))
     }
 
     /// Whenever `turn` has ended, gives a sign of life if one is due, and tells the status if it is another. For ever.

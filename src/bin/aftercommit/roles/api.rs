@@ -66,7 +66,7 @@ pub(crate) async fn serve(
     let router = uploads::router(state, config.api.max_body_bytes, timeout)
         .merge(http::operations(registry, readiness));
     let address = listener.local_addr()?;
-    notifier.serving(&shutdown).await;
+    let stopping = notifier.serving(&shutdown).await;
     let answering = async || {
         loop {
             tokio::time::sleep(notifier.interval()).await;
@@ -80,6 +80,7 @@ pub(crate) async fn serve(
         () = notifier.watch(answering, || format!("serving on {address}")) => {}
     }
     pool.close().await;
+    stopping.told().await;
     Ok(())
 }
 

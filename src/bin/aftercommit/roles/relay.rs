@@ -71,7 +71,7 @@ pub(crate) async fn serve(
     let limits = Limits { connections: CONNECTIONS, ..Limits::default() };
     let telling = tokio::spawn(http::serve(listener, router, limits, told.clone()));
     let showing = tokio::spawn(console.run(told.clone()));
-    notifier.serving(&shutdown).await;
+    let stopping = notifier.serving(&shutdown).await;
     let watched = state.clone();
     tokio::select! {
         () = relay::run(&config.relay, &config.database, retention, &mut publisher, &metrics, &state, shutdown) => {}
@@ -81,9 +81,11 @@ pub(crate) async fn serve(
     told.cancel();
     showing.await?;
     // Everything is delivered that will be. A peer that takes nothing must not make the end look like a failure.
-    if tokio::time::timeout(LAST_ANSWERS, telling).await.is_err() {
-        tracing::debug!("ended before every answer was taken");
+    match tokio::time::timeout(LAST_ANSWERS, telling).await {
+        Ok(ended) => ended?,
+        Err(_elapsed) => tracing::debug!("ended before every answer was taken"),
     }
+    stopping.told().await;
     Ok(())
 }
 

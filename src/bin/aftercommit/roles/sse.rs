@@ -71,7 +71,7 @@ pub(crate) async fn serve(
         ..Limits::default()
     };
     let serving = http::serve(listener, router, limits, shutdown.clone());
-    notifier.serving(&shutdown).await;
+    let stopping = notifier.serving(&shutdown).await;
     let both = async { tokio::join!(hub.run(shutdown), serving) };
     let status = || format!("{} streams of {} topics", metrics.connections.get(), metrics.topics.get());
     tokio::select! {
@@ -79,6 +79,7 @@ pub(crate) async fn serve(
         () = notifier.watch(async || hub.tick().await, status) => {}
     }
     pool.close().await;
+    stopping.told().await;
     Ok(())
 }
 
