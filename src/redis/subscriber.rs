@@ -75,7 +75,8 @@ enum Command {
 /// A handle on the subscriber connection. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Subscriber {
-    commands: mpsc::Sender<Command>,
+    /// Never waited for: what is asked for while there is no connection is bounded by the topics in use.
+    commands: mpsc::UnboundedSender<Command>,
 }
 
 /// What the subscriber heard, in order.
@@ -97,7 +98,7 @@ impl Ears {
 impl Subscriber {
     /// Starts the connection's task. It connects, and connects again, until `stop`.
     pub fn start(settings: Settings, stop: CancellationToken) -> (Self, Ears) {
-        let (commands, orders) = mpsc::channel(1024);
+        let (commands, orders) = mpsc::unbounded_channel();
         let (told, heard) = mpsc::channel(QUEUE_MESSAGES);
         let bytes = Arc::new(AtomicUsize::new(0));
         tokio::spawn(keep_connected(settings, orders, Mouth { told, bytes: bytes.clone() }, stop));
@@ -110,14 +111,14 @@ impl Subscriber {
     /// [`Lost`] if the connection ended first; ask again.
     pub async fn subscribe(&self, topic: Topic) -> Result<(), Lost> {
         let (confirm, confirmed) = oneshot::channel();
-        self.commands.send(Command::Subscribe(topic, confirm)).await.map_err(|_stopped| Lost)?;
+        self.commands.send(Command::Subscribe(topic, confirm)).map_err(|_stopped| Lost)?;
         confirmed.await.map_err(|_stopped| Lost)?
     }
 
-    /// Unsubscribes from a topic, in order with later subscriptions.
-    pub async fn unsubscribe(&self, topic: Topic) {
+    /// Unsubscribes from a topic, in order with later subscriptions. Does not wait.
+    pub fn unsubscribe(&self, topic: Topic) {
         // A stopped subscriber has no subscriptions.
-        let _stopped = self.commands.send(Command::Unsubscribe(topic)).await;
+        let _stopped = self.commands.send(Command::Unsubscribe(topic));
     }
 }
 
@@ -147,7 +148,7 @@ impl Mouth {
 
 async fn keep_connected(
     settings: Settings,
-    mut orders: mpsc::Receiver<Command>,
+    mut orders: mpsc::UnboundedReceiver<Command>,
     mouth: Mouth,
     stop: CancellationToken,
 ) {
@@ -197,7 +198,7 @@ async fn serve(
     settings: &Settings,
     mut sink: PubSubSink,
     stream: PubSubStream,
-    orders: &mut mpsc::Receiver<Command>,
+    orders: &mut mpsc::UnboundedReceiver<Command>,
     mouth: &Mouth,
 ) -> String {
     let reading = read(stream, mouth);
@@ -288,7 +289,12 @@ async fn obey(settings: &Settings, sink: &mut PubSubSink, batch: &mut Vec<Comman
                 result?;
             }
             Command::Unsubscribe(topic) => {
-                let channels = channels_of(&topic).to_vec();
+                let mut channels = channels_of(&topic).to_vec();
+                while let Some(Command::Unsubscribe(_)) = commands.peek() {
+                    if let Some(Command::Unsubscribe(topic)) = commands.next() {
+                        channels.extend(channels_of(&topic));
+                    }
+                }
                 in_time(timeout(settings.response_timeout(), sink.unsubscribe(channels)).await)?;
             }
         }

@@ -29,7 +29,7 @@ const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(25), Duration::f
 enum Fed {
     /// The client is here now.
     To(StreamId),
-    /// There is no history, and the client expects none.
+    /// There is no history, and the client wants what there is.
     Nothing,
     /// It holds nothing from the client's place on: it was lost, or has expired.
     Forgotten,
@@ -102,12 +102,21 @@ impl CatchUp {
     }
 
     async fn attach(&mut self) -> Attached {
-        if matches!(self.from, From::Latest | From::Reset(_)) {
+        // These get one block at most, which finds room, and must not miss what comes while they wait for more.
+        if matches!(self.from, From::Latest | From::Last | From::Reset(_)) {
             return self.topic.state().attach(&self.lane, self.from);
         }
         // What a client has missed needs room, which another topic of its stream may be about to use.
         let outlet = self.lane.outlet.clone();
-        let _turn = outlet.turn().await;
+        let turn = outlet.try_turn();
+        if turn.is_none() {
+            // Another one waits for room already.
+            self.tell();
+        }
+        let _turn = match turn {
+            Some(turn) => turn,
+            None => outlet.turn().await,
+        };
         if !outlet.has_room_now() {
             // The client makes room by reading, for which the response must be under way.
             self.tell();
@@ -148,7 +157,7 @@ impl CatchUp {
     /// place was known. What was committed between the two it would miss without knowing, unless it named its place.
     fn tell(&mut self) {
         let is_late = self.placed.take().is_some_and(|placed| placed.send(()).is_err());
-        if is_late && !matches!(self.wanted, From::After(_) | From::Reset(_)) {
+        if is_late && !matches!(self.wanted, From::After(_) | From::Reset(_) | From::Earliest) {
             self.topic.state().reset(&self.lane, ResetReason::JoinedLate);
         }
     }
@@ -173,7 +182,7 @@ impl CatchUp {
         let Some(page) = self.page(after).await? else { return Ok(Fed::Unproven) };
         // The place itself is gone together with all that followed it: nothing proves that nothing followed.
         let Some(last) = page.last().map(|frame| frame.id) else {
-            return Ok(if after.is_some() { Fed::Forgotten } else { Fed::Nothing });
+            return Ok(if self.from == From::Earliest { Fed::Nothing } else { Fed::Forgotten });
         };
         self.count = next_count(page.len(), page.iter().map(|frame| frame.block.len()).sum());
         for frame in page.iter().filter(|frame| Some(frame.id) != after && !frame.block.is_empty()) {

@@ -339,26 +339,19 @@ impl Shared {
     }
 
     /// Lets go of topics that nobody has used for the grace time.
-    pub(super) async fn release_topics(&self, now: Instant) {
+    pub(super) fn release_topics(&self, now: Instant) {
         let grace = self.settings.topic_grace();
-        let released: Vec<Topic> = {
-            let mut topics = self.topics();
-            let released = topics
-                .extract_if(|_, topic| {
-                    let mut visits = topic.visits();
-                    visits.is_gone =
-                        visits.count == 0 && now.saturating_duration_since(visits.empty_since) >= grace;
-                    visits.is_gone
-                })
-                .map(|(name, _)| name)
-                .collect();
-            self.metrics.topics.set(topics.len().try_into().unwrap_or(i64::MAX));
-            released
-        };
-        for topic in released {
-            // A later visit subscribes again, behind this in the same queue.
-            self.subscriber.unsubscribe(topic).await;
+        let mut topics = self.topics();
+        let released = topics.extract_if(|_, topic| {
+            let mut visits = topic.visits();
+            visits.is_gone = visits.count == 0 && now.saturating_duration_since(visits.empty_since) >= grace;
+            visits.is_gone
+        });
+        for (topic, _) in released {
+            // Under the map's lock: a later visit subscribes again, and that must stand behind this in the queue.
+            self.subscriber.unsubscribe(topic);
         }
+        self.metrics.topics.set(topics.len().try_into().unwrap_or(i64::MAX));
     }
 
     /// Live topics that nothing was heard of for the time of a verification.

@@ -146,7 +146,8 @@ async fn catch_up_unless_gone(place: Arc<Place>, catch_up: CatchUp) {
 fn begin_of(topics: &Topics, headers: &HeaderMap, query: &StreamQuery) -> Vec<From> {
     const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
     let from_header = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
-    let id = from_header.or(query.last_event_id.as_deref()).filter(|id| !id.is_empty());
+    let is_some = |id: &&str| !id.is_empty();
+    let id = from_header.filter(is_some).or(query.last_event_id.as_deref()).filter(is_some);
     let fresh = match query.from.unwrap_or(Shared::default_start()) {
         Start::Latest => From::Latest,
         Start::Last => From::Last,
@@ -206,6 +207,7 @@ mod tests {
         assert_eq!(begin(None, None, Some(Start::Last)), From::Last);
         assert_eq!(begin(None, None, None), From::Latest);
         assert_eq!(begin(Some(""), None, None), From::Latest);
+        assert_eq!(begin(Some(""), Some("1-4"), None), after(4), "an empty header says nothing");
     }
 
     #[test]

@@ -175,6 +175,7 @@ impl Outlet {
         let mut queue = self.queue();
         if !queue.ending {
             queue.push(last);
+            queue.waiting_since.get_or_insert_with(Instant::now);
             queue.ending = true;
             wake(queue);
         }
@@ -200,6 +201,11 @@ impl Outlet {
     /// Cancelled when the stream is over.
     pub(super) fn gone(&self) -> &CancellationToken {
         &self.gone
+    }
+
+    /// The same, if nobody has it.
+    pub(super) fn try_turn(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        self.turn.try_lock().ok()
     }
 
     /// The right to wait for room and to use it.

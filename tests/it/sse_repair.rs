@@ -52,3 +52,25 @@ async fn where_the_repair_does_not_come_in_time_the_client_is_reset() {
     assert_eq!(events[0].event, "reset");
     assert!(events[0].data.contains("unknown_id"), "{events:?}");
 }
+
+#[tokio::test]
+async fn a_client_from_before_the_first_event_is_not_taken_to_the_end_of_a_redis_that_forgot() {
+    let mut line = Line::new().await;
+    let settings = line.system.settings().clone();
+    let settings =
+        settings.set("AFTERCOMMIT_SSE_REPAIR_WAIT_MS", "100").set("AFTERCOMMIT_SSE_RECENT_EVENTS", "4");
+    let sse = Process::start("sse", &settings).await;
+    let token = line.system.token_with(Uuid::new_v4(), Duration::from_secs(600), &[line.topic.as_str()]);
+    let url = sse.url(&format!("/streams/{}", line.topic));
+    let client = Client::open(&url, &token).await;
+    let before_the_first = client.last_event_id();
+    assert!(before_the_first.starts_with("0-"), "{before_the_first}");
+    line.append(20).await;
+    client.events(20).await;
+    line.relay.signal("STOP").await;
+    let fresh = start_redis(Vec::new(), None).await;
+    line.replace_redis(fresh).await;
+    let events = Client::resume(&url, &token, &before_the_first).events(1).await;
+    assert_eq!(events[0].event, "reset", "{events:?}");
+    assert!(events[0].data.contains("history_gone"), "{events:?}");
+}

@@ -410,3 +410,16 @@ async fn any_payload_arrives_as_it_was_sent_or_is_refused_at_append() {
         assert!(event.data == expected, "{sent:.40} came as {:.40}", event.data);
     }
 }
+
+#[tokio::test]
+async fn a_topic_that_was_let_go_of_is_heard_again_by_its_next_client() {
+    let stage = Stage::with(System::new().await.set("AFTERCOMMIT_SSE_TOPIC_GRACE_SECONDS", "0")).await;
+    let topics = async || crate::harness::metric_of(&stage.sse, "aftercommit_sse_topics").await;
+    for n in 0..4 {
+        let client = stage.client().await;
+        stage.commit([n]).await;
+        assert_eq!(numbers(&client.events(1).await), [n]);
+        drop(client);
+        eventually("the topic is let go of", async || (topics().await == 0).then_some(())).await;
+    }
+}
