@@ -6,8 +6,8 @@
 -- ARGV[4]  about how many entries a history keeps        ARGV[5] seconds that a history is kept after its last event
 -- ARGV[6]  '1': these events have been told before, and Redis has forgotten them since
 -- then nine for each event: index of its stream in KEYS, topic, number, event uuid, type, payload,
---          the topic's previous id ('' if there is none, '?' if the relay does not know), '1' if the TTL is due,
---          what else its envelope says, as members of a JSON object
+--          the topic's previous id ('' if there is none, '?' if the relay does not know), how its history stands ('new': it
+--          may be, so its TTL is to be set; 'aged': it must still be there, and its TTL is due; 'kept': it must be), what else its envelope says, as members of a JSON object
 --
 -- Answers {events done, verdict, detail}. The detail of OK is how many subscribers were told: "<live> <public>".
 -- Verdicts: OK, GAP (top lacks numbers before this chunk), AHEAD (top is of a
@@ -64,6 +64,20 @@ local function forbidden(live, topic)
   end
 end
 
+-- Adds an event to its history. One that has vanished (evicted, or deleted) begins with an entry for what is gone, which
+-- is trimmed at once: so Redis's own count, which readers go by, says that this history does not hold all there was.
+local function add(stream, id, prev, is_kept, uuid, kind, payload)
+  if is_kept then
+    local added = redis.pcall('XADD', stream, 'NOMKSTREAM', 'MAXLEN', '~', keep, id,
+      'event', uuid, 'type', kind, 'payload', payload)
+    if added then return added, false end
+    local marked = redis.pcall('XADD', stream, prev, 'event', '-')
+    if type(marked) == 'table' and marked.err then return marked, false end
+    return redis.pcall('XADD', stream, 'MAXLEN', '=', 1, id, 'event', uuid, 'type', kind, 'payload', payload), true
+  end
+  return redis.pcall('XADD', stream, 'MAXLEN', '~', keep, id, 'event', uuid, 'type', kind, 'payload', payload), false
+end
+
 local done, newest_uuid, allowed = 0, '-', {}
 local told_live, told_public = 0, 0
 for a = 7, #ARGV, 9 do
@@ -81,7 +95,8 @@ for a = 7, #ARGV, 9 do
     if refused then return {done, 'ERROR', refused} end
     allowed[topic] = true
   end
-  local added = redis.pcall('XADD', stream, 'MAXLEN', '~', keep, id, 'event', uuid, 'type', kind, 'payload', payload)
+  local history = ARGV[a + 7]
+  local added, had_vanished = add(stream, id, prev, history ~= 'new', uuid, kind, payload)
   local is_new = true
   if type(added) == 'table' then
     if not string.find(added.err, 'equal or smaller', 1, true) then return {done, 'ERROR', added.err} end
@@ -91,7 +106,7 @@ for a = 7, #ARGV, 9 do
     is_new = false
   end
   if is_new then
-    if ARGV[a + 7] == '1' then
+    if history ~= 'kept' or had_vanished then
       local expiring = redis.pcall('EXPIRE', stream, ttl)
       if type(expiring) == 'table' then return {done, 'ERROR', expiring.err} end
     end

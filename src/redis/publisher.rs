@@ -166,7 +166,10 @@ impl Publisher {
                 Some((_, last)) => last.to_string(),
                 None => self.tails.get(&event.topic).map_or("?".to_owned(), |tail| tail.last.to_string()),
             };
-            let ttl_due = before.is_none() && self.tails.ttl_is_due(&event.topic, now);
+            let history = match before {
+                Some(_) => "kept",
+                None => self.tails.history_of(&event.topic, now),
+            };
             invocation
                 .arg(index)
                 .arg(event.topic.as_str())
@@ -175,7 +178,7 @@ impl Publisher {
                 .arg(event.event_type.as_str())
                 .arg(&event.payload)
                 .arg(previous)
-                .arg(if ttl_due { "1" } else { "0" })
+                .arg(history)
                 .arg(envelope::facts_of(event));
             in_chunk.insert(&event.topic, (index, *id));
         }
@@ -300,6 +303,10 @@ fn chunk_of<'b, 'e>(rest: &'b [Delivery<'e>], events: usize) -> &'b [Delivery<'e
 
 impl Sink for Publisher {
     async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
+        if batch.occasion == Occasion::Restore {
+            // This Redis lacks what it once had: what is known of its histories is of before that.
+            self.tails.clear();
+        }
         let all = batch.deliveries;
         let (mut done, mut first, mut events_at_once) = (0, batch.first, self.chunk_events);
         // Once also for a batch without events: its numbers are used up.

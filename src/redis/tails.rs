@@ -21,6 +21,7 @@ pub(super) struct Tails {
     young: HashMap<Topic, Tail>,
     old: HashMap<Topic, Tail>,
     capacity: usize,
+    ttl: Duration,
     /// A TTL is set again when it is older than this.
     ttl_due_after: Duration,
 }
@@ -33,6 +34,7 @@ impl Tails {
             young: HashMap::new(),
             old: HashMap::new(),
             capacity: capacity.max(1),
+            ttl,
             ttl_due_after: ttl / 20,
         }
     }
@@ -43,6 +45,21 @@ impl Tails {
 
     pub(super) fn ttl_is_due(&self, topic: &Topic, now: Instant) -> bool {
         self.get(topic).is_none_or(|tail| now.duration_since(tail.ttl_set) >= self.ttl_due_after)
+    }
+
+    /// How a topic's history stands, as the publishing script takes it: `new` if there need not be one, else it must be
+    /// there, and its TTL is due (`aged`) or not (`kept`).
+    pub(super) fn history_of(&self, topic: &Topic, now: Instant) -> &'static str {
+        let Some(tail) = self.get(topic) else { return "new" };
+        let age = now.duration_since(tail.ttl_set);
+        // Some time before it expires it is left open whether it has, as clocks differ.
+        if age >= self.ttl.saturating_sub(self.ttl_due_after) {
+            "new"
+        } else if age >= self.ttl_due_after {
+            "aged"
+        } else {
+            "kept"
+        }
     }
 
     pub(super) fn set(&mut self, topic: &Topic, tail: Tail) {
@@ -98,8 +115,12 @@ mod tests {
         let mut tails = Tails::new(10, Duration::from_secs(100));
         let now = Instant::now();
         assert!(tails.ttl_is_due(&topic(1), now));
+        assert_eq!(tails.history_of(&topic(1), now), "new");
         tails.set(&topic(1), Tail { last: StreamId::new(1, 1), ttl_set: now });
-        assert!(!tails.ttl_is_due(&topic(1), now + Duration::from_secs(4)));
-        assert!(tails.ttl_is_due(&topic(1), now + Duration::from_secs(5)));
+        for (seconds, history) in [(4, "kept"), (5, "aged"), (94, "aged"), (95, "new")] {
+            let later = now + Duration::from_secs(seconds);
+            assert_eq!(tails.history_of(&topic(1), later), history, "{seconds} s");
+            assert_eq!(tails.ttl_is_due(&topic(1), later), history != "kept", "{seconds} s");
+        }
     }
 }

@@ -248,6 +248,32 @@ async fn where_history_no_longer_reaches_back_the_first_event_is_a_reset() {
     assert_eq!(reason(&stage.resume(&format!("0-{now}")).events(1).await[0]), "history_gone");
 }
 
+/// Evicted by a Redis that is short of memory, or deleted by hand: what comes next begins a history that looks whole.
+#[tokio::test]
+async fn where_a_history_vanished_under_the_relay_the_first_event_is_a_reset() {
+    let stage = Stage::new().await;
+    let before_the_first = stage.client().await.last_event_id();
+    assert!(before_the_first.starts_with("0-"), "{before_the_first}");
+    stage.commit(0..3).await;
+    stage.published(3).await;
+    let mut redis = stage.system.redis.connect().await;
+    let key = keys::history(&stage.topic());
+    let _: usize = redis.del(&key).await.expect("a deletion");
+    stage.commit([3]).await;
+    stage.published(1).await;
+    // Another server, which has not heard what came before.
+    let sse = stage.system.start("sse").await;
+    let resume = |id: &str| Client::resume(&sse.url(PATH), &stage.token(), id);
+    let client = resume(&before_the_first);
+    assert_eq!(reason(&client.events(1).await[0]), "history_gone");
+    assert_eq!(client.last_event_id(), "1-4");
+    assert_eq!(reason(&resume("1-2").events(1).await[0]), "history_gone");
+    // It expires as others do.
+    assert!(redis.ttl::<_, i64>(&key).await.expect("a TTL") > 0);
+    stage.commit([4]).await;
+    assert_eq!(numbers(&client.events(2).await[1..]), [4]);
+}
+
 #[tokio::test]
 async fn an_id_that_is_none_of_the_topics_is_a_reset_that_says_so() {
     let stage = Stage::new().await;
@@ -341,6 +367,9 @@ async fn a_client_that_never_reads_is_cut_off_and_costs_the_others_nothing() {
         text.text().await.expect("text").contains("aftercommit_sse_slow_closes_total 1").then_some(())
     })
     .await;
+    let log = stage.sse.log();
+    let told = log.lines().find(|line| line.contains("a client that does not keep up was cut off"));
+    assert!(told.is_some_and(|line| line.contains(&stage.user.to_string())), "{log}");
 }
 
 #[tokio::test]

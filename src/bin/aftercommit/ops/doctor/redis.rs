@@ -32,13 +32,18 @@ async fn look(config: &Config, connection: &mut MultiplexedConnection) -> Result
     let text: String = redis::cmd("INFO").query_async(connection).await?;
     let info: HashMap<&str, &str> = text.lines().filter_map(|line| line.trim().split_once(':')).collect();
     let of = |name: &str| info.get(name).copied().unwrap_or("?");
-    let major: u32 = of("redis_version").split('.').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    let version: Vec<u32> = of("redis_version").split('.').map_while(|part| part.parse().ok()).collect();
     let policy = of("maxmemory_policy");
     let is_saved =
         of("aof_enabled") == "1" || setting(connection, "save").await.is_none_or(|save| !save.is_empty());
     let replicas: u32 = of("connected_slaves").parse().unwrap_or(0);
     let mut findings = vec![
-        Finding::must("redis version", major >= 6, of("redis_version"), "upgrade to Redis 6.2 or later"),
+        Finding::must(
+            "redis version",
+            version >= vec![6, 2],
+            of("redis_version"),
+            "upgrade to Redis 6.2 or later",
+        ),
         Finding::must(
             "redis role",
             of("role") == "master",
