@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::cursor::Cursor;
-use super::frame::ResetReason;
+use super::frame::{self, ResetReason};
 use super::hub::{Shared, SharedTopic};
 use super::join::{first_count, frame_of, next_count, read_page};
 use super::outlet::{Lane, Put};
@@ -24,6 +24,10 @@ use crate::redis::history::{Entry, ReadError};
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// Wait between looks whether Redis has been given back what it forgot: from the first, doubling, to the second.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(400));
+
+/// How long the response waits for the stream's place to be known. With Redis at hand that takes a millisecond; without
+/// it the stream is opened all the same, so that the browser is connected, and told later that it may have missed events.
+const WAIT_FOR_PLACE: Duration = Duration::from_secs(2);
 
 /// What the history gave.
 enum Fed {
@@ -48,8 +52,12 @@ pub(super) struct CatchUp {
     wanted: From,
     /// Where it is.
     from: From,
-    /// Told as soon as the client's place is known.
+    /// Told as soon as the client's place is known, or is not waited for any longer.
     placed: Option<oneshot::Sender<()>>,
+    /// Until when the response waits.
+    opens_at: Instant,
+    /// The response was begun before the client's place was known.
+    is_late: bool,
     outcome: &'static str,
     /// Entries that are read next.
     count: usize,
@@ -66,7 +74,19 @@ impl CatchUp {
     ) -> Self {
         let patience = Patience::new(shared.settings.repair_wait());
         let (from, count) = (fresh(&shared, wanted), first_count());
-        Self { shared, topic, lane, wanted, from, placed: Some(placed), outcome: "memory", count, patience }
+        Self {
+            shared,
+            topic,
+            lane,
+            wanted,
+            from,
+            placed: Some(placed),
+            opens_at: Instant::now() + WAIT_FOR_PLACE,
+            is_late: false,
+            outcome: "memory",
+            count,
+            patience,
+        }
     }
 
     /// Attaches the client. Returns when it is attached, or gone.
@@ -80,12 +100,16 @@ impl CatchUp {
             settled.as_mut().enable();
             match self.attach().await {
                 Attached::Yes => break,
-                Attached::WhenLive => settled.await,
+                Attached::Partly(here) => {
+                    self.from = From::After(here);
+                    self.tell();
+                }
+                Attached::WhenLive => self.wait_for(settled).await,
                 Attached::Ahead if !has_joined_anew => {
                     // Another server may have been quicker: read the history before saying that there is no such id.
                     has_joined_anew = true;
                     self.shared.join_anew(&topic);
-                    settled.await;
+                    self.wait_for(settled).await;
                 }
                 Attached::Ahead => self.wait_or_reset(ResetReason::UnknownId).await,
                 // Feeding waits for the client to read, so the response must be under way before it.
@@ -98,11 +122,14 @@ impl CatchUp {
             }
         }
         self.tell();
+        if self.is_late {
+            self.topic.state().reset(&self.lane, ResetReason::JoinedLate);
+        }
         self.count_outcome();
     }
 
     async fn attach(&mut self) -> Attached {
-        // These get one block at most, which finds room, and must not miss what comes while they wait for more.
+        // These need little room, and must not miss what comes while they wait for more.
         if matches!(self.from, From::Latest | From::Last | From::Reset(_)) {
             return self.topic.state().attach(&self.lane, self.from);
         }
@@ -148,18 +175,42 @@ impl CatchUp {
     async fn wait_or_reset(&mut self, reason: ResetReason) {
         if !self.patience.wait().await {
             self.from = From::Reset(reason);
+        } else if Instant::now() >= self.opens_at {
+            self.open_unplaced();
         }
     }
 
-    /// Says that the client's place is known.
-    ///
-    /// If the response was begun without waiting for that any longer, the client was told that it is connected before its
-    /// place was known. What was committed between the two it would miss without knowing, unless it named its place.
-    fn tell(&mut self) {
-        let is_late = self.placed.take().is_some_and(|placed| placed.send(()).is_err());
-        if is_late && !matches!(self.wanted, From::After(_) | From::Reset(_) | From::Earliest) {
-            self.topic.state().reset(&self.lane, ResetReason::JoinedLate);
+    /// Waits for the topic, but lets the response begin when that takes too long.
+    async fn wait_for(&mut self, settled: impl Future<Output = ()>) {
+        tokio::pin!(settled);
+        if self.placed.is_some() && timeout_at(self.opens_at, &mut settled).await.is_ok() {
+            return;
         }
+        self.open_unplaced();
+        settled.await;
+    }
+
+    /// Says that the client's place is known.
+    fn tell(&mut self) {
+        if let Some(placed) = self.placed.take() {
+            // Nobody takes its word when the client is gone.
+            let _sent = placed.send(());
+        }
+    }
+
+    /// Lets the response begin although the client's place is not known.
+    ///
+    /// From here on the client believes that it is connected. What is committed before its place is known it would miss
+    /// without knowing, unless it named its place or wants all there is: so it is reset then. If it is cut off before
+    /// that, this id makes it come back as one that is reset, and not as one that is new.
+    fn open_unplaced(&mut self) {
+        let Some(placed) = self.placed.take() else { return };
+        if matches!(self.wanted, From::Latest | From::Last) {
+            self.is_late = true;
+            // A client that is gone needs no id.
+            let _put = self.lane.put(&frame::cursor(Cursor::UNKNOWN));
+        }
+        let _sent = placed.send(());
     }
 
     fn count_outcome(&self) {
@@ -255,6 +306,9 @@ impl Patience {
 /// A start that was seen longer ago than histories are kept proves nothing: events may have come and expired since.
 fn fresh(shared: &Shared, from: From) -> From {
     let From::After(Cursor::Start { seen_ms }) = from else { return from };
+    if from == From::After(Cursor::UNKNOWN) {
+        return From::Reset(ResetReason::JoinedLate);
+    }
     let now = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0);
     // Servers' clocks differ a little.
     let kept = shared.history_ttl.saturating_sub(Duration::from_secs(60));

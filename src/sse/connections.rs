@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::outlet::Outlet;
+use super::outlet::{Load, Outlet};
 use crate::event::Topic;
 
 /// Why there is no place for a stream.
@@ -83,14 +83,15 @@ impl Connections {
     }
 
     /// Lets go of one.
-    pub(super) fn remove(&self, number: u64) {
+    pub(super) fn remove(&self, number: u64) -> Option<Connected> {
         let mut open = self.open();
-        let Some(gone) = open.by_number.remove(&number) else { return };
+        let gone = open.by_number.remove(&number)?;
         let of_user = open.of_user.entry(gone.user).or_default();
         *of_user = of_user.saturating_sub(1);
         if *of_user == 0 {
             open.of_user.remove(&gone.user);
         }
+        Some(gone)
     }
 
     /// Every stream's outlet.
@@ -102,11 +103,14 @@ impl Connections {
     pub(super) fn slowest(&self, top: usize) -> Slowest {
         let connected: Vec<Connected> = self.open().by_number.values().cloned().collect();
         let now = Instant::now();
-        let mut streams: Vec<Stream> = connected.iter().map(|one| Stream::of(one, now)).collect();
-        let (open, queued_bytes) = (streams.len(), streams.iter().map(|stream| stream.queued_bytes).sum());
-        streams.sort_by_key(|stream| std::cmp::Reverse((stream.stuck_ms, stream.queued_bytes)));
-        streams.truncate(top);
-        Slowest { open, queued_bytes, slowest: streams }
+        let mut loads: Vec<(Load, &Connected)> =
+            connected.iter().map(|one| (one.outlet.load(now), one)).collect();
+        loads.sort_by_key(|(load, _)| std::cmp::Reverse((load.stuck, load.queued_bytes)));
+        Slowest {
+            open: loads.len(),
+            queued_bytes: loads.iter().map(|(load, _)| load.queued_bytes).sum(),
+            slowest: loads.iter().take(top).map(|(load, one)| Stream::of(one, *load)).collect(),
+        }
     }
 }
 
@@ -137,8 +141,7 @@ struct Stream {
 }
 
 impl Stream {
-    fn of(connected: &Connected, now: Instant) -> Self {
-        let load = connected.outlet.load(now);
+    fn of(connected: &Connected, load: Load) -> Self {
         Self {
             number: connected.outlet.number(),
             user: connected.user,

@@ -7,7 +7,7 @@ use crate::event::{EventError, StreamId};
 /// A place between two events of a topic.
 ///
 /// Its text is `<epoch>-<seq>`: the id of the event before it. Epochs begin with 1, so `0-<milliseconds>` is free to say
-/// that the topic had no event at all at that time (milliseconds since 1970).
+/// that the topic had no event at all at that time (milliseconds since 1970), and `0-0` that nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cursor {
     /// Before the topic's first event, as seen at this time, in milliseconds since 1970.
@@ -20,6 +20,10 @@ pub enum Cursor {
 }
 
 impl Cursor {
+    /// Somewhere: the place of a client that was let in before its place could be known. A start that was seen in 1970 is
+    /// too old to prove anything, also to a server that knows no more of this than how old a start may be.
+    pub(super) const UNKNOWN: Self = Self::Start { seen_ms: 0 };
+
     /// Reads a cursor as [`Cursor`]'s `Display` writes it.
     ///
     /// # Errors

@@ -51,6 +51,8 @@ pub(super) struct Shared {
     naming: fn(&str) -> Naming,
     ears: Mutex<Option<Ears>>,
     budget: Budget,
+    /// What all topics keep while they are joining, in bytes.
+    heard_bytes: Arc<AtomicUsize>,
     topics: Mutex<HashMap<Topic, Arc<SharedTopic>>>,
     pub(super) connections: Connections,
     next_number: AtomicU64,
@@ -128,8 +130,14 @@ impl Drop for Place {
             visits.count -= 1;
             visits.empty_since = Instant::now();
         }
-        self.shared.connections.remove(self.outlet.number());
         self.shared.metrics.connections.dec();
+        if let Some(gone) = self.shared.connections.remove(self.outlet.number())
+            && self.outlet.was_slow()
+        {
+            let sent_bytes = self.outlet.load(Instant::now()).taken_bytes;
+            tracing::info!(user = %gone.user, peer = %gone.peer, since = %gone.since, sent_bytes, "a client that does not keep up was cut off");
+            self.shared.metrics.slow_closes.inc();
+        }
     }
 }
 
@@ -171,6 +179,7 @@ impl Hub {
             naming,
             ears: Mutex::new(Some(ears)),
             budget,
+            heard_bytes: Arc::default(),
             topics: Mutex::default(),
             connections: Connections::default(),
             next_number: AtomicU64::new(1),
@@ -264,7 +273,7 @@ impl Shared {
             let made = Arc::new(SharedTopic {
                 topic: topic.clone(),
                 naming: (self.naming)(topic.as_str()),
-                state: Mutex::new(TopicState::new(topic.clone(), self.budget.clone(), self.metrics.clone())),
+                state: Mutex::new(self.joining(topic)),
                 settled: Notify::new(),
                 visits: Mutex::new(visits),
             });
@@ -279,6 +288,10 @@ impl Shared {
             tokio::spawn(join::run(self.clone(), shared_topic.clone()));
         }
         shared_topic
+    }
+
+    fn joining(&self, topic: &Topic) -> TopicState {
+        TopicState::new(topic.clone(), self.budget.clone(), self.heard_bytes.clone(), self.metrics.clone())
     }
 
     /// Takes in one thing that the subscriber heard.

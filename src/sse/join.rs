@@ -17,11 +17,11 @@ use crate::event::StreamId;
 use crate::redis::history::{Entry, Extent, ReadError};
 
 /// Entries of the first read of a history, which is not known to hold small events.
-const FIRST_READ: usize = 16;
+const FIRST_READ: usize = 4;
 /// A further read holds at most about this many bytes, going by the one before.
 const READ_BYTES: usize = 256 * 1024;
-/// Entries of one read at most.
-const READ_ENTRIES: usize = 512;
+/// Entries of one read: at least the place itself and one more, or there would be no way on.
+const READ_ENTRIES: (usize, usize) = (2, 512);
 /// Wait after a failed read of the history: from the first, doubling, to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// A hole that is still there after this many rounds cannot be filled: the history was read after what lies behind it
@@ -132,7 +132,7 @@ pub(super) async fn read_page(
 
 /// Begins with the newest events of the history.
 async fn begin(shared: &Shared, topic: &SharedTopic, reason: Option<ResetReason>) -> Result<(), ReadError> {
-    let wanted = shared.settings.recent_events.clamp(1, READ_ENTRIES);
+    let wanted = shared.settings.recent_events.clamp(1, READ_ENTRIES.1);
     let mut asked = FIRST_READ.min(wanted);
     shared.metrics.history_reads.inc();
     let mut newest = shared.history.newest(&topic.topic, asked).await?;
@@ -160,7 +160,7 @@ async fn begin(shared: &Shared, topic: &SharedTopic, reason: Option<ResetReason>
 /// How many entries to read next, after `count` of them had so many bytes.
 pub(super) fn next_count(count: usize, bytes: usize) -> usize {
     let each = (bytes / count.max(1)).max(1);
-    (READ_BYTES / each).clamp(FIRST_READ, READ_ENTRIES)
+    (READ_BYTES / each).clamp(READ_ENTRIES.0, READ_ENTRIES.1)
 }
 
 pub(super) fn first_count() -> usize {
@@ -175,5 +175,18 @@ pub(super) fn frame_of(entry: Entry, naming: Naming) -> Frame {
     match entry.event {
         Some((event_type, payload)) => Frame::of_event(entry.id, &event_type, &payload, naming),
         None => Frame::empty(entry.id),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_large_events_is_small_and_never_only_the_place_itself() {
+        assert_eq!(next_count(4, 4 * 1024 * 1024), 2, "events as large as they may be");
+        assert_eq!(next_count(4, 4 * 64 * 1024), 4);
+        assert_eq!(next_count(4, 400), 512);
+        assert_eq!(next_count(0, 0), 512);
     }
 }

@@ -5,7 +5,7 @@
 //! read them and how their events are named is told by whoever opens a stream.
 //!
 //! In the order of an event's way: `frame` gives it its bytes once, `topic` holds what one topic's clients share (all
-//! of the ordering is there, and no I/O), `join` is the one procedure by which a topic comes to stand at the end of its
+//! of the ordering is there, and no I/O; what it hears too early waits in `heard`), `join` is the one procedure by which a topic comes to stand at the end of its
 //! history, `hub` is all topics of a process, `open` is a request for a stream, `catch_up` brings a client to where its
 //! topic is (`pages` reads for all that come together), `outlet` is one connection's queue, `several` puts several topics
 //! into one of them, `connections` knows all of them, and `admin` shows them.
@@ -15,6 +15,7 @@ mod catch_up;
 mod connections;
 mod cursor;
 mod frame;
+mod heard;
 mod hub;
 mod join;
 mod metrics;

@@ -25,10 +25,6 @@ use super::topic::From;
 use crate::event::Topic;
 use crate::http::Connection;
 
-/// How long the response waits for the stream's place to be known. With Redis at hand that takes a millisecond; without
-/// it the stream is opened all the same, so that the browser is connected, and told later that it may have missed events.
-const WAIT_FOR_PLACE: Duration = Duration::from_secs(2);
-
 /// A client that is refused comes back after this many times the usual wait: others need the time to leave.
 const REFUSED_WAIT: u32 = 3;
 
@@ -120,7 +116,7 @@ pub async fn open(
     }
 }
 
-/// Attaches the stream to its topics, and waits until its place in each is known, but not for long.
+/// Attaches the stream to its topics, and waits until its place in each is known, or is not waited for any longer.
 async fn attach(shared: &Arc<Shared>, place: &Arc<Place>, begin: &[From]) {
     let mut all_placed = Vec::with_capacity(begin.len());
     for ((topic, lane), from) in place.lanes().zip(begin) {
@@ -129,9 +125,8 @@ async fn attach(shared: &Arc<Shared>, place: &Arc<Place>, begin: &[From]) {
         tokio::spawn(catch_up_unless_gone(place.clone(), catch_up));
         all_placed.push(is_placed);
     }
-    // Too late, or the client is gone already: the task that goes on knows, as nobody takes its word any more.
-    let _placed_or_not =
-        tokio::time::timeout(WAIT_FOR_PLACE, futures_util::future::join_all(all_placed)).await;
+    // A lane whose client is gone says nothing any more; there is nothing to wait for then.
+    let _placed_or_gone = futures_util::future::join_all(all_placed).await;
 }
 
 /// Ends when the client leaves, which the body's end tells.

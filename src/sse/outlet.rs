@@ -53,6 +53,8 @@ struct Queue {
     waker: Option<Waker>,
     /// Nothing more is taken in; the stream ends when the queue is empty.
     ending: bool,
+    /// It was cut off because the client did not keep up.
+    was_slow: bool,
     last_put: Instant,
     /// Since when the connection has taken nothing although something waits.
     waiting_since: Option<Instant>,
@@ -110,6 +112,7 @@ impl Outlet {
             taken_bytes: 0,
             waker: None,
             ending: false,
+            was_slow: false,
             last_put: Instant::now(),
             waiting_since: None,
         };
@@ -159,7 +162,7 @@ impl Outlet {
         let limit = self.terms.queued_bytes;
         if queue.bytes > limit / 2 && queue.bytes + bytes > limit {
             drop(queue);
-            self.cut_off();
+            self.cut_off_as_slow();
             return Put::CutOff;
         }
         let now = Instant::now();
@@ -179,6 +182,17 @@ impl Outlet {
             queue.ending = true;
             wake(queue);
         }
+    }
+
+    /// Ends the connection of a client that does not keep up.
+    pub(super) fn cut_off_as_slow(&self) {
+        self.queue().was_slow = true;
+        self.cut_off();
+    }
+
+    /// Whether the client was cut off because it did not keep up.
+    pub(super) fn was_slow(&self) -> bool {
+        self.queue().was_slow
     }
 
     /// Ends the connection at once, also where the client takes nothing.

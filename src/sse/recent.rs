@@ -73,7 +73,7 @@ impl Recent {
         self.frames.back().map(|frame| Cursor::After(frame.id)).or(self.base)
     }
 
-    /// The newest event's predecessor's place: what a client that wants the newest event at once continues from.
+    /// The place before the newest event, if it is known: what a client that wants that event at once continues from.
     pub(super) fn before_last(&self) -> Option<Cursor> {
         match self.frames.len() {
             0 => self.base,

@@ -5,9 +5,12 @@
 //! be that place. Otherwise it is *joining*: what is heard meanwhile waits until the history has been read.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use super::cursor::Cursor;
 use super::frame::{self, Block, Frame, ResetReason};
+use super::heard::Heard;
 use super::metrics::Metrics;
 use super::outlet::{Lane, Put};
 use super::recent::{Budget, Recent};
@@ -23,7 +26,7 @@ pub(super) enum News {
 }
 
 impl News {
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Event { frame, .. } => frame.block.len(),
             Self::Foreign(block) => block.len(),
@@ -31,14 +34,10 @@ impl News {
     }
 }
 
-/// What may be heard while joining, in bytes; beyond it the join begins again, from the history.
-const HEARD_BYTES: usize = 4 * 1024 * 1024;
-
 #[derive(Debug)]
 enum Phase {
     Joining {
-        heard: Vec<News>,
-        bytes: usize,
+        heard: Heard,
         /// What has been read so far may not be all: read again.
         again: bool,
     },
@@ -85,6 +84,8 @@ pub(super) enum Attached {
     Yes,
     /// Not before the topic is live.
     WhenLive,
+    /// It is here now. There was no room for more, and it does not get what follows yet.
+    Partly(Cursor),
     /// It needs older events than are kept in memory: read them from the history first.
     Behind,
     /// Its place is past the topic's.
@@ -96,6 +97,8 @@ pub(super) enum Attached {
 pub(super) struct TopicState {
     topic: Topic,
     budget: Budget,
+    /// What all topics of the process keep while they are joining, in bytes.
+    heard_bytes: Arc<AtomicUsize>,
     metrics: Metrics,
     /// `None` until the topic was live for the first time.
     recent: Option<Recent>,
@@ -105,9 +108,16 @@ pub(super) struct TopicState {
 
 impl TopicState {
     /// A topic that is joining.
-    pub(super) fn new(topic: Topic, budget: Budget, metrics: Metrics) -> Self {
-        let phase = Phase::Joining { heard: Vec::new(), bytes: 0, again: false };
-        Self { topic, budget, metrics, recent: None, phase, clients: HashMap::new() }
+    pub(super) fn new(topic: Topic, budget: Budget, heard_bytes: Arc<AtomicUsize>, metrics: Metrics) -> Self {
+        let phase = Phase::Joining { heard: Heard::new(heard_bytes.clone()), again: false };
+        Self { topic, budget, heard_bytes, metrics, recent: None, phase, clients: HashMap::new() }
+    }
+
+    /// Makes the topic joining, with what has been heard so far.
+    fn join_with(&mut self, news: impl IntoIterator<Item = News>) {
+        let mut heard = Heard::new(self.heard_bytes.clone());
+        let again = !news.into_iter().all(|news| heard.push(news));
+        self.phase = Phase::Joining { heard, again };
     }
 
     /// The end of what this topic's clients have been given.
@@ -124,25 +134,17 @@ impl TopicState {
         matches!(self.phase, Phase::Live)
     }
 
-    /// Takes in what was heard, and how many clients were cut off by it.
+    /// Takes in what was heard.
     pub(super) fn hear(&mut self, news: News) -> Next {
         match &mut self.phase {
-            Phase::Joining { heard, bytes, again } => {
-                *bytes += news.bytes();
-                if *bytes > HEARD_BYTES {
-                    heard.clear();
-                    *bytes = 0;
-                    *again = true;
-                } else {
-                    heard.push(news);
-                }
+            Phase::Joining { heard, again } => {
+                *again |= !heard.push(news);
                 Next::Nothing
             }
             Phase::Live => match self.apply(news) {
                 Ok(()) => Next::Nothing,
                 Err(ahead) => {
-                    let bytes = ahead.bytes();
-                    self.phase = Phase::Joining { heard: vec![ahead], bytes, again: false };
+                    self.join_with([ahead]);
                     Next::Join
                 }
             },
@@ -182,14 +184,7 @@ impl TopicState {
 
     fn fan_out(&mut self, block: &Block) {
         self.metrics.delivered.inc_by(self.clients.len() as u64);
-        self.clients.retain(|_, lane| match lane.put(block) {
-            Put::Queued => true,
-            Put::Gone => false,
-            Put::CutOff => {
-                self.metrics.slow_closes.inc();
-                false
-            }
-        });
+        self.clients.retain(|_, lane| lane.put(block) == Put::Queued);
     }
 
     /// Makes the topic joining. True if it was live, so that somebody has to carry the join out.
@@ -200,7 +195,7 @@ impl TopicState {
                 false
             }
             Phase::Live => {
-                self.phase = Phase::Joining { heard: Vec::new(), bytes: 0, again: false };
+                self.join_with([]);
                 true
             }
         }
@@ -258,7 +253,7 @@ impl TopicState {
         if *again {
             return Joined::Again;
         }
-        let mut waiting = std::mem::take(heard).into_iter();
+        let mut waiting = heard.take().into_iter();
         while let Some(news) = waiting.next() {
             match self.apply(news) {
                 Err(News::Event { prev, frame }) if was_reset => {
@@ -268,9 +263,7 @@ impl TopicState {
                     self.append(frame);
                 }
                 Err(ahead) => {
-                    let heard: Vec<News> = std::iter::once(ahead).chain(waiting).collect();
-                    let bytes = heard.iter().map(News::bytes).sum();
-                    self.phase = Phase::Joining { heard, bytes, again: false };
+                    self.join_with(std::iter::once(ahead).chain(waiting));
                     return Joined::Hole;
                 }
                 Ok(()) => {}
@@ -306,17 +299,18 @@ impl TopicState {
         // The client's place first: it counts from here even if nothing ever follows.
         let here = match from {
             From::Latest => Some(frame::cursor(self.cursor())),
-            From::Last => Some(frame::cursor(recent.before_last().unwrap_or_else(|| self.cursor()))),
+            From::Last if missed.is_empty() => Some(frame::cursor(self.cursor())),
+            From::Last => recent.before_last().map(frame::cursor),
             From::Reset(reason) => Some(frame::reset(reason, &self.topic, self.cursor())),
             From::After(place) => Some(frame::cursor(place)),
             From::Earliest => None,
         };
-        let blocks = here.iter().chain(missed.into_iter().map(|frame| &frame.block));
-        let queued = blocks.filter(|block| !block.is_empty()).all(|block| lane.put(block) == Put::Queued);
-        if queued {
+        let attached = give(lane, here.iter().chain(missed.into_iter().map(|frame| &frame.block)));
+        if attached == Some(Attached::Yes) {
             self.clients.insert(lane.number(), lane.clone());
         }
-        Attached::Yes
+        // One that is gone, or was cut off by this, needs nothing more.
+        attached.unwrap_or(Attached::Yes)
     }
 
     /// Tells one client to fetch its state anew.
@@ -330,6 +324,24 @@ impl TopicState {
     pub(super) fn detach(&mut self, number: u64) {
         self.clients.remove(&number);
     }
+}
+
+/// Gives a client these blocks as long as there is room for them; `None` if it is gone.
+fn give<'a>(lane: &Lane, blocks: impl Iterator<Item = &'a Block>) -> Option<Attached> {
+    let mut here = None;
+    for block in blocks.filter(|block| !block.is_empty()) {
+        // The first one in any case: without it there would be no place to go on from.
+        if let Some(here) = here
+            && !lane.outlet.has_room_now()
+        {
+            return Some(Attached::Partly(here));
+        }
+        if lane.put(block) != Put::Queued {
+            return None;
+        }
+        here = block.place();
+    }
+    Some(Attached::Yes)
 }
 
 #[cfg(test)]

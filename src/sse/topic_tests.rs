@@ -68,10 +68,18 @@ impl Client {
         let Some(connection) = &mut self.connection else { return };
         let mut context = Context::from_waker(Waker::noop());
         let mut text = String::new();
-        while let Poll::Ready(Some(Ok(frame))) = std::pin::Pin::new(&mut *connection).poll_frame(&mut context)
-        {
-            let data = frame.into_data().expect("data");
-            text.push_str(std::str::from_utf8(&data).expect("UTF-8"));
+        let is_over = loop {
+            match std::pin::Pin::new(&mut *connection).poll_frame(&mut context) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    let data = frame.into_data().expect("data");
+                    text.push_str(std::str::from_utf8(&data).expect("UTF-8"));
+                }
+                Poll::Ready(_) => break true,
+                Poll::Pending => break false,
+            }
+        };
+        if is_over {
+            self.connection = None; // Cut off: it comes back for the rest.
         }
         for block in text.split_terminator("\n\n") {
             self.take(block);
@@ -112,6 +120,8 @@ struct Model {
     clients: Vec<Client>,
     next_client: u64,
     holes: u32,
+    /// What waits for a client at most, in bytes.
+    queued_bytes: usize,
 }
 
 fn frame(seq: u64) -> Frame {
@@ -120,7 +130,7 @@ fn frame(seq: u64) -> Frame {
 }
 
 impl Model {
-    fn new(recent_events: usize) -> Self {
+    fn new(recent_events: usize, queued_bytes: usize) -> Self {
         let budget = Budget {
             events: recent_events,
             bytes: 1_000_000,
@@ -129,7 +139,7 @@ impl Model {
         };
         let topic = Topic::new("t").expect("a topic");
         Self {
-            topic: TopicState::new(topic, budget, Metrics::default()),
+            topic: TopicState::new(topic, budget, Arc::default(), Metrics::default()),
             published: Vec::new(),
             history: Vec::new(),
             trimmed: false,
@@ -137,6 +147,7 @@ impl Model {
             clients: (0..4).map(|_| Client::default()).collect(),
             next_client: 1,
             holes: 0,
+            queued_bytes,
         }
     }
 
@@ -213,25 +224,28 @@ impl Model {
         if client.connection.is_some() {
             return;
         }
-        let terms = Terms { queued_bytes: 1_000_000, expires_at: None };
+        let terms = Terms { queued_bytes: self.queued_bytes, expires_at: None };
         let outlet = Arc::new(Outlet::new(self.next_client, terms, None, CancellationToken::new()));
         let lane = Lane { outlet: outlet.clone(), at: 0 };
         let from = client.cursor.map_or(From::Latest, From::After);
-        let attached = match self.topic.attach(&lane, from) {
+        client.number = self.next_client;
+        client.connection = Some(StreamBody::new(outlet, ()));
+        self.next_client += 1;
+        let attached = match attach(&mut self.topic, client, &lane, from) {
             // The way through the history is not part of this model: such a client is reset.
             Attached::Behind | Attached::Ahead => {
-                self.topic.attach(&lane, From::Reset(ResetReason::HistoryGone))
+                attach(&mut self.topic, client, &lane, From::Reset(ResetReason::HistoryGone))
             }
             other => other,
         };
-        if attached == Attached::Yes {
-            if from == From::Latest && self.topic.place().is_none() {
-                // A history that lost its entries gives no place: any event must come behind a reset.
+        match attached {
+            // A history that lost its entries gives no place: any event must come behind a reset.
+            Attached::Yes if from == From::Latest && self.topic.place().is_none() => {
                 client.base = Some(u64::MAX);
             }
-            client.number = self.next_client;
-            client.connection = Some(StreamBody::new(outlet, ()));
-            self.next_client += 1;
+            Attached::Yes => {}
+            // It gives up.
+            _ => client.connection = None,
         }
     }
 
@@ -245,6 +259,19 @@ impl Model {
     }
 }
 
+/// Attaches a client that reads whenever there is no more room for it.
+fn attach(topic: &mut TopicState, client: &mut Client, lane: &Lane, mut from: From) -> Attached {
+    loop {
+        match topic.attach(lane, from) {
+            Attached::Partly(here) => {
+                client.read();
+                from = From::After(here);
+            }
+            attached => return attached,
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
@@ -252,8 +279,10 @@ proptest! {
     fn each_client_gets_every_event_after_its_place_once_and_in_order(
         acts in acts(),
         recent_events in 1_usize..8,
+        // The smaller one has room for about two events.
+        queued_bytes in prop_oneof![Just(60_usize), Just(1_000_000)],
     ) {
-        let mut model = Model::new(recent_events);
+        let mut model = Model::new(recent_events, queued_bytes);
         for act in &acts {
             model.act(act);
         }
@@ -269,7 +298,7 @@ proptest! {
 }
 
 fn live_topic() -> TopicState {
-    let mut model = Model::new(8);
+    let mut model = Model::new(8, 1_000_000);
     model.join_round();
     assert!(model.topic.is_live());
     model.topic
@@ -295,7 +324,7 @@ fn too_much_heard_while_joining_begins_the_round_again() {
     let mut topic = live_topic();
     topic.begin_join();
     topic.begin_round();
-    topic.hear(News::Foreign(frame::foreign(&"x".repeat(HEARD_BYTES + 1))));
+    topic.hear(News::Foreign(frame::foreign(&"x".repeat(5 * 1024 * 1024))));
     assert_eq!(topic.finish_join(false), Joined::Again);
     topic.begin_round();
     assert_eq!(topic.finish_join(false), Joined::Live);

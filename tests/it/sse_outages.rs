@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::harness::{
-    Client, Feed, Flow, NOTIFICATIONS, Process, Proxy, System, eventually, metric_of, numbers,
+    Client, Event, Feed, Flow, NOTIFICATIONS, Process, Proxy, System, eventually, metric_of, numbers,
     redis_settings_of,
 };
 
@@ -133,6 +133,45 @@ async fn streams_stay_open_while_redis_is_killed_and_are_whole_when_it_is_back()
 #[tokio::test]
 async fn streams_stay_open_and_whole_when_redis_comes_back_without_its_data() {
     an_outage_is_survived(false).await;
+}
+
+/// Whoever connects while Redis is away is connected, but cannot know its place: it is told to fetch its state, whether it
+/// stays until Redis is back or comes back after it.
+#[tokio::test]
+async fn a_stream_opened_while_redis_is_away_is_reset_also_if_it_was_cut_off_meanwhile() {
+    let outage = Outage::new(true, &[]).await;
+    outage.feed.commit(0..2).await;
+    outage.feed.client(&outage.sse).await;
+    outage.kill_redis().await;
+    let topic = outage.feed.topic();
+    let token =
+        outage.feed.system.token_with(outage.feed.user, Duration::from_secs(600), &[topic.as_str(), "other"]);
+    let client = |path: &str| Client::begin(outage.sse.url(path), &token, None);
+    let stays = client(NOTIFICATIONS);
+    let leaves = client(NOTIFICATIONS);
+    let of_several = client(&format!("/streams?topic={topic}&topic=other"));
+    // Each of them an id of its own kind.
+    let mut ids = Vec::new();
+    for client in [&stays, &leaves, &of_several] {
+        client.has_its_place().await;
+        ids.push(client.last_event_id());
+    }
+    assert_eq!((ids[0].as_str(), ids[1].as_str()), ("0-0", "0-0"));
+    assert_eq!(ids[2].matches("=0-0").count(), 2, "{ids:?}");
+    drop((leaves, of_several));
+    outage.feed.commit(2..4).await;
+    let outage = outage.start_redis_again().await;
+    let came_back = Client::resume(&outage.sse.url(NOTIFICATIONS), &token, &ids[1]);
+    let came_back_to_several =
+        Client::resume(&outage.sse.url(&format!("/streams?topic={topic}&topic=other")), &token, &ids[2]);
+    for (client, resets) in [(&stays, 1), (&came_back, 1), (&came_back_to_several, 2)] {
+        eventually("it is reset", async || {
+            let events = client.so_far();
+            let is_late = |event: &&Event| event.event == "reset" && event.data.contains("joined_late");
+            (events.iter().filter(is_late).count() == resets).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

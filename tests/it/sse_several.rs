@@ -9,7 +9,7 @@ use uuid::Uuid;
 use aftercommit::event::{EventType, NewEvent, Topic};
 use aftercommit::outbox;
 
-use crate::harness::{Client, Event, Process, System};
+use crate::harness::{Client, Event, Process, System, metric_of};
 
 /// An application of which this server knows nothing.
 struct Stage {
@@ -185,6 +185,27 @@ async fn topics_far_behind_with_large_events_share_the_queue_of_the_stream() {
         assert_eq!(heads, (10..16).map(|n| format!("{name}{n}")).collect::<Vec<_>>());
     }
     client.connections(1).await;
+}
+
+/// The events fit into half of the queue; with the ids of thirty-two topics in front of them they are many times that.
+#[tokio::test]
+async fn recent_events_of_many_topics_are_given_as_fast_as_the_client_reads() {
+    let stage = Stage::with(System::new().await.set("AFTERCOMMIT_SSE_MAX_QUEUED_BYTES", "20000")).await;
+    let names: Vec<String> = (0..32).map(|n| format!("t{n:02}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let first = stage.open(&names).await;
+    let begun = first.last_event_id();
+    for number in 0..200 {
+        stage.commit("t00", number).await;
+    }
+    first.events(200).await;
+    let reads = metric_of(&stage.sse, "aftercommit_sse_history_reads_total").await;
+    let client = stage.resume(&names, &begun);
+    let events = client.events(200).await;
+    let expected: Vec<String> = (0..200).map(|number| format!("t00{number}")).collect();
+    assert_eq!(of(&events, "t00"), expected);
+    assert_eq!(client.counts(), (1, 0), "one stream that has not ended");
+    assert_eq!(metric_of(&stage.sse, "aftercommit_sse_history_reads_total").await, reads);
 }
 
 #[tokio::test]

@@ -1,0 +1,78 @@
+//! What is heard of a topic while it is joining: kept until the history has been read, within limits.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::topic::News;
+
+/// What may wait for one topic, and for all topics together, in bytes.
+const OF_A_TOPIC: usize = 4 * 1024 * 1024;
+const OF_ALL: usize = 64 * 1024 * 1024;
+
+/// Messages in the order in which they were heard.
+#[derive(Debug)]
+pub(super) struct Heard {
+    news: Vec<News>,
+    bytes: usize,
+    /// What all topics of the process keep.
+    all_bytes: Arc<AtomicUsize>,
+}
+
+impl Heard {
+    /// Nothing yet.
+    pub(super) fn new(all_bytes: Arc<AtomicUsize>) -> Self {
+        Self { news: Vec::new(), bytes: 0, all_bytes }
+    }
+
+    /// Keeps a message. False if there is no room for it: then nothing is kept, and the history has to be read again.
+    pub(super) fn push(&mut self, news: News) -> bool {
+        let bytes = news.bytes();
+        let of_all = self.all_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.bytes += bytes;
+        self.news.push(news);
+        let fits = self.bytes <= OF_A_TOPIC && of_all <= OF_ALL;
+        if !fits {
+            drop(self.take());
+        }
+        fits
+    }
+
+    /// All of it; nothing is kept any more.
+    pub(super) fn take(&mut self) -> Vec<News> {
+        self.all_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.bytes = 0;
+        std::mem::take(&mut self.news)
+    }
+}
+
+impl Drop for Heard {
+    fn drop(&mut self) {
+        drop(self.take());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sse::frame;
+
+    fn message(bytes: usize) -> News {
+        News::Foreign(frame::foreign(&"x".repeat(bytes)))
+    }
+
+    #[test]
+    fn a_topic_keeps_so_much_and_all_topics_together_so_much() {
+        let all_bytes = Arc::new(AtomicUsize::new(0));
+        let mut one = Heard::new(all_bytes.clone());
+        assert!(one.push(message(10)) && !one.push(message(OF_A_TOPIC)));
+        assert_eq!((one.take().len(), all_bytes.load(Ordering::Relaxed)), (0, 0));
+
+        let mut others: Vec<Heard> =
+            (0..OF_ALL / OF_A_TOPIC + 1).map(|_| Heard::new(all_bytes.clone())).collect();
+        let kept =
+            others.iter_mut().filter_map(|heard| heard.push(message(OF_A_TOPIC - 100)).then_some(())).count();
+        assert_eq!(kept, OF_ALL / OF_A_TOPIC);
+        drop(others);
+        assert_eq!(all_bytes.load(Ordering::Relaxed), 0);
+    }
+}
