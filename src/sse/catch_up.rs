@@ -236,11 +236,16 @@ impl CatchUp {
             return Ok(if self.from == From::Earliest { Fed::Nothing } else { Fed::Forgotten });
         };
         self.count = next_count(page.len(), page.iter().map(|frame| frame.block.len()).sum());
-        for frame in page.iter().filter(|frame| Some(frame.id) != after && !frame.block.is_empty()) {
-            let _turn = self.lane.outlet.turn().await;
-            self.lane.outlet.has_room().await;
-            if self.lane.put(&frame.block) != Put::Queued {
-                return Ok(Fed::Gone);
+        let mut place = after;
+        for frame in page.iter().filter(|frame| Some(frame.id) != after) {
+            let reset = frame::rebased(place.replace(frame.id), frame.id, &self.topic.topic);
+            self.shared.metrics.reset(ResetReason::Rebased, usize::from(reset.is_some()));
+            for block in reset.iter().chain([&frame.block]).filter(|block| !block.is_empty()) {
+                let _turn = self.lane.outlet.turn().await;
+                self.lane.outlet.has_room().await;
+                if self.lane.put(block) != Put::Queued {
+                    return Ok(Fed::Gone);
+                }
             }
         }
         // Room for what attaching will add at once.

@@ -157,11 +157,13 @@ pub(super) enum ResetReason {
     Gap,
     /// The stream was opened while Redis could not be reached; events since then may be missing.
     JoinedLate,
+    /// The log went back and was given a new epoch: what the client was told of the old one may not have happened.
+    Rebased,
 }
 
 impl ResetReason {
-    pub(super) const ALL: [Self; 5] =
-        [Self::BadId, Self::UnknownId, Self::HistoryGone, Self::Gap, Self::JoinedLate];
+    pub(super) const ALL: [Self; 6] =
+        [Self::BadId, Self::UnknownId, Self::HistoryGone, Self::Gap, Self::JoinedLate, Self::Rebased];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
@@ -170,6 +172,7 @@ impl ResetReason {
             Self::HistoryGone => "history_gone",
             Self::Gap => "gap",
             Self::JoinedLate => "joined_late",
+            Self::Rebased => "rebased",
         }
     }
 }
@@ -183,6 +186,14 @@ pub(super) fn reset(reason: ResetReason, topic: &Topic, from: Cursor) -> Block {
             "event: reset\ndata: {{\"reason\":\"{reason}\",\"topic\":\"{topic}\",\"id\":\"{from}\"}}\n\n"
         ),
     )
+}
+
+/// What a client at `place` is told before an event that follows in the order and is of another epoch: contiguous it is,
+/// but Postgres may have lost what the client was told before.
+pub(super) fn rebased(place: Option<StreamId>, next: StreamId, topic: &Topic) -> Option<Block> {
+    place
+        .filter(|place| place.epoch != next.epoch)
+        .map(|place| reset(ResetReason::Rebased, topic, Cursor::After(place)))
 }
 
 /// Tells a client why it gets no stream now, and when to come back, in milliseconds: EventSource does by itself.

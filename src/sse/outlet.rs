@@ -17,6 +17,9 @@ use super::several::Lanes;
 /// Small blocks that wait together are sent together, up to this many bytes.
 const TOGETHER_BYTES: usize = 16 * 1024;
 
+/// What a client's place and a reset may take, with the ids of as many topics as there may be.
+const SMALL_BYTES: usize = 4 * 1024;
+
 /// What an outlet may hold, and for how long it may live.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Terms {
@@ -157,10 +160,10 @@ impl Outlet {
         if queue.ending {
             return Put::Gone;
         }
-        // While no more than half of the queue waits any block is taken, so that a payload as large as the queue can be
-        // delivered behind the few bytes that every stream begins with. Otherwise its client would be cut off for ever.
+        // While no more than half of the queue waits any block is taken, also behind a place and a reset, so that a payload
+        // as large as the queue can be delivered. Otherwise its client would be cut off for ever.
         let limit = self.terms.queued_bytes;
-        if queue.bytes > limit / 2 && queue.bytes + bytes > limit {
+        if queue.bytes > limit / 2 + SMALL_BYTES && queue.bytes + bytes > limit {
             drop(queue);
             self.cut_off_as_slow();
             return Put::CutOff;
@@ -382,9 +385,9 @@ mod tests {
 
     #[test]
     fn a_client_that_leaves_too_much_unread_is_cut_off() {
-        let outlet = outlet(10);
+        let outlet = outlet(10_000);
         assert_eq!(
-            outlet.put_bytes(vec![0; 100].into()),
+            outlet.put_bytes(vec![0; 100_000].into()),
             Put::Queued,
             "any block is taken by an empty queue"
         );
@@ -396,9 +399,11 @@ mod tests {
 
     #[test]
     fn a_block_as_large_as_the_queue_is_taken_behind_a_few_bytes() {
-        let outlet = outlet(1000);
-        outlet.put_bytes("retry: 1\n\n".into());
-        assert_eq!(outlet.put_bytes(vec![0; 1000].into()), Put::Queued);
+        let outlet = outlet(10_000);
+        outlet.put_bytes(vec![0; 5000].into());
+        assert!(outlet.has_room_now());
+        outlet.put_bytes(vec![0; SMALL_BYTES].into());
+        assert_eq!(outlet.put_bytes(vec![0; 10_000].into()), Put::Queued);
         assert_eq!(outlet.put_bytes("x".into()), Put::CutOff);
     }
 

@@ -174,6 +174,10 @@ impl TopicState {
 
     /// Adds the event that follows, and gives it to the clients.
     fn append(&mut self, frame: Frame) {
+        if let Some(reset) = frame::rebased(self.place().and_then(Cursor::id), frame.id, &self.topic) {
+            self.metrics.reset(ResetReason::Rebased, self.clients.len());
+            self.fan_out(&reset);
+        }
         if !frame.block.is_empty() {
             self.fan_out(&frame.block);
         }
@@ -305,12 +309,30 @@ impl TopicState {
             From::After(place) => Some(frame::cursor(place)),
             From::Earliest => None,
         };
-        let attached = give(lane, here.iter().chain(missed.into_iter().map(|frame| &frame.block)));
+        let place = match from {
+            From::After(place) => place.id(),
+            _ => None,
+        };
+        let attached = give(lane, here.into_iter().chain(self.blocks(place, missed)));
         if attached == Some(Attached::Yes) {
             self.clients.insert(lane.number(), lane.clone());
         }
         // One that is gone, or was cut off by this, needs nothing more.
         attached.unwrap_or(Attached::Yes)
+    }
+
+    /// What a client at this place is given, with a reset where an epoch ends.
+    fn blocks<'a>(
+        &'a self,
+        place: Option<StreamId>,
+        frames: Vec<&'a Frame>,
+    ) -> impl Iterator<Item = Block> + 'a {
+        let mut place = place;
+        frames.into_iter().flat_map(move |frame| {
+            let reset = frame::rebased(place.replace(frame.id), frame.id, &self.topic);
+            self.metrics.reset(ResetReason::Rebased, usize::from(reset.is_some()));
+            reset.into_iter().chain([frame.block.clone()])
+        })
     }
 
     /// Tells one client to fetch its state anew.
@@ -327,18 +349,21 @@ impl TopicState {
 }
 
 /// Gives a client these blocks as long as there is room for them; `None` if it is gone.
-fn give<'a>(lane: &Lane, blocks: impl Iterator<Item = &'a Block>) -> Option<Attached> {
-    let mut here = None;
+fn give(lane: &Lane, blocks: impl Iterator<Item = Block>) -> Option<Attached> {
+    let had_room = lane.outlet.has_room_now();
+    let (mut here, mut has_moved) = (None, false);
     for block in blocks.filter(|block| !block.is_empty()) {
-        // The first one in any case: without it there would be no place to go on from.
+        // Where there was room for one, one is given that moves the client, or it might never come further.
         if let Some(here) = here
+            && (has_moved || !had_room)
             && !lane.outlet.has_room_now()
         {
             return Some(Attached::Partly(here));
         }
-        if lane.put(block) != Put::Queued {
+        if lane.put(&block) != Put::Queued {
             return None;
         }
+        has_moved |= here.is_some_and(|here| Some(here) != block.place());
         here = block.place();
     }
     Some(Attached::Yes)

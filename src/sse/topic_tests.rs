@@ -25,6 +25,8 @@ enum Act {
     Interrupt,
     /// A round of the join reads the history and tries to end.
     JoinRound,
+    /// The log is given a new epoch.
+    Rebase,
     /// The history loses its oldest entries.
     Trim {
         keep: usize,
@@ -43,6 +45,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         6 => prop_oneof![8 => Just(1_usize), 1 => Just(0), 1 => Just(2)].prop_map(|copies| Act::Publish { copies }),
         1 => Just(Act::Interrupt),
         4 => Just(Act::JoinRound),
+        1 => Just(Act::Rebase),
         1 => (0_usize..6).prop_map(|keep| Act::Trim { keep }),
         2 => (0_usize..4).prop_map(|client| Act::Connect { client }),
         1 => (0_usize..4).prop_map(|client| Act::Disconnect { client }),
@@ -60,6 +63,8 @@ struct Client {
     /// Where its account begins: the id that it was given first, or at its last reset.
     base: Option<u64>,
     cursor: Option<Cursor>,
+    /// Its last block was a reset.
+    was_reset: bool,
 }
 
 impl Client {
@@ -90,8 +95,16 @@ impl Client {
         let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
         let cursor = Cursor::parse(field("id: ").expect("an id")).expect("a cursor");
         let seq = cursor.id().map_or(0, |id| id.seq);
-        self.cursor = Some(cursor);
-        match field("event: ") {
+        let before = self.cursor.replace(cursor).and_then(Cursor::id);
+        let name = field("event: ");
+        if let (Some(before), Some(here), Some("T")) = (before, cursor.id(), name) {
+            assert!(
+                here.epoch == before.epoch || self.was_reset,
+                "{before} {here}: no reset between two epochs"
+            );
+        }
+        self.was_reset = name == Some("reset");
+        match name {
             // Its place; the first one counts.
             None => {
                 self.base.get_or_insert(seq);
@@ -111,12 +124,13 @@ impl Client {
 
 struct Model {
     topic: TopicState,
-    /// Everything ever published, by number.
-    published: Vec<u64>,
+    /// Everything ever published.
+    published: Vec<StreamId>,
     /// What the history still holds, and whether it was ever trimmed.
-    history: Vec<u64>,
+    history: Vec<StreamId>,
     trimmed: bool,
-    next: u64,
+    /// The next event's. (Numbers go on growing in a new epoch here, so that one alone tells an event.)
+    next: StreamId,
     clients: Vec<Client>,
     next_client: u64,
     holes: u32,
@@ -124,9 +138,9 @@ struct Model {
     queued_bytes: usize,
 }
 
-fn frame(seq: u64) -> Frame {
+fn frame(id: StreamId) -> Frame {
     let kind = EventType::new("T").expect("a type");
-    Frame::of_event(StreamId::new(1, seq), &kind, "1", Naming::OfType)
+    Frame::of_event(id, &kind, "1", Naming::OfType)
 }
 
 impl Model {
@@ -143,7 +157,7 @@ impl Model {
             published: Vec::new(),
             history: Vec::new(),
             trimmed: false,
-            next: 1,
+            next: StreamId::new(1, 1),
             clients: (0..4).map(|_| Client::default()).collect(),
             next_client: 1,
             holes: 0,
@@ -158,6 +172,7 @@ impl Model {
                 self.topic.begin_join();
             }
             Act::JoinRound => self.join_round(),
+            Act::Rebase => self.next.epoch += 1,
             Act::Trim { keep } => {
                 let cut = self.history.len().saturating_sub(*keep);
                 self.trimmed |= cut > 0;
@@ -175,13 +190,13 @@ impl Model {
 
     fn publish(&mut self, copies: usize) {
         // The script knows the stream's last id, also of an entry that has been trimmed.
-        let prev = self.published.last().map(|seq| StreamId::new(1, *seq));
-        let seq = self.next;
-        self.next += 2; // Other topics use numbers too.
-        self.published.push(seq);
-        self.history.push(seq);
+        let prev = self.published.last().copied();
+        let id = self.next;
+        self.next.seq += 2; // Other topics use numbers too.
+        self.published.push(id);
+        self.history.push(id);
         for _ in 0..copies {
-            if self.topic.hear(News::Event { prev, frame: frame(seq) }) == Next::Join {
+            if self.topic.hear(News::Event { prev, frame: frame(id) }) == Next::Join {
                 self.holes = 0;
             }
         }
@@ -194,14 +209,14 @@ impl Model {
         }
         self.topic.begin_round();
         let place = self.topic.place();
-        let after: Vec<u64> = match place.and_then(Cursor::id) {
-            Some(id) => self.history.iter().copied().filter(|seq| *seq >= id.seq).collect(),
+        let after: Vec<StreamId> = match place.and_then(Cursor::id) {
+            Some(place) => self.history.iter().copied().filter(|id| *id >= place).collect(),
             None => self.history.clone(),
         };
         let follows = match (place, after.first()) {
             (None, _) => false,
             (Some(Cursor::After(_)), None) => true,
-            (Some(Cursor::After(id)), Some(first)) => *first == id.seq,
+            (Some(Cursor::After(id)), Some(first)) => *first == id,
             (Some(Cursor::Start { .. }), _) => !self.trimmed,
         };
         let mut was_reset = false;
@@ -209,7 +224,7 @@ impl Model {
             self.topic.extend(after.into_iter().map(frame));
         } else {
             was_reset = place.is_some() || self.topic.has_clients();
-            let newest: Vec<u64> = self.history.iter().rev().take(3).rev().copied().collect();
+            let newest: Vec<StreamId> = self.history.iter().rev().take(3).rev().copied().collect();
             let is_whole = !self.trimmed && newest.len() == self.history.len();
             let base = is_whole.then(Cursor::start_now);
             self.topic.begin_with(base, newest.into_iter().map(frame), was_reset.then_some(ResetReason::Gap));
@@ -291,7 +306,7 @@ proptest! {
         for client in &model.clients {
             let (Some(base), Some(_)) = (client.base, &client.connection) else { continue };
             let expected: Vec<u64> =
-                model.published.iter().copied().filter(|seq| *seq > base).collect();
+                model.published.iter().map(|id| id.seq).filter(|seq| *seq > base).collect();
             prop_assert_eq!(&client.seen, &expected);
         }
     }
@@ -305,7 +320,8 @@ fn live_topic() -> TopicState {
 }
 
 fn event(prev: Option<u64>, seq: u64) -> News {
-    News::Event { prev: prev.map(|seq| StreamId::new(1, seq)), frame: frame(seq) }
+    let id = |seq| StreamId::new(1, seq);
+    News::Event { prev: prev.map(id), frame: frame(id(seq)) }
 }
 
 #[test]

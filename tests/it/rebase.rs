@@ -1,15 +1,19 @@
 //! A Postgres that went back or was moved: refused, explained, rebased, and nobody told of anything twice.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::process::Command;
+use uuid::Uuid;
 
 use aftercommit::outbox::audit::Operator;
 use aftercommit::outbox::browse::Selection;
 use aftercommit::outbox::replay;
 
-use crate::harness::{Database, Line, Listener, OwnPostgres, Wiring, cli, eventually, start_postgres};
+use crate::harness::{
+    Client, Database, Event, Line, Listener, OwnPostgres, Process, Wiring, cli, eventually, start_postgres,
+};
 
 /// Runs `aftercommit rebase` and returns its JSON.
 async fn rebase(line: &Line, arguments: &[&str]) -> Value {
@@ -40,6 +44,14 @@ async fn restart(line: &mut Line) {
 #[tokio::test]
 async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_what_was_seen() {
     let mut line = Line::new().await;
+    let sse = line.system.start("sse").await;
+    let token = line.system.token_with(Uuid::new_v4(), Duration::from_secs(3600), &[line.topic.as_str()]);
+    let stream = |sse: &Process| sse.url(&format!("/streams/{}", line.topic));
+    let (of_memory, client) = (stream(&sse), Client::open(&stream(&sse), &token).await);
+    // One that remembers next to nothing, so that its clients are fed from the history.
+    let settings = line.system.settings().clone().set("AFTERCOMMIT_SSE_RECENT_EVENTS", "1");
+    let forgetful = Process::start("sse", &settings).await;
+    let of_history = stream(&forgetful);
     line.append(20).await;
     line.is_whole().await;
     is_written_down(&line, 20).await;
@@ -87,6 +99,14 @@ async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_w
     line.is_whole().await;
     // The two of before the rebase and the one of after it; the three that were pending in the backup are not repeated.
     listener.hears_exactly(3).await;
+    // Clients that had been told what Postgres has lost are told to fetch their state, once.
+    let since = client.events(27 + 1 + 3).await.split_off(27);
+    assert_eq!(names(&since), ["reset", "T", "T", "T"]);
+    assert!(since[0].data.contains("\"reason\":\"rebased\""), "{since:?}");
+    for url in [&of_memory, &of_history] {
+        let events = Client::resume(url, &token, "1-25").events(2 + 1 + 3).await;
+        assert_eq!(names(&events), ["T", "T", "reset", "T", "T", "T"], "{url}");
+    }
     let again = eventually("it says that there is nothing to do", async || {
         line.relay.signal("KILL").await;
         let output = cli(line.system.settings(), &["rebase", "--output", "json"]).await;
@@ -94,6 +114,10 @@ async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_w
     })
     .await;
     assert_eq!(again["needed"], false);
+}
+
+fn names(events: &[Event]) -> Vec<&str> {
+    events.iter().map(|event| event.event.as_str()).collect()
 }
 
 /// Leaves a replay of everything that has not repeated anything yet.
