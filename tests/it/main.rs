@@ -41,6 +41,7 @@ mod console_pictures;
 mod metrics;
 mod operators;
 mod readiness;
+mod relay_port;
 mod replays;
 mod stories;
 mod systemd;
