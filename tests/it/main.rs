@@ -40,6 +40,7 @@ mod console_access;
 mod console_pictures;
 mod metrics;
 mod operators;
+mod prometheus;
 mod readiness;
 mod relay_port;
 mod replays;
