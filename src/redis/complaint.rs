@@ -9,7 +9,7 @@ const LOGIN: &str = "(check user and password in REDIS_URL, or redis.url)";
 pub fn said(error: &RedisError) -> String {
     // The library replaces the server's own words by these.
     if error.kind() == ErrorKind::AuthenticationFailed {
-        return format!("user or password is refused {LOGIN}");
+        return format!("authentication failed {LOGIN}");
     }
     match (error.code(), error.detail()) {
         (Some(code @ ("NOAUTH" | "WRONGPASS")), detail) => format!("{} {LOGIN}", reply(code, detail)),
