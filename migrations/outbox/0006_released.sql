@@ -10,7 +10,7 @@ alter table outbox.parked
 create or replace view outbox.event_status as
   select e.id, e.event_id, e.topic, e.type, e.created_at, e.xid, p.relay,
          case when parked.settled_as = 'released' then 'delivered'
-              when parked.settled_as is not null then 'discarded'
+              when parked.settled_as is not null then parked.settled_as
               when parked.seq is not null then 'parked'
               when d.delivered then 'delivered'
               else 'pending' end as state,

@@ -19,8 +19,10 @@ pub enum EventState {
     Delivered,
     /// Set aside.
     Parked,
-    /// Set aside, and given up by an operator or sent on as a copy.
+    /// Set aside, and given up by an operator.
     Discarded,
+    /// Set aside, and sent on as a copy when an operator released it.
+    Copied,
 }
 
 impl EventState {
@@ -31,6 +33,7 @@ impl EventState {
             Self::Delivered => "delivered",
             Self::Parked => "parked",
             Self::Discarded => "discarded",
+            Self::Copied => "copied",
         }
     }
 }
@@ -115,7 +118,7 @@ const SELECTED: &str = "
   with status as (
     select e.id, e.event_id, e.topic, e.type, e.created_at, e.xid, e.payload, e.headers,
            case when k.settled_as = 'released' then 'delivered'
-                when k.settled_as is not null then 'discarded'
+                when k.settled_as is not null then k.settled_as
                 when k.seq is not null then 'parked'
                 when pg_visible_in_snapshot(e.xid, p.lower)
                      or (p.upper is not null and e.id <= p.after_id and pg_visible_in_snapshot(e.xid, p.upper)) then 'delivered'

@@ -203,7 +203,7 @@ async fn set_aside(
          left join lateral (
            select a.* from outbox.audit a
            where a.action = case when k.settled_as = 'discarded' then 'discard' else 'release' end
-             and a.at between k.parked_at and k.settled_at
+             and a.at between k.parked_at and coalesce(k.settled_at, 'infinity')
              and a.selection @> jsonb_build_object('relay', k.relay, 'topics', jsonb_build_array(k.topic))
            order by a.at desc limit 1
          ) a on true

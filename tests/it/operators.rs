@@ -190,6 +190,32 @@ async fn an_events_life_tells_when_it_was_parked_who_released_it_and_when_it_arr
     assert_eq!(again["events"], 2, "what was released was delivered: {again}");
 }
 
+#[tokio::test]
+async fn an_event_that_was_skipped_and_released_is_told_as_copied_and_its_copy_as_delivered() {
+    use redis::AsyncCommands;
+    let system = System::new().await.set("AFTERCOMMIT_RELAY_ON_POISON", "skip");
+    let topic = system.redis.topic("skipped");
+    let history = aftercommit::redis::keys::history(&topic);
+    let mut redis = system.redis.connect().await;
+    let _: () = redis.set(&history, "in the way").await.expect("a string");
+    let _relay = system.start("relay").await;
+    let event = commit(&system, &topic, "A", 1).await[0].to_string();
+    let states = async |expected: &[&str]| {
+        eventually(&format!("{expected:?}"), async || {
+            let shown = json(&system, &["events", "show", &event]).await;
+            let states: Vec<_> = shown.as_array().expect("rows").iter().map(|row| &row["state"]).collect();
+            (states == expected).then_some(shown)
+        })
+        .await
+    };
+    states(&["parked"]).await;
+    let _: () = redis.del(&history).await.expect("a deletion");
+    does(&system, &["parked", "release", topic.as_str(), "--yes", "--reason", "mended"]).await;
+    let shown = states(&["copied", "delivered"]).await;
+    assert_eq!((&shown[0]["released"]["reason"], &shown[0]["delivered"]), (&"mended".into(), &Value::Null));
+    assert_eq!((&shown[0]["isSentOnAsCopy"], &shown[1]["copyOf"]), (&true.into(), &1.into()), "{shown}");
+}
+
 /// What a person sees, with what differs from run to run replaced.
 fn settled(text: &str, replaced: &[(&str, &str)]) -> String {
     let mut text = text.to_owned();
