@@ -12,6 +12,7 @@
 //! - [`outbox`]: the log in Postgres: append, windows, checkpoints, rotation. Knows no Redis and no HTTP.
 //! - [`relay`]: moves the log to a sink, in order. Knows neither Redis nor HTTP, never reads payloads.
 //! - [`redis`]: the one place that knows Redis keys, the publishing script and the envelope.
+//! - [`counted`]: a number with what it counts, as people write it.
 //! - [`trace`]: spans of an event's way, where they are asked for.
 //! - [`http`], [`auth`]: what every HTTP server here shares; who a token speaks for.
 //! - [`sse`]: Redis to browsers: joining, fan-out, connections. Knows no Postgres and no application.
@@ -30,6 +31,8 @@ pub mod postgres;
 pub mod auth;
 #[cfg(feature = "server")]
 pub mod console;
+#[cfg(feature = "server")]
+pub mod counted;
 #[cfg(feature = "server")]
 mod failpoint;
 #[cfg(feature = "server")]

@@ -44,6 +44,12 @@ pub enum ConnectError {
     /// The address is not one.
     #[error("the database url is not of the form postgres://user:password@host:port/database")]
     Url(#[source] sqlx::Error),
+    /// The address names several hosts.
+    #[error(
+        "the database url names several hosts, and only one is supported: give the one address that leads to the primary \
+         also after a failover (a DNS name or a proxy that follows it)"
+    )]
+    SeveralHosts,
     /// Nobody answered in time.
     #[error(
         "Postgres at {address} did not answer within {waited_ms} ms: is it running, and is the address right?"
@@ -55,7 +61,7 @@ pub enum ConnectError {
         waited_ms: u64,
     },
     /// The server refused, or could not be reached.
-    #[error("cannot connect to Postgres at {address}: {}", what_to_do(.source))]
+    #[error("cannot connect to Postgres at {address}: {}", said(.source))]
     Refused {
         /// Host, port and database, without user or password.
         address: String,
@@ -64,8 +70,9 @@ pub enum ConnectError {
     },
 }
 
-/// One sentence for the causes that people meet.
-fn what_to_do(error: &sqlx::Error) -> String {
+/// What Postgres or the way to it said, in words for a person: what to do for the causes that people meet, and nothing of
+/// where in Postgres's own source a message was made, which the driver appends.
+pub fn said(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => match error.code().as_deref() {
             Some("28P01" | "28000") => {
@@ -90,11 +97,14 @@ impl Settings {
     /// Options for one connection under the given `application_name`.
     ///
     /// # Errors
-    /// [`ConnectError::NoUrl`] and [`ConnectError::Url`].
+    /// [`ConnectError::NoUrl`], [`ConnectError::Url`] and [`ConnectError::SeveralHosts`].
     pub fn options(&self, application_name: &str) -> Result<PgConnectOptions, ConnectError> {
         let url = self.url.expose_secret();
         if url.is_empty() {
             return Err(ConnectError::NoUrl);
+        }
+        if names_several_hosts(url) {
+            return Err(ConnectError::SeveralHosts);
         }
         let options = PgConnectOptions::from_str(url).map_err(ConnectError::Url)?;
         Ok(options
@@ -126,7 +136,7 @@ impl Settings {
     /// A pool that connects when it is first used: a process starts also while Postgres is away.
     ///
     /// # Errors
-    /// [`ConnectError::NoUrl`] and [`ConnectError::Url`].
+    /// [`ConnectError::NoUrl`], [`ConnectError::Url`] and [`ConnectError::SeveralHosts`].
     #[cfg(feature = "server")]
     pub fn lazy_pool(&self, application_name: &str) -> Result<Pool, ConnectError> {
         let pool = PgPoolOptions::new()
@@ -153,8 +163,38 @@ async fn pid_of(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
     sqlx::query_scalar("select pg_backend_pid()").fetch_one(connection).await
 }
 
+/// Whether libpq would try several servers: `postgres://a,b/db`, or `?host=a,b`. The driver would take the comma for a part
+/// of the name, or of the port.
+fn names_several_hosts(url: &str) -> bool {
+    let behind_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let (address, parameters) = behind_scheme.split_once('?').unwrap_or((behind_scheme, ""));
+    // A password may hold a comma.
+    let hosts =
+        address.split('/').next().and_then(|authority| authority.rsplit('@').next()).unwrap_or_default();
+    let mut named = parameters.split('&').filter_map(|parameter| parameter.split_once('='));
+    hosts.contains(',')
+        || named.any(|(name, value)| {
+            ["host", "hostaddr", "port"].contains(&name) && (value.contains(',') || value.contains("%2C"))
+        })
+}
+
 /// Host, port and database: what may be printed of an address.
 fn address_of(options: &PgConnectOptions) -> String {
     let host = options.get_socket().map_or(options.get_host().to_owned(), |path| path.display().to_string());
     format!("{host}:{}/{}", options.get_port(), options.get_database().unwrap_or(options.get_username()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::names_several_hosts;
+
+    #[test]
+    fn several_hosts_are_seen_and_a_comma_in_a_password_is_none() {
+        for several in ["postgres://a,b/db", "postgres://u:p@a:5432,b:5433/db", "postgres:///db?host=a,b"] {
+            assert!(names_several_hosts(several), "{several}");
+        }
+        for one in ["postgres://u:p,q@a:5432/db", "postgres://a/d,b", "postgres://a/db?options=-c x=1,2"] {
+            assert!(!names_several_hosts(one), "{one}");
+        }
+    }
 }

@@ -5,21 +5,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never know.
-const PARTS: [(&str, &[&str], &[&str]); 14] = [
+const PARTS: [(&str, &[&str], &[&str]); 15] = [
     ("event", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
+    // Words for people, wherever something is told.
+    ("counted", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("postgres", &[], &["redis", "axum", "hyper"]),
     ("outbox", &["event", "postgres"], &["redis", "axum", "hyper"]),
     // Spans are made where things happen: by the publisher, by the SSE server, and for each request.
     ("trace", &["event"], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("failpoint", &[], &["sqlx", "redis", "axum", "hyper"]),
-    ("relay", &["event", "postgres", "outbox", "failpoint"], &["redis", "axum", "hyper"]),
-    ("redis", &["event", "relay", "trace"], &["sqlx", "axum", "hyper"]),
+    ("relay", &["event", "counted", "postgres", "outbox", "failpoint"], &["redis", "axum", "hyper"]),
+    ("redis", &["event", "counted", "relay", "trace"], &["sqlx", "axum", "hyper"]),
     ("http", &["event", "trace"], &["sqlx", "redis"]),
     ("auth", &["http"], &["sqlx", "redis"]),
     ("sse", &["event", "redis", "http", "trace"], &["sqlx"]),
     ("streams", &["event", "http", "auth", "sse"], &["sqlx", "redis"]),
     // Its charts show what the relay's pulse has seen, so that a sample costs no look at Postgres of its own.
-    ("console", &["event", "postgres", "outbox", "relay", "http"], &["redis", "hyper"]),
+    ("console", &["event", "counted", "postgres", "outbox", "relay", "http"], &["redis", "hyper"]),
     ("uploads", &["event", "postgres", "outbox", "http", "auth", "sse"], &["redis"]),
     ("local", &[], &["sqlx", "axum"]),
 ];

@@ -11,6 +11,7 @@ use sqlx::{Connection, PgConnection};
 use super::Shared;
 use super::access::Identity;
 use super::error::Error;
+use crate::counted::counted;
 use crate::event::Topic;
 use crate::http::Json;
 use crate::outbox::audit::{self, Operator};
@@ -57,7 +58,7 @@ pub(super) async fn release(
     Json(wished): Json<OfTopic>,
 ) -> Answer {
     let events = settle(&shared, identity, &wished, Wish::Release).await?;
-    done(format!("The relay publishes {} of {}.", parked_events(events), wished.topic))
+    done(format!("The relay publishes {} of {}.", counted(events, "parked event"), wished.topic))
 }
 
 /// `POST /console/parked/discard`: the relay gives up a topic's parked events, then lets it flow.
@@ -67,11 +68,7 @@ pub(super) async fn discard(
     Json(wished): Json<OfTopic>,
 ) -> Answer {
     let events = settle(&shared, identity, &wished, Wish::Discard).await?;
-    done(format!("The relay gives up {} of {}.", parked_events(events), wished.topic))
-}
-
-fn parked_events(count: u64) -> String {
-    if count == 1 { "1 parked event".to_owned() } else { format!("{count} parked events") }
+    done(format!("The relay gives up {} of {}.", counted(events, "parked event"), wished.topic))
 }
 
 async fn settle(shared: &Shared, identity: Identity, wished: &OfTopic, wish: Wish) -> Result<u64, Error> {

@@ -24,6 +24,9 @@ pub(super) enum Error {
     /// Nothing was selected, which would mean everything.
     #[error("say which events: by topic, type, event id or time")]
     NoSelection,
+    /// Not a number of events a second.
+    #[error("a rate is 1 to {0} events a second")]
+    NoRate(u32),
     /// As many looks and replays as this process may be at are under way.
     #[error("this relay is at two looks or replays already: wait until one is done")]
     Busy,
@@ -60,7 +63,9 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let detail = self.to_string();
         match self {
-            Self::NoReason(_) | Self::NotATopic(_) | Self::NoSelection => Problem::bad_request(detail),
+            Self::NoReason(_) | Self::NotATopic(_) | Self::NoSelection | Self::NoRate(_) => {
+                Problem::bad_request(detail)
+            }
             Self::NoRelay(_) | Self::NotParked(_) => Problem::not_found(detail),
             Self::Busy | Self::Replay(_) => Problem::conflict(detail),
             Self::Log(error) => {

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use super::Shared;
 use super::error::Error;
 use super::feed::event;
+use crate::counted::counted;
 use crate::http::Check;
 use crate::outbox::audit::{self, Entry};
 use crate::outbox::overview::{self, RelayOverview};
@@ -169,7 +170,8 @@ fn sentence(relay: &RelayOverview, verdict: Verdict, limit: u64) -> String {
             relay.oldest_pending_seconds.unwrap_or_default()
         ),
         Verdict::Parked if relay.parked_topics == 0 => {
-            format!("{} were set aside; all else flows.", counted(relay.parked_events, "event"))
+            let events = counted(relay.parked_events.cast_unsigned(), "event");
+            format!("{events} set aside; all else flows.")
         }
         Verdict::Parked => format!(
             "{} waiting behind an event that Redis refused; all else flows.",
@@ -186,12 +188,8 @@ fn sentence(relay: &RelayOverview, verdict: Verdict, limit: u64) -> String {
             None => "Nothing waits: all that committed has been delivered.".to_owned(),
             Some(age) => format!(
                 "At most {} on the way, the oldest for {age:.1} s.",
-                counted(relay.backlog_at_most.max(1), "event")
+                counted(relay.backlog_at_most.max(1).cast_unsigned(), "event")
             ),
         },
     }
-}
-
-fn counted(count: i64, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }

@@ -1,5 +1,6 @@
 //! Replay: looking first at what would be repeated, then doing it in the background. How far it is comes by the feed.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -26,6 +27,9 @@ const SAMPLE: u32 = 5;
 
 /// Looks and replays of this process at a time: each has a connection of its own.
 const AT_A_TIME: usize = 2;
+
+/// Events a second that can be asked for at most: more is as fast as it goes.
+const RATE_MAX: u32 = 100_000;
 
 /// The replays that this process is at.
 #[derive(Debug)]
@@ -100,21 +104,32 @@ pub(super) struct Look {
     selection: Chosen,
 }
 
-/// What to replay, and why.
+/// What to replay, how many events a second at most, and why. Without a rate, as fast as it goes.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
     relay: String,
     selection: Chosen,
+    rate: Option<u32>,
     reason: String,
 }
 
-/// Which replay to take up again, and why.
+/// Which replay to take up again, how fast, and why.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Again {
     id: i64,
+    rate: Option<u32>,
     reason: String,
+}
+
+/// A rate that was asked for, if it is one.
+fn checked(rate: Option<u32>) -> Result<Option<NonZeroU32>, Error> {
+    let Some(rate) = rate else { return Ok(None) };
+    match NonZeroU32::new(rate).filter(|rate| rate.get() <= RATE_MAX) {
+        Some(rate) => Ok(Some(rate)),
+        None => Err(Error::NoRate(RATE_MAX)),
+    }
 }
 
 /// What would be replayed.
@@ -143,11 +158,11 @@ pub(super) async fn start(
     Json(wanted): Json<Wanted>,
 ) -> Result<axum::Json<Replay>, Error> {
     let operator = operator(identity, &wanted.reason)?;
-    let selection = wanted.selection.selection()?;
+    let (selection, rate) = (wanted.selection.selection()?, checked(wanted.rate)?);
     let mut session = Session::open(&shared).await?;
     let plan = session.plan(&wanted.relay, &selection).await?;
     let begun = replay::begin(&mut session.connection, &plan, &operator).await?;
-    Ok(axum::Json(carry_on(&shared, session, begun)))
+    Ok(axum::Json(carry_on(&shared, session, begun, rate)))
 }
 
 /// `POST /console/replay/resume`: takes up one that was interrupted.
@@ -157,17 +172,18 @@ pub(super) async fn resume(
     Json(again): Json<Again>,
 ) -> Result<axum::Json<Replay>, Error> {
     let operator = operator(identity, &again.reason)?;
+    let rate = checked(again.rate)?;
     let mut session = Session::open(&shared).await?;
     let resumed = replay::resume(&mut session.connection, again.id, &operator).await?;
-    Ok(axum::Json(carry_on(&shared, session, resumed)))
+    Ok(axum::Json(carry_on(&shared, session, resumed, rate)))
 }
 
 /// Runs it in the background; how far it is, the feed tells.
-fn carry_on(shared: &Arc<Shared>, mut session: Session, begun: Replay) -> Replay {
+fn carry_on(shared: &Arc<Shared>, mut session: Session, begun: Replay, rate: Option<NonZeroU32>) -> Replay {
     let (mut replay, shared) = (begun.clone(), shared.clone());
     shared.clone().replays.running.spawn(async move {
         let stop = &shared.replays.stop;
-        let ran = replay::run(&mut session.connection, &mut replay, None, stop, |_| {}).await;
+        let ran = replay::run(&mut session.connection, &mut replay, rate, stop, |_| {}).await;
         if let Err(error) = ran {
             tracing::warn!(%error, replay = replay.id, "a replay stopped; it can be taken up again");
         }

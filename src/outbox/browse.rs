@@ -19,8 +19,10 @@ pub enum EventState {
     Delivered,
     /// Set aside.
     Parked,
-    /// Set aside, and given up by an operator or sent on as a copy.
+    /// Set aside, and given up by an operator.
     Discarded,
+    /// Set aside, and sent on as a copy when an operator released it.
+    Copied,
 }
 
 impl EventState {
@@ -31,6 +33,7 @@ impl EventState {
             Self::Delivered => "delivered",
             Self::Parked => "parked",
             Self::Discarded => "discarded",
+            Self::Copied => "copied",
         }
     }
 }
@@ -102,10 +105,8 @@ pub struct EventDetail {
     pub row: EventRow,
     /// The transaction that appended it.
     pub transaction: String,
-    /// When it was delivered or set aside; `None` while it is pending, or when the checkpoints of that time are gone.
+    /// When it was delivered, set aside or given up; `None` while it is pending, or when the checkpoints of that time are gone.
     pub since: Option<DateTime<Utc>>,
-    /// Why it is set aside.
-    pub parked_because: Option<String>,
     /// The headers.
     pub headers: Option<serde_json::Value>,
     /// The payload, as it was appended.
@@ -116,12 +117,13 @@ pub struct EventDetail {
 const SELECTED: &str = "
   with status as (
     select e.id, e.event_id, e.topic, e.type, e.created_at, e.xid, e.payload, e.headers,
-           case when k.settled_as is not null then 'discarded'
+           case when k.settled_as = 'released' then 'delivered'
+                when k.settled_as is not null then k.settled_as
                 when k.seq is not null then 'parked'
                 when pg_visible_in_snapshot(e.xid, p.lower)
                      or (p.upper is not null and e.id <= p.after_id and pg_visible_in_snapshot(e.xid, p.upper)) then 'delivered'
                 else 'pending' end as state,
-           k.parked_at, k.reason as parked_because
+           k.settled_at, k.parked_at
     from outbox.event e
     left join outbox.position p on p.relay = $1
     left join outbox.parked k on k.relay = $1 and k.id = e.id
@@ -181,8 +183,8 @@ pub async fn show(
 ) -> Result<Vec<EventDetail>, Error> {
     let sql = format!(
         "{SELECTED} select id, event_id, topic, type, created_at, state, xid::text as transaction, headers, payload::text,
-                parked_because,
-                case when state in ('parked', 'discarded') then parked_at when state = 'delivered' then outbox.delivered_at($1, xid, id) end as since
+                case when parked_at is not null then coalesce(settled_at, parked_at)
+                     when state = 'delivered' then outbox.delivered_at($1, xid, id) end as since
          from status where ($8::text is null or state = $8) order by id limit $9"
     );
     let rows = bind_selection!(sqlx::query(sqlx::AssertSqlSafe(sql)), relay, selection)
@@ -196,7 +198,6 @@ pub async fn show(
                 row: row_of(row)?,
                 transaction: row.try_get("transaction")?,
                 since: row.try_get("since")?,
-                parked_because: row.try_get("parked_because")?,
                 headers: row.try_get("headers")?,
                 payload: RawValue::from_string(payload)
                     .map_err(|error| Error::Database(sqlx::Error::Decode(error.into())))?,

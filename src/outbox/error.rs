@@ -1,5 +1,7 @@
 //! What can go wrong with the log, by what the caller should do about it.
 
+use crate::postgres;
+
 /// Why an event was not appended. The caller's transaction is aborted: roll it back.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
@@ -17,7 +19,7 @@ pub enum AppendError {
         source: sqlx::Error,
     },
     /// Postgres failed.
-    #[error("the event could not be written: {0}")]
+    #[error("the event could not be written: {}", postgres::said(.0))]
     Database(#[source] sqlx::Error),
 }
 
@@ -76,7 +78,7 @@ pub enum Error {
         source: crate::event::EventError,
     },
     /// Postgres failed or went away.
-    #[error("Postgres: {0}")]
+    #[error("Postgres: {}", postgres::said(.0))]
     Database(#[source] sqlx::Error),
 }
 

@@ -19,16 +19,20 @@ const COPIES: i64 = 100;
 pub struct Life {
     /// The window that it came in.
     pub window: Option<WindowOf>,
-    /// The step that settled it, published or set aside.
+    /// How it was set aside.
+    pub parked: Option<SetAside>,
+    /// Who released it, when and why.
+    pub released: Option<ByHand>,
+    /// Who gave it up, when and why.
+    pub discarded: Option<ByHand>,
+    /// Whether it was released when its topic had gone on without it, and so as a copy at the end of the log.
+    pub is_sent_on_as_copy: bool,
+    /// When it was published.
     pub delivered: Option<Delivered>,
     /// Its id in the sink, `<epoch>-<seq>`.
     pub stream_id: Option<String>,
     /// Why it waits.
     pub waits_because: Option<String>,
-    /// The first parked event of its topic, by its id, if it waits behind that one.
-    pub parked_behind: Option<String>,
-    /// Who gave it up, when and why.
-    pub discarded_by: Option<String>,
     /// The row that this one repeats.
     pub copy_of: Option<i64>,
     /// The rows by which replays have repeated it.
@@ -49,13 +53,39 @@ pub struct WindowOf {
     pub upper: String,
 }
 
-/// A delivery, by the checkpoint that settled it.
+/// How an event was set aside.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SetAside {
+    /// When.
+    pub at: DateTime<Utc>,
+    /// The checkpoint that settled its step.
+    pub checkpoint: Option<i64>,
+    /// Why, in the sink's words, or that it waits.
+    pub because: String,
+    /// The first parked event of its topic, by its id, if it waits behind that one.
+    pub behind: Option<String>,
+}
+
+/// What an operator did, as the audit has it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ByHand {
+    /// When.
+    pub at: DateTime<Utc>,
+    /// Who.
+    pub who: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A delivery.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Delivered {
-    /// The checkpoint.
-    pub checkpoint: i64,
-    /// When it was written, which is just after the event was published.
+    /// The checkpoint that settled it. None where an operator released it.
+    pub checkpoint: Option<i64>,
+    /// When that was written down, which is just after the event was published.
     pub at: DateTime<Utc>,
     /// How long after the event's transaction began, in seconds.
     pub after_seconds: f64,
@@ -77,9 +107,7 @@ pub async fn of(connection: &mut PgConnection, relay: &str, event: &EventDetail)
         return Ok(life);
     }
     settle(connection, relay, event, &mut life).await?;
-    if !is(EventState::Delivered) {
-        set_aside(connection, relay, &event.row, &mut life).await?;
-    }
+    set_aside(connection, relay, &event.row, &mut life).await?;
     Ok(life)
 }
 
@@ -148,7 +176,7 @@ async fn settle(
         upper: row.try_get("upper")?,
     });
     life.delivered = Some(Delivered {
-        checkpoint: row.try_get("n")?,
+        checkpoint: Some(row.try_get("n")?),
         at: row.try_get("created_at")?,
         after_seconds: row.try_get("after_seconds")?,
     });
@@ -160,7 +188,8 @@ async fn settle(
     Ok(())
 }
 
-/// What is known of an event that was set aside: its number, and who gave it up.
+/// What is known of an event that was set aside: its number, why, and what an operator did about it. One that was released
+/// was delivered then, and not by the step that set it aside.
 async fn set_aside(
     connection: &mut PgConnection,
     relay: &str,
@@ -168,13 +197,15 @@ async fn set_aside(
     life: &mut Life,
 ) -> Result<(), Error> {
     let found = sqlx::query(
-        "select k.epoch || '-' || k.seq as number, first.number as behind, a.who, a.reason, a.at
+        "select k.epoch || '-' || k.seq as number, k.parked_at, k.reason as because, k.settled_as, k.settled_at,
+                extract(epoch from k.settled_at - $3)::float8 as after_seconds, first.number as behind, a.who, a.reason, a.at
          from outbox.parked k
          left join lateral (
            select a.* from outbox.audit a
-           where a.action = 'discard' and a.at >= k.parked_at and k.settled_as = 'discarded'
+           where a.action = case when k.settled_as = 'discarded' then 'discard' else 'release' end
+             and a.at between k.parked_at and coalesce(k.settled_at, 'infinity')
              and a.selection @> jsonb_build_object('relay', k.relay, 'topics', jsonb_build_array(k.topic))
-           order by a.at limit 1
+           order by a.at desc limit 1
          ) a on true
          left join lateral (
            select f.epoch || '-' || f.seq as number from outbox.parked f
@@ -186,16 +217,34 @@ async fn set_aside(
     )
     .bind(relay)
     .bind(row.id)
+    .bind(row.created_at)
     .fetch_optional(connection)
     .await?;
-    if let Some(found) = found {
-        life.stream_id = Some(found.try_get("number")?);
-        life.parked_behind = found.try_get("behind")?;
-        let (who, why): (Option<String>, Option<String>) = (found.try_get("who")?, found.try_get("reason")?);
-        let at: Option<DateTime<Utc>> = found.try_get("at")?;
-        life.discarded_by = who.zip(at).map(|(who, at)| {
-            format!("{who} at {}: {}", at.format("%Y-%m-%d %H:%M:%SZ"), why.unwrap_or_default())
-        });
+    let Some(found) = found else { return Ok(()) };
+    let settled_as: Option<String> = found.try_get("settled_as")?;
+    life.stream_id = Some(found.try_get("number")?);
+    life.parked = Some(SetAside {
+        at: found.try_get("parked_at")?,
+        checkpoint: life.delivered.take().and_then(|step| step.checkpoint),
+        because: found.try_get("because")?,
+        behind: found.try_get("behind")?,
+    });
+    let by_hand = match found.try_get::<Option<DateTime<Utc>>, _>("at")? {
+        Some(at) => Some(ByHand { at, who: found.try_get("who")?, reason: found.try_get("reason")? }),
+        None => None,
+    };
+    match settled_as.as_deref() {
+        Some("discarded") => life.discarded = by_hand,
+        Some("copied") => (life.released, life.is_sent_on_as_copy) = (by_hand, true),
+        Some(_released) => {
+            life.released = by_hand;
+            life.delivered = Some(Delivered {
+                checkpoint: None,
+                at: found.try_get("settled_at")?,
+                after_seconds: found.try_get("after_seconds")?,
+            });
+        }
+        None => {}
     }
     Ok(())
 }

@@ -42,7 +42,11 @@ pub async fn park(connection: &mut PgConnection, relay: &str, parked: &[Parked])
             "insert into outbox.parked
                (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason, holds_topic)
              values ($1, $2, $3, $4, $5, $6, $7, $8::json, $9, $10, $11)
-             on conflict (relay, epoch, seq) do nothing",
+             -- A repair can meet an event that was released long ago, and find that it is refused once more.
+             on conflict (relay, epoch, seq) do update
+               set payload = excluded.payload, reason = excluded.reason, holds_topic = excluded.holds_topic,
+                   parked_at = excluded.parked_at, settled_as = null, settled_at = null, wish = null
+               where parked.settled_as = 'released'",
         )
         .bind(relay)
         .bind(one.id.epoch.cast_signed())
@@ -130,7 +134,8 @@ pub async fn numbers(
     last: StreamId,
 ) -> Result<HashSet<StreamId>, Error> {
     let seqs: Vec<i64> = sqlx::query_scalar(
-        "select seq from outbox.parked where relay = $1 and epoch = $2 and seq between $3 and $4",
+        "select seq from outbox.parked
+         where relay = $1 and epoch = $2 and seq between $3 and $4 and settled_as is distinct from 'released'",
     )
     .bind(relay)
     .bind(first.epoch.cast_signed())
@@ -161,18 +166,20 @@ fn numbered_event(row: &PgRow, topic: &Topic) -> Result<(StreamId, Event), Error
     Ok((number, event))
 }
 
-/// Removes a topic's parked events up to and including a number: they have arrived.
+/// Writes down that a topic's parked events up to and including a number have arrived. Their rows stay as long as those in
+/// the log, for whoever asks what became of an event.
 ///
 /// # Errors
 /// [`Error`].
-pub async fn remove(
+pub async fn released(
     connection: &mut PgConnection,
     relay: &str,
     topic: &Topic,
     through: StreamId,
 ) -> Result<(), Error> {
     sqlx::query(
-        "delete from outbox.parked
+        "update outbox.parked
+         set settled_as = 'released', settled_at = clock_timestamp(), wish = null, payload = 'null'
          where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4) and holds_topic and settled_as is null",
     )
     .bind(relay)
@@ -190,7 +197,7 @@ pub async fn remove(
 /// [`Error`].
 pub async fn discard(connection: &mut PgConnection, relay: &str, topic: &Topic) -> Result<(), Error> {
     sqlx::query(
-        "update outbox.parked set settled_as = 'discarded', wish = null
+        "update outbox.parked set settled_as = 'discarded', settled_at = clock_timestamp(), wish = null
          where relay = $1 and topic = $2 and settled_as is null",
     )
     .bind(relay)
@@ -208,7 +215,7 @@ pub async fn discard(connection: &mut PgConnection, relay: &str, topic: &Topic) 
 pub async fn send_on(connection: &mut PgConnection, relay: &str, topic: &Topic) -> Result<u64, Error> {
     let done = sqlx::query(
         "with settled as (
-           update outbox.parked set settled_as = 'copied', wish = null
+           update outbox.parked set settled_as = 'copied', settled_at = clock_timestamp(), wish = null
            where relay = $1 and topic = $2 and not holds_topic and settled_as is null
            returning *
          )

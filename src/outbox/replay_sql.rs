@@ -40,7 +40,9 @@ const MATCHING: &str = "
     where e.id > $11 and e.id <= (select last_id from examined)
       and (pg_visible_in_snapshot(e.xid, $8::text::pg_snapshot)
            or (e.id <= $10 and pg_visible_in_snapshot(e.xid, $9::text::pg_snapshot)))
-      and not exists (select from outbox.parked k where k.relay = $1 and k.id = e.id)
+      and not exists (
+        select from outbox.parked k
+        where k.relay = $1 and k.id = e.id and k.settled_as is distinct from 'released')
       and (cardinality($2::uuid[]) = 0 or e.event_id = any ($2))
       and (cardinality($3::bigint[]) = 0 or e.id = any ($3))
       and ($4::text is null or e.topic = $4)

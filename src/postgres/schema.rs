@@ -5,6 +5,8 @@
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use super::said;
+
 /// A schema and the migrations that make it.
 #[derive(Debug)]
 pub struct Schema {
@@ -80,7 +82,7 @@ pub enum SchemaError {
         source: MigrateError,
     },
     /// Postgres failed.
-    #[error("Postgres: {0}")]
+    #[error("Postgres: {}", said(.0))]
     Database(#[from] sqlx::Error),
 }
 

@@ -5,6 +5,7 @@ use ::redis::streams::{StreamId as RawEntry, StreamRangeReply};
 use ::redis::{AsyncCommands, RedisError};
 use tokio::sync::Mutex;
 
+use super::complaint::said;
 use super::keys;
 use super::settings::{ConnectError, Settings};
 use crate::event::{EventType, StreamId, Topic};
@@ -36,7 +37,7 @@ pub enum ReadError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// Redis failed, or did not answer in time.
-    #[error("reading a history from Redis failed: {0}")]
+    #[error("reading a history from Redis failed: {}", said(.0))]
     Redis(#[from] RedisError),
     /// An entry's id is not one.
     #[error("the history of {topic} holds an entry with the id {id}, which no relay wrote")]

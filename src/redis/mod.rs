@@ -2,6 +2,7 @@
 //!
 //! Knows no Postgres, no HTTP and no application. The crate of the same name is written `::redis` here.
 
+mod complaint;
 pub mod envelope;
 pub mod history;
 pub mod keys;
@@ -11,6 +12,7 @@ pub mod subscriber;
 mod tails;
 pub mod told;
 
+pub use complaint::said;
 pub use history::History;
 pub use publisher::Publisher;
 pub use settings::{ConnectError, Settings};

@@ -10,10 +10,12 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{AsyncCommands, ErrorKind, RedisError, Script};
 use chrono::Utc;
 
+use super::complaint::{reply, said};
 use super::envelope;
 use super::keys;
 use super::settings::{ConnectError, Settings};
 use super::tails::{Tail, Tails};
+use crate::counted::counted;
 use crate::event::{EventId, StreamId, Topic};
 use crate::relay::failure::{self, Remedy};
 use crate::relay::{Batch, Delivery, Metrics, Occasion, PublishError, Reached, Sink, StateHandle};
@@ -246,7 +248,10 @@ impl Publisher {
         }
         Err(PublishError::retry(
             failure::of_redis("NOREPLICAS"),
-            format!("Redis: {count} replicas have the batch and [redis] min_replicas wants {wanted}"),
+            format!(
+                "Redis: the batch has reached {} and [redis] min_replicas wants {wanted}",
+                counted(count.into(), "replica")
+            ),
         ))
     }
 }
@@ -267,11 +272,11 @@ struct Refusal {
 
 impl Refusal {
     fn of(error: &RedisError) -> Self {
-        let text = error.to_string();
+        let text = said(error);
         match error.code() {
             Some(code) => {
-                let reply = format!("{code} {}", error.detail().unwrap_or_default());
-                Self { failure: failure::of_redis(&reply), text: reply, is_reply: true }
+                let reply = reply(code, error.detail());
+                Self { failure: failure::of_redis(&reply), text, is_reply: true }
             }
             // The client replaces the server's own words.
             None if error.kind() == ErrorKind::AuthenticationFailed => {

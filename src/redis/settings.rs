@@ -8,6 +8,8 @@ use ::redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo,
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+use super::complaint::said;
+
 /// The `[redis]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -36,13 +38,20 @@ pub enum ConnectError {
     #[error("the redis url is not of the form redis://[user:password@]host:port[/db]")]
     Url(#[source] RedisError),
     /// The server refused, or could not be reached.
-    #[error("cannot connect to Redis at {address}: {source} (is it running, and is REDIS_URL right?)")]
+    #[error("cannot connect to Redis at {address}: {}", refusal(.source))]
     Refused {
         /// Host and port, without user or password.
         address: String,
         /// The cause.
         source: RedisError,
     },
+}
+
+/// What was said, and what to look at where Redis itself said nothing.
+fn refusal(error: &RedisError) -> String {
+    let is_away = error.is_io_error() || error.is_timeout() || error.is_connection_dropped();
+    let advice = if is_away { " (is it running, and is REDIS_URL right?)" } else { "" };
+    format!("{}{advice}", said(error))
 }
 
 impl Settings {

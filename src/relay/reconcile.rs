@@ -9,6 +9,7 @@
 use super::leader::staying_alive;
 use super::sink::{Batch, Delivery, Occasion, PublishError, Reached, Sink};
 use super::step::{Step, StepError, answered, publish};
+use crate::counted::counted;
 use crate::event::StreamId;
 use crate::failpoint;
 use crate::outbox::restore::Stretches;
@@ -180,9 +181,10 @@ fn later_epoch(reached: Option<Reached>) -> StepError {
 
 fn beyond(position: &Position, by: u64) -> PublishError {
     PublishError::Stop(format!(
-        "Redis has {by} events beyond {}-{}, where Postgres is, and they are not the ones that Postgres would deliver next: \
+        "Redis has {} beyond {}-{}, where Postgres is, and not what Postgres would deliver next: \
          Postgres went back (a restored backup, a failover that lost commits), or REDIS_URL names another Redis. Nothing \
          was published. If Postgres was restored, run `aftercommit rebase`",
+        counted(by, "event"),
         position.epoch,
         position.next_seq - 1
     ))

@@ -34,7 +34,7 @@ enum RunError {
     Session(#[from] SessionError),
     #[error(transparent)]
     Step(#[from] StepError),
-    #[error("Postgres: {0}")]
+    #[error("Postgres: {}", postgres::said(.0))]
     Database(#[from] sqlx::Error),
     /// The sink has refused everything for as long as a takeover may take.
     #[error("the lead is given up, as another relay may reach what this one cannot: {0}")]

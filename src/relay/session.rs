@@ -32,7 +32,7 @@ pub(super) enum SessionError {
     )]
     ReadOnly,
     /// Postgres failed.
-    #[error("Postgres: {0}")]
+    #[error("Postgres: {}", postgres::said(.0))]
     Database(#[from] sqlx::Error),
 }
 

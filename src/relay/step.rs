@@ -250,7 +250,7 @@ impl Step {
             let batch = Batch { occasion: Occasion::Release, deliveries: &deliveries, first, through: None };
             staying_alive(&mut self.writer, self.rules.sign_of_life, sink.publish(batch)).await??;
             failpoint::reach("released").await;
-            answered(patience, parked::remove(&mut self.writer, &relay, topic, through)).await?;
+            answered(patience, parked::released(&mut self.writer, &relay, topic, through)).await?;
         }
         answered(patience, parked::send_on(&mut self.writer, &relay, topic)).await?;
         Ok(())

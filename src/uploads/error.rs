@@ -7,6 +7,7 @@ use super::session::Conflict;
 use crate::event::EventError;
 use crate::http::Problem;
 use crate::outbox::AppendError;
+use crate::postgres;
 
 /// Why a request fails.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +19,7 @@ pub(super) enum Error {
     #[error(transparent)]
     Conflict(#[from] Conflict),
     /// Postgres.
-    #[error("Postgres: {0}")]
+    #[error("Postgres: {}", postgres::said(.0))]
     Database(#[from] sqlx::Error),
     /// The outbox.
     #[error("the outbox: {0}")]
@@ -60,7 +61,7 @@ impl IntoResponse for Error {
 
 /// What became of the transaction may be unknown (a commit without an answer), so the answer does not say.
 fn database_problem(error: &sqlx::Error) -> Problem {
-    tracing::error!(%error, "a request failed in Postgres");
+    tracing::error!(error = postgres::said(error), "a request failed in Postgres");
     Problem::unavailable(
         "the database cannot be used at the moment; try again (repeating a request does no harm)",
     )

@@ -19,7 +19,7 @@ mod story;
 pub(crate) use browser::{Browser, SeenEvent, origin_with_a_page};
 pub(crate) use database::{Database, database, database_on, empty_database};
 pub(crate) use feed::{Feed, NOTIFICATIONS, numbers};
-pub(crate) use front::{Front, Kind as FrontKind, trusting};
+pub(crate) use front::{Front, Kind as FrontKind, free_port, trusting};
 pub(crate) use host::Host;
 pub(crate) use line::{
     Line, OwnPostgres, Wiring, leads, metric_of, start_postgres, start_redis, try_metric_of,

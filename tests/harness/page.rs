@@ -44,6 +44,13 @@ impl Browser {
         self.must(&format!("element/{element}/value"), &json!({ "text": text })).await;
     }
 
+    /// Writes in place of what a field holds.
+    pub(crate) async fn rewrite(&self, css: &str, text: &str) {
+        let element = eventually(&format!("there is {css}"), async || self.find(css).await).await;
+        self.must(&format!("element/{element}/clear"), &json!({})).await;
+        self.write(css, text).await;
+    }
+
     /// Presses a key wherever the focus is: `Tab` or `Enter`.
     pub(crate) async fn press(&self, name: &str) {
         // WebDriver's names of the keys.

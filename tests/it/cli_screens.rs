@@ -172,6 +172,29 @@ async fn screens_of_parked_events() {
     assert_eq!(relay.terminate().await, 0);
 }
 
+#[tokio::test]
+async fn screens_of_one_parked_event_and_its_release() {
+    let mut screens = Screens::new().await;
+    let topic = screens.topic.clone();
+    let name = topic.as_str();
+    let mut redis = screens.system.redis.connect().await;
+    let _: () = redis.set(keys::history(&topic), "in the way").await.expect("a string");
+    let relay = screens.system.start("relay").await;
+    screens.names.push((format!(":{}", relay.pid()), ":PID"));
+    commit(&screens.system, &topic, "PAID", 1).await;
+    screens.counts("parked", 1).await;
+    screens.shows(&["parked", "list"]).await;
+    screens.shows(&["replay", "--parked", "--reason", "mended"]).await;
+    screens.shows(&["parked", "release", name, "--reason", "mended"]).await;
+    let _: () = redis.del(keys::history(&topic)).await.expect("a deletion");
+    screens.shows(&["parked", "release", name, "--yes", "--reason", "the key was deleted"]).await;
+    screens.counts("delivered", 1).await;
+    screens.shows(&["events", "show", "1"]).await;
+    screens.shows(&["replay", "--all", "--dry-run"]).await;
+    screens.are_as_before("released");
+    assert_eq!(relay.terminate().await, 0);
+}
+
 /// What each check finds depends on the machine; which checks there are, and how they are told, does not.
 #[tokio::test]
 async fn screen_of_the_doctor() {
@@ -204,6 +227,8 @@ async fn what_the_usual_mistakes_say() {
     screens.system.unset("DATABASE_URL");
     screens.shows(&["status"]).await;
     screens.system.set_again("DATABASE_URL", "postgres://u:p@127.0.0.1:1/app");
+    screens.shows(&["status"]).await;
+    screens.system.set_again("DATABASE_URL", "postgres://u:p@one:5432,two:5432/app");
     screens.shows(&["status"]).await;
     screens.are_as_before("mistakes");
 }

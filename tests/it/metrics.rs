@@ -147,7 +147,7 @@ async fn what_a_run_does_is_counted_and_measured_once_for_each_event() {
 }
 
 /// The words of an expression that are names of metrics.
-fn metrics_in(expression: &str) -> BTreeSet<String> {
+pub(crate) fn metrics_in(expression: &str) -> BTreeSet<String> {
     expression
         .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .filter(|word| word.starts_with("aftercommit_") || word.starts_with("process_"))
@@ -167,13 +167,13 @@ fn assert_documented(asked: &BTreeSet<String>) {
     assert!(unknown.is_empty(), "docs/metrics.md lists no {unknown:?}");
 }
 
-const ALERTS: &str = include_str!("../../ops/prometheus/alerts.yml");
+pub(crate) const ALERTS: &str = include_str!("../../ops/prometheus/alerts.yml");
+pub(crate) const DASHBOARD: &str = include_str!("../../ops/grafana/aftercommit.json");
 const RUNBOOK: &str = include_str!("../../docs/runbook.md");
 
 #[test]
 fn the_dashboard_asks_for_metrics_that_there_are() {
-    let dashboard: Value =
-        serde_json::from_str(include_str!("../../ops/grafana/aftercommit.json")).expect("JSON");
+    let dashboard: Value = serde_json::from_str(DASHBOARD).expect("JSON");
     let panels = dashboard["panels"].as_array().expect("panels");
     let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
     let asked: Vec<_> = targets.map(|target| metrics_in(target["expr"].as_str().expect("a query"))).collect();

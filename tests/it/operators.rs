@@ -141,6 +141,81 @@ async fn parked_events_are_listed_and_one_topic_is_released_while_another_is_dis
     assert_eq!(relay.terminate().await, 0);
 }
 
+#[tokio::test]
+async fn an_events_life_tells_when_it_was_parked_who_released_it_and_when_it_arrived() {
+    use redis::AsyncCommands;
+    let system = System::new().await;
+    let topic = system.redis.topic("released");
+    let history = aftercommit::redis::keys::history(&topic);
+    let mut redis = system.redis.connect().await;
+    let _: () = redis.set(&history, "in the way").await.expect("a string");
+    let _relay = system.start("relay").await;
+    commit(&system, &topic, "A", 2).await;
+    let state = async |state: &str| {
+        eventually(state, async || {
+            let listed = json(&system, &["events", "list", "--state", state]).await;
+            (listed.as_array().expect("a list").len() == 2).then_some(())
+        })
+        .await;
+    };
+    state("parked").await;
+    let _: () = redis.del(&history).await.expect("a deletion");
+    does(&system, &["parked", "release", topic.as_str(), "--yes", "--reason", "mended"]).await;
+    state("delivered").await;
+
+    let entries: Vec<(String, Vec<(String, String)>)> = redis.xrange_all(&history).await.expect("a history");
+    for (row, (id, _)) in [1, 2].into_iter().zip(&entries) {
+        let shown = &json(&system, &["events", "show", &row.to_string()]).await[0];
+        let time = |name: &str| -> chrono::DateTime<chrono::Utc> {
+            shown[name]["at"].as_str().and_then(|at| at.parse().ok()).expect("a time")
+        };
+        assert!(time("parked") < time("released") && time("released") < time("delivered"), "{shown}");
+        assert!(
+            shown["parked"]["because"]
+                .as_str()
+                .expect("a reason")
+                .contains(["WRONGTYPE", "waits behind"][row - 1])
+        );
+        assert_eq!(shown["released"]["reason"], "mended", "{shown}");
+        assert_eq!(shown["released"]["who"], json(&system, &["audit"]).await[0]["who"], "{shown}");
+        assert_eq!(
+            (&shown["state"], &shown["streamId"]),
+            (&"delivered".into(), &id.as_str().into()),
+            "{shown}"
+        );
+        assert_eq!(shown["since"], shown["delivered"]["at"], "{shown}");
+    }
+    assert_eq!(entries.len(), 2);
+    let again = json(&system, &["replay", "--topic", topic.as_str(), "--dry-run"]).await;
+    assert_eq!(again["events"], 2, "what was released was delivered: {again}");
+}
+
+#[tokio::test]
+async fn an_event_that_was_skipped_and_released_is_told_as_copied_and_its_copy_as_delivered() {
+    use redis::AsyncCommands;
+    let system = System::new().await.set("AFTERCOMMIT_RELAY_ON_POISON", "skip");
+    let topic = system.redis.topic("skipped");
+    let history = aftercommit::redis::keys::history(&topic);
+    let mut redis = system.redis.connect().await;
+    let _: () = redis.set(&history, "in the way").await.expect("a string");
+    let _relay = system.start("relay").await;
+    let event = commit(&system, &topic, "A", 1).await[0].to_string();
+    let states = async |expected: &[&str]| {
+        eventually(&format!("{expected:?}"), async || {
+            let shown = json(&system, &["events", "show", &event]).await;
+            let states: Vec<_> = shown.as_array().expect("rows").iter().map(|row| &row["state"]).collect();
+            (states == expected).then_some(shown)
+        })
+        .await
+    };
+    states(&["parked"]).await;
+    let _: () = redis.del(&history).await.expect("a deletion");
+    does(&system, &["parked", "release", topic.as_str(), "--yes", "--reason", "mended"]).await;
+    let shown = states(&["copied", "delivered"]).await;
+    assert_eq!((&shown[0]["released"]["reason"], &shown[0]["delivered"]), (&"mended".into(), &Value::Null));
+    assert_eq!((&shown[0]["isSentOnAsCopy"], &shown[1]["copyOf"]), (&true.into(), &1.into()), "{shown}");
+}
+
 /// What a person sees, with what differs from run to run replaced.
 fn settled(text: &str, replaced: &[(&str, &str)]) -> String {
     let mut text = text.to_owned();

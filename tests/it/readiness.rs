@@ -6,7 +6,8 @@ use sqlx::AssertSqlSafe;
 
 use crate::commands::commit;
 use crate::harness::{
-    Flow, Line, Process, Proxy, System, Wiring, empty_database, eventually, metric_of, start_redis,
+    Flow, Line, Process, Proxy, System, Wiring, cli, empty_database, eventually, metric_of, shared_url,
+    start_redis,
 };
 use crate::operators::{not_ready, turns_green, turns_red};
 use crate::systemd::port_of;
@@ -29,6 +30,34 @@ async fn a_redis_that_cannot_be_reached_turns_an_idle_relay_red() {
         line.proxy.flow(Flow::Pass);
         turns_green(&line.relay).await;
     }
+}
+
+/// The driver appends the line of Postgres's own source at which a message was made.
+#[tokio::test]
+async fn what_postgres_says_is_told_without_noise_and_a_refused_redis_login_names_its_setting() {
+    let mut system = System::new().await;
+    let api = system.start("api").await;
+    turns_green(&api).await;
+    let elsewhere = empty_database().await;
+    let mut server = elsewhere.connect().await;
+    let name = system.database.name().to_owned();
+    let closing = format!("alter database {name} allow_connections false");
+    sqlx::raw_sql(AssertSqlSafe(closing)).execute(&mut server).await.expect("a setting");
+    sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where datname = $1")
+        .bind(&name)
+        .execute(&mut server)
+        .await
+        .expect("kills");
+    let said = turns_red(&api, "postgres").await;
+    assert_eq!(said, format!("database \"{name}\" is not currently accepting connections"));
+
+    let address = shared_url().rsplit(['@', '/']).find(|part| part.contains(':')).expect("an address");
+    system.set_again("REDIS_URL", &format!("redis://nobody:wrong@{address}"));
+    let opening = format!("alter database {name} allow_connections true");
+    sqlx::raw_sql(AssertSqlSafe(opening)).execute(&mut server).await.expect("a setting");
+    let output = cli(system.settings(), &["relay"]).await;
+    let said = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(said.contains("(check user and password in REDIS_URL, or redis.url)"), "{said}");
 }
 
 #[tokio::test]

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use aftercommit::outbox::audit::Operator;
 use aftercommit::outbox::browse::Selection;
-use aftercommit::outbox::replay;
+use aftercommit::outbox::replay::{self, ReplayError};
 
 use crate::harness::{
     Client, Database, Event, Line, Listener, OwnPostgres, Process, Wiring, cli, eventually, start_postgres,
@@ -169,8 +170,11 @@ async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_g
     line.fails_with("conflict").await;
     assert!(line.relay.log().contains("another Postgres cluster"), "{}", line.relay.log());
     line.relay.signal("KILL").await;
-    // The relay refuses, and writers go on.
+    // The relay refuses, and writers go on. So does somebody who has taken the replay up.
     line.append(4).await;
+    let mut replaying = line.system.database.connect().await;
+    let operator = Operator { who: "a test".to_owned(), reason: "a test".to_owned() };
+    let mut taken_up = replay::resume(&mut replaying, 1, &operator).await.expect("a replay");
 
     let done = eventually("nobody leads", async || {
         let output = cli(line.system.settings(), &["rebase", "--yes", "--output", "json"]).await;
@@ -178,6 +182,10 @@ async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_g
     })
     .await;
     assert_eq!((&done["cluster"], &done["pending"], &done["told"]), (&"other".into(), &9.into(), &0.into()));
+    // It goes by snapshots of the other cluster: it must not append anything.
+    let went_on = replay::run(&mut replaying, &mut taken_up, None, &CancellationToken::new(), |_| {}).await;
+    assert!(matches!(went_on, Err(ReplayError::Overtaken(1))), "{went_on:?}");
+    drop(replaying);
     let mut listener = listener(&line).await;
     line.relay = line.system.start("relay").await;
     line.append(10).await;

@@ -115,9 +115,43 @@ async fn parked_and_discarded_events_stay_unseen_when_redis_is_given_the_rest_ag
     eventually("they are released", async || (line.history_of(&parked).await == waiting).then_some(())).await;
 }
 
+#[tokio::test]
+async fn released_events_come_again_when_redis_forgot_and_one_that_is_refused_then_is_parked_once_more() {
+    let mut line = Line::new().await;
+    let topic = line.system.redis.topic("released");
+    let key = aftercommit::redis::keys::history(&topic);
+    line.words(&["set", &key, "of another type"]).await.expect("a key");
+    let waiting = line.append_to(&topic, 3).await;
+    line.append(5).await;
+    line.is_whole().await;
+    line.words(&["del", &key]).await.expect("a deletion");
+    line.release(&topic).await;
+    eventually("they are released", async || (line.history_of(&topic).await == waiting).then_some(())).await;
+
+    line.command("flushall").await.expect("a flush");
+    are_repaired(&line, 1).await;
+    line.is_whole().await;
+    assert_eq!(line.history_of(&topic).await, waiting);
+
+    let forget_and_block = "redis.call('flushall') redis.call('set', KEYS[1], 'of another type')";
+    line.words(&["eval", forget_and_block, "1", &key]).await.expect("a flush");
+    are_repaired(&line, 2).await;
+    line.is_whole().await;
+    let mut connection = line.system.database.connect().await;
+    let relay = line.system.redis.relay_name();
+    assert_eq!(parked::count(&mut connection, &relay, &topic).await.expect("a count"), 3);
+    line.words(&["del", &key]).await.expect("a deletion");
+    line.release(&topic).await;
+    eventually("they are released", async || (line.history_of(&topic).await == waiting).then_some(())).await;
+}
+
 async fn is_repaired(line: &Line) {
+    are_repaired(line, 1).await;
+}
+
+async fn are_repaired(line: &Line, repairs: u64) {
     eventually("a repair", async || {
-        (line.metric("aftercommit_relay_repairs_total").await == 1).then_some(())
+        (line.metric("aftercommit_relay_repairs_total").await == repairs).then_some(())
     })
     .await;
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use sqlx::Connection;
 
+use aftercommit::counted::counted;
 use aftercommit::postgres::Schema;
 use aftercommit::{outbox, uploads};
 
@@ -20,8 +21,7 @@ pub(crate) async fn run(config: &Config) -> Result<()> {
         connection.close().await?;
         match applied {
             0 => eprintln!("schema {}: up to date", schema.name),
-            1 => eprintln!("schema {}: applied 1 migration", schema.name),
-            n => eprintln!("schema {}: applied {n} migrations", schema.name),
+            n => eprintln!("schema {}: applied {}", schema.name, counted(n as u64, "migration")),
         }
     }
     let mut connection = config.database.connect("aftercommit migrate").await?;

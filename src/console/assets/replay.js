@@ -2,7 +2,7 @@
 
 import { age, at, fill, made } from "./dom.js";
 import { ask, post } from "./ask.js";
-import { clock, count, counted, grow } from "./text.js";
+import { clock, count, counted, duration, grow, rate as shortly } from "./text.js";
 
 // What the last look was for: only that is replayed. Null when the form has changed since.
 let looked = null;
@@ -37,13 +37,13 @@ function forget() {
 const complain = (text) => fill(at("replay-found"), made("p", { class: "complaint", role: "alert" }, text));
 
 async function look(form, own) {
-  const selection = selectionOf(new FormData(form));
+  const [selection, rate] = [selectionOf(new FormData(form)), rateOf(form)];
   const relay = form.elements.relay.value || own;
   const { events, sample } = await post("replay/preview", { relay, selection });
   if (!events) {
     return fill(at("replay-found"), made("p", { class: "empty" }, "No delivered event that is still in the log matches."));
   }
-  looked = { relay, selection, events };
+  looked = { relay, selection, events, rate };
   const run = at("replay-run");
   run.disabled = false;
   run.textContent = `Replay ${counted(events, "event")} …`;
@@ -75,17 +75,29 @@ function selectionOf(fields) {
   return selection;
 }
 
+/** How many events a second at most. */
+function rateOf(form) {
+  const { validity, valueAsNumber, max } = form.elements.rate;
+  if (!validity.valid) throw new Error(`Say how many events a second at most: 1 to ${count(max)}.`);
+  return valueAsNumber;
+}
+
+/** How long it takes at that rate, as a sentence. */
+const pace = (events, rate) =>
+  `At most ${counted(rate, "event")} a second: ${duration(Math.max(1, Math.round(events / rate)))} or longer. `;
+
 function confirm() {
   if (!looked) return;
-  const { relay, selection, events } = looked;
+  const { relay, selection, events, rate } = looked;
   ask({
     title: `Replay ${counted(events, "event")}?`,
     text:
+      pace(events, rate) +
       "Every client of their topics gets them once more, under new numbers. " +
       "What a client does twice cannot be undone from here.",
     yes: `Replay ${counted(events, "event")}`,
     does: async (reason) => {
-      const replay = await post("replay", { relay, selection, reason });
+      const replay = await post("replay", { relay, selection, rate, reason });
       at("replay").reset();
       forget();
       return `Replay ${replay.id} has begun.`;
@@ -101,10 +113,22 @@ export function showReplays(replays) {
   grow();
 }
 
+// Where each running replay was when this page first saw it, by its number.
+const first = new Map();
+
+/** How fast a running replay is and how long it takes still, once it has moved before this page's eyes. */
+function speed({ id, selected, copied, movedAt }) {
+  if (!first.has(id)) first.set(id, { copied, movedAt });
+  const from = first.get(id);
+  const rate = (copied - from.copied) / ((Date.parse(movedAt) - Date.parse(from.movedAt)) / 1000);
+  return rate > 0 ? `, ${shortly(rate)}/s, ${duration(Math.ceil((selected - copied) / rate))} left` : "";
+}
+
 function shown(replay) {
   const { id, selected, copied, standing } = replay;
+  if (standing !== "running") first.delete(id);
   const how = {
-    running: `${count(copied)} of ${counted(selected, "event")}`,
+    running: `${count(copied)} of ${counted(selected, "event")}${standing === "running" ? speed(replay) : ""}`,
     interrupted: `interrupted at ${count(copied)} of ${counted(selected, "event")}`,
     finished: `done: ${counted(copied, "event")}`,
   }[standing];
@@ -122,13 +146,21 @@ function shown(replay) {
 
 function takeUp({ id, selected, copied }) {
   const left = counted(selected - copied, "event");
-  const does = async (reason) => {
-    await post("replay/resume", { id, reason });
-    return `Replay ${id} goes on.`;
-  };
   const title = `Take up replay ${id} again?`;
-  const text = `${left} may be left. It goes on behind the last one; nothing is sent twice.`;
-  const click = () => ask({ title, text, yes: "Take up again", does });
+  const click = () => {
+    let rate;
+    try {
+      rate = rateOf(at("replay"));
+    } catch (error) {
+      return complain(error.message);
+    }
+    const text = `${left} may be left. ${pace(selected - copied, rate)}It goes on behind the last one; nothing is sent twice.`;
+    const does = async (reason) => {
+      await post("replay/resume", { id, rate, reason });
+      return `Replay ${id} goes on.`;
+    };
+    ask({ title, text, yes: "Take up again", does });
+  };
   return made("button", { "data-key": `replay ${id}`, click }, "Take up again");
 }
 

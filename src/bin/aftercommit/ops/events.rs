@@ -6,7 +6,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use aftercommit::outbox::browse::{self, EventDetail, EventRow, EventState, Selection};
-use aftercommit::outbox::life::{self, Life};
+use aftercommit::outbox::life::{self, ByHand, Delivered, Life};
 
 use super::WrongUsage;
 use super::output::{self, Output};
@@ -190,15 +190,6 @@ fn print_shown(Shown { detail, life }: &Shown) {
     say("type", &row.event_type);
     let since = detail.since.map_or(String::new(), |at| format!(" since {}", output::time(at)));
     say("state", &format!("{}{since}", row.state));
-    if let Some(reason) = &detail.parked_because {
-        say("because", reason);
-    }
-    if let Some(first) = &life.parked_behind {
-        say("behind", &format!("{first}: `aftercommit parked list` shows why"));
-    }
-    if let Some(by) = &life.discarded_by {
-        say("discarded", &format!("by {by}"));
-    }
     if let Some(reason) = &life.waits_because {
         say("because", reason);
     }
@@ -232,12 +223,39 @@ fn print_delivery(detail: &EventDetail, life: &Life) {
     if is_pending {
         return;
     }
+    print_set_aside(detail, life);
+    let is_parked_for_good = life.parked.is_some() && life.delivered.is_none();
     match &life.delivered {
-        Some(step) => {
-            let (at, after) = (output::time(step.at), output::seconds(step.after_seconds));
-            say("settled", &format!("{at} by checkpoint {}, after {after}", step.checkpoint));
+        Some(Delivered { checkpoint, at, after_seconds }) => {
+            let by = checkpoint.map_or(String::new(), |n| format!(" by checkpoint {n}"));
+            say(
+                "delivered",
+                &format!("{}{by}, after {}", output::time(*at), output::seconds(*after_seconds)),
+            );
         }
-        None => say("settled", GONE),
+        None if is_parked_for_good => {}
+        None => say("delivered", GONE),
     }
     say("stream id", life.stream_id.as_deref().unwrap_or(GONE));
+}
+
+/// When and why it was set aside, and what an operator did about it.
+fn print_set_aside(detail: &EventDetail, life: &Life) {
+    let say = |name: &str, text: &str| output::line(&format!("{name:<12} {text}"));
+    let Some(parked) = &life.parked else { return };
+    let by = parked.checkpoint.map_or(String::new(), |n| format!(" by checkpoint {n}"));
+    say("parked", &format!("{}{by}", output::time(parked.at)));
+    say("", &parked.because);
+    if let Some(first) = &parked.behind {
+        say("behind", &format!("{first}: `aftercommit parked list` shows why"));
+    }
+    for (name, done) in [("released", &life.released), ("discarded", &life.discarded)] {
+        if let Some(ByHand { at, who, reason }) = done {
+            say(name, &format!("{} by {who}", output::time(*at)));
+            say("", reason);
+        }
+    }
+    if life.is_sent_on_as_copy {
+        say("sent on", &format!("as a copy: `aftercommit events show {}`", detail.row.event_id));
+    }
 }

@@ -7,7 +7,8 @@ use chrono::{DateTime, Utc};
 use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 
-use aftercommit::postgres::ConnectError;
+use ::redis::RedisError;
+use aftercommit::{postgres, redis};
 
 /// How data is printed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -68,17 +69,24 @@ pub(super) fn time(at: DateTime<Utc>) -> String {
     at.format("%Y-%m-%d %H:%M:%SZ").to_string()
 }
 
-/// An error with its causes, as far as its own text does not tell them already.
+/// An error with its causes, as far as the text of those above does not tell them already.
 pub(crate) fn told(error: &anyhow::Error) -> String {
-    let own = error.to_string();
-    // Why a connection failed is told by its own sentence, in other words than the driver's.
-    let is_whole = error.is::<ConnectError>() || own.contains(&error.root_cause().to_string());
-    if is_whole { own } else { format!("{error:#}") }
-}
-
-/// `1 event`, `2 events`.
-pub(super) fn count(number: u64, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+    let mut told = String::new();
+    for cause in error.chain() {
+        let of_postgres = cause.downcast_ref::<sqlx::Error>().map(postgres::said);
+        let driver = of_postgres.or_else(|| cause.downcast_ref::<RedisError>().map(redis::said));
+        let is_whole =
+            driver.is_some() || cause.is::<postgres::ConnectError>() || cause.is::<redis::ConnectError>();
+        let own = driver.unwrap_or_else(|| cause.to_string());
+        if !told.contains(&own) {
+            told = if told.is_empty() { own } else { format!("{told}: {own}") };
+        }
+        // What lies below says the same, in the driver's words.
+        if is_whole {
+            break;
+        }
+    }
+    told
 }
 
 /// How long ago a time is.

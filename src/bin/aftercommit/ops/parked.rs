@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 
+use aftercommit::counted::counted;
 use aftercommit::event::Topic;
 use aftercommit::outbox::audit::{self, Operator};
 use aftercommit::outbox::parked::{self, Wish};
@@ -106,12 +107,13 @@ async fn settle(config: &Config, chosen: &Chosen, wish: Wish) -> Result<()> {
         Wish::Release => "publish, in order,",
         Wish::Discard => "give up, for good,",
     };
-    chosen.consent.to(&format!("{verb} {events} parked events of {} topics", topics.len()))?;
+    let (parked, of) = (counted(events, "parked event"), counted(topics.len() as u64, "topic"));
+    chosen.consent.to(&format!("{verb} {parked} of {of}"))?;
     let done = hand_over(&mut connection, relay, &topics, wish, &chosen.consent.operator()).await?;
     if chosen.output == Output::Json {
         return output::json(&json!({ "events": done, "topics": topics }));
     }
-    output::line(&format!("{done} events handed to the relay"));
+    output::line(&format!("{} handed to the relay", counted(done, "event")));
     Ok(())
 }
 

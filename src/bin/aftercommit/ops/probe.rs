@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use aftercommit::counted::counted;
 use aftercommit::http::Check;
 
 use super::output;
@@ -50,11 +51,11 @@ pub(crate) async fn redis(settings: &aftercommit::redis::Settings) -> Answer {
             value.unwrap_or("?").trim().to_owned()
         };
         Ok(format!(
-            "Redis {}, {}, {} used, {} clients, {}",
+            "Redis {}, {}, {} used, {}, {}",
             of("redis_version"),
             of("role"),
             of("used_memory_human"),
-            of("connected_clients"),
+            counted(of("connected_clients").parse().unwrap_or(0), "client"),
             of("maxmemory_policy")
         ))
     })

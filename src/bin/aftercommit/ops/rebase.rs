@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 use sqlx::PgConnection;
 
+use aftercommit::counted::counted;
 use aftercommit::event::{EventId, StreamId, Topic};
 use aftercommit::outbox::audit;
 use aftercommit::outbox::rebase::{Cluster, Pending, Rebase};
@@ -191,11 +192,12 @@ fn say(found: &Findings) {
     eprintln!("Postgres    {what}");
     eprintln!("position    Postgres {}, Redis {redis}", found.position);
     eprintln!(
-        "pending     {} events, {} of them in Redis already: not published again",
-        found.pending,
+        "pending     {}, {} of them in Redis already: not published again",
+        counted(found.pending, "event"),
         found.told.len()
     );
     if let Some(lost @ 1..) = found.lost() {
-        eprintln!("lost        {lost} events that clients have seen and Postgres no longer has");
+        let lost = counted(lost, "event");
+        eprintln!("lost        {lost} that clients have seen and Postgres no longer has");
     }
 }

@@ -7,6 +7,7 @@ use chrono::Utc;
 use serde::Serialize;
 use sqlx::PgConnection;
 
+use aftercommit::counted::counted;
 use aftercommit::outbox::overview::{self, RelayOverview};
 use aftercommit::outbox::verdict::Verdict;
 
@@ -112,13 +113,14 @@ fn print_relay(relay: &RelayOverview, limit: u64) {
 }
 
 fn waiting(relay: &RelayOverview) -> String {
-    let at_most = output::count(relay.backlog_at_most.max(1).cast_unsigned(), "event");
+    let at_most = counted(relay.backlog_at_most.max(1).cast_unsigned(), "event");
     match (relay.oldest_pending_seconds.map(output::seconds), relay.oldest_is_sampled) {
         (Some(age), false) => format!("at most {at_most}, the oldest for {age}"),
         (Some(age), true) => format!("at most {at_most}, the oldest for {age} or longer"),
         (None, false) => "nothing".to_owned(),
         (None, true) => {
-            format!("nothing seen; {} rows are of open or rolled-back transactions", relay.backlog_at_most)
+            let rows = counted(relay.backlog_at_most.cast_unsigned(), "row");
+            format!("nothing seen; {rows} of open or rolled-back transactions")
         }
     }
 }
@@ -126,6 +128,10 @@ fn waiting(relay: &RelayOverview) -> String {
 fn parked(relay: &RelayOverview) -> String {
     match (relay.parked_events, relay.parked_topics) {
         (0, _) => "nothing".to_owned(),
-        (events, topics) => format!("{events} events, {topics} topics held: `aftercommit parked list`"),
+        (events, topics) => {
+            let [events, topics] =
+                [(events, "event"), (topics, "topic")].map(|(n, what)| counted(n.cast_unsigned(), what));
+            format!("{events}, {topics} held: `aftercommit parked list`")
+        }
     }
 }

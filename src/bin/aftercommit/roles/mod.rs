@@ -10,17 +10,19 @@ use std::time::Duration;
 
 use aftercommit::http::Check;
 
+use crate::ops::output::told;
+
 /// How long one check of readiness may take.
 const CHECK_LIMIT: Duration = Duration::from_secs(2);
 
 /// A check of readiness that is given up after a while.
-async fn check<T, E: std::fmt::Display>(
+async fn check<T, E: Into<anyhow::Error>>(
     name: &'static str,
     asked: impl Future<Output = Result<T, E>>,
 ) -> Check {
     match tokio::time::timeout(CHECK_LIMIT, asked).await {
         Ok(Ok(_)) => Check::of(name, Ok::<_, String>("ok")),
-        Ok(Err(error)) => Check::of(name, Err::<String, _>(error.to_string())),
+        Ok(Err(error)) => Check::of(name, Err::<String, _>(told(&error.into()))),
         Err(_elapsed) => {
             Check::of(name, Err::<String, _>(format!("no answer within {} s", CHECK_LIMIT.as_secs())))
         }

@@ -31,7 +31,7 @@ pub(super) async fn redis(settings: &redis::Settings) -> Result<()> {
         Err(redis::ConnectError::Refused { address, source })
             if source.is_io_error() || source.is_timeout() || source.is_connection_dropped() =>
         {
-            tracing::warn!(%address, error = %source, "starting without Redis; trying again until it is there");
+            tracing::warn!(%address, error = redis::said(&source), "starting without Redis; trying again until it is there");
             Ok(())
         }
         Err(error) => Err(error.into()),
@@ -41,7 +41,7 @@ pub(super) async fn redis(settings: &redis::Settings) -> Result<()> {
 /// Whether time may mend it. A refused login or a database that is not there will not mend itself.
 fn is_away(error: &ConnectError) -> bool {
     match error {
-        ConnectError::NoUrl | ConnectError::Url(_) => false,
+        ConnectError::NoUrl | ConnectError::Url(_) | ConnectError::SeveralHosts => false,
         ConnectError::Timeout { .. } => true,
         ConnectError::Refused { source, .. } => !matches!(
             source.as_database_error().and_then(|error| error.code()).as_deref(),

@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use aftercommit::auth::Verifier;
+use aftercommit::counted::counted;
 use aftercommit::http::{self, Check, Limits, OperatorGate, Origins, Readiness};
 use aftercommit::sse::{self, Hub, Metrics};
 use aftercommit::{streams, uploads};
@@ -73,7 +74,10 @@ pub(crate) async fn serve(
     let serving = http::serve(listener, router, limits, shutdown.clone());
     let stopping = notifier.serving(&shutdown).await;
     let both = async { tokio::join!(hub.run(shutdown), serving) };
-    let status = || format!("{} streams of {} topics", metrics.connections.get(), metrics.topics.get());
+    let status = || {
+        let streams = counted(metrics.connections.get().cast_unsigned(), "stream");
+        format!("{streams} of {}", counted(metrics.topics.get().cast_unsigned(), "topic"))
+    };
     tokio::select! {
         _both_ended = both => {}
         () = notifier.watch(async || hub.tick().await, status) => {}

@@ -7,6 +7,8 @@ mod redis;
 use anyhow::{Result, bail};
 use serde::Serialize;
 
+use aftercommit::counted::counted;
+
 use super::output::{self, Output};
 use crate::config::Config;
 
@@ -84,8 +86,7 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
     let wrong = findings.iter().filter(|finding| finding.verdict == Verdict::Wrong).count();
     match wrong {
         0 => Ok(()),
-        1 => bail!("1 check found something wrong"),
-        n => bail!("{n} checks found something wrong"),
+        n => bail!("{} found something wrong", counted(n as u64, "check")),
     }
 }
 

@@ -9,7 +9,7 @@ use aftercommit::outbox::verdict::Verdict;
 use aftercommit::outbox::{heartbeat, schema};
 use aftercommit::postgres::shares_a_session;
 
-use super::Finding;
+use super::{Finding, output};
 use crate::config::Config;
 
 /// Clocks further apart than this make ages and times in the log misleading, in seconds.
@@ -38,7 +38,7 @@ pub(super) async fn examine(config: &Config, open_for: u32) -> Vec<Finding> {
     }
     findings.push(Finding::ok("schema", "the version that this binary knows"));
     if let Err(error) = look(config, open_for, &mut connection, &mut findings).await {
-        findings.push(Finding::wrong("postgres", format!("a check failed: {error:#}"), FIX));
+        findings.push(Finding::wrong("postgres", format!("a check failed: {}", output::told(&error)), FIX));
     }
     findings
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use anyhow::Result;
 use redis::aio::MultiplexedConnection;
 
-use super::Finding;
+use super::{Finding, output};
 use crate::config::Config;
 
 /// A subscriber that lags behind by more than this is cut off by Redis, in bytes.
@@ -23,7 +23,9 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = vec![Finding::ok("redis", "answers")];
     match look(config, &mut connection).await {
         Ok(found) => findings.extend(found),
-        Err(error) => findings.push(Finding::wrong("redis", format!("a check failed: {error:#}"), FIX)),
+        Err(error) => {
+            findings.push(Finding::wrong("redis", format!("a check failed: {}", output::told(&error)), FIX))
+        }
     }
     findings
 }
@@ -94,7 +96,7 @@ async fn permissions(connection: &mut MultiplexedConnection) -> Finding {
         Ok(_) => Finding::ok("redis permissions", "scripts, streams, expiry and publishing are allowed"),
         Err(error) => Finding::wrong(
             "redis permissions",
-            error.to_string(),
+            aftercommit::redis::said(&error),
             "allow the user EVALSHA, SCRIPT LOAD, XADD, XREVRANGE, EXPIRE, PUBLISH and DEL on aftercommit:* and the channels",
         ),
     }

@@ -9,6 +9,7 @@ use serde_json::json;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use aftercommit::counted::counted;
 use aftercommit::event::Topic;
 use aftercommit::outbox::browse::{EventRow, EventState, Selection};
 use aftercommit::outbox::parked::{self, Wish};
@@ -125,7 +126,7 @@ async fn copy(config: &Config, args: &Args) -> Result<()> {
         );
     }
     let topics = "to every client of their topics";
-    args.consent.to(&format!("replay {} {topics}", output::count(plan.events, "delivered event")))?;
+    args.consent.to(&format!("replay {} {topics}", counted(plan.events, "delivered event")))?;
     let replay = replay::begin(&mut connection, &plan, &args.consent.operator()).await?;
     carry_on(&mut connection, replay, args).await
 }
@@ -135,7 +136,7 @@ async fn dry_run(connection: &mut PgConnection, plan: &Plan, output: Output) -> 
     if output == Output::Json {
         return output::json(&json!({ "events": plan.events, "dryRun": true, "sample": sample }));
     }
-    output::line(&format!("{} would be replayed", output::count(plan.events, "delivered event")));
+    output::line(&format!("{} would be replayed", counted(plan.events, "delivered event")));
     if !sample.is_empty() {
         output::line("");
         events::print_rows(&sample);
@@ -158,7 +159,7 @@ async fn carry_on(connection: &mut PgConnection, mut replay: Replay, args: &Args
     let mut progress = Progress::begin(&replay);
     let ran = replay::run(connection, &mut replay, args.rate, &stop, |replay| progress.tell(replay)).await;
     progress.end();
-    let done = output::count(replay.copied, "event");
+    let done = counted(replay.copied, "event");
     let go_on = format!("go on with `aftercommit replay --resume {}`", replay.id);
     if let Err(error) = ran {
         bail!("{error}; {done} of {} replayed: {go_on}", replay.selected);
@@ -174,7 +175,7 @@ async fn carry_on(connection: &mut PgConnection, mut replay: Replay, args: &Args
         output::line(&format!("{done} replayed (replay {})", replay.id));
     }
     if replay.missing > 0 {
-        let gone = output::count(replay.missing, "selected event");
+        let gone = counted(replay.missing, "selected event");
         eprintln!("{gone} had left the log before the replay came to them: see [outbox] retention");
     }
     Ok(())
@@ -198,8 +199,8 @@ async fn publish_parked(config: &Config, args: &Args) -> Result<()> {
     if events == 0 || args.dry_run {
         return report_parked(args, "would be published", events, &topics);
     }
-    let of = output::count(topics.len() as u64, "topic");
-    args.consent.to(&format!("publish {} of {of}, in order", output::count(events, "parked event")))?;
+    let of = counted(topics.len() as u64, "topic");
+    args.consent.to(&format!("publish {} of {of}, in order", counted(events, "parked event")))?;
     let operator = args.consent.operator();
     let wished = hand_over(&mut connection, relay, &topics, Wish::Release, &operator).await?;
     report_parked(args, "handed to the relay", wished, &topics)
@@ -209,7 +210,7 @@ fn report_parked(args: &Args, what: &str, events: u64, topics: &[Topic]) -> Resu
     if args.output == Output::Json {
         return output::json(&json!({ "events": events, "dryRun": args.dry_run, "topics": topics }));
     }
-    output::line(&format!("{} {what}", output::count(events, "parked event")));
+    output::line(&format!("{} {what}", counted(events, "parked event")));
     for topic in topics.iter().take(SAMPLE as usize) {
         output::line(&format!("  {topic}"));
     }

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use aftercommit::counted::counted;
 use aftercommit::outbox::replay::{Replay, Standing};
 
 use super::super::output;
@@ -31,7 +32,7 @@ fn say(text: &str) {
 impl Progress {
     /// Says that the replay begins, or goes on.
     pub(super) fn begin(replay: &Replay) -> Self {
-        let (id, selected, done) = (replay.id, output::count(replay.selected, "event"), replay.copied);
+        let (id, selected, done) = (replay.id, counted(replay.selected, "event"), replay.copied);
         if done == 0 {
             say(&format!("replay {id}: {selected}\n"));
         } else {
@@ -77,7 +78,7 @@ fn line(replay: &Replay, lately: u64, since: Duration) -> String {
     } else {
         String::new()
     };
-    format!("{copied} of {selected} events, {rate:.0}/s{ending}")
+    format!("{copied} of {}, {rate:.0}/s{ending}", counted(selected, "event"))
 }
 
 fn bar(copied: u64, selected: u64) -> String {

@@ -1,0 +1,44 @@
+//! What Redis or the way to it said of a failure, in words for a person.
+
+use ::redis::{ErrorKind, RedisError};
+
+/// What mends a refused login.
+const LOGIN: &str = "(check user and password in REDIS_URL, or redis.url)";
+
+/// What was said, without the client library's own marks; with what to do where the login is at fault.
+pub fn said(error: &RedisError) -> String {
+    // The library replaces the server's own words by these.
+    if error.kind() == ErrorKind::AuthenticationFailed {
+        return format!("authentication failed {LOGIN}");
+    }
+    match (error.code(), error.detail()) {
+        (Some(code @ ("NOAUTH" | "WRONGPASS")), detail) => format!("{} {LOGIN}", reply(code, detail)),
+        (Some(code), Some(detail)) => reply(code, Some(detail)),
+        _ => error.to_string(),
+    }
+}
+
+/// A reply as Redis writes it: its code, then its words.
+pub(super) fn reply(code: &str, detail: Option<&str>) -> String {
+    format!("{code} {}", detail.unwrap_or_default()).trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use ::redis::{ErrorKind, RedisError, ServerErrorKind};
+
+    use super::said;
+
+    #[test]
+    fn a_refused_login_names_the_setting_that_holds_it() {
+        let refused = RedisError::from((ErrorKind::AuthenticationFailed, "Password authentication failed"));
+        assert!(said(&refused).contains("REDIS_URL"), "{}", said(&refused));
+    }
+
+    #[test]
+    fn another_reply_is_told_as_redis_says_it() {
+        let words = "You can't write against a read only replica.".to_owned();
+        let error = RedisError::from((ErrorKind::Server(ServerErrorKind::ReadOnly), "", words));
+        assert_eq!(said(&error), "READONLY You can't write against a read only replica.");
+    }
+}

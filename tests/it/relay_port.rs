@@ -1,0 +1,88 @@
+//! The relay's own port beside its work: whoever crowds it, or takes no answers, keeps it neither from delivering nor from
+//! ending.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::commands::{commit, json};
+use crate::harness::{Process, System, eventually};
+use crate::operators::turns_green;
+
+/// Connections that the relay takes at most, as in `roles/relay.rs`.
+const CONNECTIONS: usize = 256;
+
+/// What the relay opens beside them, generously.
+const OTHER_FILES: u64 = 80;
+
+const METRICS: &[u8] = b"GET /metrics HTTP/1.1\r\nhost: relay\r\n\r\n";
+
+async fn crowd(relay: &Process, size: usize) -> Vec<TcpStream> {
+    let mut crowd = Vec::new();
+    for _ in 0..size {
+        crowd.push(TcpStream::connect(&relay.address).await.expect("a connection"));
+    }
+    crowd
+}
+
+/// How many files the relay has open, as it tells on a connection that it has taken already.
+async fn open_files(stream: &mut TcpStream) -> u64 {
+    stream.write_all(METRICS).await.expect("a request");
+    let mut answer = String::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let line = answer.lines().find_map(|line| line.strip_prefix("process_open_fds "));
+        if let (Some(files), true) = (line, answer.ends_with("# EOF\n")) {
+            return files.parse::<f64>().expect("a number") as u64;
+        }
+        let read = stream.read(&mut buffer).await.expect("an answer");
+        assert!(read > 0, "the relay hung up: {answer}");
+        answer += std::str::from_utf8(&buffer[..read]).expect("a text");
+    }
+}
+
+#[tokio::test]
+async fn a_crowd_at_the_port_takes_the_relay_no_more_than_its_limit_and_events_flow_on() {
+    let system = System::new().await;
+    let relay = system.start("relay").await;
+    turns_green(&relay).await;
+    let mut first = TcpStream::connect(&relay.address).await.expect("a connection");
+    open_files(&mut first).await;
+    let crowd = crowd(&relay, CONNECTIONS + 200).await;
+    eventually("it has taken as many as it may", async || {
+        (open_files(&mut first).await >= CONNECTIONS as u64).then_some(())
+    })
+    .await;
+    for _ in 0..50 {
+        let files = open_files(&mut first).await;
+        assert!(files < CONNECTIONS as u64 + OTHER_FILES, "{files} open files");
+    }
+    commit(&system, &system.redis.topic("crowded"), "A", 5).await;
+    eventually("events flow", async || {
+        let delivered = json(&system, &["events", "list", "--state", "delivered"]).await;
+        (delivered.as_array().expect("a list").len() == 5).then_some(())
+    })
+    .await;
+    drop(crowd);
+    turns_green(&relay).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_no_answers_does_not_make_the_end_of_a_relay_look_like_a_failure() {
+    let system = System::new().await;
+    let relay = system.start("relay").await;
+    turns_green(&relay).await;
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a setting");
+    let address = relay.address.parse().expect("an address");
+    let peer = socket.connect(address).await.expect("a connection");
+    // Asks on and on until the relay, whose answers nobody takes, has read no further question for a while.
+    loop {
+        let Ok(writable) = tokio::time::timeout(Duration::from_secs(1), peer.writable()).await else { break };
+        writable.expect("a connection");
+        let _none_when_it_is_full = peer.try_write(&METRICS.repeat(1000));
+    }
+    assert_eq!(relay.terminate().await, 0, "within the grace time");
+    drop(peer);
+}
