@@ -53,6 +53,31 @@ async fn a_postgres_that_ends_the_relays_sessions() {
 }
 
 #[tokio::test]
+async fn a_postgres_that_ends_the_session_in_which_a_relay_looks_at_the_schema() {
+    let (mut line, mut admin) = line_and_admin(Wiring::default()).await;
+    line.relay.signal("KILL").await;
+    // A session of its own: within a transaction Postgres shows the sessions as they were at first.
+    let mut holder = line.system.database.connect().await;
+    execute(&mut holder, &line, "begin; lock table outbox.migration in access exclusive mode").await;
+    line.relay = line.system.start("relay").await;
+    eventually("it waits for the schema", async || {
+        let waiting = "select pg_terminate_backend(pid) from pg_stat_activity
+                       where datname = current_database() and wait_event_type = 'Lock'
+                       and application_name like 'aftercommit relay%' and query like '%version%'";
+        sqlx::query_scalar::<_, bool>(waiting).fetch_optional(&mut admin).await.expect("a look")
+    })
+    .await;
+    eventually("it has noticed, and goes on", async || {
+        line.relay.log().contains("Postgres went away at the start").then_some(())
+    })
+    .await;
+    execute(&mut holder, &line, "commit").await;
+    line.append(2).await;
+    line.is_whole().await;
+    assert!(!line.relay.has_ended());
+}
+
+#[tokio::test]
 async fn a_database_that_takes_no_connections() {
     is_survived(
         "update pg_database set datallowconn = false where datname = current_database()",

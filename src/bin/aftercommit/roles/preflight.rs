@@ -4,7 +4,7 @@
 use anyhow::Result;
 use sqlx::Connection;
 
-use aftercommit::postgres::{self, ConnectError, Schema};
+use aftercommit::postgres::{self, ConnectError, Schema, SchemaError};
 use aftercommit::redis;
 
 /// Makes sure that Postgres's address, login and schemas are right, if it answers at all.
@@ -18,9 +18,19 @@ pub(super) async fn postgres(settings: &postgres::Settings, role: &str, schemas:
         Err(error) => return Err(error.into()),
     };
     for schema in schemas {
-        schema.check(&mut connection).await?;
+        match schema.check(&mut connection).await {
+            Err(SchemaError::Database(error)) if !is_for_a_person(&error) => {
+                tracing::warn!(
+                    error = postgres::said(&error),
+                    "Postgres went away at the start; trying again"
+                );
+                return Ok(());
+            }
+            checked => checked?,
+        }
     }
-    connection.close().await?;
+    // Whatever becomes of it: nothing more is asked of it.
+    drop(connection.close().await);
     Ok(())
 }
 
@@ -43,9 +53,11 @@ fn is_away(error: &ConnectError) -> bool {
     match error {
         ConnectError::NoUrl | ConnectError::Url(_) | ConnectError::SeveralHosts => false,
         ConnectError::Timeout { .. } => true,
-        ConnectError::Refused { source, .. } => !matches!(
-            source.as_database_error().and_then(|error| error.code()).as_deref(),
-            Some("28P01" | "28000" | "3D000" | "42501")
-        ),
+        ConnectError::Refused { source, .. } => !is_for_a_person(source),
     }
+}
+
+fn is_for_a_person(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("28P01" | "28000" | "3D000" | "42501"))
 }
