@@ -7,9 +7,8 @@ use axum::http::header;
 use axum::http::request::Parts;
 use uuid::Uuid;
 
-use super::user::bearer;
 use super::{User, Verifier};
-use crate::http::Problem;
+use crate::http::{Problem, bearer};
 
 /// Somebody who wants to listen.
 ///
@@ -63,7 +62,7 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let verifier = Arc::<Verifier>::from_ref(state);
-        if let Some(token) = bearer(parts) {
+        if let Some(token) = bearer(&parts.headers) {
             return Ok(Self { user: verifier.verify(token).await?, only: None });
         }
         if let Some(ticket) = ticket(parts) {

@@ -2,6 +2,7 @@
 //!
 //! Knows no application, no Postgres and no Redis.
 
+mod bearer;
 mod cors;
 mod extract;
 mod health;
@@ -10,6 +11,7 @@ mod problem;
 mod serve;
 mod trace;
 
+pub use bearer::bearer;
 pub use cors::{Origins, cors};
 pub use extract::{Json, Path, Query};
 pub use health::{Check, Readiness, operations};
