@@ -10,6 +10,7 @@ mod operator;
 mod problem;
 mod serve;
 mod trace;
+mod within;
 
 pub use bearer::bearer;
 pub use cors::{Origins, cors};
@@ -21,3 +22,4 @@ pub use operator::{
 pub use problem::Problem;
 pub use serve::{Connection, Limits, no_route, serve};
 pub use trace::{RequestTrace, traced};
+pub use within::within;
