@@ -33,7 +33,10 @@ impl StreamsState {
 
 /// `GET /streams/{topic}`, `GET /streams?topic=a&topic=b` and `POST /api/stream-tickets`, which may take `timeout`.
 pub fn router(state: StreamsState, timeout: Duration) -> Router {
-    let streams = Router::new().route("/streams", get(several)).route("/streams/{topic}", get(stream));
+    let streams = Router::new()
+        .route("/streams", get(several))
+        .route("/streams/{topic}", get(stream))
+        .layer(middleware::from_fn_with_state(state.hub.clone(), sse::come_back_later));
     Router::new()
         .route("/api/stream-tickets", post(ticket))
         .layer(DefaultBodyLimit::max(TICKET_BYTES_MAX))

@@ -6,7 +6,7 @@
 //!
 //! In the order of an event's way: `frame` gives it its bytes once, `topic` holds what one topic's clients share (all
 //! of the ordering is there, and no I/O), `join` is the one procedure by which a topic comes to stand at the end of its
-//! history, `hub` is all topics of a process, `open` is a request for a stream, `catch_up` brings a client to where its
+//! history, `hub` is all topics of a process, `open` is a request for a stream (`later` one that nobody can decide now), `catch_up` brings a client to where its
 //! topic is (`pages` reads for all that come together), `outlet` is one connection's queue, `several` puts several topics
 //! into one of them, `connections` knows all of them, and `admin` shows them.
 
@@ -17,6 +17,7 @@ mod cursor;
 mod frame;
 mod hub;
 mod join;
+mod later;
 mod metrics;
 mod naming;
 mod open;
@@ -31,6 +32,7 @@ mod topic;
 pub use admin::admin;
 pub use cursor::Cursor;
 pub use hub::Hub;
+pub use later::come_back_later;
 pub use metrics::Metrics;
 pub use naming::Naming;
 pub use open::{Start, StreamQuery, Topics, Wanted, open};

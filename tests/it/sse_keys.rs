@@ -12,7 +12,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{Process, System, cli, eventually};
+use crate::harness::{Process, System, cli, eventually, refusal_of};
 
 const NOTIFICATIONS: &str = "/api/upload/sessions/notifications/stream";
 
@@ -110,14 +110,35 @@ impl Issuer {
     }
 }
 
-async fn open(sse: &Process, token: &str) -> StatusCode {
+/// What becomes of a request for a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Opened,
+    /// As EventSource takes it: with status 200, and without a verdict.
+    ToComeBack,
+    Refused(StatusCode),
+}
+
+const UNAUTHORIZED: Told = Told::Refused(StatusCode::UNAUTHORIZED);
+
+async fn open(sse: &Process, token: &str) -> Told {
     let request = reqwest::Client::new().get(sse.url(NOTIFICATIONS)).bearer_auth(token);
-    request.send().await.expect("an answer").status()
+    let response = request.send().await.expect("an answer");
+    match response.status() {
+        StatusCode::OK => match refusal_of(response).await {
+            None => Told::Opened,
+            Some(refusal) => {
+                assert_eq!(refusal["reason"], "unavailable");
+                Told::ToComeBack
+            }
+        },
+        status => Told::Refused(status),
+    }
 }
 
 /// Waits until the token gets this answer.
-async fn gets(sse: &Process, token: &str, status: StatusCode) {
-    eventually(&format!("a token gets {status}"), async || (open(sse, token).await == status).then_some(()))
+async fn gets(sse: &Process, token: &str, told: Told) {
+    eventually(&format!("a token gets {told:?}"), async || (open(sse, token).await == told).then_some(()))
         .await;
 }
 
@@ -137,8 +158,8 @@ async fn every_algorithm_is_checked_by_key_file_and_takes_no_other_key() {
     for (signer, other) in [(RS256, ES256), (ES256, EDDSA), (EDDSA, RS256)] {
         let system = System::new().await.set("AFTERCOMMIT_JWT_ALGORITHM", signer.name);
         let sse = system.set("AFTERCOMMIT_JWT_PUBLIC_KEY_FILE", signer.public_file).start("sse").await;
-        assert_eq!(open(&sse, &signer.token(None)).await, StatusCode::OK, "{}", signer.name);
-        assert_eq!(open(&sse, &other.token(None)).await, StatusCode::UNAUTHORIZED);
+        assert_eq!(open(&sse, &signer.token(None)).await, Told::Opened, "{}", signer.name);
+        assert_eq!(open(&sse, &other.token(None)).await, UNAUTHORIZED);
     }
 }
 
@@ -147,8 +168,8 @@ async fn every_algorithm_is_checked_by_the_issuers_list() {
     for signer in [RS256, ES256, EDDSA] {
         let issuer = Issuer::listing(&[signer.jwk("a", &json!({ "use": "sig", "alg": signer.name }))]).await;
         let sse = issuer.system(signer).await.start("sse").await;
-        assert_eq!(open(&sse, &signer.token(Some("a"))).await, StatusCode::OK, "{}", signer.name);
-        assert_eq!(open(&sse, &signer.token(None)).await, StatusCode::OK, "there is but one key");
+        assert_eq!(open(&sse, &signer.token(Some("a"))).await, Told::Opened, "{}", signer.name);
+        assert_eq!(open(&sse, &signer.token(None)).await, Told::Opened, "there is but one key");
         assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
     }
 }
@@ -163,10 +184,10 @@ async fn the_public_key_is_no_secret_that_signs() {
     let forged =
         jsonwebtoken::encode(&header, &claims(), &EncodingKey::from_secret(&public)).expect("a token");
     let by_list = system.start("sse").await;
-    assert_eq!(open(&by_list, &forged).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(open(&by_list, &forged).await, UNAUTHORIZED);
     let system = system.set("AFTERCOMMIT_JWT_JWKS_URL", "");
     let by_file = system.set("AFTERCOMMIT_JWT_PUBLIC_KEY_FILE", RS256.public_file).start("sse").await;
-    assert_eq!(open(&by_file, &forged).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(open(&by_file, &forged).await, UNAUTHORIZED);
 }
 
 #[tokio::test]
@@ -178,19 +199,19 @@ async fn a_key_whose_own_words_do_not_fit_checks_nothing() {
     keys.push(ES256.jwk("fit", &json!({})));
     let issuer = Issuer::listing(&keys).await;
     let sse = issuer.system(ES256).await.start("sse").await;
-    assert_eq!(open(&sse, &ES256.token(Some("fit"))).await, StatusCode::OK);
-    assert_eq!(open(&sse, &ES256.token(Some("unfit"))).await, StatusCode::UNAUTHORIZED);
-    assert_eq!(open(&sse, &RS256.token(Some("other"))).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(open(&sse, &ES256.token(Some("fit"))).await, Told::Opened);
+    assert_eq!(open(&sse, &ES256.token(Some("unfit"))).await, UNAUTHORIZED);
+    assert_eq!(open(&sse, &RS256.token(Some("other"))).await, UNAUTHORIZED);
 }
 
 #[tokio::test]
 async fn a_new_key_is_taken_and_the_old_one_is_not_without_a_restart() {
     let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
     let sse = issuer.system(ES256).await.start("sse").await;
-    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::OK);
+    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
     issuer.lists(&[ES256.jwk("b", &json!({}))]);
-    gets(&sse, &ES256.token(Some("b")), StatusCode::OK).await;
-    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::UNAUTHORIZED);
+    gets(&sse, &ES256.token(Some("b")), Told::Opened).await;
+    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, UNAUTHORIZED);
 }
 
 #[tokio::test]
@@ -198,19 +219,19 @@ async fn tokens_of_unknown_keys_have_the_list_fetched_no_oftener_than_allowed() 
     let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
     let begun = Instant::now();
     let sse = issuer.system(ES256).await.start("sse").await;
-    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::OK);
+    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
     for kid in 0..300 {
-        assert_eq!(open(&sse, &ES256.token(Some(&kid.to_string()))).await, StatusCode::UNAUTHORIZED);
+        assert_eq!(open(&sse, &ES256.token(Some(&kid.to_string()))).await, UNAUTHORIZED);
     }
     let allowed = 1 + usize::try_from(begun.elapsed().as_secs()).expect("a few seconds");
     assert!(issuer.asked.load(Ordering::SeqCst) <= allowed, "{issuer:?} in {:?}", begun.elapsed());
 }
 
 #[tokio::test]
-async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_try_again() {
+async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_come_back() {
     let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
     let sse = issuer.system(ES256).await.set("AFTERCOMMIT_JWT_JWKS_REFRESH_SECONDS", "1").start("sse").await;
-    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::OK);
+    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
     let huge = format!("{{\"keys\": [\"{}\"]}}", "k".repeat(300_000));
     for (status, body, told) in [
         (Status::INTERNAL_SERVER_ERROR, "", "status 500"),
@@ -221,8 +242,8 @@ async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_try_
     ] {
         issuer.answers(status, body);
         assert_eq!(says(&sse, told).await, StatusCode::OK, "it can check tokens");
-        assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::OK);
-        assert_eq!(open(&sse, &ES256.token(Some("b"))).await, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
+        assert_eq!(open(&sse, &ES256.token(Some("b"))).await, Told::ToComeBack);
     }
 }
 
@@ -232,9 +253,9 @@ async fn a_server_starts_without_its_issuer_and_is_ready_when_that_is_there() {
     issuer.answers(Status::BAD_GATEWAY, "");
     let sse = issuer.system(ES256).await.start("sse").await;
     assert_eq!(says(&sse, "the issuer's keys cannot be fetched").await, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::ToComeBack);
     issuer.lists(&[ES256.jwk("a", &json!({}))]);
-    gets(&sse, &ES256.token(Some("a")), StatusCode::OK).await;
+    gets(&sse, &ES256.token(Some("a")), Told::Opened).await;
     assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
 }
 
@@ -281,7 +302,7 @@ async fn tickets_work_beside_the_issuers_keys_and_no_token_is_logged() {
     let sse = issuer.system(ES256).await.set("AFTERCOMMIT_LOG_LEVEL", "trace").start("sse").await;
     let token = ES256.token(Some("a"));
     let unknown = ES256.token(Some("unknown"));
-    assert_eq!(open(&sse, &unknown).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(open(&sse, &unknown).await, UNAUTHORIZED);
     let request = reqwest::Client::new().post(sse.url("/api/stream-tickets")).bearer_auth(&token);
     let made = request.json(&json!({ "topic": "orders:1" })).send().await.expect("an answer");
     assert_eq!(made.status(), StatusCode::CREATED);
