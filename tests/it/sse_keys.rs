@@ -4,15 +4,17 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode as Status;
+use futures_util::future::join_all;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
-use crate::harness::{Process, System, cli, eventually, refusal_of};
+use crate::harness::{LIMIT, Process, System, cli, eventually, metric_of, refusal_of};
 
 const NOTIFICATIONS: &str = "/api/upload/sessions/notifications/stream";
 
@@ -205,24 +207,33 @@ async fn a_key_whose_own_words_do_not_fit_checks_nothing() {
 }
 
 #[tokio::test]
-async fn a_new_key_is_taken_and_the_old_one_is_not_without_a_restart() {
+async fn a_new_key_is_taken_at_its_first_token_and_the_old_one_is_not_without_a_restart() {
     let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
-    let sse = issuer.system(ES256).await.start("sse").await;
+    // Time enough for the new key's token to come while no fetch is allowed.
+    let sse = issuer.system(ES256).await.set("AFTERCOMMIT_JWT_JWKS_COOLDOWN_SECONDS", "3").start("sse").await;
     assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
     issuer.lists(&[ES256.jwk("b", &json!({}))]);
-    gets(&sse, &ES256.token(Some("b")), Told::Opened).await;
+    assert_eq!(open(&sse, &ES256.token(Some("b"))).await, Told::Opened, "at once, as 401 ends its stream");
     assert_eq!(open(&sse, &ES256.token(Some("a"))).await, UNAUTHORIZED);
+    assert_eq!(issuer.asked.load(Ordering::SeqCst), 3, "the first list, the one with b, and one more for a");
 }
 
 #[tokio::test]
-async fn tokens_of_unknown_keys_have_the_list_fetched_no_oftener_than_allowed() {
+async fn tokens_of_unknown_keys_have_the_list_fetched_no_oftener_than_allowed_and_hold_no_one_up() {
     let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
     let begun = Instant::now();
     let sse = issuer.system(ES256).await.start("sse").await;
     assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
-    for kid in 0..300 {
-        assert_eq!(open(&sse, &ES256.token(Some(&kid.to_string()))).await, UNAUTHORIZED);
-    }
+    let tokens: Vec<String> = (0..400).map(|kid| ES256.token(Some(&kid.to_string()))).collect();
+    let known = async {
+        for _ in 0..20 {
+            assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
+        }
+    };
+    let (told, ()) = tokio::join!(join_all(tokens.iter().map(|token| open(&sse, token))), known);
+    // Those for whom there was no place to wait come back; for the others the issuer was asked.
+    assert!(told.iter().all(|told| [UNAUTHORIZED, Told::ToComeBack].contains(told)), "{told:?}");
+    assert!(told.contains(&UNAUTHORIZED), "{told:?}");
     let allowed = 1 + usize::try_from(begun.elapsed().as_secs()).expect("a few seconds");
     assert!(issuer.asked.load(Ordering::SeqCst) <= allowed, "{issuer:?} in {:?}", begun.elapsed());
 }
@@ -232,18 +243,69 @@ async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_come
     let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
     let sse = issuer.system(ES256).await.set("AFTERCOMMIT_JWT_JWKS_REFRESH_SECONDS", "1").start("sse").await;
     assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
-    let huge = format!("{{\"keys\": [\"{}\"]}}", "k".repeat(300_000));
+    // A good list, but for its length.
+    let huge = json!({ "keys": [ES256.jwk("b", &json!({}))], "padding": "p".repeat(300_000) }).to_string();
     for (status, body, told) in [
         (Status::INTERNAL_SERVER_ERROR, "", "status 500"),
         (Status::FOUND, "", "status 302"),
         (Status::OK, huge.as_str(), "more than 262144 bytes"),
         (Status::OK, "<html>", "not a list of keys"),
-        (Status::OK, "{\"keys\": []}", "it lists: 0, and none for ES256"),
     ] {
         issuer.answers(status, body);
         assert_eq!(says(&sse, told).await, StatusCode::OK, "it can check tokens");
         assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
+        // Between two fetches that fail, or after the one that is under way.
         assert_eq!(open(&sse, &ES256.token(Some("b"))).await, Told::ToComeBack);
+    }
+    let refused = "aftercommit_sse_refused_total{reason=\"unavailable\"}";
+    assert_eq!(metric_of(&sse, refused).await, 4);
+    // A ticket is asked for by a script, which reads the status.
+    let request = reqwest::Client::new().post(sse.url("/api/stream-tickets"));
+    let request = request.bearer_auth(ES256.token(Some("b"))).json(&json!({ "topic": "orders:1" }));
+    assert_eq!(request.send().await.expect("an answer").status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn an_issuer_that_lists_no_key_of_use_has_withdrawn_those_that_it_listed() {
+    let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
+    let sse = issuer.system(ES256).await.set("AFTERCOMMIT_JWT_JWKS_REFRESH_SECONDS", "1").start("sse").await;
+    for (list, told) in [
+        (vec![], "keys that it lists: 0, and none for ES256"),
+        (vec![RS256.jwk("a", &json!({}))], "keys that it lists: 1, and none for ES256"),
+    ] {
+        assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
+        issuer.lists(&list);
+        assert_eq!(says(&sse, told).await, StatusCode::SERVICE_UNAVAILABLE, "it takes no token");
+        assert_eq!(open(&sse, &ES256.token(Some("a"))).await, UNAUTHORIZED);
+        issuer.lists(&[ES256.jwk("a", &json!({}))]);
+        assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_does_not_come_to_an_end_is_given_up_and_fetched_again() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}/keys", listener.local_addr().expect("an address"));
+    let (asked, mut connections) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+            connection.write_all(head).await.expect("a head");
+            asked.send(()).expect("the test waits for it");
+            // A space now and then, for ever: it is never idle.
+            tokio::spawn(async move {
+                while connection.write_all(b"1\r\n \r\n").await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            });
+        }
+    });
+    let system = System::new().await.set("AFTERCOMMIT_JWT_ALGORITHM", "ES256");
+    let system = system.set("AFTERCOMMIT_JWT_JWKS_COOLDOWN_SECONDS", "1");
+    let sse = system.set("AFTERCOMMIT_JWT_JWKS_URL", &url).start("sse").await;
+    assert_eq!(says(&sse, "no answer within 5 s").await, StatusCode::SERVICE_UNAVAILABLE);
+    for _ in 0..2 {
+        tokio::time::timeout(LIMIT, connections.recv()).await.expect("it asks again").expect("an issuer");
     }
 }
 
