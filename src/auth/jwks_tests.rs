@@ -44,13 +44,12 @@ async fn a_fetch_that_was_under_way_when_a_token_came_does_not_refuse_it() {
     let (jwks, told) = fetched_by_hand();
     fetch(&told, list("old"));
     told.send_modify(State::begin);
-    let fetches = async {
-        told.send_modify(|state| state.end(list("old")));
-        tokio::task::yield_now().await;
-        fetch(&told, list("new"));
-    };
-    let (new, ()) = tokio::join!(ask(&jwks, "new"), fetches);
-    assert!(new.is_ok());
+    let mut new = Box::pin(ask(&jwks, "new"));
+    assert!(poll_immediate(&mut new).await.is_none(), "it waits");
+    told.send_modify(|state| state.end(list("old")));
+    assert!(poll_immediate(&mut new).await.is_none(), "that list may be older than its key");
+    fetch(&told, list("new"));
+    assert!(new.await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]

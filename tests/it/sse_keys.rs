@@ -124,7 +124,11 @@ enum Told {
 const UNAUTHORIZED: Told = Told::Refused(StatusCode::UNAUTHORIZED);
 
 async fn open(sse: &Process, token: &str) -> Told {
-    let request = reqwest::Client::new().get(sse.url(NOTIFICATIONS)).bearer_auth(token);
+    open_with(&reqwest::Client::new(), sse, NOTIFICATIONS, token).await
+}
+
+async fn open_with(http: &reqwest::Client, sse: &Process, path: &str, token: &str) -> Told {
+    let request = http.get(sse.url(path)).bearer_auth(token);
     let response = request.send().await.expect("an answer");
     match response.status() {
         StatusCode::OK => match refusal_of(response).await {
@@ -223,17 +227,24 @@ async fn tokens_of_unknown_keys_have_the_list_fetched_no_oftener_than_allowed_an
     let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
     let begun = Instant::now();
     let sse = issuer.system(ES256).await.start("sse").await;
-    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
+    // One client for all, as making one takes longer than a request.
+    let http = reqwest::Client::new();
+    let open = async |token: &str| open_with(&http, &sse, NOTIFICATIONS, token).await;
+    let known = ES256.token(Some("a"));
+    assert_eq!(open(&known).await, Told::Opened);
     let tokens: Vec<String> = (0..400).map(|kid| ES256.token(Some(&kid.to_string()))).collect();
-    let known = async {
+    let opens_meanwhile = async {
         for _ in 0..20 {
-            assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
+            assert_eq!(open(&known).await, Told::Opened);
         }
     };
-    let (told, ()) = tokio::join!(join_all(tokens.iter().map(|token| open(&sse, token))), known);
+    let (told, ()) = tokio::join!(join_all(tokens.iter().map(|token| open(token))), opens_meanwhile);
     // Those for whom there was no place to wait come back; for the others the issuer was asked.
     assert!(told.iter().all(|told| [UNAUTHORIZED, Told::ToComeBack].contains(told)), "{told:?}");
     assert!(told.contains(&UNAUTHORIZED), "{told:?}");
+    for token in &tokens[..5] {
+        assert_eq!(open(token).await, UNAUTHORIZED);
+    }
     let allowed = 1 + usize::try_from(begun.elapsed().as_secs()).expect("a few seconds");
     assert!(issuer.asked.load(Ordering::SeqCst) <= allowed, "{issuer:?} in {:?}", begun.elapsed());
 }
@@ -257,8 +268,12 @@ async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_come
         // Between two fetches that fail, or after the one that is under way.
         assert_eq!(open(&sse, &ES256.token(Some("b"))).await, Told::ToComeBack);
     }
+    for path in ["/streams/orders:1", "/streams?topic=orders:1"] {
+        let told = open_with(&reqwest::Client::new(), &sse, path, &ES256.token(Some("b"))).await;
+        assert_eq!(told, Told::ToComeBack, "{path}");
+    }
     let refused = "aftercommit_sse_refused_total{reason=\"unavailable\"}";
-    assert_eq!(metric_of(&sse, refused).await, 4);
+    assert_eq!(metric_of(&sse, refused).await, 6);
     // A ticket is asked for by a script, which reads the status.
     let request = reqwest::Client::new().post(sse.url("/api/stream-tickets"));
     let request = request.bearer_auth(ES256.token(Some("b"))).json(&json!({ "topic": "orders:1" }));
