@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
-use crate::harness::{LIMIT, Process, System, cli, eventually, metric_of, refusal_of};
+use crate::harness::{Browser, LIMIT, Process, System, cli, eventually, metric_of, refusal_of};
 
 const NOTIFICATIONS: &str = "/api/upload/sessions/notifications/stream";
 
@@ -334,6 +334,26 @@ async fn a_server_starts_without_its_issuer_and_is_ready_when_that_is_there() {
     issuer.lists(&[ES256.jwk("a", &json!({}))]);
     gets(&sse, &ES256.token(Some("a")), Told::Opened).await;
     assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_page_that_comes_while_the_issuer_is_away_comes_back_by_itself_and_gets_in() {
+    let issuer = Issuer::listing(&[]).await;
+    issuer.answers(Status::BAD_GATEWAY, "");
+    let sse = issuer.system(ES256).await.set("AFTERCOMMIT_SSE_RETRY_MS", "200").start("sse").await;
+    let browser = Browser::start().await;
+    browser.goes_to(&sse.url("/api/realtime/info")).await;
+    browser.has_cookie("aftercommit_token", &ES256.token(Some("a"))).await;
+    browser.listens_to(NOTIFICATIONS).await;
+    let seen = browser.sees("two refusals", |seen| seen.errors >= 2).await;
+    assert_ne!(seen.ready_state, 2, "it has not given up");
+    issuer.lists(&[ES256.jwk("a", &json!({}))]);
+    // A stream that was refused is none.
+    eventually("it is let in", async || {
+        (metric_of(&sse, "aftercommit_sse_connections").await == 1).then_some(())
+    })
+    .await;
+    browser.sees("its stream open", |seen| seen.ready_state == 1).await;
 }
 
 #[tokio::test]
