@@ -105,7 +105,10 @@ fn allowed(listener: Listener, topics: &[Topic]) -> Result<User, Problem> {
     let user = listener.of_topics(topics.iter().map(Topic::as_str))?;
     match topics.iter().find(|topic| !user.may_subscribe(topic.as_str())) {
         Some(topic) => {
-            Err(Problem::forbidden(format!("the token's claim 'subscribe' does not allow the topic {topic}")))
+            let told = format!(
+                "the token's claim 'subscribe' does not allow the topic {topic}: get one that lists it, or its beginning and *"
+            );
+            Err(Problem::forbidden(told))
         }
         None => Ok(user),
     }

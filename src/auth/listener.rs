@@ -36,7 +36,9 @@ impl Listener {
     pub fn of_topics<'a>(self, topics: impl IntoIterator<Item = &'a str>) -> Result<User, Problem> {
         let Some(only) = self.only else { return Ok(self.user) };
         match topics.into_iter().find(|topic| !only.iter().any(|covered| covered == topic)) {
-            Some(topic) => Err(Problem::forbidden(format!("this ticket is not for the topic {topic}"))),
+            Some(topic) => Err(Problem::forbidden(format!(
+                "this ticket is not for the topic {topic}: name it in POST /api/stream-tickets"
+            ))),
             None => Ok(self.user),
         }
     }
@@ -70,9 +72,13 @@ where
             return Ok(Self { user, only: Some(topics) });
         }
         let token = cookie(parts, verifier.cookie()).ok_or_else(|| {
-            Problem::unauthorized(
-                "send a token: as Authorization: Bearer <token>, as a cookie, or as ?ticket=",
-            )
+            let cookie = match verifier.cookie() {
+                "" => String::new(),
+                name => format!(", in the cookie {name}"),
+            };
+            Problem::unauthorized(format!(
+                "send a token: as Authorization: Bearer <token>{cookie}, or a ticket from POST /api/stream-tickets as ?ticket="
+            ))
         })?;
         Ok(Self { user: verifier.verify(token).await?, only: None })
     }

@@ -205,7 +205,8 @@ impl Verifier {
 
     fn check(&self, token: &str, key: &DecodingKey) -> Result<User, AuthError> {
         let claims = jsonwebtoken::decode::<Claims>(token, key, &self.validation).map_err(refused)?.claims;
-        let id = Uuid::try_parse(&claims.sub).map_err(|_| AuthError::Token("its subject is not a UUID"))?;
+        let id = Uuid::try_parse(&claims.sub)
+            .map_err(|_| AuthError::Token("its subject is not a UUID; 'sub' must be the user's id"))?;
         let until = claims.exp.saturating_add_unsigned(self.validation.leeway);
         let expires_at =
             DateTime::from_timestamp(until, 0).ok_or(AuthError::Token("its expiry is out of range"))?;
@@ -337,16 +338,29 @@ fn refused(error: jsonwebtoken::errors::Error) -> AuthError {
 
 fn reason(kind: &ErrorKind) -> &'static str {
     match kind {
-        ErrorKind::ExpiredSignature => "it has expired",
-        ErrorKind::ImmatureSignature => "it is not valid yet",
-        ErrorKind::InvalidSignature => "its signature does not fit",
-        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => {
-            "its algorithm is not the configured one"
+        ErrorKind::ExpiredSignature => "it has expired; get a new one",
+        ErrorKind::ImmatureSignature => {
+            "it is not valid yet ('nbf'); compare the clocks of its issuer and this server"
         }
-        ErrorKind::InvalidIssuer => "its issuer is another one",
-        ErrorKind::InvalidAudience => "its audience is another one",
-        ErrorKind::MissingRequiredClaim(_) => "a required claim is missing",
-        _ => "it is malformed",
+        ErrorKind::InvalidSignature => {
+            "its signature does not fit; sign it with the key that [jwt] of this server names"
+        }
+        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => {
+            "its algorithm is not the configured one; sign it with [jwt] algorithm of this server"
+        }
+        ErrorKind::InvalidIssuer => "its issuer is another one; 'iss' must be [jwt] issuer of this server",
+        ErrorKind::InvalidAudience => {
+            "its audience is another one; 'aud' must name [jwt] audience of this server"
+        }
+        ErrorKind::MissingRequiredClaim(claim) => match claim.as_str() {
+            "iss" => "a required claim is missing: 'iss', as this server has a [jwt] issuer",
+            "aud" => "a required claim is missing: 'aud', as this server has a [jwt] audience",
+            _ => "a required claim is missing: it needs 'sub' and 'exp'",
+        },
+        ErrorKind::Json(_) => {
+            "its header or its claims cannot be read; it needs 'sub', a UUID, and 'exp', in seconds since 1970"
+        }
+        _ => "it is malformed; send the three parts of a JWT as they were issued",
     }
 }
 

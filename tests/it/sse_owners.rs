@@ -12,6 +12,9 @@ use crate::harness::{
     Client, OwnPostgres, Process, System, database_on, eventually, refusal_of, start_postgres, start_redis,
 };
 
+/// How long clients wait before they come back: a tenth of the usual.
+const RETRY_MS: &str = "200";
+
 /// A Postgres and a Redis of the test's own, and an SSE server on them.
 struct Own {
     postgres: OwnPostgres,
@@ -25,6 +28,7 @@ impl Own {
         let server = start_postgres(Vec::new()).await;
         let redis = start_redis(Vec::new(), None).await;
         let system = System::with(database_on(&server).await, redis.url().expose_secret()).await;
+        let system = system.set("AFTERCOMMIT_SSE_RETRY_MS", RETRY_MS);
         let sse = system.start("sse").await;
         Self { postgres: OwnPostgres::new(server).await, _redis: redis, system, sse }
     }
@@ -69,7 +73,7 @@ async fn a_known_session_opens_while_postgres_is_stopped_and_an_unknown_one_is_t
     assert_eq!(refusal_of(refused).await.expect("a refusal")["reason"], "unavailable");
     let client = Client::begin(own.url(unknown), &own.system.token(user), None);
     client.ends(1).await;
-    assert!(client.retry().await >= 6000, "three times the usual wait");
+    assert!(client.retry().await >= 600, "three times the usual wait");
 
     own.postgres.start_again().await;
     client.has_its_place().await;
