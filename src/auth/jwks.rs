@@ -191,9 +191,12 @@ impl State {
             return Some(Ok(key));
         }
         if self.listed > begun {
-            return Some(Err(AuthError::Token(
-                "its issuer lists no key of its 'kid' at [jwt] jwks_url of this server; get a new one",
-            )));
+            return Some(Err(AuthError::Token(match kid {
+                Some(_) => {
+                    "its issuer lists no key of its 'kid' at [jwt] jwks_url of this server; get a new one"
+                }
+                None => "it has no 'kid', and its issuer does not list just one key; name its key",
+            })));
         }
         let is_away = self.failure.as_ref().is_some_and(|failure| !failure.is_told());
         (is_away && self.resting).then_some(Err(AuthError::KeysUnavailable))

@@ -90,3 +90,18 @@ async fn keys_outlive_a_fetch_that_fails_and_not_a_list_without_any() {
     fetch(&told, Err(FetchError::Late));
     assert!(ask(&jwks, "old").await.is_err(), "what was withdrawn does not come back by a failure");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_names_no_key_means_the_only_one_and_is_told_where_there_are_more() {
+    let (jwks, told) = fetched_by_hand();
+    fetch(&told, list("a"));
+    let ask = async || jwks.with_key(None, |_| Ok(())).await;
+    assert!(ask().await.is_ok());
+    let two = || {
+        let keys = ["a", "b"].map(|kid| (Some(kid.to_owned()), DecodingKey::from_secret(b"a key")));
+        Ok(KeySet { keys: keys.into(), left_out: 0, fetched: Instant::now() })
+    };
+    fetch(&told, two());
+    let (refused, ()) = tokio::join!(ask(), async { fetch(&told, two()) });
+    assert!(refused.expect_err("refused").to_string().contains("it has no 'kid'"));
+}
