@@ -2,18 +2,19 @@
 //! which a page listens across sites. Knows no application.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, FromRef, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Extension, Router};
+use axum::{Extension, Router, middleware};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::auth::{AuthError, Listener, TICKET_TOPICS_MAX, User, Verifier};
 use crate::event::{EventError, Topic};
-use crate::http::{Connection, Json, Path, Problem, Query};
+use crate::http::{Connection, Json, Path, Problem, Query, within};
 use crate::sse::{self, Hub, Several, StreamQuery, Topics, Wanted};
 
 /// What the handlers work with.
@@ -30,12 +31,17 @@ impl StreamsState {
     }
 }
 
-/// `GET /streams/{topic}`, `GET /streams?topic=a&topic=b` and `POST /api/stream-tickets`.
-pub fn router(state: StreamsState) -> Router {
-    Router::new()
+/// `GET /streams/{topic}`, `GET /streams?topic=a&topic=b` and `POST /api/stream-tickets`, which may take `timeout`.
+pub fn router(state: StreamsState, timeout: Duration) -> Router {
+    let streams = Router::new()
         .route("/streams", get(several))
         .route("/streams/{topic}", get(stream))
-        .route("/api/stream-tickets", post(ticket).layer(DefaultBodyLimit::max(TICKET_BYTES_MAX)))
+        .layer(middleware::from_fn_with_state(state.hub.clone(), sse::come_back_later));
+    Router::new()
+        .route("/api/stream-tickets", post(ticket))
+        .layer(DefaultBodyLimit::max(TICKET_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(timeout, within))
+        .merge(streams)
         .with_state(state)
 }
 
@@ -99,7 +105,10 @@ fn allowed(listener: Listener, topics: &[Topic]) -> Result<User, Problem> {
     let user = listener.of_topics(topics.iter().map(Topic::as_str))?;
     match topics.iter().find(|topic| !user.may_subscribe(topic.as_str())) {
         Some(topic) => {
-            Err(Problem::forbidden(format!("the token's claim 'subscribe' does not allow the topic {topic}")))
+            let told = format!(
+                "the token's claim 'subscribe' does not allow the topic {topic}: get one that lists it, or its beginning and *"
+            );
+            Err(Problem::forbidden(told))
         }
         None => Ok(user),
     }

@@ -1,7 +1,8 @@
 //! The issuer's public keys by URL (JWKS, RFC 7517): fetched in the background, and sooner for a key that is not known.
 //!
-//! One task does all fetching, and rests after each fetch: whatever tokens arrive, the issuer is asked no more often. Keys
-//! that were fetched once stay good while the issuer is away.
+//! One task does all fetching, and rests after each fetch: whatever tokens arrive, the issuer is asked no more often. A token
+//! of a key that is not known waits for the next fetch, as a refusal would end its page's stream for ever; so many wait at
+//! most, and so long. Keys that were fetched once stay good while the issuer is away, and until it lists others or none.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,17 +11,21 @@ use jsonwebtoken::DecodingKey;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse};
 use reqwest::{StatusCode, Url, redirect};
 use serde::Deserialize;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::settings::{Algorithm, Settings};
 use super::verifier::AuthError;
 
-/// How long one fetch may take, and so how long a token may wait for one.
+/// How long one fetch may take.
 const FETCH_LIMIT: Duration = Duration::from_secs(5);
 /// The largest list that is read, in bytes.
 const BYTES_MAX: usize = 256 * 1024;
+/// How long a token may wait for a fetch: through the default cooldown, and within the default time of a request.
+const WAIT_LIMIT: Duration = Duration::from_secs(12);
+/// Tokens that may wait at once: each has a connection, and whoever makes up names of keys shall not have them all.
+const WAITING_MAX: usize = 256;
 
 /// Why the list could not be fetched. Tells nothing of the URL but what the configuration says of it.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +42,13 @@ pub(super) enum FetchError {
     Malformed,
     #[error("keys that it lists: {0}, and none for {1:?}")]
     NoKey(usize, Algorithm),
+}
+
+impl FetchError {
+    /// Whether it is the issuer's own word: it lists nothing that could be used, and so withdraws what it listed before.
+    fn is_told(&self) -> bool {
+        matches!(self, Self::NoKey(..))
+    }
 }
 
 /// What is at the end of a chain of causes: what the operating system or the TLS library said.
@@ -128,7 +140,6 @@ impl Fetcher {
         }
         let http = reqwest::Client::builder()
             .redirect(redirect::Policy::none())
-            .timeout(FETCH_LIMIT)
             .pool_max_idle_per_host(0)
             .build()
             .map_err(AuthError::JwksClient)?;
@@ -137,12 +148,12 @@ impl Fetcher {
 
     pub(super) async fn fetch(&self) -> Result<KeySet, FetchError> {
         let reading = async {
-            let mut response = self.http.get(self.url.clone()).send().await.map_err(refused)?;
+            let mut response = self.http.get(self.url.clone()).send().await.map_err(unreachable)?;
             if response.status() != StatusCode::OK {
                 return Err(FetchError::Status(response.status()));
             }
             let mut text = Vec::new();
-            while let Some(chunk) = response.chunk().await.map_err(refused)? {
+            while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
                 if text.len() + chunk.len() > BYTES_MAX {
                     return Err(FetchError::TooLarge);
                 }
@@ -154,26 +165,72 @@ impl Fetcher {
     }
 }
 
-fn refused(error: reqwest::Error) -> FetchError {
-    if error.is_timeout() { FetchError::Late } else { FetchError::Unreachable(error.without_url()) }
+fn unreachable(error: reqwest::Error) -> FetchError {
+    FetchError::Unreachable(error.without_url())
 }
 
-/// What is known of the list.
+/// What is known of the list. Fetches are numbered from 1 on.
 #[derive(Clone, Default)]
 struct State {
     keys: Option<Arc<KeySet>>,
-    /// Why the last fetch failed, if it did.
-    failure: Option<String>,
-    /// Fetches so far.
-    fetches: u64,
+    /// Why the last fetch brought no keys, if it did not.
+    failure: Option<Arc<FetchError>>,
+    /// The fetch that was begun last.
+    begun: u64,
+    /// The last fetch in which the issuer told its list.
+    listed: u64,
     /// Whether the next fetch has to wait.
     resting: bool,
+}
+
+impl State {
+    /// The key that a token names which came when `begun` fetches had been begun. `None` while it has to wait: only a fetch
+    /// that was begun after the token came can tell that the issuer does not know its key.
+    fn answer(&self, kid: Option<&str>, begun: u64) -> Option<Result<&DecodingKey, AuthError>> {
+        if let Some(key) = self.keys.as_ref().and_then(|keys| keys.find(kid)) {
+            return Some(Ok(key));
+        }
+        if self.listed > begun {
+            return Some(Err(AuthError::Token(match kid {
+                Some(_) => {
+                    "its issuer lists no key of its 'kid' at [jwt] jwks_url of this server; get a new one"
+                }
+                None => "it has no 'kid', and its issuer does not list just one key; name its key",
+            })));
+        }
+        let is_away = self.failure.as_ref().is_some_and(|failure| !failure.is_told());
+        (is_away && self.resting).then_some(Err(AuthError::KeysUnavailable))
+    }
+
+    fn begin(&mut self) {
+        self.begun += 1;
+        self.resting = false;
+    }
+
+    fn end(&mut self, result: Result<KeySet, FetchError>) {
+        self.resting = true;
+        self.failure = None;
+        match result {
+            Ok(keys) => {
+                self.keys = Some(Arc::new(keys));
+                self.listed = self.begun;
+            }
+            Err(failure) => {
+                if failure.is_told() {
+                    self.keys = None;
+                    self.listed = self.begun;
+                }
+                self.failure = Some(Arc::new(failure));
+            }
+        }
+    }
 }
 
 /// The issuer's keys.
 pub(super) struct Jwks {
     state: watch::Receiver<State>,
     wanted: Arc<Notify>,
+    places: Semaphore,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -189,34 +246,29 @@ impl Jwks {
         let cooldown = Duration::from_secs(settings.jwks_cooldown_seconds);
         let refresh = Duration::from_secs(settings.jwks_refresh_seconds);
         let task = tokio::spawn(keep_fetching(fetcher, told, wanted.clone(), cooldown, refresh));
-        Ok(Self { state, wanted, _task: AbortOnDropHandle::new(task) })
+        let places = Semaphore::new(WAITING_MAX);
+        Ok(Self { state, wanted, places, _task: AbortOnDropHandle::new(task) })
     }
 
-    /// Runs `check` with the key of this name. Waits only for a key that is not known, and for one fetch at most.
+    /// Runs `check` with the key of this name. Waits only for a key that is not known, and only for the next fetch.
     pub(super) async fn with_key<T>(
         &self,
         kid: Option<&str>,
         check: impl Fn(&DecodingKey) -> Result<T, AuthError>,
     ) -> Result<T, AuthError> {
         let now = self.state.borrow().clone();
-        if let Some(key) = now.keys.as_ref().and_then(|keys| keys.find(kid)) {
-            return check(key);
+        if let Some(answer) = now.answer(kid, now.begun) {
+            return check(answer?);
         }
+        let _place = self.places.try_acquire().map_err(|_| AuthError::KeysUnavailable)?;
         self.wanted.notify_one();
-        if now.resting {
-            return Err(unknown(&now));
-        }
         let mut state = self.state.clone();
-        let fetched = state.wait_for(|later| later.fetches > now.fetches);
-        // The fetch has a limit of its own; this one is for a task that is not there any more.
-        let after = match tokio::time::timeout(FETCH_LIMIT * 2, fetched).await {
-            Ok(Ok(after)) => after.clone(),
+        let answered = state.wait_for(|later| later.answer(kid, now.begun).is_some());
+        let later = match tokio::time::timeout(WAIT_LIMIT, answered).await {
+            Ok(Ok(later)) => later.clone(),
             _ => return Err(AuthError::KeysUnavailable),
         };
-        match after.keys.as_ref().and_then(|keys| keys.find(kid)) {
-            Some(key) => check(key),
-            None => Err(unknown(&after)),
-        }
+        check(later.answer(kid, now.begun).unwrap_or(Err(AuthError::KeysUnavailable))?)
     }
 
     /// How many keys there are and since when, or why there are none.
@@ -224,6 +276,9 @@ impl Jwks {
         let state = self.state.borrow().clone();
         match (state.keys, state.failure) {
             (None, None) => Err("the issuer's keys are being fetched".to_owned()),
+            (None, Some(failure)) if failure.is_told() => {
+                Err(format!("no token is taken, as the issuer has no key for it: {failure}"))
+            }
             (None, Some(failure)) => Err(format!("the issuer's keys cannot be fetched: {failure}")),
             (Some(keys), failure) => {
                 let age = keys.fetched.elapsed().as_secs();
@@ -231,14 +286,6 @@ impl Jwks {
                 Ok(format!("keys: {}, fetched {age} s ago{failure}", keys.len()))
             }
         }
-    }
-}
-
-/// While the list could not be fetched the token may be good; when it could, the issuer does not know the key.
-fn unknown(state: &State) -> AuthError {
-    match (&state.keys, &state.failure) {
-        (Some(_), None) => AuthError::Token("its issuer lists no key of its 'kid'"),
-        _ => AuthError::KeysUnavailable,
     }
 }
 
@@ -250,25 +297,25 @@ async fn keep_fetching(
     refresh: Duration,
 ) {
     loop {
+        told.send_modify(State::begin);
         let result = fetcher.fetch().await;
         match &result {
             Ok(keys) => tracing::debug!(keys = keys.len(), "fetched the issuer's keys"),
+            Err(error) if error.is_told() => {
+                tracing::warn!(%error, "the list at [jwt] jwks_url has no key of use: no token is taken");
+            }
             Err(error) => tracing::warn!(%error, "cannot fetch the issuer's keys from [jwt] jwks_url"),
         }
         let failed = result.is_err();
-        told.send_modify(|state| {
-            state.failure = result.as_ref().err().map(ToString::to_string);
-            if let Ok(keys) = result {
-                state.keys = Some(Arc::new(keys));
-            }
-            state.fetches += 1;
-            state.resting = true;
-        });
+        told.send_modify(|state| state.end(result));
         tokio::time::sleep(cooldown).await;
-        told.send_modify(|state| state.resting = false);
         if !failed {
             // Returns early for a token whose key is not known.
             let _ = tokio::time::timeout(refresh.saturating_sub(cooldown), wanted.notified()).await;
         }
     }
 }
+
+#[cfg(test)]
+#[path = "jwks_tests.rs"]
+mod tests;

@@ -7,9 +7,8 @@ use axum::http::header;
 use axum::http::request::Parts;
 use uuid::Uuid;
 
-use super::user::bearer;
 use super::{User, Verifier};
-use crate::http::Problem;
+use crate::http::{Problem, bearer};
 
 /// Somebody who wants to listen.
 ///
@@ -37,7 +36,9 @@ impl Listener {
     pub fn of_topics<'a>(self, topics: impl IntoIterator<Item = &'a str>) -> Result<User, Problem> {
         let Some(only) = self.only else { return Ok(self.user) };
         match topics.into_iter().find(|topic| !only.iter().any(|covered| covered == topic)) {
-            Some(topic) => Err(Problem::forbidden(format!("this ticket is not for the topic {topic}"))),
+            Some(topic) => Err(Problem::forbidden(format!(
+                "this ticket is not for the topic {topic}: name it in POST /api/stream-tickets"
+            ))),
             None => Ok(self.user),
         }
     }
@@ -63,7 +64,7 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let verifier = Arc::<Verifier>::from_ref(state);
-        if let Some(token) = bearer(parts) {
+        if let Some(token) = bearer(&parts.headers) {
             return Ok(Self { user: verifier.verify(token).await?, only: None });
         }
         if let Some(ticket) = ticket(parts) {
@@ -71,9 +72,13 @@ where
             return Ok(Self { user, only: Some(topics) });
         }
         let token = cookie(parts, verifier.cookie()).ok_or_else(|| {
-            Problem::unauthorized(
-                "send a token: as Authorization: Bearer <token>, as a cookie, or as ?ticket=",
-            )
+            let cookie = match verifier.cookie() {
+                "" => String::new(),
+                name => format!(", in the cookie {name}"),
+            };
+            Problem::unauthorized(format!(
+                "send a token: as Authorization: Bearer <token>{cookie}, or a ticket from POST /api/stream-tickets as ?ticket="
+            ))
         })?;
         Ok(Self { user: verifier.verify(token).await?, only: None })
     }

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use axum::extract::{FromRef, FromRequestParts};
-use axum::http::header;
 use axum::http::request::Parts;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::Verifier;
-use crate::http::Problem;
+use crate::http::{Problem, bearer};
 
 /// Who makes the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,15 +42,9 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let verifier = Arc::<Verifier>::from_ref(state);
-        let token = bearer(parts).ok_or_else(|| {
+        let token = bearer(&parts.headers).ok_or_else(|| {
             Problem::unauthorized("send a token: the header Authorization: Bearer <token> is missing")
         })?;
         Ok(verifier.verify(token).await?)
     }
-}
-
-/// The token of an `Authorization: Bearer …` header; the scheme's case does not matter.
-pub(super) fn bearer(parts: &Parts) -> Option<&str> {
-    let (scheme, token) = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }

@@ -205,7 +205,8 @@ impl Verifier {
 
     fn check(&self, token: &str, key: &DecodingKey) -> Result<User, AuthError> {
         let claims = jsonwebtoken::decode::<Claims>(token, key, &self.validation).map_err(refused)?.claims;
-        let id = Uuid::try_parse(&claims.sub).map_err(|_| AuthError::Token("its subject is not a UUID"))?;
+        let id = Uuid::try_parse(&claims.sub)
+            .map_err(|_| AuthError::Token("its subject is not a UUID; 'sub' must be the user's id"))?;
         let until = claims.exp.saturating_add_unsigned(self.validation.leeway);
         let expires_at =
             DateTime::from_timestamp(until, 0).ok_or(AuthError::Token("its expiry is out of range"))?;
@@ -337,112 +338,32 @@ fn refused(error: jsonwebtoken::errors::Error) -> AuthError {
 
 fn reason(kind: &ErrorKind) -> &'static str {
     match kind {
-        ErrorKind::ExpiredSignature => "it has expired",
-        ErrorKind::ImmatureSignature => "it is not valid yet",
-        ErrorKind::InvalidSignature => "its signature does not fit",
-        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => {
-            "its algorithm is not the configured one"
+        ErrorKind::ExpiredSignature => "it has expired; get a new one",
+        ErrorKind::ImmatureSignature => {
+            "it is not valid yet ('nbf'); compare the clocks of its issuer and this server"
         }
-        ErrorKind::InvalidIssuer => "its issuer is another one",
-        ErrorKind::InvalidAudience => "its audience is another one",
-        ErrorKind::MissingRequiredClaim(_) => "a required claim is missing",
-        _ => "it is malformed",
+        ErrorKind::InvalidSignature => {
+            "its signature does not fit; sign it with the key that [jwt] of this server names"
+        }
+        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => {
+            "its algorithm is not the configured one; sign it with [jwt] algorithm of this server"
+        }
+        ErrorKind::InvalidIssuer => "its issuer is another one; 'iss' must be [jwt] issuer of this server",
+        ErrorKind::InvalidAudience => {
+            "its audience is another one; 'aud' must name [jwt] audience of this server"
+        }
+        ErrorKind::MissingRequiredClaim(claim) => match claim.as_str() {
+            "iss" => "a required claim is missing: 'iss', as this server has a [jwt] issuer",
+            "aud" => "a required claim is missing: 'aud', as this server has a [jwt] audience",
+            _ => "a required claim is missing: it needs 'sub' and 'exp'",
+        },
+        ErrorKind::Json(_) => {
+            "its header or its claims cannot be read; it needs 'sub', a UUID, and 'exp', in seconds since 1970"
+        }
+        _ => "it is malformed; send the three parts of a JWT as they were issued",
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn settings(secret: &str) -> Settings {
-        Settings {
-            secret: secret.to_owned().into(),
-            public_key_file: String::new(),
-            jwks_url: String::new(),
-            jwks_refresh_seconds: 300,
-            jwks_cooldown_seconds: 10,
-            algorithm: Algorithm::HS256,
-            issuer: String::new(),
-            audience: String::new(),
-            leeway_seconds: 0,
-            cookie: String::new(),
-            ticket_seconds: 300,
-        }
-    }
-
-    const SECRET: &str = "0123456789abcdef0123456789abcdef";
-
-    fn signed(claims: &serde_json::Value, algorithm: jsonwebtoken::Algorithm) -> String {
-        let key = EncodingKey::from_secret(SECRET.as_bytes());
-        jsonwebtoken::encode(&Header::new(algorithm), claims, &key).expect("a token")
-    }
-
-    async fn refused(token: &str, settings: &Settings) -> String {
-        let verifier = Verifier::new(settings).expect("a verifier");
-        verifier.verify(token).await.expect_err("refused").to_string()
-    }
-
-    #[tokio::test]
-    async fn an_issued_token_speaks_for_its_user() {
-        let user = Uuid::new_v4();
-        let token = issue(&settings(SECRET), user, Duration::from_secs(60)).expect("a token");
-        let found =
-            Verifier::new(&settings(SECRET)).expect("a verifier").verify(&token).await.expect("valid");
-        assert_eq!(found.id, user);
-        assert!(found.expires_at > Utc::now());
-    }
-
-    #[tokio::test]
-    async fn what_is_wrong_with_a_token_is_said_without_the_token() {
-        let id = Uuid::new_v4();
-        let now = Utc::now().timestamp();
-        let hs256 = jsonwebtoken::Algorithm::HS256;
-        let good = settings(SECRET);
-        let expired = signed(&serde_json::json!({"sub": id, "exp": now - 5}), hs256);
-        assert_eq!(refused(&expired, &good).await, "the token is not valid: it has expired");
-        let early = signed(&serde_json::json!({"sub": id, "exp": now + 50, "nbf": now + 40}), hs256);
-        assert_eq!(refused(&early, &good).await, "the token is not valid: it is not valid yet");
-        let nobody = signed(&serde_json::json!({"exp": now + 50}), hs256);
-        assert_eq!(refused(&nobody, &good).await, "the token is not valid: it is malformed");
-        let name = signed(&serde_json::json!({"sub": "eve", "exp": now + 50}), hs256);
-        assert_eq!(refused(&name, &good).await, "the token is not valid: its subject is not a UUID");
-        let eternal = signed(&serde_json::json!({"sub": id}), hs256);
-        assert!(refused(&eternal, &good).await.starts_with("the token is not valid: "));
-        let other = settings("another-secret-of-32-bytes-length");
-        let foreign = issue(&other, id, Duration::from_secs(60)).expect("a token");
-        assert_eq!(refused(&foreign, &good).await, "the token is not valid: its signature does not fit");
-        for garbage in ["", "a", "a.b.c", "..", "🦀"] {
-            assert_eq!(refused(garbage, &good).await, "the token is not valid: it is malformed");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_token_cannot_choose_its_algorithm() {
-        let claims = serde_json::json!({"sub": Uuid::new_v4(), "exp": Utc::now().timestamp() + 50});
-        let token = signed(&claims, jsonwebtoken::Algorithm::HS384);
-        assert_eq!(
-            refused(&token, &settings(SECRET)).await,
-            "the token is not valid: its algorithm is not the configured one"
-        );
-        let none = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ4In0.";
-        assert_eq!(refused(none, &settings(SECRET)).await, "the token is not valid: it is malformed");
-    }
-
-    #[tokio::test]
-    async fn issuer_and_audience_must_fit_where_they_are_set() {
-        let strict = Settings { issuer: "us".to_owned(), audience: "uploads".to_owned(), ..settings(SECRET) };
-        let loose = issue(&settings(SECRET), Uuid::new_v4(), Duration::from_secs(60)).expect("a token");
-        assert!(refused(&loose, &strict).await.contains("required claim is missing"));
-        let other = Settings { audience: "billing".to_owned(), ..strict.clone() };
-        let other = issue(&other, Uuid::new_v4(), Duration::from_secs(60)).expect("a token");
-        assert!(refused(&other, &strict).await.contains("audience"));
-        let fits = issue(&strict, Uuid::new_v4(), Duration::from_secs(60)).expect("a token");
-        assert!(Verifier::new(&strict).expect("a verifier").verify(&fits).await.is_ok());
-    }
-
-    #[test]
-    fn a_missing_or_short_secret_is_refused_at_the_start() {
-        assert!(matches!(Verifier::new(&settings("")), Err(AuthError::NoKey)));
-        assert!(matches!(Verifier::new(&settings("short")), Err(AuthError::ShortSecret(5))));
-    }
-}
+#[path = "verifier_tests.rs"]
+mod tests;

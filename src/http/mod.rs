@@ -2,6 +2,7 @@
 //!
 //! Knows no application, no Postgres and no Redis.
 
+mod bearer;
 mod cors;
 mod extract;
 mod health;
@@ -9,7 +10,9 @@ mod operator;
 mod problem;
 mod serve;
 mod trace;
+mod within;
 
+pub use bearer::bearer;
 pub use cors::{Origins, cors};
 pub use extract::{Json, Path, Query};
 pub use health::{Check, Readiness, operations};
@@ -19,3 +22,4 @@ pub use operator::{
 pub use problem::Problem;
 pub use serve::{Connection, Limits, no_route, serve};
 pub use trace::{RequestTrace, traced};
+pub use within::within;

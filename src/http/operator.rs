@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::header;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::Problem;
+use super::{Problem, bearer};
 
 /// The shortest token that is taken, in bytes: one that is shorter can be guessed.
 pub const OPERATOR_TOKEN_BYTES_MIN: usize = 16;
@@ -68,9 +67,7 @@ pub async fn operators_only(State(gate): State<OperatorGate>, request: Request, 
         let detail = "nobody is let in here: set AFTERCOMMIT_OPERATOR_TOKEN and start this process again";
         return Problem::forbidden(detail).into_response();
     }
-    let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token = sent.and_then(|text| text.split_once(' ')).map_or("", |(_scheme, token)| token.trim());
-    if gate.opens_for(token) {
+    if bearer(request.headers()).is_some_and(|token| gate.opens_for(token)) {
         next.run(request).await
     } else {
         Problem::unauthorized("send the operators' token: Authorization: Bearer <token>").into_response()
@@ -79,7 +76,15 @@ pub async fn operators_only(State(gate): State<OperatorGate>, request: Request, 
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+    use axum::http::{StatusCode, header};
+    use axum::routing::get;
+    use axum::{Router, middleware};
+    use tower::ServiceExt;
+
     use super::*;
+
+    const TOKEN: &str = "0123456789abcdef";
 
     fn gate(token: &str) -> Result<OperatorGate, ShortOperatorToken> {
         OperatorGate::new(&OperatorSettings { token: token.to_owned().into() })
@@ -87,13 +92,32 @@ mod tests {
 
     #[test]
     fn the_gate_opens_for_its_token_only_and_never_where_there_is_none() {
-        let token = "0123456789abcdef";
-        let open = gate(token).expect("a gate");
-        assert!(open.opens_for(token));
+        let open = gate(TOKEN).expect("a gate");
+        assert!(open.opens_for(TOKEN));
         for wrong in ["", "0123456789abcdeF", "0123456789abcde", "0123456789abcdef0"] {
             assert!(!open.opens_for(wrong), "{wrong}");
         }
         assert!(!gate("").expect("a gate").opens_for(""));
         assert_eq!(gate("short").err(), Some(ShortOperatorToken(5)));
+    }
+
+    #[tokio::test]
+    async fn the_token_is_taken_behind_bearer_only() {
+        let gate = gate(TOKEN).expect("a gate");
+        let router = Router::new()
+            .route("/", get(|| async {}))
+            .layer(middleware::from_fn_with_state(gate, operators_only));
+        let status = async |authorization: String| {
+            let request = Request::get("/").header(header::AUTHORIZATION, authorization);
+            let request = request.body(Body::empty()).expect("a request");
+            router.clone().oneshot(request).await.expect("an answer").status()
+        };
+        for scheme in ["Bearer", "bearer"] {
+            assert_eq!(status(format!("{scheme} {TOKEN}")).await, StatusCode::OK, "{scheme}");
+        }
+        for scheme in ["Basic", "Digest", "Token", ""] {
+            assert_eq!(status(format!("{scheme} {TOKEN}")).await, StatusCode::UNAUTHORIZED, "{scheme}");
+        }
+        assert_eq!(status(TOKEN.to_owned()).await, StatusCode::UNAUTHORIZED);
     }
 }

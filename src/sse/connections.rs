@@ -21,16 +21,19 @@ pub(super) enum Refusal {
     User,
     /// The process is ending its streams.
     Draining,
+    /// Whether the user may have it cannot be told now.
+    Unavailable,
 }
 
 impl Refusal {
-    pub(super) const ALL: [Self; 3] = [Self::Full, Self::User, Self::Draining];
+    pub(super) const ALL: [Self; 4] = [Self::Full, Self::User, Self::Draining, Self::Unavailable];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Full => "full",
             Self::User => "user_limit",
             Self::Draining => "draining",
+            Self::Unavailable => "unavailable",
         }
     }
 }

@@ -5,10 +5,11 @@
 //! read them and how their events are named is told by whoever opens a stream.
 //!
 //! In the order of an event's way: `frame` gives it its bytes once, `topic` holds what one topic's clients share (all
-//! of the ordering is there, and no I/O; what it hears too early waits in `heard`), `join` is the one procedure by which a topic comes to stand at the end of its
-//! history, `hub` is all topics of a process, `open` is a request for a stream, `catch_up` brings a client to where its
-//! topic is (`pages` reads for all that come together), `outlet` is one connection's queue, `several` puts several topics
-//! into one of them, `connections` knows all of them, and `admin` shows them.
+//! of the ordering is there, and no I/O; what it hears too early waits in `heard`), `join` is the one procedure by which a
+//! topic comes to stand at the end of its history, `hub` is all topics of a process, `open` is a request for a stream
+//! (`later` one that nobody can decide now), `catch_up` brings a client to where its topic is (`pages` reads for all that
+//! come together), `outlet` is one connection's queue, `several` puts several topics into one of them, `connections` knows
+//! all of them, and `admin` shows them.
 
 mod admin;
 mod catch_up;
@@ -18,6 +19,7 @@ mod frame;
 mod heard;
 mod hub;
 mod join;
+mod later;
 mod metrics;
 mod naming;
 mod open;
@@ -32,6 +34,7 @@ mod topic;
 pub use admin::admin;
 pub use cursor::Cursor;
 pub use hub::Hub;
+pub use later::come_back_later;
 pub use metrics::Metrics;
 pub use naming::Naming;
 pub use open::{Start, StreamQuery, Topics, Wanted, open};

@@ -161,7 +161,8 @@ fn begin_of(topics: &Topics, headers: &HeaderMap, query: &StreamQuery) -> Vec<Fr
     }
 }
 
-fn refused(shared: &Shared, refusal: Refusal) -> Response {
+/// The answer to a client for which there is no stream now: when to come back, and why.
+pub(super) fn refused(shared: &Shared, refusal: Refusal) -> Response {
     shared.metrics.refused(refusal);
     let wait = retry_of(shared, REFUSED_WAIT);
     let told = [frame::retry(wait), frame::refused(refusal, wait)].concat();

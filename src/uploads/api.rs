@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, FromRef, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRef, State};
 use axum::http::StatusCode;
-use axum::middleware::{self, Next};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ use super::session::{PhotoStatus, REASON_LEN_MAX, Session, SessionStatus};
 use super::{Settings, store, streams};
 use crate::auth::{User, Verifier};
 use crate::event::TraceParent;
-use crate::http::{Json, Path, Problem, RequestTrace, no_route, traced};
+use crate::http::{Json, Path, Problem, RequestTrace, no_route, traced, within};
 use crate::outbox::Bell;
 use crate::postgres::Pool;
 
@@ -47,17 +47,9 @@ pub fn router(state: ApiState, max_body_bytes: usize, timeout: Duration) -> Rout
         .fallback(no_route)
         .method_not_allowed_fallback(streams::no_method)
         .layer(DefaultBodyLimit::max(max_body_bytes))
-        .layer(middleware::from_fn(move |request, next| within(timeout, request, next)))
+        .layer(middleware::from_fn_with_state(timeout, within))
         .layer(middleware::from_fn(traced))
         .with_state(state)
-}
-
-async fn within(limit: Duration, request: Request, next: Next) -> Response {
-    // A handler that is given up is dropped, and its transaction is rolled back.
-    match tokio::time::timeout(limit, next.run(request)).await {
-        Ok(response) => response,
-        Err(_elapsed) => Problem::unavailable("the request took too long; try again").into_response(),
-    }
 }
 
 /// A session's counts.

@@ -28,7 +28,7 @@ pub(crate) use listener::Listener;
 pub(crate) use process::{Process, Running, Settings, cli};
 pub(crate) use proxy::{Flow, Proxy};
 pub(crate) use redis::{Redis, redis, settings_of as redis_settings_of, shared_url};
-pub(crate) use sse::{Client, Event, Parser};
+pub(crate) use sse::{Client, Event, Parser, refusal_of};
 pub(crate) use story::{Session, System};
 
 use std::time::Duration;

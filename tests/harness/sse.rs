@@ -97,6 +97,23 @@ impl Parser {
     }
 }
 
+/// Why a client was told to come back later, if it was: that has status 200, as every stream has. Waits until the stream
+/// has told its place otherwise.
+pub(crate) async fn refusal_of(mut response: reqwest::Response) -> Option<serde_json::Value> {
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let (mut parser, mut refusal) = (Parser::default(), None);
+    while refusal.is_none() && parser.last_event_id.is_empty() {
+        let chunk = tokio::time::timeout(LIMIT, response.chunk()).await.expect("bytes in time");
+        let chunk = chunk.expect("bytes").expect("a place, or a refusal, before the stream ends");
+        parser.feed(&chunk, |event| {
+            if event.event == "refused" {
+                refusal = Some(serde_json::from_str(&event.data).expect("JSON"));
+            }
+        });
+    }
+    refusal
+}
+
 /// What a client has seen so far.
 #[derive(Debug, Default)]
 struct Seen {

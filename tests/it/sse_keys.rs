@@ -4,15 +4,17 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode as Status;
+use futures_util::future::join_all;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
-use crate::harness::{Process, System, cli, eventually};
+use crate::harness::{Browser, LIMIT, Process, System, cli, eventually, metric_of, refusal_of};
 
 const NOTIFICATIONS: &str = "/api/upload/sessions/notifications/stream";
 
@@ -110,14 +112,39 @@ impl Issuer {
     }
 }
 
-async fn open(sse: &Process, token: &str) -> StatusCode {
-    let request = reqwest::Client::new().get(sse.url(NOTIFICATIONS)).bearer_auth(token);
-    request.send().await.expect("an answer").status()
+/// What becomes of a request for a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Opened,
+    /// As EventSource takes it: with status 200, and without a verdict.
+    ToComeBack,
+    Refused(StatusCode),
+}
+
+const UNAUTHORIZED: Told = Told::Refused(StatusCode::UNAUTHORIZED);
+
+async fn open(sse: &Process, token: &str) -> Told {
+    open_with(&reqwest::Client::new(), sse, NOTIFICATIONS, token).await
+}
+
+async fn open_with(http: &reqwest::Client, sse: &Process, path: &str, token: &str) -> Told {
+    let request = http.get(sse.url(path)).bearer_auth(token);
+    let response = request.send().await.expect("an answer");
+    match response.status() {
+        StatusCode::OK => match refusal_of(response).await {
+            None => Told::Opened,
+            Some(refusal) => {
+                assert_eq!(refusal["reason"], "unavailable");
+                Told::ToComeBack
+            }
+        },
+        status => Told::Refused(status),
+    }
 }
 
 /// Waits until the token gets this answer.
-async fn gets(sse: &Process, token: &str, status: StatusCode) {
-    eventually(&format!("a token gets {status}"), async || (open(sse, token).await == status).then_some(()))
+async fn gets(sse: &Process, token: &str, told: Told) {
+    eventually(&format!("a token gets {told:?}"), async || (open(sse, token).await == told).then_some(()))
         .await;
 }
 
@@ -137,8 +164,8 @@ async fn every_algorithm_is_checked_by_key_file_and_takes_no_other_key() {
     for (signer, other) in [(RS256, ES256), (ES256, EDDSA), (EDDSA, RS256)] {
         let system = System::new().await.set("AFTERCOMMIT_JWT_ALGORITHM", signer.name);
         let sse = system.set("AFTERCOMMIT_JWT_PUBLIC_KEY_FILE", signer.public_file).start("sse").await;
-        assert_eq!(open(&sse, &signer.token(None)).await, StatusCode::OK, "{}", signer.name);
-        assert_eq!(open(&sse, &other.token(None)).await, StatusCode::UNAUTHORIZED);
+        assert_eq!(open(&sse, &signer.token(None)).await, Told::Opened, "{}", signer.name);
+        assert_eq!(open(&sse, &other.token(None)).await, UNAUTHORIZED);
     }
 }
 
@@ -147,8 +174,8 @@ async fn every_algorithm_is_checked_by_the_issuers_list() {
     for signer in [RS256, ES256, EDDSA] {
         let issuer = Issuer::listing(&[signer.jwk("a", &json!({ "use": "sig", "alg": signer.name }))]).await;
         let sse = issuer.system(signer).await.start("sse").await;
-        assert_eq!(open(&sse, &signer.token(Some("a"))).await, StatusCode::OK, "{}", signer.name);
-        assert_eq!(open(&sse, &signer.token(None)).await, StatusCode::OK, "there is but one key");
+        assert_eq!(open(&sse, &signer.token(Some("a"))).await, Told::Opened, "{}", signer.name);
+        assert_eq!(open(&sse, &signer.token(None)).await, Told::Opened, "there is but one key");
         assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
     }
 }
@@ -163,10 +190,10 @@ async fn the_public_key_is_no_secret_that_signs() {
     let forged =
         jsonwebtoken::encode(&header, &claims(), &EncodingKey::from_secret(&public)).expect("a token");
     let by_list = system.start("sse").await;
-    assert_eq!(open(&by_list, &forged).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(open(&by_list, &forged).await, UNAUTHORIZED);
     let system = system.set("AFTERCOMMIT_JWT_JWKS_URL", "");
     let by_file = system.set("AFTERCOMMIT_JWT_PUBLIC_KEY_FILE", RS256.public_file).start("sse").await;
-    assert_eq!(open(&by_file, &forged).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(open(&by_file, &forged).await, UNAUTHORIZED);
 }
 
 #[tokio::test]
@@ -178,51 +205,122 @@ async fn a_key_whose_own_words_do_not_fit_checks_nothing() {
     keys.push(ES256.jwk("fit", &json!({})));
     let issuer = Issuer::listing(&keys).await;
     let sse = issuer.system(ES256).await.start("sse").await;
-    assert_eq!(open(&sse, &ES256.token(Some("fit"))).await, StatusCode::OK);
-    assert_eq!(open(&sse, &ES256.token(Some("unfit"))).await, StatusCode::UNAUTHORIZED);
-    assert_eq!(open(&sse, &RS256.token(Some("other"))).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(open(&sse, &ES256.token(Some("fit"))).await, Told::Opened);
+    assert_eq!(open(&sse, &ES256.token(Some("unfit"))).await, UNAUTHORIZED);
+    assert_eq!(open(&sse, &RS256.token(Some("other"))).await, UNAUTHORIZED);
 }
 
 #[tokio::test]
-async fn a_new_key_is_taken_and_the_old_one_is_not_without_a_restart() {
+async fn a_new_key_is_taken_at_its_first_token_and_the_old_one_is_not_without_a_restart() {
     let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
-    let sse = issuer.system(ES256).await.start("sse").await;
-    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::OK);
+    // Time enough for the new key's token to come while no fetch is allowed.
+    let sse = issuer.system(ES256).await.set("AFTERCOMMIT_JWT_JWKS_COOLDOWN_SECONDS", "3").start("sse").await;
+    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
     issuer.lists(&[ES256.jwk("b", &json!({}))]);
-    gets(&sse, &ES256.token(Some("b")), StatusCode::OK).await;
-    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(open(&sse, &ES256.token(Some("b"))).await, Told::Opened, "at once, as 401 ends its stream");
+    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, UNAUTHORIZED);
+    assert_eq!(issuer.asked.load(Ordering::SeqCst), 3, "the first list, the one with b, and one more for a");
 }
 
 #[tokio::test]
-async fn tokens_of_unknown_keys_have_the_list_fetched_no_oftener_than_allowed() {
+async fn tokens_of_unknown_keys_have_the_list_fetched_no_oftener_than_allowed_and_hold_no_one_up() {
     let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
     let begun = Instant::now();
     let sse = issuer.system(ES256).await.start("sse").await;
-    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::OK);
-    for kid in 0..300 {
-        assert_eq!(open(&sse, &ES256.token(Some(&kid.to_string()))).await, StatusCode::UNAUTHORIZED);
+    // One client for all, as making one takes longer than a request.
+    let http = reqwest::Client::new();
+    let open = async |token: &str| open_with(&http, &sse, NOTIFICATIONS, token).await;
+    let known = ES256.token(Some("a"));
+    assert_eq!(open(&known).await, Told::Opened);
+    let tokens: Vec<String> = (0..400).map(|kid| ES256.token(Some(&kid.to_string()))).collect();
+    let opens_meanwhile = async {
+        for _ in 0..20 {
+            assert_eq!(open(&known).await, Told::Opened);
+        }
+    };
+    let (told, ()) = tokio::join!(join_all(tokens.iter().map(|token| open(token))), opens_meanwhile);
+    // Those for whom there was no place to wait come back; for the others the issuer was asked.
+    assert!(told.iter().all(|told| [UNAUTHORIZED, Told::ToComeBack].contains(told)), "{told:?}");
+    assert!(told.contains(&UNAUTHORIZED), "{told:?}");
+    for token in &tokens[..5] {
+        assert_eq!(open(token).await, UNAUTHORIZED);
     }
     let allowed = 1 + usize::try_from(begun.elapsed().as_secs()).expect("a few seconds");
     assert!(issuer.asked.load(Ordering::SeqCst) <= allowed, "{issuer:?} in {:?}", begun.elapsed());
 }
 
 #[tokio::test]
-async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_try_again() {
+async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_come_back() {
     let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
     let sse = issuer.system(ES256).await.set("AFTERCOMMIT_JWT_JWKS_REFRESH_SECONDS", "1").start("sse").await;
-    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::OK);
-    let huge = format!("{{\"keys\": [\"{}\"]}}", "k".repeat(300_000));
+    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
+    // A good list, but for its length.
+    let huge = json!({ "keys": [ES256.jwk("b", &json!({}))], "padding": "p".repeat(300_000) }).to_string();
     for (status, body, told) in [
         (Status::INTERNAL_SERVER_ERROR, "", "status 500"),
         (Status::FOUND, "", "status 302"),
         (Status::OK, huge.as_str(), "more than 262144 bytes"),
         (Status::OK, "<html>", "not a list of keys"),
-        (Status::OK, "{\"keys\": []}", "it lists: 0, and none for ES256"),
     ] {
         issuer.answers(status, body);
         assert_eq!(says(&sse, told).await, StatusCode::OK, "it can check tokens");
-        assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::OK);
-        assert_eq!(open(&sse, &ES256.token(Some("b"))).await, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
+        // Between two fetches that fail, or after the one that is under way.
+        assert_eq!(open(&sse, &ES256.token(Some("b"))).await, Told::ToComeBack);
+    }
+    for path in ["/streams/orders:1", "/streams?topic=orders:1"] {
+        let told = open_with(&reqwest::Client::new(), &sse, path, &ES256.token(Some("b"))).await;
+        assert_eq!(told, Told::ToComeBack, "{path}");
+    }
+    let refused = "aftercommit_sse_refused_total{reason=\"unavailable\"}";
+    assert_eq!(metric_of(&sse, refused).await, 6);
+    // A ticket is asked for by a script, which reads the status.
+    let request = reqwest::Client::new().post(sse.url("/api/stream-tickets"));
+    let request = request.bearer_auth(ES256.token(Some("b"))).json(&json!({ "topic": "orders:1" }));
+    assert_eq!(request.send().await.expect("an answer").status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn an_issuer_that_lists_no_key_of_use_has_withdrawn_those_that_it_listed() {
+    let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
+    let sse = issuer.system(ES256).await.set("AFTERCOMMIT_JWT_JWKS_REFRESH_SECONDS", "1").start("sse").await;
+    for (list, told) in [
+        (vec![], "keys that it lists: 0, and none for ES256"),
+        (vec![RS256.jwk("a", &json!({}))], "keys that it lists: 1, and none for ES256"),
+    ] {
+        assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
+        issuer.lists(&list);
+        assert_eq!(says(&sse, told).await, StatusCode::SERVICE_UNAVAILABLE, "it takes no token");
+        assert_eq!(open(&sse, &ES256.token(Some("a"))).await, UNAUTHORIZED);
+        issuer.lists(&[ES256.jwk("a", &json!({}))]);
+        assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_does_not_come_to_an_end_is_given_up_and_fetched_again() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}/keys", listener.local_addr().expect("an address"));
+    let (asked, mut connections) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+            connection.write_all(head).await.expect("a head");
+            asked.send(()).expect("the test waits for it");
+            // A space now and then, for ever: it is never idle.
+            tokio::spawn(async move {
+                while connection.write_all(b"1\r\n \r\n").await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            });
+        }
+    });
+    let system = System::new().await.set("AFTERCOMMIT_JWT_ALGORITHM", "ES256");
+    let system = system.set("AFTERCOMMIT_JWT_JWKS_COOLDOWN_SECONDS", "1");
+    let sse = system.set("AFTERCOMMIT_JWT_JWKS_URL", &url).start("sse").await;
+    assert_eq!(says(&sse, "no answer within 5 s").await, StatusCode::SERVICE_UNAVAILABLE);
+    for _ in 0..2 {
+        tokio::time::timeout(LIMIT, connections.recv()).await.expect("it asks again").expect("an issuer");
     }
 }
 
@@ -232,10 +330,30 @@ async fn a_server_starts_without_its_issuer_and_is_ready_when_that_is_there() {
     issuer.answers(Status::BAD_GATEWAY, "");
     let sse = issuer.system(ES256).await.start("sse").await;
     assert_eq!(says(&sse, "the issuer's keys cannot be fetched").await, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::ToComeBack);
     issuer.lists(&[ES256.jwk("a", &json!({}))]);
-    gets(&sse, &ES256.token(Some("a")), StatusCode::OK).await;
+    gets(&sse, &ES256.token(Some("a")), Told::Opened).await;
     assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_page_that_comes_while_the_issuer_is_away_comes_back_by_itself_and_gets_in() {
+    let issuer = Issuer::listing(&[]).await;
+    issuer.answers(Status::BAD_GATEWAY, "");
+    let sse = issuer.system(ES256).await.set("AFTERCOMMIT_SSE_RETRY_MS", "200").start("sse").await;
+    let browser = Browser::start().await;
+    browser.goes_to(&sse.url("/api/realtime/info")).await;
+    browser.has_cookie("aftercommit_token", &ES256.token(Some("a"))).await;
+    browser.listens_to(NOTIFICATIONS).await;
+    let seen = browser.sees("two refusals", |seen| seen.errors >= 2).await;
+    assert_ne!(seen.ready_state, 2, "it has not given up");
+    issuer.lists(&[ES256.jwk("a", &json!({}))]);
+    // A stream that was refused is none.
+    eventually("it is let in", async || {
+        (metric_of(&sse, "aftercommit_sse_connections").await == 1).then_some(())
+    })
+    .await;
+    browser.sees("its stream open", |seen| seen.ready_state == 1).await;
 }
 
 #[tokio::test]
@@ -281,7 +399,7 @@ async fn tickets_work_beside_the_issuers_keys_and_no_token_is_logged() {
     let sse = issuer.system(ES256).await.set("AFTERCOMMIT_LOG_LEVEL", "trace").start("sse").await;
     let token = ES256.token(Some("a"));
     let unknown = ES256.token(Some("unknown"));
-    assert_eq!(open(&sse, &unknown).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(open(&sse, &unknown).await, UNAUTHORIZED);
     let request = reqwest::Client::new().post(sse.url("/api/stream-tickets")).bearer_auth(&token);
     let made = request.json(&json!({ "topic": "orders:1" })).send().await.expect("an answer");
     assert_eq!(made.status(), StatusCode::CREATED);

@@ -8,7 +8,12 @@ use secrecy::ExposeSecret;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use crate::harness::{OwnPostgres, Process, System, database_on, eventually, start_postgres, start_redis};
+use crate::harness::{
+    Client, OwnPostgres, Process, System, database_on, eventually, refusal_of, start_postgres, start_redis,
+};
+
+/// How long clients wait before they come back: a tenth of the usual.
+const RETRY_MS: &str = "200";
 
 /// A Postgres and a Redis of the test's own, and an SSE server on them.
 struct Own {
@@ -23,13 +28,17 @@ impl Own {
         let server = start_postgres(Vec::new()).await;
         let redis = start_redis(Vec::new(), None).await;
         let system = System::with(database_on(&server).await, redis.url().expose_secret()).await;
+        let system = system.set("AFTERCOMMIT_SSE_RETRY_MS", RETRY_MS);
         let sse = system.start("sse").await;
         Self { postgres: OwnPostgres::new(server).await, _redis: redis, system, sse }
     }
 
+    fn url(&self, session: Uuid) -> String {
+        self.sse.url(&format!("/api/upload/sessions/{session}/stream"))
+    }
+
     async fn open(&self, user: Uuid, session: Uuid) -> Response {
-        let url = self.sse.url(&format!("/api/upload/sessions/{session}/stream"));
-        let request = self.system.http().get(url).bearer_auth(self.system.token(user));
+        let request = self.system.http().get(self.url(session)).bearer_auth(self.system.token(user));
         request.send().await.expect("an answer")
     }
 }
@@ -48,29 +57,30 @@ async fn count(connection: &mut PgConnection, sql: &'static str) -> i64 {
 }
 
 #[tokio::test]
-async fn a_known_session_opens_while_postgres_is_stopped_and_an_unknown_one_is_told_to_try_again() {
+async fn a_known_session_opens_while_postgres_is_stopped_and_an_unknown_one_is_told_to_come_back() {
     let own = Own::new().await;
     let mut connection = own.system.database.connect().await;
     let user = Uuid::new_v4();
     let known = session_of(&mut connection, user).await;
     let unknown = session_of(&mut connection, user).await;
-    assert_eq!(own.open(user, known).await.status(), StatusCode::OK);
+    assert_eq!(refusal_of(own.open(user, known).await).await, None);
 
     own.postgres.control(&["stop", "--mode", "fast"]).await;
-    assert_eq!(own.open(user, known).await.status(), StatusCode::OK);
+    assert_eq!(refusal_of(own.open(user, known).await).await, None, "it is let in");
     assert_eq!(own.open(Uuid::new_v4(), known).await.status(), StatusCode::FORBIDDEN);
     let refused = own.open(user, unknown).await;
-    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(refused.headers()["content-type"], "application/problem+json");
-    assert!(refused.text().await.expect("text").contains("the database does not answer; try again"));
+    assert_eq!(refused.status(), StatusCode::OK, "EventSource gives up on any other");
+    assert_eq!(refusal_of(refused).await.expect("a refusal")["reason"], "unavailable");
+    let client = Client::begin(own.url(unknown), &own.system.token(user), None);
+    client.ends(1).await;
+    assert!(client.retry().await >= 600, "three times the usual wait");
 
     own.postgres.start_again().await;
+    client.has_its_place().await;
     let mut connection = own.system.database.connect().await;
     let another = session_of(&mut connection, user).await;
-    eventually("others open too", async || {
-        (own.open(user, another).await.status() == StatusCode::OK).then_some(())
-    })
-    .await;
+    assert_eq!(own.open(Uuid::new_v4(), another).await.status(), StatusCode::FORBIDDEN);
+    assert_eq!(refusal_of(own.open(user, another).await).await, None);
 }
 
 #[tokio::test]

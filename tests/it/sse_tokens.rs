@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
 use crate::harness::{LIMIT, Process, System};
@@ -148,7 +149,7 @@ async fn a_token_of_another_issuer_for_another_audience_or_another_time_is_refus
         (json!({ "aud": "billing" }), "its audience is another one"),
         (json!({ "nbf": now() + 500 }), "it is not valid yet"),
         (json!({ "exp": now() - 500 }), "it has expired"),
-        (json!({ "exp": "tomorrow" }), "it is malformed"),
+        (json!({ "exp": "tomorrow" }), "'exp', in seconds since 1970"),
         (json!({ "sub": "eve" }), "its subject is not a UUID"),
     ];
     for (changes, told) in refused {
@@ -156,5 +157,49 @@ async fn a_token_of_another_issuer_for_another_audience_or_another_time_is_refus
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{changes}");
         let text = response.text().await.expect("text");
         assert!(text.contains(told), "{changes}: {text}");
+    }
+}
+
+/// Sends the head of a POST, and of its body nothing, or a byte now and then for ever; what the server says until it ends
+/// the connection.
+async fn answer_without_body(process: &Process, path: &str, token: &str, is_dawdling: bool) -> String {
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\
+         content-type: application/json\r\ncontent-length: 1000\r\n\r\n"
+    );
+    let connection = tokio::net::TcpStream::connect(&process.address).await.expect("a connection");
+    let (mut from, mut to) = connection.into_split();
+    to.write_all(head.as_bytes()).await.expect("a head");
+    let dawdling = async {
+        while is_dawdling && to.write_all(b" ").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let reading = async {
+        let (mut answer, mut bytes) = (Vec::new(), [0; 1024]);
+        // A reset is an end too.
+        while let Ok(read @ 1..) = from.read(&mut bytes).await {
+            answer.extend_from_slice(&bytes[..read]);
+        }
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let both = async { tokio::join!(reading, dawdling).0 };
+    tokio::time::timeout(LIMIT, both).await.expect("the connection is ended")
+}
+
+#[tokio::test]
+async fn a_request_whose_body_does_not_come_is_given_up_and_its_connection_ended() {
+    let system = System::new().await.set("AFTERCOMMIT_SSE_REQUEST_TIMEOUT_MS", "500");
+    let system = system.set("AFTERCOMMIT_API_REQUEST_TIMEOUT_MS", "500");
+    let token = system.token(Uuid::new_v4());
+    for (role, path) in [("sse", "/api/stream-tickets"), ("api", "/api/upload/sessions")] {
+        let process = system.start(role).await;
+        for is_dawdling in [false, true] {
+            let answer = answer_without_body(&process, path, &token, is_dawdling).await;
+            assert!(
+                answer.starts_with("HTTP/1.1 503 ") && answer.contains("took too long"),
+                "{role}: {answer}"
+            );
+        }
     }
 }

@@ -62,7 +62,7 @@ pub(crate) async fn serve(
     let for_operators =
         sse::admin(hub.clone()).layer(axum::middleware::from_fn_with_state(gate, http::operators_only));
     let router = uploads::streams_router(of_uploads)
-        .merge(streams::router(of_any_topic))
+        .merge(streams::router(of_any_topic, config.sse.request_timeout()))
         .layer(axum::middleware::from_fn_with_state(origins, http::cors))
         .merge(for_operators)
         .merge(http::operations(registry, readiness));

@@ -1,0 +1,116 @@
+//! What a token has to say to be taken, and how it is refused.
+
+use super::*;
+
+fn settings(secret: &str) -> Settings {
+    Settings {
+        secret: secret.to_owned().into(),
+        public_key_file: String::new(),
+        jwks_url: String::new(),
+        jwks_refresh_seconds: 300,
+        jwks_cooldown_seconds: 10,
+        algorithm: Algorithm::HS256,
+        issuer: String::new(),
+        audience: String::new(),
+        leeway_seconds: 0,
+        cookie: String::new(),
+        ticket_seconds: 300,
+    }
+}
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+/// What is said of a token without the claims that every token needs.
+const UNREADABLE: &str = "it needs 'sub', a UUID, and 'exp', in seconds since 1970";
+
+fn signed(claims: &serde_json::Value, algorithm: jsonwebtoken::Algorithm) -> String {
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    jsonwebtoken::encode(&Header::new(algorithm), claims, &key).expect("a token")
+}
+
+async fn refused(token: &str, settings: &Settings) -> String {
+    let verifier = Verifier::new(settings).expect("a verifier");
+    verifier.verify(token).await.expect_err("refused").to_string()
+}
+
+#[tokio::test]
+async fn an_issued_token_speaks_for_its_user() {
+    let user = Uuid::new_v4();
+    let token = issue(&settings(SECRET), user, Duration::from_secs(60)).expect("a token");
+    let found = Verifier::new(&settings(SECRET)).expect("a verifier").verify(&token).await.expect("valid");
+    assert_eq!(found.id, user);
+    assert!(found.expires_at > Utc::now());
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_token_is_said_without_the_token() {
+    let id = Uuid::new_v4();
+    let now = Utc::now().timestamp();
+    let hs256 = jsonwebtoken::Algorithm::HS256;
+    let good = settings(SECRET);
+    let expired = signed(&serde_json::json!({"sub": id, "exp": now - 5}), hs256);
+    assert_eq!(refused(&expired, &good).await, "the token is not valid: it has expired; get a new one");
+    let early = signed(&serde_json::json!({"sub": id, "exp": now + 50, "nbf": now + 40}), hs256);
+    assert!(refused(&early, &good).await.starts_with("the token is not valid: it is not valid yet ('nbf')"));
+    let nobody = signed(&serde_json::json!({"exp": now + 50}), hs256);
+    assert!(refused(&nobody, &good).await.ends_with(UNREADABLE));
+    let name = signed(&serde_json::json!({"sub": "eve", "exp": now + 50}), hs256);
+    assert!(refused(&name, &good).await.contains("its subject is not a UUID; 'sub' must be"));
+    let eternal = signed(&serde_json::json!({"sub": id}), hs256);
+    assert!(refused(&eternal, &good).await.ends_with(UNREADABLE));
+    let other = settings("another-secret-of-32-bytes-length");
+    let foreign = issue(&other, id, Duration::from_secs(60)).expect("a token");
+    assert!(refused(&foreign, &good).await.contains("its signature does not fit; sign it with the key"));
+    for garbage in ["", "a", "a.b.c", "🦀"] {
+        assert!(refused(garbage, &good).await.starts_with("the token is not valid: it is malformed; send"));
+    }
+    assert!(refused("..", &good).await.ends_with(UNREADABLE));
+}
+
+#[tokio::test]
+async fn a_token_cannot_choose_its_algorithm() {
+    let claims = serde_json::json!({"sub": Uuid::new_v4(), "exp": Utc::now().timestamp() + 50});
+    let token = signed(&claims, jsonwebtoken::Algorithm::HS384);
+    assert_eq!(
+        refused(&token, &settings(SECRET)).await,
+        "the token is not valid: its algorithm is not the configured one; sign it with [jwt] algorithm of this server"
+    );
+    let none = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ4In0.";
+    assert!(refused(none, &settings(SECRET)).await.ends_with(UNREADABLE));
+}
+
+#[tokio::test]
+async fn issuer_and_audience_must_fit_where_they_are_set() {
+    let strict = Settings { issuer: "us".to_owned(), audience: "uploads".to_owned(), ..settings(SECRET) };
+    let loose = issue(&settings(SECRET), Uuid::new_v4(), Duration::from_secs(60)).expect("a token");
+    let no_issuer = Settings { issuer: String::new(), ..strict.clone() };
+    assert!(refused(&loose, &no_issuer).await.contains("required claim is missing: 'aud'"));
+    let no_audience = Settings { audience: String::new(), ..strict.clone() };
+    assert!(refused(&loose, &no_audience).await.contains("required claim is missing: 'iss'"));
+    let other = Settings { audience: "billing".to_owned(), ..strict.clone() };
+    let other = issue(&other, Uuid::new_v4(), Duration::from_secs(60)).expect("a token");
+    assert!(refused(&other, &strict).await.contains("audience"));
+    let fits = issue(&strict, Uuid::new_v4(), Duration::from_secs(60)).expect("a token");
+    assert!(Verifier::new(&strict).expect("a verifier").verify(&fits).await.is_ok());
+}
+
+#[test]
+fn a_missing_or_short_secret_is_refused_at_the_start() {
+    assert!(matches!(Verifier::new(&settings("")), Err(AuthError::NoKey)));
+    assert!(matches!(Verifier::new(&settings("short")), Err(AuthError::ShortSecret(5))));
+}
+
+/// In the second that its `exp` names, and so for the rest of it.
+#[tokio::test]
+async fn neither_a_token_nor_a_ticket_is_taken_in_the_second_in_which_it_expires() {
+    let verifier = Verifier::new(&settings(SECRET)).expect("a verifier");
+    let expiring = || serde_json::json!({"sub": Uuid::new_v4(), "exp": Utc::now().timestamp()});
+    let token = signed(&expiring(), jsonwebtoken::Algorithm::HS256);
+    assert_eq!(
+        refused(&token, &settings(SECRET)).await,
+        "the token is not valid: it has expired; get a new one"
+    );
+    let user = User { id: Uuid::new_v4(), expires_at: Utc::now(), subscribe: Vec::new() };
+    let (ticket, _) = verifier.issue_ticket(&user, &["orders:1"]).expect("a ticket");
+    assert!(matches!(verifier.verify_ticket(&ticket), Err(AuthError::Ticket)));
+}

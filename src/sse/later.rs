@@ -1,0 +1,21 @@
+//! Requests for streams of which nobody can tell now whether they are allowed.
+
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::connections::Refusal;
+use super::hub::Hub;
+use super::open::refused;
+
+/// The middleware of streams: where a request ends with 503, the client is told to come back later, as it is where there is
+/// no room. EventSource would take the status for the end, and whoever was to decide (Postgres, the issuer of the tokens)
+/// is away for a while only. Verdicts, such as 401 and 404, stay what they are.
+pub async fn come_back_later(State(hub): State<Hub>, request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    match response.status() {
+        StatusCode::SERVICE_UNAVAILABLE => refused(&hub.0, Refusal::Unavailable),
+        _ => response,
+    }
+}
