@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::Shared;
 use super::attempts::Attempt;
-use crate::http::{Connection, Problem};
+use crate::http::{Connection, Problem, bearer};
 
 /// The cookie of a sign-in.
 pub(super) const COOKIE: &str = "aftercommit_console";
@@ -126,11 +126,6 @@ pub(super) fn session(headers: &HeaderMap) -> Option<&str> {
 pub(super) fn peer(request: &Request) -> IpAddr {
     let on = request.extensions().get::<Connection>();
     on.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |on| on.peer.ip())
-}
-
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, token) = text(headers, header::AUTHORIZATION.as_str())?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
