@@ -105,11 +105,12 @@ for a = 7, #ARGV, 9 do
     if how == 'conflict' then return {done, 'CONFLICT', stream .. ' ' .. id} end
     is_new = false
   end
+  -- Also for a repeat: the relay notes that it was set.
+  if history ~= 'kept' or had_vanished then
+    local expiring = redis.pcall('EXPIRE', stream, ttl)
+    if type(expiring) == 'table' then return {done, 'ERROR', expiring.err} end
+  end
   if is_new then
-    if history ~= 'kept' or had_vanished then
-      local expiring = redis.pcall('EXPIRE', stream, ttl)
-      if type(expiring) == 'table' then return {done, 'ERROR', expiring.err} end
-    end
     -- Envelope first, bare payload second, in one script: a subscriber to both knows that the bare message right behind
     -- an envelope is its twin, and that any other one came from somebody else.
     local told = redis.pcall('PUBLISH', live,

@@ -156,6 +156,8 @@ impl Publisher {
         let mut in_chunk: HashMap<&Topic, (usize, StreamId)> = HashMap::new();
         for Delivery { id, event } in chunk.deliveries {
             let before = in_chunk.get(&event.topic).copied();
+            // Of a chunk that is published once more the tail may be this event's own, or a later one's.
+            let tail = self.tails.get(&event.topic).filter(|tail| tail.last < *id);
             let index = before.map_or_else(
                 || {
                     streams += 1;
@@ -166,11 +168,12 @@ impl Publisher {
             );
             let previous = match before {
                 Some((_, last)) => last.to_string(),
-                None => self.tails.get(&event.topic).map_or("?".to_owned(), |tail| tail.last.to_string()),
+                None => tail.map_or("?".to_owned(), |tail| tail.last.to_string()),
             };
-            let history = match before {
-                Some(_) => "kept",
-                None => self.tails.history_of(&event.topic, now),
+            let history = match (before, tail) {
+                (Some(_), _) => "kept",
+                (None, Some(tail)) => self.tails.history_of(tail, now),
+                (None, None) => "new",
             };
             invocation
                 .arg(index)
@@ -368,6 +371,10 @@ impl Sink for Publisher {
             ))
         })?;
         Ok(Some(Reached { id, event: EventId::parse_str(event).ok() }))
+    }
+
+    fn forget(&mut self) {
+        self.tails.clear();
     }
 
     fn keeps(&self) -> Duration {

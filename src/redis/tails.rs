@@ -47,10 +47,9 @@ impl Tails {
         self.get(topic).is_none_or(|tail| now.duration_since(tail.ttl_set) >= self.ttl_due_after)
     }
 
-    /// How a topic's history stands, as the publishing script takes it: `new` if there need not be one, else it must be
-    /// there, and its TTL is due (`aged`) or not (`kept`).
-    pub(super) fn history_of(&self, topic: &Topic, now: Instant) -> &'static str {
-        let Some(tail) = self.get(topic) else { return "new" };
+    /// How a history with this tail stands, as the publishing script takes it: `new` if there need not be one, else it must
+    /// be there, and its TTL is due (`aged`) or not (`kept`).
+    pub(super) fn history_of(&self, tail: Tail, now: Instant) -> &'static str {
         let age = now.duration_since(tail.ttl_set);
         // Some time before it expires it is left open whether it has, as clocks differ.
         if age >= self.ttl.saturating_sub(self.ttl_due_after) {
@@ -115,11 +114,11 @@ mod tests {
         let mut tails = Tails::new(10, Duration::from_secs(100));
         let now = Instant::now();
         assert!(tails.ttl_is_due(&topic(1), now));
-        assert_eq!(tails.history_of(&topic(1), now), "new");
-        tails.set(&topic(1), Tail { last: StreamId::new(1, 1), ttl_set: now });
+        let tail = Tail { last: StreamId::new(1, 1), ttl_set: now };
+        tails.set(&topic(1), tail);
         for (seconds, history) in [(4, "kept"), (5, "aged"), (94, "aged"), (95, "new")] {
             let later = now + Duration::from_secs(seconds);
-            assert_eq!(tails.history_of(&topic(1), later), history, "{seconds} s");
+            assert_eq!(tails.history_of(tail, later), history, "{seconds} s");
             assert_eq!(tails.ttl_is_due(&topic(1), later), history != "kept", "{seconds} s");
         }
     }

@@ -212,6 +212,7 @@ impl<S: Sink> Relay<'_, S> {
         backoff.reset();
         self.compared = None;
         self.pause_looked = None;
+        self.sink.forget();
         self.deliver(&mut step, &bell).await
     }
 

@@ -112,6 +112,10 @@ pub trait Sink: Send {
     /// [`PublishError::Retry`], [`PublishError::Stop`].
     fn reached(&mut self) -> impl Future<Output = Result<Option<Reached>, PublishError>> + Send;
 
+    /// A lead begins: another relay may have published since this one did, so what the sink remembers of that is worth
+    /// nothing. To forget it is all that this is for.
+    fn forget(&mut self) {}
+
     /// How long the sink keeps an event: what is older need not be given again to one that has forgotten it.
     fn keeps(&self) -> Duration;
 }

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Flow, Line, Process, Wiring, eventually, leads, metric_of};
+use crate::harness::{Flow, LIMIT, Line, Process, Wiring, eventually, leads, metric_of};
 
 /// [relay] takeover_seconds of a line, and what processes on a busy machine need on top.
 const TAKEOVER_LIMIT: Duration = Duration::from_secs(2 + 2);
@@ -41,6 +42,35 @@ async fn a_relay_that_stands_by_takes_over_when_the_leader_is_killed() {
     line.append(100).await;
     line.is_whole().await;
     assert!(took < TAKEOVER_LIMIT, "{took:?}");
+}
+
+/// What it remembers of the histories is of before the other one led.
+#[tokio::test]
+async fn a_relay_that_leads_again_tells_what_was_published_while_it_did_not() {
+    let mut line = Line::new().await;
+    line.append(1).await;
+    line.is_whole().await;
+    let other = line.another_relay().await;
+    eventually("it stands by", async || other.log().contains("standing by").then_some(())).await;
+    line.relay.signal("STOP").await;
+    leads(&other).await;
+    line.append(1).await;
+    line.is_whole().await;
+    line.relay.signal("CONT").await;
+    eventually("the first one stands by", async || line.relay.log().contains("standing by").then_some(()))
+        .await;
+    other.kill().await;
+    line.leads().await;
+    let client = line.redis_settings().client().expect("a client");
+    let mut live = client.get_async_pubsub().await.expect("ears");
+    live.subscribe(format!("aftercommit:{{{}}}:live", line.topic)).await.expect("a subscription");
+    line.append(1).await;
+    let heard =
+        tokio::time::timeout(LIMIT, live.on_message().next()).await.expect("in time").expect("a message");
+    let envelope: serde_json::Value =
+        serde_json::from_str(&heard.get_payload::<String>().expect("a text")).expect("JSON");
+    assert_eq!((&envelope["prev"], &envelope["id"]), (&"1-2".into(), &"1-3".into()));
+    line.is_whole().await;
 }
 
 #[tokio::test]

@@ -81,6 +81,36 @@ async fn with_min_replicas_nothing_counts_as_delivered_that_only_one_server_has(
 }
 
 #[tokio::test]
+async fn a_history_that_vanishes_between_two_tries_of_a_batch_stops_nothing() {
+    let mut line = Line::with(Wiring {
+        relay: vec![("AFTERCOMMIT_REDIS_MIN_REPLICAS", "1".to_owned())],
+        ..Wiring::default()
+    })
+    .await;
+    line.append(2).await;
+    // Published, and again and again, as no replica has it.
+    line.fails_with("noreplicas").await;
+    let key = aftercommit::redis::keys::history(&line.topic);
+    line.words(&["del", &key]).await.expect("a deletion");
+    eventually("it is published once more", async || {
+        (line.words(&["xlen", &key]).await.expect("a length") == redis::Value::Int(2)).then_some(())
+    })
+    .await;
+    // A repeat sets the TTL too, as the relay goes by when it has.
+    line.words(&["persist", &key]).await.expect("no TTL");
+    eventually("it expires all the same", async || {
+        let ttl = line.words(&["ttl", &key]).await.expect("a TTL");
+        matches!(ttl, redis::Value::Int(seconds) if seconds > 0).then_some(())
+    })
+    .await;
+    let replica = replica_of(&line).await;
+    line.append(3).await;
+    replica_has(&replica, 5, &line.topic).await;
+    line.is_whole().await;
+    assert!(!line.relay.log().contains("conflict"), "{}", line.relay.log());
+}
+
+#[tokio::test]
 async fn parked_and_discarded_events_stay_unseen_when_redis_is_given_the_rest_again() {
     let mut line = Line::new().await;
     let parked = line.system.redis.topic("parked");
