@@ -56,8 +56,6 @@ pub(super) struct CatchUp {
     placed: Option<oneshot::Sender<()>>,
     /// Until when the response waits.
     opens_at: Instant,
-    /// The response was begun before the client's place was known.
-    is_late: bool,
     outcome: &'static str,
     /// Entries that are read next.
     count: usize,
@@ -82,7 +80,6 @@ impl CatchUp {
             from,
             placed: Some(placed),
             opens_at: Instant::now() + WAIT_FOR_PLACE,
-            is_late: false,
             outcome: "memory",
             count,
             patience,
@@ -122,9 +119,6 @@ impl CatchUp {
             }
         }
         self.tell();
-        if self.is_late {
-            self.topic.state().reset(&self.lane, ResetReason::JoinedLate);
-        }
         self.count_outcome();
     }
 
@@ -201,12 +195,12 @@ impl CatchUp {
     /// Lets the response begin although the client's place is not known.
     ///
     /// From here on the client believes that it is connected. What is committed before its place is known it would miss
-    /// without knowing, unless it named its place or wants all there is: so it is reset then. If it is cut off before
-    /// that, this id makes it come back as one that is reset, and not as one that is new.
+    /// without knowing, unless it named its place or wants all there is: so it begins with a reset then. If it is cut off
+    /// before that, this id makes it come back as one that is reset, and not as one that is new.
     fn open_unplaced(&mut self) {
         let Some(placed) = self.placed.take() else { return };
         if matches!(self.wanted, From::Latest | From::Last) {
-            self.is_late = true;
+            self.from = From::Reset(ResetReason::JoinedLate);
             // A client that is gone needs no id.
             let _put = self.lane.put(&frame::cursor(Cursor::UNKNOWN));
         }
@@ -214,13 +208,13 @@ impl CatchUp {
     }
 
     fn count_outcome(&self) {
-        match (self.wanted, self.from) {
-            (_, From::Reset(reason)) => {
-                self.shared.metrics.reset(reason, 1);
-                self.shared.metrics.resumed("reset");
-            }
-            (From::After(_), _) => self.shared.metrics.resumed(self.outcome),
-            _ => {}
+        let mut outcome = self.outcome;
+        if let From::Reset(reason) = self.from {
+            self.shared.metrics.reset(reason, 1);
+            outcome = "reset";
+        }
+        if matches!(self.wanted, From::After(_) | From::Reset(_)) {
+            self.shared.metrics.resumed(outcome);
         }
     }
 

@@ -140,7 +140,7 @@ impl Outlet {
 
     /// Queues a block of the topic in this lane. Never waits.
     fn put(&self, lane: usize, block: &Block) -> Put {
-        self.take_in(block.len(), |queue| match &mut queue.lanes {
+        self.take_in(block.is_event().then(|| block.len()), |queue| match &mut queue.lanes {
             None => queue.push(block.bytes.clone()),
             Some(lanes) => {
                 let (own, shared) = lanes.write(lane, block);
@@ -152,10 +152,13 @@ impl Outlet {
 
     /// Queues what belongs to no topic. Never waits.
     pub(super) fn put_bytes(&self, bytes: Bytes) -> Put {
-        self.take_in(bytes.len(), |queue| queue.push(bytes))
+        self.take_in(Some(bytes.len()), |queue| queue.push(bytes))
     }
 
-    fn take_in(&self, bytes: usize, push: impl FnOnce(&mut Queue)) -> Put {
+    /// Takes in what has so many bytes, or, with `None`, what only tells a place. That finds room always: each topic of a
+    /// stream has one to tell at its begin, before the client can have read anything, and behind an event as large as the
+    /// queue it would have the client cut off again and again.
+    fn take_in(&self, bytes: Option<usize>, push: impl FnOnce(&mut Queue)) -> Put {
         let mut queue = self.queue();
         if queue.ending {
             return Put::Gone;
@@ -163,7 +166,7 @@ impl Outlet {
         // While no more than half of the queue waits any block is taken, also behind a place and a reset, so that a payload
         // as large as the queue can be delivered. Otherwise its client would be cut off for ever.
         let limit = self.terms.queued_bytes;
-        if queue.bytes > limit / 2 + SMALL_BYTES && queue.bytes + bytes > limit {
+        if queue.bytes > limit / 2 + SMALL_BYTES && bytes.is_some_and(|bytes| queue.bytes + bytes > limit) {
             drop(queue);
             self.cut_off_as_slow();
             return Put::CutOff;

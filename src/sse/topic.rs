@@ -335,13 +335,6 @@ impl TopicState {
         })
     }
 
-    /// Tells one client to fetch its state anew.
-    pub(super) fn reset(&self, lane: &Lane, reason: ResetReason) {
-        self.metrics.reset(reason, 1);
-        // A client that is gone or cut off by it needs no reset.
-        let _put = lane.put(&frame::reset(reason, &self.topic, self.cursor()));
-    }
-
     /// Forgets a client.
     pub(super) fn detach(&mut self, number: u64) {
         self.clients.remove(&number);

@@ -143,6 +143,7 @@ async fn a_stream_opened_while_redis_is_away_is_reset_also_if_it_was_cut_off_mea
     outage.feed.commit(0..2).await;
     outage.feed.client(&outage.sse).await;
     outage.kill_redis().await;
+    eventually("the server knows it", async || (outage.interruptions("") >= 1).then_some(())).await;
     let topic = outage.feed.topic();
     let token =
         outage.feed.system.token_with(outage.feed.user, Duration::from_secs(600), &[topic.as_str(), "other"]);

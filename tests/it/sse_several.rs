@@ -208,6 +208,33 @@ async fn recent_events_of_many_topics_are_given_as_fast_as_the_client_reads() {
     assert_eq!(metric_of(&stage.sse, "aftercommit_sse_history_reads_total").await, reads);
 }
 
+/// On one processor the other topics tell their places before the client can read anything.
+#[tokio::test]
+async fn an_event_as_large_as_the_queue_leaves_room_for_the_places_of_the_other_topics() {
+    let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_QUEUED_BYTES", "20000");
+    let stage = Stage::with(system.set("TOKIO_WORKER_THREADS", "1")).await;
+    let names: Vec<String> = (0..16).map(|n| format!("t{n:02}")).collect();
+    let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let begun = stage.open(&["t15"]).await.last_event_id();
+    let large = format!("t15{}", "x".repeat(20_000));
+    for name in &names {
+        stage.commit(name, 1).await;
+    }
+    stage.commit_payload("t15", &large).await;
+    // The events are there to be had.
+    stage.resume(&["t15"], &begun).events(2).await;
+    names.reverse();
+    let client = stage.resume(&names, &begun);
+    let events = client.events(2).await;
+    assert_eq!(of(&events, "t15"), ["t151", large.as_str()]);
+    let url = format!("{}&from=last", stage.sse.url(&stage.path(&names)));
+    let newest = Client::begin(url, &stage.token, None);
+    assert_eq!(of(&newest.events(16).await, "t15"), [large.as_str()]);
+    for client in [client, newest] {
+        assert_eq!(client.counts(), (1, 0), "one stream that has not ended");
+    }
+}
+
 #[tokio::test]
 async fn every_topic_must_be_allowed_and_there_must_be_some() {
     let stage = Stage::new().await;
