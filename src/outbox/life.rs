@@ -205,7 +205,8 @@ async fn set_aside(
            where a.action = case when k.settled_as = 'discarded' then 'discard' else 'release' end
              and a.at between k.parked_at and coalesce(k.settled_at, 'infinity')
              and a.selection @> jsonb_build_object('relay', k.relay, 'topics', jsonb_build_array(k.topic))
-           order by a.at desc limit 1
+           -- One from before it was noted when: the first that came.
+           order by case when k.settled_at is null then a.at end, a.at desc limit 1
          ) a on true
          left join lateral (
            select f.epoch || '-' || f.seq as number from outbox.parked f
