@@ -164,3 +164,24 @@ async fn the_server_raises_its_limit_of_open_files_and_says_where_it_may_not() {
     eventually("a warning", async || sse.log().contains("not enough open files").then_some(())).await;
     assert_eq!(open_files(&sse), 2000);
 }
+
+/// How many connections may wait to be accepted at this address: of a socket that listens, that is what `Send-Q` tells.
+#[cfg(target_os = "linux")]
+async fn may_wait_at(address: &str) -> usize {
+    let port = address.rsplit(':').next().expect("a port");
+    let mut ss = tokio::process::Command::new("ss");
+    ss.args(["-Hltn", "sport", "=", &format!(":{port}")]).env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
+    let output = ss.output().await.expect("ss, of iproute2");
+    let line = String::from_utf8(output.stdout).expect("UTF-8");
+    line.split_whitespace().nth(2).expect("a Send-Q").parse().expect("a number")
+}
+
+/// Clients that come back together would each wait a second and more where the kernel has no room for them.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn thousands_of_connections_may_wait_to_be_accepted() {
+    let sse = System::new().await.start("sse").await;
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("a limit");
+    let most: usize = most.trim().parse().expect("a number");
+    assert_eq!(may_wait_at(&sse.address).await, most.min(4096));
+}
