@@ -66,12 +66,12 @@ end
 
 -- Adds an event to its history. One that has vanished (evicted, or deleted) begins with an entry for what is gone, which
 -- is trimmed at once: so Redis's own count, which readers go by, says that this history does not hold all there was.
-local function add(stream, id, prev, is_kept, uuid, kind, payload)
-  if is_kept then
+local function add(stream, id, mark, must_be_there, uuid, kind, payload)
+  if must_be_there then
     local added = redis.pcall('XADD', stream, 'NOMKSTREAM', 'MAXLEN', '~', keep, id,
       'event', uuid, 'type', kind, 'payload', payload)
     if added then return added, false end
-    local marked = redis.pcall('XADD', stream, prev, 'event', '-')
+    local marked = redis.pcall('XADD', stream, mark, 'event', '-')
     if type(marked) == 'table' and marked.err then return marked, false end
     return redis.pcall('XADD', stream, 'MAXLEN', '=', 1, id, 'event', uuid, 'type', kind, 'payload', payload), true
   end
@@ -96,7 +96,11 @@ for a = 7, #ARGV, 9 do
     allowed[topic] = true
   end
   local history = ARGV[a + 7]
-  local added, had_vanished = add(stream, id, prev, history ~= 'new', uuid, kind, payload)
+  -- Nothing is there although this number was used up before: what was published is gone, with all that may have been before
+  -- it. (For a released event whose topic never had another one that is too cautious, and costs a reset at most.)
+  local is_lost = prev == '' and tonumber(seq) <= published and not told_before
+  local mark = is_lost and string.format('%s-%.0f', epoch, tonumber(seq) - 1) or prev
+  local added, had_vanished = add(stream, id, mark, history ~= 'new' or is_lost, uuid, kind, payload)
   local is_new = true
   if type(added) == 'table' then
     if not string.find(added.err, 'equal or smaller', 1, true) then return {done, 'ERROR', added.err} end

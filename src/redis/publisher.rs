@@ -121,12 +121,12 @@ impl Publisher {
         }
     }
 
-    async fn call(&mut self, chunk: Chunk<'_>) -> Result<Answer, CallError> {
+    async fn call(&mut self, chunk: Chunk<'_>, now: Instant) -> Result<Answer, CallError> {
         let mut connection = self.connection().await.map_err(CallError::Publish)?;
         let traces = chunk.deliveries.iter().filter_map(|delivery| delivery.event.trace);
         let mut span = trace::publish(traces, chunk.deliveries.len());
         let begun = Instant::now();
-        let answer = self.invocation(chunk).invoke_async::<Answer>(&mut connection).await;
+        let answer = self.invocation(chunk, now).invoke_async::<Answer>(&mut connection).await;
         if answer.is_ok() {
             self.metrics.publish_seconds.observe(begun.elapsed().as_secs_f64());
         }
@@ -140,8 +140,7 @@ impl Publisher {
         answer.map_err(CallError::Refused)
     }
 
-    fn invocation(&self, chunk: Chunk<'_>) -> ::redis::ScriptInvocation<'_> {
-        let now = Instant::now();
+    fn invocation(&self, chunk: Chunk<'_>, now: Instant) -> ::redis::ScriptInvocation<'_> {
         let mut invocation = self.script.prepare_invoke();
         invocation.key(&self.top_key);
         let mut streams = 0;
@@ -190,9 +189,9 @@ impl Publisher {
         invocation
     }
 
-    /// Remembers the tails that a published chunk left behind.
-    fn remember(&mut self, deliveries: &[Delivery<'_>]) {
-        let now = Instant::now();
+    /// Remembers the tails that a published chunk left behind. `now` is what the chunk's call went by: a TTL that has
+    /// become due since was not set by it.
+    fn remember(&mut self, deliveries: &[Delivery<'_>], now: Instant) {
         for Delivery { id, event } in deliveries {
             let ttl_set = match self.tails.get(&event.topic) {
                 Some(tail) if !self.tails.ttl_is_due(&event.topic, now) => tail.ttl_set,
@@ -327,10 +326,11 @@ impl Sink for Publisher {
             };
             let chunk =
                 Chunk { deliveries, first, through, told_before: batch.occasion == Occasion::Restore };
-            match self.call(chunk).await {
+            let now = Instant::now();
+            match self.call(chunk, now).await {
                 Ok((_, verdict, told)) if verdict == "OK" => {
                     self.measure(chunk, batch.occasion, &told);
-                    self.remember(deliveries);
+                    self.remember(deliveries, now);
                     done += deliveries.len();
                     if is_last {
                         return self.replicated().await;

@@ -2,6 +2,7 @@
 
 use aftercommit::event::Topic;
 use aftercommit::outbox::parked::{self, Wish};
+use aftercommit::redis::history::{Extent, History};
 use secrecy::ExposeSecret;
 
 use crate::harness::{Line, Listener, Wiring, eventually, start_redis};
@@ -108,6 +109,38 @@ async fn a_history_that_vanishes_between_two_tries_of_a_batch_stops_nothing() {
     replica_has(&replica, 5, &line.topic).await;
     line.is_whole().await;
     assert!(!line.relay.log().contains("conflict"), "{}", line.relay.log());
+}
+
+#[tokio::test]
+async fn a_history_that_vanished_between_two_tries_of_its_newest_event_does_not_pass_for_a_whole_one() {
+    let mut line = Line::with(Wiring {
+        relay: vec![("AFTERCOMMIT_REDIS_MIN_REPLICAS", "1".to_owned())],
+        ..Wiring::default()
+    })
+    .await;
+    let key = aftercommit::redis::keys::history(&line.topic);
+    let replica = replica_of(&line).await;
+    line.append(3).await;
+    replica_has(&replica, 3, &line.topic).await;
+    eventually("it is written down", async || {
+        (line.metric("aftercommit_relay_published_total").await == 3).then_some(())
+    })
+    .await;
+    replica.stop().await.expect("it stops");
+    line.append(1).await;
+    let has = async |length: i64| {
+        eventually("the history has so many", async || {
+            let has = line.words(&["xlen", &key]).await.expect("a length");
+            (has == redis::Value::Int(length)).then_some(())
+        })
+        .await;
+    };
+    // It is published again and again from here on, as no replica has it.
+    has(4).await;
+    line.words(&["del", &key]).await.expect("a deletion");
+    has(1).await;
+    let extent = History::new(line.redis_settings()).extent(&line.topic).await.expect("an extent");
+    assert_eq!(extent, Extent::Trimmed);
 }
 
 #[tokio::test]
