@@ -33,8 +33,10 @@ const WAIT_FOR_PLACE: Duration = Duration::from_secs(2);
 enum Fed {
     /// The client is here now.
     To(StreamId),
-    /// There is no history, and the client wants what there is.
-    Nothing,
+    /// There is no history, and the client wants what there is: all that comes after this place of the topic's.
+    Nothing(Option<Cursor>),
+    /// Nothing yet: look again.
+    Again,
     /// It holds nothing from the client's place on: it was lost, or has expired.
     Forgotten,
     /// It cannot be proven that nothing is missing.
@@ -102,6 +104,8 @@ impl CatchUp {
                     self.tell();
                 }
                 Attached::WhenLive => self.wait_for(settled).await,
+                // It waits for room at each turn.
+                Attached::WhenRoom => {}
                 Attached::Ahead if !has_joined_anew => {
                     // Another server may have been quicker: read the history before saying that there is no such id.
                     has_joined_anew = true;
@@ -125,7 +129,11 @@ impl CatchUp {
     async fn attach(&mut self) -> Attached {
         // These need little room, and must not miss what comes while they wait for more.
         if matches!(self.from, From::Latest | From::Last | From::Reset(_)) {
-            return self.topic.state().attach(&self.lane, self.from);
+            let attached = self.topic.state().attach(&self.lane, self.from);
+            if attached != Attached::WhenRoom {
+                return attached;
+            }
+            // It wants the newest event, of a topic of which no earlier place is known: whatever that is once there is room.
         }
         // What a client has missed needs room, which another topic of its stream may be about to use.
         let outlet = self.lane.outlet.clone();
@@ -153,7 +161,8 @@ impl CatchUp {
                 self.outcome = "history";
                 self.from = From::After(Cursor::After(id));
             }
-            Ok(Fed::Nothing) => self.from = From::Latest,
+            Ok(Fed::Nothing(place)) => self.from = place.map_or(From::Latest, From::After),
+            Ok(Fed::Again) => {}
             Ok(Fed::Forgotten) => self.wait_or_reset(ResetReason::HistoryGone).await,
             Ok(Fed::Unproven) => self.from = From::Reset(ResetReason::HistoryGone),
             Ok(Fed::Gone) => return false,
@@ -201,6 +210,8 @@ impl CatchUp {
         let Some(placed) = self.placed.take() else { return };
         if matches!(self.wanted, From::Latest | From::Last) {
             self.from = From::Reset(ResetReason::JoinedLate);
+        }
+        if matches!(self.from, From::Reset(_)) {
             // A client that is gone needs no id.
             let _put = self.lane.put(&frame::cursor(Cursor::UNKNOWN));
         }
@@ -227,7 +238,7 @@ impl CatchUp {
         let Some(page) = self.page(after).await? else { return Ok(Fed::Unproven) };
         // The place itself is gone together with all that followed it: nothing proves that nothing followed.
         let Some(last) = page.last().map(|frame| frame.id) else {
-            return Ok(if self.from == From::Earliest { Fed::Nothing } else { Fed::Forgotten });
+            return if self.from == From::Earliest { self.find_nothing().await } else { Ok(Fed::Forgotten) };
         };
         self.count = next_count(page.len(), page.iter().map(|frame| frame.block.len()).sum());
         let mut place = after;
@@ -249,6 +260,18 @@ impl CatchUp {
             self.patience.pause(RETRY).await;
         }
         Ok(Fed::To(last))
+    }
+
+    /// Makes sure that there is no history: the page may be of a moment ago. The topic's place is taken before the look, so
+    /// that what comes after the look comes after the place.
+    async fn find_nothing(&mut self) -> Result<Fed, ReadError> {
+        let place = self.topic.state().place();
+        self.shared.metrics.history_reads.inc();
+        if self.shared.history.from(&self.topic.topic, None, 1).await?.is_empty() {
+            return Ok(Fed::Nothing(place));
+        }
+        self.patience.pause(RETRY).await;
+        Ok(Fed::Again)
     }
 
     /// The page of the history that begins with this place.

@@ -259,10 +259,10 @@ impl Outlet {
         }
     }
 
-    /// Whether nothing was queued for so long.
+    /// Whether nothing was queued for so long, and nothing waits.
     pub(super) fn is_quiet(&self, now: Instant, long: Duration) -> bool {
         let queue = self.queue();
-        !queue.ending && now.saturating_duration_since(queue.last_put) >= long
+        !queue.ending && queue.blocks.is_empty() && now.saturating_duration_since(queue.last_put) >= long
     }
 
     /// Whether something has waited for so long without the connection taking anything.

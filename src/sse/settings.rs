@@ -79,7 +79,7 @@ impl Settings {
     }
 
     /// The most that a topic's recent events may hold: half a client's queue, so that a client that comes back can be
-    /// given all of them at once.
+    /// given all of them at once. One that has no place yet counts on it.
     pub(super) fn recent_bytes_of_topic(&self) -> usize {
         self.max_queued_bytes / 2
     }

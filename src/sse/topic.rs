@@ -86,6 +86,8 @@ pub(super) enum Attached {
     WhenLive,
     /// It is here now. There was no room for more, and it does not get what follows yet.
     Partly(Cursor),
+    /// Not before there is room for an event: it has no place yet at which it could wait.
+    WhenRoom,
     /// It needs older events than are kept in memory: read them from the history first.
     Behind,
     /// Its place is past the topic's.
@@ -352,6 +354,9 @@ fn give(lane: &Lane, blocks: impl Iterator<Item = Block>) -> Option<Attached> {
             && !lane.outlet.has_room_now()
         {
             return Some(Attached::Partly(here));
+        }
+        if here.is_none() && !had_room && block.is_event() {
+            return Some(Attached::WhenRoom);
         }
         if lane.put(&block) != Put::Queued {
             return None;

@@ -345,3 +345,17 @@ fn too_much_heard_while_joining_begins_the_round_again() {
     topic.begin_round();
     assert_eq!(topic.finish_join(false), Joined::Live);
 }
+
+#[test]
+fn the_newest_event_of_a_topic_without_an_earlier_place_waits_for_room() {
+    let mut topic = live_topic();
+    topic.begin_with(None, [frame(StreamId::new(1, 9))], None);
+    let terms = Terms { queued_bytes: 20_000, expires_at: None };
+    let lane = Lane { outlet: Arc::new(Outlet::new(1, terms, None, CancellationToken::new())), at: 0 };
+    // Another topic's event, which the client has not read.
+    lane.outlet.put_bytes(vec![0; 15_000].into());
+    assert_eq!(topic.attach(&lane, From::Last), Attached::WhenRoom);
+    let terms = Terms { queued_bytes: 20_000, expires_at: None };
+    let lane = Lane { outlet: Arc::new(Outlet::new(2, terms, None, CancellationToken::new())), at: 0 };
+    assert_eq!(topic.attach(&lane, From::Last), Attached::Yes);
+}

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use aftercommit::event::{EventType, NewEvent, Topic};
 use aftercommit::outbox;
 
-use crate::harness::{Client, Event, Process, System, metric_of};
+use crate::harness::{Client, Event, Process, System, eventually, metric_of};
 
 /// An application of which this server knows nothing.
 struct Stage {
@@ -48,7 +48,7 @@ impl Stage {
     async fn open(&self, names: &[&str]) -> Client {
         let client = Client::open(&self.sse.url(&self.path(names)), &self.token).await;
         let is_placed = || client.last_event_id().split(',').count() == names.len();
-        crate::harness::eventually("a place in each topic", async || is_placed().then_some(())).await;
+        eventually("a place in each topic", async || is_placed().then_some(())).await;
         client
     }
 
@@ -206,6 +206,28 @@ async fn recent_events_of_many_topics_are_given_as_fast_as_the_client_reads() {
     assert_eq!(of(&events, "t00"), expected);
     assert_eq!(client.counts(), (1, 0), "one stream that has not ended");
     assert_eq!(metric_of(&stage.sse, "aftercommit_sse_history_reads_total").await, reads);
+}
+
+/// One of its topics cannot be joined for so long that the client is let in before, and cut off again.
+#[tokio::test]
+async fn an_id_that_is_none_resets_each_topic_also_if_the_client_was_cut_off_meanwhile() {
+    let stage = Stage::new().await;
+    let mut redis = stage.system.redis.connect().await;
+    let key = aftercommit::redis::keys::history(&stage.topic("b"));
+    redis::cmd("SET").arg(&key).arg("of another type").exec_async(&mut redis).await.expect("a key");
+    let client = stage.resume(&["a", "b"], "nonsense");
+    assert_eq!(client.events(1).await[0].event, "reset");
+    let id = eventually("a place in each topic", async || {
+        let id = client.last_event_id();
+        (id.split(',').count() == 2).then_some(id)
+    })
+    .await;
+    drop(client);
+    redis::cmd("DEL").arg(&key).exec_async(&mut redis).await.expect("no key");
+    let events = stage.resume(&["a", "b"], &id).events(1).await;
+    assert_eq!(events[0].event, "reset");
+    let topic = format!("\"topic\":\"{}\"", stage.topic("b"));
+    assert!(events[0].data.contains(&topic) && events[0].data.contains("joined_late"), "{events:?}");
 }
 
 /// On one processor the other topics tell their places before the client can read anything.
