@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::cursor::Cursor;
 use super::frame::{self, ResetReason};
@@ -54,10 +55,7 @@ pub(super) struct CatchUp {
     wanted: From,
     /// Where it is.
     from: From,
-    /// Told as soon as the client's place is known, or is not waited for any longer.
-    placed: Option<oneshot::Sender<()>>,
-    /// Until when the response waits.
-    opens_at: Instant,
+    opening: Opening,
     outcome: &'static str,
     /// Entries that are read next.
     count: usize,
@@ -70,22 +68,11 @@ impl CatchUp {
         topic: Arc<SharedTopic>,
         lane: Lane,
         wanted: From,
-        placed: oneshot::Sender<()>,
+        opening: Opening,
     ) -> Self {
         let patience = Patience::new(shared.settings.repair_wait());
         let (from, count) = (fresh(&shared, wanted), first_count());
-        Self {
-            shared,
-            topic,
-            lane,
-            wanted,
-            from,
-            placed: Some(placed),
-            opens_at: Instant::now() + WAIT_FOR_PLACE,
-            outcome: "memory",
-            count,
-            patience,
-        }
+        Self { shared, topic, lane, wanted, from, opening, outcome: "memory", count, patience }
     }
 
     /// Attaches the client. Returns when it is attached, or gone.
@@ -97,7 +84,16 @@ impl CatchUp {
             tokio::pin!(settled);
             // Registered before the look, so that a join that ends in between is not missed.
             settled.as_mut().enable();
+            if self.opening.is_over() {
+                self.open_unplaced();
+            }
             match self.attach().await {
+                // The response began in the very moment of attaching.
+                Attached::Yes
+                    if self.opening.has_begun() && matches!(self.from, From::Latest | From::Last) =>
+                {
+                    self.open_unplaced();
+                }
                 Attached::Yes => break,
                 Attached::Partly(here) => {
                     self.from = From::After(here);
@@ -114,7 +110,7 @@ impl CatchUp {
                 }
                 Attached::Ahead => self.wait_or_reset(ResetReason::UnknownId).await,
                 // Feeding waits for the client to read, so the response must be under way before it.
-                Attached::Behind if self.placed.is_some() => self.tell(),
+                Attached::Behind if self.opening.is_awaited() => self.tell(),
                 Attached::Behind => {
                     if !self.go_on().await {
                         return;
@@ -178,16 +174,15 @@ impl CatchUp {
     async fn wait_or_reset(&mut self, reason: ResetReason) {
         if !self.patience.wait().await {
             self.from = From::Reset(reason);
-        } else if Instant::now() >= self.opens_at {
-            self.open_unplaced();
         }
     }
 
     /// Waits for the topic, but lets the response begin when that takes too long.
     async fn wait_for(&mut self, settled: impl Future<Output = ()>) {
         tokio::pin!(settled);
-        if self.placed.is_some() && timeout_at(self.opens_at, &mut settled).await.is_ok() {
-            return;
+        tokio::select! {
+            () = &mut settled => return,
+            () = self.opening.ends() => {}
         }
         self.open_unplaced();
         settled.await;
@@ -195,10 +190,7 @@ impl CatchUp {
 
     /// Says that the client's place is known.
     fn tell(&mut self) {
-        if let Some(placed) = self.placed.take() {
-            // Nobody takes its word when the client is gone.
-            let _sent = placed.send(());
-        }
+        self.opening.tell();
     }
 
     /// Lets the response begin although the client's place is not known.
@@ -207,7 +199,9 @@ impl CatchUp {
     /// without knowing, unless it named its place or wants all there is: so it begins with a reset then. If it is cut off
     /// before that, this id makes it come back as one that is reset, and not as one that is new.
     fn open_unplaced(&mut self) {
-        let Some(placed) = self.placed.take() else { return };
+        if !self.opening.is_awaited() {
+            return;
+        }
         if matches!(self.wanted, From::Latest | From::Last) {
             self.from = From::Reset(ResetReason::JoinedLate);
         }
@@ -215,7 +209,7 @@ impl CatchUp {
             // A client that is gone needs no id.
             let _put = self.lane.put(&frame::cursor(Cursor::UNKNOWN));
         }
-        let _sent = placed.send(());
+        self.tell();
     }
 
     fn count_outcome(&self) {
@@ -292,6 +286,56 @@ impl CatchUp {
             Ok(page.map(|page| framed(page).collect()))
         };
         self.shared.pages.get(key, read).await
+    }
+}
+
+/// What the response waits for before it begins: that the client's place is known, but not for long.
+pub(super) struct Opening {
+    /// Told as soon as the place is known, or is not waited for any longer.
+    placed: Option<oneshot::Sender<()>>,
+    /// Until when it is waited for.
+    until: Instant,
+    /// The response has begun without waiting any longer.
+    opened: CancellationToken,
+}
+
+impl Opening {
+    pub(super) fn new(placed: oneshot::Sender<()>, opened: CancellationToken) -> Self {
+        Self { placed: Some(placed), until: Instant::now() + WAIT_FOR_PLACE, opened }
+    }
+
+    /// Whether the response still waits for this word, as far as is known.
+    fn is_awaited(&self) -> bool {
+        self.placed.is_some()
+    }
+
+    /// Whether the response has begun without waiting for this word.
+    fn has_begun(&self) -> bool {
+        self.is_awaited() && self.opened.is_cancelled()
+    }
+
+    /// Whether it has, or is to begin now.
+    fn is_over(&self) -> bool {
+        self.has_begun() || self.is_awaited() && Instant::now() >= self.until
+    }
+
+    /// Waits until then; for ever if it was given.
+    async fn ends(&self) {
+        if !self.is_awaited() {
+            return std::future::pending().await;
+        }
+        tokio::select! {
+            () = self.opened.cancelled() => {}
+            () = sleep_until(self.until) => {}
+        }
+    }
+
+    /// Says that the response may begin.
+    fn tell(&mut self) {
+        if let Some(placed) = self.placed.take() {
+            // Nobody takes its word when the client is gone, or the response has begun.
+            let _sent = placed.send(());
+        }
     }
 }
 

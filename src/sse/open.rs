@@ -11,9 +11,10 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::catch_up::CatchUp;
+use super::catch_up::{CatchUp, Opening};
 use super::connections::Refusal;
 use super::cursor::Cursor;
 use super::frame::{self, ResetReason};
@@ -119,14 +120,20 @@ pub async fn open(
 /// Attaches the stream to its topics, and waits until its place in each is known, or is not waited for any longer.
 async fn attach(shared: &Arc<Shared>, place: &Arc<Place>, begin: &[From]) {
     let mut all_placed = Vec::with_capacity(begin.len());
+    // Told when the response begins without waiting any longer.
+    let opened = CancellationToken::new();
     for ((topic, lane), from) in place.lanes().zip(begin) {
         let (placed, is_placed) = oneshot::channel();
-        let catch_up = CatchUp::new(shared.clone(), topic, lane, *from, placed);
+        let catch_up = CatchUp::new(shared.clone(), topic, lane, *from, Opening::new(placed, opened.clone()));
         tokio::spawn(catch_up_unless_gone(place.clone(), catch_up));
         all_placed.push(is_placed);
     }
-    // A lane whose client is gone says nothing any more; there is nothing to wait for then.
-    let _placed_or_gone = futures_util::future::join_all(all_placed).await;
+    tokio::select! {
+        // A lane whose client is gone says nothing any more; there is nothing to wait for then.
+        _placed_or_gone = futures_util::future::join_all(all_placed) => {}
+        // Events of the other topics come meanwhile, and the client can read none of them yet.
+        () = place.outlet.fills() => opened.cancel(),
+    }
 }
 
 /// Ends when the client leaves, which the body's end tells.

@@ -37,6 +37,8 @@ pub(super) struct Outlet {
     queue: Mutex<Queue>,
     /// Told whenever the queue falls to half of what it may hold.
     room: Notify,
+    /// Told whenever something is queued while it holds more than that.
+    filling: Notify,
     /// Held by whoever waits for room and then uses it, so that the topics of a stream do not count on the same room.
     turn: tokio::sync::Mutex<()>,
     /// Ends the connection, whatever it is in the middle of.
@@ -124,6 +126,7 @@ impl Outlet {
             terms,
             queue: Mutex::new(queue),
             room: Notify::new(),
+            filling: Notify::new(),
             turn: tokio::sync::Mutex::new(()),
             connection,
             gone: CancellationToken::new(),
@@ -175,6 +178,9 @@ impl Outlet {
         queue.waiting_since.get_or_insert(now);
         queue.last_put = now;
         push(&mut queue);
+        if queue.bytes > limit / 2 {
+            self.filling.notify_waiters();
+        }
         wake(queue);
         Put::Queued
     }
@@ -256,6 +262,17 @@ impl Outlet {
                 return;
             }
             room.await;
+        }
+    }
+
+    /// Waits until more than half of the queue's bytes are taken.
+    pub(super) async fn fills(&self) {
+        loop {
+            let filling = self.filling.notified();
+            if !self.has_room_now() {
+                return;
+            }
+            filling.await;
         }
     }
 

@@ -230,6 +230,29 @@ async fn an_id_that_is_none_resets_each_topic_also_if_the_client_was_cut_off_mea
     assert!(events[0].data.contains(&topic) && events[0].data.contains("joined_late"), "{events:?}");
 }
 
+/// The response would wait for two seconds, and the events of the topic that flows are more than the client may leave unread.
+#[tokio::test]
+async fn a_topic_that_cannot_be_joined_does_not_keep_the_events_of_another_one_from_flowing() {
+    let stage = Stage::with(System::new().await.set("AFTERCOMMIT_SSE_MAX_QUEUED_BYTES", "20000")).await;
+    let mut redis = stage.system.redis.connect().await;
+    let key = aftercommit::redis::keys::history(&stage.topic("b"));
+    redis::cmd("SET").arg(&key).arg("of another type").exec_async(&mut redis).await.expect("a key");
+    let paced_by = stage.open(&["a"]).await;
+    let client = stage.resume(&["a", "b"], &paced_by.last_event_id());
+    let expected: Vec<String> = (0..15).map(|number| format!("a{number}{}", "x".repeat(5000))).collect();
+    for (number, payload) in expected.iter().enumerate() {
+        stage.commit_payload("a", payload).await;
+        // One by one: many at once would be more than the client may leave unread, with good reason.
+        paced_by.events(number + 1).await;
+    }
+    let events = client.events(15).await;
+    assert_eq!(of(&events, "a"), expected);
+    assert_eq!(metric_of(&stage.sse, "aftercommit_sse_slow_closes_total").await, 0, "it was never cut off");
+    redis::cmd("DEL").arg(&key).exec_async(&mut redis).await.expect("no key");
+    let events = client.events(16).await;
+    assert!(events[15].event == "reset" && events[15].data.contains("joined_late"), "{:?}", events[15]);
+}
+
 /// On one processor the other topics tell their places before the client can read anything.
 #[tokio::test]
 async fn an_event_as_large_as_the_queue_leaves_room_for_the_places_of_the_other_topics() {
