@@ -87,9 +87,10 @@ fn nginx(home: &Path, port: u16, servers: [&str; 2], changes: &[(&str, &str)]) -
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("{kind}_temp_path {home}/{kind};\n"))
         .concat();
-    // Root's nginx would give its workers away to a user who may not read this directory; others' ignores the line.
+    // Root's nginx would give its work away to a user who may not read this directory; others' ignores the line. One process
+    // that does all: a worker would outlive a master that is killed at the end of a test.
     let main = format!(
-        "user root;\ndaemon off;\nworker_processes 1;\npid {home}/pid;\nerror_log {home}/error.log;\n\
+        "user root;\ndaemon off;\nmaster_process off;\npid {home}/pid;\nerror_log {home}/error.log;\n\
          events {{}}\nhttp {{\naccess_log off;\n{temporary}include {home}/site.conf;\n}}\n"
     );
     let file = home.to_string() + "/main.conf";
