@@ -62,13 +62,15 @@ async fn a_replica_that_lagged_when_it_became_the_primary_is_given_what_it_lacks
     assert_eq!(line.metric("aftercommit_relay_restored_total").await, 25);
 }
 
+/// A line in which nothing counts as delivered that no replica has.
+async fn line_that_wants_a_replica() -> Line {
+    let relay = vec![("AFTERCOMMIT_REDIS_MIN_REPLICAS", "1".to_owned())];
+    Line::with(Wiring { relay, ..Wiring::default() }).await
+}
+
 #[tokio::test]
 async fn with_min_replicas_nothing_counts_as_delivered_that_only_one_server_has() {
-    let mut line = Line::with(Wiring {
-        relay: vec![("AFTERCOMMIT_REDIS_MIN_REPLICAS", "1".to_owned())],
-        ..Wiring::default()
-    })
-    .await;
+    let mut line = line_that_wants_a_replica().await;
     line.append(1).await;
     line.fails_with("noreplicas").await;
     let replica = replica_of(&line).await;
@@ -83,11 +85,7 @@ async fn with_min_replicas_nothing_counts_as_delivered_that_only_one_server_has(
 
 #[tokio::test]
 async fn a_history_that_vanishes_between_two_tries_of_a_batch_stops_nothing() {
-    let mut line = Line::with(Wiring {
-        relay: vec![("AFTERCOMMIT_REDIS_MIN_REPLICAS", "1".to_owned())],
-        ..Wiring::default()
-    })
-    .await;
+    let mut line = line_that_wants_a_replica().await;
     line.append(2).await;
     // Published, and again and again, as no replica has it.
     line.fails_with("noreplicas").await;
@@ -113,11 +111,7 @@ async fn a_history_that_vanishes_between_two_tries_of_a_batch_stops_nothing() {
 
 #[tokio::test]
 async fn a_history_that_vanished_between_two_tries_of_its_newest_event_does_not_pass_for_a_whole_one() {
-    let mut line = Line::with(Wiring {
-        relay: vec![("AFTERCOMMIT_REDIS_MIN_REPLICAS", "1".to_owned())],
-        ..Wiring::default()
-    })
-    .await;
+    let mut line = line_that_wants_a_replica().await;
     let key = aftercommit::redis::keys::history(&line.topic);
     let replica = replica_of(&line).await;
     line.append(3).await;
