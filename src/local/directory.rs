@@ -150,6 +150,8 @@ mod tests {
         let error = DataDir::open(dir.path()).await.expect_err("held");
         assert!(matches!(error, LocalError::InUse(_)), "{error}");
         assert!(error.to_string().starts_with("another aftercommit dev uses "), "{error}");
+        // Not by closing it: a child that another test is just starting has a copy of the file until its exec.
+        first.lock.unlock().expect("given back");
         drop(first);
         DataDir::open(dir.path()).await.expect("free again");
     }
@@ -170,7 +172,8 @@ mod tests {
         let held = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let taken = held.local_addr().expect("an address").port();
         assert_ne!(free_port(Some(taken)).expect("a port"), taken);
-        drop(held);
+        // Closing it would not do: a child that another test is just starting has a copy of it until its exec.
+        socket2::SockRef::from(&held).shutdown(std::net::Shutdown::Both).expect("it listens no more");
         assert_eq!(free_port(Some(taken)).expect("a port"), taken);
     }
 }
