@@ -85,6 +85,9 @@ pub async fn load_or_begin(connection: &mut PgConnection, relay: &str) -> Result
 /// Looks whether there is something to deliver and, only then, opens a window over it: one statement, one commit,
 /// and no write at all while idle. The given position must have no open window.
 ///
+/// Opens none while the relay is paused. The window's own snapshot decides: one that shows an event which was committed
+/// after the pause shows the pause too, so nothing that an operator's pause came before is ever in a window.
+///
 /// # Errors
 /// [`Error::Fenced`] if another relay got there first, or as [`newest`].
 pub async fn open(
@@ -99,9 +102,10 @@ pub async fn open(
         "insert into outbox.checkpoint
            (relay, n, slot, lower, lower_horizon, high_id, upper, upper_horizon, after_id, epoch, next_seq)
          select $1, $2, $3, $4::text::pg_snapshot, $5::text::xid8, $6, pg_current_snapshot(), pg_current_xact_id(), 0, $7, $8
-         where exists (
-           select from outbox.window_rows($4::text::pg_snapshot, $5::text::xid8, $6, pg_current_snapshot(), 0, 1)
-         )
+         where not exists (select from outbox.pause where relay = $1)
+           and exists (
+             select from outbox.window_rows($4::text::pg_snapshot, $5::text::xid8, $6, pg_current_snapshot(), 0, 1)
+           )
          returning upper::text, upper_horizon::text",
     )
     .bind(relay)
@@ -136,7 +140,7 @@ pub async fn advance(
 }
 
 /// Writes down that the whole window has been delivered, the last `events` of it ending with `last_id`, and in the same
-/// row opens the next window if there is something in it.
+/// row opens the next window if there is something in it, and the relay is not paused (as [`open`] says).
 ///
 /// # Errors
 /// As [`open`].
@@ -155,9 +159,10 @@ pub async fn settle(
                 case when next.found then pg_current_snapshot() end,
                 case when next.found then pg_current_xact_id() end, 0, $7, $8
          from (
-           select exists (
-             select from outbox.window_rows($4::text::pg_snapshot, $5::text::xid8, $6, pg_current_snapshot(), 0, 1)
-           ) as found
+           select not exists (select from outbox.pause where relay = $1)
+             and exists (
+               select from outbox.window_rows($4::text::pg_snapshot, $5::text::xid8, $6, pg_current_snapshot(), 0, 1)
+             ) as found
          ) next
          returning upper::text, upper_horizon::text",
     )

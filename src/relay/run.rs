@@ -365,7 +365,8 @@ impl<S: Sink> Relay<'_, S> {
     }
 
     /// Whether an operator has paused the relay. Looked at before the first delivery of a session, and about once a
-    /// second; while it is paused, at every turn, so that a resumed relay goes on at once.
+    /// second, as a window that was open at the pause may be a large backlog (none is opened behind the pause); while it is
+    /// paused, at every turn, so that a resumed relay goes on at once.
     async fn is_paused(&mut self, step: &mut Step) -> Result<bool, RunError> {
         if self.pause_looked.is_some_and(|at| at.elapsed() < WISH_INTERVAL) {
             return Ok(false);

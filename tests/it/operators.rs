@@ -48,22 +48,25 @@ async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_ove
     assert_fails(system.settings(), &["pause"], 1, "no relay named").await;
     let relay = system.start("relay").await;
     turns_green(&relay).await;
+    // A relay that is busy has looked for a pause a moment ago.
+    commit(&system, &topic, "A", 1).await;
+    eventually("the first is delivered", async || (delivered(&system).await == 1).then_some(())).await;
     assert_eq!(does(&system, &["pause", "--reason", "a move"]).await, format!("relay {name} is paused\n"));
+    commit(&system, &topic, "A", 3).await;
     assert!(turns_red(&relay, "paused").await.contains("a move"));
     assert_eq!(does(&system, &["pause"]).await, format!("relay {name} is paused already\n"));
-    commit(&system, &topic, "A", 3).await;
     assert!(turns_red(&relay, "pending").await.contains("1 s are the limit"));
     assert_eq!(relay.terminate().await, 0);
 
     let relay = system.start("relay").await;
     assert!(turns_red(&relay, "paused").await.contains("a move"));
-    assert_eq!(delivered(&system).await, 0);
+    assert_eq!(delivered(&system).await, 1);
     let status = json(&system, &["status"]).await;
     assert_eq!(status["relays"][0]["paused"]["reason"], "a move", "{status}");
     assert!(does(&system, &["relay", "list"]).await.contains("PAUSED"));
     does(&system, &["resume", "--reason", "moved"]).await;
     turns_green(&relay).await;
-    assert_eq!(delivered(&system).await, 3);
+    assert_eq!(delivered(&system).await, 4);
     let audit = json(&system, &["audit"]).await;
     let actions: Vec<&str> =
         audit.as_array().expect("a list").iter().filter_map(|e| e["action"].as_str()).collect();

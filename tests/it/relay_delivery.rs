@@ -7,8 +7,9 @@ use redis::AsyncCommands;
 use sqlx::Connection;
 
 use aftercommit::event::{EventId, EventType, NewEvent, StreamId, Topic};
+use aftercommit::outbox::audit::Operator;
 use aftercommit::outbox::parked::{self, Wish};
-use aftercommit::outbox::{self, read};
+use aftercommit::outbox::{self, pause, read};
 use aftercommit::redis::Publisher;
 use aftercommit::relay::{OnPoison, Outcome, Rules, Step};
 
@@ -179,6 +180,34 @@ async fn an_idle_relay_writes_nothing() {
     }
     let after: i64 = sqlx::query_scalar(rows).fetch_one(&mut connection).await.expect("a count");
     assert_eq!(before, after);
+}
+
+#[tokio::test]
+async fn a_pause_holds_every_event_that_is_committed_after_it_also_behind_an_open_window() {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("paused");
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    let mut connection = database.connect().await;
+    // More than one step takes, so that the pause finds the window open.
+    let mut tx = connection.begin().await.expect("a transaction");
+    for n in 0..150 {
+        append_in(&mut tx, &topic, &n.to_string()).await;
+    }
+    tx.commit().await.expect("a commit");
+    let first = relay.step.step(&mut relay.publisher).await.expect("a step");
+    assert_eq!(first, Outcome::Delivered { published: 100, parked: 0 });
+
+    let operator = Operator { who: "test".to_owned(), reason: "a move".to_owned() };
+    assert!(pause::pause(&mut connection, &redis.relay_name(), &operator).await.expect("a pause"));
+    append(&database, &topic, "150").await;
+    // What was begun is brought to its end; nothing is begun.
+    assert_eq!(relay.drain().await, (50, 0));
+    append(&database, &topic, "151").await;
+    assert_eq!(relay.drain().await, (0, 0));
+
+    assert!(pause::resume(&mut connection, &redis.relay_name()).await.expect("a resumption"));
+    assert_eq!(relay.drain().await, (2, 0));
+    assert_eq!(payloads(&history(&redis, &topic).await).last(), Some(&"151"));
 }
 
 #[tokio::test]

@@ -16,8 +16,10 @@ use crate::config::Config;
   aftercommit pause --reason 'Redis is being moved'
   aftercommit resume --reason 'Redis has moved'
 
-Applications go on appending; nothing is lost. A pause outlives restarts: only
-resume ends it. Readiness is red and `aftercommit status` says so meanwhile.")]
+Applications go on appending; nothing is lost. What is committed after the
+pause waits for resume; so does, within a second, a backlog from before it. A
+pause outlives restarts: only resume ends it. Readiness is red meanwhile, and
+`aftercommit status` says so.")]
 pub(crate) struct Args {
     /// The relay; [relay] name unless given.
     #[arg(value_name = "RELAY")]
