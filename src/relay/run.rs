@@ -338,8 +338,9 @@ impl<S: Sink> Relay<'_, S> {
 
     async fn compare(&mut self, step: &mut Step) -> Result<(), StepError> {
         if let Reconciled::Restored { events, .. } = step.reconcile(self.sink).await? {
-            self.metrics.repairs.inc();
+            // In this order: who has seen a repair counted sees what it restored.
             self.metrics.restored.inc_by(events);
+            self.metrics.repairs.inc();
         }
         self.compared = Some(Instant::now());
         Ok(())

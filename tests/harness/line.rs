@@ -190,12 +190,28 @@ impl Line {
     }
 
     /// Waits until the history holds exactly what was committed, in order.
-    pub(crate) async fn is_whole(&self) {
+    pub(crate) async fn has_arrived(&self) {
         eventually("the history is whole", async || {
             (self.history().await.len() >= self.appended.len()).then_some(())
         })
         .await;
         assert_eq!(self.history().await, self.appended, "{}", self.relay.log());
+    }
+
+    /// The same, and waits until the relay has written down, a moment later, that nothing waits any more, of other topics
+    /// either.
+    pub(crate) async fn is_whole(&self) {
+        self.has_arrived().await;
+        let mut connection = self.system.database.connect().await;
+        let waiting =
+            "select exists (select from outbox.event_status where relay = $1 and state = 'pending')";
+        eventually("all is written down", async || {
+            let relay = self.system.redis.relay_name();
+            let waits: bool =
+                sqlx::query_scalar(waiting).bind(relay).fetch_one(&mut connection).await.expect("an answer");
+            (!waits).then_some(())
+        })
+        .await;
     }
 
     /// A number of the relay's metrics, 0 while it is not there.
@@ -260,11 +276,12 @@ impl Line {
         std::mem::replace(&mut self.redis, fresh).stop().await.expect("the old one stops");
     }
 
-    /// Has the relay publish a topic's parked events.
+    /// Has the relay publish a topic's parked events. There must be some.
     pub(crate) async fn release(&self, topic: &Topic) {
         let mut connection = self.system.database.connect().await;
         let relay = self.system.redis.relay_name();
-        parked::wish(&mut connection, &relay, topic, Wish::Release).await.expect("a wish");
+        let events = parked::wish(&mut connection, &relay, topic, Wish::Release).await.expect("a wish");
+        assert!(events > 0, "nothing of {topic} is parked");
     }
 
     /// Waits until the relay has counted a failure of this class.
