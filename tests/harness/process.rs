@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -11,6 +12,9 @@ use tokio::sync::oneshot;
 use super::LIMIT;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_aftercommit");
+
+/// `TimeoutStopSec` of the systemd units.
+const TO_END: Duration = Duration::from_secs(20);
 
 /// Environment variables of a process, and what a shell does before it becomes that process.
 #[derive(Debug, Clone, Default)]
@@ -176,8 +180,9 @@ impl Process {
         self.exit_code().await
     }
 
+    /// Waits for the end, which comes within the time that the systemd units give it.
     pub(crate) async fn exit_code(&mut self) -> i32 {
-        let ended = tokio::time::timeout(LIMIT, self.child.wait()).await;
+        let ended = tokio::time::timeout(TO_END, self.child.wait()).await;
         let status = ended.unwrap_or_else(|_| panic!("{} does not end", self.role)).expect("a status");
         status.code().unwrap_or_else(|| panic!("{} was ended by {status}:\n{}", self.role, self.log()))
     }
