@@ -33,7 +33,14 @@ pub enum State {
         /// The newest migration.
         version: i64,
     },
-    /// A newer binary has migrated it.
+    /// A newer binary has migrated it, and left to this one all that it uses.
+    Serves {
+        /// The newest migration applied.
+        applied: i64,
+        /// The newest migration that this binary knows.
+        known: i64,
+    },
+    /// A newer binary has migrated it, and taken away something that this one uses.
     Ahead {
         /// The newest migration applied.
         applied: i64,
@@ -100,9 +107,11 @@ impl Schema {
             State::Ahead { applied, known } => {
                 return Err(SchemaError::Ahead { schema: self.name, applied, known });
             }
-            State::Current { .. } => return Ok(0),
+            State::Current { .. } | State::Serves { .. } => return Ok(0),
             State::Missing | State::Behind { .. } => {}
         }
+        // Or each run after the first would report that the schema and the table of migrations are there already.
+        sqlx::raw_sql("set client_min_messages = warning").execute(&mut *connection).await?;
         let mut migrator = Migrator::with_migrations(self.migrator.migrations.to_vec());
         migrator.dangerous_set_table_name(self.table());
         migrator.create_schema(self.name);
@@ -117,14 +126,14 @@ impl Schema {
         Ok(self.migrator.iter().filter(|m| m.version > had).count())
     }
 
-    /// Makes sure that the schema is as this binary wants it.
+    /// Makes sure that this binary can work with the schema, and returns how it found it.
     ///
     /// # Errors
     /// [`SchemaError::Missing`], [`SchemaError::Behind`], [`SchemaError::Ahead`], [`SchemaError::Database`].
-    pub async fn check(&self, connection: &mut PgConnection) -> Result<(), SchemaError> {
+    pub async fn check(&self, connection: &mut PgConnection) -> Result<State, SchemaError> {
         let schema = self.name;
         match self.state(connection).await? {
-            State::Current { .. } => Ok(()),
+            fit @ (State::Current { .. } | State::Serves { .. }) => Ok(fit),
             State::Missing => Err(SchemaError::Missing(schema)),
             State::Behind { applied, known } => Err(SchemaError::Behind { schema, applied, known }),
             State::Ahead { applied, known } => Err(SchemaError::Ahead { schema, applied, known }),
@@ -144,14 +153,25 @@ impl Schema {
             return Ok(State::Missing);
         }
         let newest = format!("select max(version) from {} where success", self.table());
-        let applied: Option<i64> = sqlx::query_scalar(AssertSqlSafe(newest)).fetch_one(connection).await?;
+        let applied: Option<i64> =
+            sqlx::query_scalar(AssertSqlSafe(newest)).fetch_one(&mut *connection).await?;
         let Some(applied) = applied else { return Ok(State::Missing) };
         let known = self.migrator.iter().map(|m| m.version).max().unwrap_or(0);
         Ok(match applied.cmp(&known) {
             std::cmp::Ordering::Less => State::Behind { applied, known },
             std::cmp::Ordering::Equal => State::Current { version: known },
+            std::cmp::Ordering::Greater if self.serves_from(connection).await? <= known => {
+                State::Serves { applied, known }
+            }
             std::cmp::Ordering::Greater => State::Ahead { applied, known },
         })
+    }
+
+    /// The oldest version such that a binary which knows it works with the schema as it is now. Asked of the schema, as only
+    /// its newest migration can know.
+    async fn serves_from(&self, connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+        let asked = format!("select {}.serves_from()", self.name);
+        sqlx::query_scalar(AssertSqlSafe(asked)).fetch_one(connection).await
     }
 
     fn table(&self) -> String {

@@ -3,13 +3,16 @@
 use std::process::Output;
 
 use serde_json::Value;
-use sqlx::Connection;
+use sqlx::{AssertSqlSafe, Connection};
 use uuid::Uuid;
 
 use aftercommit::event::{EventType, NewEvent, Topic};
 use aftercommit::outbox;
 
-use crate::harness::{Client, Running, Settings, System, cli, database, empty_database, eventually};
+use crate::harness::{
+    Client, Database, Running, Settings, System, cli, database, empty_database, eventually,
+};
+use crate::operators::turns_green;
 
 pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("UTF-8")
@@ -131,7 +134,7 @@ async fn a_role_waits_for_a_server_that_is_away_and_says_so_in_readiness() {
 }
 
 #[tokio::test]
-async fn a_schema_that_is_missing_or_newer_is_told_and_migrate_mends_the_first() {
+async fn a_schema_that_is_missing_is_told_and_migrate_mends_it() {
     let empty = empty_database().await;
     let system = System::new().await.set("DATABASE_URL", empty.url());
     let settings = system.settings();
@@ -141,14 +144,53 @@ async fn a_schema_that_is_missing_or_newer_is_told_and_migrate_mends_the_first()
     // From many hosts at once, and again.
     let migrating = futures_util::future::join_all((0..6).map(|_| cli(settings, &["migrate"]))).await;
     assert!(migrating.iter().all(|output| output.status.code() == Some(0)), "{migrating:#?}");
+    assert!(migrating.iter().all(|output| !stderr(output).contains("already exists")), "{migrating:#?}");
     assert!(stderr(&cli(settings, &["migrate"]).await).contains("up to date"));
-    let mut connection = empty.connect().await;
-    sqlx::query("update outbox.migration set version = version + 1000 where version = 1")
-        .execute(&mut connection)
-        .await
-        .expect("a newer schema");
+}
+
+/// What a later `aftercommit migrate` leaves behind, as far as this version can see it.
+async fn is_migrated_by_a_later_version(database: &Database, serves_from: &str) {
+    let mut connection = database.connect().await;
+    let later = format!(
+        "insert into outbox.migration (version, description, success, checksum, execution_time)
+         values (1000, 'later', true, '', 0);
+         create or replace function outbox.serves_from() returns bigint language sql as 'select {serves_from}::bigint'"
+    );
+    sqlx::raw_sql(AssertSqlSafe(later)).execute(&mut connection).await.expect("a later schema");
+}
+
+#[tokio::test]
+async fn a_later_schema_that_leaves_this_version_what_it_uses_serves_it_during_an_upgrade() {
+    let system = System::new().await;
+    let topic = system.redis.topic("upgrade");
+    let newest = "(select max(version) from outbox.migration where version < 1000)";
+    is_migrated_by_a_later_version(&system.database, newest).await;
+    let relay = system.start("relay").await;
+    turns_green(&relay).await;
+    commit(&system, &topic, "A", 2).await;
+    eventually("they are delivered", async || {
+        let listed = json(&system, &["events", "list", "--state", "delivered"]).await;
+        (listed.as_array().expect("a list").len() == 2).then_some(())
+    })
+    .await;
+    assert!(stderr(&cli(system.settings(), &["migrate"]).await).contains("up to date"));
+    let doctor = cli(system.settings(), &["doctor", "--output", "json"]).await;
+    let findings: Value = serde_json::from_slice(&doctor.stdout).expect("JSON");
+    let schema =
+        findings.as_array().expect("a list").iter().find(|f| f["check"] == "schema").expect("a verdict");
+    assert_eq!(schema["verdict"], "warning", "{schema}");
+    assert!(
+        schema["evidence"].as_str().expect("a text").starts_with("version 1000, which serves"),
+        "{schema}"
+    );
+}
+
+#[tokio::test]
+async fn a_later_schema_that_takes_away_what_this_version_uses_is_refused() {
+    let system = System::new().await;
+    is_migrated_by_a_later_version(&system.database, "1000").await;
     for command in [&["relay"][..], &["status"], &["migrate"]] {
-        assert_fails(settings, command, 1, "newer than this binary").await;
+        assert_fails(system.settings(), command, 1, "newer than this binary").await;
     }
 }
 

@@ -26,7 +26,9 @@ pub(super) async fn postgres(settings: &postgres::Settings, role: &str, schemas:
                 );
                 return Ok(());
             }
-            checked => checked?,
+            checked => {
+                checked?;
+            }
         }
     }
     // Whatever becomes of it: nothing more is asked of it.

@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Row};
 use aftercommit::outbox::overview::{self, RelayOverview};
 use aftercommit::outbox::verdict::Verdict;
 use aftercommit::outbox::{heartbeat, schema};
-use aftercommit::postgres::shares_a_session;
+use aftercommit::postgres::{SchemaError, State, shares_a_session};
 
 use super::{Finding, output};
 use crate::config::Config;
@@ -28,19 +28,36 @@ pub(super) async fn examine(config: &Config, open_for: u32) -> Vec<Finding> {
         Err(error) => return vec![Finding::wrong("postgres", error.to_string(), FIX)],
     };
     let mut findings = vec![Finding::ok("postgres", "answers")];
-    if let Err(error) = schema::SCHEMA.check(&mut connection).await {
-        findings.push(Finding::wrong(
-            "schema",
-            error.to_string(),
-            "run `aftercommit migrate` of this version",
-        ));
-        return findings;
+    match schema::SCHEMA.check(&mut connection).await {
+        Ok(state) => findings.push(version(state)),
+        Err(error) => {
+            let fix = match error {
+                SchemaError::Ahead { .. } => "run the newer aftercommit: this one is of before the upgrade",
+                SchemaError::Missing(_) | SchemaError::Behind { .. } => {
+                    "run `aftercommit migrate` of this version"
+                }
+                SchemaError::Migrate { .. } | SchemaError::Database(_) => FIX,
+            };
+            findings.push(Finding::wrong("schema", error.to_string(), fix));
+            return findings;
+        }
     }
-    findings.push(Finding::ok("schema", "the version that this binary knows"));
     if let Err(error) = look(config, open_for, &mut connection, &mut findings).await {
         findings.push(Finding::wrong("postgres", format!("a check failed: {}", output::told(&error)), FIX));
     }
     findings
+}
+
+/// A schema that this binary can work with.
+fn version(state: State) -> Finding {
+    let evidence = match state {
+        State::Serves { applied, known } => {
+            format!("version {applied}, which serves this binary as well; it knows {known}")
+        }
+        _ => "the version that this binary knows".to_owned(),
+    };
+    let is_current = matches!(state, State::Current { .. });
+    Finding::should("schema", is_current, evidence, "end the upgrade: start what is of the old version anew")
 }
 
 async fn look(
