@@ -1,5 +1,8 @@
 //! Reading the history of a topic: its newest entries, what follows an id, and whether anything was ever trimmed.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use ::redis::aio::MultiplexedConnection;
 use ::redis::streams::{StreamId as RawEntry, StreamRangeReply};
 use ::redis::{AsyncCommands, RedisError};
@@ -33,9 +36,9 @@ pub enum Extent {
 /// Why a history could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// There is no connection.
+    /// There is no connection. Whoever waited for the same attempt is told the same.
     #[error(transparent)]
-    Connect(#[from] ConnectError),
+    Connect(Arc<ConnectError>),
     /// Redis failed, or did not answer in time.
     #[error("reading a history from Redis failed: {}", said(.0))]
     Redis(#[from] RedisError),
@@ -53,13 +56,34 @@ pub enum ReadError {
 #[derive(Debug)]
 pub struct History {
     settings: Settings,
-    connection: Mutex<Option<MultiplexedConnection>>,
+    kept: Mutex<Kept>,
+    /// How often a connection has been tried.
+    attempts: AtomicU64,
+}
+
+/// A connection, and which attempt made it.
+#[derive(Debug, Clone)]
+struct Link {
+    attempt: u64,
+    connection: MultiplexedConnection,
+}
+
+/// What the newest attempt to connect has left.
+#[derive(Debug)]
+enum Kept {
+    /// Nothing: there was none yet, or its connection broke.
+    Nothing,
+    Link(Link),
+    Failure {
+        attempt: u64,
+        error: Arc<ConnectError>,
+    },
 }
 
 impl History {
     /// A reader that has not connected yet.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, connection: Mutex::new(None) }
+        Self { settings, kept: Mutex::new(Kept::Nothing), attempts: AtomicU64::new(0) }
     }
 
     /// The newest entries of a topic, oldest of them first, `count` at most.
@@ -67,9 +91,10 @@ impl History {
     /// # Errors
     /// [`ReadError`].
     pub async fn newest(&self, topic: &Topic, count: usize) -> Result<Vec<Entry>, ReadError> {
-        let mut connection = self.connection().await?;
-        let reply: StreamRangeReply =
-            self.checked(connection.xrevrange_count(keys::history(topic), "+", "-", count).await).await?;
+        let Link { attempt, mut connection } = self.link().await?;
+        let reply: StreamRangeReply = self
+            .checked(attempt, connection.xrevrange_count(keys::history(topic), "+", "-", count).await)
+            .await?;
         let mut entries = entries_of(topic, reply)?;
         entries.reverse();
         Ok(entries)
@@ -85,10 +110,11 @@ impl History {
         id: Option<StreamId>,
         count: usize,
     ) -> Result<Vec<Entry>, ReadError> {
-        let mut connection = self.connection().await?;
+        let Link { attempt, mut connection } = self.link().await?;
         let start = id.map_or_else(|| "-".to_owned(), |id| id.to_string());
-        let reply: StreamRangeReply =
-            self.checked(connection.xrange_count(keys::history(topic), start, "+", count).await).await?;
+        let reply: StreamRangeReply = self
+            .checked(attempt, connection.xrange_count(keys::history(topic), start, "+", count).await)
+            .await?;
         entries_of(topic, reply)
     }
 
@@ -97,13 +123,13 @@ impl History {
     /// # Errors
     /// [`ReadError`].
     pub async fn tips(&self, topics: &[Topic]) -> Result<Vec<Option<StreamId>>, ReadError> {
-        let mut connection = self.connection().await?;
+        let Link { attempt, mut connection } = self.link().await?;
         let mut pipeline = ::redis::pipe();
         for topic in topics {
             pipeline.xrevrange_count(keys::history(topic), "+", "-", 1);
         }
         let replies: Vec<StreamRangeReply> =
-            self.checked(pipeline.query_async(&mut connection).await).await?;
+            self.checked(attempt, pipeline.query_async(&mut connection).await).await?;
         topics
             .iter()
             .zip(replies)
@@ -116,13 +142,13 @@ impl History {
     /// # Errors
     /// [`ReadError`].
     pub async fn extent(&self, topic: &Topic) -> Result<Extent, ReadError> {
-        let mut connection = self.connection().await?;
+        let Link { attempt, mut connection } = self.link().await?;
         let info: Result<::redis::Value, RedisError> =
             ::redis::cmd("XINFO").arg("STREAM").arg(keys::history(topic)).query_async(&mut connection).await;
         match info {
             Err(error) if error.to_string().contains("no such key") => Ok(Extent::Missing),
             info => {
-                let info = self.checked(info).await?;
+                let info = self.checked(attempt, info).await?;
                 let added = number(&info, "entries-added");
                 // A Redis older than 7.0 does not count what was added: then nothing can be proven.
                 let is_whole = added.is_some() && added == number(&info, "length");
@@ -136,30 +162,48 @@ impl History {
     /// # Errors
     /// [`ReadError`].
     pub async fn ping(&self) -> Result<(), ReadError> {
-        let mut connection = self.connection().await?;
+        let Link { attempt, mut connection } = self.link().await?;
         let pong: Result<String, RedisError> = ::redis::cmd("PING").query_async(&mut connection).await;
-        self.checked(pong).await.map(|_pong| ())
+        self.checked(attempt, pong).await.map(|_pong| ())
     }
 
-    async fn connection(&self) -> Result<MultiplexedConnection, ReadError> {
-        let mut kept = self.connection.lock().await;
-        if let Some(connection) = kept.as_ref() {
-            return Ok(connection.clone());
+    /// The connection, or a new one. Whoever waits while others try takes their failure for its own if that attempt was begun
+    /// after it had come: one by one, each would wait for the time-outs of all before it.
+    async fn link(&self) -> Result<Link, ReadError> {
+        let begun_before = self.attempts.load(Ordering::Relaxed);
+        let mut kept = self.kept.lock().await;
+        match &*kept {
+            Kept::Link(link) => return Ok(link.clone()),
+            Kept::Failure { attempt, error } if *attempt > begun_before => {
+                return Err(ReadError::Connect(error.clone()));
+            }
+            Kept::Failure { .. } | Kept::Nothing => {}
         }
-        let connection = self.settings.connect().await?;
-        *kept = Some(connection.clone());
-        Ok(connection)
-    }
-
-    /// Lets go of the connection after any failure: a new one costs little, and a broken one never mends.
-    async fn checked<T>(&self, result: Result<T, RedisError>) -> Result<T, ReadError> {
-        match result {
-            Ok(value) => Ok(value),
+        let attempt = self.attempts.fetch_add(1, Ordering::Relaxed) + 1;
+        match self.settings.connect().await {
+            Ok(connection) => {
+                let link = Link { attempt, connection };
+                *kept = Kept::Link(link.clone());
+                Ok(link)
+            }
             Err(error) => {
-                *self.connection.lock().await = None;
-                Err(error.into())
+                let error = Arc::new(error);
+                *kept = Kept::Failure { attempt, error: error.clone() };
+                Err(ReadError::Connect(error))
             }
         }
+    }
+
+    /// Lets go of this attempt's connection after any failure: a new one costs little, and a broken one never mends.
+    async fn checked<T>(&self, attempt: u64, result: Result<T, RedisError>) -> Result<T, ReadError> {
+        if result.is_err() {
+            let mut kept = self.kept.lock().await;
+            // Others may have noticed before, and made a new one.
+            if matches!(&*kept, Kept::Link(link) if link.attempt == attempt) {
+                *kept = Kept::Nothing;
+            }
+        }
+        Ok(result?)
     }
 }
 
@@ -178,4 +222,41 @@ fn number(reply: &::redis::Value, name: &str) -> Option<u64> {
     let pairs: Vec<(String, ::redis::Value)> = ::redis::from_redis_value_ref(reply).ok()?;
     let (_, value) = pairs.into_iter().find(|(key, _)| key == name)?;
     ::redis::from_redis_value(value).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::future::join_all;
+    use tokio::net::TcpListener;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    fn settings(address: std::net::SocketAddr) -> Settings {
+        Settings {
+            url: format!("redis://{address}").into(),
+            connect_timeout_ms: 300,
+            response_timeout_ms: 300,
+            min_replicas: 0,
+            history_max_events: 1,
+            history_ttl_seconds: 1,
+        }
+    }
+
+    #[tokio::test]
+    async fn readers_that_wait_for_a_redis_that_is_silent_share_its_failure() {
+        // Connections are made, and nobody reads them.
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let history = History::new(settings(silent.local_addr().expect("an address")));
+        let begun = Instant::now();
+        let answers = join_all((0..20).map(|_| history.ping())).await;
+        for answer in answers {
+            assert!(matches!(answer, Err(ReadError::Connect(_))), "{answer:?}");
+        }
+        // One attempt was under way or begun when each of them came; the next one is of all.
+        let took = begun.elapsed();
+        assert!(took < Duration::from_millis(20 * 300 / 2), "{took:?}");
+    }
 }
