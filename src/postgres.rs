@@ -88,7 +88,12 @@ pub fn said(error: &sqlx::Error) -> String {
             _ => error.message().to_owned(),
         },
         sqlx::Error::Io(error) => format!("{error} (is it running, and is the address right?)"),
-        sqlx::Error::PoolTimedOut => "no connection came free in time".to_owned(),
+        // Among others the end of a connection to a proxy with nothing behind it.
+        sqlx::Error::Protocol(text) => {
+            let text = text.split(" (sqlx_postgres::").next().unwrap_or(text);
+            format!("{text} (is the address right, and is Postgres running behind it?)")
+        }
+        sqlx::Error::PoolTimedOut => "no connection came free, or could be made, in time".to_owned(),
         other => other.to_string(),
     }
 }
@@ -186,7 +191,17 @@ fn address_of(options: &PgConnectOptions) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::names_several_hosts;
+    use super::{names_several_hosts, said};
+
+    #[test]
+    fn what_is_no_postgres_is_told_without_the_place_in_the_library() {
+        let error =
+            sqlx::Error::Protocol("unexpected response: 0x00 (sqlx_postgres::connection::tls:95)".to_owned());
+        assert_eq!(
+            said(&error),
+            "unexpected response: 0x00 (is the address right, and is Postgres running behind it?)"
+        );
+    }
 
     #[test]
     fn several_hosts_are_seen_and_a_comma_in_a_password_is_none() {

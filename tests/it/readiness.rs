@@ -26,7 +26,7 @@ async fn a_redis_that_cannot_be_reached_turns_an_idle_relay_red() {
     for flow in [Flow::Refuse, Flow::Stall] {
         line.proxy.flow(flow);
         line.proxy.cut();
-        assert!(turns_red(&line.relay, "delivery").await.contains("Redis"), "{flow:?}");
+        turns_red(&line.relay, "delivery", "Redis").await;
         line.proxy.flow(Flow::Pass);
         turns_green(&line.relay).await;
     }
@@ -49,9 +49,10 @@ async fn what_postgres_says_is_told_without_noise_and_a_refused_redis_login_name
         .await
         .expect("kills");
     let expected = format!("database \"{name}\" is not currently accepting connections");
-    // A session that has not ended yet says something else first.
+    // Those words and no others.
+    let expected = ("postgres".to_owned(), expected);
     eventually("it is said without noise", async || {
-        (turns_red(&api, "postgres").await == expected).then_some(())
+        not_ready(&api).await.1.contains(&expected).then_some(())
     })
     .await;
 
@@ -75,8 +76,8 @@ async fn a_frozen_redis_turns_it_red_for_what_fails_and_for_how_long_events_wait
     let pid = line.redis.pid().expect("it runs");
     signal(pid, "STOP").await;
     commit(&line.system, &line.topic, "A", 2).await;
-    assert!(turns_red(&line.relay, "pending").await.contains("1 s are the limit"));
-    assert!(turns_red(&line.relay, "delivery").await.contains("Redis"));
+    turns_red(&line.relay, "pending", "1 s are the limit").await;
+    turns_red(&line.relay, "delivery", "Redis").await;
     signal(pid, "CONT").await;
     turns_green(&line.relay).await;
 }
@@ -87,12 +88,12 @@ async fn a_postgres_that_does_not_answer_turns_it_red_also_for_what_is_not_known
     let line = Line::with(wiring).await;
     turns_green(&line.relay).await;
     line.postgres().proxy.flow(Flow::Stall);
-    assert!(turns_red(&line.relay, "pending").await.contains("not known"));
+    turns_red(&line.relay, "pending", "not known").await;
     line.postgres().proxy.flow(Flow::Pass);
     turns_green(&line.relay).await;
     line.postgres().proxy.flow(Flow::Refuse);
     line.postgres().proxy.cut();
-    assert!(turns_red(&line.relay, "role").await.contains("no session with Postgres"));
+    turns_red(&line.relay, "role", "no session with Postgres").await;
     line.postgres().proxy.flow(Flow::Pass);
     turns_green(&line.relay).await;
 }
@@ -123,8 +124,8 @@ async fn relays_none_of_which_may_lead_are_all_red() {
     .await
     .expect("a kill");
     for relay in &relays {
-        assert!(turns_red(relay, "leader").await.contains("no relay of this name leads"));
-        assert!(turns_red(relay, "delivery").await.contains("read-only"));
+        turns_red(relay, "leader", "no relay of this name leads").await;
+        turns_red(relay, "delivery", "read-only").await;
     }
     takes_writes("off").execute(&mut server).await.expect("a setting");
     for relay in &relays {
@@ -141,8 +142,8 @@ async fn a_loop_that_is_stuck_turns_it_red_although_nothing_has_failed() {
     let relay = system.start("relay").await;
     turns_green(&relay).await;
     commit(&system, &system.redis.topic("stuck"), "A", 1).await;
-    assert!(turns_red(&relay, "pending").await.contains("1 s are the limit"));
-    assert!(turns_red(&relay, "delivery").await.contains("the last step succeeded"));
+    turns_red(&relay, "pending", "1 s are the limit").await;
+    turns_red(&relay, "delivery", "the last step succeeded").await;
 }
 
 #[tokio::test]
@@ -181,11 +182,13 @@ async fn the_api_and_the_sse_server_are_red_without_what_they_need() {
     let database = to_postgres.url(system.database.url());
     let system = system.set("DATABASE_URL", &database).set("AFTERCOMMIT_DATABASE_ACQUIRE_TIMEOUT_MS", "500");
     let (api, sse) = (system.start("api").await, system.start("sse").await);
-    for (process, proxy, check) in [(&api, &to_postgres, "postgres"), (&sse, &to_redis, "redis")] {
+    let of_the_api = (&api, &to_postgres, "postgres", "is the address right");
+    let of_the_sse = (&sse, &to_redis, "redis", "cannot connect");
+    for (process, proxy, check, reason) in [of_the_api, of_the_sse] {
         turns_green(process).await;
         proxy.flow(Flow::Refuse);
         proxy.cut();
-        assert!(!turns_red(process, check).await.is_empty());
+        turns_red(process, check, reason).await;
         proxy.flow(Flow::Pass);
         turns_green(process).await;
     }
