@@ -279,7 +279,7 @@ impl Outlet {
     /// Whether nothing was queued for so long, and nothing waits.
     pub(super) fn is_quiet(&self, now: Instant, long: Duration) -> bool {
         let queue = self.queue();
-        !queue.ending && queue.blocks.is_empty() && now.saturating_duration_since(queue.last_put) >= long
+        queue.blocks.is_empty() && now.saturating_duration_since(queue.last_put) >= long
     }
 
     /// Whether something has waited for so long without the connection taking anything.
@@ -447,6 +447,7 @@ mod tests {
         outlet.put_bytes(vec![b'a'; TOGETHER_BYTES].into());
         outlet.put_bytes("b".into());
         assert!(!outlet.is_quiet(begun + long, long));
+        assert!(!outlet.is_quiet(Instant::now() + long, long), "no heartbeat behind what waits");
         assert!(!outlet.is_stuck(begun + long / 2, long));
         assert!(outlet.is_stuck(Instant::now() + long, long));
         let before_the_take = Instant::now();
