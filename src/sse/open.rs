@@ -103,8 +103,13 @@ pub async fn open(
         Instant::now() + left
     });
     let topics = wanted.topics.list().into();
-    match shared.admit(Guest { user: wanted.user, topics, lanes, expires_at, connection }) {
-        Err(refusal) => refused(shared, refusal),
+    let (user, peer) = (wanted.user, connection.peer);
+    match shared.admit(Guest { user, topics, lanes, expires_at, connection }) {
+        Err(refusal) => {
+            // A full server refuses thousands a minute: counted always, named only to whoever asks.
+            tracing::debug!(%user, %peer, reason = refusal.as_str(), "refused");
+            refused(shared, refusal)
+        }
         Ok(place) => {
             let place = Arc::new(place);
             // The first bytes at once, so that `open` fires and proxies let the response through.

@@ -53,13 +53,21 @@ async fn past_the_limit_a_client_is_told_why_and_when_to_come_back_and_gets_in_w
 #[tokio::test]
 async fn one_user_cannot_take_the_places_of_all() {
     let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS_PER_USER", "2");
-    let sse = system.start("sse").await;
-    let (greedy, modest) = (system.token(Uuid::new_v4()), system.token(Uuid::new_v4()));
+    let system = system.set("AFTERCOMMIT_LOG_LEVEL", "info,aftercommit::sse=debug");
+    let (sse, user) = (system.start("sse").await, Uuid::new_v4());
+    let (greedy, modest) = (system.token(user), system.token(Uuid::new_v4()));
     let _first = Client::open(&sse.url(PATH), &greedy).await;
     let second = Client::open(&sse.url(PATH), &greedy).await;
     let third = Client::begin(sse.url(PATH), &greedy, None);
     third.ends(1).await;
     assert_eq!(refusal(&third)["reason"], "user_limit");
+    eventually("whoever looks closely finds who was refused", async || {
+        sse.log()
+            .lines()
+            .any(|line| line.contains("refused") && line.contains(&user.to_string()))
+            .then_some(())
+    })
+    .await;
     Client::open(&sse.url(PATH), &modest).await;
     drop(second);
     eventually("room", async || (!third.last_event_id().is_empty()).then_some(())).await;
