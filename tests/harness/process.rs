@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 
-use super::LIMIT;
+use super::{LIMIT, eventually};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_aftercommit");
 
@@ -152,6 +152,14 @@ impl Process {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id().expect("it runs")
+    }
+
+    /// Waits until the log has these words in it. (It is read from a pipe: what the process has said arrives a moment later.)
+    pub(crate) async fn says(&self, words: &str) {
+        eventually(&format!("the {} says: {words}", self.role), async || {
+            self.log().contains(words).then_some(())
+        })
+        .await;
     }
 
     /// What it has logged so far.

@@ -29,7 +29,7 @@ async fn line_that_stops_at(place: &str, nth: u32) -> (Line, Listener) {
 /// Waits until the relay has stopped there, kills it, and starts one that goes on.
 async fn is_killed_there(line: &mut Line, place: &str) {
     let mark = format!("\"failpoint\":\"{place}\"");
-    eventually("it stops at the failpoint", async || line.relay.log().contains(&mark).then_some(())).await;
+    line.relay.says(&mark).await;
     line.relay.signal("KILL").await;
     line.system.unset("FAILPOINT");
     line.relay = line.system.start("relay").await;

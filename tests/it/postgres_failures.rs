@@ -67,10 +67,7 @@ async fn a_postgres_that_ends_the_session_in_which_a_relay_looks_at_the_schema()
         sqlx::query_scalar::<_, bool>(waiting).fetch_optional(&mut admin).await.expect("a look")
     })
     .await;
-    eventually("it has noticed, and goes on", async || {
-        line.relay.log().contains("Postgres went away at the start").then_some(())
-    })
-    .await;
+    line.relay.says("Postgres went away at the start").await;
     execute(&mut holder, &line, "commit").await;
     line.append(2).await;
     line.is_whole().await;

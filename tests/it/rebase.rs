@@ -64,7 +64,7 @@ async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_w
     restart(&mut line).await;
     line.append(2).await;
     line.fails_with("conflict").await;
-    assert!(line.relay.log().contains("aftercommit rebase"), "{}", line.relay.log());
+    line.relay.says("aftercommit rebase").await;
     assert_eq!(line.delivered().await, 27, "nothing was published");
     eventually("the doctor names it", async || {
         let output = cli(line.system.settings(), &["doctor"]).await;
@@ -160,7 +160,7 @@ async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_g
     line.system.set_again("DATABASE_URL", &moved.url());
     line.relay = line.system.start("relay").await;
     line.fails_with("conflict").await;
-    assert!(line.relay.log().contains("another Postgres cluster"), "{}", line.relay.log());
+    line.relay.says("another Postgres cluster").await;
     line.relay.signal("KILL").await;
     // The relay refuses, and writers go on. So does somebody who has taken the replay up.
     line.append(4).await;

@@ -32,7 +32,7 @@ async fn a_relay_that_stands_by_takes_over_when_the_leader_is_killed() {
     let mut line = Line::new().await;
     line.leads().await;
     let standby = line.another_relay().await;
-    eventually("it stands by", async || standby.log().contains("standing by").then_some(())).await;
+    standby.says("standing by").await;
     line.append(100).await;
     let killed = std::mem::replace(&mut line.relay, standby);
     killed.kill().await;
@@ -51,14 +51,13 @@ async fn a_relay_that_leads_again_tells_what_was_published_while_it_did_not() {
     line.append(1).await;
     line.is_whole().await;
     let other = line.another_relay().await;
-    eventually("it stands by", async || other.log().contains("standing by").then_some(())).await;
+    other.says("standing by").await;
     line.relay.signal("STOP").await;
     leads(&other).await;
     line.append(1).await;
     line.is_whole().await;
     line.relay.signal("CONT").await;
-    eventually("the first one stands by", async || line.relay.log().contains("standing by").then_some(()))
-        .await;
+    line.relay.says("standing by").await;
     other.kill().await;
     line.leads().await;
     let client = line.redis_settings().client().expect("a client");
@@ -135,11 +134,11 @@ async fn a_leader_that_cannot_reach_redis_leaves_the_lead_to_one_that_can() {
     line.append(1).await;
     line.is_whole().await;
     let standby = line.another_relay().await;
-    eventually("it stands by", async || standby.log().contains("standing by").then_some(())).await;
+    standby.says("standing by").await;
     line.proxy.flow(Flow::Refuse);
     line.proxy.cut();
     line.append(5).await;
     leads(&standby).await;
     line.is_whole().await;
-    eventually("it says why", async || line.relay.log().contains("the lead is given up").then_some(())).await;
+    line.relay.says("the lead is given up").await;
 }

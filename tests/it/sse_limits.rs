@@ -169,7 +169,7 @@ async fn the_server_raises_its_limit_of_open_files_and_says_where_it_may_not() {
     let sse = Process::start("sse", &system.settings().clone().before("ulimit -Sn 300")).await;
     eventually("room for all streams", async || (open_files(&sse) >= 11_000).then_some(())).await;
     let sse = Process::start("sse", &system.settings().clone().before("ulimit -n 2000")).await;
-    eventually("a warning", async || sse.log().contains("not enough open files").then_some(())).await;
+    sse.says("not enough open files").await;
     assert_eq!(open_files(&sse), 2000);
 }
 

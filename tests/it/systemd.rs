@@ -150,7 +150,7 @@ async fn a_relay_whose_loop_is_stuck_gives_no_sign_of_life_although_it_still_ans
     let relay = system.start("relay").await;
     systemd.hears_signs_of_life(2).await;
     commit(&system, &system.redis.topic("stuck"), "A", 1).await;
-    eventually("it is stuck", async || relay.log().contains("stopped at a failpoint").then_some(())).await;
+    relay.says("stopped at a failpoint").await;
     systemd.forgets();
     systemd.hears_no_sign_of_life().await;
     answers(&relay).await;

@@ -239,7 +239,7 @@ async fn logs_name_events_and_never_what_is_in_them_nor_any_secret() {
     let _: () = redis.del(keys::history(&topic)).await.expect("a deletion");
     let _: () = redis.set(keys::history(&topic), "in the way").await.expect("a string");
     sqlx::query(append).bind(topic.as_str()).bind(MARK).execute(&mut connection).await.expect("an append");
-    eventually("it is parked", async || relay.log().contains("\"parked\"").then_some(())).await;
+    relay.says("\"parked\"").await;
 
     let secret = system.settings().get("AFTERCOMMIT_JWT_SECRET");
     for process in [&sse, &relay] {
@@ -251,7 +251,7 @@ async fn logs_name_events_and_never_what_is_in_them_nor_any_secret() {
             assert_eq!(line, None, "{hidden}");
         }
     }
-    assert!(sse.log().contains("not an envelope"));
+    sse.says("not an envelope").await;
     drop(client);
     assert_eq!((relay.terminate().await, sse.terminate().await), (0, 0));
     let dropped = format!("drop role {user}");
