@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::net::{Ipv4Addr, TcpListener};
+use std::ops::Range;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -129,14 +130,20 @@ pub(super) fn last_lines(path: &Path) -> String {
     }
 }
 
+/// Ports that systems hand out neither to outgoing connections nor to whoever asks for any port. Nobody takes one of them
+/// by chance before the server that is to have it listens, nor while that server is started again.
+const QUIET_PORTS: Range<u16> = 20_000..32_000;
+
 /// The preferred port of 127.0.0.1 if nobody listens there, otherwise a free one.
 ///
 /// # Errors
 /// The system's, if there is no free port at all.
 pub fn free_port(preferred: Option<u16>) -> std::io::Result<u16> {
     let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).and_then(|socket| socket.local_addr());
-    let preferred = preferred.and_then(|port| bind(port).ok());
-    Ok(preferred.map_or_else(|| bind(0), Ok)?.port())
+    let quiet = || QUIET_PORTS.start + Uuid::new_v4().as_fields().1 % (QUIET_PORTS.end - QUIET_PORTS.start);
+    let drawn = std::iter::repeat_with(quiet).take(100);
+    let found = preferred.into_iter().chain(drawn).find_map(|port| bind(port).ok());
+    Ok(found.map_or_else(|| bind(0), Ok)?.port())
 }
 
 #[cfg(test)]

@@ -80,6 +80,19 @@ pub enum SchemaError {
         /// The newest migration that this binary knows.
         known: i64,
     },
+    /// Whether a newer schema serves this binary cannot be asked.
+    #[error(
+        "the schema '{schema}' is at version {applied}, newer than this binary knows ({known}), and this user may not ask \
+         whether it serves it: grant execute on function {schema}.serves_from()"
+    )]
+    NotAllowed {
+        /// The schema.
+        schema: &'static str,
+        /// The newest migration applied.
+        applied: i64,
+        /// The newest migration that this binary knows.
+        known: i64,
+    },
     /// A migration failed; nothing of it remains.
     #[error("migrating the schema '{schema}' failed: {source}")]
     Migrate {
@@ -100,7 +113,7 @@ impl Schema {
     /// Give it a connection of its own and close it afterwards: after an error it may still hold that lock.
     ///
     /// # Errors
-    /// [`SchemaError::Ahead`], [`SchemaError::Migrate`], [`SchemaError::Database`].
+    /// [`SchemaError::Ahead`], [`SchemaError::NotAllowed`], [`SchemaError::Migrate`], [`SchemaError::Database`].
     pub async fn apply(&self, connection: &mut PgConnection) -> Result<usize, SchemaError> {
         let before = self.state(connection).await?;
         match before {
@@ -115,10 +128,12 @@ impl Schema {
         let mut migrator = Migrator::with_migrations(self.migrator.migrations.to_vec());
         migrator.dangerous_set_table_name(self.table());
         migrator.create_schema(self.name);
-        migrator
-            .run(&mut *connection)
-            .await
-            .map_err(|source| SchemaError::Migrate { schema: self.name, source })?;
+        match migrator.run(&mut *connection).await {
+            Ok(()) => {}
+            // A newer binary was faster, and has migrated further than this one could.
+            Err(MigrateError::VersionMissing(_)) => return self.check(connection).await.map(|_| 0),
+            Err(source) => return Err(SchemaError::Migrate { schema: self.name, source }),
+        }
         let had = match before {
             State::Behind { applied, .. } => applied,
             _ => 0,
@@ -129,7 +144,8 @@ impl Schema {
     /// Makes sure that this binary can work with the schema, and returns how it found it.
     ///
     /// # Errors
-    /// [`SchemaError::Missing`], [`SchemaError::Behind`], [`SchemaError::Ahead`], [`SchemaError::Database`].
+    /// [`SchemaError::Missing`], [`SchemaError::Behind`], [`SchemaError::Ahead`], [`SchemaError::NotAllowed`],
+    /// [`SchemaError::Database`].
     pub async fn check(&self, connection: &mut PgConnection) -> Result<State, SchemaError> {
         let schema = self.name;
         match self.state(connection).await? {
@@ -143,8 +159,8 @@ impl Schema {
     /// Compares the database's schema with this binary's.
     ///
     /// # Errors
-    /// Postgres's.
-    pub async fn state(&self, connection: &mut PgConnection) -> Result<State, sqlx::Error> {
+    /// [`SchemaError::NotAllowed`], [`SchemaError::Database`].
+    pub async fn state(&self, connection: &mut PgConnection) -> Result<State, SchemaError> {
         let exists: bool = sqlx::query_scalar("select to_regclass($1) is not null")
             .bind(self.table())
             .fetch_one(&mut *connection)
@@ -160,18 +176,35 @@ impl Schema {
         Ok(match applied.cmp(&known) {
             std::cmp::Ordering::Less => State::Behind { applied, known },
             std::cmp::Ordering::Equal => State::Current { version: known },
-            std::cmp::Ordering::Greater if self.serves_from(connection).await? <= known => {
+            std::cmp::Ordering::Greater if self.serves(connection, applied, known).await? => {
                 State::Serves { applied, known }
             }
             std::cmp::Ordering::Greater => State::Ahead { applied, known },
         })
     }
 
-    /// The oldest version such that a binary which knows it works with the schema as it is now. Asked of the schema, as only
-    /// its newest migration can know.
-    async fn serves_from(&self, connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
-        let asked = format!("select {}.serves_from()", self.name);
-        sqlx::query_scalar(AssertSqlSafe(asked)).fetch_one(connection).await
+    /// Whether a binary that knows the schema as of version `known` works with it as it is now. Asked of the schema, as only
+    /// its newest migration can tell; one that does not is of nobody who promises anything.
+    async fn serves(
+        &self,
+        connection: &mut PgConnection,
+        applied: i64,
+        known: i64,
+    ) -> Result<bool, SchemaError> {
+        let function = format!("{}.serves_from()", self.name);
+        let may_ask: Option<bool> =
+            sqlx::query_scalar("select has_function_privilege(to_regprocedure($1), 'execute')")
+                .bind(&function)
+                .fetch_one(&mut *connection)
+                .await?;
+        match may_ask {
+            None => return Ok(false),
+            Some(false) => return Err(SchemaError::NotAllowed { schema: self.name, applied, known }),
+            Some(true) => {}
+        }
+        let from: i64 =
+            sqlx::query_scalar(AssertSqlSafe(format!("select {function}"))).fetch_one(connection).await?;
+        Ok(from <= known)
     }
 
     fn table(&self) -> String {

@@ -1,12 +1,11 @@
 //! Reading the history of a topic: its newest entries, what follows an id, and whether anything was ever trimmed.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::streams::{StreamId as RawEntry, StreamRangeReply};
 use ::redis::{AsyncCommands, RedisError};
-use tokio::sync::Mutex;
 
 use super::complaint::said;
 use super::keys;
@@ -57,6 +56,8 @@ pub enum ReadError {
 pub struct History {
     settings: Settings,
     kept: Mutex<Kept>,
+    /// Held by whoever connects. Not needed to look at what is kept, or to let go of it.
+    connecting: tokio::sync::Mutex<()>,
     /// How often a connection has been tried.
     attempts: AtomicU64,
 }
@@ -83,7 +84,12 @@ enum Kept {
 impl History {
     /// A reader that has not connected yet.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, kept: Mutex::new(Kept::Nothing), attempts: AtomicU64::new(0) }
+        Self {
+            settings,
+            kept: Mutex::new(Kept::Nothing),
+            connecting: tokio::sync::Mutex::default(),
+            attempts: AtomicU64::new(0),
+        }
     }
 
     /// The newest entries of a topic, oldest of them first, `count` at most.
@@ -92,9 +98,8 @@ impl History {
     /// [`ReadError`].
     pub async fn newest(&self, topic: &Topic, count: usize) -> Result<Vec<Entry>, ReadError> {
         let Link { attempt, mut connection } = self.link().await?;
-        let reply: StreamRangeReply = self
-            .checked(attempt, connection.xrevrange_count(keys::history(topic), "+", "-", count).await)
-            .await?;
+        let reply: StreamRangeReply =
+            self.checked(attempt, connection.xrevrange_count(keys::history(topic), "+", "-", count).await)?;
         let mut entries = entries_of(topic, reply)?;
         entries.reverse();
         Ok(entries)
@@ -112,9 +117,8 @@ impl History {
     ) -> Result<Vec<Entry>, ReadError> {
         let Link { attempt, mut connection } = self.link().await?;
         let start = id.map_or_else(|| "-".to_owned(), |id| id.to_string());
-        let reply: StreamRangeReply = self
-            .checked(attempt, connection.xrange_count(keys::history(topic), start, "+", count).await)
-            .await?;
+        let reply: StreamRangeReply =
+            self.checked(attempt, connection.xrange_count(keys::history(topic), start, "+", count).await)?;
         entries_of(topic, reply)
     }
 
@@ -129,7 +133,7 @@ impl History {
             pipeline.xrevrange_count(keys::history(topic), "+", "-", 1);
         }
         let replies: Vec<StreamRangeReply> =
-            self.checked(attempt, pipeline.query_async(&mut connection).await).await?;
+            self.checked(attempt, pipeline.query_async(&mut connection).await)?;
         topics
             .iter()
             .zip(replies)
@@ -148,7 +152,7 @@ impl History {
         match info {
             Err(error) if error.to_string().contains("no such key") => Ok(Extent::Missing),
             info => {
-                let info = self.checked(attempt, info).await?;
+                let info = self.checked(attempt, info)?;
                 let added = number(&info, "entries-added");
                 // A Redis older than 7.0 does not count what was added: then nothing can be proven.
                 let is_whole = added.is_some() && added == number(&info, "length");
@@ -164,40 +168,54 @@ impl History {
     pub async fn ping(&self) -> Result<(), ReadError> {
         let Link { attempt, mut connection } = self.link().await?;
         let pong: Result<String, RedisError> = ::redis::cmd("PING").query_async(&mut connection).await;
-        self.checked(attempt, pong).await.map(|_pong| ())
+        self.checked(attempt, pong).map(|_pong| ())
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection, or a new one. Whoever waits while others try takes their failure for its own if that attempt was begun
     /// after it had come: one by one, each would wait for the time-outs of all before it.
     async fn link(&self) -> Result<Link, ReadError> {
         let begun_before = self.attempts.load(Ordering::Relaxed);
-        let mut kept = self.kept.lock().await;
-        match &*kept {
-            Kept::Link(link) => return Ok(link.clone()),
-            Kept::Failure { attempt, error } if *attempt > begun_before => {
-                return Err(ReadError::Connect(error.clone()));
-            }
-            Kept::Failure { .. } | Kept::Nothing => {}
+        if let Some(known) = self.known(begun_before) {
+            return known;
+        }
+        let _turn = self.connecting.lock().await;
+        if let Some(known) = self.known(begun_before) {
+            return known;
         }
         let attempt = self.attempts.fetch_add(1, Ordering::Relaxed) + 1;
         match self.settings.connect().await {
             Ok(connection) => {
                 let link = Link { attempt, connection };
-                *kept = Kept::Link(link.clone());
+                *self.kept() = Kept::Link(link.clone());
                 Ok(link)
             }
             Err(error) => {
                 let error = Arc::new(error);
-                *kept = Kept::Failure { attempt, error: error.clone() };
+                *self.kept() = Kept::Failure { attempt, error: error.clone() };
                 Err(ReadError::Connect(error))
             }
         }
     }
 
+    /// What attempts have left: a connection, or the failure of one that is newer than so many.
+    fn known(&self, begun_before: u64) -> Option<Result<Link, ReadError>> {
+        match &*self.kept() {
+            Kept::Link(link) => Some(Ok(link.clone())),
+            Kept::Failure { attempt, error } if *attempt > begun_before => {
+                Some(Err(ReadError::Connect(error.clone())))
+            }
+            Kept::Failure { .. } | Kept::Nothing => None,
+        }
+    }
+
     /// Lets go of this attempt's connection after any failure: a new one costs little, and a broken one never mends.
-    async fn checked<T>(&self, attempt: u64, result: Result<T, RedisError>) -> Result<T, ReadError> {
+    fn checked<T>(&self, attempt: u64, result: Result<T, RedisError>) -> Result<T, ReadError> {
         if result.is_err() {
-            let mut kept = self.kept.lock().await;
+            let mut kept = self.kept();
             // Others may have noticed before, and made a new one.
             if matches!(&*kept, Kept::Link(link) if link.attempt == attempt) {
                 *kept = Kept::Nothing;
@@ -258,5 +276,17 @@ mod tests {
         // One attempt was under way or begun when each of them came; the next one is of all.
         let took = begun.elapsed();
         assert!(took < Duration::from_millis(20 * 300 / 2), "{took:?}");
+    }
+
+    #[tokio::test]
+    async fn a_reader_whose_connection_broke_is_told_while_another_one_connects() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let history = History::new(settings(silent.local_addr().expect("an address")));
+        let mut connecting = Box::pin(history.ping());
+        assert!(futures_util::poll!(&mut connecting).is_pending(), "it waits for the silent one");
+        let broken = RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+        // In this very moment, without waiting for anything.
+        assert!(matches!(history.checked::<()>(1, Err(broken)), Err(ReadError::Redis(_))));
+        assert!(connecting.await.is_err());
     }
 }

@@ -126,8 +126,11 @@ impl Step {
                 .filter(|(id, _)| (next..end).contains(&id.seq))
                 .map(|(id, event)| Delivery { id: *id, event })
                 .collect();
-            events += deliveries.len() as u64;
+            let given = deliveries.len() as u64;
             self.give_again(sink, deliveries, next, through).await?;
+            events += given;
+            // Also if the rest fails: the next attempt goes on from here, and knows nothing of these.
+            self.given_again += given;
             next = through + 1;
             failpoint::reach("stretch_restored").await;
             if next >= end {

@@ -337,9 +337,10 @@ impl<S: Sink> Relay<'_, S> {
     }
 
     async fn compare(&mut self, step: &mut Step) -> Result<(), StepError> {
-        if let Reconciled::Restored { events, .. } = step.reconcile(self.sink).await? {
-            // In this order: who has seen a repair counted sees what it restored.
-            self.metrics.restored.inc_by(events);
+        let compared = step.reconcile(self.sink).await;
+        // Before the repair is: who has seen one counted sees what it restored.
+        self.metrics.restored.inc_by(step.take_given_again());
+        if matches!(compared?, Reconciled::Restored { .. }) {
             self.metrics.repairs.inc();
         }
         self.compared = Some(Instant::now());

@@ -84,6 +84,8 @@ pub struct Step {
     pub(super) position: Position,
     ahead: Option<Chunk>,
     pub(super) exceptions: Exceptions,
+    /// Events that a sink which forgot was given again, since somebody asked.
+    pub(super) given_again: u64,
 }
 
 /// What of a window is not published in its turn.
@@ -123,12 +125,17 @@ impl Step {
     ) -> Result<Self, StepError> {
         let position = answered(rules.patience, checkpoint::load_or_begin(&mut writer, &rules.relay)).await?;
         let exceptions = Exceptions::load(&mut writer, &rules).await?;
-        Ok(Self { rules, writer, reader, position, ahead: None, exceptions })
+        Ok(Self { rules, writer, reader, position, ahead: None, exceptions, given_again: 0 })
     }
 
     /// The position as this relay knows it.
     pub fn position(&self) -> &Position {
         &self.position
+    }
+
+    /// How many events a sink which forgot was given again since the last call, also by comparisons that failed in the middle.
+    pub(super) fn take_given_again(&mut self) -> u64 {
+        std::mem::take(&mut self.given_again)
     }
 
     /// The session that leads, for while the relay waits.

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::sse::{Client, Event};
-use super::{Process, System};
+use super::{Process, System, free_port};
 
 /// The path of a user's own stream.
 pub(crate) const NOTIFICATIONS: &str = "/api/upload/sessions/notifications/stream";
@@ -39,6 +39,11 @@ impl Feed {
 
     pub(crate) fn token(&self) -> String {
         self.system.token(self.user)
+    }
+
+    /// Starts a server at an address that no other process is given by chance while there is none.
+    pub(crate) async fn sse(&self) -> Process {
+        self.sse_at(&format!("127.0.0.1:{}", free_port())).await
     }
 
     /// Starts a server at an address that another one had.

@@ -155,6 +155,5 @@ pub(super) fn program(name: &str) -> PathBuf {
 }
 
 pub(crate) fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address").port()
+    aftercommit::local::free_port(None).expect("a port")
 }

@@ -89,7 +89,6 @@ async fn serve(
     flow: watch::Receiver<Flow>,
     mut cuts: watch::Receiver<u64>,
 ) {
-    cuts.mark_unchanged();
     let Ok(server) = TcpStream::connect(upstream).await else { return };
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();

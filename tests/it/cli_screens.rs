@@ -129,7 +129,7 @@ async fn screens_of_deliveries_a_pause_and_a_replay() {
     screens.shows(&["events", "show", "2"]).await;
     screens.shows(&["events", "show", "4"]).await;
     screens.shows(&["pause", "--reason", "Redis is being moved"]).await;
-    // A relay that starts into a pause delivers nothing; one that runs may have an event in hand.
+    // A pause outlives the process.
     assert_eq!(relay.terminate().await, 0);
     let relay = screens.system.start("relay").await;
     screens.names.push((format!(":{}", relay.pid()), ":PID"));

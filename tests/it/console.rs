@@ -142,7 +142,6 @@ async fn a_pause_is_asked_for_with_a_reason_shown_at_once_and_ended_from_the_pag
     agrees(&browser, "a move").await;
     browser.reads("#verdict", "is paused").await;
     browser.reads("#verdict", "Ana paused it: a move").await;
-    // The relay looks for a pause about once a second.
     let mut committed = 0;
     eventually("the chart of the backlog rises", async || {
         committed += commit(&system, &system.redis.topic("paused"), "A", 1).await.len();
@@ -292,8 +291,11 @@ async fn the_page_is_used_without_a_mouse() {
     browser.write("#ask-reason", "by hand").await;
     browser.press("Enter").await;
     browser.reads("#verdict", "Ana paused it: by hand").await;
-    let focused = browser.runs("return document.activeElement.id", &[]).await;
-    assert_eq!(focused, "verdict-button", "the focus comes back");
+    eventually("the focus comes back", async || {
+        let focused = browser.runs("return document.activeElement.id", &[]).await;
+        (focused == "verdict-button").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

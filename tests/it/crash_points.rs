@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::{Line, Listener, Wiring, eventually};
 
 /// What a restart may take until it delivers again.
-const RESTART_LIMIT: Duration = Duration::from_secs(3);
+const RESTART_LIMIT: Duration = Duration::from_secs(10);
 
 /// A relay that will stop at a place when it comes there for the `nth` time, while a listener listens.
 async fn line_that_stops_at(place: &str, nth: u32) -> (Line, Listener) {

@@ -7,6 +7,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::harness::{Process, System, eventually};
+use crate::operators::turns_green;
 
 /// What one process serves: types by name, and the samples.
 struct Served {
@@ -103,6 +104,8 @@ async fn what_a_run_does_is_counted_and_measured_once_for_each_event() {
     let system = System::new().await;
     let (api, sse) = (system.start("api").await, system.start("sse").await);
     let relay = system.start("relay").await;
+    // Green is a leader that listens: from here on notifications are heard.
+    turns_green(&relay).await;
     let session = system.session(&api, Uuid::new_v4(), 5).await;
     let clients = [session.listen(&sse).await, session.listen(&sse).await];
     session.settle_all(None).await;
@@ -136,7 +139,12 @@ async fn what_a_run_does_is_counted_and_measured_once_for_each_event() {
     assert_eq!(count("aftercommit_relay_leads_taken_total"), 1);
     assert_eq!((count("aftercommit_relay_leading"), count("aftercommit_relay_listening")), (1, 1));
 
-    let served = Served::by(&sse).await;
+    // Counted when all clients have been given it.
+    let served = eventually("six events are counted", async || {
+        let served = Served::by(&sse).await;
+        (served.of("aftercommit_sse_commit_to_client_seconds_count") >= 6.0).then_some(served)
+    })
+    .await;
     assert_eq!(served.of("aftercommit_sse_delivered_total") as u64, 12);
     assert_eq!(served.of("aftercommit_sse_commit_to_client_seconds_count") as u64, 6);
     assert_eq!(served.of("aftercommit_sse_connections") as u64, 2);

@@ -125,11 +125,12 @@ async fn a_deadlock_that_ends_the_relays_transaction() {
     let poisoned = line.system.redis.topic("poisoned");
     let key = aftercommit::redis::keys::history(&poisoned);
     line.words(&["set", &key, "of another type"]).await.expect("a key");
-    // The relay writes its position and then what it parks. It finds the deadlock first, having waited longer.
+    // The relay writes its position and then what it parks. It looks for a deadlock once, long before the other one does; it
+    // must not have looked before there is one.
     execute(
         &mut admin,
         &line,
-        "set deadlock_timeout = '20s'; begin; lock table outbox.parked in exclusive mode",
+        "set deadlock_timeout = '60s'; begin; lock table outbox.parked in exclusive mode",
     )
     .await;
     line.append_to(&poisoned, 1).await;

@@ -82,7 +82,6 @@ async fn a_stall_fires_its_alert_and_the_dashboards_queries_work() {
     let prometheus = Prometheus::scraping(&[&api, &sse, &relay]).await;
     let paused = cli(system.settings(), &["pause", "--reason", "a test"]).await;
     assert!(paused.status.success(), "{paused:?}");
-    // The relay looks for a pause about once a second, and delivers what comes until then.
     eventually("events wait", async || {
         commit(&system, &system.redis.topic("stalled"), "A", 1).await;
         (metric_of(&relay, "aftercommit_relay_backlog").await > 2).then_some(())

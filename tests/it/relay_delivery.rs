@@ -13,7 +13,7 @@ use aftercommit::outbox::{self, pause, read};
 use aftercommit::redis::Publisher;
 use aftercommit::relay::{OnPoison, Outcome, Rules, Step};
 
-use crate::harness::{Database, Redis, database, redis};
+use crate::harness::{Database, LIMIT, Redis, database, redis};
 
 /// A relay whose steps the test takes one by one.
 struct Relay {
@@ -101,7 +101,7 @@ async fn an_event_reaches_history_live_channel_and_public_channel_byte_for_byte(
 
     let mut messages = subscriber.on_message();
     let mut next = async || {
-        let message = tokio::time::timeout(Duration::from_secs(5), messages.next()).await;
+        let message = tokio::time::timeout(LIMIT, messages.next()).await;
         let message = message.expect("in time").expect("a message");
         (message.get_channel_name().to_owned(), message.get_payload::<String>().expect("text"))
     };

@@ -61,7 +61,7 @@ fn notification(n: u64) -> SeenEvent {
 async fn a_page_of_another_site_with_a_ticket_gets_every_event_once_across_killed_servers() {
     let origin = origin_with_a_page().await;
     let feed = Feed::with(quick().await.set("AFTERCOMMIT_SSE_CORS_ORIGINS", &origin)).await;
-    let sse = feed.system.start("sse").await;
+    let sse = feed.sse().await;
     let browser = Browser::start().await;
     browser.goes_to(&origin).await;
     let url = sse.url(&format!("{NOTIFICATIONS}?ticket={}", ticket(&feed, &sse).await));
@@ -79,7 +79,7 @@ async fn a_page_of_another_site_with_a_ticket_gets_every_event_once_across_kille
 #[tokio::test]
 async fn a_page_with_a_cookie_gets_every_event_once_across_killed_servers() {
     let feed = Feed::with(quick().await).await;
-    let sse = feed.system.start("sse").await;
+    let sse = feed.sse().await;
     let browser = Browser::start().await;
     listens_with_a_cookie(&browser, &sse, &feed.token()).await;
     outlives_killed_servers(&browser, &feed, sse).await;
@@ -88,7 +88,7 @@ async fn a_page_with_a_cookie_gets_every_event_once_across_killed_servers() {
 #[tokio::test]
 async fn a_page_that_is_refused_comes_back_by_itself_and_gets_in() {
     let feed = Feed::with(quick().await.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS", "1")).await;
-    let sse = feed.system.start("sse").await;
+    let sse = feed.sse().await;
     let first = feed.client(&sse).await;
     let browser = Browser::start().await;
     listens_with_a_cookie(&browser, &sse, &feed.token()).await;
@@ -111,7 +111,7 @@ async fn a_page_that_is_refused_comes_back_by_itself_and_gets_in() {
 #[tokio::test]
 async fn a_page_is_told_of_a_reset_and_of_its_tokens_end() {
     let feed = Feed::with(quick().await).await;
-    let sse = feed.system.start("sse").await;
+    let sse = feed.sse().await;
     feed.commit(0..2).await;
     let first = feed.client(&sse).await;
     eventually("both events", async || (first.last_event_id() == "1-2").then_some(())).await;
@@ -135,7 +135,7 @@ async fn a_page_is_told_of_a_reset_and_of_its_tokens_end() {
 #[tokio::test]
 async fn a_client_library_of_somebody_elses_continues_after_the_server_is_killed() {
     let feed = Feed::with(quick().await).await;
-    let mut sse = feed.system.start("sse").await;
+    let mut sse = feed.sse().await;
     let again = ReconnectOptions::reconnect(true).retry_initial(true).delay(Duration::from_millis(100));
     let client = ClientBuilder::for_url(&sse.url(NOTIFICATIONS))
         .expect("a url")

@@ -24,7 +24,7 @@ impl Edge {
 
     async fn with(system: System, kind: FrontKind, changes: &[(&str, &str)]) -> Self {
         let feed = Feed::with(system).await;
-        let servers = [feed.system.start("sse").await, feed.system.start("sse").await];
+        let servers = [feed.sse().await, feed.sse().await];
         let front = Front::start(kind, servers.each_ref(), changes).await;
         Self { feed, servers, front }
     }

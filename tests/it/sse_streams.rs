@@ -1,5 +1,6 @@
 //! Streams as clients get them: every event once and in order, or a reset; with one server and with two.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use redis::AsyncCommands;
@@ -322,11 +323,17 @@ async fn what_somebody_else_publishes_arrives_once_without_an_id() {
 async fn a_quiet_stream_gets_heartbeats_and_every_client_its_own_retry_time() {
     let system = System::new().await.set("AFTERCOMMIT_SSE_HEARTBEAT_SECONDS", "1");
     let stage = Stage::with(system).await;
-    let (first, second) = (stage.client().await, stage.client().await);
-    first.comments(2).await;
-    let (a, b) = (first.retry().await, second.retry().await);
-    assert!((2000..=4000).contains(&a) && (2000..=4000).contains(&b), "{a} {b}");
-    assert_ne!(a, b);
+    let mut times = HashSet::new();
+    for nth in 0..5 {
+        let client = stage.client().await;
+        if nth == 0 {
+            client.comments(2).await;
+        }
+        times.insert(client.retry().await);
+    }
+    assert!(times.iter().all(|time| (2000..=4000).contains(time)), "{times:?}");
+    // Two may draw the same; five do not.
+    assert!(times.len() > 1, "{times:?}");
 }
 
 #[tokio::test]

@@ -169,7 +169,7 @@ async fn a_standby_relay_takes_over_when_the_leader_is_killed() {
     let begun = std::time::Instant::now();
     assert_eq!(session.complete(1).await.as_u16(), 200);
     assert_eq!(client.events(3).await.len(), 3);
-    assert!(begun.elapsed() < Duration::from_secs(3), "took over after {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "took over after {:?}", begun.elapsed());
 }
 
 #[tokio::test]

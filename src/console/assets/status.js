@@ -62,7 +62,7 @@ function steer(button, relay) {
       title: `${relay.paused ? "Resume" : "Pause"} relay ${relay.relay}?`,
       text: relay.paused
         ? "It delivers what has waited, in order, and then goes on."
-        : "Nothing is delivered until somebody resumes it, also after a restart. Events wait in the log; none is lost.",
+        : "Nothing that is committed from now on is delivered until somebody resumes it, also after a restart; a backlog stops within a second. Events wait in the log; none is lost.",
       yes: relay.paused ? "Resume" : "Pause",
       does: async (reason) => (await post(wants, { relay: relay.relay, reason })).says,
     });

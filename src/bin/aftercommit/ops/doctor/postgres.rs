@@ -36,6 +36,7 @@ pub(super) async fn examine(config: &Config, open_for: u32) -> Vec<Finding> {
                 SchemaError::Missing(_) | SchemaError::Behind { .. } => {
                     "run `aftercommit migrate` of this version"
                 }
+                SchemaError::NotAllowed { .. } => "as the evidence says, as the schema's owner",
                 SchemaError::Migrate { .. } | SchemaError::Database(_) => FIX,
             };
             findings.push(Finding::wrong("schema", error.to_string(), fix));
