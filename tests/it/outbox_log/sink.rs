@@ -1,6 +1,6 @@
 //! A sink that keeps numbers the way Redis does, stops before it takes a batch until the test decides, and can forget.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,8 +15,12 @@ use aftercommit::relay::{Batch, Delivery, Occasion, PublishError, Reached, Sink}
 pub(super) struct Arrived {
     pub(super) by_number: BTreeMap<StreamId, (Uuid, Topic)>,
     pub(super) complaints: Vec<String>,
+    /// What was committed during the pause that lasts.
+    pub(super) held: HashSet<Uuid>,
     /// The highest number that a whole batch has used up, and its event.
     top: Option<Reached>,
+    /// The highest number that was ever forgotten.
+    forgotten: u64,
 }
 
 impl Arrived {
@@ -26,6 +30,9 @@ impl Arrived {
                 self.complaints.push(format!("number {id} was given to {other} and to {event}"));
             }
             return;
+        }
+        if self.held.contains(&event) {
+            self.complaints.push(format!("{id} arrived, which was committed during a pause"));
         }
         // As in Redis: a topic's history only grows at its end.
         if let Some((last, _)) = self.by_number.iter().rfind(|(_, (_, t))| t == topic)
@@ -39,10 +46,16 @@ impl Arrived {
     /// Goes back to how it was when number `keep`, or the highest below it, was the highest.
     pub(super) fn forget(&mut self, keep: u64) {
         let Some(top) = self.top.filter(|top| top.id.seq > keep) else { return };
+        self.forgotten = self.forgotten.max(top.id.seq);
         let kept = StreamId::new(top.id.epoch, keep);
         self.by_number.retain(|id, _| *id <= kept);
         self.top = (keep > 0)
             .then(|| Reached { id: kept, event: self.by_number.get(&kept).map(|(event, _)| *event) });
+    }
+
+    /// Whether it has been given again what it forgot.
+    pub(super) fn is_repaired(&self) -> bool {
+        self.top.map_or(0, |top| top.id.seq) >= self.forgotten
     }
 
     fn lacks_before(&self, first: StreamId) -> Option<PublishError> {
