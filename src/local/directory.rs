@@ -131,8 +131,9 @@ pub(super) fn last_lines(path: &Path) -> String {
 }
 
 /// Ports that systems hand out neither to outgoing connections nor to whoever asks for any port. Nobody takes one of them
-/// by chance before the server that is to have it listens, nor while that server is started again.
-const QUIET_PORTS: Range<u16> = 20_000..32_000;
+/// by chance before the server that is to have it listens, nor while that server is started again. The same goes for the
+/// ports 10,000 above them, where a Redis that is part of a cluster listens as well.
+const QUIET_PORTS: Range<u16> = 10_000..20_000;
 
 /// The preferred port of 127.0.0.1 if nobody listens there, otherwise a free one.
 ///
