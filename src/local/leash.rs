@@ -97,6 +97,8 @@ impl Drop for Leash {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test]
@@ -128,6 +130,8 @@ mod tests {
         assert!(File::open(&path).expect("a file").try_lock().is_err(), "the shell still holds it");
         drop(leash);
         // Held for a moment longer by a child that another test is just starting: it has a copy of the file until its exec.
-        File::open(&path).expect("a file").lock().expect("the lock");
+        let (told, freed) = std::sync::mpsc::channel();
+        std::thread::spawn(move || told.send(File::open(&path).and_then(|file| file.lock())));
+        freed.recv_timeout(Duration::from_secs(20)).expect("it comes free").expect("the lock");
     }
 }

@@ -47,3 +47,4 @@ mod replays;
 mod stories;
 mod systemd;
 mod tracing;
+mod upgrades;
