@@ -149,6 +149,9 @@ name_traits!(EventType);
 /// The identity of an event, the same in Postgres, in Redis and in every repeat or replay.
 pub type EventId = Uuid;
 
+/// The identity of a log, the same in its Postgres and in the Redis that its relay publishes to.
+pub type LogId = Uuid;
+
 /// An event that is about to be appended.
 #[derive(Debug, Clone)]
 pub struct NewEvent {

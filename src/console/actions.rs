@@ -15,7 +15,7 @@ use crate::counted::counted;
 use crate::event::Topic;
 use crate::http::Json;
 use crate::outbox::audit::{self, Operator};
-use crate::outbox::parked::{self, Wish};
+use crate::outbox::parked::{self, Action};
 use crate::outbox::{checkpoint, pause as pauses};
 
 /// Characters of a reason at most.
@@ -57,7 +57,7 @@ pub(super) async fn release(
     Extension(identity): Extension<Identity>,
     Json(wished): Json<OfTopic>,
 ) -> Answer {
-    let events = settle(&shared, identity, &wished, Wish::Release).await?;
+    let events = settle(&shared, identity, &wished, Action::Release).await?;
     done(format!("The relay publishes {} of {}.", counted(events, "parked event"), wished.topic))
 }
 
@@ -67,25 +67,21 @@ pub(super) async fn discard(
     Extension(identity): Extension<Identity>,
     Json(wished): Json<OfTopic>,
 ) -> Answer {
-    let events = settle(&shared, identity, &wished, Wish::Discard).await?;
+    let events = settle(&shared, identity, &wished, Action::Discard).await?;
     done(format!("The relay gives up {} of {}.", counted(events, "parked event"), wished.topic))
 }
 
-async fn settle(shared: &Shared, identity: Identity, wished: &OfTopic, wish: Wish) -> Result<u64, Error> {
+async fn settle(shared: &Shared, identity: Identity, wished: &OfTopic, action: Action) -> Result<u64, Error> {
     let operator = operator(identity, &wished.reason)?;
     let topic = Topic::new(wished.topic.clone())?;
-    let action = match wish {
-        Wish::Release => "release",
-        Wish::Discard => "discard",
-    };
     let mut connection = shared.pool.acquire().await?;
     let mut tx = connection.begin().await?;
-    let events = parked::wish(&mut tx, &wished.relay, &topic, wish).await?;
+    let events = parked::request(&mut tx, &wished.relay, &topic, action, None).await?;
     if events == 0 {
         return Err(Error::NotParked(wished.topic.clone()));
     }
     let what = json!({ "relay": wished.relay, "topics": [topic] });
-    audit::write(&mut tx, &operator, action, &what, events).await?;
+    audit::write(&mut tx, &operator, action.as_str(), &what, events).await?;
     tx.commit().await?;
     tell(shared).await;
     Ok(events)

@@ -21,8 +21,6 @@ pub enum EventState {
     Parked,
     /// Set aside, and given up by an operator.
     Discarded,
-    /// Set aside, and sent on as a copy when an operator released it.
-    Copied,
 }
 
 impl EventState {
@@ -33,7 +31,6 @@ impl EventState {
             Self::Delivered => "delivered",
             Self::Parked => "parked",
             Self::Discarded => "discarded",
-            Self::Copied => "copied",
         }
     }
 }

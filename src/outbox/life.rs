@@ -25,8 +25,6 @@ pub struct Life {
     pub released: Option<ByHand>,
     /// Who gave it up, when and why.
     pub discarded: Option<ByHand>,
-    /// Whether it was released when its topic had gone on without it, and so as a copy at the end of the log.
-    pub is_sent_on_as_copy: bool,
     /// When it was published.
     pub delivered: Option<Delivered>,
     /// Its id in the sink, `<epoch>-<seq>`.
@@ -210,7 +208,7 @@ async fn set_aside(
          ) a on true
          left join lateral (
            select f.epoch || '-' || f.seq as number from outbox.parked f
-           where f.relay = k.relay and f.topic = k.topic and f.holds_topic and f.settled_as is null
+           where f.relay = k.relay and f.topic = k.topic and f.settled_as is null
              and k.settled_as is null and (f.epoch, f.seq) < (k.epoch, k.seq)
            order by f.epoch, f.seq limit 1
          ) first on true
@@ -236,7 +234,6 @@ async fn set_aside(
     };
     match settled_as.as_deref() {
         Some("discarded") => life.discarded = by_hand,
-        Some("copied") => (life.released, life.is_sent_on_as_copy) = (by_hand, true),
         Some(_released) => {
             life.released = by_hand;
             life.delivered = Some(Delivered {

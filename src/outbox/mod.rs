@@ -28,6 +28,7 @@ pub mod browse;
 pub mod checkpoint;
 mod error;
 pub mod heartbeat;
+pub mod identity;
 pub mod life;
 pub mod overview;
 pub mod parked;

@@ -71,7 +71,7 @@ pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>,
                   limit 1
                 ) as latency_seconds,
                 (select count(*) from outbox.parked k where k.relay = p.relay and k.settled_as is null) as parked_events,
-                (select count(distinct k.topic) from outbox.parked k where k.relay = p.relay and k.holds_topic and k.settled_as is null) as parked_topics,
+                (select count(distinct k.topic) from outbox.parked k where k.relay = p.relay and k.settled_as is null) as parked_topics,
                 (
                   select 'pid ' || a.pid || coalesce(' at ' || host(a.client_addr), '')
                   from pg_locks l join pg_stat_activity a on a.pid = l.pid

@@ -2,7 +2,7 @@
 //!
 //! A parked event keeps its number, and keeps a copy of its own of its payload, so that rotation is not held back.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
@@ -10,26 +10,34 @@ use sqlx::{PgConnection, Row};
 use super::Error;
 use crate::event::{Event, EventType, StreamId, Topic};
 
-/// An event to be set aside.
+/// An event to be set aside. Later events of its topic wait behind it.
 #[derive(Debug, Clone)]
 pub struct Parked {
     /// The number that it uses up.
     pub id: StreamId,
     /// The event.
     pub event: Event,
-    /// Why, in the sink's words, or behind which number it waits.
+    /// Why, in the sink's words, or that it waits behind another one.
     pub reason: String,
-    /// Whether later events of its topic wait behind it.
-    pub holds_topic: bool,
 }
 
-/// What an operator wants done with a topic's parked events.
+/// What an operator requests for a topic's parked events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wish {
+pub enum Action {
     /// Publish them in order, then let the topic flow.
     Release,
-    /// Forget them, then let the topic flow.
+    /// Give them up, then let the topic flow.
     Discard,
+}
+
+impl Action {
+    /// The word that stands for it in the log and in what people read.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Discard => "discard",
+        }
+    }
 }
 
 /// Sets events aside. Call it in the transaction that writes the position behind them.
@@ -40,12 +48,12 @@ pub async fn park(connection: &mut PgConnection, relay: &str, parked: &[Parked])
     for one in parked {
         sqlx::query(
             "insert into outbox.parked
-               (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason, holds_topic)
-             values ($1, $2, $3, $4, $5, $6, $7, $8::json, $9, $10, $11)
+               (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason)
+             values ($1, $2, $3, $4, $5, $6, $7, $8::json, $9, $10)
              -- A repair can meet an event that was released long ago, and find that it is refused once more.
              on conflict (relay, epoch, seq) do update
-               set payload = excluded.payload, reason = excluded.reason, holds_topic = excluded.holds_topic,
-                   parked_at = excluded.parked_at, settled_as = null, settled_at = null, wish = null
+               set payload = excluded.payload, reason = excluded.reason, parked_at = excluded.parked_at,
+                   settled_as = null, settled_at = null, requested = null
                where parked.settled_as = 'released'",
         )
         .bind(relay)
@@ -58,48 +66,56 @@ pub async fn park(connection: &mut PgConnection, relay: &str, parked: &[Parked])
         .bind(&one.event.payload)
         .bind(one.event.created_at)
         .bind(&one.reason)
-        .bind(one.holds_topic)
         .execute(&mut *connection)
         .await?;
     }
     Ok(())
 }
 
-/// The topics whose events wait. As many as are parked: an operator's concern long before it is memory's.
+/// The topics whose events wait, each with the number of its first parked event. As many as are parked: an operator's
+/// concern long before it is memory's.
 ///
 /// # Errors
 /// [`Error`].
-pub async fn held_topics(connection: &mut PgConnection, relay: &str) -> Result<HashSet<Topic>, Error> {
-    let names: Vec<String> = sqlx::query_scalar(
-        "select distinct topic from outbox.parked where relay = $1 and holds_topic and settled_as is null",
+pub async fn held_topics(
+    connection: &mut PgConnection,
+    relay: &str,
+) -> Result<HashMap<Topic, StreamId>, Error> {
+    let rows = sqlx::query(
+        "select distinct on (topic) topic, epoch, seq, id from outbox.parked
+         where relay = $1 and settled_as is null order by topic, epoch, seq",
     )
     .bind(relay)
     .fetch_all(connection)
     .await?;
-    names
-        .into_iter()
-        .map(|name| Topic::new(name).map_err(|source| Error::NotAnEvent { id: 0, source }))
-        .collect()
+    rows.iter().map(|row| Ok((topic_of(row)?, number_of(row)?))).collect()
 }
 
-/// A topic that an operator wants something done with, if there is one.
+/// A topic for whose parked events an operator has requested something, if there is one.
 ///
 /// # Errors
 /// [`Error`].
-pub async fn next_wish(connection: &mut PgConnection, relay: &str) -> Result<Option<(Topic, Wish)>, Error> {
-    let row =
-        sqlx::query("select topic, wish from outbox.parked where relay = $1 and wish is not null and settled_as is null limit 1")
-            .bind(relay)
-            .fetch_optional(connection)
-            .await?;
+pub async fn next_request(
+    connection: &mut PgConnection,
+    relay: &str,
+) -> Result<Option<(Topic, Action)>, Error> {
+    let row = sqlx::query(
+        "select topic, requested, id from outbox.parked
+         where relay = $1 and requested is not null and settled_as is null
+         order by epoch, seq limit 1",
+    )
+    .bind(relay)
+    .fetch_optional(connection)
+    .await?;
     let Some(row) = row else { return Ok(None) };
-    let topic = Topic::new(row.try_get::<String, _>("topic")?)
-        .map_err(|source| Error::NotAnEvent { id: 0, source })?;
-    let wish = if row.try_get::<String, _>("wish")? == "discard" { Wish::Discard } else { Wish::Release };
-    Ok(Some((topic, wish)))
+    let action = match row.try_get::<&str, _>("requested")? {
+        "discard" => Action::Discard,
+        _ => Action::Release,
+    };
+    Ok(Some((topic_of(&row)?, action)))
 }
 
-/// The first parked events of a topic that hold it, in order, `limit` at most.
+/// The first parked events of a topic, in order, `limit` at most.
 ///
 /// # Errors
 /// [`Error`].
@@ -112,7 +128,7 @@ pub async fn of_topic(
     let rows = sqlx::query(
         "select epoch, seq, id, event_id, type, payload::text as payload, created_at
          from outbox.parked
-         where relay = $1 and topic = $2 and holds_topic and settled_as is null
+         where relay = $1 and topic = $2 and settled_as is null
          order by epoch, seq limit $3",
     )
     .bind(relay)
@@ -146,12 +162,18 @@ pub async fn numbers(
     Ok(seqs.into_iter().map(|seq| StreamId::new(first.epoch, seq.cast_unsigned())).collect())
 }
 
+fn topic_of(row: &PgRow) -> Result<Topic, Error> {
+    let id: i64 = row.try_get("id")?;
+    Topic::new(row.try_get::<String, _>("topic")?).map_err(|source| Error::NotAnEvent { id, source })
+}
+
+fn number_of(row: &PgRow) -> Result<StreamId, Error> {
+    let epoch = row.try_get::<i64, _>("epoch")?.cast_unsigned();
+    Ok(StreamId::new(epoch, row.try_get::<i64, _>("seq")?.cast_unsigned()))
+}
+
 fn numbered_event(row: &PgRow, topic: &Topic) -> Result<(StreamId, Event), Error> {
     let id: i64 = row.try_get("id")?;
-    let number = StreamId::new(
-        row.try_get::<i64, _>("epoch")?.cast_unsigned(),
-        row.try_get::<i64, _>("seq")?.cast_unsigned(),
-    );
     let event = Event {
         id,
         event_id: row.try_get("event_id")?,
@@ -163,11 +185,11 @@ fn numbered_event(row: &PgRow, topic: &Topic) -> Result<(StreamId, Event), Error
         // A trace of long ago is over by the time somebody releases it.
         trace: None,
     };
-    Ok((number, event))
+    Ok((number_of(row)?, event))
 }
 
 /// Writes down that a topic's parked events up to and including a number have arrived. Their rows stay as long as those in
-/// the log, for whoever asks what became of an event.
+/// the log, for the history of the event.
 ///
 /// # Errors
 /// [`Error`].
@@ -179,8 +201,8 @@ pub async fn released(
 ) -> Result<(), Error> {
     sqlx::query(
         "update outbox.parked
-         set settled_as = 'released', settled_at = clock_timestamp(), wish = null, payload = 'null'
-         where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4) and holds_topic and settled_as is null",
+         set settled_as = 'released', settled_at = clock_timestamp(), requested = null, payload = 'null'
+         where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4) and settled_as is null",
     )
     .bind(relay)
     .bind(topic.as_str())
@@ -191,46 +213,21 @@ pub async fn released(
     Ok(())
 }
 
-/// Writes down that nobody wants a topic's parked events. Their rows stay, so that a restore leaves them out as well.
+/// Gives up those parked events of a topic whose discard was requested. Their rows stay, so that a restore leaves them out
+/// as well.
 ///
 /// # Errors
 /// [`Error`].
 pub async fn discard(connection: &mut PgConnection, relay: &str, topic: &Topic) -> Result<(), Error> {
     sqlx::query(
-        "update outbox.parked set settled_as = 'discarded', settled_at = clock_timestamp(), wish = null
-         where relay = $1 and topic = $2 and settled_as is null",
+        "update outbox.parked set settled_as = 'discarded', settled_at = clock_timestamp(), requested = null
+         where relay = $1 and topic = $2 and requested = 'discard' and settled_as is null",
     )
     .bind(relay)
     .bind(topic.as_str())
     .execute(connection)
     .await?;
     Ok(())
-}
-
-/// Sends on what was set aside alone. Later events of the topic have been published since, so that these can no longer
-/// take their own numbers: copies of them go to the end of the log, in order. Returns how many.
-///
-/// # Errors
-/// [`Error`].
-pub async fn send_on(connection: &mut PgConnection, relay: &str, topic: &Topic) -> Result<u64, Error> {
-    let done = sqlx::query(
-        "with settled as (
-           update outbox.parked set settled_as = 'copied', settled_at = clock_timestamp(), wish = null
-           where relay = $1 and topic = $2 and not holds_topic and settled_as is null
-           returning *
-         )
-         insert into outbox.event (event_id, topic, type, payload, headers)
-         select s.event_id, s.topic, s.type, s.payload,
-                coalesce(e.headers, '{}') - 'traceparent' - 'tracestate'
-                || jsonb_build_object('replay', jsonb_build_object('row', s.id, 'reason', s.reason))
-         from settled s left join outbox.event e on e.id = s.id
-         order by s.epoch, s.seq",
-    )
-    .bind(relay)
-    .bind(topic.as_str())
-    .execute(connection)
-    .await?;
-    Ok(done.rows_affected())
 }
 
 /// Drops the rows of settled events that have left the log.
@@ -247,49 +244,60 @@ pub async fn forget_settled(connection: &mut PgConnection) -> Result<(), Error> 
     Ok(())
 }
 
-/// Tells the relay what an operator wants done with a topic's parked events, and returns how many there are.
+/// Requests something for a topic's parked events up to and including a number, or for all that are parked now; returns how
+/// many these are. Events that are parked later are not among them.
 ///
-/// Write it in the transaction of its audit row, and ring the bell after the commit.
+/// Write it in the transaction of its audit row, and ring the bell after the commit: the relay carries it out, as it alone
+/// knows what of the topic is under way.
 ///
 /// # Errors
 /// [`Error`].
-pub async fn wish(
+pub async fn request(
     connection: &mut PgConnection,
     relay: &str,
     topic: &Topic,
-    wish: Wish,
+    action: Action,
+    through: Option<StreamId>,
 ) -> Result<u64, Error> {
-    let word = match wish {
-        Wish::Release => "release",
-        Wish::Discard => "discard",
-    };
     let done = sqlx::query(
-        "update outbox.parked set wish = $3 where relay = $1 and topic = $2 and settled_as is null",
+        "update outbox.parked set requested = $3
+         where relay = $1 and topic = $2 and settled_as is null and ($4::bigint is null or (epoch, seq) <= ($4, $5))",
     )
     .bind(relay)
     .bind(topic.as_str())
-    .bind(word)
+    .bind(action.as_str())
+    .bind(through.map(|through| through.epoch.cast_signed()))
+    .bind(through.map(|through| through.seq.cast_signed()))
     .execute(connection)
     .await?;
     Ok(done.rows_affected())
 }
 
-/// A topic's last wish fails: keeps the events parked, with the sink's words.
+/// A topic's events were refused once more: keeps them parked, with the sink's words at the first one.
 ///
 /// # Errors
 /// [`Error`].
-pub async fn refuse_wish(
+pub async fn refuse_request(
     connection: &mut PgConnection,
     relay: &str,
     topic: &Topic,
     reason: &str,
 ) -> Result<(), Error> {
-    sqlx::query("update outbox.parked set wish = null, reason = $3 where relay = $1 and topic = $2 and wish is not null and settled_as is null")
-        .bind(relay)
-        .bind(topic.as_str())
-        .bind(reason)
-        .execute(connection)
-        .await?;
+    sqlx::query(
+        "update outbox.parked p
+         set requested = null,
+             reason = case when (p.epoch, p.seq) = (first.epoch, first.seq) then $3 else p.reason end
+         from (
+           select epoch, seq from outbox.parked
+           where relay = $1 and topic = $2 and settled_as is null order by epoch, seq limit 1
+         ) first
+         where p.relay = $1 and p.topic = $2 and p.settled_as is null",
+    )
+    .bind(relay)
+    .bind(topic.as_str())
+    .bind(reason)
+    .execute(connection)
+    .await?;
     Ok(())
 }
 

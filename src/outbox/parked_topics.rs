@@ -16,14 +16,14 @@ pub struct ParkedTopic {
     pub events: i64,
     /// The number of the first one.
     pub first_id: String,
+    /// The number of the last one.
+    pub last_id: String,
     /// Since when.
     pub since: DateTime<Utc>,
     /// What the first one was refused with.
     pub reason: String,
-    /// Whether later events of the topic wait behind them.
-    pub holds_topic: bool,
-    /// `release` or `discard`, if that was asked for and has not been done yet.
-    pub wish: Option<String>,
+    /// `release` or `discard`, if that was requested and has not been done yet.
+    pub requested: Option<String>,
 }
 
 /// The topics of `relay` that have parked events, the oldest first, `limit` at most.
@@ -32,9 +32,10 @@ pub struct ParkedTopic {
 /// [`Error`].
 pub async fn list(connection: &mut PgConnection, relay: &str, limit: u32) -> Result<Vec<ParkedTopic>, Error> {
     let rows = sqlx::query(
-        "select k.topic, count(*) as events, min(k.parked_at) as since, bool_or(k.holds_topic) as holds_topic,
-                min(k.wish) as wish, (array_agg(k.reason order by k.epoch, k.seq))[1] as reason,
-                (array_agg(k.epoch || '-' || k.seq order by k.epoch, k.seq))[1] as first_id
+        "select k.topic, count(*) as events, min(k.parked_at) as since, min(k.requested) as requested,
+                (array_agg(k.reason order by k.epoch, k.seq))[1] as reason,
+                (array_agg(k.epoch || '-' || k.seq order by k.epoch, k.seq))[1] as first_id,
+                (array_agg(k.epoch || '-' || k.seq order by k.epoch desc, k.seq desc))[1] as last_id
          from outbox.parked k
          where k.relay = $1 and k.settled_as is null
          group by k.topic order by min(k.parked_at), k.topic limit $2",
@@ -51,8 +52,8 @@ pub async fn list(connection: &mut PgConnection, relay: &str, limit: u32) -> Res
                 first_id: row.try_get("first_id")?,
                 since: row.try_get("since")?,
                 reason: row.try_get("reason")?,
-                holds_topic: row.try_get("holds_topic")?,
-                wish: row.try_get("wish")?,
+                last_id: row.try_get("last_id")?,
+                requested: row.try_get("requested")?,
             })
         })
         .collect()

@@ -8,7 +8,7 @@
 //! the row's JSON byte for byte. A subscriber that sees every `prev` match the id before it has lost nothing.
 //!
 //! `at` is when the transaction of the event began, in milliseconds since 1970; `trace`, a W3C `traceparent`, is there for an
-//! event whose trace is recorded. Both may be missing: relays of an earlier version wrote neither.
+//! event whose trace is recorded. `restored` is true for an event that Redis had forgotten and got again.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -30,6 +30,9 @@ pub struct Envelope<'a> {
     /// When the transaction of the event began, in milliseconds since 1970.
     #[serde(default)]
     pub at: Option<i64>,
+    /// Redis had forgotten the event and got it again: no bare payload follows on the public channel.
+    #[serde(default)]
+    pub restored: bool,
     /// Where in a trace it was appended: a `traceparent`, as it came.
     #[serde(default, borrow)]
     pub trace: Option<&'a str>,
@@ -39,12 +42,19 @@ pub struct Envelope<'a> {
 }
 
 /// What the envelope says of an event between its type and its payload, as members of a JSON object.
-pub(super) fn facts_of(event: &Event) -> String {
+pub(super) fn facts_of(event: &Event, is_restored: bool) -> String {
     let at = event.created_at.timestamp_millis();
+    let restored = if is_restored { ",\"restored\":true" } else { "" };
     match event.trace.filter(|trace| trace.is_sampled) {
-        None => format!("\"at\":{at}"),
-        Some(trace) => format!("\"at\":{at},\"trace\":\"{trace}\""),
+        None => format!("\"at\":{at}{restored}"),
+        Some(trace) => format!("\"at\":{at},\"trace\":\"{trace}\"{restored}"),
     }
+}
+
+/// The bare payload that follows an envelope on the topic's public channel; `None` if none does, or if this is no envelope.
+pub(super) fn twin_of(envelope: &str) -> Option<&str> {
+    let (facts, payload) = envelope.split_once(",\"payload\":")?;
+    if facts.contains(",\"restored\":true") { None } else { payload.strip_suffix('}') }
 }
 
 impl<'a> Envelope<'a> {

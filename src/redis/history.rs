@@ -1,14 +1,15 @@
-//! Reading the history of a topic: its newest entries, what follows an id, and whether anything was ever trimmed.
+//! Reading the history of a topic: its newest entries, those behind an id, and what its absence means.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::streams::{StreamId as RawEntry, StreamRangeReply};
-use ::redis::{AsyncCommands, RedisError};
+use ::redis::{AsyncCommands, RedisError, RedisResult};
 
 use super::complaint::said;
-use super::keys;
+use super::continuity::{Absence, Link, Prev};
+use super::keys::Keys;
 use super::settings::{ConnectError, Settings};
 use crate::event::{EventType, StreamId, Topic};
 
@@ -17,19 +18,17 @@ use crate::event::{EventType, StreamId, Topic};
 pub struct Entry {
     /// The event's place.
     pub id: StreamId,
+    /// The topic's event before it.
+    pub prev: Prev,
     /// The event's type and payload; `None` if somebody else wrote this entry and it holds no event.
     pub event: Option<(EventType, String)>,
 }
 
-/// How much of a history is left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extent {
-    /// There is none: the topic never had an event, or its last one is older than histories are kept.
-    Missing,
-    /// Every entry that it ever got.
-    Whole,
-    /// Less than that.
-    Trimmed,
+impl Entry {
+    /// What the entry says about continuity.
+    pub fn link(&self) -> Link {
+        Link { id: self.id, prev: self.prev }
+    }
 }
 
 /// Why a history could not be read.
@@ -51,10 +50,22 @@ pub enum ReadError {
     },
 }
 
+impl ReadError {
+    /// Whether Redis answered, and refused: the connection works, and another topic may be read over it.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Redis(error) => error.code().is_some(),
+            Self::Id { .. } => true,
+            Self::Connect(_) => false,
+        }
+    }
+}
+
 /// Reads histories over one connection, which is made when it is needed and made anew after a failure.
 #[derive(Debug)]
 pub struct History {
     settings: Settings,
+    keys: Keys,
     kept: Mutex<Kept>,
     /// Held by whoever connects. Not needed to look at what is kept, or to let go of it.
     connecting: tokio::sync::Mutex<()>,
@@ -64,7 +75,7 @@ pub struct History {
 
 /// A connection, and which attempt made it.
 #[derive(Debug, Clone)]
-struct Link {
+struct Connected {
     attempt: u64,
     connection: MultiplexedConnection,
 }
@@ -74,7 +85,7 @@ struct Link {
 enum Kept {
     /// Nothing: there was none yet, or its connection broke.
     Nothing,
-    Link(Link),
+    Connection(Connected),
     Failure {
         attempt: u64,
         error: Arc<ConnectError>,
@@ -85,6 +96,7 @@ impl History {
     /// A reader that has not connected yet.
     pub fn new(settings: Settings) -> Self {
         Self {
+            keys: settings.keys(),
             settings,
             kept: Mutex::new(Kept::Nothing),
             connecting: tokio::sync::Mutex::default(),
@@ -97,9 +109,9 @@ impl History {
     /// # Errors
     /// [`ReadError`].
     pub async fn newest(&self, topic: &Topic, count: usize) -> Result<Vec<Entry>, ReadError> {
-        let Link { attempt, mut connection } = self.link().await?;
+        let Connected { attempt, mut connection } = self.link().await?;
         let reply: StreamRangeReply =
-            self.checked(attempt, connection.xrevrange_count(keys::history(topic), "+", "-", count).await)?;
+            self.checked(attempt, connection.xrevrange_count(self.keys.history(topic), "+", "-", count).await)?;
         let mut entries = entries_of(topic, reply)?;
         entries.reverse();
         Ok(entries)
@@ -115,50 +127,50 @@ impl History {
         id: Option<StreamId>,
         count: usize,
     ) -> Result<Vec<Entry>, ReadError> {
-        let Link { attempt, mut connection } = self.link().await?;
+        let Connected { attempt, mut connection } = self.link().await?;
         let start = id.map_or_else(|| "-".to_owned(), |id| id.to_string());
         let reply: StreamRangeReply =
-            self.checked(attempt, connection.xrange_count(keys::history(topic), start, "+", count).await)?;
+            self.checked(attempt, connection.xrange_count(self.keys.history(topic), start, "+", count).await)?;
         entries_of(topic, reply)
     }
 
-    /// The newest id of each topic, `None` for one without a history, in one round trip.
+    /// The newest id of each topic, `None` for one without a history, in one round trip. A topic that Redis refuses is an
+    /// error of its own.
     ///
     /// # Errors
-    /// [`ReadError`].
-    pub async fn tips(&self, topics: &[Topic]) -> Result<Vec<Option<StreamId>>, ReadError> {
-        let Link { attempt, mut connection } = self.link().await?;
+    /// [`ReadError`] if there is no answer for any topic.
+    pub async fn tips(
+        &self,
+        topics: &[Topic],
+    ) -> Result<Vec<Result<Option<StreamId>, ReadError>>, ReadError> {
+        let Connected { attempt, mut connection } = self.link().await?;
         let mut pipeline = ::redis::pipe();
         for topic in topics {
-            pipeline.xrevrange_count(keys::history(topic), "+", "-", 1);
+            pipeline.xrevrange_count(self.keys.history(topic), "+", "-", 1);
         }
-        let replies: Vec<StreamRangeReply> =
-            self.checked(attempt, pipeline.query_async(&mut connection).await)?;
-        topics
-            .iter()
-            .zip(replies)
-            .map(|(topic, reply)| Ok(entries_of(topic, reply)?.first().map(|entry| entry.id)))
-            .collect()
+        let replies: Vec<RedisResult<StreamRangeReply>> =
+            self.checked(attempt, pipeline.ignore_errors().query_async(&mut connection).await)?;
+        let tip = |(topic, reply): (&Topic, RedisResult<StreamRangeReply>)| {
+            Ok(entries_of(topic, reply?)?.first().map(|entry| entry.id))
+        };
+        Ok(topics.iter().zip(replies).map(tip).collect())
     }
 
-    /// Whether the history of a topic still holds every entry that it ever got.
+    /// What it means that a topic has no history; `None` if it has one.
     ///
     /// # Errors
     /// [`ReadError`].
-    pub async fn extent(&self, topic: &Topic) -> Result<Extent, ReadError> {
-        let Link { attempt, mut connection } = self.link().await?;
-        let info: Result<::redis::Value, RedisError> =
-            ::redis::cmd("XINFO").arg("STREAM").arg(keys::history(topic)).query_async(&mut connection).await;
-        match info {
-            Err(error) if error.to_string().contains("no such key") => Ok(Extent::Missing),
-            info => {
-                let info = self.checked(attempt, info)?;
-                let added = number(&info, "entries-added");
-                // A Redis older than 7.0 does not count what was added: then nothing can be proven.
-                let is_whole = added.is_some() && added == number(&info, "length");
-                Ok(if is_whole { Extent::Whole } else { Extent::Trimmed })
-            }
-        }
+    pub async fn absence(&self, topic: &Topic) -> Result<Option<Absence>, ReadError> {
+        let Connected { attempt, mut connection } = self.link().await?;
+        let answer: RedisResult<(bool, bool, Option<u64>)> = ::redis::pipe()
+            .atomic()
+            .exists(self.keys.history(topic))
+            .exists(self.keys.begun(topic))
+            .hget(self.keys.log(), "lost_at")
+            .query_async(&mut connection)
+            .await;
+        let (is_there, has_begun, lost_ms) = self.checked(attempt, answer)?;
+        Ok((!is_there).then_some(Absence { has_vanished: has_begun, lost_ms }))
     }
 
     /// Answers whether Redis answers.
@@ -166,7 +178,7 @@ impl History {
     /// # Errors
     /// [`ReadError`].
     pub async fn ping(&self) -> Result<(), ReadError> {
-        let Link { attempt, mut connection } = self.link().await?;
+        let Connected { attempt, mut connection } = self.link().await?;
         let pong: Result<String, RedisError> = ::redis::cmd("PING").query_async(&mut connection).await;
         self.checked(attempt, pong).map(|_pong| ())
     }
@@ -177,7 +189,7 @@ impl History {
 
     /// The connection, or a new one. Whoever waits while others try takes their failure for its own if that attempt was begun
     /// after it had come: one by one, each would wait for the time-outs of all before it.
-    async fn link(&self) -> Result<Link, ReadError> {
+    async fn link(&self) -> Result<Connected, ReadError> {
         let begun_before = self.attempts.load(Ordering::Relaxed);
         if let Some(known) = self.known(begun_before) {
             return known;
@@ -189,9 +201,9 @@ impl History {
         let attempt = self.attempts.fetch_add(1, Ordering::Relaxed) + 1;
         match self.settings.connect().await {
             Ok(connection) => {
-                let link = Link { attempt, connection };
-                *self.kept() = Kept::Link(link.clone());
-                Ok(link)
+                let connected = Connected { attempt, connection };
+                *self.kept() = Kept::Connection(connected.clone());
+                Ok(connected)
             }
             Err(error) => {
                 let error = Arc::new(error);
@@ -202,9 +214,9 @@ impl History {
     }
 
     /// What attempts have left: a connection, or the failure of one that is newer than so many.
-    fn known(&self, begun_before: u64) -> Option<Result<Link, ReadError>> {
+    fn known(&self, begun_before: u64) -> Option<Result<Connected, ReadError>> {
         match &*self.kept() {
-            Kept::Link(link) => Some(Ok(link.clone())),
+            Kept::Connection(link) => Some(Ok(link.clone())),
             Kept::Failure { attempt, error } if *attempt > begun_before => {
                 Some(Err(ReadError::Connect(error.clone())))
             }
@@ -212,12 +224,12 @@ impl History {
         }
     }
 
-    /// Lets go of this attempt's connection after any failure: a new one costs little, and a broken one never mends.
+    /// Lets go of this attempt's connection after a failure, as a broken one never mends: but not where Redis answered.
     fn checked<T>(&self, attempt: u64, result: Result<T, RedisError>) -> Result<T, ReadError> {
-        if result.is_err() {
+        if result.as_ref().is_err_and(|error| error.code().is_none()) {
             let mut kept = self.kept();
             // Others may have noticed before, and made a new one.
-            if matches!(&*kept, Kept::Link(link) if link.attempt == attempt) {
+            if matches!(&*kept, Kept::Connection(connected) if connected.attempt == attempt) {
                 *kept = Kept::Nothing;
             }
         }
@@ -232,14 +244,8 @@ fn entries_of(topic: &Topic, reply: StreamRangeReply) -> Result<Vec<Entry>, Read
 fn entry_of(topic: &Topic, raw: &RawEntry) -> Result<Entry, ReadError> {
     let id = raw.id.parse().map_err(|_| ReadError::Id { topic: topic.clone(), id: raw.id.clone() })?;
     let kind = raw.get::<String>("type").and_then(|kind| EventType::new(kind).ok());
-    Ok(Entry { id, event: kind.zip(raw.get("payload")) })
-}
-
-/// A number of a reply that is a flat list of names and values, as XINFO's is.
-fn number(reply: &::redis::Value, name: &str) -> Option<u64> {
-    let pairs: Vec<(String, ::redis::Value)> = ::redis::from_redis_value_ref(reply).ok()?;
-    let (_, value) = pairs.into_iter().find(|(key, _)| key == name)?;
-    ::redis::from_redis_value(value).ok()
+    let prev = Prev::parse(raw.get::<String>("prev").as_deref());
+    Ok(Entry { id, prev, event: kind.zip(raw.get("payload")) })
 }
 
 #[cfg(test)]
@@ -258,6 +264,8 @@ mod tests {
             connect_timeout_ms: 300,
             response_timeout_ms: 300,
             min_replicas: 0,
+            namespace: String::new(),
+            history_max_bytes: 1,
             history_max_events: 1,
             history_ttl_seconds: 1,
         }

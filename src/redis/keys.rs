@@ -2,31 +2,93 @@
 
 use crate::event::Topic;
 
-/// The stream that keeps a topic's history: one entry an event, id `<epoch>-<seq>`, fields `event`, `type`, `payload`.
+/// The names of one namespace. Without a namespace (the default) they are `aftercommit:…` and the topics themselves.
 ///
-/// The braces are part of the key: a cluster hash tag, so that all keys of a topic live on one node.
+/// A namespace keeps several logs on one Redis apart: with `staging`, keys are `aftercommit:staging:…` and public
+/// channels are `staging:TOPIC`. Pub/sub ignores Redis's database numbers, so they cannot do that.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Keys {
+    /// `NAMESPACE:`, or nothing.
+    prefix: String,
+}
+
+impl Keys {
+    /// The names of a namespace; an empty one is none.
+    pub fn new(namespace: &str) -> Self {
+        let prefix = if namespace.is_empty() { String::new() } else { format!("{namespace}:") };
+        Self { prefix }
+    }
+
+    /// The stream that keeps a topic's history: one entry an event, id `<epoch>-<seq>`, fields `event`, `type`,
+    /// `payload`, `prev`.
+    ///
+    /// The braces are part of the key: a cluster hash tag, so that all keys of a topic live on one node.
+    pub fn history(&self, topic: &Topic) -> String {
+        format!("aftercommit:{}{{{topic}}}:history", self.prefix)
+    }
+
+    /// A key that outlives a topic's history by a minute: a history that is missing while this key is there has not
+    /// expired, it was deleted or evicted.
+    pub fn begun(&self, topic: &Topic) -> String {
+        format!("aftercommit:{}{{{topic}}}:begun", self.prefix)
+    }
+
+    /// The channel on which a topic's events travel as envelopes (see [`super::envelope`]).
+    pub fn live(&self, topic: &Topic) -> String {
+        format!("aftercommit:{}{{{topic}}}:live", self.prefix)
+    }
+
+    /// The topic of a live channel, or `None` if it is another kind of channel.
+    pub fn topic_of_live<'a>(&self, channel: &'a str) -> Option<&'a str> {
+        let name = channel.strip_prefix("aftercommit:")?.strip_prefix(self.prefix.as_str())?;
+        name.strip_prefix('{')?.strip_suffix("}:live")
+    }
+
+    /// The channel on which a topic's bare payloads travel, and on which anybody may PUBLISH.
+    pub fn public(&self, topic: &Topic) -> String {
+        format!("{}{topic}", self.prefix)
+    }
+
+    /// The topic of a public channel, or `None` if the channel is of another namespace.
+    pub fn topic_of_public<'a>(&self, channel: &'a str) -> Option<&'a str> {
+        channel.strip_prefix(self.prefix.as_str())
+    }
+
+    /// The highest number that a relay has used up, and the event that has it: tells a Redis that forgot.
+    pub fn top(&self, relay: &str) -> String {
+        format!("aftercommit:{}{relay}:top", self.prefix)
+    }
+
+    /// Which log owns the keys of this namespace, and the version of their format.
+    pub fn log(&self) -> String {
+        format!("aftercommit:{}log", self.prefix)
+    }
+}
+
+/// Whether a name may be a namespace: at most 60 characters of `A-Z a-z 0-9 . _ -`, or none at all.
+pub fn is_namespace(name: &str) -> bool {
+    name.len() <= 60
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+}
+
+/// [`Keys::history`] without a namespace.
 pub fn history(topic: &Topic) -> String {
-    format!("aftercommit:{{{topic}}}:history")
+    Keys::default().history(topic)
 }
 
-/// The channel on which a topic's events travel as envelopes (see [`super::envelope`]).
+/// [`Keys::live`] without a namespace.
 pub fn live(topic: &Topic) -> String {
-    format!("aftercommit:{{{topic}}}:live")
+    Keys::default().live(topic)
 }
 
-/// The topic of a live channel, or `None` if it is another kind of channel.
-pub fn topic_of_live(channel: &str) -> Option<&str> {
-    channel.strip_prefix("aftercommit:{")?.strip_suffix("}:live")
+/// [`Keys::public`] without a namespace.
+pub fn public(topic: &Topic) -> String {
+    Keys::default().public(topic)
 }
 
-/// The channel on which a topic's bare payloads travel, and on which anybody may PUBLISH: the topic's own name.
-pub fn public(topic: &Topic) -> &str {
-    topic.as_str()
-}
-
-/// The highest id that a relay has published: tells a Redis that forgot from one that did not.
+/// [`Keys::top`] without a namespace.
 pub fn top(relay: &str) -> String {
-    format!("aftercommit:{relay}:top")
+    Keys::default().top(relay)
 }
 
 #[cfg(test)]
@@ -36,11 +98,40 @@ mod tests {
     #[test]
     fn the_names_are_those_of_the_contract() {
         let topic = Topic::new("upload-session:42").expect("a topic");
-        assert_eq!(history(&topic), "aftercommit:{upload-session:42}:history");
-        assert_eq!(live(&topic), "aftercommit:{upload-session:42}:live");
-        assert_eq!(public(&topic), "upload-session:42");
-        assert_eq!(topic_of_live(&live(&topic)), Some("upload-session:42"));
-        assert_eq!(topic_of_live("upload-session:42"), None);
-        assert_eq!(top("main"), "aftercommit:main:top");
+        let keys = Keys::default();
+        assert_eq!(keys.history(&topic), "aftercommit:{upload-session:42}:history");
+        assert_eq!(keys.live(&topic), "aftercommit:{upload-session:42}:live");
+        assert_eq!(keys.public(&topic), "upload-session:42");
+        assert_eq!(keys.topic_of_live(&keys.live(&topic)), Some("upload-session:42"));
+        assert_eq!(keys.topic_of_live("upload-session:42"), None);
+        assert_eq!(keys.topic_of_public("upload-session:42"), Some("upload-session:42"));
+        assert_eq!(keys.top("main"), "aftercommit:main:top");
+        assert_eq!(keys.log(), "aftercommit:log");
+    }
+
+    #[test]
+    fn the_names_of_a_namespace_are_its_own() {
+        let topic = Topic::new("order:1").expect("a topic");
+        let (none, staging) = (Keys::default(), Keys::new("staging"));
+        assert_eq!(staging.history(&topic), "aftercommit:staging:{order:1}:history");
+        assert_eq!(staging.live(&topic), "aftercommit:staging:{order:1}:live");
+        assert_eq!(staging.public(&topic), "staging:order:1");
+        assert_eq!(staging.top("main"), "aftercommit:staging:main:top");
+        assert_eq!(staging.log(), "aftercommit:staging:log");
+        assert_eq!(staging.topic_of_live(&staging.live(&topic)), Some("order:1"));
+        assert_eq!(staging.topic_of_live(&none.live(&topic)), None);
+        assert_eq!(none.topic_of_live(&staging.live(&topic)), None);
+        assert_eq!(staging.topic_of_public("staging:order:1"), Some("order:1"));
+        assert_eq!(staging.topic_of_public("order:1"), None);
+    }
+
+    #[test]
+    fn a_namespace_is_a_short_name_without_colons_and_braces() {
+        for good in ["", "staging", "team-a.v2_x"] {
+            assert!(is_namespace(good), "{good}");
+        }
+        for bad in ["a:b", "{a}", "a b", "\u{e9}", &"x".repeat(61)] {
+            assert!(!is_namespace(bad), "{bad}");
+        }
     }
 }

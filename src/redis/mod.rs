@@ -3,17 +3,18 @@
 //! Knows no Postgres, no HTTP and no application. The crate of the same name is written `::redis` here.
 
 mod complaint;
+pub mod continuity;
 pub mod envelope;
 pub mod history;
 pub mod keys;
 mod publisher;
 mod settings;
 pub mod subscriber;
-mod tails;
+mod topic_heads;
 pub mod told;
 
 pub use complaint::said;
 pub use history::History;
-pub use publisher::Publisher;
+pub use publisher::{FORMAT, Publisher};
 pub use settings::{ConnectError, Settings};
 pub use subscriber::Subscriber;

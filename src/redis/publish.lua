@@ -1,141 +1,215 @@
 -- Publishes a chunk of events in order: all of it, or a prefix of it and the reason why no more.
 --
--- KEYS[1]  the relay's top: the highest number that it has used up and the event that has it, "<epoch>-<seq> <uuid or ->"
--- KEYS[2…] the history streams of the chunk's topics
--- ARGV[1]  epoch    ARGV[2] first number of the chunk    ARGV[3] last number that the chunk uses up (0: none)
--- ARGV[4]  about how many entries a history keeps        ARGV[5] seconds that a history is kept after its last event
--- ARGV[6]  '1': these events have been told before, and Redis has forgotten them since
--- then nine for each event: index of its stream in KEYS, topic, number, event uuid, type, payload,
---          the topic's previous id ('' if there is none, '?' if the relay does not know), how its history stands ('new': it
---          may be, so its TTL is to be set; 'aged': it must still be there, and its TTL is due; 'kept': it must be), what else its envelope says, as members of a JSON object
+-- KEYS[1]  the relay's top, a hash: `id`, the highest number that it has used up, and `event`, the event that has it (or -)
+-- KEYS[2]  the owner of these keys, a hash: `format`, `log` (the log's identity), and, after a repair that had to leave
+--          events out, `lost` (events up to this number may be missing from histories) and `lost_at` (milliseconds)
+-- KEYS[3…] the history streams of the chunk's topics
+-- ARGV[1]  version of the format           ARGV[2] identity of the log
+-- ARGV[3]  epoch    ARGV[4] first number of the chunk    ARGV[5] last number that the chunk uses up (0: none)
+-- ARGV[6]  seconds that a history is kept after its last event
+-- ARGV[7]  normal, release (the numbers were used up long ago) or restore (Redis has forgotten these events)
+-- ARGV[8]  the highest number that cannot be given back ('' if there is none)
+-- ARGV[9]  how many topics the chunk has
+-- then three for each topic: its public channel, the id of its previous event ('' if there is none, '?' if the relay does
+--          not know), '1' if the history's TTL is due
+-- then seven for each event: index of its topic, number, event uuid, type, payload, about how many entries the history
+--          keeps, what else the envelope says (members of a JSON object)
 --
 -- Answers {events done, verdict, detail}. The detail of OK is how many subscribers were told: "<live> <public>".
--- Verdicts: OK, GAP (top lacks numbers before this chunk), AHEAD (top is of a
--- later epoch), CONFLICT (another event stands under this number), ERROR (Redis's own error, for the event after those
--- done), SERVER (Redis's own error, for no event).
-local epoch, first, last = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local keep, ttl, told_before = ARGV[4], ARGV[5], ARGV[6] == '1'
+-- Verdicts: OK, FORMAT (the keys have another format), FOREIGN (they belong to another log), GAP (top lacks numbers before
+-- this chunk), AHEAD (top is of a later epoch), CONFLICT (another event stands under this number), ERROR (Redis's own error,
+-- for the event after those done), SERVER (Redis's own error, for no event).
+local format, log = ARGV[1], ARGV[2]
+local epoch, first, last = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local ttl, mode, lost = tonumber(ARGV[6]), ARGV[7], ARGV[8]
+local topic_count = tonumber(ARGV[9])
 
-local top = redis.pcall('GET', KEYS[1])
-if type(top) == 'table' then return {0, 'SERVER', top.err} end
+local function parse(id)
+  local e, s = string.match(id, '^(%d+)-(%d+)')
+  return tonumber(e), tonumber(s)
+end
+
+local function is_above(one, other)
+  local e, s = parse(one)
+  local other_e, other_s = parse(other)
+  return e > other_e or (e == other_e and s > other_s)
+end
+
+local owner = redis.pcall('HMGET', KEYS[2], 'format', 'log', 'lost', 'lost_at')
+if owner.err then return {0, 'SERVER', owner.err .. ' (' .. KEYS[2] .. ')'} end
+if owner[1] and owner[1] ~= format then return {0, 'FORMAT', owner[1]} end
+if owner[2] and owner[2] ~= log then return {0, 'FOREIGN', owner[2]} end
+
+local top = redis.pcall('HGET', KEYS[1], 'id')
+if type(top) == 'table' then return {0, 'SERVER', top.err .. ' (' .. KEYS[1] .. ')'} end
 local top_epoch, top_seq = 0, 0
 if top then
-  local e, s = string.match(top, '^(%d+)-(%d+)')
-  if e == nil then return {0, 'CONFLICT', KEYS[1] .. ' holds ' .. top} end
-  top_epoch, top_seq = tonumber(e), tonumber(s)
+  top_epoch, top_seq = parse(top)
+  if top_epoch == nil then return {0, 'SERVER', 'ERR no relay wrote ' .. top .. ' (' .. KEYS[1] .. ')'} end
 end
 local published = 0
 if top_epoch == tonumber(epoch) then
   published = top_seq
 elseif top_epoch > tonumber(epoch) then
-  if last > 0 then return {0, 'AHEAD', top} end
+  if mode ~= 'release' then return {0, 'AHEAD', top} end
   -- Released events that were set aside in an earlier epoch: all of its numbers are behind us.
   published = math.huge
 end
 -- Redis went back: a failover to a replica that lagged, a restart without its last writes. Publishing on would leave a
--- hole in histories that nobody could ever see.
+-- hole in front of these events.
 if first > published + 1 then return {0, 'GAP', top or 'nothing'} end
 
--- The number is taken in this stream, or below it: is it by this very event?
-local function standing(stream, id, seq, uuid)
+-- Written at each call: the owner's name comes back where it was deleted, and a Redis that takes no writes says so before
+-- it is asked about an event.
+local owned = redis.pcall('HSET', KEYS[2], 'format', format, 'log', log)
+if type(owned) == 'table' then return {0, 'SERVER', owned.err} end
+local now = redis.call('TIME')
+local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+if lost ~= '' then
+  if owner[3] and is_above(owner[3], lost) then lost = owner[3] end
+  local marked = redis.pcall('HSET', KEYS[2], 'lost', lost, 'lost_at', string.format('%.0f', now_ms))
+  if type(marked) == 'table' then return {0, 'SERVER', marked.err} end
+elseif owner[3] and now_ms - owner[4] < ttl * 1000 then
+  -- Older losses need no mark: a history that lacks such an event has expired, and so has every place before it.
+  lost = owner[3]
+else
+  lost = nil
+end
+
+-- The id of the topic's event before this one, '' if it has none. Where that is not known for sure, an id that no place of
+-- a client can be behind without a reset: so the hole shows.
+local function previous(stream, begun, seq)
+  local newest = redis.pcall('XREVRANGE', stream, '+', '-', 'COUNT', 1)
+  if newest.err then return nil, newest.err end
+  local prev = newest[1] and newest[1][1]
+  local below = string.format('%s-%.0f', epoch, seq - 1)
+  if not prev then
+    local exists = redis.pcall('EXISTS', begun)
+    if type(exists) == 'table' then return nil, exists.err end
+    -- The history has not expired, it has vanished, with all that it held.
+    if exists == 1 then return below end
+  end
+  if lost then
+    local missing = is_above(lost, below) and below or lost
+    if not prev or is_above(missing, prev) then return missing end
+  end
+  return prev or ''
+end
+
+-- Whether this number, which the history does not take, is taken by this very event.
+local function is_repeat(stream, id, seq, uuid)
   local found = redis.pcall('XRANGE', stream, id, id)
   if found.err then return nil, found.err end
   if #found == 1 then
     local fields = found[1][2]
     for i = 1, #fields, 2 do
-      if fields[i] == 'event' and fields[i + 1] == uuid then return 'repeat' end
+      if fields[i] == 'event' and fields[i + 1] == uuid then return true end
     end
-    return 'conflict'
+    return false
   end
   -- Not there any more. What this relay has published before and history has trimmed since is a repeat; a number that
   -- it has not reached yet, in a stream that is past it, was written by somebody else.
-  if seq <= published or told_before then return 'repeat' end
-  return 'conflict'
+  return seq <= published or mode == 'restore'
 end
 
 -- What would be refused after XADD has to be known before it: an entry in the history that nobody was told of would be
 -- taken for a repeat. (Redis 6 cannot be asked.)
-local function forbidden(live, topic)
+local function forbidden(live, public)
   if not redis.acl_check_cmd then return nil end
-  for _, channel in ipairs({live, topic}) do
+  for _, channel in ipairs({live, public}) do
     if not redis.acl_check_cmd('PUBLISH', channel, '') then
       return 'NOPERM the relay may not PUBLISH on the channel ' .. channel
     end
   end
 end
 
--- Adds an event to its history. One that has vanished (evicted, or deleted) begins with an entry for what is gone, which
--- is trimmed at once: so Redis's own count, which readers go by, says that this history does not hold all there was.
-local function add(stream, id, mark, must_be_there, uuid, kind, payload)
-  if must_be_there then
-    local added = redis.pcall('XADD', stream, 'NOMKSTREAM', 'MAXLEN', '~', keep, id,
-      'event', uuid, 'type', kind, 'payload', payload)
-    if added then return added, false end
-    local marked = redis.pcall('XADD', stream, mark, 'event', '-')
-    if type(marked) == 'table' and marked.err then return marked, false end
-    return redis.pcall('XADD', stream, 'MAXLEN', '=', 1, id, 'event', uuid, 'type', kind, 'payload', payload), true
-  end
-  return redis.pcall('XADD', stream, 'MAXLEN', '~', keep, id, 'event', uuid, 'type', kind, 'payload', payload), false
+local topics = {}
+for t = 1, topic_count do
+  local a = 10 + (t - 1) * 3
+  local base = string.sub(KEYS[2 + t], 1, -string.len('history') - 1)
+  topics[t] = {
+    stream = KEYS[2 + t], begun = base .. 'begun', live = base .. 'live',
+    public = ARGV[a], prev = ARGV[a + 1], ttl_is_due = ARGV[a + 2] == '1'
+  }
 end
 
-local done, newest_uuid, allowed = 0, '-', {}
+-- Once for a topic in each call: permissions can change between two calls, and not within one.
+local function prepare(topic, seq)
+  local refused = forbidden(topic.live, topic.public)
+  if refused then return refused end
+  if topic.prev == '?' then
+    local prev, err = previous(topic.stream, topic.begun, seq)
+    if err then return err end
+    topic.prev = prev
+  end
+  topic.is_prepared = true
+end
+
+local done, done_seq, done_uuid = 0, 0, '-'
 local told_live, told_public = 0, 0
-for a = 7, #ARGV, 9 do
-  local stream, topic, seq = KEYS[tonumber(ARGV[a])], ARGV[a + 1], ARGV[a + 2]
-  local uuid, kind, payload, prev = ARGV[a + 3], ARGV[a + 4], ARGV[a + 5], ARGV[a + 6]
-  local id, live = epoch .. '-' .. seq, 'aftercommit:{' .. topic .. '}:live'
-  if prev == '?' then
-    local newest = redis.pcall('XREVRANGE', stream, '+', '-', 'COUNT', 1)
-    if newest.err then return {done, 'ERROR', newest.err} end
-    prev = newest[1] and newest[1][1] or ''
+
+-- Writes down how far this call has come, whatever comes of it: top must never be behind what histories hold.
+local function finish(verdict, detail)
+  if last > 0 then
+    local seq, uuid = done_seq, done_uuid
+    if verdict == 'OK' and done_seq ~= last then seq, uuid = last, '-' end
+    if seq > published or tonumber(epoch) > top_epoch then
+      local set = redis.pcall('HSET', KEYS[1], 'id', string.format('%s-%.0f', epoch, seq), 'event', uuid)
+      if type(set) == 'table' then return {done, 'SERVER', set.err} end
+    end
+  elseif mode == 'restore' and tonumber(epoch) > top_epoch then
+    -- Claims the epoch, so that a relay of an earlier one is refused from here on.
+    local set = redis.pcall('HSET', KEYS[1], 'id', epoch .. '-0', 'event', '-')
+    if type(set) == 'table' then return {done, 'SERVER', set.err} end
   end
-  -- Once for a topic in each call: permissions can change between two, and not within one.
-  if not allowed[topic] then
-    local refused = forbidden(live, topic)
-    if refused then return {done, 'ERROR', refused} end
-    allowed[topic] = true
+  return {done, verdict, detail}
+end
+
+for a = 10 + topic_count * 3, #ARGV, 7 do
+  local topic, seq = topics[tonumber(ARGV[a])], tonumber(ARGV[a + 1])
+  local uuid, kind, payload, keep = ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5]
+  local stream, id = topic.stream, epoch .. '-' .. ARGV[a + 1]
+  if not topic.is_prepared then
+    local refused = prepare(topic, seq)
+    if refused then return finish('ERROR', refused) end
   end
-  local history = ARGV[a + 7]
-  -- Nothing is there although this number was used up before: what was published is gone, with all that may have been before
-  -- it. (For a released event whose topic never had another one that is too cautious, and costs a reset at most.)
-  local is_lost = prev == '' and tonumber(seq) <= published and not told_before
-  local mark = is_lost and string.format('%s-%.0f', epoch, tonumber(seq) - 1) or prev
-  local added, had_vanished = add(stream, id, mark, history ~= 'new' or is_lost, uuid, kind, payload)
+  local prev = topic.prev
+  local added = redis.pcall('XADD', stream, 'MAXLEN', '~', keep, id,
+    'event', uuid, 'type', kind, 'payload', payload, 'prev', prev)
   local is_new = true
   if type(added) == 'table' then
-    if not string.find(added.err, 'equal or smaller', 1, true) then return {done, 'ERROR', added.err} end
-    local how, err = standing(stream, id, tonumber(seq), uuid)
-    if err then return {done, 'ERROR', err} end
-    if how == 'conflict' then return {done, 'CONFLICT', stream .. ' ' .. id} end
+    if not string.find(added.err, 'equal or smaller', 1, true) then return finish('ERROR', added.err) end
+    local repeated, err = is_repeat(stream, id, seq, uuid)
+    if err then return finish('ERROR', err) end
+    if not repeated then return finish('CONFLICT', stream .. ' ' .. id) end
     is_new = false
   end
   -- Also for a repeat: the relay notes that it was set.
-  if history ~= 'kept' or had_vanished then
+  if topic.ttl_is_due then
+    local set = redis.pcall('SET', topic.begun, '', 'EX', ttl + 60)
+    if type(set) == 'table' and set.err then return finish('ERROR', set.err) end
     local expiring = redis.pcall('EXPIRE', stream, ttl)
-    if type(expiring) == 'table' then return {done, 'ERROR', expiring.err} end
+    if type(expiring) == 'table' then return finish('ERROR', expiring.err) end
+    topic.ttl_is_due = false
   end
   if is_new then
     -- Envelope first, bare payload second, in one script: a subscriber to both knows that the bare message right behind
     -- an envelope is its twin, and that any other one came from somebody else.
-    local told = redis.pcall('PUBLISH', live,
+    local told = redis.pcall('PUBLISH', topic.live,
       '{"id":"' .. id .. '","prev":' .. (prev == '' and 'null' or '"' .. prev .. '"') .. ',"event":"' .. uuid ..
-      '","type":"' .. kind .. '",' .. ARGV[a + 8] .. ',"payload":' .. payload .. '}')
-    if type(told) == 'table' then return {done, 'ERROR', told.err} end
+      '","type":"' .. kind .. '",' .. ARGV[a + 6] .. ',"payload":' .. payload .. '}')
+    if type(told) == 'table' then return finish('ERROR', told.err) end
     told_live = told_live + told
-    -- Who listens to bare payloads alone cannot tell a repeat, and has heard what was told before. Who listens to
-    -- envelopes can, and may have missed it in the same moment as Redis forgot it.
-    if not told_before then
-      told = redis.pcall('PUBLISH', topic, payload)
-      if type(told) == 'table' then return {done, 'ERROR', told.err} end
+    -- Plain Redis subscribers do not receive repaired events again: they cannot tell a repeat. Readers of envelopes can,
+    -- and may have missed the event in the same moment as Redis forgot it.
+    if mode ~= 'restore' then
+      told = redis.pcall('PUBLISH', topic.public, payload)
+      if type(told) == 'table' then return finish('ERROR', told.err) end
       told_public = told_public + told
     end
   end
-  done = done + 1
-  newest_uuid = tonumber(seq) == last and uuid or '-'
+  topic.prev = id
+  done, done_seq, done_uuid = done + 1, seq, uuid
 end
 
-if last > published then
-  local set = redis.pcall('SET', KEYS[1], epoch .. '-' .. ARGV[3] .. ' ' .. newest_uuid)
-  if set.err then return {done, 'SERVER', set.err} end
-end
-return {done, 'OK', told_live .. ' ' .. told_public}
+return finish('OK', told_live .. ' ' .. told_public)

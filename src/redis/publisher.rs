@@ -7,22 +7,24 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{AsyncCommands, ErrorKind, RedisError, Script};
+use ::redis::{ErrorKind, RedisError, Script};
 use chrono::Utc;
 
 use super::complaint::{reply, said};
 use super::envelope;
-use super::keys;
+use super::keys::Keys;
 use super::settings::{ConnectError, Settings};
-use super::tails::{Tail, Tails};
+use super::topic_heads::{TopicHead, TopicHeads};
 use crate::counted::counted;
-use crate::event::{EventId, StreamId, Topic};
+use crate::event::{EventId, LogId, StreamId, Topic};
 use crate::relay::failure::{self, Remedy};
-use crate::relay::{Batch, Delivery, Metrics, Occasion, PublishError, Reached, Sink, StateHandle};
+use crate::relay::{Batch, Delivery, Metrics, PublishError, PublishMode, Reached, Sink, StateHandle};
 use crate::trace;
 
-/// How many topics' tails are remembered, at least.
-const TAILS: usize = 50_000;
+/// The version of the keys and entries that this program writes and reads: see `docs/redis.md`.
+pub const FORMAT: u32 = 1;
+/// How many topics' heads are remembered, at least.
+const TOPIC_HEADS: usize = 50_000;
 /// Payload bytes of one script call: Redis serves nobody else while it runs one, so about a millisecond's worth.
 const CHUNK_BYTES: usize = 1024 * 1024;
 
@@ -30,11 +32,13 @@ const CHUNK_BYTES: usize = 1024 * 1024;
 #[derive(Debug)]
 pub struct Publisher {
     settings: Settings,
+    keys: Keys,
     top_key: String,
+    log: LogId,
     chunk_events: usize,
     script: Script,
     connection: Option<MultiplexedConnection>,
-    tails: Tails,
+    heads: TopicHeads,
     metrics: Metrics,
     state: StateHandle,
 }
@@ -46,7 +50,16 @@ struct Chunk<'a> {
     first: StreamId,
     /// The last number that it uses up, if it uses up any.
     through: Option<StreamId>,
-    told_before: bool,
+    mode: PublishMode,
+    lost: Option<StreamId>,
+}
+
+/// A topic of a chunk, as the script takes it.
+struct TopicArguments<'a> {
+    topic: &'a Topic,
+    /// The id of its event before the chunk; `None` if the script has to look.
+    prev: Option<StreamId>,
+    ttl_is_due: bool,
 }
 
 /// The script's answer.
@@ -55,12 +68,15 @@ type Answer = (usize, String, String);
 impl Publisher {
     /// A publisher for `relay` that hands Redis at most `chunk_events` at once. It connects when it first publishes.
     pub fn new(settings: Settings, relay: &str, chunk_events: usize) -> Self {
+        let keys = settings.keys();
         Self {
-            top_key: keys::top(relay),
+            top_key: keys.top(relay),
+            keys,
+            log: LogId::nil(),
             chunk_events: chunk_events.max(1),
             script: Script::new(include_str!("publish.lua")),
             connection: None,
-            tails: Tails::new(TAILS, settings.history_ttl()),
+            heads: TopicHeads::new(TOPIC_HEADS, settings.history_ttl()),
             metrics: Metrics::default(),
             state: StateHandle::default(),
             settings,
@@ -86,13 +102,13 @@ impl Publisher {
         if let Some(connection) = self.connection.take() {
             return Ok(connection);
         }
-        // Whatever was known of the histories may be of another server, or of this one before it lost something.
-        self.tails.clear();
+        // The heads may be those of another server, or of this one before it lost something.
+        self.heads.clear();
         self.settings.connect().await.map_err(|error| {
             let failure = match &error {
                 // What the server answers to a login or a greeting: a password that has changed is not a broken line.
                 ConnectError::Refused { source, .. } => Refusal::of(source).failure,
-                ConnectError::NoUrl | ConnectError::Url(_) => failure::CONNECTION,
+                _ => failure::CONNECTION,
             };
             PublishError::retry(failure, error.to_string())
         })
@@ -110,7 +126,7 @@ impl Publisher {
                 Ok(value)
             }
             Err(error) => {
-                self.tails.clear();
+                self.heads.clear();
                 let refusal = Refusal::of(&error);
                 // Not after a timeout or a broken connection; nor when the server at its end is no longer the primary.
                 if refusal.is_reply && refusal.failure.remedy == Remedy::SetAside {
@@ -121,8 +137,8 @@ impl Publisher {
         }
     }
 
-    async fn call(&mut self, chunk: Chunk<'_>, now: Instant) -> Result<Answer, CallError> {
-        let mut connection = self.connection().await.map_err(CallError::Publish)?;
+    async fn call(&mut self, chunk: Chunk<'_>, now: Instant) -> Result<Answer, PublishError> {
+        let mut connection = self.connection().await?;
         let traces = chunk.deliveries.iter().filter_map(|delivery| delivery.event.trace);
         let mut span = trace::publish(traces, chunk.deliveries.len());
         let begun = Instant::now();
@@ -137,79 +153,85 @@ impl Publisher {
             Ok(_) => span.failed("refused"),
             Err(refusal) => span.failed(refusal.failure.class),
         }
-        answer.map_err(CallError::Refused)
+        answer.map_err(Refusal::retry)
     }
 
     fn invocation(&self, chunk: Chunk<'_>, now: Instant) -> ::redis::ScriptInvocation<'_> {
         let mut invocation = self.script.prepare_invoke();
-        invocation.key(&self.top_key);
-        let mut streams = 0;
+        invocation.key(&self.top_key).key(self.keys.log());
+        let (topics, indexes) = self.topics_of(chunk, now);
         invocation
+            .arg(FORMAT)
+            .arg(self.log.to_string())
             .arg(chunk.first.epoch)
             .arg(chunk.first.seq)
             .arg(chunk.through.map_or(0, |id| id.seq))
-            .arg(self.settings.history_max_events)
             .arg(self.settings.history_ttl_seconds.max(1))
-            .arg(if chunk.told_before { "1" } else { "0" });
-        // Where a topic's last id is in this very chunk, that is the previous one.
-        let mut in_chunk: HashMap<&Topic, (usize, StreamId)> = HashMap::new();
-        for Delivery { id, event } in chunk.deliveries {
-            let before = in_chunk.get(&event.topic).copied();
-            // Of a chunk that is published once more the tail may be this event's own, or a later one's.
-            let tail = self.tails.get(&event.topic).filter(|tail| tail.last < *id);
-            let index = before.map_or_else(
-                || {
-                    streams += 1;
-                    invocation.key(keys::history(&event.topic));
-                    streams + 1
-                },
-                |(index, _)| index,
-            );
-            let previous = match before {
-                Some((_, last)) => last.to_string(),
-                None => tail.map_or("?".to_owned(), |tail| tail.last.to_string()),
-            };
-            let history = match (before, tail) {
-                (Some(_), _) => "kept",
-                (None, Some(tail)) => self.tails.history_of(tail, now),
-                (None, None) => "new",
-            };
+            .arg(word_of(chunk.mode))
+            .arg(chunk.lost.map_or_else(String::new, |lost| lost.to_string()))
+            .arg(topics.len());
+        for TopicArguments { topic, prev, ttl_is_due } in &topics {
+            invocation
+                .key(self.keys.history(topic))
+                .arg(self.keys.public(topic))
+                .arg(prev.map_or_else(|| "?".to_owned(), |prev| prev.to_string()))
+                .arg(u8::from(*ttl_is_due));
+        }
+        for (Delivery { id, event }, index) in chunk.deliveries.iter().zip(indexes) {
             invocation
                 .arg(index)
-                .arg(event.topic.as_str())
                 .arg(id.seq)
                 .arg(event.event_id.to_string())
                 .arg(event.event_type.as_str())
                 .arg(&event.payload)
-                .arg(previous)
-                .arg(history)
-                .arg(envelope::facts_of(event));
-            in_chunk.insert(&event.topic, (index, *id));
+                .arg(self.settings.history_length(event.payload.len()))
+                .arg(envelope::facts_of(event, chunk.mode == PublishMode::Restore));
         }
         invocation
     }
 
-    /// Remembers the tails that a published chunk left behind. `now` is what the chunk's call went by: a TTL that has
+    /// The topics of a chunk, each once, and for each event the index of its topic, from 1.
+    fn topics_of<'a>(&self, chunk: Chunk<'a>, now: Instant) -> (Vec<TopicArguments<'a>>, Vec<usize>) {
+        let mut topics = Vec::new();
+        let mut index_of: HashMap<&Topic, usize> = HashMap::new();
+        let mut indexes = Vec::with_capacity(chunk.deliveries.len());
+        for Delivery { id, event } in chunk.deliveries {
+            let index = *index_of.entry(&event.topic).or_insert_with(|| {
+                let head = self.heads.get(&event.topic);
+                topics.push(TopicArguments {
+                    topic: &event.topic,
+                    // Of a chunk that is published once more the head may be this event's own, or a later one's.
+                    prev: head.map(|head| head.last).filter(|last| last < id),
+                    ttl_is_due: self.heads.ttl_is_due(head, now),
+                });
+                topics.len()
+            });
+            indexes.push(index);
+        }
+        (topics, indexes)
+    }
+
+    /// Remembers the heads that a published chunk left behind. `now` is what the chunk's call went by: a TTL that has
     /// become due since was not set by it.
     fn remember(&mut self, deliveries: &[Delivery<'_>], now: Instant) {
         for Delivery { id, event } in deliveries {
-            let ttl_set = match self.tails.get(&event.topic) {
-                Some(tail) if !self.tails.ttl_is_due(&event.topic, now) => tail.ttl_set,
+            let ttl_set = match self.heads.get(&event.topic) {
+                Some(head) if !self.heads.ttl_is_due(Some(head), now) => head.ttl_set,
                 _ => now,
             };
-            self.tails.set(&event.topic, Tail { last: *id, ttl_set });
+            self.heads.set(&event.topic, TopicHead { last: *id, ttl_set });
         }
     }
 
     /// Measures a chunk that Redis has: one look at the clock for all of its events.
-    fn measure(&self, chunk: Chunk<'_>, occasion: Occasion, told: &str) {
+    fn measure(&self, chunk: Chunk<'_>, told: &str) {
         if let Some((live, public)) = told.split_once(' ') {
             self.metrics.told(live.parse().unwrap_or(0), public.parse().unwrap_or(0));
         }
         for Delivery { id, event } in chunk.deliveries {
             tracing::trace!(%id, event = %event.event_id, topic = %event.topic, "published");
         }
-        if occasion != Occasion::Turn {
+        if chunk.mode != PublishMode::Normal {
             return; // How long these took says nothing about how long events take.
         }
         let now = Utc::now();
@@ -219,15 +241,15 @@ impl Publisher {
         }
     }
 
-    /// Whether the error of a call with one event is about that event: not if the relay's own key is forbidden too.
-    async fn is_of_the_event(&mut self, refusal: &Refusal) -> bool {
-        refusal.is_reply && refusal.failure.remedy == Remedy::SetAside && self.top().await.is_ok()
-    }
-
-    async fn top(&mut self) -> Result<Option<String>, PublishError> {
+    /// What Redis holds of the owner of the keys and of the relay's top.
+    async fn owner_and_top(&mut self) -> Result<(Owner, Top), PublishError> {
         let mut connection = self.connection().await?;
-        let top = connection.get(&self.top_key).await;
-        self.judge(connection, top).map_err(Refusal::retry)
+        let found = ::redis::pipe()
+            .hmget(self.keys.log(), &["format", "log"])
+            .hmget(&self.top_key, &["id", "event"])
+            .query_async(&mut connection)
+            .await;
+        self.judge(connection, found).map_err(Refusal::retry)
     }
 
     /// Waits until enough replicas have what was published. Too few is a failure: the batch comes again as a repeat.
@@ -258,11 +280,10 @@ impl Publisher {
     }
 }
 
-/// Why a script call gave no answer.
-enum CallError {
-    Publish(PublishError),
-    Refused(Refusal),
-}
+/// The format and the identity of the log, as the owner's key has them.
+type Owner = (Option<String>, Option<String>);
+/// The number and the event of a relay's top.
+type Top = (Option<String>, Option<String>);
 
 /// An error of the client's or the server's, judged.
 struct Refusal {
@@ -309,72 +330,68 @@ fn chunk_of<'b, 'e>(rest: &'b [Delivery<'e>], events: usize) -> &'b [Delivery<'e
 }
 
 impl Sink for Publisher {
+    fn begin_lead(&mut self, log: LogId) {
+        self.log = log;
+        self.heads.clear();
+    }
+
     async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
-        if batch.occasion == Occasion::Restore {
-            // This Redis lacks what it once had: what is known of its histories is of before that.
-            self.tails.clear();
+        if !batch.has_one_epoch() {
+            return Err(PublishError::Stop(format!(
+                "a batch from {} on mixes epochs, and none of it was published: report this as a bug of aftercommit",
+                batch.first
+            )));
+        }
+        if batch.mode == PublishMode::Restore {
+            // This Redis lacks what it once had: the heads are of before that.
+            self.heads.clear();
         }
         let all = batch.deliveries;
-        let (mut done, mut first, mut events_at_once) = (0, batch.first, self.chunk_events);
+        let (mut done, mut first) = (0, batch.first);
         // Once also for a batch without events: its numbers are used up.
         loop {
-            let deliveries = chunk_of(&all[done..], events_at_once);
+            let deliveries = chunk_of(&all[done..], self.chunk_events);
             let is_last = done + deliveries.len() == all.len();
             let through = match (batch.through, deliveries.last()) {
                 (Some(_), Some(last)) if !is_last => Some(last.id),
                 (through, _) => through,
             };
-            let chunk =
-                Chunk { deliveries, first, through, told_before: batch.occasion == Occasion::Restore };
+            let chunk = Chunk { deliveries, first, through, mode: batch.mode, lost: batch.lost };
             let now = Instant::now();
-            match self.call(chunk, now).await {
-                Ok((_, verdict, told)) if verdict == "OK" => {
-                    self.measure(chunk, batch.occasion, &told);
-                    self.remember(deliveries, now);
-                    done += deliveries.len();
-                    if is_last {
-                        return self.replicated().await;
-                    }
-                    first = through.map_or(first, |through| StreamId::new(through.epoch, through.seq + 1));
-                }
-                Ok((arrived, verdict, detail)) => {
-                    // Only a prefix arrived: what the tails say of this chunk's topics may be behind.
-                    self.tails.clear();
-                    return Err(refusal(done + arrived, &verdict, &detail));
-                }
-                Err(CallError::Publish(error)) => return Err(error),
-                // Before it runs the script, Redis checks the permissions of all its keys at once, and does not say
-                // which one it was: ask for each event alone.
-                Err(CallError::Refused(refused)) if refused.is_reply && deliveries.len() > 1 => {
-                    if refused.failure.remedy != Remedy::SetAside {
-                        return Err(refused.retry());
-                    }
-                    events_at_once = 1;
-                }
-                Err(CallError::Refused(refused)) => {
-                    if deliveries.len() == 1 && self.is_of_the_event(&refused).await {
-                        return Err(PublishError::Poison { at: done, reason: refused.text });
-                    }
-                    return Err(refused.retry());
-                }
+            let (arrived, verdict, detail) = self.call(chunk, now).await?;
+            if verdict != "OK" {
+                // Only a prefix arrived: the heads of this chunk's topics may be behind.
+                self.heads.clear();
+                let refused = deliveries.get(arrived).map(|delivery| &delivery.event.topic);
+                return Err(self.refusal(done + arrived, refused, &verdict, &detail));
             }
+            self.measure(chunk, &detail);
+            self.remember(deliveries, now);
+            done += deliveries.len();
+            if is_last {
+                return self.replicated().await;
+            }
+            first = through.map_or(first, |through| StreamId::new(through.epoch, through.seq + 1));
         }
     }
 
     async fn reached(&mut self) -> Result<Option<Reached>, PublishError> {
-        let Some(top) = self.top().await? else { return Ok(None) };
-        let (id, event) = top.split_once(' ').unwrap_or((&top, "-"));
+        let ((format, log), (id, event)) = self.owner_and_top().await?;
+        if let Some(format) = format.filter(|format| *format != FORMAT.to_string()) {
+            return Err(self.other_format(&format));
+        }
+        if let Some(log) = log.filter(|log| *log != self.log.to_string()) {
+            return Err(self.foreign(&log));
+        }
+        let Some(id) = id else { return Ok(None) };
         let id = id.parse().map_err(|_| {
             PublishError::Stop(format!(
-                "the key {} in Redis holds '{top}', which no relay wrote",
+                "the key {} in Redis holds the id '{id}', which no relay wrote: delete that key, and the relay \
+                 publishes again what Redis then lacks",
                 self.top_key
             ))
         })?;
-        Ok(Some(Reached { id, event: EventId::parse_str(event).ok() }))
-    }
-
-    fn forget(&mut self) {
-        self.tails.clear();
+        Ok(Some(Reached { id, event: event.and_then(|event| EventId::parse_str(&event).ok()) }))
     }
 
     fn keeps(&self) -> Duration {
@@ -382,24 +399,70 @@ impl Sink for Publisher {
     }
 }
 
-/// What to do about an answer other than OK, `at` being the first event that did not arrive.
-fn refusal(at: usize, verdict: &str, detail: &str) -> PublishError {
-    match verdict {
-        "GAP" => PublishError::Forgot { reached: detail.to_owned() },
-        "CONFLICT" => PublishError::Stop(format!(
-            "another event stands in Redis under the number that this one has ({detail}): this Redis and this Postgres do \
-             not belong together (a restored backup, or the wrong server). Nothing was overwritten. Check REDIS_URL and \
-             DATABASE_URL; if Postgres was restored, run `aftercommit rebase`"
-        )),
-        "AHEAD" => PublishError::Stop(format!(
-            "Redis is at {detail}, of a later epoch than Postgres: Postgres was restored from a backup. Run `aftercommit rebase`"
-        )),
-        _ => {
-            let failure = failure::of_redis(detail);
-            if verdict == "ERROR" && failure.remedy == Remedy::SetAside {
-                return PublishError::Poison { at, reason: detail.to_owned() };
+impl Publisher {
+    /// What to do about an answer other than OK, `at` being the first event that did not arrive, of `topic`.
+    fn refusal(&self, at: usize, topic: Option<&Topic>, verdict: &str, detail: &str) -> PublishError {
+        let key = topic.map_or_else(|| self.top_key.clone(), |topic| self.keys.history(topic));
+        match verdict {
+            "GAP" => PublishError::Forgot { reached: detail.to_owned() },
+            "FORMAT" => self.other_format(detail),
+            "FOREIGN" => self.foreign(detail),
+            "AHEAD" => PublishError::Stop(format!(
+                "Redis is at {detail}, of a later epoch than Postgres: Postgres was restored from a backup. \
+                 Run `aftercommit rebase`"
+            )),
+            "CONFLICT" => PublishError::Poison {
+                at,
+                reason: format!(
+                    "another entry stands in {key} at or above the number of this event ({detail}), which no relay of this \
+                     log wrote: delete or rename that key"
+                ),
+            },
+            _ => {
+                let failure = failure::of_redis(detail);
+                let reason = if detail.contains(&key) { detail.to_owned() } else { format!("{detail} ({key})") };
+                if verdict == "ERROR" && failure.remedy == Remedy::SetAside {
+                    return PublishError::Poison { at, reason: format!("{reason}{}", advice(failure.class)) };
+                }
+                PublishError::retry(failure, format!("Redis: {reason}"))
             }
-            PublishError::retry(failure, format!("Redis: {detail}"))
         }
+    }
+
+    fn foreign(&self, log: &str) -> PublishError {
+        PublishError::Stop(format!(
+            "the keys of this Redis belong to another log ({} names {log}; this log is {}): two logs cannot share \
+             them. Give one of the two services a namespace of its own ([redis] namespace, for its relay and its sse \
+             processes), or another Redis. If this database replaces that log for good, delete that key",
+            self.keys.log(),
+            self.log
+        ))
+    }
+
+    fn other_format(&self, format: &str) -> PublishError {
+        PublishError::Stop(format!(
+            "the keys of this Redis have format {format}, and this aftercommit knows format {FORMAT}: run the version of \
+             aftercommit that wrote them, or a later one (see {})",
+            self.keys.log()
+        ))
+    }
+}
+
+/// The mode as the script takes it.
+fn word_of(mode: PublishMode) -> &'static str {
+    match mode {
+        PublishMode::Normal => "normal",
+        PublishMode::Release => "release",
+        PublishMode::Restore => "restore",
+    }
+}
+
+/// What an operator does about an event that is refused with an error of this class, before it is released.
+fn advice(class: &str) -> &'static str {
+    match class {
+        "wrongtype" => ": another program uses this key; delete or rename it",
+        "noperm" => ": give the relay's Redis user this right",
+        "toolarge" => ": raise Redis's limit",
+        _ => "",
     }
 }

@@ -9,12 +9,13 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::complaint::said;
+use super::keys::{Keys, is_namespace};
 
 /// The `[redis]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// `redis://[user:password@]host:port[/db]`.
+    /// `redis://[user:password@]host:port`.
     pub url: SecretString,
     /// How long to wait for a connection, in milliseconds.
     pub connect_timeout_ms: u64,
@@ -22,8 +23,12 @@ pub struct Settings {
     pub response_timeout_ms: u64,
     /// Replicas that must have a batch before the relay writes down that it is delivered; 0 asks for none.
     pub min_replicas: u32,
+    /// Keeps the keys and channels of several logs on one Redis apart; empty for none.
+    pub namespace: String,
     /// About how many events the history of a topic keeps.
     pub history_max_events: u64,
+    /// About how many bytes of payloads the history of a topic keeps.
+    pub history_max_bytes: u64,
     /// How long a history is kept after its last event, in seconds.
     pub history_ttl_seconds: u64,
 }
@@ -35,8 +40,17 @@ pub enum ConnectError {
     #[error("no Redis was named: set REDIS_URL, or url in the [redis] section")]
     NoUrl,
     /// The address is not one.
-    #[error("the redis url is not of the form redis://[user:password@]host:port[/db]")]
+    #[error("the redis url is not of the form redis://[user:password@]host:port")]
     Url(#[source] RedisError),
+    /// The address names a database other than 0.
+    #[error(
+        "the redis url names database {0}: pub/sub ignores database numbers, so they keep nothing apart. Take the number \
+         away, and set [redis] namespace where several logs share one Redis"
+    )]
+    DatabaseNumber(i64),
+    /// The namespace is not a name.
+    #[error("[redis] namespace '{0}' is not one: use at most 60 characters of A-Z a-z 0-9 . _ -")]
+    Namespace(String),
     /// The server refused, or could not be reached.
     #[error("cannot connect to Redis at {address}: {}", refusal(.source))]
     Refused {
@@ -65,6 +79,12 @@ impl Settings {
             return Err(ConnectError::NoUrl);
         }
         let info: ConnectionInfo = url.into_connection_info().map_err(ConnectError::Url)?;
+        if info.redis_settings().db() != 0 {
+            return Err(ConnectError::DatabaseNumber(info.redis_settings().db()));
+        }
+        if !is_namespace(&self.namespace) {
+            return Err(ConnectError::Namespace(self.namespace.clone()));
+        }
         let keepalive = socket2::TcpKeepalive::new()
             .with_time(Duration::from_secs(10))
             .with_interval(Duration::from_secs(5))
@@ -99,6 +119,18 @@ impl Settings {
     /// How long to wait for an answer.
     pub fn response_timeout(&self) -> Duration {
         Duration::from_millis(self.response_timeout_ms)
+    }
+
+    /// The names of this namespace's keys and channels.
+    pub fn keys(&self) -> Keys {
+        Keys::new(&self.namespace)
+    }
+
+    /// About how many entries a history keeps behind an event with a payload of so many bytes: as many of that size as
+    /// the limit of bytes holds, and the newest one always.
+    pub(super) fn history_length(&self, payload_bytes: usize) -> u64 {
+        let of_this_size = self.history_max_bytes / (payload_bytes as u64).max(1);
+        of_this_size.min(self.history_max_events).max(1)
     }
 
     /// How long a history is kept after its last event.

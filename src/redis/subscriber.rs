@@ -17,9 +17,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::keys;
+use super::complaint::said;
+use super::envelope;
+use super::keys::Keys;
 use super::settings::Settings;
-use crate::event::Topic;
+use crate::event::{PAYLOAD_BYTES_MAX, Topic};
 
 /// What a subscriber hears.
 #[derive(Debug)]
@@ -51,15 +53,24 @@ impl Heard {
     }
 }
 
-/// The connection was lost before Redis confirmed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the subscription was lost before Redis confirmed it")]
-pub struct Lost;
+/// Why there is no subscription.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubscribeError {
+    /// The connection was lost before Redis confirmed: ask again.
+    #[error("the subscription was lost before Redis confirmed it")]
+    Lost,
+    /// Redis refuses this topic, and only this one.
+    #[error("Redis refuses the subscription: {0}")]
+    Refused(String),
+}
 
 /// Messages that may wait to be taken; beyond it the connection is given up and everything joined anew.
 const QUEUE_MESSAGES: usize = 65_536;
 /// The same in bytes of text.
 const QUEUE_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes of one message at most: more than an envelope of the largest event has. A larger one is not of the relay, and is
+/// dropped: a few of them would fill the queue, and have every topic joined anew.
+const MESSAGE_BYTES: usize = PAYLOAD_BYTES_MAX + 64 * 1024;
 /// How often an idle connection is asked whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(3);
 /// Topics that one SUBSCRIBE or UNSUBSCRIBE names at most.
@@ -68,7 +79,7 @@ const TOPICS_AT_ONCE: usize = 256;
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 enum Command {
-    Subscribe(Topic, oneshot::Sender<Result<(), Lost>>),
+    Subscribe(Topic, oneshot::Sender<Result<(), SubscribeError>>),
     Unsubscribe(Topic),
 }
 
@@ -108,11 +119,11 @@ impl Subscriber {
     /// Subscribes to a topic and waits for Redis's confirmation. Waits for a connection as long as there is none.
     ///
     /// # Errors
-    /// [`Lost`] if the connection ended first; ask again.
-    pub async fn subscribe(&self, topic: Topic) -> Result<(), Lost> {
+    /// [`SubscribeError`].
+    pub async fn subscribe(&self, topic: Topic) -> Result<(), SubscribeError> {
         let (confirm, confirmed) = oneshot::channel();
-        self.commands.send(Command::Subscribe(topic, confirm)).map_err(|_stopped| Lost)?;
-        confirmed.await.map_err(|_stopped| Lost)?
+        self.commands.send(Command::Subscribe(topic, confirm)).map_err(|_stopped| SubscribeError::Lost)?;
+        confirmed.await.map_err(|_stopped| SubscribeError::Lost)?
     }
 
     /// Unsubscribes from a topic, in order with later subscriptions. Does not wait.
@@ -201,7 +212,8 @@ async fn serve(
     orders: &mut mpsc::UnboundedReceiver<Command>,
     mouth: &Mouth,
 ) -> String {
-    let reading = read(stream, mouth);
+    let keys = settings.keys();
+    let reading = read(stream, &keys, mouth);
     tokio::pin!(reading);
     let mut ping = interval(PING_INTERVAL);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -214,13 +226,13 @@ async fn serve(
                 if taken == 0 {
                     return "nobody listens".to_owned();
                 }
-                let obeying = obey(settings, &mut sink, &mut batch);
-                tokio::pin!(obeying);
-                let obeyed = tokio::select! {
-                    obeyed = &mut obeying => obeyed,
+                let executing = execute(settings, &mut sink, &mut batch);
+                tokio::pin!(executing);
+                let executed = tokio::select! {
+                    executed = &mut executing => executed,
                     ended = &mut reading => return ended.to_owned(),
                 };
-                if let Err(reason) = obeyed {
+                if let Err(reason) = executed {
                     return reason;
                 }
             }
@@ -231,8 +243,8 @@ async fn serve(
                     answered = &mut asking => answered,
                     ended = &mut reading => return ended.to_owned(),
                 };
-                if let Err(reason) = in_time(answered) {
-                    return reason;
+                if let Err(failed) = in_time(answered) {
+                    return failed.to_string();
                 }
             }
         }
@@ -240,10 +252,10 @@ async fn serve(
 }
 
 /// Reads to the end of the connection, or until there is no room for what it reads.
-async fn read(mut stream: PubSubStream, mouth: &Mouth) -> &'static str {
-    let mut twin_of: Option<String> = None;
+async fn read(mut stream: PubSubStream, keys: &Keys, mouth: &Mouth) -> &'static str {
+    let mut twin = None;
     while let Some(message) = stream.next().await {
-        if let Some(heard) = sort(&message, &mut twin_of)
+        if let Some(heard) = classify(&message, keys, &mut twin)
             && !mouth.tell(heard)
         {
             return "messages came faster than they could be taken";
@@ -252,64 +264,109 @@ async fn read(mut stream: PubSubStream, mouth: &Mouth) -> &'static str {
     "the connection was closed"
 }
 
-/// What a message is; `None` for a twin. `twin_of` is the topic whose twin the next message would be.
-fn sort(message: &Msg, twin_of: &mut Option<String>) -> Option<Heard> {
+/// The bare payload that follows an envelope: its topic, and the payload.
+type Twin = (String, String);
+
+/// What a message is; `None` for a twin, and for a message that is dropped. `twin` is what the next message would be.
+fn classify(message: &Msg, keys: &Keys, twin: &mut Option<Twin>) -> Option<Heard> {
     let channel = message.get_channel_name();
-    let expected = twin_of.take();
-    let text = || String::from_utf8_lossy(message.get_payload_bytes()).into_owned();
-    match keys::topic_of_live(channel) {
-        Some(topic) => {
-            *twin_of = Some(topic.to_owned());
-            Some(Heard::Envelope { topic: topic.to_owned(), text: text() })
-        }
-        None if expected.as_deref() == Some(channel) => None,
-        None => Some(Heard::Foreign { topic: channel.to_owned(), text: text() }),
+    let expected = twin.take();
+    let bytes = message.get_payload_bytes();
+    if bytes.len() > MESSAGE_BYTES {
+        tracing::warn!(channel, bytes = bytes.len(), limit = MESSAGE_BYTES, "a message of another program is too large; dropped");
+        return None;
     }
+    let text = String::from_utf8_lossy(bytes).into_owned();
+    if let Some(topic) = keys.topic_of_live(channel) {
+        let topic = topic.to_owned();
+        *twin = envelope::twin_of(&text).map(|payload| (topic.clone(), payload.to_owned()));
+        return Some(Heard::Envelope { topic, text });
+    }
+    let topic = keys.topic_of_public(channel)?;
+    let is_twin = expected.is_some_and(|(of, payload)| of == topic && payload == text);
+    (!is_twin).then(|| Heard::Foreign { topic: topic.to_owned(), text })
 }
 
 /// Carries out commands in their order, those of one kind in a row together.
-async fn obey(settings: &Settings, sink: &mut PubSubSink, batch: &mut Vec<Command>) -> Result<(), String> {
+async fn execute(settings: &Settings, sink: &mut PubSubSink, batch: &mut Vec<Command>) -> Result<(), String> {
+    let keys = settings.keys();
     let mut commands = batch.drain(..).peekable();
     while let Some(first) = commands.next() {
         match first {
             Command::Subscribe(topic, confirm) => {
-                let mut channels = channels_of(&topic).to_vec();
-                let mut confirms = vec![confirm];
+                let mut wanted = vec![(topic, confirm)];
                 while let Some(Command::Subscribe(..)) = commands.peek() {
                     if let Some(Command::Subscribe(topic, confirm)) = commands.next() {
-                        channels.extend(channels_of(&topic));
-                        confirms.push(confirm);
+                        wanted.push((topic, confirm));
                     }
                 }
-                let result = in_time(timeout(settings.response_timeout(), sink.subscribe(channels)).await);
-                for confirm in confirms {
-                    // Nobody waits any more where the topic was given up meanwhile.
-                    let _gone = confirm.send(result.as_ref().map(|_| ()).map_err(|_| Lost));
-                }
-                result?;
+                subscribe(settings, sink, &keys, wanted).await?;
             }
             Command::Unsubscribe(topic) => {
-                let mut channels = channels_of(&topic).to_vec();
+                let mut channels = channels_of(&keys, &topic).to_vec();
                 while let Some(Command::Unsubscribe(_)) = commands.peek() {
                     if let Some(Command::Unsubscribe(topic)) = commands.next() {
-                        channels.extend(channels_of(&topic));
+                        channels.extend(channels_of(&keys, &topic));
                     }
                 }
-                in_time(timeout(settings.response_timeout(), sink.unsubscribe(channels)).await)?;
+                in_time(timeout(settings.response_timeout(), sink.unsubscribe(channels)).await)
+                    .map_err(|failed| failed.to_string())?;
             }
         }
     }
     Ok(())
 }
 
-fn channels_of(topic: &Topic) -> [String; 2] {
-    [keys::live(topic), keys::public(topic).to_owned()]
+/// Subscribes to topics by one command. Where Redis refuses that, it does not say because of which topic: then each is asked
+/// for alone, and only those that are refused alone are refused.
+async fn subscribe(
+    settings: &Settings,
+    sink: &mut PubSubSink,
+    keys: &Keys,
+    wanted: Vec<(Topic, oneshot::Sender<Result<(), SubscribeError>>)>,
+) -> Result<(), String> {
+    let channels: Vec<String> = wanted.iter().flat_map(|(topic, _)| channels_of(keys, topic)).collect();
+    let together = in_time(timeout(settings.response_timeout(), sink.subscribe(channels)).await);
+    if let Err(Failed::Connection(reason)) = together {
+        return Err(reason); // Dropping the senders says that the connection was lost.
+    }
+    for (topic, confirm) in wanted {
+        let alone = match &together {
+            Ok(()) => Ok(()),
+            Err(_) => {
+                in_time(timeout(settings.response_timeout(), sink.subscribe(&channels_of(keys, &topic))).await)
+            }
+        };
+        let answer = match alone {
+            Ok(()) => Ok(()),
+            Err(Failed::Refused(reason)) => Err(SubscribeError::Refused(reason)),
+            Err(Failed::Connection(reason)) => return Err(reason),
+        };
+        // Nobody waits any more where the topic was given up meanwhile.
+        let _gone = confirm.send(answer);
+    }
+    Ok(())
 }
 
-fn in_time<T>(answer: Result<RedisResult<T>, tokio::time::error::Elapsed>) -> Result<T, String> {
+fn channels_of(keys: &Keys, topic: &Topic) -> [String; 2] {
+    [keys.live(topic), keys.public(topic)]
+}
+
+/// Why a command over the subscriber connection failed.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    /// Redis answered: the connection works.
+    #[error("{0}")]
+    Refused(String),
+    #[error("{0}")]
+    Connection(String),
+}
+
+fn in_time<T>(answer: Result<RedisResult<T>, tokio::time::error::Elapsed>) -> Result<T, Failed> {
     match answer {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_elapsed) => Err("Redis did not answer in time".to_owned()),
+        Ok(Err(error)) if error.code().is_some() => Err(Failed::Refused(said(&error))),
+        Ok(Err(error)) => Err(Failed::Connection(said(&error))),
+        Err(_elapsed) => Err(Failed::Connection("Redis did not answer in time".to_owned())),
     }
 }

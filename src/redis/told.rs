@@ -4,7 +4,7 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::streams::StreamRangeReply;
 use ::redis::{AsyncCommands, RedisError};
 
-use super::keys;
+use super::keys::Keys;
 use crate::event::{EventId, StreamId, Topic};
 
 /// Entries that are read at once.
@@ -16,12 +16,13 @@ const PAGE: usize = 1000;
 /// Redis's.
 pub async fn since(
     connection: &mut MultiplexedConnection,
+    keys: &Keys,
     topic: &Topic,
     after: StreamId,
 ) -> Result<Vec<EventId>, RedisError> {
     let (mut told, mut start) = (Vec::new(), format!("({after}"));
     loop {
-        let page: StreamRangeReply = connection.xrange_count(keys::history(topic), &start, "+", PAGE).await?;
+        let page: StreamRangeReply = connection.xrange_count(keys.history(topic), &start, "+", PAGE).await?;
         let Some(last) = page.ids.last() else { return Ok(told) };
         start = format!("({}", last.id);
         // An entry without an event's identity was written by somebody else, and tells us nothing.

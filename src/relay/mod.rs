@@ -11,6 +11,7 @@
 
 pub mod backoff;
 pub mod failure;
+mod handing;
 mod keeper;
 mod leader;
 pub mod metrics;
@@ -28,6 +29,6 @@ pub use metrics::Metrics;
 pub use reconcile::Reconciled;
 pub use run::run;
 pub use settings::{OnPoison, Settings};
-pub use sink::{Batch, Delivery, Occasion, PublishError, Reached, Sink};
+pub use sink::{Batch, Delivery, PublishError, PublishMode, Reached, Sink};
 pub use state::{Outlook, Role, State, StateHandle};
 pub use step::{Outcome, Rules, Step, StepError};

@@ -7,8 +7,8 @@
 //! new events would take numbers that clients have seen already, and a person has to decide.
 
 use super::leader::staying_alive;
-use super::sink::{Batch, Delivery, Occasion, PublishError, Reached, Sink};
-use super::step::{Step, StepError, answered, publish};
+use super::sink::{Batch, Delivery, PublishError, PublishMode, Reached, Sink};
+use super::step::{Publication, Step, StepError, answered, publish};
 use crate::counted::counted;
 use crate::event::StreamId;
 use crate::failpoint;
@@ -49,8 +49,9 @@ fn standing(position: &Position, reached: Option<Reached>) -> Standing {
     let delivered = position.next_seq - 1;
     let reached = match reached {
         Some(reached) if reached.id.epoch > position.epoch => return Standing::LaterEpoch,
-        // Of an earlier epoch: of this one, nothing.
         Some(reached) if reached.id.epoch == position.epoch => reached.id.seq,
+        // Of an earlier epoch, or nothing. A rebase claims its epoch in the sink, which has gone back since.
+        _ if position.epoch > 1 => return Standing::Behind { from: 1 },
         _ => 0,
     };
     match reached.cmp(&delivered) {
@@ -110,36 +111,42 @@ impl Step {
         let (relay, patience) = (self.rules.relay.clone(), self.rules.patience);
         let begun = Stretches::from(&mut self.reader, &relay, epoch, from, sink.keeps());
         let mut stretches = answered(patience, begun).await?;
-        let (mut next, mut events, mut missing) = (from, 0, 0);
-        while let Some(stretch) = answered(patience, stretches.next(&mut self.reader)).await? {
+        // The numbers of an earlier epoch cannot be given again, and a sink without any number may have had some.
+        let before = (epoch > 1 && from == 1).then(|| StreamId::new(epoch, 0));
+        let mut repair = Repair { first: from, next: from, events: 0, missing: 0, lost: before };
+        while repair.next < end
+            && let Some(stretch) = answered(patience, stretches.next(&mut self.reader)).await?
+        {
             let through = (stretch.first + stretch.count).min(end) - 1;
-            if through < next {
+            if through < repair.next {
                 continue;
             }
-            missing += stretch.first.saturating_sub(next);
-            let lost = stretch.events.unwrap_or_else(|| {
-                missing += through + 1 - next.max(stretch.first);
-                Vec::new()
-            });
-            let deliveries: Vec<Delivery<'_>> = lost
+            if stretch.first > repair.next {
+                repair.lose(epoch, stretch.first - 1);
+            }
+            let Some(events) = stretch.events else {
+                repair.lose(epoch, through);
+                continue;
+            };
+            let deliveries: Vec<Delivery<'_>> = events
                 .iter()
-                .filter(|(id, _)| (next..end).contains(&id.seq))
+                .filter(|(id, _)| (repair.next..end).contains(&id.seq))
                 .map(|(id, event)| Delivery { id: *id, event })
                 .collect();
             let given = deliveries.len() as u64;
-            self.give_again(sink, deliveries, next, through).await?;
-            events += given;
+            self.give_again(sink, deliveries, repair, through).await?;
             // Also if the rest fails: the next attempt goes on from here, and knows nothing of these.
             self.given_again += given;
-            next = through + 1;
+            repair.events += given;
+            (repair.first, repair.next) = (through + 1, through + 1);
             failpoint::reach("stretch_restored").await;
-            if next >= end {
-                break;
-            }
         }
-        missing += end - next;
+        if repair.next < end {
+            repair.lose(epoch, end - 1);
+        }
         // The numbers of what is missing are used up all the same.
-        self.give_again(sink, Vec::new(), next, end - 1).await?;
+        self.give_again(sink, Vec::new(), repair, end - 1).await?;
+        let Repair { events, missing, .. } = repair;
         tracing::warn!(events, missing, "Redis has again what the log has of it");
         Ok(Reconciled::Restored { events, missing })
     }
@@ -149,27 +156,51 @@ impl Step {
         &mut self,
         sink: &mut S,
         deliveries: Vec<Delivery<'_>>,
-        first: u64,
+        Repair { first, lost, .. }: Repair,
         through: u64,
     ) -> Result<(), StepError> {
         let number = |seq| StreamId::new(self.position.epoch, seq);
+        // Numbers that are lost are used up with those behind them: in one call with the mark that they are.
         let span = (number(first), number(through.max(first.saturating_sub(1))));
-        let published = publish(sink, Occasion::Restore, deliveries, span, &self.exceptions);
-        let parked = staying_alive(&mut self.writer, self.rules.sign_of_life, published).await??;
+        let mode = PublishMode::Restore;
+        let publication = Publication { mode, span, lost, handing: self.handing() };
+        let publishing = publish(sink, publication, deliveries, &self.exceptions);
+        let published = staying_alive(&mut self.writer, self.rules.sign_of_life, publishing).await?;
+        let parked = self.counting(published)?;
         if parked.is_empty() {
             return Ok(());
         }
         failpoint::reach("stretch_published").await;
         self.set_aside(&parked).await?;
-        // Only now: whoever goes on from here looks at nothing before the sink's number.
+        // Only now: a relay that goes on from here looks at nothing before the sink's number.
         let (first, through) = span;
-        let counted = sink.publish(Batch {
-            occasion: Occasion::Restore,
-            deliveries: &[],
-            first,
-            through: Some(through),
-        });
+        let through = Some(through);
+        let counted = sink.publish(Batch { mode, deliveries: &[], first, through, lost });
         Ok(staying_alive(&mut self.writer, self.rules.sign_of_life, counted).await??)
+    }
+}
+
+/// How far a repair has come.
+#[derive(Debug, Clone, Copy)]
+struct Repair {
+    /// The first number that the sink does not have.
+    first: u64,
+    /// The next number to give again; those from `first` to here are lost.
+    next: u64,
+    /// Events given again.
+    events: u64,
+    /// Numbers that could not be given again.
+    missing: u64,
+    /// The highest of these.
+    lost: Option<StreamId>,
+}
+
+impl Repair {
+    /// Leaves out the numbers from the next one to this one.
+    fn lose(&mut self, epoch: u64, through: u64) {
+        self.missing += through + 1 - self.next;
+        self.next = through + 1;
+        self.lost = Some(StreamId::new(epoch, through));
     }
 }
 
@@ -207,10 +238,11 @@ mod tests {
 
     #[test]
     fn a_sink_that_has_nothing_lacks_all_that_was_delivered_in_this_epoch() {
-        assert_eq!(standing(&at(1), None), Standing::InStep);
+        assert_eq!(standing(&Position::before_everything(), None), Standing::InStep);
         assert_eq!(standing(&at(5), None), Standing::Behind { from: 1 });
         assert_eq!(standing(&at(5), reached(1, 900)), Standing::Behind { from: 1 });
-        assert_eq!(standing(&at(1), reached(1, 900)), Standing::InStep);
+        // The epoch has not been claimed, or the sink went back behind that.
+        assert_eq!(standing(&at(1), reached(1, 900)), Standing::Behind { from: 1 });
     }
 
     #[test]

@@ -212,7 +212,7 @@ impl<S: Sink> Relay<'_, S> {
         backoff.reset();
         self.compared = None;
         self.pause_looked = None;
-        self.sink.forget();
+        self.sink.begin_lead(step.log());
         self.deliver(&mut step, &bell).await
     }
 
@@ -329,7 +329,7 @@ impl<S: Sink> Relay<'_, S> {
         }
         if is_idle || self.wishes_due.elapsed() >= WISH_INTERVAL {
             self.wishes_due = Instant::now();
-            if step.grant_wish(self.sink).await? {
+            if step.apply_request(self.sink).await? {
                 return Ok(Outcome::Delivered { published: 0, parked: 0 });
             }
         }

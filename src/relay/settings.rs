@@ -44,8 +44,6 @@ pub struct Settings {
 pub enum OnPoison {
     /// Set it aside with all later events of its topic, in order.
     Park,
-    /// Set it aside alone.
-    Skip,
     /// Deliver nothing until it is solved.
     Halt,
 }

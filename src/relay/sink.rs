@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use super::failure::{self, Failure};
-use crate::event::{Event, EventId, StreamId};
+use crate::event::{Event, EventId, LogId, StreamId};
 
 /// An event and the number under which it is delivered.
 #[derive(Debug, Clone, Copy)]
@@ -17,20 +17,20 @@ pub struct Delivery<'a> {
 
 /// Why a batch is published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Occasion {
+pub enum PublishMode {
     /// The position has come to it.
-    Turn,
+    Normal,
     /// It was set aside and an operator has released it: its numbers have been used up long ago.
     Release,
-    /// The sink has forgotten it. Those who only listen have heard it already, and need not hear it again.
+    /// The sink has forgotten it. Plain subscribers have received it already, and do not receive it again.
     Restore,
 }
 
-/// Events to publish, and the numbers that they use up.
+/// Events to publish, and the numbers that they use up. All of one epoch: the sink refuses a batch that mixes epochs.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
     /// Why.
-    pub occasion: Occasion,
+    pub mode: PublishMode,
     /// The events in order of their numbers. May be empty: the numbers are used up all the same.
     pub deliveries: &'a [Delivery<'a>],
     /// The first number. A sink that lacks numbers before it has forgotten something.
@@ -38,6 +38,18 @@ pub struct Batch<'a> {
     /// The last number, at or above the last delivery's: numbers of events that are set aside are not given to others.
     /// `None` uses up none: they have been used up long ago, or it is not yet written down which of them are set aside.
     pub through: Option<StreamId>,
+    /// The highest number that the sink has forgotten and that cannot be given again. From then on the sink shows readers
+    /// of each topic that an event may be missing before its next one.
+    pub lost: Option<StreamId>,
+}
+
+impl Batch<'_> {
+    /// Whether every number is of the epoch of the first one.
+    pub fn has_one_epoch(&self) -> bool {
+        let epoch = self.first.epoch;
+        self.through.is_none_or(|through| through.epoch == epoch)
+            && self.deliveries.iter().all(|delivery| delivery.id.epoch == epoch)
+    }
 }
 
 /// How far a sink has come.
@@ -100,10 +112,14 @@ impl PublishError {
 
 /// A place that takes events in order.
 pub trait Sink: Send {
+    /// A lead over this log begins. Another relay may have published since this one did, so what the sink remembers is
+    /// dropped; and from here on the sink refuses to publish where another log has published before.
+    fn begin_lead(&mut self, log: LogId);
+
     /// Publishes a batch in its order. A repeat of what has arrived already, under the same number, changes nothing.
     ///
     /// # Errors
-    /// [`PublishError`]; what has arrived is always a prefix of the batch.
+    /// [`PublishError`]; the events that have arrived are always a prefix of the batch.
     fn publish(&mut self, batch: Batch<'_>) -> impl Future<Output = Result<(), PublishError>> + Send;
 
     /// How far the sink has come; `None` if it has never taken anything, or has forgotten all of it.
@@ -111,10 +127,6 @@ pub trait Sink: Send {
     /// # Errors
     /// [`PublishError::Retry`], [`PublishError::Stop`].
     fn reached(&mut self) -> impl Future<Output = Result<Option<Reached>, PublishError>> + Send;
-
-    /// A lead begins: another relay may have published since this one did, so what the sink remembers of that is worth
-    /// nothing. To forget it is all that this is for.
-    fn forget(&mut self) {}
 
     /// How long the sink keeps an event: what is older need not be given again to one that has forgotten it.
     fn keeps(&self) -> Duration;

@@ -10,20 +10,22 @@
 //! Dying after 1 or 2 loses nothing: the next relay finds the window and reads the same. Dying after 3 repeats the
 //! chunk under the same numbers, and the sink refuses repeats. Reading ahead has no effect, so it may overlap anything.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 
+use super::failure::Remedy;
+use super::handing::{Handing, hand_over};
 use super::leader::staying_alive;
 use super::settings::OnPoison;
-use super::sink::{Batch, Delivery, Occasion, PublishError, Sink};
-use crate::event::{Event, StreamId, Topic};
+use super::sink::{Batch, Delivery, PublishError, PublishMode, Sink};
+use crate::event::{Event, LogId, StreamId, Topic};
 use crate::failpoint;
-use crate::outbox::parked::{self, Parked, Wish};
+use crate::outbox::parked::{self, Action, Parked};
 use crate::outbox::read::Limit;
-use crate::outbox::{self, Position, checkpoint, read, rebase};
+use crate::outbox::{self, Position, checkpoint, identity, read, rebase};
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,17 +84,26 @@ pub struct Step {
     pub(super) writer: PgConnection,
     pub(super) reader: PgConnection,
     pub(super) position: Position,
+    log: LogId,
     ahead: Option<Chunk>,
     pub(super) exceptions: Exceptions,
+    /// How often in a row the sink has refused what it was handed.
+    refusals: u32,
     /// Events that a sink which forgot was given again, since somebody asked.
     pub(super) given_again: u64,
 }
 
+/// After so many refusals in a row, events are handed over one by one: until then the server may be at fault.
+const REFUSALS_TOGETHER: u32 = 3;
+/// Parked events that are released at once.
+const RELEASED_AT_ONCE: u32 = 256;
+
 /// What of a window is not published in its turn.
 #[derive(Debug)]
 pub(super) struct Exceptions {
-    /// Topics whose events wait behind a parked one.
-    held: HashSet<Topic>,
+    /// Topics with parked events, and the number of the first one: later events of the topic wait behind it. Earlier ones
+    /// have been published, and are published again to a sink that has forgotten them.
+    held: HashMap<Topic, StreamId>,
     /// Rows that the sink has already, although the position does not know.
     delivered_before: HashSet<i64>,
     on_poison: OnPoison,
@@ -103,6 +114,11 @@ impl Exceptions {
         let held = answered(rules.patience, parked::held_topics(writer, &rules.relay)).await?;
         let before = answered(rules.patience, rebase::delivered_before(writer, &rules.relay)).await?;
         Ok(Self { held, delivered_before: before, on_poison: rules.on_poison })
+    }
+
+    /// Whether the event waits behind a parked one of its topic.
+    fn holds(&self, delivery: &Delivery<'_>) -> bool {
+        self.held.get(&delivery.event.topic).is_some_and(|first| delivery.id > *first)
     }
 }
 
@@ -124,8 +140,14 @@ impl Step {
         reader: PgConnection,
     ) -> Result<Self, StepError> {
         let position = answered(rules.patience, checkpoint::load_or_begin(&mut writer, &rules.relay)).await?;
+        let log = answered(rules.patience, identity::of(&mut writer)).await?;
         let exceptions = Exceptions::load(&mut writer, &rules).await?;
-        Ok(Self { rules, writer, reader, position, ahead: None, exceptions, given_again: 0 })
+        Ok(Self { rules, writer, reader, position, log, ahead: None, exceptions, refusals: 0, given_again: 0 })
+    }
+
+    /// The identity of the log that is delivered.
+    pub fn log(&self) -> LogId {
+        self.log
     }
 
     /// The position as this relay knows it.
@@ -182,10 +204,11 @@ impl Step {
             }
             read_chunk(&mut self.reader, &self.position, last_id, &self.rules).await.map(Some)
         };
-        let publishing = publish_chunk(sink, &self.position, &chunk.events, &self.exceptions);
+        let publishing =
+            publish_chunk(sink, &self.position, &chunk.events, &self.exceptions, handing_after(self.refusals));
         let both = async { tokio::join!(publishing, reading) };
         let (parked, ahead) = staying_alive(&mut self.writer, self.rules.sign_of_life, both).await?;
-        let parked = parked?;
+        let parked = self.counting(parked)?;
         self.ahead = ahead?;
         failpoint::reach("chunk_published").await;
         self.write_down(&chunk, last_id, &parked).await?;
@@ -202,7 +225,28 @@ impl Step {
     }
 
     fn hold(&mut self, parked: &[Parked]) {
-        self.exceptions.held.extend(parked.iter().filter(|p| p.holds_topic).map(|p| p.event.topic.clone()));
+        for Parked { id, event, .. } in parked {
+            let first = self.exceptions.held.entry(event.topic.clone()).or_insert(*id);
+            *first = (*first).min(*id);
+        }
+    }
+
+    /// How the sink is handed the next events.
+    pub(super) fn handing(&self) -> Handing {
+        handing_after(self.refusals)
+    }
+
+    /// Counts what the sink refuses, so that it is handed events one by one where it goes on refusing.
+    pub(super) fn counting<T>(&mut self, published: Result<T, PublishError>) -> Result<T, PublishError> {
+        match &published {
+            Ok(_) => self.refusals = 0,
+            // It is about one event; Redis does not say about which one.
+            Err(PublishError::Retry { failure, .. }) if failure.remedy == Remedy::SetAside => {
+                self.refusals = REFUSALS_TOGETHER;
+            }
+            Err(_) => self.refusals = self.refusals.saturating_add(1),
+        }
+        published
     }
 
     /// Sets events aside that the position is past already.
@@ -219,29 +263,31 @@ impl Step {
         Ok(())
     }
 
-    /// Does what an operator wants done with one topic's parked events. False if nobody wants anything.
+    /// Carries out what an operator has requested for one topic's parked events. False if nothing is requested.
+    ///
+    /// The request names rows. Later events of the topic, which only waited behind them, flow on.
     ///
     /// # Errors
-    /// As [`Step::step`]. A release that the sink refuses again leaves the events parked.
-    pub async fn grant_wish<S: Sink>(&mut self, sink: &mut S) -> Result<bool, StepError> {
+    /// As [`Step::step`]. Events that the sink refuses again stay parked, with its words.
+    pub async fn apply_request<S: Sink>(&mut self, sink: &mut S) -> Result<bool, StepError> {
         let Rules { relay, patience, .. } = self.rules.clone();
-        let Some((topic, wish)) = answered(patience, parked::next_wish(&mut self.writer, &relay)).await?
-        else {
-            return Ok(false);
-        };
-        match wish {
-            Wish::Discard => answered(patience, parked::discard(&mut self.writer, &relay, &topic)).await?,
-            Wish::Release => match self.release(sink, &topic).await {
-                Err(StepError::Publish(PublishError::Poison { reason, .. })) => {
-                    let refused = parked::refuse_wish(&mut self.writer, &relay, &topic, &reason);
-                    answered(patience, refused).await?;
-                    return Ok(true);
-                }
-                released => released?,
-            },
+        let requested = answered(patience, parked::next_request(&mut self.writer, &relay)).await?;
+        let Some((topic, action)) = requested else { return Ok(false) };
+        if action == Action::Discard {
+            answered(patience, parked::discard(&mut self.writer, &relay, &topic)).await?;
         }
-        // Only now may later events of the topic be published: everything before them has been.
-        self.exceptions.held.remove(&topic);
+        match self.release(sink, &topic).await {
+            // Only now may later events of the topic be published: everything before them has been.
+            Ok(()) => {
+                self.exceptions.held.remove(&topic);
+            }
+            Err(StepError::Publish(PublishError::Poison { reason, .. })) => {
+                let refused = parked::refuse_request(&mut self.writer, &relay, &topic, &reason);
+                answered(patience, refused).await?;
+                self.exceptions = Exceptions::load(&mut self.writer, &self.rules).await?;
+            }
+            Err(error) => return Err(error),
+        }
         Ok(true)
     }
 
@@ -249,19 +295,34 @@ impl Step {
     async fn release<S: Sink>(&mut self, sink: &mut S, topic: &Topic) -> Result<(), StepError> {
         let Rules { relay, patience, .. } = self.rules.clone();
         loop {
-            let limit = self.rules.limit.events.min(256);
-            let events = answered(patience, parked::of_topic(&mut self.writer, &relay, topic, limit)).await?;
-            let (Some(&(first, _)), Some(&(through, _))) = (events.first(), events.last()) else { break };
+            let limit = self.rules.limit.events.min(RELEASED_AT_ONCE);
+            let mut events =
+                answered(patience, parked::of_topic(&mut self.writer, &relay, topic, limit)).await?;
+            let Some(&(first, _)) = events.first() else { return Ok(()) };
+            // Those of a later epoch make a batch of their own: a number alone does not say which of two came first.
+            events.retain(|(id, _)| id.epoch == first.epoch);
             let deliveries: Vec<Delivery<'_>> =
                 events.iter().map(|(id, event)| Delivery { id: *id, event }).collect();
-            let batch = Batch { occasion: Occasion::Release, deliveries: &deliveries, first, through: None };
-            staying_alive(&mut self.writer, self.rules.sign_of_life, sink.publish(batch)).await??;
+            let batch =
+                Batch { mode: PublishMode::Release, deliveries: &deliveries, first, through: None, lost: None };
+            let publishing = hand_over(sink, batch, self.handing());
+            let published = staying_alive(&mut self.writer, self.rules.sign_of_life, publishing).await?;
             failpoint::reach("released").await;
-            answered(patience, parked::released(&mut self.writer, &relay, topic, through)).await?;
+            let arrived = match &published {
+                Ok(()) => deliveries.last(),
+                Err(PublishError::Poison { at, .. }) => deliveries[..*at].last(),
+                Err(_) => None,
+            };
+            if let Some(Delivery { id, .. }) = arrived {
+                answered(patience, parked::released(&mut self.writer, &relay, topic, *id)).await?;
+            }
+            self.counting(published)?;
         }
-        answered(patience, parked::send_on(&mut self.writer, &relay, topic)).await?;
-        Ok(())
     }
+}
+
+fn handing_after(refusals: u32) -> Handing {
+    if refusals < REFUSALS_TOGETHER { Handing::Together } else { Handing::OneByOne }
 }
 
 /// The position behind a chunk and the events set aside from it, in one transaction.
@@ -296,6 +357,7 @@ async fn publish_chunk<S: Sink>(
     position: &Position,
     events: &[Event],
     exceptions: &Exceptions,
+    handing: Handing,
 ) -> Result<Vec<Parked>, PublishError> {
     if events.is_empty() {
         return Ok(Vec::new());
@@ -303,43 +365,52 @@ async fn publish_chunk<S: Sink>(
     let number = |i: usize| StreamId::new(position.epoch, position.next_seq + i as u64);
     let span = (number(0), number(events.len() - 1));
     let deliveries = events.iter().enumerate().map(|(i, event)| Delivery { id: number(i), event }).collect();
-    publish(sink, Occasion::Turn, deliveries, span, exceptions).await
+    let batch = Publication { mode: PublishMode::Normal, span, lost: None, handing };
+    publish(sink, batch, deliveries, exceptions).await
 }
 
-/// Publishes events under their numbers, which use up those from `first` to `through`, around what is held and what the
-/// sink refuses; returns these, in order, to be set aside.
+/// How events are published.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Publication {
+    pub(super) mode: PublishMode,
+    /// The first and the last number that they use up.
+    pub(super) span: (StreamId, StreamId),
+    /// As in [`Batch`].
+    pub(super) lost: Option<StreamId>,
+    pub(super) handing: Handing,
+}
+
+/// Publishes events under their numbers around what is held and what the sink refuses; returns these, in order, to be set
+/// aside.
 pub(super) async fn publish<S: Sink>(
     sink: &mut S,
-    occasion: Occasion,
+    Publication { mode, span: (first, through), lost, handing }: Publication,
     mut rest: Vec<Delivery<'_>>,
-    (first, through): (StreamId, StreamId),
     exceptions: &Exceptions,
 ) -> Result<Vec<Parked>, PublishError> {
-    let Exceptions { held, delivered_before, on_poison } = exceptions;
+    let Exceptions { delivered_before, on_poison, .. } = exceptions;
     rest.retain(|delivery| !delivered_before.contains(&delivery.event.id));
     let mut set_aside: Vec<Parked> = Vec::new();
-    let mut held_now: HashSet<&Topic> = held.iter().collect();
+    let mut held_now: HashSet<&Topic> = HashSet::new();
     loop {
         rest.retain(|delivery| {
-            let waits = held_now.contains(&delivery.event.topic);
+            let waits = exceptions.holds(delivery) || held_now.contains(&delivery.event.topic);
             if waits {
-                set_aside.push(parked_of(delivery, "waits behind a parked event of its topic", true));
+                set_aside.push(parked_of(delivery, "waits behind a parked event of its topic"));
             }
             !waits
         });
         // Also when nothing is left: the numbers are used up, and the sink has to know.
         // But a restore goes by the sink's number alone, and that must not pass what is not yet written down as set aside.
         // (Behind a step stands the position.)
-        let through = (occasion == Occasion::Turn || set_aside.is_empty()).then_some(through);
-        match sink.publish(Batch { occasion, deliveries: &rest, first, through }).await {
+        let through = (mode == PublishMode::Normal || set_aside.is_empty()).then_some(through);
+        match hand_over(sink, Batch { mode, deliveries: &rest, first, through, lost }, handing).await {
             Ok(()) => break,
-            Err(PublishError::Poison { at, reason }) if *on_poison != OnPoison::Halt && at < rest.len() => {
-                let holds = *on_poison == OnPoison::Park;
-                tracing::error!(topic = %rest[at].event.topic, event = %rest[at].event.event_id, %reason, "parked");
-                set_aside.push(parked_of(&rest[at], &reason, holds));
-                if holds {
-                    held_now.insert(&rest[at].event.topic);
-                }
+            Err(PublishError::Poison { at, reason }) if *on_poison == OnPoison::Park && at < rest.len() => {
+                let Delivery { id, event } = rest[at];
+                tracing::error!(%id, topic = %event.topic, event = %event.event_id, %reason, "parked");
+                set_aside.push(parked_of(&rest[at], &reason));
+                held_now.insert(&event.topic);
                 // Everything before it has arrived.
                 rest.drain(..=at);
             }
@@ -350,8 +421,8 @@ pub(super) async fn publish<S: Sink>(
     Ok(set_aside)
 }
 
-fn parked_of(delivery: &Delivery<'_>, reason: &str, holds_topic: bool) -> Parked {
-    Parked { id: delivery.id, event: delivery.event.clone(), reason: reason.to_owned(), holds_topic }
+fn parked_of(delivery: &Delivery<'_>, reason: &str) -> Parked {
+    Parked { id: delivery.id, event: delivery.event.clone(), reason: reason.to_owned() }
 }
 
 async fn read_chunk(

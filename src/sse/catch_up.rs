@@ -14,17 +14,16 @@ use tokio_util::sync::CancellationToken;
 use super::cursor::Cursor;
 use super::frame::{self, ResetReason};
 use super::hub::{Shared, SharedTopic};
-use super::join::{first_count, frame_of, next_count, read_page};
+use super::connections::Refusal;
+use super::history_page::{FIRST_READ, Page, PageEnd, bytes_of_frames, next_count, read_after, read_first};
 use super::outlet::{Lane, Put};
-use super::pages::{Key, Page};
+use super::pages::Key;
+use super::patience::{Patience, RETRY};
 use super::topic::{Attached, From};
-use crate::event::StreamId;
-use crate::redis::history::{Entry, ReadError};
+use crate::redis::history::ReadError;
 
-/// Wait after a failed read of the history: from the first, doubling, to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// Wait between looks whether Redis has been given back what it forgot: from the first, doubling, to the second.
-const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(400));
+/// By how much the clocks of servers may differ.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
 
 /// How long the response waits for the stream's place to be known. With Redis at hand that takes a millisecond; without
 /// it the stream is opened all the same, so that the browser is connected, and told later that it may have missed events.
@@ -33,8 +32,8 @@ const WAIT_FOR_PLACE: Duration = Duration::from_secs(2);
 /// What the history gave.
 enum Fed {
     /// The client is here now.
-    To(StreamId),
-    /// There is no history, and the client wants what there is: all that comes after this place of the topic's.
+    To(Cursor),
+    /// There is no history, and nothing that the client lacks: it needs all that comes after this place of the topic's.
     Nothing(Option<Cursor>),
     /// Nothing yet: look again.
     Again,
@@ -71,7 +70,7 @@ impl CatchUp {
         opening: Opening,
     ) -> Self {
         let patience = Patience::new(shared.settings.repair_wait());
-        let (from, count) = (fresh(&shared, wanted), first_count());
+        let (from, count) = (fresh(&shared, wanted), FIRST_READ);
         Self { shared, topic, lane, wanted, from, opening, outcome: "memory", count, patience }
     }
 
@@ -84,6 +83,10 @@ impl CatchUp {
             tokio::pin!(settled);
             // Registered before the look, so that a join that ends in between is not missed.
             settled.as_mut().enable();
+            if topic.is_refused() {
+                self.shared.end_refused(&self.lane.outlet, Refusal::Topic);
+                return self.tell();
+            }
             if self.opening.is_over() {
                 self.open_unplaced();
             }
@@ -153,9 +156,9 @@ impl CatchUp {
     /// Goes one page on in the history. False if the client is gone.
     async fn go_on(&mut self) -> bool {
         match self.feed().await {
-            Ok(Fed::To(id)) => {
+            Ok(Fed::To(place)) => {
                 self.outcome = "history";
-                self.from = From::After(Cursor::After(id));
+                self.from = From::After(place);
             }
             Ok(Fed::Nothing(place)) => self.from = place.map_or(From::Latest, From::After),
             Ok(Fed::Again) => {}
@@ -226,17 +229,22 @@ impl CatchUp {
     /// Gives the client the next page of the history, as fast as it takes it.
     async fn feed(&mut self) -> Result<Fed, ReadError> {
         let after = match self.from {
-            From::After(Cursor::After(id)) => Some(id),
+            From::After(place) => Some(place),
             _ => None,
         };
-        let Some(page) = self.page(after).await? else { return Ok(Fed::Unproven) };
-        // The place itself is gone together with all that followed it: nothing proves that nothing followed.
-        let Some(last) = page.last().map(|frame| frame.id) else {
-            return if self.from == From::Earliest { self.find_nothing().await } else { Ok(Fed::Forgotten) };
+        let (frames, end) = match self.page(after).await? {
+            Page::Follows { frames, end } => (frames, end),
+            Page::Hole => return Ok(Fed::Unproven),
+            // The place itself is gone together with all that followed it: nothing proves that nothing followed.
+            Page::Nothing if after.is_some() => return Ok(Fed::Forgotten),
+            Page::Nothing => return self.find_nothing(None).await,
         };
-        self.count = next_count(page.len(), page.iter().map(|frame| frame.block.len()).sum());
-        let mut place = after;
-        for frame in page.iter().filter(|frame| Some(frame.id) != after) {
+        let Some(last) = frames.last().map(|frame| Cursor::After(frame.id)) else {
+            return self.stay(after, end).await;
+        };
+        self.count = next_count(frames.len(), bytes_of_frames(&frames));
+        let mut place = after.and_then(Cursor::id);
+        for frame in frames.iter() {
             let reset = frame::rebased(place.replace(frame.id), frame.id, &self.topic.topic);
             self.shared.metrics.reset(ResetReason::Rebased, usize::from(reset.is_some()));
             for block in reset.iter().chain([&frame.block]).filter(|block| !block.is_empty()) {
@@ -249,41 +257,45 @@ impl CatchUp {
         }
         // Room for what attaching will add at once.
         self.lane.outlet.has_room().await;
-        if after == Some(last) {
-            // Nothing behind the place in the history, yet the topic stands elsewhere: look again, but not in a hot loop.
-            self.patience.pause(RETRY).await;
-        }
         Ok(Fed::To(last))
     }
 
-    /// Makes sure that there is no history: the page may be of a moment ago. The topic's place is taken before the look, so
-    /// that what comes after the look comes after the place.
-    async fn find_nothing(&mut self) -> Result<Fed, ReadError> {
-        let place = self.topic.state().place();
-        self.shared.metrics.history_reads.inc();
-        if self.shared.history.from(&self.topic.topic, None, 1).await?.is_empty() {
-            return Ok(Fed::Nothing(place));
+    /// The history has nothing that follows the client's place.
+    async fn stay(&mut self, after: Option<Cursor>, end: PageEnd) -> Result<Fed, ReadError> {
+        match after {
+            _ if end == PageEnd::Hole => Ok(Fed::Unproven),
+            Some(Cursor::Start { seen_ms }) if end == PageEnd::Last => self.find_nothing(Some(seen_ms)).await,
+            _ => {
+                // The topic stands elsewhere all the same: look again, but not in a hot loop.
+                self.patience.pause(RETRY).await;
+                Ok(Fed::Again)
+            }
         }
-        self.patience.pause(RETRY).await;
-        Ok(Fed::Again)
     }
 
-    /// The page of the history that begins with this place.
-    async fn page(&self, after: Option<StreamId>) -> Result<Page, ReadError> {
-        // Who wants what there is needs no proof of what there was.
-        let is_proven = self.from != From::Earliest;
-        let key = Key { topic: self.topic.topic.clone(), after, is_proven, count: self.count };
+    /// Makes sure that there is no history, and that there has been none since `seen_ms`: the page may be of a moment ago.
+    /// The topic's place is taken before the look, so that what comes after the look comes after the place.
+    async fn find_nothing(&mut self, seen_ms: Option<u64>) -> Result<Fed, ReadError> {
+        let place = self.topic.state().place();
+        self.shared.metrics.history_reads.inc();
+        let Some(absence) = self.shared.history.absence(&self.topic.topic).await? else {
+            self.patience.pause(RETRY).await;
+            return Ok(Fed::Again);
+        };
+        let is_proven = seen_ms.is_none_or(|seen_ms| absence.proves_none_since(seen_ms));
+        Ok(if is_proven { Fed::Nothing(place) } else { Fed::Unproven })
+    }
+
+    /// The page of the history behind this place, or its first one.
+    async fn page(&self, after: Option<Cursor>) -> Result<Page, ReadError> {
+        let key = Key { topic: self.topic.topic.clone(), after, count: self.count };
         let read = async || {
             // The semaphore is never closed.
             let _permit = self.shared.reads.acquire().await;
-            let page = if is_proven {
-                read_page(&self.shared, &self.topic, after, self.count).await?
-            } else {
-                self.shared.metrics.history_reads.inc();
-                Some(self.shared.history.from(&self.topic.topic, None, self.count).await?)
-            };
-            let framed = |page: Vec<Entry>| page.into_iter().map(|entry| frame_of(entry, self.topic.naming));
-            Ok(page.map(|page| framed(page).collect()))
+            match after {
+                Some(place) => read_after(&self.shared, &self.topic, place, self.count).await,
+                None => read_first(&self.shared, &self.topic, self.count).await,
+            }
         };
         self.shared.pages.get(key, read).await
     }
@@ -339,36 +351,6 @@ impl Opening {
     }
 }
 
-/// How long a client is made to wait for what may still come, and how often to look.
-struct Patience {
-    lasts: Duration,
-    until: Option<Instant>,
-    next: Duration,
-}
-
-impl Patience {
-    fn new(lasts: Duration) -> Self {
-        Self { lasts, until: None, next: Duration::ZERO }
-    }
-
-    /// Waits for the next look. False if it has run out; it begins with the first call.
-    async fn wait(&mut self) -> bool {
-        let until = *self.until.get_or_insert_with(|| Instant::now() + self.lasts);
-        if Instant::now() >= until {
-            return false;
-        }
-        self.pause(LOOK_AGAIN).await;
-        true
-    }
-
-    /// Waits: longer every time.
-    async fn pause(&mut self, (first, longest): (Duration, Duration)) {
-        let pause = self.next.clamp(first, longest);
-        self.next = pause * 2;
-        tokio::time::sleep(pause).await;
-    }
-}
-
 /// A start that was seen longer ago than histories are kept proves nothing: events may have come and expired since.
 fn fresh(shared: &Shared, from: From) -> From {
     let From::After(Cursor::Start { seen_ms }) = from else { return from };
@@ -376,8 +358,9 @@ fn fresh(shared: &Shared, from: From) -> From {
         return From::Reset(ResetReason::JoinedLate);
     }
     let now = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0);
-    // Servers' clocks differ a little.
-    let kept = shared.history_ttl.saturating_sub(Duration::from_secs(60));
     let age = Duration::from_millis(now.saturating_sub(seen_ms));
-    if age <= kept { from } else { From::Reset(ResetReason::HistoryGone) }
+    let ahead = Duration::from_millis(seen_ms.saturating_sub(now));
+    // A clock stood wrong when the place was seen, or does now: how old it is cannot be told.
+    let is_fresh = age <= shared.history_ttl.saturating_sub(CLOCKS_DIFFER) && ahead <= CLOCKS_DIFFER;
+    if is_fresh { from } else { From::Reset(ResetReason::HistoryGone) }
 }

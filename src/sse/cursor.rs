@@ -8,7 +8,7 @@ use crate::event::{EventError, StreamId};
 ///
 /// Its text is `<epoch>-<seq>`: the id of the event before it. Epochs begin with 1, so `0-<milliseconds>` is free to say
 /// that the topic had no event at all at that time (milliseconds since 1970), and `0-0` that nobody knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cursor {
     /// Before the topic's first event, as seen at this time, in milliseconds since 1970.
     Start {

@@ -30,6 +30,8 @@ use crate::redis::subscriber::{Ears, Heard};
 use crate::redis::{self, History, Subscriber};
 use crate::trace;
 
+/// A client that is refused comes back after this many times the usual wait: others need the time to leave.
+pub(super) const REFUSED_WAIT: u32 = 3;
 /// Reads of histories that may be under way at once.
 const READS_AT_ONCE: usize = 32;
 
@@ -83,6 +85,8 @@ struct Visits {
     is_gone: bool,
     /// When it was last known to stand at the end of its history.
     verified: Instant,
+    /// Redis refuses it. The next visitor has it tried again.
+    is_refused: bool,
 }
 
 impl SharedTopic {
@@ -97,6 +101,15 @@ impl SharedTopic {
     /// Whether the hub has let go of it, so that nothing needs to be done for it any more.
     pub(super) fn is_gone(&self) -> bool {
         self.visits().is_gone
+    }
+
+    /// Whether Redis refuses it, so that nothing of it can be told now.
+    pub(super) fn is_refused(&self) -> bool {
+        self.visits().is_refused
+    }
+
+    pub(super) fn set_refused(&self) {
+        self.visits().is_refused = true;
     }
 
     pub(super) fn is_verified(&self) {
@@ -269,7 +282,7 @@ impl Shared {
         let is_new = found.is_none();
         let shared_topic = found.unwrap_or_else(|| {
             let visits =
-                Visits { count: 0, empty_since: Instant::now(), is_gone: false, verified: Instant::now() };
+                Visits { count: 0, empty_since: Instant::now(), is_gone: false, verified: Instant::now(), is_refused: false };
             let made = Arc::new(SharedTopic {
                 topic: topic.clone(),
                 naming: (self.naming)(topic.as_str()),
@@ -281,10 +294,14 @@ impl Shared {
             made
         });
         // Under the map's lock, so that a topic without visitors cannot be removed in between.
-        shared_topic.visits().count += 1;
+        let was_refused = {
+            let mut visits = shared_topic.visits();
+            visits.count += 1;
+            std::mem::take(&mut visits.is_refused)
+        };
         self.metrics.topics.set(topics.len().try_into().unwrap_or(i64::MAX));
         drop(topics);
-        if is_new {
+        if is_new || was_refused {
             tokio::spawn(join::run(self.clone(), shared_topic.clone()));
         }
         shared_topic
@@ -312,7 +329,8 @@ impl Shared {
                         let frame = Frame::of_event(envelope.id, &envelope.event_type, payload, topic.naming);
                         tracing::trace!(id = %envelope.id, event = %envelope.event, topic = %topic.topic, "heard");
                         let _delivering = trace::deliver(envelope.trace, &topic.topic, envelope.event);
-                        self.tell(&topic, News::Event { prev: envelope.prev, frame });
+                        let (prev, is_restored) = (envelope.prev, envelope.restored);
+                        self.tell(&topic, News::Event { prev, is_restored, frame });
                         if let Some(at) = envelope.at {
                             self.metrics.told(at);
                         }
@@ -342,6 +360,13 @@ impl Shared {
             tracing::info!(topic = %topic.topic, "a hole before an event; reading the history");
             tokio::spawn(join::run(self.clone(), topic.clone()));
         }
+    }
+
+    /// Ends a stream that cannot go on now: its client comes back by itself.
+    pub(super) fn end_refused(&self, outlet: &Outlet, refusal: Refusal) {
+        self.metrics.refused(refusal);
+        let wait = ticker::retry_of(self, REFUSED_WAIT);
+        outlet.finish([frame::retry(wait), frame::refused(refusal, wait)].concat().into());
     }
 
     /// Joins a topic that may have missed something.

@@ -41,6 +41,10 @@ pub struct Metrics {
     pub history_reads: Counter,
     /// Times that a topic was joined, or joined anew.
     pub joins: Counter,
+    /// Times that Redis refused a topic, so that its clients were told to come back later.
+    pub topics_refused: Counter,
+    /// Events heard on a live channel that no history had: no relay published them.
+    pub dropped_events: Counter,
     refused: Family<Reason, Counter>,
     /// From the begin of an event's transaction until it was put into its clients' queues, in seconds.
     pub commit_to_client_seconds: Histogram,
@@ -64,6 +68,8 @@ impl Default for Metrics {
             slow_closes: Counter::default(),
             history_reads: Counter::default(),
             joins: Counter::default(),
+            topics_refused: Counter::default(),
+            dropped_events: Counter::default(),
             commit_to_client_seconds: Histogram::new(SECONDS),
             interruptions: Counter::default(),
             connections_limit: Gauge::default(),
@@ -105,6 +111,16 @@ impl Metrics {
             metrics.history_reads.clone(),
         );
         registry.register("aftercommit_sse_joins", "Topics joined or joined anew", metrics.joins.clone());
+        registry.register(
+            "aftercommit_sse_topics_refused",
+            "Times that Redis refused a topic",
+            metrics.topics_refused.clone(),
+        );
+        registry.register(
+            "aftercommit_sse_dropped_events",
+            "Events on live channels that no history has",
+            metrics.dropped_events.clone(),
+        );
         metrics.register_flow(registry);
         registry.register("aftercommit_sse_resets", "Resets sent, by reason", metrics.resets.clone());
         registry.register(

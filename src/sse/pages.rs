@@ -10,8 +10,9 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use super::frame::Frame;
-use crate::event::{StreamId, Topic};
+use super::cursor::Cursor;
+use super::history_page::Page;
+use crate::event::Topic;
 use crate::redis::history::ReadError;
 
 /// How long a page is handed out: long enough for clients that come together, and short enough for the newest page, which
@@ -22,15 +23,10 @@ const KEPT: Duration = Duration::from_millis(250);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) topic: Topic,
-    /// The entry that it begins with; `None` for the first one of the history.
-    pub(super) after: Option<StreamId>,
-    /// Whether it must be proven to follow that place.
-    pub(super) is_proven: bool,
+    /// The place that it follows; `None` for the first one of the history, whatever came before that.
+    pub(super) after: Option<Cursor>,
     pub(super) count: usize,
 }
-
-/// A page: the events of the history from a place on, that one included; or `None` if they cannot be proven to follow it.
-pub(super) type Page = Option<Arc<[Frame]>>;
 
 /// Pages that are being read, or were read just now.
 #[derive(Debug, Default)]
@@ -78,10 +74,17 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::event::StreamId;
+    use crate::sse::frame::Frame;
+    use crate::sse::history_page::PageEnd;
+
+    fn page(frames: &[Frame]) -> Page {
+        Page::Follows { frames: Arc::from(frames), end: PageEnd::Last }
+    }
 
     fn key(seq: u64) -> Key {
         let topic = Topic::new("t").expect("a topic");
-        Key { topic, after: Some(StreamId::new(1, seq)), is_proven: true, count: 16 }
+        Key { topic, after: Some(Cursor::After(StreamId::new(1, seq))), count: 16 }
     }
 
     #[tokio::test(start_paused = true)]
@@ -90,11 +93,11 @@ mod tests {
         let read = || async {
             reads.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(50)).await;
-            Ok(Some(Arc::from([Frame::empty(StreamId::new(1, 1))])))
+            Ok(page(&[Frame::empty(StreamId::new(1, 1))]))
         };
         let all = (0..1000).map(|_| pages.get(key(1), read));
         for page in futures_util::future::join_all(all).await {
-            assert_eq!(page.expect("a page").expect("proven").len(), 1);
+            assert!(matches!(page, Ok(Page::Follows { frames, .. }) if frames.len() == 1));
         }
         assert_eq!(reads.load(Ordering::Relaxed), 1);
         pages.get(key(2), read).await.expect("another page");
@@ -115,6 +118,7 @@ mod tests {
             Err(ReadError::Id { topic, id: "x".to_owned() })
         });
         assert!(failed.await.is_err());
-        assert!(pages.get(key(1), || async { Ok(None) }).await.expect("a page").is_none());
+        let read = pages.get(key(1), || async { Ok(Page::Nothing) }).await;
+        assert!(matches!(read, Ok(Page::Nothing)));
     }
 }

@@ -21,7 +21,7 @@ pub(super) struct Budget {
 #[derive(Debug)]
 pub(super) struct Recent {
     budget: Budget,
-    /// The place right before the first frame, if it is known.
+    /// The place right before the first frame, if it is known. A start says since when it is known that there was none.
     base: Option<Cursor>,
     frames: VecDeque<Frame>,
     bytes: usize,
@@ -90,6 +90,16 @@ impl Recent {
     /// Whether the run begins before the topic's first event.
     pub(super) fn reaches_start(&self) -> bool {
         matches!(self.base, Some(Cursor::Start { .. }))
+    }
+
+    /// Whether the run holds every event since this time (milliseconds since 1970), when the topic had none.
+    pub(super) fn reaches_start_of(&self, seen_ms: u64) -> bool {
+        matches!(self.base, Some(Cursor::Start { seen_ms: since_ms }) if since_ms <= seen_ms)
+    }
+
+    /// Whether this event is one of the run.
+    pub(super) fn holds(&self, id: StreamId) -> bool {
+        self.frames.binary_search_by_key(&id, |frame| frame.id).is_ok()
     }
 
     /// The events after `id`, or `None` where this run cannot prove that they are all.

@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use tokio::time::{Duration, Instant};
+
 use super::cursor::Cursor;
 use super::frame::{self, Block, Frame, ResetReason};
 use super::heard::Heard;
@@ -19,8 +21,8 @@ use crate::event::{StreamId, Topic};
 /// Something heard on a topic's channels.
 #[derive(Debug, Clone)]
 pub(super) enum News {
-    /// An event, with the id of the topic's event before it.
-    Event { prev: Option<StreamId>, frame: Frame },
+    /// An event, with the id of the topic's event before it. Redis had forgotten one that is restored.
+    Event { prev: Option<StreamId>, is_restored: bool, frame: Frame },
     /// A message of somebody else's: no place in the order, told as it comes.
     Foreign(Block),
 }
@@ -104,6 +106,8 @@ pub(super) struct TopicState {
     metrics: Metrics,
     /// `None` until the topic was live for the first time.
     recent: Option<Recent>,
+    /// When the newest event came, or the topic was begun.
+    newest_at: Instant,
     phase: Phase,
     clients: HashMap<u64, Lane>,
 }
@@ -112,7 +116,7 @@ impl TopicState {
     /// A topic that is joining.
     pub(super) fn new(topic: Topic, budget: Budget, heard_bytes: Arc<AtomicUsize>, metrics: Metrics) -> Self {
         let phase = Phase::Joining { heard: Heard::new(heard_bytes.clone()), again: false };
-        Self { topic, budget, heard_bytes, metrics, recent: None, phase, clients: HashMap::new() }
+        Self { topic, budget, heard_bytes, metrics, recent: None, newest_at: Instant::now(), phase, clients: HashMap::new() }
     }
 
     /// Makes the topic joining, with what has been heard so far.
@@ -130,6 +134,11 @@ impl TopicState {
     /// Whether somebody counts on what follows the topic's place.
     pub(super) fn has_clients(&self) -> bool {
         !self.clients.is_empty()
+    }
+
+    /// For how long no event has come, as far as is known.
+    pub(super) fn quiet_for(&self) -> Duration {
+        self.newest_at.elapsed()
     }
 
     pub(super) fn is_live(&self) -> bool {
@@ -160,13 +169,16 @@ impl TopicState {
                 self.fan_out(&block);
                 Ok(())
             }
-            News::Event { prev, frame } => {
+            News::Event { prev, is_restored, frame } => {
                 let place = self.place().and_then(Cursor::id);
-                if place.is_some_and(|place| frame.id <= place) {
-                    return Ok(()); // A repeat.
+                let is_behind = place.is_some_and(|place| frame.id <= place);
+                // Clients were told these: they are in memory, or Redis has got again what it had forgotten.
+                if is_behind && (is_restored || self.recent.as_ref().is_some_and(|recent| recent.holds(frame.id))) {
+                    return Ok(());
                 }
-                if prev != place {
-                    return Err(News::Event { prev, frame });
+                // An id below the place that nobody was told says that the place is not what it seems: read the history.
+                if is_behind || prev != place {
+                    return Err(News::Event { prev, is_restored, frame });
                 }
                 self.append(frame);
                 Ok(())
@@ -186,6 +198,7 @@ impl TopicState {
         if let Some(recent) = &mut self.recent {
             recent.push(frame);
         }
+        self.newest_at = Instant::now();
     }
 
     fn fan_out(&mut self, block: &Block) {
@@ -234,6 +247,7 @@ impl TopicState {
         let mut recent = Recent::new(self.budget.clone(), base);
         frames.into_iter().for_each(|frame| recent.push(frame));
         self.recent = Some(recent);
+        self.newest_at = Instant::now();
         let Some(reason) = reason else { return 0 };
         let told = self.clients.len();
         let block = frame::reset(reason, &self.topic, self.cursor());
@@ -250,33 +264,40 @@ impl TopicState {
         }
     }
 
-    /// Lets go of what was heard since the join began, if it fits.
+    /// Lets go of what was heard since the join began, if it fits behind the history that was read.
     ///
-    /// With `was_reset` the history was found not to fill the hole, and clients have been told: then what does not fit is
-    /// where a proven run begins anew, behind a reset of its own.
-    pub(super) fn finish_join(&mut self, was_reset: bool) -> Joined {
+    /// What does not fit may have been published after the history was read: then it is read once more. With
+    /// `has_read_since` it has been, and the history has every event before it is told: so no relay published this one, and
+    /// it is dropped.
+    pub(super) fn finish_join(&mut self, has_read_since: bool) -> Joined {
         let Phase::Joining { heard, again, .. } = &mut self.phase else { return Joined::Live };
         if *again {
             return Joined::Again;
         }
         let mut waiting = heard.take().into_iter();
         while let Some(news) = waiting.next() {
+            // The place has just been read in the history: what is not behind it was told, or is older than a reset.
+            if matches!(&news, News::Event { frame, .. } if self.has_passed(frame.id)) {
+                continue;
+            }
             match self.apply(news) {
-                Err(News::Event { prev, frame }) if was_reset => {
-                    let base = prev.map_or_else(Cursor::start_now, Cursor::After);
-                    let told = self.begin_with(Some(base), [], Some(ResetReason::Gap));
-                    self.metrics.reset(ResetReason::Gap, told);
-                    self.append(frame);
+                Ok(()) => {}
+                Err(News::Event { frame, .. }) if has_read_since => {
+                    tracing::warn!(topic = %self.topic, id = %frame.id, "an event that is not in the history is dropped");
+                    self.metrics.dropped_events.inc();
                 }
                 Err(ahead) => {
                     self.join_with(std::iter::once(ahead).chain(waiting));
                     return Joined::Hole;
                 }
-                Ok(()) => {}
             }
         }
         self.phase = Phase::Live;
         Joined::Live
+    }
+
+    fn has_passed(&self, id: StreamId) -> bool {
+        self.place().and_then(Cursor::id).is_some_and(|place| id <= place)
     }
 
     /// Gives a client what it lacks and adds it to those who get what follows, in one go.
@@ -289,9 +310,8 @@ impl TopicState {
         let missed: Vec<&Frame> = match from {
             From::Latest | From::Reset(_) => Vec::new(),
             From::Last => recent.last(1).collect(),
-            From::Earliest | From::After(Cursor::Start { .. }) if recent.reaches_start() => {
-                recent.all().collect()
-            }
+            From::Earliest if recent.reaches_start() => recent.all().collect(),
+            From::After(Cursor::Start { seen_ms }) if recent.reaches_start_of(seen_ms) => recent.all().collect(),
             From::Earliest | From::After(Cursor::Start { .. }) => return Attached::Behind,
             From::After(Cursor::After(id)) => match recent.after(id) {
                 Some(frames) => frames.collect(),
@@ -335,6 +355,11 @@ impl TopicState {
             self.metrics.reset(ResetReason::Rebased, usize::from(reset.is_some()));
             reset.into_iter().chain([frame.block.clone()])
         })
+    }
+
+    /// Forgets all clients, and hands them over.
+    pub(super) fn detach_all(&mut self) -> Vec<Lane> {
+        self.clients.drain().map(|(_, lane)| lane).collect()
     }
 
     /// Forgets a client.

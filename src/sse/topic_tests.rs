@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::event::EventType;
+use crate::redis::continuity::{self, Link, Place, Prev};
 use crate::sse::Naming;
 use crate::sse::outlet::{Outlet, StreamBody, Terms};
 
@@ -126,9 +127,8 @@ struct Model {
     topic: TopicState,
     /// Everything ever published.
     published: Vec<StreamId>,
-    /// What the history still holds, and whether it was ever trimmed.
-    history: Vec<StreamId>,
-    trimmed: bool,
+    /// What the history still holds.
+    history: Vec<Link>,
     /// The next event's. (Numbers go on growing in a new epoch here, so that one alone tells an event.)
     next: StreamId,
     clients: Vec<Client>,
@@ -156,7 +156,6 @@ impl Model {
             topic: TopicState::new(topic, budget, Arc::default(), Metrics::default()),
             published: Vec::new(),
             history: Vec::new(),
-            trimmed: false,
             next: StreamId::new(1, 1),
             clients: (0..4).map(|_| Client::default()).collect(),
             next_client: 1,
@@ -175,7 +174,6 @@ impl Model {
             Act::Rebase => self.next.epoch += 1,
             Act::Trim { keep } => {
                 let cut = self.history.len().saturating_sub(*keep);
-                self.trimmed |= cut > 0;
                 self.history.drain(..cut);
             }
             Act::Connect { client } => self.connect(*client),
@@ -194,9 +192,10 @@ impl Model {
         let id = self.next;
         self.next.seq += 2; // Other topics use numbers too.
         self.published.push(id);
-        self.history.push(id);
+        self.history.push(Link { id, prev: prev.map_or(Prev::First, Prev::Event) });
         for _ in 0..copies {
-            if self.topic.hear(News::Event { prev, frame: frame(id) }) == Next::Join {
+            let news = News::Event { prev, is_restored: false, frame: frame(id) };
+            if self.topic.hear(news) == Next::Join {
                 self.holes = 0;
             }
         }
@@ -208,30 +207,37 @@ impl Model {
             return;
         }
         self.topic.begin_round();
-        let place = self.topic.place();
-        let after: Vec<StreamId> = match place.and_then(Cursor::id) {
-            Some(place) => self.history.iter().copied().filter(|id| *id >= place).collect(),
-            None => self.history.clone(),
-        };
-        let follows = match (place, after.first()) {
-            (None, _) => false,
-            (Some(Cursor::After(_)), None) => true,
-            (Some(Cursor::After(id)), Some(first)) => *first == id,
-            (Some(Cursor::Start { .. }), _) => !self.trimmed,
-        };
-        let mut was_reset = false;
-        if follows && self.holes < 2 {
-            self.topic.extend(after.into_iter().map(frame));
-        } else {
-            was_reset = place.is_some() || self.topic.has_clients();
-            let newest: Vec<StreamId> = self.history.iter().rev().take(3).rev().copied().collect();
-            let is_whole = !self.trimmed && newest.len() == self.history.len();
-            let base = is_whole.then(Cursor::start_now);
-            self.topic.begin_with(base, newest.into_iter().map(frame), was_reset.then_some(ResetReason::Gap));
+        if !self.follow() {
+            let is_reset = self.topic.place().is_some() || self.topic.has_clients();
+            let skip = self.history.len() - self.history.len().min(3);
+            let base = match self.history.get(skip).map(|first| first.prev) {
+                Some(Prev::First) => Some(Cursor::Start { seen_ms: 0 }),
+                Some(Prev::Event(id)) => Some(Cursor::After(id)),
+                Some(Prev::Unknown) => None,
+                None if self.published.is_empty() => Some(Cursor::Start { seen_ms: 0 }),
+                // It has vanished.
+                None => Some(Cursor::start_now()),
+            };
+            let newest: Vec<Frame> = self.history[skip..].iter().map(|link| frame(link.id)).collect();
+            self.topic.begin_with(base, newest, is_reset.then_some(ResetReason::Gap));
         }
-        if self.topic.finish_join(was_reset) == Joined::Hole {
+        if self.topic.finish_join(self.holes >= 1) == Joined::Hole {
             self.holes += 1;
         }
+    }
+
+    /// Adds what the history proves to follow the topic's place. False if it proves nothing.
+    fn follow(&mut self) -> bool {
+        let Some(place) = self.topic.place() else { return false };
+        let after: Vec<Link> =
+            self.history.iter().copied().filter(|link| place.id().is_none_or(|place| link.id >= place)).collect();
+        if after.is_empty() {
+            return matches!(place, Cursor::Start { .. }) && self.published.is_empty();
+        }
+        let run = continuity::follow(place.id().map_or(Place::Start, Place::After), &after);
+        let Some(run) = run.filter(|run| !run.is_broken) else { return false };
+        self.topic.extend(after[run.skip..].iter().map(|link| frame(link.id)));
+        true
     }
 
     fn connect(&mut self, client: usize) {
@@ -321,7 +327,7 @@ fn live_topic() -> TopicState {
 
 fn event(prev: Option<u64>, seq: u64) -> News {
     let id = |seq| StreamId::new(1, seq);
-    News::Event { prev: prev.map(id), frame: frame(id(seq)) }
+    News::Event { prev: prev.map(id), is_restored: false, frame: frame(id(seq)) }
 }
 
 #[test]
@@ -333,6 +339,45 @@ fn the_first_event_of_a_topic_follows_its_start_and_the_next_one_that_one() {
     assert_eq!(topic.place(), Some(Cursor::After(StreamId::new(1, 9))));
     assert_eq!(topic.hear(event(Some(10), 12)), Next::Join, "a hole");
     assert!(!topic.is_live());
+}
+
+#[test]
+fn an_id_below_the_place_that_nobody_was_told_has_the_history_read() {
+    let id = |seq| StreamId::new(1, seq);
+    let mut topic = live_topic();
+    topic.hear(event(None, 4));
+    // Somebody publishes on the live channel and names the topic's place: nobody can tell yet.
+    assert_eq!(topic.hear(event(Some(4), 9_000_000)), Next::Nothing);
+    assert_eq!(topic.hear(event(Some(4), 5)), Next::Join, "a real event, taken for a repeat before");
+    // An event of before this server's memory, which Redis has got again, needs no look.
+    let mut topic = live_topic();
+    topic.begin_with(Some(Cursor::After(id(8))), [frame(id(9))], None);
+    let restored = News::Event { prev: Some(id(2)), is_restored: true, frame: frame(id(4)) };
+    assert_eq!(topic.hear(restored), Next::Nothing);
+    assert_eq!(topic.place(), Some(Cursor::After(id(9))));
+}
+
+#[test]
+fn an_event_that_no_history_has_is_dropped_and_the_topic_goes_on() {
+    let mut topic = live_topic();
+    topic.hear(event(None, 4));
+    assert_eq!(topic.hear(event(Some(7), 9_000_000)), Next::Join, "a hole, as it seems");
+    assert_eq!(topic.finish_join(false), Joined::Hole, "it may be newer than what was read");
+    topic.begin_round();
+    assert_eq!(topic.finish_join(true), Joined::Live);
+    assert_eq!(topic.place(), Some(Cursor::After(StreamId::new(1, 4))));
+    assert_eq!(topic.hear(event(Some(4), 5)), Next::Nothing, "the topic goes on");
+}
+
+#[test]
+fn a_start_is_only_as_old_as_what_is_known_of_it() {
+    let mut topic = live_topic();
+    topic.begin_with(Some(Cursor::Start { seen_ms: 1000 }), [frame(StreamId::new(1, 9))], None);
+    let terms = Terms { queued_bytes: 20_000, expires_at: None };
+    let lane = Lane { outlet: Arc::new(Outlet::new(1, terms, None, CancellationToken::new())), at: 0 };
+    let start = |seen_ms| From::After(Cursor::Start { seen_ms });
+    assert_eq!(topic.attach(&lane, start(999)), Attached::Behind, "something may have vanished since");
+    assert_eq!(topic.attach(&lane, start(1000)), Attached::Yes);
 }
 
 #[test]

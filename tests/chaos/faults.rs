@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aftercommit::redis::keys;
+use crate::harness::keys;
 
 use crate::harness::{Flow, Process, Proxy};
 use crate::plan::{Break, Fault, Kind, Lane, Line};

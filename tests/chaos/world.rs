@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use aftercommit::event::Topic;
 use aftercommit::local::{Home, RedisServer, redis::Options};
-use aftercommit::outbox::parked::{self, Wish};
-use aftercommit::redis::keys;
+use aftercommit::outbox::parked::{self, Action};
+use crate::harness::keys;
 use redis::aio::MultiplexedConnection;
 use secrecy::ExposeSecret;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -169,7 +169,7 @@ impl World {
             }
             for topic in topics {
                 // A failure is tried again in the next round.
-                drop(parked::wish(&mut connection, &relay, &topic, Wish::Release).await);
+                drop(parked::request(&mut connection, &relay, &topic, Action::Release, None).await);
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }

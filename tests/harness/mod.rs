@@ -5,6 +5,7 @@ mod database;
 mod feed;
 mod front;
 mod host;
+pub(crate) mod keys;
 mod leash;
 mod line;
 mod listener;

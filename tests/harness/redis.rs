@@ -4,10 +4,11 @@ use redis::aio::MultiplexedConnection;
 
 use aftercommit::event::Topic;
 use aftercommit::redis::Settings;
+use aftercommit::redis::keys::Keys;
 
 use super::servers::servers;
 
-/// A test's part of the shared Redis: names that no other test uses.
+/// A test's part of the shared Redis: a namespace, and a relay and topics whose names begin with it.
 #[derive(Debug)]
 pub(crate) struct Redis {
     prefix: String,
@@ -25,7 +26,9 @@ pub(crate) fn settings_of(url: &str) -> Settings {
         connect_timeout_ms: 3000,
         response_timeout_ms: 5000,
         min_replicas: 0,
+        namespace: String::new(),
         history_max_events: 10_000,
+        history_max_bytes: 16 * 1024 * 1024,
         history_ttl_seconds: 86_400,
     }
 }
@@ -40,7 +43,12 @@ impl Redis {
     }
 
     pub(crate) fn settings(&self) -> Settings {
-        settings_of(&servers().redis_url)
+        Settings { namespace: self.prefix.clone(), ..settings_of(&servers().redis_url) }
+    }
+
+    /// The names of the test's namespace.
+    pub(crate) fn keys(&self) -> Keys {
+        Keys::new(&self.prefix)
     }
 
     pub(crate) fn client(&self) -> redis::Client {

@@ -42,6 +42,7 @@ impl System {
             .set("DATABASE_URL", database.url())
             .set("REDIS_URL", redis_url)
             .set("AFTERCOMMIT_RELAY_NAME", redis.relay_name())
+            .set("AFTERCOMMIT_REDIS_NAMESPACE", redis.relay_name())
             .set("AFTERCOMMIT_JWT_SECRET", SECRET)
             .set("AFTERCOMMIT_JWT_LEEWAY_SECONDS", "0")
             .set("AFTERCOMMIT_API_LISTEN", "127.0.0.1:0")

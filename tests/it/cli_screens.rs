@@ -8,7 +8,7 @@ use redis::AsyncCommands;
 use regex::Regex;
 
 use aftercommit::event::Topic;
-use aftercommit::redis::keys;
+use crate::harness::keys;
 
 use crate::commands::{commit, json};
 use crate::harness::{Settings, System, cli, eventually};

@@ -5,7 +5,7 @@ use serde_json::Value;
 use sqlx::AssertSqlSafe;
 
 use aftercommit::event::Topic;
-use aftercommit::redis::keys;
+use crate::harness::keys;
 
 use crate::commands::{commit, json as told};
 use crate::harness::{Browser, Process, System, empty_database, eventually, metric_of};

@@ -4,7 +4,7 @@ use redis::AsyncCommands;
 use secrecy::ExposeSecret;
 
 use aftercommit::event::Topic;
-use aftercommit::redis::keys;
+use crate::harness::keys;
 
 use crate::commands::commit;
 use crate::console::{TOKEN, agrees, signed_in};

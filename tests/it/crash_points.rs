@@ -70,7 +70,7 @@ async fn a_relay_that_dies_with_the_position_written_down() {
 #[tokio::test]
 async fn a_relay_that_dies_with_parked_events_released_and_not_yet_removed() {
     let (mut line, mut listener) = line_that_stops_at("released", 1).await;
-    let key = aftercommit::redis::keys::history(&line.topic);
+    let key = crate::harness::keys::history(&line.topic);
     line.words(&["set", &key, "of another type"]).await.expect("a key");
     line.append(15).await;
     eventually("they are parked", async || {
@@ -103,7 +103,7 @@ async fn a_relay_that_dies_in_the_middle_of_a_restore() {
 async fn a_relay_that_dies_in_a_restore_with_events_refused_and_not_yet_set_aside() {
     let (mut line, _) = line_that_stops_at("stretch_published", 1).await;
     let refused = line.system.redis.topic("refused");
-    let key = aftercommit::redis::keys::history(&refused);
+    let key = crate::harness::keys::history(&refused);
     let waiting = line.append_to(&refused, 4).await;
     line.append(12).await;
     line.is_whole().await;

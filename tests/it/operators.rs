@@ -109,7 +109,7 @@ async fn parked_events_are_listed_and_one_topic_is_released_while_another_is_dis
     let mut redis = system.redis.connect().await;
     for topic in &topics {
         let _: () =
-            redis.set(aftercommit::redis::keys::history(topic), "in the way").await.expect("a string");
+            redis.set(crate::harness::keys::history(topic), "in the way").await.expect("a string");
     }
     let relay = system.start("relay").await;
     for topic in &topics {
@@ -124,7 +124,7 @@ async fn parked_events_are_listed_and_one_topic_is_released_while_another_is_dis
     assert!(listed[0]["reason"].as_str().expect("a reason").contains("WRONGTYPE"), "{listed}");
     assert!(does(&system, &["status"]).await.contains("4 events, 2 topics held"));
     for topic in &topics {
-        let _: () = redis.del(aftercommit::redis::keys::history(topic)).await.expect("a deletion");
+        let _: () = redis.del(crate::harness::keys::history(topic)).await.expect("a deletion");
     }
     let (kept, given_up) = (topics[0].as_str(), topics[1].as_str());
     assert_fails(system.settings(), &["parked", "discard", given_up], 1, "--yes").await;
@@ -138,8 +138,8 @@ async fn parked_events_are_listed_and_one_topic_is_released_while_another_is_dis
     commit(&system, &topics[1], "A", 1).await;
     eventually("the discarded topic flows", async || (delivered(&system).await == 3).then_some(())).await;
     let lengths: (u64, u64) = (
-        redis.xlen(aftercommit::redis::keys::history(&topics[0])).await.expect("a length"),
-        redis.xlen(aftercommit::redis::keys::history(&topics[1])).await.expect("a length"),
+        redis.xlen(crate::harness::keys::history(&topics[0])).await.expect("a length"),
+        redis.xlen(crate::harness::keys::history(&topics[1])).await.expect("a length"),
     );
     assert_eq!(lengths, (2, 1));
     assert_eq!(relay.terminate().await, 0);
@@ -150,7 +150,7 @@ async fn an_events_life_tells_when_it_was_parked_who_released_it_and_when_it_arr
     use redis::AsyncCommands;
     let system = System::new().await;
     let topic = system.redis.topic("released");
-    let history = aftercommit::redis::keys::history(&topic);
+    let history = crate::harness::keys::history(&topic);
     let mut redis = system.redis.connect().await;
     let _: () = redis.set(&history, "in the way").await.expect("a string");
     let _relay = system.start("relay").await;
@@ -192,32 +192,6 @@ async fn an_events_life_tells_when_it_was_parked_who_released_it_and_when_it_arr
     assert_eq!(entries.len(), 2);
     let again = json(&system, &["replay", "--topic", topic.as_str(), "--dry-run"]).await;
     assert_eq!(again["events"], 2, "what was released was delivered: {again}");
-}
-
-#[tokio::test]
-async fn an_event_that_was_skipped_and_released_is_told_as_copied_and_its_copy_as_delivered() {
-    use redis::AsyncCommands;
-    let system = System::new().await.set("AFTERCOMMIT_RELAY_ON_POISON", "skip");
-    let topic = system.redis.topic("skipped");
-    let history = aftercommit::redis::keys::history(&topic);
-    let mut redis = system.redis.connect().await;
-    let _: () = redis.set(&history, "in the way").await.expect("a string");
-    let _relay = system.start("relay").await;
-    let event = commit(&system, &topic, "A", 1).await[0].to_string();
-    let states = async |expected: &[&str]| {
-        eventually(&format!("{expected:?}"), async || {
-            let shown = json(&system, &["events", "show", &event]).await;
-            let states: Vec<_> = shown.as_array().expect("rows").iter().map(|row| &row["state"]).collect();
-            (states == expected).then_some(shown)
-        })
-        .await
-    };
-    states(&["parked"]).await;
-    let _: () = redis.del(&history).await.expect("a deletion");
-    does(&system, &["parked", "release", topic.as_str(), "--yes", "--reason", "mended"]).await;
-    let shown = states(&["copied", "delivered"]).await;
-    assert_eq!((&shown[0]["released"]["reason"], &shown[0]["delivered"]), (&"mended".into(), &Value::Null));
-    assert_eq!((&shown[0]["isSentOnAsCopy"], &shown[1]["copyOf"]), (&true.into(), &1.into()), "{shown}");
 }
 
 /// What a person sees, with what differs from run to run replaced.

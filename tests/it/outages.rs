@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use aftercommit::redis::keys;
+use crate::harness::keys;
 use sqlx::PgConnection;
 
 use crate::harness::{Flow, Line, eventually};

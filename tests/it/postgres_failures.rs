@@ -123,7 +123,7 @@ async fn a_position_that_is_locked_for_longer_than_a_statement_may_take() {
 async fn a_deadlock_that_ends_the_relays_transaction() {
     let (mut line, mut admin) = line_and_admin(Wiring::default()).await;
     let poisoned = line.system.redis.topic("poisoned");
-    let key = aftercommit::redis::keys::history(&poisoned);
+    let key = crate::harness::keys::history(&poisoned);
     line.words(&["set", &key, "of another type"]).await.expect("a key");
     // The relay writes its position and then what it parks. It looks for a deadlock once, long before the other one does; it
     // must not have looked before there is one.

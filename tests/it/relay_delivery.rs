@@ -8,7 +8,7 @@ use sqlx::Connection;
 
 use aftercommit::event::{EventId, EventType, NewEvent, StreamId, Topic};
 use aftercommit::outbox::audit::Operator;
-use aftercommit::outbox::parked::{self, Wish};
+use aftercommit::outbox::parked::{self, Action};
 use aftercommit::outbox::{self, pause, read};
 use aftercommit::redis::Publisher;
 use aftercommit::relay::{OnPoison, Outcome, Rules, Step};
@@ -68,7 +68,7 @@ async fn append_in(connection: &mut sqlx::PgConnection, topic: &Topic, payload: 
 async fn history(redis: &Redis, topic: &Topic) -> Vec<(String, String, String)> {
     let mut connection = redis.connect().await;
     let reply: redis::streams::StreamRangeReply =
-        connection.xrange_all(aftercommit::redis::keys::history(topic)).await.expect("a history");
+        connection.xrange_all(crate::harness::keys::history(topic)).await.expect("a history");
     reply
         .ids
         .into_iter()
@@ -90,7 +90,7 @@ async fn an_event_reaches_history_live_channel_and_public_channel_byte_for_byte(
     let topic = redis.topic("bytes");
     let mut subscriber = redis.client().get_async_pubsub().await.expect("a subscriber");
     subscriber
-        .subscribe(&[aftercommit::redis::keys::live(&topic), topic.to_string()])
+        .subscribe(&[crate::harness::keys::live(&topic), crate::harness::keys::public(&topic)])
         .await
         .expect("a subscription");
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
@@ -112,7 +112,7 @@ async fn an_event_reaches_history_live_channel_and_public_channel_byte_for_byte(
             .expect("a time");
     let envelope =
         format!(r#"{{"id":"1-1","prev":null,"event":"{event}","type":"T","at":{at},"payload":{payload}}}"#);
-    assert_eq!(next().await, (aftercommit::redis::keys::live(&topic), envelope));
+    assert_eq!(next().await, (crate::harness::keys::live(&topic), envelope));
     assert_eq!(next().await, (topic.to_string(), payload.to_owned()));
     assert_eq!(history(&redis, &topic).await, [("1-1".to_owned(), event.to_string(), payload.to_owned())]);
 }
@@ -123,7 +123,7 @@ async fn the_history_of_a_topic_expires_after_its_last_event() {
     let topic = redis.topic("ttl");
     append(&database, &topic, "1").await;
     Relay::new(&database, &redis, OnPoison::Park).await.drain().await;
-    let ttl: i64 = redis.connect().await.ttl(aftercommit::redis::keys::history(&topic)).await.expect("a ttl");
+    let ttl: i64 = redis.connect().await.ttl(crate::harness::keys::history(&topic)).await.expect("a ttl");
     assert!((86_300..=86_400).contains(&ttl), "{ttl}");
 }
 
@@ -214,7 +214,7 @@ async fn a_pause_holds_every_event_that_is_committed_after_it_also_behind_an_ope
 async fn a_topic_whose_key_has_the_wrong_type_is_parked_and_all_else_flows() {
     let (database, redis) = (database().await, redis().await);
     let (bad, good) = (redis.topic("bad"), redis.topic("good"));
-    let key = aftercommit::redis::keys::history(&bad);
+    let key = crate::harness::keys::history(&bad);
     let mut connection = redis.connect().await;
     let _: () = connection.set(&key, "somebody else's").await.expect("a string");
     for n in 0..3 {
@@ -234,9 +234,9 @@ async fn a_topic_whose_key_has_the_wrong_type_is_parked_and_all_else_flows() {
     let _: () = connection.del(&key).await.expect("a deletion");
     let mut database_connection = database.connect().await;
     let name = redis.relay_name();
-    let wished = parked::wish(&mut database_connection, &name, &bad, Wish::Release).await.expect("a wish");
+    let wished = parked::request(&mut database_connection, &name, &bad, Action::Release, None).await.expect("a request");
     assert_eq!(wished, 4);
-    assert!(relay.step.grant_wish(&mut relay.publisher).await.expect("a release"));
+    assert!(relay.step.apply_request(&mut relay.publisher).await.expect("a release"));
     append(&database, &bad, "\"bad 4\"").await;
     assert_eq!(relay.drain().await, (1, 0));
     let history = history(&redis, &bad).await;
@@ -251,15 +251,15 @@ async fn a_release_that_redis_refuses_again_stays_parked() {
     let (database, redis) = (database().await, redis().await);
     let bad = redis.topic("bad");
     let mut connection = redis.connect().await;
-    let _: () = connection.set(aftercommit::redis::keys::history(&bad), "x").await.expect("a string");
+    let _: () = connection.set(crate::harness::keys::history(&bad), "x").await.expect("a string");
     append(&database, &bad, "1").await;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_eq!(relay.drain().await, (0, 1));
     let mut database_connection = database.connect().await;
     let name = redis.relay_name();
-    parked::wish(&mut database_connection, &name, &bad, Wish::Release).await.expect("a wish");
-    assert!(relay.step.grant_wish(&mut relay.publisher).await.expect("an attempt"));
-    assert!(!relay.step.grant_wish(&mut relay.publisher).await.expect("no wish left"));
+    parked::request(&mut database_connection, &name, &bad, Action::Release, None).await.expect("a request");
+    assert!(relay.step.apply_request(&mut relay.publisher).await.expect("an attempt"));
+    assert!(!relay.step.apply_request(&mut relay.publisher).await.expect("no request left"));
     assert_eq!(parked::count(&mut database_connection, &name, &bad).await.expect("a count"), 1);
 }
 
@@ -267,7 +267,7 @@ async fn a_release_that_redis_refuses_again_stays_parked() {
 async fn discarded_events_are_forgotten_and_the_topic_flows_again() {
     let (database, redis) = (database().await, redis().await);
     let bad = redis.topic("bad");
-    let key = aftercommit::redis::keys::history(&bad);
+    let key = crate::harness::keys::history(&bad);
     let mut connection = redis.connect().await;
     let _: () = connection.set(&key, "x").await.expect("a string");
     append(&database, &bad, "1").await;
@@ -275,24 +275,8 @@ async fn discarded_events_are_forgotten_and_the_topic_flows_again() {
     assert_eq!(relay.drain().await, (0, 1));
     let _: () = connection.del(&key).await.expect("a deletion");
     let mut database_connection = database.connect().await;
-    parked::wish(&mut database_connection, &redis.relay_name(), &bad, Wish::Discard).await.expect("a wish");
-    assert!(relay.step.grant_wish(&mut relay.publisher).await.expect("a discard"));
-    append(&database, &bad, "2").await;
-    assert_eq!(relay.drain().await, (1, 0));
-    assert_eq!(payloads(&history(&redis, &bad).await), ["2"]);
-}
-
-#[tokio::test]
-async fn a_relay_that_skips_lets_the_topic_flow_without_the_refused_event() {
-    let (database, redis) = (database().await, redis().await);
-    let bad = redis.topic("bad");
-    let key = aftercommit::redis::keys::history(&bad);
-    let mut connection = redis.connect().await;
-    let _: () = connection.set(&key, "x").await.expect("a string");
-    append(&database, &bad, "1").await;
-    let mut relay = Relay::new(&database, &redis, OnPoison::Skip).await;
-    assert_eq!(relay.drain().await, (0, 1));
-    let _: () = connection.del(&key).await.expect("a deletion");
+    parked::request(&mut database_connection, &redis.relay_name(), &bad, Action::Discard, None).await.expect("a request");
+    assert!(relay.step.apply_request(&mut relay.publisher).await.expect("a discard"));
     append(&database, &bad, "2").await;
     assert_eq!(relay.drain().await, (1, 0));
     assert_eq!(payloads(&history(&redis, &bad).await), ["2"]);
@@ -302,7 +286,7 @@ async fn a_relay_that_skips_lets_the_topic_flow_without_the_refused_event() {
 async fn another_event_under_a_number_of_ours_stops_the_relay_and_nothing_is_overwritten() {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("conflict");
-    let key = aftercommit::redis::keys::history(&topic);
+    let key = crate::harness::keys::history(&topic);
     let mut connection = redis.connect().await;
     let fields = [("event", "somebody-else"), ("type", "T"), ("payload", "0")];
     let _: String = connection.xadd(&key, "1-1", &fields).await.expect("an entry");

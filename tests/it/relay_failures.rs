@@ -271,8 +271,8 @@ async fn a_channel_that_is_forbidden_parks_its_topic_and_shows_nothing_of_it() {
 async fn a_key_that_is_forbidden_parks_its_topic_among_others_of_its_chunk() {
     let mut line = Line::new().await;
     let forbidden = line.system.redis.topic("forbidden");
-    let own = aftercommit::redis::keys::history(&line.topic);
-    let top = aftercommit::redis::keys::top(&line.system.redis.relay_name());
+    let own = crate::harness::keys::history(&line.topic);
+    let top = crate::harness::keys::top(&line.system.redis.relay_name());
     // In one transaction, so that they are in one chunk.
     line.command(&format!("acl setuser default resetkeys ~{own} ~{top}")).await.expect("an acl");
     let mut connection = line.system.database.connect().await;

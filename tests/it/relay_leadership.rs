@@ -62,7 +62,7 @@ async fn a_relay_that_leads_again_tells_what_was_published_while_it_did_not() {
     line.leads().await;
     let client = line.redis_settings().client().expect("a client");
     let mut live = client.get_async_pubsub().await.expect("ears");
-    live.subscribe(format!("aftercommit:{{{}}}:live", line.topic)).await.expect("a subscription");
+    live.subscribe(crate::harness::keys::live(&line.topic)).await.expect("a subscription");
     line.append(1).await;
     let heard =
         tokio::time::timeout(LIMIT, live.on_message().next()).await.expect("in time").expect("a message");

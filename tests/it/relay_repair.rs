@@ -1,7 +1,7 @@
 //! A Redis that forgot is given again what the log has, under the same numbers; what was not to be seen stays unseen.
 
 use aftercommit::event::Topic;
-use aftercommit::outbox::parked::{self, Wish};
+use aftercommit::outbox::parked::{self, Action};
 use aftercommit::redis::history::{Extent, History};
 use secrecy::ExposeSecret;
 
@@ -89,7 +89,7 @@ async fn a_history_that_vanishes_between_two_tries_of_a_batch_stops_nothing() {
     line.append(2).await;
     // Published, and again and again, as no replica has it.
     line.fails_with("noreplicas").await;
-    let key = aftercommit::redis::keys::history(&line.topic);
+    let key = crate::harness::keys::history(&line.topic);
     line.words(&["del", &key]).await.expect("a deletion");
     eventually("it is published once more", async || {
         (line.words(&["xlen", &key]).await.expect("a length") == redis::Value::Int(2)).then_some(())
@@ -112,7 +112,7 @@ async fn a_history_that_vanishes_between_two_tries_of_a_batch_stops_nothing() {
 #[tokio::test]
 async fn a_history_that_vanished_between_two_tries_of_its_newest_event_does_not_pass_for_a_whole_one() {
     let mut line = line_that_wants_a_replica().await;
-    let key = aftercommit::redis::keys::history(&line.topic);
+    let key = crate::harness::keys::history(&line.topic);
     let replica = replica_of(&line).await;
     line.append(3).await;
     replica_has(&replica, 3, &line.topic).await;
@@ -143,7 +143,7 @@ async fn parked_and_discarded_events_stay_unseen_when_redis_is_given_the_rest_ag
     let parked = line.system.redis.topic("parked");
     let discarded = line.system.redis.topic("discarded");
     for topic in [&parked, &discarded] {
-        let key = aftercommit::redis::keys::history(topic);
+        let key = crate::harness::keys::history(topic);
         line.words(&["set", &key, "of another type"]).await.expect("a key");
     }
     let waiting = line.append_to(&parked, 3).await;
@@ -156,7 +156,7 @@ async fn parked_and_discarded_events_stay_unseen_when_redis_is_given_the_rest_ag
     .await;
     let mut connection = line.system.database.connect().await;
     let relay = line.system.redis.relay_name();
-    parked::wish(&mut connection, &relay, &discarded, Wish::Discard).await.expect("a wish");
+    parked::request(&mut connection, &relay, &discarded, Action::Discard, None).await.expect("a request");
     eventually("they are discarded", async || {
         let left = parked::count(&mut connection, &relay, &discarded).await.expect("a count");
         (left == 0).then_some(())
@@ -176,7 +176,7 @@ async fn parked_and_discarded_events_stay_unseen_when_redis_is_given_the_rest_ag
 async fn released_events_come_again_when_redis_forgot_and_one_that_is_refused_then_is_parked_once_more() {
     let mut line = Line::new().await;
     let topic = line.system.redis.topic("released");
-    let key = aftercommit::redis::keys::history(&topic);
+    let key = crate::harness::keys::history(&topic);
     line.words(&["set", &key, "of another type"]).await.expect("a key");
     let waiting = line.append_to(&topic, 3).await;
     line.append(5).await;
@@ -216,7 +216,7 @@ async fn are_repaired(line: &Line, repairs: u64) {
 async fn ids_of(line: &Line) -> Vec<String> {
     let reply: redis::streams::StreamRangeReply = redis::AsyncCommands::xrange_all(
         &mut line.redis().await,
-        aftercommit::redis::keys::history(&line.topic),
+        crate::harness::keys::history(&line.topic),
     )
     .await
     .expect("a history");
@@ -244,7 +244,7 @@ async fn replica_of(line: &Line) -> aftercommit::local::RedisServer {
 }
 
 async fn replica_has(replica: &aftercommit::local::RedisServer, events: i64, topic: &Topic) {
-    let key = aftercommit::redis::keys::history(topic);
+    let key = crate::harness::keys::history(topic);
     eventually("the replica has them", async || {
         (tell(replica, &["xlen", &key]).await == redis::Value::Int(events)).then_some(())
     })

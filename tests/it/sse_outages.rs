@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use aftercommit::local::{Home, RedisServer, redis::Options};
-use aftercommit::redis::{Settings as RedisSettings, keys};
+use aftercommit::redis::Settings as RedisSettings;
+use aftercommit::redis::keys::Keys;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use secrecy::ExposeSecret;
@@ -46,6 +47,10 @@ impl Outage {
         feed.system.set_again("REDIS_URL", &proxy.url(&url));
         let sse = feed.system.start("sse").await;
         Self { feed, redis, proxy, sse, home, keeps_data }
+    }
+
+    fn keys(&self) -> Keys {
+        self.feed.system.redis.keys()
     }
 
     fn redis_settings(&self) -> RedisSettings {
@@ -246,9 +251,10 @@ async fn a_subscription_that_fell_silent_is_noticed_by_ping() {
 async fn add_silently(outage: &Outage, n: u64) {
     let mut redis = outage.redis().await;
     let event = Uuid::new_v4().to_string();
-    let fields = [("event", event), ("type", "N".to_owned()), ("payload", n.to_string())];
+    let fields =
+        [("event", event), ("type", "N".to_owned()), ("payload", n.to_string()), ("prev", format!("1-{n}"))];
     let id = format!("1-{}", n + 1);
-    let _id: String = redis.xadd(keys::history(&outage.feed.topic()), id, &fields).await.expect("an entry");
+    let _id: String = redis.xadd(outage.keys().history(&outage.feed.topic()), id, &fields).await.expect("an entry");
 }
 
 #[tokio::test]
@@ -272,7 +278,7 @@ async fn an_event_that_was_lost_is_found_also_while_others_publish_on_the_topic(
     // Their messages say nothing of what the relay has published.
     let mut redis = outage.redis().await;
     eventually("the lost event", async || {
-        let _heard: usize = redis.publish(outage.feed.topic().as_str(), "noise").await.expect("a publish");
+        let _heard: usize = redis.publish(outage.keys().public(&outage.feed.topic()), "noise").await.expect("a publish");
         client.so_far().iter().any(|event| event.id.as_deref() == Some("1-3")).then_some(())
     })
     .await;

@@ -213,7 +213,7 @@ async fn recent_events_of_many_topics_are_given_as_fast_as_the_client_reads() {
 async fn an_id_that_is_none_resets_each_topic_also_if_the_client_was_cut_off_meanwhile() {
     let stage = Stage::new().await;
     let mut redis = stage.system.redis.connect().await;
-    let key = aftercommit::redis::keys::history(&stage.topic("b"));
+    let key = crate::harness::keys::history(&stage.topic("b"));
     redis::cmd("SET").arg(&key).arg("of another type").exec_async(&mut redis).await.expect("a key");
     let client = stage.resume(&["a", "b"], "nonsense");
     assert_eq!(client.events(1).await[0].event, "reset");
@@ -235,7 +235,7 @@ async fn an_id_that_is_none_resets_each_topic_also_if_the_client_was_cut_off_mea
 async fn a_topic_that_cannot_be_joined_does_not_keep_the_events_of_another_one_from_flowing() {
     let stage = Stage::with(System::new().await.set("AFTERCOMMIT_SSE_MAX_QUEUED_BYTES", "20000")).await;
     let mut redis = stage.system.redis.connect().await;
-    let key = aftercommit::redis::keys::history(&stage.topic("b"));
+    let key = crate::harness::keys::history(&stage.topic("b"));
     redis::cmd("SET").arg(&key).arg("of another type").exec_async(&mut redis).await.expect("a key");
     let paced_by = stage.open(&["a"]).await;
     let client = stage.resume(&["a", "b"], &paced_by.last_event_id());

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
 use aftercommit::event::{EventType, NewEvent, Topic};
-use aftercommit::{outbox, redis::keys};
+use aftercommit::outbox;
 
 use crate::harness::{Client, Event, Process, System, eventually};
 
@@ -66,7 +66,7 @@ impl Stage {
     /// Waits until the relay has published so many events of the topic.
     async fn published(&self, count: usize) {
         let mut redis = self.system.redis.connect().await;
-        let key = keys::history(&self.topic());
+        let key = self.system.redis.keys().history(&self.topic());
         let mut redis = async || redis.xlen::<_, usize>(&key).await.expect("a length");
         let deadline = Instant::now() + crate::harness::LIMIT;
         while redis().await < count {
@@ -230,7 +230,7 @@ async fn where_history_no_longer_reaches_back_the_first_event_is_a_reset() {
     stage.commit(0..10).await;
     stage.published(10).await;
     let _: usize = redis::cmd("XTRIM")
-        .arg(keys::history(&stage.topic()))
+        .arg(stage.system.redis.keys().history(&stage.topic()))
         .arg("MAXLEN")
         .arg(5)
         .query_async(&mut redis)
@@ -258,7 +258,7 @@ async fn where_a_history_vanished_under_the_relay_the_first_event_is_a_reset() {
     stage.commit(0..3).await;
     stage.published(3).await;
     let mut redis = stage.system.redis.connect().await;
-    let key = keys::history(&stage.topic());
+    let key = stage.system.redis.keys().history(&stage.topic());
     let _: usize = redis.del(&key).await.expect("a deletion");
     stage.commit([3]).await;
     stage.published(1).await;
@@ -293,7 +293,7 @@ async fn what_somebody_else_publishes_arrives_once_without_an_id() {
     let stage = Stage::new().await;
     let client = stage.client().await;
     let mut redis = stage.system.redis.connect().await;
-    let channel = stage.topic().to_string();
+    let channel = stage.system.redis.keys().public(&stage.topic());
     stage.commit([1]).await;
     client.events(1).await;
     for message in ["{\"type\":\"PING\",\"n\":1}", "plain\ntext", "{\"type\":\"not a type\"}"] {

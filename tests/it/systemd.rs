@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use aftercommit::event::StreamId;
 use aftercommit::redis::Publisher;
-use aftercommit::relay::{Batch, Occasion, Sink, StateHandle};
+use aftercommit::relay::{Batch, PublishMode, Sink, StateHandle};
 
 use crate::commands::commit;
 use crate::harness::{
@@ -202,7 +202,7 @@ async fn each_answer_of_redis_is_a_sign_that_the_relay_is_not_stuck() {
     let state = StateHandle::default();
     let mut publisher = Publisher::new(redis.settings(), &redis.relay_name(), 7).with_state(state.clone());
     let first = StreamId::new(1, 1);
-    let batch = Batch { occasion: Occasion::Turn, deliveries: &[], first, through: Some(first) };
+    let batch = Batch { mode: PublishMode::Normal, deliveries: &[], first, through: Some(first), lost: None };
     publisher.publish(batch).await.expect("an answer");
     timeout(LIMIT, state.turn()).await.expect("a sign");
 }

@@ -19,7 +19,7 @@ use sqlx::Row;
 use tokio::net::TcpListener;
 use uuid::Uuid;
 
-use aftercommit::redis::keys;
+use crate::harness::keys;
 
 use crate::commands::assert_fails;
 use crate::harness::{Client, Process, Session, System, cli, eventually};

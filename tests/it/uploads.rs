@@ -25,10 +25,14 @@ fn with_time_of(message: &str, expected: &str) -> String {
 
 #[tokio::test]
 async fn each_message_arrives_on_its_redis_channel_byte_for_byte() {
-    let system = System::new().await;
+    // A Redis of its own, so that the names are those without a namespace.
+    let redis = start_redis(Vec::new(), None).await;
+    let url = redis.url().expose_secret().to_owned();
+    let system = System::with_redis(&url).await.set("AFTERCOMMIT_REDIS_NAMESPACE", "");
     let (api, _relay) = (system.start("api").await, system.start("relay").await);
     let session = system.session(&api, Uuid::new_v4(), 3).await;
-    let mut subscriber = system.redis.client().get_async_pubsub().await.expect("a subscriber");
+    let client = redis_settings_of(&url).client().expect("a client");
+    let mut subscriber = client.get_async_pubsub().await.expect("a subscriber");
     let user_channel = format!("user-notifications:{}", session.user);
     subscriber.subscribe(&[session.topic(), user_channel.clone()]).await.expect("a subscription");
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use aftercommit::event::{StreamId, Topic};
-use aftercommit::relay::{Batch, Delivery, Occasion, PublishError, Reached, Sink};
+use aftercommit::event::{LogId, StreamId, Topic};
+use aftercommit::relay::{Batch, Delivery, PublishError, PublishMode, Reached, Sink};
 
 /// What has arrived: every number with the event that was published under it.
 #[derive(Debug, Default)]
@@ -89,10 +89,12 @@ impl GatedSink {
 }
 
 impl Sink for GatedSink {
+    fn begin_lead(&mut self, _log: LogId) {}
+
     async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
-        let fate = match batch.occasion {
-            Occasion::Restore => Fate::Arrive,
-            Occasion::Turn | Occasion::Release => self.fate().await,
+        let fate = match batch.mode {
+            PublishMode::Restore => Fate::Arrive,
+            PublishMode::Normal | PublishMode::Release => self.fate().await,
         };
         let mut arrived = self.arrived.lock().expect("not poisoned");
         if let Some(forgot) = arrived.lacks_before(batch.first) {

@@ -223,7 +223,7 @@ fn print_delivery(detail: &EventDetail, life: &Life) {
     if is_pending {
         return;
     }
-    print_set_aside(detail, life);
+    print_set_aside(life);
     let is_parked_for_good = life.parked.is_some() && life.delivered.is_none();
     match &life.delivered {
         Some(Delivered { checkpoint, at, after_seconds }) => {
@@ -240,7 +240,7 @@ fn print_delivery(detail: &EventDetail, life: &Life) {
 }
 
 /// When and why it was set aside, and what an operator did about it.
-fn print_set_aside(detail: &EventDetail, life: &Life) {
+fn print_set_aside(life: &Life) {
     let say = |name: &str, text: &str| output::line(&format!("{name:<12} {text}"));
     let Some(parked) = &life.parked else { return };
     let by = parked.checkpoint.map_or(String::new(), |n| format!(" by checkpoint {n}"));
@@ -254,8 +254,5 @@ fn print_set_aside(detail: &EventDetail, life: &Life) {
             say(name, &format!("{} by {who}", output::time(*at)));
             say("", reason);
         }
-    }
-    if life.is_sent_on_as_copy {
-        say("sent on", &format!("as a copy: `aftercommit events show {}`", detail.row.event_id));
     }
 }

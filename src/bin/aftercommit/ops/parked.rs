@@ -7,7 +7,7 @@ use sqlx::{Connection, PgConnection};
 use aftercommit::counted::counted;
 use aftercommit::event::Topic;
 use aftercommit::outbox::audit::{self, Operator};
-use aftercommit::outbox::parked::{self, Wish};
+use aftercommit::outbox::parked::{self, Action};
 use aftercommit::outbox::parked_topics::{self, ParkedTopic};
 
 use super::confirm::Consent;
@@ -57,8 +57,8 @@ pub(crate) struct Chosen {
 pub(crate) async fn run(config: &Config, command: &Command) -> Result<()> {
     match command {
         Command::List { limit, output } => list(config, *limit, *output).await,
-        Command::Release(chosen) => settle(config, chosen, Wish::Release).await,
-        Command::Discard(chosen) => settle(config, chosen, Wish::Discard).await,
+        Command::Release(chosen) => settle(config, chosen, Action::Release).await,
+        Command::Discard(chosen) => settle(config, chosen, Action::Discard).await,
     }
 }
 
@@ -82,12 +82,12 @@ fn row(topic: &ParkedTopic) -> [String; 6] {
         topic.events.to_string(),
         topic.first_id.clone(),
         output::time(topic.since),
-        topic.wish.clone().unwrap_or_else(|| "-".to_owned()),
+        topic.requested.clone().unwrap_or_else(|| "-".to_owned()),
         topic.reason.clone(),
     ]
 }
 
-async fn settle(config: &Config, chosen: &Chosen, wish: Wish) -> Result<()> {
+async fn settle(config: &Config, chosen: &Chosen, action: Action) -> Result<()> {
     let relay = &config.relay.name;
     let mut connection = super::connect(config).await?;
     let topics = if chosen.all {
@@ -103,13 +103,13 @@ async fn settle(config: &Config, chosen: &Chosen, wish: Wish) -> Result<()> {
         }
         events += parked;
     }
-    let verb = match wish {
-        Wish::Release => "publish, in order,",
-        Wish::Discard => "give up, for good,",
+    let verb = match action {
+        Action::Release => "publish, in order,",
+        Action::Discard => "give up, for good,",
     };
     let (parked, of) = (counted(events, "parked event"), counted(topics.len() as u64, "topic"));
     chosen.consent.to(&format!("{verb} {parked} of {of}"))?;
-    let done = hand_over(&mut connection, relay, &topics, wish, &chosen.consent.operator()).await?;
+    let done = hand_over(&mut connection, relay, &topics, action, &chosen.consent.operator()).await?;
     if chosen.output == Output::Json {
         return output::json(&json!({ "events": done, "topics": topics }));
     }
@@ -122,20 +122,16 @@ pub(super) async fn hand_over(
     connection: &mut PgConnection,
     relay: &str,
     topics: &[Topic],
-    wish: Wish,
+    action: Action,
     operator: &Operator,
 ) -> Result<u64> {
-    let action = match wish {
-        Wish::Release => "release",
-        Wish::Discard => "discard",
-    };
     let mut tx = connection.begin().await?;
     let mut wished = 0;
     for topic in topics {
-        wished += parked::wish(&mut tx, relay, topic, wish).await?;
+        wished += parked::request(&mut tx, relay, topic, action, None).await?;
     }
     let what = json!({ "relay": relay, "topics": topics });
-    audit::write(&mut tx, operator, action, &what, wished).await?;
+    audit::write(&mut tx, operator, action.as_str(), &what, wished).await?;
     tx.commit().await?;
     super::ring(connection).await;
     Ok(wished)

@@ -10,6 +10,7 @@ use aftercommit::counted::counted;
 use aftercommit::event::{EventId, StreamId, Topic};
 use aftercommit::outbox::audit;
 use aftercommit::outbox::rebase::{Cluster, Pending, Rebase};
+use aftercommit::redis::keys::Keys;
 use aftercommit::redis::{Publisher, told};
 use aftercommit::relay::{Reached, Sink};
 use redis::aio::MultiplexedConnection;
@@ -108,7 +109,7 @@ async fn find<'c>(config: &Config, connection: &'c mut PgConnection) -> Result<(
     let from = rebase.position();
     let position = StreamId::new(from.epoch, from.next_seq - 1);
     let mut found = Findings { cluster: rebase.cluster(), position, reached, pending: 0, told: Vec::new() };
-    let mut seen = Seen { after: position, topics: HashMap::new() };
+    let mut seen = Seen { keys: config.redis.keys(), after: position, topics: HashMap::new() };
     let mut after_id = 0;
     loop {
         let page = rebase.pending(after_id, PAGE).await?;
@@ -124,6 +125,7 @@ async fn find<'c>(config: &Config, connection: &'c mut PgConnection) -> Result<(
 
 /// What histories hold behind the position, by topic.
 struct Seen {
+    keys: Keys,
     after: StreamId,
     topics: HashMap<Topic, HashMap<EventId, u32>>,
 }
@@ -136,7 +138,7 @@ impl Seen {
         for Pending { id, event_id, topic } in pending {
             if !self.topics.contains_key(topic) {
                 let mut counts = HashMap::new();
-                for event_id in told::since(redis, topic, self.after).await? {
+                for event_id in told::since(redis, &self.keys, topic, self.after).await? {
                     *counts.entry(event_id).or_insert(0) += 1;
                 }
                 self.topics.insert(topic.clone(), counts);

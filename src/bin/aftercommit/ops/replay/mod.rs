@@ -12,7 +12,7 @@ use uuid::Uuid;
 use aftercommit::counted::counted;
 use aftercommit::event::Topic;
 use aftercommit::outbox::browse::{EventRow, EventState, Selection};
-use aftercommit::outbox::parked::{self, Wish};
+use aftercommit::outbox::parked::{self, Action};
 use aftercommit::outbox::replay::{self, Plan, Replay, Standing};
 
 use super::confirm::Consent;
@@ -202,7 +202,7 @@ async fn publish_parked(config: &Config, args: &Args) -> Result<()> {
     let of = counted(topics.len() as u64, "topic");
     args.consent.to(&format!("publish {} of {of}, in order", counted(events, "parked event")))?;
     let operator = args.consent.operator();
-    let wished = hand_over(&mut connection, relay, &topics, Wish::Release, &operator).await?;
+    let wished = hand_over(&mut connection, relay, &topics, Action::Release, &operator).await?;
     report_parked(args, "handed to the relay", wished, &topics)
 }
 

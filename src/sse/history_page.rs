@@ -1,0 +1,173 @@
+//! Reading a topic's history page by page, and what each page proves.
+
+use std::sync::Arc;
+
+use super::cursor::Cursor;
+use super::frame::Frame;
+use super::hub::{Shared, SharedTopic};
+use super::naming::Naming;
+use crate::redis::continuity::{self, Link, Place, Prev, Run};
+use crate::redis::history::{Entry, ReadError};
+
+/// Entries of the first read of a history, which is not known to hold small events.
+pub(super) const FIRST_READ: usize = 4;
+/// A further read holds at most about this many bytes, going by the one before.
+pub(super) const READ_BYTES: usize = 256 * 1024;
+/// Entries of one read: at least the place itself and one more, or there would be no way on.
+pub(super) const READ_ENTRIES: (usize, usize) = (2, 512);
+
+/// Events that follow a place, or why none are known to.
+#[derive(Debug, Clone)]
+pub(super) enum Page {
+    /// These follow without a hole; nothing may be among them.
+    Follows { frames: Arc<[Frame]>, end: PageEnd },
+    /// Redis has nothing from the place on: it has forgotten that, or the history has vanished or expired.
+    Nothing,
+    /// Redis has later events, and one before them is missing.
+    Hole,
+}
+
+/// What follows a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PageEnd {
+    /// More may follow.
+    More,
+    /// Nothing does: the history ends here.
+    Last,
+    /// Events that do not follow without a hole.
+    Hole,
+}
+
+/// Reads the events behind a place, `count` entries at most.
+pub(super) async fn read_after(
+    shared: &Shared,
+    topic: &SharedTopic,
+    place: Cursor,
+    count: usize,
+) -> Result<Page, ReadError> {
+    let entries = read(shared, topic, place, count).await?;
+    if entries.is_empty() {
+        return nothing(shared, topic, place).await;
+    }
+    let links: Vec<Link> = entries.iter().map(Entry::link).collect();
+    let place = place.id().map_or(Place::Start, Place::After);
+    let Some(run) = continuity::follow(place, &links) else { return Ok(Page::Hole) };
+    Ok(page(entries, run, count, topic.naming))
+}
+
+/// Reads the first events of the history, whatever came before them; `count` entries at most.
+pub(super) async fn read_first(
+    shared: &Shared,
+    topic: &SharedTopic,
+    count: usize,
+) -> Result<Page, ReadError> {
+    let entries = read(shared, topic, Cursor::UNKNOWN, count).await?;
+    if entries.is_empty() {
+        return Ok(Page::Nothing);
+    }
+    let links: Vec<Link> = entries.iter().map(Entry::link).collect();
+    let len = continuity::contiguous(&links);
+    Ok(page(entries, Run { skip: 0, len, is_broken: len < links.len() }, count, topic.naming))
+}
+
+async fn read(
+    shared: &Shared,
+    topic: &SharedTopic,
+    place: Cursor,
+    count: usize,
+) -> Result<Vec<Entry>, ReadError> {
+    shared.metrics.history_reads.inc();
+    shared.history.from(&topic.topic, place.id(), count).await
+}
+
+fn page(entries: Vec<Entry>, run: Run, count: usize, naming: Naming) -> Page {
+    let end = match (run.is_broken, entries.len() < count) {
+        (true, _) => PageEnd::Hole,
+        (false, true) => PageEnd::Last,
+        (false, false) => PageEnd::More,
+    };
+    let following = entries.into_iter().skip(run.skip).take(run.len);
+    Page::Follows { frames: following.map(|entry| frame_of(entry, naming)).collect(), end }
+}
+
+/// What it proves that there are no entries.
+async fn nothing(shared: &Shared, topic: &SharedTopic, place: Cursor) -> Result<Page, ReadError> {
+    let Cursor::Start { seen_ms } = place else { return Ok(Page::Nothing) };
+    shared.metrics.history_reads.inc();
+    // `None`: one has begun since it was read, so read again.
+    let absence = shared.history.absence(&topic.topic).await?;
+    let more = |end| Page::Follows { frames: Arc::from([]), end };
+    Ok(match absence {
+        None => more(PageEnd::More),
+        Some(absence) if absence.proves_none_since(seen_ms) => more(PageEnd::Last),
+        Some(_) => Page::Hole,
+    })
+}
+
+/// The newest events of the history that follow each other without a hole, `wanted` at most, and the place before them.
+pub(super) async fn read_newest(
+    shared: &Shared,
+    topic: &SharedTopic,
+    wanted: usize,
+) -> Result<(Option<Cursor>, Vec<Frame>), ReadError> {
+    let wanted = wanted.clamp(1, READ_ENTRIES.1);
+    let mut asked = FIRST_READ.min(wanted);
+    shared.metrics.history_reads.inc();
+    let mut newest = shared.history.newest(&topic.topic, asked).await?;
+    if newest.len() == asked && asked < wanted && bytes_of(&newest) < READ_BYTES {
+        asked = next_count(asked, bytes_of(&newest)).min(wanted);
+        shared.metrics.history_reads.inc();
+        newest = shared.history.newest(&topic.topic, asked).await?;
+    }
+    let links: Vec<Link> = newest.iter().map(Entry::link).collect();
+    let skip = links.len() - continuity::contiguous_end(&links);
+    let base = match links.get(skip).map(|first| first.prev) {
+        Some(Prev::First) => Some(Cursor::Start { seen_ms: 0 }),
+        Some(Prev::Event(id)) => Some(Cursor::After(id)),
+        Some(Prev::Unknown) => None,
+        None => Some(start_of_nothing(shared, topic).await?),
+    };
+    Ok((base, newest.into_iter().skip(skip).map(|entry| frame_of(entry, topic.naming)).collect()))
+}
+
+/// The start of a topic without a history: since when it is known that nothing is missing.
+async fn start_of_nothing(shared: &Shared, topic: &SharedTopic) -> Result<Cursor, ReadError> {
+    shared.metrics.history_reads.inc();
+    let absence = shared.history.absence(&topic.topic).await?.unwrap_or_default();
+    Ok(if absence.proves_none_since(0) { Cursor::Start { seen_ms: 0 } } else { Cursor::start_now() })
+}
+
+/// How many entries to read next, after `count` of them had so many bytes.
+pub(super) fn next_count(count: usize, bytes: usize) -> usize {
+    let each = (bytes / count.max(1)).max(1);
+    (READ_BYTES / each).clamp(READ_ENTRIES.0, READ_ENTRIES.1)
+}
+
+/// Bytes of these frames.
+pub(super) fn bytes_of_frames(frames: &[Frame]) -> usize {
+    frames.iter().map(|frame| frame.block.len()).sum()
+}
+
+fn bytes_of(entries: &[Entry]) -> usize {
+    entries.iter().map(|entry| entry.event.as_ref().map_or(0, |(_, payload)| payload.len())).sum()
+}
+
+fn frame_of(entry: Entry, naming: Naming) -> Frame {
+    match entry.event {
+        Some((event_type, payload)) => Frame::of_event(entry.id, &event_type, &payload, naming),
+        None => Frame::empty(entry.id),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_large_events_is_small_and_never_only_the_place_itself() {
+        assert_eq!(next_count(4, 4 * 1024 * 1024), 2, "events as large as they may be");
+        assert_eq!(next_count(4, 4 * 64 * 1024), 4);
+        assert_eq!(next_count(4, 400), 512);
+        assert_eq!(next_count(0, 0), 512);
+    }
+}
