@@ -29,6 +29,7 @@ pub mod checkpoint;
 mod error;
 pub mod heartbeat;
 pub mod identity;
+pub mod lead;
 pub mod life;
 pub mod overview;
 pub mod parked;

@@ -174,8 +174,17 @@ for a = 10 + topic_count * 3, #ARGV, 7 do
     if refused then return finish('ERROR', refused) end
   end
   local prev = topic.prev
-  local added = redis.pcall('XADD', stream, 'MAXLEN', '~', keep, id,
-    'event', uuid, 'type', kind, 'payload', payload, 'prev', prev)
+  local added
+  if not topic.ttl_is_due then
+    -- Where the TTL is not due, there is a history that has one. If that has vanished, the new one needs its own.
+    added = redis.pcall('XADD', stream, 'NOMKSTREAM', 'MAXLEN', '~', keep, id,
+      'event', uuid, 'type', kind, 'payload', payload, 'prev', prev)
+    topic.ttl_is_due = not added
+  end
+  if not added then
+    added = redis.pcall('XADD', stream, 'MAXLEN', '~', keep, id,
+      'event', uuid, 'type', kind, 'payload', payload, 'prev', prev)
+  end
   local is_new = true
   if type(added) == 'table' then
     if not string.find(added.err, 'equal or smaller', 1, true) then return finish('ERROR', added.err) end

@@ -140,7 +140,7 @@ impl Step {
         reader: PgConnection,
     ) -> Result<Self, StepError> {
         let position = answered(rules.patience, checkpoint::load_or_begin(&mut writer, &rules.relay)).await?;
-        let log = answered(rules.patience, identity::of(&mut writer)).await?;
+        let log = answered(rules.patience, identity::of(&mut writer)).await?.id;
         let exceptions = Exceptions::load(&mut writer, &rules).await?;
         Ok(Self { rules, writer, reader, position, log, ahead: None, exceptions, refusals: 0, given_again: 0 })
     }

@@ -9,9 +9,9 @@ use sqlx::Connection;
 use aftercommit::event::{EventId, EventType, NewEvent, StreamId, Topic};
 use aftercommit::outbox::audit::Operator;
 use aftercommit::outbox::parked::{self, Action};
-use aftercommit::outbox::{self, pause, read};
+use aftercommit::outbox::{self, parked_topics, pause, read};
 use aftercommit::redis::Publisher;
-use aftercommit::relay::{OnPoison, Outcome, Rules, Step};
+use aftercommit::relay::{OnPoison, Outcome, Rules, Sink, Step};
 
 use crate::harness::{Database, LIMIT, Redis, database, redis};
 
@@ -34,8 +34,10 @@ impl Relay {
             patience: Duration::from_secs(20),
             sign_of_life: Duration::from_secs(5),
         };
-        let publisher = Publisher::new(redis.settings(), &redis.relay_name(), 7);
-        Self { step: Step::begin(rules, writer, reader).await.expect("a position"), publisher }
+        let mut publisher = Publisher::new(redis.settings(), &redis.relay_name(), 7);
+        let step = Step::begin(rules, writer, reader).await.expect("a position");
+        publisher.begin_lead(step.log());
+        Self { step, publisher }
     }
 
     /// Steps until there is nothing left, and returns how many events were published and parked.
@@ -113,7 +115,7 @@ async fn an_event_reaches_history_live_channel_and_public_channel_byte_for_byte(
     let envelope =
         format!(r#"{{"id":"1-1","prev":null,"event":"{event}","type":"T","at":{at},"payload":{payload}}}"#);
     assert_eq!(next().await, (crate::harness::keys::live(&topic), envelope));
-    assert_eq!(next().await, (topic.to_string(), payload.to_owned()));
+    assert_eq!(next().await, (crate::harness::keys::public(&topic), payload.to_owned()));
     assert_eq!(history(&redis, &topic).await, [("1-1".to_owned(), event.to_string(), payload.to_owned())]);
 }
 
@@ -283,16 +285,20 @@ async fn discarded_events_are_forgotten_and_the_topic_flows_again() {
 }
 
 #[tokio::test]
-async fn another_event_under_a_number_of_ours_stops_the_relay_and_nothing_is_overwritten() {
+async fn another_entry_under_a_number_of_ours_parks_its_topic_and_nothing_is_overwritten() {
     let (database, redis) = (database().await, redis().await);
-    let topic = redis.topic("conflict");
+    let (topic, other) = (redis.topic("conflict"), redis.topic("other"));
     let key = crate::harness::keys::history(&topic);
     let mut connection = redis.connect().await;
     let fields = [("event", "somebody-else"), ("type", "T"), ("payload", "0")];
     let _: String = connection.xadd(&key, "1-1", &fields).await.expect("an entry");
     append(&database, &topic, "1").await;
+    append(&database, &other, "2").await;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
-    let error = relay.step.step(&mut relay.publisher).await.expect_err("a conflict").to_string();
-    assert!(error.contains("do not belong together"), "{error}");
+    assert_eq!(relay.drain().await, (1, 1));
     assert_eq!(payloads(&history(&redis, &topic).await), ["0"]);
+    assert_eq!(payloads(&history(&redis, &other).await), ["2"]);
+    let parked = parked_topics::list(&mut database.connect().await, &redis.relay_name(), 10).await;
+    let reason = &parked.expect("a list")[0].reason;
+    assert!(reason.contains(&key) && reason.contains("delete or rename that key"), "{reason}");
 }

@@ -1,8 +1,10 @@
 //! A Redis that forgot is given again what the log has, under the same numbers; what was not to be seen stays unseen.
 
-use aftercommit::event::Topic;
+use aftercommit::event::{StreamId, Topic};
 use aftercommit::outbox::parked::{self, Action};
-use aftercommit::redis::history::{Extent, History};
+use aftercommit::redis::Settings as RedisSettings;
+use aftercommit::redis::continuity::Prev;
+use aftercommit::redis::history::History;
 use secrecy::ExposeSecret;
 
 use crate::harness::{Line, Listener, Wiring, eventually, start_redis};
@@ -133,8 +135,9 @@ async fn a_history_that_vanished_between_two_tries_of_its_newest_event_does_not_
     has(4).await;
     line.words(&["del", &key]).await.expect("a deletion");
     has(1).await;
-    let extent = History::new(line.redis_settings()).extent(&line.topic).await.expect("an extent");
-    assert_eq!(extent, Extent::Trimmed);
+    let settings = RedisSettings { namespace: line.system.redis.relay_name(), ..line.redis_settings() };
+    let first = History::new(settings).newest(&line.topic, 1).await.expect("a history");
+    assert_eq!(first[0].prev, Prev::Event(StreamId::new(1, 3)), "it names what came before it");
 }
 
 #[tokio::test]

@@ -3,10 +3,11 @@
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use reqwest::StatusCode;
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{Session, System};
+use crate::harness::{Session, System, redis_settings_of, start_redis};
 
 /// A text that `Uuid` and whole seconds are put into must be what came, byte for byte; only the time is taken as it is.
 fn with_time_of(message: &str, expected: &str) -> String {
