@@ -163,6 +163,7 @@ impl History {
     pub async fn absence(&self, topic: &Topic) -> Result<Option<Absence>, ReadError> {
         let Connected { attempt, mut connection } = self.link().await?;
         let answer: RedisResult<(bool, bool, Option<u64>)> = ::redis::pipe()
+            // Together, so that no history begins between the two looks.
             .atomic()
             .exists(self.keys.history(topic))
             .exists(self.keys.begun(topic))

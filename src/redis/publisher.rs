@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{ErrorKind, RedisError, Script};
+use ::redis::{AsyncCommands, ErrorKind, RedisError, Script};
 use chrono::Utc;
 
 use super::complaint::{reply, said};
@@ -244,11 +244,12 @@ impl Publisher {
     /// What Redis holds of the owner of the keys and of the relay's top.
     async fn owner_and_top(&mut self) -> Result<(Owner, Top), PublishError> {
         let mut connection = self.connection().await?;
-        let found = ::redis::pipe()
-            .hmget(self.keys.log(), &["format", "log"])
-            .hmget(&self.top_key, &["id", "event"])
-            .query_async(&mut connection)
-            .await;
+        let found = async {
+            // One after the other: the error of a pipeline has lost the server's own code.
+            let owner = connection.hmget(self.keys.log(), &["format", "log"]).await?;
+            Ok((owner, connection.hmget(&self.top_key, &["id", "event"]).await?))
+        }
+        .await;
         self.judge(connection, found).map_err(Refusal::retry)
     }
 

@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 use super::cursor::Cursor;
 use super::frame::{self, ResetReason};
 use super::hub::{Shared, SharedTopic};
-use super::connections::Refusal;
 use super::history_page::{FIRST_READ, Page, PageEnd, bytes_of_frames, next_count, read_after, read_first};
 use super::outlet::{Lane, Put};
 use super::pages::Key;
@@ -77,15 +76,17 @@ impl CatchUp {
     /// Attaches the client. Returns when it is attached, or gone.
     pub(super) async fn run(mut self) {
         let topic = self.topic.clone();
-        let mut has_joined_anew = false;
+        let (mut has_joined_anew, mut has_been_refused) = (false, false);
         loop {
             let settled = topic.settled.notified();
             tokio::pin!(settled);
             // Registered before the look, so that a join that ends in between is not missed.
             settled.as_mut().enable();
-            if topic.is_refused() {
-                self.shared.end_refused(&self.lane.outlet, Refusal::Topic);
-                return self.tell();
+            if !has_been_refused && topic.is_refused() {
+                has_been_refused = true;
+                self.open_unplaced();
+                // A client that is gone need not be told.
+                let _put = self.lane.outlet.put_bytes(frame::topic_refused(&topic.topic));
             }
             if self.opening.is_over() {
                 self.open_unplaced();
@@ -276,14 +277,22 @@ impl CatchUp {
     /// Makes sure that there is no history, and that there has been none since `seen_ms`: the page may be of a moment ago.
     /// The topic's place is taken before the look, so that what comes after the look comes after the place.
     async fn find_nothing(&mut self, seen_ms: Option<u64>) -> Result<Fed, ReadError> {
-        let place = self.topic.state().place();
+        let (place, newest_ms) = {
+            let state = self.topic.state();
+            (state.place(), state.newest_ms())
+        };
         self.shared.metrics.history_reads.inc();
         let Some(absence) = self.shared.history.absence(&self.topic.topic).await? else {
             self.patience.pause(RETRY).await;
             return Ok(Fed::Again);
         };
-        let is_proven = seen_ms.is_none_or(|seen_ms| absence.proves_none_since(seen_ms));
-        Ok(if is_proven { Fed::Nothing(place) } else { Fed::Unproven })
+        let Some(seen_ms) = seen_ms else { return Ok(Fed::Nothing(place)) };
+        if !absence.proves_none_since(seen_ms) {
+            return Ok(Fed::Unproven);
+        }
+        // This server has seen an event since: Redis has forgotten it.
+        let has_forgotten = place.and_then(Cursor::id).is_some() && newest_ms >= seen_ms;
+        Ok(if has_forgotten { Fed::Forgotten } else { Fed::Nothing(place) })
     }
 
     /// The page of the history behind this place, or its first one.

@@ -23,13 +23,10 @@ pub(super) enum Refusal {
     Draining,
     /// Whether the user may have it cannot be told now.
     Unavailable,
-    /// Redis does not let this server read one of its topics.
-    Topic,
 }
 
 impl Refusal {
-    pub(super) const ALL: [Self; 5] =
-        [Self::Full, Self::User, Self::Draining, Self::Unavailable, Self::Topic];
+    pub(super) const ALL: [Self; 4] = [Self::Full, Self::User, Self::Draining, Self::Unavailable];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
@@ -37,7 +34,6 @@ impl Refusal {
             Self::User => "user_limit",
             Self::Draining => "draining",
             Self::Unavailable => "unavailable",
-            Self::Topic => "topic_refused",
         }
     }
 }

@@ -202,6 +202,11 @@ pub(super) fn refused(refusal: Refusal, wait: Duration) -> Bytes {
     format!("event: refused\ndata: {{\"reason\":\"{reason}\",\"retryMs\":{wait}}}\n\n").into()
 }
 
+/// Tells a client that Redis does not let this server read a topic now. The stream stays open.
+pub(super) fn topic_refused(topic: &Topic) -> Bytes {
+    format!("event: refused\ndata: {{\"reason\":\"topic_refused\",\"topic\":\"{topic}\"}}\n\n").into()
+}
+
 /// Tells a client that its token has expired, right before the stream ends.
 pub(super) fn token_expired() -> Bytes {
     Bytes::from_static(b"event: token_expired\ndata: {\"reason\":\"token_expired\"}\n\n")

@@ -30,8 +30,6 @@ use crate::redis::subscriber::{Ears, Heard};
 use crate::redis::{self, History, Subscriber};
 use crate::trace;
 
-/// A client that is refused comes back after this many times the usual wait: others need the time to leave.
-pub(super) const REFUSED_WAIT: u32 = 3;
 /// Reads of histories that may be under way at once.
 const READS_AT_ONCE: usize = 32;
 
@@ -85,7 +83,7 @@ struct Visits {
     is_gone: bool,
     /// When it was last known to stand at the end of its history.
     verified: Instant,
-    /// Redis refuses it. The next visitor has it tried again.
+    /// Redis refuses it.
     is_refused: bool,
 }
 
@@ -108,8 +106,9 @@ impl SharedTopic {
         self.visits().is_refused
     }
 
-    pub(super) fn set_refused(&self) {
-        self.visits().is_refused = true;
+    /// Notes whether Redis refuses it, and returns what was noted before.
+    pub(super) fn set_refused(&self, is_refused: bool) -> bool {
+        std::mem::replace(&mut self.visits().is_refused, is_refused)
     }
 
     pub(super) fn is_verified(&self) {
@@ -294,14 +293,10 @@ impl Shared {
             made
         });
         // Under the map's lock, so that a topic without visitors cannot be removed in between.
-        let was_refused = {
-            let mut visits = shared_topic.visits();
-            visits.count += 1;
-            std::mem::take(&mut visits.is_refused)
-        };
+        shared_topic.visits().count += 1;
         self.metrics.topics.set(topics.len().try_into().unwrap_or(i64::MAX));
         drop(topics);
-        if is_new || was_refused {
+        if is_new {
             tokio::spawn(join::run(self.clone(), shared_topic.clone()));
         }
         shared_topic
@@ -360,13 +355,6 @@ impl Shared {
             tracing::info!(topic = %topic.topic, "a hole before an event; reading the history");
             tokio::spawn(join::run(self.clone(), topic.clone()));
         }
-    }
-
-    /// Ends a stream that cannot go on now: its client comes back by itself.
-    pub(super) fn end_refused(&self, outlet: &Outlet, refusal: Refusal) {
-        self.metrics.refused(refusal);
-        let wait = ticker::retry_of(self, REFUSED_WAIT);
-        outlet.finish([frame::retry(wait), frame::refused(refusal, wait)].concat().into());
     }
 
     /// Joins a topic that may have missed something.

@@ -8,9 +8,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::connections::Refusal;
 use super::cursor::Cursor;
-use super::frame::ResetReason;
+use super::frame::{self, ResetReason};
 use super::history_page::{FIRST_READ, Page, PageEnd, bytes_of_frames, next_count, read_after, read_newest};
 use super::hub::{Shared, SharedTopic};
 use super::patience::{Patience, RETRY};
@@ -21,7 +20,7 @@ use crate::redis::subscriber::SubscribeError;
 /// A heard event that does not fit behind the history after this many reads of it was never published by a relay: the
 /// history has an event before anybody can hear of it.
 const READS_FOR_A_HOLE: u32 = 2;
-/// A topic whose history Redis refuses this often in a row is refused.
+/// A topic whose history Redis refuses this often in a row counts as refused.
 const REFUSED_READS: u32 = 3;
 
 /// What a read of the history has brought.
@@ -33,7 +32,7 @@ enum Read {
     Forgotten,
 }
 
-/// Joins a topic: returns when it is live, when Redis refuses it, or when the hub has let go of it.
+/// Joins a topic: returns when it is live, or when the hub has let go of it.
 pub(super) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
     shared.metrics.joins.inc();
     let mut failures = Patience::new(Duration::MAX);
@@ -48,7 +47,11 @@ pub(super) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
                 failures.pause(RETRY).await;
                 continue;
             }
-            Err(SubscribeError::Refused(reason)) => return refuse(&shared, &topic, &reason),
+            Err(SubscribeError::Refused(reason)) => {
+                refuse(&shared, &topic, &reason);
+                failures.pause(RETRY).await;
+                continue;
+            }
         }
         match read(&shared, &topic).await {
             Ok(Read::AtEnd) => {}
@@ -64,9 +67,10 @@ pub(super) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
             Err(error) => {
                 refusals = if error.is_refusal() { refusals + 1 } else { 0 };
                 if refusals >= REFUSED_READS {
-                    return refuse(&shared, &topic, &error.to_string());
+                    refuse(&shared, &topic, &error.to_string());
+                } else {
+                    tracing::warn!(topic = %topic.topic, %error, "cannot join yet");
                 }
-                tracing::warn!(topic = %topic.topic, %error, "cannot join yet");
                 failures.pause(RETRY).await;
                 continue;
             }
@@ -79,18 +83,22 @@ pub(super) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
             Joined::Hole => holes += 1,
         }
     }
+    topic.set_refused(false);
     topic.is_verified();
     topic.settled.notify_waiters();
 }
 
-/// Ends the streams of a topic that Redis does not let this server read. Its clients come back, and it is tried again then.
+/// Tells the clients of a topic that Redis does not let this server read it: once, while it is tried again and again. Their
+/// streams stay open, as other topics of theirs flow on.
 fn refuse(shared: &Shared, topic: &SharedTopic, reason: &str) {
-    tracing::warn!(topic = %topic.topic, reason, "Redis refuses this topic; its clients are told to come back later");
-    shared.metrics.topics_refused.inc();
-    topic.set_refused();
-    for lane in topic.state().detach_all() {
-        shared.end_refused(&lane.outlet, Refusal::Topic);
+    if topic.set_refused(true) {
+        return;
     }
+    tracing::warn!(topic = %topic.topic, reason, "Redis refuses this topic; it is tried again");
+    shared.metrics.topics_refused.inc();
+    let told = frame::topic_refused(&topic.topic);
+    topic.state().tell_all(&told);
+    // Those that wait for the topic to be live look whether it is refused.
     topic.settled.notify_waiters();
 }
 

@@ -18,13 +18,16 @@ use super::catch_up::{CatchUp, Opening};
 use super::connections::Refusal;
 use super::cursor::Cursor;
 use super::frame::{self, ResetReason};
-use super::hub::{Guest, Hub, Place, REFUSED_WAIT, Shared};
+use super::hub::{Guest, Hub, Place, Shared};
 use super::outlet::{Put, StreamBody};
 use super::several::{Lanes, Several};
 use super::ticker::retry_of;
 use super::topic::From;
 use crate::event::Topic;
 use crate::http::Connection;
+
+/// A client that is refused comes back after this many times the usual wait: others need the time to leave.
+const REFUSED_WAIT: u32 = 3;
 
 /// The query of a stream's URL.
 #[derive(Debug, Clone, Default, Deserialize)]

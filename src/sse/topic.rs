@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use bytes::Bytes;
 use tokio::time::{Duration, Instant};
 
 use super::cursor::Cursor;
@@ -139,6 +140,12 @@ impl TopicState {
     /// For how long no event has come, as far as is known.
     pub(super) fn quiet_for(&self) -> Duration {
         self.newest_at.elapsed()
+    }
+
+    /// When the newest event came, or the topic was begun, in milliseconds since 1970.
+    pub(super) fn newest_ms(&self) -> u64 {
+        let at = chrono::Utc::now() - self.quiet_for();
+        u64::try_from(at.timestamp_millis()).unwrap_or(0)
     }
 
     pub(super) fn is_live(&self) -> bool {
@@ -357,9 +364,9 @@ impl TopicState {
         })
     }
 
-    /// Forgets all clients, and hands them over.
-    pub(super) fn detach_all(&mut self) -> Vec<Lane> {
-        self.clients.drain().map(|(_, lane)| lane).collect()
+    /// Tells all clients something that is no event of the topic.
+    pub(super) fn tell_all(&mut self, bytes: &Bytes) {
+        self.clients.retain(|_, lane| lane.outlet.put_bytes(bytes.clone()) == Put::Queued);
     }
 
     /// Forgets a client.

@@ -151,10 +151,12 @@ async fn forbid(world: &World, fault: &Fault, topic: &str) {
     let others = world.channels.iter().map(|channel| &channel.topic).filter(|other| other.as_str() != topic);
     if fault.kind == Kind::KeyForbidden {
         words.extend(["resetkeys".to_owned(), format!("~{}", keys::top(&relay))]);
-        words.extend(others.map(|other| format!("~{}", keys::history(other))));
+        words.push(format!("~{}", world.system.redis.keys().log()));
+        // All keys of the other topics.
+        words.extend(others.map(|other| format!("~{}", keys::history(other).replace(":history", ":*"))));
     } else {
         words.push("resetchannels".to_owned());
-        words.extend(others.flat_map(|other| [format!("&{other}"), format!("&{}", keys::live(other))]));
+        words.extend(others.flat_map(|other| [format!("&{}", keys::public(other)), format!("&{}", keys::live(other))]));
     }
     tell(world, &words.iter().map(String::as_str).collect::<Vec<_>>()).await;
 }

@@ -8,7 +8,6 @@ use redis::AsyncCommands;
 use regex::Regex;
 
 use aftercommit::event::Topic;
-use crate::harness::keys;
 
 use crate::commands::{commit, json};
 use crate::harness::{Settings, System, cli, eventually};
@@ -152,7 +151,7 @@ async fn screens_of_parked_events() {
     let mut screens = Screens::new().await;
     let topic = screens.topic.clone();
     let mut redis = screens.system.redis.connect().await;
-    let _: () = redis.set(keys::history(&topic), "in the way").await.expect("a string");
+    let _: () = redis.set(screens.system.redis.keys().history(&topic), "in the way").await.expect("a string");
     let relay = screens.system.start("relay").await;
     screens.names.push((format!(":{}", relay.pid()), ":PID"));
     commit(&screens.system, &topic, "PAID", 2).await;
@@ -178,7 +177,7 @@ async fn screens_of_one_parked_event_and_its_release() {
     let topic = screens.topic.clone();
     let name = topic.as_str();
     let mut redis = screens.system.redis.connect().await;
-    let _: () = redis.set(keys::history(&topic), "in the way").await.expect("a string");
+    let _: () = redis.set(screens.system.redis.keys().history(&topic), "in the way").await.expect("a string");
     let relay = screens.system.start("relay").await;
     screens.names.push((format!(":{}", relay.pid()), ":PID"));
     commit(&screens.system, &topic, "PAID", 1).await;
@@ -186,7 +185,7 @@ async fn screens_of_one_parked_event_and_its_release() {
     screens.shows(&["parked", "list"]).await;
     screens.shows(&["replay", "--parked", "--reason", "mended"]).await;
     screens.shows(&["parked", "release", name, "--reason", "mended"]).await;
-    let _: () = redis.del(keys::history(&topic)).await.expect("a deletion");
+    let _: () = redis.del(screens.system.redis.keys().history(&topic)).await.expect("a deletion");
     screens.shows(&["parked", "release", name, "--yes", "--reason", "the key was deleted"]).await;
     screens.counts("delivered", 1).await;
     screens.shows(&["events", "show", "1"]).await;
@@ -250,7 +249,7 @@ async fn the_stream_id_that_is_told_is_the_one_in_redis() {
     let mut redis = system.redis.connect().await;
     for topic in &topics {
         let entries: Vec<(String, std::collections::HashMap<String, String>)> = redis::cmd("XRANGE")
-            .arg(keys::history(topic))
+            .arg(system.redis.keys().history(topic))
             .arg("-")
             .arg("+")
             .query_async(&mut redis)

@@ -255,7 +255,8 @@ async fn a_channel_that_is_forbidden_parks_its_topic_and_shows_nothing_of_it() {
     // Its place is known to the relay when the permission goes.
     let before = line.append_to(&forbidden, 1).await;
     eventually("it is published", async || (line.history_of(&forbidden).await == before).then_some(())).await;
-    let acl = format!("acl setuser default resetchannels &{} &aftercommit:*", line.topic);
+    let public = crate::harness::keys::public(&line.topic);
+    let acl = format!("acl setuser default resetchannels &{public} &aftercommit:*");
     line.command(&acl).await.expect("an acl");
     line.append_to(&forbidden, 2).await;
     line.append(2).await;
@@ -274,7 +275,9 @@ async fn a_key_that_is_forbidden_parks_its_topic_among_others_of_its_chunk() {
     let own = crate::harness::keys::history(&line.topic);
     let top = crate::harness::keys::top(&line.system.redis.relay_name());
     // In one transaction, so that they are in one chunk.
-    line.command(&format!("acl setuser default resetkeys ~{own} ~{top}")).await.expect("an acl");
+    let begun = own.replace(":history", ":begun");
+    let log = line.system.redis.keys().log();
+    line.command(&format!("acl setuser default resetkeys ~{own} ~{begun} ~{top} ~{log}")).await.expect("an acl");
     let mut connection = line.system.database.connect().await;
     let topics = [&line.topic, &forbidden, &line.topic, &forbidden, &line.topic];
     let events: Vec<_> = topics

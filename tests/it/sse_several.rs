@@ -245,12 +245,13 @@ async fn a_topic_that_cannot_be_joined_does_not_keep_the_events_of_another_one_f
         // One by one: many at once would be more than the client may leave unread, with good reason.
         paced_by.events(number + 1).await;
     }
-    let events = client.events(15).await;
+    let events = client.events(16).await;
+    assert!(events.iter().any(|event| event.event == "refused"), "it is told that one topic cannot be read");
     assert_eq!(of(&events, "a"), expected);
     assert_eq!(metric_of(&stage.sse, "aftercommit_sse_slow_closes_total").await, 0, "it was never cut off");
     redis::cmd("DEL").arg(&key).exec_async(&mut redis).await.expect("no key");
-    let events = client.events(16).await;
-    assert!(events[15].event == "reset" && events[15].data.contains("joined_late"), "{:?}", events[15]);
+    let events = client.events(17).await;
+    assert!(events[16].event == "reset" && events[16].data.contains("joined_late"), "{:?}", events[16]);
 }
 
 /// On one processor the other topics tell their places before the client can read anything.

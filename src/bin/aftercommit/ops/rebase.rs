@@ -8,11 +8,11 @@ use sqlx::PgConnection;
 
 use aftercommit::counted::counted;
 use aftercommit::event::{EventId, StreamId, Topic};
-use aftercommit::outbox::audit;
+use aftercommit::outbox::{audit, identity};
 use aftercommit::outbox::rebase::{Cluster, Pending, Rebase};
 use aftercommit::redis::keys::Keys;
 use aftercommit::redis::{Publisher, told};
-use aftercommit::relay::{Reached, Sink};
+use aftercommit::relay::{Batch, PublishMode, Reached, Sink};
 use redis::aio::MultiplexedConnection;
 
 use super::confirm::Consent;
@@ -84,7 +84,7 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
     say(&found);
     args.consent.to(&format!("rebase relay '{}' to epoch {}", config.relay.name, found.new_epoch()))?;
     // Looked at once more, now under the lock under which it is changed.
-    let (found, rebase) = find(config, &mut connection).await?;
+    let (found, rebase) = find(config, &mut connection, Purpose::Change).await?;
     let mut tx = rebase.finish(found.new_epoch()).await?;
     let what = json!({
         "relay": config.relay.name, "cluster": cluster(found.cluster), "from": found.position.to_string(),
@@ -97,18 +97,34 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
 
 async fn look(config: &Config, connection: &mut PgConnection) -> Result<Findings> {
     // The rebase that was begun ends here, and with it its locks.
-    find(config, connection).await.map(|(found, _dropped)| found)
+    find(config, connection, Purpose::Look).await.map(|(found, _dropped)| found)
+}
+
+/// What the findings are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Look,
+    Change,
 }
 
 /// Begins a rebase and finds out what Redis knows of the events that Postgres takes for pending.
-async fn find<'c>(config: &Config, connection: &'c mut PgConnection) -> Result<(Findings, Rebase<'c>)> {
+async fn find<'c>(
+    config: &Config,
+    connection: &'c mut PgConnection,
+    purpose: Purpose,
+) -> Result<(Findings, Rebase<'c>)> {
+    let log = identity::of(connection).await?.id;
     let mut rebase = Rebase::begin(connection, &config.relay.name).await?;
     let mut sink = Publisher::new(config.redis.clone(), &config.relay.name, 1);
+    sink.begin_lead(log);
     let reached = sink.reached().await?;
     let mut redis = config.redis.connect().await?;
     let from = rebase.position();
     let position = StreamId::new(from.epoch, from.next_seq - 1);
     let mut found = Findings { cluster: rebase.cluster(), position, reached, pending: 0, told: Vec::new() };
+    if purpose == Purpose::Change {
+        claim(&mut sink, found.new_epoch()).await?;
+    }
     let mut seen = Seen { keys: config.redis.keys(), after: position, topics: HashMap::new() };
     let mut after_id = 0;
     loop {
@@ -121,6 +137,15 @@ async fn find<'c>(config: &Config, connection: &'c mut PgConnection) -> Result<(
         found.told.extend(told);
     }
     Ok((found, rebase))
+}
+
+/// Claims the new epoch in Redis before its histories are read: a relay that was frozen while it led, and wakes up now, is
+/// refused there from here on. If the rebase fails after this, the relay says that Redis is of a later epoch, and the rebase
+/// is to be run again.
+async fn claim(sink: &mut Publisher, epoch: u64) -> Result<()> {
+    let first = StreamId::new(epoch, 1);
+    let nothing = Batch { mode: PublishMode::Restore, deliveries: &[], first, through: None, lost: None };
+    Ok(sink.publish(nothing).await?)
 }
 
 /// What histories hold behind the position, by topic.
