@@ -84,6 +84,16 @@ pub fn contiguous_end(entries: &[Link]) -> usize {
     links + usize::from(!entries.is_empty())
 }
 
+/// Events that a repair had to leave out: each topic may have had one up to this number, and its history does not say so
+/// before the topic's next event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loss {
+    /// The highest number that is missing.
+    pub through: StreamId,
+    /// When that was found, in milliseconds since 1970.
+    pub at_ms: u64,
+}
+
 /// What Redis says of a topic whose history it does not have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Absence {

@@ -8,7 +8,7 @@ use ::redis::streams::{StreamId as RawEntry, StreamRangeReply};
 use ::redis::{AsyncCommands, RedisError, RedisResult};
 
 use super::complaint::said;
-use super::continuity::{Absence, Link, Prev};
+use super::continuity::{Absence, Link, Loss, Prev};
 use super::keys::Keys;
 use super::settings::{ConnectError, Settings};
 use crate::event::{EventType, StreamId, Topic};
@@ -172,6 +172,19 @@ impl History {
             .await;
         let (is_there, has_begun, lost_ms) = self.checked(attempt, answer)?;
         Ok((!is_there).then_some(Absence { has_vanished: has_begun, lost_ms }))
+    }
+
+    /// The events that the last repair had to leave out, if there were any.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn loss(&self) -> Result<Option<Loss>, ReadError> {
+        let Connected { attempt, mut connection } = self.link().await?;
+        let answer: RedisResult<(Option<String>, Option<u64>)> =
+            connection.hmget(self.keys.log(), &["lost", "lost_at"]).await;
+        let (through, at_ms) = self.checked(attempt, answer)?;
+        let through = through.and_then(|through| through.parse().ok());
+        Ok(through.zip(at_ms).map(|(through, at_ms)| Loss { through, at_ms }))
     }
 
     /// Answers whether Redis answers.

@@ -56,8 +56,10 @@ elseif top_epoch > tonumber(epoch) then
   published = math.huge
 end
 -- Redis went back: a failover to a replica that lagged, a restart without its last writes. Publishing on would leave a
--- hole in front of these events.
-if first > published + 1 then return {0, 'GAP', top or 'nothing'} end
+-- hole in front of these events. An epoch behind the first one is claimed by the rebase that began it: a top without the
+-- claim has gone back behind that.
+local is_unclaimed = mode == 'normal' and tonumber(epoch) > 1 and top_epoch < tonumber(epoch)
+if first > published + 1 or is_unclaimed then return {0, 'GAP', top or 'nothing'} end
 
 -- Written at each call: the owner's name comes back where it was deleted, and a Redis that takes no writes says so before
 -- it is asked about an event.
@@ -169,23 +171,26 @@ for a = 10 + topic_count * 3, #ARGV, 7 do
   local topic, seq = topics[tonumber(ARGV[a])], tonumber(ARGV[a + 1])
   local uuid, kind, payload, keep = ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5]
   local stream, id = topic.stream, epoch .. '-' .. ARGV[a + 1]
-  if not topic.is_prepared then
+  -- Top has passed this number, so the event has arrived: the relay did not come to write that down. It is not added again,
+  -- also not to a history that has vanished since and would seem to end with it.
+  local has_arrived = mode == 'normal' and seq <= published
+  if not has_arrived and not topic.is_prepared then
     local refused = prepare(topic, seq)
     if refused then return finish('ERROR', refused) end
   end
   local prev = topic.prev
   local added
-  if not topic.ttl_is_due then
+  if not has_arrived and not topic.ttl_is_due then
     -- Where the TTL is not due, there is a history that has one. If that has vanished, the new one needs its own.
     added = redis.pcall('XADD', stream, 'NOMKSTREAM', 'MAXLEN', '~', keep, id,
       'event', uuid, 'type', kind, 'payload', payload, 'prev', prev)
     topic.ttl_is_due = not added
   end
-  if not added then
+  if not has_arrived and not added then
     added = redis.pcall('XADD', stream, 'MAXLEN', '~', keep, id,
       'event', uuid, 'type', kind, 'payload', payload, 'prev', prev)
   end
-  local is_new = true
+  local is_new = not has_arrived
   if type(added) == 'table' then
     if not string.find(added.err, 'equal or smaller', 1, true) then return finish('ERROR', added.err) end
     local repeated, err = is_repeat(stream, id, seq, uuid)
@@ -194,7 +199,7 @@ for a = 10 + topic_count * 3, #ARGV, 7 do
     is_new = false
   end
   -- Also for a repeat: the relay notes that it was set.
-  if topic.ttl_is_due then
+  if topic.ttl_is_due and not has_arrived then
     local set = redis.pcall('SET', topic.begun, '', 'EX', ttl + 60)
     if type(set) == 'table' and set.err then return finish('ERROR', set.err) end
     local expiring = redis.pcall('EXPIRE', stream, ttl)
@@ -217,7 +222,9 @@ for a = 10 + topic_count * 3, #ARGV, 7 do
       told_public = told_public + told
     end
   end
-  topic.prev = id
+  -- What a history holds of events that had arrived is looked up.
+  topic.prev = has_arrived and '?' or id
+  topic.is_prepared = not has_arrived and topic.is_prepared
   done, done_seq, done_uuid = done + 1, seq, uuid
 end
 

@@ -231,8 +231,23 @@ impl Step {
         failpoint::reach("chunk_published").await;
         self.write_down(&chunk, last_id, &set_aside).await?;
         failpoint::reach("checkpoint_written").await;
+        if set_aside.len() > 0 {
+            self.use_up_numbers(sink, chunk.rows.len() as u64).await?;
+        }
         let parked = set_aside.len();
         Ok(Outcome::Delivered { published: chunk.rows.len() - parked, parked })
+    }
+
+    /// Lets the sink's number pass events that are written down as set aside, up to the position. If this fails, the next
+    /// comparison finds the sink behind the position, and gives it again what it has: repeats.
+    async fn use_up_numbers<S: Sink>(&mut self, sink: &mut S, count: u64) -> Result<(), StepError> {
+        let number = |seq| StreamId::new(self.position.epoch, seq);
+        let (first, through) = (number(self.position.next_seq - count), number(self.position.next_seq - 1));
+        let mode = PublishMode::Normal;
+        let nothing = Batch { mode, deliveries: &[], first, through: Some(through), lost: None };
+        let published = sink.publish(nothing);
+        let published = staying_alive(&mut self.writer, self.rules.sign_of_life, published).await?;
+        Ok(self.counting(published)?)
     }
 
     async fn write_down(
@@ -438,6 +453,7 @@ pub(super) async fn publish<S: Sink>(
     rest.retain(|delivery| !delivered_before.contains(&delivery.event.id));
     let mut set_aside: Vec<Parked> = Vec::new();
     let mut held_now: HashSet<&Topic> = HashSet::new();
+    let mut first = first;
     loop {
         rest.retain(|delivery| {
             let waits = exceptions.holds(delivery) || held_now.contains(&delivery.event.topic);
@@ -446,10 +462,9 @@ pub(super) async fn publish<S: Sink>(
             }
             !waits
         });
-        // Also when nothing is left: the numbers are used up, and the sink has to know.
-        // But a restore goes by the sink's number alone, and that must not pass what is not yet written down as set aside.
-        // (Behind a step stands the position.)
-        let through = (mode == PublishMode::Normal || set_aside.is_empty()).then_some(through);
+        // Also when nothing is left: the numbers are used up, and the sink has to know. But its number must not pass what
+        // is not yet written down as set aside: a relay that goes on from there would take that for published.
+        let through = set_aside.is_empty().then_some(through);
         match hand_over(sink, Batch { mode, deliveries: &rest, first, through, lost }, handing).await {
             Ok(()) => break,
             Err(PublishError::Poison { at, reason }) if *on_poison == OnPoison::Park && at < rest.len() => {
@@ -457,7 +472,10 @@ pub(super) async fn publish<S: Sink>(
                 tracing::error!(%id, topic = %event.topic, event = %event.event_id, %reason, "parked");
                 set_aside.push(parked_of(&rest[at], &reason));
                 held_now.insert(&event.topic);
-                // Everything before it has arrived.
+                // Everything before it has arrived. If the sink forgets that meanwhile, the next call finds out.
+                if let (Some(last), Some(_)) = (rest[..at].last(), through) {
+                    first = StreamId::new(last.id.epoch, last.id.seq + 1);
+                }
                 rest.drain(..=at);
             }
             Err(error) => return Err(error),

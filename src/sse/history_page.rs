@@ -52,7 +52,14 @@ pub(super) async fn read_after(
     let links: Vec<Link> = entries.iter().map(Entry::link).collect();
     let place = place.id().map_or(Place::Start, Place::After);
     let Some(run) = continuity::follow(place, &links) else { return Ok(Page::Hole) };
-    Ok(page(entries, run, count, topic.naming))
+    let is_behind = shared.lost().is_some_and(|lost| links.last().is_some_and(|last| last.id < lost));
+    Ok(match page(entries, run, count, topic.naming) {
+        // The history ends here, and events behind its end are lost.
+        Page::Follows { frames, end: PageEnd::Last } if is_behind => {
+            Page::Follows { frames, end: PageEnd::Hole }
+        }
+        page => page,
+    })
 }
 
 /// Reads the first events of the history, whatever came before them; `count` entries at most.
@@ -92,7 +99,14 @@ fn page(entries: Vec<Entry>, run: Run, count: usize, naming: Naming) -> Page {
 
 /// What it proves that there are no entries.
 async fn nothing(shared: &Shared, topic: &SharedTopic, place: Cursor) -> Result<Page, ReadError> {
-    let Cursor::Start { seen_ms } = place else { return Ok(Page::Nothing) };
+    let seen_ms = match place {
+        Cursor::Start { seen_ms } => seen_ms,
+        // Where a reader was taken to by a reset for what is lost: nothing has come since.
+        Cursor::After(id) if shared.lost() == Some(id) => {
+            return Ok(Page::Follows { frames: Arc::from([]), end: PageEnd::Last });
+        }
+        Cursor::After(_) => return Ok(Page::Nothing),
+    };
     shared.metrics.history_reads.inc();
     // `None`: one has begun since it was read, so read again.
     let absence = shared.history.absence(&topic.topic).await?;
@@ -120,6 +134,12 @@ pub(super) async fn read_newest(
         newest = shared.history.newest(&topic.topic, asked).await?;
     }
     let links: Vec<Link> = newest.iter().map(Entry::link).collect();
+    if let (Some(last), Some(lost)) = (links.last(), shared.lost())
+        && last.id < lost
+    {
+        // The topic's next event names this one as the event before it.
+        return Ok((Some(Cursor::After(lost)), Vec::new()));
+    }
     let skip = links.len() - continuity::contiguous_end(&links);
     let base = match links.get(skip).map(|first| first.prev) {
         Some(Prev::First) => Some(Cursor::Start { seen_ms: 0 }),

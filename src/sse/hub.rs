@@ -23,8 +23,9 @@ use super::several::Lanes;
 use super::ticker;
 use super::topic::{News, Next, TopicState};
 use super::{join, open::Start};
-use crate::event::Topic;
+use crate::event::{StreamId, Topic};
 use crate::http::Connection;
+use crate::redis::continuity::Loss;
 use crate::redis::envelope::Envelope;
 use crate::redis::subscriber::{Ears, Heard};
 use crate::redis::{self, History, Subscriber};
@@ -46,6 +47,8 @@ pub(super) struct Shared {
     /// How long a history is kept after its last event.
     pub(super) history_ttl: Duration,
     pub(super) reads: Semaphore,
+    /// What the last repair had to leave out, as the ticker has found it.
+    loss: Mutex<Option<Loss>>,
     pub(super) pages: Pages,
     pub(super) subscriber: Subscriber,
     naming: fn(&str) -> Naming,
@@ -186,6 +189,7 @@ impl Hub {
             history: History::new(redis.clone()),
             history_ttl: redis.history_ttl(),
             reads: Semaphore::new(READS_AT_ONCE),
+            loss: Mutex::default(),
             pages: Pages::default(),
             subscriber,
             naming,
@@ -354,6 +358,25 @@ impl Shared {
         if next == Next::Join {
             tracing::info!(topic = %topic.topic, "a hole before an event; reading the history");
             tokio::spawn(join::run(self.clone(), topic.clone()));
+        }
+    }
+
+    /// The highest number that may be missing from histories, while a place before it may still be continued from.
+    pub(super) fn lost(&self) -> Option<StreamId> {
+        let loss = (*self.loss.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let now_ms = u64::try_from(Utc::now().timestamp_millis()).unwrap_or(0);
+        let age = Duration::from_millis(now_ms.saturating_sub(loss.at_ms));
+        (age < self.history_ttl).then_some(loss.through)
+    }
+
+    /// Notes what a repair had to leave out. Where that is new, no topic's history proves any more that it is whole.
+    pub(super) fn note_loss(self: &Arc<Self>, found: Option<Loss>) {
+        let before = std::mem::replace(&mut *self.loss.lock().unwrap_or_else(PoisonError::into_inner), found);
+        if found.is_some() && found != before {
+            let all: Vec<_> = self.topics().values().cloned().collect();
+            for topic in all {
+                self.join_anew(&topic);
+            }
         }
     }
 

@@ -33,6 +33,10 @@ pub(super) async fn run(shared: &Arc<Shared>) {
         shared.metrics.queued_bytes.set(queued.try_into().unwrap_or(i64::MAX));
         shared.pages.forget();
         shared.release_topics(now);
+        match shared.history.loss().await {
+            Ok(loss) => shared.note_loss(loss),
+            Err(error) => tracing::debug!(%error, "cannot look for events that are missing"),
+        }
         verify(shared, now).await;
         shared.ticked.notify_one();
     }

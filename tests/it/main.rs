@@ -9,6 +9,8 @@ mod rotation;
 mod status_cost;
 
 mod crash_points;
+mod history_proof;
+mod isolation;
 mod outages;
 mod pooler;
 mod postgres_failures;

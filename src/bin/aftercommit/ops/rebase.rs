@@ -123,7 +123,9 @@ async fn find<'c>(
     let position = StreamId::new(from.epoch, from.next_seq - 1);
     let mut found = Findings { cluster: rebase.cluster(), position, reached, pending: 0, told: Vec::new() };
     if purpose == Purpose::Change {
-        claim(&mut sink, found.new_epoch()).await?;
+        // A Redis that is behind the position has forgotten events which cannot be given again in the new epoch.
+        let is_behind = reached.is_none_or(|reached| reached.id < position) && position.seq > 0;
+        claim(&mut sink, found.new_epoch(), is_behind).await?;
     }
     let mut seen = Seen { keys: config.redis.keys(), after: position, topics: HashMap::new() };
     let mut after_id = 0;
@@ -142,9 +144,9 @@ async fn find<'c>(
 /// Claims the new epoch in Redis before its histories are read: a relay that was frozen while it led, and wakes up now, is
 /// refused there from here on. If the rebase fails after this, the relay says that Redis is of a later epoch, and the rebase
 /// is to be run again.
-async fn claim(sink: &mut Publisher, epoch: u64) -> Result<()> {
-    let first = StreamId::new(epoch, 1);
-    let nothing = Batch { mode: PublishMode::Restore, deliveries: &[], first, through: None, lost: None };
+async fn claim(sink: &mut Publisher, epoch: u64, has_lost: bool) -> Result<()> {
+    let (first, lost) = (StreamId::new(epoch, 1), has_lost.then(|| StreamId::new(epoch, 0)));
+    let nothing = Batch { mode: PublishMode::Restore, deliveries: &[], first, through: None, lost };
     Ok(sink.publish(nothing).await?)
 }
 

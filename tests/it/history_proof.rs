@@ -1,0 +1,271 @@
+//! A history proves itself: what is missing in it, before it or behind a client's place is a reset, and never a silence.
+
+use std::time::Duration;
+
+use redis::AsyncCommands;
+use redis::streams::StreamRangeReply;
+use uuid::Uuid;
+
+use aftercommit::event::Topic;
+
+use crate::harness::{Client, Event, Line, Process, eventually, keys, start_redis};
+
+/// Id and `prev` of each entry of a topic's history.
+async fn links(line: &Line, topic: &Topic) -> Vec<(String, String)> {
+    let reply: StreamRangeReply =
+        line.redis().await.xrange_all(keys::history(topic)).await.expect("a history");
+    reply.ids.iter().map(|entry| (entry.id.clone(), entry.get("prev").expect("a prev"))).collect()
+}
+
+fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+    expected.iter().map(|(id, prev)| ((*id).to_owned(), (*prev).to_owned())).collect()
+}
+
+fn url(line: &Line, sse: &Process) -> String {
+    sse.url(&format!("/streams/{}", line.topic))
+}
+
+fn token(line: &Line) -> String {
+    line.system.token_with(Uuid::new_v4(), Duration::from_secs(600), &[line.topic.as_str()])
+}
+
+async fn sse(line: &Line) -> Process {
+    let settings = line.system.settings().clone().set("AFTERCOMMIT_SSE_REPAIR_WAIT_MS", "100");
+    Process::start("sse", &settings).await
+}
+
+/// Resumes behind an id, and returns the first event.
+async fn first_event(line: &Line, sse: &Process, id: &str) -> Event {
+    Client::resume(&url(line, sse), &token(line), id).events(1).await.remove(0)
+}
+
+async fn restart_relay(line: &mut Line) {
+    line.relay.signal("KILL").await;
+    line.relay = line.system.start("relay").await;
+    line.leads().await;
+}
+
+async fn is_repaired(line: &Line) {
+    eventually("a repair", async || (line.metric("aftercommit_relay_repairs_total").await == 1).then_some(())).await;
+}
+
+#[tokio::test]
+async fn each_entry_names_the_event_before_it() {
+    let mut line = Line::new().await;
+    let other = line.system.redis.topic("other");
+    line.append(2).await;
+    line.append_to(&other, 1).await;
+    line.append(1).await;
+    line.is_whole().await;
+    // Also behind a relay that remembers nothing.
+    restart_relay(&mut line).await;
+    line.append(1).await;
+    line.is_whole().await;
+    let expected = [("1-1", ""), ("1-2", "1-1"), ("1-4", "1-2"), ("1-5", "1-4")];
+    assert_eq!(links(&line, &line.topic).await, pairs(&expected));
+    assert_eq!(links(&line, &other).await, pairs(&[("1-3", "")]));
+}
+
+/// Of a Redis that has forgotten everything, the log gives again only what it still has the positions of.
+#[tokio::test]
+async fn a_repair_that_has_to_leave_events_out_shows_the_hole_to_each_reader() {
+    let mut line = Line::new().await;
+    let server = sse(&line).await;
+    let quiet = line.system.redis.topic("quiet");
+    line.append(5).await;
+    line.append_to(&quiet, 1).await;
+    line.append(2).await;
+    line.is_whole().await;
+    line.relay.signal("KILL").await;
+    // As after a rotation: the positions of the first eight numbers are gone.
+    let mut database = line.system.database.connect().await;
+    sqlx::query("delete from outbox.checkpoint where n < (select max(n) from outbox.checkpoint)")
+        .execute(&mut database)
+        .await
+        .expect("a deletion");
+    line.command("flushall").await.expect("a flush");
+    line.relay = line.system.start("relay").await;
+    is_repaired(&line).await;
+    line.append_to(&line.topic, 1).await;
+    line.append_to(&quiet, 1).await;
+    eventually("both arrive", async || {
+        (links(&line, &line.topic).await.len() == 1 && links(&line, &quiet).await.len() == 1).then_some(())
+    })
+    .await;
+    assert_eq!(links(&line, &line.topic).await, pairs(&[("1-9", "1-8")]));
+    assert_eq!(links(&line, &quiet).await, pairs(&[("1-10", "1-8")]));
+    for id in ["1-5", &format!("0-{}", chrono::Utc::now().timestamp_millis() - 60_000)] {
+        let event = first_event(&line, &server, id).await;
+        assert_eq!(event.event, "reset", "{id}: {event:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_history_that_was_deleted_is_no_new_one_also_for_a_relay_that_remembers_nothing() {
+    let mut line = Line::new().await;
+    let server = sse(&line).await;
+    let before_the_first = {
+        let client = Client::open(&url(&line, &server), &token(&line)).await;
+        client.last_event_id()
+    };
+    line.append(3).await;
+    line.is_whole().await;
+    line.words(&["del", &keys::history(&line.topic)]).await.expect("a deletion");
+    restart_relay(&mut line).await;
+    // Nothing is there yet, and yet nothing is proven.
+    let fresh = sse(&line).await;
+    assert_eq!(first_event(&line, &fresh, &before_the_first).await.event, "reset");
+    line.append_to(&line.topic, 1).await;
+    eventually("it arrives", async || (links(&line, &line.topic).await.len() == 1).then_some(())).await;
+    assert_eq!(links(&line, &line.topic).await, pairs(&[("1-4", "1-3")]));
+    for server in [&server, &fresh] {
+        assert_eq!(first_event(&line, server, &before_the_first).await.event, "reset");
+        assert_eq!(first_event(&line, server, "1-2").await.event, "reset");
+    }
+    let ttl: i64 = line.redis().await.ttl(keys::history(&line.topic)).await.expect("a TTL");
+    assert!(ttl > 0, "it expires as others do");
+}
+
+#[tokio::test]
+async fn a_place_that_was_seen_in_the_future_is_a_reset() {
+    let line = Line::new().await;
+    let server = sse(&line).await;
+    let seen = |minutes: i64| format!("0-{}", chrono::Utc::now().timestamp_millis() + minutes * 60_000);
+    let event = first_event(&line, &server, &seen(10)).await;
+    assert_eq!(event.event, "reset", "{event:?}");
+    // Clocks may differ a little.
+    let client = Client::resume(&url(&line, &server), &token(&line), &seen(0));
+    client.has_its_place().await;
+    assert!(client.so_far().is_empty());
+}
+
+#[tokio::test]
+async fn clients_of_a_topic_whose_history_vanished_while_the_server_was_away_are_reset() {
+    let mut line = Line::new().await;
+    let url_of_redis = line.proxy.url(line.redis_settings().url.expose());
+    let settings = line.system.settings().clone().set("AFTERCOMMIT_SSE_REPAIR_WAIT_MS", "100");
+    let server = Process::start("sse", &settings.set("REDIS_URL", &url_of_redis)).await;
+    let client = Client::open(&url(&line, &server), &token(&line)).await;
+    line.append(3).await;
+    client.events(3).await;
+    line.words(&["del", &keys::history(&line.topic)]).await.expect("a deletion");
+    line.command("client kill type pubsub").await.expect("a cut");
+    let events = client.events(4).await;
+    assert_eq!(events[3].event, "reset", "{events:?}");
+}
+
+#[tokio::test]
+async fn a_forged_event_on_a_live_channel_makes_no_later_event_a_repeat() {
+    let mut line = Line::new().await;
+    let server = sse(&line).await;
+    let client = Client::open(&url(&line, &server), &token(&line)).await;
+    line.append(2).await;
+    client.events(2).await;
+    let forged = |id: &str, prev: &str| {
+        format!(r#"{{"id":"{id}","prev":"{prev}","event":"{}","type":"FORGED","payload":1}}"#, Uuid::new_v4())
+    };
+    let mut redis = line.redis().await;
+    // One that does not fit, and is dropped; and one that does.
+    for message in [forged("1-8000000", "1-7000000"), forged("1-9000000", "1-2")] {
+        let heard: usize = redis.publish(keys::live(&line.topic), message).await.expect("a publish");
+        assert_eq!(heard, 1);
+    }
+    line.append(3).await;
+    let ids = |client: &Client| -> Vec<String> {
+        client.so_far().into_iter().filter(|event| event.event == "T").filter_map(|event| event.id).collect()
+    };
+    eventually("the real ones, or a reset that skips them", async || {
+        let has_end = client.last_event_id() == "1-5";
+        (has_end && client.so_far().iter().any(|event| event.event == "reset")).then_some(())
+    })
+    .await;
+    assert!(ids(&client).len() <= 5, "none twice: {:?}", ids(&client));
+    // A client that comes now is not hurt either.
+    let fresh = Client::open(&url(&line, &server), &token(&line)).await;
+    line.append(1).await;
+    assert_eq!(fresh.events(1).await[0].id.as_deref(), Some("1-6"));
+}
+
+#[tokio::test]
+async fn a_foreign_message_after_a_repair_is_told() {
+    let mut line = Line::new().await;
+    let server = sse(&line).await;
+    let client = Client::open(&url(&line, &server), &token(&line)).await;
+    line.append(1).await;
+    client.events(1).await;
+    line.command("flushall").await.expect("a flush");
+    is_repaired(&line).await;
+    // The same text as the restored event's payload, from somebody else.
+    let channel = keys::public(&line.topic);
+    eventually("the foreign message", async || {
+        let _heard: usize = line.redis().await.publish(&channel, "0").await.expect("a publish");
+        client.so_far().iter().any(|event| event.event == "message" && event.data == "0").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_history_is_bounded_in_bytes_too() {
+    let settings = vec![("AFTERCOMMIT_REDIS_HISTORY_MAX_BYTES", "4000000".to_owned())];
+    let line = Line::with(crate::harness::Wiring { relay: settings, ..Default::default() }).await;
+    let kind = aftercommit::event::EventType::new("T").expect("a type");
+    let payload = "x".repeat(1_000_000);
+    let mut database = line.system.database.connect().await;
+    for _ in 0..12 {
+        let event = aftercommit::event::NewEvent::new(line.topic.clone(), kind.clone(), &payload);
+        aftercommit::outbox::append(&mut database, &event.expect("an event")).await.expect("an append");
+    }
+    eventually("all are published", async || (line.delivered_in_all().await == 12).then_some(())).await;
+    let left: usize = line.redis().await.xlen(keys::history(&line.topic)).await.expect("a length");
+    assert!((1..=5).contains(&left), "{left} entries of a megabyte");
+}
+
+#[tokio::test]
+async fn two_logs_on_one_redis_are_told_apart_and_a_namespace_keeps_them_apart() {
+    let mut line = Line::new().await;
+    line.append(3).await;
+    line.is_whole().await;
+    // Another service with a database of its own, and the same names in the same Redis.
+    let other = crate::harness::database().await;
+    let settings = line.system.settings().clone().set("DATABASE_URL", other.url());
+    let intruder = Process::start("relay", &settings).await;
+    let mut database = other.connect().await;
+    let append = "select outbox.append($1, 'T', '0')";
+    sqlx::query(append).bind(line.topic.as_str()).execute(&mut database).await.expect("an append");
+    intruder.says("belong to another log").await;
+    intruder.says("[redis] namespace").await;
+    line.append(2).await;
+    line.is_whole().await;
+    intruder.kill().await;
+    let apart = Process::start("relay", &settings.set("AFTERCOMMIT_REDIS_NAMESPACE", "apart")).await;
+    let history = aftercommit::redis::keys::Keys::new("apart").history(&line.topic);
+    eventually("its event arrives in its namespace", async || {
+        let length: usize = line.redis().await.xlen(&history).await.expect("a length");
+        (length == 1).then_some(())
+    })
+    .await;
+    line.append(1).await;
+    line.is_whole().await;
+    drop(apart);
+}
+
+#[tokio::test]
+async fn a_redis_with_keys_of_a_later_format_is_refused_in_words() {
+    let redis = start_redis(Vec::new(), None).await;
+    let system = crate::harness::System::with_redis(redis.url().expose()).await;
+    let mut connection = crate::harness::redis_settings_of(redis.url().expose()).connect().await.expect("Redis");
+    let _: () = connection.hset(system.redis.keys().log(), "format", 2).await.expect("a format");
+    let relay = system.start("relay").await;
+    relay.says("have format 2, and this aftercommit knows format 1: run the version").await;
+}
+
+/// What the tests need of a secret address.
+trait Expose {
+    fn expose(&self) -> &str;
+}
+
+impl Expose for secrecy::SecretString {
+    fn expose(&self) -> &str {
+        secrecy::ExposeSecret::expose_secret(self)
+    }
+}
