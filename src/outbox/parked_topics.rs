@@ -16,6 +16,8 @@ pub struct ParkedTopic {
     pub events: i64,
     /// The number of the first one.
     pub first_id: String,
+    /// The number of the last one.
+    pub last_id: String,
     /// Since when.
     pub since: DateTime<Utc>,
     /// What the first one was refused with.
@@ -34,7 +36,8 @@ pub async fn list(connection: &mut PgConnection, relay: &str, limit: u32) -> Res
     let rows = sqlx::query(
         "select k.topic, count(*) as events, min(k.parked_at) as since, bool_or(k.holds_topic) as holds_topic,
                 min(k.wish) as wish, (array_agg(k.reason order by k.epoch, k.seq))[1] as reason,
-                (array_agg(k.epoch || '-' || k.seq order by k.epoch, k.seq))[1] as first_id
+                (array_agg(k.epoch || '-' || k.seq order by k.epoch, k.seq))[1] as first_id,
+                (array_agg(k.epoch || '-' || k.seq order by k.epoch desc, k.seq desc))[1] as last_id
          from outbox.parked k
          where k.relay = $1 and k.settled_as is null
          group by k.topic order by min(k.parked_at), k.topic limit $2",
@@ -49,6 +52,7 @@ pub async fn list(connection: &mut PgConnection, relay: &str, limit: u32) -> Res
                 topic: row.try_get("topic")?,
                 events: row.try_get("events")?,
                 first_id: row.try_get("first_id")?,
+                last_id: row.try_get("last_id")?,
                 since: row.try_get("since")?,
                 reason: row.try_get("reason")?,
                 holds_topic: row.try_get("holds_topic")?,
