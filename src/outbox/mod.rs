@@ -41,6 +41,7 @@ mod replay_sql;
 pub mod restore;
 pub mod rotate;
 pub mod schema;
+pub mod undelivered;
 pub mod verdict;
 mod waiting;
 
