@@ -1,32 +1,68 @@
 -- The outbox log: what an application appends, and how far each relay has delivered it.
 -- Nothing here is ever updated or deleted on the hot path; partitions are emptied by TRUNCATE (src/outbox/rotate.rs).
 -- Works on PostgreSQL 13 and later, without extensions, triggers or superuser rights.
+--
+-- Names are resolved in pg_catalog alone, here and in every function: where others may create objects in a schema of the
+-- search path, an operator of theirs that fits better than pg_catalog's would run as whoever uses the log.
+set local search_path = pg_catalog, pg_temp;
+
+-- Which programs may work with this schema, so that an upgrade need not restart everything in one moment. A program that
+-- knows this version of the schema, or a later one, works with the schema as it is now. A migration that leaves to older
+-- programs all that they use changes nothing here; one that takes something away puts its own number here.
+create function outbox.serves_from() returns bigint
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$ begin return 1; end $$;
+
+-- One row: which log this is. Redis carries the id, so that two logs on one Redis are told apart; `rebase --copy` replaces it.
+create table outbox.log (
+  only_row          boolean     primary key default true constraint is_the_only_row check (only_row),
+  id                uuid        not null default gen_random_uuid(),
+  -- pg_control_system().system_identifier: xids mean nothing in another cluster, so a log that was moved is refused.
+  system_identifier bigint      not null,
+  -- How rows and positions are to be read. A program refuses a format above the one that it knows.
+  format            integer     not null,
+  created_at        timestamptz not null default now()
+);
+insert into outbox.log (system_identifier, format) select system_identifier, 1 from pg_control_system();
+comment on table outbox.log is 'Which log this is: one row.';
 
 -- How long one slot takes rows before the next one does. `aftercommit migrate` replaces it from [outbox] rotation_seconds.
 create function outbox.rotation_seconds() returns integer
-language sql immutable parallel safe as $$ select 86400 $$;
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$ begin return 86400; end $$;
 
 -- Which of the eight slots takes the rows of a transaction that began at this time. A hint for rotation, never a
 -- promise: rotation looks at what a slot really holds, so a clock that jumps or a long transaction does no harm.
 create function outbox.slot_at(at timestamptz) returns smallint
-language sql stable parallel safe as $$
-  select ((floor(extract(epoch from at) / outbox.rotation_seconds())::bigint % 8 + 8) % 8)::smallint
+language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
+begin
+  return ((floor(extract(epoch from at) / outbox.rotation_seconds())::bigint % 8::bigint + 8::bigint) % 8::bigint)::smallint;
+end
 $$;
+
+-- Appending ------------------------------------------------------------------------------------------------------------
 
 create sequence outbox.event_id_seq as bigint cache 1;
 
 create table outbox.event (
   -- First, because defaults are evaluated in column order: a row's id must be taken after its transaction has an xid.
-  -- The reading rule (src/outbox/read.rs) rests on it.
+  -- The reading rule (outbox.window_rows) rests on it.
   xid        xid8        not null default pg_current_xact_id(),
-  id         bigint      not null default nextval('outbox.event_id_seq'),
+  id         bigint      not null default nextval('outbox.event_id_seq') constraint id_fits check (id > 0),
   slot       smallint    not null default outbox.slot_at(now()),
   event_id   uuid        not null default gen_random_uuid(),
-  topic      text        not null constraint topic_fits check (topic collate "C" ~ '^[A-Za-z0-9:._-]{1,200}$'),
-  type       text        not null constraint type_fits check (type collate "C" ~ '^[A-Za-z0-9._-]{1,100}$'),
+  topic      text        not null constraint topic_fits
+                           check (topic collate "C" ~ '^[A-Za-z0-9:._-]{1,200}$' and topic not in ('.', '..')),
+  type       text        not null constraint type_fits
+                           check (type collate "C" ~ '^[A-Za-z0-9._-]{1,100}$'
+                                  and type not in ('reset', 'refused', 'token_expired', 'revoked', 'skipped', 'error', 'open')),
   payload    json        not null constraint payload_fits check (octet_length(payload::text) <= 1048576),
-  headers    jsonb       constraint headers_are_an_object check (jsonb_typeof(headers) = 'object'),
-  created_at timestamptz not null default now()
+  -- outbox.append takes 16 KiB; a replay's copy names its original as well.
+  headers    jsonb       constraint headers_fit
+                           check (jsonb_typeof(headers) = 'object' and octet_length(headers::text) <= 65536),
+  -- What chrono and JavaScript can hold, in four digits of a year. Infinity is not in it.
+  created_at timestamptz not null default now() constraint created_at_fits
+                           check (created_at >= '1970-01-01 00:00:00+00' and created_at < '10000-01-01 00:00:00+00'),
+  -- By which batches are cut: nobody has to fetch a payload to learn its size.
+  bytes      integer     generated always as (octet_length(payload::text) + coalesce(octet_length(headers::text), 0)) stored
 ) partition by list (slot);
 
 alter sequence outbox.event_id_seq owned by outbox.event.id;
@@ -45,33 +81,134 @@ create table outbox.event_7 partition of outbox.event for values in (7);
 
 comment on table outbox.event is 'The log: one row an event, append-only. Write it with outbox.append in the transaction that changes the state.';
 
--- The whole interface for an application in any language.
-create function outbox.append(topic text, type text, payload json, headers jsonb default null) returns uuid
-language sql volatile as $$
-  insert into outbox.event (topic, type, payload, headers)
-  values (append.topic, append.type, append.payload, append.headers)
-  returning event_id
+-- Refuses what is not an event, by one sentence that names the rule and quotes nothing of the payload.
+create function outbox.check_event(topic text, type text, payload json, headers jsonb, event_id uuid) returns void
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+declare
+  refused text; rule text; bytes integer;
+begin
+  if topic is null or type is null or payload is null or event_id is null then
+    refused := 'null';
+    rule := 'topic, type, payload and event id are never null (a payload may be the JSON value null)';
+  elsif topic collate "C" !~ '^[A-Za-z0-9:._-]{1,200}$' or topic in ('.', '..') then
+    refused := format('the topic ''%s''', regexp_replace(left(topic, 60), '[^A-Za-z0-9:._-]', '?', 'g'));
+    rule := 'a topic has 1 to 200 characters of A-Z a-z 0-9 : . _ - and is neither . nor ..';
+  elsif type collate "C" !~ '^[A-Za-z0-9._-]{1,100}$' then
+    refused := format('the type ''%s''', regexp_replace(left(type, 60), '[^A-Za-z0-9._-]', '?', 'g'));
+    rule := 'a type has 1 to 100 characters of A-Z a-z 0-9 . _ -';
+  elsif type in ('reset', 'refused', 'token_expired', 'revoked', 'skipped', 'error', 'open') then
+    refused := format('the type ''%s''', type);
+    rule := 'the server and the browser use reset, refused, token_expired, revoked, skipped, error and open themselves';
+  else
+    bytes := octet_length(payload::text);
+    if bytes > 1048576 then
+      refused := format('a payload of %s bytes', bytes);
+      rule := 'a payload has at most 1048576: store large data elsewhere and send a reference';
+    elsif headers is null then
+      return;
+    elsif jsonb_typeof(headers) <> 'object' then
+      refused := format('headers that are of type %s', jsonb_typeof(headers));
+      rule := 'headers are a JSON object';
+    else
+      bytes := octet_length(headers::text);
+      if bytes <= 16384 then
+        return;
+      end if;
+      refused := format('headers of %s bytes', bytes);
+      rule := 'headers have at most 16384';
+    end if;
+  end if;
+  raise check_violation using message = format('outbox.append refuses %s: %s', refused, rule);
+end
 $$;
-comment on function outbox.append is 'Appends an event to the log in the caller''s transaction and returns its event id. Hold the lock that orders the topic (the aggregate''s row) first.';
+
+-- The whole interface for an application in any language: the only right on the log that writers have. Runs as the log's
+-- owner, so that nobody else chooses a row's xid, id, slot or time.
+create function outbox.append(
+  topic text, type text, payload json, headers jsonb default null, event_id uuid default gen_random_uuid()
+) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform outbox.check_event($1, $2, $3, $4, $5);
+  insert into outbox.event (topic, type, payload, headers, event_id) values ($1, $2, $3, $4, $5);
+  return $5;
+end
+$$;
+comment on function outbox.append(text, text, json, jsonb, uuid) is
+  'Appends an event to the log in the caller''s transaction and returns its event id. Hold the lock that orders the topic (the aggregate''s row) first.';
+
+create function outbox.append(
+  topic text, type text, payload jsonb, headers jsonb default null, event_id uuid default gen_random_uuid()
+) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  return outbox.append($1, $2, $3::text::json, $4, $5);
+end
+$$;
+
+-- What a literal without a type, or a text that a driver binds, is taken for.
+create function outbox.append(
+  topic text, type text, payload text, headers jsonb default null, event_id uuid default gen_random_uuid()
+) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  parsed json;
+begin
+  begin
+    parsed := $3::json;
+  exception when data_exception or program_limit_exceeded then
+    -- Postgres's own message would quote the payload.
+    raise check_violation using message = 'outbox.append refuses the payload: it is not JSON';
+  end;
+  return outbox.append($1, $2, parsed, $4, $5);
+end
+$$;
+
+-- Several events in the order given, in one statement.
+create function outbox.append_all(topics text[], types text[], payloads json[], headers jsonb[], event_ids uuid[]) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  -- Arrays of several lengths are filled up with nulls, which are refused.
+  perform outbox.check_event(given.topic, given.type, given.payload, given.headers, given.event_id)
+  from unnest($1, $2, $3, $4, $5) given (topic, type, payload, headers, event_id);
+  -- Defaults (xid, id) are evaluated above the sort, so ids follow the order given.
+  insert into outbox.event (topic, type, payload, headers, event_id)
+  select given.topic, given.type, given.payload, given.headers, given.event_id
+  from unnest($1, $2, $3, $4, $5) with ordinality given (topic, type, payload, headers, event_id, place)
+  order by given.place;
+end
+$$;
+comment on function outbox.append_all is 'Appends events in the order of the arrays, as outbox.append does for one.';
 
 -- For a topic whose writers share no row: makes the transactions that append to it follow each other.
 create function outbox.lock_topic(topic text) returns void
-language sql volatile as $$ select pg_advisory_xact_lock(hashtextextended('outbox.topic:' || lock_topic.topic, 0)) $$;
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+  perform pg_advisory_xact_lock(hashtextextended('outbox.topic:' || $1, 0::bigint));
+end
+$$;
 comment on function outbox.lock_topic is 'Waits until no other transaction holds this topic and holds it until the end of the caller''s.';
 
--- One row a relay: where it belongs. The position itself is in outbox.checkpoint.
+-- Positions ------------------------------------------------------------------------------------------------------------
+
+-- One row a relay. Its position is in outbox.checkpoint.
 create table outbox.relay (
-  name              text        primary key constraint name_fits check (name collate "C" ~ '^[A-Za-z0-9._-]{1,60}$'),
-  -- pg_control_system().system_identifier: xids mean nothing in another cluster, so a moved log is refused.
-  system_identifier bigint      not null,
-  created_at        timestamptz not null default now()
+  name       text        primary key constraint name_fits check (name collate "C" ~ '^[A-Za-z0-9._-]{1,60}$'),
+  -- What the leader locks (src/outbox/lead.rs). Random, and replaced where a stranger holds it.
+  lead_key   bigint      not null default ('x' || right(replace(gen_random_uuid()::text, '-', ''), 16))::bit(64)::bigint,
+  created_at timestamptz not null default now()
 );
 
 -- One row for each step of a relay; the newest (highest n) is its whole position. See src/outbox/checkpoint.rs.
 create table outbox.checkpoint (
   relay         text        not null references outbox.relay (name),
   n             bigint      not null,
-  slot          smallint    not null constraint slot_follows_n check (slot = (n >> 17) & 15),
+  slot          smallint    not null,
+  -- The slot of row n + 1. Chosen by who writes row n, so that all who come from it meet in one partition, where the
+  -- primary key lets one of them in.
+  next_slot     smallint    not null constraint next_slot_fits check (next_slot >= 0 and next_slot < 16),
+  -- Since when this relay has written to this slot.
+  slot_since    timestamptz not null default clock_timestamp(),
   -- Everything that `lower` sees has been delivered; high_id is the highest id among it.
   lower         pg_snapshot not null,
   lower_horizon xid8        not null,
@@ -85,7 +222,7 @@ create table outbox.checkpoint (
   next_seq      bigint      not null,
   created_at    timestamptz not null default clock_timestamp(),
   constraint window_is_whole check ((upper is null) = (upper_horizon is null)),
-  -- The fence: two relays that both believe they lead cannot both write row n + 1. (slot is a function of n.)
+  -- The fence: two relays that both believe they lead cannot both write row n + 1.
   primary key (relay, n, slot)
 ) partition by list (slot);
 
@@ -108,38 +245,35 @@ create table outbox.checkpoint_15 partition of outbox.checkpoint for values in (
 
 comment on table outbox.checkpoint is 'How far each relay has delivered the log: one row a step, the highest n of a relay is its position.';
 
--- Events that Redis refuses for a reason of their own, and the later ones of their topics, in order of seq.
-create table outbox.parked (
-  relay      text        not null references outbox.relay (name),
-  epoch      bigint      not null,
-  seq        bigint      not null,
-  id         bigint      not null,
-  event_id   uuid        not null,
-  topic      text        not null,
-  type       text        not null,
-  payload    json        not null,
-  created_at timestamptz not null,
-  reason     text        not null,
-  parked_at  timestamptz not null default clock_timestamp(),
-  -- False for an event that was set aside alone ([relay] on_poison = "skip"): its topic flows on without it.
-  holds_topic boolean    not null,
-  -- What an operator asked for. The relay does it, as it alone knows what of the topic is under way.
-  wish       text        constraint wish_is_known check (wish in ('release', 'discard')),
-  primary key (relay, epoch, seq)
-);
-create index parked_topic_idx on outbox.parked (relay, topic, epoch, seq);
-create index parked_wish_idx on outbox.parked (relay) where wish is not null;
+-- The newest checkpoint of each relay: a walk down one primary key for each, however many rows there are.
+create view outbox.position as
+  select newest.*
+  from outbox.relay r
+  cross join lateral (
+    select c.* from outbox.checkpoint c where c.relay = r.name order by c.n desc limit 1
+  ) newest;
 
--- What operators did, and why.
-create table outbox.audit (
-  id        bigint      generated always as identity primary key,
-  at        timestamptz not null default clock_timestamp(),
-  who       text        not null,
-  action    text        not null,
-  reason    text        not null,
-  selection jsonb       not null,
-  events    bigint      not null
-);
+-- The slot of the checkpoint after one in `slot`, where the relay has written since `since`: the same one for as long as a
+-- slot takes rows, then the next one that is empty, or the same one where none is.
+create function outbox.slot_after(slot smallint, since timestamptz) returns smallint
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  other smallint;
+begin
+  if clock_timestamp() < since + make_interval(secs => outbox.rotation_seconds()::float8) then
+    return $1;
+  end if;
+  for further in 1..15 loop
+    other := ($1::integer + further) % 16;
+    if not exists (select from outbox.checkpoint c where c.slot = other) then
+      return other;
+    end if;
+  end loop;
+  return $1;
+end
+$$;
+
+-- Reading --------------------------------------------------------------------------------------------------------------
 
 -- The reading rule: the rows of a window, in order of id, from after_id on. A window is what `upper` sees and `lower`
 -- does not. It is found by index alone, in two parts that cannot overlap:
@@ -152,17 +286,23 @@ create table outbox.audit (
 --
 -- Rows are never ordered by xid: a transaction can take its xid before another one that then commits first on the same
 -- key. Ids are taken under the key's lock, xids are not.
+--
+-- The settings make it choose index scans and keep its plan: right for the log, also where it was filled a moment ago and
+-- has no statistics.
 create function outbox.window_rows(
   lower pg_snapshot, lower_horizon xid8, high_id bigint, upper pg_snapshot, after_id bigint, max_rows bigint
 ) returns setof outbox.event
-language sql stable as $$
-  select w.* from (
+language plpgsql stable
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan as $$
+begin
+  return query select w.* from (
     (
       select late.*
       from (
         select pg_snapshot_xip($1) as xid
         union all
-        select n::text::xid8 from generate_series(pg_snapshot_xmax($1)::text::bigint, $2::text::bigint - 1) n
+        select n::text::xid8 from generate_series(pg_snapshot_xmax($1)::text::bigint, $2::text::bigint - 1::bigint) n
       ) running
       cross join lateral (
         -- Compared and ordered as (xid, id), so that only the index on both can serve: with `xid = running.xid order by id`
@@ -172,7 +312,8 @@ language sql stable as $$
         order by e.xid, e.id
         limit $6
       ) late
-      where pg_visible_in_snapshot(late.xid, $4)
+      -- Asked before the rows are looked through: one open transaction can have millions of them.
+      where pg_visible_in_snapshot(running.xid, $4)
     )
     union all
     (
@@ -183,62 +324,187 @@ language sql stable as $$
     )
   ) w
   order by w.id
-  limit $6
-$$;
-
--- The newest checkpoint of each relay: a walk down one primary key for each, however many rows there are.
-create view outbox.position as
-  select newest.*
-  from outbox.relay r
-  cross join lateral (
-    select c.* from outbox.checkpoint c where c.relay = r.name order by c.n desc limit 1
-  ) newest;
-
--- When a relay had delivered the row (xid, id), or null: the oldest kept checkpoint that covers it. Positions only
--- grow, so this is a binary search over n.
-create function outbox.delivered_at(relay text, xid xid8, id bigint) returns timestamptz
-language plpgsql stable as $$
-declare
-  low bigint; high bigint; middle bigint; probe record; found_at timestamptz;
-begin
-  select min(c.n), max(c.n) into low, high from outbox.checkpoint c where c.relay = delivered_at.relay;
-  while low <= high loop
-    middle := low + (high - low) / 2;
-    select c.n, c.created_at,
-           pg_visible_in_snapshot(delivered_at.xid, c.lower)
-           or (c.upper is not null and delivered_at.id <= c.after_id and pg_visible_in_snapshot(delivered_at.xid, c.upper)) as covers
-      into probe
-      from outbox.checkpoint c
-      where c.relay = delivered_at.relay and c.n >= middle and c.n <= high
-      order by c.n limit 1;
-    if probe.n is null then
-      high := middle - 1;
-    elsif probe.covers then
-      found_at := probe.created_at;
-      high := middle - 1;
-    else
-      low := probe.n + 1;
-    end if;
-  end loop;
-  return found_at;
+  limit $6;
 end
 $$;
 
--- The state of each event for each relay: pending, delivered or parked, and since when. Before the first relay has run
--- there is one row an event, without a relay.
+-- The transactions that were running at a snapshot and can have left rows since: those that ended, and not by a rollback.
+-- What one that is still open, or was rolled back, has inserted can be millions of rows that nobody sees.
+create function outbox.ended_since(at pg_snapshot, horizon xid8) returns setof xid8
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return query select running.xid
+  from (
+    select pg_snapshot_xip($1) as xid
+    union all
+    select n::text::xid8 from generate_series(pg_snapshot_xmax($1)::text::bigint, $2::text::bigint - 1::bigint) n
+  ) running
+  where case when pg_visible_in_snapshot(running.xid, pg_current_snapshot())
+             then pg_xact_status(running.xid) is distinct from 'aborted' else false end;
+end
+$$;
+
+-- Operators ------------------------------------------------------------------------------------------------------------
+
+-- Events that Redis refuses for a reason of their own, and the later ones of their topics, in order of seq. A row stays as
+-- long as its row in the log, also when it is settled: a restore leaves out what was discarded, or sent on as a copy, and
+-- whoever asks what became of an event is told. A released event counts as delivered.
+create table outbox.parked (
+  relay      text        not null references outbox.relay (name),
+  epoch      bigint      not null,
+  seq        bigint      not null,
+  id         bigint      not null,
+  event_id   uuid        not null,
+  topic      text        not null,
+  type       text        not null,
+  payload    json        not null,
+  created_at timestamptz not null constraint created_at_fits
+                           check (created_at >= '1970-01-01 00:00:00+00' and created_at < '10000-01-01 00:00:00+00'),
+  reason     text        not null,
+  parked_at  timestamptz not null default clock_timestamp(),
+  -- False for an event that was set aside alone ([relay] on_poison = "skip"): its topic flows on without it.
+  holds_topic boolean    not null,
+  -- What an operator asked for. The relay does it, as it alone knows what of the topic is under way.
+  wish       text        constraint wish_is_known check (wish in ('release', 'discard')),
+  settled_as text        constraint settled_as_is_known check (settled_as in ('discarded', 'copied', 'released')),
+  settled_at timestamptz,
+  primary key (relay, epoch, seq)
+);
+create index parked_topic_idx on outbox.parked (relay, topic, epoch, seq) where settled_as is null;
+create index parked_wish_idx on outbox.parked (relay) where wish is not null and settled_as is null;
+create index parked_id_idx on outbox.parked (id);
+
+-- Events that a relay's position does not know to be delivered and that Redis has all the same: Postgres went back to
+-- before their delivery was written down. They use up numbers, and are not published again. Dropped with their rows.
+create table outbox.delivered_before (
+  relay text   not null references outbox.relay (name),
+  id    bigint not null,
+  primary key (relay, id)
+);
+
+-- What operators did, and why. Read from its end, and by time.
+create table outbox.audit (
+  id        bigint      generated always as identity primary key,
+  at        timestamptz not null default clock_timestamp(),
+  who       text        not null,
+  action    text        not null,
+  reason    text        not null,
+  selection jsonb       not null,
+  events    bigint      not null
+);
+create index audit_at_idx on outbox.audit (at);
+
+-- A relay that has a row here delivers nothing. Looked at about once a second, beside the deliveries.
+create table outbox.pause (
+  relay  text        primary key references outbox.relay (name),
+  since  timestamptz not null default clock_timestamp(),
+  who    text        not null,
+  reason text        not null
+);
+
+-- What each relay process says of itself: what `aftercommit status` shows and the log cannot tell. Written about once a
+-- second by a connection of its own, never by a delivery. Unlogged, as it is worth nothing after a crash; the room
+-- left in each page lets updates stay in it.
+create unlogged table outbox.heartbeat (
+  relay            text        not null,
+  process          text        not null,
+  role             text        not null,
+  at               timestamptz not null default clock_timestamp(),
+  published        bigint      not null,
+  rate             float8      not null,
+  error            text,
+  error_at         timestamptz,
+  rotation_blocked text,
+  listen           text        not null,
+  primary key (relay, process)
+) with (fillfactor = 20);
+
+-- One row a replay (src/outbox/replay.rs). What it repeats is fixed when it begins: what its relay had delivered by then,
+-- and so never a copy. Each batch of copies moves done_id in its own transaction, so that a replay that dies repeats
+-- nothing and omits nothing.
+create table outbox.replay (
+  id         bigint      generated always as identity primary key,
+  relay      text        not null,
+  who        text        not null,
+  reason     text        not null,
+  selection  jsonb       not null,
+  started_at timestamptz not null default clock_timestamp(),
+  -- The relay's position when it began, as in outbox.checkpoint, and the last row that may be repeated.
+  lower      pg_snapshot not null,
+  upper      pg_snapshot,
+  after_id   bigint      not null,
+  through_id bigint      not null,
+  -- How many events it found when it began.
+  selected   bigint      not null,
+  -- All rows up to this one are dealt with; how many copies that made, and between which rows they lie.
+  done_id    bigint      not null,
+  copied     bigint      not null default 0,
+  first_copy bigint,
+  last_copy  bigint,
+  moved_at   timestamptz not null default clock_timestamp(),
+  finished   boolean     not null default false
+-- The room left in each page lets the updates stay in it.
+) with (fillfactor = 20);
+
+comment on table outbox.replay is 'What was delivered once more: who asked for it and why, and how far it is.';
+
+-- The oldest kept checkpoint of a relay by which the row (xid, id) is delivered, or null. Positions only grow, so this is a
+-- binary search over n.
+create function outbox.delivered_in(relay text, xid xid8, id bigint) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  low bigint; high bigint; middle bigint; probe record; found bigint;
+begin
+  select min(c.n), max(c.n) into low, high from outbox.checkpoint c where c.relay = $1;
+  while low <= high loop
+    middle := low + (high - low) / 2::bigint;
+    select c.n,
+           c.high_id >= $3 and pg_visible_in_snapshot($2, c.lower)
+           or (c.upper is not null and $3 <= c.after_id and pg_visible_in_snapshot($2, c.upper)) as covers
+      into probe
+      from outbox.checkpoint c
+      where c.relay = $1 and c.n >= middle and c.n <= high
+      order by c.n limit 1;
+    if probe.n is null then
+      high := middle - 1::bigint;
+    elsif probe.covers then
+      found := probe.n;
+      high := middle - 1::bigint;
+    else
+      low := probe.n + 1::bigint;
+    end if;
+  end loop;
+  return found;
+end
+$$;
+
+create function outbox.delivered_at(relay text, xid xid8, id bigint) returns timestamptz
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return (select c.created_at from outbox.checkpoint c where c.relay = $1 and c.n = outbox.delivered_in($1, $2, $3));
+end
+$$;
+
+-- The state of each event for each relay: pending, delivered, parked, discarded or copied, and since when. Before the first
+-- relay has run there is one row an event, without a relay.
 create view outbox.event_status as
   select e.id, e.event_id, e.topic, e.type, e.created_at, e.xid, p.relay,
-         case when parked.seq is not null then 'parked'
+         case when parked.settled_as = 'released' then 'delivered'
+              when parked.settled_as is not null then parked.settled_as
+              when parked.seq is not null then 'parked'
               when d.delivered then 'delivered'
               else 'pending' end as state,
-         case when parked.seq is not null then parked.parked_at
+         case when parked.seq is not null then coalesce(parked.settled_at, parked.parked_at)
               when d.delivered then outbox.delivered_at(p.relay, e.xid, e.id)
               else e.created_at end as since
   from outbox.event e
   left join outbox.position p on true
   cross join lateral (
     select coalesce(
-      pg_visible_in_snapshot(e.xid, p.lower)
+      (e.id <= p.high_id and pg_visible_in_snapshot(e.xid, p.lower))
       or (p.upper is not null and e.id <= p.after_id and pg_visible_in_snapshot(e.xid, p.upper)), false) as delivered
   ) d
   left join outbox.parked parked on parked.relay = p.relay and parked.id = e.id;
+
+-- Nobody calls a function of this schema who was not allowed to: `aftercommit grants` prints what each role needs.
+revoke all on all functions in schema outbox from public;

@@ -5,6 +5,7 @@
 //! aggregate's), or [`lock_topic`] where they share no row.
 
 use sqlx::PgConnection;
+use sqlx::types::Json;
 
 use super::AppendError;
 use crate::event::{EventId, NewEvent, Topic};
@@ -17,17 +18,15 @@ use crate::event::{EventId, NewEvent, Topic};
 /// # Errors
 /// [`AppendError`]; the transaction is then aborted, as after any failed statement.
 pub async fn append(connection: &mut PgConnection, event: &NewEvent) -> Result<EventId, AppendError> {
-    sqlx::query(
-        "insert into outbox.event (event_id, topic, type, payload, headers) values ($1, $2, $3, $4::json, $5::jsonb)",
-    )
-    .bind(event.event_id())
-    .bind(event.topic().as_str())
-    .bind(event.event_type().as_str())
     // Bound as text and cast: the json type keeps the text byte for byte.
-    .bind(event.payload())
-    .bind(headers_of(event))
-    .execute(connection)
-    .await?;
+    sqlx::query("select outbox.append($1, $2, $3::json, $4, $5)")
+        .bind(event.topic().as_str())
+        .bind(event.event_type().as_str())
+        .bind(event.payload())
+        .bind(event.headers().map(Json))
+        .bind(event.event_id())
+        .execute(connection)
+        .await?;
     Ok(event.event_id())
 }
 
@@ -43,22 +42,15 @@ pub async fn append_all(
     let topics: Vec<&str> = events.iter().map(|e| e.topic().as_str()).collect();
     let types: Vec<&str> = events.iter().map(|e| e.event_type().as_str()).collect();
     let payloads: Vec<&str> = events.iter().map(NewEvent::payload).collect();
-    let headers: Vec<Option<String>> = events.iter().map(headers_of).collect();
-    // Defaults (xid, id) are evaluated above the sort, so ids follow the order given.
-    sqlx::query(
-        "insert into outbox.event (event_id, topic, type, payload, headers)
-         select event_id, topic, type, payload::json, headers::jsonb
-         from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[])
-              with ordinality as given (event_id, topic, type, payload, headers, position)
-         order by position",
-    )
-    .bind(&ids)
-    .bind(&topics)
-    .bind(&types)
-    .bind(&payloads)
-    .bind(&headers)
-    .execute(connection)
-    .await?;
+    let headers: Vec<_> = events.iter().map(|e| e.headers().map(Json)).collect();
+    sqlx::query("select outbox.append_all($1, $2, $3::text[]::json[], $4, $5)")
+        .bind(&topics)
+        .bind(&types)
+        .bind(&payloads)
+        .bind(&headers)
+        .bind(&ids)
+        .execute(connection)
+        .await?;
     Ok(ids)
 }
 
@@ -72,8 +64,4 @@ pub async fn append_all(
 pub async fn lock_topic(connection: &mut PgConnection, topic: &Topic) -> Result<(), AppendError> {
     sqlx::query("select outbox.lock_topic($1)").bind(topic.as_str()).execute(connection).await?;
     Ok(())
-}
-
-fn headers_of(event: &NewEvent) -> Option<String> {
-    event.headers().map(|headers| serde_json::Value::Object(headers.clone()).to_string())
 }

@@ -7,7 +7,8 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::Error;
-use super::position::{Position, Snapshot, Window, Xid, slot_of};
+use super::lead;
+use super::position::{Position, Snapshot, Window, Xid};
 
 /// The newest position of `relay`, or `None` if there is no relay of that name.
 ///
@@ -15,7 +16,7 @@ use super::position::{Position, Snapshot, Window, Xid, slot_of};
 /// [`Error`].
 pub async fn newest(connection: &mut PgConnection, relay: &str) -> Result<Option<Position>, Error> {
     let row = sqlx::query(
-        "select n, lower::text, lower_horizon::text, high_id, upper::text, upper_horizon::text, after_id, epoch, next_seq
+        "select n, slot, next_slot, lower::text, lower_horizon::text, high_id, upper::text, upper_horizon::text, after_id, epoch, next_seq
          from outbox.checkpoint where relay = $1 order by n desc limit 1",
     )
     .bind(relay)
@@ -36,7 +37,7 @@ pub async fn page(
     limit: i64,
 ) -> Result<Vec<Position>, Error> {
     let rows = sqlx::query(
-        "select n, lower::text, lower_horizon::text, high_id, upper::text, upper_horizon::text, after_id, epoch, next_seq
+        "select n, slot, next_slot, lower::text, lower_horizon::text, high_id, upper::text, upper_horizon::text, after_id, epoch, next_seq
          from outbox.checkpoint where relay = $1 and epoch = $2 and n >= $3 order by n limit $4",
     )
     .bind(relay)
@@ -51,32 +52,15 @@ pub async fn page(
 /// The position of `relay`, which begins before everything in the log if the name is new.
 ///
 /// # Errors
-/// [`Error::WrongCluster`] if the position was made in another Postgres cluster, or as [`newest`].
+/// [`Error::WrongCluster`] if the log was made in another Postgres cluster, or as [`newest`].
 pub async fn load_or_begin(connection: &mut PgConnection, relay: &str) -> Result<Position, Error> {
-    // Without an existing row the statement below makes one; with one, it tells where that one belongs.
-    let row = sqlx::query(
-        "with here as (select system_identifier from pg_control_system()),
-         made as (
-           insert into outbox.relay (name, system_identifier) select $1, system_identifier from here
-           on conflict (name) do nothing
-         )
-         select here.system_identifier as found, r.system_identifier as stored
-         from here left join outbox.relay r on r.name = $1",
-    )
-    .bind(relay)
-    .fetch_one(&mut *connection)
-    .await?;
-    let found: i64 = row.try_get("found")?;
-    let stored: Option<i64> = row.try_get("stored")?;
-    if let Some(stored) = stored.filter(|stored| *stored != found) {
-        return Err(Error::WrongCluster { relay: relay.to_owned(), stored, found });
-    }
+    lead::register(connection, relay).await?;
     if let Some(position) = newest(connection, relay).await? {
         return Ok(position);
     }
     match insert(connection, relay, &Position::before_everything()).await {
         // Another relay of this name began in the same moment: its row is as good.
-        Ok(()) | Err(Error::Fenced { .. }) => {}
+        Ok(_) | Err(Error::Fenced { .. }) => {}
         Err(error) => return Err(error),
     }
     newest(connection, relay).await?.ok_or_else(|| Error::Database(sqlx::Error::RowNotFound))
@@ -95,32 +79,38 @@ pub async fn open(
     relay: &str,
     from: &Position,
 ) -> Result<Option<Position>, Error> {
-    let n = from.n + 1;
+    let to = from.following();
     // The horizon must be assigned after the snapshot: pg_current_snapshot() is the statement's own snapshot, taken
     // before it runs, and pg_current_xact_id() assigns an xid while it runs, as this transaction had none before.
     let row = sqlx::query(
         "insert into outbox.checkpoint
-           (relay, n, slot, lower, lower_horizon, high_id, upper, upper_horizon, after_id, epoch, next_seq)
-         select $1, $2, $3, $4::text::pg_snapshot, $5::text::xid8, $6, pg_current_snapshot(), pg_current_xact_id(), 0, $7, $8
+           (relay, n, slot, next_slot, slot_since, lower, lower_horizon, high_id, upper, upper_horizon, after_id, epoch, next_seq)
+         select $1, $2, $3, outbox.slot_after($3, since.at), since.at, $4::text::pg_snapshot, $5::text::xid8, $6,
+                pg_current_snapshot(), pg_current_xact_id(), 0, $7, $8
+         from (
+           select coalesce(
+             (select b.slot_since from outbox.checkpoint b where b.relay = $1 and b.n = $2 - 1::bigint and b.slot = $3),
+             clock_timestamp()) as at
+         ) since
          where not exists (select from outbox.pause where relay = $1)
            and exists (
              select from outbox.window_rows($4::text::pg_snapshot, $5::text::xid8, $6, pg_current_snapshot(), 0, 1)
            )
-         returning upper::text, upper_horizon::text",
+         returning next_slot, upper::text, upper_horizon::text",
     )
     .bind(relay)
-    .bind(n)
-    .bind(slot_of(n))
-    .bind(&from.lower.0)
-    .bind(&from.lower_horizon.0)
-    .bind(from.high_id)
-    .bind(from.epoch.cast_signed())
-    .bind(from.next_seq.cast_signed())
+    .bind(to.n)
+    .bind(to.slot)
+    .bind(&to.lower.0)
+    .bind(&to.lower_horizon.0)
+    .bind(to.high_id)
+    .bind(to.epoch.cast_signed())
+    .bind(to.next_seq.cast_signed())
     .fetch_optional(connection)
     .await
     .map_err(|error| fenced_or(error, relay, from.n))?;
     let Some(row) = row else { return Ok(None) };
-    Ok(Some(Position { n, window: window_of(&row, 0)?, ..from.clone() }))
+    Ok(Some(Position { next_slot: row.try_get("next_slot")?, window: window_of(&row, 0)?, ..to }))
 }
 
 /// Writes down that the window's events up to `after_id`, `events` of them, have been delivered, and leaves it open.
@@ -134,9 +124,7 @@ pub async fn advance(
     after_id: i64,
     events: u64,
 ) -> Result<Position, Error> {
-    let to = from.advanced(after_id, events);
-    insert(connection, relay, &to).await?;
-    Ok(to)
+    insert(connection, relay, &from.advanced(after_id, events)).await
 }
 
 /// Writes down that the whole window has been delivered, the last `events` of it ending with `last_id`, and in the same
@@ -154,21 +142,26 @@ pub async fn settle(
     let to = from.settled(last_id, events);
     let row = sqlx::query(
         "insert into outbox.checkpoint
-           (relay, n, slot, lower, lower_horizon, high_id, upper, upper_horizon, after_id, epoch, next_seq)
-         select $1, $2, $3, $4::text::pg_snapshot, $5::text::xid8, $6,
+           (relay, n, slot, next_slot, slot_since, lower, lower_horizon, high_id, upper, upper_horizon, after_id, epoch, next_seq)
+         select $1, $2, $3, outbox.slot_after($3, since.at), since.at, $4::text::pg_snapshot, $5::text::xid8, $6,
                 case when next.found then pg_current_snapshot() end,
                 case when next.found then pg_current_xact_id() end, 0, $7, $8
          from (
+           select coalesce(
+             (select b.slot_since from outbox.checkpoint b where b.relay = $1 and b.n = $2 - 1::bigint and b.slot = $3),
+             clock_timestamp()) as at
+         ) since
+         cross join (
            select not exists (select from outbox.pause where relay = $1)
              and exists (
                select from outbox.window_rows($4::text::pg_snapshot, $5::text::xid8, $6, pg_current_snapshot(), 0, 1)
              ) as found
          ) next
-         returning upper::text, upper_horizon::text",
+         returning next_slot, upper::text, upper_horizon::text",
     )
     .bind(relay)
     .bind(to.n)
-    .bind(slot_of(to.n))
+    .bind(to.slot)
     .bind(&to.lower.0)
     .bind(&to.lower_horizon.0)
     .bind(to.high_id)
@@ -177,24 +170,31 @@ pub async fn settle(
     .fetch_one(connection)
     .await
     .map_err(|error| fenced_or(error, relay, from.n))?;
-    Ok(Position { window: window_of(&row, 0)?, ..to })
+    Ok(Position { next_slot: row.try_get("next_slot")?, window: window_of(&row, 0)?, ..to })
 }
 
-/// Writes one row as it is.
+/// Writes one row, and returns it with the slot that follows.
 pub(super) async fn insert(
     connection: &mut PgConnection,
     relay: &str,
     position: &Position,
-) -> Result<(), Error> {
+) -> Result<Position, Error> {
     let window = position.window.as_ref();
-    sqlx::query(
+    let next_slot: i16 = sqlx::query_scalar(
         "insert into outbox.checkpoint
-           (relay, n, slot, lower, lower_horizon, high_id, upper, upper_horizon, after_id, epoch, next_seq)
-         values ($1, $2, $3, $4::text::pg_snapshot, $5::text::xid8, $6, $7::text::pg_snapshot, $8::text::xid8, $9, $10, $11)",
+           (relay, n, slot, next_slot, slot_since, lower, lower_horizon, high_id, upper, upper_horizon, after_id, epoch, next_seq)
+         select $1, $2, $3, outbox.slot_after($3, since.at), since.at, $4::text::pg_snapshot, $5::text::xid8, $6,
+                $7::text::pg_snapshot, $8::text::xid8, $9, $10, $11
+         from (
+           select coalesce(
+             (select b.slot_since from outbox.checkpoint b where b.relay = $1 and b.n = $2 - 1::bigint and b.slot = $3),
+             clock_timestamp()) as at
+         ) since
+         returning next_slot",
     )
     .bind(relay)
     .bind(position.n)
-    .bind(slot_of(position.n))
+    .bind(position.slot)
     .bind(&position.lower.0)
     .bind(&position.lower_horizon.0)
     .bind(position.high_id)
@@ -203,10 +203,10 @@ pub(super) async fn insert(
     .bind(window.map_or(0, |w| w.after_id))
     .bind(position.epoch.cast_signed())
     .bind(position.next_seq.cast_signed())
-    .execute(connection)
+    .fetch_one(connection)
     .await
     .map_err(|error| fenced_or(error, relay, position.n - 1))?;
-    Ok(())
+    Ok(Position { next_slot, ..position.clone() })
 }
 
 /// The primary key is the fence: a row n that is already there was written by another relay of this name.
@@ -230,6 +230,8 @@ fn window_of(row: &PgRow, after_id: i64) -> Result<Option<Window>, Error> {
 fn position_of(row: &PgRow) -> Result<Position, Error> {
     Ok(Position {
         n: row.try_get("n")?,
+        slot: row.try_get("slot")?,
+        next_slot: row.try_get("next_slot")?,
         lower: Snapshot(row.try_get("lower")?),
         lower_horizon: Xid(row.try_get("lower_horizon")?),
         high_id: row.try_get("high_id")?,

@@ -8,13 +8,11 @@ pub enum AppendError {
     /// The schema `outbox` is not there, or older than this library.
     #[error("the outbox schema is missing or too old in this database: run `aftercommit migrate`")]
     SchemaMissing(#[source] sqlx::Error),
-    /// The row broke one of the log's checks: made by another version of the library.
-    #[error(
-        "the outbox refused the event by its check {constraint}: see the limits of topic, type and payload in the README"
-    )]
+    /// The log does not take the event, for a reason that another try does not mend.
+    #[error("{rule}")]
     Refused {
-        /// The check's name, for example `payload_fits`.
-        constraint: String,
+        /// What was refused and the rule that it broke, in one sentence that quotes nothing of the payload.
+        rule: String,
         /// The database's error.
         source: sqlx::Error,
     },
@@ -28,13 +26,9 @@ impl From<sqlx::Error> for AppendError {
         if schema_is_missing(&error) {
             return Self::SchemaMissing(error);
         }
-        let constraint = error
-            .as_database_error()
-            .filter(|e| e.is_check_violation())
-            .and_then(|e| e.constraint())
-            .map(str::to_owned);
-        match constraint {
-            Some(constraint) => Self::Refused { constraint, source: error },
+        let refused = error.as_database_error().filter(|e| e.is_check_violation());
+        match refused.map(|refused| refused.message().to_owned()) {
+            Some(rule) => Self::Refused { rule, source: error },
             None => Self::Database(error),
         }
     }
@@ -58,17 +52,33 @@ pub enum Error {
     SchemaMissing(#[source] sqlx::Error),
     /// The log was made in another cluster: its transaction numbers mean nothing in this one.
     #[error(
-        "the position of relay '{relay}' belongs to another Postgres cluster (system identifier {stored}, this one has {found}): \
-         the database was dumped and restored or moved. Run `aftercommit rebase` after reading about it in the README"
+        "this log was made in another Postgres cluster (system identifier {stored}, this one has {found}): the database was \
+         dumped and restored, replicated or moved. Stop its relays and run `aftercommit rebase`; or `aftercommit rebase \
+         --copy`, if the original lives on and this is a copy beside it"
     )]
     WrongCluster {
-        /// The relay.
-        relay: String,
-        /// Where its position was made.
+        /// Where its transaction numbers were given out.
         stored: i64,
         /// What this server is.
         found: i64,
     },
+    /// A newer program has changed how rows and positions are to be read.
+    #[error(
+        "the log has format {found} and this binary knows none above {known}: run the aftercommit that migrated it, or a \
+         newer one"
+    )]
+    NewerFormat {
+        /// The log's.
+        found: i32,
+        /// The newest that this binary knows.
+        known: i32,
+    },
+    /// The one row of `outbox.log` is gone.
+    #[error(
+        "outbox.log has no row, so nobody can tell which log this is: put it back from a backup; or, if there is none, \
+         insert one as migrations/outbox/0001_log.sql does, and expect Redis to take it for another log"
+    )]
+    NoIdentity,
     /// A row of the log is not an event: somebody went around the checks.
     #[error("row {id} of outbox.event is not an event: {source}")]
     NotAnEvent {

@@ -28,6 +28,8 @@ pub mod browse;
 pub mod checkpoint;
 mod error;
 pub mod heartbeat;
+pub mod identity;
+pub mod lead;
 pub mod life;
 pub mod overview;
 pub mod parked;

@@ -74,11 +74,14 @@ pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>,
                 (select count(distinct k.topic) from outbox.parked k where k.relay = p.relay and k.holds_topic and k.settled_as is null) as parked_topics,
                 (
                   select 'pid ' || a.pid || coalesce(' at ' || host(a.client_addr), '')
-                  from pg_locks l join pg_stat_activity a on a.pid = l.pid
-                  cross join (select hashtextextended('outbox.relay:' || p.relay, 0) as key) k
-                  where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+                  from outbox.relay r
+                  join pg_locks l
+                    on l.locktype = 'advisory' and l.granted and l.objsubid = 1::smallint
                     and l.database = (select oid from pg_database where datname = current_database())
-                    and l.classid::bigint = (k.key >> 32) & 4294967295 and l.objid::bigint = k.key & 4294967295
+                    and l.classid::bigint = (r.lead_key >> 32) & 4294967295 and l.objid::bigint = r.lead_key & 4294967295
+                  join pg_stat_activity a on a.pid = l.pid
+                  -- Any role can take an advisory lock; one that cannot write a position is no relay's.
+                  where r.name = p.relay and has_table_privilege(a.usename, 'outbox.checkpoint', 'INSERT')
                   limit 1
                 ) as leader
          from outbox.position p

@@ -27,6 +27,10 @@ impl fmt::Display for Xid {
 pub struct Position {
     /// The row's number; the highest of a relay is its position.
     pub n: i64,
+    /// The partition that the row is in.
+    pub slot: i16,
+    /// The partition of row `n + 1`, which lets one of those in who come from this row.
+    pub next_slot: i16,
     /// Everything that this snapshot sees has been delivered.
     pub lower: Snapshot,
     /// An xid assigned after `lower` was taken: every xid from here on has ids above `high_id`.
@@ -52,18 +56,8 @@ pub struct Window {
     pub after_id: i64,
 }
 
-/// What the leader of a relay locks: an SQL expression of the relay's name, `$1`.
-pub(crate) const LEAD_KEY: &str = "hashtextextended('outbox.relay:' || $1, 0)";
-
-/// How many checkpoint rows one slot takes before the next one does: the `slot_follows_n` check of the schema.
-const ROWS_PER_SLOT_BITS: u32 = 17;
-/// Checkpoint slots.
-pub(super) const CHECKPOINT_SLOTS: i64 = 16;
-
-/// The slot of checkpoint row `n`.
-pub(super) const fn slot_of(n: i64) -> i16 {
-    ((n >> ROWS_PER_SLOT_BITS) & (CHECKPOINT_SLOTS - 1)) as i16
-}
+/// Checkpoint slots: the partitions of `outbox.checkpoint`.
+pub(super) const CHECKPOINT_SLOTS: i16 = 16;
 
 impl Position {
     /// Where a relay starts that never delivered anything: a snapshot that sees no transaction of a user.
@@ -72,6 +66,8 @@ impl Position {
     pub(crate) fn before_everything() -> Self {
         Self {
             n: 1,
+            slot: 0,
+            next_slot: 0,
             lower: Snapshot("3:3:".to_owned()),
             lower_horizon: Xid("3".to_owned()),
             high_id: 0,
@@ -81,12 +77,17 @@ impl Position {
         }
     }
 
+    /// The row after this one, which says the same so far. Which slot follows is decided when it is written.
+    pub(super) fn following(&self) -> Self {
+        Self { n: self.n + 1, slot: self.next_slot, ..self.clone() }
+    }
+
     /// The position after the window's events up to `after_id`, `events` of them, have been delivered.
     ///
     /// Without an open window there is nothing to advance: the position stays as it is.
     pub(super) fn advanced(&self, after_id: i64, events: u64) -> Self {
         let window = self.window.clone().map(|window| Window { after_id, ..window });
-        Self { n: self.n + 1, window, next_seq: self.next_seq + events, ..self.clone() }
+        Self { window, next_seq: self.next_seq + events, ..self.following() }
     }
 
     /// The position after the rest of the window, `events` of them and the last with id `last_id`, has been delivered:
@@ -94,19 +95,18 @@ impl Position {
     pub(super) fn settled(&self, last_id: i64, events: u64) -> Self {
         let Some(window) = &self.window else { return self.clone() };
         Self {
-            n: self.n + 1,
             lower: window.upper.clone(),
             lower_horizon: window.upper_horizon.clone(),
             high_id: self.high_id.max(window.after_id).max(last_id),
             window: None,
-            epoch: self.epoch,
             next_seq: self.next_seq + events,
+            ..self.following()
         }
     }
 
     /// The same place in the log, from which numbers go on in another epoch.
     pub(super) fn rebased(&self, epoch: u64) -> Self {
-        Self { n: self.n + 1, epoch, next_seq: 1, ..self.clone() }
+        Self { epoch, next_seq: 1, ..self.following() }
     }
 }
 
@@ -143,10 +143,10 @@ mod tests {
     }
 
     #[test]
-    fn slots_of_checkpoints_follow_their_number() {
-        assert_eq!(slot_of(1), 0);
-        assert_eq!(slot_of((1 << 17) - 1), 0);
-        assert_eq!(slot_of(1 << 17), 1);
-        assert_eq!(slot_of(16 << 17), 0);
+    fn a_row_stands_in_the_slot_that_the_one_before_it_names() {
+        let at = Position { slot: 3, next_slot: 4, ..open() };
+        for next in [at.advanced(60, 1), at.settled(60, 1), at.rebased(2)] {
+            assert_eq!((next.n, next.slot), (2, 4));
+        }
     }
 }

@@ -15,10 +15,10 @@
 use std::collections::HashSet;
 
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, Transaction};
+use sqlx::{Connection, PgConnection, Postgres, Row, Transaction};
 
-use super::position::{LEAD_KEY, Position, Snapshot, Xid};
-use super::{Error, checkpoint};
+use super::position::{Position, Snapshot, Xid};
+use super::{Error, checkpoint, identity, lead};
 use crate::event::{EventId, Topic};
 
 /// The first xid that a cluster gives out (`FirstNormalTransactionId`).
@@ -93,19 +93,12 @@ impl<'c> Rebase<'c> {
             .execute(&mut *tx)
             .await?;
         for name in relays(&mut tx).await? {
-            let sql = format!("select pg_try_advisory_xact_lock({LEAD_KEY})");
-            if !sqlx::query_scalar::<_, bool>(AssertSqlSafe(sql)).bind(&name).fetch_one(&mut *tx).await? {
+            if !lead::try_hold(&mut tx, &name).await? {
                 return Err(RebaseError::Led(name));
             }
         }
         let unknown = || RebaseError::Unknown(relay.to_owned());
-        let is_same: bool = sqlx::query_scalar(
-            "select r.system_identifier = c.system_identifier from outbox.relay r, pg_control_system() c where r.name = $1",
-        )
-        .bind(relay)
-        .fetch_optional(&mut *tx)
-        .await?
-        .ok_or_else(unknown)?;
+        let is_same = identity::of(&mut tx).await?.is_at_home();
         let position = checkpoint::newest(&mut tx, relay).await?.ok_or_else(unknown)?;
         let cluster = if is_same { Cluster::Same } else { Cluster::Other };
         Ok(Self { tx, relay: relay.to_owned(), position, cluster })
@@ -226,7 +219,7 @@ impl<'c> Rebase<'c> {
             .await?;
         }
         sqlx::raw_sql(
-            "update outbox.relay set system_identifier = (select system_identifier from pg_control_system())",
+            "update outbox.log set system_identifier = (select system_identifier from pg_control_system())",
         )
         .execute(&mut *self.tx)
         .await?;

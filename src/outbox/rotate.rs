@@ -16,8 +16,6 @@ use super::{Error, parked, rebase};
 const EVENT_SLOTS: i16 = 8;
 /// How long a TRUNCATE waits for its lock. Readers of the log queue behind it meanwhile, so not long.
 const LOCK_TIMEOUT_MS: u32 = 100;
-/// Checkpoint slots ahead of a relay's own that are kept empty.
-const CHECKPOINT_SLOTS_AHEAD: i64 = 2;
 
 /// What a rotation did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -47,7 +45,7 @@ enum Verdict {
     Empty,
 }
 
-/// Empties every slot of the log that may be emptied, and every checkpoint slot ahead of the relays.
+/// Empties every slot of the log that may be emptied, then the checkpoint slots that no row of the log needs any more.
 ///
 /// Each slot is a transaction of its own; what cannot be done now is left for the next time and named.
 ///
@@ -63,12 +61,9 @@ pub async fn rotate(connection: &mut PgConnection, retention: Duration) -> Resul
             Verdict::Empty => empty_events(connection, slot, retention, table, &mut rotation).await?,
         }
     }
-    for slot in checkpoint_slots_ahead(connection).await? {
-        let table = format!("checkpoint_{slot}");
-        match judge_checkpoints(connection, slot).await? {
-            Verdict::Leave => {}
-            Verdict::Blocked(by) => rotation.blocked.push(Blocked { table, by }),
-            Verdict::Empty => empty_checkpoints(connection, slot, table, &mut rotation).await?,
+    for slot in 0..CHECKPOINT_SLOTS {
+        if checkpoints_may_go(connection, slot, retention).await? {
+            empty_checkpoints(connection, slot, retention, &mut rotation).await?;
         }
     }
     parked::forget_settled(connection).await?;
@@ -110,13 +105,12 @@ async fn empty_events(
 async fn empty_checkpoints(
     connection: &mut PgConnection,
     slot: i16,
-    table: String,
+    retention: Duration,
     rotation: &mut Rotation,
 ) -> Result<(), Error> {
+    let table = format!("checkpoint_{slot}");
     let mut tx = connection.begin().await?;
-    let may =
-        lock(&mut tx, &table).await? && matches!(judge_checkpoints(&mut tx, slot).await?, Verdict::Empty);
-    if may {
+    if lock(&mut tx, &table).await? && checkpoints_may_go(&mut tx, slot, retention).await? {
         truncate(&mut tx, &table).await?;
         tx.commit().await?;
         rotation.emptied.push(table);
@@ -173,35 +167,33 @@ async fn judge_events(
     })
 }
 
-/// The checkpoint slots that relays will write to next.
-async fn checkpoint_slots_ahead(connection: &mut PgConnection) -> Result<Vec<i16>, Error> {
-    let current: Vec<i16> =
-        sqlx::query_scalar("select distinct slot from outbox.position").fetch_all(connection).await?;
-    let mut ahead: Vec<i16> = current
-        .iter()
-        .flat_map(|slot| {
-            (1..=CHECKPOINT_SLOTS_AHEAD).map(move |by| ((i64::from(*slot) + by) % CHECKPOINT_SLOTS) as i16)
-        })
-        .collect();
-    ahead.sort_unstable();
-    ahead.dedup();
-    Ok(ahead)
-}
-
-/// A checkpoint slot may be emptied when no relay's newest row, which is its position, stands in it.
-async fn judge_checkpoints(connection: &mut PgConnection, slot: i16) -> Result<Verdict, Error> {
+/// Whether a checkpoint slot may be emptied: no relay's newest row stands in it, nor will the next one, and every row in it
+/// is older than the retention and than every event that is kept. So positions live as long as the rows that they help to
+/// repair: an event's row is inserted before the checkpoints that deliver it are written.
+///
+/// A few index look-ups: within a relay, rows are written in the order of `n`; within a slot of the log, no row was inserted
+/// before the transaction of the one with the lowest id began.
+async fn checkpoints_may_go(
+    connection: &mut PgConnection,
+    slot: i16,
+    retention: Duration,
+) -> Result<bool, Error> {
+    let oldest_events = (0..EVENT_SLOTS)
+        .map(|slot| format!("(select e.created_at from outbox.event_{slot} e order by e.id limit 1)"))
+        .collect::<Vec<_>>()
+        .join(", ");
     let sql = format!(
-        "select exists (select from outbox.checkpoint_{slot}) as holds_rows,
-                (select string_agg(p.relay, ', ' order by p.relay) from outbox.position p where p.slot = $1) as positions_of"
+        "select coalesce(bool_and(newest.created_at < now() - make_interval(secs => $2)
+                                  and newest.created_at < coalesce(oldest.event, 'infinity')), false)
+                and not exists (select from outbox.position p where $1 in (p.slot, p.next_slot))
+         from outbox.relay r
+         cross join lateral (
+           select c.created_at from outbox.checkpoint_{slot} c where c.relay = r.name order by c.n desc limit 1
+         ) newest
+         cross join (select least({oldest_events}) as event) oldest"
     );
-    let row = sqlx::query(AssertSqlSafe(sql)).bind(slot).fetch_one(connection).await?;
-    if !row.try_get::<bool, _>("holds_rows")? {
-        return Ok(Verdict::Leave);
-    }
-    Ok(match row.try_get::<Option<String>, _>("positions_of")? {
-        Some(relays) => Verdict::Blocked(format!("the position of relay {relays} stands in it")),
-        None => Verdict::Empty,
-    })
+    let may = sqlx::query_scalar(AssertSqlSafe(sql)).bind(slot).bind(retention.as_secs_f64());
+    Ok(may.fetch_one(connection).await?)
 }
 
 /// Takes the lock that TRUNCATE needs. False if somebody else holds the table for too long.

@@ -9,19 +9,25 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 
-use crate::outbox::position::LEAD_KEY;
+use crate::outbox::{self, lead};
 
 /// The first version of Postgres that ends silent sessions, as `server_version_num`.
 const ENDS_SILENT_SESSIONS: i32 = 140_000;
 
-/// Tries to become the leader of `relay` for as long as `connection` lives.
-pub(super) async fn try_lead(connection: &mut PgConnection, relay: &str) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar(AssertSqlSafe(format!("select pg_try_advisory_lock({LEAD_KEY})")))
-        .bind(relay)
-        .fetch_one(connection)
-        .await
+/// Tries to become the leader of `relay` for as long as `connection` lives. A stranger who holds the lead is shut out.
+pub(super) async fn try_lead(connection: &mut PgConnection, relay: &str) -> Result<bool, outbox::Error> {
+    if lead::try_take(connection, relay).await? {
+        return Ok(true);
+    }
+    let Some(stranger) = lead::stranger(connection, relay).await? else { return Ok(false) };
+    tracing::warn!(
+        role = %stranger.role,
+        "a role that may not write positions holds the lead's lock: taking another one. Nothing was delivered meanwhile"
+    );
+    lead::shut_out(connection, relay, &stranger).await?;
+    lead::try_take(connection, relay).await
 }
 
 /// Has the server end this session, and with it the lead, when nothing was heard from it for this long.

@@ -74,7 +74,7 @@ impl RunError {
             Self::Step(StepError::Publish(error)) | Self::StoodDown(error) => error.failure(),
             Self::Step(StepError::NoAnswer(_)) => failure::TIMEOUT,
             Self::Step(StepError::Outbox(outbox::Error::Fenced { .. })) => failure::FENCED,
-            Self::Step(StepError::Outbox(_)) => failure::CONFLICT,
+            Self::Step(StepError::Outbox(_)) | Self::Session(SessionError::Outbox(_)) => failure::CONFLICT,
             Self::Session(SessionError::ReadOnly) => failure::READ_ONLY,
             // Addresses, schemas, poolers: what a person has set up.
             _ => Failure { class: "setup", remedy: Remedy::Person },
@@ -224,7 +224,7 @@ impl<S: Sink> Relay<'_, S> {
             match timeout(self.patience(), asked).await {
                 Ok(Ok(true)) => return Ok(true),
                 Ok(Ok(false)) => {}
-                Ok(Err(error)) => return Err(error.into()),
+                Ok(Err(error)) => return Err(SessionError::from(error).into()),
                 Err(_elapsed) => return Err(StepError::NoAnswer(self.patience()).into()),
             }
             if self.state.get().role != Role::Standby {

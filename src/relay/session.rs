@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 
 use super::{leader, settings::Settings};
-use crate::outbox::{read, schema};
+use crate::outbox::{lead, read, schema};
 use crate::postgres::{self, ConnectError, SchemaError, shares_a_session};
 
 /// Why there is no session. The loop tries again.
@@ -52,6 +52,7 @@ pub(super) async fn writer(
     sqlx::raw_sql("set synchronous_commit = on").execute(&mut writer).await?;
     leader::end_when_silent(&mut writer, settings.takeover()).await?;
     schema::SCHEMA.check(&mut writer).await?;
+    lead::register(&mut writer, &settings.name).await?;
     Ok(writer)
 }
 

@@ -295,7 +295,7 @@ async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() {
 
     for done in [
         "alter sequence outbox.event_id_seq cache 20",
-        "insert into outbox.relay values ('moved', 42)",
+        "update outbox.log set system_identifier = 42",
         "begin",
         "select outbox.append('t', 'T', '1')",
         "prepare transaction 'forgotten'",
@@ -311,7 +311,7 @@ async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() {
         found.unwrap_or_else(|| panic!("{name} is not found: {after:#?}")).clone()
     };
     assert!(of("sequence cache").2.contains("cache 20"));
-    assert!(of("system identifier").2.contains("relay moved is of 42"));
+    assert!(of("system identifier").2.contains("the log is of 42"));
     assert!(of("prepared transactions").2.contains("forgotten"));
     let (_, verdict, evidence) = of("long transactions");
     assert_eq!(verdict, "warning");

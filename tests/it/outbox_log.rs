@@ -74,7 +74,7 @@ impl<'a> World<'a> {
             "truncate outbox.event, outbox.checkpoint, outbox.relay cascade;
              drop table if exists test_slot; create table test_slot as select 0::smallint as slot;
              create or replace function outbox.slot_at(at timestamptz) returns smallint language sql stable
-             as 'select ((slot + case when at > now() then 1 else 0 end) % 8)::smallint from test_slot'",
+             as 'select ((slot + case when at > now() then 1 else 0 end) % 8)::smallint from public.test_slot'",
         )
         .execute(&mut admin)
         .await
