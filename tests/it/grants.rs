@@ -266,6 +266,24 @@ async fn a_rebase_runs_with_the_rights_that_are_printed_for_it() {
     );
 }
 
+/// A function that is added to the schema is in the list of rights, or nobody calls it but the schema's own.
+#[tokio::test]
+async fn every_function_is_granted_to_somebody_or_to_nobody_on_purpose() {
+    const INTERNAL: [&str; 1] = ["check_event"];
+    let cast = Cast::new().await;
+    let sql = cast.printed(&ROLES).await;
+    let functions: Vec<String> = sqlx::query_scalar(
+        "select distinct p.proname::text from pg_proc p where p.pronamespace = 'outbox'::regnamespace order by 1",
+    )
+    .fetch_all(&mut cast.system.database.connect().await)
+    .await
+    .expect("functions");
+    for function in functions {
+        let is_granted = sql.contains(&format!("grant execute on function outbox.{function}("));
+        assert_eq!(is_granted, !INTERNAL.contains(&function.as_str()), "{function}");
+    }
+}
+
 /// Statements that a role is refused for want of a right.
 #[tokio::test]
 async fn no_role_may_do_what_it_does_not_need() {

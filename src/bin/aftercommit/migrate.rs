@@ -18,7 +18,7 @@ Applies the schema `outbox`, and nothing else. The bundled upload application
 has a schema of its own, `uploads`, which only it needs: --uploads applies it
 too, and so does `aftercommit api` when it starts.")]
 pub(crate) struct Args {
-    /// Apply the schema of the bundled upload application as well.
+    /// Apply the bundled upload application's schema as well.
     #[arg(long)]
     pub(crate) uploads: bool,
 }

@@ -22,7 +22,8 @@ Prints SQL for the schema's owner to run, as often as wanted. It takes from
 PUBLIC what it has on the log, and gives each role what it needs: a writer may
 append, and no more. The roles must exist, and need the right to connect. One
 that plays several parts is named several times: a relay that serves the console
-is an operator too. `aftercommit doctor --role relay` looks whether all is there.")]
+is an operator too. `aftercommit doctor --role relay` looks whether all is
+there. The right to rebase is for the time of a rebase: take it back then.")]
 pub(crate) struct Args {
     /// Applications that append events.
     #[arg(long, value_name = "ROLE")]
@@ -33,13 +34,13 @@ pub(crate) struct Args {
     /// SSE servers.
     #[arg(long, value_name = "ROLE")]
     sse: Vec<String>,
-    /// Operators: status, events, pause, parked, replay, audit; the console.
+    /// Operators: every ops command but rebase, and the console.
     #[arg(long, value_name = "ROLE")]
     operator: Vec<String>,
     /// The bundled upload application.
     #[arg(long, value_name = "ROLE")]
     api: Vec<String>,
-    /// Operators who may also rebase: that writes to the whole log.
+    /// Operators who may rebase: it writes to the whole log.
     #[arg(long, value_name = "ROLE")]
     rebase: Vec<String>,
 }

@@ -26,7 +26,7 @@ use crate::config::Config;
 Exits with 1 if something is wrong. Changes nothing, but for a stream of one
 entry in Redis that it removes again.")]
 pub(crate) struct Args {
-    /// As what this connection's users are to be looked at; as relay and operator unless given.
+    /// What this user is to do; relay and operator unless given.
     #[arg(long, value_enum, value_name = "ROLE")]
     role: Option<RoleArg>,
     /// Name transactions that are open for longer than this, in seconds.

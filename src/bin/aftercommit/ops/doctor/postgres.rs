@@ -8,7 +8,7 @@ use aftercommit::counted::counted;
 use aftercommit::outbox::overview::{self, RelayOverview};
 use aftercommit::outbox::undelivered::{self, Undelivered};
 use aftercommit::outbox::verdict::Verdict as RelayVerdict;
-use aftercommit::outbox::{heartbeat, schema};
+use aftercommit::outbox::{heartbeat, read, schema};
 use aftercommit::postgres::{SchemaError, State, shares_a_session};
 
 use super::{Finding, Scope, Verdict, output, rights};
@@ -278,6 +278,7 @@ async fn rotation(connection: &mut PgConnection) -> Result<Finding> {
 /// Whether each relay delivers: a conflict or a pause shows nowhere else.
 async fn deliveries(config: &Config, connection: &mut PgConnection) -> Result<Vec<Finding>> {
     let limit = config.relay.ready_max_pending_seconds;
+    read::prepare_session(connection).await?;
     let relays = overview::relays(connection).await?;
     let mut findings: Vec<Finding> = relays.iter().map(|relay| delivery(relay, limit)).collect();
     if !relays.iter().any(|relay| relay.relay == config.relay.name) {
