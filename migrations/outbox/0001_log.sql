@@ -282,19 +282,20 @@ $$;
 --    are its xip. But a snapshot's xmax is the latest *completed* xid plus one, so transactions with an xid above it may
 --    have been running too, and may have taken ids: all xids from xmax up to the horizon, an xid assigned after the
 --    snapshot, are asked for as well. Without that part their rows are lost.
--- 2. new rows, id > high_id.
+-- 2. new rows, id > high_id: `lower` sees none of them, as high_id is the highest id that it sees. So what somebody wrote
+--    into a row's xid by hand cannot hide it.
 --
 -- Rows are never ordered by xid: a transaction can take its xid before another one that then commits first on the same
 -- key. Ids are taken under the key's lock, xids are not.
 --
 -- The settings make it choose index scans and keep its plan: right for the log, also where it was filled a moment ago and
--- has no statistics.
+-- has no statistics. What it returns stays in memory: a batch of rows, whose large payloads are only pointers yet.
 create function outbox.window_rows(
   lower pg_snapshot, lower_horizon xid8, high_id bigint, upper pg_snapshot, after_id bigint, max_rows bigint
 ) returns setof outbox.event
 language plpgsql stable
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off
-set plan_cache_mode = force_generic_plan as $$
+set plan_cache_mode = force_generic_plan set work_mem = '64MB' as $$
 begin
   return query select w.* from (
     (
@@ -318,13 +319,59 @@ begin
     union all
     (
       select e.* from outbox.event e
-      where e.id > greatest($3, $5) and not pg_visible_in_snapshot(e.xid, $1) and pg_visible_in_snapshot(e.xid, $4)
+      where e.id > greatest($3, $5) and pg_visible_in_snapshot(e.xid, $4)
       order by e.id
       limit $6
     )
   ) w
   order by w.id
   limit $6;
+end
+$$;
+
+-- Rows that a position cannot stand beside, as the log was not written by outbox.append and its sequence alone:
+-- * behind: appended after everything that the position calls delivered, with an id that it calls delivered. The sequence was
+--   set back (setval, `truncate ... restart identity`), or somebody chose the id.
+-- * above: with an id that the sequence has not come to. All that is appended later would be behind it.
+-- * unborn: of a transaction that has not begun.
+-- A few index look-ups where there are none; the rows of the window are walked in the index alone.
+create function outbox.contradictions(lower_horizon xid8, high_id bigint, max_rows bigint)
+returns table (row_id bigint, row_xid xid8, cause text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan as $$
+declare
+  taken bigint;
+begin
+  -- Read after this statement's snapshot was taken, so no row that it sees can be ahead of it.
+  select case when s.is_called then s.last_value else s.last_value - 1::bigint end into taken from outbox.event_id_seq s;
+  return query
+  select found.id, found.xid, found.cause
+  from (
+    (
+      select e.id, e.xid, 'behind' as cause from outbox.event e
+      where (e.xid, e.id) >= ($1, -9223372036854775807) and e.id <= $2
+      order by e.xid, e.id limit $3
+    )
+    union all
+    (select e.id, e.xid, 'above' from outbox.event e where e.id > taken order by e.id limit $3)
+    union all
+    (
+      select e.id, e.xid, 'unborn' from outbox.event e
+      where (e.xid, e.id) >= (pg_snapshot_xmax(pg_current_snapshot()), -9223372036854775807)
+      order by e.xid, e.id limit $3
+    )
+  ) found
+  order by found.id limit $3;
+end
+$$;
+
+-- Whether there is anything behind a position: something to deliver, or something that reading will refuse.
+create function outbox.has_more(lower pg_snapshot, lower_horizon xid8, high_id bigint) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return exists (select from outbox.window_rows($1, $2, $3, pg_current_snapshot(), 0::bigint, 1::bigint))
+      or exists (select from outbox.contradictions($2, $3, 1::bigint));
 end
 $$;
 

@@ -93,9 +93,7 @@ pub async fn open(
              clock_timestamp()) as at
          ) since
          where not exists (select from outbox.pause where relay = $1)
-           and exists (
-             select from outbox.window_rows($4::text::pg_snapshot, $5::text::xid8, $6, pg_current_snapshot(), 0, 1)
-           )
+           and outbox.has_more($4::text::pg_snapshot, $5::text::xid8, $6)
          returning next_slot, upper::text, upper_horizon::text",
     )
     .bind(relay)
@@ -153,9 +151,7 @@ pub async fn settle(
          ) since
          cross join (
            select not exists (select from outbox.pause where relay = $1)
-             and exists (
-               select from outbox.window_rows($4::text::pg_snapshot, $5::text::xid8, $6, pg_current_snapshot(), 0, 1)
-             ) as found
+             and outbox.has_more($4::text::pg_snapshot, $5::text::xid8, $6) as found
          ) next
          returning next_slot, upper::text, upper_horizon::text",
     )

@@ -1,5 +1,6 @@
 //! What can go wrong with the log, by what the caller should do about it.
 
+use super::contradiction::{self, Contradiction};
 use crate::postgres;
 
 /// Why an event was not appended. The caller's transaction is aborted: roll it back.
@@ -79,6 +80,31 @@ pub enum Error {
          insert one as migrations/outbox/0001_log.sql does, and expect Redis to take it for another log"
     )]
     NoIdentity,
+    /// The connection that reads shows another position than the one that was written.
+    #[error(
+        "the connection that reads the log does not see step {n} of relay '{relay}' as it was written: it leads to a server that \
+         lags or to another one (a standby behind a proxy that splits reads, a name with two addresses, a switch-over in \
+         between). Nothing was taken for delivered. Point DATABASE_URL at the primary alone"
+    )]
+    StaleReader {
+        /// The relay.
+        relay: String,
+        /// The step that it wrote.
+        n: i64,
+    },
+    /// The log holds rows that the position cannot stand beside.
+    #[error(
+        "the log contradicts the position of relay '{relay}': {}. The sequence was set back (setval, truncate ... restart \
+         identity), or rows were written around outbox.append. Nothing was published behind that. Stop the relays of this log \
+         and run `aftercommit rebase`: it gives these rows new ids in order, so that they are delivered",
+        contradiction::named(.rows)
+    )]
+    Contradiction {
+        /// The relay.
+        relay: String,
+        /// Some of the rows.
+        rows: Vec<Contradiction>,
+    },
     /// A row of the log is not an event: somebody went around the checks.
     #[error("row {id} of outbox.event is not an event: {source}")]
     NotAnEvent {

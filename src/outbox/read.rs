@@ -1,12 +1,17 @@
 //! Reading a window: the next events of it, in order, bounded in number and bytes.
 //!
 //! The rule itself, and the trap in it, stand with the SQL function `outbox.window_rows` in the first migration.
+//!
+//! One statement answers all of it from one snapshot. It proves that the server shows the checkpoint which opened the
+//! window, as an empty answer of a server that lags would count as the window's end; it says itself whether more follows;
+//! and it names the rows that the position cannot stand beside.
 
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::{PgConnection, Row as _};
 
-use super::Error;
-use super::position::Position;
+use super::contradiction::{Contradiction, LOOKED_FOR};
+use super::position::{Position, Window};
+use super::{Error, time};
 use crate::event::{Event, EventId, EventType, Topic};
 
 /// How much of a window is read at once.
@@ -14,43 +19,194 @@ use crate::event::{Event, EventId, EventType, Topic};
 pub struct Limit {
     /// Events at most.
     pub events: u32,
-    /// Bytes of payload at most; one event is always read, however large.
+    /// Bytes of payload and headers at most; one event is always read, however large.
     pub bytes: u64,
 }
 
-/// Reads the next events of the position's open window, those with an id above `after_id`, in order of id.
+/// A part of a window, in order.
+#[derive(Debug, Default)]
+pub struct Chunk {
+    /// Its rows, each of which uses up a number.
+    pub rows: Vec<Row>,
+    /// Whether the window holds no more behind them.
+    pub is_last: bool,
+}
+
+/// A row of a window.
+#[derive(Debug)]
+pub enum Row {
+    /// An event.
+    Event(Event),
+    /// What cannot be read as one.
+    Unreadable(Unreadable),
+}
+
+/// A row that cannot be read as an event: text that is not what the server says it is, or a value outside its type. To be
+/// set aside by [`super::unreadable::park`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The row's id.
+    pub id: i64,
+    /// Its topic, if that can be read.
+    pub topic: Option<Topic>,
+    /// What cannot be read, and why.
+    pub reason: String,
+}
+
+impl Row {
+    /// The row's id.
+    pub fn id(&self) -> i64 {
+        match self {
+            Self::Event(event) => event.id,
+            Self::Unreadable(unreadable) => unreadable.id,
+        }
+    }
+}
+
+/// Reads the next rows of the position's open window, those with an id above `after_id`, in order of id.
 ///
-/// Empty if the window holds no more, or if none is open. A window gives the same events in the same order however often
-/// it is read, until rotation drops them, which it does only with delivered ones.
+/// Empty if the window holds no more, or if none is open. A window gives the same rows in the same order however often it
+/// is read, until rotation drops them, which it does only with delivered ones.
 ///
 /// # Errors
-/// [`Error::NotAnEvent`], [`Error::SchemaMissing`], [`Error::Database`].
+/// [`Error::StaleReader`] if the server does not show the position; [`Error::Contradiction`], looked for where a window
+/// begins; [`Error::SchemaMissing`], [`Error::Database`].
 pub async fn chunk(
     connection: &mut PgConnection,
+    relay: &str,
     position: &Position,
     after_id: i64,
     limit: Limit,
-) -> Result<Vec<Event>, Error> {
-    let Some(window) = &position.window else { return Ok(Vec::new()) };
-    let rows = sqlx::query(
-        "select id, event_id, topic, type, payload, created_at, trace from (
-           select id, event_id, topic, type, payload::text as payload, created_at, headers ->> 'traceparent' as trace,
-                  sum(octet_length(payload::text)) over (order by id) - octet_length(payload::text) as bytes_before
-           from outbox.window_rows($1::text::pg_snapshot, $2::text::xid8, $3, $4::text::pg_snapshot, $5, $6)
-         ) bounded
-         where bytes_before < $7
-         order by id",
+) -> Result<Chunk, Error> {
+    let Some(window) = &position.window else { return Ok(Chunk { rows: Vec::new(), is_last: true }) };
+    let asked = Asked { relay, position, window, after_id, limit };
+    match asked.rows(connection, true).await {
+        Err(error) if is_about_a_row(&error) => {
+            // One value that the server cannot send fails all of them: find out whose it is.
+            let mut rows = asked.rows(connection, false).await?;
+            for row in &mut rows.rows {
+                *row = one(connection, row.id()).await?;
+            }
+            Ok(rows)
+        }
+        read => read,
+    }
+}
+
+/// What is asked of the server.
+struct Asked<'a> {
+    relay: &'a str,
+    position: &'a Position,
+    window: &'a Window,
+    after_id: i64,
+    limit: Limit,
+}
+
+impl Asked<'_> {
+    /// The rows; without their texts, all are unreadable.
+    async fn rows(&self, connection: &mut PgConnection, with_texts: bool) -> Result<Chunk, Error> {
+        let rows = sqlx::query(READ)
+            .bind(self.relay)
+            .bind(self.position.n)
+            .bind(self.position.slot)
+            .bind(&self.position.lower.0)
+            .bind(&self.window.upper.0)
+            .bind(self.position.next_seq.cast_signed())
+            .bind(self.after_id)
+            .bind(i64::from(self.limit.events))
+            .bind(i64::try_from(self.limit.bytes).unwrap_or(i64::MAX))
+            // Looked for once a window, before anything of it is published.
+            .bind(self.window.after_id == 0 && self.after_id == 0)
+            .bind(with_texts)
+            .bind(LOOKED_FOR)
+            .fetch_all(connection)
+            .await?;
+        let (mut seen, mut chunk, mut contradictions) = (None, Chunk::default(), Vec::new());
+        chunk.is_last = true;
+        for row in &rows {
+            match row.try_get("part")? {
+                "seen" => seen = Some(()),
+                "row" if row.try_get::<Option<&str>, _>("cause")?.is_none() => {
+                    chunk.is_last = !row.try_get("more")?;
+                    chunk.rows.push(read(row)?);
+                }
+                _contradiction => {
+                    contradictions.push(Contradiction::of(row.try_get("id")?, row.try_get("cause")?));
+                }
+            }
+        }
+        if seen.is_none() {
+            return Err(Error::StaleReader { relay: self.relay.to_owned(), n: self.position.n });
+        }
+        if !contradictions.is_empty() {
+            return Err(Error::Contradiction { relay: self.relay.to_owned(), rows: contradictions });
+        }
+        Ok(chunk)
+    }
+}
+
+/// Parameters: 1 to 6 the checkpoint as the relay knows it, 7 after which id, 8 rows and 9 bytes at most, 10 whether to look
+/// for 12 contradictions at most, 11 whether to send texts.
+const READ: &str = "
+  with here as materialized (
+    select c.lower, c.lower_horizon, c.high_id, c.upper
+    from outbox.checkpoint c
+    where c.relay = $1 and c.n = $2 and c.slot = $3 and c.lower::text = $4 and c.upper::text = $5 and c.next_seq = $6
+  )
+  select 'seen' as part, null::bigint as id, null::uuid as event_id, null::text as topic, null::text as type,
+         null::text as payload, null::timestamptz as created_at, null::text as trace, null::text as cause, null::boolean as more
+  from here
+  union all
+  select 'contradiction', x.row_id, null, null, null, null, null, null, x.cause, null
+  from here cross join lateral outbox.contradictions(here.lower_horizon, here.high_id, $12) x
+  where $10
+  union all
+  (
+    select 'row', cut.id, cut.event_id, case when $11 then cut.topic end, case when $11 then cut.type end,
+           case when $11 then cut.payload::text end, cut.created_at,
+           case when $11 and octet_length(cut.headers ->> 'traceparent') <= 128 then cut.headers ->> 'traceparent' end,
+           case when cut.following = cut.id then 'twice' end, cut.following is not null
+    from (
+      select w.*, row_number() over place as place, lead(w.id) over place as following,
+             sum(w.bytes) over place - w.bytes as bytes_before
+      from here
+      cross join lateral outbox.window_rows(here.lower, here.lower_horizon, here.high_id, here.upper, $7, $8 + 1::bigint) w
+      window place as (order by w.id)
+    ) cut
+    where cut.place <= $8 and coalesce(cut.bytes_before, 0) < $9
+    order by cut.id
+  )";
+
+/// One row with its texts.
+async fn one(connection: &mut PgConnection, id: i64) -> Result<Row, Error> {
+    let row = sqlx::query(
+        "select e.id, e.event_id, e.topic, e.type, e.payload::text as payload, e.created_at,
+                case when octet_length(e.headers ->> 'traceparent') <= 128 then e.headers ->> 'traceparent' end as trace
+         from outbox.event e where e.id = $1",
     )
-    .bind(&position.lower.0)
-    .bind(&position.lower_horizon.0)
-    .bind(position.high_id)
-    .bind(&window.upper.0)
-    .bind(after_id)
-    .bind(i64::from(limit.events))
-    .bind(limit.bytes.cast_signed())
-    .fetch_all(connection)
-    .await?;
-    rows.iter().map(event_of).collect()
+    .bind(id)
+    .fetch_one(&mut *connection)
+    .await
+    .map_err(Error::from);
+    let error = match row {
+        Ok(row) => return read(&row),
+        Err(error) if is_about_a_row(&error) => error,
+        Err(error) => return Err(error),
+    };
+    let topic = sqlx::query_scalar::<_, String>("select e.topic from outbox.event e where e.id = $1")
+        .bind(id)
+        .fetch_one(connection)
+        .await
+        .ok()
+        .and_then(|topic| Topic::new(topic).ok());
+    Ok(Row::Unreadable(Unreadable { id, topic, reason: error.to_string() }))
+}
+
+/// Whether Postgres failed over a value: one that it cannot convert or send, or whose page is damaged.
+pub(super) fn is_about_a_row(error: &Error) -> bool {
+    let Error::Database(error) = error else { return false };
+    let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default();
+    code.starts_with("22") || code == "XX001"
 }
 
 /// The identity of the `nth` event (from 1) of the open window behind the position, or `None` if it holds fewer.
@@ -65,7 +221,7 @@ pub async fn identity_of(
     let Some(window) = &position.window else { return Ok(None) };
     Ok(sqlx::query_scalar(
         "select event_id from outbox.window_rows($1::text::pg_snapshot, $2::text::xid8, $3, $4::text::pg_snapshot, $5, $6)
-         order by id offset $6 - 1",
+         order by id offset $6 - 1::bigint",
     )
     .bind(&position.lower.0)
     .bind(&position.lower_horizon.0)
@@ -92,17 +248,39 @@ pub async fn prepare_session(connection: &mut PgConnection) -> Result<(), Error>
     Ok(())
 }
 
-fn event_of(row: &PgRow) -> Result<Event, Error> {
+/// A row as an event, or as what cannot be read as one.
+///
+/// # Errors
+/// That even its id cannot be read.
+fn read(row: &PgRow) -> Result<Row, Error> {
     let id: i64 = row.try_get("id")?;
-    let not_an_event = |source| Error::NotAnEvent { id, source };
+    let topic = row.try_get::<String, _>("topic").map_err(of_column("topic"));
+    let topic = topic.and_then(|topic| Topic::new(topic).map_err(|error| error.to_string()));
+    Ok(match event_of(row, id, topic.clone()) {
+        Ok(event) => Row::Event(event),
+        Err(reason) => Row::Unreadable(Unreadable { id, topic: topic.ok(), reason }),
+    })
+}
+
+fn event_of(row: &PgRow, id: i64, topic: Result<Topic, String>) -> Result<Event, String> {
+    let topic = topic?;
+    let event_type: String = row.try_get("type").map_err(of_column("type"))?;
     Ok(Event {
         id,
-        event_id: row.try_get("event_id")?,
-        topic: Topic::new(row.try_get::<String, _>("topic")?).map_err(not_an_event)?,
-        event_type: EventType::new(row.try_get::<String, _>("type")?).map_err(not_an_event)?,
-        payload: row.try_get("payload")?,
-        created_at: row.try_get("created_at")?,
+        event_id: row.try_get("event_id").map_err(of_column("event_id"))?,
+        topic,
+        event_type: EventType::new(event_type).map_err(|error| error.to_string())?,
+        payload: row.try_get("payload").map_err(of_column("payload"))?,
+        created_at: time::exact(row, "created_at").map_err(of_column("created_at"))?,
         // One that somebody wrote wrongly is no reason to stop.
-        trace: row.try_get::<Option<&str>, _>("trace")?.and_then(|text| text.parse().ok()),
+        trace: row.try_get::<Option<&str>, _>("trace").ok().flatten().and_then(|text| text.parse().ok()),
     })
+}
+
+/// Why a column cannot be read, without its value.
+fn of_column(name: &'static str) -> impl Fn(sqlx::Error) -> String {
+    move |error| match error {
+        sqlx::Error::ColumnDecode { source, .. } => format!("its {name} cannot be read: {source}"),
+        other => format!("its {name} cannot be read: {other}"),
+    }
 }

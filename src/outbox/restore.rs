@@ -12,7 +12,7 @@ use sqlx::PgConnection;
 
 use super::checkpoint;
 use super::position::Position;
-use super::read::{self, Limit};
+use super::read::{self, Limit, Row};
 use super::{Error, parked};
 use crate::event::{Event, StreamId};
 
@@ -111,15 +111,19 @@ impl Stretches {
         let still_open = to.window.as_ref().filter(|open| open.upper == window.upper);
         let last_id = still_open.map_or(i64::MAX, |open| open.after_id);
         let limit = Limit { events: u32::try_from(count).unwrap_or(u32::MAX), bytes: i64::MAX as u64 };
-        let events = read::chunk(connection, from, window.after_id, limit).await?;
-        let is_whole = events.len() as u64 == count && events.last().is_some_and(|last| last.id <= last_id);
+        let rows = read::chunk(connection, &self.relay, from, window.after_id, limit).await?.rows;
+        let is_whole = rows.len() as u64 == count && rows.last().is_some_and(|last| last.id() <= last_id);
         if !is_whole {
             return Ok(stretch(None));
         }
         let numbers = StreamId::new(self.epoch, first)..=StreamId::new(self.epoch, first + count - 1);
         let set_aside: HashSet<StreamId> =
             parked::numbers(connection, &self.relay, *numbers.start(), *numbers.end()).await?;
-        let numbered = (first..).map(|seq| StreamId::new(self.epoch, seq)).zip(events);
+        // What cannot be read was set aside.
+        let numbered = (first..).zip(rows).filter_map(|(seq, row)| match row {
+            Row::Event(event) => Some((StreamId::new(self.epoch, seq), event)),
+            Row::Unreadable(_) => None,
+        });
         Ok(stretch(Some(numbered.filter(|(id, _)| !set_aside.contains(id)).collect())))
     }
 }

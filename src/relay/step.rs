@@ -19,11 +19,11 @@ use tokio::time::timeout;
 use super::leader::staying_alive;
 use super::settings::OnPoison;
 use super::sink::{Batch, Delivery, Occasion, PublishError, Sink};
-use crate::event::{Event, StreamId, Topic};
+use crate::event::{StreamId, Topic};
 use crate::failpoint;
 use crate::outbox::parked::{self, Parked, Wish};
-use crate::outbox::read::Limit;
-use crate::outbox::{self, Position, checkpoint, read, rebase};
+use crate::outbox::read::{Chunk, Limit, Row, Unreadable};
+use crate::outbox::{self, Position, checkpoint, read, rebase, unreadable};
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,11 +106,17 @@ impl Exceptions {
     }
 }
 
-/// Events of a window, and whether they are its last ones.
-#[derive(Debug)]
-struct Chunk {
-    events: Vec<Event>,
-    is_last: bool,
+/// What of a chunk is not published.
+#[derive(Debug, Default)]
+struct SetAside {
+    parked: Vec<Parked>,
+    unreadable: Vec<(StreamId, Unreadable)>,
+}
+
+impl SetAside {
+    fn len(&self) -> usize {
+        self.parked.len() + self.unreadable.len()
+    }
 }
 
 impl Step {
@@ -172,32 +178,44 @@ impl Step {
         let after_id = self.position.window.as_ref().map_or(0, |w| w.after_id);
         let chunk = match self.ahead.take() {
             Some(chunk) => chunk,
-            None => read_chunk(&mut self.reader, &self.position, after_id, &self.rules).await?,
+            None => {
+                // A large chunk takes its time, which must not cost the lead.
+                let reading = read_chunk(&mut self.reader, &self.position, after_id, &self.rules);
+                staying_alive(&mut self.writer, self.rules.sign_of_life, reading).await??
+            }
         };
         failpoint::reach("chunk_read").await;
-        let last_id = chunk.events.last().map_or(after_id, |e| e.id);
+        let last_id = chunk.rows.last().map_or(after_id, Row::id);
         let reading = async {
             if chunk.is_last {
                 return Ok(None);
             }
             read_chunk(&mut self.reader, &self.position, last_id, &self.rules).await.map(Some)
         };
-        let publishing = publish_chunk(sink, &self.position, &chunk.events, &self.exceptions);
+        let publishing = publish_chunk(sink, &self.position, &chunk.rows, &self.exceptions);
         let both = async { tokio::join!(publishing, reading) };
-        let (parked, ahead) = staying_alive(&mut self.writer, self.rules.sign_of_life, both).await?;
-        let parked = parked?;
+        let (set_aside, ahead) = staying_alive(&mut self.writer, self.rules.sign_of_life, both).await?;
+        let set_aside = set_aside?;
         self.ahead = ahead?;
         failpoint::reach("chunk_published").await;
-        self.write_down(&chunk, last_id, &parked).await?;
+        self.write_down(&chunk, last_id, &set_aside).await?;
         failpoint::reach("checkpoint_written").await;
-        Ok(Outcome::Delivered { published: chunk.events.len() - parked.len(), parked: parked.len() })
+        let parked = set_aside.len();
+        Ok(Outcome::Delivered { published: chunk.rows.len() - parked, parked })
     }
 
-    async fn write_down(&mut self, chunk: &Chunk, last_id: i64, parked: &[Parked]) -> Result<(), StepError> {
+    async fn write_down(
+        &mut self,
+        chunk: &Chunk,
+        last_id: i64,
+        set_aside: &SetAside,
+    ) -> Result<(), StepError> {
         let Rules { relay, patience, .. } = &self.rules;
-        let written = write_position(&mut self.writer, relay, &self.position, chunk, last_id, parked);
+        let written = write_position(&mut self.writer, relay, &self.position, chunk, last_id, set_aside);
         self.position = answered(*patience, written).await?;
-        self.hold(parked);
+        self.hold(&set_aside.parked);
+        let topics = set_aside.unreadable.iter().filter_map(|(_, row)| row.topic.clone());
+        self.exceptions.held.extend(topics);
         Ok(())
     }
 
@@ -271,10 +289,10 @@ async fn write_position(
     from: &Position,
     chunk: &Chunk,
     last_id: i64,
-    set_aside: &[Parked],
+    set_aside: &SetAside,
 ) -> Result<Position, outbox::Error> {
-    let events = chunk.events.len() as u64;
-    if set_aside.is_empty() {
+    let events = chunk.rows.len() as u64;
+    if set_aside.len() == 0 {
         return if chunk.is_last {
             checkpoint::settle(writer, relay, from, last_id, events).await
         } else {
@@ -285,7 +303,10 @@ async fn write_position(
     // Leaves the window open even at its end: settling opens the next one, whose horizon must come from a transaction
     // that had no xid before, and this one gets its own from the parked rows.
     let to = checkpoint::advance(&mut tx, relay, from, last_id, events).await?;
-    parked::park(&mut tx, relay, set_aside).await?;
+    parked::park(&mut tx, relay, &set_aside.parked).await?;
+    for (number, row) in &set_aside.unreadable {
+        unreadable::park(&mut tx, relay, *number, row).await?;
+    }
     tx.commit().await.map_err(outbox::Error::from)?;
     Ok(to)
 }
@@ -294,17 +315,41 @@ async fn write_position(
 async fn publish_chunk<S: Sink>(
     sink: &mut S,
     position: &Position,
-    events: &[Event],
+    rows: &[Row],
     exceptions: &Exceptions,
-) -> Result<Vec<Parked>, PublishError> {
-    if events.is_empty() {
-        return Ok(Vec::new());
+) -> Result<SetAside, PublishError> {
+    let mut set_aside = SetAside::default();
+    if rows.is_empty() {
+        return Ok(set_aside);
     }
     let number = |i: usize| StreamId::new(position.epoch, position.next_seq + i as u64);
-    let span = (number(0), number(events.len() - 1));
-    let deliveries = events.iter().enumerate().map(|(i, event)| Delivery { id: number(i), event }).collect();
-    publish(sink, Occasion::Turn, deliveries, span, exceptions).await
+    let span = (number(0), number(rows.len() - 1));
+    let mut deliveries = Vec::with_capacity(rows.len());
+    let mut held: HashSet<&Topic> = HashSet::new();
+    for (i, row) in rows.iter().enumerate() {
+        match row {
+            Row::Event(event) => {
+                let delivery = Delivery { id: number(i), event };
+                if held.contains(&event.topic) {
+                    set_aside.parked.push(parked_of(&delivery, WAITS, true));
+                } else {
+                    deliveries.push(delivery);
+                }
+            }
+            Row::Unreadable(unreadable) => {
+                tracing::error!(row = unreadable.id, reason = %unreadable.reason, "a row that cannot be read is parked");
+                held.extend(&unreadable.topic);
+                set_aside.unreadable.push((number(i), unreadable.clone()));
+            }
+        }
+    }
+    set_aside.parked.extend(publish(sink, Occasion::Turn, deliveries, span, exceptions).await?);
+    set_aside.parked.sort_by_key(|parked| parked.id);
+    Ok(set_aside)
 }
+
+/// Why an event is set aside that nobody refused.
+const WAITS: &str = "waits behind a parked event of its topic";
 
 /// Publishes events under their numbers, which use up those from `first` to `through`, around what is held and what the
 /// sink refuses; returns these, in order, to be set aside.
@@ -323,7 +368,7 @@ pub(super) async fn publish<S: Sink>(
         rest.retain(|delivery| {
             let waits = held_now.contains(&delivery.event.topic);
             if waits {
-                set_aside.push(parked_of(delivery, "waits behind a parked event of its topic", true));
+                set_aside.push(parked_of(delivery, WAITS, true));
             }
             !waits
         });
@@ -360,12 +405,8 @@ async fn read_chunk(
     after_id: i64,
     rules: &Rules,
 ) -> Result<Chunk, StepError> {
-    let limit = rules.limit;
-    let events = answered(rules.patience, read::chunk(reader, position, after_id, limit)).await?;
-    let bytes: u64 = events.iter().map(|e| e.payload.len() as u64).sum();
-    // Fewer than both limits allow means that the window holds no more. At a limit it is not known: read on.
-    let is_last = events.len() < limit.events as usize && bytes < limit.bytes;
-    Ok(Chunk { events, is_last })
+    let read = read::chunk(reader, &rules.relay, position, after_id, rules.limit);
+    answered(rules.patience, read).await
 }
 
 pub(super) async fn answered<T>(

@@ -1,0 +1,110 @@
+//! Rows that a position cannot stand beside: found before they are lost, named, and mended by a rebase.
+//!
+//! The reading rule rests on ids that only grow. `outbox.append` sees to that; an owner of the log can undo it, mostly
+//! without a thought: `truncate outbox.event restart identity` between two tests, `setval` after a restore.
+
+use std::fmt;
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
+
+use super::Error;
+
+/// Rows that a message names.
+const NAMED: usize = 3;
+/// Rows that are looked for.
+pub(super) const LOOKED_FOR: i64 = 10;
+
+/// What is wrong with a row: see `outbox.contradictions` in the schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Appended after all that is delivered, with an id that is delivered.
+    Behind,
+    /// An id that the sequence has not come to.
+    Above,
+    /// Of a transaction that has not begun.
+    Unborn,
+    /// Another row has the same id.
+    Twice,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Behind => "appended after all that is delivered, with an id that is delivered",
+            Self::Above => "an id that the sequence outbox.event_id_seq has not come to",
+            Self::Unborn => "an xid of a transaction that has not begun",
+            Self::Twice => "another row has the same id",
+        })
+    }
+}
+
+/// A row that a position cannot stand beside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Contradiction {
+    /// The row's id.
+    pub id: i64,
+    /// What is wrong with it.
+    pub cause: Cause,
+}
+
+impl Contradiction {
+    pub(super) fn of(id: i64, cause: &str) -> Self {
+        let cause = match cause {
+            "above" => Cause::Above,
+            "unborn" => Cause::Unborn,
+            "twice" => Cause::Twice,
+            _ => Cause::Behind,
+        };
+        Self { id, cause }
+    }
+}
+
+/// The first of some rows with what is wrong with them, for a message.
+pub fn named(rows: &[Contradiction]) -> String {
+    let mut text = rows
+        .iter()
+        .take(NAMED)
+        .map(|row| format!("row {} ({})", row.id, row.cause))
+        .collect::<Vec<_>>()
+        .join(", ");
+    if rows.len() > NAMED {
+        text.push_str(" and others");
+    }
+    text
+}
+
+/// The rows that the position of `relay` cannot stand beside, a few of them. None where there is no position.
+///
+/// # Errors
+/// [`Error`].
+pub async fn of_relay(connection: &mut PgConnection, relay: &str) -> Result<Vec<Contradiction>, Error> {
+    let rows = sqlx::query(
+        "select x.row_id, x.cause
+         from outbox.position p
+         cross join lateral outbox.contradictions(p.lower_horizon, p.high_id, $2) x
+         where p.relay = $1",
+    )
+    .bind(relay)
+    .bind(LOOKED_FOR)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(of_row).collect()
+}
+
+fn of_row(row: &PgRow) -> Result<Contradiction, Error> {
+    Ok(Contradiction::of(row.try_get("row_id")?, row.try_get("cause")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_names_the_first_rows_and_says_that_there_are_more() {
+        let rows: Vec<_> = (1..=5).map(|id| Contradiction::of(id, "above")).collect();
+        let text = named(&rows);
+        assert!(text.starts_with("row 1 (an id that") && text.ends_with("and others"), "{text}");
+        assert!(!named(&rows[..1]).contains("others"));
+    }
+}

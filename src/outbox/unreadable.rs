@@ -1,0 +1,63 @@
+//! Setting aside a row that cannot be read: its values are copied within the server, and never pass through here.
+
+use sqlx::{Connection, PgConnection};
+
+use super::Error;
+use super::read::{Unreadable, is_about_a_row};
+use crate::event::{StreamId, Topic};
+
+/// Sets a row aside under the number that it uses up. Call it in the transaction that writes the position behind it.
+///
+/// A topic or a type that nothing could be sent under is replaced by a name that says so; a topic that can be read is held,
+/// as the events behind this one must not overtake it.
+///
+/// # Errors
+/// [`Error`].
+pub async fn park(
+    connection: &mut PgConnection,
+    relay: &str,
+    number: StreamId,
+    row: &Unreadable,
+) -> Result<(), Error> {
+    let reason = format!("row {} of outbox.event cannot be read: {}", row.id, row.reason);
+    for sql in [COPY, STAND_IN] {
+        let mut attempt = connection.begin().await?;
+        let parked = sqlx::query(sql)
+            .bind(relay)
+            .bind(number.epoch.cast_signed())
+            .bind(number.seq.cast_signed())
+            .bind(row.id)
+            .bind(row.topic.as_ref().map(Topic::as_str))
+            .bind(&reason)
+            .execute(&mut *attempt)
+            .await
+            .map_err(Error::from);
+        match parked {
+            Ok(_) => return Ok(attempt.commit().await?),
+            // A page that is damaged cannot be copied either.
+            Err(error) if sql == COPY && is_about_a_row(&error) => attempt.rollback().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+const COPY: &str = "
+  insert into outbox.parked (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason, holds_topic)
+  select $1, $2, $3, e.id, coalesce(e.event_id, '00000000-0000-0000-0000-000000000000'),
+         coalesce($5::text, 'unreadable:row-' || $4::bigint::text),
+         case when e.type collate \"C\" ~ '^[A-Za-z0-9._-]{1,100}$' then e.type else 'unreadable' end,
+         coalesce(e.payload, 'null'::json),
+         case when e.created_at >= '1970-01-01 00:00:00+00' and e.created_at < '10000-01-01 00:00:00+00' then e.created_at
+              else clock_timestamp() end,
+         $6, $5::text is not null
+  from outbox.event e where e.id = $4
+  limit 1
+  on conflict (relay, epoch, seq) do nothing";
+
+/// Of a row whose values cannot be fetched: that there is one.
+const STAND_IN: &str = "
+  insert into outbox.parked (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason, holds_topic)
+  values ($1, $2, $3, $4, '00000000-0000-0000-0000-000000000000', coalesce($5::text, 'unreadable:row-' || $4::bigint::text),
+          'unreadable', 'null', clock_timestamp(), $6, $5::text is not null)
+  on conflict (relay, epoch, seq) do nothing";
