@@ -98,9 +98,11 @@ const APPENDING: [&str; 5] = [
     "lock_topic(text)",
 ];
 /// What everybody who reads positions calls.
-const READING: [&str; 5] = [
+const READING: [&str; 7] = [
     "serves_from()",
     "rotation_seconds()",
+    "contradictions(xid8, bigint, bigint)",
+    "has_more(pg_snapshot, xid8, bigint)",
     "ended_since(pg_snapshot, xid8)",
     "delivered_in(text, xid8, bigint)",
     "delivered_at(text, xid8, bigint)",
@@ -188,7 +190,7 @@ impl List {
         for slot in slots.chain((0..CHECKPOINT_SLOTS).map(|slot| format!("checkpoint_{slot}"))) {
             self.table(&slot, &["select", "truncate"]);
         }
-        self.execute(&[SLOT_AFTER]);
+        self.execute(&[SLOT_AFTER, SLOT_AT]);
     }
 
     fn sse(&mut self) {

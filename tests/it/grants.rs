@@ -172,6 +172,27 @@ async fn the_story_from_a_commit_to_a_browser_runs_with_the_rights_that_are_prin
     assert_eq!(relay.terminate().await, 0);
 }
 
+/// What a relay does now and then: it empties slots, and drops what was noted of their rows.
+#[tokio::test]
+async fn rotation_runs_with_the_rights_that_are_printed() {
+    let cast = Cast::with_rights().await;
+    let topic = cast.system.redis.topic("old");
+    cast.append(&topic, 3).await;
+    let mut owner = cast.system.database.connect().await;
+    outbox::schema::set_rotation(&mut owner, 1).await.expect("an interval");
+    let settings = cast.settings("relay").set("AFTERCOMMIT_OUTBOX_RETENTION_SECONDS", "1");
+    let relay = Process::start("relay", &settings).await;
+    eventually("the slot is emptied", async || {
+        let left: i64 = sqlx::query_scalar("select count(*) from outbox.event")
+            .fetch_one(&mut owner)
+            .await
+            .expect("a number");
+        (left == 0).then_some(())
+    })
+    .await;
+    assert!(!relay.log().contains("permission denied"), "{}", relay.log());
+}
+
 #[tokio::test]
 async fn operators_work_with_the_rights_that_are_printed() {
     let cast = Cast::with_rights().await;

@@ -34,7 +34,7 @@ pub(crate) struct Args {
     /// SSE servers.
     #[arg(long, value_name = "ROLE")]
     sse: Vec<String>,
-    /// Operators: every ops command but rebase, and the console.
+    /// Operators: every command but rebase, and the console.
     #[arg(long, value_name = "ROLE")]
     operator: Vec<String>,
     /// The bundled upload application.
