@@ -27,7 +27,7 @@ async fn thaws(system: &System, relay: &Process, browser: &Browser) {
     relay.signal("CONT").await;
     let body = json!({ "relay": system.redis.relay_name(), "reason": "behind" });
     let behind = system.http().post(relay.url("/console/resume")).bearer_auth(TOKEN).json(&body).send().await;
-    assert_eq!(behind.expect("an answer").text().await.expect("a text").contains("is not paused"), true);
+    assert!(behind.expect("an answer").text().await.expect("a text").contains("is not paused"));
     browser.reads("#link", "Live").await;
 }
 
