@@ -10,9 +10,11 @@
 //! - [`event`]: the value that travels. No I/O.
 //! - [`postgres`]: how a process connects to Postgres.
 //! - [`outbox`]: the log in Postgres: append, windows, checkpoints, rotation. Knows no Redis and no HTTP.
+//! - [`ops`]: what an operator does by hand, for the command line and the page alike.
 //! - [`relay`]: moves the log to a sink, in order. Knows neither Redis nor HTTP, never reads payloads.
 //! - [`redis`]: the one place that knows Redis keys, the publishing script and the envelope.
 //! - [`counted`]: a number with what it counts, as people write it.
+//! - [`printable`]: text from outside, made safe to show.
 //! - [`trace`]: spans of an event's way, where they are asked for.
 //! - [`http`], [`auth`]: what every HTTP server here shares; who a token speaks for.
 //! - [`sse`]: Redis to browsers: joining, fan-out, connections. Knows no Postgres and no application.
@@ -39,6 +41,10 @@ mod failpoint;
 pub mod http;
 #[cfg(feature = "server")]
 pub mod local;
+#[cfg(feature = "server")]
+pub mod ops;
+#[cfg(feature = "server")]
+pub mod printable;
 #[cfg(feature = "server")]
 pub mod redis;
 #[cfg(feature = "server")]

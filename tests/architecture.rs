@@ -5,12 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never know.
-const PARTS: [(&str, &[&str], &[&str]); 15] = [
+const PARTS: [(&str, &[&str], &[&str]); 17] = [
     ("event", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     // Words for people, wherever something is told.
     ("counted", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
+    ("printable", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("postgres", &[], &["redis", "axum", "hyper"]),
     ("outbox", &["event", "postgres"], &["redis", "axum", "hyper"]),
+    ("ops", &["event", "counted", "postgres", "outbox"], &["redis", "axum", "hyper"]),
     // Spans are made where things happen: by the publisher, by the SSE server, and for each request.
     ("trace", &["event"], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("failpoint", &[], &["sqlx", "redis", "axum", "hyper"]),
@@ -21,7 +23,7 @@ const PARTS: [(&str, &[&str], &[&str]); 15] = [
     ("sse", &["event", "redis", "http", "trace"], &["sqlx"]),
     ("streams", &["event", "http", "auth", "sse"], &["sqlx", "redis"]),
     // Its charts show what the relay's pulse has seen, so that a sample costs no look at Postgres of its own.
-    ("console", &["event", "counted", "postgres", "outbox", "relay", "http"], &["redis", "hyper"]),
+    ("console", &["event", "counted", "postgres", "outbox", "ops", "relay", "http"], &["redis", "hyper"]),
     ("uploads", &["event", "postgres", "outbox", "http", "auth", "sse"], &["redis"]),
     ("local", &[], &["sqlx", "axum"]),
 ];

@@ -1,25 +1,29 @@
 //! What an operator does by hand: each change and its audit row in one transaction, then the bell.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 
 use super::Shared;
 use super::access::Identity;
+use super::change::{Asked, Change};
 use super::error::Error;
-use crate::counted::counted;
-use crate::event::Topic;
+use crate::event::{StreamId, Topic};
 use crate::http::Json;
+use crate::ops::parked;
 use crate::outbox::audit::{self, Operator};
-use crate::outbox::parked::{self, Action};
+use crate::outbox::parked::Action;
 use crate::outbox::{checkpoint, pause as pauses};
 
 /// Characters of a reason at most.
 const REASON_LEN_MAX: usize = 500;
+/// How long an answer waits for the relay to release or discard what it was asked to.
+const OUTCOME_LIMIT: Duration = Duration::from_secs(2);
 
 /// Which topic's parked events, and why.
 #[derive(Debug, Deserialize)]
@@ -28,6 +32,8 @@ pub(super) struct OfTopic {
     relay: String,
     topic: String,
     reason: String,
+    /// The last id that is meant. Without it, what is parked when the request comes.
+    through: Option<String>,
 }
 
 /// Which relay, and why.
@@ -55,74 +61,92 @@ fn done(says: String) -> Answer {
 pub(super) async fn release(
     State(shared): State<Arc<Shared>>,
     Extension(identity): Extension<Identity>,
+    asked: Asked,
     Json(wished): Json<OfTopic>,
 ) -> Answer {
-    let events = settle(&shared, identity, &wished, Action::Release).await?;
-    done(format!("The relay publishes {} of {}.", counted(events, "parked event"), wished.topic))
+    settle(&shared, identity, asked, &wished, Action::Release).await
 }
 
 /// `POST /console/parked/discard`: the relay gives up a topic's parked events, then lets it flow.
 pub(super) async fn discard(
     State(shared): State<Arc<Shared>>,
     Extension(identity): Extension<Identity>,
+    asked: Asked,
     Json(wished): Json<OfTopic>,
 ) -> Answer {
-    let events = settle(&shared, identity, &wished, Action::Discard).await?;
-    done(format!("The relay gives up {} of {}.", counted(events, "parked event"), wished.topic))
+    settle(&shared, identity, asked, &wished, Action::Discard).await
 }
 
-async fn settle(shared: &Shared, identity: Identity, wished: &OfTopic, action: Action) -> Result<u64, Error> {
+/// Hands the request to the relay, and answers what became of it, or that this is not known yet.
+async fn settle(shared: &Shared, identity: Identity, asked: Asked, wished: &OfTopic, action: Action) -> Answer {
     let operator = operator(identity, &wished.reason)?;
     let topic = Topic::new(wished.topic.clone())?;
-    let mut connection = shared.pool.acquire().await?;
-    let mut tx = connection.begin().await?;
-    let events = parked::request(&mut tx, &wished.relay, &topic, action, None).await?;
-    if events == 0 {
-        return Err(Error::NotParked(wished.topic.clone()));
-    }
-    let what = json!({ "relay": wished.relay, "topics": [topic] });
-    audit::write(&mut tx, &operator, action.as_str(), &what, events).await?;
-    tx.commit().await?;
+    let through: Option<StreamId> = wished.through.as_deref().map(str::parse).transpose()?;
+    let mut change = Change::begin(shared, asked).await?;
+    let deadline = change.deadline();
+    let tx = change.connection();
+    let named = deadline.holds(parked::name(tx, &wished.relay, &topic, through)).await?;
+    let named = named.ok_or_else(|| Error::NotParked(wished.topic.clone()))?;
+    let requesting = parked::request(tx, &wished.relay, vec![named], action, &operator);
+    let request = deadline.holds(requesting).await?;
+    change.commit().await?;
     tell(shared).await;
-    Ok(events)
+    let outcomes = parked::wait(&mut *shared.pool.acquire().await?, &request, OUTCOME_LIMIT).await?;
+    shared.feed.look_again();
+    let says: Vec<String> = outcomes.iter().map(parked::Outcome::says).collect();
+    done(format!("{}.", says.join(". ")))
 }
 
 /// `POST /console/pause`. Asking for what is already so is no error.
 pub(super) async fn pause(
     State(shared): State<Arc<Shared>>,
     Extension(identity): Extension<Identity>,
+    asked: Asked,
     Json(wished): Json<OfRelay>,
 ) -> Answer {
     let operator = operator(identity, &wished.reason)?;
-    let mut connection = shared.pool.acquire().await?;
-    let mut tx = connection.begin().await?;
-    known(&mut tx, &wished.relay).await?;
-    if !pauses::pause(&mut tx, &wished.relay, &operator).await? {
+    let mut change = Change::begin(&shared, asked).await?;
+    if !change.deadline().holds(pause_in(change.connection(), &wished.relay, &operator)).await? {
         return done(format!("Relay {} is paused already.", wished.relay));
     }
-    audit::write(&mut tx, &operator, "pause", &json!({ "relay": wished.relay }), 0).await?;
-    tx.commit().await?;
+    change.commit().await?;
     tell(&shared).await;
     done(format!("Relay {} is paused.", wished.relay))
+}
+
+async fn pause_in(tx: &mut PgConnection, relay: &str, operator: &Operator) -> Result<bool, Error> {
+    known(tx, relay).await?;
+    if !pauses::pause(tx, relay, operator).await? {
+        return Ok(false);
+    }
+    audit::write(tx, operator, "pause", &json!({ "relay": relay }), 0).await?;
+    Ok(true)
 }
 
 /// `POST /console/resume`. Asking for what is already so is no error.
 pub(super) async fn resume(
     State(shared): State<Arc<Shared>>,
     Extension(identity): Extension<Identity>,
+    asked: Asked,
     Json(wished): Json<OfRelay>,
 ) -> Answer {
     let operator = operator(identity, &wished.reason)?;
-    let mut connection = shared.pool.acquire().await?;
-    let mut tx = connection.begin().await?;
-    known(&mut tx, &wished.relay).await?;
-    if !pauses::resume(&mut tx, &wished.relay).await? {
+    let mut change = Change::begin(&shared, asked).await?;
+    if !change.deadline().holds(resume_in(change.connection(), &wished.relay, &operator)).await? {
         return done(format!("Relay {} is not paused.", wished.relay));
     }
-    audit::write(&mut tx, &operator, "resume", &json!({ "relay": wished.relay }), 0).await?;
-    tx.commit().await?;
+    change.commit().await?;
     tell(&shared).await;
     done(format!("Relay {} delivers again.", wished.relay))
+}
+
+async fn resume_in(tx: &mut PgConnection, relay: &str, operator: &Operator) -> Result<bool, Error> {
+    known(tx, relay).await?;
+    if !pauses::resume(tx, relay).await? {
+        return Ok(false);
+    }
+    audit::write(tx, operator, "resume", &json!({ "relay": relay }), 0).await?;
+    Ok(true)
 }
 
 /// Makes sure that a relay of this name has run on the log.

@@ -11,11 +11,13 @@
 //! - `trend`: the last ten minutes, one sample a second.
 //! - `feed`: what there is to see, as a stream of server-sent events.
 //! - `actions` and `replay`: what an operator does.
+//! - `change`: a change is carried out in time and while its operator waits, or not at all.
 //! - `pages`: the files of `assets`, compiled in. No build step, no library, nothing from another server.
 
 mod access;
 mod actions;
 mod attempts;
+mod change;
 mod error;
 mod feed;
 mod look;

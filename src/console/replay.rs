@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::Shared;
 use super::access::Identity;
 use super::actions::{known, operator};
+use super::change::{Asked, REPLAY_LIMIT};
 use super::error::Error;
 use crate::http::Json;
 use crate::outbox::browse::{EventRow, Selection};
@@ -155,12 +156,15 @@ pub(super) async fn preview(
 pub(super) async fn start(
     State(shared): State<Arc<Shared>>,
     Extension(identity): Extension<Identity>,
+    asked: Asked,
     Json(wanted): Json<Wanted>,
 ) -> Result<axum::Json<Replay>, Error> {
     let operator = operator(identity, &wanted.reason)?;
     let (selection, rate) = (wanted.selection.selection()?, checked(wanted.rate)?);
-    let mut session = Session::open(&shared).await?;
-    let plan = session.plan(&wanted.relay, &selection).await?;
+    let deadline = asked.deadline(REPLAY_LIMIT);
+    let mut session = deadline.holds(Session::open(&shared)).await?;
+    let plan = deadline.holds(session.plan(&wanted.relay, &selection)).await?;
+    deadline.is_ahead().await?;
     let begun = replay::begin(&mut session.connection, &plan, &operator).await?;
     Ok(axum::Json(carry_on(&shared, session, begun, rate)))
 }
@@ -169,11 +173,14 @@ pub(super) async fn start(
 pub(super) async fn resume(
     State(shared): State<Arc<Shared>>,
     Extension(identity): Extension<Identity>,
+    asked: Asked,
     Json(again): Json<Again>,
 ) -> Result<axum::Json<Replay>, Error> {
     let operator = operator(identity, &again.reason)?;
     let rate = checked(again.rate)?;
-    let mut session = Session::open(&shared).await?;
+    let deadline = asked.deadline(REPLAY_LIMIT);
+    let mut session = deadline.holds(Session::open(&shared)).await?;
+    deadline.is_ahead().await?;
     let resumed = replay::resume(&mut session.connection, again.id, &operator).await?;
     Ok(axum::Json(carry_on(&shared, session, resumed, rate)))
 }

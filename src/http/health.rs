@@ -20,6 +20,9 @@ pub struct Check {
     pub name: &'static str,
     /// Whether it holds.
     pub ok: bool,
+    /// Whether it holds, and may hurt soon: a server that is full serves those whom it has.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub warning: bool,
     /// What was seen, in words for a person.
     pub reason: String,
 }
@@ -28,9 +31,14 @@ impl Check {
     /// A check that turned out as `result` says.
     pub fn of(name: &'static str, result: Result<impl Into<String>, impl Into<String>>) -> Self {
         match result {
-            Ok(reason) => Self { name, ok: true, reason: reason.into() },
-            Err(reason) => Self { name, ok: false, reason: reason.into() },
+            Ok(reason) => Self { name, ok: true, warning: false, reason: reason.into() },
+            Err(reason) => Self { name, ok: false, warning: false, reason: reason.into() },
         }
+    }
+
+    /// The same as a warning, which leaves a process ready.
+    pub fn with_warning(self) -> Self {
+        Self { warning: true, ..self }
     }
 }
 

@@ -60,6 +60,9 @@ pub struct Selection {
     /// In this state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<EventState>,
+    /// For a replay: also the copies that earlier replays made. Rows that are named by number count in any case.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub include_replays: bool,
 }
 
 impl Selection {

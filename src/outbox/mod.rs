@@ -44,6 +44,7 @@ mod replay_sql;
 pub mod restore;
 pub mod rotate;
 pub mod schema;
+pub mod undelivered;
 pub mod verdict;
 mod waiting;
 #[expect(dead_code, reason = "its callers follow")]

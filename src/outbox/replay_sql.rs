@@ -29,7 +29,10 @@ pub(super) const REPLAYS: &str = "
          ) as held
   from outbox.replay r";
 
-/// The next matching rows: parameters 1 to 13 of [`bind`], then 14, how many at most.
+/// The next matching rows: parameters 1 to 13 of [`bind`], then 14, how many at most, and 15, whether copies count.
+///
+/// A copy is told by its header and by the rows between which its replay has written down that its copies lie: a header
+/// alone can be anybody's.
 const MATCHING: &str = "
   with examined as (
     select case when count(*) < $13 then $12 else max(next.id) end as last_id
@@ -49,6 +52,11 @@ const MATCHING: &str = "
       and ($5::text is null or e.type = $5)
       and ($6::timestamptz is null or e.created_at >= $6)
       and ($7::timestamptz is null or e.created_at < $7)
+      and ($15::boolean or cardinality($3::bigint[]) > 0 or not (
+        coalesce(e.headers ? 'replay', false) and exists (
+          select from outbox.replay r
+          where e.id between r.first_copy and r.last_copy
+            and e.headers->'replay' @> jsonb_build_object('replay', r.id))))
     order by e.id limit $14
   )";
 
@@ -65,7 +73,7 @@ pub(super) fn sample() -> String {
     )
 }
 
-/// Appends copies of the next matching events in their order, and moves the replay, parameter 15, on. No row, and nothing
+/// Appends copies of the next matching events in their order, and moves the replay, parameter 16, on. No row, and nothing
 /// to be committed, if it no longer stands where this process believes, or a rebase has given it other snapshots. A copy belongs
 /// to no request: it leaves the trace of its original behind.
 pub(super) fn copy() -> String {
@@ -77,7 +85,7 @@ pub(super) fn copy() -> String {
            insert into outbox.event (event_id, topic, type, payload, headers)
            select s.event_id, s.topic, s.type, s.payload,
                   coalesce(s.headers, '{{}}') - 'traceparent' - 'tracestate'
-                  || jsonb_build_object('replay', jsonb_build_object('row', s.id, 'reason', $16::text, 'replay', $15::bigint))
+                  || jsonb_build_object('replay', jsonb_build_object('row', s.id, 'reason', $17::text, 'replay', $16::bigint))
            from sized s where s.bytes_before < {BATCH_BYTES}
            order by s.id
            returning id
@@ -92,12 +100,12 @@ pub(super) fn copy() -> String {
              first_copy = coalesce(r.first_copy, b.first_copy), last_copy = coalesce(b.last_copy, r.last_copy),
              moved_at = clock_timestamp()
          from batch b
-         where r.id = $15 and r.done_id = $11 and not r.finished and r.lower::text = $8
+         where r.id = $16 and r.done_id = $11 and not r.finished and r.lower::text = $8
          returning r.copied, r.done_id, r.finished, r.moved_at"
     )
 }
 
-/// Binds parameters 1 to 14 of a statement.
+/// Binds parameters 1 to 15 of a statement.
 pub(super) fn bind<'q>(
     text: &'q str,
     relay: &'q str,
@@ -121,6 +129,7 @@ pub(super) fn bind<'q>(
         .bind(fixed.through_id)
         .bind(EXAMINED)
         .bind(limit.map(i64::from))
+        .bind(selection.include_replays)
 }
 
 /// What the relay has delivered by now, of the rows that the selection may reach. Nothing if it has never run.

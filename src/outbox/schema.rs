@@ -8,7 +8,7 @@ use crate::postgres::Schema;
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/outbox");
 
 /// The schema `outbox`, with its own migration table, so that it lives beside an application's schemas undisturbed.
-pub static SCHEMA: Schema = Schema { name: "outbox", migrator: &MIGRATOR };
+pub static SCHEMA: Schema = Schema { name: "outbox", migrator: &MIGRATOR, command: "aftercommit migrate" };
 
 /// Sets how long one slot of the log takes rows before the next one does, in seconds, if it is another time than now.
 ///

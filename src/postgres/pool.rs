@@ -8,9 +8,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use sqlx::PgPool;
-use sqlx::Postgres;
 use sqlx::pool::PoolConnection;
+use sqlx::{PgPool, Postgres, Transaction};
 
 /// Upper bounds of waits, in seconds: a free connection takes microseconds, a new one milliseconds, none seconds.
 const WAIT_SECONDS: [f64; 12] = [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0];
@@ -55,6 +54,20 @@ impl Pool {
             self.failures.inc();
         }
         acquired
+    }
+
+    /// A transaction on a connection of its own; rolled back when it is dropped.
+    ///
+    /// # Errors
+    /// As [`Self::acquire`].
+    pub async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        let asked = Instant::now();
+        let begun = self.inner.begin().await;
+        self.waits.observe(asked.elapsed().as_secs_f64());
+        if begun.is_err() {
+            self.failures.inc();
+        }
+        begun
     }
 
     /// Closes it: waits for what is in use, and lets nobody in any more.

@@ -14,6 +14,8 @@ pub struct Schema {
     pub name: &'static str,
     /// Its migrations in order.
     pub migrator: &'static Migrator,
+    /// The command that applies them, for messages.
+    pub command: &'static str,
 }
 
 /// How a database's schema compares with this binary's.
@@ -53,15 +55,20 @@ pub enum State {
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
     /// See [`State::Missing`].
-    #[error("the schema '{0}' is missing in this database: run `aftercommit migrate`")]
-    Missing(&'static str),
+    #[error("the schema '{schema}' is missing in this database: run `{command}`")]
+    Missing {
+        /// The schema.
+        schema: &'static str,
+        /// The command that applies it.
+        command: &'static str,
+    },
     /// See [`State::Behind`].
-    #[error(
-        "the schema '{schema}' is at version {applied} and this binary needs {known}: run `aftercommit migrate`"
-    )]
+    #[error("the schema '{schema}' is at version {applied} and this binary needs {known}: run `{command}`")]
     Behind {
         /// The schema.
         schema: &'static str,
+        /// The command that brings it up to date.
+        command: &'static str,
         /// The newest migration applied.
         applied: i64,
         /// The newest migration that this binary knows.
@@ -150,8 +157,10 @@ impl Schema {
         let schema = self.name;
         match self.state(connection).await? {
             fit @ (State::Current { .. } | State::Serves { .. }) => Ok(fit),
-            State::Missing => Err(SchemaError::Missing(schema)),
-            State::Behind { applied, known } => Err(SchemaError::Behind { schema, applied, known }),
+            State::Missing => Err(SchemaError::Missing { schema, command: self.command }),
+            State::Behind { applied, known } => {
+                Err(SchemaError::Behind { schema, command: self.command, applied, known })
+            }
             State::Ahead { applied, known } => Err(SchemaError::Ahead { schema, applied, known }),
         }
     }

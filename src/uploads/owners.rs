@@ -57,8 +57,43 @@ impl Known {
 /// Postgres's answer; an error has been logged where it happened, once for all who wait.
 type Answer = Result<Option<Uuid>, Unanswered>;
 
+/// Why Postgres did not tell.
 #[derive(Debug, Clone, Copy)]
-struct Unanswered;
+enum Unanswered {
+    /// It is away, or failed.
+    Away,
+    /// There is no such table: this database has no upload sessions at all.
+    NoSchema,
+    /// This process's user may not read it.
+    NotAllowed,
+}
+
+impl Unanswered {
+    fn of(error: &Error) -> Self {
+        let Error::Database(error) = error else { return Self::Away };
+        let code = error.as_database_error().and_then(|error| error.code());
+        match code.as_deref() {
+            Some("42P01" | "3F000") => Self::NoSchema,
+            Some("42501") => Self::NotAllowed,
+            _ => Self::Away,
+        }
+    }
+
+    /// What its client is told. That there are no uploads here is for good; a missing right is mended while it comes back.
+    fn problem(self) -> Problem {
+        match self {
+            Self::Away => Problem::unavailable(
+                "whose session this is cannot be looked up: the database does not answer; try again",
+            ),
+            Self::NoSchema => Problem::not_found(
+                "there are no upload sessions here: this database has no schema 'uploads' (aftercommit migrate --uploads)",
+            ),
+            Self::NotAllowed => Problem::unavailable(
+                "whose session this is cannot be looked up: this server may not read uploads.session (aftercommit grants)",
+            ),
+        }
+    }
+}
 
 type Question = Shared<BoxFuture<'static, Answer>>;
 
@@ -98,10 +133,8 @@ impl Owners {
                 tracing::debug!("Postgres does not tell whose a session is; going by what was known");
                 Ok(Some(owner.user))
             }
-            (_, None) => Err(Problem::unavailable(
-                "whose session this is cannot be looked up: the database does not answer; try again",
-            )
-            .into()),
+            (Ok(Err(why)), None) => Err(why.problem().into()),
+            (Err(_elapsed), None) => Err(Unanswered::Away.problem().into()),
         }
     }
 
@@ -138,7 +171,7 @@ async fn ask(pool: Pool, asking: Asking) -> Answer {
         }
         Err(error) => {
             tracing::warn!(%error, "cannot ask Postgres whose a session is");
-            Err(Unanswered)
+            Err(Unanswered::of(&error))
         }
     }
 }

@@ -7,4 +7,5 @@ use crate::postgres::Schema;
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/uploads");
 
 /// The schema `uploads`.
-pub static SCHEMA: Schema = Schema { name: "uploads", migrator: &MIGRATOR };
+pub static SCHEMA: Schema =
+    Schema { name: "uploads", migrator: &MIGRATOR, command: "aftercommit migrate --uploads" };

@@ -64,6 +64,20 @@ impl Browser {
         self.must("actions", &actions).await;
     }
 
+    /// Opens another tab at this address, and goes on there. Returns the tab's handle.
+    pub(crate) async fn opens_a_tab(&self, url: &str) -> String {
+        let made = self.must("window/new", &json!({ "type": "tab" })).await;
+        let tab = made["handle"].as_str().expect("a handle").to_owned();
+        self.goes_on_in(&tab).await;
+        self.goes_to(url).await;
+        tab
+    }
+
+    /// Goes on in another tab.
+    pub(crate) async fn goes_on_in(&self, tab: &str) {
+        self.must("window", &json!({ "handle": tab })).await;
+    }
+
     /// Everything that the page has complained about so far on its console, warnings and errors. Each is told once.
     pub(crate) async fn complaints(&self) -> Vec<String> {
         let entries = self.must("se/log", &json!({ "type": "browser" })).await;

@@ -290,6 +290,7 @@ async fn every_command_has_a_help_with_an_example_that_fits_80_columns() {
         "config show",
         "status",
         "doctor",
+        "grants",
         "events",
         "events list",
         "events show",

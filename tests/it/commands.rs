@@ -9,7 +9,9 @@ use uuid::Uuid;
 use aftercommit::event::{EventType, NewEvent, Topic};
 use aftercommit::outbox;
 
-use crate::harness::{Client, Running, Settings, System, cli, database, empty_database, eventually};
+use crate::harness::{
+    Client, Running, Settings, System, cli, database, empty_database, eventually, shared_url,
+};
 
 pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("UTF-8")
@@ -135,7 +137,7 @@ async fn a_schema_that_is_missing_is_told_and_migrate_mends_it() {
     let empty = empty_database().await;
     let system = System::new().await.set("DATABASE_URL", empty.url());
     let settings = system.settings();
-    for command in [&["api"][..], &["relay"], &["sse"], &["status"], &["events", "list"]] {
+    for command in [&["api"][..], &["relay"], &["status"], &["events", "list"]] {
         assert_fails(settings, command, 1, "run `aftercommit migrate`").await;
     }
     // From many hosts at once, and again.
@@ -143,6 +145,48 @@ async fn a_schema_that_is_missing_is_told_and_migrate_mends_it() {
     assert!(migrating.iter().all(|output| output.status.code() == Some(0)), "{migrating:#?}");
     assert!(migrating.iter().all(|output| !stderr(output).contains("already exists")), "{migrating:#?}");
     assert!(stderr(&cli(settings, &["migrate"]).await).contains("up to date"));
+}
+
+async fn schemas(system: &System) -> Vec<String> {
+    sqlx::query_scalar(
+        "select nspname::text from pg_namespace where nspname in ('outbox', 'uploads') order by 1",
+    )
+    .fetch_all(&mut system.database.connect().await)
+    .await
+    .expect("schemas")
+}
+
+#[tokio::test]
+async fn migrate_brings_the_bundled_application_into_no_database_that_has_not_asked_for_it() {
+    let system = System::with(empty_database().await, shared_url()).await;
+    assert_eq!(cli(system.settings(), &["migrate"]).await.status.code(), Some(0));
+    assert_eq!(schemas(&system).await, ["outbox"]);
+
+    // Plain streams work without it, and those of uploads say why they do not.
+    let (_relay, sse) = (system.start("relay").await, system.start("sse").await);
+    let topic = system.redis.topic("plain");
+    let user = Uuid::new_v4();
+    let token = system.token_with(user, std::time::Duration::from_secs(3600), &[topic.as_str()]);
+    let client = Client::open(&sse.url(&format!("/streams/{topic}")), &token).await;
+    commit(&system, &topic, "A", 1).await;
+    client.events(1).await;
+    let stream = format!("/api/upload/sessions/{}/stream", Uuid::new_v4());
+    let answer = system.http().get(sse.url(&stream)).bearer_auth(system.token(user)).send().await;
+    let answer = answer.expect("an answer");
+    assert_eq!(answer.status().as_u16(), 404);
+    let says = answer.text().await.expect("a text");
+    assert!(says.contains("aftercommit migrate --uploads"), "{says}");
+
+    // The api brings what it needs.
+    let api = system.start("api").await;
+    api.says("applied the schema").await;
+    assert_eq!(schemas(&system).await, ["outbox", "uploads"]);
+    let session = system.session(&api, user, 1).await;
+    let _client = session.listen(&sse).await;
+
+    let asked = System::with(empty_database().await, shared_url()).await;
+    assert_eq!(cli(asked.settings(), &["migrate", "--uploads"]).await.status.code(), Some(0));
+    assert_eq!(schemas(&asked).await, ["outbox", "uploads"]);
 }
 
 #[tokio::test]
@@ -179,10 +223,9 @@ async fn status_and_events_tell_what_is_pending_and_what_is_delivered() {
     let system = System::new().await;
     let topic = system.redis.topic("ops");
     let ids = commit(&system, &topic, "A", 3).await;
-    assert!(
-        json(&system, &["status"]).await["relays"].as_array().expect("a list").is_empty(),
-        "no relay has run"
-    );
+    let status = json(&system, &["status"]).await;
+    assert!(status["relays"].as_array().expect("a list").is_empty(), "no relay has run: {status}");
+    assert_eq!(status["undelivered"]["events"], 3, "{status}");
     let listed = json(&system, &["events", "list"]).await;
     assert_eq!(listed.as_array().expect("a list").len(), 3);
     assert!(listed.as_array().expect("a list").iter().all(|event| event["state"] == "pending"));

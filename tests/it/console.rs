@@ -49,7 +49,7 @@ pub(crate) async fn agrees(browser: &Browser, reason: &str) {
 }
 
 /// Puts something in the way of a topic's history, so that Redis refuses its events.
-async fn block(system: &System, topic: &Topic) {
+pub(crate) async fn block(system: &System, topic: &Topic) {
     let _: () = system.redis.connect().await.set(keys::history(topic), "in the way").await.expect("a string");
 }
 
@@ -182,7 +182,7 @@ async fn a_parked_topic_is_released_and_another_one_discarded() {
     let asked = browser.reads("#ask", "Release 2 events of").await;
     assert!(asked.contains(kept.as_str()), "{asked}");
     agrees(&browser, "mended").await;
-    browser.reads("#told", "publishes 2 parked events").await;
+    browser.reads("#told", "2 events released").await;
     eventually("released", async || (delivered(&system).await == 2).then_some(())).await;
     browser.click(&format!("[data-topic='{given_up}'] button:nth-child(2)")).await;
     browser.reads("#ask", "This cannot be undone").await;

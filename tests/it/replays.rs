@@ -65,6 +65,33 @@ async fn standing(system: &System) -> Value {
     json(system, &["replay", "list"]).await[0]["standing"].clone()
 }
 
+#[tokio::test]
+async fn a_replay_repeats_originals_and_copies_only_where_they_are_asked_for() {
+    let (system, _, mut connection) = delivered(2).await;
+    let forged = r#"select outbox.append('forged', 'A', '1', '{"replay":{"row":1,"replay":1}}')"#;
+    sqlx::query(forged).execute(&mut connection).await.expect("an original with a header of its own");
+    let _relay = system.start("relay").await;
+    all_delivered(&mut connection).await;
+    let replays = async |more: &[&str]| {
+        let output = cli(system.settings(), &[&ALL[..], more].concat()).await;
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        all_delivered(&mut system.database.connect().await).await;
+        stdout(&output)
+    };
+    assert_eq!(replays(&[]).await, "5 events replayed (replay 1)\n");
+    assert_eq!(replays(&[]).await, "5 events replayed (replay 2)\n");
+    assert_eq!(replays(&["--include-replays"]).await, "15 events replayed (replay 3)\n");
+    let event: Uuid = sqlx::query_scalar("select event_id from outbox.event where id = 1")
+        .fetch_one(&mut connection)
+        .await
+        .expect("an event");
+    let one = json(&system, &["replay", "--event", &event.to_string(), "--dry-run"]).await;
+    assert_eq!(one["events"], 1, "{one}");
+    let last = number(&mut connection, "select max(id) from outbox.event").await.to_string();
+    let named = json(&system, &["replay", "--row", &last, "--dry-run"]).await;
+    assert_eq!(named["events"], 1, "a row that is named is asked for: {named}");
+}
+
 const ALL: [&str; 5] = ["replay", "--all", "--yes", "--reason", "a test"];
 
 #[tokio::test]

@@ -62,8 +62,7 @@ enum Command {
     /// Run all of it in one process, with a private Postgres and Redis.
     Dev(roles::dev::Args),
     /// Apply the database schema. Safe to run from many hosts at once.
-    #[command(after_help = "Example: DATABASE_URL=postgres://u:p@db:5432/app aftercommit migrate")]
-    Migrate,
+    Migrate(migrate::Args),
     /// Print a token for trying out.
     Token(token::Args),
     /// Check or show the configuration.
@@ -73,6 +72,8 @@ enum Command {
     Status(ops::status::Args),
     /// Check everything that users trip over, and say how to mend it.
     Doctor(ops::doctor::Args),
+    /// Print the SQL that gives each role of Postgres what it needs.
+    Grants(ops::grants::Args),
     /// Look at events in the log.
     #[command(subcommand, after_help = "Example: aftercommit events list --state pending")]
     Events(ops::events::Command),
@@ -110,7 +111,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", ops::output::told(&error));
+            ops::output::note(&format!("error: {}", ops::output::told(&error)));
             if error.is::<ops::WrongUsage>() { ExitCode::from(WRONG_USAGE) } else { ExitCode::FAILURE }
         }
     }
@@ -123,6 +124,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Completions(args) => return cli_files::completions(&mut Cli::command(), args),
         Command::Man(args) => return cli_files::man(Cli::command(), args),
+        Command::Grants(args) => return ops::grants::run(args),
         _ => {}
     }
     let config = config::load(cli.config.as_deref())?;
@@ -160,10 +162,10 @@ async fn obey(command: Command, config: config::Config) -> anyhow::Result<()> {
         Command::Relay { command: Some(command) } => ops::relays::run(&config, &command).await,
         Command::Sse => roles::sse::run(config).await,
         Command::Dev(args) => roles::dev::run(config, args).await,
-        Command::Migrate => migrate::run(&config).await,
+        Command::Migrate(args) => migrate::run(&config, args).await,
         Command::Token(args) => token::run(&config, &args),
         // Needs no runtime: done before this.
-        Command::Config(_) | Command::Completions(_) | Command::Man(_) => Ok(()),
+        Command::Config(_) | Command::Completions(_) | Command::Man(_) | Command::Grants(_) => Ok(()),
         Command::Status(args) => ops::status::run(&config, &args).await,
         Command::Doctor(args) => ops::doctor::run(&config, &args).await,
         Command::Events(command) => ops::events::run(&config, &command).await,

@@ -1,4 +1,4 @@
-//! `aftercommit migrate`: applies the schemas of the outbox and of the upload application.
+//! `aftercommit migrate`: applies the schema of the outbox and, where it is asked for, that of the upload application.
 
 use anyhow::{Context, Result};
 use sqlx::Connection;
@@ -8,26 +8,44 @@ use aftercommit::postgres::Schema;
 use aftercommit::{outbox, uploads};
 
 use crate::config::Config;
+use crate::ops::output;
 
-/// The schemas in the order in which they are applied.
-pub(crate) const SCHEMAS: [&Schema; 2] = [&outbox::schema::SCHEMA, &uploads::schema::SCHEMA];
+/// Which schemas.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+#[command(after_help = "Example: DATABASE_URL=postgres://u:p@db:5432/app aftercommit migrate
+
+Applies the schema `outbox`, and nothing else. The bundled upload application
+has a schema of its own, `uploads`, which only it needs: --uploads applies it
+too, and so does `aftercommit api` when it starts.")]
+pub(crate) struct Args {
+    /// Apply the bundled upload application's schema as well.
+    #[arg(long)]
+    pub(crate) uploads: bool,
+}
 
 /// Applies what is missing, and says what that was.
-pub(crate) async fn run(config: &Config) -> Result<()> {
-    for schema in SCHEMAS {
-        // A connection of its own for each: after an error it may still hold the migration lock, and is closed with it.
-        let mut connection = config.database.connect("aftercommit migrate").await?;
-        let applied = schema.apply(&mut connection).await?;
-        connection.close().await?;
-        match applied {
-            0 => eprintln!("schema {}: up to date", schema.name),
-            n => eprintln!("schema {}: applied {}", schema.name, counted(n as u64, "migration")),
-        }
+pub(crate) async fn run(config: &Config, args: Args) -> Result<()> {
+    apply(config, &outbox::schema::SCHEMA).await?;
+    if args.uploads {
+        apply(config, &uploads::schema::SCHEMA).await?;
     }
     let mut connection = config.database.connect("aftercommit migrate").await?;
     outbox::schema::set_rotation(&mut connection, config.outbox.rotation_seconds)
         .await
         .context("cannot set how often the log rotates")?;
     connection.close().await?;
+    Ok(())
+}
+
+async fn apply(config: &Config, schema: &Schema) -> Result<()> {
+    // A connection of its own for each: after an error it may still hold the migration lock, and is closed with it.
+    let mut connection = config.database.connect("aftercommit migrate").await?;
+    let applied = schema.apply(&mut connection).await?;
+    connection.close().await?;
+    let what = match applied {
+        0 => "up to date".to_owned(),
+        n => format!("applied {}", counted(n as u64, "migration")),
+    };
+    output::note(&format!("schema {}: {what}", schema.name));
     Ok(())
 }

@@ -1,5 +1,17 @@
 // Building and changing the page. Texts are always texts: nothing from outside is ever parsed as markup.
 
+// Characters that reorder or hide text, or that a terminal obeys once somebody copies them there: the list of printable.rs.
+const UNSAFE =
+  /[\0-\x08\x0b-\x1f\x7f-\x9f\u{ad}\u{34f}\u{61c}\u{115f}\u{1160}\u{17b4}\u{17b5}\u{180b}-\u{180f}\u{200b}-\u{200f}\u{2028}-\u{202e}\u{2060}-\u{206f}\u{3164}\u{feff}\u{ffa0}\u{fff0}-\u{fffb}\u{1bca0}-\u{1bca3}\u{1d173}-\u{1d17a}\u{e0000}-\u{e0fff}]/gu;
+
+/** A text with what steers or hides written as its escape: `\u{202e}`. */
+const visible = (text) => text.replace(UNSAFE, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
+
+const shown = (child) => (typeof child === "string" ? visible(child) : child);
+
+// Attributes that people read or hear.
+const READ = ["title", "aria-label"];
+
 /** The element with this id. */
 export const at = (id) => document.getElementById(id);
 
@@ -9,9 +21,9 @@ export function made(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") element.addEventListener(name, value);
     else if (value === true) element.setAttribute(name, "");
-    else if (value !== false && value != null) element.setAttribute(name, value);
+    else if (value !== false && value != null) element.setAttribute(name, READ.includes(name) ? shown(value) : value);
   }
-  element.append(...children.filter((child) => child != null));
+  element.append(...children.filter((child) => child != null).map(shown));
   return element;
 }
 
@@ -25,13 +37,14 @@ export function drawn(tag, attributes = {}, ...children) {
 
 /** Changes a text, and touches nothing if it is that already: a selection or a screen reader is not disturbed. */
 export function say(element, text) {
-  if (element.textContent !== text) element.textContent = text;
+  const safe = visible(text);
+  if (element.textContent !== safe) element.textContent = safe;
 }
 
 /** Puts children in place of the old ones. Whoever had the focus keeps it, if an element with its `data-key` is there. */
 export function fill(element, ...children) {
   const key = element.contains(document.activeElement) ? document.activeElement.dataset.key : null;
-  element.replaceChildren(...children);
+  element.replaceChildren(...children.map(shown));
   if (key) element.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();
 }
 

@@ -22,16 +22,19 @@ function parkedTopic(topic, own) {
     { class: "about" },
     `${counted(topic.events, "event")} since `,
     made("time", { datetime: topic.since }, clock(topic.since)),
-    topic.holdsTopic ? "; later ones wait behind" : "; later ones flow past",
+    `, ${range(topic)}; later ones wait behind`,
     topic.relay === own ? "" : `; relay ${topic.relay}`,
   );
   const what = made("div", {}, made("h3", {}, topic.topic), about, made("p", { class: "why" }, topic.reason));
-  const wish = topic.wish === "release" ? "Being released …" : "Being discarded …";
-  const buttons = topic.wish
-    ? made("p", { class: "wish" }, wish)
+  const requested = topic.requested === "release" ? "Being released …" : "Being discarded …";
+  const buttons = topic.requested
+    ? made("p", { class: "requested" }, requested)
     : made("p", { class: "buttons" }, settle(topic, "release"), settle(topic, "discard"));
   return made("li", { "data-topic": topic.topic }, what, buttons);
 }
+
+/** Which ids they are: `1-101 to 1-102`. */
+const range = ({ firstId, lastId }) => (lastId === firstId ? firstId : `${firstId} to ${lastId}`);
 
 /** A button that releases or discards a topic's parked events. */
 function settle(topic, what) {
@@ -39,17 +42,18 @@ function settle(topic, what) {
   const verb = isDiscard ? "Discard" : "Release";
   const events = counted(topic.events, "event");
   const them = topic.events === 1 ? "it" : "them";
+  // What is parked behind these after the question was asked is not part of the answer.
   const question = {
     title: `${verb} ${events} of ${topic.topic}?`,
     text: isDiscard
-      ? `Clients will never get ${them}, and the topic flows on without. This cannot be undone.`
-      : `The relay publishes ${them} in order, and then lets the topic flow. Mend first what Redis refused: ` +
-        "otherwise the topic is parked again.",
+      ? `Ids ${range(topic)}: clients will never get ${them}, and the topic flows on without. This cannot be undone.`
+      : `Ids ${range(topic)}: the relay publishes ${them} in order, and then lets the topic flow. Mend first what Redis ` +
+        `refused: otherwise the topic is parked again. It said: ${topic.reason}`,
     yes: `${verb} ${events}`,
     isGrave: isDiscard,
-    does: async (reason) => {
-      const done = await post(`parked/${what}`, { relay: topic.relay, topic: topic.topic, reason });
-      return done.says;
+    does: async (reason, signal) => {
+      const named = { relay: topic.relay, topic: topic.topic, through: topic.lastId };
+      return (await post(`parked/${what}`, { ...named, reason }, { signal })).says;
     },
   };
   const names = { "data-key": `${what} ${topic.relay} ${topic.topic}`, "aria-label": `${verb} ${events} of ${topic.topic}` };

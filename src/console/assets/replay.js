@@ -4,6 +4,10 @@ import { age, at, fill, made } from "./dom.js";
 import { ask, post } from "./ask.js";
 import { clock, count, counted, duration, grow, rate as shortly } from "./text.js";
 
+// How long the page waits for the begin of a replay, which counts its events first: half of it is the relay's own limit
+// (REPLAY_LIMIT of change.rs).
+const REPLAY_LIMIT_MS = 120_000;
+
 // What the last look was for: only that is replayed. Null when the form has changed since.
 let looked = null;
 
@@ -39,7 +43,7 @@ const complain = (text) => fill(at("replay-found"), made("p", { class: "complain
 async function look(form, own) {
   const [selection, rate] = [selectionOf(new FormData(form)), rateOf(form)];
   const relay = form.elements.relay.value || own;
-  const { events, sample } = await post("replay/preview", { relay, selection });
+  const { events, sample } = await post("replay/preview", { relay, selection }, { limit: REPLAY_LIMIT_MS });
   if (!events) {
     return fill(at("replay-found"), made("p", { class: "empty" }, "No delivered event that is still in the log matches."));
   }
@@ -96,8 +100,9 @@ function confirm() {
       "Every client of their topics gets them once more, under new numbers. " +
       "What a client does twice cannot be undone from here.",
     yes: `Replay ${counted(events, "event")}`,
-    does: async (reason) => {
-      const replay = await post("replay", { relay, selection, rate, reason });
+    does: async (reason, signal) => {
+      const limits = { signal, limit: REPLAY_LIMIT_MS };
+      const replay = await post("replay", { relay, selection, rate, reason }, limits);
       at("replay").reset();
       forget();
       return `Replay ${replay.id} has begun.`;
@@ -155,8 +160,8 @@ function takeUp({ id, selected, copied }) {
       return complain(error.message);
     }
     const text = `${left} may be left. ${pace(selected - copied, rate)}It goes on behind the last one; nothing is sent twice.`;
-    const does = async (reason) => {
-      await post("replay/resume", { id, rate, reason });
+    const does = async (reason, signal) => {
+      await post("replay/resume", { id, rate, reason }, { signal });
       return `Replay ${id} goes on.`;
     };
     ask({ title, text, yes: "Take up again", does });

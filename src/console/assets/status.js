@@ -64,7 +64,7 @@ function steer(button, relay) {
         ? "It delivers what has waited, in order, and then goes on."
         : "Nothing that is committed from now on is delivered until somebody resumes it, also after a restart; a backlog stops within a second. Events wait in the log; none is lost.",
       yes: relay.paused ? "Resume" : "Pause",
-      does: async (reason) => (await post(wants, { relay: relay.relay, reason })).says,
+      does: async (reason, signal) => (await post(wants, { relay: relay.relay, reason }, { signal })).says,
     });
 }
 
@@ -135,7 +135,7 @@ function setRow(rows, known, name, parts) {
     rows.append(row.line);
   }
   if (row.key !== key) {
-    row.line.lastChild.replaceChildren(...parts);
+    fill(row.line.lastChild, ...parts);
     row.key = key;
   }
 }

@@ -33,6 +33,9 @@ export function setClock(server) {
   ahead = server - Date.now();
 }
 
+/** The server's time now, in milliseconds. */
+export const serverTime = () => Date.now() + ahead;
+
 /** How long ago something was, in the server's words. */
 export function ago(time) {
   const seconds = (Date.now() + ahead - Date.parse(time)) / 1000;

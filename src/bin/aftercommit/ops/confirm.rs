@@ -5,6 +5,7 @@ use std::io::{BufRead, IsTerminal, Write};
 use anyhow::{Context, Result, bail};
 
 use aftercommit::outbox::audit::Operator;
+use aftercommit::printable::printable;
 
 use super::WrongUsage;
 
@@ -45,7 +46,7 @@ fn ask(what: &str) -> Result<()> {
     if !stdin.is_terminal() {
         bail!("this would {what}: give --yes to do it without being asked");
     }
-    eprint!("This will {what}. Go on? [y/N] ");
+    eprint!("This will {}. Go on? [y/N] ", printable(what));
     std::io::stderr().flush().context("cannot ask")?;
     let mut answer = String::new();
     stdin.lock().read_line(&mut answer).context("cannot read the answer")?;

@@ -4,6 +4,7 @@ pub(crate) mod audit;
 mod confirm;
 pub(crate) mod doctor;
 pub(crate) mod events;
+pub(crate) mod grants;
 pub(crate) mod output;
 pub(crate) mod parked;
 pub(crate) mod pause;
@@ -19,7 +20,7 @@ use std::borrow::Cow;
 use anyhow::Result;
 use sqlx::PgConnection;
 
-use aftercommit::outbox::{read, schema};
+use aftercommit::outbox::{read, schema, undelivered};
 
 use crate::config::Config;
 
@@ -28,8 +29,14 @@ use crate::config::Config;
 #[error("{0}")]
 pub(crate) struct WrongUsage(pub(crate) Cow<'static, str>);
 
-/// What is said where a list of relays would be empty.
-const NO_RELAY: &str = "no relay has run on this database yet: start one with `aftercommit relay`";
+/// What is said where a list of relays would be empty: that there is none, and what waits for one.
+async fn no_relay(connection: &mut PgConnection) -> Result<String> {
+    const NONE: &str = "no relay has run on this database yet";
+    Ok(match undelivered::of_new_relay(connection).await? {
+        None => format!("{NONE}: start one with `aftercommit relay`"),
+        Some(waiting) => format!("{NONE}: {}", output::undelivered(&waiting)),
+    })
+}
 
 /// A connection for looking at the log, after making sure that the log is one that this binary understands.
 async fn connect(config: &Config) -> Result<PgConnection> {

@@ -1,4 +1,7 @@
 //! Printing: a table for people, JSON for programs; data on stdout, everything else on stderr.
+//!
+//! The one door: whatever is said passes here, and what would steer a terminal becomes visible on its way. JSON is exact
+//! for programs, and on a terminal a document of the same value.
 
 use std::io::{ErrorKind, IsTerminal, Write};
 
@@ -8,6 +11,9 @@ use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 
 use ::redis::RedisError;
+use aftercommit::counted::counted;
+use aftercommit::outbox::undelivered::Undelivered;
+use aftercommit::printable::{printable, printable_json, printable_lines};
 use aftercommit::{postgres, redis};
 
 /// How data is printed.
@@ -25,7 +31,7 @@ pub(crate) fn text(text: &str) {
     let mut stdout = std::io::stdout().lock();
     if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         if error.kind() != ErrorKind::BrokenPipe {
-            eprintln!("error: cannot write to stdout: {error}");
+            note(&format!("error: cannot write to stdout: {error}"));
         }
         std::process::exit(1);
     }
@@ -33,7 +39,12 @@ pub(crate) fn text(text: &str) {
 
 /// Prints one JSON document.
 pub(super) fn json(data: &impl Serialize) -> Result<()> {
-    line(&serde_json::to_string_pretty(data)?);
+    let document = serde_json::to_string_pretty(data)? + "\n";
+    if std::io::stdout().is_terminal() {
+        text(&printable_json(&document));
+    } else {
+        text(&document);
+    }
     Ok(())
 }
 
@@ -44,17 +55,22 @@ pub(super) fn table<const N: usize>(headers: [&str; N], rows: impl IntoIterator<
     table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(headers);
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.map(|cell| printable(&cell).into_owned()));
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    line(&table.trim_fmt());
+    text(&format!("{}\n", table.trim_fmt()));
 }
 
 /// Prints one line of data.
 pub(crate) fn line(text: &str) {
-    self::text(&format!("{text}\n"));
+    self::text(&format!("{}\n", printable(text)));
+}
+
+/// Says something on stderr, of one line or several. What nobody reads any more is no reason to stop.
+pub(crate) fn note(text: &str) {
+    let _unread = writeln!(std::io::stderr().lock(), "{}", printable_lines(text));
 }
 
 /// Clears the terminal, where there is one.
@@ -87,6 +103,18 @@ pub(crate) fn told(error: &anyhow::Error) -> String {
         }
     }
     told
+}
+
+/// `200 events wait, the oldest for 18.0 s: start `aftercommit relay``.
+pub(super) fn undelivered(waiting: &Undelivered) -> String {
+    let events = counted(waiting.events, "event");
+    let (more, wait) = match (waiting.is_at_least, waiting.events) {
+        (true, _) => (" or more", "wait"),
+        (false, 1) => ("", "waits"),
+        (false, _) => ("", "wait"),
+    };
+    let age = seconds(waiting.oldest_seconds);
+    format!("{events}{more} {wait}, the oldest for {age}: start `aftercommit relay`")
 }
 
 /// How long ago a time is.

@@ -1,18 +1,24 @@
 //! `aftercommit parked list|release|discard`: events that Redis refused, and what waits behind them.
 
+use std::time::Duration;
+
 use anyhow::{Result, bail};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 
 use aftercommit::counted::counted;
-use aftercommit::event::Topic;
-use aftercommit::outbox::audit::{self, Operator};
+use aftercommit::event::{StreamId, Topic};
+use aftercommit::ops::parked::{self as requests, Named, Outcome};
 use aftercommit::outbox::parked::{self, Action};
 use aftercommit::outbox::parked_topics::{self, ParkedTopic};
+use aftercommit::outbox::{overview, read};
 
 use super::confirm::Consent;
 use super::output::{self, Output};
 use crate::config::Config;
+
+/// How long a command waits for the relay to carry out what it was asked for.
+const OUTCOME_LIMIT: Duration = Duration::from_secs(15);
 
 /// What to do with parked events.
 #[derive(Debug, clap::Subcommand)]
@@ -28,12 +34,22 @@ pub(crate) enum Command {
         output: Output,
     },
     /// Publish a topic's parked events in order, then let it flow.
-    #[command(after_help = "Example:
-  aftercommit parked release order:42 --reason 'Redis permissions mended'")]
+    #[command(after_help = "Examples:
+  aftercommit parked release order:42 --reason 'Redis permissions mended'
+  aftercommit parked release order:42 --through 1-102
+
+Mend first what Redis refused: `aftercommit parked list` says what that was.
+What is meant is what is parked at the moment of the command, and never what is
+parked later. Waits for the relay, and says what became of it; exits with 1 if
+Redis has refused it again or no relay has taken it up.")]
     Release(Chosen),
     /// Give up a topic's parked events, then let it flow.
-    #[command(after_help = "Example:
-  aftercommit parked discard order:42 --reason 'a test left it there'")]
+    #[command(after_help = "Examples:
+  aftercommit parked discard order:42 --reason 'a test left it there'
+  aftercommit parked discard order:42 --through 1-102
+
+Clients never get what is discarded. What is meant is what is parked at the
+moment of the command, and never what is parked later.")]
     Discard(Chosen),
 }
 
@@ -46,6 +62,12 @@ pub(crate) struct Chosen {
     /// Every topic that has parked events.
     #[arg(long)]
     all: bool,
+    /// Only up to this id, as `parked list` shows it. For one topic.
+    #[arg(long, value_name = "EPOCH-SEQ", conflicts_with = "all")]
+    through: Option<StreamId>,
+    /// Hand it to the relay, and do not wait for what becomes of it.
+    #[arg(long)]
+    no_wait: bool,
     #[command(flatten)]
     consent: Consent,
     /// How to print the data.
@@ -69,18 +91,25 @@ async fn list(config: &Config, limit: u32, output: Output) -> Result<()> {
         return output::json(&topics);
     }
     if topics.is_empty() {
-        eprintln!("nothing is parked for relay {}", config.relay.name);
+        output::note(&format!("nothing is parked for relay {}", config.relay.name));
         return Ok(());
     }
-    output::table(["TOPIC", "EVENTS", "FIRST ID", "SINCE", "WISH", "WHY"], topics.iter().map(row));
+    output::table(["TOPIC", "EVENTS", "FIRST ID", "LAST ID", "SINCE", "WISH", "WHY"], topics.iter().map(row));
+    if let Some(first) = topics.iter().find(|topic| topic.requested.is_none()) {
+        output::note(&format!(
+            "mend what is under WHY, then: aftercommit parked release {0} --through {1} (or discard)",
+            first.topic, first.last_id
+        ));
+    }
     Ok(())
 }
 
-fn row(topic: &ParkedTopic) -> [String; 6] {
+fn row(topic: &ParkedTopic) -> [String; 7] {
     [
         topic.topic.clone(),
         topic.events.to_string(),
         topic.first_id.clone(),
+        topic.last_id.clone(),
         output::time(topic.since),
         topic.requested.clone().unwrap_or_else(|| "-".to_owned()),
         topic.reason.clone(),
@@ -88,51 +117,118 @@ fn row(topic: &ParkedTopic) -> [String; 6] {
 }
 
 async fn settle(config: &Config, chosen: &Chosen, action: Action) -> Result<()> {
-    let relay = &config.relay.name;
+    if chosen.through.is_some() && chosen.topics.len() > 1 {
+        bail!(super::WrongUsage("--through names an id of one topic: give one topic".into()));
+    }
     let mut connection = super::connect(config).await?;
     let topics = if chosen.all {
-        parked::topics(&mut connection, relay).await?
+        parked::topics(&mut connection, &config.relay.name).await?
     } else {
         chosen.topics.iter().cloned().map(Topic::new).collect::<Result<_, _>>()?
     };
-    let mut events = 0;
-    for topic in &topics {
-        let parked = parked::count(&mut connection, relay, topic).await?;
-        if parked == 0 {
-            bail!("nothing of topic '{topic}' is parked: `aftercommit parked list` shows what is");
-        }
-        events += parked;
-    }
+    let named = name(&mut connection, &config.relay.name, &topics, chosen.through).await?;
     let verb = match action {
         Action::Release => "publish, in order,",
         Action::Discard => "give up, for good,",
     };
-    let (parked, of) = (counted(events, "parked event"), counted(topics.len() as u64, "topic"));
-    chosen.consent.to(&format!("{verb} {parked} of {of}"))?;
-    let done = hand_over(&mut connection, relay, &topics, action, &chosen.consent.operator()).await?;
-    if chosen.output == Output::Json {
-        return output::json(&json!({ "events": done, "topics": topics }));
-    }
-    output::line(&format!("{} handed to the relay", counted(done, "event")));
-    Ok(())
+    chosen.consent.to(&format!("{verb} {}", told(&named)))?;
+    let how = How { action, consent: &chosen.consent, is_waited_for: !chosen.no_wait, output: chosen.output };
+    hand_over(config, &mut connection, named, how).await
 }
 
-/// Tells the relay what to do with topics' parked events, and writes that into the audit. Returns how many events.
-pub(super) async fn hand_over(
+/// What is parked of these topics now.
+pub(super) async fn name(
     connection: &mut PgConnection,
     relay: &str,
     topics: &[Topic],
-    action: Action,
-    operator: &Operator,
-) -> Result<u64> {
-    let mut tx = connection.begin().await?;
-    let mut wished = 0;
+    through: Option<StreamId>,
+) -> Result<Vec<Named>> {
+    let mut named = Vec::new();
     for topic in topics {
-        wished += parked::request(&mut tx, relay, topic, action, None).await?;
+        match requests::name(connection, relay, topic, through).await? {
+            Some(one) => named.push(one),
+            None => {
+                let up_to = through.map_or(String::new(), |id| format!(" up to {id}"));
+                bail!("nothing of topic '{topic}' is parked{up_to}: `aftercommit parked list` shows what is");
+            }
+        }
     }
-    let what = json!({ "relay": relay, "topics": topics });
-    audit::write(&mut tx, operator, action.as_str(), &what, wished).await?;
+    Ok(named)
+}
+
+/// `2 parked events of 1 topic (1-101 to 1-102)`.
+pub(super) fn told(named: &[Named]) -> String {
+    let events = counted(named.iter().map(|one| one.events).sum(), "parked event");
+    let of = counted(named.len() as u64, "topic");
+    match named {
+        [one] if one.first == one.through => format!("{events} of {of} ({})", one.through),
+        [one] => format!("{events} of {of} ({} to {})", one.first, one.through),
+        _ => format!("{events} of {of}"),
+    }
+}
+
+/// How a request is made.
+pub(super) struct How<'a> {
+    pub(super) action: Action,
+    pub(super) consent: &'a Consent,
+    pub(super) is_waited_for: bool,
+    pub(super) output: Output,
+}
+
+/// Tells the relay what to do with parked events, writes that into the audit, and says what became of it.
+pub(super) async fn hand_over(
+    config: &Config,
+    connection: &mut PgConnection,
+    named: Vec<Named>,
+    how: How<'_>,
+) -> Result<()> {
+    let mut tx = connection.begin().await?;
+    let request =
+        requests::request(&mut tx, &config.relay.name, named, how.action, &how.consent.operator()).await?;
     tx.commit().await?;
     super::ring(connection).await;
-    Ok(wished)
+    let limit = if how.is_waited_for { OUTCOME_LIMIT } else { Duration::ZERO };
+    let outcomes = requests::wait(connection, &request, limit).await?;
+    let events: u64 = outcomes.iter().map(|outcome| outcome.named).sum();
+    match how.output {
+        Output::Json => output::json(&json!({ "events": events, "topics": outcomes }))?,
+        Output::Table if how.is_waited_for => {
+            outcomes.iter().for_each(|outcome| output::line(&outcome.says()));
+        }
+        Output::Table => output::line(&format!("{} handed to the relay", counted(events, "event"))),
+    }
+    if how.is_waited_for { judge(config, connection, &outcomes).await } else { Ok(()) }
+}
+
+/// An error unless everything was done.
+async fn judge(config: &Config, connection: &mut PgConnection, outcomes: &[Outcome]) -> Result<()> {
+    let total = |count: fn(&Outcome) -> u64| outcomes.iter().map(count).sum::<u64>();
+    let (waiting, refused) = (total(|outcome| outcome.waiting), total(|outcome| outcome.refused));
+    if refused > 0 {
+        let events = counted(refused, "event");
+        bail!(
+            "{events} refused again, and parked as before: mend what is said above, then release once more"
+        );
+    }
+    if waiting > 0 {
+        let (events, seconds) = (counted(waiting, "event"), OUTCOME_LIMIT.as_secs());
+        let why = why_not(config, connection).await?;
+        bail!(
+            "the relay has not dealt with {events} within {seconds} s{why}; it will, unless it is told otherwise"
+        );
+    }
+    Ok(())
+}
+
+/// What keeps a relay from doing what it is asked, as far as the log shows it.
+async fn why_not(config: &Config, connection: &mut PgConnection) -> Result<&'static str> {
+    read::prepare_session(connection).await?;
+    let relays = overview::relays(connection).await?;
+    let relay = relays.iter().find(|relay| relay.relay == config.relay.name);
+    Ok(match relay {
+        None => ", as none has ever run: start `aftercommit relay`",
+        Some(relay) if relay.leader.is_none() => ", as none leads: start `aftercommit relay`",
+        Some(relay) if relay.paused.is_some() => ", as it is paused: `aftercommit resume`",
+        Some(_) => ": see `aftercommit status`",
+    })
 }

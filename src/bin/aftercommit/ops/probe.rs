@@ -23,14 +23,22 @@ const ANSWER_BYTES: u64 = 64 * 1024;
 pub(crate) struct Answer {
     /// Whether all is well.
     pub(super) ok: bool,
+    /// Whether it answers and something about it may hurt, such as a server that has no room for more clients.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) warns: bool,
     /// In words.
     pub(super) says: String,
 }
 
 impl Answer {
+    fn good(says: String) -> Self {
+        Self { ok: true, warns: false, says }
+    }
+
     /// The answer as a check.
     pub(crate) fn check(self, name: &'static str) -> Check {
-        Check::of(name, if self.ok { Ok(self.says) } else { Err(self.says) })
+        let check = Check::of(name, if self.ok { Ok(self.says) } else { Err(self.says) });
+        if self.warns { check.with_warning() } else { check }
     }
 }
 
@@ -42,7 +50,7 @@ impl fmt::Display for Answer {
 
 /// Asks Redis.
 pub(crate) async fn redis(settings: &aftercommit::redis::Settings) -> Answer {
-    answered(async {
+    let answer = answered(async {
         let mut connection = settings.connect().await?;
         let info: String =
             redis::cmd("INFO").query_async(&mut connection).await.context("INFO is refused")?;
@@ -58,13 +66,16 @@ pub(crate) async fn redis(settings: &aftercommit::redis::Settings) -> Answer {
             counted(of("connected_clients").parse().unwrap_or(0), "client"),
             of("maxmemory_policy")
         ))
-    })
-    .await
+    });
+    match answer.await {
+        Ok(says) => Answer::good(says),
+        Err(says) => Answer { ok: false, warns: false, says },
+    }
 }
 
 /// Asks a process's `/readyz`.
 pub(crate) async fn readiness(listen: &str) -> Answer {
-    answered(async {
+    let answer = answered(async {
         let mut stream =
             TcpStream::connect(listen).await.with_context(|| format!("nothing answers at {listen}"))?;
         let request = format!("GET /readyz HTTP/1.1\r\nHost: {listen}\r\nConnection: close\r\n\r\n");
@@ -73,25 +84,32 @@ pub(crate) async fn readiness(listen: &str) -> Answer {
         stream.take(ANSWER_BYTES).read_to_end(&mut answer).await?;
         let answer = String::from_utf8_lossy(&answer);
         let (head, body) = answer.split_once("\r\n\r\n").context("that is not an HTTP answer")?;
-        if head.starts_with("HTTP/1.1 200") {
-            return Ok(format!("ready at {listen}"));
+        if !head.starts_with("HTTP/1.1 200") {
+            bail!("not ready at {listen}: {}", reasons(body, |check| check["ok"] == false))
         }
-        bail!("not ready at {listen}: {}", reasons(body))
-    })
-    .await
+        Ok((listen.to_owned(), reasons(body, |check| check["warning"] == true)))
+    });
+    let answer = answer.await;
+    match answer {
+        Ok((listen, warnings)) if warnings.is_empty() => Answer::good(format!("ready at {listen}")),
+        Ok((listen, warnings)) => {
+            Answer { warns: true, ..Answer::good(format!("ready at {listen}, but {warnings}")) }
+        }
+        Err(says) => Answer { ok: false, warns: false, says },
+    }
 }
 
-/// The reasons of the checks that do not hold.
-fn reasons(body: &str) -> String {
+/// The reasons of the checks that are `wanted`.
+fn reasons(body: &str, wanted: impl Fn(&serde_json::Value) -> bool) -> String {
     let parsed: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
-    let checks = parsed["checks"].as_array().into_iter().flatten().filter(|check| check["ok"] == false);
+    let checks = parsed["checks"].as_array().into_iter().flatten().filter(|check| wanted(check));
     checks.filter_map(|check| check["reason"].as_str()).collect::<Vec<_>>().join("; ")
 }
 
-async fn answered(asking: impl Future<Output = Result<String>>) -> Answer {
+/// What was answered in time; otherwise why not, in words.
+async fn answered<T>(asking: impl Future<Output = Result<T>>) -> Result<T, String> {
     match tokio::time::timeout(PATIENCE, asking).await {
-        Ok(Ok(says)) => Answer { ok: true, says },
-        Ok(Err(error)) => Answer { ok: false, says: output::told(&error) },
-        Err(_elapsed) => Answer { ok: false, says: format!("no answer within {} s", PATIENCE.as_secs()) },
+        Ok(answered) => answered.map_err(|error| output::told(&error)),
+        Err(_elapsed) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
     }
 }

@@ -9,6 +9,7 @@ use sqlx::PgConnection;
 
 use aftercommit::counted::counted;
 use aftercommit::outbox::overview::{self, RelayOverview};
+use aftercommit::outbox::undelivered::{self, Undelivered};
 use aftercommit::outbox::verdict::Verdict;
 
 use super::output::{self, Output};
@@ -33,10 +34,25 @@ pub(crate) struct Args {
 
 /// All that the screen shows.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Status {
-    relays: Vec<RelayOverview>,
+    relays: Vec<Judged>,
+    /// What waits where no relay has ever run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    undelivered: Option<Undelivered>,
+    /// Why the list of relays is empty, and what to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    no_relay: Option<String>,
     redis: Answer,
     sse: Answer,
+}
+
+/// A relay with the verdict on it.
+#[derive(Debug, Serialize)]
+struct Judged {
+    verdict: Verdict,
+    #[serde(flatten)]
+    relay: RelayOverview,
 }
 
 /// Prints the status once, or until it is interrupted.
@@ -49,7 +65,7 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
         }
         match args.output {
             Output::Json => output::json(&status)?,
-            Output::Table => print(&status, config.relay.ready_max_pending_seconds),
+            Output::Table => print(&status),
         }
         let Some(seconds) = args.watch else { return Ok(()) };
         tokio::select! {
@@ -65,23 +81,31 @@ async fn look(config: &Config, connection: &mut PgConnection) -> Result<Status> 
         probe::redis(&config.redis),
         probe::readiness(&config.sse.listen)
     );
-    Ok(Status { relays: relays?, redis, sse })
+    let limit = config.relay.ready_max_pending_seconds;
+    let judge = |relay| Judged { verdict: Verdict::of(&relay, limit), relay };
+    let relays: Vec<Judged> = relays?.into_iter().map(judge).collect();
+    let (mut waiting, mut no_relay) = (None, None);
+    if relays.is_empty() {
+        waiting = undelivered::of_new_relay(connection).await?;
+        no_relay = Some(super::no_relay(connection).await?);
+    }
+    Ok(Status { relays, undelivered: waiting, no_relay, redis, sse })
 }
 
-fn print(status: &Status, limit: u64) {
-    if status.relays.is_empty() {
-        eprintln!("{}", super::NO_RELAY);
+fn print(status: &Status) {
+    if let Some(none) = &status.no_relay {
+        output::line(none);
     }
-    for relay in &status.relays {
-        print_relay(relay, limit);
+    for Judged { relay, verdict } in &status.relays {
+        print_relay(relay, *verdict);
     }
     output::line(&format!("redis  {}", status.redis));
     output::line(&format!("sse    {}", status.sse));
 }
 
-fn print_relay(relay: &RelayOverview, limit: u64) {
+fn print_relay(relay: &RelayOverview, verdict: Verdict) {
     let say = |name: &str, text: &str| output::line(&format!("  {name:<10} {text}"));
-    output::line(&format!("relay {}: {}", relay.relay, Verdict::of(relay, limit)));
+    output::line(&format!("relay {}: {verdict}", relay.relay));
     if let Some(pause) = &relay.paused {
         say("paused", &format!("{} by {}: {}", output::ago(pause.since), pause.who, pause.reason));
     }

@@ -43,10 +43,10 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
     notifier: Notifier,
 ) -> Result<()> {
-    let schemas = [&outbox::schema::SCHEMA, &uploads::schema::SCHEMA];
     let verifier = Arc::new(Verifier::new(&config.jwt)?);
     open_files::raise(Limits::default().connections as u64 + FILES_BESIDE_CONNECTIONS)?;
-    preflight::postgres(&config.database, ROLE, &schemas).await?;
+    preflight::postgres(&config.database, ROLE, &[&outbox::schema::SCHEMA]).await?;
+    preflight::apply(&config.database, ROLE, &uploads::schema::SCHEMA).await?;
     let pool = config.database.lazy_pool(ROLE)?;
     let mut registry = telemetry::registry("api");
     pool.register(&mut registry);

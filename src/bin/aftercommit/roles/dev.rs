@@ -64,7 +64,7 @@ pub(crate) async fn run(mut config: Config, args: Args) -> Result<()> {
     if config.operator.token.expose_secret().is_empty() {
         config.operator.token = secret(servers.data_dir(), "operator-token")?;
     }
-    migrate::run(&config).await?;
+    migrate::run(&config, migrate::Args { uploads: true }).await?;
     let ran = Box::pin(run_roles(&config, &args, &servers, &shutdown)).await;
     // Whatever happened: the roles have ended, now the servers under them may.
     servers.stop().await.map_err(explained)?;

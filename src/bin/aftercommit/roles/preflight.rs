@@ -36,6 +36,30 @@ pub(super) async fn postgres(settings: &postgres::Settings, role: &str, schemas:
     Ok(())
 }
 
+/// Applies the schema that this process alone uses, if it is not there yet and Postgres answers.
+pub(super) async fn apply(settings: &postgres::Settings, role: &str, schema: &Schema) -> Result<()> {
+    let mut connection = match settings.connect(role).await {
+        Ok(connection) => connection,
+        // It has been said already.
+        Err(error) if is_away(&error) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let Err(missing @ (SchemaError::Missing { .. } | SchemaError::Behind { .. })) =
+        schema.check(&mut connection).await
+    else {
+        // Whatever else is wrong with it, the check of all schemas says.
+        return postgres(settings, role, &[schema]).await;
+    };
+    // One that may not make a schema is told who can.
+    let applied = schema
+        .apply(&mut connection)
+        .await
+        .map_err(|error| anyhow::Error::new(missing).context(format!("this user may not do it: {error}")))?;
+    drop(connection.close().await);
+    tracing::info!(schema = schema.name, migrations = applied, "applied the schema");
+    Ok(())
+}
+
 /// Makes sure that Redis's address and login are right, if it answers at all.
 pub(super) async fn redis(settings: &redis::Settings) -> Result<()> {
     match settings.connect().await {

@@ -43,18 +43,23 @@ pub(crate) async fn serve(
     let verifier = Arc::new(Verifier::new(&config.jwt)?);
     open_files::raise(open_files::of_streams(config))?;
     let gate = OperatorGate::new(&config.operator)?;
-    preflight::postgres(&config.database, ROLE, &[&uploads::schema::SCHEMA]).await?;
+    // No schema: streams of plain topics need none, and those of uploads say what they lack.
+    preflight::postgres(&config.database, ROLE, &[]).await?;
     preflight::redis(&config.redis).await?;
     let pool = config.database.lazy_pool(ROLE)?;
     let mut registry = telemetry::registry("sse");
     pool.register(&mut registry);
     let metrics = Metrics::register(&mut registry);
     let hub = Hub::new(config.sse.clone(), &config.redis, uploads::naming, metrics.clone());
-    let (asked, checked) = (hub.clone(), verifier.clone());
+    let (asked, checked, open) = (hub.clone(), verifier.clone(), metrics.clone());
+    let room = config.sse.max_connections;
     let readiness = Readiness::new(move || {
         let hub = asked.clone();
         let keys = checked.readiness();
-        async move { [check("redis", hub.ping()).await, draining(&hub)].into_iter().chain(keys).collect() }
+        let connections = connections(open.connections.get(), room);
+        async move {
+            [check("redis", hub.ping()).await, draining(&hub), connections].into_iter().chain(keys).collect()
+        }
     });
     let origins = Origins::new(&config.sse.cors_origins);
     let of_any_topic = streams::StreamsState::new(hub.clone(), verifier.clone());
@@ -85,6 +90,18 @@ pub(crate) async fn serve(
     pool.close().await;
     stopping.told().await;
     Ok(())
+}
+
+/// How many streams there are. At the limit it stays ready, as it serves those whom it has and tells others politely to come
+/// back; were all servers unready then, a balancer would refuse those others for good.
+fn connections(open: i64, room: usize) -> Check {
+    let open = usize::try_from(open).unwrap_or(0);
+    let of = format!("{open} of {}", counted(room as u64, "stream"));
+    if open < room {
+        return Check::of("connections", Ok::<_, String>(of));
+    }
+    let full = format!("it is FULL, {of}: new clients are told to come back later");
+    Check::of("connections", Ok::<_, String>(full)).with_warning()
 }
 
 fn draining(hub: &Hub) -> Check {

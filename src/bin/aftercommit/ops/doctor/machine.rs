@@ -4,19 +4,27 @@ use tokio::net::TcpListener;
 
 use aftercommit::auth;
 
-use super::Finding;
+use super::{Finding, RoleArg, Scope};
 use crate::config::Config;
 use crate::open_files;
 
 /// Looks at this machine and the configuration.
-pub(super) async fn examine(config: &Config) -> Vec<Finding> {
-    let mut findings = vec![jwt(config).await, open_files(config)];
-    for (check, listen) in [
-        ("port of api", &config.api.listen),
-        ("port of sse", &config.sse.listen),
-        ("port of relay", &config.relay.listen),
+pub(super) async fn examine(config: &Config, scope: Scope) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if scope.checks_tokens() {
+        findings.push(jwt(config).await);
+    }
+    if scope.subscribes() {
+        findings.push(open_files(config));
+    }
+    for (check, listen, roles) in [
+        ("port of api", &config.api.listen, [RoleArg::Api, RoleArg::Operator]),
+        ("port of sse", &config.sse.listen, [RoleArg::Sse, RoleArg::Operator]),
+        ("port of relay", &config.relay.listen, [RoleArg::Relay, RoleArg::Operator]),
     ] {
-        findings.push(port(check, listen).await);
+        if scope.is_any_of(&roles) {
+            findings.push(port(check, listen).await);
+        }
     }
     findings
 }
@@ -55,9 +63,9 @@ async fn port(check: &'static str, listen: &str) -> Finding {
             let answer = crate::ops::probe::readiness(listen).await;
             Finding::should(
                 check,
-                answer.ok,
+                answer.ok && !answer.warns,
                 answer.says,
-                "see which process listens there, and what its /readyz says",
+                "see which process listens there, and what its /readyz says; raise a limit, or start another process",
             )
         }
         Err(error) => {

@@ -3,11 +3,15 @@
 mod machine;
 mod postgres;
 mod redis;
+mod rights;
+
+use std::borrow::Cow;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
 
 use aftercommit::counted::counted;
+use aftercommit::ops::rights::Role;
 
 use super::output::{self, Output};
 use crate::config::Config;
@@ -16,17 +20,74 @@ use crate::config::Config;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   aftercommit doctor
+  aftercommit doctor --role writer
   aftercommit doctor --output json | jq '.[] | select(.verdict == \"wrong\")'
 
 Exits with 1 if something is wrong. Changes nothing, but for a stream of one
 entry in Redis that it removes again.")]
 pub(crate) struct Args {
+    /// What this user is to do; relay and operator unless given.
+    #[arg(long, value_enum, value_name = "ROLE")]
+    role: Option<RoleArg>,
     /// Name transactions that are open for longer than this, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     open_for: u32,
     /// How to print the data.
     #[arg(long, value_enum, default_value_t)]
     output: Output,
+}
+
+/// A role as the command line takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum RoleArg {
+    Relay,
+    Sse,
+    Writer,
+    Operator,
+    Api,
+}
+
+/// What is looked at, by what this connection's users have to do.
+#[derive(Debug, Clone, Copy)]
+struct Scope(Option<RoleArg>);
+
+impl Scope {
+    /// The roles whose rights in Postgres are needed.
+    fn roles(self) -> &'static [Role] {
+        match self.0 {
+            None => &[Role::Relay, Role::Operator],
+            Some(RoleArg::Relay) => &[Role::Relay],
+            Some(RoleArg::Sse) => &[Role::Sse],
+            Some(RoleArg::Writer) => &[Role::Writer],
+            Some(RoleArg::Operator) => &[Role::Operator],
+            Some(RoleArg::Api) => &[Role::Api],
+        }
+    }
+
+    fn is_any_of(self, roles: &[RoleArg]) -> bool {
+        self.0.is_none_or(|role| roles.contains(&role))
+    }
+
+    /// Whether it may look into the log: others have no right to, and need none.
+    fn reads_the_log(self) -> bool {
+        self.is_any_of(&[RoleArg::Relay, RoleArg::Operator])
+    }
+
+    fn publishes(self) -> bool {
+        self.is_any_of(&[RoleArg::Relay])
+    }
+
+    fn subscribes(self) -> bool {
+        self.is_any_of(&[RoleArg::Sse])
+    }
+
+    fn uses_redis(self) -> bool {
+        self.is_any_of(&[RoleArg::Relay, RoleArg::Sse, RoleArg::Operator])
+    }
+
+    fn checks_tokens(self) -> bool {
+        self.is_any_of(&[RoleArg::Sse, RoleArg::Api])
+    }
 }
 
 /// How a check turned out.
@@ -47,38 +108,51 @@ struct Finding {
     /// What was seen.
     evidence: String,
     /// What to do; empty if nothing.
-    fix: &'static str,
+    fix: Cow<'static, str>,
 }
 
 impl Finding {
     fn ok(check: &'static str, evidence: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Ok, evidence: evidence.into(), fix: "" }
+        Self { check, verdict: Verdict::Ok, evidence: evidence.into(), fix: "".into() }
     }
 
-    fn wrong(check: &'static str, evidence: impl Into<String>, fix: &'static str) -> Self {
-        Self { check, verdict: Verdict::Wrong, evidence: evidence.into(), fix }
+    fn wrong(check: &'static str, evidence: impl Into<String>, fix: impl Into<Cow<'static, str>>) -> Self {
+        Self { check, verdict: Verdict::Wrong, evidence: evidence.into(), fix: fix.into() }
     }
 
     /// Fine if `holds`, else a warning with a fix.
-    fn should(check: &'static str, holds: bool, evidence: impl Into<String>, fix: &'static str) -> Self {
+    fn should(
+        check: &'static str,
+        holds: bool,
+        evidence: impl Into<String>,
+        fix: impl Into<Cow<'static, str>>,
+    ) -> Self {
         if holds {
             return Self::ok(check, evidence);
         }
-        Self { check, verdict: Verdict::Warning, evidence: evidence.into(), fix }
+        Self { check, verdict: Verdict::Warning, evidence: evidence.into(), fix: fix.into() }
     }
 
     /// Fine if `holds`, else wrong, with a fix.
-    fn must(check: &'static str, holds: bool, evidence: impl Into<String>, fix: &'static str) -> Self {
+    fn must(
+        check: &'static str,
+        holds: bool,
+        evidence: impl Into<String>,
+        fix: impl Into<Cow<'static, str>>,
+    ) -> Self {
         if holds { Self::ok(check, evidence) } else { Self::wrong(check, evidence, fix) }
     }
 }
 
 /// Runs every check and prints what it found.
 pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
-    let (postgres, redis) = tokio::join!(postgres::examine(config, args.open_for), redis::examine(config));
+    let scope = Scope(args.role);
+    let (postgres, redis) = tokio::join!(postgres::examine(config, scope, args.open_for), async {
+        if scope.uses_redis() { redis::examine(config, scope).await } else { Vec::new() }
+    });
     let mut findings = postgres;
     findings.extend(redis);
-    findings.extend(machine::examine(config).await);
+    findings.extend(machine::examine(config, scope).await);
     match args.output {
         Output::Json => output::json(&findings)?,
         Output::Table => findings.iter().for_each(print),

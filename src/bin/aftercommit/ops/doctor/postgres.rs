@@ -4,12 +4,14 @@ use anyhow::Result;
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Row};
 
+use aftercommit::counted::counted;
 use aftercommit::outbox::overview::{self, RelayOverview};
-use aftercommit::outbox::verdict::Verdict;
-use aftercommit::outbox::{heartbeat, schema};
+use aftercommit::outbox::undelivered::{self, Undelivered};
+use aftercommit::outbox::verdict::Verdict as RelayVerdict;
+use aftercommit::outbox::{heartbeat, read, schema};
 use aftercommit::postgres::{SchemaError, State, shares_a_session};
 
-use super::{Finding, output};
+use super::{Finding, Scope, Verdict, output, rights};
 use crate::config::Config;
 
 /// Clocks further apart than this make ages and times in the log misleading, in seconds.
@@ -20,7 +22,7 @@ const OLDEST: i32 = 130_000;
 const ENDS_SILENT_SESSIONS: i32 = 140_000;
 
 /// Looks at Postgres. Transactions that are open for longer than `open_for` seconds are named.
-pub(super) async fn examine(config: &Config, open_for: u32) -> Vec<Finding> {
+pub(super) async fn examine(config: &Config, scope: Scope, open_for: u32) -> Vec<Finding> {
     const FIX: &str = "see [database] in the configuration; the message names what is wrong";
     let connecting = config.database.connect("aftercommit doctor");
     let mut connection = match connecting.await {
@@ -28,12 +30,34 @@ pub(super) async fn examine(config: &Config, open_for: u32) -> Vec<Finding> {
         Err(error) => return vec![Finding::wrong("postgres", error.to_string(), FIX)],
     };
     let mut findings = vec![Finding::ok("postgres", "answers")];
+    match encoding(&mut connection).await {
+        Ok(found) => findings.push(found),
+        Err(error) => findings.push(Finding::wrong("encoding", output::told(&error), FIX)),
+    }
+    // First: whoever may not look cannot tell what else is wrong.
+    let lacks_rights = match rights::examine(&mut connection, scope.roles()).await {
+        Ok(found) => {
+            findings.extend(found);
+            findings.iter().any(|finding| finding.check == "privileges" && finding.verdict == Verdict::Wrong)
+        }
+        Err(error) => {
+            findings.push(Finding::wrong(
+                "privileges",
+                format!("cannot be looked at: {}", output::told(&error)),
+                FIX,
+            ));
+            true
+        }
+    };
+    if lacks_rights || !scope.reads_the_log() {
+        return findings;
+    }
     match schema::SCHEMA.check(&mut connection).await {
         Ok(state) => findings.push(version(state)),
         Err(error) => {
             let fix = match error {
                 SchemaError::Ahead { .. } => "run the newer aftercommit: this one is of before the upgrade",
-                SchemaError::Missing(_) | SchemaError::Behind { .. } => {
+                SchemaError::Missing { .. } | SchemaError::Behind { .. } => {
                     "run `aftercommit migrate` of this version"
                 }
                 SchemaError::NotAllowed { .. } => "as the evidence says, as the schema's owner",
@@ -68,14 +92,15 @@ async fn look(
     findings: &mut Vec<Finding>,
 ) -> Result<()> {
     findings.extend(server(connection).await?);
-    findings.push(privileges(connection).await?);
     findings.push(pooler(config, connection).await?);
     findings.push(transactions(connection, open_for).await?);
     findings.push(prepared(connection, open_for).await?);
     findings.push(sequence(connection).await?);
+    findings.push(sequence_is_ahead(connection).await?);
     findings.push(cluster(connection).await?);
     findings.push(clock(connection).await?);
     findings.push(rotation(connection).await?);
+    findings.extend(rights::dangers(connection).await?);
     findings.extend(deliveries(config, connection).await?);
     Ok(())
 }
@@ -121,26 +146,33 @@ async fn server(connection: &mut PgConnection) -> Result<Vec<Finding>> {
     ])
 }
 
-async fn privileges(connection: &mut PgConnection) -> Result<Finding> {
-    let missing: Option<String> = sqlx::query_scalar(
-        "select string_agg(needed.privilege || ' on ' || needed.name, ', ' order by needed.name, needed.privilege)
-         from (values ('outbox.event', 'SELECT'), ('outbox.event', 'INSERT'), ('outbox.checkpoint', 'SELECT'),
-                      ('outbox.checkpoint', 'INSERT'), ('outbox.parked', 'UPDATE'), ('outbox.parked', 'DELETE'),
-                      ('outbox.heartbeat', 'INSERT'), ('outbox.heartbeat', 'UPDATE'), ('outbox.audit', 'INSERT'),
-                      ('outbox.pause', 'INSERT'), ('outbox.event_0', 'TRUNCATE'), ('outbox.checkpoint_0', 'TRUNCATE')
-              ) needed (name, privilege)
-         where not has_table_privilege(needed.name, needed.privilege)",
+async fn encoding(connection: &mut PgConnection) -> Result<Finding> {
+    let encoding: String =
+        sqlx::query_scalar("select pg_catalog.getdatabaseencoding()::text").fetch_one(connection).await?;
+    Ok(Finding::must(
+        "encoding",
+        encoding != "SQL_ASCII",
+        encoding,
+        "move the data into a database of encoding UTF8: this one takes bytes that are no text, and one such row stops its topic",
+    ))
+}
+
+/// Ids below a position that are given out anew would never be delivered.
+async fn sequence_is_ahead(connection: &mut PgConnection) -> Result<Finding> {
+    let row = sqlx::query(
+        "select (select case when s.is_called then s.last_value else 0::bigint end from outbox.event_id_seq s) as sequence,
+                greatest((select max(greatest(p.high_id, p.after_id)) from outbox.position p),
+                         (select max(e.id) from outbox.event e), 0::bigint) as used",
     )
     .fetch_one(connection)
     .await?;
-    Ok(match missing {
-        None => Finding::ok("privileges", "all that relays and operators need"),
-        Some(missing) => Finding::wrong(
-            "privileges",
-            format!("missing: {missing}"),
-            "run relays and operators as the schema's owner, or grant what is missing",
-        ),
-    })
+    let (sequence, used): (i64, i64) = (row.try_get("sequence")?, row.try_get("used")?);
+    Ok(Finding::must(
+        "sequence",
+        sequence >= used,
+        format!("outbox.event_id_seq is at {sequence}, and ids up to {used} have been used"),
+        "stop the writers and the relays, then run `aftercommit rebase`: what was appended below would never be delivered",
+    ))
 }
 
 async fn pooler(config: &Config, connection: &mut PgConnection) -> Result<Finding> {
@@ -246,23 +278,57 @@ async fn rotation(connection: &mut PgConnection) -> Result<Finding> {
 /// Whether each relay delivers: a conflict or a pause shows nowhere else.
 async fn deliveries(config: &Config, connection: &mut PgConnection) -> Result<Vec<Finding>> {
     let limit = config.relay.ready_max_pending_seconds;
-    Ok(overview::relays(connection).await?.iter().map(|relay| delivery(relay, limit)).collect())
+    read::prepare_session(connection).await?;
+    let relays = overview::relays(connection).await?;
+    let mut findings: Vec<Finding> = relays.iter().map(|relay| delivery(relay, limit)).collect();
+    if !relays.iter().any(|relay| relay.relay == config.relay.name) {
+        let waiting = undelivered::of_new_relay(connection).await?;
+        findings.extend(waiting.map(|waiting| never_ran(&config.relay.name, &waiting, !relays.is_empty())));
+    }
+    Ok(findings)
+}
+
+/// The relay of the configuration has never run, and events wait. Another one may be meant.
+fn never_ran(name: &str, waiting: &Undelivered, others: bool) -> Finding {
+    const CHECK: &str = "deliveries";
+    let evidence = format!("relay {name} has never run here: {}", output::undelivered(waiting));
+    if others {
+        return Finding::should(
+            CHECK,
+            false,
+            evidence,
+            "start it, or give doctor the relay's own name: AFTERCOMMIT_RELAY_NAME",
+        );
+    }
+    Finding::wrong(CHECK, evidence, "start one: aftercommit relay")
+}
+
+/// `at most 200 events wait, the oldest for 18.0 s`.
+fn waits(relay: &RelayOverview) -> String {
+    let Some(age) = relay.oldest_pending_seconds else { return "no event waits that can be seen".to_owned() };
+    let events = counted(relay.backlog_at_most.max(1).cast_unsigned(), "event");
+    format!("at most {events} wait, the oldest for {}", output::seconds(age))
 }
 
 fn delivery(relay: &RelayOverview, limit: u64) -> Finding {
     const CHECK: &str = "deliveries";
-    let verdict = Verdict::of(relay, limit);
+    let verdict = RelayVerdict::of(relay, limit);
     let error = relay.processes.iter().find_map(|heard| heard.heartbeat.error.clone());
     let why = error.map_or(String::new(), |error| format!(": {error}"));
     let evidence = format!("relay {}: {verdict}{why}", relay.relay);
     match verdict {
-        Verdict::Delivering => Finding::ok(CHECK, evidence),
-        Verdict::Failing => {
+        RelayVerdict::Delivering => Finding::ok(CHECK, evidence),
+        RelayVerdict::Failing => {
             Finding::wrong(CHECK, evidence, "the message names what is wrong; see docs/runbook.md")
         }
-        Verdict::Late => Finding::wrong(CHECK, evidence, "see what waits: aftercommit status --watch"),
-        Verdict::NoLeader => Finding::should(CHECK, false, evidence, "start one: aftercommit relay"),
-        Verdict::Paused => Finding::should(CHECK, false, evidence, "aftercommit resume, once it may deliver"),
-        Verdict::Parked => Finding::should(CHECK, false, evidence, "aftercommit parked list"),
+        RelayVerdict::Late => Finding::wrong(CHECK, evidence, "see what waits: aftercommit status --watch"),
+        RelayVerdict::NoLeader => {
+            let evidence = format!("{evidence}: {}: start `aftercommit relay`", waits(relay));
+            Finding::wrong(CHECK, evidence, "start one: aftercommit relay")
+        }
+        RelayVerdict::Paused => {
+            Finding::should(CHECK, false, evidence, "aftercommit resume, once it may deliver")
+        }
+        RelayVerdict::Parked => Finding::should(CHECK, false, evidence, "aftercommit parked list"),
     }
 }

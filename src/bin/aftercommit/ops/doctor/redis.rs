@@ -1,11 +1,12 @@
 //! What is looked at in Redis.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use anyhow::Result;
 use redis::aio::MultiplexedConnection;
 
-use super::{Finding, output};
+use super::{Finding, Scope, output};
 use crate::config::Config;
 
 /// A subscriber that lags behind by more than this is cut off by Redis, in bytes.
@@ -13,15 +14,18 @@ const PUBSUB_BUFFER_MIN: u64 = 32 * 1024 * 1024;
 /// The stream of one entry that is written and removed again.
 const SCRATCH: &str = "aftercommit:{aftercommit-doctor}:history";
 
+/// How long a subscription may take to be confirmed.
+const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(3);
+
 /// Looks at Redis.
-pub(super) async fn examine(config: &Config) -> Vec<Finding> {
+pub(super) async fn examine(config: &Config, scope: Scope) -> Vec<Finding> {
     const FIX: &str = "see [redis] in the configuration; the message names what is wrong";
     let mut connection = match config.redis.connect().await {
         Ok(connection) => connection,
         Err(error) => return vec![Finding::wrong("redis", error.to_string(), FIX)],
     };
     let mut findings = vec![Finding::ok("redis", "answers")];
-    match look(config, &mut connection).await {
+    match look(config, scope, &mut connection).await {
         Ok(found) => findings.extend(found),
         Err(error) => {
             findings.push(Finding::wrong("redis", format!("a check failed: {}", output::told(&error)), FIX))
@@ -30,7 +34,7 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     findings
 }
 
-async fn look(config: &Config, connection: &mut MultiplexedConnection) -> Result<Vec<Finding>> {
+async fn look(config: &Config, scope: Scope, connection: &mut MultiplexedConnection) -> Result<Vec<Finding>> {
     let text: String = redis::cmd("INFO").query_async(connection).await?;
     let info: HashMap<&str, &str> = text.lines().filter_map(|line| line.trim().split_once(':')).collect();
     let of = |name: &str| info.get(name).copied().unwrap_or("?");
@@ -72,17 +76,72 @@ async fn look(config: &Config, connection: &mut MultiplexedConnection) -> Result
         ),
     ];
     if of("cluster_enabled") == "1" {
-        findings.push(cluster(connection).await?);
+        findings.push(Finding::wrong(
+            "redis cluster",
+            "this Redis is a cluster; clusters are not supported yet",
+            "point REDIS_URL at a Redis of its own that is no cluster, with replicas if it must survive a server",
+        ));
+        return Ok(findings);
     }
-    findings.push(permissions(connection).await);
+    if scope.publishes() {
+        findings.push(permissions(connection).await);
+    }
+    if scope.subscribes() {
+        findings.push(subscriptions(config).await);
+    }
     findings.extend(limits(connection).await);
     Ok(findings)
 }
 
-async fn cluster(connection: &mut MultiplexedConnection) -> Result<Finding> {
-    let text: String = redis::cmd("CLUSTER").arg("INFO").query_async(connection).await?;
-    let state = text.lines().find_map(|line| line.trim().strip_prefix("cluster_state:")).unwrap_or("?");
-    Ok(Finding::must("cluster state", state == "ok", state, "see CLUSTER INFO and CLUSTER NODES there"))
+/// Subscribes as an SSE server does: to a topic's live channel, and to the channels of the kinds of topics that there are.
+async fn subscriptions(config: &Config) -> Finding {
+    const CHECK: &str = "redis subscriptions";
+    let scratch = "aftercommit-doctor";
+    let mut channels = vec![format!("aftercommit:{{{scratch}}}:live")];
+    channels.extend(newest_topics(config).await.unwrap_or_default());
+    if channels.len() == 1 {
+        channels.extend(["upload-session", "user-notifications"].map(|kind| format!("{kind}:{scratch}")));
+    }
+    match tokio::time::timeout(SUBSCRIBED_WITHIN, subscribe(config, &channels)).await {
+        Ok(Ok(())) => Finding::ok(CHECK, format!("{} can be heard", channels.join(", "))),
+        Ok(Err((channel, why))) => Finding::wrong(
+            CHECK,
+            format!("the channel {channel} cannot be heard: {why}"),
+            "allow the user SUBSCRIBE, UNSUBSCRIBE and PING, and the channels: ACL SETUSER … &aftercommit:* and one &PREFIX:* \
+             for each kind of topic, or &*",
+        ),
+        Err(_elapsed) => Finding::wrong(
+            CHECK,
+            format!("no confirmation within {} s", SUBSCRIBED_WITHIN.as_secs()),
+            "see what stands between here and Redis: a proxy must pass SUBSCRIBE on",
+        ),
+    }
+}
+
+/// Subscribes to each channel on a connection of its own kind; the first that is refused, and why.
+async fn subscribe(config: &Config, channels: &[String]) -> Result<(), (String, String)> {
+    let refused =
+        |channel: &String, error: redis::RedisError| (channel.clone(), aftercommit::redis::said(&error));
+    let of_first = |error: redis::RedisError| (channels.join(", "), aftercommit::redis::said(&error));
+    let client = config.redis.client().map_err(|error| (channels.join(", "), error.to_string()))?;
+    let mut connection = client.get_async_pubsub().await.map_err(of_first)?;
+    for channel in channels {
+        connection.subscribe(channel).await.map_err(|error| refused(channel, error))?;
+    }
+    Ok(())
+}
+
+/// A few topics that are in use, one of a kind; nothing where Postgres does not tell.
+async fn newest_topics(config: &Config) -> Result<Vec<String>> {
+    let mut connection = config.database.connect("aftercommit doctor").await?;
+    let topics = sqlx::query_scalar(
+        "select max(newest.topic)
+         from (select e.topic, e.id from outbox.event e order by e.id desc limit 1000) newest
+         group by pg_catalog.split_part(newest.topic, ':', 1) order by max(newest.id) desc limit 5",
+    )
+    .fetch_all(&mut connection)
+    .await?;
+    Ok(topics)
 }
 
 /// Does once what the publishing script does, and removes it again.

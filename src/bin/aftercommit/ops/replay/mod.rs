@@ -11,14 +11,17 @@ use uuid::Uuid;
 
 use aftercommit::counted::counted;
 use aftercommit::event::Topic;
-use aftercommit::outbox::browse::{EventRow, EventState, Selection};
+use aftercommit::ops::parked::{self as requests, Named};
+use aftercommit::outbox::browse::{EventRow, Selection};
 use aftercommit::outbox::parked::{self, Action};
 use aftercommit::outbox::replay::{self, Plan, Replay, Standing};
+use aftercommit::outbox::verdict::Verdict;
+use aftercommit::outbox::{overview, undelivered};
 
 use super::confirm::Consent;
 use super::events::Filter;
 use super::output::{self, Output};
-use super::parked::hand_over;
+use super::parked::{How, hand_over, told};
 use super::{WrongUsage, events};
 use crate::config::Config;
 use crate::lifecycle;
@@ -37,21 +40,31 @@ const SAMPLE: u32 = 5;
       --reason 'client bug'
   aftercommit replay --all --rate 500 --reason 'new search index' --yes
   aftercommit replay --resume 7
-  aftercommit replay --parked --reason 'Redis permissions mended'
+  aftercommit replay --undelivered --reason 'Redis permissions mended'
 
 Copies of delivered events go the normal way, with new ids and the same event
 id, marked by the header 'replay'. What is replayed is what was delivered when
-it began. Stop it at any moment: --resume goes on and repeats nothing."
+it began; copies of earlier replays only with --include-replays. Stop it at any
+moment: --resume goes on and repeats nothing.
+
+An event that was not delivered is never copied: either it waits for the relay,
+which delivers it by itself, or it is parked. --undelivered says how many wait
+and why, and publishes the parked ones, in order and under their own ids.
+--parked does only the latter; `aftercommit parked release` does it for single
+topics, and up to an id."
 )]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Option<Command>,
+    /// Publish what was not delivered: parked events; and say what else waits.
+    #[arg(long, conflicts_with_all = ["event", "row", "event_type", "since", "until", "all", "rate"])]
+    undelivered: bool,
     /// Publish parked events: what Redis refused, and what waits behind it.
-    #[arg(long, alias = "undelivered", conflicts_with_all = ["event", "row", "event_type", "since", "until", "all", "rate"])]
+    #[arg(long, conflicts_with_all = ["event", "row", "event_type", "since", "until", "all", "rate"])]
     parked: bool,
     /// Go on with a replay that was interrupted.
     #[arg(long, value_name = "ID",
-          conflicts_with_all = ["parked", "event", "row", "topic", "event_type", "since", "until", "all", "dry_run"])]
+          conflicts_with_all = ["undelivered", "parked", "include_replays", "event", "row", "topic", "event_type", "since", "until", "all", "dry_run"])]
     resume: Option<i64>,
     /// Only these event ids. May be given several times.
     #[arg(long, value_name = "UUID")]
@@ -64,6 +77,9 @@ pub(crate) struct Args {
     /// Every delivered event that is still in the log.
     #[arg(long)]
     all: bool,
+    /// Also the copies that earlier replays made.
+    #[arg(long, conflicts_with_all = ["undelivered", "parked"])]
+    include_replays: bool,
     /// Events a second at most.
     #[arg(long, value_name = "N")]
     rate: Option<NonZeroU32>,
@@ -99,14 +115,19 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
     }
     match args.resume {
         Some(id) => resume(config, args, id).await,
+        None if args.undelivered => publish_undelivered(config, args).await,
         None if args.parked => publish_parked(config, args).await,
         None => copy(config, args).await,
     }
 }
 
 async fn copy(config: &Config, args: &Args) -> Result<()> {
-    let selection =
-        Selection { events: args.event.clone(), rows: args.row.clone(), ..args.filter.selection() };
+    let selection = Selection {
+        events: args.event.clone(),
+        rows: args.row.clone(),
+        include_replays: args.include_replays,
+        ..args.filter.selection()
+    };
     if selection.is_everything() != args.all {
         bail!(WrongUsage(
             "say which events: --event, --row, --topic, --type, --since or --until; or --all for every one, and nothing beside it".into()
@@ -122,7 +143,12 @@ async fn copy(config: &Config, args: &Args) -> Result<()> {
     }
     if plan.events == 0 {
         bail!(
-            "no delivered event matches: `aftercommit events list` shows what there is, and in which state"
+            "no delivered event matches{}: `aftercommit events list` shows what there is, and in which state",
+            if args.include_replays {
+                ""
+            } else {
+                " (copies of earlier replays are left out: --include-replays)"
+            }
         );
     }
     let topics = "to every client of their topics";
@@ -142,7 +168,7 @@ async fn dry_run(connection: &mut PgConnection, plan: &Plan, output: Output) -> 
         events::print_rows(&sample);
     }
     if plan.events > u64::from(SAMPLE) {
-        eprintln!("the first {SAMPLE} of them");
+        output::note(&format!("the first {SAMPLE} of them"));
     }
     Ok(())
 }
@@ -176,7 +202,39 @@ async fn carry_on(connection: &mut PgConnection, mut replay: Replay, args: &Args
     }
     if replay.missing > 0 {
         let gone = counted(replay.missing, "selected event");
-        eprintln!("{gone} had left the log before the replay came to them: see [outbox] retention");
+        output::note(&format!(
+            "{gone} had left the log before the replay came to them: see [outbox] retention"
+        ));
+    }
+    Ok(())
+}
+
+/// Publishes what is parked, and says what waits for the relay itself; an error if nobody delivers that.
+async fn publish_undelivered(config: &Config, args: &Args) -> Result<()> {
+    let mut connection = super::connect_for_lookups(config).await?;
+    let relays = overview::relays(&mut connection).await?;
+    let relay = relays.iter().find(|relay| relay.relay == config.relay.name);
+    let Some(relay) = relay else {
+        let waiting = undelivered::of_new_relay(&mut connection).await?;
+        match waiting {
+            Some(waiting) => {
+                bail!("relay {} has never run here: {}", config.relay.name, output::undelivered(&waiting))
+            }
+            None => return publish_parked(config, args).await,
+        }
+    };
+    let waits = relay.oldest_pending_seconds.map(|age| {
+        let events = counted(relay.backlog_at_most.max(1).cast_unsigned(), "event");
+        format!("at most {events} wait for the relay, the oldest for {}", output::seconds(age))
+    });
+    let verdict = Verdict::of(relay, config.relay.ready_max_pending_seconds);
+    publish_parked(config, args).await?;
+    match (waits, verdict) {
+        (Some(waits), Verdict::NoLeader) => bail!("{waits}, and none leads: start `aftercommit relay`"),
+        (Some(waits), Verdict::Paused) => bail!("{waits}, which is paused: `aftercommit resume`"),
+        (Some(waits), Verdict::Failing) => bail!("{waits}, which fails: `aftercommit status` says why"),
+        (Some(waits), _) => output::note(&format!("{waits}, which delivers them by itself")),
+        (None, _) => {}
     }
     Ok(())
 }
@@ -187,32 +245,38 @@ async fn publish_parked(config: &Config, args: &Args) -> Result<()> {
     }
     let mut connection = super::connect(config).await?;
     let relay = &config.relay.name;
-    let selection = Selection { state: Some(EventState::Parked), ..args.filter.selection() };
-    let topics: Vec<Topic> = match &selection.topic {
+    let topics: Vec<Topic> = match &args.filter.topic {
         Some(topic) => vec![Topic::new(topic.clone())?],
         None => parked::topics(&mut connection, relay).await?,
     };
-    let mut events = 0;
+    let mut named = Vec::new();
     for topic in &topics {
-        events += parked::count(&mut connection, relay, topic).await?;
+        named.extend(requests::name(&mut connection, relay, topic, None).await?);
     }
-    if events == 0 || args.dry_run {
-        return report_parked(args, "would be published", events, &topics);
+    if named.is_empty() || args.dry_run {
+        return report_parked(args, &named);
     }
-    let of = counted(topics.len() as u64, "topic");
-    args.consent.to(&format!("publish {} of {of}, in order", counted(events, "parked event")))?;
-    let operator = args.consent.operator();
-    let wished = hand_over(&mut connection, relay, &topics, Action::Release, &operator).await?;
-    report_parked(args, "handed to the relay", wished, &topics)
+    args.consent.to(&format!("publish {}, in order", told(&named)))?;
+    let how = How { action: Action::Release, consent: &args.consent, is_waited_for: true, output: args.output };
+    hand_over(config, &mut connection, named, how).await
 }
 
-fn report_parked(args: &Args, what: &str, events: u64, topics: &[Topic]) -> Result<()> {
+/// What would be published.
+fn report_parked(args: &Args, named: &[Named]) -> Result<()> {
+    let events = named.iter().map(|one| one.events).sum();
     if args.output == Output::Json {
+        let topics: Vec<&Topic> = named.iter().map(|one| &one.topic).collect();
         return output::json(&json!({ "events": events, "dryRun": args.dry_run, "topics": topics }));
     }
-    output::line(&format!("{} {what}", counted(events, "parked event")));
-    for topic in topics.iter().take(SAMPLE as usize) {
-        output::line(&format!("  {topic}"));
+    output::line(&format!("{} would be published", counted(events, "parked event")));
+    for one in named.iter().take(SAMPLE as usize) {
+        output::line(&format!(
+            "  {}: {}, {} to {}",
+            one.topic,
+            counted(one.events, "event"),
+            one.first,
+            one.through
+        ));
     }
     Ok(())
 }
@@ -224,7 +288,7 @@ async fn list(config: &Config, limit: u32, output: Output) -> Result<()> {
         return output::json(&replays);
     }
     if replays.is_empty() {
-        eprintln!("nothing has been replayed");
+        output::note("nothing has been replayed");
         return Ok(());
     }
     output::table(
@@ -241,7 +305,7 @@ async fn list(config: &Config, limit: u32, output: Output) -> Result<()> {
         }),
     );
     if let Some(one) = replays.iter().find(|one| one.standing == Standing::Interrupted) {
-        eprintln!("go on with an interrupted one: `aftercommit replay --resume {}`", one.id);
+        output::note(&format!("go on with an interrupted one: `aftercommit replay --resume {}`", one.id));
     }
     Ok(())
 }

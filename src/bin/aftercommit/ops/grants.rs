@@ -1,0 +1,163 @@
+//! `aftercommit grants`: the SQL that gives each role what it needs, and nothing beside.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use anyhow::{Result, bail};
+
+use aftercommit::ops::rights::{self, Kind, Right, Role};
+
+use super::{WrongUsage, output};
+
+/// Bytes of a role's name that Postgres tells apart.
+const NAME_BYTES_MAX: usize = 63;
+
+/// Which roles.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  aftercommit grants --writer app --relay relay --sse sse --operator ops | psql
+  aftercommit grants --writer orders --writer invoices
+
+Prints SQL for the schema's owner to run, as often as wanted. It takes from
+PUBLIC what it has on the log, and gives each role what it needs: a writer may
+append, and no more. The roles must exist, and need the right to connect. One
+that plays several parts is named several times: a relay that serves the console
+is an operator too. `aftercommit doctor --role relay` looks whether all is
+there. The right to rebase is for the time of a rebase: take it back then.")]
+pub(crate) struct Args {
+    /// Applications that append events.
+    #[arg(long, value_name = "ROLE")]
+    writer: Vec<String>,
+    /// Relays.
+    #[arg(long, value_name = "ROLE")]
+    relay: Vec<String>,
+    /// SSE servers.
+    #[arg(long, value_name = "ROLE")]
+    sse: Vec<String>,
+    /// Operators: every command but rebase, and the console.
+    #[arg(long, value_name = "ROLE")]
+    operator: Vec<String>,
+    /// The bundled upload application.
+    #[arg(long, value_name = "ROLE")]
+    api: Vec<String>,
+    /// Operators who may rebase: it writes to the whole log.
+    #[arg(long, value_name = "ROLE")]
+    rebase: Vec<String>,
+}
+
+impl Args {
+    fn roles(&self) -> [(Role, &[String]); 6] {
+        [
+            (Role::Writer, &self.writer),
+            (Role::Relay, &self.relay),
+            (Role::Sse, &self.sse),
+            (Role::Operator, &self.operator),
+            (Role::Api, &self.api),
+            (Role::Rebase, &self.rebase),
+        ]
+    }
+}
+
+/// Prints the SQL.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let roles = args.roles();
+    if roles.iter().all(|(_, names)| names.is_empty()) {
+        bail!(WrongUsage(
+            "name roles of Postgres: --writer, --relay, --sse, --operator, --api or --rebase".into()
+        ));
+    }
+    let mut sql = String::from(
+        "-- What each role of aftercommit needs, and nothing beside. Run it as the owner of the schema.\n\
+         begin;\n\
+         revoke all on schema outbox from public;\n\
+         revoke all on all tables in schema outbox from public;\n\
+         revoke all on all sequences in schema outbox from public;\n\
+         revoke all on all functions in schema outbox from public;\n",
+    );
+    for (role, names) in roles {
+        for name in names {
+            grant(&mut sql, role, &quoted(name)?)?;
+        }
+    }
+    sql.push_str("commit;\n");
+    output::text(&sql);
+    Ok(())
+}
+
+/// A role's name as SQL takes it, whatever is in it.
+fn quoted(name: &str) -> Result<String> {
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
+        let why =
+            format!("'{name}' is no name of a role: 1 to {NAME_BYTES_MAX} bytes, without control characters");
+        bail!(WrongUsage(why.into()));
+    }
+    Ok(format!("\"{}\"", name.replace('"', "\"\"")))
+}
+
+fn grant(sql: &mut String, role: Role, name: &str) -> Result<()> {
+    let (of_log, of_others): (Vec<Right>, Vec<Right>) =
+        rights::of(role).into_iter().partition(|right| right.schema == "outbox");
+    writeln!(sql, "\n-- {role}: {name}")?;
+    for line in lines(&of_log, name) {
+        writeln!(sql, "{line}")?;
+    }
+    if of_others.is_empty() {
+        return Ok(());
+    }
+    let tag = tag(name);
+    writeln!(sql, "do {tag} begin\n  -- The schema of the bundled application, where there is one.")?;
+    writeln!(sql, "  if to_regnamespace('uploads') is not null then")?;
+    for line in lines(&of_others, name) {
+        writeln!(sql, "    {line}")?;
+    }
+    writeln!(sql, "  end if;\nend {tag};")?;
+    Ok(())
+}
+
+/// One statement for all that is granted on an object.
+fn lines(rights: &[Right], name: &str) -> Vec<String> {
+    let mut objects: BTreeMap<(Kind, &str, &str), Vec<String>> = BTreeMap::new();
+    for right in rights {
+        let on = objects.entry((right.kind, right.schema, &right.object)).or_default();
+        let columns = if right.columns.is_empty() { String::new() } else { format!(" ({})", right.columns) };
+        on.push(format!("{}{columns}", right.privilege));
+    }
+    let statement = |((kind, schema, object), privileges): (&(Kind, &str, &str), &Vec<String>)| {
+        let dot = if object.is_empty() { "" } else { "." };
+        format!("grant {} on {kind} {schema}{dot}{object} to {name};", privileges.join(", "))
+    };
+    objects.iter().map(statement).collect()
+}
+
+/// A quote for a block of SQL that its text does not hold.
+fn tag(text: &str) -> String {
+    let mut tag = "$grants$".to_owned();
+    while text.contains(&tag) {
+        tag.insert(1, '_');
+    }
+    tag
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_quoted_whatever_it_holds() {
+        assert_eq!(quoted("app").expect("a name"), "\"app\"");
+        assert_eq!(quoted("we\"ird; drop").expect("a name"), "\"we\"\"ird; drop\"");
+        assert!(quoted("").is_err() && quoted(&"x".repeat(64)).is_err() && quoted("a\nb").is_err());
+        assert_eq!(tag("$grants$$_grants$"), "$__grants$");
+    }
+
+    #[test]
+    fn privileges_on_one_object_stand_in_one_statement() {
+        let lines = lines(&rights::of(Role::Operator), "\"ops\"");
+        let has = |line: &str| assert!(lines.iter().any(|known| known == line), "{line}: {lines:#?}");
+        has("grant usage on schema outbox to \"ops\";");
+        has(
+            "grant insert (event_id, topic, type, payload, headers), select on table outbox.event to \"ops\";",
+        );
+        has("grant select, update (requested) on table outbox.parked to \"ops\";");
+    }
+}

@@ -1,0 +1,350 @@
+//! What each role may do in Postgres, and nothing beside: `aftercommit grants` prints it, `aftercommit doctor` looks
+//! whether it is there. One list, so that both say the same.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use sqlx::{PgConnection, Row};
+
+use crate::outbox::Error;
+
+/// Who works with the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// An application that appends events.
+    Writer,
+    /// `aftercommit relay`; with a console, its operators' rights as well.
+    Relay,
+    /// `aftercommit sse`.
+    Sse,
+    /// The ops commands, but for `rebase`, and the console.
+    Operator,
+    /// The bundled upload application, `aftercommit api`.
+    Api,
+    /// `aftercommit rebase`, which writes to the whole log: beside the operator's rights, and not for every day.
+    Rebase,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Writer => "writer",
+            Self::Relay => "relay",
+            Self::Sse => "sse",
+            Self::Operator => "operator",
+            Self::Api => "api",
+            Self::Rebase => "rebase",
+        })
+    }
+}
+
+/// On what there is a right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A schema.
+    Schema,
+    /// A table or a view.
+    Table,
+    /// A sequence.
+    Sequence,
+    /// A function with the types of its arguments.
+    Function,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Schema => "schema",
+            Self::Table => "table",
+            Self::Sequence => "sequence",
+            Self::Function => "function",
+        })
+    }
+}
+
+/// One right: a privilege on an object, or on some of a table's columns.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Right {
+    /// On what kind of object.
+    pub kind: Kind,
+    /// Its schema.
+    pub schema: &'static str,
+    /// Its name; a function's with its arguments. Empty for the schema itself.
+    pub object: String,
+    /// As SQL calls it: `select`.
+    pub privilege: &'static str,
+    /// The columns, with commas between; empty for the whole table.
+    pub columns: &'static str,
+}
+
+impl fmt::Display for Right {
+    /// As it stands in a `grant`: `insert (topic, type) on table outbox.event`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.privilege)?;
+        if !self.columns.is_empty() {
+            write!(f, " ({})", self.columns)?;
+        }
+        write!(f, " on {} {}", self.kind, self.schema)?;
+        if self.object.is_empty() { Ok(()) } else { write!(f, ".{}", self.object) }
+    }
+}
+
+/// The functions that append, and the lock beside them: all that a writer has.
+const APPENDING: [&str; 5] = [
+    "append(text, text, json, jsonb, uuid)",
+    "append(text, text, jsonb, jsonb, uuid)",
+    "append(text, text, text, jsonb, uuid)",
+    "append_all(text[], text[], json[], jsonb[], uuid[])",
+    "lock_topic(text)",
+];
+/// What everybody who reads positions calls.
+const READING: [&str; 7] = [
+    "serves_from()",
+    "rotation_seconds()",
+    "contradictions(xid8, bigint, bigint)",
+    "has_more(pg_snapshot, xid8, bigint)",
+    "ended_since(pg_snapshot, xid8)",
+    "delivered_in(text, xid8, bigint)",
+    "delivered_at(text, xid8, bigint)",
+];
+const WINDOW: &str = "window_rows(pg_snapshot, xid8, bigint, pg_snapshot, bigint, bigint)";
+const SLOT_AFTER: &str = "slot_after(smallint, timestamp with time zone)";
+const SLOT_AT: &str = "slot_at(timestamp with time zone)";
+/// What a copy of an event is given; everything else of a row is the log's own.
+const COPIED: &str = "event_id, topic, type, payload, headers";
+const EVENT_SLOTS: u8 = 8;
+const CHECKPOINT_SLOTS: u8 = 16;
+
+/// The rights of a role.
+pub fn of(role: Role) -> Vec<Right> {
+    let mut list = List(BTreeSet::new());
+    match role {
+        Role::Writer => list.writer(),
+        Role::Relay => list.relay(),
+        Role::Sse => list.sse(),
+        Role::Operator => list.operator(),
+        Role::Api => list.api(),
+        Role::Rebase => list.rebase(),
+    }
+    list.0.into_iter().collect()
+}
+
+struct List(BTreeSet<Right>);
+
+impl List {
+    fn add(
+        &mut self,
+        kind: Kind,
+        schema: &'static str,
+        object: &str,
+        privilege: &'static str,
+        columns: &'static str,
+    ) {
+        self.0.insert(Right { kind, schema, object: object.to_owned(), privilege, columns });
+    }
+
+    fn usage(&mut self, schema: &'static str) {
+        self.add(Kind::Schema, schema, "", "usage", "");
+    }
+
+    fn execute(&mut self, functions: &[&str]) {
+        for function in functions {
+            self.add(Kind::Function, "outbox", function, "execute", "");
+        }
+    }
+
+    fn table(&mut self, name: &str, privileges: &[&'static str]) {
+        for privilege in privileges {
+            self.add(Kind::Table, "outbox", name, privilege, "");
+        }
+    }
+
+    /// Everything that tells where the log and its relays are.
+    fn reads(&mut self) {
+        self.usage("outbox");
+        let tables =
+            ["migration", "log", "event", "relay", "checkpoint", "position", "parked", "delivered_before"];
+        for table in tables.into_iter().chain(["pause", "heartbeat"]) {
+            self.table(table, &["select"]);
+        }
+        self.add(Kind::Sequence, "outbox", "event_id_seq", "select", "");
+        self.execute(&READING);
+        self.execute(&[WINDOW]);
+    }
+
+    fn writer(&mut self) {
+        self.usage("outbox");
+        self.execute(&APPENDING);
+    }
+
+    fn relay(&mut self) {
+        self.reads();
+        self.table("relay", &["insert"]);
+        self.add(Kind::Table, "outbox", "relay", "update", "lead_key");
+        self.table("checkpoint", &["insert"]);
+        self.table("parked", &["insert", "update", "delete"]);
+        self.table("heartbeat", &["insert", "update", "delete"]);
+        self.table("delivered_before", &["delete"]);
+        // Rotation looks at slots one by one, and empties them.
+        let slots = (0..EVENT_SLOTS).map(|slot| format!("event_{slot}"));
+        for slot in slots.chain((0..CHECKPOINT_SLOTS).map(|slot| format!("checkpoint_{slot}"))) {
+            self.table(&slot, &["select", "truncate"]);
+        }
+        self.execute(&[SLOT_AFTER, SLOT_AT]);
+    }
+
+    fn sse(&mut self) {
+        self.usage("outbox");
+        self.table("log", &["select"]);
+        self.usage("uploads");
+        self.add(Kind::Table, "uploads", "session", "select", "");
+    }
+
+    fn operator(&mut self) {
+        self.reads();
+        self.table("event_status", &["select"]);
+        self.table("audit", &["select", "insert"]);
+        self.table("pause", &["insert", "delete"]);
+        self.add(Kind::Table, "outbox", "parked", "update", "requested");
+        self.table("replay", &["select", "insert", "update"]);
+        // A replay appends copies, whose xid, id, slot and time are the log's own.
+        self.add(Kind::Table, "outbox", "event", "insert", COPIED);
+        self.add(Kind::Sequence, "outbox", "event_id_seq", "usage", "");
+        self.execute(&[SLOT_AT]);
+    }
+
+    fn api(&mut self) {
+        self.writer();
+        self.table("migration", &["select"]);
+        self.execute(&["serves_from()"]);
+        self.usage("uploads");
+        self.add(Kind::Table, "uploads", "migration", "select", "");
+        for table in ["session", "photo"] {
+            for privilege in ["select", "insert", "update"] {
+                self.add(Kind::Table, "uploads", table, privilege, "");
+            }
+        }
+        self.add(Kind::Function, "uploads", "serves_from()", "execute", "");
+    }
+
+    fn rebase(&mut self) {
+        self.operator();
+        self.table("event", &["update"]);
+        self.table("checkpoint", &["insert", "update", "delete"]);
+        self.table("relay", &["update"]);
+        self.table("log", &["update"]);
+        self.table("delivered_before", &["insert"]);
+        self.add(Kind::Sequence, "outbox", "event_id_seq", "update", "");
+        self.execute(&[SLOT_AFTER]);
+    }
+}
+
+/// Of a role's rights, those that this connection's user does not have. What is not there at all, such as the schema of an
+/// application that is not installed, is no missing right.
+///
+/// # Errors
+/// [`Error`].
+pub async fn missing(connection: &mut PgConnection, role: Role) -> Result<Vec<Right>, Error> {
+    let rights = of(role);
+    let columns: Vec<&str> = rights.iter().map(|right| right.columns).collect();
+    let text = |of: fn(&Right) -> String| rights.iter().map(of).collect::<Vec<String>>();
+    // Looked up in the catalogs: casts to regclass fail for a user who may not look into the schema.
+    let rows = sqlx::query(
+        "select needed.nth
+         from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) with ordinality
+                needed (kind, schema, object, privilege, columns, nth)
+         join pg_catalog.pg_namespace n on n.nspname = needed.schema::name
+         left join pg_catalog.pg_class c
+           on needed.kind in ('table', 'sequence') and c.relnamespace = n.oid and c.relname = needed.object::name
+         left join pg_catalog.pg_proc p
+           on needed.kind = 'function' and p.pronamespace = n.oid
+           and pg_catalog.format('%s(%s)', p.proname, pg_catalog.oidvectortypes(p.proargtypes)) = needed.object
+         where not case
+           when needed.kind = 'schema' then pg_catalog.has_schema_privilege(n.oid, needed.privilege)
+           when needed.kind = 'sequence' then coalesce(pg_catalog.has_sequence_privilege(c.oid, needed.privilege), true)
+           when needed.kind = 'function' then coalesce(pg_catalog.has_function_privilege(p.oid, needed.privilege), true)
+           when needed.columns = '' then coalesce(pg_catalog.has_table_privilege(c.oid, needed.privilege), true)
+           else coalesce((
+             select pg_catalog.bool_and(pg_catalog.has_column_privilege(c.oid, a.attnum, needed.privilege))
+             from pg_catalog.pg_attribute a
+             where a.attrelid = c.oid and a.attname = any (pg_catalog.string_to_array(needed.columns, ', ')::name[])), true)
+         end
+         order by needed.nth",
+    )
+    .bind(text(|right| right.kind.to_string()))
+    .bind(text(|right| right.schema.to_owned()))
+    .bind(text(|right| right.object.clone()))
+    .bind(text(|right| right.privilege.to_owned()))
+    .bind(columns)
+    .fetch_all(connection)
+    .await?;
+    let mut missing = Vec::new();
+    for row in rows {
+        let nth: i64 = row.try_get("nth")?;
+        missing.extend(usize::try_from(nth - 1).ok().and_then(|nth| rights.get(nth)).cloned());
+    }
+    Ok(missing)
+}
+
+/// Rights of others on the log that no role of ours has: they can set a row's id or time, or take rows away. One line each.
+///
+/// # Errors
+/// [`Error`].
+pub async fn dangerous(connection: &mut PgConnection) -> Result<Vec<String>, Error> {
+    let found = sqlx::query_scalar(
+        "select distinct pg_catalog.format('%s %s on outbox.%I', coalesce(r.rolname::text, 'PUBLIC'),
+                  lower(granted.privilege_type), c.relname)
+         from pg_catalog.pg_class c
+         join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'outbox'
+         cross join lateral (
+           select a.grantee, a.privilege_type from pg_catalog.aclexplode(c.relacl) a
+           where a.privilege_type in ('INSERT', 'UPDATE', 'DELETE')
+              or (a.privilege_type = 'TRUNCATE' and c.relkind = 'p')
+           union all
+           select a.grantee, a.privilege_type
+           from pg_catalog.pg_attribute at cross join lateral pg_catalog.aclexplode(at.attacl) a
+           where at.attrelid = c.oid and at.attname in ('xid', 'id', 'slot', 'created_at')
+             and a.privilege_type in ('INSERT', 'UPDATE')
+         ) granted
+         left join pg_catalog.pg_roles r on r.oid = granted.grantee
+         where c.relname ~ '^event(_[0-9]+)?$' and c.relkind in ('r', 'p') and granted.grantee <> c.relowner
+         order by 1",
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_may_append_and_nothing_else() {
+        let rights: Vec<String> = of(Role::Writer).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            rights,
+            [
+                "usage on schema outbox",
+                "execute on function outbox.append(text, text, json, jsonb, uuid)",
+                "execute on function outbox.append(text, text, jsonb, jsonb, uuid)",
+                "execute on function outbox.append(text, text, text, jsonb, uuid)",
+                "execute on function outbox.append_all(text[], text[], json[], jsonb[], uuid[])",
+                "execute on function outbox.lock_topic(text)",
+            ]
+        );
+    }
+
+    #[test]
+    fn nobody_but_a_rebase_may_change_rows_of_the_log() {
+        for role in [Role::Writer, Role::Relay, Role::Sse, Role::Operator, Role::Api] {
+            let changes = of(role).into_iter().find(|right| {
+                let is_log = right.object == "event" || right.object.starts_with("event_0");
+                is_log
+                    && (["update", "delete"].contains(&right.privilege)
+                        || right.privilege == "insert" && right.columns.is_empty())
+            });
+            assert_eq!(changes, None, "{role}");
+        }
+    }
+}
