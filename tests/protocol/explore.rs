@@ -1,0 +1,59 @@
+//! Exploring a model: every state within its bounds, and the shortest way to a state that breaks a property.
+
+use std::collections::BTreeSet;
+use std::fmt::{Debug, Display, Write};
+use std::hash::Hash;
+use std::time::Instant;
+
+use stateright::{Checker, HasDiscoveries, Model};
+
+/// How many threads one exploration takes. The test runner explores several models at once.
+const THREADS: usize = 1;
+
+/// Explores all states and asserts that every property holds in each of them.
+pub(super) fn assert_holds<M>(name: &str, model: M)
+where
+    M: Model + Send + Sync + 'static,
+    M::State: Clone + Debug + Hash + Send + Sync + PartialEq + 'static,
+    M::Action: Display + PartialEq + Debug + Clone,
+{
+    let begun = Instant::now();
+    let finish = HasDiscoveries::AnyFailures;
+    let checker = model.checker().threads(THREADS).finish_when(finish).spawn_bfs().join();
+    print(name, "every property holds", checker.unique_state_count(), begun);
+    if let Some((property, path)) = checker.discoveries().into_iter().next() {
+        panic!("{name}: '{property}' does not hold after\n{}", trace(path.into_actions()));
+    }
+    assert!(checker.is_done(), "{name}: the exploration is complete");
+}
+
+/// Explores states until one breaks the named property, and asserts that there is one. Prints the shortest way to it.
+pub(super) fn assert_breaks<M>(name: &str, property: &'static str, model: M)
+where
+    M: Model + Send + Sync + 'static,
+    M::State: Clone + Debug + Hash + Send + Sync + PartialEq + 'static,
+    M::Action: Display + PartialEq + Debug + Clone,
+{
+    let begun = Instant::now();
+    let finish = HasDiscoveries::AllOf(BTreeSet::from([property]));
+    let checker = model.checker().threads(THREADS).finish_when(finish).spawn_bfs().join();
+    let states = checker.unique_state_count();
+    let Some(path) = checker.discovery(property) else {
+        panic!("{name}: no counterexample for '{property}' among {states} states");
+    };
+    print(name, &format!("'{property}' breaks"), states, begun);
+    println!("{}", trace(path.into_actions()));
+}
+
+fn print(name: &str, outcome: &str, states: usize, begun: Instant) {
+    println!("protocol: {name}: {states} states in {:.1} s: {outcome}", begun.elapsed().as_secs_f64());
+}
+
+fn trace<A: Display>(actions: Vec<A>) -> String {
+    let mut text = String::new();
+    for (at, action) in actions.iter().enumerate() {
+        // Writing to a String cannot fail.
+        let _infallible = writeln!(text, "  {:>2}. {action}", at + 1);
+    }
+    text
+}
