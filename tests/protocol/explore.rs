@@ -5,16 +5,22 @@ use std::fmt::{Debug, Display, Write};
 use std::hash::Hash;
 use std::time::Instant;
 
-use stateright::{Checker, HasDiscoveries, Model};
+use stateright::{Checker, HasDiscoveries, Model, Path};
 
 /// How many threads one exploration takes. The test runner explores several models at once.
 const THREADS: usize = 1;
+
+/// A state that an exploration can begin with.
+pub(super) trait Begin {
+    /// What tells it from other ones, as a line of a trace.
+    fn begin(&self) -> String;
+}
 
 /// Explores all states and asserts that every property holds in each of them.
 pub(super) fn assert_holds<M>(name: &str, model: M)
 where
     M: Model + Send + Sync + 'static,
-    M::State: Clone + Debug + Hash + Send + Sync + PartialEq + 'static,
+    M::State: Begin + Clone + Debug + Hash + Send + Sync + PartialEq + 'static,
     M::Action: Display + PartialEq + Debug + Clone,
 {
     let begun = Instant::now();
@@ -22,7 +28,7 @@ where
     let checker = model.checker().threads(THREADS).finish_when(finish).spawn_bfs().join();
     print(name, "every property holds", checker.unique_state_count(), begun);
     if let Some((property, path)) = checker.discoveries().into_iter().next() {
-        panic!("{name}: '{property}' does not hold after\n{}", trace(path.into_actions()));
+        panic!("{name}: '{property}' does not hold after\n{}", trace(path));
     }
     assert!(checker.is_done(), "{name}: the exploration is complete");
 }
@@ -31,7 +37,7 @@ where
 pub(super) fn assert_breaks<M>(name: &str, property: &'static str, model: M)
 where
     M: Model + Send + Sync + 'static,
-    M::State: Clone + Debug + Hash + Send + Sync + PartialEq + 'static,
+    M::State: Begin + Clone + Debug + Hash + Send + Sync + PartialEq + 'static,
     M::Action: Display + PartialEq + Debug + Clone,
 {
     let begun = Instant::now();
@@ -42,16 +48,17 @@ where
         panic!("{name}: no counterexample for '{property}' among {states} states");
     };
     print(name, &format!("'{property}' breaks"), states, begun);
-    println!("{}", trace(path.into_actions()));
+    println!("{}", trace(path));
 }
 
 fn print(name: &str, outcome: &str, states: usize, begun: Instant) {
     println!("protocol: {name}: {states} states in {:.1} s: {outcome}", begun.elapsed().as_secs_f64());
 }
 
-fn trace<A: Display>(actions: Vec<A>) -> String {
-    let mut text = String::new();
-    for (at, action) in actions.iter().enumerate() {
+fn trace<S: Begin, A: Display>(path: Path<S, A>) -> String {
+    let steps = path.into_vec();
+    let mut text = steps.first().map_or_else(String::new, |(state, _)| state.begin());
+    for (at, action) in steps.iter().filter_map(|(_, action)| action.as_ref()).enumerate() {
         // Writing to a String cannot fail.
         let _infallible = writeln!(text, "  {:>2}. {action}", at + 1);
     }

@@ -114,6 +114,12 @@ pub(in crate::log) struct State {
     pub(in crate::log) kills_left: u8,
 }
 
+impl crate::explore::Begin for State {
+    fn begin(&self) -> String {
+        String::new()
+    }
+}
+
 impl State {
     /// An empty log, whose first checkpoint is written.
     pub(in crate::log) fn new(kills: u8) -> Self {

@@ -164,7 +164,7 @@ fn faults(state: &State, actions: &mut Vec<Action>) {
 /// Adds what happens by itself when faults stop: relays, the reader, and a rebase that a relay has asked for.
 pub(super) fn progress(rules: &Rules, state: &State, actions: &mut Vec<Action>) {
     for r in 0..state.left.relays {
-        relay_steps(state, r, actions);
+        relay_steps(rules, state, r, actions);
     }
     match state.reader.mode {
         Mode::Away => actions.push(Action::Join),
@@ -179,7 +179,7 @@ pub(super) fn progress(rules: &Rules, state: &State, actions: &mut Vec<Action>) 
     }
 }
 
-fn relay_steps(state: &State, r: u8, actions: &mut Vec<Action>) {
+fn relay_steps(rules: &Rules, state: &State, r: u8, actions: &mut Vec<Action>) {
     let relay = &state.relays[usize::from(r)];
     let log = &state.log;
     match &relay.doing {
@@ -191,7 +191,9 @@ fn relay_steps(state: &State, r: u8, actions: &mut Vec<Action>) {
         Doing::Ready if state.incarnation != relay.session => actions.push(Action::Load(r)),
         Doing::Ready if relay.at.release.is_some() => actions.push(Action::ReadRelease(r)),
         Doing::Ready => {
-            if log.request.is_some() && state.can_write(usize::from(r)) {
+            // A release with a number of its own waits for the end of a window, whose numbers may be published already.
+            let is_ready = !rules.releases_use_up_a_number || !relay.at.has_window();
+            if log.request.is_some() && is_ready && state.can_write(usize::from(r)) {
                 actions.push(Action::TakeRequest(r));
             }
             if relay.at.has_window() || log.last_row() > relay.at.done {
@@ -202,11 +204,7 @@ fn relay_steps(state: &State, r: u8, actions: &mut Vec<Action>) {
         }
         Doing::Stopped { is_conflict } => {
             let has_moved = log.position.n != relay.at.n || state.incarnation != relay.session;
-            let is_in_step = !matches!(
-                standing(&log.position, &state.redis),
-                Standing::Beyond(_) | Standing::LaterEpoch
-            );
-            if has_moved || !is_conflict && is_in_step {
+            if has_moved || !is_conflict && !state.needs_rebase() {
                 actions.push(Action::Load(r));
             }
         }
@@ -224,8 +222,8 @@ pub(super) fn apply(rules: &Rules, before: &State, action: Action) -> State {
         }
         Action::Load(r) => state.load(usize::from(r)),
         Action::Compare(r) => state.compare(rules, usize::from(r)),
-        Action::Read(r) => state.read(rules, usize::from(r)),
-        Action::ReadRelease(r) => state.read_release(usize::from(r)),
+        Action::Read(r) => state.read(usize::from(r)),
+        Action::ReadRelease(r) => state.read_release(rules, usize::from(r)),
         Action::TakeRequest(r) => state.take_request(rules, usize::from(r)),
         Action::Publish(r) => state.publish(rules, usize::from(r), None),
         Action::PublishFails { relay, at } => {

@@ -1,6 +1,7 @@
 //! The sink model: from the log's position to a reader.
 
 mod actions;
+mod mutants;
 mod operators;
 mod postgres;
 mod properties;
@@ -100,4 +101,25 @@ fn postgres_back() {
 #[test]
 fn parked() {
     holds("sink, parked", Bounds { refusals: 1, discards: 1,  moves: 1, ..QUIET });
+}
+
+
+fn xn(name: &str, bounds: Bounds) {
+    assert_holds(name, SinkModel { rules: Rules { releases_use_up_a_number: true, ..Rules::PROTOCOL }, bounds});
+}
+#[test]
+fn x_a_parked_redis_new() {
+    xn("x parked x redis back, new numbers", Bounds { refusals: 1, redis_goes_back: 1, departures: 1, ..QUIET });
+}
+#[test]
+fn x_b_parked_relays_new() {
+    xn("x parked x relays new", Bounds { refusals: 1, discards: 1, relays: 2, ..QUIET });
+}
+#[test]
+fn x_b_parked_moves_new() {
+    xn("x parked x moves new", Bounds { refusals: 1, discards: 1, moves: 1, ..QUIET });
+}
+#[test]
+fn x_f_both2() {
+    holds("x both", Bounds { backlog: 0, events: 2, batch: 1, postgres_goes_back: 1, redis_goes_back: 1, departures: 1, ..QUIET });
 }

@@ -37,6 +37,10 @@ impl State {
         }
         let epoch = self.log.position.epoch.max(self.redis.top.map_or(0, |top| top.id.epoch)) + 1;
         self.rebasing = Some(epoch);
+        let is_behind = matches!(standing(&self.log.position, &self.redis), Standing::Behind(_));
+        if is_behind && rules.rebase_marks_what_is_lost {
+            self.redis.lost = Some(Id::new(epoch, 0));
+        }
         self.causes.rebase = true;
         if rules.claims_the_epoch {
             self.redis.top = Some(Top { id: Id::new(epoch, 0), uuid: None });
@@ -48,10 +52,7 @@ impl State {
         let Some(epoch) = self.rebasing.take() else { return };
         let from = self.log.position;
         let position = Id::new(from.epoch, from.delivered());
-        let pending = (1..=self.log.last_row()).filter(|row| {
-            *row > from.done
-                || from.release.is_some_and(|request| self.log.waiting(request.topic).any(|p| p.row == *row))
-        });
+        let pending = from.done + 1..=self.log.last_row();
         let told = pending.filter(|row| {
             let event = self.log.event(*row);
             let history = &self.redis.histories[usize::from(event.topic)];

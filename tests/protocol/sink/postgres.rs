@@ -40,6 +40,8 @@ impl Position {
 pub(super) struct Step {
     pub(super) first: Id,
     pub(super) rows: Vec<u8>,
+    /// The rows are parked ones that were released: they keep their old numbers, and the step has one of its own.
+    pub(super) is_release: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,6 +80,13 @@ pub(super) struct Log {
     pub(super) request: Option<Request>,
     /// Rows that a rebase found in the sink, as bits.
     pub(super) delivered_before: u8,
+}
+
+impl Step {
+    /// How many numbers it used up.
+    pub(super) fn numbers(&self) -> u64 {
+        if self.is_release { 1 } else { self.rows.len() as u64 }
+    }
 }
 
 impl Log {

@@ -117,7 +117,13 @@ impl Redis {
         if rules.refuses_a_gap && call.first.seq > published.saturating_add(1) {
             return (Answer::Gap, vec![]);
         }
-        if rules.one_epoch_a_batch && call.items.iter().any(|item| item.id.epoch != epoch) {
+        let is_claimed = epoch == 1 || self.top.is_some_and(|top| top.id.epoch >= epoch);
+        if rules.needs_the_claim && !is_claimed && call.occasion != Occasion::Restore {
+            return (Answer::Gap, vec![]);
+        }
+        // Released events keep the numbers of the epoch in which they were parked.
+        let items_epoch = call.items.first().map_or(epoch, |item| item.id.epoch);
+        if rules.one_epoch_a_batch && call.items.iter().any(|item| item.id.epoch != items_epoch) {
             return (Answer::MixedEpochs, vec![]);
         }
         if rules.marks_what_is_lost {
@@ -126,16 +132,16 @@ impl Redis {
         let mut told = vec![];
         let mut newest = None;
         for (at, (item, prev)) in call.items.iter().zip(prevs).enumerate() {
-            let id = Id::new(epoch, item.id.seq);
+            let id = Id::new(items_epoch, item.id.seq);
             let stop = if trouble.fails_at == Some(at) {
                 Some(Answer::Failed(at))
             } else if trouble.refused & (1 << item.topic) != 0 {
                 Some(Answer::Refused(at))
             } else {
-                self.add(call, item, id, *prev, published, &mut told)
+                self.add(call, item, id, *prev, Id::new(epoch, published), &mut told)
             };
             if let Some(answer) = stop {
-                if rules.sets_top_on_errors && call.through.is_some() {
+                if rules.sets_top_on_errors && call.occasion != Occasion::Release {
                     self.raise_top(newest);
                 }
                 return (answer, told);
@@ -162,7 +168,7 @@ impl Redis {
         item: &Item,
         id: Id,
         prev: Prev,
-        published: u64,
+        published: Id,
         told: &mut Vec<Envelope>,
     ) -> Option<Answer> {
         let history = &mut self.histories[usize::from(item.topic)];
@@ -170,7 +176,7 @@ impl Redis {
         if newest >= Some(id) {
             let is_repeat = match history.iter().find(|entry| entry.id == id) {
                 Some(entry) => entry.uuid == item.uuid,
-                None => id.seq <= published || call.occasion == Occasion::Restore,
+                None => id <= published || call.occasion == Occasion::Restore,
             };
             return (!is_repeat).then_some(Answer::Conflict);
         }

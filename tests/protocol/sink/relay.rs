@@ -35,26 +35,24 @@ pub(super) fn standing(at: &Position, redis: &Redis) -> Standing {
 
 /// Whether what the sink has beyond the position is of the open window: published, and not written down.
 pub(super) fn is_explained(log: &Log, at: &Position, redis: &Redis, by: u64) -> bool {
-    let rows = open_rows(log, at);
-    let row = usize::try_from(by - 1).ok().and_then(|nth| rows.get(nth));
+    if at.release.is_some() {
+        return by == 1;
+    }
+    let row = (at.done + 1..=at.end).nth(usize::try_from(by - 1).expect("few numbers"));
     match (row, redis.top.and_then(|top| top.uuid)) {
-        (Some(row), Some(uuid)) => log.event(*row).uuid == uuid,
+        (Some(row), Some(uuid)) => log.event(row).uuid == uuid,
         (Some(_), None) => true,
         (None, _) => false,
     }
 }
 
-/// The rows that the position's next numbers go to, going by what is written down.
-fn open_rows(log: &Log, at: &Position) -> Vec<u8> {
-    match at.release {
-        Some(request) => waiting_rows(log, request),
-        None => (at.done + 1..=at.end).collect(),
-    }
-}
-
-fn waiting_rows(log: &Log, request: Request) -> Vec<u8> {
-    let waiting = log.waiting(request.topic).filter(|parked| parked.row <= request.through);
-    waiting.map(|parked| parked.row).collect()
+/// The parked events that a request names: those of the first one's epoch, unless a batch may mix them.
+fn named(rules: &Rules, log: &Log, request: Request) -> Vec<Parked> {
+    let mut named: Vec<Parked> =
+        log.waiting(request.topic).filter(|parked| parked.row <= request.through).copied().collect();
+    let epoch = named.first().map(|parked| parked.id.epoch);
+    named.retain(|parked| !rules.one_epoch_a_batch || Some(parked.id.epoch) == epoch);
+    named
 }
 
 impl Relay {
@@ -117,11 +115,16 @@ impl State {
         let is_of_this_epoch = self.redis.top.is_some_and(|top| top.id.epoch == at.epoch);
         let mut lost = (at.epoch > 1 && !is_of_this_epoch).then(|| number(0));
         let kept = self.log.steps.iter().find(|step| {
-            let end = step.first.seq + step.rows.len() as u64;
+            let end = step.first.seq + step.numbers();
             step.first.epoch == at.epoch && (step.first.seq..end).contains(&from)
         });
         let mut items = vec![];
         let through = match kept {
+            Some(step) if step.is_release => {
+                let own = |row: &u8| self.log.parked.iter().find(|parked| parked.row == *row);
+                items.extend(step.rows.iter().filter_map(own).map(|parked| self.item(parked.id, parked.row)));
+                step.first.seq
+            }
             Some(step) => {
                 for (seq, row) in (step.first.seq..).zip(&step.rows) {
                     if seq >= from && self.was_published(rules, number(seq), *row) {
@@ -144,7 +147,7 @@ impl State {
             items,
             lost,
         };
-        Batch { call, rows: vec![], aside: vec![], request: None }
+        Batch { call, first: number(from), rows: vec![], aside: vec![], request: None }
     }
 
     /// Whether a delivered row stood in the sink under this number.
@@ -155,8 +158,8 @@ impl State {
         let is_before = self.log.delivered_before & (1 << row) != 0 && self.log.parked.iter().all(|p| p.row != row);
         let own = self.log.parked.iter().find(|parked| parked.id == id);
         match own {
-            // Under its old number, unless it was released under a new one.
-            Some(parked) => parked.fate == Fate::Released && !rules.releases_under_new_numbers,
+            // Where a release is a step of its own, it is given again in its turn.
+            Some(parked) => parked.fate == Fate::Released && !rules.releases_use_up_a_number,
             None => !is_before,
         }
     }
@@ -167,12 +170,12 @@ impl State {
     }
 
     /// Opens a window if none is open, and reads the next batch of it.
-    pub(super) fn read(&mut self, rules: &Rules, r: usize) {
+    pub(super) fn read(&mut self, r: usize) {
         let mut at = self.relays[r].at;
         if !at.has_window() {
             at.end = self.log.last_row();
             at.n += 1;
-            if !self.write_row(rules, r, at) {
+            if !self.write_row(r, at) {
                 return;
             }
         }
@@ -193,7 +196,7 @@ impl State {
         let through = Id::new(at.epoch, at.next_seq + rows.len() as u64 - 1);
         let first = Id::new(at.epoch, at.next_seq);
         let call = Call { occasion: Occasion::Normal, first, through: Some(through), items, lost: None };
-        self.relays[r].doing = Doing::Holding(Batch { call, rows, aside, request: None });
+        self.relays[r].doing = Doing::Holding(Batch { call, first, rows, aside, request: None });
     }
 
     /// Calls the script with the batch in hand, and does what its answer asks for.
@@ -223,7 +226,11 @@ impl State {
             Answer::Refused(at) => match batch.call.occasion {
                 Occasion::Normal if batch.request.is_none() => {
                     let topic = batch.call.items[at].topic;
-                    batch.call.items.drain(..at);
+                    if let Some(last) = batch.call.items.drain(..at).next_back()
+                        && rules.goes_on_behind_what_arrived
+                    {
+                        batch.call.first.seq = last.id.seq + 1;
+                    }
                     let (held, rest) = batch.call.items.iter().partition(|item| item.topic == topic);
                     batch.call.items = rest;
                     let held: Vec<Item> = held;
@@ -264,17 +271,17 @@ impl State {
     /// Writes down what has been published.
     pub(super) fn write_down(&mut self, rules: &Rules, r: usize) {
         let Doing::Published(batch) = self.relays[r].doing.clone() else { return };
-        if batch.call.occasion == Occasion::Release {
+        if batch.call.occasion == Occasion::Release && !rules.releases_use_up_a_number {
             return self.write_release(r, &batch);
         }
         let mut at = self.relays[r].at;
         at.n += 1;
-        if let Some(request) = at.release.take() {
-            return self.write_new_numbers(rules, r, at, request, &batch);
+        if let Some(request) = batch.request {
+            return self.write_release_step(r, at, request, &batch);
         }
         at.next_seq += batch.rows.len() as u64;
         at.done += u8::try_from(batch.rows.len()).expect("a small batch");
-        if self.write_row(rules, r, at) {
+        if self.write_row(r, at) {
             self.push_step(&batch);
             for (id, row) in &batch.aside {
                 let topic = self.log.event(*row).topic;
@@ -286,14 +293,14 @@ impl State {
 
     fn push_step(&mut self, batch: &Batch) {
         if !batch.rows.is_empty() {
-            self.log.steps.push(Step { first: batch.call.first, rows: batch.rows.clone() });
+            self.log.steps.push(Step { first: batch.first, rows: batch.rows.clone(), is_release: batch.request.is_some() });
         }
     }
 
     /// Inserts the next checkpoint row. False if another relay has, or if the session is dead: the relay starts over.
-    pub(super) fn write_row(&mut self, rules: &Rules, r: usize, to: Position) -> bool {
+    pub(super) fn write_row(&mut self, r: usize, to: Position) -> bool {
         let is_first = self.log.position.n + 1 == to.n;
-        if !self.can_write(r) || rules.fence && !is_first {
+        if !self.can_write(r) || !is_first {
             self.relays[r].stop();
             return false;
         }
@@ -314,17 +321,13 @@ impl State {
             self.log.settle(request.topic, through, Fate::Discarded);
             return self.finish_request(r, request);
         }
-        if rules.releases_under_new_numbers {
-            return self.open_release(rules, r, request);
+        if rules.releases_use_up_a_number {
+            return self.open_release(r, request);
         }
-        let waiting: Vec<Parked> =
-            self.log.waiting(request.topic).filter(|p| p.row <= request.through).copied().collect();
-        let Some(first) = waiting.first() else { return self.finish_request(r, request) };
-        let items = waiting.iter().filter(|parked| !rules.one_epoch_a_batch || parked.id.epoch == first.id.epoch);
-        let items: Vec<Item> = items.map(|parked| self.item(parked.id, parked.row)).collect();
-        let rows = items.iter().map(|item| item.row).collect();
-        let call = Call { occasion: Occasion::Release, first: first.id, through: None, items, lost: None };
-        self.relays[r].doing = Doing::Holding(Batch { call, rows, aside: vec![], request: Some(request) });
+        let Some(first) = named(rules, &self.log, request).first().map(|parked| parked.id) else {
+            return self.finish_request(r, request);
+        };
+        self.hold_release(rules, r, request, first, None);
     }
 
     fn finish_request(&mut self, r: usize, request: Request) {
@@ -354,42 +357,52 @@ impl State {
     }
 
     /// Writes a row that says which parked events the next numbers go to.
-    fn open_release(&mut self, rules: &Rules, r: usize, request: Request) {
+    fn open_release(&mut self, r: usize, request: Request) {
         let mut at = self.relays[r].at;
         at.n += 1;
         at.release = Some(request);
-        if self.write_row(rules, r, at) {
+        if self.write_row(r, at) {
             self.log.request = None;
         }
     }
 
     /// Takes up the release that the position says is open.
-    pub(super) fn read_release(&mut self, r: usize) {
+    pub(super) fn read_release(&mut self, rules: &Rules, r: usize) {
         let at = self.relays[r].at;
         let Some(request) = at.release else { return };
         if !self.relays[r].is_connected(self.incarnation) {
             return self.relays[r].stop();
         }
-        let rows = waiting_rows(&self.log, request);
-        let number = |at: &Position, nth: usize| Id::new(at.epoch, at.next_seq + nth as u64);
-        let before = self.relays[r].delivered_before;
-        let numbered = rows.iter().enumerate().filter(|(_, row)| before & (1 << **row) == 0);
-        let items = numbered.map(|(nth, row)| self.item(number(&at, nth), *row)).collect();
-        let through = rows.len().checked_sub(1).map(|nth| number(&at, nth));
-        let call = Call { occasion: Occasion::Normal, first: number(&at, 0), through, items, lost: None };
-        self.relays[r].doing = Doing::Holding(Batch { call, rows, aside: vec![], request: Some(request) });
+        let number = Id::new(at.epoch, at.next_seq);
+        self.hold_release(rules, r, request, number, Some(number));
     }
 
-    fn write_new_numbers(&mut self, rules: &Rules, r: usize, mut at: Position, request: Request, batch: &Batch) {
-        at.next_seq += batch.rows.len() as u64;
-        if !self.write_row(rules, r, at) {
+    fn hold_release(&mut self, rules: &Rules, r: usize, request: Request, first: Id, through: Option<Id>) {
+        let named = named(rules, &self.log, request);
+        let items = named.iter().map(|parked| self.item(parked.id, parked.row)).collect();
+        let rows = named.iter().map(|parked| parked.row).collect();
+        let call = Call { occasion: Occasion::Release, first, through, items, lost: None };
+        self.relays[r].doing = Doing::Holding(Batch { call, first, rows, aside: vec![], request: Some(request) });
+    }
+
+    /// Writes down which parked events have arrived, in the row that uses up the release's number.
+    fn write_release_step(&mut self, r: usize, mut at: Position, request: Request, batch: &Batch) {
+        let is_whole = batch.rows.len() == batch.call.items.len();
+        at.next_seq += u64::from(is_whole && !batch.rows.is_empty());
+        let last = batch.rows.last().copied();
+        let is_more = is_whole && self.log.waiting(request.topic).any(|p| p.row <= request.through && Some(p.row) > last);
+        at.release = at.release.filter(|_| is_more);
+        if !self.write_row(r, at) {
             return;
         }
-        self.push_step(batch);
-        if let Some(last) = batch.rows.last() {
-            self.log.settle(request.topic, *last, Fate::Released);
+        // What arrived of a release that was refused stays parked: its next release finds it as a repeat.
+        if let Some(last) = last.filter(|_| is_whole) {
+            self.push_step(batch);
+            self.log.settle(request.topic, last, Fate::Released);
         }
-        self.finish_request(r, request);
+        if !is_more {
+            self.finish_request(r, request);
+        }
     }
 }
 

@@ -5,6 +5,8 @@
 pub(super) struct Rules {
     /// The sink refuses a batch that begins behind `top + 1`.
     pub(super) refuses_a_gap: bool,
+    /// In an epoch that a rebase has begun, the sink refuses a batch as long as it does not know the epoch.
+    pub(super) needs_the_claim: bool,
     /// A batch has one epoch, and the sink refuses one that mixes them.
     pub(super) one_epoch_a_batch: bool,
     /// The sink sets `top` on every return, also on one in the middle of a batch.
@@ -19,21 +21,24 @@ pub(super) struct Rules {
     pub(super) repairs_held_topics: bool,
     /// A topic's first `prev` is empty only if the log has no earlier event of the topic.
     pub(super) first_is_known: bool,
-    /// Released events take new numbers, behind everything that was published before.
-    pub(super) releases_under_new_numbers: bool,
+    /// A release is a step: it is written down before it is published, and uses up a number of its own.
+    pub(super) releases_use_up_a_number: bool,
     /// A reader compares each event's `prev` with the id before it.
     pub(super) reader_compares_prev: bool,
     /// A reader whose place is behind the end of the history is reset.
     pub(super) reader_needs_its_place: bool,
     /// A reader whose place is before what was recorded as lost is reset, also while its topic is quiet.
     pub(super) reader_heeds_what_is_lost: bool,
-    /// A checkpoint row's primary key lets one relay write it.
-    pub(super) fence: bool,
+    /// Behind a refused event, a batch goes on with the numbers that have not arrived.
+    pub(super) goes_on_behind_what_arrived: bool,
+    /// A rebase that finds Redis behind the position records everything of earlier epochs as lost.
+    pub(super) rebase_marks_what_is_lost: bool,
 }
 
 impl Rules {
     pub(super) const PROTOCOL: Self = Self {
         refuses_a_gap: true,
+        needs_the_claim: true,
         one_epoch_a_batch: true,
         sets_top_on_errors: true,
         marks_what_is_lost: true,
@@ -41,11 +46,12 @@ impl Rules {
         requests_name_rows: true,
         repairs_held_topics: true,
         first_is_known: true,
-        releases_under_new_numbers: false,
+        releases_use_up_a_number: false,
         reader_compares_prev: true,
         reader_needs_its_place: true,
         reader_heeds_what_is_lost: true,
-        fence: true,
+        goes_on_behind_what_arrived: true,
+        rebase_marks_what_is_lost: true,
     };
 }
 

@@ -4,6 +4,7 @@ use super::postgres::{Event, Id, Log, Position, Request};
 use super::reader::Reader;
 use super::redis::{Call, Redis};
 use super::rules::Bounds;
+use crate::explore::Begin;
 
 /// What a relay is doing, between two effects.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -24,6 +25,8 @@ pub(super) enum Doing {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Batch {
     pub(super) call: Call,
+    /// The number of the first row.
+    pub(super) first: Id,
     /// Rows that the step delivers, set aside ones included.
     pub(super) rows: Vec<u8>,
     /// Rows that are set aside.
@@ -90,6 +93,13 @@ pub(super) struct State {
     pub(super) left: Bounds,
     pub(super) causes: Causes,
     pub(super) broken: Broken,
+}
+
+impl Begin for State {
+    fn begin(&self) -> String {
+        let topics: Vec<String> = self.log.events.iter().map(|event| event.topic.to_string()).collect();
+        format!("   0. the log holds events of the topics {}\n", topics.join(", "))
+    }
 }
 
 impl State {
