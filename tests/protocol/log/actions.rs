@@ -32,7 +32,9 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Begin(w) => write!(f, "transaction {w} takes its xid"),
-            Self::Append(w) => write!(f, "transaction {w} takes its row's id (topic {})", TOPIC[usize::from(*w)]),
+            Self::Append(w) => {
+                write!(f, "transaction {w} takes its row's id (topic {})", TOPIC[usize::from(*w)])
+            }
             Self::Commit(w) => write!(f, "transaction {w} commits"),
             Self::RollBack(w) => write!(f, "transaction {w} rolls back"),
             Self::Replicate => write!(f, "the replica catches up"),
@@ -62,7 +64,9 @@ pub(super) fn enabled(rules: &Rules, bounds: &Bounds, state: &State, actions: &m
             Writer::Committed(_) | Writer::RolledBack => {}
         }
     }
-    if bounds.has_replica && (state.replica.committed, state.replica.rows) != (state.committed(), state.newest()) {
+    if bounds.has_replica
+        && (state.replica.committed, state.replica.rows) != (state.committed(), state.newest())
+    {
         actions.push(Action::Replicate);
     }
     for r in 0..bounds.relays {
@@ -128,7 +132,11 @@ pub(super) fn apply(rules: &Rules, before: &State, action: Action) -> State {
             state.kills_left -= 1;
             state.relays[usize::from(r)] = Relay::Down;
         }
-        Action::Look(r) | Action::Open(r) | Action::Read(r, _) | Action::Publish(r) | Action::WriteDown(r) => {
+        Action::Look(r)
+        | Action::Open(r)
+        | Action::Read(r, _)
+        | Action::Publish(r)
+        | Action::WriteDown(r) => {
             let relay = std::mem::replace(&mut state.relays[usize::from(r)], Relay::Down);
             let after = step(rules, &mut state, relay, action);
             state.relays[usize::from(r)] = after;

@@ -2,9 +2,9 @@
 
 use stateright::Property;
 
+use super::LogModel;
 use super::actions::{Action, relay_steps};
 use super::state::{State, TOPIC, Writer};
-use super::LogModel;
 
 /// When nothing is left to do, every committed event has been published.
 pub(super) const DELIVERED: &str = "no committed event is lost";
@@ -48,7 +48,9 @@ fn is_ordered(state: &State) -> bool {
     let topic = |w: u8| TOPIC[usize::from(w)];
     let id = |w: u8| state.row(w).map(|row| row.id);
     state.published.iter().enumerate().all(|(at, event)| {
-        state.published[at + 1..].iter().all(|later| topic(*later) != topic(*event) || id(*later) >= id(*event))
+        state.published[at + 1..]
+            .iter()
+            .all(|later| topic(*later) != topic(*event) || id(*later) >= id(*event))
     })
 }
 

@@ -75,13 +75,29 @@ pub(in crate::log) struct Batch {
 pub(in crate::log) enum Relay {
     Down,
     /// It knows row `n`.
-    At { n: u8, position: Position },
+    At {
+        n: u8,
+        position: Position,
+    },
     /// Its statement that opens a window has taken its snapshot.
-    Opening { n: u8, position: Position, snapshot: Snapshot, horizon: Option<u8> },
+    Opening {
+        n: u8,
+        position: Position,
+        snapshot: Snapshot,
+        horizon: Option<u8>,
+    },
     /// It holds a batch that it has not published.
-    Holding { n: u8, position: Position, batch: Batch },
+    Holding {
+        n: u8,
+        position: Position,
+        batch: Batch,
+    },
     /// It has published a batch and has not written it down.
-    Published { n: u8, position: Position, batch: Batch },
+    Published {
+        n: u8,
+        position: Position,
+        batch: Batch,
+    },
 }
 
 /// A server that replays the primary's log and lags behind it.
@@ -124,8 +140,7 @@ impl State {
     /// An empty log, whose first checkpoint is written.
     pub(in crate::log) fn new(kills: u8) -> Self {
         let nothing = Snapshot { xmax: 1, xip: 0 };
-        let first =
-            Position { lower: nothing, lower_horizon: 1, high_id: 0, window: None, next_seq: 1 };
+        let first = Position { lower: nothing, lower_horizon: 1, high_id: 0, window: None, next_seq: 1 };
         Self {
             writers: [Writer::Idle; WRITERS],
             next_xid: 1,

@@ -50,16 +50,22 @@ impl fmt::Display for Action {
             Self::ReadRelease(r) => write!(f, "relay {r} reads the events that are to be released"),
             Self::TakeRequest(r) => write!(f, "relay {r} takes up the operator's request"),
             Self::Publish(r) => write!(f, "relay {r} calls the script with its batch"),
-            Self::PublishFails { relay, at } => write!(f, "relay {relay} calls the script, which fails after {at}"),
+            Self::PublishFails { relay, at } => {
+                write!(f, "relay {relay} calls the script, which fails after {at}")
+            }
             Self::WriteDown(r) => write!(f, "relay {r} writes down what it has published"),
             Self::Kill(r) => write!(f, "relay {r} is killed"),
             Self::Join => write!(f, "the reader subscribes"),
             Self::ReadHistory => write!(f, "the reader reads the history and goes live"),
-            Self::Verify => write!(f, "the reader's server finds its place before what is lost, and joins anew"),
+            Self::Verify => {
+                write!(f, "the reader's server finds its place before what is lost, and joins anew")
+            }
             Self::Leave => write!(f, "the reader goes away with its place"),
             Self::Refuse { topic } => write!(f, "Redis begins to refuse topic {topic}"),
             Self::Mend { topic } => write!(f, "topic {topic} is mended"),
-            Self::Request { topic, is_discard: true } => write!(f, "an operator discards what is parked of topic {topic}"),
+            Self::Request { topic, is_discard: true } => {
+                write!(f, "an operator discards what is parked of topic {topic}")
+            }
             Self::Request { topic, .. } => write!(f, "an operator releases what is parked of topic {topic}"),
             Self::ClaimEpoch => write!(f, "a rebase locks the log and claims a new epoch"),
             Self::CommitRebase => write!(f, "the rebase looks at the histories and commits"),

@@ -17,18 +17,29 @@ fn without_the_gap_check_a_redis_that_went_back_hides_events() {
 #[test]
 fn a_release_that_mixes_epochs_loses_events() {
     let bounds = Bounds { refusals: 1, moves: 1, ..QUIET };
-    breaks("epochs mixed in a batch", DELIVERED, Rules { one_epoch_a_batch: false, ..Rules::PROTOCOL }, bounds);
+    breaks(
+        "epochs mixed in a batch",
+        DELIVERED,
+        Rules { one_epoch_a_batch: false, ..Rules::PROTOCOL },
+        bounds,
+    );
 }
 
 #[test]
 fn top_not_set_on_an_early_error_is_a_conflict_that_never_heals() {
     let bounds = Bounds { backlog: 3, events: 0, batch: 3, failures: 1, trims: 1, ..QUIET };
-    breaks("top not set on an early error", DELIVERED, Rules { sets_top_on_errors: false, ..Rules::PROTOCOL }, bounds);
+    breaks(
+        "top not set on an early error",
+        DELIVERED,
+        Rules { sets_top_on_errors: false, ..Rules::PROTOCOL },
+        bounds,
+    );
 }
 
 #[test]
 fn a_partial_repair_without_a_mark_hides_events() {
-    let bounds = Bounds { redis_goes_back: 1, rotations: 2, batch: 1, departures: 1, ..QUIET };
+    let bounds =
+        Bounds { redis_goes_back: 1, backlog: 3, events: 0, rotations: 2, batch: 1, departures: 1, ..QUIET };
     breaks("a repair without a mark", LOST, Rules { marks_what_is_lost: false, ..Rules::PROTOCOL }, bounds);
 }
 
@@ -67,13 +78,23 @@ fn a_reader_that_goes_live_behind_a_vanished_history_misses_events() {
 #[test]
 fn a_reader_that_does_not_heed_what_is_lost_waits_for_ever() {
     let bounds = Bounds { redis_goes_back: 1, rotations: 1, departures: 1, ..QUIET };
-    breaks("lost not heeded", DELIVERED, Rules { reader_heeds_what_is_lost: false, ..Rules::PROTOCOL }, bounds);
+    breaks(
+        "lost not heeded",
+        DELIVERED,
+        Rules { reader_heeds_what_is_lost: false, ..Rules::PROTOCOL },
+        bounds,
+    );
 }
 
 #[test]
 fn a_repair_that_leaves_out_held_topics_loses_events() {
     let bounds = Bounds { redis_goes_back: 1, refusals: 1, departures: 1, ..QUIET };
-    breaks("repair leaves out held topics", DELIVERED, Rules { repairs_held_topics: false, ..Rules::PROTOCOL }, bounds);
+    breaks(
+        "repair leaves out held topics",
+        DELIVERED,
+        Rules { repairs_held_topics: false, ..Rules::PROTOCOL },
+        bounds,
+    );
 }
 
 #[test]
@@ -101,4 +122,10 @@ fn a_release_under_old_numbers_is_lost_by_a_redis_that_went_back() {
     let bounds = Bounds { refusals: 1, redis_goes_back: 1, ..QUIET };
     let rules = Rules { releases_use_up_a_number: false, ..Rules::PROTOCOL };
     breaks("a release leaves no trace in top", DELIVERED, rules, bounds);
+}
+
+#[test]
+fn both_stores_going_back_gives_a_number_to_two_events() {
+    let bounds = Bounds { backlog: 0, events: 2, postgres_goes_back: 1, redis_goes_back: 1, ..QUIET };
+    breaks("both stores go back", DELIVERED, Rules::PROTOCOL, bounds);
 }

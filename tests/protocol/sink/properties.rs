@@ -3,7 +3,7 @@
 use stateright::Property;
 
 use super::SinkModel;
-use super::actions::progress;
+use super::actions::{apply, progress};
 use super::postgres::Fate;
 use super::reader::{Mode, READ_TOPIC};
 use super::state::{Doing, State};
@@ -20,8 +20,13 @@ pub(super) const PHANTOM: &str = "an event that Postgres lost is followed by a r
 pub(super) const GROUNDLESS: &str = "no reset without a cause";
 /// E: when faults have stopped and nothing is left to do, everything has been delivered.
 pub(super) const DELIVERED: &str = "when faults stop, everything is delivered";
+/// E, from every state: a run without faults comes to an end, and everything is delivered by then.
+pub(super) const ENDS: &str = "a run without faults ends, with everything delivered";
 /// R: what an operator asks for is done with the rows that the operator saw.
 pub(super) const NAMED: &str = "requests are carried out on the rows that they name";
+
+/// More steps than any run without faults takes within the bounds.
+const RUN_STEPS: usize = 100;
 
 pub(super) fn all() -> Vec<Property<SinkModel>> {
     vec![
@@ -31,6 +36,7 @@ pub(super) fn all() -> Vec<Property<SinkModel>> {
         Property::always(PHANTOM, |_, state: &State| !state.broken.phantom),
         Property::always(GROUNDLESS, |_, state: &State| !state.broken.groundless_reset),
         Property::always(NAMED, |_, state: &State| !state.broken.unnamed_rows),
+        Property::always(ENDS, |model: &SinkModel, state| !model.bounds.runs || ends(model, state)),
         Property::always(DELIVERED, |model: &SinkModel, state| is_delivered(model, state)),
     ]
 }
@@ -47,6 +53,20 @@ fn is_delivered(model: &SinkModel, state: &State) -> bool {
     !is_stuck && state.log.position.done == state.log.last_row() && has_everything(state)
 }
 
+/// Follows one run without faults.
+fn ends(model: &SinkModel, from: &State) -> bool {
+    let mut state = from.clone();
+    state.refused = 0;
+    for _ in 0..RUN_STEPS {
+        let mut steps = vec![];
+        progress(&model.rules, &state, &mut steps);
+        // The last one, so that a rebase that holds the log locked goes on before relays try again.
+        let Some(step) = steps.last() else { return is_delivered(model, &state) };
+        state = apply(&model.rules, &state, *step);
+    }
+    false
+}
+
 fn has_everything(state: &State) -> bool {
     let has = state.reader.told | state.reader.known | state.discarded;
     let is_waiting = |row: u8| state.log.parked.iter().any(|p| p.row == row && p.fate == Fate::Waiting);
@@ -54,5 +74,8 @@ fn has_everything(state: &State) -> bool {
     let cannot_know = state.causes.vanished && state.reader.place.is_none();
     state.reader.mode == Mode::Live
         && (cannot_know
-            || state.log.rows_of(READ_TOPIC).all(|row| has & (1 << state.log.event(row).uuid) != 0 || is_waiting(row)))
+            || state
+                .log
+                .rows_of(READ_TOPIC)
+                .all(|row| has & (1 << state.log.event(row).uuid) != 0 || is_waiting(row)))
 }

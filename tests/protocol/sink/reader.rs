@@ -144,7 +144,8 @@ impl State {
     fn fetch_truth(&mut self) {
         let reader = &mut self.reader;
         reader.told = 0;
-        reader.known = self.log.rows_of(READ_TOPIC).fold(0, |known, row| known | 1 << self.log.event(row).uuid);
+        reader.known =
+            self.log.rows_of(READ_TOPIC).fold(0, |known, row| known | 1 << self.log.event(row).uuid);
         reader.has_phantom = false;
     }
 

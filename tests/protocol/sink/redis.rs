@@ -51,7 +51,9 @@ pub(super) struct Item {
 pub(super) enum Prev {
     Known(Id),
     /// Nothing. `in_log`: the number of the topic's event before it, going by the log.
-    Unknown { in_log: Option<Id> },
+    Unknown {
+        in_log: Option<Id>,
+    },
 }
 
 /// One call of the script.

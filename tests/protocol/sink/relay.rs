@@ -95,7 +95,9 @@ impl State {
             Standing::Behind(from) if self.relays[r].is_connected(self.incarnation) => {
                 Doing::Holding(self.stretch(rules, &at, from))
             }
-            Standing::Beyond(by) if is_newest && is_explained(&self.log, &at, &self.redis, by) => Doing::Ready,
+            Standing::Beyond(by) if is_newest && is_explained(&self.log, &at, &self.redis, by) => {
+                Doing::Ready
+            }
             Standing::Beyond(_) | Standing::LaterEpoch if is_newest => Doing::Stopped { is_conflict: false },
             _ => Doing::Down,
         };
@@ -155,7 +157,8 @@ impl State {
         if !rules.repairs_held_topics && self.log.held() & (1 << self.log.event(row).topic) != 0 {
             return false;
         }
-        let is_before = self.log.delivered_before & (1 << row) != 0 && self.log.parked.iter().all(|p| p.row != row);
+        let is_before =
+            self.log.delivered_before & (1 << row) != 0 && self.log.parked.iter().all(|p| p.row != row);
         let own = self.log.parked.iter().find(|parked| parked.id == id);
         match own {
             // Where a release is a step of its own, it is given again in its turn.
@@ -263,7 +266,9 @@ impl State {
     /// The number of the topic's event before this one, going by the log: any will do that is not empty.
     fn number_before(&self, item: &Item) -> Option<Id> {
         let has_earlier = self.log.rows_of(item.topic).any(|row| {
-            row < item.row && self.log.event(row).uuid != item.uuid && self.discarded & (1 << self.log.event(row).uuid) == 0
+            row < item.row
+                && self.log.event(row).uuid != item.uuid
+                && self.discarded & (1 << self.log.event(row).uuid) == 0
         });
         has_earlier.then(|| Id::new(item.id.epoch, item.id.seq - 1))
     }
@@ -293,7 +298,11 @@ impl State {
 
     fn push_step(&mut self, batch: &Batch) {
         if !batch.rows.is_empty() {
-            self.log.steps.push(Step { first: batch.first, rows: batch.rows.clone(), is_release: batch.request.is_some() });
+            self.log.steps.push(Step {
+                first: batch.first,
+                rows: batch.rows.clone(),
+                is_release: batch.request.is_some(),
+            });
         }
     }
 
@@ -382,7 +391,8 @@ impl State {
         let items = named.iter().map(|parked| self.item(parked.id, parked.row)).collect();
         let rows = named.iter().map(|parked| parked.row).collect();
         let call = Call { occasion: Occasion::Release, first, through, items, lost: None };
-        self.relays[r].doing = Doing::Holding(Batch { call, first, rows, aside: vec![], request: Some(request) });
+        self.relays[r].doing =
+            Doing::Holding(Batch { call, first, rows, aside: vec![], request: Some(request) });
     }
 
     /// Writes down which parked events have arrived, in the row that uses up the release's number.
@@ -390,7 +400,8 @@ impl State {
         let is_whole = batch.rows.len() == batch.call.items.len();
         at.next_seq += u64::from(is_whole && !batch.rows.is_empty());
         let last = batch.rows.last().copied();
-        let is_more = is_whole && self.log.waiting(request.topic).any(|p| p.row <= request.through && Some(p.row) > last);
+        let is_more = is_whole
+            && self.log.waiting(request.topic).any(|p| p.row <= request.through && Some(p.row) > last);
         at.release = at.release.filter(|_| is_more);
         if !self.write_row(r, at) {
             return;

@@ -88,4 +88,6 @@ pub(super) struct Bounds {
     pub(super) departures: u8,
     /// An operator discards parked events.
     pub(super) discards: u8,
+    /// From every state, a run without faults is followed to its end.
+    pub(super) runs: bool,
 }

@@ -18,7 +18,9 @@ pub(super) enum Doing {
     /// It has published a batch and has not written it down.
     Published(Batch),
     /// It needs a person. `is_conflict`: the sink has another event under a number.
-    Stopped { is_conflict: bool },
+    Stopped {
+        is_conflict: bool,
+    },
 }
 
 /// What one step of a relay publishes.
