@@ -1,8 +1,9 @@
 //! Exploring a model: every state within its bounds, and the shortest way to a state that breaks a property.
 
 use std::collections::BTreeSet;
-use std::fmt::{Debug, Display, Write};
+use std::fmt::{Debug, Display, Write as _};
 use std::hash::Hash;
+use std::io::Write as _;
 use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model, Path};
@@ -33,7 +34,8 @@ where
     assert!(checker.is_done(), "{name}: the exploration is complete");
 }
 
-/// Explores states until one breaks the named property, and asserts that there is one. Prints the shortest way to it.
+/// Explores states until one breaks the named property, and asserts that there is one. Prints the shortest
+/// way to it.
 pub(super) fn assert_breaks<M>(name: &str, property: &'static str, model: M)
 where
     M: Model + Send + Sync + 'static,
@@ -51,8 +53,12 @@ where
     println!("{}", trace(path));
 }
 
+/// Says how much was explored, past the test runner, which shows only what failing tests print.
 fn print(name: &str, outcome: &str, states: usize, begun: Instant) {
-    println!("protocol: {name}: {states} states in {:.1} s: {outcome}", begun.elapsed().as_secs_f64());
+    let seconds = begun.elapsed().as_secs_f64();
+    let line = format!("protocol: {name}: {states} states in {seconds:.1} s: {outcome}\n");
+    // A line that cannot be written changes no result.
+    let _written = std::io::stderr().write_all(line.as_bytes());
 }
 
 fn trace<S: Begin, A: Display>(path: Path<S, A>) -> String {

@@ -1,11 +1,12 @@
 //! The log model: from a writer's transaction to the numbers that the sink is offered.
 //!
-//! Covers: transactions that take their xid, later their row's id, and commit late or roll back, with a row lock for each
-//! topic; snapshots whose xmax is the latest ended xid plus one; the horizon; windows that are written down before they
-//! are read; two relays that both believe that they lead, and can stop between any two effects; the primary key as the
-//! fence; a reading connection that ends up at a server that lags.
+//! Covers: transactions that take their xid, later their row's id, and commit late or roll back, with a row
+//! lock for each topic; snapshots whose xmax is the latest ended xid plus one; the horizon; windows that are
+//! written down before they are read; two relays that both believe that they lead, and can stop between any
+//! two effects; the primary key as the fence; a reading connection that ends up at a server that lags.
 //!
-//! Leaves out what the `sink` model covers: everything that can happen to the sink, and a Postgres that goes back.
+//! Leaves out what the `sink` model covers: everything that can happen to the sink, and a Postgres that goes
+//! back.
 
 mod actions;
 mod mutants;

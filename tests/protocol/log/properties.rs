@@ -27,7 +27,8 @@ pub(super) fn all() -> Vec<Property<LogModel>> {
     ]
 }
 
-/// Relays that have stopped by themselves have delivered everything. (One that was killed loads again, which is a step.)
+/// Relays that have stopped by themselves have delivered everything. (One that was killed loads again, which
+/// is a step.)
 fn is_delivered(model: &LogModel, state: &State) -> bool {
     let mut steps: Vec<Action> = Vec::new();
     for r in 0..model.bounds.relays {

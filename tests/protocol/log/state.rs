@@ -1,8 +1,10 @@
-//! The state of the log model: Postgres's transactions and tables, a server that lags, two relays, and what was published.
+//! The state of the log model: Postgres's transactions and tables, a server that lags, two relays, and what
+//! was published.
 
 /// Transactions that write events, one event each.
 pub(in crate::log) const WRITERS: usize = 3;
-/// The topic of each writer's event. Writers of one topic hold the same row lock from their append to their commit.
+/// The topic of each writer's event. Writers of one topic hold the same row lock from their append to their
+/// commit.
 pub(in crate::log) const TOPIC: [u8; WRITERS] = [0, 1, 0];
 
 /// A `pg_snapshot`.

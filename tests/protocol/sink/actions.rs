@@ -197,7 +197,8 @@ fn relay_steps(rules: &Rules, state: &State, r: u8, actions: &mut Vec<Action>) {
         Doing::Ready if state.incarnation != relay.session => actions.push(Action::Load(r)),
         Doing::Ready if relay.at.release.is_some() => actions.push(Action::ReadRelease(r)),
         Doing::Ready => {
-            // A release with a number of its own waits for the end of a window, whose numbers may be published already.
+            // A release with a number of its own waits for the end of a window, whose numbers may be
+            // published already.
             let is_ready = !rules.releases_use_up_a_number || !relay.at.has_window();
             if log.request.is_some() && is_ready && state.can_write(usize::from(r)) {
                 actions.push(Action::TakeRequest(r));

@@ -120,7 +120,7 @@ fn an_epoch_that_the_sink_need_not_know_hides_that_redis_went_back() {
 #[test]
 fn a_release_under_old_numbers_is_lost_by_a_redis_that_went_back() {
     let bounds = Bounds { refusals: 1, redis_goes_back: 1, ..QUIET };
-    let rules = Rules { releases_use_up_a_number: false, ..Rules::PROTOCOL };
+    let rules = Rules { releases_use_up_a_number: false, ..Rules::HARDENED };
     breaks("a release leaves no trace in top", DELIVERED, rules, bounds);
 }
 
@@ -128,4 +128,11 @@ fn a_release_under_old_numbers_is_lost_by_a_redis_that_went_back() {
 fn both_stores_going_back_gives_a_number_to_two_events() {
     let bounds = Bounds { backlog: 0, events: 2, postgres_goes_back: 1, redis_goes_back: 1, ..QUIET };
     breaks("both stores go back", DELIVERED, Rules::PROTOCOL, bounds);
+}
+
+#[test]
+fn a_frozen_leader_begins_a_vanished_history_anew_and_hides_events() {
+    let bounds = Bounds { events: 0, vanishes: 1, relays: 2, batch: 1, ..QUIET };
+    let rules = Rules { one_lead_in_the_sink: false, ..Rules::HARDENED };
+    breaks("a frozen leader and a vanished history", DELIVERED, rules, bounds);
 }

@@ -1,4 +1,5 @@
-//! What operators do: requests for parked events, and the rebase of a log whose Postgres went back or was moved.
+//! What operators do: requests for parked events, and the rebase of a log whose Postgres went back or was
+//! moved.
 
 use super::postgres::{Id, Request};
 use super::redis::Top;
@@ -43,6 +44,7 @@ impl State {
         }
         self.causes.rebase = true;
         if rules.claims_the_epoch {
+            self.redis.lead = None;
             self.redis.top = Some(Top { id: Id::new(epoch, 0), uuid: None });
         }
     }

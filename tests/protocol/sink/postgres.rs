@@ -1,4 +1,5 @@
-//! The log in Postgres, as the sink model sees it: committed events in order, a position, and what operators asked for.
+//! The log in Postgres, as the sink model sees it: committed events in order, a position, and what operators
+//! asked for.
 
 pub(super) use aftercommit::event::StreamId as Id;
 
@@ -40,7 +41,8 @@ impl Position {
 pub(super) struct Step {
     pub(super) first: Id,
     pub(super) rows: Vec<u8>,
-    /// The rows are parked ones that were released: they keep their old numbers, and the step has one of its own.
+    /// The rows are parked ones that were released: they keep their old numbers, and the step has one of its
+    /// own.
     pub(super) is_release: bool,
 }
 

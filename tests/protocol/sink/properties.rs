@@ -41,7 +41,8 @@ pub(super) fn all() -> Vec<Property<SinkModel>> {
     ]
 }
 
-/// Where nothing is left to do, no relay waits for a person, and the reader has all of its topic but what is set aside.
+/// Where nothing is left to do, no relay waits for a person, and the reader has all of its topic but what is
+/// set aside.
 fn is_delivered(model: &SinkModel, state: &State) -> bool {
     let mut steps = vec![];
     progress(&model.rules, state, &mut steps);
@@ -70,7 +71,8 @@ fn ends(model: &SinkModel, from: &State) -> bool {
 fn has_everything(state: &State) -> bool {
     let has = state.reader.told | state.reader.known | state.discarded;
     let is_waiting = |row: u8| state.log.parked.iter().any(|p| p.row == row && p.fate == Fate::Waiting);
-    // A reader at the start of a topic cannot tell a history that vanished from one that never was, before the next event.
+    // A reader at the start of a topic cannot tell a history that vanished from one that never was, before
+    // the next event.
     let cannot_know = state.causes.vanished && state.reader.place.is_none();
     state.reader.mode == Mode::Live
         && (cannot_know

@@ -1,7 +1,7 @@
 //! The reader: one client of topic 0 and the SSE server that it is connected to.
 //!
-//! The client begins at the topic's start, may go away, and comes back with its place. From a reset on it has fetched the
-//! truth from Postgres, and is judged by what follows.
+//! The client begins at the topic's start, may go away, and comes back with its place. From a reset on it
+//! has fetched the truth from Postgres, and is judged by what follows.
 
 use super::postgres::Id;
 use super::redis::{Entry, Envelope};
@@ -46,8 +46,8 @@ enum Read {
     Unproven,
 }
 
-/// What a history holds behind a place: an entry follows if its `prev` is the id before it. What was lost stands for an
-/// entry in every history, which follows nothing.
+/// What a history holds behind a place: an entry follows if its `prev` is the id before it. What was lost
+/// stands for an entry in every history, which follows nothing.
 fn follow(rules: &Rules, history: &[Entry], lost: Option<Id>, place: Option<Id>) -> Read {
     if rules.reader_heeds_what_is_lost && place < lost {
         return Read::Unproven;

@@ -24,6 +24,8 @@ pub(super) struct Redis {
     pub(super) top: Option<Top>,
     /// Some of the events up to this number are lost.
     pub(super) lost: Option<Id>,
+    /// The relay that claimed the sink last.
+    pub(super) lead: Option<u8>,
     pub(super) histories: [Vec<Entry>; 2],
 }
 
@@ -68,11 +70,22 @@ pub(super) struct Call {
     pub(super) lost: Option<Id>,
 }
 
+impl Call {
+    /// The id that the script gives an item: it is told one epoch for all of them. Released events keep the
+    /// numbers of the epoch in which they were parked.
+    pub(super) fn id_of(&self, item: &Item) -> Id {
+        let epoch = self.items.first().map_or(self.first.epoch, |first| first.id.epoch);
+        Id::new(epoch, item.id.seq)
+    }
+}
+
 /// What the script answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
     Ok,
     Gap,
+    /// Another relay has claimed the sink.
+    Deposed,
     Ahead,
     Conflict,
     MixedEpochs,
@@ -91,13 +104,15 @@ pub(super) struct Envelope {
     pub(super) with_payload: bool,
 }
 
-/// What goes wrong in a call.
+/// Who calls, and what goes wrong.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Trouble {
+pub(super) struct Circumstances {
     /// Topics whose events are refused, as bits.
     pub(super) refused: u8,
     /// The server fails at the item with this index.
     pub(super) fails_at: Option<usize>,
+    /// The relay that calls.
+    pub(super) caller: u8,
 }
 
 impl Redis {
@@ -107,8 +122,11 @@ impl Redis {
         rules: &Rules,
         call: &Call,
         prevs: &[Prev],
-        trouble: Trouble,
+        around: Circumstances,
     ) -> (Answer, Vec<Envelope>) {
+        if rules.one_lead_in_the_sink && self.lead != Some(around.caller) {
+            return (Answer::Deposed, vec![]);
+        }
         let epoch = call.first.epoch;
         let published = match self.top {
             Some(top) if top.id.epoch == epoch => top.id.seq,
@@ -123,9 +141,7 @@ impl Redis {
         if rules.needs_the_claim && !is_claimed && call.occasion != Occasion::Restore {
             return (Answer::Gap, vec![]);
         }
-        // Released events keep the numbers of the epoch in which they were parked.
-        let items_epoch = call.items.first().map_or(epoch, |item| item.id.epoch);
-        if rules.one_epoch_a_batch && call.items.iter().any(|item| item.id.epoch != items_epoch) {
+        if rules.one_epoch_a_batch && call.items.iter().any(|item| call.id_of(item) != item.id) {
             return (Answer::MixedEpochs, vec![]);
         }
         if rules.marks_what_is_lost {
@@ -134,10 +150,10 @@ impl Redis {
         let mut told = vec![];
         let mut newest = None;
         for (at, (item, prev)) in call.items.iter().zip(prevs).enumerate() {
-            let id = Id::new(items_epoch, item.id.seq);
-            let stop = if trouble.fails_at == Some(at) {
+            let id = call.id_of(item);
+            let stop = if around.fails_at == Some(at) {
                 Some(Answer::Failed(at))
-            } else if trouble.refused & (1 << item.topic) != 0 {
+            } else if around.refused & (1 << item.topic) != 0 {
                 Some(Answer::Refused(at))
             } else {
                 self.add(call, item, id, *prev, Id::new(epoch, published), &mut told)

@@ -1,7 +1,7 @@
 //! A relay's steps, each with one effect on Postgres, on the sink, or on neither.
 
 use super::postgres::{Fate, Id, Log, Parked, Position, Request, Step};
-use super::redis::{Answer, Call, Item, Occasion, Prev, Redis, Trouble};
+use super::redis::{Answer, Call, Circumstances, Item, Occasion, Prev, Redis};
 use super::rules::Rules;
 use super::state::{Batch, Doing, Relay, State};
 
@@ -101,6 +101,9 @@ impl State {
             Standing::Beyond(_) | Standing::LaterEpoch if is_newest => Doing::Stopped { is_conflict: false },
             _ => Doing::Down,
         };
+        if rules.one_lead_in_the_sink && matches!(doing, Doing::Ready | Doing::Holding(_)) {
+            self.redis.lead = Some(u8::try_from(r).expect("two relays"));
+        }
         match doing {
             Doing::Down => self.relays[r].stop(),
             doing => self.relays[r].doing = doing,
@@ -110,7 +113,8 @@ impl State {
         }
     }
 
-    /// What the sink lacks from a number on, up to the end of a step whose rows are kept, or of those that are not.
+    /// What the sink lacks from a number on, up to the end of a step whose rows are kept, or of those that
+    /// are not.
     fn stretch(&self, rules: &Rules, at: &Position, from: u64) -> Batch {
         let number = |seq| Id::new(at.epoch, seq);
         // What the sink had of earlier epochs nobody can give back.
@@ -206,14 +210,15 @@ impl State {
     pub(super) fn publish(&mut self, rules: &Rules, r: usize, fails_at: Option<usize>) {
         let Doing::Holding(mut batch) = self.relays[r].doing.clone() else { return };
         let prevs = self.prevs(rules, r, &batch.call);
-        let trouble = Trouble { refused: self.refused, fails_at };
-        let (answer, told) = self.redis.publish(rules, &batch.call, &prevs, trouble);
+        let around =
+            Circumstances { refused: self.refused, fails_at, caller: u8::try_from(r).expect("two relays") };
+        let (answer, told) = self.redis.publish(rules, &batch.call, &prevs, around);
         self.hear(rules, &told);
         let relay = &mut self.relays[r];
         match answer {
             Answer::Ok => {
                 for item in &batch.call.items {
-                    relay.tails[usize::from(item.topic)] = Some(Id::new(batch.call.first.epoch, item.id.seq));
+                    relay.tails[usize::from(item.topic)] = Some(batch.call.id_of(item));
                 }
                 // What a repair has done is seen by comparing again.
                 relay.doing = match batch.call.occasion {
@@ -223,7 +228,7 @@ impl State {
                 return;
             }
             Answer::Gap => relay.doing = Doing::Loaded,
-            Answer::Ahead => relay.stop(),
+            Answer::Ahead | Answer::Deposed => relay.stop(),
             Answer::Conflict | Answer::MixedEpochs => relay.doing = Doing::Stopped { is_conflict: true },
             Answer::Failed(_) => {}
             Answer::Refused(at) => match batch.call.occasion {
@@ -258,7 +263,7 @@ impl State {
             let in_log = || if rules.first_is_known { self.number_before(item) } else { None };
             let known = tail.filter(|tail| *tail < item.id);
             prevs.push(known.map_or_else(|| Prev::Unknown { in_log: in_log() }, Prev::Known));
-            *tail = Some(Id::new(call.first.epoch, item.id.seq));
+            *tail = Some(call.id_of(item));
         }
         prevs
     }
@@ -306,7 +311,8 @@ impl State {
         }
     }
 
-    /// Inserts the next checkpoint row. False if another relay has, or if the session is dead: the relay starts over.
+    /// Inserts the next checkpoint row. False if another relay has, or if the session is dead: the relay
+    /// starts over.
     pub(super) fn write_row(&mut self, r: usize, to: Position) -> bool {
         let is_first = self.log.position.n + 1 == to.n;
         if !self.can_write(r) || !is_first {

@@ -11,7 +11,8 @@ pub(super) struct Rules {
     pub(super) one_epoch_a_batch: bool,
     /// The sink sets `top` on every return, also on one in the middle of a batch.
     pub(super) sets_top_on_errors: bool,
-    /// What a repair cannot give back is recorded in the sink, so that the next `prev` of each topic shows the hole.
+    /// What a repair cannot give back is recorded in the sink, so that the next `prev` of each topic shows
+    /// the hole.
     pub(super) marks_what_is_lost: bool,
     /// A rebase claims its epoch in the sink before it looks at the histories and commits.
     pub(super) claims_the_epoch: bool,
@@ -23,6 +24,8 @@ pub(super) struct Rules {
     pub(super) first_is_known: bool,
     /// A release is a step: it is written down before it is published, and uses up a number of its own.
     pub(super) releases_use_up_a_number: bool,
+    /// A relay claims the sink when it compares it with its position, and the sink refuses the batches of any other.
+    pub(super) one_lead_in_the_sink: bool,
     /// A reader compares each event's `prev` with the id before it.
     pub(super) reader_compares_prev: bool,
     /// A reader whose place is behind the end of the history is reset.
@@ -47,12 +50,17 @@ impl Rules {
         repairs_held_topics: true,
         first_is_known: true,
         releases_use_up_a_number: false,
+        one_lead_in_the_sink: false,
         reader_compares_prev: true,
         reader_needs_its_place: true,
         reader_heeds_what_is_lost: true,
         goes_on_behind_what_arrived: true,
         rebase_marks_what_is_lost: true,
     };
+
+    /// What would lift two of the limits.
+    pub(super) const HARDENED: Self =
+        Self { releases_use_up_a_number: true, one_lead_in_the_sink: true, ..Self::PROTOCOL };
 }
 
 /// How often each of these can happen in one run.
