@@ -6,7 +6,9 @@
 //! repair, and what a repair cannot give back; a Postgres that goes back; a rebase; a reader that goes away
 //! and comes back with its place.
 //!
-//! Events are committed in the order of their rows here: what a window holds is the `log` model's matter.
+//! Simpler than the product: events are committed in the order of their rows, as what a window holds is the
+//! `log` model's matter; a live message reaches the server at once, or waits while it joins; a repair whose
+//! topic is refused waits until that is mended.
 //!
 //! Known limits, each shown by a test of its own in `mutants`:
 //!

@@ -99,6 +99,9 @@ pub(super) struct State {
 
 impl Begin for State {
     fn begin(&self) -> String {
+        if self.log.events.is_empty() {
+            return "   0. the log is empty\n".to_owned();
+        }
         let topics: Vec<String> = self.log.events.iter().map(|event| event.topic.to_string()).collect();
         format!("   0. the log holds events of the topics {}\n", topics.join(", "))
     }
