@@ -27,11 +27,11 @@ where
     let begun = Instant::now();
     let finish = HasDiscoveries::AnyFailures;
     let checker = model.checker().threads(THREADS).finish_when(finish).spawn_bfs().join();
-    print(name, "every property holds", checker.unique_state_count(), begun);
     if let Some((property, path)) = checker.discoveries().into_iter().next() {
         panic!("{name}: '{property}' does not hold after\n{}", trace(path));
     }
     assert!(checker.is_done(), "{name}: the exploration is complete");
+    print(name, "every property holds", checker.unique_state_count(), begun);
 }
 
 /// Explores states until one breaks the named property, and asserts that there is one. Prints the shortest

@@ -14,9 +14,11 @@
 //!
 //! - A release leaves no trace in `top`, so a Redis that goes back to before it is not found out.
 //! - A leader that was frozen can begin a history anew that has vanished meanwhile, with old entries alone.
+//! - A relay that is not the newest can use up the number of an event that it set aside, and that nobody
+//!   will ever write down as parked: a Redis that lost the event seems to be in step.
 //! - Both stores going back in one run gives a number to two events.
 //!
-//! `Rules::HARDENED` lifts the first two. A fourth one is part of the properties: a reader at the start of a
+//! `Rules::HARDENED` lifts the first two. A fifth one is part of the properties: a reader at the start of a
 //! topic whose history vanishes while it is away learns so with the topic's next event, not before.
 
 mod actions;
@@ -210,8 +212,6 @@ mod larger {
     fn hardened_rules() {
         let bounds = Bounds { vanishes: 1, trims: 1, ..TWO };
         hardened("sink, hardened, a history vanishes under two relays", bounds);
-        let bounds = Bounds { refusals: 1, redis_goes_back: 1, events: 0, ..TWO };
-        hardened("sink, hardened, Redis goes back under two relays", bounds);
         let bounds = Bounds { refusals: 2, redis_goes_back: 1, moves: 1, events: 0, relays: 1, ..TWO };
         hardened("sink, hardened, a rebase while Redis goes back", bounds);
     }

@@ -136,3 +136,9 @@ fn a_frozen_leader_begins_a_vanished_history_anew_and_hides_events() {
     let rules = Rules { one_lead_in_the_sink: false, ..Rules::HARDENED };
     breaks("a frozen leader and a vanished history", DELIVERED, rules, bounds);
 }
+
+#[test]
+fn a_number_used_up_before_its_event_is_written_down_as_parked_hides_a_loss() {
+    let bounds = Bounds { backlog: 1, events: 0, refusals: 1, redis_goes_back: 1, relays: 2, ..QUIET };
+    breaks("a parked number used up too early", DELIVERED, Rules::HARDENED, bounds);
+}
