@@ -24,7 +24,8 @@ pub(super) struct Rules {
     pub(super) first_is_known: bool,
     /// A release is a step: it is written down before it is published, and uses up a number of its own.
     pub(super) releases_use_up_a_number: bool,
-    /// A relay claims the sink when it compares it with its position, and the sink refuses the batches of any other.
+    /// A relay claims the sink when it compares it with its position, and the sink refuses the batches of
+    /// any other.
     pub(super) one_lead_in_the_sink: bool,
     /// A reader compares each event's `prev` with the id before it.
     pub(super) reader_compares_prev: bool,
