@@ -9,6 +9,14 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::complaint::said;
+use crate::address::{self, AddressError};
+
+/// What an address looks like.
+const FORM: &str = "redis://[user:password@]host:port[/db]";
+/// Schemes that the driver knows, without TLS.
+const SCHEMES: [&str; 5] = ["redis", "valkey", "unix", "redis+unix", "valkey+unix"];
+/// Schemes that ask for TLS.
+const TLS_SCHEMES: [&str; 2] = ["rediss", "valkeys"];
 
 /// The `[redis]` section.
 #[derive(Debug, Clone, Deserialize)]
@@ -35,8 +43,8 @@ pub enum ConnectError {
     #[error("no Redis was named: set REDIS_URL, or url in the [redis] section")]
     NoUrl,
     /// The address is not one.
-    #[error("the redis url is not of the form redis://[user:password@]host:port[/db]")]
-    Url(#[source] RedisError),
+    #[error("the redis url {0}")]
+    Url(AddressError),
     /// The server refused, or could not be reached.
     #[error("cannot connect to Redis at {address}: {}", refusal(.source))]
     Refused {
@@ -64,7 +72,13 @@ impl Settings {
         if url.is_empty() {
             return Err(ConnectError::NoUrl);
         }
-        let info: ConnectionInfo = url.into_connection_info().map_err(ConnectError::Url)?;
+        if address::check(url, &TLS_SCHEMES, FORM).is_ok() {
+            return Err(ConnectError::Url(AddressError::Tls));
+        }
+        address::check(url, &SCHEMES, FORM).map_err(ConnectError::Url)?;
+        // The driver's own words may quote the address.
+        let malformed = |_: RedisError| ConnectError::Url(AddressError::Form(FORM));
+        let info: ConnectionInfo = url.into_connection_info().map_err(malformed)?;
         let keepalive = socket2::TcpKeepalive::new()
             .with_time(Duration::from_secs(10))
             .with_interval(Duration::from_secs(5))
@@ -73,7 +87,7 @@ impl Settings {
             .set_nodelay(true)
             .set_keepalive(keepalive)
             .set_user_timeout(Duration::from_secs(20));
-        Client::open(info.set_tcp_settings(tcp)).map_err(ConnectError::Url)
+        Client::open(info.set_tcp_settings(tcp)).map_err(malformed)
     }
 
     /// One connection for commands.

@@ -20,8 +20,8 @@ pub(crate) async fn run(config: &Config) -> Result<()> {
         let applied = schema.apply(&mut connection).await?;
         connection.close().await?;
         match applied {
-            0 => eprintln!("schema {}: up to date", schema.name),
-            n => eprintln!("schema {}: applied {}", schema.name, counted(n as u64, "migration")),
+            0 => note!("schema {}: up to date", schema.name),
+            n => note!("schema {}: applied {}", schema.name, counted(n as u64, "migration")),
         }
     }
     let mut connection = config.database.connect("aftercommit migrate").await?;

@@ -25,7 +25,7 @@ pub(crate) fn text(text: &str) {
     let mut stdout = std::io::stdout().lock();
     if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         if error.kind() != ErrorKind::BrokenPipe {
-            eprintln!("error: cannot write to stdout: {error}");
+            note!("error: cannot write to stdout: {error}");
         }
         std::process::exit(1);
     }

@@ -69,7 +69,7 @@ async fn list(config: &Config, limit: u32, output: Output) -> Result<()> {
         return output::json(&topics);
     }
     if topics.is_empty() {
-        eprintln!("nothing is parked for relay {}", config.relay.name);
+        note!("nothing is parked for relay {}", config.relay.name);
         return Ok(());
     }
     output::table(["TOPIC", "EVENTS", "FIRST ID", "SINCE", "WISH", "WHY"], topics.iter().map(row));

@@ -28,7 +28,7 @@ pub(crate) async fn run(config: &Config, Command::List { output }: &Command) -> 
         return output::json(&relays);
     }
     if relays.is_empty() {
-        eprintln!("{}", super::NO_RELAY);
+        note!("{}", super::NO_RELAY);
         return Ok(());
     }
     let limit = config.relay.ready_max_pending_seconds;

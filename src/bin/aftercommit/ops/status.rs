@@ -70,7 +70,7 @@ async fn look(config: &Config, connection: &mut PgConnection) -> Result<Status> 
 
 fn print(status: &Status, limit: u64) {
     if status.relays.is_empty() {
-        eprintln!("{}", super::NO_RELAY);
+        note!("{}", super::NO_RELAY);
     }
     for relay in &status.relays {
         print_relay(relay, limit);

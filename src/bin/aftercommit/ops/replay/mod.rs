@@ -142,7 +142,7 @@ async fn dry_run(connection: &mut PgConnection, plan: &Plan, output: Output) -> 
         events::print_rows(&sample);
     }
     if plan.events > u64::from(SAMPLE) {
-        eprintln!("the first {SAMPLE} of them");
+        note!("the first {SAMPLE} of them");
     }
     Ok(())
 }
@@ -176,7 +176,7 @@ async fn carry_on(connection: &mut PgConnection, mut replay: Replay, args: &Args
     }
     if replay.missing > 0 {
         let gone = counted(replay.missing, "selected event");
-        eprintln!("{gone} had left the log before the replay came to them: see [outbox] retention");
+        note!("{gone} had left the log before the replay came to them: see [outbox] retention");
     }
     Ok(())
 }
@@ -224,7 +224,7 @@ async fn list(config: &Config, limit: u32, output: Output) -> Result<()> {
         return output::json(&replays);
     }
     if replays.is_empty() {
-        eprintln!("nothing has been replayed");
+        note!("nothing has been replayed");
         return Ok(());
     }
     output::table(
@@ -241,7 +241,7 @@ async fn list(config: &Config, limit: u32, output: Output) -> Result<()> {
         }),
     );
     if let Some(one) = replays.iter().find(|one| one.standing == Standing::Interrupted) {
-        eprintln!("go on with an interrupted one: `aftercommit replay --resume {}`", one.id);
+        note!("go on with an interrupted one: `aftercommit replay --resume {}`", one.id);
     }
     Ok(())
 }
