@@ -116,6 +116,16 @@ impl<'a> Parts<'a> {
         }
     }
 
+    /// Behind Redis's host stands the number of a database. Anything else has lost its way there.
+    fn shown_path(&self) -> Cow<'a, str> {
+        let is_redis =
+            ["redis", "rediss", "valkey", "valkeys"].iter().any(|it| self.scheme.eq_ignore_ascii_case(it));
+        if is_redis && !self.path.bytes().all(|b| b == b'/' || b.is_ascii_digit()) {
+            return format!("/{HIDDEN}").into();
+        }
+        self.path.into()
+    }
+
     fn shown_query(&self) -> String {
         if self.query.is_none() {
             return String::new();
@@ -179,7 +189,7 @@ pub fn shown(text: &str) -> String {
         parts.scheme,
         parts.shown_userinfo(),
         parts.host,
-        parts.path,
+        parts.shown_path(),
         parts.shown_query()
     )
 }
@@ -245,6 +255,7 @@ mod tests {
             ("redis://h:6379", "redis://h:6379"),
             ("redis://:p@h:6379/0", "redis://:***@h:6379/0"),
             ("redis://p@h:6379", "redis://***@h:6379"),
+            ("redis://h:6379/p", "redis://h:6379/***"),
             ("redis://h:6379/#p", "redis://h:6379/#***"),
             ("redis+unix:///run/redis.sock?db=1&pass=p", "redis+unix:///run/redis.sock?db=***&pass=***"),
             ("https://h/keys?p", "https://h/keys?***"),

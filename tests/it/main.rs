@@ -35,11 +35,13 @@ mod uploads;
 
 mod cli_screens;
 mod commands;
+mod configuration;
 mod console;
 mod console_access;
 mod console_pictures;
 mod metrics;
 mod operators;
+mod process_ends;
 mod prometheus;
 mod readiness;
 mod relay_port;

@@ -15,6 +15,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry;
 
+/// Lets a file that has reached the limit of its size (`ulimit -f`) be an error of the write, as a full disk is. Without a
+/// handler, the signal would end the process. Needs a runtime.
+pub(crate) fn survive_full_files() -> Result<()> {
+    let file_size = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+    // It stays in force when this is dropped.
+    signal(file_size).map(drop).context("cannot handle SIGXFSZ")
+}
+
 /// How long the last line of a process may take that is ended at once.
 const LAST_LINE: Duration = Duration::from_millis(100);
 
@@ -22,9 +30,6 @@ const LAST_LINE: Duration = Duration::from_millis(100);
 pub(crate) fn shutdown_on_signal() -> Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    // Without a handler, a log file that has reached the limit of its size would end the process.
-    let file_size = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
-    drop(signal(file_size).context("cannot handle SIGXFSZ")?);
     let token = CancellationToken::new();
     let stop = token.clone();
     tokio::spawn(async move {

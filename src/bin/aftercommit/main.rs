@@ -154,7 +154,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         None => None,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(obey(cli.command, config));
+    let result = runtime.block_on(async {
+        lifecycle::survive_full_files()?;
+        obey(cli.command, config).await
+    });
     // What is still running has been given its time; a thread stuck in a blocking call must not hold the exit.
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
     if let Some(exporter) = exporter {

@@ -36,7 +36,9 @@ pub(super) fn check(table: &Table) -> Vec<Problem> {
             let largest =
                 LARGEST.iter().find(|(unit, _)| setting.ends_with(unit)).map_or(i64::MAX, |(_, n)| *n);
             (!(smallest..=largest).contains(number)).then(|| {
-                Problem::new(format!("{setting} is {number}: it has to be from {smallest} to {largest}"))
+                Problem::new(format!(
+                    "{setting} is {number}: it must be at least {smallest} and at most {largest}"
+                ))
             })
         })
         .collect()
@@ -59,9 +61,15 @@ mod tests {
     #[test]
     fn a_number_that_cannot_be_meant_is_named_with_its_bounds() {
         for (text, problem) in [
-            ("[sse]\nheartbeat_seconds = 0", "sse.heartbeat_seconds is 0: it has to be from 1 to 315360000"),
-            ("[sse]\nmax_connections = -1", "sse.max_connections is -1: it has to be from 1 to 2147483647"),
-            ("[relay]\npoll_interval_ms = 9223372036854775807", "it has to be from 1 to 86400000"),
+            (
+                "[sse]\nheartbeat_seconds = 0",
+                "sse.heartbeat_seconds is 0: it must be at least 1 and at most 315360000",
+            ),
+            (
+                "[sse]\nmax_connections = -1",
+                "sse.max_connections is -1: it must be at least 1 and at most 2147483647",
+            ),
+            ("[relay]\npoll_interval_ms = 9223372036854775807", "it must be at least 1 and at most 86400000"),
         ] {
             let problems = check(&text.parse().expect("TOML"));
             assert_eq!(problems.len(), 1);
