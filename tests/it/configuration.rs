@@ -120,11 +120,14 @@ async fn no_command_and_no_driver_tells_an_address_with_its_secrets() {
         format!("http://:{SECRET}@127.0.0.1:1"),
         SECRET.to_owned(),
     ] {
+        // The checks of a Postgres that answers take their time.
         let settings = system.settings().clone().set("REDIS_URL", url);
+        let settings = settings.set("DATABASE_URL", format!("postgres://{nowhere}"));
         all_told(&settings, &[&["doctor"], &["config", "check"], &["config", "show"]]).await;
     }
     let keys = format!("http://127.0.0.1:1/keys?token={SECRET}");
     let settings = system.settings().clone().set("AFTERCOMMIT_JWT_ALGORITHM", "ES256");
+    let settings = settings.set("DATABASE_URL", format!("postgres://{nowhere}"));
     told(&settings.set("AFTERCOMMIT_JWT_JWKS_URL", keys), &["doctor"]).await;
     let collector = format!("http://u:{SECRET}@127.0.0.1:1");
     let settings = system.settings().clone().set("OTEL_EXPORTER_OTLP_ENDPOINT", collector);
