@@ -8,6 +8,7 @@
 //! The modules stand in the order of that flow, and each may use only those above it:
 //!
 //! - [`event`]: the value that travels. No I/O.
+//! - [`address`]: what of a server's address may be shown. No I/O.
 //! - [`postgres`]: how a process connects to Postgres.
 //! - [`outbox`]: the log in Postgres: append, windows, checkpoints, rotation. Knows no Redis and no HTTP.
 //! - [`ops`]: what an operator does by hand, for the command line and the page alike.
@@ -25,6 +26,7 @@
 //!
 //! An application that only writes events needs `event` and `outbox` alone: `default-features = false`.
 
+pub mod address;
 pub mod event;
 pub mod outbox;
 pub mod postgres;

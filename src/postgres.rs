@@ -7,7 +7,9 @@
 mod pool;
 mod schema;
 
+use std::borrow::Cow;
 use std::str::FromStr;
+use std::sync::Once;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -20,6 +22,32 @@ use sqlx::{ConnectOptions, Connection, PgConnection};
 #[cfg(feature = "server")]
 pub use pool::Pool;
 pub use schema::{Schema, SchemaError, State};
+
+use crate::address::{self, AddressError};
+
+/// What an address looks like.
+const FORM: &str = "postgres://user:password@host:port/database";
+/// The query parameters of an address that the driver knows. It logs every other one together with its value.
+const PARAMETERS: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
 
 /// The `[database]` section.
 #[derive(Debug, Clone, Deserialize)]
@@ -42,8 +70,8 @@ pub enum ConnectError {
     #[error("no Postgres was named: set DATABASE_URL, or url in the [database] section")]
     NoUrl,
     /// The address is not one.
-    #[error("the database url is not of the form postgres://user:password@host:port/database")]
-    Url(#[source] sqlx::Error),
+    #[error("the database url {0}")]
+    Url(AddressError),
     /// The address names several hosts.
     #[error(
         "the database url names several hosts, and only one is supported: give the one address that leads to the primary \
@@ -108,10 +136,13 @@ impl Settings {
         if url.is_empty() {
             return Err(ConnectError::NoUrl);
         }
+        address::check(url, &["postgres", "postgresql"], FORM).map_err(ConnectError::Url)?;
         if names_several_hosts(url) {
             return Err(ConnectError::SeveralHosts);
         }
-        let options = PgConnectOptions::from_str(url).map_err(ConnectError::Url)?;
+        // The driver's own words may quote the address.
+        let malformed = |_: sqlx::Error| ConnectError::Url(AddressError::Form(FORM));
+        let options = PgConnectOptions::from_str(&for_the_driver(url)).map_err(malformed)?;
         Ok(options
             .application_name(application_name)
             .options([
@@ -166,6 +197,20 @@ pub async fn shares_a_session(one: &mut PgConnection, other: &mut PgConnection) 
 
 async fn pid_of(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
     sqlx::query_scalar("select pg_backend_pid()").fetch_one(connection).await
+}
+
+/// The address with the parameters that the driver knows. The others are named in the log, once, without their values.
+fn for_the_driver(url: &str) -> Cow<'_, str> {
+    static TOLD: Once = Once::new();
+    let is_known = |name: &str| PARAMETERS.contains(&name) || name.starts_with("options[");
+    let (known, unknown) = address::with_known_parameters(url, is_known);
+    if !unknown.is_empty() {
+        TOLD.call_once(|| {
+            let parameters = unknown.join(", ");
+            tracing::warn!(%parameters, "ignoring parameters of the database url that are not known");
+        });
+    }
+    known
 }
 
 /// Whether libpq would try several servers: `postgres://a,b/db`, or `?host=a,b`. The driver would take the comma for a part

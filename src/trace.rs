@@ -11,9 +11,9 @@ mod off;
 mod otlp;
 
 #[cfg(not(feature = "otlp"))]
-pub use off::{Exporter, Span, start};
+pub use off::{Exporter, Span, failure, start};
 #[cfg(feature = "otlp")]
-pub use otlp::{Exporter, Span, start};
+pub use otlp::{Exporter, Span, failure, start};
 
 #[cfg(not(feature = "otlp"))]
 use off as tracer;
@@ -22,6 +22,7 @@ use otlp as tracer;
 
 use serde::Deserialize;
 
+use crate::address;
 use crate::event::{EventId, Topic, TraceParent};
 
 /// The `[telemetry]` section.
@@ -58,6 +59,32 @@ pub enum TraceError {
     /// Called twice.
     #[error("traces have been started already")]
     Started,
+}
+
+/// Whether traces can be sent as these settings say.
+///
+/// # Errors
+/// [`TraceError::Ratio`], [`TraceError::Endpoint`] and [`TraceError::NotBuilt`].
+pub fn check(settings: &Settings) -> Result<(), TraceError> {
+    let Settings { otlp_endpoint, sample_ratio, .. } = settings;
+    if !(0.0..=1.0).contains(sample_ratio) {
+        return Err(TraceError::Ratio(*sample_ratio));
+    }
+    if otlp_endpoint.is_empty() {
+        return Ok(());
+    }
+    if cfg!(not(feature = "otlp")) {
+        return Err(TraceError::NotBuilt);
+    }
+    let endpoint = |reason: String| TraceError::Endpoint { reason };
+    address::check(otlp_endpoint, &["http", "https"], "http://host:port or https://host:port")
+        .map_err(|error| endpoint(format!("it {error}")))?;
+    if !address::is_bare(otlp_endpoint) {
+        let reason = "it has a user, a query or a fragment; what a collector wants to know of its clients goes into \
+                      OTEL_EXPORTER_OTLP_HEADERS";
+        return Err(endpoint(reason.to_owned()));
+    }
+    Ok(())
 }
 
 /// Whether spans are recorded at all.

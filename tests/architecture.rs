@@ -5,21 +5,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never know.
-const PARTS: [(&str, &[&str], &[&str]); 17] = [
+const PARTS: [(&str, &[&str], &[&str]); 18] = [
+    // What of a server's address may be told, wherever one is told.
+    ("address", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("event", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     // Words for people, wherever something is told.
     ("counted", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("printable", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
-    ("postgres", &[], &["redis", "axum", "hyper"]),
+    ("postgres", &["address"], &["redis", "axum", "hyper"]),
     ("outbox", &["event", "postgres"], &["redis", "axum", "hyper"]),
     ("ops", &["event", "counted", "postgres", "outbox"], &["redis", "axum", "hyper"]),
     // Spans are made where things happen: by the publisher, by the SSE server, and for each request.
-    ("trace", &["event"], &["sqlx", "redis", "axum", "hyper", "tokio"]),
+    ("trace", &["address", "event"], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("failpoint", &[], &["sqlx", "redis", "axum", "hyper"]),
     ("relay", &["event", "counted", "postgres", "outbox", "failpoint"], &["redis", "axum", "hyper"]),
-    ("redis", &["event", "counted", "relay", "trace"], &["sqlx", "axum", "hyper"]),
-    ("http", &["event", "trace"], &["sqlx", "redis"]),
-    ("auth", &["http"], &["sqlx", "redis"]),
+    ("redis", &["address", "event", "counted", "relay", "trace"], &["sqlx", "axum", "hyper"]),
+    ("http", &["address", "event", "trace"], &["sqlx", "redis"]),
+    ("auth", &["address", "failpoint", "http"], &["sqlx", "redis"]),
     ("sse", &["event", "redis", "http", "trace"], &["sqlx"]),
     ("streams", &["event", "http", "auth", "sse"], &["sqlx", "redis"]),
     // Its charts show what the relay's pulse has seen, so that a sample costs no look at Postgres of its own.
@@ -164,6 +166,25 @@ fn the_generic_parts_know_nothing_of_uploads() {
     {
         for line in source.code().filter(|line| line.to_lowercase().contains("upload")) {
             complaints.push(format!("{}: {line}", source.path.display()));
+        }
+    }
+    complain(&complaints);
+}
+
+/// `println!` and its like panic where nobody reads, and wait where somebody does not: each program that writes here has a
+/// door of its own for that (`telemetry::say`, `note!`, `ops::output`).
+#[test]
+fn nothing_prints_by_a_macro_that_panics() {
+    let mut complaints = Vec::new();
+    for source in sources("src") {
+        for line in source.code() {
+            let words = line.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '!'));
+            if words
+                .into_iter()
+                .any(|word| ["print!", "println!", "eprint!", "eprintln!", "dbg!"].contains(&word))
+            {
+                complaints.push(format!("{}: {line}", source.path.display()));
+            }
         }
     }
     complain(&complaints);

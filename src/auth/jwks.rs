@@ -4,7 +4,7 @@
 //! of a key that is not known waits for the next fetch, as a refusal would end its page's stream for ever; so many wait at
 //! most, and so long. Keys that were fetched once stay good while the issuer is away, and until it lists others or none.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jsonwebtoken::DecodingKey;
@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::settings::{Algorithm, Settings};
 use super::verifier::AuthError;
+use crate::failpoint;
 
 /// How long one fetch may take.
 const FETCH_LIMIT: Duration = Duration::from_secs(5);
@@ -30,6 +31,12 @@ const WAITING_MAX: usize = 256;
 /// Why the list could not be fetched. Tells nothing of the URL but what the configuration says of it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FetchError {
+    #[error(
+        "there are no CA certificates to check https by ({}): install the package ca-certificates, or name a file of them \
+         in SSL_CERT_FILE",
+        innermost(.0)
+    )]
+    NoCertificates(#[source] reqwest::Error),
     #[error("it cannot be reached: {}", innermost(.0))]
     Unreachable(#[source] reqwest::Error),
     #[error("no answer within {} s", FETCH_LIMIT.as_secs())]
@@ -126,29 +133,40 @@ fn fits(jwk: &Jwk, algorithm: Algorithm) -> bool {
 
 /// Where the list is, and how it is fetched.
 pub(super) struct Fetcher {
-    http: reqwest::Client,
+    /// Made at the first fetch: a machine without certificates can be mended while the process runs.
+    http: OnceLock<reqwest::Client>,
     url: Url,
     algorithm: Algorithm,
 }
 
 impl Fetcher {
+    /// Checks the address and how often it may be asked.
     pub(super) fn new(settings: &Settings) -> Result<Self, AuthError> {
+        if settings.jwks_refresh_seconds == 0 || settings.jwks_cooldown_seconds == 0 {
+            return Err(AuthError::JwksPace);
+        }
         let url = Url::parse(&settings.jwks_url).map_err(|_| AuthError::JwksUrl)?;
         if !matches!(url.scheme(), "http" | "https") || !url.username().is_empty() || url.password().is_some()
         {
             return Err(AuthError::JwksUrl);
         }
-        let http = reqwest::Client::builder()
-            .redirect(redirect::Policy::none())
-            .pool_max_idle_per_host(0)
-            .build()
-            .map_err(AuthError::JwksClient)?;
-        Ok(Self { http, url, algorithm: settings.algorithm })
+        Ok(Self { http: OnceLock::new(), url, algorithm: settings.algorithm })
+    }
+
+    fn client(&self) -> Result<&reqwest::Client, FetchError> {
+        if let Some(client) = self.http.get() {
+            return Ok(client);
+        }
+        let builder = reqwest::Client::builder().redirect(redirect::Policy::none()).pool_max_idle_per_host(0);
+        // Plain HTTP asks for no certificates, and no redirect leads away from it.
+        let builder = if self.url.scheme() == "http" { builder.tls_certs_only([]) } else { builder };
+        let client = builder.build().map_err(FetchError::NoCertificates)?;
+        Ok(self.http.get_or_init(|| client))
     }
 
     pub(super) async fn fetch(&self) -> Result<KeySet, FetchError> {
         let reading = async {
-            let mut response = self.http.get(self.url.clone()).send().await.map_err(unreachable)?;
+            let mut response = self.client()?.get(self.url.clone()).send().await.map_err(unreachable)?;
             if response.status() != StatusCode::OK {
                 return Err(FetchError::Status(response.status()));
             }
@@ -236,18 +254,14 @@ pub(super) struct Jwks {
 
 impl Jwks {
     /// Begins to fetch. Needs a runtime.
-    pub(super) fn start(settings: &Settings) -> Result<Self, AuthError> {
-        if settings.jwks_refresh_seconds == 0 || settings.jwks_cooldown_seconds == 0 {
-            return Err(AuthError::JwksPace);
-        }
-        let fetcher = Fetcher::new(settings)?;
+    pub(super) fn start(fetcher: Fetcher, settings: &Settings) -> Self {
         let (told, state) = watch::channel(State::default());
         let wanted = Arc::new(Notify::new());
         let cooldown = Duration::from_secs(settings.jwks_cooldown_seconds);
         let refresh = Duration::from_secs(settings.jwks_refresh_seconds);
         let task = tokio::spawn(keep_fetching(fetcher, told, wanted.clone(), cooldown, refresh));
         let places = Semaphore::new(WAITING_MAX);
-        Ok(Self { state, wanted, places, _task: AbortOnDropHandle::new(task) })
+        Self { state, wanted, places, _task: AbortOnDropHandle::new(task) }
     }
 
     /// Runs `check` with the key of this name. Waits only for a key that is not known, and only for the next fetch.
@@ -297,6 +311,7 @@ async fn keep_fetching(
     refresh: Duration,
 ) {
     loop {
+        failpoint::reach("keys_wanted").await;
         told.send_modify(State::begin);
         let result = fetcher.fetch().await;
         match &result {

@@ -13,4 +13,4 @@ pub use listener::Listener;
 pub use settings::{Algorithm, Settings};
 pub use tickets::TICKET_TOPICS_MAX;
 pub use user::User;
-pub use verifier::{AuthError, SECRET_BYTES_MIN, Verifier, examine, issue, issue_with};
+pub use verifier::{AuthError, SECRET_BYTES_MIN, Verifier, examine, issue, issue_with, problems};

@@ -13,6 +13,7 @@ use super::jwks::{Fetcher, Jwks};
 use super::settings::{Algorithm, Settings};
 use super::tickets::Tickets;
 use super::user::User;
+use crate::address;
 use crate::http::{Check, Problem};
 
 /// The shortest HS256 secret that is taken, in bytes: the length of the hash (RFC 7518, 3.2).
@@ -41,9 +42,9 @@ pub enum AuthError {
     /// The pace of fetching is none.
     #[error("[jwt] jwks_refresh_seconds and jwks_cooldown_seconds must be at least 1")]
     JwksPace,
-    /// There is no HTTP client.
-    #[error("the client that fetches [jwt] jwks_url cannot be set up: {0}")]
-    JwksClient(#[source] reqwest::Error),
+    /// The name of the cookie cannot be one.
+    #[error("jwt.cookie cannot be the name of a cookie: use A-Z a-z 0-9 . _ - only, or leave it empty")]
+    Cookie,
     /// Whether the token is valid cannot be told now.
     #[error("the keys of tokens cannot be fetched from their issuer at the moment; try again")]
     KeysUnavailable,
@@ -167,15 +168,12 @@ impl Verifier {
             validation.set_audience(&[&settings.audience]);
             validation.required_spec_claims.insert("aud".to_owned());
         }
-        if settings.leeway_seconds > LEEWAY_SECONDS_MAX {
-            return Err(AuthError::Leeway(settings.leeway_seconds));
-        }
-        Ok(Self {
-            keys: keys_of(settings)?,
-            validation,
-            cookie: settings.cookie.clone(),
-            tickets: Tickets::new(settings)?,
-        })
+        check_simple(settings)?;
+        let keys = match source_of(settings)? {
+            Source::Fixed(key) => Keys::Fixed(key),
+            Source::Issuer(fetcher) => Keys::OfIssuer(Jwks::start(fetcher, settings)),
+        };
+        Ok(Self { keys, validation, cookie: settings.cookie.clone(), tickets: Tickets::new(settings)? })
     }
 
     /// Who a token speaks for.
@@ -284,7 +282,7 @@ pub async fn examine(settings: &Settings) -> Result<String, String> {
     Verifier::new(settings).map_err(told)?;
     let algorithm = settings.algorithm;
     if !settings.jwks_url.is_empty() {
-        let url = &settings.jwks_url;
+        let url = address::shown(&settings.jwks_url);
         let begun = std::time::Instant::now();
         let fetched = Fetcher::new(settings).map_err(told)?.fetch().await;
         let keys = fetched.map_err(|error| format!("[jwt] jwks_url {url}: {error}"))?;
@@ -302,11 +300,40 @@ pub async fn examine(settings: &Settings) -> Result<String, String> {
     Ok(format!("tokens can be verified: {algorithm:?} by {path}, written {age} days ago"))
 }
 
+/// Everything for which [`Verifier::new`] would refuse these settings. Fetches nothing.
+pub fn problems(settings: &Settings) -> Vec<AuthError> {
+    let mut problems: Vec<AuthError> = check_simple(settings).err().into_iter().collect();
+    match source_of(settings) {
+        Err(error) => problems.push(error),
+        // The secret of tickets. That of tokens has been looked at.
+        Ok(_) => problems.extend(Tickets::new(settings).err()),
+    }
+    problems
+}
+
+/// What can be told from a setting alone.
+fn check_simple(settings: &Settings) -> Result<(), AuthError> {
+    if settings.leeway_seconds > LEEWAY_SECONDS_MAX {
+        return Err(AuthError::Leeway(settings.leeway_seconds));
+    }
+    let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if !settings.cookie.bytes().all(is_allowed) {
+        return Err(AuthError::Cookie);
+    }
+    Ok(())
+}
+
+/// Where keys come from.
+enum Source {
+    Fixed(DecodingKey),
+    Issuer(Fetcher),
+}
+
 /// The one source of keys that the settings name.
-fn keys_of(settings: &Settings) -> Result<Keys, AuthError> {
+fn source_of(settings: &Settings) -> Result<Source, AuthError> {
     let algorithm = settings.algorithm;
     match (algorithm, settings.public_key_file.is_empty(), settings.jwks_url.is_empty()) {
-        (Algorithm::HS256, true, true) => Ok(Keys::Fixed(DecodingKey::from_secret(secret_of(settings)?))),
+        (Algorithm::HS256, true, true) => Ok(Source::Fixed(DecodingKey::from_secret(secret_of(settings)?))),
         (Algorithm::HS256, ..) => Err(AuthError::Sources(
             algorithm,
             "HS256 is checked with the secret; for public_key_file or jwks_url set algorithm to RS256, ES256 or EdDSA",
@@ -316,8 +343,8 @@ fn keys_of(settings: &Settings) -> Result<Keys, AuthError> {
             algorithm,
             "keep either public_key_file or jwks_url, and remove the other",
         )),
-        (_, false, true) => Ok(Keys::Fixed(key_of_file(settings)?)),
-        (_, true, false) => Ok(Keys::OfIssuer(Jwks::start(settings)?)),
+        (_, false, true) => Ok(Source::Fixed(key_of_file(settings)?)),
+        (_, true, false) => Ok(Source::Issuer(Fetcher::new(settings)?)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Which other sites' pages may call: CORS for a list of origins.
 
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -17,10 +18,27 @@ const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
 #[derive(Debug, Clone)]
 pub struct Origins(Arc<[String]>);
 
+/// A text that is no origin as browsers write it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "sse.cors_origins names '{0}', which no browser sends or which stands for anybody: write each origin as browsers do, such \
+     as https://app.example or http://localhost:3000 (no *, no null, no path, lower case, no usual port)"
+)]
+pub struct OriginError(String);
+
 impl Origins {
     /// Lets these in, with cookies. There is no wildcard: with cookies browsers take none, and a list is read by people.
-    pub fn new(origins: &[String]) -> Self {
-        Self(origins.iter().filter(|origin| !origin.is_empty()).cloned().collect())
+    ///
+    /// # Errors
+    /// [`OriginError`] for the first one that can match no page, or pages of anybody (`null` is sent by sandboxed frames
+    /// and local files of every site).
+    pub fn new(origins: &[String]) -> Result<Self, OriginError> {
+        match origins.iter().find(|origin| !is_origin(origin)) {
+            // A user and a password are nobody's origin, and nothing to be told.
+            Some(other) if other.contains('@') => Err(OriginError(crate::address::shown(other))),
+            Some(other) => Err(OriginError(other.clone())),
+            None => Ok(Self(origins.iter().cloned().collect())),
+        }
     }
 
     fn allowed<'a>(&self, headers: &'a HeaderMap) -> Option<&'a HeaderValue> {
@@ -28,6 +46,32 @@ impl Origins {
         let text = origin.to_str().ok()?;
         self.0.iter().any(|allowed| allowed == text).then_some(origin)
     }
+}
+
+/// Whether a browser would write an origin so (RFC 6454, 6.2): scheme and host in lower case, the port only where it is not
+/// the scheme's own.
+fn is_origin(text: &str) -> bool {
+    let Some((scheme, authority)) = text.split_once("://") else { return false };
+    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_lowercase())
+        && scheme.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b));
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
+    let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_host = match in_brackets {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => {
+            let is_letter = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b);
+            !host.is_empty() && host.bytes().all(is_letter)
+        }
+    };
+    let usual = [("http", 80), ("https", 443)];
+    let is_port = |port: &str| {
+        port.parse::<u16>()
+            .is_ok_and(|number| number.to_string() == port && !usual.contains(&(scheme, number)))
+    };
+    is_scheme && is_host && port.is_none_or(is_port)
 }
 
 /// The middleware: answers preflights, and tells browsers which origins may read an answer.
@@ -54,4 +98,47 @@ pub async fn cors(State(origins): State<Origins>, request: Request, next: Next) 
         headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_that_no_browser_sends_or_that_anybody_sends_is_refused() {
+        for good in [
+            "https://app.example",
+            "http://localhost:3000",
+            "http://127.0.0.1:8080",
+            "http://[::1]:8080",
+            "https://[fd00::1]",
+            "capacitor://localhost",
+            "chrome-extension://abcdefghijklmnop",
+            "https://xn--bcher-kva.example",
+        ] {
+            assert!(Origins::new(&[good.to_owned()]).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "*",
+            "null",
+            "app.example",
+            "https://",
+            "https://*.example",
+            "https://app.example/",
+            "https://app.example/path",
+            "https://App.example",
+            "https://app.example:443",
+            "http://app.example:80",
+            "http://app.example:08080",
+            "https://user@app.example",
+            "https://bücher.example",
+            " https://app.example",
+            "https://app.example,https://b.example",
+        ] {
+            let origins = ["https://first.example".to_owned(), bad.to_owned()];
+            assert!(Origins::new(&origins).is_err(), "{bad}");
+        }
+        assert!(Origins::new(&[]).is_ok());
+    }
 }

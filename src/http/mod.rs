@@ -13,7 +13,7 @@ mod trace;
 mod within;
 
 pub use bearer::bearer;
-pub use cors::{Origins, cors};
+pub use cors::{OriginError, Origins, cors};
 pub use extract::{Json, Path, Query};
 pub use health::{Check, Readiness, operations};
 pub use operator::{

@@ -10,6 +10,14 @@ use serde::Deserialize;
 
 use super::complaint::said;
 use super::keys::{Keys, is_namespace};
+use crate::address::{self, AddressError};
+
+/// What an address looks like.
+const FORM: &str = "redis://[user:password@]host:port";
+/// Schemes that the driver knows, without TLS.
+const SCHEMES: [&str; 5] = ["redis", "valkey", "unix", "redis+unix", "valkey+unix"];
+/// Schemes that ask for TLS.
+const TLS_SCHEMES: [&str; 2] = ["rediss", "valkeys"];
 
 /// The `[redis]` section.
 #[derive(Debug, Clone, Deserialize)]
@@ -40,8 +48,8 @@ pub enum ConnectError {
     #[error("no Redis was named: set REDIS_URL, or url in the [redis] section")]
     NoUrl,
     /// The address is not one.
-    #[error("the redis url is not of the form redis://[user:password@]host:port")]
-    Url(#[source] RedisError),
+    #[error("the redis url {0}")]
+    Url(AddressError),
     /// The address names a database other than 0.
     #[error(
         "the redis url names database {0}: pub/sub ignores database numbers, so they keep nothing apart. Take the number \
@@ -78,7 +86,13 @@ impl Settings {
         if url.is_empty() {
             return Err(ConnectError::NoUrl);
         }
-        let info: ConnectionInfo = url.into_connection_info().map_err(ConnectError::Url)?;
+        if address::check(url, &TLS_SCHEMES, FORM).is_ok() {
+            return Err(ConnectError::Url(AddressError::Tls));
+        }
+        address::check(url, &SCHEMES, FORM).map_err(ConnectError::Url)?;
+        // The driver's own words may quote the address.
+        let malformed = |_: RedisError| ConnectError::Url(AddressError::Form(FORM));
+        let info: ConnectionInfo = url.into_connection_info().map_err(malformed)?;
         if info.redis_settings().db() != 0 {
             return Err(ConnectError::DatabaseNumber(info.redis_settings().db()));
         }
@@ -93,7 +107,7 @@ impl Settings {
             .set_nodelay(true)
             .set_keepalive(keepalive)
             .set_user_timeout(Duration::from_secs(20));
-        Client::open(info.set_tcp_settings(tcp)).map_err(ConnectError::Url)
+        Client::open(info.set_tcp_settings(tcp)).map_err(malformed)
     }
 
     /// One connection for commands.

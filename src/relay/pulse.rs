@@ -13,7 +13,7 @@ use super::state::{Outlook, StateHandle};
 use super::{Metrics, Role};
 use crate::outbox::heartbeat::{self, Heartbeat};
 use crate::outbox::{overview, read};
-use crate::postgres;
+use crate::{failpoint, postgres};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long one look may take.
@@ -36,6 +36,7 @@ impl Pulse {
         let mut connection = None;
         let mut counted = (Instant::now(), self.metrics.published.get());
         while !stop.is_cancelled() {
+            failpoint::reach("pulse").await;
             let rate = self.rate(&mut counted);
             let beaten = timeout(PATIENCE, self.beat_once(&mut connection, &process, rate)).await;
             if let Err(error) = beaten.unwrap_or_else(|_| Err("Postgres did not answer in time".into())) {
@@ -48,6 +49,7 @@ impl Pulse {
                 () = tokio::time::sleep(INTERVAL) => {}
             }
         }
+        failpoint::reach("pulse_ended").await;
         if let Some(mut connection) = connection {
             let ending = heartbeat::end(&mut connection, &self.settings.name, &process);
             if let Ok(Err(error)) = timeout(INTERVAL, ending).await {

@@ -9,7 +9,7 @@ use opentelemetry::trace::{
     TraceId, TraceState, Tracer, TracerProvider,
 };
 use opentelemetry::{Context, KeyValue};
-use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SamplingDecision, SamplingResult, SdkTracerProvider, ShouldSample};
 
@@ -22,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const LINKS: u32 = 1024;
 
 static TRACER: OnceLock<BoxedTracer> = OnceLock::new();
+static FAILURE: OnceLock<String> = OnceLock::new();
 
 /// A span that ends when it is dropped; or none.
 #[derive(Debug, Default)]
@@ -74,14 +75,22 @@ impl Exporter {
 /// [`TraceError`].
 pub fn start(settings: &Settings, role: &str) -> Result<Option<Exporter>, TraceError> {
     let Settings { otlp_endpoint, sample_ratio, service_name } = settings;
+    super::check(settings)?;
     if otlp_endpoint.is_empty() {
         return Ok(None);
     }
-    if !(0.0..=1.0).contains(sample_ratio) {
-        return Err(TraceError::Ratio(*sample_ratio));
-    }
+    let client = match client_for(otlp_endpoint) {
+        Ok(client) => client,
+        Err(error) => {
+            let reason = format!("no spans are sent: {}", without_certificates(&error));
+            tracing::warn!("{reason}");
+            FAILURE.get_or_init(|| reason);
+            return Ok(None);
+        }
+    };
     let exporter = SpanExporter::builder()
         .with_http()
+        .with_http_client(client)
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(format!("{}/v1/traces", otlp_endpoint.trim_end_matches('/')))
         .with_timeout(PATIENCE)
@@ -97,6 +106,29 @@ pub fn start(settings: &Settings, role: &str) -> Result<Option<Exporter>, TraceE
     let tracer = BoxedTracer::new(Box::new(provider.tracer("aftercommit")));
     TRACER.set(tracer).map_err(|_| TraceError::Started)?;
     Ok(Some(Exporter(provider)))
+}
+
+/// Why no spans are sent although a collector was named, if so. It does not keep a process from its work.
+pub fn failure() -> Option<&'static str> {
+    FAILURE.get().map(String::as_str)
+}
+
+/// Plain HTTP asks for no certificates: they need not be there.
+fn client_for(endpoint: &str) -> reqwest::Result<reqwest::blocking::Client> {
+    let builder = reqwest::blocking::Client::builder().timeout(PATIENCE);
+    let is_plain = endpoint.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"));
+    if is_plain { builder.tls_certs_only([]).build() } else { builder.build() }
+}
+
+fn without_certificates(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    format!(
+        "there are no CA certificates to check the https of [telemetry] otlp_endpoint by ({cause}): install the package \
+         ca-certificates, or name a file of them in SSL_CERT_FILE, and start this process again"
+    )
 }
 
 /// Records what is linked to a recorded trace; asks `0` about the rest.

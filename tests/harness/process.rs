@@ -146,6 +146,23 @@ impl Process {
         Self { role: role.to_owned(), child, log, address }
     }
 
+    /// Starts a role whose stderr is this, and which tells nobody where it listens: at `address`, by its settings.
+    pub(crate) fn start_unheard(
+        arguments: &[&str],
+        settings: &Settings,
+        address: String,
+        stderr: impl Into<Stdio>,
+    ) -> Self {
+        let mut command = settings.command(arguments);
+        let child = command.stdout(Stdio::null()).stderr(stderr).kill_on_drop(true).spawn();
+        Self {
+            role: arguments.join(" "),
+            child: child.expect("the binary starts"),
+            log: Arc::default(),
+            address,
+        }
+    }
+
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }

@@ -37,6 +37,7 @@ mod uploads;
 
 mod cli_screens;
 mod commands;
+mod configuration;
 mod console;
 mod console_access;
 mod console_pictures;
@@ -46,6 +47,7 @@ mod grants;
 mod metrics;
 mod operators;
 mod parked_requests;
+mod process_ends;
 mod prometheus;
 mod readiness;
 mod relay_port;

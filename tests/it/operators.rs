@@ -54,13 +54,13 @@ async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_ove
     eventually("the first is delivered", async || (delivered(&system).await == 1).then_some(())).await;
     assert_eq!(does(&system, &["pause", "--reason", "a move"]).await, format!("relay {name} is paused\n"));
     commit(&system, &topic, "A", 3).await;
-    turns_red(&relay, "paused", "a move").await;
+    turns_red(&relay, "paused", "paused by an operator").await;
     assert_eq!(does(&system, &["pause"]).await, format!("relay {name} is paused already\n"));
     turns_red(&relay, "pending", "1 s are the limit").await;
     assert_eq!(relay.terminate().await, 0);
 
     let relay = system.start("relay").await;
-    turns_red(&relay, "paused", "a move").await;
+    turns_red(&relay, "paused", "paused by an operator").await;
     assert_eq!(delivered(&system).await, 1);
     let status = json(&system, &["status"]).await;
     assert_eq!(status["relays"][0]["paused"]["reason"], "a move", "{status}");

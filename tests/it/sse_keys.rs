@@ -413,3 +413,35 @@ async fn tickets_work_beside_the_issuers_keys_and_no_token_is_logged() {
         assert!(!log.contains(secret.rsplit('.').next().expect("a signature")), "{log}");
     }
 }
+
+/// Without any certificate of an authority, as in an image that has nothing but the binary.
+fn without_certificates(system: System) -> System {
+    system.set("SSL_CERT_FILE", "/nowhere").set("SSL_CERT_DIR", "/nowhere")
+}
+
+#[tokio::test]
+async fn without_ca_certificates_plain_http_works_and_https_is_not_ready_with_what_to_do() {
+    let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
+    let plain = without_certificates(issuer.system(ES256).await);
+    // The issuer's server takes whatever is sent there.
+    let plain = plain.set("OTEL_EXPORTER_OTLP_ENDPOINT", issuer.url.trim_end_matches("/keys"));
+    let sse = plain.start("sse").await;
+    assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
+    assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
+    assert_eq!(sse.terminate().await, 0);
+
+    let keys = plain.set("AFTERCOMMIT_JWT_JWKS_URL", "https://127.0.0.1:1/keys");
+    for role in ["sse", "api"] {
+        let process = keys.start(role).await;
+        assert_eq!(says(&process, "ca-certificates").await, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(process.terminate().await, 0);
+    }
+    let collector = without_certificates(System::new().await);
+    let collector = collector.set("OTEL_EXPORTER_OTLP_ENDPOINT", "https://127.0.0.1:1");
+    for role in ["sse", "api", "relay"] {
+        let process = collector.start(role).await;
+        let status = says(&process, "no spans are sent: there are no CA certificates").await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(process.terminate().await, 0);
+    }
+}

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap_complete::Shell;
 
+use crate::ops::output;
+
 /// For which shell.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Completions {
@@ -24,7 +26,8 @@ pub(crate) struct Man {
 pub(crate) fn completions(command: &mut clap::Command, args: &Completions) -> Result<()> {
     let mut text = Vec::new();
     clap_complete::generate(args.shell, command, "aftercommit", &mut text);
-    std::io::Write::write_all(&mut std::io::stdout(), &text).context("cannot print the completions")
+    output::text(&String::from_utf8(text).context("the completions are not UTF-8")?);
+    Ok(())
 }
 
 /// Writes `aftercommit.1`, `aftercommit-status.1` and so on.

@@ -1,30 +1,25 @@
 //! The configuration: defaults, then a file, then the environment, checked as a whole.
 //!
-//! `config/default.toml` is compiled in and is the only home of defaults. Layers are merged as tables, so that a key that
-//! is in none of the defaults is an error that names it, wherever it came from.
+//! - `layers`: the merged table, and what is wrong with what was merged.
+//! - `service_links`: variables that Kubernetes sets for its services, which are none of ours.
+//! - `bounds`: the numbers that can be meant.
+//! - `validate`: what each role needs of its settings. A role goes through it at its start; `config check` through all.
 
+mod bounds;
+mod layers;
+mod service_links;
+pub(crate) mod validate;
+
+use std::fmt;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use toml::{Table, Value};
+use toml::Table;
 
 use aftercommit::http::OperatorSettings;
 use aftercommit::{auth, postgres, redis, relay, sse, trace, uploads};
 
-/// The commented defaults.
-pub(crate) const DEFAULT_TOML: &str = include_str!("../../../config/default.toml");
-
-/// What every variable of ours begins with.
-const PREFIX: &str = "AFTERCOMMIT_";
-/// Variables that other programs read as well, and the settings that they stand for.
-const CONVENTIONAL: [(&str, &str, &str); 3] = [
-    ("DATABASE_URL", "database", "url"),
-    ("REDIS_URL", "redis", "url"),
-    ("OTEL_EXPORTER_OTLP_ENDPOINT", "telemetry", "otlp_endpoint"),
-];
-/// Variables under the prefix that are not settings: read by tests and scripts.
-const NOT_SETTINGS: [&str; 1] = ["AFTERCOMMIT_CONFIG"];
+pub(crate) use layers::{DEFAULT_TOML, Layers};
 
 /// Everything that can be set.
 #[derive(Debug, Clone, Deserialize)]
@@ -84,111 +79,60 @@ pub(crate) struct ShutdownSettings {
     pub(crate) grace_seconds: u64,
 }
 
-/// Reads the defaults, `file` and the process's environment.
-///
-/// # Errors
-/// One sentence that names the file or variable, the key, and what was expected.
-pub(crate) fn load(file: Option<&Path>) -> Result<Config> {
-    let table = layered(file, std::env::vars())?;
-    parse(table)
+/// One thing that is wrong with the configuration: a sentence that names the setting, and no secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Problem {
+    /// What is wrong, and with which setting.
+    pub(crate) text: String,
+    /// Whether a setting that a role needs was not given, rather than given wrongly.
+    pub(crate) is_missing: bool,
 }
 
-/// The merged table: also what `config show` prints.
-pub(crate) fn layered(
-    file: Option<&Path>,
-    environment: impl IntoIterator<Item = (String, String)>,
-) -> Result<Table> {
-    let mut table: Table = DEFAULT_TOML.parse().context("config/default.toml is not valid TOML")?;
-    if let Some(path) = file {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
-        let overlay: Table = text
-            .parse()
-            .with_context(|| format!("the configuration file {} is not valid TOML", path.display()))?;
-        lay_over(&mut table, overlay, &path.display().to_string())?;
+impl Problem {
+    fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), is_missing: false }
     }
-    // Sorted, so that of two errors the same one is always told.
-    let mut variables: Vec<(String, String)> = environment.into_iter().collect();
-    variables.sort();
-    for (conventional, section, key) in CONVENTIONAL {
-        if let Some((_, url)) = variables.iter().find(|(name, _)| name == conventional) {
-            set(&mut table, section, key, Value::String(url.clone()));
-        }
-    }
-    for (name, text) in &variables {
-        if let Some(path) = name.strip_prefix(PREFIX).filter(|_| !NOT_SETTINGS.contains(&name.as_str())) {
-            set_from_variable(&mut table, name, path, text)?;
-        }
-    }
-    Ok(table)
 }
 
-/// Gives the merged table its types.
-pub(crate) fn parse(table: Table) -> Result<Config> {
-    let config: Config = table.try_into().map_err(|error: toml::de::Error| {
-        anyhow::anyhow!("the configuration is not valid: {}", error.to_string().trim().replace('\n', " "))
-    })?;
-    Ok(config)
-}
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) struct Invalid(pub(crate) Vec<Problem>);
 
-fn lay_over(table: &mut Table, overlay: Table, origin: &str) -> Result<()> {
-    for (section, value) in overlay {
-        let Some(known) = table.get_mut(&section).and_then(Value::as_table_mut) else {
-            bail!(
-                "{origin}: there is no section [{section}]; `aftercommit config show --defaults` lists all settings"
-            );
-        };
-        let Value::Table(keys) = value else {
-            bail!("{origin}: [{section}] must be a section");
-        };
-        for (key, value) in keys {
-            let Some(default) = known.get(&key) else {
-                bail!(
-                    "{origin}: there is no setting '{key}' in [{section}]; `aftercommit config show --defaults` lists all settings"
-                );
-            };
-            if default.type_str() != value.type_str() {
-                bail!(
-                    "{origin}: {key} in [{section}] must be of type {}, not {}",
-                    default.type_str(),
-                    value.type_str()
-                );
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_slice() {
+            [only] => f.write_str(&only.text),
+            problems => {
+                write!(f, "the configuration has {} problems", problems.len())?;
+                problems.iter().try_for_each(|problem| write!(f, "\n  {}", problem.text))
             }
-            known.insert(key, value);
         }
     }
-    Ok(())
 }
 
-/// `AFTERCOMMIT_<SECTION>_<KEY>`, whose value takes the type of the default.
-fn set_from_variable(table: &mut Table, name: &str, path: &str, text: &str) -> Result<()> {
-    let path = path.to_ascii_lowercase();
-    let found = path.split_once('_').and_then(|(section, key)| {
-        let default = table.get(section)?.as_table()?.get(key)?;
-        Some((section.to_owned(), key.to_owned(), default.clone()))
-    });
-    let Some((section, key, default)) = found else {
-        bail!(
-            "the environment variable {name} names no setting; `aftercommit config show --defaults` lists all settings"
-        );
-    };
-    let wrong = || format!("{name} must be of type {}", default.type_str());
-    let value = match default {
-        Value::Integer(_) => Value::Integer(text.trim().parse().with_context(wrong)?),
-        Value::Float(_) => Value::Float(text.trim().parse().with_context(wrong)?),
-        Value::Boolean(_) => Value::Boolean(text.trim().parse().with_context(wrong)?),
-        Value::Array(_) => {
-            Value::Array(text.split(',').map(|item| Value::String(item.trim().to_owned())).collect())
+impl Config {
+    /// Reads the defaults, `file` and the process's environment.
+    ///
+    /// # Errors
+    /// [`Invalid`]: each problem names the file or variable, the key, and what was expected.
+    pub(crate) fn load(file: Option<&Path>) -> Result<Self, Invalid> {
+        let layers = Layers::read(file, std::env::vars_os());
+        match (layers.problems.is_empty(), Self::parse(layers.table)) {
+            (true, parsed) => parsed.map_err(Invalid),
+            (false, parsed) => Err(Invalid([layers.problems, parsed.err().unwrap_or_default()].concat())),
         }
-        _ => Value::String(text.to_owned()),
-    };
-    set(table, &section, &key, value);
-    Ok(())
-}
+    }
 
-fn set(table: &mut Table, section: &str, key: &str, value: Value) {
-    if let Some(keys) = table.get_mut(section).and_then(Value::as_table_mut) {
-        keys.insert(key.to_owned(), value);
+    /// Gives the merged table its types.
+    pub(crate) fn parse(table: Table) -> Result<Self, Vec<Problem>> {
+        let problems = bounds::check(&table);
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        table.try_into().map_err(|error: toml::de::Error| {
+            let reason = error.to_string().trim().replace('\n', " ");
+            vec![Problem::new(format!("the configuration is not valid: {reason}"))]
+        })
     }
 }
 
@@ -196,16 +140,22 @@ fn set(table: &mut Table, section: &str, key: &str, value: Value) {
 mod tests {
     use super::*;
 
-    fn with(variables: &[(&str, &str)]) -> Result<Config> {
-        let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-        layered(None, variables).and_then(parse)
+    fn of(layers: Layers) -> Result<Config, Invalid> {
+        if !layers.problems.is_empty() {
+            return Err(Invalid(layers.problems));
+        }
+        Config::parse(layers.table).map_err(Invalid)
     }
 
-    fn with_file(text: &str) -> Result<Config> {
+    fn with(variables: &[(&str, &str)]) -> Result<Config, Invalid> {
+        of(Layers::read(None, variables.iter().map(|(name, value)| (name.into(), value.into()))))
+    }
+
+    fn with_file(text: impl AsRef<[u8]>) -> Result<Config, Invalid> {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("a.toml");
         std::fs::write(&path, text).expect("a file");
-        layered(Some(&path), []).and_then(parse)
+        of(Layers::read(Some(&path), []))
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -13,24 +13,40 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::telemetry;
+
+/// Lets a file that has reached the limit of its size (`ulimit -f`) be an error of the write, as a full disk is. Without a
+/// handler, the signal would end the process. Needs a runtime.
+pub(crate) fn survive_full_files() -> Result<()> {
+    let file_size = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+    // It stays in force when this is dropped.
+    signal(file_size).map(drop).context("cannot handle SIGXFSZ")
+}
+
+/// How long the last line of a process may take that is ended at once.
+const LAST_LINE: Duration = Duration::from_millis(100);
+
 /// A token that the first signal cancels. The second signal ends the process with code 1.
 pub(crate) fn shutdown_on_signal() -> Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let token = CancellationToken::new();
-    let first = token.clone();
+    let stop = token.clone();
     tokio::spawn(async move {
-        for told in ["stopping; a second signal ends at once", "ended by a second signal"] {
+        let mut any = async || {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            tracing::info!("{told}");
-            if first.is_cancelled() {
-                std::process::exit(1);
-            }
-            first.cancel();
-        }
+        };
+        // Obeyed first: what is said of it may wait for a reader.
+        any().await;
+        stop.cancel();
+        tracing::info!("stopping; a second signal ends at once");
+        any().await;
+        tracing::info!("ended by a second signal");
+        telemetry::stderr().flush(LAST_LINE);
+        std::process::exit(1);
     });
     Ok(token)
 }
@@ -54,6 +70,27 @@ pub(crate) async fn within_grace<T>(
 /// Connections that may wait to be accepted. All clients of a server that was restarted come back together, and one that
 /// finds no room waits a second, then two, then four: its kernel sends again only then. The standard library asks for 128.
 const BACKLOG: u32 = 4096;
+
+/// The host of an address to listen on, without brackets; its name is not looked up.
+///
+/// # Errors
+/// A sentence that goes on behind the setting's name.
+pub(crate) fn check_listen(text: &str) -> Result<&str, String> {
+    let wrong = || {
+        format!(
+            "is '{text}': it has to be an address and a port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::]:8080"
+        )
+    };
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let bare = match host.strip_prefix('[').map(|host| host.strip_suffix(']')) {
+        Some(host) => host.filter(|host| host.parse::<Ipv6Addr>().is_ok()).ok_or_else(wrong)?,
+        None => host,
+    };
+    let is_name = |host: &str| host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    let is_host = bare.len() < host.len() || (!host.is_empty() && is_name(host));
+    let is_port = port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    if is_host && is_port { Ok(bare) } else { Err(wrong()) }
+}
 
 /// Binds a listening socket.
 pub(crate) async fn bind(listen: &str, setting: &str) -> Result<(TcpListener, SocketAddr)> {

@@ -1,5 +1,8 @@
 //! The `aftercommit` binary: composition only. This file is the table of contents of all processes and commands.
 
+#[macro_use]
+mod telemetry;
+
 mod cli_files;
 mod config;
 mod lifecycle;
@@ -9,7 +12,6 @@ mod ops;
 mod roles;
 mod show_config;
 mod systemd;
-mod telemetry;
 mod token;
 
 use std::path::PathBuf;
@@ -102,16 +104,35 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    telemetry::end_the_process_by_panics();
+    let code = match Cli::try_parse() {
+        Ok(cli) => start(cli),
+        Err(error) => help(&error),
+    };
+    telemetry::flush();
+    code
+}
+
+/// Prints the parser's own words: a help on stdout, or what is wrong with the command line on stderr.
+fn help(error: &clap::Error) -> ExitCode {
+    let printed = error.print();
+    match u8::try_from(error.exit_code()) {
+        Ok(0) if printed.is_err() => ExitCode::FAILURE,
+        Ok(code) => ExitCode::from(code),
+        Err(_) => ExitCode::from(WRONG_USAGE),
+    }
+}
+
+fn start(cli: Cli) -> ExitCode {
     // Two crypto back ends in one build would panic at the first TLS handshake: name the one that is used.
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
-        eprintln!("error: a TLS provider is installed already");
+        telemetry::say_failure("a TLS provider is installed already");
         return ExitCode::FAILURE;
     }
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            ops::output::note(&format!("error: {}", ops::output::told(&error)));
+            telemetry::say_failure(&ops::output::told(&error));
             if error.is::<ops::WrongUsage>() { ExitCode::from(WRONG_USAGE) } else { ExitCode::FAILURE }
         }
     }
@@ -127,15 +148,18 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Grants(args) => return ops::grants::run(args),
         _ => {}
     }
-    let config = config::load(cli.config.as_deref())?;
-    telemetry::init(&config.log)?;
+    let config = config::Config::load(cli.config.as_deref())?;
+    telemetry::init(&config.log, role_of(&cli.command).is_some())?;
     // Commands that end at once make no spans, and a collector's wrong address must not keep an operator from them.
     let exporter = match role_of(&cli.command) {
         Some(role) => trace::start(&config.telemetry, role)?,
         None => None,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(obey(cli.command, config));
+    let result = runtime.block_on(async {
+        lifecycle::survive_full_files()?;
+        obey(cli.command, config).await
+    });
     // What is still running has been given its time; a thread stuck in a blocking call must not hold the exit.
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
     if let Some(exporter) = exporter {

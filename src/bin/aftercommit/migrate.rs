@@ -8,7 +8,6 @@ use aftercommit::postgres::Schema;
 use aftercommit::{outbox, uploads};
 
 use crate::config::Config;
-use crate::ops::output;
 
 /// Which schemas.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
@@ -46,6 +45,6 @@ async fn apply(config: &Config, schema: &Schema) -> Result<()> {
         0 => "up to date".to_owned(),
         n => format!("applied {}", counted(n as u64, "migration")),
     };
-    output::note(&format!("schema {}: {what}", schema.name));
+    note!("schema {}: {what}", schema.name);
     Ok(())
 }

@@ -5,14 +5,26 @@ use std::path::Path;
 use anyhow::Result;
 use toml::{Table, Value};
 
-use crate::config;
+use aftercommit::address;
+
+use crate::config::validate::{self, Role};
+use crate::config::{Config, DEFAULT_TOML, Invalid, Layers};
 use crate::ops::output;
+
+/// Settings that are secrets as a whole.
+const SECRETS: [(&str, &str); 2] = [("jwt", "secret"), ("operator", "token")];
+/// Settings that are addresses, whatever was written there.
+const ADDRESSES: [(&str, &str); 4] =
+    [("database", "url"), ("redis", "url"), ("jwt", "jwks_url"), ("telemetry", "otlp_endpoint")];
 
 /// What to do with the configuration.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Say whether the configuration is valid.
-    #[command(after_help = "Example: aftercommit --config aftercommit.toml config check")]
+    /// Say whether the configuration is valid, for every role.
+    #[command(after_help = "Example: aftercommit --config aftercommit.toml config check
+
+Names every problem, and exits with 1 if there is one. Connects to nothing:
+`aftercommit doctor` does.")]
     Check,
     /// Print the configuration in force, without secrets.
     #[command(after_help = "Example: aftercommit config show --defaults > aftercommit.toml")]
@@ -26,60 +38,114 @@ pub(crate) enum Command {
 /// Runs the command. Needs no server.
 pub(crate) fn run(command: &Command, file: Option<&Path>) -> Result<()> {
     match command {
-        Command::Show { defaults: true } => output::text(config::DEFAULT_TOML),
+        Command::Show { defaults: true } => output::text(DEFAULT_TOML),
         Command::Show { defaults: false } => {
-            let mut table = config::layered(file, std::env::vars())?;
-            config::parse(table.clone())?;
+            let Layers { mut table, problems } = Layers::read(file, std::env::vars_os());
+            if !problems.is_empty() {
+                return Err(Invalid(problems).into());
+            }
+            Config::parse(table.clone()).map_err(Invalid)?;
             hide_secrets(&mut table);
             output::text(&table.to_string());
         }
-        Command::Check => {
-            config::load(file)?;
-            output::line("the configuration is valid");
-        }
+        Command::Check => check(file)?,
     }
     Ok(())
 }
 
-/// Replaces what must not be printed: the token secret, and passwords in addresses.
+/// Goes through everything that any role would refuse at its start. What was not given is only told: a machine on which one
+/// role runs has no settings of the others.
+fn check(file: Option<&Path>) -> Result<(), Invalid> {
+    let Layers { table, mut problems } = Layers::read(file, std::env::vars_os());
+    let mut notes = Vec::new();
+    match Config::parse(table) {
+        Err(more) => problems.extend(more),
+        Ok(config) => {
+            let (missing, wrong): (Vec<_>, Vec<_>) =
+                validate::problems(&Role::ALL, &config).into_iter().partition(|problem| problem.is_missing);
+            // What could not be read may be what seems to be missing.
+            if problems.is_empty() {
+                notes.extend(missing.into_iter().map(|problem| problem.text));
+            }
+            problems.extend(wrong);
+            notes.extend(validate::warnings(&config));
+        }
+    }
+    for note in notes {
+        note!("note: {note}");
+    }
+    if !problems.is_empty() {
+        return Err(Invalid(problems));
+    }
+    output::line("the configuration is valid");
+    Ok(())
+}
+
+/// Replaces what must not be printed: secrets, and those within addresses, wherever an address stands.
 fn hide_secrets(table: &mut Table) {
-    let secrets = [("jwt", "secret"), ("operator", "token")];
-    let addresses = [("database", "url"), ("redis", "url"), ("telemetry", "otlp_endpoint")];
-    for (section, key) in secrets.into_iter().chain(addresses) {
-        if let Some(Value::String(text)) = table.get_mut(section).and_then(|s| s.get_mut(key)) {
-            *text = hidden(text, addresses.contains(&(section, key)));
+    for (section, keys) in table.iter_mut() {
+        for (key, value) in keys.as_table_mut().into_iter().flatten() {
+            let setting = (section.as_str(), key.as_str());
+            hide(value, SECRETS.contains(&setting), ADDRESSES.contains(&setting));
         }
     }
 }
 
-fn hidden(text: &str, is_url: bool) -> String {
-    if text.is_empty() {
-        return String::new();
-    }
-    if !is_url {
-        return "***".to_owned();
-    }
-    // scheme://user:password@host: everything between the first ':' of the authority and the last '@' is the password.
-    let Some((scheme, rest)) = text.split_once("://") else { return "***".to_owned() };
-    match rest.rsplit_once('@') {
-        None => text.to_owned(),
-        Some((login, address)) => {
-            let user = login.split(':').next().unwrap_or_default();
-            format!("{scheme}://{user}:***@{address}")
-        }
+fn hide(value: &mut Value, is_secret: bool, is_address: bool) {
+    match value {
+        Value::String(text) if is_secret && !text.is_empty() => "***".clone_into(text),
+        Value::String(text) if is_address || text.contains("://") => *text = address::shown(text),
+        Value::Array(items) => items.iter_mut().for_each(|item| hide(item, is_secret, is_address)),
+        _ => {}
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::hidden;
+    use super::*;
+
+    /// The table as it is shown, with this text in one setting.
+    fn shown(section: &str, key: &str, text: &str) -> String {
+        let mut table: Table = DEFAULT_TOML.parse().expect("defaults");
+        let value = match &table[section][key] {
+            Value::Array(_) => Value::Array(vec![text.to_owned().into()]),
+            _ => text.to_owned().into(),
+        };
+        table[section].as_table_mut().expect("a section").insert(key.to_owned(), value);
+        hide_secrets(&mut table);
+        table.to_string()
+    }
 
     #[test]
-    fn passwords_and_secrets_are_replaced() {
-        assert_eq!(hidden("postgres://u:p@ss@h:5432/d", true), "postgres://u:***@h:5432/d");
-        assert_eq!(hidden("redis://h:6379", true), "redis://h:6379");
-        assert_eq!(hidden("something else", true), "***");
-        assert_eq!(hidden("secret", false), "***");
-        assert_eq!(hidden("", false), "");
+    fn what_the_configuration_keeps_as_a_secret_is_hidden() {
+        let defaults: Table = DEFAULT_TOML.parse().expect("defaults");
+        let mut secrets = 0;
+        for (section, keys) in &defaults {
+            for (key, value) in keys.as_table().expect("a section") {
+                let mut table = defaults.clone();
+                if !value.is_str() {
+                    continue;
+                }
+                table[section.as_str()].as_table_mut().expect("a section").insert(key.clone(), "MARK".into());
+                // One that is of a few words only is no secret.
+                let Ok(config) = Config::parse(table) else { continue };
+                if !format!("{config:?}").contains("MARK") {
+                    secrets += 1;
+                    assert!(!shown(section, key, "MARK").contains("MARK"), "{section}.{key}");
+                }
+            }
+        }
+        assert_eq!(secrets, 4);
+    }
+
+    #[test]
+    fn an_address_is_shown_without_its_secrets_wherever_it_stands() {
+        for (section, key) in
+            [("database", "url"), ("jwt", "jwks_url"), ("sse", "cors_origins"), ("relay", "listen")]
+        {
+            let text = shown(section, key, "https://u:MARK@h/p?user=u&password=MARK");
+            assert!(text.contains("https://u:***@h/p?user=u&password=***"), "{text}");
+        }
+        assert!(!shown("database", "url", "MARK").contains("MARK"));
     }
 }

@@ -1,27 +1,161 @@
 //! What a process tells of itself: logs, as text or JSON lines on stderr, so that stdout holds data only; and the metrics
 //! that every process has.
+//!
+//! Everything that is written to stderr goes through one queue (`line_queue`): no line can hold a process up or end it.
 
+mod dropped;
+mod line_queue;
+mod panics;
 mod process;
 
-use std::io::IsTerminal;
+use std::fmt;
+use std::io::{IsTerminal, Write};
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use chrono::{SecondsFormat, Utc};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use serde_json::json;
 use tracing_subscriber::EnvFilter;
+
+use aftercommit::printable::printable_lines;
+use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{LogFormat, LogSettings};
 
-/// Sets up logging for the process.
-pub(crate) fn init(settings: &LogSettings) -> Result<()> {
-    let filter = EnvFilter::try_new(&settings.level)
-        .with_context(|| format!("log.level '{}' is not a level or a list of directives", settings.level))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+pub(crate) use line_queue::LineQueue;
+pub(crate) use panics::end_the_process as end_the_process_by_panics;
+
+/// How long a short command waits for stderr to take what it says.
+const TO_BE_READ: Duration = Duration::from_secs(2);
+
+/// How log lines look, once that is known. Until then, and for short commands, lines are sentences.
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
+/// How urgent a line is that is not written by `tracing`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Error,
+    Warn,
+}
+
+/// The queue in front of stderr: of logs, and of all else that is said there.
+pub(crate) fn stderr() -> &'static LineQueue {
+    static QUEUE: OnceLock<LineQueue> = OnceLock::new();
+    QUEUE.get_or_init(|| LineQueue::to(std::io::stderr(), lines_dropped))
+}
+
+/// The queue in front of stdout, for processes that stay. Short commands print by `ops::output`, which waits.
+pub(crate) fn stdout() -> &'static LineQueue {
+    static QUEUE: OnceLock<LineQueue> = OnceLock::new();
+    QUEUE.get_or_init(|| LineQueue::to(std::io::stdout(), |_| Vec::new()))
+}
+
+/// Says something on stderr, safe to show on a terminal, and waits for a moment until it is written, so that it stands before what is
+/// printed next.
+pub(crate) fn say(text: fmt::Arguments<'_>) {
+    stderr().push(printable_lines(&text.to_string()).as_bytes());
+    stderr().flush(TO_BE_READ);
+}
+
+/// Says one line on stderr. Never panics, as `eprintln!` does where stderr is closed or full.
+macro_rules! note {
+    ($($text:tt)*) => {
+        $crate::telemetry::say(format_args!("{}\n", format_args!($($text)*)))
+    };
+}
+
+/// Says why a command failed: a sentence, or a log line where logs are for programs.
+pub(crate) fn say_failure(error: &str) {
+    match FORMAT.get() {
+        Some(LogFormat::Json) => stderr().push(&line(Level::Error, error)),
+        _ => stderr().push(format!("error: {}\n", printable_lines(error)).as_bytes()),
+    }
+}
+
+/// Waits for a moment until what was said is written: the last thing that a process does.
+pub(crate) fn flush() {
+    stderr().flush(TO_BE_READ);
+}
+
+/// A line in the form of the log's.
+fn line(level: Level, message: &str) -> Vec<u8> {
+    let now = || Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
+    let (long, short) = match level {
+        Level::Error => ("ERROR", "error"),
+        Level::Warn => ("WARN", "warning"),
+    };
+    let text = match FORMAT.get() {
+        None => format!("{short}: {message}"),
+        Some(LogFormat::Text) => format!("{} {long:>5} {message}", now()),
+        Some(LogFormat::Json) => {
+            json!({ "timestamp": now(), "level": long, "message": message, "target": "aftercommit" })
+                .to_string()
+        }
+    };
+    format!("{text}\n").into_bytes()
+}
+
+fn lines_dropped(lines: u64) -> Vec<u8> {
+    line(Level::Warn, &format!("lines that stderr did not take were dropped: {lines}"))
+}
+
+/// Whether `[log]` can be used.
+///
+/// # Errors
+/// A sentence that names the setting.
+pub(crate) fn check(settings: &LogSettings) -> Result<()> {
+    filter(settings).map(drop)
+}
+
+fn filter(settings: &LogSettings) -> Result<EnvFilter> {
+    EnvFilter::try_new(&settings.level)
+        .with_context(|| format!("log.level '{}' is not a level or a list of directives", settings.level))
+}
+
+/// Sets up logging for the process. `is_role`: it stays, and all that it says is a log line.
+pub(crate) fn init(settings: &LogSettings, is_role: bool) -> Result<()> {
+    // An event that cannot be formatted is left out: by default that would be told by a macro that panics.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter(settings)?)
+        .with_writer(ToStderr)
+        .log_internal_errors(false);
     let set = match settings.format {
         LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
-    set.map_err(|error| anyhow::anyhow!("cannot set up logging: {error}"))
+    set.map_err(|error| anyhow::anyhow!("cannot set up logging: {error}"))?;
+    if is_role {
+        FORMAT.get_or_init(|| settings.format);
+    }
+    Ok(())
+}
+
+/// Where log lines go.
+struct ToStderr;
+
+impl<'a> MakeWriter<'a> for ToStderr {
+    type Writer = ToQueue;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        ToQueue
+    }
+}
+
+/// Hands each line to the queue. Never fails.
+struct ToQueue;
+
+impl Write for ToQueue {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        stderr().push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A registry with what every process tells: which build it is, and what it costs the machine.
@@ -30,5 +164,6 @@ pub(crate) fn registry(role: &'static str) -> Registry {
     let build = Info::new([("version", env!("CARGO_PKG_VERSION")), ("role", role)]);
     registry.register("aftercommit_build", "The version that runs, and as what", build);
     registry.register_collector(Box::new(process::Collector));
+    registry.register_collector(Box::new(dropped::Collector));
     registry
 }

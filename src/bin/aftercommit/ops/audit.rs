@@ -32,7 +32,7 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
         return output::json(&entries);
     }
     if entries.is_empty() {
-        output::note("no operator has done anything");
+        note!("no operator has done anything");
         return Ok(());
     }
     output::table(

@@ -1,13 +1,13 @@
 //! Asking before something is changed, and who it is that changes it.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 
 use anyhow::{Context, Result, bail};
 
 use aftercommit::outbox::audit::Operator;
-use aftercommit::printable::printable;
 
 use super::WrongUsage;
+use crate::telemetry;
 
 /// What a command that changes something wants to know of its operator.
 #[derive(Debug, clap::Args)]
@@ -46,8 +46,7 @@ fn ask(what: &str) -> Result<()> {
     if !stdin.is_terminal() {
         bail!("this would {what}: give --yes to do it without being asked");
     }
-    eprint!("This will {}. Go on? [y/N] ", printable(what));
-    std::io::stderr().flush().context("cannot ask")?;
+    telemetry::say(format_args!("This will {what}. Go on? [y/N] "));
     let mut answer = String::new();
     stdin.lock().read_line(&mut answer).context("cannot read the answer")?;
     if !matches!(answer.trim(), "y" | "Y" | "yes") {

@@ -112,12 +112,12 @@ async fn list(config: &Config, selection: &Selection, limit: u32, output: Output
         return output::json(&events);
     }
     if events.is_empty() {
-        output::note("no events match");
+        note!("no events match");
         return Ok(());
     }
     print_rows(&events);
     if events.len() as u64 == u64::from(limit) {
-        output::note(&format!("the newest {limit}; more with --limit"));
+        note!("the newest {limit}; more with --limit");
     }
     Ok(())
 }

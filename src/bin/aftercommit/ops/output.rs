@@ -13,7 +13,7 @@ use serde::Serialize;
 use ::redis::RedisError;
 use aftercommit::counted::counted;
 use aftercommit::outbox::undelivered::Undelivered;
-use aftercommit::printable::{printable, printable_json, printable_lines};
+use aftercommit::printable::{printable, printable_json};
 use aftercommit::{postgres, redis};
 
 /// How data is printed.
@@ -31,7 +31,7 @@ pub(crate) fn text(text: &str) {
     let mut stdout = std::io::stdout().lock();
     if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         if error.kind() != ErrorKind::BrokenPipe {
-            note(&format!("error: cannot write to stdout: {error}"));
+            note!("error: cannot write to stdout: {error}");
         }
         std::process::exit(1);
     }
@@ -66,11 +66,6 @@ pub(super) fn table<const N: usize>(headers: [&str; N], rows: impl IntoIterator<
 /// Prints one line of data.
 pub(crate) fn line(text: &str) {
     self::text(&format!("{}\n", printable(text)));
-}
-
-/// Says something on stderr, of one line or several. What nobody reads any more is no reason to stop.
-pub(crate) fn note(text: &str) {
-    let _unread = writeln!(std::io::stderr().lock(), "{}", printable_lines(text));
 }
 
 /// Clears the terminal, where there is one.

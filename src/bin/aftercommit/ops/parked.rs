@@ -91,15 +91,15 @@ async fn list(config: &Config, limit: u32, output: Output) -> Result<()> {
         return output::json(&topics);
     }
     if topics.is_empty() {
-        output::note(&format!("nothing is parked for relay {}", config.relay.name));
+        note!("nothing is parked for relay {}", config.relay.name);
         return Ok(());
     }
     output::table(["TOPIC", "EVENTS", "FIRST ID", "LAST ID", "SINCE", "WISH", "WHY"], topics.iter().map(row));
     if let Some(first) = topics.iter().find(|topic| topic.requested.is_none()) {
-        output::note(&format!(
+        note!(
             "mend what is under WHY, then: aftercommit parked release {0} --through {1} (or discard)",
             first.topic, first.last_id
-        ));
+        );
     }
     Ok(())
 }

@@ -218,15 +218,15 @@ fn say(found: &Findings) {
         Cluster::Same => "the same cluster, which went back",
         Cluster::Other => "another cluster: every row gets a number of this one",
     };
-    output::note(&format!("Postgres    {what}"));
-    output::note(&format!("position    Postgres {}, Redis {redis}", found.position));
-    output::note(&format!(
+    note!("Postgres    {what}");
+    note!("position    Postgres {}, Redis {redis}", found.position);
+    note!(
         "pending     {}, {} of them in Redis already: not published again",
         counted(found.pending, "event"),
         found.told.len()
-    ));
+    );
     if let Some(lost @ 1..) = found.lost() {
         let lost = counted(lost, "event");
-        output::note(&format!("lost        {lost} that clients have seen and Postgres no longer has"));
+        note!("lost        {lost} that clients have seen and Postgres no longer has");
     }
 }

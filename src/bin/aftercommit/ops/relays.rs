@@ -28,7 +28,7 @@ pub(crate) async fn run(config: &Config, Command::List { output }: &Command) -> 
         return output::json(&relays);
     }
     if relays.is_empty() {
-        output::note(&super::no_relay(&mut connection).await?);
+        note!("{}", super::no_relay(&mut connection).await?);
         return Ok(());
     }
     let limit = config.relay.ready_max_pending_seconds;

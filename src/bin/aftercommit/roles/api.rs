@@ -16,7 +16,7 @@ use aftercommit::postgres::Pool;
 use aftercommit::uploads::{self, ApiState};
 
 use super::{check, preflight};
-use crate::config::Config;
+use crate::config::{Config, validate};
 use crate::systemd::Notifier;
 use crate::telemetry;
 use crate::{lifecycle, open_files};
@@ -29,6 +29,7 @@ const FILES_BESIDE_CONNECTIONS: u64 = 100;
 /// Runs until a signal.
 pub(crate) async fn run(config: Config) -> Result<()> {
     let shutdown = lifecycle::shutdown_on_signal()?;
+    validate::Role::Api.check(&config)?;
     let (listener, address) = lifecycle::bind(&config.api.listen, "AFTERCOMMIT_API_LISTEN").await?;
     tracing::info!(%address, "api listens");
     let grace = Duration::from_secs(config.shutdown.grace_seconds);
@@ -61,7 +62,12 @@ pub(crate) async fn serve(
     let readiness = Readiness::new(move || {
         let pool = asked.clone();
         let keys = verifier.readiness();
-        async move { std::iter::once(check("postgres", is_usable(pool)).await).chain(keys).collect() }
+        async move {
+            std::iter::once(check("postgres", is_usable(pool)).await)
+                .chain(keys)
+                .chain(super::traces())
+                .collect()
+        }
     });
     let router = uploads::router(state, config.api.max_body_bytes, timeout)
         .merge(http::operations(registry, readiness));

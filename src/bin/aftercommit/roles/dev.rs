@@ -13,9 +13,9 @@ use aftercommit::auth;
 use aftercommit::local::{self, Servers};
 
 use super::{api, relay, sse};
-use crate::config::Config;
+use crate::config::{Config, validate};
 use crate::systemd::Notifier;
-use crate::{lifecycle, migrate};
+use crate::{lifecycle, migrate, telemetry};
 
 /// How long the token that is printed is valid: a working day and then some.
 const TOKEN_VALID_FOR: Duration = Duration::from_secs(24 * 3600);
@@ -50,7 +50,7 @@ pub(crate) async fn run(mut config: Config, args: Args) -> Result<()> {
     } else {
         local::Options::dev(Some(args.data_dir.clone()))
     };
-    eprintln!("starting a private Postgres and Redis …");
+    note!("starting a private Postgres and Redis …");
     let starting = Servers::start(&options);
     let servers = tokio::select! {
         servers = starting => servers.map_err(explained)?,
@@ -64,8 +64,10 @@ pub(crate) async fn run(mut config: Config, args: Args) -> Result<()> {
     if config.operator.token.expose_secret().is_empty() {
         config.operator.token = secret(servers.data_dir(), "operator-token")?;
     }
-    migrate::run(&config, migrate::Args { uploads: true }).await?;
-    let ran = Box::pin(run_roles(&config, &args, &servers, &shutdown)).await;
+    let ran = match validate::Role::ALL.iter().try_for_each(|role| role.check(&config)) {
+        Ok(()) => Box::pin(run_roles(&config, &args, &servers, &shutdown)).await,
+        Err(invalid) => Err(invalid.into()),
+    };
     // Whatever happened: the roles have ended, now the servers under them may.
     servers.stop().await.map_err(explained)?;
     ran
@@ -77,6 +79,7 @@ async fn run_roles(
     servers: &Servers,
     shutdown: &CancellationToken,
 ) -> Result<()> {
+    migrate::run(config, migrate::Args { uploads: true }).await?;
     let sockets = Sockets {
         api: listen(&config.api.listen).await?,
         sse: listen(&config.sse.listen).await?,
@@ -193,12 +196,11 @@ impl Guide {
         std::fs::rename(&fresh, path).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    #[expect(clippy::print_stdout, reason = "what this command is for")]
     fn print(&self) {
         let Self { api, sse, relay, user, token, .. } = self;
         let operator_token = self.operator_token.expose_secret();
         let (database, redis) = (self.database.expose_secret(), self.redis.expose_secret());
-        println!(
+        let text = format!(
             r#"
 aftercommit is up; Ctrl-C ends it.
 
@@ -233,7 +235,10 @@ Try it. A token for user {user}:
   # where the relay stands, and what it delivered
   DATABASE_URL={database} aftercommit status
   DATABASE_URL={database} aftercommit events list
+
 "#
         );
+        // Not by a macro that panics where stdout is closed, nor by a call that waits for its reader.
+        telemetry::stdout().push(text.as_bytes());
     }
 }

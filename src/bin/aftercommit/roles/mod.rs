@@ -9,6 +9,7 @@ pub(crate) mod sse;
 use std::time::Duration;
 
 use aftercommit::http::Check;
+use aftercommit::trace;
 
 use crate::ops::output::told;
 
@@ -27,4 +28,9 @@ async fn check<T, E: Into<anyhow::Error>>(
             Check::of(name, Err::<String, _>(format!("no answer within {} s", CHECK_LIMIT.as_secs())))
         }
     }
+}
+
+/// That no spans are sent, where they should be.
+fn traces() -> Option<Check> {
+    trace::failure().map(|reason| Check::of("traces", Err::<String, _>(reason)))
 }

@@ -14,7 +14,7 @@ use aftercommit::redis::Publisher;
 use aftercommit::relay::{self, Metrics, Role, State, StateHandle};
 
 use super::preflight;
-use crate::config::Config;
+use crate::config::{Config, validate};
 use crate::lifecycle;
 use crate::ops::probe;
 use crate::systemd::Notifier;
@@ -30,6 +30,10 @@ const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// Runs until a signal.
 pub(crate) async fn run(config: Config) -> Result<()> {
     let shutdown = lifecycle::shutdown_on_signal()?;
+    validate::Role::Relay.check(&config)?;
+    if let Some(warning) = validate::console_in_clear(&config) {
+        tracing::warn!("{warning}");
+    }
     let (listener, address) = lifecycle::bind(&config.relay.listen, "AFTERCOMMIT_RELAY_LISTEN").await?;
     tracing::info!(%address, relay = %config.relay.name, "relay serves health, metrics and the operator's page");
     let grace = Duration::from_secs(config.shutdown.grace_seconds);
@@ -51,7 +55,9 @@ pub(crate) async fn serve(
     let metrics = Metrics::register(&mut registry);
     let state = StateHandle::default();
     let (asked, limit) = (state.clone(), Duration::from_secs(config.relay.ready_max_pending_seconds));
-    let readiness = Readiness::new(move || std::future::ready(checks(&asked.get(), limit)));
+    let readiness = Readiness::new(move || {
+        std::future::ready(checks(&asked.get(), limit).into_iter().chain(super::traces()).collect())
+    });
     let console = Console::new(console::Parts {
         relay: config.relay.name.clone(),
         pending_limit: limit,
@@ -134,7 +140,11 @@ fn checks(state: &State, limit: Duration) -> Vec<Check> {
     if let Some(outlook) = &state.outlook {
         let leader = if outlook.has_leader { Ok("there is one") } else { Err("no relay of this name leads") };
         checks.push(Check::of("leader", leader));
-        let paused = outlook.paused.as_ref().map_or(Ok("no"), |who| Err(format!("paused by {who}")));
+        // Anybody may ask here: who it was, and why, is for those who may see the log.
+        let paused = match outlook.paused {
+            Some(_) => Err("paused by an operator: `aftercommit status` tells by whom and why"),
+            None => Ok("no"),
+        };
         checks.push(Check::of("paused", paused));
         checks.push(Check::of("pending", pending(outlook.oldest_pending, limit)));
     } else {

@@ -14,7 +14,7 @@ use aftercommit::sse::{self, Hub, Metrics};
 use aftercommit::{streams, uploads};
 
 use super::{check, preflight};
-use crate::config::Config;
+use crate::config::{Config, validate};
 use crate::systemd::Notifier;
 use crate::{lifecycle, open_files, telemetry};
 
@@ -26,6 +26,7 @@ const CONNECTIONS_BEYOND_STREAMS: usize = 1000;
 /// Runs until a signal.
 pub(crate) async fn run(config: Config) -> Result<()> {
     let shutdown = lifecycle::shutdown_on_signal()?;
+    validate::Role::Sse.check(&config)?;
     let (listener, address) = lifecycle::bind(&config.sse.listen, "AFTERCOMMIT_SSE_LISTEN").await?;
     tracing::info!(%address, "sse listens");
     let grace = config.sse.drain() + Duration::from_secs(config.shutdown.grace_seconds);
@@ -58,10 +59,11 @@ pub(crate) async fn serve(
         let keys = checked.readiness();
         let connections = connections(open.connections.get(), room);
         async move {
-            [check("redis", hub.ping()).await, draining(&hub), connections].into_iter().chain(keys).collect()
+            let own = [check("redis", hub.ping()).await, draining(&hub), connections];
+            own.into_iter().chain(keys).chain(super::traces()).collect()
         }
     });
-    let origins = Origins::new(&config.sse.cors_origins);
+    let origins = Origins::new(&config.sse.cors_origins)?;
     let of_any_topic = streams::StreamsState::new(hub.clone(), verifier.clone());
     let of_uploads = uploads::StreamsState::new(hub.clone(), verifier, pool.clone());
     let for_operators =

@@ -168,7 +168,7 @@ async fn dry_run(connection: &mut PgConnection, plan: &Plan, output: Output) -> 
         events::print_rows(&sample);
     }
     if plan.events > u64::from(SAMPLE) {
-        output::note(&format!("the first {SAMPLE} of them"));
+        note!("the first {SAMPLE} of them");
     }
     Ok(())
 }
@@ -202,9 +202,9 @@ async fn carry_on(connection: &mut PgConnection, mut replay: Replay, args: &Args
     }
     if replay.missing > 0 {
         let gone = counted(replay.missing, "selected event");
-        output::note(&format!(
+        note!(
             "{gone} had left the log before the replay came to them: see [outbox] retention"
-        ));
+        );
     }
     Ok(())
 }
@@ -233,7 +233,7 @@ async fn publish_undelivered(config: &Config, args: &Args) -> Result<()> {
         (Some(waits), Verdict::NoLeader) => bail!("{waits}, and none leads: start `aftercommit relay`"),
         (Some(waits), Verdict::Paused) => bail!("{waits}, which is paused: `aftercommit resume`"),
         (Some(waits), Verdict::Failing) => bail!("{waits}, which fails: `aftercommit status` says why"),
-        (Some(waits), _) => output::note(&format!("{waits}, which delivers them by itself")),
+        (Some(waits), _) => note!("{waits}, which delivers them by itself"),
         (None, _) => {}
     }
     Ok(())
@@ -288,7 +288,7 @@ async fn list(config: &Config, limit: u32, output: Output) -> Result<()> {
         return output::json(&replays);
     }
     if replays.is_empty() {
-        output::note("nothing has been replayed");
+        note!("nothing has been replayed");
         return Ok(());
     }
     output::table(
@@ -305,7 +305,7 @@ async fn list(config: &Config, limit: u32, output: Output) -> Result<()> {
         }),
     );
     if let Some(one) = replays.iter().find(|one| one.standing == Standing::Interrupted) {
-        output::note(&format!("go on with an interrupted one: `aftercommit replay --resume {}`", one.id));
+        note!("go on with an interrupted one: `aftercommit replay --resume {}`", one.id);
     }
     Ok(())
 }

@@ -1,12 +1,13 @@
 //! How far a replay is, on stderr: a bar on a terminal, a line now and then elsewhere.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use aftercommit::counted::counted;
 use aftercommit::outbox::replay::{Replay, Standing};
 
 use super::super::output;
+use crate::telemetry;
 
 /// How often the bar moves.
 const BAR_EVERY: Duration = Duration::from_millis(100);
@@ -25,8 +26,7 @@ pub(super) struct Progress {
 
 /// Progress that nobody reads any more is no reason to stop.
 fn say(text: &str) {
-    let mut stderr = std::io::stderr().lock();
-    let _unread = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
+    telemetry::say(format_args!("{text}"));
 }
 
 impl Progress {

@@ -1,0 +1,81 @@
+//! Which numbers can be meant. A 0 that would stop a loop, and a time that no clock can hold, are refused before a process
+//! starts, for every setting and not only for those that somebody thought of.
+
+use toml::{Table, Value};
+
+use super::Problem;
+
+/// Settings that may be 0, which then means "none", "at once" or "without a limit", as their comments say.
+const MAY_BE_ZERO: [&str; 9] = [
+    "redis.min_replicas",
+    "sse.max_connections_per_user",
+    "sse.recent_events",
+    "sse.recent_bytes",
+    "sse.topic_grace_seconds",
+    "sse.repair_wait_ms",
+    "sse.drain_seconds",
+    "jwt.leeway_seconds",
+    "jwt.ticket_seconds",
+];
+
+/// The largest value of a setting, by the unit that its name ends with: ten years, a day, a tebibyte, and a number that fits
+/// every type.
+const LARGEST: [(&str, i64); 4] =
+    [("_seconds", 315_360_000), ("_ms", 86_400_000), ("_bytes", 1 << 40), ("", i32::MAX as i64)];
+
+/// Every integer that is out of its bounds.
+pub(super) fn check(table: &Table) -> Vec<Problem> {
+    let settings = table.iter().flat_map(|(section, keys)| {
+        let keys = keys.as_table().into_iter().flatten();
+        keys.map(move |(key, value)| (format!("{section}.{key}"), value))
+    });
+    settings
+        .filter_map(|(setting, value)| {
+            let Value::Integer(number) = value else { return None };
+            let smallest = i64::from(!MAY_BE_ZERO.contains(&setting.as_str()));
+            let largest =
+                LARGEST.iter().find(|(unit, _)| setting.ends_with(unit)).map_or(i64::MAX, |(_, n)| *n);
+            (!(smallest..=largest).contains(number)).then(|| {
+                Problem::new(format!(
+                    "{setting} is {number}: it must be at least {smallest} and at most {largest}"
+                ))
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::DEFAULT_TOML;
+
+    #[test]
+    fn what_may_be_zero_is_a_setting() {
+        let table: Table = DEFAULT_TOML.parse().expect("defaults");
+        for setting in MAY_BE_ZERO {
+            let (section, key) = setting.split_once('.').expect("a section and a key");
+            assert!(table[section].get(key).is_some_and(Value::is_integer), "{setting}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_cannot_be_meant_is_named_with_its_bounds() {
+        for (text, problem) in [
+            (
+                "[sse]\nheartbeat_seconds = 0",
+                "sse.heartbeat_seconds is 0: it must be at least 1 and at most 315360000",
+            ),
+            (
+                "[sse]\nmax_connections = -1",
+                "sse.max_connections is -1: it must be at least 1 and at most 2147483647",
+            ),
+            ("[relay]\npoll_interval_ms = 9223372036854775807", "it must be at least 1 and at most 86400000"),
+        ] {
+            let problems = check(&text.parse().expect("TOML"));
+            assert_eq!(problems.len(), 1);
+            assert!(problems[0].text.contains(problem), "{problems:?}");
+        }
+        assert_eq!(check(&DEFAULT_TOML.parse().expect("defaults")), []);
+        assert_eq!(check(&"[sse]\ndrain_seconds = 0".parse().expect("TOML")), []);
+    }
+}

@@ -1,0 +1,236 @@
+//! What each role needs of its settings. A role goes through it before it binds or connects; `config check` goes through all.
+//!
+//! It calls what the roles build from the settings (the gate, the verifier, the connection's options), so that nothing is
+//! valid here that stops a role.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use aftercommit::http::{OperatorGate, Origins};
+use aftercommit::postgres::ConnectError as PostgresError;
+use aftercommit::redis::ConnectError as RedisError;
+use aftercommit::{auth, trace};
+
+use super::{Config, Invalid, Problem};
+use crate::{lifecycle, telemetry};
+
+/// The part of the log's slots that can be waiting for the retention to end: of eight, one takes rows and one is next.
+const SLOTS_KEPT: u64 = 6;
+
+/// A process that stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Api,
+    Sse,
+    Relay,
+}
+
+impl Role {
+    pub(crate) const ALL: [Self; 3] = [Self::Api, Self::Sse, Self::Relay];
+
+    /// Whether this role can start with these settings.
+    ///
+    /// # Errors
+    /// [`Invalid`], with every problem.
+    pub(crate) fn check(self, config: &Config) -> Result<(), Invalid> {
+        let problems = problems(&[self], config);
+        if problems.is_empty() { Ok(()) } else { Err(Invalid(problems)) }
+    }
+}
+
+/// Everything that is wrong for these roles, each problem once.
+pub(crate) fn problems(roles: &[Role], config: &Config) -> Vec<Problem> {
+    let mut told = BTreeSet::new();
+    let mut problems: Vec<Problem> = roles.iter().flat_map(|role| of_role(*role, config)).collect();
+    problems.retain(|problem| told.insert(problem.text.clone()));
+    problems
+}
+
+fn of_role(role: Role, config: &Config) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    problems.extend(telemetry::check(&config.log).err().map(Problem::new_of));
+    problems.extend(trace::check(&config.telemetry).err().map(Problem::new_of));
+    problems.extend(postgres(config));
+    match role {
+        Role::Api => {
+            problems.extend(listen("api.listen", &config.api.listen));
+            problems.extend(tokens(config));
+        }
+        Role::Sse => {
+            problems.extend(listen("sse.listen", &config.sse.listen));
+            problems.extend(redis(config));
+            problems.extend(tokens(config));
+            problems.extend(OperatorGate::new(&config.operator).err().map(Problem::new_of));
+            problems.extend(Origins::new(&config.sse.cors_origins).err().map(Problem::new_of));
+        }
+        Role::Relay => {
+            problems.extend(listen("relay.listen", &config.relay.listen));
+            problems.extend(redis(config));
+            problems.extend(OperatorGate::new(&config.operator).err().map(Problem::new_of));
+            problems.extend(config.relay.check().err().map(Problem::new_of));
+            problems.extend(retention(config));
+        }
+    }
+    problems
+}
+
+impl Problem {
+    fn new_of(error: impl ToString) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+fn listen(setting: &str, text: &str) -> Option<Problem> {
+    lifecycle::check_listen(text).err().map(|error| Problem::new(format!("{setting} {error}")))
+}
+
+fn postgres(config: &Config) -> Option<Problem> {
+    let error = config.database.options("aftercommit").err()?;
+    let is_missing = matches!(error, PostgresError::NoUrl);
+    Some(Problem { text: format!("database.url: {error}"), is_missing })
+}
+
+fn redis(config: &Config) -> Option<Problem> {
+    let error = config.redis.client().err()?;
+    let is_missing = matches!(error, RedisError::NoUrl);
+    Some(Problem { text: format!("redis.url: {error}"), is_missing })
+}
+
+fn tokens(config: &Config) -> Vec<Problem> {
+    let problem = |error: auth::AuthError| {
+        let is_missing = matches!(error, auth::AuthError::NoKey);
+        Problem { text: error.to_string(), is_missing }
+    };
+    auth::problems(&config.jwt).into_iter().map(problem).collect()
+}
+
+/// Times that contradict each other.
+fn retention(config: &Config) -> Vec<Problem> {
+    let (kept, slot) = (config.outbox.retention_seconds, u64::from(config.outbox.rotation_seconds));
+    let history = config.redis.history_ttl_seconds;
+    let mut problems = Vec::new();
+    if kept < history {
+        problems.push(Problem::new(format!(
+            "outbox.retention_seconds ({kept}) is less than redis.history_ttl_seconds ({history}): after a loss in Redis, \
+             the log could not give back what a history had; raise the one or lower the other"
+        )));
+    }
+    if kept > SLOTS_KEPT * slot {
+        problems.push(Problem::new(format!(
+            "outbox.retention_seconds ({kept}) is more than six times outbox.rotation_seconds ({slot}): the eight slots of \
+             the log come round before that; lower the one, or raise the other and run `aftercommit migrate`"
+        )));
+    }
+    problems
+}
+
+/// What is valid, and still deserves a look.
+pub(crate) fn warnings(config: &Config) -> Vec<String> {
+    console_in_clear(config).into_iter().collect()
+}
+
+/// The operator's page is served over plain HTTP where others than this machine can reach it.
+pub(crate) fn console_in_clear(config: &Config) -> Option<String> {
+    let host = lifecycle::check_listen(&config.relay.listen).ok()?;
+    let is_local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    let is_open = OperatorGate::new(&config.operator).is_ok_and(|gate| gate.can_open());
+    (is_open && !is_local).then(|| {
+        format!(
+            "relay.listen is {}: the operator's page and its token travel over plain HTTP there; listen on 127.0.0.1 behind \
+             a proxy that speaks TLS, or keep everybody but that proxy out",
+            config.relay.listen
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DEFAULT_TOML, Layers};
+
+    const USABLE: [(&str, &str); 3] = [
+        ("DATABASE_URL", "postgres://u:tell-nobody@h/d"),
+        ("REDIS_URL", "redis://:tell-nobody@h:6379"),
+        ("AFTERCOMMIT_JWT_SECRET", "tell-nobody-tell-nobody-tell-nobody"),
+    ];
+
+    fn with(variables: &[(&str, &str)]) -> Config {
+        let variables = USABLE.iter().chain(variables).map(|(name, value)| (name.into(), value.into()));
+        let layers = Layers::read(None, variables.collect::<std::collections::BTreeMap<_, _>>());
+        assert_eq!(layers.problems, []);
+        Config::parse(layers.table).expect("valid")
+    }
+
+    fn told(variables: &[(&str, &str)]) -> Vec<String> {
+        problems(&Role::ALL, &with(variables)).into_iter().map(|problem| problem.text).collect()
+    }
+
+    #[test]
+    fn each_value_that_stops_a_role_is_named_by_its_setting() {
+        assert!(told(&[]).is_empty());
+        for (name, value, expected) in [
+            ("DATABASE_URL", "mysql://u:tell-nobody@h/d", "database.url: "),
+            ("DATABASE_URL", "postgres://u:tell-nobody/x@h/d", "has an '@' behind its host"),
+            ("DATABASE_URL", "postgres://a,b/d", "database.url: "),
+            ("REDIS_URL", "http://h", "redis.url: "),
+            ("REDIS_URL", "rediss://:tell-nobody@h:6379", "TLS, which is not supported for Redis yet"),
+            ("REDIS_URL", "redis://h:6379/zero", "redis.url: "),
+            ("AFTERCOMMIT_JWT_SECRET", "short", "jwt.secret has 5 bytes"),
+            ("AFTERCOMMIT_JWT_LEEWAY_SECONDS", "3601", "leeway_seconds is 3601"),
+            ("AFTERCOMMIT_JWT_PUBLIC_KEY_FILE", "/nowhere", "[jwt] names more than one source"),
+            ("AFTERCOMMIT_JWT_COOKIE", "a b", "jwt.cookie"),
+            ("AFTERCOMMIT_OPERATOR_TOKEN", "short", "operator.token has 5 bytes"),
+            ("AFTERCOMMIT_API_LISTEN", "8080", "api.listen "),
+            ("AFTERCOMMIT_SSE_LISTEN", ":8081", "sse.listen "),
+            ("AFTERCOMMIT_SSE_LISTEN", "http://127.0.0.1:8081", "sse.listen "),
+            ("AFTERCOMMIT_RELAY_LISTEN", "127.0.0.1:99999", "relay.listen "),
+            ("AFTERCOMMIT_RELAY_LISTEN", "::1:8082", "relay.listen "),
+            ("AFTERCOMMIT_RELAY_NAME", "", "relay.name "),
+            ("AFTERCOMMIT_RELAY_NAME", "a b", "relay.name "),
+            ("AFTERCOMMIT_RELAY_NAME", "a{b}", "relay.name "),
+            ("AFTERCOMMIT_RELAY_BACKOFF_MIN_MS", "5000", "relay.backoff_min_ms"),
+            ("AFTERCOMMIT_SSE_CORS_ORIGINS", "*", "sse.cors_origins"),
+            ("AFTERCOMMIT_SSE_CORS_ORIGINS", "https://app.example,null", "sse.cors_origins"),
+            ("AFTERCOMMIT_LOG_LEVEL", "a=b=c", "log.level"),
+            ("AFTERCOMMIT_TELEMETRY_SAMPLE_RATIO", "NaN", "sample_ratio"),
+            ("AFTERCOMMIT_TELEMETRY_OTLP_ENDPOINT", "http://u:tell-nobody@h", "otlp_endpoint"),
+            ("AFTERCOMMIT_OUTBOX_RETENTION_SECONDS", "3600", "outbox.retention_seconds (3600)"),
+            ("AFTERCOMMIT_OUTBOX_ROTATION_SECONDS", "3600", "outbox.rotation_seconds (3600)"),
+        ] {
+            let told = told(&[(name, value)]);
+            assert!(told.len() == 1 && told[0].contains(expected), "{name}={value}: {told:#?}");
+            assert!(!told[0].contains("tell-nobody"), "{name}={value}: {told:#?}");
+        }
+        let all =
+            told(&[("AFTERCOMMIT_API_LISTEN", "1"), ("AFTERCOMMIT_SSE_LISTEN", "1"), ("REDIS_URL", "x")]);
+        assert_eq!(all.len(), 3, "{all:#?}");
+    }
+
+    #[test]
+    fn what_was_not_given_is_told_apart_from_what_was_given_wrongly() {
+        let config = Config::parse(DEFAULT_TOML.parse().expect("TOML")).expect("defaults");
+        let found = problems(&Role::ALL, &config);
+        assert_eq!(found.iter().filter(|problem| problem.is_missing).count(), 3, "{found:#?}");
+        assert_eq!(found.len(), 3, "{found:#?}");
+        // A relay checks no tokens.
+        assert_eq!(problems(&[Role::Relay], &config).len(), 2);
+    }
+
+    #[test]
+    fn an_open_page_on_an_address_of_others_is_warned_of() {
+        let token = ("AFTERCOMMIT_OPERATOR_TOKEN", "0123456789abcdef");
+        for (listen, is_warned) in [
+            ("127.0.0.1:8082", false),
+            ("localhost:8082", false),
+            ("[::1]:8082", false),
+            ("0.0.0.0:8082", true),
+            ("[::]:8082", true),
+            ("10.0.0.1:8082", true),
+            ("relay.example:8082", true),
+        ] {
+            let listen = ("AFTERCOMMIT_RELAY_LISTEN", listen);
+            assert_eq!(warnings(&with(&[listen, token])).len(), usize::from(is_warned), "{listen:?}");
+            assert!(warnings(&with(&[listen])).is_empty(), "nobody is let in");
+        }
+    }
+}
