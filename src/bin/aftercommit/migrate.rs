@@ -14,6 +14,8 @@ pub(crate) const SCHEMAS: [&Schema; 2] = [&outbox::schema::SCHEMA, &uploads::sch
 
 /// Applies what is missing, and says what that was.
 pub(crate) async fn run(config: &Config) -> Result<()> {
+    let (log, redis) = (&config.outbox, &config.redis);
+    outbox::rotate::check(log.retention_seconds, redis.history_ttl_seconds, log.rotation_seconds)?;
     for schema in SCHEMAS {
         // A connection of its own for each: after an error it may still hold the migration lock, and is closed with it.
         let mut connection = config.database.connect("aftercommit migrate").await?;

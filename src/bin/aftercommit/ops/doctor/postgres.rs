@@ -28,6 +28,16 @@ pub(super) async fn examine(config: &Config, open_for: u32) -> Vec<Finding> {
         Err(error) => return vec![Finding::wrong("postgres", error.to_string(), FIX)],
     };
     let mut findings = vec![Finding::ok("postgres", "answers")];
+    match encoding(&mut connection).await {
+        Ok(complaint) => findings.extend(complaint),
+        Err(error) => {
+            return vec![Finding::wrong(
+                "postgres",
+                format!("a check failed: {}", output::told(&error)),
+                FIX,
+            )];
+        }
+    }
     match schema::SCHEMA.check(&mut connection).await {
         Ok(state) => findings.push(version(state)),
         Err(error) => {
@@ -37,7 +47,7 @@ pub(super) async fn examine(config: &Config, open_for: u32) -> Vec<Finding> {
                     "run `aftercommit migrate` of this version"
                 }
                 SchemaError::NotAllowed { .. } => "as the evidence says, as the schema's owner",
-                SchemaError::Migrate { .. } | SchemaError::Database(_) => FIX,
+                SchemaError::Encoding | SchemaError::Migrate { .. } | SchemaError::Database(_) => FIX,
             };
             findings.push(Finding::wrong("schema", error.to_string(), fix));
             return findings;
@@ -47,6 +57,35 @@ pub(super) async fn examine(config: &Config, open_for: u32) -> Vec<Finding> {
         findings.push(Finding::wrong("postgres", format!("a check failed: {}", output::told(&error)), FIX));
     }
     findings
+}
+
+/// A database whose text may be anything, if it is one.
+async fn encoding(connection: &mut PgConnection) -> Result<Option<Finding>> {
+    let name: String = sqlx::query_scalar("select getdatabaseencoding()::text").fetch_one(connection).await?;
+    Ok((name == "SQL_ASCII").then(|| {
+        Finding::wrong(
+            "encoding",
+            "the database has the encoding SQL_ASCII: text that is not UTF-8 cannot be delivered",
+            "move to a database of encoding UTF8; rows that cannot be read are parked meanwhile",
+        )
+    }))
+}
+
+/// Row level security that applies to this user, if there is any: its statements fail rather than see fewer rows.
+async fn row_security(connection: &mut PgConnection) -> Result<Option<Finding>> {
+    let tables: Option<String> = sqlx::query_scalar(
+        "select string_agg(c.relname::text, ', ' order by c.relname) from pg_class c
+         where c.relnamespace = 'outbox'::regnamespace and c.relkind in ('r', 'p') and row_security_active(c.oid)",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(tables.map(|tables| {
+        Finding::wrong(
+            "row level security",
+            format!("it applies to this user on outbox: {tables}"),
+            "alter table outbox.... disable row level security: nobody but relays and operators has rights there",
+        )
+    }))
 }
 
 /// A schema that this binary can work with.
@@ -69,6 +108,7 @@ async fn look(
 ) -> Result<()> {
     findings.extend(server(connection).await?);
     findings.push(privileges(connection).await?);
+    findings.extend(row_security(connection).await?);
     findings.push(pooler(config, connection).await?);
     findings.push(transactions(connection, open_for).await?);
     findings.push(prepared(connection, open_for).await?);
@@ -253,6 +293,12 @@ fn delivery(relay: &RelayOverview, limit: u64) -> Finding {
     const CHECK: &str = "deliveries";
     let verdict = Verdict::of(relay, limit);
     let error = relay.processes.iter().find_map(|heard| heard.heartbeat.error.clone());
+    let error = error.or_else(|| {
+        let rows = relay.contradiction.as_ref()?;
+        Some(format!(
+            "the log contradicts the position: {rows}; stop the relays and run `aftercommit rebase`"
+        ))
+    });
     let why = error.map_or(String::new(), |error| format!(": {error}"));
     let evidence = format!("relay {}: {verdict}{why}", relay.relay);
     match verdict {
