@@ -69,7 +69,10 @@ pub fn named(rows: &[Contradiction]) -> String {
     let mut text = rows
         .iter()
         .take(NAMED)
-        .map(|row| format!("row {} ({})", row.id, row.cause))
+        .map(|row| match row.cause {
+            Cause::Sequence => format!("id {} ({})", row.id, row.cause),
+            cause => format!("row {} ({cause})", row.id),
+        })
         .collect::<Vec<_>>()
         .join(", ");
     if rows.len() > NAMED {

@@ -27,7 +27,7 @@ pub enum Verdict {
 impl Verdict {
     /// Judges a relay whose events may wait for `limit` seconds.
     pub fn of(relay: &RelayOverview, limit: u64) -> Self {
-        if relay.contradiction.is_some() {
+        if relay.contradiction.is_some() || (relay.leader.is_none() && fails(relay)) {
             Self::Failing
         } else if relay.leader.is_none() {
             Self::NoLeader

@@ -180,7 +180,7 @@ impl Step {
             Some(chunk) => chunk,
             None => {
                 // A large chunk takes its time, which must not cost the lead.
-                let reading = read_chunk(&mut self.reader, &self.position, after_id, &self.rules);
+                let reading = Box::pin(read_chunk(&mut self.reader, &self.position, after_id, &self.rules));
                 staying_alive(&mut self.writer, self.rules.sign_of_life, reading).await??
             }
         };
@@ -193,7 +193,7 @@ impl Step {
             read_chunk(&mut self.reader, &self.position, last_id, &self.rules).await.map(Some)
         };
         let publishing = publish_chunk(sink, &self.position, &chunk.rows, &self.exceptions);
-        let both = async { tokio::join!(publishing, reading) };
+        let both = Box::pin(async { tokio::join!(publishing, reading) });
         let (set_aside, ahead) = staying_alive(&mut self.writer, self.rules.sign_of_life, both).await?;
         let set_aside = set_aside?;
         self.ahead = ahead?;

@@ -1,6 +1,8 @@
 //! What an owner of the log can do to it by hand: nothing of it is lost, nothing is called delivered that is not, the relay
 //! says what is wrong, and `rebase` mends it.
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection};
 
@@ -39,10 +41,12 @@ async fn is_refused_and_mended(mut line: Line, admin: &mut PgConnection, waiting
     );
     let status = cli(line.system.settings(), &["status", "--output", "json"]).await;
     let status: Value = serde_json::from_slice(&status.stdout).expect("JSON");
-    assert!(status["relays"][0]["contradiction"].is_string(), "{status}");
+    let told = [&status["relays"][0]["contradiction"], &status["relays"][0]["processes"][0]["error"]];
+    assert!(told.iter().any(|told| told.is_string()), "{status}");
     let doctor = cli(line.system.settings(), &["doctor"]).await;
     assert_eq!(doctor.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&doctor.stdout).contains("contradicts the position"));
+    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(doctor.contains("contradicts the position"), "{doctor}");
     let ready = reqwest::get(line.relay.url("/readyz")).await.expect("an answer");
     assert_eq!(ready.status(), 503);
 
@@ -57,6 +61,18 @@ async fn is_refused_and_mended(mut line: Line, admin: &mut PgConnection, waiting
     line.relay = line.system.start("relay").await;
     line.append(3).await;
     line.is_whole().await;
+}
+
+/// What fails right after the lead was taken is no success: the waits grow.
+#[tokio::test]
+async fn a_relay_that_leads_and_fails_at_once_waits_longer_each_time() {
+    let (line, mut admin) = line_of_six().await;
+    let begun = Instant::now();
+    execute(&mut admin, "select setval('outbox.event_id_seq', 2); select outbox.append('t', 'T', '1')").await;
+    let failures = "aftercommit_relay_failures_total{class=\"conflict\"}";
+    eventually("it has failed nine times", async || (line.metric(failures).await >= 9).then_some(())).await;
+    // Eight waits that double from 50 ms up to 2 s, each at least half as long.
+    assert!(begun.elapsed() >= Duration::from_millis(3500), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

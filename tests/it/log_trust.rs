@@ -562,7 +562,7 @@ async fn a_row_that_is_no_text_is_parked_by_name_and_the_rest_flows_on() {
     line.relay = line.system.start("relay").await;
     has_parked(&mut admin, 2).await;
     line.is_whole().await;
-    line.relay.says("payload cannot be read").await;
+    line.relay.says("a row that cannot be read is parked").await;
     let held: Vec<(String, bool)> =
         sqlx::query_as("select topic, holds_topic from outbox.parked order by seq")
             .fetch_all(&mut admin)
