@@ -24,15 +24,27 @@ pub const TYPE_LEN_MAX: usize = 100;
 /// The schema holds the same limit as a check (`payload_fits`), so that rows written by plain SQL obey it too.
 pub const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
 
+/// The most bytes of JSON text that headers may have (16 KiB).
+pub const HEADERS_BYTES_MAX: usize = 16 * 1024;
+/// Event types that `append` refuses: what the SSE server says itself, and what EventSource fires on its own.
+pub const RESERVED_TYPES: [&str; 7] =
+    ["reset", "refused", "token_expired", "revoked", "skipped", "error", "open"];
+
 /// Why something is not an event. Nothing has been written when one of these is returned.
 #[derive(Debug, thiserror::Error)]
 pub enum EventError {
     /// The topic is empty, too long, or holds a character outside `A-Z a-z 0-9 : . _ -`.
-    #[error("'{}' is not a topic: use 1 to 200 characters of A-Z a-z 0-9 : . _ -", shorten(.0))]
+    #[error("'{}' is not a topic: use 1 to 200 characters of A-Z a-z 0-9 : . _ - (and neither . nor ..)", shorten(.0))]
     Topic(String),
     /// The type is empty, too long, or holds a character outside `A-Z a-z 0-9 . _ -`.
     #[error("'{}' is not an event type: use 1 to 100 characters of A-Z a-z 0-9 . _ -", shorten(.0))]
     Type(String),
+    /// The type is a name that the server or the browser uses itself.
+    #[error("'{name}' is not an event type: the server and the browser use {} themselves", RESERVED_TYPES.join(", "))]
+    ReservedType {
+        /// The name.
+        name: String,
+    },
     /// The payload is longer than [`PAYLOAD_BYTES_MAX`].
     #[error(
         "the payload has {bytes} bytes and the limit is {PAYLOAD_BYTES_MAX}: store large data elsewhere and send a reference"
@@ -74,7 +86,9 @@ impl Topic {
     pub fn new(name: impl Into<String>) -> Result<Self, EventError> {
         let name = name.into();
         let fits = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b':' | b'.' | b'_' | b'-');
-        if name.is_empty() || name.len() > TOPIC_LEN_MAX || !name.bytes().all(fits) {
+        // A browser takes `.` and `..` out of a path.
+        let is_path = name == "." || name == "..";
+        if name.is_empty() || name.len() > TOPIC_LEN_MAX || is_path || !name.bytes().all(fits) {
             return Err(EventError::Topic(name));
         }
         Ok(Self(name.into()))
@@ -95,12 +109,15 @@ impl EventType {
     /// Checks a name and makes an event type of it.
     ///
     /// # Errors
-    /// [`EventError::Type`] if the name does not fit.
+    /// [`EventError::Type`] if the name does not fit, [`EventError::ReservedType`] if it is one of [`RESERVED_TYPES`].
     pub fn new(name: impl Into<String>) -> Result<Self, EventError> {
         let name = name.into();
         let fits = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
         if name.is_empty() || name.len() > TYPE_LEN_MAX || !name.bytes().all(fits) {
             return Err(EventError::Type(name));
+        }
+        if RESERVED_TYPES.contains(&name.as_str()) {
+            return Err(EventError::ReservedType { name });
         }
         Ok(Self(name.into()))
     }
@@ -315,7 +332,7 @@ mod tests {
         for good in ["a", "upload-session:42", "A.b_c-9", &"x".repeat(200)] {
             assert_eq!(Topic::new(good).expect(good).as_str(), good);
         }
-        for bad in ["", " ", "a b", "a{b}", "a\n", "ä", "a/b", "a*", &"x".repeat(201)] {
+        for bad in ["", ".", "..", " ", "a b", "a{b}", "a\n", "ä", "a/b", "a*", &"x".repeat(201)] {
             assert!(matches!(Topic::new(bad), Err(EventError::Topic(_))), "{bad:?}");
         }
     }
@@ -326,6 +343,9 @@ mod tests {
         assert!(EventType::new("x".repeat(100)).is_ok());
         for bad in ["", "a:b", "a b", "a\r\nid: 7", &"x".repeat(101)] {
             assert!(matches!(EventType::new(bad), Err(EventError::Type(_))), "{bad:?}");
+        }
+        for reserved in RESERVED_TYPES {
+            assert!(matches!(EventType::new(reserved), Err(EventError::ReservedType { .. })), "{reserved}");
         }
     }
 

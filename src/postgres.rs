@@ -2,6 +2,13 @@
 //!
 //! Every connection carries `application_name`, so that `pg_stat_activity` tells the roles apart, and server-side
 //! timeouts, because a statement without one can hang for ever on a half-open connection.
+//!
+//! Every connection looks up names in `pg_catalog` alone: where others may create objects in a schema of the search path, an
+//! operator or function of theirs that fits better than `pg_catalog`'s would run as whoever connects. And it sees all rows
+//! that a statement asks for or gets an error: row level security that hides some would pass for "there are none". Both are
+//! start-up options, which a pooler in transaction mode refuses or drops. Nothing is set later instead, as that would stay
+//! behind for whoever gets the pooler's session next. [`Settings::connect`] refuses such a pooler; a pool for an application's
+//! commands warns once, and `alter role ... set search_path = pg_catalog, pg_temp` pins it there.
 
 #[cfg(feature = "server")]
 mod pool;
@@ -17,7 +24,7 @@ use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
 #[cfg(feature = "server")]
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 
 #[cfg(feature = "server")]
 pub use pool::Pool;
@@ -88,6 +95,16 @@ pub enum ConnectError {
         /// How long was waited, in milliseconds.
         waited_ms: u64,
     },
+    /// Something between drops what the session was to be started with.
+    #[error(
+        "Postgres at {address} is reached through a pooler that shares sessions and drops their settings (PgBouncer in \
+         transaction mode?): relays and operators' commands need sessions of their own. Point DATABASE_URL straight at \
+         Postgres; applications may keep the pooler"
+    )]
+    Pooled {
+        /// Host, port and database, without user or password.
+        address: String,
+    },
     /// The server refused, or could not be reached.
     #[error("cannot connect to Postgres at {address}: {}", said(.source))]
     Refused {
@@ -146,6 +163,8 @@ impl Settings {
         Ok(options
             .application_name(application_name)
             .options([
+                ("search_path", PINNED.to_owned()),
+                ("row_security", "off".to_owned()),
                 ("statement_timeout", self.statement_timeout_ms.to_string()),
                 // A dead peer is noticed within half a minute, also in the middle of a query.
                 ("tcp_keepalives_idle", "10".to_owned()),
@@ -162,8 +181,17 @@ impl Settings {
     pub async fn connect(&self, application_name: &str) -> Result<PgConnection, ConnectError> {
         let options = self.options(application_name)?;
         let address = address_of(&options);
-        match tokio::time::timeout(Duration::from_millis(self.acquire_timeout_ms), options.connect()).await {
-            Ok(Ok(connection)) => Ok(connection),
+        let connecting = async {
+            let mut connection = options.connect().await?;
+            let is_pinned = is_pinned(&mut connection).await?;
+            if is_pinned {
+                never_idle_out(&mut connection).await?;
+            }
+            Ok((connection, is_pinned))
+        };
+        match tokio::time::timeout(Duration::from_millis(self.acquire_timeout_ms), connecting).await {
+            Ok(Ok((connection, true))) => Ok(connection),
+            Ok(Ok((_connection, false))) => Err(ConnectError::Pooled { address }),
             Ok(Err(source)) => Err(ConnectError::Refused { address, source }),
             Err(_) => Err(ConnectError::Timeout { address, waited_ms: self.acquire_timeout_ms }),
         }
@@ -178,9 +206,49 @@ impl Settings {
         let pool = PgPoolOptions::new()
             .max_connections(self.max_connections)
             .acquire_timeout(Duration::from_millis(self.acquire_timeout_ms))
+            .after_connect(|connection, _| Box::pin(warn_if_unpinned(connection)))
             .connect_lazy_with(self.options(application_name)?);
         Ok(Pool::new(pool))
     }
+}
+
+/// Where every connection looks up names that are not qualified: nobody else can create anything there.
+const PINNED: &str = "pg_catalog, pg_temp";
+
+async fn is_pinned(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    // By the simple protocol, as a pooler may not know prepared statements.
+    let row = sqlx::raw_sql("select pg_catalog.current_setting('search_path')").fetch_one(connection).await?;
+    Ok(row.try_get::<String, _>(0)? == PINNED)
+}
+
+#[cfg(feature = "server")]
+async fn warn_if_unpinned(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    static WARNED: std::sync::Once = std::sync::Once::new();
+    if !is_pinned(connection).await? {
+        WARNED.call_once(|| {
+            tracing::warn!(
+                "a pooler drops the sessions' settings: pin them by `alter role ... set search_path = pg_catalog, pg_temp`, or \
+                 whoever may create objects in a schema of the search path can run code as this role"
+            );
+        });
+    }
+    Ok(())
+}
+
+/// Has the server keep the session however long it is silent, in and out of transactions, whatever the role's or the
+/// database's defaults are. For sessions of their own, which wait for something to happen; never through a pooler.
+///
+/// # Errors
+/// Postgres's.
+pub async fn never_idle_out(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    // Versions know some of these.
+    sqlx::raw_sql(
+        "select set_config(s.name, '0', false) from pg_settings s
+         where s.name in ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Two connections of one server process at the same time, or one whose process changes: there is a pooler between.

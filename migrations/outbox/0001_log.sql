@@ -366,6 +366,43 @@ begin
 end
 $$;
 
+-- What tells of contradictions at a bounded cost, for whoever only looks: the same, but of rows that are behind only the first
+-- ones of the transactions right after the position; and a sequence that is behind itself, before it has done harm.
+create function outbox.signs_of_contradiction(lower_horizon xid8, high_id bigint, max_rows bigint)
+returns table (row_id bigint, cause text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set plan_cache_mode = force_generic_plan as $$
+declare
+  taken bigint;
+  begun bigint := $1::text::bigint;
+  ahead xid8 := pg_snapshot_xmax(pg_current_snapshot());
+begin
+  select case when s.is_called then s.last_value else s.last_value - 1::bigint end into taken from outbox.event_id_seq s;
+  if taken < $2 then
+    return query select taken, 'sequence';
+  end if;
+  return query
+  (
+    select late.id, 'behind'
+    from generate_series(begun, least(begun + 199::bigint, ahead::text::bigint - 1::bigint)) n
+    cross join lateral (
+      select e.id, e.xid from outbox.event e
+      where (e.xid, e.id) > (n::text::xid8, -9223372036854775807) and (e.xid, e.id) <= (n::text::xid8, $2)
+      order by e.xid, e.id limit 1
+    ) late
+    limit $3
+  )
+  union all
+  (select e.id, 'above' from outbox.event e where e.id > taken order by e.id limit $3)
+  union all
+  (
+    select e.id, 'unborn' from outbox.event e
+    where (e.xid, e.id) >= (ahead, -9223372036854775807) order by e.xid, e.id limit $3
+  );
+end
+$$;
+
 -- Whether there is anything behind a position: something to deliver, or something that reading will refuse.
 create function outbox.has_more(lower pg_snapshot, lower_horizon xid8, high_id bigint) returns boolean
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$

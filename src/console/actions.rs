@@ -78,7 +78,13 @@ pub(super) async fn discard(
 }
 
 /// Hands the request to the relay, and answers what became of it, or that this is not known yet.
-async fn settle(shared: &Shared, identity: Identity, asked: Asked, wished: &OfTopic, action: Action) -> Answer {
+async fn settle(
+    shared: &Shared,
+    identity: Identity,
+    asked: Asked,
+    wished: &OfTopic,
+    action: Action,
+) -> Answer {
     let operator = operator(identity, &wished.reason)?;
     let topic = Topic::new(wished.topic.clone())?;
     let through: Option<StreamId> = wished.through.as_deref().map(str::parse).transpose()?;

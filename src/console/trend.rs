@@ -106,6 +106,7 @@ mod tests {
             backlog_at_most: 3,
             has_leader: true,
             paused: None,
+            contradiction: None,
             rate: 5.0,
             step,
             latency,

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
-use super::Error;
+use super::{Error, time};
 
 /// Who does something by hand, and why.
 #[derive(Debug, Clone)]
@@ -79,7 +79,7 @@ pub async fn list(
         .map(|row| {
             Ok(Entry {
                 id: row.try_get("id")?,
-                at: row.try_get("at")?,
+                at: time::shown(row, "at")?,
                 who: row.try_get("who")?,
                 action: row.try_get("action")?,
                 reason: row.try_get("reason")?,

@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use super::Error;
+use super::{Error, time};
 
 /// What state an event is in for a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,7 +120,7 @@ const SELECTED: &str = "
            case when k.settled_as = 'released' then 'delivered'
                 when k.settled_as is not null then k.settled_as
                 when k.seq is not null then 'parked'
-                when pg_visible_in_snapshot(e.xid, p.lower)
+                when (e.id <= p.high_id and pg_visible_in_snapshot(e.xid, p.lower))
                      or (p.upper is not null and e.id <= p.after_id and pg_visible_in_snapshot(e.xid, p.upper)) then 'delivered'
                 else 'pending' end as state,
            k.settled_at, k.parked_at
@@ -197,7 +197,7 @@ pub async fn show(
             Ok(EventDetail {
                 row: row_of(row)?,
                 transaction: row.try_get("transaction")?,
-                since: row.try_get("since")?,
+                since: time::shown_if_any(row, "since")?,
                 headers: row.try_get("headers")?,
                 payload: RawValue::from_string(payload)
                     .map_err(|error| Error::Database(sqlx::Error::Decode(error.into())))?,
@@ -213,6 +213,6 @@ pub(super) fn row_of(row: &PgRow) -> Result<EventRow, Error> {
         topic: row.try_get("topic")?,
         event_type: row.try_get("type")?,
         state: row.try_get("state")?,
-        created_at: row.try_get("created_at")?,
+        created_at: time::shown(row, "created_at")?,
     })
 }

@@ -26,6 +26,8 @@ pub enum Cause {
     Unborn,
     /// Another row has the same id.
     Twice,
+    /// No row yet: the sequence stands at this id, below what is delivered.
+    Sequence,
 }
 
 impl fmt::Display for Cause {
@@ -35,6 +37,7 @@ impl fmt::Display for Cause {
             Self::Above => "an id that the sequence outbox.event_id_seq has not come to",
             Self::Unborn => "an xid of a transaction that has not begun",
             Self::Twice => "another row has the same id",
+            Self::Sequence => "where the sequence outbox.event_id_seq stands, below what is delivered",
         })
     }
 }
@@ -54,6 +57,7 @@ impl Contradiction {
             "above" => Cause::Above,
             "unborn" => Cause::Unborn,
             "twice" => Cause::Twice,
+            "sequence" => Cause::Sequence,
             _ => Cause::Behind,
         };
         Self { id, cause }
@@ -65,7 +69,10 @@ pub fn named(rows: &[Contradiction]) -> String {
     let mut text = rows
         .iter()
         .take(NAMED)
-        .map(|row| format!("row {} ({})", row.id, row.cause))
+        .map(|row| match row.cause {
+            Cause::Sequence => format!("id {} ({})", row.id, row.cause),
+            cause => format!("row {} ({cause})", row.id),
+        })
         .collect::<Vec<_>>()
         .join(", ");
     if rows.len() > NAMED {
@@ -74,21 +81,49 @@ pub fn named(rows: &[Contradiction]) -> String {
     text
 }
 
-/// The rows that the position of `relay` cannot stand beside, a few of them. None where there is no position.
+/// What tells that the log contradicts the position of `relay`, at a bounded cost: not every such row is found.
+///
+/// # Errors
+/// [`Error`].
+pub async fn signs(connection: &mut PgConnection, relay: &str) -> Result<Vec<Contradiction>, Error> {
+    find(
+        connection,
+        relay,
+        "select x.row_id, x.cause
+         from outbox.position p
+         cross join lateral outbox.signs_of_contradiction(p.lower_horizon, p.high_id, $2) x
+         where p.relay = $1",
+    )
+    .await
+}
+
+/// The rows that the position of `relay` cannot stand beside, a few of them. None where there is no position. Walks an index
+/// of all that waits.
 ///
 /// # Errors
 /// [`Error`].
 pub async fn of_relay(connection: &mut PgConnection, relay: &str) -> Result<Vec<Contradiction>, Error> {
-    let rows = sqlx::query(
+    let mut found = find(
+        connection,
+        relay,
         "select x.row_id, x.cause
          from outbox.position p
          cross join lateral outbox.contradictions(p.lower_horizon, p.high_id, $2) x
          where p.relay = $1",
     )
-    .bind(relay)
-    .bind(LOOKED_FOR)
-    .fetch_all(connection)
     .await?;
+    if found.is_empty() {
+        found = signs(connection, relay).await?;
+    }
+    Ok(found)
+}
+
+async fn find(
+    connection: &mut PgConnection,
+    relay: &str,
+    sql: &'static str,
+) -> Result<Vec<Contradiction>, Error> {
+    let rows = sqlx::query(sql).bind(relay).bind(LOOKED_FOR).fetch_all(connection).await?;
     rows.iter().map(of_row).collect()
 }
 

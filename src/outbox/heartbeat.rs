@@ -6,16 +6,19 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
-use super::Error;
+use super::{Error, time};
 
 /// A process that has said nothing for this long is no longer shown.
 const SHOWN_FOR: Duration = Duration::from_secs(60);
+
+/// A process that has said nothing for this long may have ended: heartbeats come once a second.
+pub(super) const FRESH_FOR: Duration = Duration::from_secs(5);
 
 /// One process at a moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Heartbeat {
-    /// Host and pid.
+    /// Host, pid, and a part that no other start has.
     pub process: String,
     /// `leading`, `standby` or `disconnected`.
     pub role: String,
@@ -43,11 +46,21 @@ pub struct Heard {
     pub heartbeat: Heartbeat,
     /// When it said so.
     pub at: DateTime<Utc>,
+    /// How long ago that was when it was looked up, in seconds.
+    #[serde(skip)]
+    pub age_seconds: f64,
     /// When something failed last, also if it has succeeded since.
     pub error_at: Option<DateTime<Utc>>,
 }
 
-/// Writes down what a process of `relay` says, and forgets processes that have said nothing for a day.
+impl Heard {
+    /// Whether that was a moment ago, by the clock of Postgres.
+    pub fn is_fresh(&self) -> bool {
+        self.age_seconds <= FRESH_FOR.as_secs_f64()
+    }
+}
+
+/// Writes down what a process of `relay` says, and forgets processes that have said nothing for a day, and leaders that another one has replaced.
 ///
 /// # Errors
 /// [`Error`].
@@ -71,10 +84,18 @@ pub async fn beat(connection: &mut PgConnection, relay: &str, said: &Heartbeat) 
     .bind(&said.listen)
     .execute(&mut *connection)
     .await?;
-    sqlx::query("delete from outbox.heartbeat where relay = $1 and at < now() - interval '1 day'")
-        .bind(relay)
-        .execute(connection)
-        .await?;
+    // One leads: what a leader of before said last is nobody's state any more.
+    sqlx::query(
+        "delete from outbox.heartbeat
+         where relay = $1 and (at < now() - interval '1 day'
+           or ($2 and role = 'leading' and process <> $3 and at < clock_timestamp() - make_interval(secs => $4)))",
+    )
+    .bind(relay)
+    .bind(said.role == "leading")
+    .bind(&said.process)
+    .bind(FRESH_FOR.as_secs_f64())
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
@@ -97,7 +118,8 @@ pub async fn end(connection: &mut PgConnection, relay: &str, process: &str) -> R
 /// [`Error`].
 pub async fn heard(connection: &mut PgConnection) -> Result<Vec<Heard>, Error> {
     let rows = sqlx::query(
-        "select * from outbox.heartbeat where at > now() - make_interval(secs => $1) order by relay, role, process",
+        "select *, extract(epoch from clock_timestamp() - at)::float8 as age_seconds
+         from outbox.heartbeat where isfinite(at) and at > now() - make_interval(secs => $1) order by relay, role, process",
     )
     .bind(SHOWN_FOR.as_secs_f64())
     .fetch_all(connection)
@@ -115,8 +137,9 @@ pub async fn heard(connection: &mut PgConnection) -> Result<Vec<Heard>, Error> {
                     rotation_blocked: row.try_get("rotation_blocked")?,
                     listen: row.try_get("listen")?,
                 },
-                at: row.try_get("at")?,
-                error_at: row.try_get("error_at")?,
+                at: time::shown(row, "at")?,
+                age_seconds: row.try_get("age_seconds")?,
+                error_at: time::shown_if_any(row, "error_at")?,
             })
         })
         .collect()

@@ -8,7 +8,7 @@ use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
 use super::browse::{EventDetail, EventRow, EventState};
-use super::{Error, overview};
+use super::{Error, overview, time};
 
 /// Copies of one row that are told of at most.
 const COPIES: i64 = 100;
@@ -169,13 +169,13 @@ async fn settle(
     let Some(row) = row else { return Ok(()) };
     life.window = Some(WindowOf {
         checkpoint: row.try_get("opener")?,
-        opened_at: row.try_get("opened_at")?,
+        opened_at: time::shown(&row, "opened_at")?,
         lower: row.try_get("lower")?,
         upper: row.try_get("upper")?,
     });
     life.delivered = Some(Delivered {
         checkpoint: Some(row.try_get("n")?),
-        at: row.try_get("created_at")?,
+        at: time::shown(&row, "created_at")?,
         after_seconds: row.try_get("after_seconds")?,
     });
     // Where rows of the chunk have been rotated away, the count says nothing.
@@ -223,12 +223,12 @@ async fn set_aside(
     let settled_as: Option<String> = found.try_get("settled_as")?;
     life.stream_id = Some(found.try_get("number")?);
     life.parked = Some(SetAside {
-        at: found.try_get("parked_at")?,
+        at: time::shown(&found, "parked_at")?,
         checkpoint: life.delivered.take().and_then(|step| step.checkpoint),
         because: found.try_get("because")?,
         behind: found.try_get("behind")?,
     });
-    let by_hand = match found.try_get::<Option<DateTime<Utc>>, _>("at")? {
+    let by_hand = match time::shown_if_any(&found, "at")? {
         Some(at) => Some(ByHand { at, who: found.try_get("who")?, reason: found.try_get("reason")? }),
         None => None,
     };
@@ -238,7 +238,7 @@ async fn set_aside(
             life.released = by_hand;
             life.delivered = Some(Delivered {
                 checkpoint: None,
-                at: found.try_get("settled_at")?,
+                at: time::shown(&found, "settled_at")?,
                 after_seconds: found.try_get("after_seconds")?,
             });
         }
@@ -269,7 +269,7 @@ async fn open_window(
     let Some(row) = row else { return Ok(None) };
     Ok(Some(WindowOf {
         checkpoint: row.try_get("n")?,
-        opened_at: row.try_get("created_at")?,
+        opened_at: time::shown(&row, "created_at")?,
         lower: row.try_get("lower")?,
         upper: row.try_get("upper")?,
     }))

@@ -39,17 +39,17 @@ pub mod pause;
 pub mod position;
 pub mod read;
 pub mod rebase;
+mod renumber;
 pub mod replay;
 mod replay_sql;
 pub mod restore;
 pub mod rotate;
 pub mod schema;
+mod time;
 pub mod undelivered;
+pub mod unreadable;
 pub mod verdict;
 mod waiting;
-#[expect(dead_code, reason = "its callers follow")]
-mod time;
-pub mod unreadable;
 
 pub use append::{append, append_all, lock_topic};
 pub use bell::Bell;

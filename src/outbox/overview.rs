@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 use super::Error;
 use super::heartbeat::{self, Heard};
 use super::pause::{self, Pause};
-use super::waiting;
+use super::{contradiction, time, waiting};
 
 /// One relay at a moment.
 #[derive(Debug, Clone, Serialize)]
@@ -36,6 +36,8 @@ pub struct RelayOverview {
     /// Whether only samples were looked at, as transactions that are open or rolled back have taken thousands of row numbers
     /// behind the position: an older event may wait than the one that was found.
     pub oldest_is_sampled: bool,
+    /// What tells that the log holds rows that the position cannot stand beside: nothing is delivered behind them.
+    pub contradiction: Option<String>,
     /// Events set aside.
     pub parked_events: i64,
     /// Topics that wait behind one.
@@ -66,7 +68,7 @@ pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>,
                   select extract(epoch from p.created_at - e.created_at)::float8
                   from outbox.checkpoint before
                   join outbox.event e on e.id = greatest(p.high_id, p.after_id)
-                  where before.relay = p.relay and before.n = p.n - 1
+                  where before.relay = p.relay and before.n = p.n - 1::bigint and isfinite(e.created_at)
                     and greatest(before.high_id, before.after_id) < greatest(p.high_id, p.after_id)
                   limit 1
                 ) as latency_seconds,
@@ -103,6 +105,8 @@ pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>,
     let heard = heartbeat::heard(connection).await?;
     for one in &mut relays {
         one.paused = pause::of(connection, &one.relay).await?;
+        let signs = contradiction::signs(connection, &one.relay).await?;
+        one.contradiction = (!signs.is_empty()).then(|| contradiction::named(&signs));
         one.processes = heard.iter().filter(|heard| heard.relay == one.relay).cloned().collect();
     }
     Ok(relays)
@@ -130,12 +134,13 @@ fn overview_of(row: &PgRow) -> Result<RelayOverview, Error> {
         leader: row.try_get("leader")?,
         last_id: format!("{epoch}-{}", next - 1),
         step: row.try_get("n")?,
-        moved_at: row.try_get("moved_at")?,
+        moved_at: time::shown(row, "moved_at")?,
         backlog_at_most: row.try_get::<i64, _>("newest")? - row.try_get::<i64, _>("behind")?,
-        oldest_pending_at: row.try_get("oldest_pending_at")?,
+        oldest_pending_at: time::shown_if_any(row, "oldest_pending_at")?,
         oldest_pending_seconds: row.try_get("oldest_pending_seconds")?,
         latency_seconds: row.try_get("latency_seconds")?,
         oldest_is_sampled: false,
+        contradiction: None,
         parked_events: row.try_get("parked_events")?,
         parked_topics: row.try_get("parked_topics")?,
         paused: None,

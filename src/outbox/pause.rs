@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
-use super::Error;
 use super::audit::Operator;
+use super::{Error, time};
 
 /// Why nothing is delivered, in an operator's words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -28,7 +28,11 @@ pub async fn of(connection: &mut PgConnection, relay: &str) -> Result<Option<Pau
         .fetch_optional(connection)
         .await?;
     let Some(row) = row else { return Ok(None) };
-    Ok(Some(Pause { since: row.try_get("since")?, who: row.try_get("who")?, reason: row.try_get("reason")? }))
+    Ok(Some(Pause {
+        since: time::shown(&row, "since")?,
+        who: row.try_get("who")?,
+        reason: row.try_get("reason")?,
+    }))
 }
 
 /// Pauses `relay`, which must have run on this log before. False if it is paused already.

@@ -1,6 +1,6 @@
 //! Rebase: giving a log a new lineage of numbers after Postgres was restored or moved.
 //!
-//! Two things can have happened, and the system identifier tells them apart:
+//! What can have happened:
 //!
 //! - **The same cluster went back** (a point-in-time restore, a failover that lost commits). Positions and transaction
 //!   numbers still fit each other, but Redis has numbers that this Postgres would give to other events. A higher epoch
@@ -10,15 +10,21 @@
 //!   the few that lie below any that this cluster will ever give out again, and each relay's position becomes a snapshot
 //!   that sees just the numbers of what it has delivered.
 //!
-//! Either way, what Redis has and the position does not know of is written down, so that nobody is told of it twice.
+//! - **The log contradicts the positions** (a sequence that was set back, ids chosen by hand: see [`super::contradiction`]).
+//!   What is not delivered gets new ids behind everything that is, in order.
+//! - **The log is a copy** that shall live beside its original. It gets an identity of its own, so that Redis can tell the two
+//!   apart.
+//!
+//! In every case, what Redis has and the position does not know of is written down, so that nobody is told of it twice.
 
 use std::collections::HashSet;
 
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Postgres, Row, Transaction};
 
+use super::contradiction::{self, Contradiction};
 use super::position::{Position, Snapshot, Xid};
-use super::{Error, checkpoint, identity, lead};
+use super::{Error, checkpoint, identity, lead, renumber};
 use crate::event::{EventId, Topic};
 
 /// The first xid that a cluster gives out (`FirstNormalTransactionId`).
@@ -79,6 +85,18 @@ pub struct Rebase<'c> {
     relay: String,
     position: Position,
     cluster: Cluster,
+    contradictions: Vec<Contradiction>,
+    /// The relays whose positions the log contradicts.
+    contradicted: Vec<String>,
+}
+
+/// What a rebase is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lineage {
+    /// The epoch in which this relay's numbers go on; `None` if they go on as they are.
+    pub epoch: Option<u64>,
+    /// Whether this log is a copy beside its original, and becomes a log of its own.
+    pub is_copy: bool,
 }
 
 impl<'c> Rebase<'c> {
@@ -97,16 +115,36 @@ impl<'c> Rebase<'c> {
                 return Err(RebaseError::Led(name));
             }
         }
-        let unknown = || RebaseError::Unknown(relay.to_owned());
         let is_same = identity::of(&mut tx).await?.is_at_home();
-        let position = checkpoint::newest(&mut tx, relay).await?.ok_or_else(unknown)?;
         let cluster = if is_same { Cluster::Same } else { Cluster::Other };
-        Ok(Self { tx, relay: relay.to_owned(), position, cluster })
+        let position = match checkpoint::newest(&mut tx, relay).await? {
+            Some(position) => position,
+            // A log that was moved is refused for a relay that is new to it, too.
+            None if cluster == Cluster::Other => Position::before_everything(),
+            None => return Err(RebaseError::Unknown(relay.to_owned())),
+        };
+        let (mut contradictions, mut contradicted) = (Vec::new(), Vec::new());
+        if cluster == Cluster::Same {
+            for name in relays(&mut tx).await? {
+                let mut found = contradiction::of_relay(&mut tx, &name).await?;
+                found.extend(renumber::twice(&mut tx, &name).await?);
+                if !found.is_empty() {
+                    contradicted.push(name);
+                }
+                contradictions.extend(found);
+            }
+        }
+        Ok(Self { tx, relay: relay.to_owned(), position, cluster, contradictions, contradicted })
     }
 
     /// The position as it stands.
     pub fn position(&self) -> &Position {
         &self.position
+    }
+
+    /// Rows that the log's positions cannot stand beside, some of them.
+    pub fn contradictions(&self) -> &[Contradiction] {
+        &self.contradictions
     }
 
     /// What happened to the cluster.
@@ -152,25 +190,36 @@ impl<'c> Rebase<'c> {
         Ok(())
     }
 
-    /// Gives the log its new lineage, in `epoch` for this relay, and hands back the transaction, to be committed with its
-    /// audit row.
+    /// Gives the log its new lineage, and hands back the transaction, to be committed with its audit row.
     ///
     /// # Errors
     /// [`RebaseError::TooManyRelays`], [`RebaseError::Outbox`].
-    pub async fn finish(mut self, epoch: u64) -> Result<Transaction<'c, Postgres>, RebaseError> {
-        // Copies of tables do not always bring their sequences' values along.
-        sqlx::query(
-            "select setval('outbox.event_id_seq', greatest(
-               (select last_value from outbox.event_id_seq), (select max(id) from outbox.event), 1))",
-        )
-        .execute(&mut *self.tx)
-        .await?;
+    pub async fn finish(mut self, lineage: Lineage) -> Result<Transaction<'c, Postgres>, RebaseError> {
+        if lineage.is_copy {
+            sqlx::query("update outbox.log set id = gen_random_uuid()").execute(&mut *self.tx).await?;
+        }
         match self.cluster {
-            Cluster::Same => {
+            Cluster::Same if self.contradicted.is_empty() => {}
+            Cluster::Same => renumber::undelivered(&mut self.tx, &self.contradicted).await?,
+            Cluster::Other => renumber::appended_since_the_move(&mut self.tx).await?,
+        }
+        // Copies of tables do not always bring their sequences' values along.
+        renumber::raise_sequence(&mut self.tx).await?;
+        match (self.cluster, lineage.epoch) {
+            (Cluster::Other, epoch) => self.adopt(epoch.unwrap_or(self.position.epoch + 1)).await?,
+            (Cluster::Same, Some(epoch)) if lineage.is_copy => {
+                // None of the numbers that the original goes on giving out is given out here.
+                for relay in relays(&mut self.tx).await? {
+                    let Some(from) = checkpoint::newest(&mut self.tx, &relay).await? else { continue };
+                    let epoch = if relay == self.relay { epoch } else { from.epoch + 1 };
+                    checkpoint::insert(&mut self.tx, &relay, &from.rebased(epoch)).await?;
+                }
+            }
+            (Cluster::Same, Some(epoch)) => {
                 let to = self.position.rebased(epoch);
                 checkpoint::insert(&mut self.tx, &self.relay, &to).await?;
             }
-            Cluster::Other => self.adopt(epoch).await?,
+            (Cluster::Same, None) => {}
         }
         Ok(self.tx)
     }

@@ -17,6 +17,52 @@ const EVENT_SLOTS: i16 = 8;
 /// How long a TRUNCATE waits for its lock. Readers of the log queue behind it meanwhile, so not long.
 const LOCK_TIMEOUT_MS: u32 = 100;
 
+/// Settings under which the log could not do what it promises. Seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// What Redis keeps and loses could not be given again.
+    #[error(
+        "retention_seconds in [outbox] is {retention}, less than history_ttl_seconds in [redis], {history_ttl}: a Redis that \
+         loses its histories could not be given back what they held. Raise the one or lower the other"
+    )]
+    RetentionBelowHistory {
+        /// How long delivered events are kept.
+        retention: u64,
+        /// How long Redis keeps histories.
+        history_ttl: u64,
+    },
+    /// Slots would take new rows before their old ones may go, and so never be emptied.
+    #[error(
+        "retention_seconds in [outbox] is {retention}, and with rotation_seconds = {rotation} it must be less than {limit}, as \
+         a slot takes rows again after eight rotations: raise rotation_seconds or lower retention_seconds"
+    )]
+    RetentionAboveRotation {
+        /// How long delivered events are kept.
+        retention: u64,
+        /// How long a slot takes rows.
+        rotation: u64,
+        /// What the retention must be below.
+        limit: u64,
+    },
+}
+
+/// Checks retention, history and rotation, in seconds, against each other.
+///
+/// # Errors
+/// [`SettingsError`].
+pub fn check(retention: u64, history_ttl: u64, rotation: u32) -> Result<(), SettingsError> {
+    let rotation = u64::from(rotation.max(1));
+    // Of eight slots one takes rows and the next one is kept ready for that.
+    let limit = rotation.saturating_mul(EVENT_SLOTS.unsigned_abs().into()).saturating_sub(2 * rotation);
+    if retention < history_ttl {
+        return Err(SettingsError::RetentionBelowHistory { retention, history_ttl });
+    }
+    if retention >= limit {
+        return Err(SettingsError::RetentionAboveRotation { retention, rotation, limit });
+    }
+    Ok(())
+}
+
 /// What a rotation did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rotation {
@@ -232,4 +278,20 @@ async fn holders_of(connection: &mut PgConnection, table: &str) -> Result<String
     .fetch_one(connection)
     .await?;
     Ok(holders.unwrap_or_else(|| "a lock that has been released since".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retention_covers_the_histories_and_ends_before_a_slot_is_used_again() {
+        assert_eq!(check(259_200, 86_400, 86_400), Ok(()));
+        let short = SettingsError::RetentionBelowHistory { retention: 3600, history_ttl: 86_400 };
+        assert_eq!(check(3600, 86_400, 86_400), Err(short));
+        let long = SettingsError::RetentionAboveRotation { retention: 21_600, rotation: 3600, limit: 21_600 };
+        assert_eq!(check(21_600, 3600, 3600), Err(long));
+        assert_eq!(check(21_599, 3600, 3600), Ok(()));
+        assert!(short.to_string().contains("history_ttl_seconds in [redis]"));
+    }
 }

@@ -23,10 +23,10 @@ pub async fn set_rotation(connection: &mut PgConnection, seconds: u32) -> Result
     if i64::from(current) == i64::from(seconds) {
         return Ok(());
     }
-    // A function rather than a table's row: it is inlined into the column's default, so that an append reads nothing.
+    // A function rather than a table's row, so that an append reads nothing.
     let sql = format!(
         "create or replace function outbox.rotation_seconds() returns integer
-         language sql immutable parallel safe as $$ select {seconds} $$"
+         language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$ begin return {seconds}; end $$"
     );
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
     Ok(())

@@ -1,5 +1,5 @@
 //! Reading a `timestamptz`, of which Postgres knows more than chrono does: infinity, and years that chrono cannot hold.
-//! The driver's own decoding panics there.
+//! The driver's own decoding panics there. The log's checks keep to the years 1970 to 9999, which every client can hold.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::error::BoxDynError;
@@ -22,34 +22,53 @@ impl Decode<'_, Postgres> for Micros {
     fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
         match value.format() {
             PgValueFormat::Binary => Ok(Self(i64::from_be_bytes(value.as_bytes()?.try_into()?))),
-            PgValueFormat::Text => Err("a time came as text, which no statement of this crate asks for".into()),
+            PgValueFormat::Text => {
+                Err("a time came as text, which no statement of this crate asks for".into())
+            }
         }
     }
 }
 
+/// The end of 9999, in microseconds since 1970.
+const LAST_MICROS: i64 = 253_402_300_799_999_999;
+
 impl Micros {
-    fn checked(&self) -> Option<DateTime<Utc>> {
-        let since_1970 = self.0.checked_add(EPOCH_MICROS)?;
-        DateTime::UNIX_EPOCH.checked_add_signed(TimeDelta::microseconds(since_1970))
+    fn since_1970(&self) -> i64 {
+        self.0.saturating_add(EPOCH_MICROS)
     }
+
+    /// Those between 1970 and 9999.
+    fn checked(&self) -> Option<DateTime<Utc>> {
+        let micros = self.since_1970();
+        (0..=LAST_MICROS).contains(&micros).then(|| at(micros))
+    }
+
+    fn clamped(&self) -> DateTime<Utc> {
+        at(self.since_1970().clamp(0, LAST_MICROS))
+    }
+}
+
+/// A number of microseconds from 0 to [`LAST_MICROS`], which chrono can hold.
+fn at(micros: i64) -> DateTime<Utc> {
+    DateTime::UNIX_EPOCH + TimeDelta::microseconds(micros)
 }
 
 /// A time that must be one.
 ///
 /// # Errors
-/// That it is infinite or outside what chrono can hold, or the driver's.
+/// That it is infinite or outside those years, or the driver's.
 pub(super) fn exact(row: &PgRow, column: &str) -> Result<DateTime<Utc>, sqlx::Error> {
     let micros: Micros = row.try_get(column)?;
-    let refused = || sqlx::Error::Decode("it is infinite, or in a year that no client can hold".into());
+    let refused = || sqlx::Error::Decode("it is infinite, or not in the years 1970 to 9999".into());
     micros.checked().ok_or_else(refused)
 }
 
-/// A time to be shown: the first or the last one that chrono can hold stands for all beyond.
+/// A time to be shown: the first or the last one of those years stands for all beyond.
 ///
 /// # Errors
 /// The driver's.
 pub(super) fn shown(row: &PgRow, column: &str) -> Result<DateTime<Utc>, sqlx::Error> {
-    Ok(saturated(&row.try_get(column)?))
+    Ok(row.try_get::<Micros, _>(column)?.clamped())
 }
 
 /// [`shown`], where there may be none.
@@ -57,12 +76,7 @@ pub(super) fn shown(row: &PgRow, column: &str) -> Result<DateTime<Utc>, sqlx::Er
 /// # Errors
 /// The driver's.
 pub(super) fn shown_if_any(row: &PgRow, column: &str) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
-    Ok(row.try_get::<Option<Micros>, _>(column)?.as_ref().map(saturated))
-}
-
-fn saturated(micros: &Micros) -> DateTime<Utc> {
-    let edge = if micros.0 < 0 { DateTime::<Utc>::MIN_UTC } else { DateTime::<Utc>::MAX_UTC };
-    micros.checked().unwrap_or(edge)
+    Ok(row.try_get::<Option<Micros>, _>(column)?.map(|micros| micros.clamped()))
 }
 
 #[cfg(test)]
@@ -70,12 +84,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_chrono_cannot_hold_is_no_time_and_is_shown_as_the_last_one() {
-        assert_eq!(Micros(0).checked().map(|at| at.to_rfc3339()), Some("2000-01-01T00:00:00+00:00".to_owned()));
-        for beyond in [i64::MAX, i64::MIN] {
-            assert_eq!(Micros(beyond).checked(), None, "{beyond}");
+    fn a_time_that_no_client_can_hold_is_none_and_is_shown_as_the_first_or_last_one() {
+        let text = |micros: i64| Micros(micros).checked().map(|at| at.to_rfc3339());
+        assert_eq!(text(0).as_deref(), Some("2000-01-01T00:00:00+00:00"));
+        for beyond in [i64::MAX, i64::MIN, -EPOCH_MICROS - 1, LAST_MICROS - EPOCH_MICROS + 1] {
+            assert_eq!(text(beyond), None, "{beyond}");
         }
-        assert_eq!(saturated(&Micros(i64::MAX)), DateTime::<Utc>::MAX_UTC);
-        assert_eq!(saturated(&Micros(i64::MIN)), DateTime::<Utc>::MIN_UTC);
+        assert_eq!(Micros(i64::MAX).clamped().to_rfc3339(), "9999-12-31T23:59:59.999999+00:00");
+        assert_eq!(Micros(i64::MIN).clamped(), DateTime::UNIX_EPOCH);
     }
 }

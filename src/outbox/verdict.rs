@@ -27,14 +27,13 @@ pub enum Verdict {
 impl Verdict {
     /// Judges a relay whose events may wait for `limit` seconds.
     pub fn of(relay: &RelayOverview, limit: u64) -> Self {
-        let fails = |heard: &&super::heartbeat::Heard| {
-            heard.heartbeat.role != "standby" && heard.heartbeat.error.is_some()
-        };
-        if relay.leader.is_none() {
+        if relay.contradiction.is_some() || (relay.leader.is_none() && fails(relay)) {
+            Self::Failing
+        } else if relay.leader.is_none() {
             Self::NoLeader
         } else if relay.paused.is_some() {
             Self::Paused
-        } else if relay.processes.iter().any(|heard| fails(&heard)) {
+        } else if fails(relay) {
             Self::Failing
         } else if relay.oldest_pending_seconds.is_some_and(|age| age > limit as f64) {
             Self::Late
@@ -44,6 +43,17 @@ impl Verdict {
             Self::Delivering
         }
     }
+}
+
+/// Whether the process that leads says that it fails; or, until the leader has said anything, one that tries to lead. What a
+/// process said before it ended says nothing of its successor.
+fn fails(relay: &RelayOverview) -> bool {
+    let of = |role: &str| {
+        let of_role = relay.processes.iter().filter(|heard| heard.heartbeat.role == role && heard.is_fresh());
+        of_role.max_by_key(|heard| heard.at)
+    };
+    let speaks = of("leading").or_else(|| of("disconnected"));
+    speaks.is_some_and(|heard| heard.heartbeat.error.is_some())
 }
 
 impl fmt::Display for Verdict {

@@ -5,9 +5,9 @@
 //! position are looked at one by one; behind that, samples spread over the rest.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use super::Error;
+use super::{Error, time};
 
 /// Row numbers behind the position that are looked at one by one.
 pub(super) const LOOKED_AT: i64 = 2000;
@@ -16,11 +16,15 @@ const SAMPLES: i64 = 32;
 /// Row numbers in each sample.
 const SAMPLE_WIDTH: i64 = 50;
 
+/// The times that the log's checks allow, as SQL. A subtraction of others fails.
+const FIRST: &str = "'1970-01-01 00:00:00+00'::timestamptz";
+const LAST: &str = "'9999-12-31 23:59:59+00'::timestamptz";
+
 /// The oldest event that waits, as columns `created_at` and `id`, for a position `p`: late ones by their transactions, then
 /// the first behind the position. Everything visible behind it waits, as the position sees nothing of it.
 pub(super) fn oldest() -> String {
     format!(
-        "select w.created_at, w.id from (
+        "select greatest(least(w.created_at, {LAST}), {FIRST}) as created_at, w.id from (
            select late.created_at, late.id
            from outbox.ended_since(p.lower, p.lower_horizon) ended(xid)
            cross join lateral (
@@ -35,6 +39,17 @@ pub(super) fn oldest() -> String {
            cross join lateral (
              select e.created_at, e.id from outbox.event e
              where (e.xid, e.id) > (ended.xid, 0::bigint) and (e.xid, e.id) <= (ended.xid, greatest(p.high_id, p.after_id))
+             order by e.xid, e.id limit 1
+           ) late
+           union all
+           -- What came later with an id that is delivered: see `outbox.signs_of_contradiction`.
+           select late.created_at, late.id
+           from generate_series(
+             p.lower_horizon::text::bigint,
+             least(p.lower_horizon::text::bigint + 199::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1::bigint)) n
+           cross join lateral (
+             select e.created_at, e.id from outbox.event e
+             where (e.xid, e.id) > (n::text::xid8, 0::bigint) and (e.xid, e.id) <= (n::text::xid8, p.high_id)
              order by e.xid, e.id limit 1
            ) late
            union all
@@ -57,8 +72,8 @@ pub(super) async fn sampled(
     behind: i64,
     through: i64,
 ) -> Result<Option<(DateTime<Utc>, f64)>, Error> {
-    let row = sqlx::query(
-        "select found.created_at, extract(epoch from clock_timestamp() - found.created_at)::float8 as waited
+    let sql = format!(
+        "select shown.created_at, extract(epoch from clock_timestamp() - shown.created_at)::float8 as waited
          from generate_series(1, $3) nth
          cross join lateral (select $1 + ($2 - $1) * nth / $3 as last_id) piece
          cross join lateral (
@@ -66,13 +81,15 @@ pub(super) async fn sampled(
            where e.id > piece.last_id - $4 and e.id <= piece.last_id
            order by e.id limit 1
          ) found
-         order by found.id limit 1",
-    )
-    .bind(behind)
-    .bind(through)
-    .bind(SAMPLES)
-    .bind(SAMPLE_WIDTH)
-    .fetch_optional(connection)
-    .await?;
-    row.map(|row| Ok((row.try_get("created_at")?, row.try_get("waited")?))).transpose()
+         cross join lateral (select greatest(least(found.created_at, {LAST}), {FIRST}) as created_at) shown
+         order by found.id limit 1"
+    );
+    let row = sqlx::query(AssertSqlSafe(sql))
+        .bind(behind)
+        .bind(through)
+        .bind(SAMPLES)
+        .bind(SAMPLE_WIDTH)
+        .fetch_optional(connection)
+        .await?;
+    row.map(|row| Ok((time::shown(&row, "created_at")?, row.try_get("waited")?))).transpose()
 }

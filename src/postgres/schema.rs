@@ -100,6 +100,12 @@ pub enum SchemaError {
         /// The newest migration that this binary knows.
         known: i64,
     },
+    /// A database whose text is not of any encoding.
+    #[error(
+        "this database has the encoding SQL_ASCII, so its text may be anything and cannot be delivered: create one with \
+         `encoding 'UTF8' template template0` (any other encoding than SQL_ASCII does)"
+    )]
+    Encoding,
     /// A migration failed; nothing of it remains.
     #[error("migrating the schema '{schema}' failed: {source}")]
     Migrate {
@@ -120,7 +126,8 @@ impl Schema {
     /// Give it a connection of its own and close it afterwards: after an error it may still hold that lock.
     ///
     /// # Errors
-    /// [`SchemaError::Ahead`], [`SchemaError::NotAllowed`], [`SchemaError::Migrate`], [`SchemaError::Database`].
+    /// [`SchemaError::Ahead`], [`SchemaError::NotAllowed`], [`SchemaError::Encoding`], [`SchemaError::Migrate`],
+    /// [`SchemaError::Database`].
     pub async fn apply(&self, connection: &mut PgConnection) -> Result<usize, SchemaError> {
         let before = self.state(connection).await?;
         match before {
@@ -129,6 +136,10 @@ impl Schema {
             }
             State::Current { .. } | State::Serves { .. } => return Ok(0),
             State::Missing | State::Behind { .. } => {}
+        }
+        let encoding = "select pg_catalog.getdatabaseencoding()::text";
+        if sqlx::query_scalar::<_, String>(encoding).fetch_one(&mut *connection).await? == "SQL_ASCII" {
+            return Err(SchemaError::Encoding);
         }
         // Or each run after the first would report that the schema and the table of migrations are there already.
         sqlx::raw_sql("set client_min_messages = warning").execute(&mut *connection).await?;

@@ -61,15 +61,22 @@ fn a_missing_history_proves_that_nothing_happened_only_where_nothing_was_lost() 
 #[derive(Debug, Clone)]
 enum Act {
     /// An event is published, behind some numbers of other topics.
-    Publish { others: u64 },
+    Publish {
+        others: u64,
+    },
     /// An event is parked: its number is used up, and later ones wait until it is released.
     Park,
     Release,
     Discard,
     /// The history loses its oldest entries.
-    Trim { keep: usize },
+    Trim {
+        keep: usize,
+    },
     /// Redis goes back to an earlier state of everything, and the relay gives again what the log still has of it.
-    GoBack { lose: usize, log_keeps: usize },
+    GoBack {
+        lose: usize,
+        log_keeps: usize,
+    },
     /// The history alone vanishes; the key that outlives it stays.
     Vanish,
     /// The relay restarts: it remembers no ids.
@@ -77,7 +84,9 @@ enum Act {
     /// The log is given a new epoch, claimed in Redis.
     Rebase,
     /// A reader that stands somewhere reads on.
-    Read { from: usize },
+    Read {
+        from: usize,
+    },
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {

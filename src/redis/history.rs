@@ -110,8 +110,8 @@ impl History {
     /// [`ReadError`].
     pub async fn newest(&self, topic: &Topic, count: usize) -> Result<Vec<Entry>, ReadError> {
         let Connected { attempt, mut connection } = self.link().await?;
-        let reply: StreamRangeReply =
-            self.checked(attempt, connection.xrevrange_count(self.keys.history(topic), "+", "-", count).await)?;
+        let reply: StreamRangeReply = self
+            .checked(attempt, connection.xrevrange_count(self.keys.history(topic), "+", "-", count).await)?;
         let mut entries = entries_of(topic, reply)?;
         entries.reverse();
         Ok(entries)
@@ -129,8 +129,8 @@ impl History {
     ) -> Result<Vec<Entry>, ReadError> {
         let Connected { attempt, mut connection } = self.link().await?;
         let start = id.map_or_else(|| "-".to_owned(), |id| id.to_string());
-        let reply: StreamRangeReply =
-            self.checked(attempt, connection.xrange_count(self.keys.history(topic), start, "+", count).await)?;
+        let reply: StreamRangeReply = self
+            .checked(attempt, connection.xrange_count(self.keys.history(topic), start, "+", count).await)?;
         entries_of(topic, reply)
     }
 

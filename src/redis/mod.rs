@@ -10,8 +10,8 @@ pub mod keys;
 mod publisher;
 mod settings;
 pub mod subscriber;
-mod topic_heads;
 pub mod told;
+mod topic_heads;
 
 pub use complaint::said;
 pub use history::History;

@@ -421,7 +421,8 @@ impl Publisher {
             },
             _ => {
                 let failure = failure::of_redis(detail);
-                let reason = if detail.contains(&key) { detail.to_owned() } else { format!("{detail} ({key})") };
+                let reason =
+                    if detail.contains(&key) { detail.to_owned() } else { format!("{detail} ({key})") };
                 if verdict == "ERROR" && failure.remedy == Remedy::SetAside {
                     return PublishError::Poison { at, reason: format!("{reason}{}", advice(failure.class)) };
                 }

@@ -273,7 +273,12 @@ fn classify(message: &Msg, keys: &Keys, twin: &mut Option<Twin>) -> Option<Heard
     let expected = twin.take();
     let bytes = message.get_payload_bytes();
     if bytes.len() > MESSAGE_BYTES {
-        tracing::warn!(channel, bytes = bytes.len(), limit = MESSAGE_BYTES, "a message of another program is too large; dropped");
+        tracing::warn!(
+            channel,
+            bytes = bytes.len(),
+            limit = MESSAGE_BYTES,
+            "a message of another program is too large; dropped"
+        );
         return None;
     }
     let text = String::from_utf8_lossy(bytes).into_owned();
@@ -333,9 +338,9 @@ async fn subscribe(
     for (topic, confirm) in wanted {
         let alone = match &together {
             Ok(()) => Ok(()),
-            Err(_) => {
-                in_time(timeout(settings.response_timeout(), sink.subscribe(&channels_of(keys, &topic))).await)
-            }
+            Err(_) => in_time(
+                timeout(settings.response_timeout(), sink.subscribe(&channels_of(keys, &topic))).await,
+            ),
         };
         let answer = match alone {
             Ok(()) => Ok(()),

@@ -42,6 +42,8 @@ pub const CONFLICT: Failure = failure("conflict", Remedy::Person);
 pub const FORGOT: Failure = failure("forgot", Remedy::Again);
 /// Another relay wrote the position.
 pub const FENCED: Failure = failure("fenced", Remedy::Again);
+/// A server that shows another position than the one that was written: a new session may find the primary.
+pub const STALE_READER: Failure = failure("stalereader", Remedy::NewSession);
 /// A Postgres that takes no writes. A new session may find the new primary.
 pub const READ_ONLY: Failure = failure("readonly", Remedy::NewSession);
 

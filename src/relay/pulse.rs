@@ -74,15 +74,16 @@ impl Pulse {
         connection.ping().await?;
         let relays = overview::relays(connection).await?;
         let outlook = relays.iter().find(|relay| relay.relay == *name).map(|relay| Outlook {
-            oldest_pending: relay.oldest_pending_seconds.map(|age| Duration::from_secs_f64(age.max(0.0))),
+            oldest_pending: relay.oldest_pending_seconds.map(duration_of),
             parked_events: relay.parked_events,
             parked_topics: relay.parked_topics,
             backlog_at_most: if relay.oldest_pending_at.is_some() { relay.backlog_at_most } else { 0 },
             has_leader: relay.leader.is_some(),
             paused: relay.paused.as_ref().map(|pause| format!("{}: {}", pause.who, pause.reason)),
+            contradiction: relay.contradiction.clone(),
             rate: relay.leader.as_ref().and(relay.leading()).map_or(0.0, |leading| leading.heartbeat.rate),
             step: relay.step,
-            latency: relay.latency_seconds.map(|took| Duration::from_secs_f64(took.max(0.0))),
+            latency: relay.latency_seconds.map(duration_of),
         });
         if let Some(outlook) = &outlook {
             let age = outlook.oldest_pending.map_or(0.0, |age| age.as_secs_f64());
@@ -126,9 +127,15 @@ impl Pulse {
     }
 }
 
-/// Host and pid.
+/// A time in seconds, which may be negative where clocks differ.
+fn duration_of(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
+}
+
+/// Host, pid, and a part that no other start has: in containers of one name every relay is pid 1.
 fn process() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let host = host.or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| "unknown".to_owned());
-    format!("{}:{}", host.trim(), std::process::id())
+    let (start, ..) = uuid::Uuid::new_v4().as_fields();
+    format!("{}:{}:{start:08x}", host.trim(), std::process::id())
 }

@@ -74,8 +74,9 @@ impl RunError {
             Self::Step(StepError::Publish(error)) | Self::StoodDown(error) => error.failure(),
             Self::Step(StepError::NoAnswer(_)) => failure::TIMEOUT,
             Self::Step(StepError::Outbox(outbox::Error::Fenced { .. })) => failure::FENCED,
+            Self::Step(StepError::Outbox(outbox::Error::StaleReader { .. })) => failure::STALE_READER,
             Self::Step(StepError::Outbox(_)) | Self::Session(SessionError::Outbox(_)) => failure::CONFLICT,
-            Self::Session(SessionError::ReadOnly) => failure::READ_ONLY,
+            Self::Session(SessionError::ReadOnly | SessionError::ReadsStandby) => failure::READ_ONLY,
             // Addresses, schemas, poolers: what a person has set up.
             _ => Failure { class: "setup", remedy: Remedy::Person },
         }
@@ -209,11 +210,10 @@ impl<S: Sink> Relay<'_, S> {
             self.state.clone(),
             session,
         ));
-        backoff.reset();
         self.compared = None;
         self.pause_looked = None;
         self.sink.begin_lead(step.log());
-        self.deliver(&mut step, &bell).await
+        self.deliver(&mut step, &bell, backoff).await
     }
 
     /// Waits until this process may lead. False at shutdown.
@@ -239,7 +239,15 @@ impl<S: Sink> Relay<'_, S> {
 
     /// Steps until shutdown, waits while there is nothing to do, and tries again what the sink refused. A leader that
     /// cannot reach the sink for long gives up the lead.
-    async fn deliver(&mut self, step: &mut Step, bell: &Notify) -> Result<(), RunError> {
+    ///
+    /// `session` is the wait between sessions. It starts over only here: a lead that ends before it has done anything is no
+    /// success.
+    async fn deliver(
+        &mut self,
+        step: &mut Step,
+        bell: &Notify,
+        session: &mut Backoff,
+    ) -> Result<(), RunError> {
         let mut backoff = backoff_of(self.settings);
         let mut refused_since = None;
         while !self.shutdown.is_cancelled() {
@@ -251,6 +259,7 @@ impl<S: Sink> Relay<'_, S> {
             let error = match self.turn(step).await {
                 Ok(outcome) => {
                     backoff.reset();
+                    session.reset();
                     refused_since = None;
                     self.succeeded();
                     self.after(outcome, bell).await;

@@ -31,6 +31,12 @@ pub(super) enum SessionError {
          again until it finds the primary"
     )]
     ReadOnly,
+    /// One address leads to the primary and to a standby.
+    #[error(
+        "of two connections to this Postgres one leads to a standby, which lags: point DATABASE_URL at the primary alone (no \
+         proxy that splits reads, no name of several addresses)"
+    )]
+    ReadsStandby,
     /// Postgres failed.
     #[error("Postgres: {}", postgres::said(.0))]
     Database(#[from] sqlx::Error),
@@ -66,6 +72,9 @@ pub(super) async fn reader(
     if shares_a_session(writer, &mut reader).await? {
         return Err(SessionError::Pooled);
     }
+    if sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(&mut reader).await? {
+        return Err(SessionError::ReadsStandby);
+    }
     read::prepare_session(&mut reader).await?;
     Ok(reader)
 }
@@ -76,6 +85,7 @@ async fn connect(database: &postgres::Settings, name: &str) -> Result<PgConnecti
         Err(ConnectError::Refused { source, .. }) if source.to_string().contains("startup parameter") => {
             Err(SessionError::Pooled)
         }
+        Err(ConnectError::Pooled { .. }) => Err(SessionError::Pooled),
         other => Ok(other?),
     }
 }

@@ -31,6 +31,8 @@ pub struct Outlook {
     pub has_leader: bool,
     /// Who paused the relay, and why.
     pub paused: Option<String>,
+    /// Rows that the position cannot stand beside.
+    pub contradiction: Option<String>,
     /// Events a second, as the leading process said last.
     pub rate: f64,
     /// The newest step.

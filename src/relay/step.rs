@@ -156,7 +156,17 @@ impl Step {
         let position = answered(rules.patience, checkpoint::load_or_begin(&mut writer, &rules.relay)).await?;
         let log = answered(rules.patience, identity::of(&mut writer)).await?.id;
         let exceptions = Exceptions::load(&mut writer, &rules).await?;
-        Ok(Self { rules, writer, reader, position, log, ahead: None, exceptions, refusals: 0, given_again: 0 })
+        Ok(Self {
+            rules,
+            writer,
+            reader,
+            position,
+            log,
+            ahead: None,
+            exceptions,
+            refusals: 0,
+            given_again: 0,
+        })
     }
 
     /// The identity of the log that is delivered.
@@ -210,7 +220,7 @@ impl Step {
             Some(chunk) => chunk,
             None => {
                 // A large chunk takes its time, which must not cost the lead.
-                let reading = read_chunk(&mut self.reader, &self.position, after_id, &self.rules);
+                let reading = Box::pin(read_chunk(&mut self.reader, &self.position, after_id, &self.rules));
                 staying_alive(&mut self.writer, self.rules.sign_of_life, reading).await??
             }
         };
@@ -224,7 +234,7 @@ impl Step {
         };
         let handing = handing_after(self.refusals);
         let publishing = publish_chunk(sink, &self.position, &chunk.rows, &self.exceptions, handing);
-        let both = async { tokio::join!(publishing, reading) };
+        let both = Box::pin(async { tokio::join!(publishing, reading) });
         let (set_aside, ahead) = staying_alive(&mut self.writer, self.rules.sign_of_life, both).await?;
         let set_aside = self.counting(set_aside)?;
         self.ahead = ahead?;
@@ -337,8 +347,13 @@ impl Step {
             events.retain(|(id, _)| id.epoch == first.epoch);
             let deliveries: Vec<Delivery<'_>> =
                 events.iter().map(|(id, event)| Delivery { id: *id, event }).collect();
-            let batch =
-                Batch { mode: PublishMode::Release, deliveries: &deliveries, first, through: None, lost: None };
+            let batch = Batch {
+                mode: PublishMode::Release,
+                deliveries: &deliveries,
+                first,
+                through: None,
+                lost: None,
+            };
             let publishing = hand_over(sink, batch, self.handing());
             let published = staying_alive(&mut self.writer, self.rules.sign_of_life, publishing).await?;
             failpoint::reach("released").await;

@@ -1,7 +1,7 @@
 //! Waking up: a listener that says "look now". A hint only; the loop looks anyway every poll interval.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::sync::Notify;
@@ -11,6 +11,10 @@ use super::Metrics;
 use super::backoff::Backoff;
 use super::state::StateHandle;
 use crate::outbox::bell::CHANNEL;
+use crate::postgres::never_idle_out;
+
+/// A session of this age was none that ends as soon as it is made.
+const LASTED: Duration = Duration::from_secs(10);
 
 /// Listens until `stop`, and wakes at every notification, every reconnect and every doubt.
 pub(super) async fn listen(
@@ -51,7 +55,7 @@ async fn listen_once(
     match listener(options).await {
         Err(error) => error,
         Ok(mut listener) => {
-            backoff.reset();
+            let since = Instant::now();
             // LISTEN is in force: look once for what was committed before it was.
             state.listening(true);
             metrics.listening.set(1);
@@ -64,8 +68,12 @@ async fn listen_once(
                         wake.notify_one();
                     }
                     // The connection is lost. The next one is made here, so that it is known whether there is one.
-                    Ok(None) => return sqlx::Error::WorkerCrashed,
-                    Err(error) => return error,
+                    ended => {
+                        if since.elapsed() >= LASTED {
+                            backoff.reset();
+                        }
+                        return ended.err().unwrap_or(sqlx::Error::WorkerCrashed);
+                    }
                 }
             }
         }
@@ -78,6 +86,7 @@ async fn listener(options: &PgConnectOptions) -> Result<PgListener, sqlx::Error>
         .acquire_timeout(Duration::from_secs(5))
         .max_lifetime(None)
         .idle_timeout(None)
+        .after_connect(|connection, _| Box::pin(never_idle_out(connection)))
         .connect_lazy_with(options.clone());
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.listen(CHANNEL).await?;

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::cursor::Cursor;
 use super::frame::{self, ResetReason};
-use super::hub::{Shared, SharedTopic};
 use super::history_page::{FIRST_READ, Page, PageEnd, bytes_of_frames, next_count, read_after, read_first};
+use super::hub::{Shared, SharedTopic};
 use super::outlet::{Lane, Put};
 use super::pages::Key;
 use super::patience::{Patience, RETRY};

@@ -284,8 +284,13 @@ impl Shared {
         let found = topics.get(topic).cloned();
         let is_new = found.is_none();
         let shared_topic = found.unwrap_or_else(|| {
-            let visits =
-                Visits { count: 0, empty_since: Instant::now(), is_gone: false, verified: Instant::now(), is_refused: false };
+            let visits = Visits {
+                count: 0,
+                empty_since: Instant::now(),
+                is_gone: false,
+                verified: Instant::now(),
+                is_refused: false,
+            };
             let made = Arc::new(SharedTopic {
                 topic: topic.clone(),
                 naming: (self.naming)(topic.as_str()),

@@ -117,7 +117,16 @@ impl TopicState {
     /// A topic that is joining.
     pub(super) fn new(topic: Topic, budget: Budget, heard_bytes: Arc<AtomicUsize>, metrics: Metrics) -> Self {
         let phase = Phase::Joining { heard: Heard::new(heard_bytes.clone()), again: false };
-        Self { topic, budget, heard_bytes, metrics, recent: None, newest_at: Instant::now(), phase, clients: HashMap::new() }
+        Self {
+            topic,
+            budget,
+            heard_bytes,
+            metrics,
+            recent: None,
+            newest_at: Instant::now(),
+            phase,
+            clients: HashMap::new(),
+        }
     }
 
     /// Makes the topic joining, with what has been heard so far.
@@ -180,7 +189,9 @@ impl TopicState {
                 let place = self.place().and_then(Cursor::id);
                 let is_behind = place.is_some_and(|place| frame.id <= place);
                 // Clients were told these: they are in memory, or Redis has got again what it had forgotten.
-                if is_behind && (is_restored || self.recent.as_ref().is_some_and(|recent| recent.holds(frame.id))) {
+                if is_behind
+                    && (is_restored || self.recent.as_ref().is_some_and(|recent| recent.holds(frame.id)))
+                {
                     return Ok(());
                 }
                 // An id below the place that nobody was told says that the place is not what it seems: read the history.
@@ -318,7 +329,9 @@ impl TopicState {
             From::Latest | From::Reset(_) => Vec::new(),
             From::Last => recent.last(1).collect(),
             From::Earliest if recent.reaches_start() => recent.all().collect(),
-            From::After(Cursor::Start { seen_ms }) if recent.reaches_start_of(seen_ms) => recent.all().collect(),
+            From::After(Cursor::Start { seen_ms }) if recent.reaches_start_of(seen_ms) => {
+                recent.all().collect()
+            }
             From::Earliest | From::After(Cursor::Start { .. }) => return Attached::Behind,
             From::After(Cursor::After(id)) => match recent.after(id) {
                 Some(frames) => frames.collect(),

@@ -229,8 +229,12 @@ impl Model {
     /// Adds what the history proves to follow the topic's place. False if it proves nothing.
     fn follow(&mut self) -> bool {
         let Some(place) = self.topic.place() else { return false };
-        let after: Vec<Link> =
-            self.history.iter().copied().filter(|link| place.id().is_none_or(|place| link.id >= place)).collect();
+        let after: Vec<Link> = self
+            .history
+            .iter()
+            .copied()
+            .filter(|link| place.id().is_none_or(|place| link.id >= place))
+            .collect();
         if after.is_empty() {
             return matches!(place, Cursor::Start { .. }) && self.published.is_empty();
         }

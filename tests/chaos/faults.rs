@@ -156,7 +156,9 @@ async fn forbid(world: &World, fault: &Fault, topic: &str) {
         words.extend(others.map(|other| format!("~{}", keys::history(other).replace(":history", ":*"))));
     } else {
         words.push("resetchannels".to_owned());
-        words.extend(others.flat_map(|other| [format!("&{}", keys::public(other)), format!("&{}", keys::live(other))]));
+        words.extend(
+            others.flat_map(|other| [format!("&{}", keys::public(other)), format!("&{}", keys::live(other))]),
+        );
     }
     tell(world, &words.iter().map(String::as_str).collect::<Vec<_>>()).await;
 }

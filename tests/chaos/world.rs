@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::harness::keys;
 use aftercommit::event::Topic;
 use aftercommit::local::{Home, RedisServer, redis::Options};
 use aftercommit::outbox::parked::{self, Action};
-use crate::harness::keys;
 use redis::aio::MultiplexedConnection;
 use secrecy::ExposeSecret;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};

@@ -3,10 +3,10 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use super::keys;
 use aftercommit::event::{EventId, EventType, NewEvent, Topic};
 use aftercommit::local::{self, Home, PostgresServer, RedisServer, redis::Options};
 use aftercommit::outbox::parked::{self, Action};
-use super::keys;
 use aftercommit::{outbox, redis::Settings as RedisSettings};
 use redis::aio::MultiplexedConnection;
 use secrecy::ExposeSecret;
@@ -280,7 +280,8 @@ impl Line {
     pub(crate) async fn release(&self, topic: &Topic) {
         let mut connection = self.system.database.connect().await;
         let relay = self.system.redis.relay_name();
-        let events = parked::request(&mut connection, &relay, topic, Action::Release, None).await.expect("a request");
+        let events =
+            parked::request(&mut connection, &relay, topic, Action::Release, None).await.expect("a request");
         assert!(events > 0, "nothing of {topic} is parked");
     }
 

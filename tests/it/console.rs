@@ -4,8 +4,8 @@ use redis::AsyncCommands;
 use serde_json::Value;
 use sqlx::AssertSqlSafe;
 
-use aftercommit::event::Topic;
 use crate::harness::keys;
+use aftercommit::event::Topic;
 
 use crate::commands::{commit, json as told};
 use crate::harness::{Browser, Process, System, empty_database, eventually, metric_of};

@@ -3,8 +3,8 @@
 use redis::AsyncCommands;
 use secrecy::ExposeSecret;
 
-use aftercommit::event::Topic;
 use crate::harness::keys;
+use aftercommit::event::Topic;
 
 use crate::commands::commit;
 use crate::console::{TOKEN, agrees, signed_in};

@@ -8,9 +8,9 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
+use crate::harness::keys;
 use aftercommit::event::{EventType, NewEvent, Topic};
 use aftercommit::outbox;
-use crate::harness::keys;
 
 use crate::commands::{stderr, stdout};
 use crate::console::TOKEN;

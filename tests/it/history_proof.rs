@@ -46,7 +46,10 @@ async fn restart_relay(line: &mut Line) {
 }
 
 async fn is_repaired(line: &Line) {
-    eventually("a repair", async || (line.metric("aftercommit_relay_repairs_total").await == 1).then_some(())).await;
+    eventually("a repair", async || {
+        (line.metric("aftercommit_relay_repairs_total").await == 1).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -253,7 +256,8 @@ async fn two_logs_on_one_redis_are_told_apart_and_a_namespace_keeps_them_apart()
 async fn a_redis_with_keys_of_a_later_format_is_refused_in_words() {
     let redis = start_redis(Vec::new(), None).await;
     let system = crate::harness::System::with_redis(redis.url().expose()).await;
-    let mut connection = crate::harness::redis_settings_of(redis.url().expose()).connect().await.expect("Redis");
+    let mut connection =
+        crate::harness::redis_settings_of(redis.url().expose()).connect().await.expect("Redis");
     let _: () = connection.hset(system.redis.keys().log(), "format", 2).await.expect("a format");
     let relay = system.start("relay").await;
     relay.says("have format 2, and this aftercommit knows format 1: run the version").await;

@@ -83,7 +83,8 @@ async fn a_discard_gives_up_the_events_that_were_parked_then_and_none_that_came_
     line.words(&["del", &key]).await.expect("no key");
     let later = line.append_to(&topic, 3).await;
     line.relay = line.system.start("relay").await;
-    eventually("the later ones arrive", async || (line.history_of(&topic).await == later).then_some(())).await;
+    eventually("the later ones arrive", async || (line.history_of(&topic).await == later).then_some(()))
+        .await;
     assert!(parked(&line).await.is_empty());
 }
 
@@ -108,9 +109,11 @@ async fn a_repair_gives_again_what_a_held_topic_had_delivered_before() {
 
 #[tokio::test]
 async fn what_arrived_before_a_refusal_is_no_conflict_when_its_history_was_trimmed_since() {
-    let mut line =
-        Line::with(Wiring { relay: vec![("AFTERCOMMIT_RELAY_ON_POISON", "halt".to_owned())], ..Wiring::default() })
-            .await;
+    let mut line = Line::with(Wiring {
+        relay: vec![("AFTERCOMMIT_RELAY_ON_POISON", "halt".to_owned())],
+        ..Wiring::default()
+    })
+    .await;
     let refused = line.system.redis.topic("refused");
     let key = keys::history(&refused);
     line.words(&["set", &key, "of another type"]).await.expect("a key");
@@ -138,7 +141,11 @@ async fn streams(line: &Line, sse: &Process) -> [Client; 2] {
 /// Waits until a client is told that Redis refuses its topic.
 async fn is_told_of_the_refusal(client: &Client) {
     eventually("a refusal is told", async || {
-        client.so_far().iter().any(|event| event.event == "refused" && event.data.contains("topic_refused")).then_some(())
+        client
+            .so_far()
+            .iter()
+            .any(|event| event.event == "refused" && event.data.contains("topic_refused"))
+            .then_some(())
     })
     .await;
 }
@@ -166,7 +173,8 @@ async fn a_channel_that_the_sse_server_may_not_hear_is_refused_alone() {
     })
     .await;
     line.append_to(&line.system.redis.topic("refused"), 1).await;
-    eventually("an event", async || refused.so_far().iter().any(|event| event.event == "T").then_some(())).await;
+    eventually("an event", async || refused.so_far().iter().any(|event| event.event == "T").then_some(()))
+        .await;
 }
 
 #[tokio::test]
@@ -183,7 +191,8 @@ async fn a_history_of_another_type_does_not_end_the_verification_of_others() {
     let key = keys::history(&line.system.redis.topic("refused"));
     let _: () = redis.set(&key, "of another type").await.expect("a key");
     // An event that the server does not hear of: only a verification finds it.
-    let fields = [("event", Uuid::new_v4().to_string()), ("type", "T".to_owned()), ("payload", "1".to_owned())];
+    let fields =
+        [("event", Uuid::new_v4().to_string()), ("type", "T".to_owned()), ("payload", "1".to_owned())];
     let fields = [&fields[..], &[("prev", "1-1".to_owned())]].concat();
     let _: String = redis.xadd(keys::history(&line.topic), "1-2", &fields).await.expect("an entry");
     assert_eq!(heard.events(2).await[1].id.as_deref(), Some("1-2"));

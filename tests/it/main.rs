@@ -4,6 +4,8 @@
 #[expect(dead_code, unused_imports, reason = "the plumbing of all tests; the campaign needs more of it")]
 mod harness;
 
+mod log_contradictions;
+mod log_trust;
 mod outbox_log;
 mod rotation;
 mod status_cost;

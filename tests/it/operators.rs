@@ -108,8 +108,7 @@ async fn parked_events_are_listed_and_one_topic_is_released_while_another_is_dis
     let topics = [system.redis.topic("kept"), system.redis.topic("given-up")];
     let mut redis = system.redis.connect().await;
     for topic in &topics {
-        let _: () =
-            redis.set(crate::harness::keys::history(topic), "in the way").await.expect("a string");
+        let _: () = redis.set(crate::harness::keys::history(topic), "in the way").await.expect("a string");
     }
     let relay = system.start("relay").await;
     for topic in &topics {

@@ -2,8 +2,8 @@
 
 use redis::AsyncCommands;
 
-use aftercommit::event::Topic;
 use crate::harness::keys;
+use aftercommit::event::Topic;
 
 use crate::commands::{assert_fails, commit, json, stderr, stdout};
 use crate::console::block;

@@ -236,7 +236,9 @@ async fn a_topic_whose_key_has_the_wrong_type_is_parked_and_all_else_flows() {
     let _: () = connection.del(&key).await.expect("a deletion");
     let mut database_connection = database.connect().await;
     let name = redis.relay_name();
-    let wished = parked::request(&mut database_connection, &name, &bad, Action::Release, None).await.expect("a request");
+    let wished = parked::request(&mut database_connection, &name, &bad, Action::Release, None)
+        .await
+        .expect("a request");
     assert_eq!(wished, 4);
     assert!(relay.step.apply_request(&mut relay.publisher).await.expect("a release"));
     append(&database, &bad, "\"bad 4\"").await;
@@ -277,7 +279,9 @@ async fn discarded_events_are_forgotten_and_the_topic_flows_again() {
     assert_eq!(relay.drain().await, (0, 1));
     let _: () = connection.del(&key).await.expect("a deletion");
     let mut database_connection = database.connect().await;
-    parked::request(&mut database_connection, &redis.relay_name(), &bad, Action::Discard, None).await.expect("a request");
+    parked::request(&mut database_connection, &redis.relay_name(), &bad, Action::Discard, None)
+        .await
+        .expect("a request");
     assert!(relay.step.apply_request(&mut relay.publisher).await.expect("a discard"));
     append(&database, &bad, "2").await;
     assert_eq!(relay.drain().await, (1, 0));

@@ -277,7 +277,9 @@ async fn a_key_that_is_forbidden_parks_its_topic_among_others_of_its_chunk() {
     // In one transaction, so that they are in one chunk.
     let begun = own.replace(":history", ":begun");
     let log = line.system.redis.keys().log();
-    line.command(&format!("acl setuser default resetkeys ~{own} ~{begun} ~{top} ~{log}")).await.expect("an acl");
+    line.command(&format!("acl setuser default resetkeys ~{own} ~{begun} ~{top} ~{log}"))
+        .await
+        .expect("an acl");
     let mut connection = line.system.database.connect().await;
     let topics = [&line.topic, &forbidden, &line.topic, &forbidden, &line.topic];
     let events: Vec<_> = topics

@@ -217,12 +217,10 @@ async fn are_repaired(line: &Line, repairs: u64) {
 }
 
 async fn ids_of(line: &Line) -> Vec<String> {
-    let reply: redis::streams::StreamRangeReply = redis::AsyncCommands::xrange_all(
-        &mut line.redis().await,
-        crate::harness::keys::history(&line.topic),
-    )
-    .await
-    .expect("a history");
+    let reply: redis::streams::StreamRangeReply =
+        redis::AsyncCommands::xrange_all(&mut line.redis().await, crate::harness::keys::history(&line.topic))
+            .await
+            .expect("a history");
     reply.ids.into_iter().map(|entry| entry.id).collect()
 }
 

@@ -254,7 +254,8 @@ async fn add_silently(outage: &Outage, n: u64) {
     let fields =
         [("event", event), ("type", "N".to_owned()), ("payload", n.to_string()), ("prev", format!("1-{n}"))];
     let id = format!("1-{}", n + 1);
-    let _id: String = redis.xadd(outage.keys().history(&outage.feed.topic()), id, &fields).await.expect("an entry");
+    let _id: String =
+        redis.xadd(outage.keys().history(&outage.feed.topic()), id, &fields).await.expect("an entry");
 }
 
 #[tokio::test]
@@ -278,7 +279,8 @@ async fn an_event_that_was_lost_is_found_also_while_others_publish_on_the_topic(
     // Their messages say nothing of what the relay has published.
     let mut redis = outage.redis().await;
     eventually("the lost event", async || {
-        let _heard: usize = redis.publish(outage.keys().public(&outage.feed.topic()), "noise").await.expect("a publish");
+        let _heard: usize =
+            redis.publish(outage.keys().public(&outage.feed.topic()), "noise").await.expect("a publish");
         client.so_far().iter().any(|event| event.id.as_deref() == Some("1-3")).then_some(())
     })
     .await;

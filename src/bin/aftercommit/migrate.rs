@@ -24,6 +24,8 @@ pub(crate) struct Args {
 
 /// Applies what is missing, and says what that was.
 pub(crate) async fn run(config: &Config, args: Args) -> Result<()> {
+    let (log, redis) = (&config.outbox, &config.redis);
+    outbox::rotate::check(log.retention_seconds, redis.history_ttl_seconds, log.rotation_seconds)?;
     apply(config, &outbox::schema::SCHEMA).await?;
     if args.uploads {
         apply(config, &uploads::schema::SCHEMA).await?;

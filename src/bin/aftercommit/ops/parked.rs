@@ -98,7 +98,8 @@ async fn list(config: &Config, limit: u32, output: Output) -> Result<()> {
     if let Some(first) = topics.iter().find(|topic| topic.requested.is_none()) {
         note!(
             "mend what is under WHY, then: aftercommit parked release {0} --through {1} (or discard)",
-            first.topic, first.last_id
+            first.topic,
+            first.last_id
         );
     }
     Ok(())

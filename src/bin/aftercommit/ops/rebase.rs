@@ -8,8 +8,9 @@ use sqlx::PgConnection;
 
 use aftercommit::counted::counted;
 use aftercommit::event::{EventId, StreamId, Topic};
+use aftercommit::outbox::contradiction::{self, Contradiction};
+use aftercommit::outbox::rebase::{Cluster, Lineage, Pending, Rebase};
 use aftercommit::outbox::{audit, identity};
-use aftercommit::outbox::rebase::{Cluster, Pending, Rebase};
 use aftercommit::redis::keys::Keys;
 use aftercommit::redis::{Publisher, told};
 use aftercommit::relay::{Batch, PublishMode, Reached, Sink};
@@ -27,16 +28,27 @@ const PAGE: i64 = 10_000;
 #[command(after_help = "Examples:
   aftercommit rebase --dry-run
   aftercommit rebase --reason 'restored from the backup of 02:00' --yes
+  aftercommit rebase --copy --reason 'staging, cloned from production' --yes
 
 Stop every relay of the log first. Needed after Postgres was restored from a
 backup, failed over with a loss of commits, or was moved to another cluster; the
 relay says so. New events get numbers of a higher epoch, so that clients see
 them as new, and events that Redis has already are not published again. A Redis
-that was restored or emptied needs no rebase: the relay repairs it.")]
+that was restored or emptied needs no rebase: the relay repairs it.
+
+Needed as well where the log contradicts its positions (the sequence of its ids
+was set back, or rows were written by hand): what is not delivered gets new ids
+in order.
+
+With --copy the log becomes one of its own: for a clone that shall live beside
+its original. On the same Redis it needs a [redis] namespace of its own.")]
 pub(crate) struct Args {
     /// Say what would be done, and change nothing.
     #[arg(long)]
     dry_run: bool,
+    /// Give the log an identity of its own: it is a clone beside its original.
+    #[arg(long)]
+    copy: bool,
     #[command(flatten)]
     consent: Consent,
     /// How to print the data.
@@ -55,6 +67,10 @@ struct Findings {
     pending: u64,
     /// Of these, the rows of those that Redis has.
     told: Vec<i64>,
+    /// Rows that the log's positions cannot stand beside.
+    contradictions: Vec<Contradiction>,
+    /// Whether the log is to become one of its own.
+    is_copy: bool,
 }
 
 impl Findings {
@@ -63,8 +79,23 @@ impl Findings {
         self.position.epoch.max(self.reached.map_or(0, |reached| reached.id.epoch)) + 1
     }
 
+    /// Whether numbers go on in another epoch. A log that only contradicts its positions has given out none wrongly.
+    fn changes_epoch(&self) -> bool {
+        self.is_copy
+            || self.cluster == Cluster::Other
+            || self.reached.is_some_and(|reached| reached.id > self.position)
+    }
+
     fn is_needed(&self) -> bool {
-        self.cluster == Cluster::Other || self.reached.is_some_and(|reached| reached.id > self.position)
+        self.changes_epoch() || !self.contradictions.is_empty()
+    }
+
+    /// What the relay will be after it, in words.
+    fn outcome(&self) -> String {
+        match self.changes_epoch() {
+            true => format!("to epoch {}", self.new_epoch()),
+            false => format!("within epoch {}", self.position.epoch),
+        }
     }
 
     /// Events that clients have seen and this Postgres knows nothing of, where that can be said.
@@ -77,27 +108,29 @@ impl Findings {
 /// Runs the command.
 pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
     let mut connection = super::connect(config).await?;
-    let found = look(config, &mut connection).await?;
+    let found = look(config, args, &mut connection).await?;
     if args.dry_run || !found.is_needed() {
         return report(config, args, &found, false);
     }
     say(&found);
-    args.consent.to(&format!("rebase relay '{}' to epoch {}", config.relay.name, found.new_epoch()))?;
+    args.consent.to(&format!("rebase relay '{}' {}", config.relay.name, found.outcome()))?;
     // Looked at once more, now under the lock under which it is changed.
-    let (found, rebase) = find(config, &mut connection, Purpose::Change).await?;
-    let mut tx = rebase.finish(found.new_epoch()).await?;
+    let (found, rebase) = find(config, args, &mut connection, Purpose::Change).await?;
+    let lineage = Lineage { epoch: found.changes_epoch().then(|| found.new_epoch()), is_copy: found.is_copy };
+    let mut tx = rebase.finish(lineage).await?;
     let what = json!({
         "relay": config.relay.name, "cluster": cluster(found.cluster), "from": found.position.to_string(),
-        "redis": found.reached.map(|reached| reached.id.to_string()), "epoch": found.new_epoch(),
+        "redis": found.reached.map(|reached| reached.id.to_string()), "epoch": lineage.epoch.unwrap_or(found.position.epoch),
+        "copy": found.is_copy, "contradicted": !found.contradictions.is_empty(),
     });
     audit::write(&mut tx, &args.consent.operator(), "rebase", &what, found.told.len() as u64).await?;
     tx.commit().await?;
     report(config, args, &found, true)
 }
 
-async fn look(config: &Config, connection: &mut PgConnection) -> Result<Findings> {
+async fn look(config: &Config, args: &Args, connection: &mut PgConnection) -> Result<Findings> {
     // The rebase that was begun ends here, and with it its locks.
-    find(config, connection, Purpose::Look).await.map(|(found, _dropped)| found)
+    find(config, args, connection, Purpose::Look).await.map(|(found, _dropped)| found)
 }
 
 /// What the findings are for.
@@ -110,6 +143,7 @@ enum Purpose {
 /// Begins a rebase and finds out what Redis knows of the events that Postgres takes for pending.
 async fn find<'c>(
     config: &Config,
+    args: &Args,
     connection: &'c mut PgConnection,
     purpose: Purpose,
 ) -> Result<(Findings, Rebase<'c>)> {
@@ -117,12 +151,25 @@ async fn find<'c>(
     let mut rebase = Rebase::begin(connection, &config.relay.name).await?;
     let mut sink = Publisher::new(config.redis.clone(), &config.relay.name, 1);
     sink.begin_lead(log);
-    let reached = sink.reached().await?;
+    // The Redis of a copy is the one of its original, or holds nothing yet.
+    let reached = if args.copy { None } else { sink.reached().await? };
     let mut redis = config.redis.connect().await?;
     let from = rebase.position();
     let position = StreamId::new(from.epoch, from.next_seq - 1);
-    let mut found = Findings { cluster: rebase.cluster(), position, reached, pending: 0, told: Vec::new() };
-    if purpose == Purpose::Change {
+    let mut found = Findings {
+        cluster: rebase.cluster(),
+        position,
+        reached,
+        pending: 0,
+        told: Vec::new(),
+        contradictions: rebase.contradictions().to_vec(),
+        is_copy: args.copy,
+    };
+    if args.copy {
+        // Its keys are of a namespace of its own, which the relay claims: this log's old identity has nothing there.
+        return Ok((found, rebase));
+    }
+    if purpose == Purpose::Change && found.changes_epoch() {
         // A Redis that is behind the position has forgotten events which cannot be given again in the new epoch.
         let is_behind = reached.is_none_or(|reached| reached.id < position) && position.seq > 0;
         claim(&mut sink, found.new_epoch(), is_behind).await?;
@@ -194,6 +241,7 @@ fn report(config: &Config, args: &Args, found: &Findings, done: bool) -> Result<
             "cluster": cluster(found.cluster), "position": found.position.to_string(),
             "redis": found.reached.map(|reached| reached.id.to_string()), "epoch": found.new_epoch(),
             "pending": found.pending, "told": found.told.len(), "lost": found.lost(),
+            "copy": found.is_copy, "contradictions": found.contradictions.len(),
         }));
     }
     if !found.is_needed() {
@@ -204,7 +252,7 @@ fn report(config: &Config, args: &Args, found: &Findings, done: bool) -> Result<
         say(found);
     }
     let verb = if done { "rebased" } else { "would be rebased" };
-    output::line(&format!("relay {}: {verb} to epoch {}", config.relay.name, found.new_epoch()));
+    output::line(&format!("relay {}: {verb} {}", config.relay.name, found.outcome()));
     if done {
         output::line("start the relay again");
     }
@@ -215,10 +263,20 @@ fn report(config: &Config, args: &Args, found: &Findings, done: bool) -> Result<
 fn say(found: &Findings) {
     let redis = found.reached.map_or("nothing".to_owned(), |reached| reached.id.to_string());
     let what = match found.cluster {
-        Cluster::Same => "the same cluster, which went back",
+        Cluster::Same if found.reached.is_some_and(|reached| reached.id > found.position) => {
+            "the same cluster, which went back"
+        }
+        Cluster::Same => "the cluster in which the log was made",
         Cluster::Other => "another cluster: every row gets a number of this one",
     };
     note!("Postgres    {what}");
+    if found.is_copy {
+        note!("identity    a new one: on the Redis of its original it needs a [redis] namespace of its own");
+    }
+    if !found.contradictions.is_empty() {
+        let rows = contradiction::named(&found.contradictions);
+        note!("contradicts {rows}: what is not delivered gets new ids, in order");
+    }
     note!("position    Postgres {}, Redis {redis}", found.position);
     note!(
         "pending     {}, {} of them in Redis already: not published again",

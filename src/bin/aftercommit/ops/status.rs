@@ -131,6 +131,12 @@ fn print_relay(relay: &RelayOverview, verdict: Verdict) {
             say("error", &format!("{} ({said} ago): {error}", heard.heartbeat.process));
         }
     }
+    if let Some(rows) = &relay.contradiction {
+        say(
+            "log",
+            &format!("CONTRADICTS the position: {rows}; stop the relays and run `aftercommit rebase`"),
+        );
+    }
     say("parked", &parked(relay));
     let blocked = leading.and_then(|heard| heard.heartbeat.rotation_blocked.clone());
     say("rotation", &blocked.map_or_else(|| "nothing in its way".to_owned(), |by| format!("BLOCKED: {by}")));

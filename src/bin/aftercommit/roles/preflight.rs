@@ -11,6 +11,8 @@ use aftercommit::redis;
 pub(super) async fn postgres(settings: &postgres::Settings, role: &str, schemas: &[&Schema]) -> Result<()> {
     let mut connection = match settings.connect(role).await {
         Ok(connection) => connection,
+        // A relay says so itself, and goes on trying; the pool of an application's commands warns.
+        Err(ConnectError::Pooled { .. }) => return Ok(()),
         Err(error) if is_away(&error) => {
             tracing::warn!(%error, "starting without Postgres; trying again until it is there");
             return Ok(());
@@ -77,7 +79,10 @@ pub(super) async fn redis(settings: &redis::Settings) -> Result<()> {
 /// Whether time may mend it. A refused login or a database that is not there will not mend itself.
 fn is_away(error: &ConnectError) -> bool {
     match error {
-        ConnectError::NoUrl | ConnectError::Url(_) | ConnectError::SeveralHosts => false,
+        ConnectError::NoUrl
+        | ConnectError::Url(_)
+        | ConnectError::SeveralHosts
+        | ConnectError::Pooled { .. } => false,
         ConnectError::Timeout { .. } => true,
         ConnectError::Refused { source, .. } => !is_for_a_person(source),
     }

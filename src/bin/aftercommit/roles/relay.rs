@@ -48,6 +48,11 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
     notifier: Notifier,
 ) -> Result<()> {
+    outbox::rotate::check(
+        config.outbox.retention_seconds,
+        config.redis.history_ttl_seconds,
+        config.outbox.rotation_seconds,
+    )?;
     let gate = OperatorGate::new(&config.operator)?;
     preflight::postgres(&config.database, "aftercommit relay", &[&outbox::schema::SCHEMA]).await?;
     preflight::redis(&config.redis).await?;
@@ -146,6 +151,10 @@ fn checks(state: &State, limit: Duration) -> Vec<Check> {
             None => Ok("no"),
         };
         checks.push(Check::of("paused", paused));
+        let log = outlook.contradiction.as_ref().map_or(Ok("fits the position"), |rows| {
+            Err(format!("it contradicts the position: {rows}; stop the relays and run `aftercommit rebase`"))
+        });
+        checks.push(Check::of("log", log));
         checks.push(Check::of("pending", pending(outlook.oldest_pending, limit)));
     } else {
         checks.push(Check::of("pending", Err::<String, _>("how long events wait is not known")));

@@ -61,7 +61,7 @@ pub(super) async fn examine(config: &Config, scope: Scope, open_for: u32) -> Vec
                     "run `aftercommit migrate` of this version"
                 }
                 SchemaError::NotAllowed { .. } => "as the evidence says, as the schema's owner",
-                SchemaError::Migrate { .. } | SchemaError::Database(_) => FIX,
+                SchemaError::Encoding | SchemaError::Migrate { .. } | SchemaError::Database(_) => FIX,
             };
             findings.push(Finding::wrong("schema", error.to_string(), fix));
             return findings;
@@ -314,6 +314,12 @@ fn delivery(relay: &RelayOverview, limit: u64) -> Finding {
     const CHECK: &str = "deliveries";
     let verdict = RelayVerdict::of(relay, limit);
     let error = relay.processes.iter().find_map(|heard| heard.heartbeat.error.clone());
+    let error = error.or_else(|| {
+        let rows = relay.contradiction.as_ref()?;
+        Some(format!(
+            "the log contradicts the position: {rows}; stop the relays and run `aftercommit rebase`"
+        ))
+    });
     let why = error.map_or(String::new(), |error| format!(": {error}"));
     let evidence = format!("relay {}: {verdict}{why}", relay.relay);
     match verdict {

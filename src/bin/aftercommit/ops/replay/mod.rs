@@ -202,9 +202,7 @@ async fn carry_on(connection: &mut PgConnection, mut replay: Replay, args: &Args
     }
     if replay.missing > 0 {
         let gone = counted(replay.missing, "selected event");
-        note!(
-            "{gone} had left the log before the replay came to them: see [outbox] retention"
-        );
+        note!("{gone} had left the log before the replay came to them: see [outbox] retention");
     }
     Ok(())
 }
@@ -257,7 +255,8 @@ async fn publish_parked(config: &Config, args: &Args) -> Result<()> {
         return report_parked(args, &named);
     }
     args.consent.to(&format!("publish {}, in order", told(&named)))?;
-    let how = How { action: Action::Release, consent: &args.consent, is_waited_for: true, output: args.output };
+    let how =
+        How { action: Action::Release, consent: &args.consent, is_waited_for: true, output: args.output };
     hand_over(config, &mut connection, named, how).await
 }
 

@@ -1,0 +1,172 @@
+//! What an owner of the log can do to it by hand: nothing of it is lost, nothing is called delivered that is not, the relay
+//! says what is wrong, and `rebase` mends it.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use crate::harness::{Line, cli, eventually};
+
+async fn execute(admin: &mut PgConnection, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(admin).await.expect(sql);
+}
+
+/// A line that has delivered six events, and a session of the log's owner.
+async fn line_of_six() -> (Line, PgConnection) {
+    let mut line = Line::new().await;
+    line.append(6).await;
+    line.is_whole().await;
+    let admin = line.system.database.connect().await;
+    (line, admin)
+}
+
+async fn states(admin: &mut PgConnection) -> Vec<(String, i64)> {
+    sqlx::query_as("select state, count(*) from outbox.event_status group by 1 order by 1")
+        .fetch_all(admin)
+        .await
+        .expect("states")
+}
+
+/// The relay refuses, every screen says so, and after a rebase everything has arrived in order.
+async fn is_refused_and_mended(mut line: Line, admin: &mut PgConnection, waiting: i64) {
+    line.fails_with("conflict").await;
+    line.relay.says("contradicts the position").await;
+    line.relay.says("aftercommit rebase").await;
+    let states = states(admin).await;
+    assert_eq!(
+        states.iter().find(|(state, _)| state == "pending").map(|(_, n)| *n),
+        Some(waiting),
+        "{states:?}"
+    );
+    let status = cli(line.system.settings(), &["status", "--output", "json"]).await;
+    let status: Value = serde_json::from_slice(&status.stdout).expect("JSON");
+    let told = [&status["relays"][0]["contradiction"], &status["relays"][0]["processes"][0]["error"]];
+    assert!(told.iter().any(|told| told.is_string()), "{status}");
+    let doctor = cli(line.system.settings(), &["doctor"]).await;
+    assert_eq!(doctor.status.code(), Some(1));
+    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(doctor.contains("contradicts the position"), "{doctor}");
+    let ready = reqwest::get(line.relay.url("/readyz")).await.expect("an answer");
+    assert_eq!(ready.status(), 503);
+
+    line.relay.signal("KILL").await;
+    eventually("nobody leads, and it is mended", async || {
+        let output = cli(line.system.settings(), &["rebase", "--yes"]).await;
+        output.status.success().then_some(())
+    })
+    .await;
+    let again = cli(line.system.settings(), &["rebase", "--dry-run"]).await;
+    assert_eq!(again.stdout, b"nothing to rebase: Postgres and Redis belong together\n", "{again:?}");
+    line.relay = line.system.start("relay").await;
+    line.append(3).await;
+    line.is_whole().await;
+}
+
+/// What fails right after the lead was taken is no success: the waits grow.
+#[tokio::test]
+async fn a_relay_that_leads_and_fails_at_once_waits_longer_each_time() {
+    let (line, mut admin) = line_of_six().await;
+    let begun = Instant::now();
+    execute(&mut admin, "select setval('outbox.event_id_seq', 2); select outbox.append('t', 'T', '1')").await;
+    let failures = "aftercommit_relay_failures_total{class=\"conflict\"}";
+    eventually("it has failed nine times", async || (line.metric(failures).await >= 9).then_some(())).await;
+    // Eight waits that double from 50 ms up to 2 s, each at least half as long.
+    assert!(begun.elapsed() >= Duration::from_millis(3500), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_sequence_that_was_set_back_is_refused_and_mended() {
+    let (mut line, mut admin) = line_of_six().await;
+    execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
+    line.append(9).await;
+    is_refused_and_mended(line, &mut admin, 9).await;
+}
+
+#[tokio::test]
+async fn fewer_new_rows_than_were_delivered_are_refused_as_well() {
+    let (mut line, mut admin) = line_of_six().await;
+    execute(&mut admin, "truncate outbox.event restart identity").await;
+    line.append(2).await;
+    is_refused_and_mended(line, &mut admin, 2).await;
+}
+
+#[tokio::test]
+async fn a_log_that_a_test_cleaner_emptied_is_refused_and_mended() {
+    let (mut line, mut admin) = line_of_six().await;
+    execute(&mut admin, "truncate outbox.event restart identity").await;
+    line.append(9).await;
+    is_refused_and_mended(line, &mut admin, 9).await;
+}
+
+#[tokio::test]
+async fn a_sequence_set_back_while_events_wait_gives_ids_twice_and_none_is_lost() {
+    let (mut line, mut admin) = line_of_six().await;
+    line.relay.signal("STOP").await;
+    line.append(4).await;
+    execute(&mut admin, "select setval('outbox.event_id_seq', 7)").await;
+    line.append(4).await;
+    line.relay.signal("CONT").await;
+    is_refused_and_mended(line, &mut admin, 8).await;
+}
+
+#[tokio::test]
+async fn an_id_far_above_the_sequence_is_refused_before_it_hides_what_comes_later() {
+    let (mut line, mut admin) = line_of_six().await;
+    let sql = format!(
+        "insert into outbox.event (id, topic, type, payload) values (1152921504606846976, '{}', 'T', '1') returning event_id",
+        line.topic
+    );
+    let by_hand = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await.expect("a row by hand");
+    line.fails_with("conflict").await;
+    line.append(3).await;
+    line.appended.push(by_hand);
+    is_refused_and_mended(line, &mut admin, 4).await;
+}
+
+#[tokio::test]
+async fn a_sequence_that_counts_down_is_refused_at_the_append_or_by_the_relay() {
+    let (mut line, mut admin) = line_of_six().await;
+    execute(&mut admin, "alter sequence outbox.event_id_seq increment -1").await;
+    line.append(2).await;
+    line.fails_with("conflict").await;
+    execute(&mut admin, "alter sequence outbox.event_id_seq increment 1").await;
+    is_refused_and_mended_in_any_order(line).await;
+}
+
+/// As [`is_refused_and_mended`], for rows whose ids tell nothing of their order.
+async fn is_refused_and_mended_in_any_order(mut line: Line) {
+    line.relay.signal("KILL").await;
+    eventually("it is mended", async || {
+        cli(line.system.settings(), &["rebase", "--yes"]).await.status.success().then_some(())
+    })
+    .await;
+    line.relay = line.system.start("relay").await;
+    eventually("all have arrived", async || {
+        (line.delivered().await == line.appended.len() as u64).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_xid_chosen_by_hand_hides_no_row() {
+    let (mut line, mut admin) = line_of_six().await;
+    let sql = format!(
+        "insert into outbox.event (xid, topic, type, payload) values ('3', '{}', 'T', '1') returning event_id",
+        line.topic
+    );
+    line.appended.push(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await.expect("a row"));
+    line.append(2).await;
+    line.is_whole().await;
+}
+
+#[tokio::test]
+async fn an_xid_of_the_future_is_refused_and_mended() {
+    let (mut line, mut admin) = line_of_six().await;
+    let sql = format!(
+        "insert into outbox.event (xid, topic, type, payload) values ('1099511627776', '{}', 'T', '1') returning event_id",
+        line.topic
+    );
+    line.appended.push(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await.expect("a row"));
+    is_refused_and_mended(line, &mut admin, 1).await;
+}

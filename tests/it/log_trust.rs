@@ -1,0 +1,670 @@
+//! What the log does not take on trust: roles, search paths, servers, settings and values.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use uuid::Uuid;
+
+use aftercommit::event::{EventType, NewEvent, RESERVED_TYPES, Topic};
+use aftercommit::outbox::rotate;
+use aftercommit::outbox::schema::set_rotation;
+use aftercommit::outbox::{self, AppendError, Error, Position, checkpoint, read};
+use aftercommit::postgres;
+
+use crate::harness::{Database, Line, cli, database, empty_database, eventually};
+
+async fn execute(admin: &mut PgConnection, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(admin).await.expect(sql);
+}
+
+/// A role with a password, and the address of a database for it. Dropped with what it owns by [`Guest::leave`].
+struct Guest {
+    role: String,
+    url: String,
+}
+
+impl Guest {
+    async fn new(database: &Database) -> Self {
+        let role = format!("guest_{}", Uuid::new_v4().simple());
+        let mut admin = database.connect().await;
+        execute(&mut admin, &format!("create role {role} login password 'guest'")).await;
+        let address = database.url().rsplit('@').next().expect("an address");
+        Self { url: format!("postgres://{role}:guest@{address}"), role }
+    }
+
+    async fn connect(&self) -> PgConnection {
+        PgConnection::connect(&self.url).await.expect("a guest's connection")
+    }
+
+    async fn leave(self, admin: &mut PgConnection) {
+        execute(admin, &format!("drop owned by {0}; drop role {0}", self.role)).await;
+    }
+}
+
+fn settings(database: &Database) -> postgres::Settings {
+    postgres::Settings {
+        url: database.url().to_owned().into(),
+        max_connections: 2,
+        acquire_timeout_ms: 20_000,
+        statement_timeout_ms: 20_000,
+    }
+}
+
+// --- search paths -----------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn every_function_and_every_connection_pins_its_search_path() {
+    let database = database().await;
+    let mut admin = database.connect().await;
+    let unpinned: Vec<String> = sqlx::query_scalar(
+        "select p.oid::regprocedure::text from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+         where n.nspname in ('outbox', 'uploads')
+           and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)",
+    )
+    .fetch_all(&mut admin)
+    .await
+    .expect("functions");
+    assert!(unpinned.is_empty(), "{unpinned:?}");
+    let mut ours = settings(&database).connect("a test").await.expect("a connection");
+    let mut pooled = settings(&database).lazy_pool("a test").expect("a pool").acquire().await.expect("one");
+    for connection in [&mut ours, &mut *pooled] {
+        for (setting, value) in [("search_path", "pg_catalog, pg_temp"), ("row_security", "off")] {
+            let show = AssertSqlSafe(format!("show {setting}"));
+            let found: String =
+                sqlx::query_scalar(show).fetch_one(&mut *connection).await.expect("a setting");
+            assert_eq!(found, value, "{setting}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn operators_and_functions_that_others_plant_never_run() {
+    let mut line = Line::new().await;
+    let mut admin = line.system.database.connect().await;
+    let guest = Guest::new(&line.system.database).await;
+    execute(&mut admin, &format!("grant create on schema public to {}", guest.role)).await;
+    let mut planter = guest.connect().await;
+    execute(&mut planter, "create sequence public.trapped; grant all on sequence public.trapped to public")
+        .await;
+    let operators = [
+        ("%", "bigint", "integer"),
+        ("%", "integer", "smallint"),
+        ("&", "bigint", "integer"),
+        ("||", "text", "bigint"),
+        ("=", "xid8", "bigint"),
+        ("-", "smallint", "bigint"),
+    ];
+    for (nth, (operator, left, right)) in operators.into_iter().enumerate() {
+        let plant = format!(
+            "create function public.trap_{nth}({left}, {right}) returns {left} language plpgsql as
+             $$ begin perform nextval('public.trapped'); return $1; end $$;
+             create operator public.{operator} (function = public.trap_{nth}, leftarg = {left}, rightarg = {right})"
+        );
+        execute(&mut planter, &plant).await;
+    }
+    for function in
+        ["least(bigint, bigint)", "octet_length(json)", "setval(text, bigint)", "greatest(bigint, integer)"]
+    {
+        let plant = format!(
+            "create function public.{} returns bigint language plpgsql as
+             $$ begin perform nextval('public.trapped'); return 1; end $$",
+            function.replace("least", "\"least\"").replace("greatest", "\"greatest\"")
+        );
+        execute(&mut planter, &plant).await;
+    }
+    line.relay.signal("KILL").await;
+    line.relay = line.system.start("relay").await;
+    line.append(3).await;
+    line.is_whole().await;
+    execute(
+        &mut admin,
+        "select outbox.append('t', 'T', '1'::json); select outbox.append('t', 'T', '{}'::jsonb)",
+    )
+    .await;
+    set_rotation(&mut admin, 7).await.expect("a rotation");
+    for command in [&["status"][..], &["doctor"], &["events", "list"], &["replay", "list"], &["migrate"]] {
+        cli(line.system.settings(), command).await;
+    }
+    line.relay.signal("KILL").await;
+    eventually("nobody leads", async || {
+        cli(line.system.settings(), &["rebase", "--dry-run"]).await.status.success().then_some(())
+    })
+    .await;
+    rotate::rotate(&mut admin, Duration::ZERO).await.expect("a rotation");
+    let trapped: bool = sqlx::query_scalar("select is_called from public.trapped")
+        .fetch_one(&mut admin)
+        .await
+        .expect("a trap");
+    assert!(!trapped, "something planted has run");
+    guest.leave(&mut admin).await;
+}
+
+// --- append -----------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn append_takes_every_form_of_a_payload() {
+    let database = database().await;
+    let mut connection = database.connect().await;
+    for payload in ["'{\"n\":1}'", "'{ }'::json", "'{ }'::jsonb", "'[1]'::text", "'null'", "'\"x\"'::varchar"]
+    {
+        for rest in ["", ", '{\"h\":1}'", ", null, gen_random_uuid()"] {
+            execute(&mut connection, &format!("select outbox.append('t', 'T', {payload}{rest})")).await;
+        }
+    }
+    execute(&mut connection, "select outbox.append(topic => 't', type => 'T', payload => '1')").await;
+    sqlx::query("select outbox.append($1, $2, $3)")
+        .bind("t")
+        .bind("T")
+        .bind("{ \"bound\": 1 }")
+        .execute(&mut connection)
+        .await
+        .expect("a text that a driver binds");
+    let kept: Vec<String> = sqlx::query_scalar("select distinct payload::text from outbox.event order by 1")
+        .fetch_all(&mut connection)
+        .await
+        .expect("payloads");
+    for expected in ["{\"n\":1}", "{ }", "{}", "{ \"bound\": 1 }"] {
+        assert!(kept.iter().any(|payload| payload == expected), "{expected}: {kept:?}");
+    }
+}
+
+#[tokio::test]
+async fn append_refuses_by_one_sentence_that_names_the_rule_and_quotes_no_payload() {
+    let database = database().await;
+    let mut connection = database.connect().await;
+    let long = "x".repeat(201);
+    let large = "x".repeat(1_048_575);
+    let mut refused = vec![
+        ("'a b', 'T', '\"secret\"'".to_owned(), "a topic has 1 to 200 characters"),
+        (format!("'{long}', 'T', '\"secret\"'"), "a topic has 1 to 200 characters"),
+        ("'', 'T', '\"secret\"'".to_owned(), "a topic has 1 to 200 characters"),
+        ("'.', 'T', '\"secret\"'".to_owned(), "neither . nor .."),
+        ("'..', 'T', '\"secret\"'".to_owned(), "neither . nor .."),
+        ("'t', 'a:b', '\"secret\"'".to_owned(), "a type has 1 to 100 characters"),
+        ("'t', 'T', '{\"secret\"'".to_owned(), "it is not JSON"),
+        (format!("'t', 'T', '\"{large}\"'"), "at most 1048576"),
+        ("'t', 'T', '\"secret\"', '[]'".to_owned(), "headers are a JSON object"),
+        (
+            format!("'t', 'T', '\"secret\"', '{{\"h\":\"{}\"}}'", "x".repeat(16_384)),
+            "headers have at most 16384",
+        ),
+        ("null, 'T', '\"secret\"'".to_owned(), "never null"),
+        ("'t', null, '\"secret\"'".to_owned(), "never null"),
+        ("'t', 'T', null".to_owned(), "never null"),
+        ("'t', 'T', '\"secret\"', null, null".to_owned(), "never null"),
+    ];
+    refused.extend(
+        RESERVED_TYPES
+            .map(|name| (format!("'t', '{name}', '\"secret\"'"), "use reset, refused, token_expired")),
+    );
+    for (arguments, rule) in refused {
+        let sql = AssertSqlSafe(format!("select outbox.append({arguments})"));
+        let error = sqlx::raw_sql(sql).execute(&mut connection).await.expect_err("a refusal");
+        let error = error.as_database_error().expect("Postgres refuses");
+        let told = error.downcast_ref::<sqlx::postgres::PgDatabaseError>();
+        assert!(told.message().contains(rule), "{}", told.message());
+        assert_eq!(told.code(), "23514");
+        assert!(told.detail().is_none() && !told.message().contains("secret"), "{told:?}");
+    }
+    let headers = [("h".to_owned(), Value::String("x".repeat(16_384)))].into_iter().collect();
+    let event = NewEvent::new(Topic::new("t").expect("a topic"), EventType::new("T").expect("a type"), &1);
+    let event = event.expect("an event").with_headers(headers);
+    let error = outbox::append_all(&mut connection, &[event]).await.expect_err("too many headers");
+    assert!(
+        matches!(error, AppendError::Refused { .. }) && error.to_string().contains("headers have"),
+        "{error}"
+    );
+    let rows: i64 = sqlx::query_scalar("select count(*) from outbox.event")
+        .fetch_one(&mut connection)
+        .await
+        .expect("rows");
+    assert_eq!(rows, 0);
+}
+
+#[tokio::test]
+async fn a_writer_may_append_and_nothing_else() {
+    let database = database().await;
+    let mut admin = database.connect().await;
+    let guest = Guest::new(&database).await;
+    let grants = format!(
+        "grant usage on schema outbox to {0};
+         grant execute on function outbox.append(text, text, json, jsonb, uuid), outbox.append(text, text, jsonb, jsonb, uuid),
+           outbox.append(text, text, text, jsonb, uuid), outbox.append_all to {0}",
+        guest.role
+    );
+    execute(&mut admin, &grants).await;
+    let mut writer = guest.connect().await;
+    let event = NewEvent::new(Topic::new("t").expect("a topic"), EventType::new("T").expect("a type"), &1);
+    let event = event.expect("an event");
+    outbox::append(&mut writer, &event).await.expect("an append");
+    outbox::append_all(&mut writer, &[event.clone(), event]).await.expect("two appends");
+    execute(&mut writer, "select outbox.append('t', 'T', '{}'); select outbox.append('t', 'T', '{}'::jsonb)")
+        .await;
+    for forbidden in [
+        "insert into outbox.event (topic, type, payload) values ('t', 'T', '1')",
+        "insert into outbox.event (id, topic, type, payload) values (1, 't', 'T', '1')",
+        "select * from outbox.event",
+        "select nextval('outbox.event_id_seq')",
+        "select setval('outbox.event_id_seq', 1)",
+        "update outbox.log set format = 2",
+        "select outbox.rotation_seconds()",
+    ] {
+        let error = sqlx::raw_sql(forbidden).execute(&mut writer).await.expect_err(forbidden);
+        let code = error.as_database_error().and_then(|error| error.code()).map(String::from);
+        assert_eq!(code.as_deref(), Some("42501"), "{forbidden}: {error}");
+    }
+    writer.close().await.expect("a goodbye");
+    guest.leave(&mut admin).await;
+}
+
+#[tokio::test]
+async fn headers_count_in_a_batch_and_their_size_is_known_without_them() {
+    let database = database().await;
+    let (mut connection, position) = window_of(&database, 8, 10_000).await;
+    let limit = read::Limit { events: 100, bytes: 25_000 };
+    let chunk = read::chunk(&mut connection, "main", &position, 0, limit).await.expect("a chunk");
+    assert_eq!((chunk.rows.len(), chunk.is_last), (3, false));
+    let all = read::Limit { events: 8, bytes: u64::MAX };
+    let chunk = read::chunk(&mut connection, "main", &position, 0, all).await.expect("a chunk");
+    assert_eq!((chunk.rows.len(), chunk.is_last), (8, true), "the query says that nothing follows");
+    let sizes: Vec<i32> = sqlx::query_scalar("select distinct bytes from outbox.event")
+        .fetch_all(&mut connection)
+        .await
+        .expect("sizes");
+    assert_eq!(sizes, [10_010]);
+}
+
+/// A prepared session and an open window of `events` with headers of `bytes`.
+async fn window_of(database: &Database, events: usize, bytes: usize) -> (PgConnection, Position) {
+    let mut connection = database.connect().await;
+    read::prepare_session(&mut connection).await.expect("a session");
+    let begun = checkpoint::load_or_begin(&mut connection, "main").await.expect("a position");
+    for _ in 0..events {
+        let sql =
+            format!("select outbox.append('t', 'T', '1', jsonb_build_object('h', repeat('x', {bytes})))");
+        execute(&mut connection, &sql).await;
+    }
+    let opened = checkpoint::open(&mut connection, "main", &begun).await.expect("a look");
+    (connection, opened.expect("a window"))
+}
+
+// --- servers ----------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_server_that_lags_proves_nothing() {
+    let database = database().await;
+    let (connection, begun) = window_of(&database, 2, 1).await;
+    connection.close().await.expect("a goodbye");
+    let lagging = database.copy().await;
+    let mut writer = database.connect().await;
+    // It settles the window, and opens one over what the other server has never heard of.
+    execute(&mut writer, "select outbox.append('t', 'T', '1')").await;
+    let last = 2;
+    let position = checkpoint::settle(&mut writer, "main", &begun, last, 2).await.expect("a position");
+    let mut reader = lagging.connect().await;
+    let limit = read::Limit { events: 10, bytes: 1_000_000 };
+    let read_there = read::chunk(&mut reader, "main", &position, 0, limit).await;
+    assert!(matches!(read_there, Err(Error::StaleReader { n: 3, .. })), "{read_there:?}");
+    let read_here = read::chunk(&mut writer, "main", &position, 0, limit).await.expect("a chunk");
+    assert_eq!(read_here.rows.len(), 1);
+    // The same number, and another content: of a server that another relay has moved on.
+    let other = Position { next_seq: 7, ..position };
+    let read_there = read::chunk(&mut writer, "main", &other, 0, limit).await;
+    assert!(matches!(read_there, Err(Error::StaleReader { .. })), "{read_there:?}");
+}
+
+#[tokio::test]
+async fn a_moved_log_is_refused_for_a_relay_name_that_is_new_to_it() {
+    let mut line = Line::new().await;
+    line.append(2).await;
+    line.is_whole().await;
+    line.relay.signal("KILL").await;
+    let mut admin = line.system.database.connect().await;
+    execute(&mut admin, "update outbox.log set system_identifier = 42").await;
+    let name = format!("{}-new", line.system.redis.relay_name());
+    line.system.set_again("AFTERCOMMIT_RELAY_NAME", &name);
+    line.relay = line.system.start("relay").await;
+    line.append(2).await;
+    line.fails_with("conflict").await;
+    line.relay.says("another Postgres cluster").await;
+    let rows: i64 = sqlx::query_scalar("select count(*) from outbox.relay where name = $1")
+        .bind(&name)
+        .fetch_one(&mut admin)
+        .await
+        .expect("relays");
+    assert_eq!(rows, 0);
+    assert_eq!(line.delivered().await, 2);
+}
+
+#[tokio::test]
+async fn a_format_of_the_future_is_refused_with_what_to_do() {
+    let line = Line::new().await;
+    let mut admin = line.system.database.connect().await;
+    execute(&mut admin, "update outbox.log set format = 99").await;
+    let refused = checkpoint::load_or_begin(&mut admin, "main").await.expect_err("a newer format");
+    assert!(refused.to_string().contains("run the aftercommit that migrated it"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_copy_beside_its_original_gets_an_identity_and_numbers_of_its_own() {
+    let mut line = Line::new().await;
+    line.append(3).await;
+    line.is_whole().await;
+    line.relay.signal("KILL").await;
+    let mut admin = line.system.database.connect().await;
+    let identity = outbox::identity::of(&mut admin).await.expect("an identity");
+    let done = eventually("nobody leads", async || {
+        let output = cli(line.system.settings(), &["rebase", "--copy", "--yes", "--output", "json"]).await;
+        serde_json::from_slice::<Value>(&output.stdout).ok()
+    })
+    .await;
+    assert_eq!(
+        (&done["done"], &done["epoch"], &done["copy"]),
+        (&true.into(), &2.into(), &true.into()),
+        "{done}"
+    );
+    let copy = outbox::identity::of(&mut admin).await.expect("an identity");
+    assert!(copy.id != identity.id && copy.is_at_home());
+}
+
+// --- roles and settings -----------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_role_that_cannot_deliver_cannot_keep_the_lead() {
+    let mut line = Line::new().await;
+    line.append(1).await;
+    line.is_whole().await;
+    line.relay.signal("KILL").await;
+    let guest = Guest::new(&line.system.database).await;
+    let mut admin = line.system.database.connect().await;
+    let key: i64 =
+        sqlx::query_scalar("select lead_key from outbox.relay").fetch_one(&mut admin).await.expect("a key");
+    let mut stranger = guest.connect().await;
+    sqlx::query("select pg_advisory_lock($1)").bind(key).execute(&mut stranger).await.expect("the lock");
+    line.relay = line.system.start("relay").await;
+    line.append(2).await;
+    line.is_whole().await;
+    line.relay.says(&guest.role).await;
+    let other: i64 =
+        sqlx::query_scalar("select lead_key from outbox.relay").fetch_one(&mut admin).await.expect("a key");
+    assert_ne!(key, other);
+    stranger.close().await.expect("a goodbye");
+    guest.leave(&mut admin).await;
+}
+
+#[tokio::test]
+async fn row_level_security_stops_a_relay_that_is_not_the_owner_and_loses_nothing() {
+    let mut line = Line::new().await;
+    line.append(1).await;
+    line.is_whole().await;
+    let guest = Guest::new(&line.system.database).await;
+    let mut admin = line.system.database.connect().await;
+    let grants = format!(
+        "grant usage on schema outbox to {0}; grant all on all tables in schema outbox to {0};
+         grant all on all sequences in schema outbox to {0}; grant execute on all functions in schema outbox to {0};
+         alter table outbox.event enable row level security; alter table outbox.parked enable row level security;
+         alter table outbox.pause enable row level security",
+        guest.role
+    );
+    execute(&mut admin, &grants).await;
+    line.relay.signal("KILL").await;
+    let owners = line.system.database.url().to_owned();
+    line.system.set_again("DATABASE_URL", &guest.url);
+    line.relay = line.system.start("relay").await;
+    line.append(3).await;
+    line.fails_with("auth").await;
+    line.relay.says("row-level security").await;
+    let doctor = cli(line.system.settings(), &["doctor"]).await;
+    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(doctor.contains("WRONG    row level security"), "{doctor}");
+    execute(
+        &mut admin,
+        "alter table outbox.event disable row level security; alter table outbox.parked disable row level security;
+         alter table outbox.pause disable row level security",
+    )
+    .await;
+    line.is_whole().await;
+    line.relay.signal("KILL").await;
+    line.system.set_again("DATABASE_URL", &owners);
+    eventually("the guest's sessions are gone", async || {
+        let sessions = "select not exists (select from pg_stat_activity where usename = $1)";
+        sqlx::query_scalar::<_, bool>(sessions)
+            .bind(&guest.role)
+            .fetch_one(&mut admin)
+            .await
+            .expect("sessions")
+            .then_some(())
+    })
+    .await;
+    guest.leave(&mut admin).await;
+}
+
+#[tokio::test]
+async fn a_server_that_ends_idle_sessions_ends_none_of_the_relays() {
+    let line = Line::new().await;
+    let mut admin = line.system.database.connect().await;
+    let timeout =
+        format!("alter database {} set idle_session_timeout = '200ms'", line.system.database.name());
+    execute(&mut admin, &timeout).await;
+    execute(
+        &mut admin,
+        "select pg_terminate_backend(pid) from pg_stat_activity
+         where datname = current_database() and application_name like 'aftercommit relay%'",
+    )
+    .await;
+    let pids = "select array_agg(pid order by pid) from pg_stat_activity
+                where datname = current_database() and application_name similar to 'aftercommit relay % (reader|listener|pulse)'
+                having count(*) = 3";
+    let before: Vec<i32> = eventually("the relay's sessions are there", async || {
+        sqlx::query_scalar(pids).fetch_optional(&mut admin).await.expect("pids")
+    })
+    .await;
+    for _ in 0..3 {
+        // One that nobody protects tells when the time is over.
+        let mut witness = line.system.database.connect().await;
+        let pid: i32 =
+            sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut witness).await.expect("a pid");
+        eventually("the witness is ended", async || {
+            let gone = "select not exists (select from pg_stat_activity where pid = $1)";
+            sqlx::query_scalar::<_, bool>(gone)
+                .bind(pid)
+                .fetch_one(&mut admin)
+                .await
+                .expect("a look")
+                .then_some(())
+        })
+        .await;
+    }
+    let after: Option<Vec<i32>> = sqlx::query_scalar(pids).fetch_optional(&mut admin).await.expect("pids");
+    assert_eq!(after, Some(before));
+}
+
+#[tokio::test]
+async fn what_a_killed_leader_said_is_not_held_against_its_successor() {
+    let mut line = Line::new().await;
+    line.append(1).await;
+    line.is_whole().await;
+    let mut admin = line.system.database.connect().await;
+    let said = format!(
+        "insert into outbox.heartbeat (relay, process, role, published, rate, error, listen)
+         values ('{}', 'dead:1:00000000', 'leading', 0, 0, 'it failed', '')",
+        line.system.redis.relay_name()
+    );
+    execute(&mut admin, &said).await;
+    eventually("the relay counts as delivering", async || {
+        let status = cli(line.system.settings(), &["status"]).await;
+        String::from_utf8_lossy(&status.stdout).contains(": delivering").then_some(())
+    })
+    .await;
+    let process: String =
+        sqlx::query_scalar("select process from outbox.heartbeat where process <> 'dead:1:00000000'")
+            .fetch_one(&mut admin)
+            .await
+            .expect("a process");
+    assert_eq!(process.split(':').count(), 3, "host, pid and a random part: {process}");
+}
+
+/// Waits until so many events are parked.
+async fn has_parked(admin: &mut PgConnection, events: i64) {
+    eventually("events are parked", async || {
+        let count = "select count(*) from outbox.parked";
+        let parked: i64 = sqlx::query_scalar(count).fetch_one(&mut *admin).await.expect("a count");
+        (parked == events).then_some(())
+    })
+    .await;
+}
+
+// --- values -----------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn a_time_that_no_client_can_hold_is_refused_and_stops_nothing_where_it_is_not() {
+    let mut line = Line::new().await;
+    let mut admin = line.system.database.connect().await;
+    let insert = |topic: &str, at: &str| {
+        format!(
+            "insert into outbox.event (topic, type, payload, created_at) values ('{topic}', 'T', '1', '{at}')"
+        )
+    };
+    for at in ["infinity", "-infinity", "294276-01-01", "1500-01-01"] {
+        let refused = sqlx::raw_sql(AssertSqlSafe(insert("t", at))).execute(&mut admin).await;
+        assert!(refused.expect_err("a refusal").to_string().contains("created_at_fits"), "{at}");
+    }
+    execute(&mut admin, "alter table outbox.event drop constraint created_at_fits").await;
+    let broken = line.system.redis.topic("broken");
+    for at in ["infinity", "294276-01-01"] {
+        execute(&mut admin, &insert(broken.as_str(), at)).await;
+    }
+    line.append(2).await;
+    has_parked(&mut admin, 2).await;
+    line.is_whole().await;
+    for command in [&["status"][..], &["events", "list"], &["parked", "list"]] {
+        let output = cli(line.system.settings(), command).await;
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    line.relay.says("created_at cannot be read").await;
+    assert!(!line.relay.has_ended());
+}
+
+#[tokio::test]
+async fn a_row_that_is_no_text_is_parked_by_name_and_the_rest_flows_on() {
+    let mut line = Line::new().await;
+    line.relay.signal("KILL").await;
+    let mut admin = line.system.database.connect().await;
+    let ascii =
+        format!("update pg_database set encoding = 0 where datname = '{}'", line.system.database.name());
+    execute(&mut admin, &ascii).await;
+    let mut writer = line.system.database.connect().await;
+    let broken = line.system.redis.topic("broken");
+    execute(&mut writer, &format!(r#"select outbox.append('{broken}', 'T', E'"\xff"'::json)"#)).await;
+    execute(&mut writer, &format!("select outbox.append('{broken}', 'T', '1')")).await;
+    line.append(2).await;
+    line.relay = line.system.start("relay").await;
+    has_parked(&mut admin, 2).await;
+    line.is_whole().await;
+    line.relay.says("a row that cannot be read is parked").await;
+    let held: Vec<(String, bool)> =
+        sqlx::query_as("select topic, holds_topic from outbox.parked order by seq")
+            .fetch_all(&mut admin)
+            .await
+            .expect("parked");
+    assert_eq!(held, [(broken.to_string(), true), (broken.to_string(), true)], "what comes later waits");
+    let doctor = cli(line.system.settings(), &["doctor"]).await;
+    assert!(String::from_utf8_lossy(&doctor.stdout).contains("WRONG    encoding"));
+}
+
+/// A database of an encoding of its own, without a schema of ours.
+async fn database_of(encoding: &str) -> Database {
+    let other = empty_database().await;
+    let name = format!("{}_{}", other.name(), encoding.to_lowercase());
+    let mut admin = other.connect().await;
+    let create = format!(
+        "create database {name} encoding '{encoding}' lc_collate 'C' lc_ctype 'C' template template0"
+    );
+    execute(&mut admin, &create).await;
+    Database::at(&other.url().replace(other.name(), &name))
+}
+
+#[tokio::test]
+async fn a_database_of_no_encoding_is_refused_and_one_of_another_encoding_serves() {
+    let mut line = Line::new().await;
+    let ascii = database_of("SQL_ASCII").await;
+    let settings = line.system.settings().clone().set("DATABASE_URL", ascii.url());
+    let refused = cli(&settings, &["migrate"]).await;
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("SQL_ASCII"), "{refused:?}");
+    assert!(String::from_utf8_lossy(&cli(&settings, &["doctor"]).await.stdout).contains("WRONG    encoding"));
+
+    let latin = database_of("LATIN1").await;
+    line.relay.signal("KILL").await;
+    line.system.database = Database::at(latin.url());
+    line.system.set_again("DATABASE_URL", latin.url());
+    assert!(cli(line.system.settings(), &["migrate"]).await.status.success());
+    line.relay = line.system.start("relay").await;
+    let event = NewEvent::new(line.topic.clone(), EventType::new("T").expect("a type"), &"é".repeat(1000));
+    let event = event.expect("an event");
+    outbox::append(&mut latin.connect().await, &event).await.expect("an append");
+    line.appended.push(event.event_id());
+    line.append(2).await;
+    line.is_whole().await;
+}
+
+// --- checkpoints ------------------------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn checkpoints_change_slots_by_time_fence_across_slots_and_live_as_long_as_their_events() {
+    let database = database().await;
+    let mut admin = database.connect().await;
+    read::prepare_session(&mut admin).await.expect("a session");
+    set_rotation(&mut admin, 1).await.expect("a rotation");
+    let mut position = checkpoint::load_or_begin(&mut admin, "main").await.expect("a position");
+    let first_slot = position.slot;
+    eventually("the next row goes into another slot", async || {
+        position = step(&mut admin, &position).await;
+        (position.next_slot != first_slot).then_some(())
+    })
+    .await;
+    // Two that come from one row meet in one partition, whichever slot each of them would choose.
+    let before = position.clone();
+    position = step(&mut admin, &before).await;
+    assert_eq!(position.slot, before.next_slot);
+    let fenced = checkpoint::advance(&mut admin, "main", &before, 0, 0).await;
+    assert!(matches!(fenced, Err(Error::Fenced { .. })), "{fenced:?}");
+
+    // Another relay's rows are as young as this one's, and stay.
+    let other = checkpoint::load_or_begin(&mut admin, "other").await.expect("a position");
+    for retention in [Duration::from_secs(3600), Duration::ZERO] {
+        let kept = rotate::rotate(&mut admin, retention).await.expect("a rotation");
+        assert_eq!(
+            kept.emptied,
+            Vec::<String>::new(),
+            "{retention:?}: it has delivered nothing of what is there"
+        );
+    }
+    assert_eq!(checkpoint::newest(&mut admin, "other").await.expect("a look"), Some(other));
+    execute(
+        &mut admin,
+        "delete from outbox.checkpoint where relay = 'other'; delete from outbox.relay where name = 'other'",
+    )
+    .await;
+    // Without a retention all goes that no position stands in and no event needs.
+    eventually("the first slot goes", async || {
+        position = step(&mut admin, &position).await;
+        let emptied = rotate::rotate(&mut admin, Duration::ZERO).await.expect("a rotation").emptied;
+        emptied.contains(&format!("checkpoint_{first_slot}")).then_some(())
+    })
+    .await;
+    assert_eq!(checkpoint::newest(&mut admin, "main").await.expect("a look"), Some(position));
+}
+
+/// One row further: an event that was delivered.
+async fn step(admin: &mut PgConnection, from: &Position) -> Position {
+    execute(admin, "select outbox.append('t', 'T', '1')").await;
+    let opened = match from.window {
+        Some(_) => from.clone(),
+        None => checkpoint::open(admin, "main", from).await.expect("a look").expect("a window"),
+    };
+    let last: i64 =
+        sqlx::query_scalar("select max(id) from outbox.event").fetch_one(&mut *admin).await.expect("an id");
+    checkpoint::settle(admin, "main", &opened, last, 1).await.expect("a position")
+}
