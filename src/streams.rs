@@ -102,14 +102,12 @@ async fn several(
 
 /// The listener, if they may hear all of these topics.
 fn allowed(listener: Listener, topics: &[Topic]) -> Result<User, Problem> {
+    let unlisted = topics.iter().find(|topic| !listener.may_subscribe(topic.as_str()));
     let user = listener.of_topics(topics.iter().map(Topic::as_str))?;
-    match topics.iter().find(|topic| !user.may_subscribe(topic.as_str())) {
-        Some(topic) => {
-            let told = format!(
-                "the token's claim 'subscribe' does not allow the topic {topic}: get one that lists it, or its beginning and *"
-            );
-            Err(Problem::forbidden(told))
-        }
+    match unlisted {
+        Some(topic) => Err(Problem::forbidden(format!(
+            "the token's claim 'subscribe' does not allow the topic {topic}: get one that lists it, or its beginning and *"
+        ))),
         None => Ok(user),
     }
 }

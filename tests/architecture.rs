@@ -18,7 +18,7 @@ const PARTS: [(&str, &[&str], &[&str]); 15] = [
     ("redis", &["event", "counted", "relay", "trace"], &["sqlx", "axum", "hyper"]),
     ("http", &["event", "trace"], &["sqlx", "redis"]),
     ("auth", &["http"], &["sqlx", "redis"]),
-    ("sse", &["event", "redis", "http", "trace"], &["sqlx"]),
+    ("sse", &["event", "redis", "http", "auth", "trace"], &["sqlx"]),
     ("streams", &["event", "http", "auth", "sse"], &["sqlx", "redis"]),
     // Its charts show what the relay's pulse has seen, so that a sample costs no look at Postgres of its own.
     ("console", &["event", "counted", "postgres", "outbox", "relay", "http"], &["redis", "hyper"]),

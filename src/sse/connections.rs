@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use super::outlet::{Load, Outlet};
+use crate::auth::UserId;
 use crate::event::Topic;
 
 /// Why there is no place for a stream.
@@ -42,7 +42,7 @@ impl Refusal {
 #[derive(Debug, Clone)]
 pub(super) struct Connected {
     pub(super) outlet: Arc<Outlet>,
-    pub(super) user: Uuid,
+    pub(super) user: UserId,
     pub(super) topics: Arc<[Topic]>,
     pub(super) peer: SocketAddr,
     pub(super) since: DateTime<Utc>,
@@ -55,7 +55,7 @@ pub(super) struct Connections(Mutex<Open>);
 #[derive(Debug, Default)]
 struct Open {
     by_number: HashMap<u64, Connected>,
-    of_user: HashMap<Uuid, usize>,
+    of_user: HashMap<UserId, usize>,
 }
 
 /// How many streams there may be; 0 for as many as come.
@@ -76,7 +76,7 @@ impl Connections {
         if open.by_number.len() >= most.of_all {
             return Err(Refusal::Full);
         }
-        let of_user = open.of_user.entry(connected.user).or_default();
+        let of_user = open.of_user.entry(connected.user.clone()).or_default();
         if most.of_a_user > 0 && *of_user >= most.of_a_user {
             return Err(Refusal::User);
         }
@@ -89,7 +89,7 @@ impl Connections {
     pub(super) fn remove(&self, number: u64) -> Option<Connected> {
         let mut open = self.open();
         let gone = open.by_number.remove(&number)?;
-        let of_user = open.of_user.entry(gone.user).or_default();
+        let of_user = open.of_user.entry(gone.user.clone()).or_default();
         *of_user = of_user.saturating_sub(1);
         if *of_user == 0 {
             open.of_user.remove(&gone.user);
@@ -133,7 +133,7 @@ pub(super) struct Slowest {
 #[serde(rename_all = "camelCase")]
 struct Stream {
     number: u64,
-    user: Uuid,
+    user: UserId,
     topics: Vec<String>,
     peer: String,
     since: String,
@@ -147,7 +147,7 @@ impl Stream {
     fn of(connected: &Connected, load: Load) -> Self {
         Self {
             number: connected.outlet.number(),
-            user: connected.user,
+            user: connected.user.clone(),
             topics: connected.topics.iter().map(ToString::to_string).collect(),
             peer: connected.peer.to_string(),
             since: connected.since.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
@@ -164,12 +164,12 @@ mod tests {
     use crate::sse::outlet::Terms;
     use tokio_util::sync::CancellationToken;
 
-    fn connected(number: u64, user: Uuid) -> Connected {
+    fn connected(number: u64, user: &UserId) -> Connected {
         let terms = Terms { queued_bytes: 1000, expires_at: None };
         let outlet = Outlet::new(number, terms, None, CancellationToken::new());
         Connected {
             outlet: Arc::new(outlet),
-            user,
+            user: user.clone(),
             topics: Arc::new([]),
             peer: ([127, 0, 0, 1], 1).into(),
             since: Utc::now(),
@@ -180,7 +180,8 @@ mod tests {
     fn a_user_has_so_many_streams_and_all_users_together_so_many() {
         let all = Connections::default();
         let most = Most { of_all: 3, of_a_user: 2 };
-        let (ann, bob) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let user = |name| UserId::new(name).expect("a user");
+        let (ann, bob) = (&user("auth0|ann"), &user("17"));
         assert_eq!(all.admit(connected(1, ann), most), Ok(()));
         assert_eq!(all.admit(connected(2, ann), most), Ok(()));
         assert_eq!(all.admit(connected(3, ann), most), Err(Refusal::User));
@@ -197,7 +198,7 @@ mod tests {
     fn the_slowest_stream_is_told_first() {
         let all = Connections::default();
         for number in 1..=3 {
-            let one = connected(number, Uuid::nil());
+            let one = connected(number, &UserId::new("ann").expect("a user"));
             one.outlet.put_bytes(vec![b'x'; usize::try_from(number).expect("a number") * 10].into());
             all.admit(one, Most { of_all: 9, of_a_user: 0 }).expect("room");
         }

@@ -9,7 +9,6 @@ use chrono::Utc;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::connections::{Connected, Connections, Most, Refusal};
 use super::frame::{self, Frame};
@@ -23,6 +22,7 @@ use super::several::Lanes;
 use super::ticker;
 use super::topic::{News, Next, TopicState};
 use super::{join, open::Start};
+use crate::auth::UserId;
 use crate::event::Topic;
 use crate::http::Connection;
 use crate::redis::envelope::Envelope;
@@ -144,7 +144,7 @@ impl Drop for Place {
 /// Who wants a place.
 #[derive(Debug)]
 pub(super) struct Guest {
-    pub(super) user: Uuid,
+    pub(super) user: UserId,
     pub(super) topics: Arc<[Topic]>,
     /// Where the stream has several topics.
     pub(super) lanes: Option<Lanes>,

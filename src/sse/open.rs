@@ -12,7 +12,6 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::catch_up::{CatchUp, Opening};
 use super::connections::Refusal;
@@ -23,6 +22,7 @@ use super::outlet::{Put, StreamBody};
 use super::several::{Lanes, Several};
 use super::ticker::retry_of;
 use super::topic::From;
+use crate::auth::UserId;
 use crate::event::Topic;
 use crate::http::Connection;
 
@@ -58,7 +58,7 @@ pub struct Wanted {
     /// What it tells of.
     pub topics: Topics,
     /// Whose it is: a user may have so many.
-    pub user: Uuid,
+    pub user: UserId,
     /// When the right to it ends.
     pub expires_at: Option<DateTime<Utc>>,
 }
@@ -104,7 +104,7 @@ pub async fn open(
     });
     let topics = wanted.topics.list().into();
     let (user, peer) = (wanted.user, connection.peer);
-    match shared.admit(Guest { user, topics, lanes, expires_at, connection }) {
+    match shared.admit(Guest { user: user.clone(), topics, lanes, expires_at, connection }) {
         Err(refusal) => {
             // A full server refuses thousands a minute: counted always, named only to whoever asks.
             tracing::debug!(%user, %peer, reason = refusal.as_str(), "refused");

@@ -14,8 +14,8 @@ use super::frame::Block;
 use super::topic::From;
 use crate::event::Topic;
 
-/// Topics that one stream may have: what keeps an id short enough for every proxy's header limit (8 KiB is usual).
-pub const TOPICS_MAX: usize = 32;
+/// Topics that one stream may have: as many as a ticket may name.
+pub const TOPICS_MAX: usize = crate::auth::TICKET_TOPICS_MAX;
 
 /// Entries of an id that are read at most: a page may have dropped topics since.
 const ENTRIES_MAX: usize = 4 * TOPICS_MAX;

@@ -133,14 +133,24 @@ impl Failure {
     }
 }
 
+/// Whose uploads a request is about: this application's users have UUIDs.
+fn uploader(user: &User) -> Result<Uuid, Problem> {
+    user.id.as_uuid().ok_or_else(|| {
+        Problem::forbidden(
+            "uploads are for users whose id is a UUID: the token's claim 'sub' is valid, but is none",
+        )
+    })
+}
+
 async fn create(
     State(state): State<ApiState>,
     user: User,
     Json(order): Json<Order>,
 ) -> Result<Response, Error> {
+    let uploader = uploader(&user)?;
     let mut connection = state.pool.acquire().await?;
     let (session, photo_ids) =
-        commands::create(&mut connection, user.id, order, state.settings.max_photos).await?;
+        commands::create(&mut connection, uploader, order, state.settings.max_photos).await?;
     let created = Created { session_id: session.id, photo_ids, counts: Counts::from(&session) };
     Ok((StatusCode::CREATED, axum::Json(created)).into_response())
 }
@@ -150,8 +160,9 @@ async fn show(
     user: User,
     Path(session_id): Path<Uuid>,
 ) -> Result<Response, Error> {
+    let uploader = uploader(&user)?;
     let mut connection = state.pool.acquire().await?;
-    let session = owned_by(user.id, store::session(&mut connection, session_id).await?)?;
+    let session = owned_by(uploader, store::session(&mut connection, session_id).await?)?;
     let photos = store::photos(&mut connection, session_id).await?;
     let shown = |photo: store::Photo| ShownPhoto {
         photo_id: photo.id,
@@ -189,9 +200,10 @@ async fn settle(
     settled: &Settled,
     trace: Option<TraceParent>,
 ) -> Result<Response, Error> {
+    let uploader = uploader(user)?;
     let mut connection = state.pool.acquire().await?;
     let (session, is_new) =
-        commands::settle(&mut connection, user.id, session_id, photo_id, settled, trace).await?;
+        commands::settle(&mut connection, uploader, session_id, photo_id, settled, trace).await?;
     if is_new {
         // After the commit, never inside the transaction: see outbox::bell.
         state.bell.ring();

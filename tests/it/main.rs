@@ -31,6 +31,7 @@ mod sse_repair;
 mod sse_several;
 mod sse_streams;
 mod sse_tokens;
+mod sse_users;
 mod uploads;
 
 mod cli_screens;
