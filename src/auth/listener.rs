@@ -10,7 +10,7 @@ use super::tickets::TicketTopics;
 use super::user::User;
 use super::user_id::UserId;
 use super::verifier::Verifier;
-use crate::http::{Problem, bearer};
+use crate::http::{Connection, Problem, bearer};
 
 /// Somebody who wants to listen.
 ///
@@ -77,7 +77,9 @@ where
         let token = bearer(&parts.headers).ok_or_else(|| {
             Problem::unauthorized("send a token: the header Authorization: Bearer <token> is missing")
         })?;
-        Ok(verifier.verify(token).await?)
+        let user = verifier.verify(token).await?;
+        vouch(parts);
+        Ok(user)
     }
 }
 
@@ -89,7 +91,14 @@ where
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let verifier = Arc::<Verifier>::from_ref(state);
+        let listener = Self::of(parts, &Arc::<Verifier>::from_ref(state)).await?;
+        vouch(parts);
+        Ok(listener)
+    }
+}
+
+impl Listener {
+    async fn of(parts: &Parts, verifier: &Verifier) -> Result<Self, Problem> {
         if let Some(token) = bearer(&parts.headers) {
             return Ok(Self { user: verifier.verify(token).await?, only: None });
         }
@@ -107,6 +116,13 @@ where
             ))
         })?;
         Ok(Self { user: verifier.verify(token).await?, only: None })
+    }
+}
+
+/// The connection of a request whose token is valid does not give way to others while the request is in hand.
+fn vouch(parts: &Parts) {
+    if let Some(connection) = parts.extensions.get::<Connection>() {
+        connection.vouch();
     }
 }
 

@@ -13,12 +13,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::cursor::Cursor;
 use super::frame::{self, ResetReason};
+use super::held::Room;
 use super::hub::{Shared, SharedTopic};
-use super::join::{first_count, frame_of, next_count, read_page};
+use super::join::{READ_BYTES, first_count, frame_of, next_count, read_page};
 use super::outlet::{Lane, Put};
 use super::pages::{Key, Page};
 use super::topic::{Attached, From};
-use crate::event::StreamId;
+use crate::event::{PAYLOAD_BYTES_MAX, StreamId};
 use crate::redis::history::{Entry, ReadError};
 
 /// Wait after a failed read of the history: from the first, doubling, to the second.
@@ -46,6 +47,15 @@ enum Fed {
     Gone,
 }
 
+/// Why a page could not be had.
+#[derive(Debug, thiserror::Error)]
+enum PageError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("there is no room for a page of the history: events for all streams take sse.max_held_bytes")]
+    NoRoom,
+}
+
 /// One client on its way to the end of one topic.
 pub(super) struct CatchUp {
     shared: Arc<Shared>,
@@ -59,6 +69,8 @@ pub(super) struct CatchUp {
     outcome: &'static str,
     /// Entries that are read next.
     count: usize,
+    /// The largest event of the page before; 0 before the first one.
+    largest: usize,
     patience: Patience,
 }
 
@@ -72,7 +84,7 @@ impl CatchUp {
     ) -> Self {
         let patience = Patience::new(shared.settings.repair_wait());
         let (from, count) = (fresh(&shared, wanted), first_count());
-        Self { shared, topic, lane, wanted, from, opening, outcome: "memory", count, patience }
+        Self { shared, topic, lane, wanted, from, opening, outcome: "memory", count, largest: 0, patience }
     }
 
     /// Attaches the client. Returns when it is attached, or gone.
@@ -162,7 +174,10 @@ impl CatchUp {
             Ok(Fed::Forgotten) => self.wait_or_reset(ResetReason::HistoryGone).await,
             Ok(Fed::Unproven) => self.from = From::Reset(ResetReason::HistoryGone),
             Ok(Fed::Gone) => return false,
-            Err(error) => {
+            Err(PageError::NoRoom) => {
+                tracing::debug!(topic = %self.topic.topic, "a client waits for room for its history");
+            }
+            Err(PageError::Read(error)) => {
                 tracing::warn!(topic = %self.topic.topic, %error, "cannot read the history yet");
                 self.patience.pause(RETRY).await;
             }
@@ -223,8 +238,14 @@ impl CatchUp {
         }
     }
 
-    /// Gives the client the next page of the history, as fast as it takes it.
-    async fn feed(&mut self) -> Result<Fed, ReadError> {
+    /// Gives the client of the next page of the history what it has room for.
+    ///
+    /// A stream has one page at a time, also one of several topics, and reads it only when the client has taken what it was
+    /// given. What there is no room for is let go of and read again: a client that does not read holds no page.
+    async fn feed(&mut self) -> Result<Fed, PageError> {
+        let outlet = self.lane.outlet.clone();
+        let _turn = outlet.turn().await;
+        outlet.has_room_for(READ_BYTES).await;
         let after = match self.from {
             From::After(Cursor::After(id)) => Some(id),
             _ => None,
@@ -232,23 +253,27 @@ impl CatchUp {
         let Some(page) = self.page(after).await? else { return Ok(Fed::Unproven) };
         // The place itself is gone together with all that followed it: nothing proves that nothing followed.
         let Some(last) = page.last().map(|frame| frame.id) else {
-            return if self.from == From::Earliest { self.find_nothing().await } else { Ok(Fed::Forgotten) };
+            return if self.from == From::Earliest {
+                Ok(self.find_nothing().await?)
+            } else {
+                Ok(Fed::Forgotten)
+            };
         };
+        self.largest = page.iter().map(|frame| frame.block.len()).max().unwrap_or_default();
         self.count = next_count(page.len(), page.iter().map(|frame| frame.block.len()).sum());
         let mut place = after;
         for frame in page.iter().filter(|frame| Some(frame.id) != after) {
+            if let Some(here) = place.filter(|here| Some(*here) != after && !outlet.has_room_now()) {
+                return Ok(Fed::To(here));
+            }
             let reset = frame::rebased(place.replace(frame.id), frame.id, &self.topic.topic);
             self.shared.metrics.reset(ResetReason::Rebased, usize::from(reset.is_some()));
             for block in reset.iter().chain([&frame.block]).filter(|block| !block.is_empty()) {
-                let _turn = self.lane.outlet.turn().await;
-                self.lane.outlet.has_room().await;
                 if self.lane.put(block) != Put::Queued {
                     return Ok(Fed::Gone);
                 }
             }
         }
-        // Room for what attaching will add at once.
-        self.lane.outlet.has_room().await;
         if after == Some(last) {
             // Nothing behind the place in the history, yet the topic stands elsewhere: look again, but not in a hot loop.
             self.patience.pause(RETRY).await;
@@ -268,12 +293,24 @@ impl CatchUp {
         Ok(Fed::Again)
     }
 
+    /// Room for the page that is read next, going by the one before it. Of the first one nothing is known.
+    async fn room(&self) -> Option<Room> {
+        let largest = if self.largest == 0 { PAYLOAD_BYTES_MAX } else { self.largest };
+        let bytes = self.count.saturating_mul(largest).min(READ_BYTES.max(first_count() * largest));
+        if !self.shared.held.has_room(bytes) {
+            self.shared.metrics.room_waits.inc();
+        }
+        self.shared.held.room(bytes).await
+    }
+
     /// The page of the history that begins with this place.
-    async fn page(&self, after: Option<StreamId>) -> Result<Page, ReadError> {
+    async fn page(&self, after: Option<StreamId>) -> Result<Page, PageError> {
         // Who wants what there is needs no proof of what there was.
         let is_proven = self.from != From::Earliest;
         let key = Key { topic: self.topic.topic.clone(), after, is_proven, count: self.count };
         let read = async || {
+            // Taken before the page is there, and held until what it holds is counted.
+            let _room = self.room().await.ok_or(PageError::NoRoom)?;
             // The semaphore is never closed.
             let _permit = self.shared.reads.acquire().await;
             let page = if is_proven {
@@ -282,8 +319,9 @@ impl CatchUp {
                 self.shared.metrics.history_reads.inc();
                 Some(self.shared.history.from(&self.topic.topic, None, self.count).await?)
             };
-            let framed = |page: Vec<Entry>| page.into_iter().map(|entry| frame_of(entry, self.topic.naming));
-            Ok(page.map(|page| framed(page).collect()))
+            let held = |entry| self.shared.held.frame(frame_of(entry, self.topic.naming));
+            let framed = |page: Vec<Entry>| page.into_iter().map(held);
+            Ok::<Page, PageError>(page.map(|page| framed(page).collect()))
         };
         self.shared.pages.get(key, read).await
     }

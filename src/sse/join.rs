@@ -19,7 +19,7 @@ use crate::redis::history::{Entry, Extent, ReadError};
 /// Entries of the first read of a history, which is not known to hold small events.
 const FIRST_READ: usize = 4;
 /// A further read holds at most about this many bytes, going by the one before.
-const READ_BYTES: usize = 256 * 1024;
+pub(super) const READ_BYTES: usize = 256 * 1024;
 /// Entries of one read: at least the place itself and one more, or there would be no way on.
 const READ_ENTRIES: (usize, usize) = (2, 512);
 /// Wait after a failed read of the history: from the first, doubling, to the second.
@@ -95,7 +95,8 @@ async fn follow(shared: &Shared, topic: &SharedTopic, place: Option<StreamId>) -
         let page = read_page(shared, topic, after, count).await?;
         let Some(page) = page else { return Ok(false) };
         let (is_last, bytes, last) = (page.len() < count, bytes_of(&page), page.last().map(|e| e.id));
-        topic.state().extend(page.into_iter().map(|entry| frame_of(entry, topic.naming)));
+        let held = |entry| shared.held.frame(frame_of(entry, topic.naming));
+        topic.state().extend(page.into_iter().map(held));
         if is_last {
             return Ok(true);
         }
@@ -148,7 +149,7 @@ async fn begin(shared: &Shared, topic: &SharedTopic, reason: Option<ResetReason>
             Extent::Trimmed => false,
         };
     let base = reaches_start.then(Cursor::start_now);
-    let frames = newest.into_iter().map(|entry| frame_of(entry, topic.naming));
+    let frames = newest.into_iter().map(|entry| shared.held.frame(frame_of(entry, topic.naming)));
     let told = topic.state().begin_with(base, frames, reason);
     if let Some(reason) = reason {
         tracing::warn!(topic = %topic.topic, clients = told, reason = reason.as_str(), "clients are reset");

@@ -12,6 +12,7 @@ use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::frame::Block;
+use super::held::Held;
 use super::several::Lanes;
 
 /// Small blocks that wait together are sent together, up to this many bytes.
@@ -34,6 +35,8 @@ pub(super) struct Terms {
 pub(super) struct Outlet {
     number: u64,
     terms: Terms,
+    /// Counts what was made for this stream alone.
+    held: Held,
     queue: Mutex<Queue>,
     /// Told whenever the queue falls to half of what it may hold.
     room: Notify,
@@ -124,6 +127,7 @@ impl Outlet {
         Self {
             number,
             terms,
+            held: Held::default(),
             queue: Mutex::new(queue),
             room: Notify::new(),
             filling: Notify::new(),
@@ -131,6 +135,12 @@ impl Outlet {
             connection,
             gone: CancellationToken::new(),
         }
+    }
+
+    /// Counts what is made for this stream alone in the account of all streams.
+    #[must_use]
+    pub(super) fn counted_in(self, held: Held) -> Self {
+        Self { held, ..self }
     }
 
     pub(super) fn number(&self) -> u64 {
@@ -147,7 +157,7 @@ impl Outlet {
             None => queue.push(block.bytes.clone()),
             Some(lanes) => {
                 let (own, shared) = lanes.write(lane, block);
-                queue.push(own);
+                queue.push(self.held.hold(own));
                 queue.push(shared);
             }
         })
@@ -265,6 +275,19 @@ impl Outlet {
         }
     }
 
+    /// Waits until so much can be queued without taking more than half of the queue; for more than that, until next to
+    /// nothing waits.
+    pub(super) async fn has_room_for(&self, bytes: usize) {
+        let most = (self.terms.queued_bytes / 2).saturating_sub(bytes).max(SMALL_BYTES);
+        loop {
+            let room = self.room.notified();
+            if self.queue().bytes <= most {
+                return;
+            }
+            room.await;
+        }
+    }
+
     /// Waits until more than half of the queue's bytes are taken.
     pub(super) async fn fills(&self) {
         loop {
@@ -300,7 +323,7 @@ impl Outlet {
             queue.waker = Some(context.waker().clone());
             return Poll::Pending;
         };
-        let taken = queue.together_with(first);
+        let taken = queue.together_with(first, &self.held);
         queue.bytes -= taken.len();
         queue.taken_bytes += taken.len() as u64;
         // The connection took something: what is left has only begun to wait.
@@ -321,7 +344,7 @@ impl Queue {
     }
 
     /// The first block, with those behind it as long as they are small.
-    fn together_with(&mut self, first: Bytes) -> Bytes {
+    fn together_with(&mut self, first: Bytes, held: &Held) -> Bytes {
         let fits = |size: usize, next: Option<&Bytes>| next.is_some_and(|b| size + b.len() <= TOGETHER_BYTES);
         if !fits(first.len(), self.blocks.front()) {
             return first;
@@ -332,7 +355,7 @@ impl Queue {
                 together.extend_from_slice(&next);
             }
         }
-        together.freeze()
+        held.hold(together.freeze())
     }
 }
 

@@ -12,7 +12,6 @@ use tokio::time::Instant;
 
 use super::frame::Frame;
 use crate::event::{StreamId, Topic};
-use crate::redis::history::ReadError;
 
 /// How long a page is handed out: long enough for clients that come together, and short enough for the newest page, which
 /// soon has successors, to be read anew.
@@ -51,9 +50,9 @@ impl Pages {
     ///
     /// # Errors
     /// What `read` failed with; whoever waited for it then reads on their own.
-    pub(super) async fn get<R>(&self, key: Key, read: impl FnOnce() -> R) -> Result<Page, ReadError>
+    pub(super) async fn get<R, E>(&self, key: Key, read: impl FnOnce() -> R) -> Result<Page, E>
     where
-        R: Future<Output = Result<Page, ReadError>>,
+        R: Future<Output = Result<Page, E>>,
     {
         let cell = {
             let mut kept = self.kept();
@@ -78,6 +77,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::redis::history::ReadError;
 
     fn key(seq: u64) -> Key {
         let topic = Topic::new("t").expect("a topic");
@@ -90,7 +90,7 @@ mod tests {
         let read = || async {
             reads.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(50)).await;
-            Ok(Some(Arc::from([Frame::empty(StreamId::new(1, 1))])))
+            Ok::<Page, ReadError>(Some(Arc::from([Frame::empty(StreamId::new(1, 1))])))
         };
         let all = (0..1000).map(|_| pages.get(key(1), read));
         for page in futures_util::future::join_all(all).await {
@@ -115,6 +115,6 @@ mod tests {
             Err(ReadError::Id { topic, id: "x".to_owned() })
         });
         assert!(failed.await.is_err());
-        assert!(pages.get(key(1), || async { Ok(None) }).await.expect("a page").is_none());
+        assert!(pages.get(key(1), || async { Ok::<Page, ReadError>(None) }).await.expect("a page").is_none());
     }
 }

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, FromRef, State};
+use axum::extract::{DefaultBodyLimit, FromRef, Request, State};
 use axum::http::StatusCode;
-use axum::middleware;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use http_body::Body;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::commands::{self, Order, owned_by};
@@ -36,10 +38,19 @@ pub struct ApiState {
     pub settings: Settings,
 }
 
-/// The API. Bodies over `max_body_bytes` are refused, and so is a request that takes longer than `timeout`.
+/// New sessions whose bodies may be larger than those of other requests, that are read at the same time.
+const LARGE_ORDERS_AT_ONCE: usize = 4;
+
+/// The API. Bodies over `max_body_bytes` are refused, except for the names of as many photos as a session may have, and so
+/// is a request that takes longer than `timeout`.
 pub fn router(state: ApiState, max_body_bytes: usize, timeout: Duration) -> Router {
+    let order_bytes = commands::order_bytes_max(state.settings.max_photos).max(max_body_bytes);
+    let large = LargeOrders { over: max_body_bytes, places: Arc::new(Semaphore::new(LARGE_ORDERS_AT_ONCE)) };
+    let create = post(create)
+        .layer(DefaultBodyLimit::max(order_bytes))
+        .layer(middleware::from_fn_with_state(large, a_few_at_a_time));
     Router::new()
-        .route("/api/upload/sessions", post(create))
+        .route("/api/upload/sessions", create)
         .route("/api/upload/sessions/{session_id}", get(show))
         .route("/api/upload/sessions/{session_id}/photos/{photo_id}/complete", post(complete))
         .route("/api/upload/sessions/{session_id}/photos/{photo_id}/fail", post(fail))
@@ -50,6 +61,25 @@ pub fn router(state: ApiState, max_body_bytes: usize, timeout: Duration) -> Rout
         .layer(middleware::from_fn_with_state(timeout, within))
         .layer(middleware::from_fn(traced))
         .with_state(state)
+}
+
+/// The places of requests with large bodies.
+#[derive(Debug, Clone)]
+struct LargeOrders {
+    over: usize,
+    places: Arc<Semaphore>,
+}
+
+/// The middleware: a request with a large body, or one that does not tell its size, waits until few others are in hand. Its
+/// body is not read before that.
+async fn a_few_at_a_time(State(large): State<LargeOrders>, request: Request, next: Next) -> Response {
+    let is_small = request.body().size_hint().exact().is_some_and(|bytes| bytes <= large.over as u64);
+    let _place = match is_small {
+        true => None,
+        // It is never closed.
+        false => large.places.acquire().await.ok(),
+    };
+    next.run(request).await
 }
 
 /// A session's counts.
@@ -162,15 +192,15 @@ async fn show(
 ) -> Result<Response, Error> {
     let uploader = uploader(&user)?;
     let mut connection = state.pool.acquire().await?;
-    let session = owned_by(uploader, store::session(&mut connection, session_id).await?)?;
-    let photos = store::photos(&mut connection, session_id).await?;
+    let (session, photos) = store::session_with_photos(&mut connection, session_id).await?.unzip();
+    let session = owned_by(uploader, session)?;
     let shown = |photo: store::Photo| ShownPhoto {
         photo_id: photo.id,
         file_name: photo.file_name,
         status: photo.status,
         reason: photo.reason,
     };
-    let photos = photos.into_iter().map(shown).collect();
+    let photos = photos.into_iter().flatten().map(shown).collect();
     Ok(axum::Json(Shown { session_id, counts: Counts::from(&session), photos }).into_response())
 }
 

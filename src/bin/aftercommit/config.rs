@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use aftercommit::http::OperatorSettings;
+use aftercommit::http::{self, OperatorSettings};
 use aftercommit::{auth, postgres, redis, relay, sse, trace, uploads};
 
 /// The commented defaults.
@@ -34,6 +34,7 @@ pub(crate) struct Config {
     pub(crate) redis: redis::Settings,
     pub(crate) outbox: OutboxSettings,
     pub(crate) relay: relay::Settings,
+    pub(crate) http: http::Settings,
     pub(crate) api: ApiSettings,
     pub(crate) uploads: uploads::Settings,
     pub(crate) sse: sse::Settings,
