@@ -299,6 +299,7 @@ impl CatchUp {
         let bytes = self.count.saturating_mul(largest).min(READ_BYTES.max(first_count() * largest));
         if !self.shared.held.has_room(bytes) {
             self.shared.metrics.room_waits.inc();
+            self.shared.pages.make_room();
         }
         self.shared.held.room(bytes).await
     }
@@ -309,8 +310,8 @@ impl CatchUp {
         let is_proven = self.from != From::Earliest;
         let key = Key { topic: self.topic.topic.clone(), after, is_proven, count: self.count };
         let read = async || {
-            // Taken before the page is there, and held until what it holds is counted.
-            let _room = self.room().await.ok_or(PageError::NoRoom)?;
+            // Taken before the page is there; then its events are counted themselves.
+            let room = self.room().await.ok_or(PageError::NoRoom)?;
             // The semaphore is never closed.
             let _permit = self.shared.reads.acquire().await;
             let page = if is_proven {
@@ -319,6 +320,7 @@ impl CatchUp {
                 self.shared.metrics.history_reads.inc();
                 Some(self.shared.history.from(&self.topic.topic, None, self.count).await?)
             };
+            drop(room);
             let held = |entry| self.shared.held.frame(frame_of(entry, self.topic.naming));
             let framed = |page: Vec<Entry>| page.into_iter().map(held);
             Ok::<Page, PageError>(page.map(|page| framed(page).collect()))

@@ -133,11 +133,12 @@ impl Connections {
     pub(super) fn relieve(&self, held: &Held) -> usize {
         let now = Instant::now();
         let loads = self.outlets().into_iter().map(|outlet| (outlet.load(now), outlet));
-        let mut waiting: Vec<_> = loads.filter(|(load, _)| load.queued_bytes > 0).collect();
-        waiting.sort_by_key(|(load, _)| std::cmp::Reverse((load.stuck, load.queued_bytes)));
+        let mut waiting: Vec<_> = loads.filter(|(load, _)| load.weight().1 > 0).collect();
+        waiting.sort_by_key(|(load, _)| std::cmp::Reverse(load.weight()));
         let mut count = 0;
         for (load, outlet) in waiting {
-            let is_enough = if load.stuck >= STUCK_AT_LEAST { !held.is_short() } else { !held.is_over() };
+            let is_enough =
+                if load.weight().0 >= STUCK_AT_LEAST { !held.is_short() } else { !held.is_over() };
             if is_enough {
                 break;
             }
@@ -153,7 +154,7 @@ impl Connections {
         let now = Instant::now();
         let mut loads: Vec<(Load, &Connected)> =
             connected.iter().map(|one| (one.outlet.load(now), one)).collect();
-        loads.sort_by_key(|(load, _)| std::cmp::Reverse((load.stuck, load.queued_bytes)));
+        loads.sort_by_key(|(load, _)| std::cmp::Reverse(load.weight()));
         Slowest {
             open: loads.len(),
             queued_bytes: loads.iter().map(|(load, _)| load.queued_bytes).sum(),
@@ -183,6 +184,8 @@ struct Stream {
     peer: String,
     since: String,
     queued_bytes: usize,
+    /// What the connection has taken from the queue, and not yet sent.
+    unsent_bytes: usize,
     sent_bytes: u64,
     /// How long it has taken nothing although something waits, in milliseconds.
     stuck_ms: u64,
@@ -197,6 +200,7 @@ impl Stream {
             peer: connected.peer.to_string(),
             since: connected.since.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
             queued_bytes: load.queued_bytes,
+            unsent_bytes: load.unsent_bytes,
             sent_bytes: load.taken_bytes,
             stuck_ms: load.stuck.as_millis().try_into().unwrap_or(u64::MAX),
         }

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
+use super::flight::Flight;
 use super::frame::Block;
 use super::held::Held;
 use super::several::Lanes;
@@ -37,6 +38,7 @@ pub(super) struct Outlet {
     terms: Terms,
     /// Counts what was made for this stream alone.
     held: Held,
+    flight: Flight,
     queue: Mutex<Queue>,
     /// Told whenever the queue falls to half of what it may hold.
     room: Notify,
@@ -83,8 +85,19 @@ pub(super) enum Put {
 pub(super) struct Load {
     pub(super) queued_bytes: usize,
     pub(super) taken_bytes: u64,
+    /// What has been taken from the queue and has not been sent.
+    pub(super) unsent_bytes: usize,
     /// How long the connection has taken nothing although something waits.
     pub(super) stuck: Duration,
+    /// How long nothing of that has been sent.
+    pub(super) unsent_for: Duration,
+}
+
+impl Load {
+    /// How much of the server's memory waits for this client, and for how long none of it has moved.
+    pub(super) fn weight(&self) -> (Duration, usize) {
+        (self.stuck.max(self.unsent_for), self.queued_bytes + self.unsent_bytes)
+    }
 }
 
 /// One topic's way into a stream.
@@ -128,6 +141,7 @@ impl Outlet {
             number,
             terms,
             held: Held::default(),
+            flight: Flight::default(),
             queue: Mutex::new(queue),
             room: Notify::new(),
             filling: Notify::new(),
@@ -256,8 +270,11 @@ impl Outlet {
 
     /// How the stream fares.
     pub(super) fn load(&self, now: Instant) -> Load {
+        let (unsent_bytes, unsent_for) = self.flight.load(now);
         let queue = self.queue();
         Load {
+            unsent_bytes,
+            unsent_for,
             queued_bytes: queue.bytes,
             taken_bytes: queue.taken_bytes,
             stuck: queue.waiting_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
@@ -331,7 +348,7 @@ impl Outlet {
         if queue.bytes <= self.terms.queued_bytes / 2 {
             self.room.notify_waiters();
         }
-        Poll::Ready(Some(taken))
+        Poll::Ready(Some(self.flight.follow(taken)))
     }
 }
 

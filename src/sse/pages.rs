@@ -66,6 +66,11 @@ impl Pages {
         cell.get_or_try_init(read).await.cloned()
     }
 
+    /// Lets go of every page that has been read, where its room is needed more than others need the page.
+    pub(super) fn make_room(&self) {
+        self.kept().retain(|_, kept| kept.page.get().is_none());
+    }
+
     /// Lets go of what is handed out no more.
     pub(super) fn forget(&self) {
         self.kept().retain(|_, kept| kept.since.elapsed() < KEPT);

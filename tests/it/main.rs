@@ -23,6 +23,7 @@ mod sse_access;
 mod sse_browser;
 mod sse_keys;
 mod sse_limits;
+#[cfg(target_os = "linux")]
 mod sse_memory;
 mod sse_outages;
 mod sse_owners;
