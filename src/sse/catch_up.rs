@@ -164,7 +164,11 @@ impl CatchUp {
 
     /// Goes one page on in the history. False if the client is gone.
     async fn go_on(&mut self) -> bool {
-        match self.feed().await {
+        let fed = match self.from {
+            From::Last => self.find_last().await,
+            _ => self.feed().await,
+        };
+        match fed {
             Ok(Fed::To(id)) => {
                 self.outcome = "history";
                 self.from = From::After(Cursor::After(id));
@@ -279,6 +283,19 @@ impl CatchUp {
             self.patience.pause(RETRY).await;
         }
         Ok(Fed::To(last))
+    }
+
+    /// Finds the place before the newest event, which is too large to be kept in memory.
+    async fn find_last(&mut self) -> Result<Fed, PageError> {
+        let _room = self.shared.held.room(2 * PAYLOAD_BYTES_MAX).await.ok_or(PageError::NoRoom)?;
+        self.shared.metrics.history_reads.inc();
+        let newest = self.shared.history.newest(&self.topic.topic, 2).await.map_err(PageError::Read)?;
+        self.from = match newest.as_slice() {
+            [] => From::Latest,
+            [_only] => From::Earliest,
+            [before, ..] => From::After(Cursor::After(before.id)),
+        };
+        Ok(Fed::Again)
     }
 
     /// Makes sure that there is no history: the page may be of a moment ago. The topic's place is taken before the look, so

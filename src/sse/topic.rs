@@ -288,6 +288,7 @@ impl TopicState {
         }
         let missed: Vec<&Frame> = match from {
             From::Latest | From::Reset(_) => Vec::new(),
+            From::Last if recent.lacks_newest() => return Attached::Behind,
             From::Last => recent.last(1).collect(),
             From::Earliest | From::After(Cursor::Start { .. }) if recent.reaches_start() => {
                 recent.all().collect()

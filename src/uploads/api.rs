@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRef, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use http_body::Body;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -72,14 +72,32 @@ struct LargeOrders {
 
 /// The middleware: a request with a large body, or one that does not tell its size, waits until few others are in hand. Its
 /// body is not read before that.
-async fn a_few_at_a_time(State(large): State<LargeOrders>, request: Request, next: Next) -> Response {
-    let is_small = request.body().size_hint().exact().is_some_and(|bytes| bytes <= large.over as u64);
-    let _place = match is_small {
-        true => None,
+async fn a_few_at_a_time(State(large): State<LargeOrders>, mut request: Request, next: Next) -> Response {
+    let size = match request.body().size_hint().exact() {
+        Some(bytes) if bytes <= large.over as u64 => Size::Small,
+        Some(_) => Size::Large,
+        None => Size::Unknown,
+    };
+    request.extensions_mut().insert(BodySize(size));
+    let _place = match size {
+        Size::Small => None,
         // It is never closed.
-        false => large.places.acquire().await.ok(),
+        Size::Large | Size::Unknown => large.places.acquire().await.ok(),
     };
     next.run(request).await
+}
+
+/// What a request for a new session says of its body's size.
+#[derive(Debug, Clone, Copy)]
+struct BodySize(Size);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Size {
+    /// No larger than other requests' bodies may be.
+    Small,
+    Large,
+    /// It will be known at the end.
+    Unknown,
 }
 
 /// A session's counts.
@@ -175,9 +193,14 @@ fn uploader(user: &User) -> Result<Uuid, Problem> {
 async fn create(
     State(state): State<ApiState>,
     user: User,
+    Extension(BodySize(size)): Extension<BodySize>,
     Json(order): Json<Order>,
 ) -> Result<Response, Error> {
     let uploader = uploader(&user)?;
+    if size == Size::Large && !order.names_photos() {
+        let told = "a body this large may only name photos: send totalPhotos without anything else";
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, told).into());
+    }
     let mut connection = state.pool.acquire().await?;
     let (session, photo_ids) =
         commands::create(&mut connection, uploader, order, state.settings.max_photos).await?;

@@ -33,6 +33,11 @@ pub(in crate::uploads) fn order_bytes_max(max_photos: u32) -> usize {
 }
 
 impl Order {
+    /// Whether it names photos, and so may be large.
+    pub(in crate::uploads) fn names_photos(&self) -> bool {
+        self.photos.is_some()
+    }
+
     /// The photos' names, one for each photo.
     fn names(self, max_photos: u32) -> Result<Vec<Option<String>>, Problem> {
         let limit = |count: usize| {
