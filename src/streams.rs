@@ -12,10 +12,29 @@ use axum::{Extension, Router, middleware};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::auth::{AuthError, Listener, TICKET_TOPICS_MAX, User, Verifier};
-use crate::event::{EventError, Topic};
+use crate::auth::{self, AuthError, Listener, TICKET_TOPICS_MAX, User, Verifier};
+use crate::event::{EventError, TOPIC_LEN_MAX, Topic};
 use crate::http::{Connection, Json, Path, Problem, Query, within};
 use crate::sse::{self, Hub, Several, StreamQuery, Topics, Wanted};
+
+/// Bytes of a stream's address at most: `/streams`, as many topics as there may be, each as long as it may be and each of its
+/// characters escaped, a ticket, an escaped id, and the other parameters.
+const ADDRESS_BYTES_MAX: usize = 64
+    + sse::TOPICS_MAX * ("topic=&".len() + 3 * TOPIC_LEN_MAX)
+    + ("ticket=&".len() + auth::TICKET_BYTES_MAX)
+    + ("lastEventId=&".len() + 3 * sse::ID_BYTES_MAX)
+    + "name=topic&from=earliest&".len();
+
+/// Bytes of the headers at most that this server itself reads, with their names: the id of a browser that comes back, and a
+/// token, in the `Authorization` or in a cookie.
+const OWN_HEADERS_BYTES_MAX: usize = 64 + sse::ID_BYTES_MAX + auth::TOKEN_BYTES_MAX;
+
+/// What a browser's other headers and cookies may take, and those that proxies add.
+const OTHER_HEADERS_BYTES_MAX: usize = 8 * 1024;
+
+/// Bytes of a request's head at most: whatever the other limits allow at the same time fits it, so that a browser that
+/// comes back with its id is never refused where it was let in without one.
+pub const HEAD_BYTES_MAX: usize = ADDRESS_BYTES_MAX + OWN_HEADERS_BYTES_MAX + OTHER_HEADERS_BYTES_MAX;
 
 /// What the handlers work with.
 #[derive(Debug, Clone, FromRef)]
@@ -39,7 +58,7 @@ pub fn router(state: StreamsState, timeout: Duration) -> Router {
         .layer(middleware::from_fn_with_state(state.hub.clone(), sse::come_back_later));
     Router::new()
         .route("/api/stream-tickets", post(ticket))
-        .layer(DefaultBodyLimit::max(TICKET_BYTES_MAX))
+        .layer(DefaultBodyLimit::max(TICKET_REQUEST_BYTES_MAX))
         .layer(middleware::from_fn_with_state(timeout, within))
         .merge(streams)
         .with_state(state)
@@ -68,17 +87,21 @@ struct Asked {
 
 impl Asked {
     fn of(pairs: Vec<(String, String)>) -> Result<Self, Problem> {
-        let mut asked = Self { topics: Vec::new(), is_named_by_topic: false };
+        let (mut topics, mut name) = (Vec::new(), None);
         for (key, value) in pairs {
-            match (key.as_str(), value.as_str()) {
-                ("topic", _) => asked.topics.push(value),
-                ("name", "topic") => asked.is_named_by_topic = true,
-                ("name", "type") => asked.is_named_by_topic = false,
-                ("name", _) => return Err(Problem::bad_request("name is 'type' (the default) or 'topic'")),
+            match key.as_str() {
+                "topic" => topics.push(value),
+                // The last one counts, as of all that a stream has one of.
+                "name" => name = Some(value),
                 _ => {}
             }
         }
-        Ok(asked)
+        let is_named_by_topic = match name.as_deref() {
+            None | Some("type") => false,
+            Some("topic") => true,
+            Some(_) => return Err(Problem::bad_request("name is 'type' (the default) or 'topic'")),
+        };
+        Ok(Self { topics, is_named_by_topic })
     }
 }
 
@@ -102,20 +125,20 @@ async fn several(
 
 /// The listener, if they may hear all of these topics.
 fn allowed(listener: Listener, topics: &[Topic]) -> Result<User, Problem> {
+    let unlisted = topics.iter().find(|topic| !listener.may_subscribe(topic.as_str()));
     let user = listener.of_topics(topics.iter().map(Topic::as_str))?;
-    match topics.iter().find(|topic| !user.may_subscribe(topic.as_str())) {
-        Some(topic) => {
-            let told = format!(
-                "the token's claim 'subscribe' does not allow the topic {topic}: get one that lists it, or its beginning and *"
-            );
-            Err(Problem::forbidden(told))
-        }
+    match unlisted {
+        Some(topic) => Err(Problem::forbidden(format!(
+            "the token's claim 'subscribe' does not allow the topic {topic}: get one that lists it, or its beginning and *"
+        ))),
         None => Ok(user),
     }
 }
 
-/// Bytes of a request for a ticket: as many topics as it may name, each as long as it may be.
-const TICKET_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of a request for a ticket.
+const TICKET_REQUEST_BYTES_MAX: usize = 16 * 1024;
+// As many topics as it may name, each as long as it may be, in quotes and with a comma.
+const _: () = assert!(TICKET_REQUEST_BYTES_MAX > 2 * TICKET_TOPICS_MAX * (TOPIC_LEN_MAX + 4));
 
 /// `{"topic": "a"}` or `{"topics": ["a", "b"]}`.
 #[derive(Debug, Deserialize)]

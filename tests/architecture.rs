@@ -22,7 +22,7 @@ const PARTS: [(&str, &[&str], &[&str]); 18] = [
     ("redis", &["address", "event", "counted", "relay", "trace"], &["sqlx", "axum", "hyper"]),
     ("http", &["address", "event", "trace"], &["sqlx", "redis"]),
     ("auth", &["address", "failpoint", "http"], &["sqlx", "redis"]),
-    ("sse", &["event", "redis", "http", "trace"], &["sqlx"]),
+    ("sse", &["event", "redis", "http", "auth", "trace"], &["sqlx"]),
     ("streams", &["event", "http", "auth", "sse"], &["sqlx", "redis"]),
     // Its charts show what the relay's pulse has seen, so that a sample costs no look at Postgres of its own.
     ("console", &["event", "counted", "postgres", "outbox", "ops", "relay", "http"], &["redis", "hyper"]),

@@ -15,8 +15,8 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::error::AuthError;
 use super::settings::{Algorithm, Settings};
-use super::verifier::AuthError;
 use crate::failpoint;
 
 /// How long one fetch may take.

@@ -3,6 +3,18 @@
 use secrecy::SecretString;
 use serde::Deserialize;
 
+/// The shortest HS256 secret that is taken, in bytes: the length of the hash (RFC 7518, 3.2).
+pub const SECRET_BYTES_MIN: usize = 32;
+
+/// The longest token that is read, in bytes. Issuers stay far below: browsers keep no cookie of more than 4 KiB.
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+
+/// The longest leeway: more than that is no difference of clocks.
+pub(super) const LEEWAY_SECONDS_MAX: u64 = 3600;
+
+/// A token is not taken in the second in which it expires, as a stream opened then would end at once (RFC 7519, 4.1.4).
+pub(super) const NOT_AT_EXPIRY: u64 = 1;
+
 /// The `[jwt]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -6,124 +6,31 @@ use chrono::{DateTime, Utc};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{DecodingKey, EncodingKey, Header, Validation};
 use secrecy::ExposeSecret;
-use serde::{Deserialize, Deserializer, Serialize};
-use uuid::Uuid;
+use serde::Serialize;
 
+use super::claims::{self, TOKEN_REFUSED_SIZE};
+use super::error::AuthError;
 use super::jwks::{Fetcher, Jwks};
-use super::settings::{Algorithm, Settings};
-use super::tickets::Tickets;
+use super::settings::{
+    Algorithm, LEEWAY_SECONDS_MAX, NOT_AT_EXPIRY, SECRET_BYTES_MIN, Settings, TOKEN_BYTES_MAX,
+};
+use super::tickets::{TicketTopics, Tickets};
 use super::user::User;
+use super::user_id::UserId;
 use crate::address;
-use crate::http::{Check, Problem};
+use crate::http::Check;
 
-/// The shortest HS256 secret that is taken, in bytes: the length of the hash (RFC 7518, 3.2).
-pub const SECRET_BYTES_MIN: usize = 32;
-
-/// The longest leeway: more than that is no difference of clocks.
-const LEEWAY_SECONDS_MAX: u64 = 3600;
-
-/// A token is not taken in the second in which it expires, as a stream opened then would end at once (RFC 7519, 4.1.4).
-pub(super) const NOT_AT_EXPIRY: u64 = 1;
-
-/// Why a token, or the configuration that checks it, is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum AuthError {
-    /// No key was configured.
-    #[error(
-        "no key for tokens: set AFTERCOMMIT_JWT_SECRET (at least {SECRET_BYTES_MIN} bytes), or [jwt] algorithm with public_key_file or jwks_url"
-    )]
-    NoKey,
-    /// More than one source of keys.
-    #[error("[jwt] names more than one source of keys for {0:?}: {1}")]
-    Sources(Algorithm, &'static str),
-    /// The address of the issuer's keys is not one.
-    #[error("[jwt] jwks_url must be of the form https://host/path, without user or password")]
-    JwksUrl,
-    /// The pace of fetching is none.
-    #[error("[jwt] jwks_refresh_seconds and jwks_cooldown_seconds must be at least 1")]
-    JwksPace,
-    /// The name of the cookie cannot be one.
-    #[error("jwt.cookie cannot be the name of a cookie: use A-Z a-z 0-9 . _ - only, or leave it empty")]
-    Cookie,
-    /// Whether the token is valid cannot be told now.
-    #[error("the keys of tokens cannot be fetched from their issuer at the moment; try again")]
-    KeysUnavailable,
-    /// The secret is too short to be one.
-    #[error(
-        "jwt.secret has {0} bytes and needs at least {SECRET_BYTES_MIN}: make one with `openssl rand -hex 32`"
-    )]
-    ShortSecret(usize),
-    /// The key file cannot be read.
-    #[error("cannot read [jwt] public_key_file {path}: {source}")]
-    KeyFile {
-        /// Its path.
-        path: String,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// The key file holds no key of this kind.
-    #[error("[jwt] public_key_file {path} holds no {algorithm:?} public key in PEM form")]
-    Key {
-        /// Its path.
-        path: String,
-        /// The algorithm that was configured.
-        algorithm: Algorithm,
-        /// The cause.
-        source: jsonwebtoken::errors::Error,
-    },
-    /// The leeway is too long.
-    #[error(
-        "[jwt] leeway_seconds is {0}, and {LEEWAY_SECONDS_MAX} is the most: set the clocks of both machines by NTP"
-    )]
-    Leeway(u64),
-    /// Tokens cannot be issued without the signing key.
-    #[error(
-        "tokens for trying out are signed with HS256: set AFTERCOMMIT_JWT_SECRET and leave [jwt] algorithm at HS256"
-    )]
-    CannotSign,
-    /// The token is not valid.
-    #[error("the token is not valid: {0}")]
-    Token(&'static str),
-    /// The ticket is not valid.
-    #[error("the ticket is not valid or has expired: get another one by POST /api/stream-tickets")]
-    Ticket,
-    /// Tickets cannot be made without a secret.
-    #[error("this server makes no tickets: set AFTERCOMMIT_JWT_SECRET, the same for all servers")]
-    NoTickets,
-    /// Signing failed.
-    #[error("the token cannot be signed: {0}")]
-    Signing(#[source] jsonwebtoken::errors::Error),
-}
-
-impl From<AuthError> for Problem {
-    fn from(error: AuthError) -> Self {
-        match error {
-            // The token may be good: a page that is told 401 would throw it away.
-            AuthError::KeysUnavailable => Self::unavailable(error.to_string()),
-            _ => Self::unauthorized(error.to_string()),
-        }
-    }
-}
-
-#[derive(Debug, Serialize, Deserialize)]
+/// The claims of a token that is issued here.
+#[derive(Debug, Serialize)]
 struct Claims {
-    sub: String,
-    #[serde(deserialize_with = "whole_seconds")]
+    sub: UserId,
     exp: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     iss: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    aud: Option<serde_json::Value>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    aud: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     subscribe: Vec<String>,
-}
-
-/// Some issuers write fractions of a second (RFC 7519, 2: `NumericDate`); the check of the expiry rounds as this does.
-fn whole_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
-    let number = serde_json::Number::deserialize(deserializer)?;
-    #[expect(clippy::cast_possible_truncation, reason = "what is out of range is refused as such a date")]
-    let rounded = number.as_f64().map(|seconds| seconds.round() as i64);
-    number.as_i64().or(rounded).ok_or_else(|| serde::de::Error::custom("not a date"))
 }
 
 /// What signatures are checked with.
@@ -181,14 +88,17 @@ impl Verifier {
     /// # Errors
     /// [`AuthError::Token`], without a word of the token itself, and [`AuthError::KeysUnavailable`].
     pub async fn verify(&self, token: &str) -> Result<User, AuthError> {
+        if token.len() > TOKEN_BYTES_MAX {
+            return Err(AuthError::Token(TOKEN_REFUSED_SIZE));
+        }
         let jwks = match &self.keys {
             Keys::Fixed(key) => return self.check(token, key),
             Keys::OfIssuer(jwks) => jwks,
         };
-        let header = jsonwebtoken::decode_header(token).map_err(refused)?;
+        let header = jsonwebtoken::decode_header(token).map_err(|error| claims::refused(&error, token))?;
         // Before its key is looked for: what cannot be valid has nothing fetched.
         if !self.validation.algorithms.contains(&header.alg) {
-            return Err(refused(ErrorKind::InvalidAlgorithm.into()));
+            return Err(claims::refused(&ErrorKind::InvalidAlgorithm.into(), token));
         }
         jwks.with_key(header.kid.as_deref(), |key| self.check(token, key)).await
     }
@@ -202,17 +112,17 @@ impl Verifier {
     }
 
     fn check(&self, token: &str, key: &DecodingKey) -> Result<User, AuthError> {
-        let claims = jsonwebtoken::decode::<Claims>(token, key, &self.validation).map_err(refused)?.claims;
-        let id = Uuid::try_parse(&claims.sub)
-            .map_err(|_| AuthError::Token("its subject is not a UUID; 'sub' must be the user's id"))?;
-        let until = claims.exp.saturating_add_unsigned(self.validation.leeway);
-        let expires_at =
-            DateTime::from_timestamp(until, 0).ok_or(AuthError::Token("its expiry is out of range"))?;
-        Ok(User { id, expires_at, subscribe: claims.subscribe })
+        let decoded = jsonwebtoken::decode::<claims::Claims>(token, key, &self.validation);
+        let claims = decoded.map_err(|error| claims::refused(&error, token))?.claims;
+        let until = claims.expiry()?.saturating_add_unsigned(self.validation.leeway);
+        let expires_at = DateTime::from_timestamp(until, 0)
+            .ok_or(AuthError::Token("its expiry ('exp') is out of range"))?;
+        Ok(User { id: claims.user()?, expires_at, subscribe: claims.subscribe()? })
     }
 
     /// A ticket with which `user` can open streams of `topics`, and when it expires. The caller has made sure that there
-    /// are at most [`TICKET_TOPICS_MAX`](super::TICKET_TOPICS_MAX).
+    /// are at most [`TICKET_TOPICS_MAX`](super::TICKET_TOPICS_MAX): then it has no more than
+    /// [`TICKET_BYTES_MAX`](super::TICKET_BYTES_MAX) bytes.
     ///
     /// # Errors
     /// [`AuthError::NoTickets`], [`AuthError::Signing`].
@@ -221,7 +131,7 @@ impl Verifier {
     }
 
     /// Who a ticket speaks for, and the topics that it is good for.
-    pub(super) fn verify_ticket(&self, ticket: &str) -> Result<(User, Vec<String>), AuthError> {
+    pub(super) fn verify_ticket(&self, ticket: &str) -> Result<(User, TicketTopics), AuthError> {
         self.tickets.as_ref().ok_or(AuthError::NoTickets)?.verify(ticket)
     }
 
@@ -235,7 +145,7 @@ impl Verifier {
 ///
 /// # Errors
 /// [`AuthError::CannotSign`] where the configuration has no secret, [`AuthError::Signing`].
-pub fn issue(settings: &Settings, user: Uuid, valid_for: Duration) -> Result<String, AuthError> {
+pub fn issue(settings: &Settings, user: impl Into<UserId>, valid_for: Duration) -> Result<String, AuthError> {
     issue_with(settings, user, valid_for, &[])
 }
 
@@ -245,7 +155,7 @@ pub fn issue(settings: &Settings, user: Uuid, valid_for: Duration) -> Result<Str
 /// As [`issue`].
 pub fn issue_with(
     settings: &Settings,
-    user: Uuid,
+    user: impl Into<UserId>,
     valid_for: Duration,
     subscribe: &[String],
 ) -> Result<String, AuthError> {
@@ -254,10 +164,10 @@ pub fn issue_with(
     }
     let named = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let claims = Claims {
-        sub: user.to_string(),
+        sub: user.into(),
         exp: Utc::now().timestamp().saturating_add_unsigned(valid_for.as_secs()),
         iss: named(&settings.issuer),
-        aud: named(&settings.audience).map(serde_json::Value::String),
+        aud: named(&settings.audience),
         subscribe: subscribe.to_vec(),
     };
     let key = EncodingKey::from_secret(secret_of(settings)?);
@@ -357,38 +267,6 @@ fn key_of_file(settings: &Settings) -> Result<DecodingKey, AuthError> {
         Algorithm::EdDSA | Algorithm::HS256 => DecodingKey::from_ed_pem(&pem),
     }
     .map_err(|source| AuthError::Key { path: path.clone(), algorithm: settings.algorithm, source })
-}
-
-fn refused(error: jsonwebtoken::errors::Error) -> AuthError {
-    AuthError::Token(reason(error.kind()))
-}
-
-fn reason(kind: &ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::ExpiredSignature => "it has expired; get a new one",
-        ErrorKind::ImmatureSignature => {
-            "it is not valid yet ('nbf'); compare the clocks of its issuer and this server"
-        }
-        ErrorKind::InvalidSignature => {
-            "its signature does not fit; sign it with the key that [jwt] of this server names"
-        }
-        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => {
-            "its algorithm is not the configured one; sign it with [jwt] algorithm of this server"
-        }
-        ErrorKind::InvalidIssuer => "its issuer is another one; 'iss' must be [jwt] issuer of this server",
-        ErrorKind::InvalidAudience => {
-            "its audience is another one; 'aud' must name [jwt] audience of this server"
-        }
-        ErrorKind::MissingRequiredClaim(claim) => match claim.as_str() {
-            "iss" => "a required claim is missing: 'iss', as this server has a [jwt] issuer",
-            "aud" => "a required claim is missing: 'aud', as this server has a [jwt] audience",
-            _ => "a required claim is missing: it needs 'sub' and 'exp'",
-        },
-        ErrorKind::Json(_) => {
-            "its header or its claims cannot be read; it needs 'sub', a UUID, and 'exp', in seconds since 1970"
-        }
-        _ => "it is malformed; send the three parts of a JWT as they were issued",
-    }
 }
 
 #[cfg(test)]

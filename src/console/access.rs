@@ -3,18 +3,16 @@
 //! A browser sends a cookie along whoever has made it ask. `SameSite=Strict` keeps other sites out, but not other ports of
 //! the same host: so what changes something must also come from a page of this very origin.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::Shared;
-use super::attempts::Attempt;
-use crate::http::{Connection, Problem, bearer};
+use crate::http::{Connection, OperatorRefusal, Problem, bearer};
 
 /// The cookie of a sign-in.
 pub(super) const COOKIE: &str = "aftercommit_console";
@@ -49,8 +47,7 @@ pub(super) async fn operators_only(
 /// Why somebody is not let in.
 enum Refusal {
     Problem(Problem),
-    /// Too many wrong tokens; to be tried again after this time.
-    TooMany(Duration),
+    Gate(OperatorRefusal),
 }
 
 impl From<Problem> for Refusal {
@@ -61,32 +58,24 @@ impl From<Problem> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let wait = match self {
-            Self::Problem(problem) => return problem.into_response(),
-            Self::TooMany(wait) => wait.as_secs() + 1,
-        };
-        let detail = format!("too many wrong tokens came from this address: try again in {wait} s");
-        let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, detail);
-        ([(header::RETRY_AFTER, HeaderValue::from(wait))], problem).into_response()
+        match self {
+            Self::Problem(problem) => problem.into_response(),
+            Self::Gate(refusal) => refusal.into_response(),
+        }
     }
 }
 
 fn identify(shared: &Shared, request: &Request) -> Result<Identity, Refusal> {
     let headers = request.headers();
-    if !shared.parts.gate.can_open() {
-        let detail = "nobody is let in here: set AFTERCOMMIT_OPERATOR_TOKEN and start this process again";
-        return Err(Problem::forbidden(detail).into());
+    let gate = &shared.parts.gate;
+    if let Some(token) = bearer(headers).filter(|_| gate.can_open()) {
+        gate.admit(Some(token), request.extensions()).map_err(Refusal::Gate)?;
+        return Ok(Identity { who: NAMELESS.to_owned(), session: None });
     }
-    if let Some(token) = bearer(headers) {
-        return match shared
-            .attempts
-            .attempt(peer(request), Instant::now(), || shared.parts.gate.opens_for(token))
-        {
-            Attempt::Right => Ok(Identity { who: NAMELESS.to_owned(), session: None }),
-            Attempt::Wrong => Err(Problem::unauthorized("this is not the operators' token").into()),
-            Attempt::TooMany(wait) => Err(Refusal::TooMany(wait)),
-        };
+    if !gate.can_open() {
+        return Err(Refusal::Gate(OperatorRefusal::NoToken));
     }
+    // A sign-in is never held up by what others guess.
     let session = session(headers);
     let who = session.and_then(|id| shared.sessions.who(id, Instant::now()));
     let Some(who) = who else {
@@ -95,6 +84,9 @@ fn identify(shared: &Shared, request: &Request) -> Result<Identity, Refusal> {
     };
     if request.method() != Method::GET && !is_same_origin(headers) {
         return Err(elsewhere().into());
+    }
+    if let Some(connection) = request.extensions().get::<Connection>() {
+        connection.vouch();
     }
     Ok(Identity { who, session: session.map(str::to_owned) })
 }
@@ -120,12 +112,6 @@ pub(super) fn session(headers: &HeaderMap) -> Option<&str> {
     cookies
         .flat_map(|cookies| cookies.split(';'))
         .find_map(|cookie| cookie.trim().strip_prefix(COOKIE)?.strip_prefix('='))
-}
-
-/// Where a request comes from; all of them from one place if this is not known.
-pub(super) fn peer(request: &Request) -> IpAddr {
-    let on = request.extensions().get::<Connection>();
-    on.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |on| on.peer.ip())
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -16,7 +16,6 @@
 
 mod access;
 mod actions;
-mod attempts;
 mod change;
 mod error;
 mod feed;
@@ -37,11 +36,10 @@ use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::{OperatorGate, Readiness};
+use crate::http::{OperatorGate, Readiness, within};
 use crate::postgres::{self, ConnectError, Pool};
 use crate::relay::StateHandle;
 
-use attempts::Attempts;
 use feed::Feed;
 use replay::Replays;
 use sessions::Sessions;
@@ -56,6 +54,8 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 const CONNECTIONS: u32 = 2;
 /// How long a statement of this page may take, in milliseconds.
 const STATEMENT_TIMEOUT_MS: u64 = 10_000;
+/// How long a sign-in may take, its form included.
+const SIGN_IN_TAKES: Duration = Duration::from_secs(5);
 /// Pages that may be open at a time.
 const VIEWERS_MAX: usize = 32;
 
@@ -86,7 +86,6 @@ struct Shared {
     parts: Parts,
     pool: Pool,
     sessions: Sessions,
-    attempts: Attempts,
     trend: Trend,
     feed: Feed,
     replays: Replays,
@@ -112,7 +111,6 @@ impl Console {
             parts,
             pool,
             sessions: Sessions::default(),
-            attempts: Attempts::default(),
             trend: Trend::default(),
             feed: Feed::default(),
             replays: Replays::default(),
@@ -136,10 +134,14 @@ impl Console {
             .route("/console/replay", post(replay::start))
             .route("/console/replay/resume", post(replay::resume))
             .layer(middleware::from_fn_with_state(shared.clone(), access::operators_only));
+        // Nobody is known yet whose request it is.
+        let sign_in = get(pages::to_console)
+            .post(sign_in::sign_in)
+            .layer(middleware::from_fn_with_state(SIGN_IN_TAKES, within));
         Router::new()
             .route("/", get(pages::to_console))
             .route(PATH, get(pages::console))
-            .route("/console/sign-in", get(pages::to_console).post(sign_in::sign_in))
+            .route("/console/sign-in", sign_in)
             .route("/console/assets/{name}", get(pages::asset))
             .merge(for_operators)
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))

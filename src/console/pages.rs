@@ -97,7 +97,7 @@ impl Complaint {
             Self::NotAForm => "The form did not arrive whole. Please try again.",
             Self::NoName => "Please say who you are: the audit keeps it.",
             Self::WrongToken => "This is not the operators’ token.",
-            Self::TooMany => "Too many wrong tokens came from here. Wait ten seconds, then try again.",
+            Self::TooMany => "Too many wrong tokens came from here. Wait a second, then try again.",
         }
     }
 }

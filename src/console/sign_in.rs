@@ -12,9 +12,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::access::{self, COOKIE, Identity};
-use super::attempts::Attempt;
 use super::pages::{self, Complaint};
 use super::{PATH, Shared, sessions};
+use crate::http::{Connection, OperatorRefusal};
 
 /// Characters of an operator's name at most.
 const NAME_LEN_MAX: usize = 60;
@@ -35,7 +35,8 @@ pub(super) async fn sign_in(State(shared): State<Arc<Shared>>, request: Request)
     if !access::is_same_origin(request.headers()) {
         return access::elsewhere().into_response();
     }
-    let (from, is_secure) = (access::peer(&request), came_by_https(request.headers()));
+    let is_secure = came_by_https(request.headers());
+    let extensions = request.extensions().clone();
     let form: Result<Form<SignIn>, FormRejection> = Form::from_request(request, &()).await;
     let Ok(Form(form)) = form else {
         return pages::sign_in(StatusCode::BAD_REQUEST, Complaint::NotAForm);
@@ -43,16 +44,15 @@ pub(super) async fn sign_in(State(shared): State<Arc<Shared>>, request: Request)
     let Some(who) = name(&form.who) else {
         return pages::sign_in(StatusCode::BAD_REQUEST, Complaint::NoName);
     };
-    let is_right = || shared.parts.gate.opens_for(form.token.expose_secret().trim());
-    match shared.attempts.attempt(from, Instant::now(), is_right) {
-        Attempt::Right => {}
-        Attempt::Wrong => {
-            tracing::warn!(peer = %from, "a wrong token at the console's sign-in");
-            return pages::sign_in(StatusCode::UNAUTHORIZED, Complaint::WrongToken);
+    match shared.parts.gate.admit(Some(form.token.expose_secret().trim()), &extensions) {
+        Ok(()) => {}
+        Err(OperatorRefusal::TooMany(_)) => {
+            return pages::sign_in(StatusCode::TOO_MANY_REQUESTS, Complaint::TooMany);
         }
-        Attempt::TooMany(_) => return pages::sign_in(StatusCode::TOO_MANY_REQUESTS, Complaint::TooMany),
+        Err(_) => return pages::sign_in(StatusCode::UNAUTHORIZED, Complaint::WrongToken),
     }
-    tracing::info!(peer = %from, who, "an operator has signed in to the console");
+    let client = extensions.get::<Connection>().map(|connection| connection.client);
+    tracing::info!(?client, who, "an operator has signed in to the console");
     let id = shared.sessions.begin(who, Instant::now());
     let cookie = cookie(&id, sessions::LASTS.as_secs(), is_secure);
     ([(header::SET_COOKIE, cookie)], Redirect::to(PATH)).into_response()

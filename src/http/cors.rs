@@ -8,8 +8,12 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-/// What a page may send along.
-const HEADERS: HeaderValue = HeaderValue::from_static("authorization, content-type, last-event-id");
+/// What a page may send along: what a stream is asked with by clients that use `fetch` (they set `Cache-Control` as
+/// EventSource does), by libraries that mark their requests, and by those that trace them.
+const HEADERS: HeaderValue = HeaderValue::from_static(
+    "accept, authorization, baggage, cache-control, content-type, last-event-id, pragma, sentry-trace, traceparent, \
+     tracestate, x-requested-with",
+);
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST");
 /// How long a browser may go by a preflight's answer, in seconds.
 const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");

@@ -2,13 +2,21 @@
 //!
 //! Knows no application, no Postgres and no Redis.
 
+mod attempts;
 mod bearer;
+mod body;
 mod cors;
 mod extract;
 mod health;
+mod metrics;
 mod operator;
+mod places;
 mod problem;
+mod proxies;
+mod refusal;
+mod seldom;
 mod serve;
+mod settings;
 mod trace;
 mod within;
 
@@ -16,10 +24,14 @@ pub use bearer::bearer;
 pub use cors::{OriginError, Origins, cors};
 pub use extract::{Json, Path, Query};
 pub use health::{Check, Readiness, operations};
+pub use metrics::Metrics;
 pub use operator::{
-    OPERATOR_TOKEN_BYTES_MIN, OperatorGate, OperatorSettings, ShortOperatorToken, operators_only,
+    OPERATOR_TOKEN_BYTES_MIN, OperatorGate, OperatorRefusal, OperatorSettings, ShortOperatorToken,
+    operators_only,
 };
 pub use problem::Problem;
-pub use serve::{Connection, Limits, no_route, serve};
+pub use proxies::{ProxyError, TrustedProxies};
+pub use serve::{Connection, Limits, RESERVED_CONNECTIONS, Server, Turns, no_route};
+pub use settings::Settings;
 pub use trace::{RequestTrace, traced};
 pub use within::within;

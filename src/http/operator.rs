@@ -1,14 +1,20 @@
-//! Who may see and steer: requests that carry the operators' token.
+//! Who may see and steer: requests that carry the operators' token. The one gate for it, at every door.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
+use axum::http::{Extensions, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::{Problem, bearer};
+use super::attempts::{Attempt, Attempts};
+use super::metrics::Metrics;
+use super::seldom::Seldom;
+use super::{Connection, Problem, bearer};
 
 /// The shortest token that is taken, in bytes: one that is shorter can be guessed.
 pub const OPERATOR_TOKEN_BYTES_MIN: usize = 16;
@@ -28,49 +34,121 @@ pub struct OperatorSettings {
 )]
 pub struct ShortOperatorToken(usize);
 
-/// Lets operators in. Cheap to clone.
+/// Lets operators in, and slows down whoever guesses their token: see `attempts` for the rule. Cheap to clone; clones
+/// count together.
 #[derive(Debug, Clone)]
-pub struct OperatorGate(Arc<SecretString>);
+pub struct OperatorGate(Arc<Gate>);
+
+#[derive(Debug)]
+struct Gate {
+    token: SecretString,
+    attempts: Attempts,
+    metrics: Metrics,
+    log: Seldom,
+}
+
+/// Why somebody is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OperatorRefusal {
+    /// There is no token with which the gate opens.
+    NoToken,
+    /// No token was sent.
+    Missing,
+    /// It is another one.
+    Wrong,
+    /// Too many wrong ones came from this address; to be tried again after this time.
+    TooMany(Duration),
+}
 
 impl OperatorGate {
     /// A gate that opens for the configured token.
     ///
     /// # Errors
     /// [`ShortOperatorToken`].
-    pub fn new(settings: &OperatorSettings) -> Result<Self, ShortOperatorToken> {
+    pub fn new(settings: &OperatorSettings, metrics: Metrics) -> Result<Self, ShortOperatorToken> {
         match settings.token.expose_secret().len() {
             bytes @ 1..OPERATOR_TOKEN_BYTES_MIN => Err(ShortOperatorToken(bytes)),
-            _ => Ok(Self(Arc::new(settings.token.clone()))),
+            _ => Ok(Self(Arc::new(Gate {
+                token: settings.token.clone(),
+                attempts: Attempts::default(),
+                metrics,
+                log: Seldom::default(),
+            }))),
         }
     }
 
     /// Whether there is a token with which it opens.
     pub fn can_open(&self) -> bool {
-        !self.0.expose_secret().is_empty()
+        !self.0.token.expose_secret().is_empty()
     }
 
-    /// Whether it opens for this token.
-    pub fn opens_for(&self, token: &str) -> bool {
-        self.can_open() && is_same(self.0.expose_secret().as_bytes(), token.as_bytes())
+    /// Lets a client in that sends this token, and vouches for its connection. `extensions` are the request's.
+    ///
+    /// # Errors
+    /// [`OperatorRefusal`]; a wrong token is counted and logged.
+    pub fn admit(&self, token: Option<&str>, extensions: &Extensions) -> Result<(), OperatorRefusal> {
+        if !self.can_open() {
+            return Err(OperatorRefusal::NoToken);
+        }
+        let token = token.ok_or(OperatorRefusal::Missing)?;
+        let connection = extensions.get::<Connection>();
+        // All from one place if that is not known.
+        let client = connection.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |connection| connection.client);
+        let is_right = || is_same(self.0.token.expose_secret().as_bytes(), token.as_bytes());
+        let now = Instant::now();
+        let refusal = match self.0.attempts.attempt(client, token, now, is_right) {
+            Attempt::Right => {
+                if let Some(connection) = connection {
+                    connection.vouch();
+                }
+                return Ok(());
+            }
+            Attempt::Wrong => OperatorRefusal::Wrong,
+            Attempt::TooMany(wait) => OperatorRefusal::TooMany(wait),
+        };
+        self.0.metrics.operator_refused(refusal == OperatorRefusal::Wrong);
+        if let Some(times) = self.0.log.count(now) {
+            tracing::warn!(%client, times, "a wrong operators' token was sent");
+        }
+        Err(refusal)
     }
 }
 
-/// Compares in a time that tells nothing of where two secrets differ.
-fn is_same(one: &[u8], other: &[u8]) -> bool {
-    let differing = one.iter().zip(other).fold(0, |differing, (a, b)| differing | (a ^ b));
-    one.len() == other.len() && differing == 0
+impl IntoResponse for OperatorRefusal {
+    fn into_response(self) -> Response {
+        let problem = match self {
+            Self::NoToken => Problem::forbidden(
+                "nobody is let in here: set AFTERCOMMIT_OPERATOR_TOKEN and start this process again",
+            ),
+            Self::Missing => {
+                Problem::unauthorized("send the operators' token: Authorization: Bearer <token>")
+            }
+            Self::Wrong => Problem::unauthorized("this is not the operators' token"),
+            Self::TooMany(wait) => {
+                let wait = wait.as_secs() + 1;
+                let detail = format!("too many wrong tokens came from this address: try again in {wait} s");
+                let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, detail);
+                return ([(header::RETRY_AFTER, HeaderValue::from(wait))], problem).into_response();
+            }
+        };
+        problem.into_response()
+    }
+}
+
+/// Compares in a time that tells nothing of where two secrets differ, nor how long the secret is: each byte of what was
+/// sent is compared with one of the secret.
+fn is_same(secret: &[u8], sent: &[u8]) -> bool {
+    let of_secret = secret.iter().cycle();
+    let differing =
+        of_secret.zip(sent).fold(0, |differing, (a, b)| std::hint::black_box(differing | (a ^ b)));
+    secret.len() == sent.len() && differing == 0
 }
 
 /// The middleware: 401 for whoever does not send `Authorization: Bearer <the operators' token>`.
 pub async fn operators_only(State(gate): State<OperatorGate>, request: Request, next: Next) -> Response {
-    if !gate.can_open() {
-        let detail = "nobody is let in here: set AFTERCOMMIT_OPERATOR_TOKEN and start this process again";
-        return Problem::forbidden(detail).into_response();
-    }
-    if bearer(request.headers()).is_some_and(|token| gate.opens_for(token)) {
-        next.run(request).await
-    } else {
-        Problem::unauthorized("send the operators' token: Authorization: Bearer <token>").into_response()
+    match gate.admit(bearer(request.headers()), request.extensions()) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
     }
 }
 
@@ -87,17 +165,19 @@ mod tests {
     const TOKEN: &str = "0123456789abcdef";
 
     fn gate(token: &str) -> Result<OperatorGate, ShortOperatorToken> {
-        OperatorGate::new(&OperatorSettings { token: token.to_owned().into() })
+        OperatorGate::new(&OperatorSettings { token: token.to_owned().into() }, Metrics::default())
     }
 
     #[test]
     fn the_gate_opens_for_its_token_only_and_never_where_there_is_none() {
         let open = gate(TOKEN).expect("a gate");
-        assert!(open.opens_for(TOKEN));
+        let admit = |token| open.admit(Some(token), &Extensions::new());
+        assert_eq!(admit(TOKEN), Ok(()));
         for wrong in ["", "0123456789abcdeF", "0123456789abcde", "0123456789abcdef0"] {
-            assert!(!open.opens_for(wrong), "{wrong}");
+            assert_eq!(admit(wrong), Err(OperatorRefusal::Wrong), "{wrong}");
         }
-        assert!(!gate("").expect("a gate").opens_for(""));
+        let none = gate("").expect("a gate");
+        assert_eq!(none.admit(Some(""), &Extensions::new()), Err(OperatorRefusal::NoToken));
         assert_eq!(gate("short").err(), Some(ShortOperatorToken(5)));
     }
 

@@ -5,10 +5,9 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use serde::Deserialize;
 
 use super::hub::Hub;
-use crate::http::Query;
+use crate::http::{Problem, Query};
 
 /// Streams that one answer tells of.
 const TOP_DEFAULT: usize = 20;
@@ -19,13 +18,14 @@ pub fn admin(hub: Hub) -> Router {
     Router::new().route("/admin/connections", get(connections)).with_state(hub)
 }
 
-#[derive(Debug, Deserialize)]
-struct Top {
-    top: Option<usize>,
-}
-
-async fn connections(State(hub): State<Hub>, Query(query): Query<Top>) -> Response {
-    let top = query.top.unwrap_or(TOP_DEFAULT).min(TOP_MAX);
+async fn connections(
+    State(hub): State<Hub>,
+    Query(pairs): Query<Vec<(String, String)>>,
+) -> Result<Response, Problem> {
+    // The last one counts, as in a stream's query.
+    let top = pairs.iter().rfind(|(name, _)| name == "top").map(|(_, value)| value.parse::<usize>());
+    let top = top.transpose().map_err(|_| Problem::bad_request("top is a number of streams"))?;
+    let top = top.unwrap_or(TOP_DEFAULT).min(TOP_MAX);
     let told = axum::Json(hub.0.connections.slowest(top));
-    ([(header::CACHE_CONTROL, "no-store")], told).into_response()
+    Ok(([(header::CACHE_CONTROL, "no-store")], told).into_response())
 }

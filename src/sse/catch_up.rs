@@ -13,12 +13,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::cursor::Cursor;
 use super::frame::{self, ResetReason};
-use super::history_page::{FIRST_READ, Page, PageEnd, bytes_of_frames, next_count, read_after, read_first};
+use super::held::Room;
+use super::history_page::{
+    FIRST_READ, Page, PageEnd, READ_BYTES, bytes_of_frames, next_count, read_after, read_first,
+};
 use super::hub::{Shared, SharedTopic};
 use super::outlet::{Lane, Put};
 use super::pages::Key;
 use super::patience::{Patience, RETRY};
 use super::topic::{Attached, From};
+use crate::event::PAYLOAD_BYTES_MAX;
+use crate::redis::continuity::Prev;
 use crate::redis::history::ReadError;
 
 /// By how much the clocks of servers may differ.
@@ -44,6 +49,15 @@ enum Fed {
     Gone,
 }
 
+/// Why a page could not be had.
+#[derive(Debug, thiserror::Error)]
+enum PageError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("there is no room for a page of the history: events for all streams take sse.max_held_bytes")]
+    NoRoom,
+}
+
 /// One client on its way to the end of one topic.
 pub(super) struct CatchUp {
     shared: Arc<Shared>,
@@ -57,6 +71,8 @@ pub(super) struct CatchUp {
     outcome: &'static str,
     /// Entries that are read next.
     count: usize,
+    /// The largest event of the page before; 0 before the first one.
+    largest: usize,
     patience: Patience,
 }
 
@@ -70,7 +86,7 @@ impl CatchUp {
     ) -> Self {
         let patience = Patience::new(shared.settings.repair_wait());
         let (from, count) = (fresh(&shared, wanted), FIRST_READ);
-        Self { shared, topic, lane, wanted, from, opening, outcome: "memory", count, patience }
+        Self { shared, topic, lane, wanted, from, opening, outcome: "memory", count, largest: 0, patience }
     }
 
     /// Attaches the client. Returns when it is attached, or gone.
@@ -156,7 +172,11 @@ impl CatchUp {
 
     /// Goes one page on in the history. False if the client is gone.
     async fn go_on(&mut self) -> bool {
-        match self.feed().await {
+        let fed = match self.from {
+            From::Last => self.find_last().await,
+            _ => self.feed().await,
+        };
+        match fed {
             Ok(Fed::To(place)) => {
                 self.outcome = "history";
                 self.from = From::After(place);
@@ -166,7 +186,10 @@ impl CatchUp {
             Ok(Fed::Forgotten) => self.wait_or_reset(ResetReason::HistoryGone).await,
             Ok(Fed::Unproven) => self.from = From::Reset(ResetReason::HistoryGone),
             Ok(Fed::Gone) => return false,
-            Err(error) => {
+            Err(PageError::NoRoom) => {
+                tracing::debug!(topic = %self.topic.topic, "a client waits for room for its history");
+            }
+            Err(PageError::Read(error)) => {
                 tracing::warn!(topic = %self.topic.topic, %error, "cannot read the history yet");
                 self.patience.pause(RETRY).await;
             }
@@ -227,8 +250,14 @@ impl CatchUp {
         }
     }
 
-    /// Gives the client the next page of the history, as fast as it takes it.
-    async fn feed(&mut self) -> Result<Fed, ReadError> {
+    /// Gives the client of the next page of the history what it has room for.
+    ///
+    /// A stream has one page at a time, also one of several topics, and reads it only when the client has taken what it was
+    /// given. What there is no room for is let go of and read again: a client that does not read holds no page.
+    async fn feed(&mut self) -> Result<Fed, PageError> {
+        let outlet = self.lane.outlet.clone();
+        let _turn = outlet.turn().await;
+        outlet.has_room_for(READ_BYTES).await;
         let after = match self.from {
             From::After(place) => Some(place),
             _ => None,
@@ -238,26 +267,27 @@ impl CatchUp {
             Page::Hole => return Ok(Fed::Unproven),
             // The place itself is gone together with all that followed it: nothing proves that nothing followed.
             Page::Nothing if after.is_some() => return Ok(Fed::Forgotten),
-            Page::Nothing => return self.find_nothing(None).await,
+            Page::Nothing => return Ok(self.find_nothing(None).await?),
         };
         let Some(last) = frames.last().map(|frame| Cursor::After(frame.id)) else {
-            return self.stay(after, end).await;
+            return Ok(self.stay(after, end).await?);
         };
+        self.largest = frames.iter().map(|frame| frame.block.len()).max().unwrap_or_default();
         self.count = next_count(frames.len(), bytes_of_frames(&frames));
-        let mut place = after.and_then(Cursor::id);
+        let begun = after.and_then(Cursor::id);
+        let mut place = begun;
         for frame in frames.iter() {
+            if let Some(here) = place.filter(|here| Some(*here) != begun && !outlet.has_room_now()) {
+                return Ok(Fed::To(Cursor::After(here)));
+            }
             let reset = frame::rebased(place.replace(frame.id), frame.id, &self.topic.topic);
             self.shared.metrics.reset(ResetReason::Rebased, usize::from(reset.is_some()));
             for block in reset.iter().chain([&frame.block]).filter(|block| !block.is_empty()) {
-                let _turn = self.lane.outlet.turn().await;
-                self.lane.outlet.has_room().await;
                 if self.lane.put(block) != Put::Queued {
                     return Ok(Fed::Gone);
                 }
             }
         }
-        // Room for what attaching will add at once.
-        self.lane.outlet.has_room().await;
         Ok(Fed::To(last))
     }
 
@@ -272,6 +302,19 @@ impl CatchUp {
                 Ok(Fed::Again)
             }
         }
+    }
+
+    /// Finds the place before the newest event, which is too large to be kept in memory.
+    async fn find_last(&mut self) -> Result<Fed, PageError> {
+        let _room = self.shared.held.room(PAYLOAD_BYTES_MAX).await.ok_or(PageError::NoRoom)?;
+        self.shared.metrics.history_reads.inc();
+        let newest = self.shared.history.newest(&self.topic.topic, 1).await.map_err(PageError::Read)?;
+        self.from = match newest.first().map(|newest| newest.prev) {
+            None => From::Latest,
+            Some(Prev::Event(before)) => From::After(Cursor::After(before)),
+            Some(Prev::First | Prev::Unknown) => From::Earliest,
+        };
+        Ok(Fed::Again)
     }
 
     /// Makes sure that there is no history, and that there has been none since `seen_ms`: the page may be of a moment ago.
@@ -295,16 +338,31 @@ impl CatchUp {
         Ok(if has_forgotten { Fed::Forgotten } else { Fed::Nothing(place) })
     }
 
+    /// Room for the page that is read next, going by the one before it. Of the first one nothing is known.
+    async fn room(&self) -> Option<Room> {
+        let largest = if self.largest == 0 { PAYLOAD_BYTES_MAX } else { self.largest };
+        let bytes = self.count.saturating_mul(largest).min(READ_BYTES.max(FIRST_READ * largest));
+        if !self.shared.held.has_room(bytes) {
+            self.shared.metrics.room_waits.inc();
+            self.shared.pages.make_room();
+        }
+        self.shared.held.room(bytes).await
+    }
+
     /// The page of the history behind this place, or its first one.
-    async fn page(&self, after: Option<Cursor>) -> Result<Page, ReadError> {
+    async fn page(&self, after: Option<Cursor>) -> Result<Page, PageError> {
         let key = Key { topic: self.topic.topic.clone(), after, count: self.count };
         let read = async || {
+            // Taken before the page is there; then its events are counted themselves.
+            let room = self.room().await.ok_or(PageError::NoRoom)?;
             // The semaphore is never closed.
             let _permit = self.shared.reads.acquire().await;
-            match after {
-                Some(place) => read_after(&self.shared, &self.topic, place, self.count).await,
-                None => read_first(&self.shared, &self.topic, self.count).await,
-            }
+            let page = match after {
+                Some(place) => read_after(&self.shared, &self.topic, place, self.count).await?,
+                None => read_first(&self.shared, &self.topic, self.count).await?,
+            };
+            drop(room);
+            Ok::<Page, PageError>(page)
         };
         self.shared.pages.get(key, read).await
     }

@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::time::Instant;
-use uuid::Uuid;
 
+use super::held::Held;
 use super::outlet::{Load, Outlet};
+use crate::auth::UserId;
 use crate::event::Topic;
 
 /// Why there is no place for a stream.
@@ -19,6 +21,10 @@ pub(super) enum Refusal {
     Full,
     /// The user has as many as a user may have.
     User,
+    /// The process has as many topics as it may have.
+    Topics,
+    /// The user has as many topics, in all of their streams, as a user may have.
+    UserTopics,
     /// The process is ending its streams.
     Draining,
     /// Whether the user may have it cannot be told now.
@@ -26,23 +32,29 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    pub(super) const ALL: [Self; 4] = [Self::Full, Self::User, Self::Draining, Self::Unavailable];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Full, Self::User, Self::Topics, Self::UserTopics, Self::Draining, Self::Unavailable];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Full => "full",
             Self::User => "user_limit",
+            Self::Topics => "topics_full",
+            Self::UserTopics => "user_topics_limit",
             Self::Draining => "draining",
             Self::Unavailable => "unavailable",
         }
     }
 }
 
+/// How long a stream has taken nothing that is cut off so that others find room.
+const STUCK_AT_LEAST: Duration = Duration::from_secs(1);
+
 /// An open stream.
 #[derive(Debug, Clone)]
 pub(super) struct Connected {
     pub(super) outlet: Arc<Outlet>,
-    pub(super) user: Uuid,
+    pub(super) user: UserId,
     pub(super) topics: Arc<[Topic]>,
     pub(super) peer: SocketAddr,
     pub(super) since: DateTime<Utc>,
@@ -55,14 +67,22 @@ pub(super) struct Connections(Mutex<Open>);
 #[derive(Debug, Default)]
 struct Open {
     by_number: HashMap<u64, Connected>,
-    of_user: HashMap<Uuid, usize>,
+    of_user: HashMap<UserId, Taken>,
 }
 
-/// How many streams there may be; 0 for as many as come.
+/// What one user has.
+#[derive(Debug, Clone, Copy, Default)]
+struct Taken {
+    streams: usize,
+    topics: usize,
+}
+
+/// How many streams there may be. What a user may have is 0 for as many as come.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Most {
     pub(super) of_all: usize,
     pub(super) of_a_user: usize,
+    pub(super) topics_of_a_user: usize,
 }
 
 impl Connections {
@@ -76,11 +96,15 @@ impl Connections {
         if open.by_number.len() >= most.of_all {
             return Err(Refusal::Full);
         }
-        let of_user = open.of_user.entry(connected.user).or_default();
-        if most.of_a_user > 0 && *of_user >= most.of_a_user {
+        let taken = open.of_user.get(&connected.user).copied().unwrap_or_default();
+        let taken = Taken { streams: taken.streams + 1, topics: taken.topics + connected.topics.len() };
+        if most.of_a_user > 0 && taken.streams > most.of_a_user {
             return Err(Refusal::User);
         }
-        *of_user += 1;
+        if most.topics_of_a_user > 0 && taken.topics > most.topics_of_a_user {
+            return Err(Refusal::UserTopics);
+        }
+        open.of_user.insert(connected.user.clone(), taken);
         open.by_number.insert(connected.outlet.number(), connected);
         Ok(())
     }
@@ -89,10 +113,12 @@ impl Connections {
     pub(super) fn remove(&self, number: u64) -> Option<Connected> {
         let mut open = self.open();
         let gone = open.by_number.remove(&number)?;
-        let of_user = open.of_user.entry(gone.user).or_default();
-        *of_user = of_user.saturating_sub(1);
-        if *of_user == 0 {
-            open.of_user.remove(&gone.user);
+        if let Some(taken) = open.of_user.get_mut(&gone.user) {
+            taken.streams = taken.streams.saturating_sub(1);
+            taken.topics = taken.topics.saturating_sub(gone.topics.len());
+            if taken.streams == 0 {
+                open.of_user.remove(&gone.user);
+            }
         }
         Some(gone)
     }
@@ -102,13 +128,33 @@ impl Connections {
         self.open().by_number.values().map(|connected| connected.outlet.clone()).collect()
     }
 
+    /// Cuts off the streams that take the least, worst first, until there is room. Streams for which nothing waits are left
+    /// alone, and those that take what they are given, unless more is held than may be. Returns how many were cut off.
+    pub(super) fn relieve(&self, held: &Held) -> usize {
+        let now = Instant::now();
+        let loads = self.outlets().into_iter().map(|outlet| (outlet.load(now), outlet));
+        let mut waiting: Vec<_> = loads.filter(|(load, _)| load.weight().1 > 0).collect();
+        waiting.sort_by_key(|(load, _)| std::cmp::Reverse(load.weight()));
+        let mut count = 0;
+        for (load, outlet) in waiting {
+            let is_enough =
+                if load.weight().0 >= STUCK_AT_LEAST { !held.is_short() } else { !held.is_over() };
+            if is_enough {
+                break;
+            }
+            outlet.cut_off_as_slow();
+            count += 1;
+        }
+        count
+    }
+
     /// The streams that take the least, worst first: by how long they have taken nothing, then by what waits for them.
     pub(super) fn slowest(&self, top: usize) -> Slowest {
         let connected: Vec<Connected> = self.open().by_number.values().cloned().collect();
         let now = Instant::now();
         let mut loads: Vec<(Load, &Connected)> =
             connected.iter().map(|one| (one.outlet.load(now), one)).collect();
-        loads.sort_by_key(|(load, _)| std::cmp::Reverse((load.stuck, load.queued_bytes)));
+        loads.sort_by_key(|(load, _)| std::cmp::Reverse(load.weight()));
         Slowest {
             open: loads.len(),
             queued_bytes: loads.iter().map(|(load, _)| load.queued_bytes).sum(),
@@ -133,11 +179,13 @@ pub(super) struct Slowest {
 #[serde(rename_all = "camelCase")]
 struct Stream {
     number: u64,
-    user: Uuid,
+    user: UserId,
     topics: Vec<String>,
     peer: String,
     since: String,
     queued_bytes: usize,
+    /// What the connection has taken from the queue, and not yet sent.
+    unsent_bytes: usize,
     sent_bytes: u64,
     /// How long it has taken nothing although something waits, in milliseconds.
     stuck_ms: u64,
@@ -147,11 +195,12 @@ impl Stream {
     fn of(connected: &Connected, load: Load) -> Self {
         Self {
             number: connected.outlet.number(),
-            user: connected.user,
+            user: connected.user.clone(),
             topics: connected.topics.iter().map(ToString::to_string).collect(),
             peer: connected.peer.to_string(),
             since: connected.since.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
             queued_bytes: load.queued_bytes,
+            unsent_bytes: load.unsent_bytes,
             sent_bytes: load.taken_bytes,
             stuck_ms: load.stuck.as_millis().try_into().unwrap_or(u64::MAX),
         }
@@ -164,12 +213,12 @@ mod tests {
     use crate::sse::outlet::Terms;
     use tokio_util::sync::CancellationToken;
 
-    fn connected(number: u64, user: Uuid) -> Connected {
+    fn connected(number: u64, user: &UserId) -> Connected {
         let terms = Terms { queued_bytes: 1000, expires_at: None };
         let outlet = Outlet::new(number, terms, None, CancellationToken::new());
         Connected {
             outlet: Arc::new(outlet),
-            user,
+            user: user.clone(),
             topics: Arc::new([]),
             peer: ([127, 0, 0, 1], 1).into(),
             since: Utc::now(),
@@ -179,8 +228,9 @@ mod tests {
     #[test]
     fn a_user_has_so_many_streams_and_all_users_together_so_many() {
         let all = Connections::default();
-        let most = Most { of_all: 3, of_a_user: 2 };
-        let (ann, bob) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let most = Most { of_all: 3, of_a_user: 2, topics_of_a_user: 0 };
+        let user = |name| UserId::new(name).expect("a user");
+        let (ann, bob) = (&user("auth0|ann"), &user("17"));
         assert_eq!(all.admit(connected(1, ann), most), Ok(()));
         assert_eq!(all.admit(connected(2, ann), most), Ok(()));
         assert_eq!(all.admit(connected(3, ann), most), Err(Refusal::User));
@@ -189,17 +239,59 @@ mod tests {
         all.remove(1);
         all.remove(1);
         assert_eq!(all.admit(connected(6, ann), most), Ok(()));
-        let unlimited = Most { of_all: 100, of_a_user: 0 };
+        let unlimited = Most { of_all: 100, ..Most { of_a_user: 0, ..most } };
         assert_eq!(all.admit(connected(7, ann), unlimited), Ok(()));
+    }
+
+    #[test]
+    fn a_user_has_so_many_topics_in_all_of_their_streams() {
+        let all = Connections::default();
+        let most = Most { of_all: 9, of_a_user: 0, topics_of_a_user: 5 };
+        let user = UserId::new("ann").expect("a user");
+        let topics: Arc<[Topic]> = ["a", "b"].map(|name| Topic::new(name).expect("a topic")).into();
+        let with_topics = |number| Connected { topics: topics.clone(), ..connected(number, &user) };
+        assert_eq!(all.admit(with_topics(1), most), Ok(()));
+        assert_eq!(all.admit(with_topics(2), most), Ok(()));
+        assert_eq!(all.admit(with_topics(3), most), Err(Refusal::UserTopics));
+        all.remove(1);
+        assert_eq!(all.admit(with_topics(4), most), Ok(()));
+        all.remove(2);
+        all.remove(4);
+        assert!(all.open().of_user.is_empty());
+    }
+
+    #[test]
+    fn for_room_the_slowest_are_cut_off_and_no_more_than_needed() {
+        let (all, held) = (Connections::default(), Held::new(100));
+        let user = UserId::new("ann").expect("a user");
+        let outlets: Vec<Arc<Outlet>> = (1..=4)
+            .map(|number| {
+                let one = connected(number, &user);
+                let bytes = vec![b'x'; usize::try_from(number).expect("a number") * 20];
+                one.outlet.put_bytes(held.hold(bytes.into()));
+                let outlet = one.outlet.clone();
+                all.admit(one, Most { of_all: 9, of_a_user: 0, topics_of_a_user: 0 }).expect("room");
+                outlet
+            })
+            .collect();
+        assert_eq!(held.bytes(), 200);
+        let cut_off = all.relieve(&held);
+        assert!(
+            held.bytes() <= 100 && (1..4).contains(&cut_off),
+            "{} bytes, {cut_off} cut off",
+            held.bytes()
+        );
+        assert_eq!(outlets.iter().filter(|outlet| outlet.was_slow()).count(), cut_off);
+        assert_eq!(all.relieve(&held), 0);
     }
 
     #[test]
     fn the_slowest_stream_is_told_first() {
         let all = Connections::default();
         for number in 1..=3 {
-            let one = connected(number, Uuid::nil());
+            let one = connected(number, &UserId::new("ann").expect("a user"));
             one.outlet.put_bytes(vec![b'x'; usize::try_from(number).expect("a number") * 10].into());
-            all.admit(one, Most { of_all: 9, of_a_user: 0 }).expect("room");
+            all.admit(one, Most { of_all: 9, of_a_user: 0, topics_of_a_user: 0 }).expect("room");
         }
         let told = serde_json::to_value(all.slowest(2)).expect("JSON");
         assert_eq!((told["open"].as_u64(), told["queuedBytes"].as_u64()), (Some(3), Some(60)));

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::cursor::Cursor;
 use super::frame::Frame;
 use super::hub::{Shared, SharedTopic};
-use super::naming::Naming;
 use crate::redis::continuity::{self, Link, Place, Prev, Run};
 use crate::redis::history::{Entry, ReadError};
 
@@ -53,7 +52,7 @@ pub(super) async fn read_after(
     let place = place.id().map_or(Place::Start, Place::After);
     let Some(run) = continuity::follow(place, &links) else { return Ok(Page::Hole) };
     let is_behind = shared.lost().is_some_and(|lost| links.last().is_some_and(|last| last.id < lost));
-    Ok(match page(entries, run, count, topic.naming) {
+    Ok(match page(shared, topic, entries, run, count) {
         // The history ends here, and events behind its end are lost.
         Page::Follows { frames, end: PageEnd::Last } if is_behind => {
             Page::Follows { frames, end: PageEnd::Hole }
@@ -74,7 +73,8 @@ pub(super) async fn read_first(
     }
     let links: Vec<Link> = entries.iter().map(Entry::link).collect();
     let len = continuity::contiguous(&links);
-    Ok(page(entries, Run { skip: 0, len, is_broken: len < links.len() }, count, topic.naming))
+    let run = Run { skip: 0, len, is_broken: len < links.len() };
+    Ok(page(shared, topic, entries, run, count))
 }
 
 async fn read(
@@ -87,14 +87,14 @@ async fn read(
     shared.history.from(&topic.topic, place.id(), count).await
 }
 
-fn page(entries: Vec<Entry>, run: Run, count: usize, naming: Naming) -> Page {
+fn page(shared: &Shared, topic: &SharedTopic, entries: Vec<Entry>, run: Run, count: usize) -> Page {
     let end = match (run.is_broken, entries.len() < count) {
         (true, _) => PageEnd::Hole,
         (false, true) => PageEnd::Last,
         (false, false) => PageEnd::More,
     };
     let following = entries.into_iter().skip(run.skip).take(run.len);
-    Page::Follows { frames: following.map(|entry| frame_of(entry, naming)).collect(), end }
+    Page::Follows { frames: following.map(|entry| frame_of(shared, topic, entry)).collect(), end }
 }
 
 /// What it proves that there are no entries.
@@ -147,7 +147,7 @@ pub(super) async fn read_newest(
         Some(Prev::Unknown) => None,
         None => Some(start_of_nothing(shared, topic).await?),
     };
-    Ok((base, newest.into_iter().skip(skip).map(|entry| frame_of(entry, topic.naming)).collect()))
+    Ok((base, newest.into_iter().skip(skip).map(|entry| frame_of(shared, topic, entry)).collect()))
 }
 
 /// The start of a topic without a history: since when it is known that nothing is missing.
@@ -172,11 +172,12 @@ fn bytes_of(entries: &[Entry]) -> usize {
     entries.iter().map(|entry| entry.event.as_ref().map_or(0, |(_, payload)| payload.len())).sum()
 }
 
-fn frame_of(entry: Entry, naming: Naming) -> Frame {
-    match entry.event {
-        Some((event_type, payload)) => Frame::of_event(entry.id, &event_type, &payload, naming),
+/// Frames an entry, and counts what it takes for all streams.
+fn frame_of(shared: &Shared, topic: &SharedTopic, entry: Entry) -> Frame {
+    shared.held.frame(match entry.event {
+        Some((event_type, payload)) => Frame::of_event(entry.id, &event_type, &payload, topic.naming),
         None => Frame::empty(entry.id),
-    }
+    })
 }
 
 #[cfg(test)]

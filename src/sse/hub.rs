@@ -9,10 +9,10 @@ use chrono::Utc;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::connections::{Connected, Connections, Most, Refusal};
 use super::frame::{self, Frame};
+use super::held::Held;
 use super::metrics::Metrics;
 use super::naming::Naming;
 use super::outlet::{Lane, Outlet, Terms};
@@ -23,6 +23,7 @@ use super::several::Lanes;
 use super::ticker;
 use super::topic::{News, Next, TopicState};
 use super::{join, open::Start};
+use crate::auth::UserId;
 use crate::event::{StreamId, Topic};
 use crate::http::Connection;
 use crate::redis::continuity::Loss;
@@ -33,6 +34,9 @@ use crate::trace;
 
 /// Reads of histories that may be under way at once.
 const READS_AT_ONCE: usize = 32;
+
+/// How often topics that nobody uses are let go of before their time, where there are too many.
+const MAKE_ROOM_EVERY: Duration = Duration::from_secs(1);
 
 /// All streams of one process. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -54,9 +58,13 @@ pub(super) struct Shared {
     naming: fn(&str) -> Naming,
     ears: Mutex<Option<Ears>>,
     budget: Budget,
+    /// What is held for all streams, in bytes.
+    pub(super) held: Held,
     /// What all topics keep while they are joining, in bytes.
     heard_bytes: Arc<AtomicUsize>,
     topics: Mutex<HashMap<Topic, Arc<SharedTopic>>>,
+    /// When unused topics were last let go of before their time.
+    made_room: Mutex<Option<Instant>>,
     pub(super) connections: Connections,
     next_number: AtomicU64,
     pub(super) draining: AtomicBool,
@@ -159,7 +167,7 @@ impl Drop for Place {
 /// Who wants a place.
 #[derive(Debug)]
 pub(super) struct Guest {
-    pub(super) user: Uuid,
+    pub(super) user: UserId,
     pub(super) topics: Arc<[Topic]>,
     /// Where the stream has several topics.
     pub(super) lanes: Option<Lanes>,
@@ -177,12 +185,14 @@ impl Hub {
         metrics: Metrics,
     ) -> Self {
         metrics.connections_limit.set(settings.max_connections.try_into().unwrap_or(i64::MAX));
+        metrics.held_bytes_limit.set(settings.max_held_bytes.try_into().unwrap_or(i64::MAX));
+        metrics.topics_limit.set(settings.max_topics.try_into().unwrap_or(i64::MAX));
         let stop = CancellationToken::new();
         let (subscriber, ears) = Subscriber::start(redis.clone(), stop.clone());
         let budget = Budget {
             events: settings.recent_events,
             bytes: settings.recent_bytes_of_topic(),
-            all_bytes: settings.recent_bytes,
+            all_bytes: settings.recent_bytes_of_all(),
             all_used: Arc::new(AtomicUsize::new(0)),
         };
         Self(Arc::new(Shared {
@@ -195,8 +205,10 @@ impl Hub {
             naming,
             ears: Mutex::new(Some(ears)),
             budget,
+            held: Held::new(settings.max_held_bytes),
             heard_bytes: Arc::default(),
             topics: Mutex::default(),
+            made_room: Mutex::default(),
             connections: Connections::default(),
             next_number: AtomicU64::new(1),
             draining: AtomicBool::new(false),
@@ -263,7 +275,8 @@ impl Shared {
         }
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let terms = Terms { queued_bytes: self.settings.max_queued_bytes, expires_at: guest.expires_at };
-        let outlet = Arc::new(Outlet::new(number, terms, guest.lanes, guest.connection.end));
+        let outlet = Outlet::new(number, terms, guest.lanes, guest.connection.end);
+        let outlet = Arc::new(outlet.counted_in(self.held.clone()));
         let connected = Connected {
             outlet: outlet.clone(),
             user: guest.user,
@@ -271,16 +284,49 @@ impl Shared {
             peer: guest.connection.peer,
             since: Utc::now(),
         };
-        let (of_all, of_a_user) = (self.settings.max_connections, self.settings.max_connections_per_user);
-        self.connections.admit(connected, Most { of_all, of_a_user })?;
+        let most = Most {
+            of_all: self.settings.max_connections,
+            of_a_user: self.settings.max_connections_per_user,
+            topics_of_a_user: self.settings.max_topics_per_user,
+        };
+        self.connections.admit(connected, most)?;
+        let topics = self.visit_all(&guest.topics).inspect_err(|_| drop(self.connections.remove(number)))?;
         self.metrics.connections.inc();
-        let topics = guest.topics.iter().map(|topic| self.visit(topic)).collect();
         Ok(Place { shared: self.clone(), topics, outlet })
     }
 
-    /// The topic, with one more visitor. One that is new begins to join.
-    fn visit(self: &Arc<Self>, topic: &Topic) -> Arc<SharedTopic> {
+    /// The topics, each with one more visitor, if there is room for those that are new.
+    fn visit_all(self: &Arc<Self>, wanted: &[Topic]) -> Result<Vec<Arc<SharedTopic>>, Refusal> {
         let mut topics = self.topics();
+        let fits = |topics: &HashMap<Topic, Arc<SharedTopic>>| {
+            let new = wanted.iter().filter(|topic| !topics.contains_key(*topic)).count();
+            topics.len() + new <= self.settings.max_topics || new == 0
+        };
+        if !fits(&topics) {
+            self.make_room(&mut topics);
+        }
+        if !fits(&topics) {
+            return Err(Refusal::Topics);
+        }
+        Ok(wanted.iter().map(|topic| self.visit(&mut topics, topic)).collect())
+    }
+
+    /// Lets go of topics that nobody uses before their time, but not all the time: it looks at each of them.
+    fn make_room(&self, topics: &mut HashMap<Topic, Arc<SharedTopic>>) {
+        let now = Instant::now();
+        let mut made = self.made_room.lock().unwrap_or_else(PoisonError::into_inner);
+        if made.is_none_or(|made| now.saturating_duration_since(made) >= MAKE_ROOM_EVERY) {
+            *made = Some(now);
+            self.release(topics, now, Duration::ZERO);
+        }
+    }
+
+    /// The topic, with one more visitor. One that is new begins to join.
+    fn visit(
+        self: &Arc<Self>,
+        topics: &mut HashMap<Topic, Arc<SharedTopic>>,
+        topic: &Topic,
+    ) -> Arc<SharedTopic> {
         let found = topics.get(topic).cloned();
         let is_new = found.is_none();
         let shared_topic = found.unwrap_or_else(|| {
@@ -304,7 +350,6 @@ impl Shared {
         // Under the map's lock, so that a topic without visitors cannot be removed in between.
         shared_topic.visits().count += 1;
         self.metrics.topics.set(topics.len().try_into().unwrap_or(i64::MAX));
-        drop(topics);
         if is_new {
             tokio::spawn(join::run(self.clone(), shared_topic.clone()));
         }
@@ -331,6 +376,7 @@ impl Shared {
                     Ok(envelope) => {
                         let payload = envelope.payload.get();
                         let frame = Frame::of_event(envelope.id, &envelope.event_type, payload, topic.naming);
+                        let frame = self.held.frame(frame);
                         tracing::trace!(id = %envelope.id, event = %envelope.event, topic = %topic.topic, "heard");
                         let _delivering = trace::deliver(envelope.trace, &topic.topic, envelope.event);
                         let (prev, is_restored) = (envelope.prev, envelope.restored);
@@ -348,7 +394,7 @@ impl Shared {
             }
             Heard::Foreign { topic, text } => {
                 let Some(topic) = self.topics().get(topic.as_str()).cloned() else { return };
-                self.tell(&topic, News::Foreign(frame::foreign(&text)));
+                self.tell(&topic, News::Foreign(self.held.block(frame::foreign(&text))));
             }
         }
     }
@@ -359,6 +405,9 @@ impl Shared {
         let next = topic.state().hear(news);
         if is_of_the_relay {
             topic.is_verified();
+        }
+        if self.held.is_over() {
+            self.relieve();
         }
         if next == Next::Join {
             tracing::info!(topic = %topic.topic, "a hole before an event; reading the history");
@@ -385,6 +434,21 @@ impl Shared {
         }
     }
 
+    /// Cuts off the slowest clients where more is held for all streams than may be.
+    pub(super) fn relieve(&self) {
+        let cut_off = self.connections.relieve(&self.held);
+        if cut_off > 0 {
+            let (held, limit) = (self.held.bytes(), self.held.limit());
+            tracing::warn!(
+                cut_off,
+                held,
+                limit,
+                "the slowest clients are cut off: events for all streams take sse.max_held_bytes"
+            );
+            self.metrics.relief_closes.inc_by(cut_off as u64);
+        }
+    }
+
     /// Joins a topic that may have missed something.
     pub(super) fn join_anew(self: &Arc<Self>, topic: &Arc<SharedTopic>) {
         if topic.state().begin_join() {
@@ -394,8 +458,10 @@ impl Shared {
 
     /// Lets go of topics that nobody has used for the grace time.
     pub(super) fn release_topics(&self, now: Instant) {
-        let grace = self.settings.topic_grace();
-        let mut topics = self.topics();
+        self.release(&mut self.topics(), now, self.settings.topic_grace());
+    }
+
+    fn release(&self, topics: &mut HashMap<Topic, Arc<SharedTopic>>, now: Instant, grace: Duration) {
         let released = topics.extract_if(|_, topic| {
             let mut visits = topic.visits();
             visits.is_gone = visits.count == 0 && now.saturating_duration_since(visits.empty_since) >= grace;

@@ -1,13 +1,15 @@
 //! Requests for streams of which nobody can tell now whether they are allowed.
 
+use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 
 use super::connections::Refusal;
 use super::hub::Hub;
 use super::open::refused;
+use crate::http::Problem;
 
 /// The middleware of streams: where a request ends with 503, the client is told to come back later, as it is where there is
 /// no room. EventSource would take the status for the end, and whoever was to decide (Postgres, the issuer of the tokens)
@@ -18,4 +20,18 @@ pub async fn come_back_later(State(hub): State<Hub>, request: Request, next: Nex
         StatusCode::SERVICE_UNAVAILABLE => refused(&hub.0, Refusal::Unavailable),
         _ => response,
     }
+}
+
+/// The answer to requests that come when all connections are taken: streams are told to come back later, as where there is
+/// no room for one more stream.
+pub fn when_full(hub: Hub) -> Router {
+    Router::new().fallback(full).with_state(hub)
+}
+
+async fn full(State(hub): State<Hub>, method: Method) -> Response {
+    if method == Method::GET {
+        return refused(&hub.0, Refusal::Full);
+    }
+    Problem::unavailable("this process has as many connections as it may have: try again after a while")
+        .into_response()
 }

@@ -35,6 +35,16 @@ pub struct Metrics {
     pub delivered: Counter,
     /// What waits in the clients' queues, in bytes.
     pub queued_bytes: Gauge,
+    /// What is held for all streams, in bytes: recent events, pages of histories, and what waits for clients.
+    pub held_bytes: Gauge,
+    /// What may be held for all streams, in bytes.
+    pub held_bytes_limit: Gauge,
+    /// Topics that this process has in use at most.
+    pub topics_limit: Gauge,
+    /// Clients cut off because all streams together held too much.
+    pub relief_closes: Counter,
+    /// Reads of a history that waited until there was room for them.
+    pub room_waits: Counter,
     /// Clients cut off because they took too little or too slowly.
     pub slow_closes: Counter,
     /// Reads of a history in Redis.
@@ -64,6 +74,11 @@ impl Default for Metrics {
             topics: Gauge::default(),
             delivered: Counter::default(),
             queued_bytes: Gauge::default(),
+            held_bytes: Gauge::default(),
+            held_bytes_limit: Gauge::default(),
+            topics_limit: Gauge::default(),
+            relief_closes: Counter::default(),
+            room_waits: Counter::default(),
             refused: Family::default(),
             slow_closes: Counter::default(),
             history_reads: Counter::default(),
@@ -122,6 +137,7 @@ impl Metrics {
             metrics.dropped_events.clone(),
         );
         metrics.register_flow(registry);
+        metrics.register_room(registry);
         registry.register("aftercommit_sse_resets", "Resets sent, by reason", metrics.resets.clone());
         registry.register(
             "aftercommit_sse_resumes",
@@ -136,6 +152,30 @@ impl Metrics {
             drop(metrics.resumes.get_or_create(&Outcome { outcome }));
         }
         metrics
+    }
+
+    fn register_room(&self, registry: &mut Registry) {
+        registry.register(
+            "aftercommit_sse_held_bytes",
+            "Bytes held for all streams: recent events, pages of histories, and what waits for clients",
+            self.held_bytes.clone(),
+        );
+        registry.register(
+            "aftercommit_sse_held_bytes_limit",
+            "Bytes that may be held for all streams",
+            self.held_bytes_limit.clone(),
+        );
+        registry.register("aftercommit_sse_topics_limit", "Topics in use at most", self.topics_limit.clone());
+        registry.register(
+            "aftercommit_sse_relief_closes",
+            "Clients cut off because all streams together held too much",
+            self.relief_closes.clone(),
+        );
+        registry.register(
+            "aftercommit_sse_room_waits",
+            "Reads of a history that waited for room",
+            self.room_waits.clone(),
+        );
     }
 
     fn register_flow(&self, registry: &mut Registry) {

@@ -12,7 +12,6 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::catch_up::{CatchUp, Opening};
 use super::connections::Refusal;
@@ -23,6 +22,7 @@ use super::outlet::{Put, StreamBody};
 use super::several::{Lanes, Several};
 use super::ticker::retry_of;
 use super::topic::From;
+use crate::auth::UserId;
 use crate::event::Topic;
 use crate::http::Connection;
 
@@ -30,8 +30,11 @@ use crate::http::Connection;
 const REFUSED_WAIT: u32 = 3;
 
 /// The query of a stream's URL.
+///
+/// Of a parameter that stands there more than once the last counts: clients that reconnect by themselves add theirs at the
+/// end. Other parameters are left alone.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(try_from = "Vec<(String, String)>")]
 pub struct StreamQuery {
     /// Continue after this id. For a first connection: a browser that reconnects sends the same URL again, and the header
     /// with its newest id then wins.
@@ -40,9 +43,36 @@ pub struct StreamQuery {
     pub from: Option<Start>,
 }
 
+/// A stream's `from` is none of those that there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("from is 'latest' (the default), 'last' or 'earliest'")]
+pub struct StartError;
+
+impl TryFrom<Vec<(String, String)>> for StreamQuery {
+    type Error = StartError;
+
+    fn try_from(pairs: Vec<(String, String)>) -> Result<Self, StartError> {
+        let (mut last_event_id, mut from) = (None, None);
+        for (name, value) in pairs {
+            match name.as_str() {
+                "lastEventId" => last_event_id = Some(value),
+                "from" => from = Some(value),
+                _ => {}
+            }
+        }
+        let from = match from.as_deref() {
+            None => None,
+            Some("latest") => Some(Start::Latest),
+            Some("last") => Some(Start::Last),
+            Some("earliest") => Some(Start::Earliest),
+            Some(_) => return Err(StartError),
+        };
+        Ok(Self { last_event_id, from })
+    }
+}
+
 /// Where a stream without an id begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     /// With the next event.
     Latest,
@@ -58,7 +88,7 @@ pub struct Wanted {
     /// What it tells of.
     pub topics: Topics,
     /// Whose it is: a user may have so many.
-    pub user: Uuid,
+    pub user: UserId,
     /// When the right to it ends.
     pub expires_at: Option<DateTime<Utc>>,
 }
@@ -104,7 +134,7 @@ pub async fn open(
     });
     let topics = wanted.topics.list().into();
     let (user, peer) = (wanted.user, connection.peer);
-    match shared.admit(Guest { user, topics, lanes, expires_at, connection }) {
+    match shared.admit(Guest { user: user.clone(), topics, lanes, expires_at, connection }) {
         Err(refusal) => {
             // A full server refuses thousands a minute: counted always, named only to whoever asks.
             tracing::debug!(%user, %peer, reason = refusal.as_str(), "refused");

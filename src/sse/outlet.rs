@@ -11,7 +11,9 @@ use tokio::sync::Notify;
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
+use super::flight::Flight;
 use super::frame::Block;
+use super::held::Held;
 use super::several::Lanes;
 
 /// Small blocks that wait together are sent together, up to this many bytes.
@@ -34,6 +36,9 @@ pub(super) struct Terms {
 pub(super) struct Outlet {
     number: u64,
     terms: Terms,
+    /// Counts what was made for this stream alone.
+    held: Held,
+    flight: Flight,
     queue: Mutex<Queue>,
     /// Told whenever the queue falls to half of what it may hold.
     room: Notify,
@@ -80,8 +85,19 @@ pub(super) enum Put {
 pub(super) struct Load {
     pub(super) queued_bytes: usize,
     pub(super) taken_bytes: u64,
+    /// What has been taken from the queue and has not been sent.
+    pub(super) unsent_bytes: usize,
     /// How long the connection has taken nothing although something waits.
     pub(super) stuck: Duration,
+    /// How long nothing of that has been sent.
+    pub(super) unsent_for: Duration,
+}
+
+impl Load {
+    /// How much of the server's memory waits for this client, and for how long none of it has moved.
+    pub(super) fn weight(&self) -> (Duration, usize) {
+        (self.stuck.max(self.unsent_for), self.queued_bytes + self.unsent_bytes)
+    }
 }
 
 /// One topic's way into a stream.
@@ -124,6 +140,8 @@ impl Outlet {
         Self {
             number,
             terms,
+            held: Held::default(),
+            flight: Flight::default(),
             queue: Mutex::new(queue),
             room: Notify::new(),
             filling: Notify::new(),
@@ -131,6 +149,12 @@ impl Outlet {
             connection,
             gone: CancellationToken::new(),
         }
+    }
+
+    /// Counts what is made for this stream alone in the account of all streams.
+    #[must_use]
+    pub(super) fn counted_in(self, held: Held) -> Self {
+        Self { held, ..self }
     }
 
     pub(super) fn number(&self) -> u64 {
@@ -147,7 +171,7 @@ impl Outlet {
             None => queue.push(block.bytes.clone()),
             Some(lanes) => {
                 let (own, shared) = lanes.write(lane, block);
-                queue.push(own);
+                queue.push(self.held.hold(own));
                 queue.push(shared);
             }
         })
@@ -246,8 +270,11 @@ impl Outlet {
 
     /// How the stream fares.
     pub(super) fn load(&self, now: Instant) -> Load {
+        let (unsent_bytes, unsent_for) = self.flight.load(now);
         let queue = self.queue();
         Load {
+            unsent_bytes,
+            unsent_for,
             queued_bytes: queue.bytes,
             taken_bytes: queue.taken_bytes,
             stuck: queue.waiting_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
@@ -259,6 +286,19 @@ impl Outlet {
         loop {
             let room = self.room.notified();
             if self.has_room_now() {
+                return;
+            }
+            room.await;
+        }
+    }
+
+    /// Waits until so much can be queued without taking more than half of the queue; for more than that, until next to
+    /// nothing waits.
+    pub(super) async fn has_room_for(&self, bytes: usize) {
+        let most = (self.terms.queued_bytes / 2).saturating_sub(bytes).max(SMALL_BYTES);
+        loop {
+            let room = self.room.notified();
+            if self.queue().bytes <= most {
                 return;
             }
             room.await;
@@ -300,7 +340,7 @@ impl Outlet {
             queue.waker = Some(context.waker().clone());
             return Poll::Pending;
         };
-        let taken = queue.together_with(first);
+        let taken = queue.together_with(first, &self.held);
         queue.bytes -= taken.len();
         queue.taken_bytes += taken.len() as u64;
         // The connection took something: what is left has only begun to wait.
@@ -308,7 +348,7 @@ impl Outlet {
         if queue.bytes <= self.terms.queued_bytes / 2 {
             self.room.notify_waiters();
         }
-        Poll::Ready(Some(taken))
+        Poll::Ready(Some(self.flight.follow(taken)))
     }
 }
 
@@ -321,7 +361,7 @@ impl Queue {
     }
 
     /// The first block, with those behind it as long as they are small.
-    fn together_with(&mut self, first: Bytes) -> Bytes {
+    fn together_with(&mut self, first: Bytes, held: &Held) -> Bytes {
         let fits = |size: usize, next: Option<&Bytes>| next.is_some_and(|b| size + b.len() <= TOGETHER_BYTES);
         if !fits(first.len(), self.blocks.front()) {
             return first;
@@ -332,7 +372,7 @@ impl Queue {
                 together.extend_from_slice(&next);
             }
         }
-        together.freeze()
+        held.hold(together.freeze())
     }
 }
 

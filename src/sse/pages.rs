@@ -13,7 +13,6 @@ use tokio::time::Instant;
 use super::cursor::Cursor;
 use super::history_page::Page;
 use crate::event::Topic;
-use crate::redis::history::ReadError;
 
 /// How long a page is handed out: long enough for clients that come together, and short enough for the newest page, which
 /// soon has successors, to be read anew.
@@ -47,9 +46,9 @@ impl Pages {
     ///
     /// # Errors
     /// What `read` failed with; whoever waited for it then reads on their own.
-    pub(super) async fn get<R>(&self, key: Key, read: impl FnOnce() -> R) -> Result<Page, ReadError>
+    pub(super) async fn get<R, E>(&self, key: Key, read: impl FnOnce() -> R) -> Result<Page, E>
     where
-        R: Future<Output = Result<Page, ReadError>>,
+        R: Future<Output = Result<Page, E>>,
     {
         let cell = {
             let mut kept = self.kept();
@@ -61,6 +60,11 @@ impl Pages {
             found.page.clone()
         };
         cell.get_or_try_init(read).await.cloned()
+    }
+
+    /// Lets go of every page that has been read, where its room is needed more than others need the page.
+    pub(super) fn make_room(&self) {
+        self.kept().retain(|_, kept| kept.page.get().is_none());
     }
 
     /// Lets go of what is handed out no more.
@@ -75,6 +79,7 @@ mod tests {
 
     use super::*;
     use crate::event::StreamId;
+    use crate::redis::history::ReadError;
     use crate::sse::frame::Frame;
     use crate::sse::history_page::PageEnd;
 
@@ -93,7 +98,7 @@ mod tests {
         let read = || async {
             reads.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(50)).await;
-            Ok(page(&[Frame::empty(StreamId::new(1, 1))]))
+            Ok::<Page, ReadError>(page(&[Frame::empty(StreamId::new(1, 1))]))
         };
         let all = (0..1000).map(|_| pages.get(key(1), read));
         for page in futures_util::future::join_all(all).await {
@@ -118,7 +123,7 @@ mod tests {
             Err(ReadError::Id { topic, id: "x".to_owned() })
         });
         assert!(failed.await.is_err());
-        let read = pages.get(key(1), || async { Ok(Page::Nothing) }).await;
+        let read = pages.get(key(1), || async { Ok::<Page, ReadError>(Page::Nothing) }).await;
         assert!(matches!(read, Ok(Page::Nothing)));
     }
 }

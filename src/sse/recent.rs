@@ -17,6 +17,9 @@ pub(super) struct Budget {
     pub(super) all_used: Arc<AtomicUsize>,
 }
 
+/// A newest event of up to so many bytes stays in memory whatever others take: topics are bounded in number.
+const SMALL_BYTES: usize = 1024;
+
 /// A contiguous run of a topic's events that ends with its newest known one.
 #[derive(Debug)]
 pub(super) struct Recent {
@@ -44,11 +47,13 @@ impl Recent {
 
     fn is_over_budget(&self) -> bool {
         let Budget { events, bytes, all_bytes, all_used } = &self.budget;
-        // The newest event stays whatever it takes: it is the topic's place.
-        self.frames.len() > 1
-            && (self.frames.len() > (*events).max(1)
-                || self.bytes > *bytes
-                || all_used.load(Ordering::Relaxed) > *all_bytes)
+        let is_too_much = all_used.load(Ordering::Relaxed) > *all_bytes;
+        match self.frames.len() {
+            0 => false,
+            // The newest event stays if it is small, or there is room for it.
+            1 => is_too_much && self.bytes > SMALL_BYTES,
+            len => is_too_much || len > (*events).max(1) || self.bytes > *bytes,
+        }
     }
 
     fn pop(&mut self) {
@@ -110,6 +115,11 @@ impl Recent {
             Err(_) => return None,
         };
         Some(self.frames.iter().skip(skipped))
+    }
+
+    /// Whether the newest event is not here, although there is one.
+    pub(super) fn lacks_newest(&self) -> bool {
+        self.frames.is_empty() && matches!(self.base, Some(Cursor::After(_)))
     }
 
     /// All events of the run.

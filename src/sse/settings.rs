@@ -14,12 +14,18 @@ pub struct Settings {
     pub max_connections: usize,
     /// Streams of one user at most; 0 for as many as there is room for.
     pub max_connections_per_user: usize,
+    /// Topics in use at most.
+    pub max_topics: usize,
+    /// Topics of all of one user's streams at most; 0 for as many as there is room for.
+    pub max_topics_per_user: usize,
     /// A quiet stream gets a comment this often, in seconds.
     pub heartbeat_seconds: u64,
     /// How long a browser waits before it reconnects, in milliseconds; each connection gets between this and twice this.
     pub retry_ms: u64,
     /// What a client may leave unread, in bytes.
     pub max_queued_bytes: usize,
+    /// What a process may hold for all streams, in bytes.
+    pub max_held_bytes: usize,
     /// How long a client may take nothing, in seconds.
     pub write_timeout_seconds: u64,
     /// How long a request's head may take, also how long a kept-alive connection may be idle, in seconds.
@@ -76,6 +82,12 @@ impl Settings {
     /// Over how long streams are ended at shutdown.
     pub fn drain(&self) -> Duration {
         Duration::from_secs(self.drain_seconds)
+    }
+
+    /// The most that all topics' recent events may hold: a quarter of what all streams' events may, so that there is room
+    /// for those who come back.
+    pub(super) fn recent_bytes_of_all(&self) -> usize {
+        self.recent_bytes.min(self.max_held_bytes / 4)
     }
 
     /// The most that a topic's recent events may hold: half a client's queue, so that a client that comes back can be

@@ -14,8 +14,11 @@ use super::frame::Block;
 use super::topic::From;
 use crate::event::Topic;
 
-/// Topics that one stream may have: what keeps an id short enough for every proxy's header limit (8 KiB is usual).
-pub const TOPICS_MAX: usize = 32;
+/// Topics that one stream may have: as many as a ticket may name.
+pub const TOPICS_MAX: usize = crate::auth::TICKET_TOPICS_MAX;
+
+/// The longest id of a stream of several topics, in bytes: for each a tag, `=`, a cursor of two numbers, and a comma.
+pub const ID_BYTES_MAX: usize = TOPICS_MAX * (8 + 1 + 20 + 1 + 20 + 1);
 
 /// Entries of an id that are read at most: a page may have dropped topics since.
 const ENTRIES_MAX: usize = 4 * TOPICS_MAX;

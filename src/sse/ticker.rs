@@ -32,6 +32,10 @@ pub(super) async fn run(shared: &Arc<Shared>) {
         }
         shared.metrics.queued_bytes.set(queued.try_into().unwrap_or(i64::MAX));
         shared.pages.forget();
+        if shared.held.is_short() {
+            shared.relieve();
+        }
+        shared.metrics.held_bytes.set(shared.held.bytes().try_into().unwrap_or(i64::MAX));
         shared.release_topics(now);
         match shared.history.loss().await {
             Ok(loss) => shared.note_loss(loss),

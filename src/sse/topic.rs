@@ -327,6 +327,7 @@ impl TopicState {
         }
         let missed: Vec<&Frame> = match from {
             From::Latest | From::Reset(_) => Vec::new(),
+            From::Last if recent.lacks_newest() => return Attached::Behind,
             From::Last => recent.last(1).collect(),
             From::Earliest if recent.reaches_start() => recent.all().collect(),
             From::After(Cursor::Start { seen_ms }) if recent.reaches_start_of(seen_ms) => {

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::{DefaultBodyLimit, FromRef, State};
+use axum::extract::{DefaultBodyLimit, FromRef, Request, State};
 use axum::http::StatusCode;
-use axum::middleware;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
+use http_body::Body;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::commands::{self, Order, owned_by};
@@ -36,10 +38,19 @@ pub struct ApiState {
     pub settings: Settings,
 }
 
-/// The API. Bodies over `max_body_bytes` are refused, and so is a request that takes longer than `timeout`.
+/// New sessions whose bodies may be larger than those of other requests, that are read at the same time.
+const LARGE_ORDERS_AT_ONCE: usize = 4;
+
+/// The API. Bodies over `max_body_bytes` are refused, except for the names of as many photos as a session may have, and so
+/// is a request that takes longer than `timeout`.
 pub fn router(state: ApiState, max_body_bytes: usize, timeout: Duration) -> Router {
+    let order_bytes = commands::order_bytes_max(state.settings.max_photos).max(max_body_bytes);
+    let large = LargeOrders { over: max_body_bytes, places: Arc::new(Semaphore::new(LARGE_ORDERS_AT_ONCE)) };
+    let create = post(create)
+        .layer(DefaultBodyLimit::max(order_bytes))
+        .layer(middleware::from_fn_with_state(large, a_few_at_a_time));
     Router::new()
-        .route("/api/upload/sessions", post(create))
+        .route("/api/upload/sessions", create)
         .route("/api/upload/sessions/{session_id}", get(show))
         .route("/api/upload/sessions/{session_id}/photos/{photo_id}/complete", post(complete))
         .route("/api/upload/sessions/{session_id}/photos/{photo_id}/fail", post(fail))
@@ -50,6 +61,43 @@ pub fn router(state: ApiState, max_body_bytes: usize, timeout: Duration) -> Rout
         .layer(middleware::from_fn_with_state(timeout, within))
         .layer(middleware::from_fn(traced))
         .with_state(state)
+}
+
+/// The places of requests with large bodies.
+#[derive(Debug, Clone)]
+struct LargeOrders {
+    over: usize,
+    places: Arc<Semaphore>,
+}
+
+/// The middleware: a request with a large body, or one that does not tell its size, waits until few others are in hand. Its
+/// body is not read before that.
+async fn a_few_at_a_time(State(large): State<LargeOrders>, mut request: Request, next: Next) -> Response {
+    let size = match request.body().size_hint().exact() {
+        Some(bytes) if bytes <= large.over as u64 => Size::Small,
+        Some(_) => Size::Large,
+        None => Size::Unknown,
+    };
+    request.extensions_mut().insert(BodySize(size));
+    let _place = match size {
+        Size::Small => None,
+        // It is never closed.
+        Size::Large | Size::Unknown => large.places.acquire().await.ok(),
+    };
+    next.run(request).await
+}
+
+/// What a request for a new session says of its body's size.
+#[derive(Debug, Clone, Copy)]
+struct BodySize(Size);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Size {
+    /// No larger than other requests' bodies may be.
+    Small,
+    Large,
+    /// It will be known at the end.
+    Unknown,
 }
 
 /// A session's counts.
@@ -133,14 +181,29 @@ impl Failure {
     }
 }
 
+/// Whose uploads a request is about: this application's users have UUIDs.
+fn uploader(user: &User) -> Result<Uuid, Problem> {
+    user.id.as_uuid().ok_or_else(|| {
+        Problem::forbidden(
+            "uploads are for users whose id is a UUID: the token's claim 'sub' is valid, but is none",
+        )
+    })
+}
+
 async fn create(
     State(state): State<ApiState>,
     user: User,
+    Extension(BodySize(size)): Extension<BodySize>,
     Json(order): Json<Order>,
 ) -> Result<Response, Error> {
+    let uploader = uploader(&user)?;
+    if size == Size::Large && !order.names_photos() {
+        let told = "a body this large may only name photos: send totalPhotos without anything else";
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, told).into());
+    }
     let mut connection = state.pool.acquire().await?;
     let (session, photo_ids) =
-        commands::create(&mut connection, user.id, order, state.settings.max_photos).await?;
+        commands::create(&mut connection, uploader, order, state.settings.max_photos).await?;
     let created = Created { session_id: session.id, photo_ids, counts: Counts::from(&session) };
     Ok((StatusCode::CREATED, axum::Json(created)).into_response())
 }
@@ -150,16 +213,17 @@ async fn show(
     user: User,
     Path(session_id): Path<Uuid>,
 ) -> Result<Response, Error> {
+    let uploader = uploader(&user)?;
     let mut connection = state.pool.acquire().await?;
-    let session = owned_by(user.id, store::session(&mut connection, session_id).await?)?;
-    let photos = store::photos(&mut connection, session_id).await?;
+    let (session, photos) = store::session_with_photos(&mut connection, session_id).await?.unzip();
+    let session = owned_by(uploader, session)?;
     let shown = |photo: store::Photo| ShownPhoto {
         photo_id: photo.id,
         file_name: photo.file_name,
         status: photo.status,
         reason: photo.reason,
     };
-    let photos = photos.into_iter().map(shown).collect();
+    let photos = photos.into_iter().flatten().map(shown).collect();
     Ok(axum::Json(Shown { session_id, counts: Counts::from(&session), photos }).into_response())
 }
 
@@ -189,9 +253,10 @@ async fn settle(
     settled: &Settled,
     trace: Option<TraceParent>,
 ) -> Result<Response, Error> {
+    let uploader = uploader(user)?;
     let mut connection = state.pool.acquire().await?;
     let (session, is_new) =
-        commands::settle(&mut connection, user.id, session_id, photo_id, settled, trace).await?;
+        commands::settle(&mut connection, uploader, session_id, photo_id, settled, trace).await?;
     if is_new {
         // After the commit, never inside the transaction: see outbox::bell.
         state.bell.ring();

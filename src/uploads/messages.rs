@@ -24,6 +24,11 @@ pub(super) fn session_topic(session: Uuid) -> Result<Topic, EventError> {
 
 /// The topic of a user's notifications.
 pub(super) fn user_topic(user: Uuid) -> Result<Topic, EventError> {
+    topic_of_user(&user.to_string())
+}
+
+/// The same, of any user whose id makes a topic.
+pub(super) fn topic_of_user(user: &str) -> Result<Topic, EventError> {
     Topic::new(format!("{USER_PREFIX}{user}"))
 }
 

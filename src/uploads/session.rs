@@ -77,9 +77,12 @@ impl Session {
         }
     }
 
-    /// How much is uploaded, in percent, to one decimal.
+    /// How much is uploaded, in percent, to one decimal. 100.0 is told only when all is uploaded, and not from where it
+    /// would be rounded to that.
     pub(super) fn progress_percent(&self) -> f64 {
-        (f64::from(self.uploaded) * 1000.0 / f64::from(self.total.max(1))).round() / 10.0
+        const ALMOST: f64 = 99.9;
+        let rounded = (f64::from(self.uploaded) * 1000.0 / f64::from(self.total.max(1))).round() / 10.0;
+        if self.uploaded < self.total { rounded.min(ALMOST) } else { rounded }
     }
 
     /// A photo that stands at `photo` is reported as uploaded.
@@ -144,5 +147,10 @@ mod tests {
         assert_eq!(session(3, 2, 1).progress_percent(), 66.7);
         assert_eq!(session(10_000, 1, 0).progress_percent(), 0.0);
         assert_eq!(session(7, 7, 0).progress_percent(), 100.0);
+        for almost in 9_995..10_000 {
+            assert_eq!(session(10_000, almost, 0).progress_percent(), 99.9);
+        }
+        assert_eq!(session(10_000, 9_999, 1).progress_percent(), 99.9, "one has failed");
+        assert_eq!(session(10_000, 10_000, 0).progress_percent(), 100.0);
     }
 }

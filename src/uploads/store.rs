@@ -114,25 +114,33 @@ pub(super) async fn save(
     Ok(())
 }
 
-/// A session's photos in their order.
-pub(super) async fn photos(connection: &mut PgConnection, session: Uuid) -> Result<Vec<Photo>, Error> {
+/// A session as it is, with its photos in their order: in one statement, so that its counts are those of its photos.
+pub(super) async fn session_with_photos(
+    connection: &mut PgConnection,
+    id: Uuid,
+) -> Result<Option<(Session, Vec<Photo>)>, Error> {
     let rows = sqlx::query(
-        "select id, file_name, status, fail_reason from uploads.photo where session_id = $1 order by position",
+        "select session.id, user_id, total_count, uploaded_count, failed_count,
+                photo.id as photo_id, file_name, status, fail_reason
+         from uploads.session join uploads.photo on photo.session_id = session.id
+         where session.id = $1 order by position",
     )
-    .bind(session)
+    .bind(id)
     .fetch_all(connection)
     .await?;
-    rows.iter()
-        .map(|row| {
-            let id = row.try_get("id")?;
-            Ok(Photo {
-                id,
-                file_name: row.try_get("file_name")?,
-                status: status_of(id, row.try_get("status")?)?,
-                reason: row.try_get("fail_reason")?,
-            })
+    // A session has at least one photo.
+    let Some(first) = rows.first() else { return Ok(None) };
+    let photo = |row: &sqlx::postgres::PgRow| {
+        let id = row.try_get("photo_id")?;
+        Ok(Photo {
+            id,
+            file_name: row.try_get("file_name")?,
+            status: status_of(id, row.try_get("status")?)?,
+            reason: row.try_get("fail_reason")?,
         })
-        .collect()
+    };
+    let photos = rows.iter().map(photo).collect::<Result<_, Error>>()?;
+    Ok(Some((session_of(first)?, photos)))
 }
 
 fn session_of(row: &sqlx::postgres::PgRow) -> Result<Session, Error> {

@@ -62,7 +62,7 @@ async fn session_stream(
     let user = listener.of_topics([topic.as_str()])?;
     match state.owners.of(session_id).await? {
         None => return Err(Problem::not_found("there is no such session").into()),
-        Some(owner) if owner != user.id => {
+        Some(owner) if Some(owner) != user.id.as_uuid() => {
             return Err(Problem::forbidden("this session is another user's").into());
         }
         Some(_) => {}
@@ -78,10 +78,17 @@ async fn notification_stream(
     Extension(connection): Extension<Connection>,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
-    let topic = messages::user_topic(listener.id())?;
+    let topic = messages::topic_of_user(listener.id().as_str()).map_err(|_| no_channel())?;
     let user = listener.of_topics([topic.as_str()])?;
     let wanted = Wanted { topics: Topics::One(topic), user: user.id, expires_at: Some(user.expires_at) };
     Ok(sse::open(&state.hub, wanted, &headers, &query, connection).await)
+}
+
+/// The refusal of a user whose id makes no topic.
+fn no_channel() -> Problem {
+    Problem::forbidden(
+        "the token's claim 'sub' names no notification channel: the channel is user-notifications:{sub}, and a topic has up to 200 characters of A-Z a-z 0-9 : . _ -; listen to another topic at /streams",
+    )
 }
 
 #[derive(Debug, Serialize)]

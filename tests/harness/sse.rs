@@ -250,7 +250,10 @@ impl Client {
 async fn stay_connected(http: reqwest::Client, url: String, token: String, shared: Arc<Shared>) {
     loop {
         let last_event_id = shared.seen.lock().expect("a lock").last_event_id.clone();
-        let mut request = http.get(&url).bearer_auth(&token).header("accept", "text/event-stream");
+        let mut request = http.get(&url).header("accept", "text/event-stream");
+        if !token.is_empty() {
+            request = request.bearer_auth(&token);
+        }
         if !last_event_id.is_empty() {
             request = request.header("last-event-id", &last_event_id);
         }

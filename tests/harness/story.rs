@@ -6,7 +6,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use aftercommit::auth;
+use aftercommit::auth::{self, UserId};
 
 use super::database::{Database, database};
 use super::process::{Process, Settings};
@@ -81,16 +81,21 @@ impl System {
     }
 
     /// A token that all processes of this system accept.
-    pub(crate) fn token(&self, user: Uuid) -> String {
+    pub(crate) fn token(&self, user: impl Into<UserId>) -> String {
         self.token_for(user, Duration::from_secs(3600))
     }
 
-    pub(crate) fn token_for(&self, user: Uuid, valid_for: Duration) -> String {
+    pub(crate) fn token_for(&self, user: impl Into<UserId>, valid_for: Duration) -> String {
         self.token_with(user, valid_for, &[])
     }
 
     /// A token that allows to listen to the topics of these patterns.
-    pub(crate) fn token_with(&self, user: Uuid, valid_for: Duration, subscribe: &[&str]) -> String {
+    pub(crate) fn token_with(
+        &self,
+        user: impl Into<UserId>,
+        valid_for: Duration,
+        subscribe: &[&str],
+    ) -> String {
         let settings = auth::Settings {
             secret: SECRET.to_owned().into(),
             public_key_file: String::new(),

@@ -73,6 +73,50 @@ async fn one_user_cannot_take_the_places_of_all() {
     eventually("room", async || (!third.last_event_id().is_empty()).then_some(())).await;
 }
 
+/// Why a stream of these topics is refused, if it is.
+async fn refused(system: &System, sse: &Process, user: Uuid, topics: &[&str]) -> Option<Value> {
+    let token = system.token_with(user, Duration::from_secs(3600), &["*"]);
+    let query: Vec<String> = topics.iter().map(|topic| format!("topic={topic}")).collect();
+    let url = sse.url(&format!("/streams?{}", query.join("&")));
+    let response = system.http().get(url).bearer_auth(token).send().await.expect("an answer");
+    assert_eq!(response.status(), StatusCode::OK);
+    crate::harness::refusal_of(response).await
+}
+
+#[tokio::test]
+async fn a_process_has_so_many_topics_and_makes_room_where_they_are_used_no_more() {
+    let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_TOPICS", "3");
+    let (sse, user) = (system.start("sse").await, Uuid::new_v4());
+    let token = system.token_with(user, Duration::from_secs(3600), &["*"]);
+    let held = Client::open(&sse.url("/streams?topic=a&topic=b"), &token).await;
+    let told = refused(&system, &sse, user, &["c", "d"]).await.expect("a refusal");
+    assert_eq!(told["reason"], "topics_full");
+    assert!(told["retryMs"].as_u64() >= Some(6000), "{told}");
+    assert_eq!(refused(&system, &sse, user, &["a", "b"]).await, None, "topics that are there anyway");
+    drop(held);
+    // They would be kept for half a minute, and are let go of for those who want others.
+    eventually("room", async || refused(&system, &sse, user, &["d", "e", "f"]).await.is_none().then_some(()))
+        .await;
+    let metric = async |name: &str| crate::harness::metric_of(&sse, name).await;
+    assert_eq!(metric("aftercommit_sse_topics_limit").await, 3);
+    assert!(metric("aftercommit_sse_topics").await <= 3);
+    assert!(metric("aftercommit_sse_refused_total{reason=\"topics_full\"}").await >= 1);
+}
+
+#[tokio::test]
+async fn a_user_has_so_many_topics_in_all_their_streams() {
+    let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_TOPICS_PER_USER", "3");
+    let (sse, user) = (system.start("sse").await, Uuid::new_v4());
+    let token = system.token_with(user, Duration::from_secs(3600), &["*"]);
+    let held = Client::open(&sse.url("/streams?topic=a&topic=b"), &token).await;
+    let told = refused(&system, &sse, user, &["a", "b"]).await.expect("a refusal");
+    assert_eq!(told["reason"], "user_topics_limit");
+    assert_eq!(refused(&system, &sse, Uuid::new_v4(), &["a", "b"]).await, None, "another user");
+    drop(held);
+    eventually("room", async || refused(&system, &sse, user, &["a", "b"]).await.is_none().then_some(()))
+        .await;
+}
+
 async fn connections(sse: &Process, query: &str, token: Option<&str>) -> Response {
     let mut request = reqwest::Client::new().get(sse.url(&format!("/admin/connections{query}")));
     if let Some(token) = token {

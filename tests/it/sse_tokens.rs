@@ -150,7 +150,10 @@ async fn a_token_of_another_issuer_for_another_audience_or_another_time_is_refus
         (json!({ "nbf": now() + 500 }), "it is not valid yet"),
         (json!({ "exp": now() - 500 }), "it has expired"),
         (json!({ "exp": "tomorrow" }), "'exp', in seconds since 1970"),
-        (json!({ "sub": "eve" }), "its subject is not a UUID"),
+        (json!({ "sub": 17 }), "'sub', the user's id"),
+        (json!({ "sub": "x".repeat(256) }), "the claim 'sub' (the user's id) must have 1 to 255 characters"),
+        (json!({ "nbf": "now" }), "the claim 'nbf'"),
+        (json!({ "subscribe": "orders:*" }), "the claim 'subscribe' must be a list"),
     ];
     for (changes, told) in refused {
         let response = door.open_with(NOTIFICATIONS, &with(&changes)).await;

@@ -19,14 +19,14 @@ use crate::harness::{
 const WATCHDOG_USEC: &str = "400000";
 
 /// Systemd's end of the socket.
-struct Systemd {
+pub(crate) struct Systemd {
     socket: UnixDatagram,
     path: String,
     _dir: Option<tempfile::TempDir>,
 }
 
 impl Systemd {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path).expect("a socket");
@@ -45,7 +45,7 @@ impl Systemd {
         Self { socket, path: format!("@{name}"), _dir: None }
     }
 
-    fn watches(&self, system: System) -> System {
+    pub(crate) fn watches(&self, system: System) -> System {
         system.set("NOTIFY_SOCKET", &self.path).set("WATCHDOG_USEC", WATCHDOG_USEC)
     }
 
@@ -63,14 +63,14 @@ impl Systemd {
         while !self.hears().await.get(name).is_some_and(|value| fits(value)) {}
     }
 
-    async fn hears_signs_of_life(&self, count: usize) {
+    pub(crate) async fn hears_signs_of_life(&self, count: usize) {
         for _ in 0..count {
             self.waits_for("WATCHDOG", |value| value == "1").await;
         }
     }
 
     /// Takes what has been said so far.
-    fn forgets(&self) {
+    pub(crate) fn forgets(&self) {
         let mut buffer = [0; 4096];
         while self.socket.try_recv(&mut buffer).is_ok() {}
     }

@@ -295,3 +295,49 @@ async fn info_health_and_metrics_need_no_token() {
 async fn ask_status(request: reqwest::RequestBuilder) -> u16 {
     request.send().await.expect("an answer").status().as_u16()
 }
+
+#[tokio::test]
+async fn a_session_may_name_as_many_photos_as_it_may_have_each_with_the_longest_name() {
+    let system = System::new().await;
+    let api = system.start("api").await;
+    let token = system.token(Uuid::new_v4());
+    // As a serializer writes them that escapes all but ASCII.
+    let photo = format!("{{\"fileName\": \"{}\"}}", "\\ud83d\\ude00".repeat(255));
+    let create = async |count: usize| {
+        let body = format!("{{\"photos\": [{}]}}", vec![photo.as_str(); count].join(", "));
+        let request = system.http().post(api.url("/api/upload/sessions")).bearer_auth(&token);
+        request.header("content-type", "application/json").body(body).send().await.expect("an answer")
+    };
+    let created = create(10_000).await;
+    assert_eq!(created.status(), StatusCode::CREATED);
+    let created: Value = created.json().await.expect("JSON");
+    assert_eq!(created["photoIds"].as_array().map(Vec::len), Some(10_000));
+    let refused = create(10_001).await;
+    assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
+    let url = api.url(&format!("/api/upload/sessions/{}/photos/{}/fail", Uuid::nil(), Uuid::nil()));
+    let large = json!({ "reason": "x".repeat(70_000) });
+    let refused = system.http().post(url).bearer_auth(&token).json(&large).send().await.expect("an answer");
+    assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE, "other bodies stay small");
+}
+
+#[tokio::test]
+async fn a_session_is_shown_with_the_counts_of_its_photos_while_they_are_completed() {
+    const PHOTOS: usize = 200;
+    let system = System::new().await;
+    let api = system.start("api").await;
+    let session = system.session(&api, Uuid::new_v4(), PHOTOS).await;
+    let completing = async { session.settle_all(Some(7)).await };
+    let looking = async {
+        let (mut looks, mut done) = (0, 0);
+        while done < PHOTOS {
+            let shown = session.show().await;
+            let photos = shown["photos"].as_array().expect("a list");
+            let of = |status: &str| photos.iter().filter(|photo| photo["status"] == status).count();
+            let counts = (shown["uploadedCount"].as_u64(), shown["failedCount"].as_u64());
+            assert_eq!(counts, (Some(of("UPLOADED") as u64), Some(of("FAILED") as u64)), "look {looks}");
+            done = of("UPLOADED") + of("FAILED");
+            looks += 1;
+        }
+    };
+    tokio::join!(completing, looking, async { while session.show().await["status"] != "COMPLETED" {} });
+}

@@ -37,7 +37,9 @@ impl World {
         let database = database_on(&server).await;
         let redis = start_redis(Vec::new(), None).await;
         let system = System::with(database, redis.url().expose_secret()).await;
-        let mut system = system.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS", &scenario.room.to_string());
+        let system = system.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS", &scenario.room.to_string());
+        // All clients of the load are one user.
+        let mut system = system.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS_PER_USER", "0");
         // The tests' own is shorter than what a server has by default.
         system.unset("AFTERCOMMIT_SSE_DRAIN_SECONDS");
         let relay = system.start("relay").await;

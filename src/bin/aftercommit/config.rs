@@ -16,7 +16,7 @@ use std::path::Path;
 use serde::Deserialize;
 use toml::Table;
 
-use aftercommit::http::OperatorSettings;
+use aftercommit::http::{self, OperatorSettings};
 use aftercommit::{auth, postgres, redis, relay, sse, trace, uploads};
 
 pub(crate) use layers::{DEFAULT_TOML, Layers};
@@ -29,6 +29,7 @@ pub(crate) struct Config {
     pub(crate) redis: redis::Settings,
     pub(crate) outbox: OutboxSettings,
     pub(crate) relay: relay::Settings,
+    pub(crate) http: http::Settings,
     pub(crate) api: ApiSettings,
     pub(crate) uploads: uploads::Settings,
     pub(crate) sse: sse::Settings,

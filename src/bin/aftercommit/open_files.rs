@@ -6,7 +6,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::config::Config;
 
 /// Files beside those of streams: Postgres, Redis, health, logs, and clients that are told to come back later.
-const BESIDE_STREAMS: u64 = 1_100;
+const BESIDE_STREAMS: u64 = 1_150;
 
 /// What an SSE process needs for all streams that the configuration allows.
 pub(crate) fn of_streams(config: &Config) -> u64 {

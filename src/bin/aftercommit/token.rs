@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use uuid::Uuid;
 
-use aftercommit::auth;
+use aftercommit::auth::{self, UserId};
 
 use crate::config::Config;
 use crate::ops::output;
@@ -16,9 +15,9 @@ use crate::ops::output;
   aftercommit token --user 00000000-0000-4000-8000-000000000001 \\
       --subscribe 'order:*'")]
 pub(crate) struct Args {
-    /// The user that the token speaks for.
-    #[arg(long, value_name = "UUID")]
-    user: Uuid,
+    /// The user that the token speaks for: 1 to 255 characters. Uploads want a UUID.
+    #[arg(long, value_name = "USER")]
+    user: UserId,
     /// How long it is valid, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     valid_for: u64,
@@ -29,8 +28,12 @@ pub(crate) struct Args {
 
 /// Prints a token that this configuration's servers accept.
 pub(crate) fn run(config: &Config, args: &Args) -> Result<()> {
-    let token =
-        auth::issue_with(&config.jwt, args.user, Duration::from_secs(args.valid_for), &args.subscribe)?;
+    let token = auth::issue_with(
+        &config.jwt,
+        args.user.clone(),
+        Duration::from_secs(args.valid_for),
+        &args.subscribe,
+    )?;
     output::line(&token);
     Ok(())
 }

@@ -23,7 +23,21 @@ struct PhotoOrder {
     file_name: String,
 }
 
+/// Bytes of the longest order: the names of as many photos as a session may have, each as long as it may be, with all of
+/// their characters escaped (`\ud83d\ude00`).
+pub(in crate::uploads) fn order_bytes_max(max_photos: u32) -> usize {
+    const PHOTO: usize = r#"{"fileName":""},"#.len() + 12 * FILE_NAME_LEN_MAX;
+    // Some serializers put white space between tokens.
+    const SPACE: usize = 64;
+    SPACE + max_photos as usize * (PHOTO + SPACE)
+}
+
 impl Order {
+    /// Whether it names photos, and so may be large.
+    pub(in crate::uploads) fn names_photos(&self) -> bool {
+        self.photos.is_some()
+    }
+
     /// The photos' names, one for each photo.
     fn names(self, max_photos: u32) -> Result<Vec<Option<String>>, Problem> {
         let limit = |count: usize| {

@@ -3,5 +3,5 @@
 mod create;
 mod settle;
 
-pub(super) use create::{Order, create};
+pub(super) use create::{Order, create, order_bytes_max};
 pub(super) use settle::{owned_by, settle};

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use aftercommit::http::{OperatorGate, Origins};
+use aftercommit::http::{self, OperatorGate, Origins};
 use aftercommit::postgres::ConnectError as PostgresError;
 use aftercommit::redis::ConnectError as RedisError;
 use aftercommit::{auth, trace};
@@ -60,13 +60,17 @@ fn of_role(role: Role, config: &Config) -> Vec<Problem> {
             problems.extend(listen("sse.listen", &config.sse.listen));
             problems.extend(redis(config));
             problems.extend(tokens(config));
-            problems.extend(OperatorGate::new(&config.operator).err().map(Problem::new_of));
+            problems.extend(
+                OperatorGate::new(&config.operator, http::Metrics::default()).err().map(Problem::new_of),
+            );
             problems.extend(Origins::new(&config.sse.cors_origins).err().map(Problem::new_of));
         }
         Role::Relay => {
             problems.extend(listen("relay.listen", &config.relay.listen));
             problems.extend(redis(config));
-            problems.extend(OperatorGate::new(&config.operator).err().map(Problem::new_of));
+            problems.extend(
+                OperatorGate::new(&config.operator, http::Metrics::default()).err().map(Problem::new_of),
+            );
             problems.extend(config.relay.check().err().map(Problem::new_of));
             problems.extend(retention(config));
         }
@@ -133,7 +137,8 @@ pub(crate) fn warnings(config: &Config) -> Vec<String> {
 pub(crate) fn console_in_clear(config: &Config) -> Option<String> {
     let host = lifecycle::check_listen(&config.relay.listen).ok()?;
     let is_local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-    let is_open = OperatorGate::new(&config.operator).is_ok_and(|gate| gate.can_open());
+    let is_open =
+        OperatorGate::new(&config.operator, http::Metrics::default()).is_ok_and(|gate| gate.can_open());
     (is_open && !is_local).then(|| {
         format!(
             "relay.listen is {}: the operator's page and its token travel over plain HTTP there; listen on 127.0.0.1 behind \

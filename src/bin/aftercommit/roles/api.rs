@@ -1,16 +1,14 @@
 //! `aftercommit api`: the upload application's commands and queries.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use aftercommit::auth::Verifier;
-use aftercommit::http::{self, Limits, Readiness};
+use aftercommit::http::{self, Limits, Readiness, Server};
 use aftercommit::outbox::{self, Bell};
 use aftercommit::postgres::Pool;
 use aftercommit::uploads::{self, ApiState};
@@ -51,6 +49,7 @@ pub(crate) async fn serve(
     let pool = config.database.lazy_pool(ROLE)?;
     let mut registry = telemetry::registry("api");
     pool.register(&mut registry);
+    let door = http::Metrics::register(&mut registry);
     let state = ApiState {
         pool: pool.clone(),
         verifier: verifier.clone(),
@@ -69,21 +68,16 @@ pub(crate) async fn serve(
                 .collect()
         }
     });
-    let router = uploads::router(state, config.api.max_body_bytes, timeout)
-        .merge(http::operations(registry, readiness));
+    let application = uploads::router(state, config.api.max_body_bytes, timeout);
+    let operations = http::operations(registry, readiness);
+    let server = Server::new(application, operations, Limits::default(), &config.http, door)?;
     let address = listener.local_addr()?;
     let stopping = notifier.serving(&shutdown).await;
-    let answering = async || {
-        loop {
-            tokio::time::sleep(notifier.interval()).await;
-            if is_answered(address).await {
-                return;
-            }
-        }
-    };
+    // The loop that accepts connections, and not one of them: others may have them all.
+    let turns = server.turns();
     tokio::select! {
-        () = http::serve(listener, router, Limits::default(), shutdown) => {}
-        () = notifier.watch(answering, || format!("serving on {address}")) => {}
+        () = server.serve(listener, shutdown) => {}
+        () = notifier.watch(async || turns.next().await, || format!("serving on {address}")) => {}
     }
     pool.close().await;
     stopping.told().await;
@@ -95,23 +89,4 @@ async fn is_usable(pool: Pool) -> Result<()> {
     outbox::schema::SCHEMA.check(&mut connection).await?;
     uploads::schema::SCHEMA.check(&mut connection).await?;
     Ok(())
-}
-
-/// Whether this process still takes connections and answers: it asks itself, as somebody from outside would.
-async fn is_answered(address: SocketAddr) -> bool {
-    let asking = async {
-        let mut connection = TcpStream::connect(address).await?;
-        connection.write_all(b"GET /healthz HTTP/1.1\r\nhost: self\r\nconnection: close\r\n\r\n").await?;
-        let mut answer = Vec::new();
-        connection.take(1024).read_to_end(&mut answer).await?;
-        std::io::Result::Ok(answer.starts_with(b"HTTP/1.1 200"))
-    };
-    match tokio::time::timeout(super::CHECK_LIMIT, asking).await {
-        Ok(Ok(is_answered)) => is_answered,
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "this process does not answer itself");
-            false
-        }
-        Err(_elapsed) => false,
-    }
 }

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use aftercommit::console::{self, Console};
-use aftercommit::http::{self, Check, Limits, OperatorGate, Readiness, no_route};
+use aftercommit::http::{self, Check, Limits, OperatorGate, Readiness, Server, no_route};
 use aftercommit::outbox;
 use aftercommit::redis::Publisher;
 use aftercommit::relay::{self, Metrics, Role, State, StateHandle};
@@ -53,10 +53,11 @@ pub(crate) async fn serve(
         config.redis.history_ttl_seconds,
         config.outbox.rotation_seconds,
     )?;
-    let gate = OperatorGate::new(&config.operator)?;
+    let mut registry = telemetry::registry("relay");
+    let door = http::Metrics::register(&mut registry);
+    let gate = OperatorGate::new(&config.operator, door.clone())?;
     preflight::postgres(&config.database, "aftercommit relay", &[&outbox::schema::SCHEMA]).await?;
     preflight::redis(&config.redis).await?;
-    let mut registry = telemetry::registry("relay");
     let metrics = Metrics::register(&mut registry);
     let state = StateHandle::default();
     let (asked, limit) = (state.clone(), Duration::from_secs(config.relay.ready_max_pending_seconds));
@@ -71,16 +72,17 @@ pub(crate) async fn serve(
         database: config.database.clone(),
         neighbours: neighbours(config),
     })?;
-    let router =
-        Router::new().fallback(no_route).merge(http::operations(registry, readiness)).merge(console.router());
+    let application = Router::new().fallback(no_route).merge(console.router());
+    let limits = Limits { connections: CONNECTIONS, ..Limits::default() };
+    let operations = http::operations(registry, readiness);
+    let server = Server::new(application, operations, limits, &config.http, door)?;
     let mut publisher = Publisher::new(config.redis.clone(), &config.relay.name, config.relay.chunk_size)
         .with_metrics(metrics.clone())
         .with_state(state.clone());
     let retention = Duration::from_secs(config.outbox.retention_seconds);
     // The relay first: while it finishes its step, health is still told.
     let told = CancellationToken::new();
-    let limits = Limits { connections: CONNECTIONS, ..Limits::default() };
-    let telling = tokio::spawn(http::serve(listener, router, limits, told.clone()));
+    let telling = tokio::spawn(server.serve(listener, told.clone()));
     let showing = tokio::spawn(console.run(told.clone()));
     let stopping = notifier.serving(&shutdown).await;
     let watched = state.clone();

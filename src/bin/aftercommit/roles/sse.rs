@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use aftercommit::auth::Verifier;
 use aftercommit::counted::counted;
-use aftercommit::http::{self, Check, Limits, OperatorGate, Origins, Readiness};
+use aftercommit::http::{self, Check, Limits, OperatorGate, Origins, Readiness, Server};
 use aftercommit::sse::{self, Hub, Metrics};
 use aftercommit::{streams, uploads};
 
@@ -43,12 +43,13 @@ pub(crate) async fn serve(
 ) -> Result<()> {
     let verifier = Arc::new(Verifier::new(&config.jwt)?);
     open_files::raise(open_files::of_streams(config))?;
-    let gate = OperatorGate::new(&config.operator)?;
+    let mut registry = telemetry::registry("sse");
+    let door = http::Metrics::register(&mut registry);
+    let gate = OperatorGate::new(&config.operator, door.clone())?;
     // No schema: streams of plain topics need none, and those of uploads say what they lack.
     preflight::postgres(&config.database, ROLE, &[]).await?;
     preflight::redis(&config.redis).await?;
     let pool = config.database.lazy_pool(ROLE)?;
-    let mut registry = telemetry::registry("sse");
     pool.register(&mut registry);
     let metrics = Metrics::register(&mut registry);
     let hub = Hub::new(config.sse.clone(), &config.redis, uploads::naming, metrics.clone());
@@ -68,17 +69,19 @@ pub(crate) async fn serve(
     let of_uploads = uploads::StreamsState::new(hub.clone(), verifier, pool.clone());
     let for_operators =
         sse::admin(hub.clone()).layer(axum::middleware::from_fn_with_state(gate, http::operators_only));
-    let router = uploads::streams_router(of_uploads)
+    let application = uploads::streams_router(of_uploads)
         .merge(streams::router(of_any_topic, config.sse.request_timeout()))
         .layer(axum::middleware::from_fn_with_state(origins, http::cors))
-        .merge(for_operators)
-        .merge(http::operations(registry, readiness));
+        .merge(for_operators);
     let limits = Limits {
         connections: config.sse.max_connections + CONNECTIONS_BEYOND_STREAMS,
         head: config.sse.head_timeout(),
+        head_bytes: streams::HEAD_BYTES_MAX,
         ..Limits::default()
     };
-    let serving = http::serve(listener, router, limits, shutdown.clone());
+    let operations = http::operations(registry, readiness);
+    let server = Server::new(application, operations, limits, &config.http, door)?;
+    let serving = server.when_full(sse::when_full(hub.clone())).serve(listener, shutdown.clone());
     let stopping = notifier.serving(&shutdown).await;
     let both = async { tokio::join!(hub.run(shutdown), serving) };
     let status = || {

@@ -1,0 +1,240 @@
+//! The places of a process's connections: who has one, and who gives way when all are taken.
+//!
+//! A connection is *idle* between requests and before its first one, *asking* while a request is in hand, and *vouched for*
+//! once that request has shown a valid token. The rule when all places are taken: the connection that has been idle for
+//! longest gives way; if none is idle, the one that has been asking for longest without having shown a valid token, if that
+//! is a second or more. One that is vouched for never does. Where nobody gives way, a few places more are there for health,
+//! readiness and metrics, under the same rule. So whoever opens many connections and says nothing has them taken away
+//! again, and a request that is sent at once is answered.
+//!
+//! A peer has so many places at most on which nobody is vouched for. Beyond that its own idle connection gives way, or it
+//! gets none.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::metrics::{Closed, Metrics};
+use super::seldom::Seldom;
+
+/// How long a request without a valid token may be in hand before it gives way.
+const ASKING_AT_LEAST: Duration = Duration::from_secs(1);
+
+/// How many places there are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// For everybody.
+    pub(super) connections: usize,
+    /// Beyond that, for health, readiness and metrics.
+    pub(super) reserve: usize,
+    /// For one peer without a valid token.
+    pub(super) of_a_peer: usize,
+}
+
+/// All places of a process. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Places(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    room: Room,
+    metrics: Metrics,
+    log: Seldom,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    open: HashMap<u64, Open>,
+    /// Connections that may have to give way, in the order in which they do.
+    waiting: BTreeSet<Turn>,
+    /// Of each counted peer, those connections.
+    of_peer: HashMap<IpAddr, usize>,
+    in_reserve: usize,
+}
+
+/// When a connection gives way: idle ones first, of these the one that has been for longest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    is_asking: bool,
+    since: Instant,
+    number: u64,
+}
+
+#[derive(Debug)]
+struct Open {
+    /// Whose it is, where that is counted.
+    peer: Option<IpAddr>,
+    is_in_reserve: bool,
+    /// `None` while it is vouched for.
+    turn: Option<Turn>,
+    end: CancellationToken,
+}
+
+impl State {
+    fn add(&mut self, number: u64, open: Open) {
+        self.in_reserve += usize::from(open.is_in_reserve);
+        if let Some(peer) = open.peer {
+            *self.of_peer.entry(peer).or_default() += 1;
+        }
+        self.waiting.extend(open.turn);
+        self.open.insert(number, open);
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Open> {
+        self.set_turn(number, None);
+        let open = self.open.remove(&number)?;
+        self.in_reserve -= usize::from(open.is_in_reserve);
+        Some(open)
+    }
+
+    /// Puts a connection elsewhere among those that may have to give way, or, with `None`, takes it out.
+    fn set_turn(&mut self, number: u64, turn: Option<Turn>) {
+        let Some(open) = self.open.get_mut(&number) else { return };
+        let before = std::mem::replace(&mut open.turn, turn);
+        let peer = open.peer;
+        if let Some(before) = before {
+            self.waiting.remove(&before);
+        }
+        self.waiting.extend(turn);
+        let Some(peer) = peer.filter(|_| before.is_some() != turn.is_some()) else { return };
+        let count = self.of_peer.entry(peer).or_default();
+        *count = if turn.is_some() { *count + 1 } else { count.saturating_sub(1) };
+        if *count == 0 {
+            self.of_peer.remove(&peer);
+        }
+    }
+
+    /// The first of those that fit, if it has to give way by now.
+    fn give_way(&mut self, now: Instant, fits: impl Fn(&Open) -> bool) -> bool {
+        let may =
+            |turn: &&Turn| !turn.is_asking || now.saturating_duration_since(turn.since) >= ASKING_AT_LEAST;
+        let found =
+            self.waiting.iter().filter(may).find(|turn| self.open.get(&turn.number).is_some_and(&fits));
+        let Some(number) = found.map(|turn| turn.number) else { return false };
+        if let Some(open) = self.remove(number) {
+            open.end.cancel();
+        }
+        true
+    }
+}
+
+impl Places {
+    pub(super) fn new(room: Room, metrics: Metrics) -> Self {
+        metrics.connections_limit.set(room.connections.try_into().unwrap_or(i64::MAX));
+        Self(Arc::new(Shared { room, metrics, log: Seldom::default(), state: Mutex::default() }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a new connection; `end` is cancelled when it has to give way. `peer` is `None` where it is not counted.
+    /// `None` if there is no place: the connection is to be closed.
+    pub(super) fn take(&self, peer: Option<IpAddr>, end: CancellationToken, now: Instant) -> Option<Place> {
+        let room = self.0.room;
+        let mut state = self.state();
+        let of_peer = peer.and_then(|peer| state.of_peer.get(&peer)).copied().unwrap_or_default();
+        if of_peer >= room.of_a_peer {
+            let gave_way = state
+                .give_way(now, |open| open.peer == peer && open.turn.is_some_and(|turn| !turn.is_asking));
+            self.tell(Closed::Peer, peer, now);
+            if !gave_way {
+                return None;
+            }
+        }
+        let is_full = state.open.len() - state.in_reserve >= room.connections;
+        let is_in_reserve = is_full && !self.make_room(&mut state, false, now);
+        if is_in_reserve && state.in_reserve >= room.reserve && !self.make_room(&mut state, true, now) {
+            self.tell(Closed::Full, peer, now);
+            return None;
+        }
+        let number = state.next;
+        state.next += 1;
+        let turn = Some(Turn { is_asking: false, since: now, number });
+        state.add(number, Open { peer, is_in_reserve, turn, end });
+        self.0.metrics.connections.set(state.open.len().try_into().unwrap_or(i64::MAX));
+        Some(Place { places: self.clone(), number, is_in_reserve })
+    }
+
+    fn make_room(&self, state: &mut State, in_reserve: bool, now: Instant) -> bool {
+        let gave_way = state.give_way(now, |open| open.is_in_reserve == in_reserve);
+        if gave_way {
+            self.tell(Closed::GaveWay, None, now);
+        }
+        gave_way
+    }
+
+    /// Counts and, now and then, logs.
+    pub(super) fn tell(&self, closed: Closed, peer: Option<IpAddr>, now: Instant) {
+        self.0.metrics.closed(closed);
+        let Some(times) = self.0.log.count(now) else { return };
+        let limit = self.0.room.connections;
+        let peer = peer.map_or_else(String::new, |peer| peer.to_string());
+        match closed {
+            Closed::GaveWay => {
+                tracing::warn!(times, limit, %peer, "all connections are taken: those that have been idle for longest are ended");
+            }
+            Closed::Peer => {
+                tracing::warn!(times, limit = self.0.room.of_a_peer, %peer, "a peer has as many connections without a valid token as [http] max_connections_per_peer allows: its idle ones are ended, others refused");
+            }
+            Closed::Full => tracing::warn!(times, limit, %peer, "all connections are taken: refused"),
+            Closed::BadHead => {
+                tracing::warn!(times, %peer, "the head of a request cannot be read, or is too large: refused")
+            }
+        }
+    }
+}
+
+/// A connection's place: given up when it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    places: Places,
+    number: u64,
+    /// Whether it is one of those for health, readiness and metrics.
+    pub(super) is_in_reserve: bool,
+}
+
+impl Place {
+    /// A request begins; it is over when what this returns is dropped.
+    pub(super) fn ask(self: &Arc<Self>) -> Asking {
+        self.wait(true);
+        Asking(self.clone())
+    }
+
+    fn wait(&self, is_asking: bool) {
+        let turn = Turn { is_asking, since: Instant::now(), number: self.number };
+        self.places.state().set_turn(self.number, Some(turn));
+    }
+
+    /// The request in hand has shown a valid token.
+    pub(super) fn vouch(&self) {
+        self.places.state().set_turn(self.number, None);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.places.state();
+        state.remove(self.number);
+        self.places.0.metrics.connections.set(state.open.len().try_into().unwrap_or(i64::MAX));
+    }
+}
+
+/// A request in hand.
+#[derive(Debug)]
+pub(super) struct Asking(Arc<Place>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.0.wait(false);
+    }
+}
+
+#[cfg(test)]
+#[path = "places_tests.rs"]
+mod tests;

@@ -1,0 +1,43 @@
+//! A log line for what may happen ten thousand times a second: one now and then, which says how often it was.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The shortest time between two lines.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// Counts what is not logged.
+#[derive(Debug, Default)]
+pub(super) struct Seldom(Mutex<Counted>);
+
+#[derive(Debug, Default)]
+struct Counted {
+    logged: Option<Instant>,
+    since: u64,
+}
+
+impl Seldom {
+    /// Counts once more. A line is due where this returns how often it has happened since the last one, this time included.
+    pub(super) fn count(&self, now: Instant) -> Option<u64> {
+        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counted.since += 1;
+        if counted.logged.is_some_and(|logged| now.saturating_duration_since(logged) < EVERY) {
+            return None;
+        }
+        counted.logged = Some(now);
+        Some(std::mem::take(&mut counted.since))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_time_is_logged_and_later_ones_are_counted() {
+        let (seldom, now) = (Seldom::default(), Instant::now());
+        assert_eq!(seldom.count(now), Some(1));
+        assert_eq!((0..99).filter_map(|_| seldom.count(now)).count(), 0);
+        assert_eq!(seldom.count(now + EVERY), Some(100));
+    }
+}

@@ -1,0 +1,84 @@
+//! What a connection has taken from its queue and not yet given to the kernel.
+//!
+//! A large block leaves the queue as soon as the connection turns to it, and is held until the client has read enough of
+//! it. So a client that does not read looks idle by its queue alone.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::time::{Duration, Instant};
+
+/// Blocks up to this many bytes are not followed: a connection holds few of them at a time.
+const SMALL: usize = 16 * 1024;
+
+/// The large blocks of one connection that are on their way.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Flight(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    bytes: usize,
+    /// Since when none of them has arrived.
+    since: Option<Instant>,
+}
+
+impl Flight {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// These bytes, followed until the connection lets go of them.
+    pub(super) fn follow(&self, bytes: Bytes) -> Bytes {
+        if bytes.len() <= SMALL {
+            return bytes;
+        }
+        let mut state = self.state();
+        state.bytes += bytes.len();
+        state.since.get_or_insert_with(Instant::now);
+        drop(state);
+        Bytes::from_owner(Followed { bytes, flight: self.clone() })
+    }
+
+    /// How many bytes are on their way, and for how long none of them has arrived.
+    pub(super) fn load(&self, now: Instant) -> (usize, Duration) {
+        let state = self.state();
+        let stuck = state.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        (state.bytes, stuck)
+    }
+}
+
+struct Followed {
+    bytes: Bytes,
+    flight: Flight,
+}
+
+impl AsRef<[u8]> for Followed {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        let mut state = self.flight.state();
+        state.bytes -= self.bytes.len();
+        state.since = (state.bytes > 0).then(Instant::now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn large_blocks_are_on_their_way_until_the_last_of_their_bytes_is_let_go_of() {
+        let flight = Flight::default();
+        let (block, small) = (flight.follow(vec![0; SMALL + 1].into()), flight.follow(vec![0; SMALL].into()));
+        let rest = block.slice(SMALL..);
+        drop((block, small));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(flight.load(Instant::now()), (SMALL + 1, Duration::from_secs(5)));
+        drop(rest);
+        assert_eq!(flight.load(Instant::now()), (0, Duration::ZERO));
+    }
+}

@@ -1,0 +1,78 @@
+//! Users whose ids are no UUIDs: whatever text an issuer puts into `sub`.
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+use aftercommit::auth::UserId;
+use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::outbox;
+
+use crate::harness::{Client, NOTIFICATIONS, System, eventually};
+
+const OPERATOR: &str = "an operator of the tests";
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn user(id: &str) -> UserId {
+    UserId::new(id).expect("a user")
+}
+
+#[tokio::test]
+async fn any_text_is_a_user_of_streams_of_limits_and_of_the_operators_list() {
+    let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS_PER_USER", "1");
+    let system = system.set("AFTERCOMMIT_OPERATOR_TOKEN", OPERATOR);
+    let system = system.set("AFTERCOMMIT_LOG_LEVEL", "info,aftercommit::sse=debug");
+    let (_relay, sse) = (system.start("relay").await, system.start("sse").await);
+    let strange = format!("\u{202e}\"{}", "ü".repeat(253));
+    let users = ["17", "auth0|64b1f", "ana@example.com", &strange];
+    let mut clients = Vec::new();
+    for id in users {
+        let token = system.token_with(user(id), HOUR, &["orders:*"]);
+        clients.push(Client::open(&sse.url("/streams/orders:7"), &token).await);
+        let second = Client::begin(sse.url("/streams/orders:7"), &token, None);
+        second.ends(1).await;
+        let refused = second.so_far().into_iter().find(|event| event.event == "refused").expect("a refusal");
+        assert!(refused.data.contains("user_limit"), "each user has a limit of their own: {}", refused.data);
+    }
+    let (topic, kind) = (Topic::new("orders:7").expect("a topic"), EventType::new("PAID").expect("a type"));
+    let event = NewEvent::new(topic, kind, &1).expect("an event");
+    outbox::append(&mut system.database.connect().await, &event).await.expect("an append");
+    for client in &clients {
+        assert_eq!(client.events(1).await[0].data, "1");
+    }
+    let request = system.http().get(sse.url("/admin/connections")).bearer_auth(OPERATOR);
+    let told: Value = request.send().await.expect("an answer").json().await.expect("JSON");
+    let mut listed: Vec<&str> =
+        told["slowest"].as_array().expect("a list").iter().filter_map(|one| one["user"].as_str()).collect();
+    listed.sort_unstable();
+    let mut expected = users.to_vec();
+    expected.sort_unstable();
+    assert_eq!(listed, expected);
+    eventually("the log names who was refused", async || sse.log().contains("auth0|64b1f").then_some(()))
+        .await;
+    sse.says("\\\\u{202e}").await;
+    assert!(!sse.log().contains('\u{202e}'), "what turns a terminal's text around is escaped");
+}
+
+#[tokio::test]
+async fn uploads_want_a_uuid_and_say_so_and_notifications_want_a_topic() {
+    let system = System::new().await;
+    let (api, sse) = (system.start("api").await, system.start("sse").await);
+    for id in ["17", "auth0|64b1f", "ana@example.com"] {
+        let token = system.token(user(id));
+        let request = system.http().post(api.url("/api/upload/sessions")).bearer_auth(&token);
+        let answer = request.json(&json!({ "totalPhotos": 1 })).send().await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{id}");
+        let problem: Value = answer.json().await.expect("a problem");
+        assert!(problem["detail"].as_str().expect("a text").contains("a UUID"), "{problem}");
+        let request = system.http().get(sse.url(NOTIFICATIONS)).bearer_auth(&token);
+        let answer = request.send().await.expect("an answer");
+        if id == "17" {
+            assert_eq!(answer.status(), StatusCode::OK);
+            continue;
+        }
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{id}");
+        let problem: Value = answer.json().await.expect("a problem");
+        assert!(problem["detail"].as_str().expect("a text").contains("'sub'"), "{problem}");
+    }
+}
