@@ -6,7 +6,7 @@ use sqlx::{PgConnection, Row};
 
 use aftercommit::outbox::overview::{self, RelayOverview};
 use aftercommit::outbox::verdict::Verdict;
-use aftercommit::outbox::{heartbeat, schema};
+use aftercommit::outbox::{contradiction, heartbeat, schema};
 use aftercommit::postgres::{SchemaError, State, shares_a_session};
 
 use super::{Finding, output};
@@ -286,7 +286,13 @@ async fn rotation(connection: &mut PgConnection) -> Result<Finding> {
 /// Whether each relay delivers: a conflict or a pause shows nowhere else.
 async fn deliveries(config: &Config, connection: &mut PgConnection) -> Result<Vec<Finding>> {
     let limit = config.relay.ready_max_pending_seconds;
-    Ok(overview::relays(connection).await?.iter().map(|relay| delivery(relay, limit)).collect())
+    let mut relays = overview::relays(connection).await?;
+    for relay in relays.iter_mut().filter(|relay| relay.contradiction.is_none()) {
+        // A screen looks for signs; here there is time to look at all.
+        let rows = contradiction::of_relay(connection, &relay.relay).await?;
+        relay.contradiction = (!rows.is_empty()).then(|| contradiction::named(&rows));
+    }
+    Ok(relays.iter().map(|relay| delivery(relay, limit)).collect())
 }
 
 fn delivery(relay: &RelayOverview, limit: u64) -> Finding {
