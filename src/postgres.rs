@@ -165,6 +165,8 @@ impl Settings {
             .options([
                 ("search_path", PINNED.to_owned()),
                 ("row_security", "off".to_owned()),
+                // Look-ups by index, planned without statistics: compiling them takes longer than they do.
+                ("jit", "off".to_owned()),
                 ("statement_timeout", self.statement_timeout_ms.to_string()),
                 // A dead peer is noticed within half a minute, also in the middle of a query.
                 ("tcp_keepalives_idle", "10".to_owned()),

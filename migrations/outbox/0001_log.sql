@@ -333,7 +333,7 @@ $$;
 -- * behind: appended after everything that the position calls delivered, with an id that it calls delivered. The sequence was
 --   set back (setval, `truncate ... restart identity`), or somebody chose the id.
 -- * above: with an id that the sequence has not come to. All that is appended later would be behind it.
--- * unborn: of a transaction that has not begun.
+-- * unborn: of a transaction that is far from having begun. (One that is near is one of those above by the time it begins.)
 -- A few index look-ups where there are none; the rows of the window are walked in the index alone.
 create function outbox.contradictions(lower_horizon xid8, high_id bigint, max_rows bigint)
 returns table (row_id bigint, row_xid xid8, cause text)
@@ -342,6 +342,7 @@ set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmap
 set plan_cache_mode = force_generic_plan as $$
 declare
   taken bigint;
+  unborn xid8 := (pg_snapshot_xmax(pg_current_snapshot())::text::bigint + 1048576::bigint)::text::xid8;
 begin
   -- Read after this statement's snapshot was taken, so no row that it sees can be ahead of it.
   select case when s.is_called then s.last_value else s.last_value - 1::bigint end into taken from outbox.event_id_seq s;
@@ -358,7 +359,7 @@ begin
     union all
     (
       select e.id, e.xid, 'unborn' from outbox.event e
-      where (e.xid, e.id) >= (pg_snapshot_xmax(pg_current_snapshot()), -9223372036854775807)
+      where (e.xid, e.id) >= (unborn, -9223372036854775807)
       order by e.xid, e.id limit $3
     )
   ) found
@@ -376,7 +377,7 @@ set plan_cache_mode = force_generic_plan as $$
 declare
   taken bigint;
   begun bigint := $1::text::bigint;
-  ahead xid8 := pg_snapshot_xmax(pg_current_snapshot());
+  ahead bigint := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
 begin
   select case when s.is_called then s.last_value else s.last_value - 1::bigint end into taken from outbox.event_id_seq s;
   if taken < $2 then
@@ -385,7 +386,7 @@ begin
   return query
   (
     select late.id, 'behind'
-    from generate_series(begun, least(begun + 199::bigint, ahead::text::bigint - 1::bigint)) n
+    from generate_series(begun, least(begun + 19::bigint, ahead - 1::bigint)) n
     cross join lateral (
       select e.id, e.xid from outbox.event e
       where (e.xid, e.id) > (n::text::xid8, -9223372036854775807) and (e.xid, e.id) <= (n::text::xid8, $2)
@@ -398,7 +399,7 @@ begin
   union all
   (
     select e.id, 'unborn' from outbox.event e
-    where (e.xid, e.id) >= (ahead, -9223372036854775807) order by e.xid, e.id limit $3
+    where (e.xid, e.id) >= ((ahead + 1048576::bigint)::text::xid8, -9223372036854775807) order by e.xid, e.id limit $3
   );
 end
 $$;

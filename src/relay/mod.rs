@@ -15,6 +15,7 @@ mod handing;
 mod keeper;
 mod leader;
 pub mod metrics;
+mod publication;
 mod pulse;
 pub mod reconcile;
 pub mod run;

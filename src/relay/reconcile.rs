@@ -7,8 +7,9 @@
 //! new events would take numbers that clients have seen already, and a person has to decide.
 
 use super::leader::staying_alive;
+use super::publication::{Publication, publish};
 use super::sink::{Batch, Delivery, PublishError, PublishMode, Reached, Sink};
-use super::step::{Publication, Step, StepError, answered, publish};
+use super::step::{Step, StepError, answered};
 use crate::counted::counted;
 use crate::event::StreamId;
 use crate::failpoint;
@@ -163,7 +164,7 @@ impl Step {
         // Numbers that are lost are used up with those behind them: in one call with the mark that they are.
         let span = (number(first), number(through.max(first.saturating_sub(1))));
         let mode = PublishMode::Restore;
-        let publication = Publication { mode, span, lost, handing: self.handing() };
+        let publication = Publication { mode, span, lost, has_set_aside: false, handing: self.handing() };
         let publishing = publish(sink, publication, deliveries, &self.exceptions);
         let published = staying_alive(&mut self.writer, self.rules.sign_of_life, publishing).await?;
         let parked = self.counting(published)?;

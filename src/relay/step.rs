@@ -10,7 +10,6 @@
 //! Dying after 1 or 2 loses nothing: the next relay finds the window and reads the same. Dying after 3 repeats the
 //! chunk under the same numbers, and the sink refuses repeats. Reading ahead has no effect, so it may overlap anything.
 
-use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
@@ -19,12 +18,13 @@ use tokio::time::timeout;
 use super::failure::Remedy;
 use super::handing::{Handing, hand_over};
 use super::leader::staying_alive;
+use super::publication::{Exceptions, SetAside, publish_chunk};
 use super::settings::OnPoison;
 use super::sink::{Batch, Delivery, PublishError, PublishMode, Sink};
 use crate::event::{LogId, StreamId, Topic};
 use crate::failpoint;
 use crate::outbox::parked::{self, Action, Parked};
-use crate::outbox::read::{Chunk, Limit, Row, Unreadable};
+use crate::outbox::read::{Chunk, Limit};
 use crate::outbox::{self, Position, checkpoint, identity, read, rebase, unreadable};
 
 /// What a step did.
@@ -98,51 +98,6 @@ const REFUSALS_TOGETHER: u32 = 3;
 /// Parked events that are released at once.
 const RELEASED_AT_ONCE: u32 = 256;
 
-/// What of a window is not published in its turn.
-#[derive(Debug)]
-pub(super) struct Exceptions {
-    /// Topics with parked events, and the number of the first one: later events of the topic wait behind it. Earlier ones
-    /// have been published, and are published again to a sink that has forgotten them.
-    held: HashMap<Topic, StreamId>,
-    /// Rows that the sink has already, although the position does not know.
-    delivered_before: HashSet<i64>,
-    on_poison: OnPoison,
-}
-
-impl Exceptions {
-    async fn load(writer: &mut PgConnection, rules: &Rules) -> Result<Self, StepError> {
-        let held = answered(rules.patience, parked::held_topics(writer, &rules.relay)).await?;
-        let before = answered(rules.patience, rebase::delivered_before(writer, &rules.relay)).await?;
-        Ok(Self { held, delivered_before: before, on_poison: rules.on_poison })
-    }
-
-    /// Has later events of these topics wait behind the parked ones with these numbers.
-    fn hold<'a>(&mut self, parked: impl Iterator<Item = (&'a Topic, StreamId)>) {
-        for (topic, id) in parked {
-            let first = self.held.entry(topic.clone()).or_insert(id);
-            *first = (*first).min(id);
-        }
-    }
-
-    /// Whether the event waits behind a parked one of its topic.
-    fn holds(&self, delivery: &Delivery<'_>) -> bool {
-        self.held.get(&delivery.event.topic).is_some_and(|first| delivery.id > *first)
-    }
-}
-
-/// What of a chunk is not published.
-#[derive(Debug, Default)]
-struct SetAside {
-    parked: Vec<Parked>,
-    unreadable: Vec<(StreamId, Unreadable)>,
-}
-
-impl SetAside {
-    fn len(&self) -> usize {
-        self.parked.len() + self.unreadable.len()
-    }
-}
-
 impl Step {
     /// Takes two prepared connections and loads, or begins, the position of the relay.
     ///
@@ -155,7 +110,7 @@ impl Step {
     ) -> Result<Self, StepError> {
         let position = answered(rules.patience, checkpoint::load_or_begin(&mut writer, &rules.relay)).await?;
         let log = answered(rules.patience, identity::of(&mut writer)).await?.id;
-        let exceptions = Exceptions::load(&mut writer, &rules).await?;
+        let exceptions = load_exceptions(&mut writer, &rules).await?;
         Ok(Self {
             rules,
             writer,
@@ -197,7 +152,7 @@ impl Step {
         self.ahead = None;
         let Rules { relay, patience, .. } = &self.rules;
         self.position = answered(*patience, checkpoint::load_or_begin(&mut self.writer, relay)).await?;
-        self.exceptions = Exceptions::load(&mut self.writer, &self.rules).await?;
+        self.exceptions = load_exceptions(&mut self.writer, &self.rules).await?;
         Ok(())
     }
 
@@ -225,7 +180,7 @@ impl Step {
             }
         };
         failpoint::reach("chunk_read").await;
-        let last_id = chunk.rows.last().map_or(after_id, Row::id);
+        let last_id = chunk.rows.last().map_or(after_id, read::Row::id);
         let reading = async {
             if chunk.is_last {
                 return Ok(None);
@@ -323,12 +278,12 @@ impl Step {
         match self.release(sink, &topic).await {
             // Only now may later events of the topic be published: everything before them has been.
             Ok(()) => {
-                self.exceptions.held.remove(&topic);
+                self.exceptions.let_go(&topic);
             }
             Err(StepError::Publish(PublishError::Poison { reason, .. })) => {
                 let refused = parked::refuse_request(&mut self.writer, &relay, &topic, &reason);
                 answered(patience, refused).await?;
-                self.exceptions = Exceptions::load(&mut self.writer, &self.rules).await?;
+                self.exceptions = load_exceptions(&mut self.writer, &self.rules).await?;
             }
             Err(error) => return Err(error),
         }
@@ -403,105 +358,10 @@ async fn write_position(
     Ok(to)
 }
 
-/// Publishes a chunk under the numbers that follow from the position, and returns what has to be set aside.
-async fn publish_chunk<S: Sink>(
-    sink: &mut S,
-    position: &Position,
-    rows: &[Row],
-    exceptions: &Exceptions,
-    handing: Handing,
-) -> Result<SetAside, PublishError> {
-    let mut set_aside = SetAside::default();
-    if rows.is_empty() {
-        return Ok(set_aside);
-    }
-    let number = |i: usize| StreamId::new(position.epoch, position.next_seq + i as u64);
-    let span = (number(0), number(rows.len() - 1));
-    let mut deliveries = Vec::with_capacity(rows.len());
-    let mut held: HashSet<&Topic> = HashSet::new();
-    for (i, row) in rows.iter().enumerate() {
-        match row {
-            Row::Event(event) => {
-                let delivery = Delivery { id: number(i), event };
-                if held.contains(&event.topic) {
-                    set_aside.parked.push(parked_of(&delivery, WAITS));
-                } else {
-                    deliveries.push(delivery);
-                }
-            }
-            Row::Unreadable(unreadable) => {
-                tracing::error!(row = unreadable.id, reason = %unreadable.reason, "a row that cannot be read is parked");
-                held.extend(&unreadable.topic);
-                set_aside.unreadable.push((number(i), unreadable.clone()));
-            }
-        }
-    }
-    let publication = Publication { mode: PublishMode::Normal, span, lost: None, handing };
-    set_aside.parked.extend(publish(sink, publication, deliveries, exceptions).await?);
-    set_aside.parked.sort_by_key(|parked| parked.id);
-    Ok(set_aside)
-}
-
-/// Why an event is set aside that nobody refused.
-const WAITS: &str = "waits behind a parked event of its topic";
-
-/// How events are published.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Publication {
-    pub(super) mode: PublishMode,
-    /// The first and the last number that they use up.
-    pub(super) span: (StreamId, StreamId),
-    /// As in [`Batch`].
-    pub(super) lost: Option<StreamId>,
-    pub(super) handing: Handing,
-}
-
-/// Publishes events under their numbers around what is held and what the sink refuses; returns these, in order, to be set
-/// aside.
-pub(super) async fn publish<S: Sink>(
-    sink: &mut S,
-    Publication { mode, span: (first, through), lost, handing }: Publication,
-    mut rest: Vec<Delivery<'_>>,
-    exceptions: &Exceptions,
-) -> Result<Vec<Parked>, PublishError> {
-    let Exceptions { delivered_before, on_poison, .. } = exceptions;
-    rest.retain(|delivery| !delivered_before.contains(&delivery.event.id));
-    let mut set_aside: Vec<Parked> = Vec::new();
-    let mut held_now: HashSet<&Topic> = HashSet::new();
-    let mut first = first;
-    loop {
-        rest.retain(|delivery| {
-            let waits = exceptions.holds(delivery) || held_now.contains(&delivery.event.topic);
-            if waits {
-                set_aside.push(parked_of(delivery, WAITS));
-            }
-            !waits
-        });
-        // Also when nothing is left: the numbers are used up, and the sink has to know. But its number must not pass what
-        // is not yet written down as set aside: a relay that goes on from there would take that for published.
-        let through = set_aside.is_empty().then_some(through);
-        match hand_over(sink, Batch { mode, deliveries: &rest, first, through, lost }, handing).await {
-            Ok(()) => break,
-            Err(PublishError::Poison { at, reason }) if *on_poison == OnPoison::Park && at < rest.len() => {
-                let Delivery { id, event } = rest[at];
-                tracing::error!(%id, topic = %event.topic, event = %event.event_id, %reason, "parked");
-                set_aside.push(parked_of(&rest[at], &reason));
-                held_now.insert(&event.topic);
-                // Everything before it has arrived. If the sink forgets that meanwhile, the next call finds out.
-                if let (Some(last), Some(_)) = (rest[..at].last(), through) {
-                    first = StreamId::new(last.id.epoch, last.id.seq + 1);
-                }
-                rest.drain(..=at);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    set_aside.sort_by_key(|parked| parked.id);
-    Ok(set_aside)
-}
-
-fn parked_of(delivery: &Delivery<'_>, reason: &str) -> Parked {
-    Parked { id: delivery.id, event: delivery.event.clone(), reason: reason.to_owned() }
+async fn load_exceptions(writer: &mut PgConnection, rules: &Rules) -> Result<Exceptions, StepError> {
+    let held = answered(rules.patience, parked::held_topics(writer, &rules.relay)).await?;
+    let before = answered(rules.patience, rebase::delivered_before(writer, &rules.relay)).await?;
+    Ok(Exceptions::new(held, before, rules.on_poison))
 }
 
 async fn read_chunk(

@@ -25,7 +25,7 @@ fn settled(text: &str, names: &[(String, &str)]) -> String {
         (r"transaction \d+", "transaction XID"),
         (r"from \d+:\d+:[\d,]* to \d+:\d+:[\d,]*", "from XIDS to XIDS"),
         (r"pid \d+( at [0-9.]+)?", "pid PID"),
-        (r"\S+:PID", "HOST:PID"),
+        (r"\S+:PID(:[0-9a-f]{8})?", "HOST:PID"),
         (r"Redis \d.*", "Redis VERSION"),
         (r"by \S+ as \S+", "by WHO"),
         (r"unknown as [a-z]+", "unknown as postgres"),

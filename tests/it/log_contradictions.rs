@@ -6,11 +6,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use crate::append_door::execute;
 use crate::harness::{Line, cli, eventually};
-
-async fn execute(admin: &mut PgConnection, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(admin).await.expect(sql);
-}
 
 /// A line that has delivered six events, and a session of the log's owner.
 async fn line_of_six() -> (Line, PgConnection) {

@@ -6,26 +6,23 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
-use aftercommit::event::{EventType, NewEvent, RESERVED_TYPES, Topic};
+use aftercommit::event::{EventType, NewEvent};
 use aftercommit::outbox::rotate;
 use aftercommit::outbox::schema::set_rotation;
-use aftercommit::outbox::{self, AppendError, Error, Position, checkpoint, read};
+use aftercommit::outbox::{self, Error, Position, checkpoint, read};
 use aftercommit::postgres;
 
+use crate::append_door::{execute, window_of};
 use crate::harness::{Database, Line, cli, database, empty_database, eventually};
 
-async fn execute(admin: &mut PgConnection, sql: &str) {
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(admin).await.expect(sql);
-}
-
 /// A role with a password, and the address of a database for it. Dropped with what it owns by [`Guest::leave`].
-struct Guest {
-    role: String,
+pub(crate) struct Guest {
+    pub(crate) role: String,
     url: String,
 }
 
 impl Guest {
-    async fn new(database: &Database) -> Self {
+    pub(crate) async fn new(database: &Database) -> Self {
         let role = format!("guest_{}", Uuid::new_v4().simple());
         let mut admin = database.connect().await;
         execute(&mut admin, &format!("create role {role} login password 'guest'")).await;
@@ -33,11 +30,11 @@ impl Guest {
         Self { url: format!("postgres://{role}:guest@{address}"), role }
     }
 
-    async fn connect(&self) -> PgConnection {
+    pub(crate) async fn connect(&self) -> PgConnection {
         PgConnection::connect(&self.url).await.expect("a guest's connection")
     }
 
-    async fn leave(self, admin: &mut PgConnection) {
+    pub(crate) async fn leave(self, admin: &mut PgConnection) {
         execute(admin, &format!("drop owned by {0}; drop role {0}", self.role)).await;
     }
 }
@@ -138,155 +135,6 @@ async fn operators_and_functions_that_others_plant_never_run() {
         .expect("a trap");
     assert!(!trapped, "something planted has run");
     guest.leave(&mut admin).await;
-}
-
-// --- append -----------------------------------------------------------------------------------------------------------
-
-#[tokio::test]
-async fn append_takes_every_form_of_a_payload() {
-    let database = database().await;
-    let mut connection = database.connect().await;
-    for payload in ["'{\"n\":1}'", "'{ }'::json", "'{ }'::jsonb", "'[1]'::text", "'null'", "'\"x\"'::varchar"]
-    {
-        for rest in ["", ", '{\"h\":1}'", ", null, gen_random_uuid()"] {
-            execute(&mut connection, &format!("select outbox.append('t', 'T', {payload}{rest})")).await;
-        }
-    }
-    execute(&mut connection, "select outbox.append(topic => 't', type => 'T', payload => '1')").await;
-    sqlx::query("select outbox.append($1, $2, $3)")
-        .bind("t")
-        .bind("T")
-        .bind("{ \"bound\": 1 }")
-        .execute(&mut connection)
-        .await
-        .expect("a text that a driver binds");
-    let kept: Vec<String> = sqlx::query_scalar("select distinct payload::text from outbox.event order by 1")
-        .fetch_all(&mut connection)
-        .await
-        .expect("payloads");
-    for expected in ["{\"n\":1}", "{ }", "{}", "{ \"bound\": 1 }"] {
-        assert!(kept.iter().any(|payload| payload == expected), "{expected}: {kept:?}");
-    }
-}
-
-#[tokio::test]
-async fn append_refuses_by_one_sentence_that_names_the_rule_and_quotes_no_payload() {
-    let database = database().await;
-    let mut connection = database.connect().await;
-    let long = "x".repeat(201);
-    let large = "x".repeat(1_048_575);
-    let mut refused = vec![
-        ("'a b', 'T', '\"secret\"'".to_owned(), "a topic has 1 to 200 characters"),
-        (format!("'{long}', 'T', '\"secret\"'"), "a topic has 1 to 200 characters"),
-        ("'', 'T', '\"secret\"'".to_owned(), "a topic has 1 to 200 characters"),
-        ("'.', 'T', '\"secret\"'".to_owned(), "neither . nor .."),
-        ("'..', 'T', '\"secret\"'".to_owned(), "neither . nor .."),
-        ("'t', 'a:b', '\"secret\"'".to_owned(), "a type has 1 to 100 characters"),
-        ("'t', 'T', '{\"secret\"'".to_owned(), "it is not JSON"),
-        (format!("'t', 'T', '\"{large}\"'"), "at most 1048576"),
-        ("'t', 'T', '\"secret\"', '[]'".to_owned(), "headers are a JSON object"),
-        (
-            format!("'t', 'T', '\"secret\"', '{{\"h\":\"{}\"}}'", "x".repeat(16_384)),
-            "headers have at most 16384",
-        ),
-        ("null, 'T', '\"secret\"'".to_owned(), "never null"),
-        ("'t', null, '\"secret\"'".to_owned(), "never null"),
-        ("'t', 'T', null".to_owned(), "never null"),
-        ("'t', 'T', '\"secret\"', null, null".to_owned(), "never null"),
-    ];
-    refused.extend(
-        RESERVED_TYPES
-            .map(|name| (format!("'t', '{name}', '\"secret\"'"), "use reset, refused, token_expired")),
-    );
-    for (arguments, rule) in refused {
-        let sql = AssertSqlSafe(format!("select outbox.append({arguments})"));
-        let error = sqlx::raw_sql(sql).execute(&mut connection).await.expect_err("a refusal");
-        let error = error.as_database_error().expect("Postgres refuses");
-        let told = error.downcast_ref::<sqlx::postgres::PgDatabaseError>();
-        assert!(told.message().contains(rule), "{}", told.message());
-        assert_eq!(told.code(), "23514");
-        assert!(told.detail().is_none() && !told.message().contains("secret"), "{told:?}");
-    }
-    let headers = [("h".to_owned(), Value::String("x".repeat(16_384)))].into_iter().collect();
-    let event = NewEvent::new(Topic::new("t").expect("a topic"), EventType::new("T").expect("a type"), &1);
-    let event = event.expect("an event").with_headers(headers);
-    let error = outbox::append_all(&mut connection, &[event]).await.expect_err("too many headers");
-    assert!(
-        matches!(error, AppendError::Refused { .. }) && error.to_string().contains("headers have"),
-        "{error}"
-    );
-    let rows: i64 = sqlx::query_scalar("select count(*) from outbox.event")
-        .fetch_one(&mut connection)
-        .await
-        .expect("rows");
-    assert_eq!(rows, 0);
-}
-
-#[tokio::test]
-async fn a_writer_may_append_and_nothing_else() {
-    let database = database().await;
-    let mut admin = database.connect().await;
-    let guest = Guest::new(&database).await;
-    let grants = format!(
-        "grant usage on schema outbox to {0};
-         grant execute on function outbox.append(text, text, json, jsonb, uuid), outbox.append(text, text, jsonb, jsonb, uuid),
-           outbox.append(text, text, text, jsonb, uuid), outbox.append_all to {0}",
-        guest.role
-    );
-    execute(&mut admin, &grants).await;
-    let mut writer = guest.connect().await;
-    let event = NewEvent::new(Topic::new("t").expect("a topic"), EventType::new("T").expect("a type"), &1);
-    let event = event.expect("an event");
-    outbox::append(&mut writer, &event).await.expect("an append");
-    outbox::append_all(&mut writer, &[event.clone(), event]).await.expect("two appends");
-    execute(&mut writer, "select outbox.append('t', 'T', '{}'); select outbox.append('t', 'T', '{}'::jsonb)")
-        .await;
-    for forbidden in [
-        "insert into outbox.event (topic, type, payload) values ('t', 'T', '1')",
-        "insert into outbox.event (id, topic, type, payload) values (1, 't', 'T', '1')",
-        "select * from outbox.event",
-        "select nextval('outbox.event_id_seq')",
-        "select setval('outbox.event_id_seq', 1)",
-        "update outbox.log set format = 2",
-        "select outbox.rotation_seconds()",
-    ] {
-        let error = sqlx::raw_sql(forbidden).execute(&mut writer).await.expect_err(forbidden);
-        let code = error.as_database_error().and_then(|error| error.code()).map(String::from);
-        assert_eq!(code.as_deref(), Some("42501"), "{forbidden}: {error}");
-    }
-    writer.close().await.expect("a goodbye");
-    guest.leave(&mut admin).await;
-}
-
-#[tokio::test]
-async fn headers_count_in_a_batch_and_their_size_is_known_without_them() {
-    let database = database().await;
-    let (mut connection, position) = window_of(&database, 8, 10_000).await;
-    let limit = read::Limit { events: 100, bytes: 25_000 };
-    let chunk = read::chunk(&mut connection, "main", &position, 0, limit).await.expect("a chunk");
-    assert_eq!((chunk.rows.len(), chunk.is_last), (3, false));
-    let all = read::Limit { events: 8, bytes: u64::MAX };
-    let chunk = read::chunk(&mut connection, "main", &position, 0, all).await.expect("a chunk");
-    assert_eq!((chunk.rows.len(), chunk.is_last), (8, true), "the query says that nothing follows");
-    let sizes: Vec<i32> = sqlx::query_scalar("select distinct bytes from outbox.event")
-        .fetch_all(&mut connection)
-        .await
-        .expect("sizes");
-    assert_eq!(sizes, [10_010]);
-}
-
-/// A prepared session and an open window of `events` with headers of `bytes`.
-async fn window_of(database: &Database, events: usize, bytes: usize) -> (PgConnection, Position) {
-    let mut connection = database.connect().await;
-    read::prepare_session(&mut connection).await.expect("a session");
-    let begun = checkpoint::load_or_begin(&mut connection, "main").await.expect("a position");
-    for _ in 0..events {
-        let sql =
-            format!("select outbox.append('t', 'T', '1', jsonb_build_object('h', repeat('x', {bytes})))");
-        execute(&mut connection, &sql).await;
-    }
-    let opened = checkpoint::open(&mut connection, "main", &begun).await.expect("a look");
-    (connection, opened.expect("a window"))
 }
 
 // --- servers ----------------------------------------------------------------------------------------------------------
@@ -607,64 +455,4 @@ async fn a_database_of_no_encoding_is_refused_and_one_of_another_encoding_serves
     line.appended.push(event.event_id());
     line.append(2).await;
     line.is_whole().await;
-}
-
-// --- checkpoints ------------------------------------------------------------------------------------------------------
-
-#[tokio::test]
-async fn checkpoints_change_slots_by_time_fence_across_slots_and_live_as_long_as_their_events() {
-    let database = database().await;
-    let mut admin = database.connect().await;
-    read::prepare_session(&mut admin).await.expect("a session");
-    set_rotation(&mut admin, 1).await.expect("a rotation");
-    let mut position = checkpoint::load_or_begin(&mut admin, "main").await.expect("a position");
-    let first_slot = position.slot;
-    eventually("the next row goes into another slot", async || {
-        position = step(&mut admin, &position).await;
-        (position.next_slot != first_slot).then_some(())
-    })
-    .await;
-    // Two that come from one row meet in one partition, whichever slot each of them would choose.
-    let before = position.clone();
-    position = step(&mut admin, &before).await;
-    assert_eq!(position.slot, before.next_slot);
-    let fenced = checkpoint::advance(&mut admin, "main", &before, 0, 0).await;
-    assert!(matches!(fenced, Err(Error::Fenced { .. })), "{fenced:?}");
-
-    // Another relay's rows are as young as this one's, and stay.
-    let other = checkpoint::load_or_begin(&mut admin, "other").await.expect("a position");
-    for retention in [Duration::from_secs(3600), Duration::ZERO] {
-        let kept = rotate::rotate(&mut admin, retention).await.expect("a rotation");
-        assert_eq!(
-            kept.emptied,
-            Vec::<String>::new(),
-            "{retention:?}: it has delivered nothing of what is there"
-        );
-    }
-    assert_eq!(checkpoint::newest(&mut admin, "other").await.expect("a look"), Some(other));
-    execute(
-        &mut admin,
-        "delete from outbox.checkpoint where relay = 'other'; delete from outbox.relay where name = 'other'",
-    )
-    .await;
-    // Without a retention all goes that no position stands in and no event needs.
-    eventually("the first slot goes", async || {
-        position = step(&mut admin, &position).await;
-        let emptied = rotate::rotate(&mut admin, Duration::ZERO).await.expect("a rotation").emptied;
-        emptied.contains(&format!("checkpoint_{first_slot}")).then_some(())
-    })
-    .await;
-    assert_eq!(checkpoint::newest(&mut admin, "main").await.expect("a look"), Some(position));
-}
-
-/// One row further: an event that was delivered.
-async fn step(admin: &mut PgConnection, from: &Position) -> Position {
-    execute(admin, "select outbox.append('t', 'T', '1')").await;
-    let opened = match from.window {
-        Some(_) => from.clone(),
-        None => checkpoint::open(admin, "main", from).await.expect("a look").expect("a window"),
-    };
-    let last: i64 =
-        sqlx::query_scalar("select max(id) from outbox.event").fetch_one(&mut *admin).await.expect("an id");
-    checkpoint::settle(admin, "main", &opened, last, 1).await.expect("a position")
 }

@@ -4,6 +4,7 @@
 #[expect(dead_code, unused_imports, reason = "the plumbing of all tests; the campaign needs more of it")]
 mod harness;
 
+mod append_door;
 mod log_contradictions;
 mod log_trust;
 mod outbox_log;

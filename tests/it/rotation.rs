@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use aftercommit::outbox::rotate::{self, Rotation};
 use aftercommit::outbox::schema::set_rotation;
+use aftercommit::outbox::{Error, Position, checkpoint, read};
 use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Line, eventually};
+use crate::append_door::execute;
+use crate::harness::{Line, database, eventually};
 
 /// A line whose log takes the next slot each second.
 async fn line_with_short_slots() -> (Line, PgConnection) {
@@ -120,4 +122,62 @@ async fn a_clock_that_jumps_loses_nothing_and_fails_no_insert() {
         .await
         .expect("a count");
     assert_eq!(young, 2, "rows of the future are kept until they are old");
+}
+
+#[tokio::test]
+async fn checkpoints_change_slots_by_time_fence_across_slots_and_live_as_long_as_their_events() {
+    let database = database().await;
+    let mut admin = database.connect().await;
+    read::prepare_session(&mut admin).await.expect("a session");
+    set_rotation(&mut admin, 1).await.expect("a rotation");
+    let mut position = checkpoint::load_or_begin(&mut admin, "main").await.expect("a position");
+    let first_slot = position.slot;
+    eventually("the next row goes into another slot", async || {
+        position = step(&mut admin, &position).await;
+        (position.next_slot != first_slot).then_some(())
+    })
+    .await;
+    // Two that come from one row meet in one partition, whichever slot each of them would choose.
+    let before = position.clone();
+    position = step(&mut admin, &before).await;
+    assert_eq!(position.slot, before.next_slot);
+    let fenced = checkpoint::advance(&mut admin, "main", &before, 0, 0).await;
+    assert!(matches!(fenced, Err(Error::Fenced { .. })), "{fenced:?}");
+
+    // Another relay's rows are as young as this one's, and stay.
+    let other = checkpoint::load_or_begin(&mut admin, "other").await.expect("a position");
+    for retention in [Duration::from_secs(3600), Duration::ZERO] {
+        let kept = rotate::rotate(&mut admin, retention).await.expect("a rotation");
+        assert_eq!(
+            kept.emptied,
+            Vec::<String>::new(),
+            "{retention:?}: it has delivered nothing of what is there"
+        );
+    }
+    assert_eq!(checkpoint::newest(&mut admin, "other").await.expect("a look"), Some(other));
+    execute(
+        &mut admin,
+        "delete from outbox.checkpoint where relay = 'other'; delete from outbox.relay where name = 'other'",
+    )
+    .await;
+    // Without a retention all goes that no position stands in and no event needs.
+    eventually("the first slot goes", async || {
+        position = step(&mut admin, &position).await;
+        let emptied = rotate::rotate(&mut admin, Duration::ZERO).await.expect("a rotation").emptied;
+        emptied.contains(&format!("checkpoint_{first_slot}")).then_some(())
+    })
+    .await;
+    assert_eq!(checkpoint::newest(&mut admin, "main").await.expect("a look"), Some(position));
+}
+
+/// One row further: an event that was delivered.
+async fn step(admin: &mut PgConnection, from: &Position) -> Position {
+    execute(admin, "select outbox.append('t', 'T', '1')").await;
+    let opened = match from.window {
+        Some(_) => from.clone(),
+        None => checkpoint::open(admin, "main", from).await.expect("a look").expect("a window"),
+    };
+    let last: i64 =
+        sqlx::query_scalar("select max(id) from outbox.event").fetch_one(&mut *admin).await.expect("an id");
+    checkpoint::settle(admin, "main", &opened, last, 1).await.expect("a position")
 }

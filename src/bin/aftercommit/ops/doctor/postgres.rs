@@ -8,7 +8,7 @@ use aftercommit::counted::counted;
 use aftercommit::outbox::overview::{self, RelayOverview};
 use aftercommit::outbox::undelivered::{self, Undelivered};
 use aftercommit::outbox::verdict::Verdict as RelayVerdict;
-use aftercommit::outbox::{heartbeat, read, schema};
+use aftercommit::outbox::{contradiction, heartbeat, read, schema};
 use aftercommit::postgres::{SchemaError, State, shares_a_session};
 
 use super::{Finding, Scope, Verdict, output, rights};
@@ -279,7 +279,12 @@ async fn rotation(connection: &mut PgConnection) -> Result<Finding> {
 async fn deliveries(config: &Config, connection: &mut PgConnection) -> Result<Vec<Finding>> {
     let limit = config.relay.ready_max_pending_seconds;
     read::prepare_session(connection).await?;
-    let relays = overview::relays(connection).await?;
+    let mut relays = overview::relays(connection).await?;
+    for relay in relays.iter_mut().filter(|relay| relay.contradiction.is_none()) {
+        // A screen looks for signs; here there is time to look at all.
+        let rows = contradiction::of_relay(connection, &relay.relay).await?;
+        relay.contradiction = (!rows.is_empty()).then(|| contradiction::named(&rows));
+    }
     let mut findings: Vec<Finding> = relays.iter().map(|relay| delivery(relay, limit)).collect();
     if !relays.iter().any(|relay| relay.relay == config.relay.name) {
         let waiting = undelivered::of_new_relay(connection).await?;
