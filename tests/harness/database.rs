@@ -56,7 +56,12 @@ impl Database {
 pub(crate) async fn database() -> Database {
     static TEMPLATE: OnceCell<String> = OnceCell::const_new();
     let template = TEMPLATE.get_or_init(make_template).await;
-    copy_of(template).await
+    let database = copy_of(template).await;
+    // A log of its own, and not a copy of the template's.
+    let mut connection = database.connect().await;
+    execute(&mut connection, "update outbox.log set id = gen_random_uuid()".to_owned()).await;
+    connection.close().await.expect("a goodbye");
+    database
 }
 
 /// The one database of a server of the test's own, migrated.

@@ -45,7 +45,7 @@ async fn an_event_that_breaks_the_connection_is_found_and_parked_and_the_others_
     let mut line = Line::with(Wiring { redis: settings, ..Wiring::default() }).await;
     let large = line.system.redis.topic("large");
     line.append(3).await;
-    append_large(&line, &large, 1024 * 1024 - 10).await;
+    append_large(&line, &large, 1024 * 1024 - 2).await;
     line.append(3).await;
     line.has_arrived().await;
     is_parked(&line, &large).await;
