@@ -386,7 +386,7 @@ begin
   return query
   (
     select late.id, 'behind'
-    from generate_series(begun, least(begun + 19::bigint, ahead - 1::bigint)) n
+    from generate_series(begun, least(begun + 9::bigint, ahead - 1::bigint)) n
     cross join lateral (
       select e.id, e.xid from outbox.event e
       where (e.xid, e.id) > (n::text::xid8, -9223372036854775807) and (e.xid, e.id) <= (n::text::xid8, $2)

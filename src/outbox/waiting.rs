@@ -46,7 +46,7 @@ pub(super) fn oldest() -> String {
            select late.created_at, late.id
            from generate_series(
              p.lower_horizon::text::bigint,
-             least(p.lower_horizon::text::bigint + 19::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1::bigint)) n
+             least(p.lower_horizon::text::bigint + 9::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1::bigint)) n
            cross join lateral (
              select e.created_at, e.id from outbox.event e
              where (e.xid, e.id) > (n::text::xid8, 0::bigint) and (e.xid, e.id) <= (n::text::xid8, p.high_id)

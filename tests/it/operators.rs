@@ -219,7 +219,7 @@ async fn status_is_one_screen_that_says_first_how_the_relay_is() {
     .await;
     let leader = screen.lines().find(|line| line.contains("leader")).expect("a leader");
     let redis = screen.lines().find(|line| line.starts_with("redis")).expect("a line on Redis");
-    assert!(leader.contains(&format!(":{} (Postgres pid ", relay.pid())), "{leader}");
+    assert!(leader.contains(&format!(":{}:", relay.pid())) && leader.contains(" (Postgres pid "), "{leader}");
     assert!(redis.starts_with("redis  ok: Redis "), "{redis}");
     let expected = "\
 relay NAME: delivering
