@@ -25,6 +25,8 @@ impl Large {
     async fn new(topics: usize, events: usize, settings: &[(&str, &str)]) -> Self {
         let redis = start_redis(Vec::new(), None).await;
         let system = System::with_redis(redis.url().expose_secret()).await;
+        // Those that do not read stay while a slow machine gives each of them its events.
+        let system = system.set("AFTERCOMMIT_SSE_WRITE_TIMEOUT_SECONDS", "600");
         let system = settings.iter().fold(system, |system, (name, value)| system.set(name, value));
         let relay = system.start("relay").await;
         let topics: Vec<Topic> = (0..topics).map(|n| system.redis.topic(&format!("large:{n}"))).collect();
