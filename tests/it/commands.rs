@@ -199,7 +199,7 @@ async fn a_printed_token_opens_the_api() {
     let request = system.http().post(api.url("/api/upload/sessions")).bearer_auth(token.trim());
     let response = request.json(&serde_json::json!({"totalPhotos": 1})).send().await.expect("an answer");
     assert_eq!(response.status().as_u16(), 201);
-    assert_fails(system.settings(), &["token", "--user", "me"], 2, "'me'").await;
+    assert_fails(system.settings(), &["token", "--user", ""], 2, "1 to 255 characters").await;
 }
 
 pub(crate) async fn commit(system: &System, topic: &Topic, kind: &str, count: u64) -> Vec<Uuid> {

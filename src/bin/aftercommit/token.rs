@@ -15,7 +15,7 @@ use crate::ops::output;
   aftercommit token --user 00000000-0000-4000-8000-000000000001 \\
       --subscribe 'order:*'")]
 pub(crate) struct Args {
-    /// The user that the token speaks for: 1 to 255 characters. Uploads want a UUID.
+    /// The user that the token speaks for.
     #[arg(long, value_name = "USER")]
     user: UserId,
     /// How long it is valid, in seconds.
