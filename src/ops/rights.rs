@@ -98,10 +98,11 @@ const APPENDING: [&str; 5] = [
     "lock_topic(text)",
 ];
 /// What everybody who reads positions calls.
-const READING: [&str; 7] = [
+const READING: [&str; 8] = [
     "serves_from()",
     "rotation_seconds()",
     "contradictions(xid8, bigint, bigint)",
+    "signs_of_contradiction(xid8, bigint, bigint)",
     "has_more(pg_snapshot, xid8, bigint)",
     "ended_since(pg_snapshot, xid8)",
     "delivered_in(text, xid8, bigint)",
@@ -234,6 +235,8 @@ impl List {
         self.table("relay", &["update"]);
         self.table("log", &["update"]);
         self.table("delivered_before", &["insert"]);
+        // Rows that contradict the position get new ids.
+        self.add(Kind::Table, "outbox", "parked", "update", "id");
         self.add(Kind::Sequence, "outbox", "event_id_seq", "update", "");
         self.execute(&[SLOT_AFTER]);
     }

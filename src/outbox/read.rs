@@ -202,9 +202,12 @@ async fn one(connection: &mut PgConnection, id: i64) -> Result<Row, Error> {
     Ok(Row::Unreadable(Unreadable { id, topic, reason: error.to_string() }))
 }
 
-/// Whether Postgres failed over a value: one that it cannot convert or send, or whose page is damaged.
-pub(super) fn is_about_a_row(error: &Error) -> bool {
+/// Whether a value is at fault: one that Postgres cannot convert or send, whose page is damaged, or that is no text here.
+pub(crate) fn is_about_a_row(error: &Error) -> bool {
     let Error::Database(error) = error else { return false };
+    if matches!(error, sqlx::Error::ColumnDecode { .. }) {
+        return true;
+    }
     let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default();
     code.starts_with("22") || code == "XX001"
 }

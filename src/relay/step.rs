@@ -281,13 +281,23 @@ impl Step {
                 self.exceptions.let_go(&topic);
             }
             Err(StepError::Publish(PublishError::Poison { reason, .. })) => {
-                let refused = parked::refuse_request(&mut self.writer, &relay, &topic, &reason);
-                answered(patience, refused).await?;
-                self.exceptions = load_exceptions(&mut self.writer, &self.rules).await?;
+                self.refuse_request(&topic, &reason).await?;
+            }
+            // A row that could not be read when it was parked cannot be read now.
+            Err(StepError::Outbox(error)) if read::is_about_a_row(&error) => {
+                self.refuse_request(&topic, &format!("it cannot be read: {error}")).await?;
             }
             Err(error) => return Err(error),
         }
         Ok(true)
+    }
+
+    async fn refuse_request(&mut self, topic: &Topic, reason: &str) -> Result<(), StepError> {
+        let Rules { relay, patience, .. } = &self.rules;
+        let refused = parked::refuse_request(&mut self.writer, relay, topic, reason);
+        answered(*patience, refused).await?;
+        self.exceptions = load_exceptions(&mut self.writer, &self.rules).await?;
+        Ok(())
     }
 
     /// Publishes a topic's parked events in order.

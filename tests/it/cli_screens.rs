@@ -66,7 +66,8 @@ impl Screens {
         let relay = format!("main-{mark}");
         system.set_again("AFTERCOMMIT_RELAY_NAME", &relay);
         let topic = Topic::new(format!("order:{mark}")).expect("a topic");
-        let names = vec![(relay, "main-424242"), (topic.to_string(), "order:424242")];
+        let namespace = system.redis.relay_name();
+        let names = vec![(relay, "main-424242"), (topic.to_string(), "order:424242"), (namespace, "staging")];
         Self { system, topic, names, text: String::new() }
     }
 

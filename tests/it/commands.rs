@@ -297,7 +297,7 @@ async fn replay_releases_what_was_parked_once_redis_takes_it() {
     let system = System::new().await;
     let user = Uuid::new_v4();
     let topic = Topic::new(format!("user-notifications:{user}")).expect("a topic");
-    let key = crate::harness::keys::history(&topic);
+    let key = system.redis.keys().history(&topic);
     let mut redis = system.redis.connect().await;
     let _: () = redis.set(&key, "in the way").await.expect("a string");
     let (_relay, sse) = (system.start("relay").await, system.start("sse").await);

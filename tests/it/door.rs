@@ -44,9 +44,9 @@ async fn flood(process: &Process, count: usize, held: Held) -> Vec<TcpStream> {
     sockets
 }
 
-/// Whether a path is answered on a connection of its own within two seconds, and with which status.
+/// Whether a path is answered on a connection of its own, and with which status. Ten seconds: others use this machine too.
 async fn status_of(process: &Process, path: &str) -> Option<u16> {
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(2)).build().expect("a client");
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build().expect("a client");
     client.get(process.url(path)).send().await.ok().map(|answer| answer.status().as_u16())
 }
 

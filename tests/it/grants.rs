@@ -180,7 +180,10 @@ async fn rotation_runs_with_the_rights_that_are_printed() {
     cast.append(&topic, 3).await;
     let mut owner = cast.system.database.connect().await;
     outbox::schema::set_rotation(&mut owner, 1).await.expect("an interval");
-    let settings = cast.settings("relay").set("AFTERCOMMIT_OUTBOX_RETENTION_SECONDS", "1");
+    let settings = cast
+        .settings("relay")
+        .set("AFTERCOMMIT_OUTBOX_RETENTION_SECONDS", "1")
+        .set("AFTERCOMMIT_REDIS_HISTORY_TTL_SECONDS", "1");
     let relay = Process::start("relay", &settings).await;
     eventually("the slot is emptied", async || {
         let left: i64 = sqlx::query_scalar("select count(*) from outbox.event")

@@ -131,7 +131,7 @@ async fn what_arrived_before_a_refusal_is_no_conflict_when_its_history_was_trimm
 }
 
 /// Two topics on one SSE server, of which Redis refuses one.
-async fn streams(line: &Line, sse: &Process) -> [Client; 2] {
+fn streams(line: &Line, sse: &Process) -> [Client; 2] {
     let refused = line.system.redis.topic("refused");
     let topics = [line.topic.as_str(), refused.as_str()];
     let token = line.system.token_with(Uuid::new_v4(), Duration::from_secs(600), &topics);
@@ -159,7 +159,7 @@ async fn a_channel_that_the_sse_server_may_not_hear_is_refused_alone() {
     line.command(&rule).await.expect("a user");
     let url = format!("redis://sse:secret@127.0.0.1:{}", line.redis.port());
     let sse = Process::start("sse", &line.system.settings().clone().set("REDIS_URL", &url)).await;
-    let [heard, refused] = streams(&line, &sse).await;
+    let [heard, refused] = streams(&line, &sse);
     heard.has_its_place().await;
     is_told_of_the_refusal(&refused).await;
     line.append(3).await;
@@ -182,7 +182,7 @@ async fn a_history_of_another_type_does_not_end_the_verification_of_others() {
     let mut line = Line::new().await;
     let settings = line.system.settings().clone().set("AFTERCOMMIT_SSE_VERIFY_SECONDS", "1");
     let sse = Process::start("sse", &settings).await;
-    let [heard, refused] = streams(&line, &sse).await;
+    let [heard, refused] = streams(&line, &sse);
     heard.has_its_place().await;
     refused.has_its_place().await;
     line.append(1).await;
