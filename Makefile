@@ -3,7 +3,7 @@
 # Tests wait for servers more than they compute.
 export RUST_TEST_THREADS ?= 4
 
-.PHONY: help demo test chaos load test-containers lint fmt
+.PHONY: help demo test chaos load mutants test-containers lint fmt
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,12 @@ load: ## Load a release build with real connections: SCENARIO=fanout|storm|rolli
 	@scripts/install-servers
 	cargo build --release --locked
 	cargo test --release --locked --test load -- $(SCENARIO) $(ARGS)
+
+mutants: ## Take conditions out one at a time, and expect tests to fail: the publishing script, and Rust by cargo-mutants
+	@scripts/mutants
+	@if cargo mutants --version >/dev/null 2>&1; then \
+	  cargo mutants --file 'src/redis/continuity.rs' --file 'src/relay/handing.rs' --file 'src/relay/publication.rs' -- --lib; \
+	else echo "cargo-mutants is not installed: Rust's conditions are left out"; fi
 
 test-containers: ## Run every test on containers: TEST_POSTGRES_IMAGE, TEST_REDIS_IMAGE
 	TEST_CONTAINERS=1 cargo test --locked

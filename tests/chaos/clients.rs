@@ -137,7 +137,7 @@ impl Client {
         let mut seen = self.seen.lock().expect("what was seen");
         // Line by line, as the place that it is told first may come together with its first event.
         for line in chunk.split_inclusive(|byte| *byte == b'\n') {
-            parser.feed(line, |event| seen.received.push(received(event, at)));
+            parser.feed(line, |event| seen.received.extend(received(event, at)));
             seen.last_event_id = parser.last_event_id().to_owned();
             if seen.begun.is_none() && !seen.last_event_id.is_empty() {
                 seen.begun = Some(seen.last_event_id.clone());
@@ -146,9 +146,11 @@ impl Client {
     }
 }
 
-fn received(event: Event, at: Instant) -> Received {
+/// What a client counts of what it is told: a refusal is no event of its topic.
+fn received(event: Event, at: Instant) -> Option<Received> {
     match event.event.as_str() {
-        "reset" => Received::Reset { id: event.id.unwrap_or_default() },
-        _ => Received::Event { key: key_of(&event.data), at },
+        "refused" => None,
+        "reset" => Some(Received::Reset { id: event.id.unwrap_or_default() }),
+        _ => Some(Received::Event { key: key_of(&event.data), at }),
     }
 }

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::harness::keys;
-
 use crate::harness::{Flow, Process, Proxy};
 use crate::plan::{Break, Fault, Kind, Lane, Line};
 use crate::report::Faults;
@@ -110,7 +108,7 @@ async fn redis(world: &World, fault: &Fault) {
             kill(pid, "CONT").await;
         }
         Kind::HistoryOfWrongType => {
-            let (history, aside) = (keys::history(topic), format!("aside:{topic}"));
+            let (history, aside) = (world.system.redis.keys().history(topic), format!("aside:{topic}"));
             // Each in one script: nothing may be published in between, which would then be destroyed.
             let breaks =
                 "if redis.call('exists', KEYS[1]) == 1 then redis.call('rename', KEYS[1], KEYS[2]) end
@@ -146,18 +144,18 @@ async fn released(world: &World) {
 
 /// Takes one topic's key or channels away from everybody.
 async fn forbid(world: &World, fault: &Fault, topic: &str) {
-    let relay = world.system.redis.relay_name();
+    let (relay, keys) = (world.system.redis.relay_name(), world.system.redis.keys());
     let mut words = vec!["acl".to_owned(), "setuser".to_owned(), "default".to_owned()];
     let others = world.channels.iter().map(|channel| &channel.topic).filter(|other| other.as_str() != topic);
     if fault.kind == Kind::KeyForbidden {
-        words.extend(["resetkeys".to_owned(), format!("~{}", keys::top(&relay))]);
-        words.push(format!("~{}", world.system.redis.keys().log()));
+        words.extend(["resetkeys".to_owned(), format!("~{}", keys.top(&relay))]);
+        words.push(format!("~{}", keys.log()));
         // All keys of the other topics.
-        words.extend(others.map(|other| format!("~{}", keys::history(other).replace(":history", ":*"))));
+        words.extend(others.map(|other| format!("~{}", keys.history(other).replace(":history", ":*"))));
     } else {
         words.push("resetchannels".to_owned());
         words.extend(
-            others.flat_map(|other| [format!("&{}", keys::public(other)), format!("&{}", keys::live(other))]),
+            others.flat_map(|other| [format!("&{}", keys.public(other)), format!("&{}", keys.live(other))]),
         );
     }
     tell(world, &words.iter().map(String::as_str).collect::<Vec<_>>()).await;

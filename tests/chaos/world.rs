@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::harness::keys;
 use aftercommit::event::Topic;
 use aftercommit::local::{Home, RedisServer, redis::Options};
 use aftercommit::outbox::parked::{self, Action};
@@ -194,10 +193,12 @@ impl World {
         let mut connection = self.redis().await?;
         let mut histories = Vec::new();
         for channel in &self.channels {
-            let reply: redis::streams::StreamRangeReply =
-                redis::AsyncCommands::xrange_all(&mut connection, keys::history(&channel.topic))
-                    .await
-                    .ok()?;
+            let reply: redis::streams::StreamRangeReply = redis::AsyncCommands::xrange_all(
+                &mut connection,
+                self.system.redis.keys().history(&channel.topic),
+            )
+            .await
+            .ok()?;
             let entry = |entry: &redis::streams::StreamId| {
                 let payload = entry.get::<String>("payload").unwrap_or_default();
                 (entry.id.clone(), key_of(&payload))

@@ -103,6 +103,18 @@ async fn a_repair_that_has_to_leave_events_out_shows_the_hole_to_each_reader() {
     }
 }
 
+/// Its connection stays, and nobody compares: only the script can see it.
+#[tokio::test]
+async fn a_redis_that_goes_back_behind_an_open_connection_is_found_out_by_the_next_batch() {
+    let settings = vec![("AFTERCOMMIT_RELAY_RECONCILE_INTERVAL_MS", "3600000".to_owned())];
+    let mut line = Line::with(crate::harness::Wiring { relay: settings, ..Default::default() }).await;
+    line.append(5).await;
+    line.is_whole().await;
+    line.command("flushall").await.expect("a flush");
+    line.append(1).await;
+    line.has_arrived().await;
+}
+
 #[tokio::test]
 async fn a_history_that_was_deleted_is_no_new_one_also_for_a_relay_that_remembers_nothing() {
     let mut line = Line::new().await;
