@@ -1,7 +1,7 @@
 //! Addresses of servers (URLs): which of their parts may be shown, and what makes one ambiguous.
 //!
 //! An address is taken apart first, and only what is known to be harmless is shown: scheme, user, host, port, path, and
-//! the query parameters of [`SHOWN`]. Everything else may be a secret, and is replaced.
+//! the query parameters of `SHOWN`. Everything else may be a secret, and is replaced.
 
 use std::borrow::Cow;
 

@@ -120,7 +120,7 @@ pub(crate) fn init(settings: &LogSettings, is_role: bool) -> Result<()> {
     // An event that cannot be formatted is left out: by default that would be told by a macro that panics.
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter(settings)?)
-        .with_writer(ToStderr)
+        .with_writer(ToStderr(settings.format))
         .log_internal_errors(false);
     let set = match settings.format {
         LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
@@ -133,23 +133,33 @@ pub(crate) fn init(settings: &LogSettings, is_role: bool) -> Result<()> {
     Ok(())
 }
 
+/// A line of the text log, safe to show on a terminal. Its colours stay: the formatter has escaped every other ESC.
+fn safe_line(line: &str) -> String {
+    let parts: Vec<_> = line.split('\x1b').map(printable_lines).collect();
+    parts.join("\x1b")
+}
+
 /// Where log lines go.
-struct ToStderr;
+struct ToStderr(LogFormat);
 
 impl<'a> MakeWriter<'a> for ToStderr {
     type Writer = ToQueue;
 
     fn make_writer(&'a self) -> Self::Writer {
-        ToQueue
+        ToQueue(self.0)
     }
 }
 
 /// Hands each line to the queue. Never fails.
-struct ToQueue;
+struct ToQueue(LogFormat);
 
 impl Write for ToQueue {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        stderr().push(line);
+        match (self.0, std::str::from_utf8(line)) {
+            (LogFormat::Text, Ok(text)) => stderr().push(safe_line(text).as_bytes()),
+            // JSON escapes control characters by itself, and programs read it.
+            _ => stderr().push(line),
+        }
         Ok(line.len())
     }
 
@@ -166,4 +176,15 @@ pub(crate) fn registry(role: &'static str) -> Registry {
     registry.register_collector(Box::new(process::Collector));
     registry.register_collector(Box::new(dropped::Collector));
     registry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::safe_line;
+
+    #[test]
+    fn a_log_line_keeps_its_colours_and_shows_what_would_steer_a_terminal() {
+        let line = "\x1b[32m INFO\x1b[0m topic=a\u{202e}b reason=x\ry\u{9b}31m\n";
+        assert_eq!(safe_line(line), "\x1b[32m INFO\x1b[0m topic=a\\u{202e}b reason=x\\ry\\u{9b}31m\n");
+    }
 }
