@@ -6,12 +6,12 @@ use futures_util::StreamExt;
 use redis::AsyncCommands;
 use sqlx::Connection;
 
-use aftercommit::event::{EventId, EventType, NewEvent, StreamId, Topic};
+use aftercommit::event::{EventId, EventType, LogId, NewEvent, StreamId, Topic};
 use aftercommit::outbox::audit::Operator;
 use aftercommit::outbox::parked::{self, Action};
 use aftercommit::outbox::{self, parked_topics, pause, read};
 use aftercommit::redis::Publisher;
-use aftercommit::relay::{OnPoison, Outcome, Rules, Sink, Step};
+use aftercommit::relay::{Batch, OnPoison, Outcome, PublishMode, Rules, Sink, Step};
 
 use crate::harness::{Database, LIMIT, Redis, database, redis};
 
@@ -305,4 +305,23 @@ async fn another_entry_under_a_number_of_ours_parks_its_topic_and_nothing_is_ove
     let parked = parked_topics::list(&mut database.connect().await, &redis.relay_name(), 10).await;
     let reason = &parked.expect("a list")[0].reason;
     assert!(reason.contains(&key) && reason.contains("delete or rename that key"), "{reason}");
+}
+
+/// Without the comparison that a relay begins with: the owner can change while a connection stays.
+#[tokio::test]
+async fn each_batch_is_refused_where_the_keys_belong_to_another_log_or_have_another_format() {
+    let redis = redis().await;
+    let first = StreamId::new(1, 1);
+    let nothing =
+        Batch { mode: PublishMode::Normal, deliveries: &[], first, through: Some(first), lost: None };
+    let mut owner = Publisher::new(redis.settings(), &redis.relay_name(), 7);
+    owner.begin_lead(LogId::new_v4());
+    owner.publish(nothing).await.expect("it becomes the owner");
+    let mut other = Publisher::new(redis.settings(), &redis.relay_name(), 7);
+    other.begin_lead(LogId::new_v4());
+    let refused = other.publish(nothing).await.expect_err("a refusal").to_string();
+    assert!(refused.contains("belong to another log"), "{refused}");
+    let _: () = redis.connect().await.hset(redis.keys().log(), "format", 2).await.expect("a format");
+    let refused = owner.publish(nothing).await.expect_err("a refusal").to_string();
+    assert!(refused.contains("have format 2"), "{refused}");
 }
