@@ -127,7 +127,7 @@ mod tests {
                     continue;
                 }
                 table[section.as_str()].as_table_mut().expect("a section").insert(key.clone(), "MARK".into());
-                // One that is of a few words only is no secret.
+                // A value of a few known words is no secret.
                 let Ok(config) = Config::parse(table) else { continue };
                 if !format!("{config:?}").contains("MARK") {
                     secrets += 1;

@@ -84,7 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// A role's name as SQL takes it, whatever is in it.
+/// A role's name, quoted for SQL.
 fn quoted(name: &str) -> Result<String> {
     if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
         let why =

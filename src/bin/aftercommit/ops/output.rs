@@ -1,6 +1,6 @@
 //! Printing: a table for people, JSON for programs; data on stdout, everything else on stderr.
 //!
-//! The one door: whatever is said passes here, and what would steer a terminal becomes visible on its way. JSON is exact
+//! All output passes here. Characters that would steer a terminal become visible on the way. JSON is exact
 //! for programs, and on a terminal a document of the same value.
 
 use std::io::{ErrorKind, IsTerminal, Write};

@@ -1,6 +1,6 @@
 //! A bounded queue of lines in front of stderr or stdout, with a thread of its own that writes them.
 //!
-//! Whoever writes a line never waits for its reader, never fails and never panics. A line that cannot be written (a full
+//! Writing a line never waits for its reader, never fails and never panics. A line that cannot be written (a full
 //! disk, a closed pipe) or for which there is no room (a pipe that nobody reads) is dropped and counted.
 
 use std::collections::VecDeque;

@@ -34,7 +34,7 @@ pub(super) async fn examine(config: &Config, scope: Scope, open_for: u32) -> Vec
         Ok(found) => findings.push(found),
         Err(error) => findings.push(Finding::wrong("encoding", output::told(&error), FIX)),
     }
-    // First: whoever may not look cannot tell what else is wrong.
+    // Rights first: without them the other checks cannot look.
     let lacks_rights = match rights::examine(&mut connection, scope.roles()).await {
         Ok(found) => {
             findings.extend(found);
