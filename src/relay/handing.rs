@@ -10,8 +10,13 @@ use super::failure::Remedy;
 use super::sink::{Batch, PublishError, Sink};
 use crate::event::StreamId;
 
-/// Waits between the tries of one event: that it is refused once may be chance.
-const RETRY_WAITS: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(200)];
+/// Waits before the further tries of one event: connections break by chance, also several in a row.
+const RETRY_WAITS: [Duration; 4] = [
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+];
 
 /// How the events of a batch are handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,15 +57,20 @@ async fn one_by_one<S: Sink>(sink: &mut S, batch: Batch<'_>) -> Result<(), Publi
 }
 
 /// Hands over a batch of one event, and finds out whether a refusal is about that event.
+///
+/// Each try stands between two batches without events, on the same connection where it holds. Only an event that is refused
+/// in every try, while the sink takes what is before and behind it, is refused for a reason of its own: a connection that
+/// was cut while the relay waited breaks at the batch before.
 async fn alone<S: Sink>(sink: &mut S, batch: Batch<'_>) -> Result<(), PublishError> {
+    let nothing = Batch { deliveries: &[], through: None, ..batch };
     let mut waits = RETRY_WAITS.into_iter();
     loop {
+        sink.publish(nothing).await?;
         let (failure, reason) = match sink.publish(batch).await {
             Err(PublishError::Retry { failure, reason }) => (failure, reason),
             other => return other,
         };
-        // Without an event: if that is refused as well, the server is at fault.
-        sink.publish(Batch { deliveries: &[], through: None, ..batch }).await?;
+        sink.publish(nothing).await?;
         match waits.next() {
             Some(wait) if failure.remedy != Remedy::SetAside => tokio::time::sleep(wait).await,
             _ => return Err(PublishError::Poison { at: 0, reason }),

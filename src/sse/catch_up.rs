@@ -333,6 +333,10 @@ impl CatchUp {
         if !absence.proves_none_since(seen_ms) {
             return Ok(Fed::Unproven);
         }
+        // This server has reset the topic's clients since, as something may be missing.
+        if matches!(place, Some(Cursor::Start { seen_ms: since_ms }) if since_ms > seen_ms) {
+            return Ok(Fed::Unproven);
+        }
         // This server has seen an event since: Redis has forgotten it.
         let has_forgotten = place.and_then(Cursor::id).is_some() && newest_ms >= seen_ms;
         Ok(if has_forgotten { Fed::Forgotten } else { Fed::Nothing(place) })

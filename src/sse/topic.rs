@@ -262,6 +262,11 @@ impl TopicState {
         frames: impl IntoIterator<Item = Frame>,
         reason: Option<ResetReason>,
     ) -> usize {
+        let frames: Vec<Frame> = frames.into_iter().collect();
+        // Clients are reset as something may be missing: that there is no history now says nothing of the time before.
+        let is_start = matches!(base, Some(Cursor::Start { .. }));
+        let base =
+            if is_start && frames.is_empty() && reason.is_some() { Some(Cursor::start_now()) } else { base };
         let mut recent = Recent::new(self.budget.clone(), base);
         frames.into_iter().for_each(|frame| recent.push(frame));
         self.recent = Some(recent);

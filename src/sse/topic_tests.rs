@@ -214,8 +214,9 @@ impl Model {
                 Some(Prev::First) => Some(Cursor::Start { seen_ms: 0 }),
                 Some(Prev::Event(id)) => Some(Cursor::After(id)),
                 Some(Prev::Unknown) => None,
-                None if self.published.is_empty() => Some(Cursor::Start { seen_ms: 0 }),
-                // It has vanished.
+                // It has vanished with all that Redis knew of it: only this server knows better.
+                None if self.published.is_empty() || is_reset => Some(Cursor::Start { seen_ms: 0 }),
+                // It has vanished, and Redis says so.
                 None => Some(Cursor::start_now()),
             };
             let newest: Vec<Frame> = self.history[skip..].iter().map(|link| frame(link.id)).collect();
@@ -382,6 +383,9 @@ fn a_start_is_only_as_old_as_what_is_known_of_it() {
     let start = |seen_ms| From::After(Cursor::Start { seen_ms });
     assert_eq!(topic.attach(&lane, start(999)), Attached::Behind, "something may have vanished since");
     assert_eq!(topic.attach(&lane, start(1000)), Attached::Yes);
+    // Clients were reset since the history is gone, although Redis says that there has never been one.
+    topic.begin_with(Some(Cursor::Start { seen_ms: 0 }), [], Some(ResetReason::Gap));
+    assert_eq!(topic.attach(&lane, start(1001)), Attached::Behind);
 }
 
 #[test]
