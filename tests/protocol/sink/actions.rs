@@ -14,7 +14,6 @@ pub(super) enum Action {
     Load(u8),
     Compare(u8),
     Read(u8),
-    ReadRelease(u8),
     TakeRequest(u8),
     Publish(u8),
     PublishFails { relay: u8, at: u8 },
@@ -47,7 +46,6 @@ impl fmt::Display for Action {
             Self::Load(r) => write!(f, "relay {r} loads the newest checkpoint"),
             Self::Compare(r) => write!(f, "relay {r} compares Redis with its position"),
             Self::Read(r) => write!(f, "relay {r} reads a batch, of a window that it has written down"),
-            Self::ReadRelease(r) => write!(f, "relay {r} reads the events that are to be released"),
             Self::TakeRequest(r) => write!(f, "relay {r} takes up the operator's request"),
             Self::Publish(r) => write!(f, "relay {r} calls the script with its batch"),
             Self::PublishFails { relay, at } => {
@@ -185,6 +183,9 @@ pub(super) fn progress(rules: &Rules, state: &State, actions: &mut Vec<Action>) 
     }
 }
 
+/// How many numbers releases use up at most: two relays that both believe that they lead take a new one again and again.
+const RELEASES: usize = 3;
+
 fn relay_steps(rules: &Rules, state: &State, r: u8, actions: &mut Vec<Action>) {
     let relay = &state.relays[usize::from(r)];
     let log = &state.log;
@@ -195,11 +196,10 @@ fn relay_steps(rules: &Rules, state: &State, r: u8, actions: &mut Vec<Action>) {
         Doing::Published(_) => actions.push(Action::WriteDown(r)),
         // Its connection to Postgres has broken.
         Doing::Ready if state.incarnation != relay.session => actions.push(Action::Load(r)),
-        Doing::Ready if relay.at.release.is_some() => actions.push(Action::ReadRelease(r)),
         Doing::Ready => {
-            // A release with a number of its own waits for the end of a window, whose numbers may be
-            // published already.
-            let is_ready = !rules.releases_use_up_a_number || !relay.at.has_window();
+            // A release waits for the end of a window, whose numbers may be published already.
+            let is_ready = !rules.releases_use_up_a_number
+                || !relay.at.has_window() && log.releases() < RELEASES;
             if log.request.is_some() && is_ready && state.can_write(usize::from(r)) {
                 actions.push(Action::TakeRequest(r));
             }
@@ -230,14 +230,13 @@ pub(super) fn apply(rules: &Rules, before: &State, action: Action) -> State {
         Action::Load(r) => state.load(usize::from(r)),
         Action::Compare(r) => state.compare(rules, usize::from(r)),
         Action::Read(r) => state.read(usize::from(r)),
-        Action::ReadRelease(r) => state.read_release(rules, usize::from(r)),
         Action::TakeRequest(r) => state.take_request(rules, usize::from(r)),
         Action::Publish(r) => state.publish(rules, usize::from(r), None),
         Action::PublishFails { relay, at } => {
             state.left.failures -= 1;
             state.publish(rules, usize::from(relay), Some(usize::from(at)));
         }
-        Action::WriteDown(r) => state.write_down(rules, usize::from(r)),
+        Action::WriteDown(r) => state.write_down(usize::from(r)),
         Action::Kill(r) => {
             state.left.kills -= 1;
             state.relays[usize::from(r)].stop();

@@ -21,8 +21,6 @@ pub(super) struct Position {
     pub(super) done: u8,
     /// The open window ends with this row; as `done` if none is open.
     pub(super) end: u8,
-    /// Parked events that are being released.
-    pub(super) release: Option<Request>,
 }
 
 impl Position {
@@ -41,8 +39,7 @@ impl Position {
 pub(super) struct Step {
     pub(super) first: Id,
     pub(super) rows: Vec<u8>,
-    /// The rows are parked ones that were released: they keep their old numbers, and the step has one of its
-    /// own.
+    /// It released parked events, which keep their old numbers: the step has one of its own.
     pub(super) is_release: bool,
 }
 
@@ -60,6 +57,8 @@ pub(super) struct Parked {
     pub(super) row: u8,
     pub(super) topic: u8,
     pub(super) fate: Fate,
+    /// The number that its newest release used up.
+    pub(super) release: Option<Id>,
 }
 
 /// What an operator wants done with a topic's parked events.
@@ -93,7 +92,7 @@ impl Step {
 
 impl Log {
     pub(super) fn new() -> Self {
-        let position = Position { n: 1, epoch: 1, next_seq: 1, done: 0, end: 0, release: None };
+        let position = Position { n: 1, epoch: 1, next_seq: 1, done: 0, end: 0};
         Self { events: vec![], position, steps: vec![], parked: vec![], request: None, delivered_before: 0 }
     }
 
@@ -112,6 +111,11 @@ impl Log {
 
     pub(super) fn waiting(&self, topic: u8) -> impl Iterator<Item = &Parked> {
         self.parked.iter().filter(move |parked| parked.topic == topic && parked.fate == Fate::Waiting)
+    }
+
+    /// How many numbers releases have used up.
+    pub(super) fn releases(&self) -> usize {
+        self.steps.iter().filter(|step| step.is_release).count()
     }
 
     /// The topics whose later events wait, as bits.

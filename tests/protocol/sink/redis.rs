@@ -34,7 +34,7 @@ pub(super) struct Redis {
 pub(super) enum Occasion {
     /// The position has come to it.
     Normal,
-    /// It was parked, and its old numbers have been used up long ago.
+    /// It was parked, and keeps the number of then.
     Release,
     /// The sink has forgotten it.
     Restore,
@@ -135,6 +135,11 @@ impl Redis {
             _ => 0,
         };
         if rules.refuses_a_gap && call.first.seq > published.saturating_add(1) {
+            return (Answer::Gap, vec![]);
+        }
+        // Its number is new: another one is of a leader that was frozen meanwhile, or was used up by a repair.
+        let is_numbered_release = rules.releases_use_up_a_number && call.occasion == Occasion::Release;
+        if is_numbered_release && call.first.seq != published + 1 {
             return (Answer::Gap, vec![]);
         }
         let is_claimed = epoch == 1 || self.top.is_some_and(|top| top.id.epoch >= epoch);

@@ -35,9 +35,6 @@ pub(super) fn standing(at: &Position, redis: &Redis) -> Standing {
 
 /// Whether what the sink has beyond the position is of the open window: published, and not written down.
 pub(super) fn is_explained(log: &Log, at: &Position, redis: &Redis, by: u64) -> bool {
-    if at.release.is_some() {
-        return by == 1;
-    }
     let row = (at.done + 1..=at.end).nth(usize::try_from(by - 1).expect("few numbers"));
     match (row, redis.top.and_then(|top| top.uuid)) {
         (Some(row), Some(uuid)) => log.event(row).uuid == uuid,
@@ -127,8 +124,12 @@ impl State {
         let mut items = vec![];
         let through = match kept {
             Some(step) if step.is_release => {
-                let own = |row: &u8| self.log.parked.iter().find(|parked| parked.row == *row);
-                items.extend(step.rows.iter().filter_map(own).map(|parked| self.item(parked.id, parked.row)));
+                // What had not been written down as released is requested still, and gets another number.
+                let is_of = |parked: &&Parked| {
+                    parked.release == Some(step.first) && parked.fate == Fate::Released
+                };
+                let own = self.log.parked.iter().filter(is_of);
+                items.extend(own.map(|parked| self.item(parked.id, parked.row)));
                 step.first.seq
             }
             Some(step) => {
@@ -279,35 +280,25 @@ impl State {
     }
 
     /// Writes down what has been published.
-    pub(super) fn write_down(&mut self, rules: &Rules, r: usize) {
+    pub(super) fn write_down(&mut self, r: usize) {
         let Doing::Published(batch) = self.relays[r].doing.clone() else { return };
-        if batch.call.occasion == Occasion::Release && !rules.releases_use_up_a_number {
+        if batch.call.occasion == Occasion::Release {
             return self.write_release(r, &batch);
         }
         let mut at = self.relays[r].at;
         at.n += 1;
-        if let Some(request) = batch.request {
-            return self.write_release_step(r, at, request, &batch);
-        }
         at.next_seq += batch.rows.len() as u64;
         at.done += u8::try_from(batch.rows.len()).expect("a small batch");
         if self.write_row(r, at) {
-            self.push_step(&batch);
+            if !batch.rows.is_empty() {
+                let (first, rows) = (batch.first, batch.rows.clone());
+                self.log.steps.push(Step { first, rows, is_release: false });
+            }
             for (id, row) in &batch.aside {
                 let topic = self.log.event(*row).topic;
-                self.log.parked.push(Parked { id: *id, row: *row, topic, fate: Fate::Waiting });
+                self.log.parked.push(Parked { id: *id, row: *row, topic, fate: Fate::Waiting, release: None });
                 self.relays[r].held |= 1 << topic;
             }
-        }
-    }
-
-    fn push_step(&mut self, batch: &Batch) {
-        if !batch.rows.is_empty() {
-            self.log.steps.push(Step {
-                first: batch.first,
-                rows: batch.rows.clone(),
-                is_release: batch.request.is_some(),
-            });
         }
     }
 
@@ -336,13 +327,15 @@ impl State {
             self.log.settle(request.topic, through, Fate::Discarded);
             return self.finish_request(r, request);
         }
-        if rules.releases_use_up_a_number {
-            return self.open_release(r, request);
-        }
-        let Some(first) = named(rules, &self.log, request).first().map(|parked| parked.id) else {
+        let named = named(rules, &self.log, request);
+        let Some(old) = named.first().map(|parked| parked.id) else {
             return self.finish_request(r, request);
         };
-        self.hold_release(rules, r, request, first, None);
+        if rules.releases_use_up_a_number {
+            let Some(number) = self.begin_release(r, &named) else { return };
+            return self.hold_release(r, request, &named, number, Some(number));
+        }
+        self.hold_release(r, request, &named, old, None);
     }
 
     fn finish_request(&mut self, r: usize, request: Request) {
@@ -356,7 +349,7 @@ impl State {
         self.relays[r].doing = Doing::Ready;
     }
 
-    /// Writes down which parked events have arrived under their old numbers. No checkpoint row is written.
+    /// Writes down which parked events have arrived. No checkpoint row is written.
     fn write_release(&mut self, r: usize, batch: &Batch) {
         let Some(request) = batch.request else { return };
         if !self.can_write(r) {
@@ -371,55 +364,31 @@ impl State {
         }
     }
 
-    /// Writes a row that says which parked events the next numbers go to.
-    fn open_release(&mut self, r: usize, request: Request) {
+    /// Writes a row that uses up the next number, and which parked events it is for, before any of them is published: so it
+    /// is known whose number it is, whatever happens then.
+    fn begin_release(&mut self, r: usize, named: &[Parked]) -> Option<Id> {
         let mut at = self.relays[r].at;
-        at.n += 1;
-        at.release = Some(request);
-        if self.write_row(r, at) {
-            self.log.request = None;
-        }
-    }
-
-    /// Takes up the release that the position says is open.
-    pub(super) fn read_release(&mut self, rules: &Rules, r: usize) {
-        let at = self.relays[r].at;
-        let Some(request) = at.release else { return };
-        if !self.relays[r].is_connected(self.incarnation) {
-            return self.relays[r].stop();
-        }
         let number = Id::new(at.epoch, at.next_seq);
-        self.hold_release(rules, r, request, number, Some(number));
+        at.n += 1;
+        at.next_seq += 1;
+        if !self.write_row(r, at) {
+            return None;
+        }
+        self.log.steps.push(Step { first: number, rows: vec![], is_release: true });
+        for parked in &mut self.log.parked {
+            if named.iter().any(|named| named.id == parked.id) {
+                parked.release = Some(number);
+            }
+        }
+        Some(number)
     }
 
-    fn hold_release(&mut self, rules: &Rules, r: usize, request: Request, first: Id, through: Option<Id>) {
-        let named = named(rules, &self.log, request);
+    fn hold_release(&mut self, r: usize, request: Request, named: &[Parked], first: Id, through: Option<Id>) {
         let items = named.iter().map(|parked| self.item(parked.id, parked.row)).collect();
         let rows = named.iter().map(|parked| parked.row).collect();
         let call = Call { occasion: Occasion::Release, first, through, items, lost: None };
         self.relays[r].doing =
             Doing::Holding(Batch { call, first, rows, aside: vec![], request: Some(request) });
-    }
-
-    /// Writes down which parked events have arrived, in the row that uses up the release's number.
-    fn write_release_step(&mut self, r: usize, mut at: Position, request: Request, batch: &Batch) {
-        let is_whole = batch.rows.len() == batch.call.items.len();
-        at.next_seq += u64::from(is_whole && !batch.rows.is_empty());
-        let last = batch.rows.last().copied();
-        let is_more = is_whole
-            && self.log.waiting(request.topic).any(|p| p.row <= request.through && Some(p.row) > last);
-        at.release = at.release.filter(|_| is_more);
-        if !self.write_row(r, at) {
-            return;
-        }
-        // What arrived of a release that was refused stays parked: its next release finds it as a repeat.
-        if let Some(last) = last.filter(|_| is_whole) {
-            self.push_step(batch);
-            self.log.settle(request.topic, last, Fate::Released);
-        }
-        if !is_more {
-            self.finish_request(r, request);
-        }
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Rules {
     pub(super) repairs_held_topics: bool,
     /// A topic's first `prev` is empty only if the log has no earlier event of the topic.
     pub(super) first_is_known: bool,
-    /// A release is a step: it is written down before it is published, and uses up a number of its own.
+    /// A release uses up a number of its own, which is written down before anything is published.
     pub(super) releases_use_up_a_number: bool,
     /// A relay claims the sink when it compares it with its position, and the sink refuses the batches of
     /// any other.
@@ -50,7 +50,7 @@ impl Rules {
         requests_name_rows: true,
         repairs_held_topics: true,
         first_is_known: true,
-        releases_use_up_a_number: false,
+        releases_use_up_a_number: true,
         one_lead_in_the_sink: false,
         reader_compares_prev: true,
         reader_needs_its_place: true,
@@ -59,9 +59,8 @@ impl Rules {
         rebase_marks_what_is_lost: true,
     };
 
-    /// What would lift two of the limits.
-    pub(super) const HARDENED: Self =
-        Self { releases_use_up_a_number: true, one_lead_in_the_sink: true, ..Self::PROTOCOL };
+    /// What would lift one of the limits.
+    pub(super) const HARDENED: Self = Self { one_lead_in_the_sink: true, ..Self::PROTOCOL };
 }
 
 /// How often each of these can happen in one run.
