@@ -451,8 +451,12 @@ create table outbox.parked (
   requested  text        constraint requested_is_known check (requested in ('release', 'discard')),
   settled_as text        constraint settled_as_is_known check (settled_as in ('discarded', 'released')),
   settled_at timestamptz,
+  -- The number that its newest release used up. The event keeps its own, under which it is published.
+  release_epoch bigint,
+  release_seq   bigint,
   primary key (relay, epoch, seq)
 );
+create index parked_release_idx on outbox.parked (relay, release_epoch, release_seq) where release_seq is not null;
 create index parked_topic_idx on outbox.parked (relay, topic, epoch, seq) where settled_as is null;
 create index parked_requested_idx on outbox.parked (relay) where requested is not null and settled_as is null;
 create index parked_id_idx on outbox.parked (id);

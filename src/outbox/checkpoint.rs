@@ -70,7 +70,8 @@ pub async fn load_or_begin(connection: &mut PgConnection, relay: &str) -> Result
 /// and no write at all while idle. The given position must have no open window.
 ///
 /// Opens none while the relay is paused. The window's own snapshot decides: one that shows an event which was committed
-/// after the pause shows the pause too, so nothing that an operator's pause came before is ever in a window.
+/// after the pause shows the pause too, so nothing that an operator's pause came before is ever in a window. Nor does it
+/// open one while an operator has requested something for parked events, as that is done between two windows.
 ///
 /// # Errors
 /// [`Error::Fenced`] if another relay got there first, or as [`newest`].
@@ -93,6 +94,7 @@ pub async fn open(
              clock_timestamp()) as at
          ) since
          where not exists (select from outbox.pause where relay = $1)
+           and not exists (select from outbox.parked where relay = $1 and requested is not null and settled_as is null)
            and outbox.has_more($4::text::pg_snapshot, $5::text::xid8, $6)
          returning next_slot, upper::text, upper_horizon::text",
     )
@@ -126,7 +128,7 @@ pub async fn advance(
 }
 
 /// Writes down that the whole window has been delivered, the last `events` of it ending with `last_id`, and in the same
-/// row opens the next window if there is something in it, and the relay is not paused (as [`open`] says).
+/// row opens the next window if there is something in it, and nothing keeps it closed (as [`open`] says).
 ///
 /// # Errors
 /// As [`open`].
@@ -151,6 +153,7 @@ pub async fn settle(
          ) since
          cross join (
            select not exists (select from outbox.pause where relay = $1)
+             and not exists (select from outbox.parked where relay = $1 and requested is not null and settled_as is null)
              and outbox.has_more($4::text::pg_snapshot, $5::text::xid8, $6) as found
          ) next
          returning next_slot, upper::text, upper_horizon::text",

@@ -39,6 +39,7 @@ pub mod pause;
 pub mod position;
 pub mod read;
 pub mod rebase;
+pub mod release;
 mod renumber;
 pub mod replay;
 mod replay_sql;

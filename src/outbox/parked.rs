@@ -3,6 +3,7 @@
 //! A parked event keeps its number, and keeps a copy of its own of its payload, so that rotation is not held back.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
@@ -53,7 +54,7 @@ pub async fn park(connection: &mut PgConnection, relay: &str, parked: &[Parked])
              -- A repair can meet an event that was released long ago, and find that it is refused once more.
              on conflict (relay, epoch, seq) do update
                set payload = excluded.payload, reason = excluded.reason, parked_at = excluded.parked_at,
-                   settled_as = null, settled_at = null, requested = null
+                   settled_as = null, settled_at = null, requested = null, release_epoch = null, release_seq = null
                where parked.settled_as = 'released'",
         )
         .bind(relay)
@@ -126,7 +127,7 @@ pub async fn of_topic(
     limit: u32,
 ) -> Result<Vec<(StreamId, Event)>, Error> {
     let rows = sqlx::query(
-        "select epoch, seq, id, event_id, type, payload::text as payload, created_at
+        "select epoch, seq, id, event_id, topic, type, payload::text as payload, created_at
          from outbox.parked
          where relay = $1 and topic = $2 and settled_as is null
          order by epoch, seq limit $3",
@@ -136,10 +137,11 @@ pub async fn of_topic(
     .bind(i64::from(limit))
     .fetch_all(connection)
     .await?;
-    rows.iter().map(|row| numbered_event(row, topic)).collect()
+    numbered_events(&rows)
 }
 
-/// The numbers between two, both included, that no event stands under in the sink: set aside, and not released since.
+/// The numbers between two, both included, whose events were set aside. A sink that forgot those that were released since is
+/// given them at the numbers of their releases.
 ///
 /// # Errors
 /// [`Error`].
@@ -151,7 +153,7 @@ pub async fn numbers(
 ) -> Result<HashSet<StreamId>, Error> {
     let seqs: Vec<i64> = sqlx::query_scalar(
         "select seq from outbox.parked
-         where relay = $1 and epoch = $2 and seq between $3 and $4 and settled_as is distinct from 'released'",
+         where relay = $1 and epoch = $2 and seq between $3 and $4",
     )
     .bind(relay)
     .bind(first.epoch.cast_signed())
@@ -172,12 +174,17 @@ fn number_of(row: &PgRow) -> Result<StreamId, Error> {
     Ok(StreamId::new(epoch, row.try_get::<i64, _>("seq")?.cast_unsigned()))
 }
 
-fn numbered_event(row: &PgRow, topic: &Topic) -> Result<(StreamId, Event), Error> {
+/// The events in these rows, each with its number.
+pub(super) fn numbered_events(rows: &[PgRow]) -> Result<Vec<(StreamId, Event)>, Error> {
+    rows.iter().map(numbered_event).collect()
+}
+
+fn numbered_event(row: &PgRow) -> Result<(StreamId, Event), Error> {
     let id: i64 = row.try_get("id")?;
     let event = Event {
         id,
         event_id: row.try_get("event_id")?,
-        topic: topic.clone(),
+        topic: topic_of(row)?,
         event_type: EventType::new(row.try_get::<String, _>("type")?)
             .map_err(|source| Error::NotAnEvent { id, source })?,
         payload: row.try_get("payload")?,
@@ -186,31 +193,6 @@ fn numbered_event(row: &PgRow, topic: &Topic) -> Result<(StreamId, Event), Error
         trace: None,
     };
     Ok((number_of(row)?, event))
-}
-
-/// Writes down that a topic's parked events up to and including a number have arrived. Their rows stay as long as those in
-/// the log, for the history of the event.
-///
-/// # Errors
-/// [`Error`].
-pub async fn released(
-    connection: &mut PgConnection,
-    relay: &str,
-    topic: &Topic,
-    through: StreamId,
-) -> Result<(), Error> {
-    sqlx::query(
-        "update outbox.parked
-         set settled_as = 'released', settled_at = clock_timestamp(), requested = null, payload = 'null'
-         where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4) and settled_as is null",
-    )
-    .bind(relay)
-    .bind(topic.as_str())
-    .bind(through.epoch.cast_signed())
-    .bind(through.seq.cast_signed())
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 /// Gives up those parked events of a topic whose discard was requested. Their rows stay, so that a restore leaves them out
@@ -230,15 +212,17 @@ pub async fn discard(connection: &mut PgConnection, relay: &str, topic: &Topic) 
     Ok(())
 }
 
-/// Drops the rows of settled events that have left the log.
+/// Drops the rows of events that have left the log and were settled so long ago that no sink keeps them.
 ///
 /// # Errors
 /// [`Error`].
-pub async fn forget_settled(connection: &mut PgConnection) -> Result<(), Error> {
+pub(super) async fn forget_settled(connection: &mut PgConnection, retention: Duration) -> Result<(), Error> {
     sqlx::query(
         "delete from outbox.parked
-         where settled_as is not null and id < coalesce((select min(e.id) from outbox.event e), 0)",
+         where settled_at < now() - make_interval(secs => $1)
+           and id < coalesce((select min(e.id) from outbox.event e), 0)",
     )
+    .bind(retention.as_secs_f64())
     .execute(connection)
     .await?;
     Ok(())

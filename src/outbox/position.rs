@@ -104,6 +104,11 @@ impl Position {
         }
     }
 
+    /// The same place, with one number more used up. No window may be open: its numbers may be published already.
+    pub(super) fn releasing(&self) -> Self {
+        Self { next_seq: self.next_seq + 1, ..self.following() }
+    }
+
     /// The same place in the log, from which numbers go on in another epoch.
     pub(super) fn rebased(&self, epoch: u64) -> Self {
         Self { epoch, next_seq: 1, ..self.following() }
@@ -140,6 +145,14 @@ mod tests {
     fn settling_remembers_the_highest_id_of_earlier_chunks() {
         let settled = open().advanced(90, 40).settled(0, 0);
         assert_eq!((settled.high_id, settled.next_seq, settled.n), (90, 41, 3));
+    }
+
+    #[test]
+    fn a_release_uses_up_a_number_and_moves_nothing() {
+        let settled = open().settled(7, 3);
+        let releasing = settled.releasing();
+        assert_eq!((releasing.n, releasing.next_seq), (settled.n + 1, settled.next_seq + 1));
+        assert_eq!(releasing.high_id, settled.high_id);
     }
 
     #[test]

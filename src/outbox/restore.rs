@@ -13,7 +13,7 @@ use sqlx::PgConnection;
 use super::checkpoint;
 use super::position::Position;
 use super::read::{self, Limit, Row};
-use super::{Error, parked};
+use super::{Error, parked, release};
 use crate::event::{Event, StreamId};
 
 /// Checkpoints that are read at once.
@@ -26,6 +26,8 @@ pub struct Stretch {
     pub first: u64,
     /// How many numbers they used up.
     pub count: u64,
+    /// The number is that of a release: the events keep earlier ones.
+    pub is_release: bool,
     /// Number and event, without those that were set aside; `None` if the log no longer holds all of them.
     pub events: Option<Vec<(StreamId, Event)>>,
 }
@@ -103,10 +105,16 @@ impl Stretches {
         to: &Position,
     ) -> Result<Stretch, Error> {
         let (first, count) = (from.next_seq, to.next_seq - from.next_seq);
-        let stretch = |events| Stretch { first, count, events };
+        let stretch = |events| Stretch { first, count, is_release: false, events };
         // A gap in n: checkpoints between them have been rotated away, and with them what they said.
-        let Some(window) = from.window.as_ref().filter(|_| to.n == from.n + 1) else {
+        if to.n != from.n + 1 {
             return Ok(stretch(None));
+        }
+        let Some(window) = &from.window else {
+            // Between two windows only releases use up numbers, one each.
+            let number = StreamId::new(self.epoch, first);
+            let events = release::events(connection, &self.relay, number).await?;
+            return Ok(Stretch { is_release: true, ..stretch(Some(events)) });
         };
         let still_open = to.window.as_ref().filter(|open| open.upper == window.upper);
         let last_id = still_open.map_or(i64::MAX, |open| open.after_id);

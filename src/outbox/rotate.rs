@@ -112,7 +112,7 @@ pub async fn rotate(connection: &mut PgConnection, retention: Duration) -> Resul
             empty_checkpoints(connection, slot, retention, &mut rotation).await?;
         }
     }
-    parked::forget_settled(connection).await?;
+    parked::forget_settled(connection, retention).await?;
     rebase::forget_delivered_before(connection).await?;
     Ok(rotation)
 }

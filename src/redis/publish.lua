@@ -7,9 +7,9 @@
 -- ARGV[1]  version of the format           ARGV[2] identity of the log
 -- ARGV[3]  epoch    ARGV[4] first number of the chunk    ARGV[5] last number that the chunk uses up (0: none)
 -- ARGV[6]  seconds that a history is kept after its last event
--- ARGV[7]  normal, release (the numbers were used up long ago) or restore (Redis has forgotten these events)
+-- ARGV[7]  normal, release (the events keep earlier numbers), restore (Redis has forgotten these events) or restore-release
 -- ARGV[8]  the highest number that cannot be given back ('' if there is none)
--- ARGV[9]  how many topics the chunk has
+-- ARGV[9]  epoch of the events' own numbers   ARGV[10] how many topics the chunk has
 -- then three for each topic: its public channel, the id of its previous event ('' if there is none, '?' if the relay does
 --          not know), '1' if the history's TTL is due
 -- then seven for each event: index of its topic, number, event uuid, type, payload, about how many entries the history
@@ -22,7 +22,9 @@
 local format, log = ARGV[1], ARGV[2]
 local epoch, first, last = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local ttl, mode, lost = tonumber(ARGV[6]), ARGV[7], ARGV[8]
-local topic_count = tonumber(ARGV[9])
+local own_epoch, topic_count = ARGV[9], tonumber(ARGV[10])
+local is_release = mode == 'release' or mode == 'restore-release'
+local is_restore = mode == 'restore' or mode == 'restore-release'
 
 local function parse(id)
   local e, s = string.match(id, '^(%d+)-(%d+)')
@@ -51,15 +53,16 @@ local published = 0
 if top_epoch == tonumber(epoch) then
   published = top_seq
 elseif top_epoch > tonumber(epoch) then
-  if mode ~= 'release' then return {0, 'AHEAD', top} end
-  -- Released events that were set aside in an earlier epoch: all of its numbers are behind us.
-  published = math.huge
+  return {0, 'AHEAD', top}
 end
 -- Redis went back: a failover to a replica that lagged, a restart without its last writes. Publishing on would leave a
 -- hole in front of these events. An epoch behind the first one is claimed by the rebase that began it: a top without the
 -- claim has gone back behind that.
-local is_unclaimed = mode == 'normal' and tonumber(epoch) > 1 and top_epoch < tonumber(epoch)
-if first > published + 1 or is_unclaimed then return {0, 'GAP', top or 'nothing'} end
+local is_unclaimed = not is_restore and tonumber(epoch) > 1 and top_epoch < tonumber(epoch)
+-- The number of a release is new. One that is used up already is of a leader that was frozen, while another one, and the
+-- operator, went on.
+local is_late = mode == 'release' and first <= published
+if first > published + 1 or is_unclaimed or is_late then return {0, 'GAP', top or 'nothing'} end
 
 -- Written at each call: the owner's name comes back where it was deleted, and a Redis that takes no writes says so before
 -- it is asked about an event.
@@ -84,7 +87,7 @@ local function previous(stream, begun, seq)
   local newest = redis.pcall('XREVRANGE', stream, '+', '-', 'COUNT', 1)
   if newest.err then return nil, newest.err end
   local prev = newest[1] and newest[1][1]
-  local below = string.format('%s-%.0f', epoch, seq - 1)
+  local below = string.format('%s-%.0f', own_epoch, seq - 1)
   if not prev then
     local exists = redis.pcall('EXISTS', begun)
     if type(exists) == 'table' then return nil, exists.err end
@@ -111,7 +114,7 @@ local function is_repeat(stream, id, seq, uuid)
   end
   -- Not there any more. What this relay has published before and history has trimmed since is a repeat; a number that
   -- it has not reached yet, in a stream that is past it, was written by somebody else.
-  return seq <= published or mode == 'restore'
+  return seq <= published or is_release or is_restore
 end
 
 -- What would be refused after XADD has to be known before it: an entry in the history that nobody was told of would be
@@ -127,7 +130,7 @@ end
 
 local topics = {}
 for t = 1, topic_count do
-  local a = 10 + (t - 1) * 3
+  local a = 11 + (t - 1) * 3
   local base = string.sub(KEYS[2 + t], 1, -string.len('history') - 1)
   topics[t] = {
     stream = KEYS[2 + t], begun = base .. 'begun', live = base .. 'live',
@@ -150,16 +153,17 @@ end
 local done, done_seq, done_uuid = 0, 0, '-'
 local told_live, told_public = 0, 0
 
--- Writes down how far this call has come, whatever comes of it: top must never be behind what histories hold.
+-- Writes down how far this call has come, whatever comes of it: top must never be behind what histories hold. (A release
+-- that stops in its middle has come nowhere: its number is used up behind its last event.)
 local function finish(verdict, detail)
-  if last > 0 then
+  if last > 0 and not (is_release and verdict ~= 'OK') then
     local seq, uuid = done_seq, done_uuid
-    if verdict == 'OK' and done_seq ~= last then seq, uuid = last, '-' end
+    if verdict == 'OK' and (is_release or done_seq ~= last) then seq, uuid = last, '-' end
     if seq > published or tonumber(epoch) > top_epoch then
       local set = redis.pcall('HSET', KEYS[1], 'id', string.format('%s-%.0f', epoch, seq), 'event', uuid)
       if type(set) == 'table' then return {done, 'SERVER', set.err} end
     end
-  elseif mode == 'restore' and tonumber(epoch) > top_epoch then
+  elseif last == 0 and is_restore and tonumber(epoch) > top_epoch then
     -- Claims the epoch, so that a relay of an earlier one is refused from here on.
     local set = redis.pcall('HSET', KEYS[1], 'id', epoch .. '-0', 'event', '-')
     if type(set) == 'table' then return {done, 'SERVER', set.err} end
@@ -167,10 +171,10 @@ local function finish(verdict, detail)
   return {done, verdict, detail}
 end
 
-for a = 10 + topic_count * 3, #ARGV, 7 do
+for a = 11 + topic_count * 3, #ARGV, 7 do
   local topic, seq = topics[tonumber(ARGV[a])], tonumber(ARGV[a + 1])
   local uuid, kind, payload, keep = ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5]
-  local stream, id = topic.stream, epoch .. '-' .. ARGV[a + 1]
+  local stream, id = topic.stream, own_epoch .. '-' .. ARGV[a + 1]
   -- Top has passed this number, so the event has arrived: the relay did not come to write that down. It is not added again,
   -- also not to a history that has vanished since and would seem to end with it.
   local has_arrived = mode == 'normal' and seq <= published
@@ -216,7 +220,7 @@ for a = 10 + topic_count * 3, #ARGV, 7 do
     told_live = told_live + told
     -- Plain Redis subscribers do not receive repaired events again: they cannot tell a repeat. Readers of envelopes can,
     -- and may have missed the event in the same moment as Redis forgot it.
-    if mode ~= 'restore' then
+    if not is_restore then
       told = redis.pcall('PUBLISH', topic.public, payload)
       if type(told) == 'table' then return finish('ERROR', told.err) end
       told_public = told_public + told

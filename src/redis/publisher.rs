@@ -169,6 +169,7 @@ impl Publisher {
             .arg(self.settings.history_ttl_seconds.max(1))
             .arg(word_of(chunk.mode))
             .arg(chunk.lost.map_or_else(String::new, |lost| lost.to_string()))
+            .arg(chunk.deliveries.first().map_or(chunk.first.epoch, |delivery| delivery.id.epoch))
             .arg(topics.len());
         for TopicArguments { topic, prev, ttl_is_due } in &topics {
             invocation
@@ -185,7 +186,7 @@ impl Publisher {
                 .arg(event.event_type.as_str())
                 .arg(&event.payload)
                 .arg(self.settings.history_length(event.payload.len()))
-                .arg(envelope::facts_of(event, chunk.mode == PublishMode::Restore));
+                .arg(envelope::facts_of(event, chunk.mode.is_restore()));
         }
         invocation
     }
@@ -343,7 +344,7 @@ impl Sink for Publisher {
                 batch.first
             )));
         }
-        if batch.mode == PublishMode::Restore {
+        if batch.mode.is_restore() {
             // This Redis lacks what it once had: the heads are of before that.
             self.heads.clear();
         }
@@ -354,6 +355,7 @@ impl Sink for Publisher {
             let deliveries = chunk_of(&all[done..], self.chunk_events);
             let is_last = done + deliveries.len() == all.len();
             let through = match (batch.through, deliveries.last()) {
+                (Some(_), Some(_)) if !is_last && batch.mode.is_release() => None,
                 (Some(_), Some(last)) if !is_last => Some(last.id),
                 (through, _) => through,
             };
@@ -456,6 +458,7 @@ fn word_of(mode: PublishMode) -> &'static str {
         PublishMode::Normal => "normal",
         PublishMode::Release => "release",
         PublishMode::Restore => "restore",
+        PublishMode::RestoreRelease => "restore-release",
     }
 }
 

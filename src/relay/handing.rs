@@ -43,7 +43,8 @@ pub(super) async fn hand_over<S: Sink>(
 async fn one_by_one<S: Sink>(sink: &mut S, batch: Batch<'_>) -> Result<(), PublishError> {
     let mut first = batch.first;
     for (at, delivery) in batch.deliveries.iter().enumerate() {
-        let through = batch.through.map(|_| delivery.id);
+        // A release's number is used up behind the last of its events.
+        let through = batch.through.filter(|_| !batch.mode.is_release()).map(|_| delivery.id);
         let one = Batch { deliveries: std::slice::from_ref(delivery), first, through, ..batch };
         match alone(sink, one).await {
             Err(PublishError::Poison { reason, .. }) => return Err(PublishError::Poison { at, reason }),

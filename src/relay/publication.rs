@@ -151,7 +151,7 @@ pub(super) async fn publish<S: Sink>(
                 set_aside.push(parked_of(&rest[at], &reason));
                 held_now.insert(&event.topic);
                 // Everything before it has arrived. If the sink forgets that meanwhile, the next call finds out.
-                if let (Some(last), Some(_)) = (rest[..at].last(), through) {
+                if let (Some(last), Some(_), false) = (rest[..at].last(), through, mode.is_release()) {
                     first = StreamId::new(last.id.epoch, last.id.seq + 1);
                 }
                 rest.drain(..=at);

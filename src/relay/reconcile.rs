@@ -131,11 +131,12 @@ impl Step {
             };
             let deliveries: Vec<Delivery<'_>> = events
                 .iter()
-                .filter(|(id, _)| (repair.next..end).contains(&id.seq))
+                .filter(|(id, _)| stretch.is_release || (repair.next..end).contains(&id.seq))
                 .map(|(id, event)| Delivery { id: *id, event })
                 .collect();
             let given = deliveries.len() as u64;
-            self.give_again(sink, deliveries, repair, through).await?;
+            let mode = if stretch.is_release { PublishMode::RestoreRelease } else { PublishMode::Restore };
+            self.give_again(sink, mode, deliveries, repair, through).await?;
             // Also if the rest fails: the next attempt goes on from here, and knows nothing of these.
             self.given_again += given;
             repair.events += given;
@@ -146,7 +147,7 @@ impl Step {
             repair.lose(epoch, end - 1);
         }
         // The numbers of what is missing are used up all the same.
-        self.give_again(sink, Vec::new(), repair, end - 1).await?;
+        self.give_again(sink, PublishMode::Restore, Vec::new(), repair, end - 1).await?;
         let Repair { events, missing, .. } = repair;
         tracing::warn!(events, missing, "Redis has again what the log has of it");
         Ok(Reconciled::Restored { events, missing })
@@ -156,6 +157,7 @@ impl Step {
     async fn give_again<S: Sink>(
         &mut self,
         sink: &mut S,
+        mode: PublishMode,
         deliveries: Vec<Delivery<'_>>,
         Repair { first, lost, .. }: Repair,
         through: u64,
@@ -163,7 +165,6 @@ impl Step {
         let number = |seq| StreamId::new(self.position.epoch, seq);
         // Numbers that are lost are used up with those behind them: in one call with the mark that they are.
         let span = (number(first), number(through.max(first.saturating_sub(1))));
-        let mode = PublishMode::Restore;
         let publication = Publication { mode, span, lost, has_set_aside: false, handing: self.handing() };
         let publishing = publish(sink, publication, deliveries, &self.exceptions);
         let published = staying_alive(&mut self.writer, self.rules.sign_of_life, publishing).await?;

@@ -24,8 +24,8 @@ use crate::postgres::{self, ConnectError, SchemaError};
 /// Added to Postgres's own statement timeout: when nothing has come by then, the server is gone.
 const PATIENCE_BEYOND_SERVER: Duration = Duration::from_secs(3);
 
-/// How often to look whether an operator has paused the relay, and, while events flow, what else operators want.
-const WISH_INTERVAL: Duration = Duration::from_secs(1);
+/// How often to look whether an operator has paused the relay while events flow.
+const PAUSE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why the deliveries of a session ended. The loop makes a new one.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +111,6 @@ pub async fn run<S: Sink>(
         metrics,
         state,
         shutdown: shutdown.clone(),
-        wishes_due: Instant::now(),
         pause_looked: None,
         compared: None,
     };
@@ -166,7 +165,6 @@ struct Relay<'a, S> {
     state: &'a StateHandle,
     shutdown: CancellationToken,
     retention: Duration,
-    wishes_due: Instant,
     /// When it was last found that nobody has paused the relay.
     pause_looked: Option<Instant>,
     /// When the sink was last found to have what the position says; `None` when that is not known.
@@ -336,11 +334,9 @@ impl<S: Sink> Relay<'_, S> {
         if is_idle && self.compared.is_some_and(|at| at.elapsed() >= self.settings.reconcile_interval()) {
             self.compare(step).await?;
         }
-        if is_idle || self.wishes_due.elapsed() >= WISH_INTERVAL {
-            self.wishes_due = Instant::now();
-            if step.apply_request(self.sink).await? {
-                return Ok(Outcome::Delivered { published: 0, parked: 0 });
-            }
+        // No window is opened while something is requested, so that its turn comes with the end of the one that is open.
+        if is_idle && step.apply_request(self.sink).await? {
+            return Ok(Outcome::Delivered { published: 0, parked: 0 });
         }
         Ok(outcome)
     }
@@ -379,7 +375,7 @@ impl<S: Sink> Relay<'_, S> {
     /// second, as a window that was open at the pause may be a large backlog (none is opened behind the pause); while it is
     /// paused, at every turn, so that a resumed relay goes on at once.
     async fn is_paused(&mut self, step: &mut Step) -> Result<bool, RunError> {
-        if self.pause_looked.is_some_and(|at| at.elapsed() < WISH_INTERVAL) {
+        if self.pause_looked.is_some_and(|at| at.elapsed() < PAUSE_INTERVAL) {
             return Ok(false);
         }
         let asked = outbox::pause::of(step.session(), &self.settings.name);

@@ -20,13 +20,28 @@ pub struct Delivery<'a> {
 pub enum PublishMode {
     /// The position has come to it.
     Normal,
-    /// It was set aside and an operator has released it: its numbers have been used up long ago.
+    /// It was set aside and an operator has released it: it keeps its number, and the release uses up a new one.
     Release,
     /// The sink has forgotten it. Plain subscribers have received it already, and do not receive it again.
     Restore,
+    /// The sink has forgotten a release.
+    RestoreRelease,
 }
 
-/// Events to publish, and the numbers that they use up. All of one epoch: the sink refuses a batch that mixes epochs.
+impl PublishMode {
+    /// Whether the events keep earlier numbers than the batch uses up.
+    pub fn is_release(self) -> bool {
+        matches!(self, Self::Release | Self::RestoreRelease)
+    }
+
+    /// Whether the sink has had the events before.
+    pub fn is_restore(self) -> bool {
+        matches!(self, Self::Restore | Self::RestoreRelease)
+    }
+}
+
+/// Events to publish, and the numbers that they use up. The numbers are of one epoch, and so are the events' own, which differ
+/// from these in a release only: the sink refuses a batch that mixes epochs.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
     /// Why.
@@ -36,7 +51,7 @@ pub struct Batch<'a> {
     /// The first number. A sink that lacks numbers before it has forgotten something.
     pub first: StreamId,
     /// The last number, at or above the last delivery's: numbers of events that are set aside are not given to others.
-    /// `None` uses up none: they have been used up long ago, or it is not yet written down which of them are set aside.
+    /// `None` uses up none: it is not yet written down which of them are set aside.
     pub through: Option<StreamId>,
     /// The highest number that the sink has forgotten and that cannot be given again. From then on the sink shows readers
     /// of each topic that an event may be missing before its next one.
@@ -44,11 +59,17 @@ pub struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// Whether every number is of the epoch of the first one.
+    /// Whether no epochs are mixed.
     pub fn has_one_epoch(&self) -> bool {
         let epoch = self.first.epoch;
+        let own = if self.mode.is_release() { self.epoch_of_events() } else { epoch };
         self.through.is_none_or(|through| through.epoch == epoch)
-            && self.deliveries.iter().all(|delivery| delivery.id.epoch == epoch)
+            && self.deliveries.iter().all(|delivery| delivery.id.epoch == own)
+    }
+
+    /// The epoch of the events' own numbers.
+    fn epoch_of_events(&self) -> u64 {
+        self.deliveries.first().map_or(self.first.epoch, |delivery| delivery.id.epoch)
     }
 }
 

@@ -25,7 +25,7 @@ use crate::event::{LogId, StreamId, Topic};
 use crate::failpoint;
 use crate::outbox::parked::{self, Action, Parked};
 use crate::outbox::read::{Chunk, Limit};
-use crate::outbox::{self, Position, checkpoint, identity, read, rebase, unreadable};
+use crate::outbox::{self, Position, checkpoint, identity, read, rebase, release, unreadable};
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -262,13 +262,17 @@ impl Step {
         Ok(())
     }
 
-    /// Carries out what an operator has requested for one topic's parked events. False if nothing is requested.
+    /// Carries out what an operator has requested for one topic's parked events. False if nothing is requested, or while a
+    /// window is open.
     ///
     /// The request names rows. Later events of the topic, which only waited behind them, flow on.
     ///
     /// # Errors
     /// As [`Step::step`]. Events that the sink refuses again stay parked, with its words.
     pub async fn apply_request<S: Sink>(&mut self, sink: &mut S) -> Result<bool, StepError> {
+        if self.position.window.is_some() {
+            return Ok(false);
+        }
         let Rules { relay, patience, .. } = self.rules.clone();
         let requested = answered(patience, parked::next_request(&mut self.writer, &relay)).await?;
         let Some((topic, action)) = requested else { return Ok(false) };
@@ -307,16 +311,18 @@ impl Step {
             let limit = self.rules.limit.events.min(RELEASED_AT_ONCE);
             let mut events =
                 answered(patience, parked::of_topic(&mut self.writer, &relay, topic, limit)).await?;
-            let Some(&(first, _)) = events.first() else { return Ok(()) };
+            let Some(epoch) = events.first().map(|(id, _)| id.epoch) else { return Ok(()) };
             // Those of a later epoch make a batch of their own: a number alone does not say which of two came first.
-            events.retain(|(id, _)| id.epoch == first.epoch);
+            events.retain(|(id, _)| id.epoch == epoch);
             let deliveries: Vec<Delivery<'_>> =
                 events.iter().map(|(id, event)| Delivery { id: *id, event }).collect();
+            let number = self.begin_release(topic, &deliveries).await?;
+            failpoint::reach("release_written").await;
             let batch = Batch {
                 mode: PublishMode::Release,
                 deliveries: &deliveries,
-                first,
-                through: None,
+                first: number,
+                through: Some(number),
                 lost: None,
             };
             let publishing = hand_over(sink, batch, self.handing());
@@ -328,10 +334,27 @@ impl Step {
                 Err(_) => None,
             };
             if let Some(Delivery { id, .. }) = arrived {
-                answered(patience, parked::released(&mut self.writer, &relay, topic, *id)).await?;
+                answered(patience, release::settle(&mut self.writer, &relay, topic, *id)).await?;
+            }
+            if let Err(PublishError::Poison { .. }) = &published {
+                self.use_up_numbers(sink, 1).await?;
             }
             self.counting(published)?;
         }
+    }
+
+    /// Takes the next number for these parked events. No window is open.
+    async fn begin_release(
+        &mut self,
+        topic: &Topic,
+        deliveries: &[Delivery<'_>],
+    ) -> Result<StreamId, StepError> {
+        let Rules { relay, patience, .. } = &self.rules;
+        let number = StreamId::new(self.position.epoch, self.position.next_seq);
+        let through = deliveries.last().map_or(number, |last| last.id);
+        let begun = release::begin(&mut self.writer, relay, &self.position, topic, through);
+        self.position = answered(*patience, begun).await?;
+        Ok(number)
     }
 }
 

@@ -68,8 +68,17 @@ async fn a_relay_that_dies_with_the_position_written_down() {
 }
 
 #[tokio::test]
-async fn a_relay_that_dies_with_parked_events_released_and_not_yet_removed() {
-    let (mut line, mut listener) = line_that_stops_at("released", 1).await;
+async fn a_relay_that_dies_with_a_release_written_down_and_nothing_published() {
+    dying_in_a_release_at("release_written").await;
+}
+
+#[tokio::test]
+async fn a_relay_that_dies_with_parked_events_released_and_not_yet_written_down() {
+    dying_in_a_release_at("released").await;
+}
+
+async fn dying_in_a_release_at(place: &str) {
+    let (mut line, mut listener) = line_that_stops_at(place, 1).await;
     let key = crate::harness::keys::history(&line.topic);
     line.words(&["set", &key, "of another type"]).await.expect("a key");
     line.append(15).await;
@@ -80,7 +89,7 @@ async fn a_relay_that_dies_with_parked_events_released_and_not_yet_removed() {
     line.words(&["del", &key]).await.expect("no key");
     let topic = line.topic.clone();
     line.release(&topic).await;
-    is_killed_there(&mut line, "released").await;
+    is_killed_there(&mut line, place).await;
     line.append(5).await;
     line.is_whole().await;
     listener.hears_exactly(20).await;

@@ -11,7 +11,7 @@ use aftercommit::outbox::audit::Operator;
 use aftercommit::outbox::parked::{self, Action};
 use aftercommit::outbox::{self, parked_topics, pause, read};
 use aftercommit::redis::Publisher;
-use aftercommit::relay::{Batch, OnPoison, Outcome, PublishMode, Rules, Sink, Step};
+use aftercommit::relay::{Batch, OnPoison, Outcome, PublishError, PublishMode, Rules, Sink, Step};
 
 use crate::harness::{Database, LIMIT, Redis, database, redis};
 
@@ -305,6 +305,25 @@ async fn another_entry_under_a_number_of_ours_parks_its_topic_and_nothing_is_ove
     let parked = parked_topics::list(&mut database.connect().await, &redis.relay_name(), 10).await;
     let reason = &parked.expect("a list")[0].reason;
     assert!(reason.contains(&key) && reason.contains("delete or rename that key"), "{reason}");
+}
+
+/// A leader that was frozen before it released, while another one, and the operator, went on.
+#[tokio::test]
+async fn a_release_whose_number_is_used_up_is_refused() {
+    let redis = redis().await;
+    let mut publisher = Publisher::new(redis.settings(), &redis.relay_name(), 7);
+    publisher.begin_lead(LogId::new_v4());
+    let batch = |mode, seq| {
+        let number = StreamId::new(1, seq);
+        Batch { mode, deliveries: &[], first: number, through: Some(number), lost: None }
+    };
+    publisher.publish(batch(PublishMode::Normal, 1)).await.expect("the first number");
+    publisher.publish(batch(PublishMode::Release, 2)).await.expect("a new number");
+    for used_up in [1, 2] {
+        let refused = publisher.publish(batch(PublishMode::Release, used_up)).await;
+        assert!(matches!(refused, Err(PublishError::Forgot { .. })), "{used_up}: {refused:?}");
+    }
+    publisher.publish(batch(PublishMode::Normal, 2)).await.expect("a repeat");
 }
 
 /// Without the comparison that a relay begins with: the owner can change while a connection stays.

@@ -6,6 +6,7 @@ use aftercommit::redis::Settings as RedisSettings;
 use aftercommit::redis::continuity::Prev;
 use aftercommit::redis::history::History;
 use secrecy::ExposeSecret;
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Line, Listener, Wiring, eventually, start_redis};
 
@@ -203,6 +204,71 @@ async fn released_events_come_again_when_redis_forgot_and_one_that_is_refused_th
     line.words(&["del", &key]).await.expect("a deletion");
     line.release(&topic).await;
     eventually("they are released", async || (line.history_of(&topic).await == waiting).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_goes_back_to_just_before_a_release_is_given_the_released_events_again() {
+    let mut line = Line::new().await;
+    let topic = line.system.redis.topic("released");
+    let key = crate::harness::keys::history(&topic);
+    line.words(&["set", &key, "of another type"]).await.expect("a key");
+    let waiting = line.append_to(&topic, 3).await;
+    line.append(5).await;
+    line.is_whole().await;
+    line.words(&["del", &key]).await.expect("a deletion");
+    let top = line.system.redis.keys().top(&line.system.redis.relay_name());
+    let before: Vec<String> =
+        redis::AsyncCommands::hmget(&mut line.redis().await, &top, &["id", "event"]).await.expect("a top");
+    line.release(&topic).await;
+    let mut connection = line.system.database.connect().await;
+    let relay = line.system.redis.relay_name();
+    eventually("the release is written down", async || {
+        (parked::count(&mut connection, &relay, &topic).await.expect("a count") == 0).then_some(())
+    })
+    .await;
+    assert_eq!(line.history_of(&topic).await, waiting);
+
+    // As a replica that lagged by one call, or a file that lacks its last write.
+    let go_back =
+        "redis.call('del', KEYS[1], KEYS[2]) redis.call('hset', KEYS[3], 'id', ARGV[1], 'event', ARGV[2])";
+    let begun = line.system.redis.keys().begun(&topic);
+    line.words(&["eval", go_back, "3", &key, &begun, &top, &before[0], &before[1]])
+        .await
+        .expect("an older Redis");
+    are_repaired(&line, 1).await;
+    assert_eq!(line.history_of(&topic).await, waiting);
+    // Later events of the topic name the released ones as those before them.
+    let later = line.append_to(&topic, 1).await;
+    eventually("it arrives", async || {
+        (line.history_of(&topic).await == [waiting.clone(), later.clone()].concat()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_release_is_carried_out_between_two_windows_while_events_flow() {
+    let mut line = Line::new().await;
+    let topic = line.system.redis.topic("released");
+    let key = crate::harness::keys::history(&topic);
+    line.words(&["set", &key, "of another type"]).await.expect("a key");
+    let waiting = line.append_to(&topic, 300).await;
+    line.append(5).await;
+    line.is_whole().await;
+    let stop = CancellationToken::new();
+    let writer = line.keep_appending(stop.clone());
+    line.words(&["del", &key]).await.expect("a deletion");
+    line.release(&topic).await;
+    eventually("they are released", async || (line.history_of(&topic).await == waiting).then_some(())).await;
+    stop.cancel();
+    line.appended.extend(writer.await.expect("a writer"));
+    line.is_whole().await;
+    // One number more for each call that released events.
+    let count = i64::try_from(line.appended.len() + waiting.len() + 2).expect("a count");
+    let sql = "select next_seq - 1 from outbox.position where relay = $1";
+    let relay = line.system.redis.relay_name();
+    let numbers = sqlx::query_scalar::<_, i64>(sql).bind(&relay);
+    let mut connection = line.system.database.connect().await;
+    assert_eq!(numbers.fetch_one(&mut connection).await.expect("a position"), count);
 }
 
 async fn is_repaired(line: &Line) {

@@ -93,7 +93,7 @@ impl Sink for GatedSink {
 
     async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
         let fate = match batch.mode {
-            PublishMode::Restore => Fate::Arrive,
+            PublishMode::Restore | PublishMode::RestoreRelease => Fate::Arrive,
             PublishMode::Normal | PublishMode::Release => self.fate().await,
         };
         let mut arrived = self.arrived.lock().expect("not poisoned");

@@ -198,8 +198,8 @@ fn relay_steps(rules: &Rules, state: &State, r: u8, actions: &mut Vec<Action>) {
         Doing::Ready if state.incarnation != relay.session => actions.push(Action::Load(r)),
         Doing::Ready => {
             // A release waits for the end of a window, whose numbers may be published already.
-            let is_ready = !rules.releases_use_up_a_number
-                || !relay.at.has_window() && log.releases() < RELEASES;
+            let is_ready =
+                !rules.releases_use_up_a_number || !relay.at.has_window() && log.releases() < RELEASES;
             if log.request.is_some() && is_ready && state.can_write(usize::from(r)) {
                 actions.push(Action::TakeRequest(r));
             }

@@ -92,7 +92,7 @@ impl Step {
 
 impl Log {
     pub(super) fn new() -> Self {
-        let position = Position { n: 1, epoch: 1, next_seq: 1, done: 0, end: 0};
+        let position = Position { n: 1, epoch: 1, next_seq: 1, done: 0, end: 0 };
         Self { events: vec![], position, steps: vec![], parked: vec![], request: None, delivered_before: 0 }
     }
 

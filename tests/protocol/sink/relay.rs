@@ -125,9 +125,8 @@ impl State {
         let through = match kept {
             Some(step) if step.is_release => {
                 // What had not been written down as released is requested still, and gets another number.
-                let is_of = |parked: &&Parked| {
-                    parked.release == Some(step.first) && parked.fate == Fate::Released
-                };
+                let is_of =
+                    |parked: &&Parked| parked.release == Some(step.first) && parked.fate == Fate::Released;
                 let own = self.log.parked.iter().filter(is_of);
                 items.extend(own.map(|parked| self.item(parked.id, parked.row)));
                 step.first.seq
@@ -296,7 +295,13 @@ impl State {
             }
             for (id, row) in &batch.aside {
                 let topic = self.log.event(*row).topic;
-                self.log.parked.push(Parked { id: *id, row: *row, topic, fate: Fate::Waiting, release: None });
+                self.log.parked.push(Parked {
+                    id: *id,
+                    row: *row,
+                    topic,
+                    fate: Fate::Waiting,
+                    release: None,
+                });
                 self.relays[r].held |= 1 << topic;
             }
         }

@@ -1,0 +1,90 @@
+//! Releases: parked events that are published after all.
+//!
+//! An event keeps the number that it had when it was set aside, and is published under it. The release takes a number of its
+//! own, between two windows, so that the sink's number tells whether the sink still has what was released. That number is
+//! written down, with the rows that it is for, before any of them is published: whatever happens then, it is known whose it is.
+
+use sqlx::{Connection, PgConnection};
+
+use super::parked::numbered_events;
+use super::position::Position;
+use super::{Error, checkpoint};
+use crate::event::{Event, StreamId, Topic};
+
+/// Uses up the next number for a topic's parked events up to and including `through`, and returns the position behind it. The
+/// given position must have no open window.
+///
+/// # Errors
+/// [`Error::Fenced`] if another relay got there first; [`Error`].
+pub async fn begin(
+    connection: &mut PgConnection,
+    relay: &str,
+    from: &Position,
+    topic: &Topic,
+    through: StreamId,
+) -> Result<Position, Error> {
+    let mut tx = connection.begin().await?;
+    let to = checkpoint::insert(&mut tx, relay, &from.releasing()).await?;
+    sqlx::query(
+        "update outbox.parked set release_epoch = $5, release_seq = $6
+         where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4) and settled_as is null",
+    )
+    .bind(relay)
+    .bind(topic.as_str())
+    .bind(through.epoch.cast_signed())
+    .bind(through.seq.cast_signed())
+    .bind(from.epoch.cast_signed())
+    .bind(from.next_seq.cast_signed())
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(to)
+}
+
+/// Writes down that a topic's parked events up to and including a number have arrived. Their rows stay as long as those in
+/// the log, for the history of the event and for a sink that forgets them.
+///
+/// # Errors
+/// [`Error`].
+pub async fn settle(
+    connection: &mut PgConnection,
+    relay: &str,
+    topic: &Topic,
+    through: StreamId,
+) -> Result<(), Error> {
+    sqlx::query(
+        "update outbox.parked set settled_as = 'released', settled_at = clock_timestamp(), requested = null
+         where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4) and settled_as is null",
+    )
+    .bind(relay)
+    .bind(topic.as_str())
+    .bind(through.epoch.cast_signed())
+    .bind(through.seq.cast_signed())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The events that arrived with the release which used up this number, in order. Those of a release that did not come to its
+/// end are requested still, and get another number.
+///
+/// # Errors
+/// [`Error`].
+pub async fn events(
+    connection: &mut PgConnection,
+    relay: &str,
+    number: StreamId,
+) -> Result<Vec<(StreamId, Event)>, Error> {
+    let rows = sqlx::query(
+        "select epoch, seq, id, event_id, topic, type, payload::text as payload, created_at
+         from outbox.parked
+         where relay = $1 and release_epoch = $2 and release_seq = $3 and settled_as = 'released'
+         order by epoch, seq",
+    )
+    .bind(relay)
+    .bind(number.epoch.cast_signed())
+    .bind(number.seq.cast_signed())
+    .fetch_all(connection)
+    .await?;
+    numbered_events(&rows)
+}
