@@ -113,8 +113,9 @@ local function is_repeat(stream, id, seq, uuid)
     return false
   end
   -- Not there any more. What this relay has published before and history has trimmed since is a repeat; a number that
-  -- it has not reached yet, in a stream that is past it, was written by somebody else.
-  return seq <= published or is_release or is_restore
+  -- it has not reached yet, in a stream that is past it, was written by somebody else. So was what stands behind a parked
+  -- event, as later events of its topic wait for it.
+  return is_restore or (not is_release and seq <= published)
 end
 
 -- What would be refused after XADD has to be known before it: an entry in the history that nobody was told of would be

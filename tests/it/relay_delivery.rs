@@ -6,12 +6,12 @@ use futures_util::StreamExt;
 use redis::AsyncCommands;
 use sqlx::Connection;
 
-use aftercommit::event::{EventId, EventType, LogId, NewEvent, StreamId, Topic};
+use aftercommit::event::{Event, EventId, EventType, LogId, NewEvent, StreamId, Topic};
 use aftercommit::outbox::audit::Operator;
 use aftercommit::outbox::parked::{self, Action};
 use aftercommit::outbox::{self, parked_topics, pause, read};
 use aftercommit::redis::Publisher;
-use aftercommit::relay::{Batch, OnPoison, Outcome, PublishError, PublishMode, Rules, Sink, Step};
+use aftercommit::relay::{Batch, Delivery, OnPoison, Outcome, PublishError, PublishMode, Rules, Sink, Step};
 
 use crate::harness::{Database, LIMIT, Redis, database, redis};
 
@@ -324,6 +324,54 @@ async fn a_release_whose_number_is_used_up_is_refused() {
         assert!(matches!(refused, Err(PublishError::Forgot { .. })), "{used_up}: {refused:?}");
     }
     publisher.publish(batch(PublishMode::Normal, 2)).await.expect("a repeat");
+}
+
+#[tokio::test]
+async fn a_release_from_an_earlier_epoch_that_stops_in_its_middle_moves_no_number() {
+    let redis = redis().await;
+    let topic = redis.topic("released");
+    let mut publisher = Publisher::new(redis.settings(), &redis.relay_name(), 7);
+    publisher.begin_lead(LogId::new_v4());
+    let claim = StreamId::new(2, 0);
+    let batch = Batch {
+        mode: PublishMode::Restore,
+        deliveries: &[],
+        first: StreamId::new(2, 1),
+        through: None,
+        lost: Some(claim),
+    };
+    publisher.publish(batch).await.expect("a claim");
+    let blocked = redis.topic("blocked");
+    let events = [event(&topic, 1), event(&blocked, 2)];
+    let deliveries: Vec<_> =
+        (900..).zip(&events).map(|(seq, event)| Delivery { id: StreamId::new(1, seq), event }).collect();
+    // Somebody else's entry, behind which the second one would have to stand.
+    let key = crate::harness::keys::history(&blocked);
+    let fields = [("event", "somebody-else"), ("type", "T"), ("payload", "0")];
+    let _: String = redis.connect().await.xadd(&key, "1-902", &fields).await.expect("an entry");
+    let number = StreamId::new(2, 1);
+    let release = Batch {
+        mode: PublishMode::Release,
+        deliveries: &deliveries,
+        first: number,
+        through: Some(number),
+        lost: None,
+    };
+    let refused = publisher.publish(release).await;
+    assert!(matches!(refused, Err(PublishError::Poison { at: 1, .. })), "{refused:?}");
+    assert_eq!(publisher.reached().await.expect("an answer").map(|reached| reached.id), Some(claim));
+}
+
+fn event(topic: &Topic, id: i64) -> Event {
+    Event {
+        id,
+        event_id: EventId::new_v4(),
+        topic: topic.clone(),
+        event_type: EventType::new("T").expect("a type"),
+        payload: "1".to_owned(),
+        created_at: chrono::Utc::now(),
+        trace: None,
+    }
 }
 
 /// Without the comparison that a relay begins with: the owner can change while a connection stays.

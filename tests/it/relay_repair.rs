@@ -246,29 +246,43 @@ async fn a_redis_that_goes_back_to_just_before_a_release_is_given_the_released_e
 }
 
 #[tokio::test]
-async fn a_release_is_carried_out_between_two_windows_while_events_flow() {
-    let mut line = Line::new().await;
+async fn a_release_is_carried_out_between_two_windows_while_more_events_flow_than_the_relay_delivers() {
+    let relay = vec![("AFTERCOMMIT_RELAY_BATCH_SIZE", "1".to_owned())];
+    let mut line = Line::with(Wiring { relay, ..Wiring::default() }).await;
     let topic = line.system.redis.topic("released");
     let key = crate::harness::keys::history(&topic);
     line.words(&["set", &key, "of another type"]).await.expect("a key");
-    let waiting = line.append_to(&topic, 300).await;
+    let waiting = line.append_to(&topic, 3).await;
     line.append(5).await;
     line.is_whole().await;
-    let stop = CancellationToken::new();
-    let writer = line.keep_appending(stop.clone());
     line.words(&["del", &key]).await.expect("a deletion");
+    let stop = CancellationToken::new();
+    let writers: Vec<_> = (0..6).map(|_| line.keep_appending(stop.clone())).collect();
+    eventually("it is behind", async || {
+        let (pending, _) = pending_and_numbers(&line).await;
+        (pending > 50).then_some(())
+    })
+    .await;
     line.release(&topic).await;
     eventually("they are released", async || (line.history_of(&topic).await == waiting).then_some(())).await;
     stop.cancel();
-    line.appended.extend(writer.await.expect("a writer"));
-    line.is_whole().await;
-    // One number more for each call that released events.
-    let count = i64::try_from(line.appended.len() + waiting.len() + 2).expect("a count");
-    let sql = "select next_seq - 1 from outbox.position where relay = $1";
+    let mut events = line.appended.len() + waiting.len();
+    for writer in writers {
+        events += writer.await.expect("a writer").len();
+    }
+    eventually("all is delivered", async || (pending_and_numbers(&line).await.0 == 0).then_some(())).await;
+    // One number more for each call that released an event.
+    let (_, numbers) = pending_and_numbers(&line).await;
+    assert_eq!(usize::try_from(numbers).expect("a count"), events + waiting.len());
+}
+
+/// How many events wait, and how many numbers are used up.
+async fn pending_and_numbers(line: &Line) -> (i64, i64) {
+    let sql = "select (select count(*) from outbox.event_status where relay = $1 and state = 'pending'),
+                      (select next_seq - 1 from outbox.position where relay = $1)";
     let relay = line.system.redis.relay_name();
-    let numbers = sqlx::query_scalar::<_, i64>(sql).bind(&relay);
     let mut connection = line.system.database.connect().await;
-    assert_eq!(numbers.fetch_one(&mut connection).await.expect("a position"), count);
+    sqlx::query_as(sql).bind(&relay).fetch_one(&mut connection).await.expect("counts")
 }
 
 async fn is_repaired(line: &Line) {

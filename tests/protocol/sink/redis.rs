@@ -199,7 +199,11 @@ impl Redis {
         if newest >= Some(id) {
             let is_repeat = match history.iter().find(|entry| entry.id == id) {
                 Some(entry) => entry.uuid == item.uuid,
-                None => id <= published || call.occasion == Occasion::Restore,
+                None => match call.occasion {
+                    Occasion::Normal => id <= published,
+                    Occasion::Release => false,
+                    Occasion::Restore => true,
+                },
             };
             return (!is_repeat).then_some(Answer::Conflict);
         }
