@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::Shared;
 use super::access::Identity;
 use super::look::{Looker, Snapshot};
+use super::stream_event::event;
 use super::trend::Sample;
 use crate::http::Problem;
 
@@ -73,14 +74,6 @@ pub(super) async fn look_after(shared: &Shared, stop: &CancellationToken) {
             () = tokio::time::sleep(INTERVAL), if is_watched => {}
         }
     }
-}
-
-/// One event of the stream.
-pub(super) fn event(name: &str, data: &impl Serialize) -> Bytes {
-    // Our own types, without maps that have keys other than texts: they can be written. And JSON as it is written here has
-    // no line breaks.
-    let data = serde_json::to_string(data).unwrap_or_else(|_| "null".to_owned());
-    format!("event: {name}\ndata: {data}\n\n").into()
 }
 
 #[derive(Serialize)]

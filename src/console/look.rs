@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::Shared;
 use super::error::Error;
-use super::feed::event;
+use super::stream_event::event;
 use crate::counted::counted;
 use crate::http::Check;
 use crate::outbox::audit::{self, Entry};

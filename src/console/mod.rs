@@ -24,6 +24,7 @@ mod pages;
 mod replay;
 mod sessions;
 mod sign_in;
+mod stream_event;
 mod trend;
 
 use std::sync::Arc;

@@ -27,6 +27,7 @@ pub mod bell;
 pub mod browse;
 pub mod checkpoint;
 pub mod contradiction;
+pub mod contradictions;
 mod error;
 pub mod heartbeat;
 pub mod identity;

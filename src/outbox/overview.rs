@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 use super::Error;
 use super::heartbeat::{self, Heard};
 use super::pause::{self, Pause};
-use super::{contradiction, time, waiting};
+use super::{contradiction, contradictions, time, waiting};
 
 /// One relay at a moment.
 #[derive(Debug, Clone, Serialize)]
@@ -105,7 +105,7 @@ pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>,
     let heard = heartbeat::heard(connection).await?;
     for one in &mut relays {
         one.paused = pause::of(connection, &one.relay).await?;
-        let signs = contradiction::signs(connection, &one.relay).await?;
+        let signs = contradictions::signs(connection, &one.relay).await?;
         one.contradiction = (!signs.is_empty()).then(|| contradiction::named(&signs));
         one.processes = heard.iter().filter(|heard| heard.relay == one.relay).cloned().collect();
     }

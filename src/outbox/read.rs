@@ -9,7 +9,8 @@
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
 
-use super::contradiction::{Contradiction, LOOKED_FOR};
+use super::contradiction::Contradiction;
+use super::contradictions::LOOKED_FOR;
 use super::position::{Position, Window};
 use super::{Error, time};
 use crate::event::{Event, EventId, EventType, Topic};

@@ -22,7 +22,8 @@ use std::collections::HashSet;
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Postgres, Row, Transaction};
 
-use super::contradiction::{self, Contradiction};
+use super::contradiction::Contradiction;
+use super::contradictions;
 use super::position::{Position, Snapshot, Xid};
 use super::{Error, checkpoint, identity, lead, renumber};
 use crate::event::{EventId, Topic};
@@ -126,7 +127,7 @@ impl<'c> Rebase<'c> {
         let (mut contradictions, mut contradicted) = (Vec::new(), Vec::new());
         if cluster == Cluster::Same {
             for name in relays(&mut tx).await? {
-                let mut found = contradiction::of_relay(&mut tx, &name).await?;
+                let mut found = contradictions::of_relay(&mut tx, &name).await?;
                 found.extend(renumber::twice(&mut tx, &name).await?);
                 if !found.is_empty() {
                     contradicted.push(name);

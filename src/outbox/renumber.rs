@@ -5,7 +5,8 @@
 use sqlx::PgConnection;
 
 use super::Error;
-use super::contradiction::{Contradiction, LOOKED_FOR};
+use super::contradiction::Contradiction;
+use super::contradictions::LOOKED_FOR;
 
 /// Whether the relay of the position `p` has delivered the row `e`, as SQL.
 const DELIVERED: &str = "

@@ -3,7 +3,7 @@
 //! A copy has the same event id and a header `replay` that names the row it repeats, so that a client can tell. It is a
 //! new row, and so gets a new number: clients that have seen the original see the copy as well.
 //!
-//! What a replay repeats is fixed when it begins: what the relay had delivered by then. So a copy is never repeated by the
+//! What a replay repeats is delivered when it begins: what the relay had delivered by then. So a copy is never repeated by the
 //! replay that made it, and a replay ends however much is appended meanwhile. It runs in batches. Each is one short
 //! transaction that appends copies and writes down how far it is, so that whoever dies at any moment has lost and repeated
 //! nothing: [`resume`] goes on. Copies follow each other in the order of their originals, and a topic's live events keep
@@ -19,10 +19,11 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::Error;
 use super::audit::{self, Operator};
 use super::browse::{EventRow, Selection, row_of};
 use super::position::Snapshot;
-use super::{Error, replay_sql as sql};
+use super::replay_sql::{self as sql, DeliveredSnapshot};
 
 /// Copies in one transaction at most.
 const BATCH_EVENTS: u32 = 1000;
@@ -66,17 +67,7 @@ pub struct Plan {
     pub selection: Selection,
     /// How many events that are.
     pub events: u64,
-    pub(super) fixed: Fixed,
-}
-
-/// A place in the log: what was delivered when it was looked at.
-#[derive(Debug, Clone)]
-pub(super) struct Fixed {
-    pub(super) lower: Snapshot,
-    pub(super) upper: Option<Snapshot>,
-    pub(super) after_id: i64,
-    pub(super) from_id: i64,
-    pub(super) through_id: i64,
+    pub(super) delivered: DeliveredSnapshot,
 }
 
 /// Whether somebody is at a replay.
@@ -118,7 +109,7 @@ pub struct Replay {
     /// Whether somebody is at it.
     pub standing: Standing,
     #[serde(skip)]
-    fixed: Fixed,
+    delivered: DeliveredSnapshot,
     #[serde(skip)]
     done_id: i64,
 }
@@ -134,12 +125,12 @@ pub async fn plan(
     relay: &str,
     selection: &Selection,
 ) -> Result<Plan, ReplayError> {
-    let fixed = sql::fix(connection, relay, selection).await?;
-    let mut plan = Plan { relay: relay.to_owned(), selection: selection.clone(), events: 0, fixed };
+    let delivered = sql::delivered_now(connection, relay, selection).await?;
+    let mut plan = Plan { relay: relay.to_owned(), selection: selection.clone(), events: 0, delivered };
     let text = sql::count();
-    let mut done_id = plan.fixed.from_id;
-    while done_id < plan.fixed.through_id {
-        let row = sql::bind(&text, relay, selection, &plan.fixed, done_id, None)
+    let mut done_id = plan.delivered.from_id;
+    while done_id < plan.delivered.through_id {
+        let row = sql::bind(&text, relay, selection, &plan.delivered, done_id, None)
             .fetch_one(&mut *connection)
             .await?;
         plan.events += row.try_get::<i64, _>("events")?.cast_unsigned();
@@ -159,10 +150,10 @@ pub async fn sample(
 ) -> Result<Vec<EventRow>, ReplayError> {
     let text = sql::sample();
     let mut found = Vec::new();
-    let mut done_id = plan.fixed.from_id;
-    while done_id < plan.fixed.through_id && found.len() < limit as usize {
+    let mut done_id = plan.delivered.from_id;
+    while done_id < plan.delivered.through_id && found.len() < limit as usize {
         let left = limit - found.len() as u32;
-        let rows = sql::bind(&text, &plan.relay, &plan.selection, &plan.fixed, done_id, Some(left))
+        let rows = sql::bind(&text, &plan.relay, &plan.selection, &plan.delivered, done_id, Some(left))
             .fetch_all(&mut *connection)
             .await?;
         for row in &rows {
@@ -197,12 +188,12 @@ pub async fn begin(
     .bind(&operator.who)
     .bind(&operator.reason)
     .bind(sqlx::types::Json(&plan.selection))
-    .bind(&plan.fixed.lower.0)
-    .bind(plan.fixed.upper.as_ref().map(|upper| &upper.0))
-    .bind(plan.fixed.after_id)
-    .bind(plan.fixed.through_id)
+    .bind(&plan.delivered.lower.0)
+    .bind(plan.delivered.upper.as_ref().map(|upper| &upper.0))
+    .bind(plan.delivered.after_id)
+    .bind(plan.delivered.through_id)
     .bind(plan.events.cast_signed())
-    .bind(plan.fixed.from_id)
+    .bind(plan.delivered.from_id)
     .fetch_one(&mut *tx)
     .await?;
     let what = serde_json::json!({ "relay": plan.relay, "replay": id, "selection": plan.selection });
@@ -269,11 +260,12 @@ pub async fn run(
 async fn step(connection: &mut PgConnection, replay: &mut Replay, batch: u32) -> Result<(), ReplayError> {
     let text = sql::copy();
     let mut tx = connection.begin().await?;
-    let row = sql::bind(&text, &replay.relay, &replay.selection, &replay.fixed, replay.done_id, Some(batch))
-        .bind(replay.id)
-        .bind(&replay.reason)
-        .fetch_optional(&mut *tx)
-        .await?;
+    let row =
+        sql::bind(&text, &replay.relay, &replay.selection, &replay.delivered, replay.done_id, Some(batch))
+            .bind(replay.id)
+            .bind(&replay.reason)
+            .fetch_optional(&mut *tx)
+            .await?;
     let Some(row) = row else {
         tx.rollback().await?;
         return Err(ReplayError::Overtaken(replay.id));
@@ -349,7 +341,7 @@ fn replay_of(row: &PgRow) -> Result<Replay, Error> {
         copied,
         missing,
         standing,
-        fixed: Fixed {
+        delivered: DeliveredSnapshot {
             lower: Snapshot(row.try_get("lower_text")?),
             upper: row.try_get::<Option<String>, _>("upper_text")?.map(Snapshot),
             after_id: row.try_get("after_id")?,

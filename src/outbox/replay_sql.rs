@@ -7,7 +7,6 @@ use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
 use super::Error;
 use super::browse::Selection;
 use super::position::{Position, Snapshot};
-use super::replay::Fixed;
 
 /// Rows that one statement looks at, however few of them match.
 const EXAMINED: i64 = 20_000;
@@ -16,6 +15,16 @@ const BATCH_BYTES: i64 = 4 << 20;
 
 /// What the process that is at a replay locks: an SQL expression of the replay's number, `$1`.
 pub(super) const LOCK_KEY: &str = "hashtextextended('outbox.replay:' || $1, 0)";
+
+/// A place in the log: the rows that were delivered when it was looked at.
+#[derive(Debug, Clone)]
+pub(super) struct DeliveredSnapshot {
+    pub(super) lower: Snapshot,
+    pub(super) upper: Option<Snapshot>,
+    pub(super) after_id: i64,
+    pub(super) from_id: i64,
+    pub(super) through_id: i64,
+}
 
 /// Replays with what they repeat as text, and whether somebody holds their lock.
 pub(super) const REPLAYS: &str = "
@@ -110,7 +119,7 @@ pub(super) fn bind<'q>(
     text: &'q str,
     relay: &'q str,
     selection: &'q Selection,
-    fixed: &'q Fixed,
+    delivered: &'q DeliveredSnapshot,
     done_id: i64,
     limit: Option<u32>,
 ) -> Query<'q, Postgres, PgArguments> {
@@ -122,22 +131,22 @@ pub(super) fn bind<'q>(
         .bind(&selection.event_type)
         .bind(selection.since)
         .bind(selection.until)
-        .bind(&fixed.lower.0)
-        .bind(fixed.upper.as_ref().map(|upper| &upper.0))
-        .bind(fixed.after_id)
+        .bind(&delivered.lower.0)
+        .bind(delivered.upper.as_ref().map(|upper| &upper.0))
+        .bind(delivered.after_id)
         .bind(done_id)
-        .bind(fixed.through_id)
+        .bind(delivered.through_id)
         .bind(EXAMINED)
         .bind(limit.map(i64::from))
         .bind(selection.include_replays)
 }
 
 /// What the relay has delivered by now, of the rows that the selection may reach. Nothing if it has never run.
-pub(super) async fn fix(
+pub(super) async fn delivered_now(
     connection: &mut PgConnection,
     relay: &str,
     selection: &Selection,
-) -> Result<Fixed, Error> {
+) -> Result<DeliveredSnapshot, Error> {
     let row = sqlx::query(
         "select lower::text, upper::text, after_id, greatest(high_id, after_id) as through_id
          from outbox.position where relay = $1",
@@ -145,9 +154,9 @@ pub(super) async fn fix(
     .bind(relay)
     .fetch_optional(connection)
     .await?;
-    let mut fixed = match row {
-        Some(row) => fixed_of(&row)?,
-        None => Fixed {
+    let mut delivered = match row {
+        Some(row) => snapshot_of(&row)?,
+        None => DeliveredSnapshot {
             lower: Position::before_everything().lower,
             upper: None,
             after_id: 0,
@@ -156,14 +165,14 @@ pub(super) async fn fix(
         },
     };
     if let (Some(first), Some(last)) = (selection.rows.iter().min(), selection.rows.iter().max()) {
-        fixed.from_id = first.saturating_sub(1).max(0);
-        fixed.through_id = fixed.through_id.min(*last);
+        delivered.from_id = first.saturating_sub(1).max(0);
+        delivered.through_id = delivered.through_id.min(*last);
     }
-    Ok(fixed)
+    Ok(delivered)
 }
 
-fn fixed_of(row: &PgRow) -> Result<Fixed, Error> {
-    Ok(Fixed {
+fn snapshot_of(row: &PgRow) -> Result<DeliveredSnapshot, Error> {
+    Ok(DeliveredSnapshot {
         lower: Snapshot(row.try_get("lower")?),
         upper: row.try_get::<Option<String>, _>("upper")?.map(Snapshot),
         after_id: row.try_get("after_id")?,

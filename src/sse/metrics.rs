@@ -7,8 +7,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::connections::Refusal;
-use super::frame::ResetReason;
+use super::wire::frame::ResetReason;
+use super::wire::refusal::Refusal;
 
 /// Upper bounds of what is measured in seconds, from a commit to a client.
 const SECONDS: [f64; 17] =

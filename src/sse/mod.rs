@@ -4,43 +4,29 @@
 //! `event: reset` that says it cannot be proven. Knows no Postgres and no application: which topics there are, who may
 //! read them and how their events are named is told by whoever opens a stream.
 //!
-//! In the order of an event's way: `frame` gives it its bytes once, `topic` holds what one topic's clients share (all
-//! of the ordering is there, and no I/O; what it hears too early waits in `heard`), `join` is the one procedure by which a
-//! topic comes to stand at the end of its history, `hub` is all topics of a process, `open` is a request for a stream
-//! (`later` one that nobody can decide now), `catch_up` brings a client to where its topic is (`pages` reads for all that
-//! come together), `outlet` is one connection's queue (`flight` is what the connection has taken from it, `held` counts what all of them hold), `several` puts several topics into one of them, `connections` knows
-//! all of them, and `admin` shows them.
+//! From the bottom up: `wire` is what stands in a stream and in its ids; `queue` is the way of bytes to one client; `topic` is
+//! what the clients of one topic share, with all of the ordering and no I/O; `shared` is what all streams of the process share;
+//! `history` reads a topic's history, and brings a topic to stand at its end; `client` admits one client and brings it to where
+//! its topics are; `ticker` does what is due now and then; `hub` takes in what Redis tells, and runs it all.
 
-mod admin;
-mod catch_up;
-mod connections;
-mod cursor;
-mod flight;
-mod frame;
-mod heard;
-mod held;
-mod history_page;
+mod client;
+mod history;
 mod hub;
-mod join;
-mod later;
 mod metrics;
-mod naming;
-mod open;
-mod outlet;
-mod pages;
-mod patience;
-mod recent;
+mod queue;
 mod settings;
-mod several;
+mod shared;
 mod ticker;
 mod topic;
+mod wire;
 
-pub use admin::admin;
-pub use cursor::Cursor;
+pub use client::admin::admin;
+pub use client::later::{come_back_later, when_full};
+pub use client::open::{StreamQuery, Topics, Wanted, open};
 pub use hub::Hub;
-pub use later::{come_back_later, when_full};
 pub use metrics::Metrics;
-pub use naming::Naming;
-pub use open::{Start, StreamQuery, Topics, Wanted, open};
 pub use settings::Settings;
-pub use several::{ID_BYTES_MAX, Several, SeveralError, TOPICS_MAX};
+pub use wire::cursor::Cursor;
+pub use wire::multi_topic::{ID_BYTES_MAX, Several, SeveralError, TOPICS_MAX};
+pub use wire::naming::Naming;
+pub use wire::start::Start;

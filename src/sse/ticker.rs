@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::cursor::Cursor;
-use super::frame;
-use super::hub::{Shared, SharedTopic};
-use super::outlet::Outlet;
+use super::queue::send_queue::Outlet;
+use super::shared::Shared;
+use super::topic::shared_topic::SharedTopic;
+use super::wire::cursor::Cursor;
+use super::wire::frame;
 use crate::event::Topic;
 
 const TICK: Duration = Duration::from_millis(500);
@@ -96,7 +97,7 @@ pub(super) async fn drain(shared: &Arc<Shared>) {
         ticks.tick().await;
         for outlet in outlets {
             // The outlets come in no order, so this is a fair spread.
-            outlet.finish(frame::retry(retry_of(shared, 1)));
+            outlet.finish(frame::retry(shared.retry_after(1)));
         }
     }
     // One that takes nothing would hold the process up.
@@ -104,15 +105,4 @@ pub(super) async fn drain(shared: &Arc<Shared>) {
     for outlet in shared.connections.outlets() {
         outlet.cut_off();
     }
-}
-
-/// A client's own time to wait before it comes back: between `times` and twice `times` the setting.
-pub(super) fn retry_of(shared: &Shared, times: u32) -> Duration {
-    let base = Duration::from_millis(shared.settings.retry_ms) * times;
-    base + base.mul_f64(chance())
-}
-
-/// A number between 0 and 1 from the system's randomness, good enough to spread clients.
-fn chance() -> f64 {
-    f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX)
 }

@@ -8,7 +8,7 @@ use aftercommit::counted::counted;
 use aftercommit::outbox::overview::{self, RelayOverview};
 use aftercommit::outbox::undelivered::{self, Undelivered};
 use aftercommit::outbox::verdict::Verdict as RelayVerdict;
-use aftercommit::outbox::{contradiction, heartbeat, read, schema};
+use aftercommit::outbox::{contradiction, contradictions, heartbeat, read, schema};
 use aftercommit::postgres::{SchemaError, State, shares_a_session};
 
 use super::{Finding, Scope, Verdict, output, rights};
@@ -282,7 +282,7 @@ async fn deliveries(config: &Config, connection: &mut PgConnection) -> Result<Ve
     let mut relays = overview::relays(connection).await?;
     for relay in relays.iter_mut().filter(|relay| relay.contradiction.is_none()) {
         // A screen looks for signs; here there is time to look at all.
-        let rows = contradiction::of_relay(connection, &relay.relay).await?;
+        let rows = contradictions::of_relay(connection, &relay.relay).await?;
         relay.contradiction = (!rows.is_empty()).then(|| contradiction::named(&rows));
     }
     let mut findings: Vec<Finding> = relays.iter().map(|relay| delivery(relay, limit)).collect();

@@ -11,10 +11,10 @@ use tokio::sync::Notify;
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
+use super::budget::Held;
 use super::flight::Flight;
-use super::frame::Block;
-use super::held::Held;
-use super::several::Lanes;
+use crate::sse::wire::frame::Block;
+use crate::sse::wire::multi_topic::Lanes;
 
 /// Small blocks that wait together are sent together, up to this many bytes.
 const TOGETHER_BYTES: usize = 16 * 1024;
@@ -24,16 +24,16 @@ const SMALL_BYTES: usize = 4 * 1024;
 
 /// What an outlet may hold, and for how long it may live.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Terms {
+pub(crate) struct Terms {
     /// Bytes that may wait to be taken.
-    pub(super) queued_bytes: usize,
+    pub(crate) queued_bytes: usize,
     /// When the stream ends because its token does.
-    pub(super) expires_at: Option<Instant>,
+    pub(crate) expires_at: Option<Instant>,
 }
 
 /// The sending side of one stream.
 #[derive(Debug)]
-pub(super) struct Outlet {
+pub(crate) struct Outlet {
     number: u64,
     terms: Terms,
     /// Counts what was made for this stream alone.
@@ -72,7 +72,7 @@ struct Queue {
 
 /// What became of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Put {
+pub(crate) enum Put {
     Queued,
     /// The stream is over.
     Gone,
@@ -82,45 +82,45 @@ pub(super) enum Put {
 
 /// How one stream fares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Load {
-    pub(super) queued_bytes: usize,
-    pub(super) taken_bytes: u64,
+pub(crate) struct Load {
+    pub(crate) queued_bytes: usize,
+    pub(crate) taken_bytes: u64,
     /// What has been taken from the queue and has not been sent.
-    pub(super) unsent_bytes: usize,
+    pub(crate) unsent_bytes: usize,
     /// How long the connection has taken nothing although something waits.
-    pub(super) stuck: Duration,
+    pub(crate) stuck: Duration,
     /// How long nothing of that has been sent.
-    pub(super) unsent_for: Duration,
+    pub(crate) unsent_for: Duration,
 }
 
 impl Load {
     /// How much of the server's memory waits for this client, and for how long none of it has moved.
-    pub(super) fn weight(&self) -> (Duration, usize) {
+    pub(crate) fn weight(&self) -> (Duration, usize) {
         (self.stuck.max(self.unsent_for), self.queued_bytes + self.unsent_bytes)
     }
 }
 
 /// One topic's way into a stream.
 #[derive(Debug, Clone)]
-pub(super) struct Lane {
-    pub(super) outlet: Arc<Outlet>,
+pub(crate) struct Lane {
+    pub(crate) outlet: Arc<Outlet>,
     /// Which of the stream's topics it is.
-    pub(super) at: usize,
+    pub(crate) at: usize,
 }
 
 impl Lane {
-    pub(super) fn number(&self) -> u64 {
+    pub(crate) fn number(&self) -> u64 {
         self.outlet.number()
     }
 
     /// Queues a block of the topic. Never waits.
-    pub(super) fn put(&self, block: &Block) -> Put {
+    pub(crate) fn put(&self, block: &Block) -> Put {
         self.outlet.put(self.at, block)
     }
 }
 
 impl Outlet {
-    pub(super) fn new(
+    pub(crate) fn new(
         number: u64,
         terms: Terms,
         lanes: Option<Lanes>,
@@ -153,11 +153,11 @@ impl Outlet {
 
     /// Counts what is made for this stream alone in the account of all streams.
     #[must_use]
-    pub(super) fn counted_in(self, held: Held) -> Self {
+    pub(crate) fn counted_in(self, held: Held) -> Self {
         Self { held, ..self }
     }
 
-    pub(super) fn number(&self) -> u64 {
+    pub(crate) fn number(&self) -> u64 {
         self.number
     }
 
@@ -178,7 +178,7 @@ impl Outlet {
     }
 
     /// Queues what belongs to no topic. Never waits.
-    pub(super) fn put_bytes(&self, bytes: Bytes) -> Put {
+    pub(crate) fn put_bytes(&self, bytes: Bytes) -> Put {
         self.take_in(Some(bytes.len()), |queue| queue.push(bytes))
     }
 
@@ -210,7 +210,7 @@ impl Outlet {
     }
 
     /// Ends the stream after what waits and this last block.
-    pub(super) fn finish(&self, last: Bytes) {
+    pub(crate) fn finish(&self, last: Bytes) {
         let mut queue = self.queue();
         if !queue.ending {
             queue.push(last);
@@ -221,18 +221,18 @@ impl Outlet {
     }
 
     /// Ends the connection of a client that does not keep up.
-    pub(super) fn cut_off_as_slow(&self) {
+    pub(crate) fn cut_off_as_slow(&self) {
         self.queue().was_slow = true;
         self.cut_off();
     }
 
     /// Whether the client was cut off because it did not keep up.
-    pub(super) fn was_slow(&self) -> bool {
+    pub(crate) fn was_slow(&self) -> bool {
         self.queue().was_slow
     }
 
     /// Ends the connection at once, also where the client takes nothing.
-    pub(super) fn cut_off(&self) {
+    pub(crate) fn cut_off(&self) {
         let mut queue = self.queue();
         queue.ending = true;
         queue.blocks.clear();
@@ -243,33 +243,33 @@ impl Outlet {
     }
 
     /// Marks the stream as over: nobody reads it any more.
-    pub(super) fn leave(&self) {
+    pub(crate) fn leave(&self) {
         self.queue().ending = true;
         self.gone.cancel();
     }
 
     /// Cancelled when the stream is over.
-    pub(super) fn gone(&self) -> &CancellationToken {
+    pub(crate) fn gone(&self) -> &CancellationToken {
         &self.gone
     }
 
     /// The same, if nobody has it.
-    pub(super) fn try_turn(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+    pub(crate) fn try_turn(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
         self.turn.try_lock().ok()
     }
 
     /// The right to wait for room and to use it.
-    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+    pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.turn.lock().await
     }
 
     /// Whether no more than half of the queue's bytes are taken.
-    pub(super) fn has_room_now(&self) -> bool {
+    pub(crate) fn has_room_now(&self) -> bool {
         self.queue().bytes <= self.terms.queued_bytes / 2
     }
 
     /// How the stream fares.
-    pub(super) fn load(&self, now: Instant) -> Load {
+    pub(crate) fn load(&self, now: Instant) -> Load {
         let (unsent_bytes, unsent_for) = self.flight.load(now);
         let queue = self.queue();
         Load {
@@ -282,7 +282,7 @@ impl Outlet {
     }
 
     /// Waits until no more than half of the queue's bytes are taken.
-    pub(super) async fn has_room(&self) {
+    pub(crate) async fn has_room(&self) {
         loop {
             let room = self.room.notified();
             if self.has_room_now() {
@@ -294,7 +294,7 @@ impl Outlet {
 
     /// Waits until so much can be queued without taking more than half of the queue; for more than that, until next to
     /// nothing waits.
-    pub(super) async fn has_room_for(&self, bytes: usize) {
+    pub(crate) async fn has_room_for(&self, bytes: usize) {
         let most = (self.terms.queued_bytes / 2).saturating_sub(bytes).max(SMALL_BYTES);
         loop {
             let room = self.room.notified();
@@ -306,7 +306,7 @@ impl Outlet {
     }
 
     /// Waits until more than half of the queue's bytes are taken.
-    pub(super) async fn fills(&self) {
+    pub(crate) async fn fills(&self) {
         loop {
             let filling = self.filling.notified();
             if !self.has_room_now() {
@@ -317,17 +317,17 @@ impl Outlet {
     }
 
     /// Whether nothing was queued for so long, and nothing waits.
-    pub(super) fn is_quiet(&self, now: Instant, long: Duration) -> bool {
+    pub(crate) fn is_quiet(&self, now: Instant, long: Duration) -> bool {
         let queue = self.queue();
         queue.blocks.is_empty() && now.saturating_duration_since(queue.last_put) >= long
     }
 
     /// Whether something has waited for so long without the connection taking anything.
-    pub(super) fn is_stuck(&self, now: Instant, long: Duration) -> bool {
+    pub(crate) fn is_stuck(&self, now: Instant, long: Duration) -> bool {
         self.queue().waiting_since.is_some_and(|since| now.saturating_duration_since(since) >= long)
     }
 
-    pub(super) fn has_expired(&self, now: Instant) -> bool {
+    pub(crate) fn has_expired(&self, now: Instant) -> bool {
         self.terms.expires_at.is_some_and(|at| now >= at)
     }
 
@@ -386,14 +386,14 @@ fn wake(mut queue: MutexGuard<'_, Queue>) {
 }
 
 /// The body of a stream's response. Dropping it gives up the stream's place.
-pub(super) struct StreamBody<P> {
+pub(crate) struct StreamBody<P> {
     outlet: Arc<Outlet>,
     /// Held for as long as the stream lives.
     _place: P,
 }
 
 impl<P> StreamBody<P> {
-    pub(super) fn new(outlet: Arc<Outlet>, place: P) -> Self {
+    pub(crate) fn new(outlet: Arc<Outlet>, place: P) -> Self {
         Self { outlet, _place: place }
     }
 }

@@ -11,31 +11,14 @@ use std::sync::atomic::AtomicUsize;
 use bytes::Bytes;
 use tokio::time::{Duration, Instant};
 
-use super::cursor::Cursor;
-use super::frame::{self, Block, Frame, ResetReason};
-use super::heard::Heard;
-use super::metrics::Metrics;
-use super::outlet::{Lane, Put};
+use super::pending::{Heard, News};
 use super::recent::{Budget, Recent};
 use crate::event::{StreamId, Topic};
-
-/// Something heard on a topic's channels.
-#[derive(Debug, Clone)]
-pub(super) enum News {
-    /// An event, with the id of the topic's event before it. Redis had forgotten one that is restored.
-    Event { prev: Option<StreamId>, is_restored: bool, frame: Frame },
-    /// A message of somebody else's: no place in the order, told as it comes.
-    Foreign(Block),
-}
-
-impl News {
-    pub(super) fn bytes(&self) -> usize {
-        match self {
-            Self::Event { frame, .. } => frame.block.len(),
-            Self::Foreign(block) => block.len(),
-        }
-    }
-}
+use crate::sse::metrics::Metrics;
+use crate::sse::queue::send_queue::{Lane, Put};
+use crate::sse::wire::cursor::Cursor;
+use crate::sse::wire::frame::{self, Block, Frame, ResetReason};
+use crate::sse::wire::start::From;
 
 #[derive(Debug)]
 enum Phase {
@@ -49,7 +32,7 @@ enum Phase {
 
 /// What has to be done after something was heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
+pub(crate) enum Next {
     Nothing,
     /// A hole: the topic is joining now, and somebody has to read the history.
     Join,
@@ -57,7 +40,7 @@ pub(super) enum Next {
 
 /// How a join ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Joined {
+pub(crate) enum Joined {
     Live,
     /// Something was missed meanwhile: subscribe and read once more.
     Again,
@@ -65,24 +48,9 @@ pub(super) enum Joined {
     Hole,
 }
 
-/// Where a client wants to begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum From {
-    /// With the next event.
-    Latest,
-    /// With the newest event.
-    Last,
-    /// With the oldest event that the history holds.
-    Earliest,
-    /// With the event after this place.
-    After(Cursor),
-    /// With a reset.
-    Reset(ResetReason),
-}
-
 /// What came of attaching a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Attached {
+pub(crate) enum Attached {
     /// It has all up to the topic's place, and gets what follows.
     Yes,
     /// Not before the topic is live.
@@ -99,7 +67,7 @@ pub(super) enum Attached {
 
 /// One topic of this process.
 #[derive(Debug)]
-pub(super) struct TopicState {
+pub(crate) struct TopicState {
     topic: Topic,
     budget: Budget,
     /// What all topics of the process keep while they are joining, in bytes.
@@ -115,7 +83,7 @@ pub(super) struct TopicState {
 
 impl TopicState {
     /// A topic that is joining.
-    pub(super) fn new(topic: Topic, budget: Budget, heard_bytes: Arc<AtomicUsize>, metrics: Metrics) -> Self {
+    pub(crate) fn new(topic: Topic, budget: Budget, heard_bytes: Arc<AtomicUsize>, metrics: Metrics) -> Self {
         let phase = Phase::Joining { heard: Heard::new(heard_bytes.clone()), again: false };
         Self {
             topic,
@@ -137,32 +105,32 @@ impl TopicState {
     }
 
     /// The end of what this topic's clients have been given.
-    pub(super) fn place(&self) -> Option<Cursor> {
+    pub(crate) fn place(&self) -> Option<Cursor> {
         self.recent.as_ref().and_then(Recent::tip)
     }
 
     /// Whether somebody counts on what follows the topic's place.
-    pub(super) fn has_clients(&self) -> bool {
+    pub(crate) fn has_clients(&self) -> bool {
         !self.clients.is_empty()
     }
 
     /// For how long no event has come, as far as is known.
-    pub(super) fn quiet_for(&self) -> Duration {
+    pub(crate) fn quiet_for(&self) -> Duration {
         self.newest_at.elapsed()
     }
 
     /// When the newest event came, or the topic was begun, in milliseconds since 1970.
-    pub(super) fn newest_ms(&self) -> u64 {
+    pub(crate) fn newest_ms(&self) -> u64 {
         let at = chrono::Utc::now() - self.quiet_for();
         u64::try_from(at.timestamp_millis()).unwrap_or(0)
     }
 
-    pub(super) fn is_live(&self) -> bool {
+    pub(crate) fn is_live(&self) -> bool {
         matches!(self.phase, Phase::Live)
     }
 
     /// Takes in what was heard.
-    pub(super) fn hear(&mut self, news: News) -> Next {
+    pub(crate) fn hear(&mut self, news: News) -> Next {
         match &mut self.phase {
             Phase::Joining { heard, again } => {
                 *again |= !heard.push(news);
@@ -225,7 +193,7 @@ impl TopicState {
     }
 
     /// Makes the topic joining. True if it was live, so that somebody has to carry the join out.
-    pub(super) fn begin_join(&mut self) -> bool {
+    pub(crate) fn begin_join(&mut self) -> bool {
         match &mut self.phase {
             Phase::Joining { again, .. } => {
                 *again = true;
@@ -239,14 +207,14 @@ impl TopicState {
     }
 
     /// A round of the join begins: from now on, what is missed counts.
-    pub(super) fn begin_round(&mut self) {
+    pub(crate) fn begin_round(&mut self) {
         if let Phase::Joining { again, .. } = &mut self.phase {
             *again = false;
         }
     }
 
     /// Adds what the history holds behind the topic's place.
-    pub(super) fn extend(&mut self, frames: impl IntoIterator<Item = Frame>) {
+    pub(crate) fn extend(&mut self, frames: impl IntoIterator<Item = Frame>) {
         for frame in frames {
             if self.place().and_then(Cursor::id).is_none_or(|place| frame.id > place) {
                 self.append(frame);
@@ -256,7 +224,7 @@ impl TopicState {
 
     /// Begins anew with these events, which end the history; `base` is the place before them, if it is known. Clients are
     /// told to fetch their state if there is a `reason` to, and how many that were is returned.
-    pub(super) fn begin_with(
+    pub(crate) fn begin_with(
         &mut self,
         base: Option<Cursor>,
         frames: impl IntoIterator<Item = Frame>,
@@ -292,7 +260,7 @@ impl TopicState {
     /// What does not fit may have been published after the history was read: then it is read once more. With
     /// `has_read_since` it has been, and the history has every event before it is told: so no relay published this one, and
     /// it is dropped.
-    pub(super) fn finish_join(&mut self, has_read_since: bool) -> Joined {
+    pub(crate) fn finish_join(&mut self, has_read_since: bool) -> Joined {
         let Phase::Joining { heard, again, .. } = &mut self.phase else { return Joined::Live };
         if *again {
             return Joined::Again;
@@ -324,7 +292,7 @@ impl TopicState {
     }
 
     /// Gives a client what it lacks and adds it to those who get what follows, in one go.
-    pub(super) fn attach(&mut self, lane: &Lane, from: From) -> Attached {
+    pub(crate) fn attach(&mut self, lane: &Lane, from: From) -> Attached {
         let Some(recent) = &self.recent else { return Attached::WhenLive };
         // A place that a client names can be proven at any time; one that it does not name is that of a live topic.
         if !self.is_live() && !matches!(from, From::After(_)) {
@@ -384,12 +352,12 @@ impl TopicState {
     }
 
     /// Tells all clients something that is no event of the topic.
-    pub(super) fn tell_all(&mut self, bytes: &Bytes) {
+    pub(crate) fn tell_all(&mut self, bytes: &Bytes) {
         self.clients.retain(|_, lane| lane.outlet.put_bytes(bytes.clone()) == Put::Queued);
     }
 
     /// Forgets a client.
-    pub(super) fn detach(&mut self, number: u64) {
+    pub(crate) fn detach(&mut self, number: u64) {
         self.clients.remove(&number);
     }
 }
@@ -419,5 +387,5 @@ fn give(lane: &Lane, blocks: impl Iterator<Item = Block>) -> Option<Attached> {
 }
 
 #[cfg(test)]
-#[path = "topic_tests.rs"]
+#[path = "state_tests.rs"]
 mod tests;

@@ -1,6 +1,8 @@
 //! Keeps the tree as ARCHITECTURE.md draws it: imports point one way, each part knows only what it may, files and
 //! functions stay readable. Fast: it reads the sources and compiles nothing.
 
+mod circles;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -5,19 +5,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::connections::Refusal;
 use super::cursor::Cursor;
 use super::naming::Naming;
+use super::refusal::Refusal;
 use crate::event::{EventType, StreamId, Topic};
 
 /// A comment: keeps proxies and clients from taking a quiet stream for a dead one.
-pub(super) const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
+pub(crate) const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
 
 /// One block of a stream's text, made once and shared by all connections that get it.
 #[derive(Debug, Clone)]
-pub(super) struct Block {
+pub(crate) struct Block {
     /// The whole text, as the stream of one topic has it.
-    pub(super) bytes: Bytes,
+    pub(crate) bytes: Bytes,
     /// The place to which it moves a client; then the text begins with it.
     place: Option<Cursor>,
     /// Length of the `id:` line.
@@ -35,46 +35,46 @@ impl Block {
         Self { bytes: text.into(), place: Some(place), id_line, name_line: 0 }
     }
 
-    pub(super) fn place(&self) -> Option<Cursor> {
+    pub(crate) fn place(&self) -> Option<Cursor> {
         self.place
     }
 
     /// Whether it tells an event of the topic's own, and not one of the server's.
-    pub(super) fn is_event(&self) -> bool {
+    pub(crate) fn is_event(&self) -> bool {
         self.name_line > 0
     }
 
     /// The text without its id.
-    pub(super) fn behind_id(&self) -> Bytes {
+    pub(crate) fn behind_id(&self) -> Bytes {
         self.bytes.slice(self.id_line..)
     }
 
     /// The text without its id and its event's name.
-    pub(super) fn behind_name(&self) -> Bytes {
+    pub(crate) fn behind_name(&self) -> Bytes {
         self.bytes.slice(self.id_line + self.name_line..)
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 }
 
 /// An event of a topic with its place.
 #[derive(Debug, Clone)]
-pub(super) struct Frame {
-    pub(super) id: StreamId,
+pub(crate) struct Frame {
+    pub(crate) id: StreamId,
     /// Empty for an entry of the history that holds no event.
-    pub(super) block: Block,
+    pub(crate) block: Block,
 }
 
 impl Frame {
     /// Frames an event. Its payload is JSON, in which line breaks stand between tokens only, so they become spaces. White
     /// space around it is left out: an envelope does not keep it, and an event must look the same from the history.
-    pub(super) fn of_event(id: StreamId, event_type: &EventType, payload: &str, naming: Naming) -> Self {
+    pub(crate) fn of_event(id: StreamId, event_type: &EventType, payload: &str, naming: Naming) -> Self {
         let name = match naming {
             Naming::OfType => event_type.as_str(),
             Naming::Fixed(name) => name,
@@ -93,7 +93,7 @@ impl Frame {
     }
 
     /// A place that holds nothing for clients.
-    pub(super) fn empty(id: StreamId) -> Self {
+    pub(crate) fn empty(id: StreamId) -> Self {
         let place = Some(Cursor::After(id));
         Self { id, block: Block { bytes: Bytes::new(), place, id_line: 0, name_line: 0 } }
     }
@@ -108,7 +108,7 @@ fn push_one_line(text: &mut String, json: &str) {
 }
 
 /// Frames a message that somebody else published: no id, named by its `type` where it is JSON with a valid one.
-pub(super) fn foreign(message: &str) -> Block {
+pub(crate) fn foreign(message: &str) -> Block {
     #[derive(serde::Deserialize)]
     struct Typed {
         r#type: EventType,
@@ -135,18 +135,18 @@ pub(super) fn foreign(message: &str) -> Block {
 }
 
 /// A block with an id only: moves the client's cursor and fires no event.
-pub(super) fn cursor(cursor: Cursor) -> Block {
+pub(crate) fn cursor(cursor: Cursor) -> Block {
     Block::with_place(cursor, format_args!("\n"))
 }
 
 /// The time that the client is to wait before it reconnects.
-pub(super) fn retry(wait: Duration) -> Bytes {
+pub(crate) fn retry(wait: Duration) -> Bytes {
     format!("retry: {}\n\n", wait.as_millis()).into()
 }
 
 /// Why a client has to fetch its state anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum ResetReason {
+pub(crate) enum ResetReason {
     /// The `Last-Event-ID` is not one.
     BadId,
     /// The id is not one of this topic's history: of another lineage, or past its end.
@@ -162,10 +162,10 @@ pub(super) enum ResetReason {
 }
 
 impl ResetReason {
-    pub(super) const ALL: [Self; 6] =
+    pub(crate) const ALL: [Self; 6] =
         [Self::BadId, Self::UnknownId, Self::HistoryGone, Self::Gap, Self::JoinedLate, Self::Rebased];
 
-    pub(super) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::BadId => "bad_id",
             Self::UnknownId => "unknown_id",
@@ -178,7 +178,7 @@ impl ResetReason {
 }
 
 /// Tells a client that contiguity cannot be proven: fetch the state, events go on after `from`.
-pub(super) fn reset(reason: ResetReason, topic: &Topic, from: Cursor) -> Block {
+pub(crate) fn reset(reason: ResetReason, topic: &Topic, from: Cursor) -> Block {
     let reason = reason.as_str();
     Block::with_place(
         from,
@@ -190,25 +190,25 @@ pub(super) fn reset(reason: ResetReason, topic: &Topic, from: Cursor) -> Block {
 
 /// What a client at `place` is told before an event that follows in the order and is of another epoch: contiguous it is,
 /// but Postgres may have lost what the client was told before.
-pub(super) fn rebased(place: Option<StreamId>, next: StreamId, topic: &Topic) -> Option<Block> {
+pub(crate) fn rebased(place: Option<StreamId>, next: StreamId, topic: &Topic) -> Option<Block> {
     place
         .filter(|place| place.epoch != next.epoch)
         .map(|place| reset(ResetReason::Rebased, topic, Cursor::After(place)))
 }
 
 /// Tells a client why it gets no stream now, and when to come back, in milliseconds: EventSource does by itself.
-pub(super) fn refused(refusal: Refusal, wait: Duration) -> Bytes {
+pub(crate) fn refused(refusal: Refusal, wait: Duration) -> Bytes {
     let (reason, wait) = (refusal.as_str(), wait.as_millis());
     format!("event: refused\ndata: {{\"reason\":\"{reason}\",\"retryMs\":{wait}}}\n\n").into()
 }
 
 /// Tells a client that Redis does not let this server read a topic now. The stream stays open.
-pub(super) fn topic_refused(topic: &Topic) -> Bytes {
+pub(crate) fn topic_refused(topic: &Topic) -> Bytes {
     format!("event: refused\ndata: {{\"reason\":\"topic_refused\",\"topic\":\"{topic}\"}}\n\n").into()
 }
 
 /// Tells a client that its token has expired, right before the stream ends.
-pub(super) fn token_expired() -> Bytes {
+pub(crate) fn token_expired() -> Bytes {
     Bytes::from_static(b"event: token_expired\ndata: {\"reason\":\"token_expired\"}\n\n")
 }
 

@@ -11,8 +11,8 @@ use bytes::Bytes;
 
 use super::cursor::Cursor;
 use super::frame::Block;
-use super::topic::From;
 use crate::event::Topic;
+use crate::sse::wire::start::From;
 
 /// Topics that one stream may have: as many as a ticket may name.
 pub const TOPICS_MAX: usize = crate::auth::TICKET_TOPICS_MAX;
@@ -68,7 +68,7 @@ impl Several {
 
     /// Where each topic begins for a client that comes with this id, if it is one: a topic that it does not hold begins
     /// as for a client without an id.
-    pub(super) fn begin(&self, id: &str, fresh: From) -> Option<Vec<From>> {
+    pub(crate) fn begin(&self, id: &str, fresh: From) -> Option<Vec<From>> {
         let known = parse(id)?;
         let place = |topic: &Topic| known.iter().rev().find(|(tag, _)| *tag == Tag::of(topic));
         Some(self.topics.iter().map(|topic| place(topic).map_or(fresh, |(_, at)| From::After(*at))).collect())
@@ -112,7 +112,7 @@ fn entry(text: &str) -> Option<(Tag, Cursor)> {
 
 /// One client's place in each topic of its stream, and how blocks are written for it.
 #[derive(Debug)]
-pub(super) struct Lanes {
+pub(crate) struct Lanes {
     places: Vec<(Tag, Option<Cursor>)>,
     /// The `event:` lines, where events are named by topic.
     names: Option<Vec<Bytes>>,
@@ -120,7 +120,7 @@ pub(super) struct Lanes {
 
 impl Lanes {
     /// The lanes of a client that begins with these.
-    pub(super) fn new(several: &Several, begin: &[From]) -> Self {
+    pub(crate) fn new(several: &Several, begin: &[From]) -> Self {
         let named = |from: &From| match from {
             From::After(cursor) => Some(*cursor),
             _ => None,
@@ -134,7 +134,7 @@ impl Lanes {
     }
 
     /// The block as this client gets it, in two parts: its own beginning, and what all clients share.
-    pub(super) fn write(&mut self, lane: usize, block: &Block) -> (Bytes, Bytes) {
+    pub(crate) fn write(&mut self, lane: usize, block: &Block) -> (Bytes, Bytes) {
         let mut own = String::new();
         if let Some(place) = block.place() {
             self.places[lane].1 = Some(place);
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
     use crate::event::{EventType, StreamId};
     use crate::sse::Naming;
-    use crate::sse::frame::Frame;
+    use crate::sse::wire::frame::Frame;
 
     fn several(topics: &[&str], is_named_by_topic: bool) -> Several {
         let topics = topics.iter().map(|name| Topic::new(*name).expect("a topic")).collect();
@@ -209,13 +209,13 @@ mod tests {
         let mut lanes = Lanes::new(&stream, &[From::Latest, From::Latest]);
         assert!(text(lanes.write(1, &event(1))).ends_with("=1-1\nevent: b\ndata: {}\n\n"));
         let topic = Topic::new("a").expect("a topic");
-        let reset = crate::sse::frame::reset(
-            crate::sse::frame::ResetReason::Gap,
+        let reset = crate::sse::wire::frame::reset(
+            crate::sse::wire::frame::ResetReason::Gap,
             &topic,
             Cursor::After(StreamId::new(1, 9)),
         );
         assert!(text(lanes.write(0, &reset)).contains("\nevent: reset\n"));
-        let foreign = crate::sse::frame::foreign("x");
+        let foreign = crate::sse::wire::frame::foreign("x");
         assert_eq!(text(lanes.write(0, &foreign)), "event: a\ndata: x\n\n");
     }
 

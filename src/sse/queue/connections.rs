@@ -9,60 +9,28 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::held::Held;
-use super::outlet::{Load, Outlet};
 use crate::auth::UserId;
 use crate::event::Topic;
-
-/// Why there is no place for a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Refusal {
-    /// The process has as many streams as it may have.
-    Full,
-    /// The user has as many as a user may have.
-    User,
-    /// The process has as many topics as it may have.
-    Topics,
-    /// The user has as many topics, in all of their streams, as a user may have.
-    UserTopics,
-    /// The process is ending its streams.
-    Draining,
-    /// Whether the user may have it cannot be told now.
-    Unavailable,
-}
-
-impl Refusal {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Full, Self::User, Self::Topics, Self::UserTopics, Self::Draining, Self::Unavailable];
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::User => "user_limit",
-            Self::Topics => "topics_full",
-            Self::UserTopics => "user_topics_limit",
-            Self::Draining => "draining",
-            Self::Unavailable => "unavailable",
-        }
-    }
-}
+use crate::sse::queue::budget::Held;
+use crate::sse::queue::send_queue::{Load, Outlet};
+use crate::sse::wire::refusal::Refusal;
 
 /// How long a stream has taken nothing that is cut off so that others find room.
 const STUCK_AT_LEAST: Duration = Duration::from_secs(1);
 
 /// An open stream.
 #[derive(Debug, Clone)]
-pub(super) struct Connected {
-    pub(super) outlet: Arc<Outlet>,
-    pub(super) user: UserId,
-    pub(super) topics: Arc<[Topic]>,
-    pub(super) peer: SocketAddr,
-    pub(super) since: DateTime<Utc>,
+pub(crate) struct Connected {
+    pub(crate) outlet: Arc<Outlet>,
+    pub(crate) user: UserId,
+    pub(crate) topics: Arc<[Topic]>,
+    pub(crate) peer: SocketAddr,
+    pub(crate) since: DateTime<Utc>,
 }
 
 /// All of them.
 #[derive(Debug, Default)]
-pub(super) struct Connections(Mutex<Open>);
+pub(crate) struct Connections(Mutex<Open>);
 
 #[derive(Debug, Default)]
 struct Open {
@@ -79,10 +47,10 @@ struct Taken {
 
 /// How many streams there may be. What a user may have is 0 for as many as come.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Most {
-    pub(super) of_all: usize,
-    pub(super) of_a_user: usize,
-    pub(super) topics_of_a_user: usize,
+pub(crate) struct Most {
+    pub(crate) of_all: usize,
+    pub(crate) of_a_user: usize,
+    pub(crate) topics_of_a_user: usize,
 }
 
 impl Connections {
@@ -91,7 +59,7 @@ impl Connections {
     }
 
     /// Takes a stream in, if there is room for it.
-    pub(super) fn admit(&self, connected: Connected, most: Most) -> Result<(), Refusal> {
+    pub(crate) fn admit(&self, connected: Connected, most: Most) -> Result<(), Refusal> {
         let mut open = self.open();
         if open.by_number.len() >= most.of_all {
             return Err(Refusal::Full);
@@ -110,7 +78,7 @@ impl Connections {
     }
 
     /// Lets go of one.
-    pub(super) fn remove(&self, number: u64) -> Option<Connected> {
+    pub(crate) fn remove(&self, number: u64) -> Option<Connected> {
         let mut open = self.open();
         let gone = open.by_number.remove(&number)?;
         if let Some(taken) = open.of_user.get_mut(&gone.user) {
@@ -124,13 +92,13 @@ impl Connections {
     }
 
     /// Every stream's outlet.
-    pub(super) fn outlets(&self) -> Vec<Arc<Outlet>> {
+    pub(crate) fn outlets(&self) -> Vec<Arc<Outlet>> {
         self.open().by_number.values().map(|connected| connected.outlet.clone()).collect()
     }
 
     /// Cuts off the streams that take the least, worst first, until there is room. Streams for which nothing waits are left
     /// alone, and those that take what they are given, unless more is held than may be. Returns how many were cut off.
-    pub(super) fn relieve(&self, held: &Held) -> usize {
+    pub(crate) fn relieve(&self, held: &Held) -> usize {
         let now = Instant::now();
         let loads = self.outlets().into_iter().map(|outlet| (outlet.load(now), outlet));
         let mut waiting: Vec<_> = loads.filter(|(load, _)| load.weight().1 > 0).collect();
@@ -149,7 +117,7 @@ impl Connections {
     }
 
     /// The streams that take the least, worst first: by how long they have taken nothing, then by what waits for them.
-    pub(super) fn slowest(&self, top: usize) -> Slowest {
+    pub(crate) fn slowest(&self, top: usize) -> Slowest {
         let connected: Vec<Connected> = self.open().by_number.values().cloned().collect();
         let now = Instant::now();
         let mut loads: Vec<(Load, &Connected)> =
@@ -166,7 +134,7 @@ impl Connections {
 /// What operators see of a process's streams.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Slowest {
+pub(crate) struct Slowest {
     /// Open streams.
     open: usize,
     /// What waits for all of them, in bytes.
@@ -210,7 +178,7 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sse::outlet::Terms;
+    use crate::sse::queue::send_queue::Terms;
     use tokio_util::sync::CancellationToken;
 
     fn connected(number: u64, user: &UserId) -> Connected {

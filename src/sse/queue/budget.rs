@@ -12,14 +12,14 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::frame::{Block, Frame};
+use crate::sse::wire::frame::{Block, Frame};
 
 /// How long room is waited for. By then the ticker has cut off whom it could.
 const WAIT: Duration = Duration::from_secs(10);
 
 /// The account of a process. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Held(Arc<Account>);
+pub(crate) struct Held(Arc<Account>);
 
 #[derive(Debug)]
 struct Account {
@@ -39,13 +39,13 @@ impl Default for Held {
 }
 
 impl Held {
-    pub(super) fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         let (bytes, wanted) = (AtomicUsize::new(0), AtomicUsize::new(0));
         Self(Arc::new(Account { limit, bytes, wanted, freed: Notify::new() }))
     }
 
     /// These bytes, counted until nobody has them any more.
-    pub(super) fn hold(&self, bytes: Bytes) -> Bytes {
+    pub(crate) fn hold(&self, bytes: Bytes) -> Bytes {
         if bytes.is_empty() {
             return bytes;
         }
@@ -54,42 +54,42 @@ impl Held {
     }
 
     /// The same for the bytes of a block.
-    pub(super) fn block(&self, mut block: Block) -> Block {
+    pub(crate) fn block(&self, mut block: Block) -> Block {
         block.bytes = self.hold(block.bytes);
         block
     }
 
     /// The same for the bytes of an event.
-    pub(super) fn frame(&self, mut frame: Frame) -> Frame {
+    pub(crate) fn frame(&self, mut frame: Frame) -> Frame {
         frame.block = self.block(frame.block);
         frame
     }
 
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.0.bytes.load(Ordering::Relaxed)
     }
 
-    pub(super) fn limit(&self) -> usize {
+    pub(crate) fn limit(&self) -> usize {
         self.0.limit
     }
 
     /// Whether more is held than may be.
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.bytes() > self.0.limit
     }
 
     /// Whether more is held than may be, or so much that somebody waits for room.
-    pub(super) fn is_short(&self) -> bool {
+    pub(crate) fn is_short(&self) -> bool {
         self.bytes().saturating_add(self.0.wanted.load(Ordering::Relaxed)) > self.0.limit
     }
 
     /// Whether there is room for so many bytes now.
-    pub(super) fn has_room(&self, bytes: usize) -> bool {
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
         self.bytes().saturating_add(bytes) <= self.0.limit
     }
 
     /// Waits for room for so many bytes, and takes it until what this returns is dropped. `None` if there is none for long.
-    pub(super) async fn room(&self, bytes: usize) -> Option<Room> {
+    pub(crate) async fn room(&self, bytes: usize) -> Option<Room> {
         if let Some(room) = self.try_room(bytes) {
             return Some(room);
         }
@@ -120,7 +120,7 @@ impl Held {
 
 /// Bytes that are counted as held until this is dropped.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(crate) struct Room {
     account: Arc<Account>,
     bytes: usize,
 }

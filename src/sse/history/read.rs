@@ -2,43 +2,23 @@
 
 use std::sync::Arc;
 
-use super::cursor::Cursor;
-use super::frame::Frame;
-use super::hub::{Shared, SharedTopic};
 use crate::redis::continuity::{self, Link, Place, Prev, Run};
 use crate::redis::history::{Entry, ReadError};
+use crate::sse::shared::Shared;
+use crate::sse::topic::pages::{Page, PageEnd};
+use crate::sse::topic::shared_topic::SharedTopic;
+use crate::sse::wire::cursor::Cursor;
+use crate::sse::wire::frame::Frame;
 
 /// Entries of the first read of a history, which is not known to hold small events.
-pub(super) const FIRST_READ: usize = 4;
+pub(crate) const FIRST_READ: usize = 4;
 /// A further read holds at most about this many bytes, going by the one before.
-pub(super) const READ_BYTES: usize = 256 * 1024;
+pub(crate) const READ_BYTES: usize = 256 * 1024;
 /// Entries of one read: at least the place itself and one more, or there would be no way on.
-pub(super) const READ_ENTRIES: (usize, usize) = (2, 512);
-
-/// Events that follow a place, or why none are known to.
-#[derive(Debug, Clone)]
-pub(super) enum Page {
-    /// These follow without a hole; nothing may be among them.
-    Follows { frames: Arc<[Frame]>, end: PageEnd },
-    /// Redis has nothing from the place on: it has forgotten that, or the history has vanished or expired.
-    Nothing,
-    /// Redis has later events, and one before them is missing.
-    Hole,
-}
-
-/// What follows a page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PageEnd {
-    /// More may follow.
-    More,
-    /// Nothing does: the history ends here.
-    Last,
-    /// Events that do not follow without a hole.
-    Hole,
-}
+pub(crate) const READ_ENTRIES: (usize, usize) = (2, 512);
 
 /// Reads the events behind a place, `count` entries at most.
-pub(super) async fn read_after(
+pub(crate) async fn read_after(
     shared: &Shared,
     topic: &SharedTopic,
     place: Cursor,
@@ -62,7 +42,7 @@ pub(super) async fn read_after(
 }
 
 /// Reads the first events of the history, whatever came before them; `count` entries at most.
-pub(super) async fn read_first(
+pub(crate) async fn read_first(
     shared: &Shared,
     topic: &SharedTopic,
     count: usize,
@@ -119,7 +99,7 @@ async fn nothing(shared: &Shared, topic: &SharedTopic, place: Cursor) -> Result<
 }
 
 /// The newest events of the history that follow each other without a hole, `wanted` at most, and the place before them.
-pub(super) async fn read_newest(
+pub(crate) async fn read_newest(
     shared: &Shared,
     topic: &SharedTopic,
     wanted: usize,
@@ -158,13 +138,13 @@ async fn start_of_nothing(shared: &Shared, topic: &SharedTopic) -> Result<Cursor
 }
 
 /// How many entries to read next, after `count` of them had so many bytes.
-pub(super) fn next_count(count: usize, bytes: usize) -> usize {
+pub(crate) fn next_count(count: usize, bytes: usize) -> usize {
     let each = (bytes / count.max(1)).max(1);
     (READ_BYTES / each).clamp(READ_ENTRIES.0, READ_ENTRIES.1)
 }
 
 /// Bytes of these frames.
-pub(super) fn bytes_of_frames(frames: &[Frame]) -> usize {
+pub(crate) fn bytes_of_frames(frames: &[Frame]) -> usize {
     frames.iter().map(|frame| frame.block.len()).sum()
 }
 

@@ -13,7 +13,7 @@ use super::*;
 use crate::event::EventType;
 use crate::redis::continuity::{self, Link, Place, Prev};
 use crate::sse::Naming;
-use crate::sse::outlet::{Outlet, StreamBody, Terms};
+use crate::sse::queue::send_queue::{Outlet, StreamBody, Terms};
 
 /// What can happen.
 #[derive(Debug, Clone)]

@@ -13,7 +13,7 @@ const SMALL: usize = 16 * 1024;
 
 /// The large blocks of one connection that are on their way.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Flight(Arc<Mutex<State>>);
+pub(crate) struct Flight(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -28,7 +28,7 @@ impl Flight {
     }
 
     /// These bytes, followed until the connection lets go of them.
-    pub(super) fn follow(&self, bytes: Bytes) -> Bytes {
+    pub(crate) fn follow(&self, bytes: Bytes) -> Bytes {
         if bytes.len() <= SMALL {
             return bytes;
         }
@@ -40,7 +40,7 @@ impl Flight {
     }
 
     /// How many bytes are on their way, and for how long none of them has arrived.
-    pub(super) fn load(&self, now: Instant) -> (usize, Duration) {
+    pub(crate) fn load(&self, now: Instant) -> (usize, Duration) {
         let state = self.state();
         let stuck = state.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         (state.bytes, stuck)

@@ -11,20 +11,22 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::cursor::Cursor;
-use super::frame::{self, ResetReason};
-use super::held::Room;
-use super::history_page::{
-    FIRST_READ, Page, PageEnd, READ_BYTES, bytes_of_frames, next_count, read_after, read_first,
-};
-use super::hub::{Shared, SharedTopic};
-use super::outlet::{Lane, Put};
-use super::pages::Key;
-use super::patience::{Patience, RETRY};
-use super::topic::{Attached, From};
 use crate::event::PAYLOAD_BYTES_MAX;
 use crate::redis::continuity::Prev;
 use crate::redis::history::ReadError;
+use crate::sse::history::read::{
+    FIRST_READ, READ_BYTES, bytes_of_frames, next_count, read_after, read_first,
+};
+use crate::sse::history::waits::{Patience, RETRY};
+use crate::sse::queue::budget::Room;
+use crate::sse::queue::send_queue::{Lane, Put};
+use crate::sse::shared::Shared;
+use crate::sse::topic::pages::{Key, Page, PageEnd};
+use crate::sse::topic::shared_topic::SharedTopic;
+use crate::sse::topic::state::Attached;
+use crate::sse::wire::cursor::Cursor;
+use crate::sse::wire::frame::{self, ResetReason};
+use crate::sse::wire::start::From;
 
 /// By how much the clocks of servers may differ.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
@@ -59,7 +61,7 @@ enum PageError {
 }
 
 /// One client on its way to the end of one topic.
-pub(super) struct CatchUp {
+pub(crate) struct CatchUp {
     shared: Arc<Shared>,
     topic: Arc<SharedTopic>,
     lane: Lane,
@@ -77,7 +79,7 @@ pub(super) struct CatchUp {
 }
 
 impl CatchUp {
-    pub(super) fn new(
+    pub(crate) fn new(
         shared: Arc<Shared>,
         topic: Arc<SharedTopic>,
         lane: Lane,
@@ -90,7 +92,7 @@ impl CatchUp {
     }
 
     /// Attaches the client. Returns when it is attached, or gone.
-    pub(super) async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         let topic = self.topic.clone();
         let (mut has_joined_anew, mut has_been_refused) = (false, false);
         loop {
@@ -373,7 +375,7 @@ impl CatchUp {
 }
 
 /// What the response waits for before it begins: that the client's place is known, but not for long.
-pub(super) struct Opening {
+pub(crate) struct Opening {
     /// Told as soon as the place is known, or is not waited for any longer.
     placed: Option<oneshot::Sender<()>>,
     /// Until when it is waited for.
@@ -383,7 +385,7 @@ pub(super) struct Opening {
 }
 
 impl Opening {
-    pub(super) fn new(placed: oneshot::Sender<()>, opened: CancellationToken) -> Self {
+    pub(crate) fn new(placed: oneshot::Sender<()>, opened: CancellationToken) -> Self {
         Self { placed: Some(placed), until: Instant::now() + WAIT_FOR_PLACE, opened }
     }
 

@@ -3,15 +3,34 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::topic::News;
+use crate::event::StreamId;
+use crate::sse::wire::frame::{Block, Frame};
 
 /// What may wait for one topic, and for all topics together, in bytes.
 const OF_A_TOPIC: usize = 4 * 1024 * 1024;
 const OF_ALL: usize = 64 * 1024 * 1024;
 
+/// Something heard on a topic's channels.
+#[derive(Debug, Clone)]
+pub(crate) enum News {
+    /// An event, with the id of the topic's event before it. Redis had forgotten one that is restored.
+    Event { prev: Option<StreamId>, is_restored: bool, frame: Frame },
+    /// A message of somebody else's: no place in the order, told as it comes.
+    Foreign(Block),
+}
+
+impl News {
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Event { frame, .. } => frame.block.len(),
+            Self::Foreign(block) => block.len(),
+        }
+    }
+}
+
 /// Messages in the order in which they were heard.
 #[derive(Debug)]
-pub(super) struct Heard {
+pub(crate) struct Heard {
     news: Vec<News>,
     bytes: usize,
     /// What all topics of the process keep.
@@ -20,12 +39,12 @@ pub(super) struct Heard {
 
 impl Heard {
     /// Nothing yet.
-    pub(super) fn new(all_bytes: Arc<AtomicUsize>) -> Self {
+    pub(crate) fn new(all_bytes: Arc<AtomicUsize>) -> Self {
         Self { news: Vec::new(), bytes: 0, all_bytes }
     }
 
     /// Keeps a message. False if there is no room for it: then nothing is kept, and the history has to be read again.
-    pub(super) fn push(&mut self, news: News) -> bool {
+    pub(crate) fn push(&mut self, news: News) -> bool {
         let bytes = news.bytes();
         let of_all = self.all_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.bytes += bytes;
@@ -38,7 +57,7 @@ impl Heard {
     }
 
     /// All of it; nothing is kept any more.
-    pub(super) fn take(&mut self) -> Vec<News> {
+    pub(crate) fn take(&mut self) -> Vec<News> {
         self.all_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.bytes = 0;
         std::mem::take(&mut self.news)
@@ -54,7 +73,7 @@ impl Drop for Heard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sse::frame;
+    use crate::sse::wire::frame;
 
     fn message(bytes: usize) -> News {
         News::Foreign(frame::foreign(&"x".repeat(bytes)))

@@ -4,17 +4,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::cursor::Cursor;
-use super::frame::Frame;
 use crate::event::StreamId;
+use crate::sse::wire::cursor::Cursor;
+use crate::sse::wire::frame::Frame;
 
 /// What recent events may take: for one topic, and for all topics together.
 #[derive(Debug, Clone)]
-pub(super) struct Budget {
-    pub(super) events: usize,
-    pub(super) bytes: usize,
-    pub(super) all_bytes: usize,
-    pub(super) all_used: Arc<AtomicUsize>,
+pub(crate) struct Budget {
+    pub(crate) events: usize,
+    pub(crate) bytes: usize,
+    pub(crate) all_bytes: usize,
+    pub(crate) all_used: Arc<AtomicUsize>,
 }
 
 /// A newest event of up to so many bytes stays in memory whatever others take: topics are bounded in number.
@@ -22,7 +22,7 @@ const SMALL_BYTES: usize = 1024;
 
 /// A contiguous run of a topic's events that ends with its newest known one.
 #[derive(Debug)]
-pub(super) struct Recent {
+pub(crate) struct Recent {
     budget: Budget,
     /// The place right before the first frame, if it is known. A start says since when it is known that there was none.
     base: Option<Cursor>,
@@ -32,12 +32,12 @@ pub(super) struct Recent {
 
 impl Recent {
     /// A run that begins at `base`, or, where that is not known, with its first frame.
-    pub(super) fn new(budget: Budget, base: Option<Cursor>) -> Self {
+    pub(crate) fn new(budget: Budget, base: Option<Cursor>) -> Self {
         Self { budget, base, frames: VecDeque::new(), bytes: 0 }
     }
 
     /// Adds the event that follows.
-    pub(super) fn push(&mut self, frame: Frame) {
+    pub(crate) fn push(&mut self, frame: Frame) {
         self.take_bytes(frame.block.len());
         self.frames.push_back(frame);
         while self.is_over_budget() {
@@ -74,12 +74,12 @@ impl Recent {
     }
 
     /// The place at the end, if there is one.
-    pub(super) fn tip(&self) -> Option<Cursor> {
+    pub(crate) fn tip(&self) -> Option<Cursor> {
         self.frames.back().map(|frame| Cursor::After(frame.id)).or(self.base)
     }
 
     /// The place before the newest event, if it is known: what a client that wants that event at once continues from.
-    pub(super) fn before_last(&self) -> Option<Cursor> {
+    pub(crate) fn before_last(&self) -> Option<Cursor> {
         match self.frames.len() {
             0 => self.base,
             1 => self.base,
@@ -88,27 +88,27 @@ impl Recent {
     }
 
     /// The last `n` frames.
-    pub(super) fn last(&self, n: usize) -> impl Iterator<Item = &Frame> {
+    pub(crate) fn last(&self, n: usize) -> impl Iterator<Item = &Frame> {
         self.frames.iter().skip(self.frames.len().saturating_sub(n))
     }
 
     /// Whether the run begins before the topic's first event.
-    pub(super) fn reaches_start(&self) -> bool {
+    pub(crate) fn reaches_start(&self) -> bool {
         matches!(self.base, Some(Cursor::Start { .. }))
     }
 
     /// Whether the run holds every event since this time (milliseconds since 1970), when the topic had none.
-    pub(super) fn reaches_start_of(&self, seen_ms: u64) -> bool {
+    pub(crate) fn reaches_start_of(&self, seen_ms: u64) -> bool {
         matches!(self.base, Some(Cursor::Start { seen_ms: since_ms }) if since_ms <= seen_ms)
     }
 
     /// Whether this event is one of the run.
-    pub(super) fn holds(&self, id: StreamId) -> bool {
+    pub(crate) fn holds(&self, id: StreamId) -> bool {
         self.frames.binary_search_by_key(&id, |frame| frame.id).is_ok()
     }
 
     /// The events after `id`, or `None` where this run cannot prove that they are all.
-    pub(super) fn after(&self, id: StreamId) -> Option<impl Iterator<Item = &Frame>> {
+    pub(crate) fn after(&self, id: StreamId) -> Option<impl Iterator<Item = &Frame>> {
         let skipped = match self.frames.binary_search_by_key(&id, |frame| frame.id) {
             Ok(at) => at + 1,
             Err(_) if self.base == Some(Cursor::After(id)) => 0,
@@ -118,12 +118,12 @@ impl Recent {
     }
 
     /// Whether the newest event is not here, although there is one.
-    pub(super) fn lacks_newest(&self) -> bool {
+    pub(crate) fn lacks_newest(&self) -> bool {
         self.frames.is_empty() && matches!(self.base, Some(Cursor::After(_)))
     }
 
     /// All events of the run.
-    pub(super) fn all(&self) -> impl Iterator<Item = &Frame> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Frame> {
         self.frames.iter()
     }
 }

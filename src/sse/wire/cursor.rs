@@ -22,7 +22,7 @@ pub enum Cursor {
 impl Cursor {
     /// Somewhere: the place of a client that was let in before its place could be known. A start that was seen in 1970 is
     /// too old to prove anything, also to a server that knows no more of this than how old a start may be.
-    pub(super) const UNKNOWN: Self = Self::Start { seen_ms: 0 };
+    pub(crate) const UNKNOWN: Self = Self::Start { seen_ms: 0 };
 
     /// Reads a cursor as [`Cursor`]'s `Display` writes it.
     ///
@@ -34,13 +34,13 @@ impl Cursor {
     }
 
     /// Before the first event of a topic that has none now.
-    pub(super) fn start_now() -> Self {
+    pub(crate) fn start_now() -> Self {
         let now = chrono::Utc::now().timestamp_millis();
         Self::Start { seen_ms: u64::try_from(now).unwrap_or(0) }
     }
 
     /// The id, or `None` before the first event.
-    pub(super) fn id(self) -> Option<StreamId> {
+    pub(crate) fn id(self) -> Option<StreamId> {
         match self {
             Self::Start { .. } => None,
             Self::After(id) => Some(id),

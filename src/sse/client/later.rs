@@ -6,10 +6,10 @@ use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::connections::Refusal;
-use super::hub::Hub;
 use super::open::refused;
 use crate::http::Problem;
+use crate::sse::hub::Hub;
+use crate::sse::wire::refusal::Refusal;
 
 /// The middleware of streams: where a request ends with 503, the client is told to come back later, as it is where there is
 /// no room. EventSource would take the status for the end, and whoever was to decide (Postgres, the issuer of the tokens)

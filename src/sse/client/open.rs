@@ -13,18 +13,19 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::admission::{Guest, Place};
 use super::catch_up::{CatchUp, Opening};
-use super::connections::Refusal;
-use super::cursor::Cursor;
-use super::frame::{self, ResetReason};
-use super::hub::{Guest, Hub, Place, Shared};
-use super::outlet::{Put, StreamBody};
-use super::several::{Lanes, Several};
-use super::ticker::retry_of;
-use super::topic::From;
 use crate::auth::UserId;
 use crate::event::Topic;
 use crate::http::Connection;
+use crate::sse::hub::Hub;
+use crate::sse::queue::send_queue::{Put, StreamBody};
+use crate::sse::shared::Shared;
+use crate::sse::wire::cursor::Cursor;
+use crate::sse::wire::frame::{self, ResetReason};
+use crate::sse::wire::multi_topic::{Lanes, Several};
+use crate::sse::wire::refusal::Refusal;
+use crate::sse::wire::start::{From, Start};
 
 /// A client that is refused comes back after this many times the usual wait: others need the time to leave.
 const REFUSED_WAIT: u32 = 3;
@@ -69,17 +70,6 @@ impl TryFrom<Vec<(String, String)>> for StreamQuery {
         };
         Ok(Self { last_event_id, from })
     }
-}
-
-/// Where a stream without an id begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
-    /// With the next event.
-    Latest,
-    /// With the newest event.
-    Last,
-    /// With the oldest event in the history.
-    Earliest,
 }
 
 /// A stream that somebody may have.
@@ -143,7 +133,7 @@ pub async fn open(
         Ok(place) => {
             let place = Arc::new(place);
             // The first bytes at once, so that `open` fires and proxies let the response through.
-            let _queued: Put = place.outlet.put_bytes(frame::retry(retry_of(shared, 1)));
+            let _queued: Put = place.outlet.put_bytes(frame::retry(shared.retry_after(1)));
             // Made before anything is awaited: if the request is given up meanwhile, dropping it gives up the place.
             let body = StreamBody::new(place.outlet.clone(), place.clone());
             attach(shared, &place, &begin).await;
@@ -204,9 +194,9 @@ fn begin_of(topics: &Topics, headers: &HeaderMap, query: &StreamQuery) -> Vec<Fr
 }
 
 /// The answer to a client for which there is no stream now: when to come back, and why.
-pub(super) fn refused(shared: &Shared, refusal: Refusal) -> Response {
+pub(crate) fn refused(shared: &Shared, refusal: Refusal) -> Response {
     shared.metrics.refused(refusal);
-    let wait = retry_of(shared, REFUSED_WAIT);
+    let wait = shared.retry_after(REFUSED_WAIT);
     let told = [frame::retry(wait), frame::refused(refusal, wait)].concat();
     let mut response = stream(Body::from(Bytes::from(told)));
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

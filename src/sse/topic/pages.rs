@@ -10,26 +10,48 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use super::cursor::Cursor;
-use super::history_page::Page;
 use crate::event::Topic;
+use crate::sse::wire::cursor::Cursor;
+use crate::sse::wire::frame::Frame;
 
 /// How long a page is handed out: long enough for clients that come together, and short enough for the newest page, which
 /// soon has successors, to be read anew.
 const KEPT: Duration = Duration::from_millis(250);
 
+/// Events that follow a place, or why none are known to.
+#[derive(Debug, Clone)]
+pub(crate) enum Page {
+    /// These follow without a hole; nothing may be among them.
+    Follows { frames: Arc<[Frame]>, end: PageEnd },
+    /// Redis has nothing from the place on: it has forgotten that, or the history has vanished or expired.
+    Nothing,
+    /// Redis has later events, and one before them is missing.
+    Hole,
+}
+
+/// What follows a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PageEnd {
+    /// More may follow.
+    More,
+    /// Nothing does: the history ends here.
+    Last,
+    /// Events that do not follow without a hole.
+    Hole,
+}
+
 /// Which page.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Key {
-    pub(super) topic: Topic,
+pub(crate) struct Key {
+    pub(crate) topic: Topic,
     /// The place that it follows; `None` for the first one of the history, whatever came before that.
-    pub(super) after: Option<Cursor>,
-    pub(super) count: usize,
+    pub(crate) after: Option<Cursor>,
+    pub(crate) count: usize,
 }
 
 /// Pages that are being read, or were read just now.
 #[derive(Debug, Default)]
-pub(super) struct Pages(Mutex<HashMap<Key, Kept>>);
+pub(crate) struct Pages(Mutex<HashMap<Key, Kept>>);
 
 #[derive(Debug, Clone)]
 struct Kept {
@@ -46,7 +68,7 @@ impl Pages {
     ///
     /// # Errors
     /// What `read` failed with; whoever waited for it then reads on their own.
-    pub(super) async fn get<R, E>(&self, key: Key, read: impl FnOnce() -> R) -> Result<Page, E>
+    pub(crate) async fn get<R, E>(&self, key: Key, read: impl FnOnce() -> R) -> Result<Page, E>
     where
         R: Future<Output = Result<Page, E>>,
     {
@@ -63,12 +85,12 @@ impl Pages {
     }
 
     /// Lets go of every page that has been read, where its room is needed more than others need the page.
-    pub(super) fn make_room(&self) {
+    pub(crate) fn make_room(&self) {
         self.kept().retain(|_, kept| kept.page.get().is_none());
     }
 
     /// Lets go of what is handed out no more.
-    pub(super) fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.kept().retain(|_, kept| kept.since.elapsed() < KEPT);
     }
 }
@@ -80,8 +102,7 @@ mod tests {
     use super::*;
     use crate::event::StreamId;
     use crate::redis::history::ReadError;
-    use crate::sse::frame::Frame;
-    use crate::sse::history_page::PageEnd;
+    use crate::sse::wire::frame::Frame;
 
     fn page(frames: &[Frame]) -> Page {
         Page::Follows { frames: Arc::from(frames), end: PageEnd::Last }

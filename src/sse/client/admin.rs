@@ -6,8 +6,8 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-use super::hub::Hub;
 use crate::http::{Problem, Query};
+use crate::sse::hub::Hub;
 
 /// Streams that one answer tells of.
 const TOP_DEFAULT: usize = 20;

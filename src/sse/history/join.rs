@@ -8,14 +8,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::cursor::Cursor;
-use super::frame::{self, ResetReason};
-use super::history_page::{FIRST_READ, Page, PageEnd, bytes_of_frames, next_count, read_after, read_newest};
-use super::hub::{Shared, SharedTopic};
-use super::patience::{Patience, RETRY};
-use super::topic::Joined;
+use super::read::{FIRST_READ, bytes_of_frames, next_count, read_after, read_newest};
+use super::waits::{Patience, RETRY};
 use crate::redis::history::ReadError;
 use crate::redis::subscriber::SubscribeError;
+use crate::sse::shared::Shared;
+use crate::sse::topic::pages::{Page, PageEnd};
+use crate::sse::topic::shared_topic::SharedTopic;
+use crate::sse::topic::state::Joined;
+use crate::sse::wire::cursor::Cursor;
+use crate::sse::wire::frame::{self, ResetReason};
 
 /// A heard event that does not fit behind the history after this many reads of it was never published by a relay: the
 /// history has an event before anybody can hear of it.
@@ -33,7 +35,7 @@ enum Read {
 }
 
 /// Joins a topic: returns when it is live, or when the hub has let go of it.
-pub(super) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
+pub(crate) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
     shared.metrics.joins.inc();
     let mut failures = Patience::new(Duration::MAX);
     let mut repair = Patience::new(shared.settings.repair_wait());

@@ -1,0 +1,150 @@
+//! Whether there is room for a stream, and what it takes up for as long as it lives.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio::time::Instant;
+
+use crate::auth::UserId;
+use crate::event::Topic;
+use crate::http::Connection;
+use crate::sse::queue::connections::{Connected, Most};
+use crate::sse::queue::send_queue::{Lane, Outlet, Terms};
+use crate::sse::shared::Shared;
+use crate::sse::topic::shared_topic::SharedTopic;
+use crate::sse::topic::state::TopicState;
+use crate::sse::wire::multi_topic::Lanes;
+use crate::sse::wire::refusal::Refusal;
+
+/// How often topics that nobody uses are let go of before their time, where there are too many.
+const MAKE_ROOM_EVERY: Duration = Duration::from_secs(1);
+
+/// A stream's place in the hub: given up when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    shared: Arc<Shared>,
+    /// In the order of the stream's lanes.
+    topics: Vec<Arc<SharedTopic>>,
+    pub(crate) outlet: Arc<Outlet>,
+}
+
+impl Place {
+    /// Each topic of the stream, with its way into it.
+    pub(crate) fn lanes(&self) -> impl Iterator<Item = (Arc<SharedTopic>, Lane)> {
+        let lane = |at| Lane { outlet: self.outlet.clone(), at };
+        self.topics.iter().enumerate().map(move |(at, topic)| (topic.clone(), lane(at)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.outlet.leave();
+        for topic in &self.topics {
+            topic.leave(self.outlet.number());
+        }
+        self.shared.metrics.connections.dec();
+        if let Some(gone) = self.shared.connections.remove(self.outlet.number())
+            && self.outlet.was_slow()
+        {
+            let sent_bytes = self.outlet.load(Instant::now()).taken_bytes;
+            tracing::info!(user = %gone.user, peer = %gone.peer, since = %gone.since, sent_bytes, "a client that does not keep up was cut off");
+            self.shared.metrics.slow_closes.inc();
+        }
+    }
+}
+
+/// Who wants a place.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) user: UserId,
+    pub(crate) topics: Arc<[Topic]>,
+    /// Where the stream has several topics.
+    pub(crate) lanes: Option<Lanes>,
+    pub(crate) expires_at: Option<Instant>,
+    pub(crate) connection: Connection,
+}
+
+impl Shared {
+    /// Makes a place for a stream.
+    pub(crate) fn admit(self: &Arc<Self>, guest: Guest) -> Result<Place, Refusal> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(Refusal::Draining);
+        }
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let terms = Terms { queued_bytes: self.settings.max_queued_bytes, expires_at: guest.expires_at };
+        let outlet = Outlet::new(number, terms, guest.lanes, guest.connection.end);
+        let outlet = Arc::new(outlet.counted_in(self.held.clone()));
+        let connected = Connected {
+            outlet: outlet.clone(),
+            user: guest.user,
+            topics: guest.topics.clone(),
+            peer: guest.connection.peer,
+            since: Utc::now(),
+        };
+        let most = Most {
+            of_all: self.settings.max_connections,
+            of_a_user: self.settings.max_connections_per_user,
+            topics_of_a_user: self.settings.max_topics_per_user,
+        };
+        self.connections.admit(connected, most)?;
+        let topics = self.visit_all(&guest.topics).inspect_err(|_| drop(self.connections.remove(number)))?;
+        self.metrics.connections.inc();
+        Ok(Place { shared: self.clone(), topics, outlet })
+    }
+
+    /// The topics, each with one more visitor, if there is room for those that are new.
+    fn visit_all(self: &Arc<Self>, wanted: &[Topic]) -> Result<Vec<Arc<SharedTopic>>, Refusal> {
+        let mut topics = self.topics();
+        let fits = |topics: &HashMap<Topic, Arc<SharedTopic>>| {
+            let new = wanted.iter().filter(|topic| !topics.contains_key(*topic)).count();
+            topics.len() + new <= self.settings.max_topics || new == 0
+        };
+        if !fits(&topics) {
+            self.make_room(&mut topics);
+        }
+        if !fits(&topics) {
+            return Err(Refusal::Topics);
+        }
+        Ok(wanted.iter().map(|topic| self.visit(&mut topics, topic)).collect())
+    }
+
+    /// Lets go of topics that nobody uses before their time, but not all the time: it looks at each of them.
+    fn make_room(&self, topics: &mut HashMap<Topic, Arc<SharedTopic>>) {
+        let now = Instant::now();
+        let mut made = self.made_room.lock().unwrap_or_else(PoisonError::into_inner);
+        if made.is_none_or(|made| now.saturating_duration_since(made) >= MAKE_ROOM_EVERY) {
+            *made = Some(now);
+            self.release(topics, now, Duration::ZERO);
+        }
+    }
+
+    /// The topic, with one more visitor. One that is new begins to join.
+    fn visit(
+        self: &Arc<Self>,
+        topics: &mut HashMap<Topic, Arc<SharedTopic>>,
+        topic: &Topic,
+    ) -> Arc<SharedTopic> {
+        let found = topics.get(topic).cloned();
+        let is_new = found.is_none();
+        let shared_topic = found.unwrap_or_else(|| {
+            let naming = (self.naming)(topic.as_str());
+            let made = Arc::new(SharedTopic::new(topic.clone(), naming, self.joining(topic)));
+            topics.insert(topic.clone(), made.clone());
+            made
+        });
+        // Under the map's lock, so that a topic without visitors cannot be removed in between.
+        shared_topic.enter();
+        self.metrics.topics.set(topics.len().try_into().unwrap_or(i64::MAX));
+        if is_new {
+            self.must_join(&shared_topic);
+        }
+        shared_topic
+    }
+
+    fn joining(&self, topic: &Topic) -> TopicState {
+        TopicState::new(topic.clone(), self.budget.clone(), self.heard_bytes.clone(), self.metrics.clone())
+    }
+}

@@ -1,0 +1,7 @@
+//! One client: whether there is room for it, where it begins, and how it comes to where its topics are.
+
+pub(crate) mod admin;
+pub(crate) mod admission;
+pub(crate) mod catch_up;
+pub(crate) mod later;
+pub(crate) mod open;

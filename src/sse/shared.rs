@@ -1,0 +1,209 @@
+//! What the streams of a process share: its topics, its connections, and its ways to Redis. No task of its own.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::metrics::Metrics;
+use super::queue::budget::Held;
+use super::queue::connections::Connections;
+use super::settings::Settings;
+use super::topic::pages::Pages;
+use super::topic::recent::Budget;
+use super::topic::shared_topic::SharedTopic;
+use super::wire::naming::Naming;
+use super::wire::start::Start;
+use crate::event::{StreamId, Topic};
+use crate::redis::continuity::Loss;
+use crate::redis::subscriber::Ears;
+use crate::redis::{self, History, Subscriber};
+
+/// Reads of histories that may be under way at once.
+const READS_AT_ONCE: usize = 32;
+
+/// What a process's streams share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) metrics: Metrics,
+    pub(crate) history: History,
+    /// How long a history is kept after its last event.
+    pub(crate) history_ttl: Duration,
+    pub(crate) reads: Semaphore,
+    /// What the last repair had to leave out, as the ticker has found it.
+    loss: Mutex<Option<Loss>>,
+    pub(crate) pages: Pages,
+    pub(crate) subscriber: Subscriber,
+    pub(crate) naming: fn(&str) -> Naming,
+    /// What the hub's task works off; taken when it runs.
+    pub(crate) work: Mutex<Option<Work>>,
+    /// Topics that somebody has to bring to the end of their histories.
+    joins: mpsc::UnboundedSender<Arc<SharedTopic>>,
+    pub(crate) budget: Budget,
+    /// What is held for all streams, in bytes.
+    pub(crate) held: Held,
+    /// What all topics keep while they are joining, in bytes.
+    pub(crate) heard_bytes: Arc<AtomicUsize>,
+    topics: Mutex<HashMap<Topic, Arc<SharedTopic>>>,
+    /// When unused topics were last let go of before their time.
+    pub(crate) made_room: Mutex<Option<Instant>>,
+    pub(crate) connections: Connections,
+    pub(crate) next_number: AtomicU64,
+    pub(crate) draining: AtomicBool,
+    /// Told whenever the ticker has come one thing further: looked after all streams, or asked Redis about some topics.
+    pub(crate) ticked: Notify,
+    pub(crate) stop: CancellationToken,
+}
+
+/// What comes in for the hub's task.
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub(crate) ears: Ears,
+    pub(crate) joins: mpsc::UnboundedReceiver<Arc<SharedTopic>>,
+}
+
+impl Shared {
+    /// What the streams of a process share, before there is any.
+    pub(crate) fn new(
+        settings: Settings,
+        redis: &redis::Settings,
+        naming: fn(&str) -> Naming,
+        metrics: Metrics,
+    ) -> Self {
+        let stop = CancellationToken::new();
+        let (subscriber, ears) = Subscriber::start(redis.clone(), stop.clone());
+        let (joins, to_join) = mpsc::unbounded_channel();
+        let budget = Budget {
+            events: settings.recent_events,
+            bytes: settings.recent_bytes_of_topic(),
+            all_bytes: settings.recent_bytes_of_all(),
+            all_used: Arc::new(AtomicUsize::new(0)),
+        };
+        Self {
+            history: History::new(redis.clone()),
+            history_ttl: redis.history_ttl(),
+            reads: Semaphore::new(READS_AT_ONCE),
+            loss: Mutex::default(),
+            pages: Pages::default(),
+            subscriber,
+            naming,
+            work: Mutex::new(Some(Work { ears, joins: to_join })),
+            joins,
+            budget,
+            held: Held::new(settings.max_held_bytes),
+            heard_bytes: Arc::default(),
+            topics: Mutex::default(),
+            made_room: Mutex::default(),
+            connections: Connections::default(),
+            next_number: AtomicU64::new(1),
+            draining: AtomicBool::new(false),
+            ticked: Notify::new(),
+            stop,
+            settings,
+            metrics,
+        }
+    }
+
+    pub(crate) fn topics(&self) -> MutexGuard<'_, HashMap<Topic, Arc<SharedTopic>>> {
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The highest number that may be missing from histories, while a place before it may still be continued from.
+    pub(crate) fn lost(&self) -> Option<StreamId> {
+        let loss = (*self.loss.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let now_ms = u64::try_from(Utc::now().timestamp_millis()).unwrap_or(0);
+        let age = Duration::from_millis(now_ms.saturating_sub(loss.at_ms));
+        (age < self.history_ttl).then_some(loss.through)
+    }
+
+    /// Notes what a repair had to leave out. Where that is new, no topic's history proves any more that it is whole.
+    pub(crate) fn note_loss(&self, found: Option<Loss>) {
+        let before = std::mem::replace(&mut *self.loss.lock().unwrap_or_else(PoisonError::into_inner), found);
+        if found.is_some() && found != before {
+            let all: Vec<_> = self.topics().values().cloned().collect();
+            for topic in all {
+                self.join_anew(&topic);
+            }
+        }
+    }
+
+    /// Cuts off the slowest clients where more is held for all streams than may be.
+    pub(crate) fn relieve(&self) {
+        let cut_off = self.connections.relieve(&self.held);
+        if cut_off > 0 {
+            let (held, limit) = (self.held.bytes(), self.held.limit());
+            tracing::warn!(
+                cut_off,
+                held,
+                limit,
+                "the slowest clients are cut off: events for all streams take sse.max_held_bytes"
+            );
+            self.metrics.relief_closes.inc_by(cut_off as u64);
+        }
+    }
+
+    /// Joins a topic that may have missed something.
+    pub(crate) fn join_anew(&self, topic: &Arc<SharedTopic>) {
+        if topic.state().begin_join() {
+            self.must_join(topic);
+        }
+    }
+
+    /// Has the hub's task bring a topic that is joining to the end of its history.
+    pub(crate) fn must_join(&self, topic: &Arc<SharedTopic>) {
+        // Where nobody takes it the process is ending.
+        let _sent = self.joins.send(topic.clone());
+    }
+
+    /// Lets go of topics that nobody has used for the grace time.
+    pub(crate) fn release_topics(&self, now: Instant) {
+        self.release(&mut self.topics(), now, self.settings.topic_grace());
+    }
+
+    pub(crate) fn release(
+        &self,
+        topics: &mut HashMap<Topic, Arc<SharedTopic>>,
+        now: Instant,
+        grace: Duration,
+    ) {
+        let released = topics.extract_if(|_, topic| topic.let_go(now, grace));
+        for (topic, _) in released {
+            // Under the map's lock: a later visit subscribes again, and that must stand behind this in the queue.
+            self.subscriber.unsubscribe(topic);
+        }
+        self.metrics.topics.set(topics.len().try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Live topics that nothing was heard of for the time of a verification.
+    pub(crate) fn unverified(&self, now: Instant) -> Vec<Arc<SharedTopic>> {
+        let every = self.settings.verify();
+        let topics = self.topics();
+        topics
+            .values()
+            .filter(|topic| topic.is_unverified(now, every) && topic.state().is_live())
+            .cloned()
+            .collect()
+    }
+
+    /// A client's own time to wait before it comes back: between `times` and twice `times` the setting.
+    pub(crate) fn retry_after(&self, times: u32) -> Duration {
+        let base = Duration::from_millis(self.settings.retry_ms) * times;
+        base + base.mul_f64(chance())
+    }
+
+    /// What a client that names no place begins with.
+    pub(crate) fn default_start() -> Start {
+        Start::Latest
+    }
+}
+
+/// A number between 0 and 1 from the system's randomness, good enough to spread clients.
+fn chance() -> f64 {
+    f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX)
+}

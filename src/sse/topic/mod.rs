@@ -1,0 +1,7 @@
+//! What the clients of one topic share. All of the ordering is here, and no I/O.
+
+pub(crate) mod pages;
+pub(crate) mod pending;
+pub(crate) mod recent;
+pub(crate) mod shared_topic;
+pub(crate) mod state;

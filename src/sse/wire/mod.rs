@@ -1,0 +1,8 @@
+//! What is written to a stream, and the ids that clients come back with. Pure: no I/O, no waiting.
+
+pub(crate) mod cursor;
+pub(crate) mod frame;
+pub(crate) mod multi_topic;
+pub(crate) mod naming;
+pub(crate) mod refusal;
+pub(crate) mod start;

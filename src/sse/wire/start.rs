@@ -1,0 +1,30 @@
+//! Where in a topic a client begins.
+
+use super::cursor::Cursor;
+use super::frame::ResetReason;
+
+/// Where a stream without an id begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With the next event.
+    Latest,
+    /// With the newest event.
+    Last,
+    /// With the oldest event in the history.
+    Earliest,
+}
+
+/// Where a client wants to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum From {
+    /// With the next event.
+    Latest,
+    /// With the newest event.
+    Last,
+    /// With the oldest event that the history holds.
+    Earliest,
+    /// With the event after this place.
+    After(Cursor),
+    /// With a reset.
+    Reset(ResetReason),
+}
