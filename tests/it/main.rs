@@ -49,6 +49,7 @@ mod console;
 mod console_access;
 mod console_pictures;
 mod console_tabs;
+mod doctor_redis;
 mod door;
 mod escapes;
 mod grants;
