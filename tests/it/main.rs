@@ -6,9 +6,11 @@ mod harness;
 
 mod append_door;
 mod log_contradictions;
+mod log_servers;
 mod log_trust;
 mod outbox_log;
 mod rotation;
+mod rotation_rules;
 mod status_cost;
 
 mod crash_points;
@@ -22,6 +24,7 @@ mod relay_delivery;
 mod relay_failures;
 mod relay_leadership;
 mod relay_repair;
+mod relay_steps;
 
 mod load_client;
 mod sse_access;

@@ -205,7 +205,7 @@ async fn released_events_come_again_when_redis_forgot_and_one_that_is_refused_th
     eventually("they are released", async || (line.history_of(&topic).await == waiting).then_some(())).await;
 }
 
-async fn is_repaired(line: &Line) {
+pub(crate) async fn is_repaired(line: &Line) {
     are_repaired(line, 1).await;
 }
 
@@ -228,14 +228,14 @@ fn aftercommit_client(url: &str) -> redis::Client {
     crate::harness::redis_settings_of(url).client().expect("a client")
 }
 
-async fn tell(server: &aftercommit::local::RedisServer, words: &[&str]) -> redis::Value {
+pub(crate) async fn tell(server: &aftercommit::local::RedisServer, words: &[&str]) -> redis::Value {
     let client = aftercommit_client(server.url().expose_secret());
     let mut connection = client.get_multiplexed_async_connection().await.expect("a connection");
     redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.expect("a reply")
 }
 
 /// A server that copies the line's.
-async fn replica_of(line: &Line) -> aftercommit::local::RedisServer {
+pub(crate) async fn replica_of(line: &Line) -> aftercommit::local::RedisServer {
     let replica = start_redis(Vec::new(), None).await;
     let url = line.redis.url().expose_secret().to_owned();
     let password = url.split([':', '@']).nth(2).expect("a password");
@@ -244,7 +244,7 @@ async fn replica_of(line: &Line) -> aftercommit::local::RedisServer {
     replica
 }
 
-async fn replica_has(replica: &aftercommit::local::RedisServer, events: i64, topic: &Topic) {
+pub(crate) async fn replica_has(replica: &aftercommit::local::RedisServer, events: i64, topic: &Topic) {
     let key = crate::harness::keys::history(topic);
     eventually("the replica has them", async || {
         (tell(replica, &["xlen", &key]).await == redis::Value::Int(events)).then_some(())
