@@ -28,11 +28,12 @@ load: ## Load a release build with real connections: SCENARIO=fanout|storm|rolli
 	cargo build --release --locked
 	cargo test --release --locked --test load -- $(SCENARIO) $(ARGS)
 
-mutants: ## Take conditions out one at a time, and expect tests to fail: the publishing script, and Rust by cargo-mutants
-	@scripts/mutants
-	@if cargo mutants --version >/dev/null 2>&1; then \
-	  cargo mutants --file 'src/redis/continuity.rs' --file 'src/relay/handing.rs' --file 'src/relay/publication.rs' -- --lib; \
-	else echo "cargo-mutants is not installed: Rust's conditions are left out"; fi
+ONLY ?=
+mutants: ## Take conditions out one at a time, and expect tests to fail: ONLY=a word of their names or files
+	@scripts/install-servers
+	scripts/mutants $(ONLY)
+	@if cargo mutants --version >/dev/null 2>&1; then cargo mutants; \
+	else echo "cargo-mutants is not installed: the pure modules are left out"; fi
 
 test-containers: ## Run every test on containers: TEST_POSTGRES_IMAGE, TEST_REDIS_IMAGE
 	TEST_CONTAINERS=1 cargo test --locked

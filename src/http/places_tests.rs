@@ -94,3 +94,13 @@ fn a_peer_has_so_many_places_without_a_valid_token_and_others_have_theirs() {
     let state = places.state();
     assert_eq!((state.open.len(), state.waiting.len(), state.of_peer.len()), (0, 0, 0));
 }
+
+#[test]
+fn a_peer_beyond_its_places_takes_none_of_anybody_elses() {
+    let places = places(100, 2);
+    let others = Some(IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 2)));
+    let idle_for_longest = connect(&places, others).expect("a place");
+    let open: Vec<Connected> = (0..2).map(|_| connect(&places, FLOOD).expect("a place")).collect();
+    let _third = connect(&places, FLOOD).expect("its own idle one gives way");
+    assert!(open[0].end.is_cancelled() && !idle_for_longest.end.is_cancelled());
+}

@@ -84,7 +84,7 @@ pub(super) fn write_programs(
 ) -> Result<(), LocalError> {
     make_dir(bin, 0o755)?;
     let change = account.map_or(String::new(), |account| format!("setpriv {} ", account.setpriv().join(" ")));
-    for program in ["initdb", "pg_ctl", "postgres", "psql", "pg_isready", "pg_dump"] {
+    for program in ["initdb", "pg_ctl", "postgres", "psql", "pg_isready", "pg_dump", "pg_basebackup"] {
         let target = real.join(program);
         if !target.exists() {
             continue;

@@ -68,7 +68,11 @@ type Answer = (usize, String, String);
 impl Publisher {
     /// A publisher for `relay` that hands Redis at most `chunk_events` at once. It connects when it first publishes.
     pub fn new(settings: Settings, relay: &str, chunk_events: usize) -> Self {
-        let keys = settings.keys();
+        Self::under(settings.keys(), settings, relay, chunk_events)
+    }
+
+    /// The same under other names than those of the settings.
+    pub(super) fn under(keys: Keys, settings: Settings, relay: &str, chunk_events: usize) -> Self {
         Self {
             top_key: keys.top(relay),
             keys,

@@ -375,3 +375,25 @@ fn in_time<T>(answer: Result<RedisResult<T>, tokio::time::error::Elapsed>) -> Re
         Err(_elapsed) => Err(Failed::Connection("Redis did not answer in time".to_owned())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(bytes: usize) -> Heard {
+        Heard::Foreign { topic: "t".to_owned(), text: "x".repeat(bytes) }
+    }
+
+    #[tokio::test]
+    async fn what_waits_to_be_taken_is_bounded_in_bytes_and_in_messages() {
+        let (told, heard) = mpsc::channel(3);
+        let bytes = Arc::new(AtomicUsize::new(0));
+        let (mouth, mut ears) = (Mouth { told, bytes: bytes.clone() }, Ears { heard, bytes: bytes.clone() });
+        assert!(mouth.tell(message(QUEUE_BYTES - 10)) && mouth.tell(message(10)));
+        assert!(!mouth.tell(message(1)), "there is no room for another byte");
+        assert!(ears.next().await.is_some());
+        assert!(mouth.tell(message(1)) && mouth.tell(message(1)));
+        assert!(!mouth.tell(message(1)), "nor for another message");
+        assert_eq!(bytes.load(Ordering::Relaxed), 12, "what was not taken in does not count");
+    }
+}

@@ -19,6 +19,8 @@ mod publication;
 mod pulse;
 pub mod reconcile;
 pub mod run;
+#[cfg(test)]
+mod scripted_sink;
 mod session;
 pub mod settings;
 pub mod sink;

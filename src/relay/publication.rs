@@ -166,3 +166,143 @@ pub(super) async fn publish<S: Sink>(
 fn parked_of(delivery: &Delivery<'_>, reason: &str) -> Parked {
     Parked { id: delivery.id, event: delivery.event.clone(), reason: reason.to_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::failure;
+    use super::super::scripted_sink::{Call, ScriptedSink, call, event};
+    use super::*;
+
+    fn exceptions(held: &[(&str, u64)], delivered_before: &[i64], on_poison: OnPoison) -> Exceptions {
+        let topic = |name: &str| Topic::new(name).expect("a topic");
+        let held = held.iter().map(|(name, seq)| (topic(name), StreamId::new(1, *seq))).collect();
+        Exceptions::new(held, delivered_before.iter().copied().collect(), on_poison)
+    }
+
+    /// Publishes a row for each topic, under the numbers from 1 on, and returns what is set aside.
+    async fn publish_rows(
+        rows: Vec<Row>,
+        exceptions: &Exceptions,
+        answer: impl FnMut(usize, &Call) -> Result<(), PublishError> + Send,
+    ) -> (Result<SetAside, PublishError>, Vec<Call>) {
+        let mut sink = ScriptedSink::new(answer);
+        let position = Position::before_everything();
+        let published = publish_chunk(&mut sink, &position, &rows, exceptions, Handing::Together).await;
+        (published, sink.calls)
+    }
+
+    fn rows(topics: &[&str]) -> Vec<Row> {
+        (1..).zip(topics).map(|(id, topic)| Row::Event(event(id, topic))).collect()
+    }
+
+    fn unreadable(id: i64, topic: Option<&str>) -> Row {
+        let topic = topic.map(|topic| Topic::new(topic).expect("a topic"));
+        Row::Unreadable(Unreadable { id, topic, reason: "damaged".to_owned() })
+    }
+
+    fn numbers(set_aside: &SetAside) -> Vec<(u64, bool)> {
+        set_aside.parked.iter().map(|parked| (parked.id.seq, parked.reason == WAITS)).collect()
+    }
+
+    #[tokio::test]
+    async fn all_that_is_taken_uses_up_its_numbers_in_one_batch() {
+        let none = exceptions(&[], &[], OnPoison::Park);
+        let (published, calls) = publish_rows(rows(&["a", "b", "a"]), &none, |_, _| Ok(())).await;
+        assert_eq!(published.expect("all is taken").len(), 0);
+        assert_eq!(calls, [call([1, 2, 3], 1, Some(3))]);
+        let (_, calls) = publish_rows(Vec::new(), &none, |_, _| Ok(())).await;
+        assert_eq!(calls, []);
+    }
+
+    #[tokio::test]
+    async fn events_wait_behind_a_parked_one_of_their_topic_and_not_before_it() {
+        let held = exceptions(&[("a", 3)], &[], OnPoison::Park);
+        let (published, calls) = publish_rows(rows(&["a", "b", "a", "a"]), &held, |_, _| Ok(())).await;
+        assert_eq!(numbers(&published.expect("the rest is taken")), [(4, true)]);
+        assert_eq!(
+            calls,
+            [call([1, 2, 3], 1, None)],
+            "no number is passed before what waits is written down"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_the_sink_has_already_is_left_out_and_its_number_is_used_up() {
+        let before = exceptions(&[], &[1, 3], OnPoison::Park);
+        let (published, calls) = publish_rows(rows(&["a", "a", "a"]), &before, |_, _| Ok(())).await;
+        assert_eq!(published.expect("the rest is taken").len(), 0);
+        assert_eq!(calls, [call([2], 1, Some(3))]);
+    }
+
+    #[tokio::test]
+    async fn behind_a_refused_event_its_topic_waits_and_the_others_go_on_where_the_sink_is() {
+        let none = exceptions(&[], &[], OnPoison::Park);
+        let topics = ["a", "b", "a", "c", "b"];
+        let (published, calls) = publish_rows(rows(&topics), &none, |n, _| match n {
+            0 | 1 => Err(PublishError::Poison { at: 1, reason: "no".to_owned() }),
+            _ => Ok(()),
+        })
+        .await;
+        assert_eq!(numbers(&published.expect("the rest is taken")), [(2, false), (4, false), (5, true)]);
+        let expected = [call([1, 2, 3, 4, 5], 1, Some(5)), call([3, 4], 2, None), call([], 2, None)];
+        assert_eq!(calls, expected);
+    }
+
+    #[tokio::test]
+    async fn a_refused_first_event_moves_nothing() {
+        let none = exceptions(&[], &[], OnPoison::Park);
+        let (_, calls) = publish_rows(rows(&["a", "b"]), &none, |n, _| match n {
+            0 => Err(PublishError::Poison { at: 0, reason: "no".to_owned() }),
+            _ => Ok(()),
+        })
+        .await;
+        assert_eq!(calls, [call([1, 2], 1, Some(2)), call([2], 1, None)]);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_stops_the_batch_where_that_is_the_setting_and_where_it_names_no_event() {
+        let poison = |at| move |_: usize, _: &Call| Err(PublishError::Poison { at, reason: "no".to_owned() });
+        let halt = exceptions(&[], &[], OnPoison::Halt);
+        let (published, _) = publish_rows(rows(&["a", "b"]), &halt, poison(1)).await;
+        assert!(matches!(published, Err(PublishError::Poison { at: 1, .. })));
+        let none = exceptions(&[], &[], OnPoison::Park);
+        let (published, _) = publish_rows(rows(&["a", "b"]), &none, poison(2)).await;
+        assert!(matches!(published, Err(PublishError::Poison { at: 2, .. })));
+        let failed = |_: usize, _: &Call| Err(PublishError::retry(failure::TIMEOUT, "no"));
+        let (published, calls) = publish_rows(rows(&["a"]), &none, failed).await;
+        assert!(matches!(published, Err(PublishError::Retry { .. })) && calls.len() == 1);
+    }
+
+    #[tokio::test]
+    async fn behind_a_row_that_cannot_be_read_its_topic_waits_where_it_has_one() {
+        let none = exceptions(&[], &[], OnPoison::Park);
+        let rows = vec![
+            Row::Event(event(1, "a")),
+            unreadable(2, Some("a")),
+            unreadable(3, None),
+            Row::Event(event(4, "b")),
+            Row::Event(event(5, "a")),
+            Row::Event(event(6, "b")),
+        ];
+        let (published, calls) = publish_rows(rows, &none, |_, _| Ok(())).await;
+        let set_aside = published.expect("the rest is taken");
+        assert_eq!((numbers(&set_aside), set_aside.len()), (vec![(5, true)], 3));
+        assert_eq!(set_aside.unreadable.iter().map(|(id, _)| id.seq).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(calls, [call([1, 4, 6], 1, None)]);
+    }
+
+    #[test]
+    fn a_topic_is_held_from_its_first_parked_event_until_it_is_let_go() {
+        let mut exceptions = exceptions(&[], &[], OnPoison::Park);
+        let (topic, event) = (Topic::new("a").expect("a topic"), event(1, "a"));
+        let number = |seq| StreamId::new(1, seq);
+        for seq in [7, 4, 9] {
+            exceptions.hold([(&topic, number(seq))].into_iter());
+        }
+        let holds =
+            |exceptions: &Exceptions, seq| exceptions.holds(&Delivery { id: number(seq), event: &event });
+        assert_eq!([3, 4, 5].map(|seq| holds(&exceptions, seq)), [false, false, true]);
+        exceptions.let_go(&topic);
+        assert!(!holds(&exceptions, 5));
+    }
+}

@@ -29,6 +29,11 @@ impl OwnPostgres {
         self.server.url(local::postgres::DATABASE).expose_secret().to_owned()
     }
 
+    /// A program of its version.
+    pub(crate) fn program(&self, name: &str) -> Command {
+        Command::new(self.server.data_directory().with_file_name("bin").join(name))
+    }
+
     /// Runs `pg_ctl`, which has to do it.
     pub(crate) async fn control(&self, arguments: &[&str]) {
         assert!(self.tries_to(arguments).await, "pg_ctl {arguments:?}");

@@ -35,8 +35,9 @@ pub(crate) use story::{Session, System};
 use std::time::Duration;
 
 /// How long anything that should happen may take before a test fails, also on a machine that has much else to do. Where a
-/// time is promised, the test measures it.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+/// time is promised, the test measures it. Shorter where tests are expected to fail (scripts/mutants).
+pub(crate) const LIMIT: Duration =
+    Duration::from_secs(if option_env!("TEST_LIMIT_SHORT").is_some() { 20 } else { 60 });
 
 /// Looks until `look` finds something; panics with `what` after [`LIMIT`].
 ///

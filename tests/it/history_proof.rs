@@ -103,6 +103,27 @@ async fn a_repair_that_has_to_leave_events_out_shows_the_hole_to_each_reader() {
     }
 }
 
+/// The positions of the first two are gone, as after a rotation, and those of the later ones are there.
+#[tokio::test]
+async fn a_repair_that_begins_in_the_middle_shows_the_hole_before_it() {
+    let mut line = Line::new().await;
+    for _ in 0..4 {
+        line.append(1).await;
+        line.is_whole().await;
+    }
+    line.relay.signal("KILL").await;
+    sqlx::query(
+        "delete from outbox.checkpoint where n < (select max(n) from outbox.checkpoint where next_seq = 3)",
+    )
+    .execute(&mut line.system.database.connect().await)
+    .await
+    .expect("a deletion");
+    line.command("flushall").await.expect("a flush");
+    line.relay = line.system.start("relay").await;
+    is_repaired(&line).await;
+    assert_eq!(links(&line, &line.topic).await, pairs(&[("1-3", "1-2"), ("1-4", "1-3")]));
+}
+
 /// Its connection stays, and nobody compares: only the script can see it.
 #[tokio::test]
 async fn a_redis_that_goes_back_behind_an_open_connection_is_found_out_by_the_next_batch() {

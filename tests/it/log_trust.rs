@@ -418,6 +418,11 @@ async fn a_row_that_is_no_text_is_parked_by_name_and_the_rest_flows_on() {
     assert_eq!(held, [broken.to_string(), broken.to_string()], "what comes later waits");
     // Releasing it refuses it again, and stops nothing.
     line.release(&broken).await;
+    eventually("the request is refused", async || {
+        let refused = "select bool_and(requested is null and settled_as is null) from outbox.parked";
+        sqlx::query_scalar::<_, bool>(refused).fetch_one(&mut admin).await.expect("parked").then_some(())
+    })
+    .await;
     line.append(1).await;
     line.is_whole().await;
     has_parked(&mut admin, 2).await;

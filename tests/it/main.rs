@@ -6,9 +6,12 @@ mod harness;
 
 mod append_door;
 mod log_contradictions;
+mod log_functions;
+mod log_servers;
 mod log_trust;
 mod outbox_log;
 mod rotation;
+mod rotation_rules;
 mod status_cost;
 
 mod crash_points;
@@ -22,6 +25,7 @@ mod relay_delivery;
 mod relay_failures;
 mod relay_leadership;
 mod relay_repair;
+mod relay_steps;
 
 mod load_client;
 mod sse_access;
@@ -49,6 +53,7 @@ mod console;
 mod console_access;
 mod console_pictures;
 mod console_tabs;
+mod doctor_redis;
 mod door;
 mod escapes;
 mod grants;

@@ -4,16 +4,18 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use aftercommit::outbox::audit::Operator;
 use aftercommit::outbox::browse::Selection;
+use aftercommit::outbox::rebase::{Lineage, Rebase, RebaseError};
 use aftercommit::outbox::replay::{self, ReplayError};
+use aftercommit::outbox::{checkpoint, parked};
 
 use crate::harness::{
-    Client, Database, Event, Line, Listener, OwnPostgres, Process, Wiring, cli, eventually, start_postgres,
+    Client, Database, Event, Line, Listener, OwnPostgres, Process, Wiring, cli, database, eventually, keys,
+    start_postgres,
 };
 
 /// Runs `aftercommit rebase` and returns its JSON.
@@ -125,13 +127,10 @@ async fn interrupted_replay(line: &Line) {
 
 /// Moves a database to another cluster, as `pg_dump | psql` does.
 async fn dump_and_restore(from: &OwnPostgres, to: &OwnPostgres) {
-    let program = |own: &OwnPostgres, name: &str| {
-        Command::new(own.server.data_directory().with_file_name("bin").join(name))
-    };
     let url = |own: &OwnPostgres| own.url();
-    let dump = program(from, "pg_dump").arg(url(from)).output().await.expect("pg_dump");
+    let dump = from.program("pg_dump").arg(url(from)).output().await.expect("pg_dump");
     assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
-    let mut restore = program(to, "psql");
+    let mut restore = to.program("psql");
     restore.args(["--quiet", "--set", "ON_ERROR_STOP=1"]).arg(url(to));
     let mut restore =
         restore.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().expect("psql");
@@ -193,4 +192,113 @@ async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_g
     let resumed = cli(line.system.settings(), &["replay", "--resume", "1", "--output", "json"]).await;
     let resumed: Value = serde_json::from_slice(&resumed.stdout).expect("JSON");
     assert_eq!((&resumed["events"], &resumed["missing"]), (&30.into(), &0.into()), "{resumed}");
+}
+
+/// Waits until nobody leads, and rebases.
+async fn rebased(line: &Line) -> Value {
+    line.relay.signal("KILL").await;
+    eventually("nobody leads", async || {
+        let output = cli(line.system.settings(), &["rebase", "--yes", "--output", "json"]).await;
+        serde_json::from_slice::<Value>(&output.stdout).ok()
+    })
+    .await
+}
+
+#[tokio::test]
+async fn events_parked_in_two_epochs_are_released_in_order_and_none_is_taken_for_a_repeat() {
+    let mut line = Line::new().await;
+    let topic = line.system.redis.topic("parked");
+    let key = keys::history(&topic);
+    line.words(&["set", &key, "of another type"]).await.expect("a key");
+    let mut waiting = line.append_to(&topic, 3).await;
+    line.append(1).await;
+    line.is_whole().await;
+    line.relay.signal("KILL").await;
+    let backup = line.system.database.copy().await;
+    line.relay = line.system.start("relay").await;
+    line.append(1).await;
+    line.is_whole().await;
+    line.relay.signal("KILL").await;
+    let url = backup.url().to_owned();
+    line.system.database = backup;
+    line.system.set_again("DATABASE_URL", &url);
+    let done = rebased(&line).await;
+    assert_eq!((&done["done"], &done["epoch"]), (&true.into(), &2.into()), "{done}");
+    line.relay = line.system.start("relay").await;
+    waiting.extend(line.append_to(&topic, 2).await);
+    let mut connection = line.system.database.connect().await;
+    let relay = line.system.redis.relay_name();
+    eventually("all are parked", async || {
+        (parked::count(&mut connection, &relay, &topic).await.expect("a count") == 5).then_some(())
+    })
+    .await;
+    line.words(&["del", &key]).await.expect("a deletion");
+    line.release(&topic).await;
+    eventually("they are released", async || {
+        (parked::count(&mut connection, &relay, &topic).await.expect("a count") == 0).then_some(())
+    })
+    .await;
+    assert_eq!(line.history_of(&topic).await, waiting);
+}
+
+/// The epoch that a rebase begins is claimed in a Redis that lacks what was delivered before it: nobody gives that again.
+#[tokio::test]
+async fn a_rebase_beside_a_redis_that_has_forgotten_shows_what_is_missing_to_each_reader() {
+    let mut line = Line::new().await;
+    let token = line.system.token_with(Uuid::new_v4(), Duration::from_secs(600), &[line.topic.as_str()]);
+    let path = format!("/streams/{}", line.topic);
+    let sse = line.system.start("sse").await;
+    let before_the_first = Client::open(&sse.url(&path), &token).await.last_event_id();
+    sse.kill().await;
+    line.append(3).await;
+    line.is_whole().await;
+    line.relay.signal("KILL").await;
+    line.command("flushall").await.expect("a flush");
+    let moved = "update outbox.log set system_identifier = 42";
+    sqlx::raw_sql(moved).execute(&mut line.system.database.connect().await).await.expect("a move");
+    let done = rebased(&line).await;
+    assert_eq!((&done["done"], &done["cluster"]), (&true.into(), &"other".into()), "{done}");
+    line.relay = line.system.start("relay").await;
+    line.append(1).await;
+    eventually("it arrives", async || (line.delivered().await == 1).then_some(())).await;
+    let all_are_reset = async |line: &Line| {
+        let sse = line.system.start("sse").await;
+        for place in [before_the_first.as_str(), "1-3"] {
+            let events = Client::resume(&sse.url(&path), &token, place).events(1).await;
+            assert_eq!(names(&events)[0], "reset", "{place}: {events:?}");
+        }
+    };
+    all_are_reset(&line).await;
+    // Redis forgets that too, and is given again what was delivered since.
+    line.command("flushall").await.expect("a flush");
+    eventually("a repair", async || {
+        (line.metric("aftercommit_relay_repairs_total").await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(line.delivered().await, 1);
+    all_are_reset(&line).await;
+}
+
+#[tokio::test]
+async fn a_log_of_more_relays_than_a_move_can_tell_apart_is_refused_and_left_as_it_is() {
+    let database = database().await;
+    let mut connection = database.connect().await;
+    for n in 1..=9 {
+        checkpoint::load_or_begin(&mut connection, &format!("relay-{n}")).await.expect("a position");
+    }
+    let moved = "update outbox.log set system_identifier = 42; select outbox.append('t', 'T', '1')";
+    sqlx::raw_sql(moved).execute(&mut connection).await.expect("a move");
+    let epoch = Lineage { epoch: Some(2), is_copy: false };
+    {
+        let refused = Rebase::begin(&mut connection, "relay-1").await.expect("a look").finish(epoch).await;
+        assert!(matches!(refused, Err(RebaseError::TooManyRelays(9))));
+    }
+    let kept = checkpoint::newest(&mut connection, "relay-1").await.expect("a look").expect("a position");
+    assert_eq!(kept.epoch, 1);
+    sqlx::raw_sql("delete from outbox.checkpoint where relay = 'relay-9'")
+        .execute(&mut connection)
+        .await
+        .expect("one less");
+    let rebase = Rebase::begin(&mut connection, "relay-1").await.expect("a look");
+    rebase.finish(epoch).await.expect("a rebase").commit().await.expect("a commit");
 }

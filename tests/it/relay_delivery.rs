@@ -16,13 +16,13 @@ use aftercommit::relay::{Batch, Delivery, OnPoison, Outcome, PublishError, Publi
 use crate::harness::{Database, LIMIT, Redis, database, redis};
 
 /// A relay whose steps the test takes one by one.
-struct Relay {
-    step: Step,
-    publisher: Publisher,
+pub(crate) struct Relay {
+    pub(crate) step: Step,
+    pub(crate) publisher: Publisher,
 }
 
 impl Relay {
-    async fn new(database: &Database, redis: &Redis, on_poison: OnPoison) -> Self {
+    pub(crate) async fn new(database: &Database, redis: &Redis, on_poison: OnPoison) -> Self {
         let mut writer = database.connect().await;
         let mut reader = database.connect().await;
         read::prepare_session(&mut writer).await.expect("a session");
@@ -41,7 +41,7 @@ impl Relay {
     }
 
     /// Steps until there is nothing left, and returns how many events were published and parked.
-    async fn drain(&mut self) -> (usize, usize) {
+    pub(crate) async fn drain(&mut self) -> (usize, usize) {
         let mut sum = (0, 0);
         loop {
             match self.step.step(&mut self.publisher).await.expect("a step") {
@@ -52,14 +52,14 @@ impl Relay {
     }
 }
 
-async fn append(database: &Database, topic: &Topic, payload: &str) -> EventId {
+pub(crate) async fn append(database: &Database, topic: &Topic, payload: &str) -> EventId {
     let mut connection = database.connect().await;
     let id = append_in(&mut connection, topic, payload).await;
     connection.close().await.expect("a goodbye");
     id
 }
 
-async fn append_in(connection: &mut sqlx::PgConnection, topic: &Topic, payload: &str) -> EventId {
+pub(crate) async fn append_in(connection: &mut sqlx::PgConnection, topic: &Topic, payload: &str) -> EventId {
     let payload = serde_json::value::RawValue::from_string(payload.to_owned()).expect("JSON");
     let event =
         NewEvent::new(topic.clone(), EventType::new("T").expect("a type"), &payload).expect("an event");
@@ -67,7 +67,7 @@ async fn append_in(connection: &mut sqlx::PgConnection, topic: &Topic, payload: 
 }
 
 /// The history of a topic: id, event and payload of each entry.
-async fn history(redis: &Redis, topic: &Topic) -> Vec<(String, String, String)> {
+pub(crate) async fn history(redis: &Redis, topic: &Topic) -> Vec<(String, String, String)> {
     let mut connection = redis.connect().await;
     let reply: redis::streams::StreamRangeReply =
         connection.xrange_all(crate::harness::keys::history(topic)).await.expect("a history");
@@ -82,7 +82,7 @@ async fn history(redis: &Redis, topic: &Topic) -> Vec<(String, String, String)> 
         .collect()
 }
 
-fn payloads(history: &[(String, String, String)]) -> Vec<&str> {
+pub(crate) fn payloads(history: &[(String, String, String)]) -> Vec<&str> {
     history.iter().map(|(_, _, payload)| payload.as_str()).collect()
 }
 
@@ -227,24 +227,27 @@ async fn a_topic_whose_key_has_the_wrong_type_is_parked_and_all_else_flows() {
     assert_eq!(relay.drain().await, (3, 3));
     assert_eq!(payloads(&history(&redis, &good).await), ["\"good 0\"", "\"good 1\"", "\"good 2\""]);
 
-    // Later events of the topic wait behind, also for a relay that has just started.
-    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    // Later events of the topic wait behind, also where Redis would take them, and for a relay that has just started.
+    let _: () = connection.del(&key).await.expect("a deletion");
     append(&database, &bad, "\"bad 3\"").await;
     assert_eq!(relay.drain().await, (0, 1));
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    append(&database, &bad, "\"bad 4\"").await;
+    assert_eq!(relay.drain().await, (0, 1));
 
-    // Mended and released: everything in its order, then the topic flows again.
-    let _: () = connection.del(&key).await.expect("a deletion");
+    // Released: everything in its order, then the topic flows again.
     let mut database_connection = database.connect().await;
     let name = redis.relay_name();
     let wished = parked::request(&mut database_connection, &name, &bad, Action::Release, None)
         .await
         .expect("a request");
-    assert_eq!(wished, 4);
+    assert_eq!(wished, 5);
     assert!(relay.step.apply_request(&mut relay.publisher).await.expect("a release"));
-    append(&database, &bad, "\"bad 4\"").await;
+    append(&database, &bad, "\"bad 5\"").await;
     assert_eq!(relay.drain().await, (1, 0));
     let history = history(&redis, &bad).await;
-    assert_eq!(payloads(&history), ["\"bad 0\"", "\"bad 1\"", "\"bad 2\"", "\"bad 3\"", "\"bad 4\""]);
+    let in_order: Vec<String> = (0..6).map(|n| format!("\"bad {n}\"")).collect();
+    assert_eq!(payloads(&history), in_order);
     let ids: Vec<StreamId> = history.iter().map(|(id, _, _)| id.parse().expect("an id")).collect();
     assert!(ids.is_sorted(), "{ids:?}");
     assert_eq!(parked::count(&mut database_connection, &name, &bad).await.expect("a count"), 0);
@@ -391,4 +394,36 @@ async fn each_batch_is_refused_where_the_keys_belong_to_another_log_or_have_anot
     let _: () = redis.connect().await.hset(redis.keys().log(), "format", 2).await.expect("a format");
     let refused = owner.publish(nothing).await.expect_err("a refusal").to_string();
     assert!(refused.contains("have format 2"), "{refused}");
+}
+
+/// What a batch of two epochs would lose: numbers of the later one that stand below the earlier one's are taken for repeats.
+#[tokio::test]
+async fn a_batch_that_mixes_epochs_is_refused_whole() {
+    let redis = redis().await;
+    let topic = redis.topic("mixed");
+    let event = |id: i64| Event {
+        id,
+        event_id: EventId::new_v4(),
+        topic: topic.clone(),
+        event_type: EventType::new("T").expect("a type"),
+        payload: id.to_string(),
+        created_at: chrono::Utc::now(),
+        trace: None,
+    };
+    let (events, ids) = ([event(1), event(2)], [StreamId::new(1, 1), StreamId::new(2, 1)]);
+    let deliveries: Vec<Delivery<'_>> =
+        ids.into_iter().zip(&events).map(|(id, event)| Delivery { id, event }).collect();
+    let mut publisher = Publisher::new(redis.settings(), &redis.relay_name(), 7);
+    publisher.begin_lead(LogId::new_v4());
+    let first = ids[0];
+    for (mode, through, deliveries) in [
+        (PublishMode::Release, None, &deliveries[..]),
+        (PublishMode::Normal, Some(first), &deliveries[..]),
+        (PublishMode::Normal, Some(ids[1]), &deliveries[..1]),
+    ] {
+        let refused = publisher.publish(Batch { mode, deliveries, first, through, lost: None }).await;
+        let refused = refused.expect_err("a refusal").to_string();
+        assert!(refused.contains("mixes epochs"), "{refused}");
+    }
+    assert_eq!(history(&redis, &topic).await, []);
 }

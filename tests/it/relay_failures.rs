@@ -296,4 +296,6 @@ async fn a_key_that_is_forbidden_parks_its_topic_among_others_of_its_chunk() {
         (line.metric("aftercommit_relay_parked_total").await == 2).then_some(())
     })
     .await;
+    // What Redis says is about one event: the batch is not tried again as it is.
+    assert_eq!(line.metric("aftercommit_relay_retries_total").await, 1, "{}", line.relay.log());
 }

@@ -285,7 +285,7 @@ async fn pending_and_numbers(line: &Line) -> (i64, i64) {
     sqlx::query_as(sql).bind(&relay).fetch_one(&mut connection).await.expect("counts")
 }
 
-async fn is_repaired(line: &Line) {
+pub(crate) async fn is_repaired(line: &Line) {
     are_repaired(line, 1).await;
 }
 
@@ -308,14 +308,14 @@ fn aftercommit_client(url: &str) -> redis::Client {
     crate::harness::redis_settings_of(url).client().expect("a client")
 }
 
-async fn tell(server: &aftercommit::local::RedisServer, words: &[&str]) -> redis::Value {
+pub(crate) async fn tell(server: &aftercommit::local::RedisServer, words: &[&str]) -> redis::Value {
     let client = aftercommit_client(server.url().expose_secret());
     let mut connection = client.get_multiplexed_async_connection().await.expect("a connection");
     redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.expect("a reply")
 }
 
 /// A server that copies the line's.
-async fn replica_of(line: &Line) -> aftercommit::local::RedisServer {
+pub(crate) async fn replica_of(line: &Line) -> aftercommit::local::RedisServer {
     let replica = start_redis(Vec::new(), None).await;
     let url = line.redis.url().expose_secret().to_owned();
     let password = url.split([':', '@']).nth(2).expect("a password");
@@ -324,7 +324,7 @@ async fn replica_of(line: &Line) -> aftercommit::local::RedisServer {
     replica
 }
 
-async fn replica_has(replica: &aftercommit::local::RedisServer, events: i64, topic: &Topic) {
+pub(crate) async fn replica_has(replica: &aftercommit::local::RedisServer, events: i64, topic: &Topic) {
     let key = crate::harness::keys::history(topic);
     eventually("the replica has them", async || {
         (tell(replica, &["xlen", &key]).await == redis::Value::Int(events)).then_some(())

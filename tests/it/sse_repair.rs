@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use redis::AsyncCommands;
 use uuid::Uuid;
 
-use crate::harness::{Client, Event, Line, Process, start_redis};
+use crate::harness::{Client, Event, Line, Process, eventually, keys, start_redis};
+use crate::relay_repair::{replica_has, replica_of, tell};
 
 /// A client that had all of twenty events comes to a server that has seen none, while Redis holds nothing any more and
 /// the relay, which would give it back, is stopped.
@@ -73,4 +75,44 @@ async fn a_client_from_before_the_first_event_is_not_taken_to_the_end_of_a_redis
     let events = Client::resume(&url, &token, &before_the_first).events(1).await;
     assert_eq!(events[0].event, "reset", "{events:?}");
     assert!(events[0].data.contains("history_gone"), "{events:?}");
+}
+
+/// The topic stands at the end of its history, before and after: no comparison of the two finds what is missing.
+#[tokio::test]
+async fn a_quiet_topic_is_reset_when_a_repair_had_to_leave_out_what_it_has_not_heard() {
+    let mut line = Line::new().await;
+    let sse = line.system.start("sse").await;
+    let token = line.system.token_with(Uuid::new_v4(), Duration::from_secs(600), &[line.topic.as_str()]);
+    let client = Client::open(&sse.url(&format!("/streams/{}", line.topic)), &token).await;
+    line.append(5).await;
+    client.events(5).await;
+    line.is_whole().await;
+    let replica = replica_of(&line).await;
+    replica_has(&replica, 5, &line.topic).await;
+    tell(&replica, &["replicaof", "no", "one"]).await;
+    // What comes now is heard by nobody, is not on the replica, and the log loses its positions.
+    sse.signal("STOP").await;
+    line.command("client kill type pubsub").await.expect("a cut");
+    line.append(3).await;
+    line.is_whole().await;
+    line.relay.signal("KILL").await;
+    sqlx::query("delete from outbox.checkpoint where n < (select max(n) from outbox.checkpoint)")
+        .execute(&mut line.system.database.connect().await)
+        .await
+        .expect("a deletion");
+    line.replace_redis(replica).await;
+    sse.signal("CONT").await;
+    let channel = keys::public(&line.topic);
+    eventually("the server hears the topic on the other Redis", async || {
+        let told: usize = line.redis().await.publish(&channel, "\"joined\"").await.expect("a publish");
+        (told == 1).then_some(())
+    })
+    .await;
+    // It is told when the topic is live again, which it is without a hole as far as anybody knows.
+    assert_eq!(client.events(6).await[5].data, "\"joined\"");
+    line.relay = line.system.start("relay").await;
+    let event = client.events(7).await.remove(6);
+    assert_eq!(event.event, "reset", "{event:?}");
+    line.append(1).await;
+    assert_eq!(client.events(8).await[7].id.as_deref(), Some("1-9"));
 }

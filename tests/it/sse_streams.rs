@@ -10,7 +10,7 @@ use uuid::Uuid;
 use aftercommit::event::{EventType, NewEvent, Topic};
 use aftercommit::outbox;
 
-use crate::harness::{Client, Event, Process, System, eventually};
+use crate::harness::{Client, Event, Process, System, eventually, metric_of};
 
 /// A user with a stream of their own, events for it, and the processes that bring them there.
 struct Stage {
@@ -317,6 +317,25 @@ async fn what_somebody_else_publishes_arrives_once_without_an_id() {
             (Some("1-2"), "notification", "2"),
         ]
     );
+}
+
+#[tokio::test]
+async fn a_message_of_somebody_elses_that_is_larger_than_any_event_is_dropped_alone() {
+    let stage = Stage::new().await;
+    let client = stage.client().await;
+    let mut redis = stage.system.redis.connect().await;
+    let channel = stage.system.redis.keys().public(&stage.topic());
+    let too_large = "x".repeat(2 * 1024 * 1024);
+    for message in ["before", &too_large, "after"] {
+        let receivers: usize = redis.publish(&channel, message).await.expect("a publish");
+        assert_eq!(receivers, 1);
+    }
+    stage.commit([1]).await;
+    let events = client.events(3).await;
+    let seen: Vec<&str> = events.iter().map(|event| &event.data[..event.data.len().min(10)]).collect();
+    assert_eq!(seen, ["before", "after", "1"]);
+    let interruptions = metric_of(&stage.sse, "aftercommit_sse_interruptions_total").await;
+    assert_eq!(interruptions, 0, "the other topics of the connection are not joined anew");
 }
 
 #[tokio::test]

@@ -215,11 +215,7 @@ impl TopicState {
 
     /// Adds what the history holds behind the topic's place.
     pub(crate) fn extend(&mut self, frames: impl IntoIterator<Item = Frame>) {
-        for frame in frames {
-            if self.place().and_then(Cursor::id).is_none_or(|place| frame.id > place) {
-                self.append(frame);
-            }
-        }
+        frames.into_iter().for_each(|frame| self.append(frame));
     }
 
     /// Begins anew with these events, which end the history; `base` is the place before them, if it is known. Clients are

@@ -412,3 +412,31 @@ fn the_newest_event_of_a_topic_without_an_earlier_place_waits_for_room() {
     let lane = Lane { outlet: Arc::new(Outlet::new(2, terms, None, CancellationToken::new())), at: 0 };
     assert_eq!(topic.attach(&lane, From::Last), Attached::Yes);
 }
+
+#[test]
+fn what_a_join_has_read_past_is_no_hole_when_it_was_heard_as_well() {
+    let mut topic = live_topic();
+    topic.begin_join();
+    topic.begin_round();
+    topic.hear(event(None, 4));
+    topic.hear(event(Some(4), 5));
+    // The history that is read ends with the second one, and its memory begins with it.
+    let id = |seq| StreamId::new(1, seq);
+    topic.begin_with(Some(Cursor::After(id(4))), [frame(id(5))], None);
+    assert_eq!(topic.finish_join(false), Joined::Live);
+    assert_eq!(topic.place(), Some(Cursor::After(id(5))));
+}
+
+#[test]
+fn a_client_without_a_place_waits_for_a_topic_that_is_joining() {
+    let mut topic = live_topic();
+    topic.hear(event(None, 4));
+    topic.begin_join();
+    let terms = Terms { queued_bytes: 20_000, expires_at: None };
+    let lane = Lane { outlet: Arc::new(Outlet::new(1, terms, None, CancellationToken::new())), at: 0 };
+    for from in [From::Latest, From::Last, From::Earliest, From::Reset(ResetReason::Gap)] {
+        assert_eq!(topic.attach(&lane, from), Attached::WhenLive, "{from:?}: what it would get may be old");
+    }
+    let place = From::After(Cursor::After(StreamId::new(1, 4)));
+    assert_eq!(topic.attach(&lane, place), Attached::Yes, "what it names is proven at any time");
+}

@@ -11,8 +11,6 @@ use crate::config::Config;
 
 /// A subscriber that lags behind by more than this is cut off by Redis, in bytes.
 const PUBSUB_BUFFER_MIN: u64 = 32 * 1024 * 1024;
-/// The stream of one entry that is written and removed again.
-const SCRATCH: &str = "aftercommit:{aftercommit-doctor}:history";
 
 /// How long a subscription may take to be confirmed.
 const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(3);
@@ -84,7 +82,7 @@ async fn look(config: &Config, scope: Scope, connection: &mut MultiplexedConnect
         return Ok(findings);
     }
     if scope.publishes() {
-        findings.push(permissions(connection).await);
+        findings.push(permissions(config).await);
     }
     if scope.subscribes() {
         findings.push(subscriptions(config).await);
@@ -144,19 +142,16 @@ async fn newest_topics(config: &Config) -> Result<Vec<String>> {
     Ok(topics)
 }
 
-/// Does once what the publishing script does, and removes it again.
-async fn permissions(connection: &mut MultiplexedConnection) -> Finding {
-    const SCRIPT: &str = "redis.call('XADD', KEYS[1], '*', 'event', 'doctor')
-        redis.call('PEXPIRE', KEYS[1], 1000)
-        redis.call('PUBLISH', KEYS[1], 'doctor')
-        return redis.call('DEL', KEYS[1])";
-    let done = redis::Script::new(SCRIPT).key(SCRATCH).invoke_async::<i64>(connection).await;
-    match done {
-        Ok(_) => Finding::ok("redis permissions", "scripts, streams, expiry and publishing are allowed"),
-        Err(error) => Finding::wrong(
-            "redis permissions",
-            aftercommit::redis::said(&error),
-            "allow the user EVALSHA, SCRIPT LOAD, XADD, XREVRANGE, EXPIRE, PUBLISH and DEL on aftercommit:* and the channels",
+/// Does what the relay does, by its own publishing script.
+async fn permissions(config: &Config) -> Finding {
+    const CHECK: &str = "redis permissions";
+    match aftercommit::redis::rehearse(&config.redis).await {
+        Ok(()) => Finding::ok(CHECK, "an event can be published by the relay's own script"),
+        Err(why) => Finding::wrong(
+            CHECK,
+            why,
+            "give the relay's Redis user the rights that docs/redis.md prints: the keys and channels of aftercommit:*, the \
+             public channels, @read, @write, @pubsub, @scripting, TIME and WAIT",
         ),
     }
 }

@@ -1,0 +1,68 @@
+//! A rehearsal of publishing, for whoever asks before anything is published: the real script, under names of its own.
+
+use ::redis::AsyncCommands;
+use chrono::Utc;
+
+use super::complaint::said;
+use super::keys::Keys;
+use super::publisher::Publisher;
+use super::settings::Settings;
+use crate::event::{Event, EventId, EventType, LogId, StreamId, Topic};
+use crate::relay::{Batch, Delivery, PublishError, PublishMode, Sink};
+
+/// The relay, topic and type of a rehearsal.
+const NAME: &str = "aftercommit-doctor";
+
+/// Publishes an event of no log, and the same one again, and removes what that has left in Redis. Nobody listens to its
+/// channels.
+///
+/// # Errors
+/// Why an event could not be published, in Redis's words.
+pub async fn rehearse(settings: &Settings) -> Result<(), String> {
+    // A colon is in no relay's name and in no namespace, so nobody else has these names; and a relay that may publish on
+    // few public channels may publish on these.
+    let keys = match settings.namespace.as_str() {
+        "" => Keys::new("aftercommit:doctor"),
+        namespace => Keys::new(&format!("{namespace}:{NAME}")),
+    };
+    let topic = Topic::new(NAME).map_err(|error| error.to_string())?;
+    // What an earlier one left would make this one a repeat, which tries nothing.
+    remove(settings, &keys, &topic).await?;
+    let published = publish(settings, keys.clone(), &topic).await;
+    let removed = remove(settings, &keys, &topic).await;
+    published.and(removed)
+}
+
+async fn publish(settings: &Settings, keys: Keys, topic: &Topic) -> Result<(), String> {
+    // Replicas are another check's part; the keys expire by themselves, should they not be removed.
+    let settings = Settings { min_replicas: 0, history_ttl_seconds: 1, ..settings.clone() };
+    let mut sink = Publisher::under(keys, settings, NAME, 1);
+    let event = Event {
+        id: 1,
+        event_id: EventId::nil(),
+        topic: topic.clone(),
+        event_type: EventType::new(NAME).map_err(|error| error.to_string())?,
+        payload: "null".to_owned(),
+        created_at: Utc::now(),
+        trace: None,
+    };
+    let first = StreamId::new(1, 1);
+    let deliveries = [Delivery { id: first, event: &event }];
+    // The same identities each time: two rehearsals at once do each other no harm.
+    sink.begin_lead(LogId::nil());
+    // The second time the history is asked whose entry that is.
+    for (mode, through) in [(PublishMode::Normal, Some(first)), (PublishMode::Restore, None)] {
+        let batch = Batch { mode, deliveries: &deliveries, first, through, lost: None };
+        sink.publish(batch).await.map_err(|error| match error {
+            PublishError::Poison { reason, .. } => reason,
+            other => other.to_string(),
+        })?;
+    }
+    Ok(())
+}
+
+async fn remove(settings: &Settings, keys: &Keys, topic: &Topic) -> Result<(), String> {
+    let mut connection = settings.connect().await.map_err(|error| error.to_string())?;
+    let names = [keys.history(topic), keys.begun(topic), keys.top(NAME), keys.log()];
+    connection.del::<_, ()>(&names).await.map_err(|error| said(&error))
+}

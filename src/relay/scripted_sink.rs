@@ -1,0 +1,65 @@
+//! A sink for unit tests of how events are handed over: it answers as a test says, and remembers what it was handed.
+
+use std::time::Duration;
+
+use super::sink::{Batch, PublishError, Reached, Sink};
+use crate::event::{Event, EventId, EventType, LogId, Topic};
+
+/// What the sink was handed by one call: the numbers of the events, the first number, and the last one that is used up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Call {
+    pub(super) events: Vec<u64>,
+    pub(super) first: u64,
+    pub(super) through: Option<u64>,
+}
+
+/// A call.
+pub(super) fn call<const N: usize>(events: [u64; N], first: u64, through: Option<u64>) -> Call {
+    Call { events: events.into(), first, through }
+}
+
+/// Answers by the number of the call, from 0, and what it brings.
+pub(super) struct ScriptedSink<F> {
+    answer: F,
+    pub(super) calls: Vec<Call>,
+}
+
+impl<F: FnMut(usize, &Call) -> Result<(), PublishError> + Send> ScriptedSink<F> {
+    pub(super) fn new(answer: F) -> Self {
+        Self { answer, calls: Vec::new() }
+    }
+}
+
+impl<F: FnMut(usize, &Call) -> Result<(), PublishError> + Send> Sink for ScriptedSink<F> {
+    fn begin_lead(&mut self, _log: LogId) {}
+
+    async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
+        assert!(batch.has_one_epoch(), "{batch:?}");
+        let events = batch.deliveries.iter().map(|delivery| delivery.id.seq).collect();
+        let call = Call { events, first: batch.first.seq, through: batch.through.map(|id| id.seq) };
+        let answer = (self.answer)(self.calls.len(), &call);
+        self.calls.push(call);
+        answer
+    }
+
+    async fn reached(&mut self) -> Result<Option<Reached>, PublishError> {
+        Ok(None)
+    }
+
+    fn keeps(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+/// An event of a row.
+pub(super) fn event(id: i64, topic: &str) -> Event {
+    Event {
+        id,
+        event_id: EventId::new_v4(),
+        topic: Topic::new(topic).expect("a topic"),
+        event_type: EventType::new("T").expect("a type"),
+        payload: "1".to_owned(),
+        created_at: chrono::DateTime::UNIX_EPOCH,
+        trace: None,
+    }
+}

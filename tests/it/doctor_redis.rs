@@ -1,0 +1,71 @@
+//! `doctor` tries in Redis what the relay does there: its own publishing script, with the rights of its own user.
+
+use std::process::Output;
+
+use secrecy::ExposeSecret;
+
+use crate::harness::{Settings, System, cli, redis_settings_of, start_redis};
+
+/// What doctor says, and its exit code.
+async fn doctor(settings: &Settings) -> (Option<i32>, String) {
+    let Output { status, stdout, .. } = cli(settings, &["doctor", "--role", "relay"]).await;
+    (status.code(), String::from_utf8(stdout).expect("text"))
+}
+
+#[tokio::test]
+async fn a_redis_that_is_a_cluster_is_refused_in_words_also_where_the_cluster_is_well() {
+    let redis = start_redis(vec![("cluster-enabled", "yes".to_owned())], None).await;
+    let mut connection = redis_settings_of(redis.url().expose_secret()).connect().await.expect("Redis");
+    let mut slots = redis::cmd("CLUSTER");
+    slots.arg("ADDSLOTSRANGE").arg(0).arg(16383);
+    slots.exec_async(&mut connection).await.expect("all slots are here");
+    let system = System::with_redis(redis.url().expose_secret()).await;
+    let (code, said) = doctor(system.settings()).await;
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("WRONG    redis cluster: this Redis is a cluster; clusters are not supported"),
+        "{said}"
+    );
+    assert!(said.contains("fix: point REDIS_URL at a Redis of its own that is no cluster"), "{said}");
+}
+
+#[tokio::test]
+async fn each_right_that_the_publishing_script_needs_is_tried_and_nothing_is_left_behind() {
+    let redis = start_redis(Vec::new(), None).await;
+    let mut connection = redis_settings_of(redis.url().expose_secret()).connect().await.expect("Redis");
+    let system = System::with_redis(redis.url().expose_secret()).await;
+    let url = format!("redis://relay:secret@127.0.0.1:{}", redis.port());
+    let settings = system.settings().clone().set("REDIS_URL", url);
+    let documented =
+        include_str!("../../docs/redis.md").lines().find_map(|line| line.strip_prefix("user relay "));
+    let documented = documented.expect("the rights of the relay").replace(">…", ">secret");
+    let commands = [
+        "time",
+        "hmget",
+        "hget",
+        "hset",
+        "xrevrange",
+        "xrange",
+        "exists",
+        "xadd",
+        "set",
+        "expire",
+        "publish",
+    ];
+    let without = commands.map(|command| format!("-{command}"));
+    let nothing = ["", "resetkeys", "resetchannels"].map(str::to_owned);
+    for rule in nothing.into_iter().chain(without) {
+        let mut user = redis::cmd("ACL");
+        user.arg("SETUSER").arg("relay").arg("reset");
+        user.arg(documented.split(' ').collect::<Vec<_>>()).arg(rule.split_whitespace().collect::<Vec<_>>());
+        user.exec_async(&mut connection).await.expect("a user");
+        let (_, said) = doctor(&settings).await;
+        let of_rights =
+            said.lines().find(|line| line.contains("redis permissions")).expect("a line").to_owned();
+        let is_wrong = of_rights.starts_with("WRONG");
+        assert_eq!(is_wrong, !rule.is_empty(), "{rule}: {of_rights}");
+        let left: Vec<String> =
+            redis::cmd("KEYS").arg("*").query_async(&mut connection).await.expect("the keys");
+        assert!(left.is_empty(), "{rule}: {left:?}");
+    }
+}

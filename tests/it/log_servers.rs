@@ -1,0 +1,141 @@
+//! A log on a server that is behind another one, and on one whose storage is damaged.
+
+use std::os::unix::fs::FileExt;
+use std::process::Stdio;
+
+use sqlx::PgConnection;
+use tokio::process::Command;
+
+use aftercommit::outbox::{Error, checkpoint, parked_topics, read};
+
+use crate::append_door::{execute, window_of};
+use crate::harness::{
+    Database, Line, OwnPostgres, Wiring, database_on, eventually, free_port, start_postgres,
+};
+
+const LIMIT: read::Limit = read::Limit { events: 10, bytes: 1_000_000 };
+
+async fn ask<T>(connection: &mut PgConnection, sql: &'static str) -> T
+where
+    T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
+{
+    sqlx::query_scalar(sql).fetch_one(connection).await.expect(sql)
+}
+
+/// A standby of a server, in the server's own directory, which removes it. It replays until it is told not to.
+struct Standby {
+    own: OwnPostgres,
+    url: String,
+    data: std::path::PathBuf,
+}
+
+impl Standby {
+    async fn of(own: OwnPostgres) -> Self {
+        let data = own.server.data_directory().with_file_name("standby");
+        let mut copy = own.program("pg_basebackup");
+        copy.arg("--dbname").arg(own.url()).arg("--pgdata").arg(&data);
+        copy.args(["--checkpoint", "fast", "--write-recovery-conf"]);
+        run(copy).await;
+        let port = free_port();
+        let standby =
+            Self { url: own.url().replace(&own.server.port().to_string(), &port.to_string()), own, data };
+        standby.control(&["start", "--wait", "--options", &format!("-p {port}")]).await;
+        standby
+    }
+
+    async fn control(&self, arguments: &[&str]) {
+        let mut control = self.own.program("pg_ctl");
+        control.args(arguments).arg("--pgdata").arg(&self.data).arg("--log").arg(self.data.join("start.log"));
+        run(control).await;
+    }
+
+    async fn connect(&self) -> PgConnection {
+        Database::at(&self.url).connect().await
+    }
+}
+
+impl Drop for Standby {
+    /// Also where the test fails: nobody else ends it.
+    fn drop(&mut self) {
+        let mut stop = self.own.program("pg_ctl").into_std();
+        stop.args(["stop", "--silent", "--mode", "immediate", "--pgdata"]).arg(&self.data);
+        // A standby that has ended already is what is wanted.
+        let _status = stop.status();
+    }
+}
+
+async fn run(mut command: Command) {
+    let ended = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().await;
+    assert!(ended.expect("it runs").success(), "{command:?}");
+}
+
+#[tokio::test]
+async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() {
+    let own = OwnPostgres::new(start_postgres(Vec::new()).await).await;
+    let database = database_on(&own.server).await;
+    let (mut writer, begun) = window_of(&database, 2, 1).await;
+    let standby = Standby::of(own).await;
+    let mut reader = standby.connect().await;
+    eventually("the standby shows the position", async || {
+        read::chunk(&mut reader, "main", &begun, 0, LIMIT).await.is_ok().then_some(())
+    })
+    .await;
+    execute(&mut reader, "select pg_wal_replay_pause()").await;
+    eventually("it replays nothing more", async || {
+        let state: String = ask(&mut reader, "select pg_get_wal_replay_pause_state()").await;
+        (state == "paused").then_some(())
+    })
+    .await;
+    // The writer has delivered the window, and opened the next one over what the standby does not show.
+    execute(&mut writer, "select outbox.append('t', 'T', '1')").await;
+    let position = checkpoint::settle(&mut writer, "main", &begun, 2, 2).await.expect("a position");
+    assert!(position.window.is_some());
+    let read_there = read::chunk(&mut reader, "main", &position, 0, LIMIT).await;
+    assert!(matches!(read_there, Err(Error::StaleReader { n: 3, .. })), "{read_there:?}");
+    execute(&mut reader, "select pg_wal_replay_resume()").await;
+    let chunk = eventually("it has caught up", async || {
+        read::chunk(&mut reader, "main", &position, 0, LIMIT).await.ok()
+    })
+    .await;
+    assert_eq!((chunk.rows.len(), chunk.is_last), (1, true));
+}
+
+/// The pages of large payloads are damaged, as a disk damages them: what the server then says is about one row.
+#[tokio::test]
+async fn a_row_whose_page_is_damaged_is_parked_by_name_and_the_rest_flows_on() {
+    let mut line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
+    line.append(1).await;
+    line.is_whole().await;
+    line.relay.signal("KILL").await;
+    let damaged = line.system.redis.topic("damaged");
+    let mut admin = line.system.database.connect().await;
+    let append = format!(
+        "select outbox.append('{damaged}', 'T', (select to_json(string_agg(gen_random_uuid()::text, '')) from generate_series(1, 9999)))"
+    );
+    execute(&mut admin, &append).await;
+    line.append(2).await;
+    let file: String = ask(
+        &mut admin,
+        "select pg_relation_filepath(c.reltoastrelid::regclass) from outbox.event e join pg_class c on c.oid = e.tableoid
+         order by e.bytes desc limit 1",
+    )
+    .await;
+    line.postgres().control(&["stop"]).await;
+    let file = line.postgres().server.data_directory().join(file);
+    let pages = std::fs::OpenOptions::new().write(true).open(file).expect("the pages of large payloads");
+    pages.write_all_at(&[0xff; 8192], 0).expect("damage");
+    drop(pages);
+    line.postgres().start_again().await;
+    line.relay = line.system.start("relay").await;
+    line.has_arrived().await;
+    let mut admin = line.system.database.connect().await;
+    let parked = eventually("it is parked", async || {
+        let relay = line.system.redis.relay_name();
+        parked_topics::list(&mut admin, &relay, 10).await.expect("a list").pop()
+    })
+    .await;
+    assert_eq!(parked.topic, damaged.as_str());
+    assert!(parked.reason.contains("cannot be read"), "{}", parked.reason);
+    line.append(1).await;
+    line.has_arrived().await;
+}

@@ -1,0 +1,208 @@
+//! Two relays that both believe that they lead, step by step, and a Redis that is not where the position is.
+
+use std::time::Duration;
+
+use redis::AsyncCommands;
+use sqlx::Connection;
+
+use aftercommit::event::{Event, EventId, LogId, StreamId, Topic};
+use aftercommit::outbox::parked::{self, Action};
+use aftercommit::outbox::read::{self, Row};
+use aftercommit::outbox::{Error, checkpoint};
+use aftercommit::relay::{
+    Batch, Delivery, OnPoison, Outcome, PublishError, PublishMode, Reached, Reconciled, Sink, StepError,
+};
+
+use crate::harness::{Database, Redis, database, redis};
+use crate::relay_delivery::{Relay, append, append_in, history, payloads};
+
+/// Commits so many events at once: one window, of which a step takes a hundred.
+async fn append_together(database: &Database, topic: &Topic, numbers: std::ops::Range<u32>) {
+    let mut connection = database.connect().await;
+    let mut tx = connection.begin().await.expect("a transaction");
+    for n in numbers {
+        append_in(&mut tx, topic, &n.to_string()).await;
+    }
+    tx.commit().await.expect("a commit");
+}
+
+async fn has_in_order(redis: &Redis, topic: &Topic, count: u32) {
+    let in_order: Vec<String> = (0..count).map(|n| n.to_string()).collect();
+    assert_eq!(payloads(&history(redis, topic).await), in_order);
+}
+
+/// A relay that has delivered the first hundred of 250 events and is frozen, and another one of its name.
+async fn frozen_and_other(database: &Database, redis: &Redis, topic: &Topic) -> (Relay, Relay) {
+    append_together(database, topic, 0..250).await;
+    let mut frozen = Relay::new(database, redis, OnPoison::Park).await;
+    let first = frozen.step.step(&mut frozen.publisher).await.expect("a step");
+    assert_eq!(first, Outcome::Delivered { published: 100, parked: 0 });
+    (frozen, Relay::new(database, redis, OnPoison::Park).await)
+}
+
+#[tokio::test]
+async fn what_a_relay_had_read_ahead_is_forgotten_when_another_one_has_moved_the_position() {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("fenced");
+    // It has read the next hundred, when the other one delivers all the rest.
+    let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await;
+    assert_eq!(other.drain().await, (150, 0));
+    let fenced = frozen.step.step(&mut frozen.publisher).await;
+    assert!(matches!(fenced, Err(StepError::Outbox(Error::Fenced { .. }))), "{fenced:?}");
+    frozen.step.reload().await.expect("a position");
+    append(&database, &topic, "250").await;
+    assert_eq!(frozen.drain().await, (1, 0));
+    has_in_order(&redis, &topic, 251).await;
+}
+
+/// A relay that died before it wrote the position leaves the sink beyond it, by events of the open window.
+#[tokio::test]
+async fn a_redis_beyond_the_position_is_in_step_only_where_it_ends_with_an_event_of_the_open_window() {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("beyond");
+    let mut ids = Vec::new();
+    for n in 0..3 {
+        ids.push(append(&database, &topic, &n.to_string()).await.to_string());
+    }
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    let mut connection = database.connect().await;
+    let opened = checkpoint::open(&mut connection, &redis.relay_name(), relay.step.position()).await;
+    opened.expect("a look").expect("a window");
+    relay.step.reload().await.expect("a position");
+    let stranger = EventId::new_v4().to_string();
+    let cases = [
+        ("1-2", ids[1].as_str(), true),
+        ("1-3", "-", true),
+        ("1-2", ids[0].as_str(), false),
+        ("1-2", stranger.as_str(), false),
+        ("1-4", "-", false),
+        ("2-1", ids[0].as_str(), false),
+    ];
+    for (id, event, is_in_step) in cases {
+        let top = redis.keys().top(&redis.relay_name());
+        let _: () =
+            redis.connect().await.hset_multiple(&top, &[("id", id), ("event", event)]).await.expect("a top");
+        let found = relay.step.reconcile(&mut relay.publisher).await;
+        match found {
+            Ok(found) => assert!(is_in_step && found == Reconciled::InStep, "{id} {event}: {found:?}"),
+            Err(StepError::Publish(PublishError::Stop(_))) => assert!(!is_in_step, "{id} {event}"),
+            Err(error) => panic!("{id} {event}: {error}"),
+        }
+    }
+    assert_eq!(history(&redis, &topic).await, [], "nothing was published");
+}
+
+#[tokio::test]
+async fn what_is_given_again_is_what_the_newest_position_has_delivered() {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("again");
+    let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await;
+    assert_eq!(other.drain().await, (150, 0));
+    let keys =
+        [redis.keys().top(&redis.relay_name()), redis.keys().history(&topic), redis.keys().begun(&topic)];
+    let _: () = redis.connect().await.del(&keys).await.expect("Redis forgets");
+    let found = frozen.step.reconcile(&mut frozen.publisher).await.expect("a comparison");
+    assert_eq!(found, Reconciled::Restored { events: 250, missing: 0 });
+    has_in_order(&redis, &topic, 250).await;
+}
+
+/// The sink of a relay; before it is asked for the second time how far it has come, another relay goes on.
+struct Meanwhile<'a> {
+    frozen: &'a mut aftercommit::redis::Publisher,
+    other: Relay,
+    more: (&'a Database, &'a Topic),
+    asked: u32,
+}
+
+impl Sink for Meanwhile<'_> {
+    fn begin_lead(&mut self, log: LogId) {
+        self.frozen.begin_lead(log);
+    }
+
+    async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
+        self.frozen.publish(batch).await
+    }
+
+    async fn reached(&mut self) -> Result<Option<Reached>, PublishError> {
+        self.asked += 1;
+        if self.asked == 2 {
+            self.other.drain().await;
+            // In a window of their own, which the frozen relay's position knows nothing of.
+            append_together(self.more.0, self.more.1, 250..253).await;
+            self.other.drain().await;
+        }
+        self.frozen.reached().await
+    }
+
+    fn keeps(&self) -> Duration {
+        self.frozen.keeps()
+    }
+}
+
+#[tokio::test]
+async fn another_relay_that_goes_on_during_a_comparison_is_no_sign_that_postgres_went_back() {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("meanwhile");
+    let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await;
+    other.step.step(&mut other.publisher).await.expect("a step");
+    let Relay { step, publisher } = &mut frozen;
+    let mut sink = Meanwhile { frozen: publisher, other, more: (&database, &topic), asked: 0 };
+    let found = step.reconcile(&mut sink).await.expect("a comparison");
+    assert_eq!((found, sink.asked), (Reconciled::InStep, 2));
+    has_in_order(&redis, &topic, 253).await;
+}
+
+/// As a replica that lagged has it: a part of what one checkpoint says was delivered.
+#[tokio::test]
+async fn a_redis_that_went_back_into_the_middle_of_a_batch_is_given_the_rest_of_it() {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("middle");
+    append_together(&database, &topic, 0..100).await;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    let mut connection = database.connect().await;
+    read::prepare_session(&mut connection).await.expect("a session");
+    let opened = checkpoint::open(&mut connection, &redis.relay_name(), relay.step.position()).await;
+    let opened = opened.expect("a look").expect("a window");
+    let limit = read::Limit { events: 57, bytes: 1_000_000 };
+    let chunk = read::chunk(&mut connection, &redis.relay_name(), &opened, 0, limit).await.expect("a chunk");
+    relay.step.reload().await.expect("a position");
+    assert_eq!(relay.drain().await, (100, 0));
+    let keys =
+        [redis.keys().top(&redis.relay_name()), redis.keys().history(&topic), redis.keys().begun(&topic)];
+    let _: () = redis.connect().await.del(&keys).await.expect("Redis forgets");
+    let events: Vec<&Event> = chunk
+        .rows
+        .iter()
+        .map(|row| match row {
+            Row::Event(event) => event,
+            Row::Unreadable(unreadable) => panic!("{unreadable:?}"),
+        })
+        .collect();
+    let deliveries: Vec<Delivery<'_>> =
+        (1..).zip(events).map(|(seq, event)| Delivery { id: StreamId::new(1, seq), event }).collect();
+    let (first, through) = (StreamId::new(1, 1), Some(StreamId::new(1, 57)));
+    let batch = Batch { mode: PublishMode::Normal, deliveries: &deliveries, first, through, lost: None };
+    relay.publisher.publish(batch).await.expect("what the replica had");
+    let found = relay.step.reconcile(&mut relay.publisher).await.expect("a comparison");
+    assert_eq!(found, Reconciled::Restored { events: 43, missing: 0 });
+    has_in_order(&redis, &topic, 100).await;
+}
+
+#[tokio::test]
+async fn a_request_through_a_number_is_about_the_events_up_to_it() {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("through");
+    let key = redis.keys().history(&topic);
+    let _: () = redis.connect().await.set(&key, "of another type").await.expect("a key");
+    append_together(&database, &topic, 0..4).await;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (0, 4));
+    let _: () = redis.connect().await.del(&key).await.expect("a deletion");
+    let mut connection = database.connect().await;
+    let through = Some(StreamId::new(1, 2));
+    let name = redis.relay_name();
+    let requested = parked::request(&mut connection, &name, &topic, Action::Discard, through).await;
+    assert_eq!(requested.expect("a request"), 2);
+    assert!(relay.step.apply_request(&mut relay.publisher).await.expect("a discard"));
+    assert_eq!(payloads(&history(&redis, &topic).await), ["2", "3"], "these only waited");
+}
