@@ -107,6 +107,18 @@ async fn a_sequence_set_back_while_events_wait_gives_ids_twice_and_none_is_lost(
     is_refused_and_mended(line, &mut admin, 8).await;
 }
 
+/// The rows that wait have higher ids than those that come later, and no id is given twice.
+#[tokio::test]
+async fn a_sequence_set_back_behind_events_that_wait_leaves_their_order() {
+    let (mut line, mut admin) = line_of_six().await;
+    line.relay.signal("STOP").await;
+    line.append(4).await;
+    execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
+    line.append(3).await;
+    line.relay.signal("CONT").await;
+    is_refused_and_mended(line, &mut admin, 7).await;
+}
+
 #[tokio::test]
 async fn an_id_far_above_the_sequence_is_refused_before_it_hides_what_comes_later() {
     let (mut line, mut admin) = line_of_six().await;
@@ -116,8 +128,8 @@ async fn an_id_far_above_the_sequence_is_refused_before_it_hides_what_comes_late
     );
     let by_hand = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await.expect("a row by hand");
     line.fails_with("conflict").await;
-    line.append(3).await;
     line.appended.push(by_hand);
+    line.append(3).await;
     is_refused_and_mended(line, &mut admin, 4).await;
 }
 
