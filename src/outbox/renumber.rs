@@ -39,7 +39,7 @@ pub(super) async fn undelivered(connection: &mut PgConnection, relays: &[String]
     );
     begin(connection).await?;
     sqlx::query(sqlx::AssertSqlSafe(sql)).bind(relays).execute(&mut *connection).await?;
-    number(connection).await?;
+    number(connection, Order::BySequenceRun).await?;
     let sql = format!(
         "insert into outbox.delivered_before (relay, id)
          select p.relay, r.new_id
@@ -66,7 +66,7 @@ pub(super) async fn appended_since_the_move(connection: &mut PgConnection) -> Re
     )
     .execute(&mut *connection)
     .await?;
-    number(connection).await?;
+    number(connection, Order::ById).await?;
     // Their xids are this cluster's, which the rebase replaces by what is delivered.
     apply(connection, "e.xid").await
 }
@@ -93,16 +93,54 @@ async fn begin(connection: &mut PgConnection) -> Result<(), Error> {
     Ok(())
 }
 
-/// Chooses the new ids: behind all that keep theirs, in the order of the old ones; or, where the sequence has given some
-/// twice, in the order of their transactions, which is as near as one can come to it then.
-async fn number(connection: &mut PgConnection) -> Result<(), Error> {
-    sqlx::query(
+/// How rows are ordered that get new ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// One sequence has given their ids, and went one way.
+    ById,
+    /// The sequence was set back between them.
+    BySequenceRun,
+}
+
+/// What tells, as SQL, that a row was appended after the sequence was set back: the sequence has come to its id again, and its
+/// transaction is newer than all rows that are older for certain. These have ids that the sequence has not come to again, or
+/// ids that it has given to a newer row. Where there are none, a row is newer than a position that calls its id delivered.
+///
+/// Of a transaction that was under way when the sequence was set back, nothing tells what it appended before and what after.
+const APPENDED_AFTER: &str = "
+  select r.part, r.place, r.old_id, r.old_id <= sequence.id and r.xid >= run.first_xid as is_after
+  from pg_temp.renumbered r
+  cross join (select last_value as id from outbox.event_id_seq) sequence
+  left join lateral (
+    select n.xid as newest
+    from (
+      select k.xid, k.old_id, first_value(k.xid) over (partition by k.old_id order by k.xid desc) as newest_of_id
+      from pg_temp.renumbered k
+    ) n
+    where n.old_id > sequence.id or n.xid < n.newest_of_id
+    order by n.xid desc limit 1
+  ) older on true
+  left join lateral (
+    select k.xid as first_xid
+    from pg_temp.renumbered k
+    where k.old_id <= sequence.id
+      and case when older.newest is not null then k.xid > older.newest
+               else exists (select from outbox.position p where k.old_id <= p.high_id and k.xid >= p.lower_horizon) end
+    order by k.xid limit 1
+  ) run on true";
+
+/// Chooses the new ids: behind all that keep theirs, in the order of the old ones; those that the sequence gave before it was
+/// set back come before those that it gave afterwards.
+async fn number(connection: &mut PgConnection, order: Order) -> Result<(), Error> {
+    let rows = match order {
+        Order::ById => "select part, place, old_id, false as is_after from pg_temp.renumbered",
+        Order::BySequenceRun => APPENDED_AFTER,
+    };
+    let sql = format!(
         "update pg_temp.renumbered r set new_id = base.id + ordered.place
          from (
-           select part, place as at,
-                  row_number() over (order by case when exists (
-                    select from pg_temp.renumbered group by old_id having count(*) > 1) then xid end, old_id) as place
-           from pg_temp.renumbered
+           select part, place as at, row_number() over (order by coalesce(is_after, false), old_id) as place
+           from ({rows}) as known
          ) ordered
          cross join (
            select greatest(
@@ -112,9 +150,8 @@ async fn number(connection: &mut PgConnection) -> Result<(), Error> {
               where not exists (select from pg_temp.renumbered k where k.part = e.tableoid and k.place = e.ctid)), 0) as id
          ) base
          where r.part = ordered.part and r.place = ordered.at",
-    )
-    .execute(connection)
-    .await?;
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql)).execute(connection).await?;
     Ok(())
 }
 

@@ -1,14 +1,18 @@
 //! Who listens: EventSources on both SSE servers in turn, some of which leave and come back all the time.
 
-use std::sync::{Arc, Mutex};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use aftercommit::event::{StreamId, Topic};
 use futures_util::StreamExt;
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 use crate::harness::{Event, Parser};
+use crate::payload;
 use crate::random::Random;
-use crate::world::{Channel, World, key_of};
+use crate::world::{Channel, World};
 
 /// Clients of each topic.
 const CLIENTS: usize = 3;
@@ -20,22 +24,31 @@ const SILENCE: Duration = Duration::from_secs(4);
 /// Something that a client received.
 #[derive(Debug, Clone)]
 pub(crate) enum Received {
-    Event {
-        key: u64,
-        at: Instant,
-    },
-    /// Go on behind this id; what lay before it was to be fetched in another way.
+    /// An event with its place; `told` is the [`payload::mark`] of its data.
+    Event { id: Option<StreamId>, name_fits: bool, told: u64, at: Instant },
+    /// A message without a place: somebody else published it, or so the server says.
+    Foreign { data: String },
+    /// Go on behind this place; what lay before it was fetched in another way.
     Reset {
-        id: String,
+        /// Where it was before.
+        from: Option<StreamId>,
+        id: Option<StreamId>,
+        reason: String,
+        fits: bool,
+        at: Instant,
+        state: Arc<OnceLock<State>>,
     },
 }
+
+/// What the page of a client fetched after a reset: the events that its topic had had by then.
+pub(crate) type State = HashSet<Uuid>;
 
 /// What one client received.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Seen {
     pub(crate) channel: usize,
-    /// The id behind which it began to listen.
-    pub(crate) begun: Option<String>,
+    /// The place behind which it began to listen.
+    pub(crate) begun: Option<StreamId>,
     pub(crate) received: Vec<Received>,
     pub(crate) last_event_id: String,
     pub(crate) connections: usize,
@@ -57,6 +70,7 @@ pub(crate) fn begin(world: &Arc<World>, seed: u64) -> Clients {
             let client = Client {
                 urls: world.outlets.each_ref().map(|outlet| outlet.url.clone()),
                 of: of.clone(),
+                world: world.clone(),
                 random: Random::new(seed, &format!("client {channel} {n}")),
                 is_restless: n == 0,
                 seen,
@@ -76,6 +90,16 @@ impl Clients {
         })
     }
 
+    /// How many pages still fetch what their topic had come to at a reset.
+    pub(crate) fn fetching(&self) -> usize {
+        let is_fetching =
+            |received: &&Received| matches!(received, Received::Reset { state, .. } if state.get().is_none());
+        self.seen
+            .iter()
+            .map(|seen| seen.lock().expect("what was seen").received.iter().filter(is_fetching).count())
+            .sum()
+    }
+
     /// Ends them, and tells what each received.
     pub(crate) fn stop(self) -> Vec<Seen> {
         for task in &self.tasks {
@@ -88,6 +112,7 @@ impl Clients {
 struct Client {
     urls: [String; 2],
     of: Channel,
+    world: Arc<World>,
     random: Random,
     is_restless: bool,
     seen: Arc<Mutex<Seen>>,
@@ -137,20 +162,51 @@ impl Client {
         let mut seen = self.seen.lock().expect("what was seen");
         // Line by line, as the place that it is told first may come together with its first event.
         for line in chunk.split_inclusive(|byte| *byte == b'\n') {
-            parser.feed(line, |event| seen.received.extend(received(event, at)));
-            seen.last_event_id = parser.last_event_id().to_owned();
-            if seen.begun.is_none() && !seen.last_event_id.is_empty() {
-                seen.begun = Some(seen.last_event_id.clone());
+            let from = seen.last_event_id.parse().ok();
+            parser.feed(line, |event| seen.received.extend(self.received(event, from, at)));
+            if seen.last_event_id != parser.last_event_id() {
+                seen.last_event_id = parser.last_event_id().to_owned();
+            }
+            if seen.begun.is_none() {
+                seen.begun = seen.last_event_id.parse().ok();
+            }
+        }
+    }
+
+    /// What a client counts of what it is told: a refusal is no event of its topic.
+    fn received(&self, event: Event, from: Option<StreamId>, at: Instant) -> Option<Received> {
+        let id: Option<StreamId> = event.id.as_ref().and_then(|id| id.parse().ok());
+        match (event.event.as_str(), event.id) {
+            ("refused", None) => None,
+            ("reset", Some(text)) => {
+                let data: serde_json::Value = serde_json::from_str(&event.data).unwrap_or_default();
+                let fits = data["topic"] == self.of.topic.as_str() && data["id"] == text.as_str();
+                let reason = data["reason"].as_str().unwrap_or_default().to_owned();
+                let state = Arc::new(OnceLock::new());
+                tokio::spawn(fetch(self.world.clone(), self.of.topic.clone(), state.clone()));
+                Some(Received::Reset { from, id, reason, fits, at, state })
+            }
+            (_, None) => Some(Received::Foreign { data: event.data }),
+            (name, Some(_)) => {
+                let told = payload::mark(event.data.as_bytes());
+                Some(Received::Event { id, name_fits: name == "notification", told, at })
             }
         }
     }
 }
 
-/// What a client counts of what it is told: a refusal is no event of its topic.
-fn received(event: Event, at: Instant) -> Option<Received> {
-    match event.event.as_str() {
-        "refused" => None,
-        "reset" => Some(Received::Reset { id: event.id.unwrap_or_default() }),
-        _ => Some(Received::Event { key: key_of(&event.data), at }),
+/// Fetches the state of a topic anew, as a page does at a reset: from Postgres.
+async fn fetch(world: Arc<World>, topic: Topic, state: Arc<OnceLock<State>>) {
+    loop {
+        let mut connection = world.postgres().await;
+        let events = sqlx::query_scalar::<_, Uuid>("select event_id from outbox.event where topic = $1")
+            .bind(topic.as_str())
+            .fetch_all(&mut connection)
+            .await;
+        if let Ok(events) = events {
+            // Nobody else sets it.
+            drop(state.set(events.into_iter().collect()));
+            return;
+        }
     }
 }

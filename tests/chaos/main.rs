@@ -10,10 +10,19 @@ mod harness;
 
 mod arguments;
 mod clients;
+mod clock;
 mod faults;
+mod judge;
+mod kinds;
+mod ledger;
+mod neighbour;
+mod orders;
+mod payload;
 mod plan;
 mod random;
 mod report;
+mod resets;
+mod roles;
 mod truth;
 mod world;
 mod writers;
@@ -25,6 +34,8 @@ use std::time::{Duration, Instant};
 use arguments::Arguments;
 use plan::Plan;
 use report::Report;
+use tokio_util::sync::CancellationToken;
+use truth::Truth;
 use world::World;
 
 /// How long everything may take to arrive when nothing is broken any more.
@@ -64,37 +75,64 @@ fn main() -> ExitCode {
 }
 
 async fn campaign(arguments: &Arguments, plan: Plan) -> Report {
-    let world = Arc::new(World::start().await);
+    let world = Arc::new(World::start(arguments.seed, arguments.verbose).await);
     let clients = clients::begin(&world, arguments.seed);
     let writers = writers::begin(&world, arguments.seed);
+    let neighbours_end = CancellationToken::new();
+    let neighbour = world.neighbour.write(neighbours_end.clone());
+    let supervisors_end = CancellationToken::new();
+    let supervisor = {
+        let (world, until) = (world.clone(), supervisors_end.clone());
+        tokio::spawn(async move { world.supervise(until).await })
+    };
     let begun = Instant::now();
     let lanes: Vec<_> = plan
         .0
         .into_iter()
         .map(|lane| tokio::spawn(faults::make(world.clone(), lane, begun, arguments.verbose)))
         .collect();
-    let mut made = report::Faults::default();
+    let mut deeds = Vec::new();
     for lane in lanes {
-        made.add(lane.await.expect("a lane of faults"));
+        deeds.extend(lane.await.expect("a lane of faults"));
     }
-    let commits = writers.finish().await;
+    let (commits, keys) = writers.finish().await;
+    neighbours_end.cancel();
+    neighbour.await.expect("a writer");
+    faults::resume(&world).await;
     world.finish_prepared().await;
+    faults::rebase_if_needed(&world).await;
+    faults::finish_replays(&world).await;
+    writers::close(&world, keys).await;
     let complete = truth::wait_until_complete(&world, &clients, SETTLING).await;
-    let truth = truth::Truth::read(&world).await;
+    supervisors_end.cancel();
+    supervisor.await.expect("a supervisor");
+    let truth = Truth::read(&world).await;
     let seen = clients.stop();
+    let causeless = resets::without_cause(&seen, &deeds);
+    if arguments.verbose {
+        for reset in &causeless {
+            let at = (reset.at - begun).as_secs_f64();
+            eprintln!("{at:>8.3} s  a reset without a cause: {}, topic {}", reset.reason, reset.channel);
+        }
+    }
     let report = Report {
         seed: arguments.seed,
         length: arguments.length,
-        made,
         events: truth.events(),
-        missing: truth.missing(&commits),
+        copies: truth.copies(),
+        discarded: truth.discarded(),
+        missing: truth::missing(&world, &commits).await,
         complete,
         crashed: world.crashed().await,
-        redis: truth.compare_redis(),
-        clients: truth.compare_clients(&seen),
+        log: judge::of_log(&truth, arguments.seed, &world.ledger),
+        redis: judge::of_redis(&truth, &world.ledger),
+        clients: judge::of_clients(&truth, &world.ledger, &seen),
+        causeless: resets::by_reason(&causeless),
+        misdirected: orders::misdirected(&world).await,
         listeners: seen.len(),
         connections: seen.iter().map(|client| client.connections).sum(),
-        delays: report::Delays::of(&commits, &seen),
+        delays: report::Delays::of(&commits, &truth, arguments.seed, &seen),
+        made: report::Faults::of(&deeds),
         dead_tuples: world.dead_tuples().await,
     };
     if !report.is_clean() {

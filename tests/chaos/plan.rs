@@ -2,57 +2,14 @@
 //!
 //! Lanes run beside each other, so that faults of different lanes overlap; within a lane one follows the other, so that
 //! no fault mends what another one has broken. Each lane deals its faults from a shuffled deck: every one comes up.
+//!
+//! The first part of each phase is careful: no fault in it makes Redis forget. There a reset that says so has no cause.
 
 use std::fmt;
 use std::time::Duration;
 
+use crate::kinds::{Break, Grant, Key, Kind, Line, Right};
 use crate::random::Random;
-
-/// A connection that passes a proxy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Line {
-    RelayRedis,
-    RelayPostgres,
-    SseRedis,
-    ClientSse,
-}
-
-/// What can be done to a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Break {
-    Cut,
-    Stall,
-    /// The server's replies are dropped.
-    Swallow,
-    Refuse,
-}
-
-/// What is broken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
-    RelayKilled,
-    RelayFrozen,
-    RelayTerminated,
-    SseKilled,
-    SseFrozen,
-    SseTerminated,
-    RedisKilled,
-    /// Killed, and started without its data.
-    RedisLostItsData,
-    RedisFlushed,
-    RedisFrozen,
-    RedisFull,
-    RedisReadOnly,
-    ScriptForgotten,
-    SubscribersCutOff,
-    HistoryOfWrongType,
-    ChannelForbidden,
-    KeyForbidden,
-    PostgresKilled,
-    PostgresRestarted,
-    SessionsTerminated,
-    Line(Line, Break),
-}
 
 /// One fault of the plan.
 #[derive(Debug, Clone)]
@@ -80,18 +37,42 @@ pub(crate) struct Plan(pub(crate) Vec<Lane>);
 /// in milliseconds.
 type Deck = (&'static str, &'static [Kind], (u64, u64));
 
-const DECKS: [Deck; 6] = [
+const DECKS: [Deck; 10] = [
+    ("clocks", &[Kind::ClockForward, Kind::ClockBack], (2000, 7000)),
     (
         "relay",
-        &[Kind::RelayKilled, Kind::RelayFrozen, Kind::RelayFrozen, Kind::RelayTerminated, Kind::RelayKilled],
-        (500, 3000),
+        &[
+            Kind::RelayKilled,
+            Kind::RelayKilled,
+            Kind::RelayKilled,
+            Kind::RelayFrozen,
+            Kind::RelayFrozen,
+            Kind::RelayFrozen,
+            Kind::RelayTerminated,
+            Kind::RelayLogFull,
+            Kind::RelayLogUnread,
+        ],
+        (500, 2500),
     ),
-    ("sse", &[Kind::SseKilled, Kind::SseFrozen, Kind::SseTerminated, Kind::SseKilled], (1000, 4000)),
+    (
+        "sse",
+        &[
+            Kind::SseKilled,
+            Kind::SseKilled,
+            Kind::SseFrozen,
+            Kind::SseTerminated,
+            Kind::SseLogFull,
+            Kind::SseLogUnread,
+        ],
+        (1000, 3500),
+    ),
     (
         "redis",
         &[
             Kind::RedisKilled,
             Kind::RedisLostItsData,
+            Kind::RedisRestored,
+            Kind::RedisRestored,
             Kind::RedisFlushed,
             Kind::RedisFrozen,
             Kind::RedisFull,
@@ -100,14 +81,73 @@ const DECKS: [Deck; 6] = [
             Kind::SubscribersCutOff,
             Kind::HistoryOfWrongType,
             Kind::ChannelForbidden,
+            Kind::ChannelForbidden,
             Kind::KeyForbidden,
+            Kind::KeyForbidden,
+            Kind::KeyVanished(Key::History),
+            Kind::KeyVanished(Key::History),
+            Kind::KeyVanished(Key::Begun),
+            Kind::KeyVanished(Key::Top),
+            Kind::KeyVanished(Key::Log),
+            Kind::KeyOfWrongType(Key::Top),
+            Kind::KeyOfWrongType(Key::Begun),
+            Kind::KeyOfWrongType(Key::Log),
+            Kind::RelayRightTaken(Right::Write),
+            Kind::RelayRightTaken(Right::Scripts),
+            Kind::RelayRightTaken(Right::Keys),
+            Kind::RelayRightTaken(Right::SignIn),
+            Kind::SseRightTaken(Right::Read),
+            Kind::SseRightTaken(Right::Subscribe),
+            Kind::SseRightTaken(Right::Keys),
+            Kind::SseRightTaken(Right::SignIn),
         ],
-        (200, 2000),
+        (200, 1500),
     ),
     (
         "postgres",
         &[Kind::PostgresKilled, Kind::PostgresRestarted, Kind::SessionsTerminated, Kind::SessionsTerminated],
         (2500, 6500),
+    ),
+    (
+        "rights in Postgres",
+        &[
+            Kind::GrantTaken(Grant::Schema),
+            Kind::GrantTaken(Grant::ReadEvents),
+            Kind::GrantTaken(Grant::WriteCheckpoints),
+            Kind::GrantTaken(Grant::Parked),
+            Kind::GrantTaken(Grant::Functions),
+            Kind::RowSecurity,
+            Kind::RowSecurity,
+        ],
+        (3000, 8000),
+    ),
+    (
+        "operators",
+        &[
+            Kind::Paused,
+            Kind::Paused,
+            Kind::Replayed,
+            Kind::Replayed,
+            Kind::ParkedReleased,
+            Kind::ParkedReleased,
+            Kind::ParkedDiscarded,
+            Kind::ParkedDiscarded,
+            Kind::ParkedDiscarded,
+            Kind::SequenceReset,
+        ],
+        (300, 3000),
+    ),
+    (
+        "neighbours",
+        &[
+            Kind::StrangerCame,
+            Kind::NeighbourWrote,
+            Kind::PublicForged,
+            Kind::PublicForged,
+            Kind::LiveForged,
+            Kind::LiveForged,
+        ],
+        (300, 2500),
     ),
     (
         "lines of the relays",
@@ -141,6 +181,35 @@ const DECKS: [Deck; 6] = [
 
 /// Nothing is broken before, so that every process has started.
 const QUIET: Duration = Duration::from_millis(1500);
+/// The longest phase.
+const PHASE: Duration = Duration::from_secs(80);
+/// After the last fault that makes Redis forget: until all of it has been given again.
+pub(crate) const REPAIR: Duration = Duration::from_secs(20);
+
+/// Which faults are made when.
+#[derive(Debug, Clone, Copy)]
+struct Phases(Duration);
+
+impl Phases {
+    /// Short runs have one phase.
+    fn of(length: Duration) -> Self {
+        Self(PHASE.min(length))
+    }
+
+    /// How far into its phase a time is, of a hundred.
+    fn place(self, at: Duration) -> u128 {
+        (at.as_millis() % self.0.as_millis().max(1)) * 100 / self.0.as_millis().max(1)
+    }
+
+    fn allows(self, kind: Kind, at: Duration) -> bool {
+        let is_careful = self.place(at) < 55;
+        if kind.wants_all_to_be_there() {
+            // Beginning late enough after the last phase's losses, and ending before the next ones.
+            return (at < self.0 || self.place(at) >= 30) && self.place(at) < 45;
+        }
+        !is_careful || kind.loses().is_none()
+    }
+}
 
 impl Plan {
     /// The plan of this seed for a run of this length.
@@ -157,16 +226,27 @@ impl Plan {
 }
 
 fn lane(seed: u64, length: Duration, (name, kinds, (least, most)): &Deck) -> Lane {
+    let phases = Phases::of(length);
     let mut random = Random::new(seed, name);
     let mut at = QUIET + random.millis(0, *most);
     let mut deck: Vec<Kind> = Vec::new();
     let mut faults = Vec::new();
     while at < length {
-        if deck.is_empty() {
-            deck = kinds.to_vec();
-            random.shuffle(&mut deck);
-        }
-        let Some(kind) = deck.pop() else { break };
+        // The next one that may be made now; those before it wait for their time.
+        let next = deck.iter().rposition(|kind| phases.allows(*kind, at));
+        let Some(next) = next else {
+            let mut more = kinds.to_vec();
+            random.shuffle(&mut more);
+            // Below what waits still, of which there is a deck at most.
+            more.extend(deck);
+            more.drain(..more.len().saturating_sub(2 * kinds.len()));
+            deck = more;
+            if !deck.iter().any(|kind| phases.allows(*kind, at)) {
+                at += random.millis(*least, *most);
+            }
+            continue;
+        };
+        let kind = deck.remove(next);
         let (shortest, longest) = kind.lasts_ms();
         let lasts = random.millis(shortest, longest);
         faults.push(Fault { at, kind, lasts, target: random.between(0, 1 << 32) });
@@ -175,86 +255,10 @@ fn lane(seed: u64, length: Duration, (name, kinds, (least, most)): &Deck) -> Lan
     Lane { name, faults }
 }
 
-impl Kind {
-    /// How long it lasts at least and at most, in milliseconds.
-    fn lasts_ms(self) -> (u64, u64) {
-        match self {
-            // Longer than a silent leader keeps the lead (`world::TAKEOVER_SECONDS`), most of the time.
-            Self::RelayFrozen => (1500, 4500),
-            Self::RelayKilled | Self::SseKilled | Self::RedisKilled | Self::RedisLostItsData => (50, 1200),
-            Self::SseFrozen | Self::RedisFrozen => (200, 2500),
-            Self::RedisFull | Self::RedisReadOnly => (300, 1500),
-            Self::HistoryOfWrongType | Self::ChannelForbidden | Self::KeyForbidden => (800, 2500),
-            Self::Line(_, Break::Stall) => (200, 3500),
-            Self::Line(_, Break::Swallow | Break::Refuse) => (200, 1500),
-            Self::RelayTerminated
-            | Self::SseTerminated
-            | Self::RedisFlushed
-            | Self::ScriptForgotten
-            | Self::SubscribersCutOff
-            | Self::PostgresKilled
-            | Self::PostgresRestarted
-            | Self::SessionsTerminated
-            | Self::Line(_, Break::Cut) => (0, 1),
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = match self {
-            Self::RelayKilled => "relay killed",
-            Self::RelayFrozen => "relay frozen",
-            Self::RelayTerminated => "relay terminated",
-            Self::SseKilled => "SSE server killed",
-            Self::SseFrozen => "SSE server frozen",
-            Self::SseTerminated => "SSE server terminated",
-            Self::RedisKilled => "Redis killed",
-            Self::RedisLostItsData => "Redis lost its data",
-            Self::RedisFlushed => "Redis flushed",
-            Self::RedisFrozen => "Redis frozen",
-            Self::RedisFull => "Redis full",
-            Self::RedisReadOnly => "Redis read-only",
-            Self::ScriptForgotten => "script forgotten",
-            Self::SubscribersCutOff => "subscribers cut off",
-            Self::HistoryOfWrongType => "history of wrong type",
-            Self::ChannelForbidden => "channel forbidden",
-            Self::KeyForbidden => "key forbidden",
-            Self::PostgresKilled => "Postgres killed",
-            Self::PostgresRestarted => "Postgres restarted",
-            Self::SessionsTerminated => "sessions terminated",
-            Self::Line(line, how) => return f.pad(&format!("{line} {how}")),
-        };
-        f.pad(text)
-    }
-}
-
-impl fmt::Display for Line {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::RelayRedis => "relay-Redis",
-            Self::RelayPostgres => "relay-Postgres",
-            Self::SseRedis => "SSE-Redis",
-            Self::ClientSse => "client-SSE",
-        })
-    }
-}
-
-impl fmt::Display for Break {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Cut => "cut",
-            Self::Stall => "stalled",
-            Self::Swallow => "swallowed",
-            Self::Refuse => "refused",
-        })
-    }
-}
-
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Fault { at, kind, lasts, target } in self.in_order() {
-            writeln!(f, "{:>8.3} s  {kind:<26} {:>6} ms  {target}", at.as_secs_f64(), lasts.as_millis())?;
+            writeln!(f, "{:>8.3} s  {kind:<28} {:>6} ms  {target}", at.as_secs_f64(), lasts.as_millis())?;
         }
         Ok(())
     }

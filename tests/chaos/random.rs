@@ -37,6 +37,11 @@ impl Random {
         usize::try_from(self.between(0, length as u64)).expect("below a usize")
     }
 
+    /// One of several.
+    pub(crate) fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[self.below(all.len())]
+    }
+
     /// True in so many of a hundred cases.
     pub(crate) fn percent(&mut self, of_a_hundred: u64) -> bool {
         self.between(0, 100) < of_a_hundred

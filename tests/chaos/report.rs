@@ -1,11 +1,16 @@
 //! What a run found, on one screen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::Duration;
 
+use aftercommit::event::StreamId;
+
 use crate::clients::{Received, Seen};
-use crate::plan::Kind;
+use crate::kinds::Kind;
+use crate::ledger::Deed;
+use crate::payload;
+use crate::truth::Truth;
 use crate::writers::Commits;
 
 /// How far something is from the truth.
@@ -45,14 +50,16 @@ impl fmt::Display for Numbers {
 pub(crate) struct Faults(BTreeMap<Kind, usize>);
 
 impl Faults {
-    pub(crate) fn count(&mut self, kind: Kind) {
-        *self.0.entry(kind).or_default() += 1;
+    pub(crate) fn of(deeds: &[Deed]) -> Self {
+        let mut faults = Self::default();
+        for deed in deeds {
+            *faults.0.entry(deed.kind).or_default() += 1;
+        }
+        faults
     }
 
-    pub(crate) fn add(&mut self, other: Self) {
-        for (kind, count) in other.0 {
-            *self.0.entry(kind).or_default() += count;
-        }
+    fn all(&self) -> usize {
+        self.0.values().sum()
     }
 }
 
@@ -64,10 +71,16 @@ pub(crate) struct Delays {
 }
 
 impl Delays {
-    pub(crate) fn of(commits: &Commits, seen: &[Seen]) -> Self {
+    pub(crate) fn of(commits: &Commits, truth: &Truth, seed: u64, seen: &[Seen]) -> Self {
+        let rows =
+            truth.channels.iter().flat_map(|channel| &channel.rows).filter(|row| row.copy_of.is_none());
+        let keys: HashMap<StreamId, u64> =
+            rows.filter_map(|row| Some((row.stream_id?, payload::key_of(seed, row.event_id)?))).collect();
         let mut first = BTreeMap::new();
         for received in seen.iter().flat_map(|client| &client.received) {
-            if let Received::Event { key, at, .. } = received {
+            if let Received::Event { id: Some(id), at, .. } = received
+                && let Some(key) = keys.get(id)
+            {
                 let earliest = first.entry(*key).or_insert(*at);
                 *earliest = (*earliest).min(*at);
             }
@@ -89,14 +102,22 @@ pub(crate) struct Report {
     pub(crate) length: Duration,
     pub(crate) made: Faults,
     pub(crate) events: usize,
+    /// Of these, copies that replays made, and events that operators gave up.
+    pub(crate) copies: usize,
+    pub(crate) discarded: usize,
     /// Confirmed commits that the log does not hold.
     pub(crate) missing: usize,
     /// Everything arrived in the time that it was given.
     pub(crate) complete: bool,
     /// Processes that ended and that nobody ended.
     pub(crate) crashed: usize,
+    pub(crate) log: Numbers,
     pub(crate) redis: Numbers,
     pub(crate) clients: Numbers,
+    /// Resets that no fault explains, by their reasons.
+    pub(crate) causeless: BTreeMap<String, usize>,
+    /// What operators asked for, done to other rows than they named.
+    pub(crate) misdirected: usize,
     pub(crate) listeners: usize,
     pub(crate) connections: usize,
     pub(crate) delays: Delays,
@@ -109,31 +130,32 @@ impl Report {
             && self.missing == 0
             && self.crashed == 0
             && self.events > 0
-            && self.redis.are_zero()
-            && self.clients.are_zero()
+            && [self.log, self.redis, self.clients].iter().all(Numbers::are_zero)
+            && self.causeless.is_empty()
+            && self.misdirected == 0
             // An insert that a fault or the fence ended leaves one; a relay that updated would leave one a step.
-            && usize::try_from(self.dead_tuples[1]).is_ok_and(|dead| dead <= self.made.0.values().sum())
+            && usize::try_from(self.dead_tuples[1]).is_ok_and(|dead| dead <= self.made.all())
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let faults: usize = self.made.0.values().sum();
-        writeln!(
-            f,
-            "\nchaos: seed {}, {:.1} min, {faults} faults",
-            self.seed,
-            self.length.as_secs_f64() / 60.0
-        )?;
+        let minutes = self.length.as_secs_f64() / 60.0;
+        writeln!(f, "\nchaos: seed {}, {minutes:.1} min, {} faults", self.seed, self.made.all())?;
         for (kind, count) in &self.made.0 {
             writeln!(f, "  {kind:<28} {count:>4}")?;
         }
-        let Self { events, missing, listeners, connections, .. } = self;
+        let Self { events, missing, listeners, connections, copies, discarded, .. } = self;
         writeln!(f, "events    {events} committed, {missing} of them missing in the log")?;
+        writeln!(f, "          {copies} copies by replays, {discarded} discarded by operators")?;
+        writeln!(f, "log       {}", self.log)?;
         writeln!(f, "Redis     {}", self.redis)?;
         writeln!(f, "clients   {}", self.clients)?;
         let resets = self.clients.resets;
         writeln!(f, "          {listeners} clients, {connections} connections, {resets} resets")?;
+        let causeless: usize = self.causeless.values().sum();
+        writeln!(f, "resets    {causeless} without a cause {:?}", self.causeless)?;
+        writeln!(f, "requests  {} carried out on other rows than they named", self.misdirected)?;
         let Delays { median, longest } = self.delays;
         writeln!(f, "delay     commit to client: median {median:.0?}, longest stall {longest:.1?}")?;
         let [event, checkpoint] = self.dead_tuples;

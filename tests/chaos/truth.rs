@@ -1,147 +1,227 @@
-//! What Postgres committed, and how far Redis and each client are from it.
+//! What Postgres committed, and under which ids: read from the log alone, by the arithmetic of its checkpoints.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::clients::{Clients, Received, Seen};
-use crate::report::Numbers;
-use crate::world::World;
+use aftercommit::event::StreamId;
+use futures_util::TryStreamExt;
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row as _};
+use uuid::Uuid;
+
+use crate::clients::Clients;
+use crate::faults;
+use crate::payload;
+use crate::world::{Entry, World};
 use crate::writers::Commits;
 
-/// The keys of each channel's events, in the order of their rows.
-#[derive(Debug)]
-pub(crate) struct Truth {
-    channels: Vec<Vec<u64>>,
-    /// What Redis holds at the end: ids and keys.
-    histories: Vec<Vec<(String, u64)>>,
+/// One row of the log that clients are to be told of.
+#[derive(Debug, Clone)]
+pub(crate) struct Row {
+    pub(crate) id: i64,
+    pub(crate) event_id: Uuid,
+    pub(crate) event_type: String,
+    /// Which replay made it, and of which row.
+    pub(crate) copy_of: Option<(i64, i64)>,
+    /// [`payload::mark`] of its payload, and of what a client is told of it.
+    pub(crate) payload: u64,
+    pub(crate) told: u64,
+    /// Whether a rebase found it in Redis, and not in the position.
+    pub(crate) was_told_before: bool,
+    /// The id that the log gives it; `None` where only Redis can know: it was published, and Postgres was not told.
+    pub(crate) stream_id: Option<StreamId>,
 }
 
-/// Waits until Redis holds as many events as Postgres and every client has come to the end. False if it does not.
+/// A topic's events.
+#[derive(Debug, Default)]
+pub(crate) struct ChannelTruth {
+    /// In the order in which they were published, without those that an operator gave up. For what writers wrote that is the
+    /// order of the log; a replay's copies come between as it happens.
+    pub(crate) rows: Vec<Row>,
+    /// Events that an operator gave up, and their histories as the log has them.
+    pub(crate) discarded: HashMap<StreamId, String>,
+    /// What Redis holds at the end.
+    pub(crate) history: Vec<Entry>,
+}
+
+/// What was committed.
+#[derive(Debug)]
+pub(crate) struct Truth {
+    pub(crate) channels: Vec<ChannelTruth>,
+    /// Rows that are not what their writers wrote, byte for byte.
+    pub(crate) altered: usize,
+}
+
+/// When nothing moves for so long, an operator looks whether the relay refuses the log.
+const REFUSAL: Duration = Duration::from_secs(8);
+
+/// Waits until the log has been delivered and every client has come to the end. False if that does not happen.
 pub(crate) async fn wait_until_complete(world: &World, clients: &Clients, limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
+    let mut look = Instant::now() + REFUSAL;
     while Instant::now() < deadline {
-        world.release_parked(Duration::from_secs(1)).await;
-        let truth = committed(world).await;
-        if let Some(histories) = world.histories().await {
-            let is_whole = truth.iter().zip(&histories).all(|(rows, history)| rows.len() <= history.len());
-            let last: Vec<_> =
-                histories.iter().map(|history| history.last().map(|(id, _)| id.clone())).collect();
-            if is_whole && clients.have_reached(&last) {
-                return true;
-            }
+        if Instant::now() > look {
+            faults::rebase_if_needed(world).await;
+            look = Instant::now() + REFUSAL;
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        world.release_parked(Duration::from_secs(1)).await;
+        let mut connection = world.postgres().await;
+        let waiting: Result<i64, _> = sqlx::query_scalar(
+            "select count(*) from outbox.event_status where relay = $1 and state in ('pending', 'parked')",
+        )
+        .bind(world.system.redis.relay_name())
+        .fetch_one(&mut connection)
+        .await;
+        if waiting.is_ok_and(|waiting| waiting == 0)
+            && let Some(last) = world.last_ids().await
+            && clients.have_reached(&last)
+            && clients.fetching() == 0
+            && world.neighbour.is_whole(world).await
+        {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
     }
     false
 }
 
-async fn committed(world: &World) -> Vec<Vec<u64>> {
-    let mut connection = world.postgres().await;
-    let mut channels = Vec::new();
-    for channel in &world.channels {
-        let keys: Vec<i64> = sqlx::query_scalar(
-            "select (payload->>'k')::bigint from outbox.event where topic = $1 order by id",
-        )
-        .bind(channel.topic.as_str())
-        .fetch_all(&mut connection)
-        .await
-        .expect("the log");
-        channels.push(keys.into_iter().map(i64::cast_unsigned).collect());
-    }
-    channels
-}
-
 impl Truth {
     pub(crate) async fn read(world: &World) -> Self {
-        let histories = world.histories().await.expect("Redis runs again");
-        Self { channels: committed(world).await, histories }
+        let mut connection = world.postgres().await;
+        let relay = world.system.redis.relay_name();
+        let numbers = numbers(&mut connection, &relay).await;
+        let mut truth = Self { channels: Vec::new(), altered: 0 };
+        for channel in 0..world.channels.len() {
+            let history = world.history(channel).await.expect("Redis runs again");
+            truth.channels.push(ChannelTruth { history, ..ChannelTruth::default() });
+            truth.read_channel(world, &mut connection, channel, &numbers).await;
+            truth.channels[channel].name_the_unnumbered();
+        }
+        truth
+    }
+
+    async fn read_channel(
+        &mut self,
+        world: &World,
+        connection: &mut PgConnection,
+        channel: usize,
+        numbers: &HashMap<i64, StreamId>,
+    ) {
+        let of = &mut self.channels[channel];
+        let mut rows = sqlx::query(
+            "select e.id, e.event_id, e.type, e.payload::text as payload,
+                    (e.headers->'replay'->>'replay')::bigint as replay, (e.headers->'replay'->>'row')::bigint as original,
+                    exists (select from outbox.delivered_before d where d.relay = $2 and d.id = e.id) as was_told_before,
+                    k.epoch, k.seq, format('parked %s as %s, discarded %s', k.parked_at, k.reason, k.settled_at) as history
+             from outbox.event e
+             left join outbox.parked k on k.relay = $2 and k.id = e.id and k.event_id = e.event_id and k.settled_as = 'discarded'
+             where e.topic = $1 order by e.id",
+        )
+        .bind(world.channels[channel].topic.as_str())
+        .bind(world.system.redis.relay_name())
+        .fetch(connection);
+        while let Some(row) = rows.try_next().await.expect("the log") {
+            let (event_id, text): (Uuid, String) = (row.get("event_id"), row.get("payload"));
+            let written = payload::key_of(world.seed, event_id).map(|key| payload::of(world.seed, key));
+            self.altered += usize::from(written.as_ref() != Some(&text));
+            if let (Some(epoch), Some(seq)) =
+                (row.get::<Option<i64>, _>("epoch"), row.get::<Option<i64>, _>("seq"))
+            {
+                let id = StreamId::new(epoch.cast_unsigned(), seq.cast_unsigned());
+                of.discarded.insert(id, row.get("history"));
+                continue;
+            }
+            of.rows.push(Row::read(&row, &text, numbers));
+        }
     }
 
     pub(crate) fn events(&self) -> usize {
-        self.channels.iter().map(Vec::len).sum()
+        self.channels.iter().map(|channel| channel.rows.len() + channel.discarded.len()).sum()
     }
 
-    /// Events whose commit was confirmed and that the log does not hold.
-    pub(crate) fn missing(&self, commits: &Commits) -> usize {
-        let held: HashSet<u64> = self.channels.iter().flatten().copied().collect();
-        commits.keys().filter(|key| !held.contains(key)).count()
+    pub(crate) fn discarded(&self) -> usize {
+        self.channels.iter().map(|channel| channel.discarded.len()).sum()
     }
 
-    /// Redis's histories against the log.
-    pub(crate) fn compare_redis(&self) -> Numbers {
-        let mut numbers = Numbers::default();
-        for (rows, history) in self.channels.iter().zip(&self.histories) {
-            let keys: Vec<u64> = history.iter().map(|(_, key)| *key).collect();
-            numbers.add(&compare(rows, Some(0), &keys, true));
-        }
-        numbers
-    }
-
-    /// What each client received against the log, from where it began to listen.
-    pub(crate) fn compare_clients(&self, seen: &[Seen]) -> Numbers {
-        let mut numbers = Numbers::default();
-        for client in seen {
-            numbers.add(&self.compare_client(client));
-        }
-        numbers
-    }
-
-    fn compare_client(&self, client: &Seen) -> Numbers {
-        let rows = &self.channels[client.channel];
-        let places: HashMap<&str, usize> = self.histories[client.channel]
-            .iter()
-            .enumerate()
-            .map(|(place, (id, _))| (id.as_str(), place + 1))
-            .collect();
-        let mut numbers = Numbers::default();
-        let mut stretch = Vec::new();
-        let mut from = match &client.begun {
-            // Before the first event that there ever was, if it is none that there is.
-            Some(id) => Some(places.get(id.as_str()).copied().unwrap_or(0)),
-            None => return numbers,
-        };
-        for received in &client.received {
-            match received {
-                Received::Event { key, .. } => stretch.push(*key),
-                Received::Reset { id } => {
-                    numbers.add(&compare(rows, from, &stretch, false));
-                    numbers.resets += 1;
-                    // A page fetches everything anew at a reset, so a new account begins: behind the event that the reset
-                    // names, or with the next event where it names none.
-                    from = places.get(id.as_str()).copied();
-                    stretch.clear();
-                }
-            }
-        }
-        numbers.add(&compare(rows, from, &stretch, true));
-        numbers
+    pub(crate) fn copies(&self) -> usize {
+        self.channels.iter().flat_map(|channel| &channel.rows).filter(|row| row.copy_of.is_some()).count()
     }
 }
 
-/// How far what was found is from a run of rows that begins at `from`, or with the first one found, and goes to the end, or
-/// to the last one found.
-fn compare(rows: &[u64], from: Option<usize>, found: &[u64], to_the_end: bool) -> Numbers {
-    let places: HashMap<u64, usize> = rows.iter().enumerate().map(|(place, key)| (*key, place)).collect();
-    let from = from.or_else(|| found.first().and_then(|key| places.get(key).copied()));
-    let from = from.unwrap_or(rows.len());
-    let (mut numbers, mut seen, mut end) = (Numbers::default(), HashSet::new(), from);
-    for key in found {
-        let Some(&place) = places.get(key) else {
-            numbers.invented += 1;
-            continue;
-        };
-        // What lies before the beginning was told before.
-        if place < from || !seen.insert(*key) {
-            numbers.repeated += 1;
-        } else if place < end {
-            numbers.reordered += 1;
-        } else {
-            end = place + 1;
+/// How many events the log does not hold although their commit was confirmed.
+pub(crate) async fn missing(world: &World, commits: &Commits) -> usize {
+    let mut connection = world.postgres().await;
+    let held: Vec<Uuid> = sqlx::query_scalar("select distinct event_id from outbox.event")
+        .fetch_all(&mut connection)
+        .await
+        .expect("the log");
+    let held: std::collections::HashSet<u64> =
+        held.into_iter().filter_map(|event_id| payload::key_of(world.seed, event_id)).collect();
+    commits.keys().filter(|key| !held.contains(key)).count()
+}
+
+impl Row {
+    fn read(row: &PgRow, text: &str, numbers: &HashMap<i64, StreamId>) -> Self {
+        let id = row.get("id");
+        Self {
+            id,
+            event_id: row.get("event_id"),
+            event_type: row.get("type"),
+            copy_of: row.get::<Option<_>, _>("replay").zip(row.get("original")),
+            payload: payload::mark(text.as_bytes()),
+            told: payload::mark(payload::as_told(text).as_bytes()),
+            was_told_before: row.get("was_told_before"),
+            stream_id: numbers.get(&id).copied(),
         }
     }
-    if to_the_end {
-        end = rows.len();
+}
+
+impl ChannelTruth {
+    /// The epoch that ids are of by now. Of an earlier one, Redis is given nothing again.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.rows.iter().filter_map(|row| row.stream_id).map(|id| id.epoch).max().unwrap_or(0)
     }
-    numbers.lost = end.saturating_sub(from).saturating_sub(seen.len());
-    numbers
+
+    /// Rows that were published in an epoch whose end Postgres did not see: they stand in Redis under the ids that they
+    /// were told with.
+    fn name_the_unnumbered(&mut self) {
+        let known: std::collections::HashSet<StreamId> =
+            self.rows.iter().filter_map(|row| row.stream_id).collect();
+        let mut free: HashMap<Uuid, Vec<StreamId>> = HashMap::new();
+        for entry in self.history.iter().rev() {
+            if let (Some(id), Some(event_id)) = (entry.id.filter(|id| !known.contains(id)), entry.event_id) {
+                free.entry(event_id).or_default().push(id);
+            }
+        }
+        for row in self.rows.iter_mut().filter(|row| row.stream_id.is_none()) {
+            row.stream_id = free.get_mut(&row.event_id).and_then(Vec::pop);
+        }
+        // What has no id anywhere is lost; that is counted where it is looked for.
+        self.rows.sort_by_key(|row| (row.stream_id.is_none(), row.stream_id));
+    }
+}
+
+/// The ids of all rows that the relay has delivered or set aside: two checkpoints that follow each other name a window, the
+/// place in it, and how many numbers were used up between them.
+async fn numbers(connection: &mut PgConnection, relay: &str) -> HashMap<i64, StreamId> {
+    let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
+        "select w.id, before.epoch, before.next_seq + w.place - 1
+         from outbox.checkpoint before
+         join outbox.checkpoint step on step.relay = before.relay and step.n = before.n + 1
+          and step.epoch = before.epoch and step.next_seq > before.next_seq
+         cross join lateral (
+           select r.id, row_number() over (order by r.id) as place
+           from outbox.window_rows(before.lower, before.lower_horizon, before.high_id, before.upper, before.after_id,
+                                   step.next_seq - before.next_seq) r
+         ) w
+         where before.relay = $1 and before.upper is not null
+           and not exists (select from outbox.delivered_before d where d.relay = $1 and d.id = w.id)",
+    )
+    .bind(relay)
+    .fetch_all(connection)
+    .await
+    .expect("the positions");
+    rows.into_iter()
+        .map(|(id, epoch, seq)| (id, StreamId::new(epoch.cast_unsigned(), seq.cast_unsigned())))
+        .collect()
 }

@@ -1,21 +1,30 @@
-//! What is broken: a Postgres, a Redis, two relays, two SSE servers, and a proxy in front of each way that can fail.
+//! What is broken: a Postgres, a Redis, two relays, two SSE servers, and a proxy in front of each way that can fail; and
+//! beside them the relay of another log on the same Redis.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use aftercommit::event::Topic;
+use aftercommit::event::{StreamId, Topic};
 use aftercommit::local::{Home, RedisServer, redis::Options};
 use aftercommit::outbox::parked::{self, Action};
 use redis::aio::MultiplexedConnection;
 use secrecy::ExposeSecret;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::clock::Clock;
 use crate::harness::{
-    Database, OwnPostgres, Process, Proxy, System, database_on, redis_settings_of, start_postgres,
-    try_metric_of,
+    Database, LIMIT, OwnPostgres, Process, Proxy, Settings, System, database_on, redis_settings_of,
+    start_postgres, try_metric_of,
 };
+use crate::ledger::Ledger;
+use crate::neighbour::Neighbour;
+use crate::payload;
+use crate::roles::{self, User};
 
 /// [relay] takeover_seconds.
 const TAKEOVER_SECONDS: &str = "2";
@@ -31,6 +40,16 @@ pub(crate) struct Channel {
     pub(crate) token: String,
 }
 
+/// One entry of a history.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) id: Option<StreamId>,
+    pub(crate) event_id: Option<Uuid>,
+    pub(crate) event_type: String,
+    /// Of its bytes: [`payload::mark`].
+    pub(crate) payload: u64,
+}
+
 /// An SSE server and the way to it.
 #[derive(Debug)]
 pub(crate) struct Outlet {
@@ -42,6 +61,9 @@ pub(crate) struct Outlet {
 /// Everything.
 #[derive(Debug)]
 pub(crate) struct World {
+    pub(crate) seed: u64,
+    /// Say what happens.
+    pub(crate) verbose: bool,
     pub(crate) system: System,
     pub(crate) postgres: OwnPostgres,
     redis_home: PathBuf,
@@ -53,23 +75,31 @@ pub(crate) struct World {
     pub(crate) relays: [Mutex<Process>; 2],
     pub(crate) outlets: [Outlet; 2],
     pub(crate) channels: Vec<Channel>,
+    pub(crate) neighbour: Neighbour,
+    pub(crate) clock: Option<Clock>,
+    pub(crate) ledger: Ledger,
+    /// Held while the relays' role lacks something: a relay that finds that at its start ends, and says so on stderr.
+    pub(crate) rights: Mutex<()>,
+    /// Ends of pipes that nobody reads, and the addresses of those who write to them.
+    pub(crate) unread: Mutex<HashMap<String, std::io::PipeReader>>,
     _directory: tempfile::TempDir,
 }
 
 impl World {
-    pub(crate) async fn start() -> Self {
+    pub(crate) async fn start(seed: u64, verbose: bool) -> Self {
         let settings =
             [("max_prepared_transactions", "50"), ("synchronous_commit", "on"), ("max_connections", "200")];
         let server = start_postgres(settings.map(|(name, value)| (name, value.to_owned())).into()).await;
         let database = database_on(&server).await;
+        roles::make(&mut database.connect().await).await;
         let postgres = OwnPostgres::new(server).await;
         let directory = tempfile::tempdir().expect("a directory");
         let redis_home = directory.path().join("redis");
-        let redis = start_redis(&redis_home, None).await;
+        let redis = start_redis(&redis_home, None, true).await;
         let (redis_url, redis_port) = (redis.url().expose_secret().to_owned(), redis.port());
         let (relay_redis, sse_redis) = (Proxy::to(redis_port).await, Proxy::to(redis_port).await);
-        let relay_url = postgres.proxy.url(database.url());
-        let system = System::with(Database::at(database.url()), &sse_redis.url(&redis_url))
+        let clock = Clock::find(directory.path());
+        let system = System::with(Database::at(database.url()), &User::Sse.url(&sse_redis.url(&redis_url)))
             .await
             .set("AFTERCOMMIT_RELAY_TAKEOVER_SECONDS", TAKEOVER_SECONDS)
             .set("AFTERCOMMIT_RELAY_STANDBY_INTERVAL_MS", "100")
@@ -77,17 +107,21 @@ impl World {
             .set("AFTERCOMMIT_RELAY_BACKOFF_MAX_MS", "300")
             .set("AFTERCOMMIT_RELAY_BATCH_SIZE", "50")
             .set("AFTERCOMMIT_REDIS_RESPONSE_TIMEOUT_MS", "1000")
+            .set("AFTERCOMMIT_REDIS_HISTORY_MAX_EVENTS", "1000000")
+            .set("AFTERCOMMIT_REDIS_HISTORY_MAX_BYTES", "1073741824")
             .set("AFTERCOMMIT_SSE_HEARTBEAT_SECONDS", "2")
             .set("AFTERCOMMIT_REDIS_CONNECT_TIMEOUT_MS", "1000");
-        let relay_settings = |redis: &str| {
-            system.settings().clone().set("REDIS_URL", redis).set("DATABASE_URL", relay_url.as_str())
-        };
-        let relay_redis_url = relay_redis.url(&redis_url);
+        let sse = clock.iter().fold(system.settings().clone(), |settings, clock| clock.of(settings));
+        let sse = sse.set("DATABASE_URL", roles::url(database.url(), "sse"));
+        let relay = sse
+            .clone()
+            .set("REDIS_URL", User::Relay.url(&relay_redis.url(&redis_url)))
+            .set("DATABASE_URL", roles::url(&postgres.proxy.url(database.url()), "relay"));
         let relays = [
-            Mutex::new(Process::start("relay", &relay_settings(&relay_redis_url)).await),
-            Mutex::new(Process::start("relay", &relay_settings(&relay_redis_url)).await),
+            Mutex::new(Process::start("relay", &relay).await),
+            Mutex::new(Process::start("relay", &relay).await),
         ];
-        let outlets = [Outlet::start(&system).await, Outlet::start(&system).await];
+        let outlets = [Outlet::start(&sse).await, Outlet::start(&sse).await];
         let channels = (0..TOPICS)
             .map(|_| {
                 let user = Uuid::new_v4();
@@ -95,7 +129,10 @@ impl World {
                 Channel { topic, token: system.token_for(user, Duration::from_secs(86_400)) }
             })
             .collect();
+        let neighbour = Neighbour::start(&system, &User::Relay.url(&redis_url)).await;
         Self {
+            seed,
+            verbose,
             system,
             postgres,
             redis_home,
@@ -107,27 +144,61 @@ impl World {
             relays,
             outlets,
             channels,
+            neighbour,
+            clock,
+            ledger: Ledger::default(),
+            rights: Mutex::default(),
+            unread: Mutex::default(),
             _directory: directory,
         }
     }
 
-    /// A fresh relay, behind the proxies.
-    pub(crate) async fn new_relay(&self) -> Process {
-        let settings = self.system.settings().clone();
-        let settings = settings
-            .set("REDIS_URL", self.relay_redis.url(&self.redis_url))
-            .set("DATABASE_URL", self.postgres.proxy.url(self.system.database.url()));
-        Process::start("relay", &settings).await
+    /// What a relay behind the proxies is started with.
+    pub(crate) fn relay_settings(&self) -> Settings {
+        let owners = self.postgres.proxy.url(self.system.database.url());
+        self.sse_settings()
+            .set("REDIS_URL", User::Relay.url(&self.relay_redis.url(&self.redis_url)))
+            .set("DATABASE_URL", roles::url(&owners, "relay"))
     }
 
-    /// A connection that passes no proxy; as often tried as it takes.
+    /// What an SSE server behind the proxies is started with.
+    pub(crate) fn sse_settings(&self) -> Settings {
+        let settings =
+            self.clock.iter().fold(self.system.settings().clone(), |settings, clock| clock.of(settings));
+        settings.set("DATABASE_URL", roles::url(self.system.database.url(), "sse"))
+    }
+
+    /// What a command of an operator's is run with: it passes no proxy, and has the right time.
+    pub(crate) fn operator_settings(&self, role: &str) -> Settings {
+        let settings = self.system.settings().clone();
+        settings
+            .set("REDIS_URL", User::Relay.url(&self.redis_url))
+            .set("DATABASE_URL", roles::url(self.system.database.url(), role))
+    }
+
+    /// A fresh relay, behind the proxies.
+    pub(crate) async fn new_relay(&self) -> Process {
+        Process::start("relay", &self.relay_settings()).await
+    }
+
+    /// The owner's address of Redis, past the proxies.
+    pub(crate) fn redis_url(&self) -> &str {
+        &self.redis_url
+    }
+
+    /// A topic's place among the channels, from a fault's target.
+    pub(crate) fn channel_of(&self, target: u64) -> usize {
+        usize::try_from(target).expect("an index") % self.channels.len()
+    }
+
+    /// A writer's connection, which passes no proxy; as often tried as it takes.
+    pub(crate) async fn writer(&self) -> PgConnection {
+        connected(&roles::url(self.system.database.url(), "writer")).await
+    }
+
+    /// The owner's connection, which passes no proxy; as often tried as it takes.
     pub(crate) async fn postgres(&self) -> PgConnection {
-        loop {
-            if let Ok(connection) = PgConnection::connect(self.system.database.url()).await {
-                return connection;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        connected(self.system.database.url()).await
     }
 
     /// A connection that passes no proxy, if Redis runs.
@@ -147,13 +218,46 @@ impl World {
         let mut server = self.redis.lock().await;
         drop(server.take());
         if without_data {
-            for entry in std::fs::read_dir(&self.redis_home).expect("its directory").flatten() {
-                if entry.file_name().to_string_lossy().starts_with("appendonly") {
-                    std::fs::remove_dir_all(entry.path()).expect("data that can be lost");
-                }
+            self.remove_append_only_files();
+        }
+        *server = Some(start_redis(&self.redis_home, Some(self.redis_port), true).await);
+    }
+
+    /// Has Redis write an RDB, which [`Self::restore_redis`] will find.
+    pub(crate) async fn save_redis(&self) -> redis::RedisResult<redis::Value> {
+        self.tell_redis(&["save"]).await
+    }
+
+    /// Starts Redis again with its last RDB, as who restores a backup does; then it appends again.
+    pub(crate) async fn restore_redis(&self) {
+        let mut server = self.redis.lock().await;
+        drop(server.take());
+        self.remove_append_only_files();
+        *server = Some(start_redis(&self.redis_home, Some(self.redis_port), false).await);
+        drop(server);
+        self.tell_redis(&["config", "set", "appendonly", "yes"]).await.expect("an append-only file");
+        // A file that is not whole when the next fault comes would be no restart but a loss.
+        let deadline = Instant::now() + LIMIT;
+        while !self.appends_to_a_whole_file().await {
+            assert!(Instant::now() < deadline, "Redis does not write its append-only file");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn appends_to_a_whole_file(&self) -> bool {
+        let Ok(info) = self.tell_redis(&["info", "persistence"]).await else { return false };
+        let info: String = redis::from_redis_value(info).expect("a text");
+        let is_written = |name: &str| info.contains(&format!("{name}:0"));
+        let waits = ["aof_rewrite_in_progress", "aof_rewrite_scheduled", "rdb_bgsave_in_progress"];
+        waits.into_iter().all(is_written) && self.redis_home.join("appendonlydir").exists()
+    }
+
+    fn remove_append_only_files(&self) {
+        for entry in std::fs::read_dir(&self.redis_home).expect("its directory").flatten() {
+            if entry.file_name().to_string_lossy().starts_with("appendonly") {
+                std::fs::remove_dir_all(entry.path()).expect("data that can be lost");
             }
         }
-        *server = Some(start_redis(&self.redis_home, Some(self.redis_port)).await);
     }
 
     /// Has the relay publish what is parked, and waits until it has. False if that takes too long.
@@ -167,6 +271,9 @@ impl World {
                 return true;
             }
             for topic in topics {
+                if let Some(channel) = self.channels.iter().position(|channel| channel.topic == topic) {
+                    self.ledger.asks_about(channel);
+                }
                 // A failure is tried again in the next round.
                 drop(parked::request(&mut connection, &relay, &topic, Action::Release, None).await);
             }
@@ -188,24 +295,33 @@ impl World {
         }
     }
 
-    /// The history of each channel, in their order: ids and keys of payloads.
-    pub(crate) async fn histories(&self) -> Option<Vec<Vec<(String, u64)>>> {
-        let mut connection = self.redis().await?;
-        let mut histories = Vec::new();
-        for channel in &self.channels {
-            let reply: redis::streams::StreamRangeReply = redis::AsyncCommands::xrange_all(
-                &mut connection,
-                self.system.redis.keys().history(&channel.topic),
-            )
-            .await
-            .ok()?;
-            let entry = |entry: &redis::streams::StreamId| {
-                let payload = entry.get::<String>("payload").unwrap_or_default();
-                (entry.id.clone(), key_of(&payload))
-            };
-            histories.push(reply.ids.iter().map(entry).collect());
+    /// The history of a channel, as Redis has it.
+    pub(crate) async fn history(&self, channel: usize) -> redis::RedisResult<Vec<Entry>> {
+        let connected = redis_settings_of(&self.redis_url).connect().await;
+        let mut connection = connected.map_err(|_| (redis::ErrorKind::Io, "Redis does not run"))?;
+        let key = self.system.redis.keys().history(&self.channels[channel].topic);
+        let (mut entries, mut from) = (Vec::new(), "-".to_owned());
+        // In pages: some of the entries are large.
+        loop {
+            let page: redis::streams::StreamRangeReply =
+                redis::AsyncCommands::xrange_count(&mut connection, &key, &from, "+", 500).await?;
+            let Some(last) = page.ids.last() else { return Ok(entries) };
+            from = format!("({}", last.id);
+            entries.extend(page.ids.iter().map(Entry::read));
         }
-        Some(histories)
+    }
+
+    /// The last id of each channel's history.
+    pub(crate) async fn last_ids(&self) -> Option<Vec<Option<String>>> {
+        let mut connection = self.redis().await?;
+        let mut last = Vec::new();
+        for channel in &self.channels {
+            let key = self.system.redis.keys().history(&channel.topic);
+            let newest: redis::streams::StreamRangeReply =
+                redis::AsyncCommands::xrevrange_count(&mut connection, key, "+", "-", 1).await.ok()?;
+            last.push(newest.ids.first().map(|entry| entry.id.clone()));
+        }
+        Some(last)
     }
 
     /// Of the log and of the positions. Only rolled-back appends make any.
@@ -237,11 +353,47 @@ impl World {
         None
     }
 
+    /// Starts what has ended as its role of Postgres lacked something when it came, as a supervisor does.
+    pub(crate) async fn supervise(&self, until: CancellationToken) {
+        while !until.is_cancelled() {
+            for relay in &self.relays {
+                if let Ok(mut relay) = relay.try_lock()
+                    && relay.ended().is_some()
+                    && was_refused(&relay)
+                {
+                    *relay = self.new_relay().await;
+                }
+            }
+            for outlet in &self.outlets {
+                let was_refused = outlet
+                    .process
+                    .try_lock()
+                    .is_ok_and(|mut process| process.ended().is_some() && was_refused(&process));
+                if was_refused {
+                    outlet.replace(Process::start("sse", &self.sse_settings()).await).await;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
     /// How many processes have ended although nobody ended them. Those that a fault ended have been replaced.
     pub(crate) async fn crashed(&self) -> usize {
         let mut crashed = 0;
+        let mut unread_logs = self.unread.lock().await;
         for process in self.relays.iter().chain(self.outlets.iter().map(|outlet| &outlet.process)) {
-            crashed += usize::from(process.lock().await.has_ended());
+            let mut process = process.lock().await;
+            if let Some(status) = process.ended() {
+                let mut log = process.log();
+                if let Some(mut unread) = unread_logs.remove(&process.address) {
+                    // It has ended, and with it the pipe.
+                    unread.read_to_string(&mut log).expect("a log");
+                }
+                let from = log.len().saturating_sub(4000);
+                let last = String::from_utf8_lossy(&log.as_bytes()[from..]);
+                eprintln!("{} at {} has ended: {status}\n{last}", process.role(), process.address);
+                crashed += 1;
+            }
         }
         crashed
     }
@@ -261,31 +413,56 @@ impl World {
     }
 }
 
+/// The last two topics are for the transactions that outlast the others, and have few events.
+pub(crate) fn is_quiet(channel: usize) -> bool {
+    channel + 2 >= TOPICS
+}
+
+impl Entry {
+    fn read(entry: &redis::streams::StreamId) -> Self {
+        let text = |name: &str| entry.get::<String>(name).unwrap_or_default();
+        Self {
+            id: entry.id.parse().ok(),
+            event_id: Uuid::parse_str(&text("event")).ok(),
+            event_type: text("type"),
+            payload: payload::mark(text("payload").as_bytes()),
+        }
+    }
+}
+
 impl Outlet {
-    async fn start(system: &System) -> Self {
-        let process = system.start("sse").await;
+    async fn start(settings: &Settings) -> Self {
+        let process = Process::start("sse", settings).await;
         let (_, port) = process.address.rsplit_once(':').expect("an address with a port");
         let proxy = Proxy::to(port.parse().expect("a port")).await;
         let url = proxy.url(&process.url(STREAM));
         Self { process: Mutex::new(process), proxy, url }
     }
 
-    /// Puts a fresh process in the place of one that has ended.
-    pub(crate) async fn replace(&self, system: &System) {
-        let fresh = system.start("sse").await;
+    /// Puts a process in the place of one that has ended.
+    pub(crate) async fn replace(&self, fresh: Process) {
         let (_, port) = fresh.address.rsplit_once(':').expect("an address with a port");
         self.proxy.lead_to(port.parse().expect("a port"));
         *self.process.lock().await = fresh;
     }
 }
 
-async fn start_redis(home: &std::path::Path, port: Option<u16>) -> RedisServer {
-    let options = Options { home: Home::Kept(home.to_owned()), port, durable: true, settings: Vec::new() };
-    RedisServer::start(&options).await.expect("a private Redis")
+/// Whether the last that a process said is that Postgres does not let it.
+fn was_refused(process: &Process) -> bool {
+    process.log().lines().next_back().is_some_and(|line| line.contains("permission denied for"))
 }
 
-/// The number by which an event is known in every place.
-pub(crate) fn key_of(payload: &str) -> u64 {
-    let value: serde_json::Value = serde_json::from_str(payload).unwrap_or_default();
-    value["k"].as_u64().unwrap_or(u64::MAX)
+async fn connected(url: &str) -> PgConnection {
+    loop {
+        if let Ok(connection) = PgConnection::connect(url).await {
+            return connection;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn start_redis(home: &Path, port: Option<u16>, durable: bool) -> RedisServer {
+    let settings = vec![User::Relay.configured(), User::Sse.configured()];
+    let options = Options { home: Home::Kept(home.to_owned()), port, durable, settings };
+    RedisServer::start(&options).await.expect("a private Redis")
 }

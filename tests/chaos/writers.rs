@@ -12,11 +12,12 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::payload;
 use crate::random::Random;
 use crate::world::World;
 
 const WRITERS: usize = 8;
-/// The transaction that stays prepared until the end.
+/// The transaction that stays prepared until somebody finds it.
 const FORGOTTEN: &str = "forgotten";
 
 /// When each event's commit was known to its writer, by key.
@@ -30,6 +31,7 @@ pub(crate) struct Writers {
     cleaned: CancellationToken,
     cleaner: JoinHandle<()>,
     commits: Arc<Mutex<Commits>>,
+    keys: Arc<AtomicU64>,
 }
 
 struct Writer {
@@ -52,7 +54,7 @@ pub(crate) fn begin(world: &Arc<World>, seed: u64) -> Writers {
     let (stop, commits) = (CancellationToken::new(), Arc::new(Mutex::new(Commits::new())));
     let keys = Arc::new(AtomicU64::new(1));
     let mut tasks = Vec::new();
-    for n in 0..=WRITERS {
+    for n in 0..WRITERS + 2 {
         let mut writer = Writer {
             world: world.clone(),
             random: Random::new(seed, &format!("writer {n}")),
@@ -61,39 +63,55 @@ pub(crate) fn begin(world: &Arc<World>, seed: u64) -> Writers {
             stop: stop.clone(),
         };
         tasks.push(tokio::spawn(async move {
-            if n == WRITERS {
-                writer.forget_one().await;
-                writer.hold_open().await;
-            } else {
-                writer.write().await;
+            match n {
+                0..WRITERS => writer.write().await,
+                WRITERS => writer.forget_one().await,
+                _ => writer.hold_open().await,
             }
         }));
     }
     let cleaned = CancellationToken::new();
     let cleaner = tokio::spawn(clean_up(world.clone(), cleaned.clone()));
-    Writers { stop, tasks, cleaned, cleaner, commits }
+    Writers { stop, tasks, cleaned, cleaner, commits, keys }
+}
+
+/// What a run ends with: an event of each topic, so that there is an end to come to.
+pub(crate) async fn close(world: &Arc<World>, keys: u64) {
+    let mut writer = Writer {
+        world: world.clone(),
+        random: Random::new(world.seed, "the end"),
+        keys: Arc::new(AtomicU64::new(keys)),
+        commits: Arc::default(),
+        stop: CancellationToken::new(),
+    };
+    for channel in &world.channels {
+        while writer.append_alone(&channel.topic).await.is_err() {
+            writer.pause(50, 100).await;
+        }
+    }
 }
 
 impl Writers {
-    /// Lets every transaction in hand come to its end.
-    pub(crate) async fn finish(self) -> Commits {
+    /// Lets every transaction in hand come to its end. Tells what was committed, and the first key that is free.
+    pub(crate) async fn finish(self) -> (Commits, u64) {
         self.stop.cancel();
         for task in self.tasks {
             task.await.expect("a writer");
         }
         self.cleaned.cancel();
         self.cleaner.await.expect("a cleaner");
-        std::mem::take(&mut self.commits.lock().expect("commits"))
+        let commits = std::mem::take(&mut *self.commits.lock().expect("commits"));
+        (commits, self.keys.load(Ordering::Relaxed))
     }
 }
 
 impl Writer {
     async fn write(&mut self) {
-        let mut connection = self.world.postgres().await;
+        let mut connection = self.world.writer().await;
         while !self.stop.is_cancelled() {
             if self.transaction(&mut connection).await.is_err() {
                 // Whether it was committed, the log will tell.
-                connection = self.world.postgres().await;
+                connection = self.world.writer().await;
             }
             self.pause(0, 30).await;
         }
@@ -104,6 +122,7 @@ impl Writer {
     }
 
     async fn transaction(&mut self, connection: &mut PgConnection) -> Result<(), outbox::AppendError> {
+        let set_back = self.world.ledger.times_set_back();
         execute(connection, "begin").await?;
         if self.random.percent(50) {
             // An xid now and ids later: what a snapshot's xmax does not tell of.
@@ -127,6 +146,9 @@ impl Writer {
                 self.append(connection, topic).await?;
                 execute(connection, "rollback to savepoint s").await?;
             }
+        }
+        if self.world.ledger.times_set_back() != set_back {
+            self.world.ledger.straddle(&keys);
         }
         self.dawdle().await;
         self.end(connection, &keys).await
@@ -164,11 +186,17 @@ impl Writer {
         topic: &Topic,
     ) -> Result<u64, outbox::AppendError> {
         let key = self.keys.fetch_add(1, Ordering::Relaxed);
-        let event_type = EventType::new("CHAOS").expect("a type");
+        let event_type = EventType::new(payload::type_of(key)).expect("a type");
         let event =
-            NewEvent::new(topic.clone(), event_type, &serde_json::json!({ "k": key })).expect("an event");
+            NewEvent::new(topic.clone(), event_type, &payload::raw(self.world.seed, key)).expect("an event");
+        let event = event.with_event_id(payload::event_id(self.world.seed, key));
         outbox::append(connection, &event).await?;
         Ok(key)
+    }
+
+    async fn append_alone(&mut self, topic: &Topic) -> Result<(), outbox::AppendError> {
+        let mut connection = self.world.writer().await;
+        self.append(&mut connection, topic).await.map(|_| ())
     }
 
     fn topic(&mut self) -> Topic {
@@ -181,7 +209,7 @@ impl Writer {
     async fn hold_open(&mut self) {
         let topic = self.world.channels.last().expect("a channel").topic.clone();
         while !self.stop.is_cancelled() {
-            let mut connection = self.world.postgres().await;
+            let mut connection = self.world.writer().await;
             let Ok(()) = execute(&mut connection, "begin").await else { continue };
             let Ok(key) = self.append(&mut connection, &topic).await else { continue };
             while !self.stop.is_cancelled() {
@@ -196,14 +224,27 @@ impl Writer {
         }
     }
 
-    /// One transaction that is prepared at the beginning and forgotten.
+    /// One transaction that is prepared and forgotten; a fresh one as soon as an operator has found it.
     async fn forget_one(&mut self) {
         let topic = self.world.channels[self.world.channels.len() - 2].topic.clone();
-        let mut connection = self.world.postgres().await;
-        execute(&mut connection, "begin").await.expect("nothing is broken yet");
-        self.append(&mut connection, &topic).await.expect("nothing is broken yet");
-        let prepare = format!("prepare transaction '{FORGOTTEN}'");
-        execute(&mut connection, &prepare).await.expect("nothing is broken yet");
+        while !self.stop.is_cancelled() {
+            drop(self.forget(&topic).await);
+            self.pause(800, 1200).await;
+        }
+    }
+
+    async fn forget(&mut self, topic: &Topic) -> Result<(), outbox::AppendError> {
+        let mut connection = self.world.writer().await;
+        execute(&mut connection, "begin").await?;
+        let there: bool = sqlx::query_scalar("select exists (select from pg_prepared_xacts where gid = $1)")
+            .bind(FORGOTTEN)
+            .fetch_one(&mut connection)
+            .await?;
+        if there {
+            return Ok(());
+        }
+        self.append(&mut connection, topic).await?;
+        execute(&mut connection, &format!("prepare transaction '{FORGOTTEN}'")).await
     }
 }
 

@@ -184,9 +184,19 @@ impl Process {
         self.log.lock().expect("a log").clone()
     }
 
+    /// Which role it plays.
+    pub(crate) fn role(&self) -> &str {
+        &self.role
+    }
+
     /// Whether it has ended, by itself or by a signal.
     pub(crate) fn has_ended(&mut self) -> bool {
-        self.child.try_wait().expect("a status").is_some()
+        self.ended().is_some()
+    }
+
+    /// How it has ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().expect("a status")
     }
 
     /// kill -9, and its end.
@@ -197,6 +207,13 @@ impl Process {
     /// Sends a signal by name.
     pub(crate) async fn signal(&self, name: &str) {
         send(name, self.pid()).await;
+    }
+
+    /// Sends a signal, unless it has ended by itself.
+    pub(crate) async fn signal_if_it_runs(&mut self, name: &str) {
+        if !self.has_ended() {
+            self.signal(name).await;
+        }
     }
 
     /// SIGTERM, and the exit code.

@@ -1,13 +1,16 @@
 //! What an owner of the log can do to it by hand: nothing of it is lost, nothing is called delivered that is not, the relay
 //! says what is wrong, and `rebase` mends it.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use redis::AsyncCommands;
+use redis::streams::StreamRangeReply;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::append_door::execute;
-use crate::harness::{Line, cli, eventually};
+use crate::harness::{Line, Wiring, cli, eventually, keys};
 
 /// A line that has delivered six events, and a session of the log's owner.
 async fn line_of_six() -> (Line, PgConnection) {
@@ -107,6 +110,18 @@ async fn a_sequence_set_back_while_events_wait_gives_ids_twice_and_none_is_lost(
     is_refused_and_mended(line, &mut admin, 8).await;
 }
 
+/// The rows that wait have higher ids than those that come later, and no id is given twice.
+#[tokio::test]
+async fn a_sequence_set_back_behind_events_that_wait_leaves_their_order() {
+    let (mut line, mut admin) = line_of_six().await;
+    line.relay.signal("STOP").await;
+    line.append(4).await;
+    execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
+    line.append(3).await;
+    line.relay.signal("CONT").await;
+    is_refused_and_mended(line, &mut admin, 7).await;
+}
+
 #[tokio::test]
 async fn an_id_far_above_the_sequence_is_refused_before_it_hides_what_comes_later() {
     let (mut line, mut admin) = line_of_six().await;
@@ -116,8 +131,8 @@ async fn an_id_far_above_the_sequence_is_refused_before_it_hides_what_comes_late
     );
     let by_hand = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await.expect("a row by hand");
     line.fails_with("conflict").await;
-    line.append(3).await;
     line.appended.push(by_hand);
+    line.append(3).await;
     is_refused_and_mended(line, &mut admin, 4).await;
 }
 
@@ -166,4 +181,48 @@ async fn an_xid_of_the_future_is_refused_and_mended() {
     );
     line.appended.push(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await.expect("a row"));
     is_refused_and_mended(line, &mut admin, 1).await;
+}
+
+/// Redis has forgotten what a dead relay published and did not come to write down; and the rows of its window are not the first
+/// of those that get new ids.
+#[tokio::test]
+async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() {
+    let failpoint = vec![("FAILPOINT", "chunk_published@1".to_owned())];
+    let mut line = Line::with(Wiring { relay: failpoint, ..Wiring::default() }).await;
+    let (mut admin, mut writer) =
+        (line.system.database.connect().await, line.system.database.connect().await);
+    // Its id is lower than those of the window, and it is not in the window.
+    execute(&mut writer, "begin; select outbox.append('late', 'T', '1')").await;
+    line.append(4).await;
+    line.relay.says("\"failpoint\":\"chunk_published\"").await;
+    line.relay.signal("KILL").await;
+    execute(&mut writer, "commit").await;
+    let told = history(&line).await;
+    assert!(!told.is_empty(), "something was published");
+    let mut redis = line.redis().await;
+    let _: () = redis::cmd("FLUSHALL").query_async(&mut redis).await.expect("a loss");
+    execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
+    line.append(3).await;
+
+    let output = cli(line.system.settings(), &["rebase", "--yes"]).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    line.system.unset("FAILPOINT");
+    line.relay = line.system.start("relay").await;
+    line.is_whole().await;
+    let now = history(&line).await;
+    for (id, event) in told {
+        assert!(
+            now.get(&id).is_none_or(|other| *other == event),
+            "{id} was {event} and is {:?}",
+            now.get(&id)
+        );
+    }
+    assert!(!now.values().any(|event| event.is_empty()) && now.len() == 7, "{now:?}");
+}
+
+/// Ids and events of the line's topic.
+async fn history(line: &Line) -> BTreeMap<String, String> {
+    let mut redis = line.redis().await;
+    let entries: StreamRangeReply = redis.xrange_all(keys::history(&line.topic)).await.expect("a history");
+    entries.ids.iter().map(|entry| (entry.id.clone(), entry.get("event").unwrap_or_default())).collect()
 }

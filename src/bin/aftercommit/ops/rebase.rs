@@ -69,6 +69,8 @@ struct Findings {
     told: Vec<i64>,
     /// Rows that the log's positions cannot stand beside.
     contradictions: Vec<Contradiction>,
+    /// Whether a window is open: its rows may have been published behind the position, and Redis may have forgotten that.
+    has_window: bool,
     /// Whether the log is to become one of its own.
     is_copy: bool,
 }
@@ -79,10 +81,12 @@ impl Findings {
         self.position.epoch.max(self.reached.map_or(0, |reached| reached.id.epoch)) + 1
     }
 
-    /// Whether numbers go on in another epoch. A log that only contradicts its positions has given out none wrongly.
+    /// Whether numbers go on in another epoch. A log that only contradicts its positions has given out none wrongly; but rows
+    /// of an open window that get new ids can come in another order than the one in which they were published.
     fn changes_epoch(&self) -> bool {
         self.is_copy
             || self.cluster == Cluster::Other
+            || (self.has_window && !self.contradictions.is_empty())
             || self.reached.is_some_and(|reached| reached.id > self.position)
     }
 
@@ -163,6 +167,7 @@ async fn find<'c>(
         pending: 0,
         told: Vec::new(),
         contradictions: rebase.contradictions().to_vec(),
+        has_window: from.window.is_some(),
         is_copy: args.copy,
     };
     if args.copy {

@@ -1,0 +1,48 @@
+//! The clocks of our processes, where libfaketime is installed: set forward and back while they run.
+
+use std::path::{Path, PathBuf};
+
+use crate::harness::Settings;
+
+/// Where distributions put it.
+const PLACES: [&str; 4] = [
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib64/faketime/libfaketimeMT.so.1",
+    "/usr/lib/faketime/libfaketimeMT.so.1",
+];
+
+/// The one clock of all our processes.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    library: &'static str,
+    file: PathBuf,
+}
+
+impl Clock {
+    /// A clock that is right; none where there is no such library.
+    pub(crate) fn find(directory: &Path) -> Option<Self> {
+        let library = PLACES.into_iter().find(|place| Path::new(place).exists())?;
+        let clock = Self { library, file: directory.join("clock") };
+        clock.set(0);
+        Some(clock)
+    }
+
+    /// A process that is started with these has this clock. Time that only passes is left alone, as every system does it.
+    pub(crate) fn of(&self, settings: Settings) -> Settings {
+        settings
+            .set("LD_PRELOAD", self.library)
+            .set("FAKETIME_TIMESTAMP_FILE", self.file.to_string_lossy())
+            .set("FAKETIME_CACHE_DURATION", "1")
+            .set("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .set("DONT_FAKE_MONOTONIC", "1")
+    }
+
+    /// Sets it so many seconds off.
+    pub(crate) fn set(&self, seconds: i64) {
+        // In one step: whoever reads it must not find half of it.
+        let fresh = self.file.with_extension("new");
+        std::fs::write(&fresh, format!("{seconds:+}\n")).expect("a file");
+        std::fs::rename(fresh, &self.file).expect("a file");
+    }
+}

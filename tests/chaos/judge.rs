@@ -1,0 +1,210 @@
+//! How far Redis and each client are from the truth.
+
+use std::collections::{HashMap, HashSet};
+
+use aftercommit::event::StreamId;
+
+use crate::clients::{Received, Seen, State};
+use crate::ledger::Ledger;
+use crate::payload;
+use crate::report::Numbers;
+use crate::truth::{ChannelTruth, Row, Truth};
+
+/// The log's own numbers: a topic's events are published in the order in which they were written, and copies in the order of
+/// their originals.
+pub(crate) fn of_log(truth: &Truth, seed: u64, ledger: &Ledger) -> Numbers {
+    let mut numbers = Numbers { invented: truth.altered, ..Numbers::default() };
+    for channel in &truth.channels {
+        // Of what writers wrote, and of each replay.
+        let mut last: HashMap<Option<i64>, i64> = HashMap::new();
+        for row in &channel.rows {
+            // Writers take their keys while they hold the topic.
+            let key = payload::key_of(seed, row.event_id).filter(|key| !ledger.straddles(*key));
+            let Some((of, place)) = row
+                .copy_of
+                .map(|(replay, original)| (Some(replay), original))
+                .or_else(|| Some((None, key?.cast_signed())))
+            else {
+                continue;
+            };
+            let last = last.entry(of).or_insert(place);
+            if place < *last {
+                numbers.reordered += 1;
+                eprintln!("out of order in the log: {place} behind {last}: {row:?}");
+            }
+            *last = place.max(*last);
+        }
+    }
+    numbers
+}
+
+/// Redis's histories against the log, byte for byte.
+pub(crate) fn of_redis(truth: &Truth, ledger: &Ledger) -> Numbers {
+    let mut numbers = Numbers::default();
+    for (channel, of) in truth.channels.iter().enumerate() {
+        numbers.add(&of_history(of, ledger.may_lack(channel)));
+    }
+    numbers
+}
+
+fn of_history(of: &ChannelTruth, may_lack: Option<StreamId>) -> Numbers {
+    let mut numbers = Numbers::default();
+    let by_id: HashMap<StreamId, &Row> =
+        of.rows.iter().filter_map(|row| Some((row.stream_id?, row))).collect();
+    let events: HashSet<_> = of.rows.iter().map(|row| row.event_id).collect();
+    let (mut seen, mut last) = (HashSet::new(), None);
+    for entry in &of.history {
+        let fits = |row: &&&Row| {
+            Some(row.event_id) == entry.event_id
+                && row.event_type == entry.event_type
+                && row.payload == entry.payload
+        };
+        match entry.id.and_then(|id| by_id.get(&id)).filter(fits) {
+            Some(row) if seen.insert(row.id) => numbers.reordered += usize::from(entry.id <= last),
+            Some(_) => numbers.repeated += 1,
+            // Under an id that the log does not give it: it is there twice, or only there.
+            None if entry.event_id.is_some_and(|event_id| events.contains(&event_id)) => {
+                numbers.repeated += 1
+            }
+            None => numbers.invented += 1,
+        }
+        last = entry.id.or(last);
+    }
+    let epoch = of.epoch();
+    let is_lost = |row: &&Row| {
+        let was_destroyed = row.stream_id.zip(may_lack).is_some_and(|(id, through)| id <= through);
+        let is_of_the_past = row.stream_id.map_or(row.was_told_before, |id| id.epoch < epoch);
+        !seen.contains(&row.id) && !was_destroyed && !is_of_the_past
+    };
+    numbers.lost = of.rows.iter().filter(is_lost).count();
+    numbers
+}
+
+/// What each client received against the log, from where it began to listen.
+pub(crate) fn of_clients(truth: &Truth, ledger: &Ledger, seen: &[Seen]) -> Numbers {
+    let mut numbers = Numbers::default();
+    for client in seen {
+        numbers.add(&of_client(&truth.channels[client.channel], ledger, client));
+    }
+    numbers
+}
+
+/// A stretch of what a client was told: from its beginning, or from a reset, to the next one.
+struct Account<'a> {
+    of: &'a ChannelTruth,
+    rows: &'a [Row],
+    places: &'a HashMap<StreamId, usize>,
+    /// The first row that it is to be told of.
+    from: usize,
+    /// What it need not be told of, as its page has fetched it.
+    state: Option<&'a State>,
+    /// Behind the last row that it was told of.
+    end: usize,
+    told: HashSet<usize>,
+    numbers: Numbers,
+}
+
+impl<'a> Account<'a> {
+    fn new(
+        of: &'a ChannelTruth,
+        places: &'a HashMap<StreamId, usize>,
+        behind: Option<StreamId>,
+        state: Option<&'a State>,
+    ) -> Self {
+        let rows = &of.rows;
+        let from = behind.map_or(0, |id| {
+            rows.iter().position(|row| row.stream_id.is_some_and(|of| of > id)).unwrap_or(rows.len())
+        });
+        // A place that names no event says nothing of where it is: what the page has fetched, it may be told again or not.
+        let is_nowhere = behind.is_none_or(|id| id.epoch == 0);
+        let mut account = Self {
+            of,
+            rows,
+            places,
+            from,
+            state: state.filter(|_| is_nowhere),
+            end: from,
+            told: HashSet::new(),
+            numbers: Numbers::default(),
+        };
+        if let Some(state) = state {
+            // All that was published before the place was committed before the page looked.
+            account.numbers.lost += rows[..from].iter().filter(|row| !state.contains(&row.event_id)).count();
+        }
+        account
+    }
+
+    fn event(&mut self, id: Option<StreamId>, told: u64, name_fits: bool) {
+        let before = self.numbers;
+        let place = id.and_then(|id| self.places.get(&id).copied());
+        match place.map(|place| (place, &self.rows[place])) {
+            Some((_, row)) if row.told != told || !name_fits => self.numbers.invented += 1,
+            None if name_fits && self.has_another_id_by_now(id, told) => {}
+            None => self.numbers.invented += 1,
+            Some((place, _)) if place < self.from || !self.told.insert(place) => self.numbers.repeated += 1,
+            Some((place, _)) if place < self.end => self.numbers.reordered += 1,
+            Some((place, _)) => self.end = place + 1,
+        }
+        if before != self.numbers {
+            let from = self.rows.get(self.from).and_then(|row| row.stream_id);
+            let discarded = id.and_then(|id| self.of.discarded.get(&id));
+            let shown = id.map(|id| id.to_string());
+            eprintln!(
+                "a client was told {shown:?} (row {place:?}): {}; it was to be told from {from:?} on; {discarded:?}",
+                self.numbers
+            );
+        }
+    }
+
+    /// Whether this is an event that was told before a rebase, which did not find it in Redis any more: it is published once
+    /// more in the next epoch, behind the reset that says so.
+    fn has_another_id_by_now(&self, id: Option<StreamId>, told: u64) -> bool {
+        let is_later = |row: &Row| {
+            row.stream_id.map_or(row.was_told_before, |of| id.is_some_and(|id| of.epoch > id.epoch))
+        };
+        self.rows.iter().any(|row| row.told == told && is_later(row))
+    }
+
+    fn close(mut self, to_the_end: bool) -> Numbers {
+        let end = if to_the_end { self.rows.len() } else { self.end };
+        let is_lost = |place: &usize| {
+            let is_fetched = self.state.is_some_and(|state| state.contains(&self.rows[*place].event_id));
+            let is_unnumbered = self.rows[*place].stream_id.is_none() && self.rows[*place].was_told_before;
+            !self.told.contains(place) && !is_fetched && !is_unnumbered
+        };
+        self.numbers.lost += (self.from..end).filter(is_lost).count();
+        self.numbers
+    }
+}
+
+fn of_client(of: &ChannelTruth, ledger: &Ledger, client: &Seen) -> Numbers {
+    let places: HashMap<StreamId, usize> =
+        of.rows.iter().enumerate().filter_map(|(place, row)| Some((row.stream_id?, place))).collect();
+    let mut numbers = Numbers::default();
+    let mut foreign = HashSet::new();
+    let Some(begun) = client.begun else { return numbers };
+    let mut account = Account::new(of, &places, Some(begun), None);
+    for received in &client.received {
+        match received {
+            Received::Event { id, name_fits, told, .. } => account.event(*id, *told, *name_fits),
+            Received::Foreign { data } => {
+                // Each of them is published once, and no two are alike.
+                let (is_known, is_new) = (ledger.was_forged(client.channel, data), foreign.insert(data));
+                if !is_known || !is_new {
+                    let shown: String = data.chars().take(100).collect();
+                    eprintln!("a client was told without an id (known {is_known}, new {is_new}): {shown}");
+                }
+                numbers.invented += usize::from(!is_known);
+                numbers.repeated += usize::from(!is_new);
+            }
+            Received::Reset { id, state, fits, .. } => {
+                numbers.resets += 1;
+                numbers.invented += usize::from(!fits);
+                let next = Account::new(of, &places, *id, state.get());
+                numbers.add(&std::mem::replace(&mut account, next).close(false));
+            }
+        }
+    }
+    numbers.add(&account.close(true));
+    numbers
+}

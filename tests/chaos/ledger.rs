@@ -1,0 +1,106 @@
+//! What was done in a run, and when: the judges look here for the cause of what they find.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use aftercommit::event::StreamId;
+
+use crate::kinds::Kind;
+
+/// A fault that was made.
+#[derive(Debug, Clone)]
+pub(crate) struct Deed {
+    pub(crate) kind: Kind,
+    /// The topic that it hit, where it hit one.
+    pub(crate) channel: usize,
+    pub(crate) from: Instant,
+    pub(crate) until: Instant,
+}
+
+/// Events that an operator wanted given up: those of a topic that were parked when they looked, up to the id that they named.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    pub(crate) channel: usize,
+    pub(crate) named: HashSet<StreamId>,
+}
+
+/// What the judges have to know beside the faults.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    requests: Mutex<Vec<Request>>,
+    vanished: Mutex<HashMap<usize, StreamId>>,
+    forged: Mutex<HashMap<usize, Vec<String>>>,
+    asked_about: Mutex<HashSet<usize>>,
+    set_back: AtomicU64,
+    straddling: Mutex<HashSet<u64>>,
+}
+
+impl Ledger {
+    pub(crate) fn asked(&self, request: Request) {
+        self.requests.lock().expect("requests").push(request);
+    }
+
+    /// Somebody asks for something to be done to a topic's parked events. What the relay has begun to publish for that, and has
+    /// not come to write down, is parked still: who discards it then gives up what clients have been told.
+    pub(crate) fn asks_about(&self, channel: usize) {
+        self.asked_about.lock().expect("topics").insert(channel);
+    }
+
+    /// A topic has no parked events.
+    pub(crate) fn has_none_parked(&self, channel: usize) {
+        self.asked_about.lock().expect("topics").remove(&channel);
+    }
+
+    /// Whether something was asked about a topic since it had parked events.
+    pub(crate) fn is_asked_about(&self, channel: usize) -> bool {
+        self.asked_about.lock().expect("topics").contains(&channel)
+    }
+
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        self.requests.lock().expect("requests").clone()
+    }
+
+    /// Up to this id, a topic's history was destroyed for good: the relay repairs what a whole Redis forgot, and not that.
+    pub(crate) fn destroyed(&self, channel: usize, through: StreamId) {
+        let mut vanished = self.vanished.lock().expect("what vanished");
+        let at = vanished.entry(channel).or_insert(through);
+        *at = through.max(*at);
+    }
+
+    /// The last id that a topic's history may lack.
+    pub(crate) fn may_lack(&self, channel: usize) -> Option<StreamId> {
+        self.vanished.lock().expect("what vanished").get(&channel).copied()
+    }
+
+    /// The log's sequence is about to be set back, or has just been.
+    pub(crate) fn sets_sequence_back(&self) {
+        self.set_back.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How often that was said.
+    pub(crate) fn times_set_back(&self) -> u64 {
+        self.set_back.load(Ordering::SeqCst)
+    }
+
+    /// The transaction of these keys was under way when the sequence was set back: nothing in the log tells their order.
+    pub(crate) fn straddle(&self, keys: &[u64]) {
+        self.straddling.lock().expect("keys").extend(keys);
+    }
+
+    pub(crate) fn straddles(&self, key: u64) -> bool {
+        self.straddling.lock().expect("keys").contains(&key)
+    }
+
+    /// A message that no relay published.
+    pub(crate) fn forged(&self, channel: usize, message: String) {
+        self.forged.lock().expect("messages").entry(channel).or_default().push(message);
+    }
+
+    /// Whether somebody published this on a topic's public channel.
+    pub(crate) fn was_forged(&self, channel: usize, told: &str) -> bool {
+        let forged = self.forged.lock().expect("messages");
+        forged.get(&channel).is_some_and(|messages| messages.iter().any(|message| message == told))
+    }
+}

@@ -1,0 +1,94 @@
+//! The relay of another log on the same Redis: with names of its own it works beside ours; and with ours it must be refused.
+
+use std::time::Duration;
+
+use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::outbox;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Process, Settings, System, redis_settings_of};
+use crate::world::World;
+
+const TOPIC: &str = "neighbour:1";
+const NAMESPACE: &str = "neighbour";
+
+/// Another log.
+#[derive(Debug)]
+pub(crate) struct Neighbour {
+    url: String,
+    /// Its relay. Nobody kills it; it lives through what Redis and Postgres go through.
+    _relay: Process,
+    /// A third log, whose relay is given our names.
+    stranger: Settings,
+}
+
+impl Neighbour {
+    /// Makes two databases beside ours, and starts a relay for the first. Its name is the one of ours, too.
+    pub(crate) async fn start(system: &System, redis_url: &str) -> Self {
+        let mut server = system.database.connect().await;
+        let mut urls = Vec::new();
+        for name in ["neighbour", "stranger"] {
+            execute(&mut server, &format!("create database {name}")).await;
+            let (place, _) = system.database.url().rsplit_once('/').expect("a database");
+            let url = format!("{place}/{name}");
+            let mut connection = PgConnection::connect(&url).await.expect("a connection");
+            outbox::schema::SCHEMA.apply(&mut connection).await.expect("a migration");
+            urls.push(url);
+        }
+        append(&mut PgConnection::connect(&urls[1]).await.expect("a connection")).await.expect("an event");
+        let of = |url: &str| system.settings().clone().set("REDIS_URL", redis_url).set("DATABASE_URL", url);
+        let settings = of(&urls[0]).set("AFTERCOMMIT_REDIS_NAMESPACE", NAMESPACE);
+        Self {
+            _relay: Process::start("relay", &settings).await,
+            stranger: of(&urls[1]),
+            url: urls.swap_remove(0),
+        }
+    }
+
+    /// What the relay of a third log is started with by somebody who forgot to give it a namespace of its own.
+    pub(crate) fn stranger(&self) -> &Settings {
+        &self.stranger
+    }
+
+    /// Appends events now and then.
+    pub(crate) fn write(&self, until: CancellationToken) -> JoinHandle<()> {
+        let url = self.url.clone();
+        tokio::spawn(async move {
+            while !until.is_cancelled() {
+                if let Ok(mut connection) = PgConnection::connect(&url).await {
+                    while !until.is_cancelled() && append(&mut connection).await.is_ok() {
+                        tokio::time::sleep(Duration::from_millis(150)).await;
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+    }
+
+    /// Whether its history holds what its log holds.
+    pub(crate) async fn is_whole(&self, world: &World) -> bool {
+        let Ok(mut connection) = PgConnection::connect(&self.url).await else { return false };
+        let logged = sqlx::query_scalar::<_, String>("select event_id::text from outbox.event order by id")
+            .fetch_all(&mut connection)
+            .await;
+        let Ok(mut redis) = redis_settings_of(world.redis_url()).connect().await else { return false };
+        let key =
+            aftercommit::redis::keys::Keys::new(NAMESPACE).history(&Topic::new(TOPIC).expect("a topic"));
+        let history: redis::RedisResult<redis::streams::StreamRangeReply> =
+            redis::AsyncCommands::xrange_all(&mut redis, key).await;
+        let (Ok(logged), Ok(history)) = (logged, history) else { return false };
+        let told: Vec<String> = history.ids.iter().filter_map(|entry| entry.get("event")).collect();
+        logged == told
+    }
+}
+
+async fn append(connection: &mut PgConnection) -> Result<(), outbox::AppendError> {
+    let (topic, kind) = (Topic::new(TOPIC).expect("a topic"), EventType::new("N").expect("a type"));
+    outbox::append(connection, &NewEvent::new(topic, kind, &1).expect("an event")).await.map(|_| ())
+}
+
+async fn execute(connection: &mut PgConnection, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.expect("a statement");
+}

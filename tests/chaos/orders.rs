@@ -1,0 +1,52 @@
+//! The sixth number: what operators asked for, done to other rows than they named.
+
+use aftercommit::event::StreamId;
+use sqlx::PgConnection;
+
+use crate::world::World;
+
+/// How many rows were given up that nobody named, and how many copies were made of rows that nobody asked for, or not made.
+pub(crate) async fn misdirected(world: &World) -> usize {
+    let mut connection = world.postgres().await;
+    discarded_unasked(world, &mut connection).await + wrongly_copied(&mut connection).await
+}
+
+async fn discarded_unasked(world: &World, connection: &mut PgConnection) -> usize {
+    let discarded: Vec<(String, i64, i64)> = sqlx::query_as(
+        "select topic, epoch, seq from outbox.parked where relay = $1 and settled_as = 'discarded'",
+    )
+    .bind(world.system.redis.relay_name())
+    .fetch_all(connection)
+    .await
+    .expect("what is parked");
+    let requests = world.ledger.requests();
+    let is_named = |topic: &str, id: StreamId| {
+        requests.iter().any(|request| {
+            world.channels[request.channel].topic.as_str() == topic && request.named.contains(&id)
+        })
+    };
+    discarded
+        .iter()
+        .filter(|(topic, epoch, seq)| {
+            !is_named(topic, StreamId::new(epoch.cast_unsigned(), seq.cast_unsigned()))
+        })
+        .count()
+}
+
+/// Each replay copies each row that it names once, and no other.
+async fn wrongly_copied(connection: &mut PgConnection) -> usize {
+    let wrong: i64 = sqlx::query_scalar(
+        "select coalesce(sum(abs(r.selected - made.right_ones) + made.all_of_them - made.right_ones), 0)::bigint
+         from outbox.replay r
+         cross join lateral (
+           select count(*) as all_of_them,
+                  count(distinct (c.headers->'replay'->>'row'))
+                    filter (where c.topic = r.selection->>'topic') as right_ones
+           from outbox.event c where (c.headers->'replay'->>'replay')::bigint = r.id
+         ) made",
+    )
+    .fetch_one(connection)
+    .await
+    .expect("replays");
+    usize::try_from(wrong).expect("a count")
+}

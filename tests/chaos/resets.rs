@@ -1,0 +1,75 @@
+//! The fifth number: resets that nothing in the plan explains.
+//!
+//! A reset is explained by a fault that can bring it about, on the topic that the fault hit, from the fault's beginning until
+//! some time after its end. Most of what is broken must bring about none.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use aftercommit::event::StreamId;
+
+use crate::clients::{Received, Seen};
+use crate::kinds::{Kind, Reach};
+use crate::ledger::Deed;
+use crate::plan::REPAIR;
+use crate::world::is_quiet;
+
+/// A client that was let in blindly is told within that time after Redis can be read: it is tried again all the time.
+const SIGHT: Duration = Duration::from_secs(8);
+
+const FOREVER: Duration = Duration::from_secs(1 << 20);
+
+/// A reset without a cause.
+#[derive(Debug, Clone)]
+pub(crate) struct Causeless {
+    pub(crate) channel: usize,
+    pub(crate) reason: String,
+    pub(crate) at: Instant,
+}
+
+/// The resets that nothing explains.
+pub(crate) fn without_cause(seen: &[Seen], deeds: &[Deed]) -> Vec<Causeless> {
+    let mut found = Vec::new();
+    for client in seen {
+        for received in &client.received {
+            if let Received::Reset { from, reason, at, .. } = received
+                && !deeds.iter().any(|deed| explains(deed, client.channel, *from, reason, *at))
+            {
+                found.push(Causeless { channel: client.channel, reason: reason.clone(), at: *at });
+            }
+        }
+    }
+    found
+}
+
+/// How many there are of each reason.
+pub(crate) fn by_reason(found: &[Causeless]) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for reset in found {
+        *counts.entry(reset.reason.clone()).or_default() += 1;
+    }
+    counts
+}
+
+fn explains(deed: &Deed, channel: usize, from: Option<StreamId>, reason: &str, at: Instant) -> bool {
+    // The place of a client of a topic without events is a time; and where Redis is away, that is hidden until it can be judged.
+    let is_time = from.is_some_and(|from| from.epoch == 0);
+    let (reach, time) = match reason {
+        "joined_late" => (deed.kind.blinds(), SIGHT),
+        "history_gone" if is_time && deed.kind.steps_clocks() => (Some(Reach::EveryTopic), REPAIR),
+        // On a topic whose next event comes late, the hole shows late.
+        "unknown_id" | "history_gone" | "gap" if deed.kind == Kind::SequenceReset && is_quiet(channel) => {
+            (Some(Reach::EveryTopic), FOREVER)
+        }
+        "unknown_id" | "history_gone" | "gap" => (deed.kind.loses(), REPAIR),
+        // Whoever comes back from an epoch that is over is told, however late.
+        "rebased" => ((deed.kind == Kind::SequenceReset).then_some(Reach::EveryTopic), FOREVER),
+        _ => (None, Duration::ZERO),
+    };
+    let reaches = match reach {
+        Some(Reach::EveryTopic) => true,
+        Some(Reach::ItsTopic) => deed.channel == channel,
+        None => false,
+    };
+    reaches && deed.from <= at && at <= deed.until + time
+}
