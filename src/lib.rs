@@ -10,8 +10,9 @@
 //! - [`event`]: the value that travels. No I/O.
 //! - [`address`]: what of a server's address may be shown. No I/O.
 //! - [`postgres`]: how a process connects to Postgres.
-//! - [`outbox`]: the log in Postgres: append, windows, checkpoints, rotation. Knows no Redis and no HTTP.
-//! - [`ops`]: what an operator does by hand, for the command line and the page alike.
+//! - [`outbox`]: what a writer needs: append in its transaction, the bell after its commit.
+//! - [`log`]: how the relay reads the log: windows, checkpoints, rotation, parked events. Knows no Redis and no HTTP.
+//! - [`ops`]: what an operator looks at and does by hand, for the command line and the page alike.
 //! - [`relay`]: moves the log to a sink, in order. Knows neither Redis nor HTTP, never reads payloads.
 //! - [`redis`]: the one place that knows Redis keys, the publishing script and the envelope.
 //! - [`counted`]: a number with what it counts, as people write it.
@@ -43,6 +44,8 @@ mod failpoint;
 pub mod http;
 #[cfg(feature = "server")]
 pub mod local;
+#[cfg(feature = "server")]
+pub mod log;
 #[cfg(feature = "server")]
 pub mod ops;
 #[cfg(feature = "server")]

@@ -1,5 +1,5 @@
 -- The outbox log: what an application appends, and how far each relay has delivered it.
--- Nothing here is ever updated or deleted on the hot path; partitions are emptied by TRUNCATE (src/outbox/rotate.rs).
+-- Nothing here is ever updated or deleted on the hot path; partitions are emptied by TRUNCATE (src/log/rotate.rs).
 -- Works on PostgreSQL 13 and later, without extensions, triggers or superuser rights.
 --
 -- Names are resolved in pg_catalog alone, here and in every function: where others may create objects in a schema of the
@@ -194,12 +194,12 @@ comment on function outbox.lock_topic is 'Waits until no other transaction holds
 -- One row a relay. Its position is in outbox.checkpoint.
 create table outbox.relay (
   name       text        primary key constraint name_fits check (name collate "C" ~ '^[A-Za-z0-9._-]{1,60}$'),
-  -- What the leader locks (src/outbox/lead.rs). Random, and replaced where a stranger holds it.
+  -- What the leader locks (src/log/lead.rs). Random, and replaced where a stranger holds it.
   lead_key   bigint      not null default ('x' || right(replace(gen_random_uuid()::text, '-', ''), 16))::bit(64)::bigint,
   created_at timestamptz not null default now()
 );
 
--- One row for each step of a relay; the newest (highest n) is its whole position. See src/outbox/checkpoint.rs.
+-- One row for each step of a relay; the newest (highest n) is its whole position. See src/log/checkpoint.rs.
 create table outbox.checkpoint (
   relay         text        not null references outbox.relay (name),
   n             bigint      not null,
@@ -506,7 +506,7 @@ create unlogged table outbox.heartbeat (
   primary key (relay, process)
 ) with (fillfactor = 20);
 
--- One row a replay (src/outbox/replay.rs). What it repeats is fixed when it begins: what its relay had delivered by then,
+-- One row a replay (src/ops/replay.rs). What it repeats is fixed when it begins: what its relay had delivered by then,
 -- and so never a copy. Each batch of copies moves done_id in its own transaction, so that a replay that dies repeats
 -- nothing and omits nothing.
 create table outbox.replay (

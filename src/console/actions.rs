@@ -15,10 +15,10 @@ use super::change::{Asked, Change};
 use super::error::Error;
 use crate::event::{StreamId, Topic};
 use crate::http::Json;
-use crate::ops::parked;
-use crate::outbox::audit::{self, Operator};
-use crate::outbox::parked::Action;
-use crate::outbox::{checkpoint, pause as pauses};
+use crate::log::checkpoint;
+use crate::log::parked::Action;
+use crate::ops::audit::{self, Operator};
+use crate::ops::{parked, pause as pauses};
 
 /// Characters of a reason at most.
 const REASON_LEN_MAX: usize = 500;

@@ -4,7 +4,8 @@ use axum::response::{IntoResponse, Response};
 
 use crate::event::EventError;
 use crate::http::Problem;
-use crate::{ops, outbox, outbox::replay::ReplayError};
+use crate::log;
+use crate::ops::{self, replay::ReplayError};
 
 /// Why an operator's request was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +51,7 @@ pub(super) enum Error {
     Replay(ReplayError),
     /// The log could not be read or written.
     #[error(transparent)]
-    Log(#[from] outbox::Error),
+    Log(#[from] log::Error),
 }
 
 impl From<sqlx::Error> for Error {
@@ -79,7 +80,7 @@ impl From<ReplayError> for Error {
 
 impl From<crate::postgres::ConnectError> for Error {
     fn from(error: crate::postgres::ConnectError) -> Self {
-        Self::Log(outbox::Error::Database(sqlx::Error::Configuration(error.to_string().into())))
+        Self::Log(log::Error::Database(sqlx::Error::Configuration(error.to_string().into())))
     }
 }
 

@@ -12,12 +12,12 @@ use super::error::Error;
 use super::stream_event::event;
 use crate::counted::counted;
 use crate::http::Check;
-use crate::outbox::audit::{self, Entry};
-use crate::outbox::overview::{self, RelayOverview};
-use crate::outbox::parked_topics::{self, ParkedTopic};
-use crate::outbox::read;
-use crate::outbox::replay::{self, Replay};
-use crate::outbox::verdict::Verdict;
+use crate::log::overview::{self, RelayOverview};
+use crate::log::read;
+use crate::ops::audit::{self, Entry};
+use crate::ops::parked_topics::{self, ParkedTopic};
+use crate::ops::replay::{self, Replay};
+use crate::ops::verdict::Verdict;
 
 /// How long Postgres may take for one look.
 const PATIENCE: Duration = Duration::from_secs(3);

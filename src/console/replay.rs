@@ -19,9 +19,9 @@ use super::actions::{known, operator};
 use super::change::{Asked, REPLAY_LIMIT};
 use super::error::Error;
 use crate::http::Json;
-use crate::outbox::browse::{EventRow, Selection};
-use crate::outbox::read;
-use crate::outbox::replay::{self, Plan, Replay};
+use crate::log::read;
+use crate::ops::browse::{EventRow, Selection};
+use crate::ops::replay::{self, Plan, Replay};
 
 /// Events that a look shows.
 const SAMPLE: u32 = 5;

@@ -13,9 +13,9 @@ use tokio::time::Instant;
 
 use crate::counted::counted;
 use crate::event::{StreamId, Topic};
-use crate::outbox::Error;
-use crate::outbox::audit::{self, Operator};
-use crate::outbox::parked::{self, Action};
+use crate::log::Error;
+use crate::log::parked::{self, Action};
+use crate::ops::audit::{self, Operator};
 
 /// How often [`wait`] looks.
 const LOOK_EVERY: Duration = Duration::from_millis(100);

@@ -6,7 +6,7 @@ use std::fmt;
 
 use sqlx::{PgConnection, Row};
 
-use crate::outbox::Error;
+use crate::log::Error;
 
 /// Who works with the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,11 +1,4 @@
-//! The log in Postgres: appending to it, reading it in windows, and remembering how far.
-//!
-//! Two append-only tables. `outbox.event` takes what applications append; `outbox.checkpoint` takes one row for each
-//! step of a relay, and the newest row is the relay's whole position. Nothing is updated or deleted on the hot path, so
-//! there is nothing to vacuum and nothing that a long transaction elsewhere can bloat.
-//!
-//! Guarantees: every event of a committed transaction comes in exactly one window, no event of another one in any;
-//! a window holds the same events in the same order however often it is read. Knows no Redis, no HTTP, no application.
+//! What a writer needs of the log: append events in its transaction, and ring the bell after its commit.
 //!
 //! ```no_run
 //! # async fn example(pool: sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
@@ -22,38 +15,11 @@
 //! ```
 
 pub mod append;
-pub mod audit;
 pub mod bell;
-pub mod browse;
-pub mod checkpoint;
-pub mod contradiction;
-pub mod contradictions;
 mod error;
-pub mod heartbeat;
-pub mod identity;
-pub mod lead;
-pub mod life;
-pub mod overview;
-pub mod parked;
-pub mod parked_topics;
-pub mod pause;
-pub mod position;
-pub mod read;
-pub mod rebase;
-pub mod release;
-mod renumber;
-pub mod replay;
-mod replay_sql;
-pub mod restore;
-pub mod rotate;
 pub mod schema;
-mod time;
-pub mod undelivered;
-pub mod unreadable;
-pub mod verdict;
-mod waiting;
 
 pub use append::{append, append_all, lock_topic};
 pub use bell::Bell;
-pub use error::{AppendError, Error};
-pub use position::{Position, Snapshot, Window, Xid};
+pub use error::AppendError;
+pub(crate) use error::schema_is_missing;

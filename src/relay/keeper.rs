@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Metrics;
 use super::state::StateHandle;
-use crate::outbox::rotate::{self, Blocked, Rotation};
+use crate::log::rotate::{self, Blocked, Rotation};
 use crate::postgres;
 
 /// How often rotation looks whether a slot may be emptied.

@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
-use crate::outbox::{self, lead};
+use crate::log;
+use crate::log::lead;
 
 /// The first version of Postgres that ends silent sessions, as `server_version_num`.
 const ENDS_SILENT_SESSIONS: i32 = 140_000;
 
 /// Tries to become the leader of `relay` for as long as `connection` lives. A stranger who holds the lead is shut out.
-pub(super) async fn try_lead(connection: &mut PgConnection, relay: &str) -> Result<bool, outbox::Error> {
+pub(super) async fn try_lead(connection: &mut PgConnection, relay: &str) -> Result<bool, log::Error> {
     if lead::try_take(connection, relay).await? {
         return Ok(true);
     }

@@ -6,9 +6,9 @@ use super::handing::{Handing, hand_over};
 use super::settings::OnPoison;
 use super::sink::{Batch, Delivery, PublishError, PublishMode, Sink};
 use crate::event::{StreamId, Topic};
-use crate::outbox::Position;
-use crate::outbox::parked::Parked;
-use crate::outbox::read::{Row, Unreadable};
+use crate::log::Position;
+use crate::log::parked::Parked;
+use crate::log::read::{Row, Unreadable};
 
 /// What of a window is not published in its turn.
 #[derive(Debug)]

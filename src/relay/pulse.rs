@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::settings::Settings;
 use super::state::{Outlook, StateHandle};
 use super::{Metrics, Role};
-use crate::outbox::heartbeat::{self, Heartbeat};
-use crate::outbox::{overview, read};
+use crate::log::heartbeat::{self, Heartbeat};
+use crate::log::{overview, read};
 use crate::{failpoint, postgres};
 
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -13,8 +13,8 @@ use super::step::{Step, StepError, answered};
 use crate::counted::counted;
 use crate::event::StreamId;
 use crate::failpoint;
-use crate::outbox::restore::Stretches;
-use crate::outbox::{Position, read};
+use crate::log::restore::Stretches;
+use crate::log::{Position, read};
 
 /// What the comparison found, and what was done about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

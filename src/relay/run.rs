@@ -18,7 +18,7 @@ use super::state::{Role, StateHandle};
 use super::step::{Outcome, Rules, Step, StepError};
 use super::wake::chance;
 use super::{Metrics, PublishError, Settings, Sink, keeper, wake};
-use crate::outbox;
+use crate::log;
 use crate::postgres::{self, ConnectError, SchemaError};
 
 /// Added to Postgres's own statement timeout: when nothing has come by then, the server is gone.
@@ -46,10 +46,10 @@ impl RunError {
     fn of_postgres(&self) -> Option<&sqlx::Error> {
         match self {
             Self::Session(SessionError::Connect(ConnectError::Refused { source, .. }))
-            | Self::Session(SessionError::Outbox(outbox::Error::Database(source)))
+            | Self::Session(SessionError::Outbox(log::Error::Database(source)))
             | Self::Session(SessionError::Schema(SchemaError::Database(source)))
             | Self::Session(SessionError::Database(source))
-            | Self::Step(StepError::Outbox(outbox::Error::Database(source)))
+            | Self::Step(StepError::Outbox(log::Error::Database(source)))
             | Self::Database(source) => Some(source),
             _ => None,
         }
@@ -73,8 +73,8 @@ impl RunError {
             Self::Session(SessionError::Connect(ConnectError::Timeout { .. })) => failure::of_postgres(None),
             Self::Step(StepError::Publish(error)) | Self::StoodDown(error) => error.failure(),
             Self::Step(StepError::NoAnswer(_)) => failure::TIMEOUT,
-            Self::Step(StepError::Outbox(outbox::Error::Fenced { .. })) => failure::FENCED,
-            Self::Step(StepError::Outbox(outbox::Error::StaleReader { .. })) => failure::STALE_READER,
+            Self::Step(StepError::Outbox(log::Error::Fenced { .. })) => failure::FENCED,
+            Self::Step(StepError::Outbox(log::Error::StaleReader { .. })) => failure::STALE_READER,
             Self::Step(StepError::Outbox(_)) | Self::Session(SessionError::Outbox(_)) => failure::CONFLICT,
             Self::Session(SessionError::ReadOnly | SessionError::ReadsStandby) => failure::READ_ONLY,
             // Addresses, schemas, poolers: what a person has set up.
@@ -266,7 +266,7 @@ impl<S: Sink> Relay<'_, S> {
                 Err(error) => error,
             };
             match error {
-                StepError::Outbox(error @ outbox::Error::Fenced { .. }) => {
+                StepError::Outbox(error @ log::Error::Fenced { .. }) => {
                     self.metrics.fenced.inc();
                     tracing::warn!(%error, "fenced");
                     step.reload().await?;
@@ -378,7 +378,7 @@ impl<S: Sink> Relay<'_, S> {
         if self.pause_looked.is_some_and(|at| at.elapsed() < PAUSE_INTERVAL) {
             return Ok(false);
         }
-        let asked = outbox::pause::of(step.session(), &self.settings.name);
+        let asked = log::pause::of(step.session(), &self.settings.name);
         let paused = timeout(self.patience(), asked)
             .await
             .map_err(|_elapsed| StepError::NoAnswer(self.patience()))?

@@ -3,7 +3,8 @@
 use sqlx::PgConnection;
 
 use super::{leader, settings::Settings};
-use crate::outbox::{lead, read, schema};
+use crate::log::{lead, read};
+use crate::outbox::schema;
 use crate::postgres::{self, ConnectError, SchemaError, shares_a_session};
 
 /// Why there is no session. The loop tries again.
@@ -17,7 +18,7 @@ pub(super) enum SessionError {
     Schema(#[from] SchemaError),
     /// The log.
     #[error(transparent)]
-    Outbox(#[from] crate::outbox::Error),
+    Outbox(#[from] crate::log::Error),
     /// Something between this process and Postgres hands its statements to changing sessions.
     #[error(
         "Postgres is reached through a pooler that shares sessions (PgBouncer in transaction mode?): a relay needs sessions of \

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::outbox::read::Limit;
+use crate::log::read::Limit;
 
 /// The `[relay]` section.
 #[derive(Debug, Clone, Deserialize)]

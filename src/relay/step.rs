@@ -23,9 +23,10 @@ use super::settings::OnPoison;
 use super::sink::{Batch, Delivery, PublishError, PublishMode, Sink};
 use crate::event::{LogId, StreamId, Topic};
 use crate::failpoint;
-use crate::outbox::parked::{self, Action, Parked};
-use crate::outbox::read::{Chunk, Limit};
-use crate::outbox::{self, Position, checkpoint, identity, read, rebase, release, unreadable};
+use crate::log;
+use crate::log::parked::{self, Action, Parked};
+use crate::log::read::{Chunk, Limit};
+use crate::log::{Position, checkpoint, delivered_before, identity, read, release, unreadable};
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +47,7 @@ pub enum Outcome {
 pub enum StepError {
     /// The log.
     #[error(transparent)]
-    Outbox(#[from] outbox::Error),
+    Outbox(#[from] log::Error),
     /// The sink.
     #[error(transparent)]
     Publish(#[from] PublishError),
@@ -160,7 +161,7 @@ impl Step {
     ///
     /// # Errors
     /// [`StepError`]. After [`PublishError::Retry`] the same step may be tried again; after
-    /// [`outbox::Error::Fenced`], [`Step::reload`] first; after anything else of Postgres's, begin anew.
+    /// [`log::Error::Fenced`], [`Step::reload`] first; after anything else of Postgres's, begin anew.
     pub async fn step<S: Sink>(&mut self, sink: &mut S) -> Result<Outcome, StepError> {
         if self.position.window.is_none() {
             let opened = checkpoint::open(&mut self.writer, &self.rules.relay, &self.position);
@@ -370,7 +371,7 @@ async fn write_position(
     chunk: &Chunk,
     last_id: i64,
     set_aside: &SetAside,
-) -> Result<Position, outbox::Error> {
+) -> Result<Position, log::Error> {
     let events = chunk.rows.len() as u64;
     if set_aside.len() == 0 {
         return if chunk.is_last {
@@ -379,7 +380,7 @@ async fn write_position(
             checkpoint::advance(writer, relay, from, last_id, events).await
         };
     }
-    let mut tx = writer.begin().await.map_err(outbox::Error::from)?;
+    let mut tx = writer.begin().await.map_err(log::Error::from)?;
     // Leaves the window open even at its end: settling opens the next one, whose horizon must come from a transaction
     // that had no xid before, and this one gets its own from the parked rows.
     let to = checkpoint::advance(&mut tx, relay, from, last_id, events).await?;
@@ -387,13 +388,13 @@ async fn write_position(
     for (number, row) in &set_aside.unreadable {
         unreadable::park(&mut tx, relay, *number, row).await?;
     }
-    tx.commit().await.map_err(outbox::Error::from)?;
+    tx.commit().await.map_err(log::Error::from)?;
     Ok(to)
 }
 
 async fn load_exceptions(writer: &mut PgConnection, rules: &Rules) -> Result<Exceptions, StepError> {
     let held = answered(rules.patience, parked::held_topics(writer, &rules.relay)).await?;
-    let before = answered(rules.patience, rebase::delivered_before(writer, &rules.relay)).await?;
+    let before = answered(rules.patience, delivered_before::of(writer, &rules.relay)).await?;
     Ok(Exceptions::new(held, before, rules.on_poison))
 }
 
@@ -409,7 +410,7 @@ async fn read_chunk(
 
 pub(super) async fn answered<T>(
     patience: Duration,
-    work: impl Future<Output = Result<T, outbox::Error>>,
+    work: impl Future<Output = Result<T, log::Error>>,
 ) -> Result<T, StepError> {
     match timeout(patience, work).await {
         Ok(result) => Ok(result?),

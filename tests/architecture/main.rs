@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never know.
-const PARTS: [(&str, &[&str], &[&str]); 18] = [
+const PARTS: [(&str, &[&str], &[&str]); 19] = [
     // What of a server's address may be told, wherever one is told.
     ("address", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("event", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
@@ -16,25 +16,32 @@ const PARTS: [(&str, &[&str], &[&str]); 18] = [
     ("printable", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("postgres", &["address"], &["redis", "axum", "hyper"]),
     ("outbox", &["event", "postgres"], &["redis", "axum", "hyper"]),
-    ("ops", &["event", "counted", "postgres", "outbox"], &["redis", "axum", "hyper"]),
+    ("log", &["event", "postgres", "outbox"], &["redis", "axum", "hyper"]),
+    ("ops", &["event", "counted", "postgres", "outbox", "log"], &["redis", "axum", "hyper"]),
     // Spans are made where things happen: by the publisher, by the SSE server, and for each request.
     ("trace", &["address", "event"], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("failpoint", &[], &["sqlx", "redis", "axum", "hyper"]),
-    ("relay", &["event", "counted", "postgres", "outbox", "failpoint"], &["redis", "axum", "hyper"]),
+    ("relay", &["event", "counted", "postgres", "outbox", "log", "failpoint"], &["redis", "axum", "hyper"]),
     ("redis", &["address", "event", "counted", "relay", "trace"], &["sqlx", "axum", "hyper"]),
     ("http", &["address", "event", "trace"], &["sqlx", "redis"]),
     ("auth", &["address", "failpoint", "http"], &["sqlx", "redis"]),
     ("sse", &["event", "redis", "http", "auth", "trace"], &["sqlx"]),
     ("streams", &["event", "http", "auth", "sse"], &["sqlx", "redis"]),
     // Its charts show what the relay's pulse has seen, so that a sample costs no look at Postgres of its own.
-    ("console", &["event", "counted", "postgres", "outbox", "ops", "relay", "http"], &["redis", "hyper"]),
+    (
+        "console",
+        &["event", "counted", "postgres", "outbox", "log", "ops", "relay", "http"],
+        &["redis", "hyper"],
+    ),
     ("uploads", &["event", "postgres", "outbox", "http", "auth", "sse"], &["redis"]),
     ("local", &[], &["sqlx", "axum"]),
 ];
 
 /// The parts that any application can use: they must not know the bundled one.
-const GENERIC: [&str; 11] =
-    ["event", "postgres", "outbox", "trace", "relay", "redis", "http", "auth", "sse", "streams", "console"];
+const GENERIC: [&str; 12] = [
+    "event", "postgres", "outbox", "log", "trace", "relay", "redis", "http", "auth", "sse", "streams",
+    "console",
+];
 
 const FILE_LINES_MAX: usize = 500;
 const FUNCTION_LINES_MAX: usize = 80;

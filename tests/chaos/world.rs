@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use aftercommit::event::{StreamId, Topic};
 use aftercommit::local::{Home, RedisServer, redis::Options};
-use aftercommit::outbox::parked::{self, Action};
+use aftercommit::log::parked::{self, Action};
 use redis::aio::MultiplexedConnection;
 use secrecy::ExposeSecret;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};

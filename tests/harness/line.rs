@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::keys;
 use aftercommit::event::{EventId, EventType, NewEvent, Topic};
 use aftercommit::local::{self, Home, PostgresServer, RedisServer, redis::Options};
-use aftercommit::outbox::parked::{self, Action};
+use aftercommit::log::parked::{self, Action};
 use aftercommit::{outbox, redis::Settings as RedisSettings};
 use redis::aio::MultiplexedConnection;
 use secrecy::ExposeSecret;

@@ -4,7 +4,8 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use aftercommit::event::{EventType, NewEvent, RESERVED_TYPES, Topic};
-use aftercommit::outbox::{self, AppendError, Position, checkpoint, read};
+use aftercommit::log::{Position, checkpoint, read};
+use aftercommit::outbox::{self, AppendError};
 
 use crate::harness::{Database, database};
 use crate::log_trust::Guest;

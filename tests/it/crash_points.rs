@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use aftercommit::outbox::parked;
+use aftercommit::log::parked;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Line, Listener, Wiring, eventually};

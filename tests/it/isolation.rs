@@ -6,8 +6,10 @@ use redis::AsyncCommands;
 use uuid::Uuid;
 
 use aftercommit::event::{EventType, NewEvent, Topic};
-use aftercommit::outbox::parked::{self, Action};
-use aftercommit::outbox::{self, parked_topics::ParkedTopic};
+use aftercommit::log::parked::{self, Action};
+use aftercommit::ops;
+use aftercommit::ops::parked_topics::ParkedTopic;
+use aftercommit::outbox;
 
 use crate::harness::{Client, Line, Process, Wiring, eventually, keys, metric_of};
 
@@ -15,7 +17,7 @@ use crate::harness::{Client, Line, Process, Wiring, eventually, keys, metric_of}
 async fn parked(line: &Line) -> Vec<ParkedTopic> {
     let mut connection = line.system.database.connect().await;
     let relay = line.system.redis.relay_name();
-    outbox::parked_topics::list(&mut connection, &relay, 100).await.expect("a list")
+    ops::parked_topics::list(&mut connection, &relay, 100).await.expect("a list")
 }
 
 /// Waits until this topic is parked, and returns why.

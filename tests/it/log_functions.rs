@@ -1,7 +1,7 @@
 //! What the functions and views of the log say, asked of Postgres alone.
 
-use aftercommit::outbox::contradiction::{self, Cause};
-use aftercommit::outbox::{Position, checkpoint, read};
+use aftercommit::log::contradiction::Cause;
+use aftercommit::log::{Position, checkpoint, contradictions, read};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::append_door::execute;
@@ -114,10 +114,10 @@ async fn a_sequence_below_what_is_delivered_is_found_before_it_does_harm() {
     execute(&mut admin, &[APPEND; 3].join(";")).await;
     let opened = open(&mut admin, &begun).await;
     settle(&mut admin, &opened, 3, 3).await;
-    assert_eq!(contradiction::of_relay(&mut admin, "main").await.expect("a look"), []);
+    assert_eq!(contradictions::of_relay(&mut admin, "main").await.expect("a look"), []);
     // As a test cleaner leaves it; nothing has been appended since.
     execute(&mut admin, "truncate outbox.event; select setval('outbox.event_id_seq', 1)").await;
-    let found = contradiction::of_relay(&mut admin, "main").await.expect("a look");
+    let found = contradictions::of_relay(&mut admin, "main").await.expect("a look");
     assert_eq!(found.iter().map(|row| (row.id, row.cause)).collect::<Vec<_>>(), [(1, Cause::Sequence)]);
 }
 

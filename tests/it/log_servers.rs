@@ -6,7 +6,8 @@ use std::process::Stdio;
 use sqlx::PgConnection;
 use tokio::process::Command;
 
-use aftercommit::outbox::{Error, checkpoint, parked_topics, read};
+use aftercommit::log::{Error, checkpoint, read};
+use aftercommit::ops::parked_topics;
 
 use crate::append_door::{execute, window_of};
 use crate::harness::{

@@ -7,9 +7,11 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
 use aftercommit::event::{EventType, NewEvent};
-use aftercommit::outbox::rotate;
+use aftercommit::log;
+use aftercommit::log::rotate;
+use aftercommit::log::{Error, Position, checkpoint, read};
+use aftercommit::outbox;
 use aftercommit::outbox::schema::set_rotation;
-use aftercommit::outbox::{self, Error, Position, checkpoint, read};
 use aftercommit::postgres;
 
 use crate::append_door::{execute, window_of};
@@ -201,7 +203,7 @@ async fn a_copy_beside_its_original_gets_an_identity_and_numbers_of_its_own() {
     line.is_whole().await;
     line.relay.signal("KILL").await;
     let mut admin = line.system.database.connect().await;
-    let identity = outbox::identity::of(&mut admin).await.expect("an identity");
+    let identity = log::identity::of(&mut admin).await.expect("an identity");
     let done = eventually("nobody leads", async || {
         let output = cli(line.system.settings(), &["rebase", "--copy", "--yes", "--output", "json"]).await;
         serde_json::from_slice::<Value>(&output.stdout).ok()
@@ -212,7 +214,7 @@ async fn a_copy_beside_its_original_gets_an_identity_and_numbers_of_its_own() {
         (&true.into(), &2.into(), &true.into()),
         "{done}"
     );
-    let copy = outbox::identity::of(&mut admin).await.expect("an identity");
+    let copy = log::identity::of(&mut admin).await.expect("an identity");
     assert!(copy.id != identity.id && copy.is_at_home());
 }
 

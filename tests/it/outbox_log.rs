@@ -23,7 +23,9 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use aftercommit::event::{EventType, NewEvent, Topic};
-use aftercommit::outbox::{self, read, rotate};
+use aftercommit::log;
+use aftercommit::log::{read, rotate};
+use aftercommit::outbox;
 use aftercommit::relay::{OnPoison, Outcome, PublishError, Rules, Step, StepError};
 
 use self::moves::{Move, moves};
@@ -313,7 +315,7 @@ impl<'a> World<'a> {
     async fn rest(&mut self, relay: usize, (mut step, outcome): (Box<Step>, Result<Outcome, StepError>)) {
         match outcome {
             Ok(_) => {}
-            Err(StepError::Outbox(outbox::Error::Fenced { .. })) => {
+            Err(StepError::Outbox(log::Error::Fenced { .. })) => {
                 step.reload().await.expect("the newest position")
             }
             Err(StepError::Publish(PublishError::Forgot { .. })) => {

@@ -7,11 +7,11 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use aftercommit::outbox::audit::Operator;
-use aftercommit::outbox::browse::Selection;
-use aftercommit::outbox::rebase::{Lineage, Rebase, RebaseError};
-use aftercommit::outbox::replay::{self, ReplayError};
-use aftercommit::outbox::{checkpoint, parked};
+use aftercommit::log::{checkpoint, parked};
+use aftercommit::ops::audit::Operator;
+use aftercommit::ops::browse::Selection;
+use aftercommit::ops::rebase::{Lineage, Rebase, RebaseError};
+use aftercommit::ops::replay::{self, ReplayError};
 
 use crate::harness::{
     Client, Database, Event, Line, Listener, OwnPostgres, Process, Wiring, cli, database, eventually, keys,

@@ -7,9 +7,11 @@ use redis::AsyncCommands;
 use sqlx::Connection;
 
 use aftercommit::event::{Event, EventId, EventType, LogId, NewEvent, StreamId, Topic};
-use aftercommit::outbox::audit::Operator;
-use aftercommit::outbox::parked::{self, Action};
-use aftercommit::outbox::{self, parked_topics, pause, read};
+use aftercommit::log::parked::{self, Action};
+use aftercommit::log::read;
+use aftercommit::ops::audit::Operator;
+use aftercommit::ops::{parked_topics, pause};
+use aftercommit::outbox;
 use aftercommit::redis::Publisher;
 use aftercommit::relay::{Batch, Delivery, OnPoison, Outcome, PublishError, PublishMode, Rules, Sink, Step};
 

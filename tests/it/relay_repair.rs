@@ -1,7 +1,7 @@
 //! A Redis that forgot is given again what the log has, under the same numbers; what was not to be seen stays unseen.
 
 use aftercommit::event::{StreamId, Topic};
-use aftercommit::outbox::parked::{self, Action};
+use aftercommit::log::parked::{self, Action};
 use aftercommit::redis::Settings as RedisSettings;
 use aftercommit::redis::continuity::Prev;
 use aftercommit::redis::history::History;

@@ -6,9 +6,9 @@ use redis::AsyncCommands;
 use sqlx::Connection;
 
 use aftercommit::event::{Event, EventId, LogId, StreamId, Topic};
-use aftercommit::outbox::parked::{self, Action};
-use aftercommit::outbox::read::{self, Row};
-use aftercommit::outbox::{Error, checkpoint};
+use aftercommit::log::parked::{self, Action};
+use aftercommit::log::read::{self, Row};
+use aftercommit::log::{Error, checkpoint};
 use aftercommit::relay::{
     Batch, Delivery, OnPoison, Outcome, PublishError, PublishMode, Reached, Reconciled, Sink, StepError,
 };

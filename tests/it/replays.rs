@@ -5,8 +5,9 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
 use aftercommit::event::Topic;
-use aftercommit::outbox::browse::Selection;
-use aftercommit::outbox::{read, replay};
+use aftercommit::log::read;
+use aftercommit::ops::browse::Selection;
+use aftercommit::ops::replay;
 
 use crate::commands::{assert_fails, commit, json, stdout};
 use crate::harness::{Running, System, cli, eventually};

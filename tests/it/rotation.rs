@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use aftercommit::outbox::rotate::{self, Rotation};
+use aftercommit::log::rotate::{self, Rotation};
+use aftercommit::log::{Error, Position, checkpoint, read};
 use aftercommit::outbox::schema::set_rotation;
-use aftercommit::outbox::{Error, Position, checkpoint, read};
 use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use aftercommit::outbox::rotate::{self, Rotation};
+use aftercommit::log::rotate::{self, Rotation};
+use aftercommit::log::{Position, checkpoint, read};
 use aftercommit::outbox::schema::set_rotation;
-use aftercommit::outbox::{Position, checkpoint, read};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::append_door::execute;

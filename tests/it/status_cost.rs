@@ -3,7 +3,7 @@
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use aftercommit::outbox::{checkpoint, overview, read};
+use aftercommit::log::{checkpoint, overview, read};
 
 use crate::harness::{Database, database};
 

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use sqlx::Connection;
 
 use aftercommit::counted::counted;
+use aftercommit::log;
 use aftercommit::postgres::Schema;
 use aftercommit::{outbox, uploads};
 
@@ -25,7 +26,7 @@ pub(crate) struct Args {
 /// Applies what is missing, and says what that was.
 pub(crate) async fn run(config: &Config, args: Args) -> Result<()> {
     let (log, redis) = (&config.outbox, &config.redis);
-    outbox::rotate::check(log.retention_seconds, redis.history_ttl_seconds, log.rotation_seconds)?;
+    log::rotate::check(log.retention_seconds, redis.history_ttl_seconds, log.rotation_seconds)?;
     apply(config, &outbox::schema::SCHEMA).await?;
     if args.uploads {
         apply(config, &uploads::schema::SCHEMA).await?;

@@ -4,7 +4,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use aftercommit::event::StreamId;
-use aftercommit::outbox::parked;
+use aftercommit::log::parked;
 use tokio::time::Instant;
 
 use super::postgres::{execute, insist};

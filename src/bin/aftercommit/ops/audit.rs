@@ -3,7 +3,7 @@
 use anyhow::Result;
 use chrono::{DateTime, Utc};
 
-use aftercommit::outbox::audit;
+use aftercommit::ops::audit;
 
 use super::output::{self, Output};
 use super::time;

@@ -4,7 +4,7 @@ use std::io::{BufRead, IsTerminal};
 
 use anyhow::{Context, Result, bail};
 
-use aftercommit::outbox::audit::Operator;
+use aftercommit::ops::audit::Operator;
 
 use super::WrongUsage;
 use crate::telemetry;

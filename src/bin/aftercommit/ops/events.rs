@@ -5,8 +5,8 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
-use aftercommit::outbox::browse::{self, EventDetail, EventRow, EventState, Selection};
-use aftercommit::outbox::life::{self, ByHand, Delivered, Life};
+use aftercommit::ops::browse::{self, EventDetail, EventRow, EventState, Selection};
+use aftercommit::ops::life::{self, ByHand, Delivered, Life};
 
 use super::WrongUsage;
 use super::output::{self, Output};

@@ -20,7 +20,9 @@ use std::borrow::Cow;
 use anyhow::Result;
 use sqlx::PgConnection;
 
-use aftercommit::outbox::{read, schema, undelivered};
+use aftercommit::log::read;
+use aftercommit::ops::undelivered;
+use aftercommit::outbox::schema;
 
 use crate::config::Config;
 

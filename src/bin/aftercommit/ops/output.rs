@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use ::redis::RedisError;
 use aftercommit::counted::counted;
-use aftercommit::outbox::undelivered::Undelivered;
+use aftercommit::ops::undelivered::Undelivered;
 use aftercommit::printable::{printable, printable_json};
 use aftercommit::{postgres, redis};
 

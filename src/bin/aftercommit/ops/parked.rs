@@ -8,10 +8,10 @@ use sqlx::{Connection, PgConnection};
 
 use aftercommit::counted::counted;
 use aftercommit::event::{StreamId, Topic};
+use aftercommit::log::parked::{self, Action};
+use aftercommit::log::{overview, read};
 use aftercommit::ops::parked::{self as requests, Named, Outcome};
-use aftercommit::outbox::parked::{self, Action};
-use aftercommit::outbox::parked_topics::{self, ParkedTopic};
-use aftercommit::outbox::{overview, read};
+use aftercommit::ops::parked_topics::{self, ParkedTopic};
 
 use super::confirm::Consent;
 use super::output::{self, Output};

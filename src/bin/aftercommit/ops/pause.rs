@@ -4,7 +4,8 @@ use anyhow::{Result, bail};
 use serde_json::json;
 use sqlx::Connection;
 
-use aftercommit::outbox::{audit, checkpoint, pause};
+use aftercommit::log::checkpoint;
+use aftercommit::ops::{audit, pause};
 
 use super::confirm::operator;
 use super::output;

@@ -8,9 +8,10 @@ use sqlx::PgConnection;
 
 use aftercommit::counted::counted;
 use aftercommit::event::{EventId, StreamId, Topic};
-use aftercommit::outbox::contradiction::{self, Contradiction};
-use aftercommit::outbox::rebase::{Cluster, Lineage, Pending, Rebase};
-use aftercommit::outbox::{audit, identity};
+use aftercommit::log::contradiction::{self, Contradiction};
+use aftercommit::log::identity;
+use aftercommit::ops::audit;
+use aftercommit::ops::rebase::{Cluster, Lineage, Pending, Rebase};
 use aftercommit::redis::keys::Keys;
 use aftercommit::redis::{Publisher, told};
 use aftercommit::relay::{Batch, PublishMode, Reached, Sink};

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
-use aftercommit::outbox::overview::{self, RelayOverview};
-use aftercommit::outbox::verdict::Verdict;
+use aftercommit::log::overview::{self, RelayOverview};
+use aftercommit::ops::verdict::Verdict;
 
 use super::output::{self, Output};
 use crate::config::Config;

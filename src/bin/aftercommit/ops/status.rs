@@ -8,9 +8,9 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use aftercommit::counted::counted;
-use aftercommit::outbox::overview::{self, RelayOverview};
-use aftercommit::outbox::undelivered::{self, Undelivered};
-use aftercommit::outbox::verdict::Verdict;
+use aftercommit::log::overview::{self, RelayOverview};
+use aftercommit::ops::undelivered::{self, Undelivered};
+use aftercommit::ops::verdict::Verdict;
 
 use super::output::{self, Output};
 use super::probe::{self, Answer};

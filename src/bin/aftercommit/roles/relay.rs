@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use aftercommit::console::{self, Console};
 use aftercommit::http::{self, Check, Limits, OperatorGate, Readiness, Server, no_route};
+use aftercommit::log;
 use aftercommit::outbox;
 use aftercommit::redis::Publisher;
 use aftercommit::relay::{self, Metrics, Role, State, StateHandle};
@@ -48,7 +49,7 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
     notifier: Notifier,
 ) -> Result<()> {
-    outbox::rotate::check(
+    log::rotate::check(
         config.outbox.retention_seconds,
         config.redis.history_ttl_seconds,
         config.outbox.rotation_seconds,

@@ -5,10 +5,11 @@ use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Row};
 
 use aftercommit::counted::counted;
-use aftercommit::outbox::overview::{self, RelayOverview};
-use aftercommit::outbox::undelivered::{self, Undelivered};
-use aftercommit::outbox::verdict::Verdict as RelayVerdict;
-use aftercommit::outbox::{contradiction, contradictions, heartbeat, read, schema};
+use aftercommit::log::overview::{self, RelayOverview};
+use aftercommit::log::{contradiction, contradictions, heartbeat, read};
+use aftercommit::ops::undelivered::{self, Undelivered};
+use aftercommit::ops::verdict::Verdict as RelayVerdict;
+use aftercommit::outbox::schema;
 use aftercommit::postgres::{SchemaError, State, shares_a_session};
 
 use super::{Finding, Scope, Verdict, output, rights};

@@ -11,12 +11,13 @@ use uuid::Uuid;
 
 use aftercommit::counted::counted;
 use aftercommit::event::Topic;
+use aftercommit::log::overview;
+use aftercommit::log::parked::{self, Action};
+use aftercommit::ops::browse::{EventRow, Selection};
 use aftercommit::ops::parked::{self as requests, Named};
-use aftercommit::outbox::browse::{EventRow, Selection};
-use aftercommit::outbox::parked::{self, Action};
-use aftercommit::outbox::replay::{self, Plan, Replay, Standing};
-use aftercommit::outbox::verdict::Verdict;
-use aftercommit::outbox::{overview, undelivered};
+use aftercommit::ops::replay::{self, Plan, Replay, Standing};
+use aftercommit::ops::undelivered;
+use aftercommit::ops::verdict::Verdict;
 
 use super::confirm::Consent;
 use super::events::Filter;

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use aftercommit::counted::counted;
-use aftercommit::outbox::replay::{Replay, Standing};
+use aftercommit::ops::replay::{Replay, Standing};
 
 use super::super::output;
 use crate::telemetry;

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
-use super::{Error, time};
+use crate::log::{Error, time};
 
 /// Who does something by hand, and why.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
 use super::browse::{EventDetail, EventRow, EventState};
-use super::{Error, overview, time};
+use crate::log::{Error, overview, time};
 
 /// Copies of one row that are told of at most.
 const COPIES: i64 = 100;

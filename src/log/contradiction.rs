@@ -44,7 +44,7 @@ pub struct Contradiction {
 }
 
 impl Contradiction {
-    pub(super) fn of(id: i64, cause: &str) -> Self {
+    pub(crate) fn of(id: i64, cause: &str) -> Self {
         let cause = match cause {
             "above" => Cause::Above,
             "unborn" => Cause::Unborn,

@@ -19,11 +19,11 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Error;
 use super::audit::{self, Operator};
 use super::browse::{EventRow, Selection, row_of};
-use super::position::Snapshot;
 use super::replay_sql::{self as sql, DeliveredSnapshot};
+use crate::log::Error;
+use crate::log::position::Snapshot;
 
 /// Copies in one transaction at most.
 const BATCH_EVENTS: u32 = 1000;

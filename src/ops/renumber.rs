@@ -4,9 +4,9 @@
 
 use sqlx::PgConnection;
 
-use super::Error;
-use super::contradiction::Contradiction;
-use super::contradictions::LOOKED_FOR;
+use crate::log::Error;
+use crate::log::contradiction::Contradiction;
+use crate::log::contradictions::LOOKED_FOR;
 
 /// Whether the relay of the position `p` has delivered the row `e`, as SQL.
 const DELIVERED: &str = "

@@ -57,7 +57,7 @@ fn at(micros: i64) -> DateTime<Utc> {
 ///
 /// # Errors
 /// That it is infinite or outside those years, or the driver's.
-pub(super) fn exact(row: &PgRow, column: &str) -> Result<DateTime<Utc>, sqlx::Error> {
+pub(crate) fn exact(row: &PgRow, column: &str) -> Result<DateTime<Utc>, sqlx::Error> {
     let micros: Micros = row.try_get(column)?;
     let refused = || sqlx::Error::Decode("it is infinite, or not in the years 1970 to 9999".into());
     micros.checked().ok_or_else(refused)
@@ -67,7 +67,7 @@ pub(super) fn exact(row: &PgRow, column: &str) -> Result<DateTime<Utc>, sqlx::Er
 ///
 /// # Errors
 /// The driver's.
-pub(super) fn shown(row: &PgRow, column: &str) -> Result<DateTime<Utc>, sqlx::Error> {
+pub(crate) fn shown(row: &PgRow, column: &str) -> Result<DateTime<Utc>, sqlx::Error> {
     Ok(row.try_get::<Micros, _>(column)?.clamped())
 }
 
@@ -75,7 +75,7 @@ pub(super) fn shown(row: &PgRow, column: &str) -> Result<DateTime<Utc>, sqlx::Er
 ///
 /// # Errors
 /// The driver's.
-pub(super) fn shown_if_any(row: &PgRow, column: &str) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+pub(crate) fn shown_if_any(row: &PgRow, column: &str) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
     Ok(row.try_get::<Option<Micros>, _>(column)?.map(|micros| micros.clamped()))
 }
 

@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use super::{Error, time};
+use crate::log::{Error, time};
 
 /// What state an event is in for a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,7 +146,7 @@ macro_rules! bind_selection {
             .bind(&$selection.event_type)
             .bind($selection.since)
             .bind($selection.until)
-            .bind($selection.state.map(crate::outbox::browse::EventState::as_str))
+            .bind($selection.state.map(crate::ops::browse::EventState::as_str))
     };
 }
 

@@ -4,7 +4,6 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
-use super::audit::Operator;
 use super::{Error, time};
 
 /// Why nothing is delivered, in an operator's words.
@@ -33,32 +32,4 @@ pub async fn of(connection: &mut PgConnection, relay: &str) -> Result<Option<Pau
         who: row.try_get("who")?,
         reason: row.try_get("reason")?,
     }))
-}
-
-/// Pauses `relay`, which must have run on this log before. False if it is paused already.
-///
-/// Write it in the transaction of its audit row, and ring the bell after the commit.
-///
-/// # Errors
-/// [`Error`].
-pub async fn pause(connection: &mut PgConnection, relay: &str, operator: &Operator) -> Result<bool, Error> {
-    let done = sqlx::query(
-        "insert into outbox.pause (relay, who, reason) values ($1, $2, $3) on conflict (relay) do nothing",
-    )
-    .bind(relay)
-    .bind(&operator.who)
-    .bind(&operator.reason)
-    .execute(connection)
-    .await?;
-    Ok(done.rows_affected() > 0)
-}
-
-/// Lets `relay` deliver again. False if it was not paused.
-///
-/// # Errors
-/// [`Error`].
-pub async fn resume(connection: &mut PgConnection, relay: &str) -> Result<bool, Error> {
-    let done =
-        sqlx::query("delete from outbox.pause where relay = $1").bind(relay).execute(connection).await?;
-    Ok(done.rows_affected() > 0)
 }

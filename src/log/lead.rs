@@ -42,7 +42,7 @@ pub async fn try_take(connection: &mut PgConnection, relay: &str) -> Result<bool
 ///
 /// # Errors
 /// [`Error::Database`].
-pub(super) async fn try_hold(connection: &mut PgConnection, relay: &str) -> Result<bool, Error> {
+pub(crate) async fn try_hold(connection: &mut PgConnection, relay: &str) -> Result<bool, Error> {
     let sql = "select pg_try_advisory_xact_lock(lead_key) from outbox.relay where name = $1";
     if sqlx::query_scalar::<_, bool>(sql).bind(relay).fetch_one(&mut *connection).await? {
         return Ok(true);

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::overview::RelayOverview;
+use crate::log::overview::RelayOverview;
 
 /// How a relay is, the worst first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -4,11 +4,11 @@ use std::fmt;
 
 /// A `pg_snapshot`, as Postgres writes it. Only Postgres interprets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot(pub(super) String);
+pub struct Snapshot(pub(crate) String);
 
 /// An `xid8`, as Postgres writes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Xid(pub(super) String);
+pub struct Xid(pub(crate) String);
 
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -57,7 +57,7 @@ pub struct Window {
 }
 
 /// Checkpoint slots: the partitions of `outbox.checkpoint`.
-pub(super) const CHECKPOINT_SLOTS: i16 = 16;
+pub(crate) const CHECKPOINT_SLOTS: i16 = 16;
 
 impl Position {
     /// Where a relay starts that never delivered anything: a snapshot that sees no transaction of a user.
@@ -78,21 +78,21 @@ impl Position {
     }
 
     /// The row after this one, which says the same so far. Which slot follows is decided when it is written.
-    pub(super) fn following(&self) -> Self {
+    pub(crate) fn following(&self) -> Self {
         Self { n: self.n + 1, slot: self.next_slot, ..self.clone() }
     }
 
     /// The position after the window's events up to `after_id`, `events` of them, have been delivered.
     ///
     /// Without an open window there is nothing to advance: the position stays as it is.
-    pub(super) fn advanced(&self, after_id: i64, events: u64) -> Self {
+    pub(crate) fn advanced(&self, after_id: i64, events: u64) -> Self {
         let window = self.window.clone().map(|window| Window { after_id, ..window });
         Self { window, next_seq: self.next_seq + events, ..self.following() }
     }
 
     /// The position after the rest of the window, `events` of them and the last with id `last_id`, has been delivered:
     /// its upper snapshot is the new lower one.
-    pub(super) fn settled(&self, last_id: i64, events: u64) -> Self {
+    pub(crate) fn settled(&self, last_id: i64, events: u64) -> Self {
         let Some(window) = &self.window else { return self.clone() };
         Self {
             lower: window.upper.clone(),
@@ -105,12 +105,12 @@ impl Position {
     }
 
     /// The same place, with one number more used up. No window may be open: its numbers may be published already.
-    pub(super) fn releasing(&self) -> Self {
+    pub(crate) fn releasing(&self) -> Self {
         Self { next_seq: self.next_seq + 1, ..self.following() }
     }
 
     /// The same place in the log, from which numbers go on in another epoch.
-    pub(super) fn rebased(&self, epoch: u64) -> Self {
+    pub(crate) fn rebased(&self, epoch: u64) -> Self {
         Self { epoch, next_seq: 1, ..self.following() }
     }
 }

@@ -4,9 +4,9 @@ use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
 
-use super::Error;
 use super::browse::Selection;
-use super::position::{Position, Snapshot};
+use crate::log::Error;
+use crate::log::position::{Position, Snapshot};
 
 /// Rows that one statement looks at, however few of them match.
 const EXAMINED: i64 = 20_000;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use super::position::CHECKPOINT_SLOTS;
-use super::{Error, parked, rebase};
+use super::{Error, delivered_before, parked};
 
 /// Slots of the log: the partitions of `outbox.event`.
 const EVENT_SLOTS: i16 = 8;
@@ -113,7 +113,7 @@ pub async fn rotate(connection: &mut PgConnection, retention: Duration) -> Resul
         }
     }
     parked::forget_settled(connection, retention).await?;
-    rebase::forget_delivered_before(connection).await?;
+    delivered_before::forget(connection).await?;
     Ok(rotation)
 }
 

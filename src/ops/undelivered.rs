@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
-use super::Error;
+use crate::log::Error;
 
 /// Events that are counted; more are told as this many or more.
 const COUNTED: i64 = 10_000;

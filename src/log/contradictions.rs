@@ -7,7 +7,7 @@ use super::Error;
 use super::contradiction::Contradiction;
 
 /// Rows that are looked for.
-pub(super) const LOOKED_FOR: i64 = 10;
+pub(crate) const LOOKED_FOR: i64 = 10;
 
 /// What tells that the log contradicts the position of `relay`, at a bounded cost: not every such row is found.
 ///

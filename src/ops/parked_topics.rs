@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
-use super::Error;
+use crate::log::Error;
 
 /// A topic with parked events.
 #[derive(Debug, Clone, Serialize)]

@@ -17,16 +17,15 @@
 //!
 //! In every case, what Redis has and the position does not know of is written down, so that nobody is told of it twice.
 
-use std::collections::HashSet;
-
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Postgres, Row, Transaction};
 
-use super::contradiction::Contradiction;
-use super::contradictions;
-use super::position::{Position, Snapshot, Xid};
-use super::{Error, checkpoint, identity, lead, renumber};
+use super::renumber;
 use crate::event::{EventId, Topic};
+use crate::log::contradiction::Contradiction;
+use crate::log::contradictions;
+use crate::log::position::{Position, Snapshot, Xid};
+use crate::log::{Error, checkpoint, identity, lead};
 
 /// The first xid that a cluster gives out (`FirstNormalTransactionId`).
 const FIRST_XID: i64 = 3;
@@ -275,29 +274,6 @@ impl<'c> Rebase<'c> {
         .await?;
         Ok(())
     }
-}
-
-/// The rows that `relay` need not publish although its position does not know them to be delivered. None but after a
-/// rebase, and then as many as had been delivered since the backup.
-///
-/// # Errors
-/// [`Error`].
-pub async fn delivered_before(connection: &mut PgConnection, relay: &str) -> Result<HashSet<i64>, Error> {
-    let ids: Vec<i64> = sqlx::query_scalar("select id from outbox.delivered_before where relay = $1")
-        .bind(relay)
-        .fetch_all(connection)
-        .await?;
-    Ok(ids.into_iter().collect())
-}
-
-/// Drops what was written down of rows that have left the log.
-pub(super) async fn forget_delivered_before(connection: &mut PgConnection) -> Result<(), Error> {
-    sqlx::query(
-        "delete from outbox.delivered_before where id < coalesce((select min(e.id) from outbox.event e), 0)",
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 /// The snapshot that sees just the numbers in which this bit is set, and the horizon behind all of them.

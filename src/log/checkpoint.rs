@@ -173,7 +173,7 @@ pub async fn settle(
 }
 
 /// Writes one row, and returns it with the slot that follows.
-pub(super) async fn insert(
+pub(crate) async fn insert(
     connection: &mut PgConnection,
     relay: &str,
     position: &Position,
