@@ -129,7 +129,15 @@ impl<'a> Account<'a> {
         };
         if let Some(state) = state {
             // All that was published before the place was committed before the page looked.
-            account.numbers.lost += rows[..from].iter().filter(|row| !state.contains(&row.event_id)).count();
+            let is_lost = |row: &&Row| !state.contains(&row.event_id);
+            let lost = rows[..from].iter().filter(is_lost).count();
+            if lost > 0 {
+                let first = rows[..from].iter().find(is_lost);
+                eprintln!(
+                    "a client was reset to {behind:?}, and its page lacked {lost}, the first of them {first:?}"
+                );
+            }
+            account.numbers.lost += lost;
         }
         account
     }
@@ -172,7 +180,17 @@ impl<'a> Account<'a> {
             let is_unnumbered = self.rows[*place].stream_id.is_none() && self.rows[*place].was_told_before;
             !self.told.contains(place) && !is_fetched && !is_unnumbered
         };
-        self.numbers.lost += (self.from..end).filter(is_lost).count();
+        let lost = (self.from..end).filter(is_lost).count();
+        if lost > 0 {
+            let first = (self.from..end).find(is_lost).map(|place| &self.rows[place]);
+            let told = self.told.iter().min().map(|place| &self.rows[*place]);
+            eprintln!(
+                "a client was not told {lost} rows from {} to {end}, the first of them {first:?}; it was told {} from {told:?} on",
+                self.from,
+                self.told.len()
+            );
+        }
+        self.numbers.lost += lost;
         self.numbers
     }
 }

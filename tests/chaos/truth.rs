@@ -196,8 +196,16 @@ impl ChannelTruth {
         for row in self.rows.iter_mut().filter(|row| row.stream_id.is_none()) {
             row.stream_id = free.get_mut(&row.event_id).and_then(Vec::pop);
         }
-        // What has no id anywhere is lost; that is counted where it is looked for.
-        self.rows.sort_by_key(|row| (row.stream_id.is_none(), row.stream_id));
+        // What has no id any more stands behind the row that was before it.
+        self.rows.sort_by_key(|row| row.id);
+        let mut last = None;
+        let mut placed: Vec<(Option<StreamId>, Row)> = Vec::new();
+        for row in std::mem::take(&mut self.rows) {
+            last = row.stream_id.or(last);
+            placed.push((last, row));
+        }
+        placed.sort_by_key(|(place, _)| *place);
+        self.rows = placed.into_iter().map(|(_, row)| row).collect();
     }
 }
 
