@@ -202,12 +202,10 @@ async fn one(connection: &mut PgConnection, id: i64) -> Result<Row, Error> {
     Ok(Row::Unreadable(Unreadable { id, topic, reason: error.to_string() }))
 }
 
-/// Whether a value is at fault: one that Postgres cannot convert or send, whose page is damaged, or that is no text here.
+/// Whether a value is at fault: one that Postgres cannot convert or send, or whose page is damaged. (What it sends and
+/// cannot be read here is set aside as it comes, and what is parked can be read.)
 pub(crate) fn is_about_a_row(error: &Error) -> bool {
     let Error::Database(error) = error else { return false };
-    if matches!(error, sqlx::Error::ColumnDecode { .. }) {
-        return true;
-    }
     let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default();
     code.starts_with("22") || code == "XX001"
 }
