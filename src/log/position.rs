@@ -162,4 +162,11 @@ mod tests {
             assert_eq!((next.n, next.slot), (2, 4));
         }
     }
+
+    #[test]
+    fn a_rebase_begins_with_the_first_number_of_its_epoch_at_the_same_place() {
+        let rebased = open().rebased(7);
+        assert_eq!((rebased.epoch, rebased.next_seq, rebased.n), (7, 1, open().n + 1));
+        assert_eq!((rebased.high_id, rebased.window), (open().high_id, open().window));
+    }
 }

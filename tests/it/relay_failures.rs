@@ -297,5 +297,6 @@ async fn a_key_that_is_forbidden_parks_its_topic_among_others_of_its_chunk() {
     })
     .await;
     // What Redis says is about one event: the batch is not tried again as it is.
-    assert_eq!(line.metric("aftercommit_relay_retries_total").await, 1, "{}", line.relay.log());
+    let refusals = line.metric("aftercommit_relay_failures_total{class=\"noperm\"}").await;
+    assert_eq!(refusals, 1, "{}", line.relay.log());
 }

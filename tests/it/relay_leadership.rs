@@ -145,3 +145,21 @@ async fn a_leader_that_cannot_reach_redis_leaves_the_lead_to_one_that_can() {
     line.is_whole().await;
     line.relay.says("the lead is given up").await;
 }
+
+#[tokio::test]
+async fn a_relay_that_a_person_has_to_help_keeps_the_lead_as_another_one_could_do_no_more() {
+    let mut line = Line::new().await;
+    line.append(1).await;
+    line.is_whole().await;
+    let log = line.system.redis.keys().log();
+    line.words(&["hset", &log, "log", "another"]).await.expect("an owner");
+    line.append(1).await;
+    line.fails_with("conflict").await;
+    let refused = Instant::now();
+    let conflicts = "aftercommit_relay_failures_total{class=\"conflict\"}";
+    eventually("it has been refused for longer than a lead that fails is kept", async || {
+        (refused.elapsed() > TAKEOVER_LIMIT && line.metric(conflicts).await > 10).then_some(())
+    })
+    .await;
+    assert_eq!(line.metric("aftercommit_relay_leads_taken_total").await, 1, "{}", line.relay.log());
+}

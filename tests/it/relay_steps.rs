@@ -206,3 +206,26 @@ async fn a_request_through_a_number_is_about_the_events_up_to_it() {
     assert!(relay.step.apply_request(&mut relay.publisher).await.expect("a discard"));
     assert_eq!(payloads(&history(&redis, &topic).await), ["2", "3"], "these only waited");
 }
+
+/// Which of a batch's numbers its missing rows had is not known: the batch is left out whole.
+#[tokio::test]
+async fn batches_of_which_the_log_has_lost_rows_are_not_given_again_under_numbers_of_others() {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("rotated");
+    append_together(&database, &topic, 0..250).await;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (250, 0));
+    // Of the first and of the last batch.
+    sqlx::query("delete from outbox.event where id in (5, 210)")
+        .execute(&mut database.connect().await)
+        .await
+        .expect("a deletion");
+    let keys =
+        [redis.keys().top(&redis.relay_name()), redis.keys().history(&topic), redis.keys().begun(&topic)];
+    let _: () = redis.connect().await.del(&keys).await.expect("Redis forgets");
+    let found = relay.step.reconcile(&mut relay.publisher).await.expect("a comparison");
+    assert_eq!(found, Reconciled::Restored { events: 100, missing: 150 });
+    let history = history(&redis, &topic).await;
+    let expected = (100..200).map(|n| (format!("1-{}", n + 1), n.to_string()));
+    assert!(history.iter().map(|(id, _, payload)| (id.clone(), payload.clone())).eq(expected), "{history:?}");
+}
