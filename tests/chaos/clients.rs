@@ -27,7 +27,7 @@ pub(crate) enum Received {
     /// An event with its place; `told` is the [`payload::mark`] of its data.
     Event { id: Option<StreamId>, name_fits: bool, told: u64, at: Instant },
     /// A message without a place: somebody else published it, or so the server says.
-    Foreign { data: String },
+    Foreign { data: String, connection: usize },
     /// Go on behind this place; what lay before it was fetched in another way.
     Reset {
         /// Where it was before.
@@ -163,7 +163,8 @@ impl Client {
         // Line by line, as the place that it is told first may come together with its first event.
         for line in chunk.split_inclusive(|byte| *byte == b'\n') {
             let from = seen.last_event_id.parse().ok();
-            parser.feed(line, |event| seen.received.extend(self.received(event, from, at)));
+            let connection = seen.connections;
+            parser.feed(line, |event| seen.received.extend(self.received(event, from, connection, at)));
             if seen.last_event_id != parser.last_event_id() {
                 seen.last_event_id = parser.last_event_id().to_owned();
             }
@@ -174,7 +175,13 @@ impl Client {
     }
 
     /// What a client counts of what it is told: a refusal is no event of its topic.
-    fn received(&self, event: Event, from: Option<StreamId>, at: Instant) -> Option<Received> {
+    fn received(
+        &self,
+        event: Event,
+        from: Option<StreamId>,
+        connection: usize,
+        at: Instant,
+    ) -> Option<Received> {
         let id: Option<StreamId> = event.id.as_ref().and_then(|id| id.parse().ok());
         match (event.event.as_str(), event.id) {
             ("refused", None) => None,
@@ -186,7 +193,7 @@ impl Client {
                 tokio::spawn(fetch(self.world.clone(), self.of.topic.clone(), state.clone()));
                 Some(Received::Reset { from, id, reason, fits, at, state })
             }
-            (_, None) => Some(Received::Foreign { data: event.data }),
+            (_, None) => Some(Received::Foreign { data: event.data, connection }),
             (name, Some(_)) => {
                 let told = payload::mark(event.data.as_bytes());
                 Some(Received::Event { id, name_fits: name == "notification", told, at })

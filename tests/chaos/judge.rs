@@ -205,9 +205,11 @@ fn of_client(of: &ChannelTruth, ledger: &Ledger, client: &Seen) -> Numbers {
     for received in &client.received {
         match received {
             Received::Event { id, name_fits, told, .. } => account.event(*id, *told, *name_fits),
-            Received::Foreign { data } => {
-                // Each of them is published once, and no two are alike.
-                let (is_known, is_new) = (ledger.was_forged(client.channel, data), foreign.insert(data));
+            Received::Foreign { data, connection } => {
+                // Each of them is published once, and no two are alike. It has no id by which a client that comes to the other
+                // server, which is slower, could be spared it.
+                let (is_known, is_new) =
+                    (ledger.was_forged(client.channel, data), foreign.insert((connection, data)));
                 if !is_known || !is_new {
                     let shown: String = data.chars().take(100).collect();
                     eprintln!("a client was told without an id (known {is_known}, new {is_new}): {shown}");

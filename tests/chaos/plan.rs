@@ -236,11 +236,11 @@ fn lane(seed: u64, length: Duration, (name, kinds, (least, most)): &Deck) -> Lan
         let next = deck.iter().rposition(|kind| phases.allows(*kind, at));
         let Some(next) = next else {
             let mut more = kinds.to_vec();
-            random.shuffle(&mut more);
-            // Below what waits still, of which there is a deck at most.
+            // Among what waits still, of which there is a deck at most: what had to wait does not come all at once.
             more.extend(deck);
-            more.drain(..more.len().saturating_sub(2 * kinds.len()));
+            more.truncate(2 * kinds.len());
             deck = more;
+            random.shuffle(&mut deck);
             if !deck.iter().any(|kind| phases.allows(*kind, at)) {
                 at += random.millis(*least, *most);
             }

@@ -108,7 +108,8 @@ impl World {
             .set("AFTERCOMMIT_RELAY_BATCH_SIZE", "50")
             .set("AFTERCOMMIT_REDIS_RESPONSE_TIMEOUT_MS", "1000")
             .set("AFTERCOMMIT_REDIS_HISTORY_MAX_EVENTS", "1000000")
-            .set("AFTERCOMMIT_REDIS_HISTORY_MAX_BYTES", "1073741824")
+            // A history is cut to as many entries as this holds of its newest one's size: none may be, however large it is.
+            .set("AFTERCOMMIT_REDIS_HISTORY_MAX_BYTES", "1099511627776")
             .set("AFTERCOMMIT_SSE_HEARTBEAT_SECONDS", "2")
             .set("AFTERCOMMIT_REDIS_CONNECT_TIMEOUT_MS", "1000");
         let sse = clock.iter().fold(system.settings().clone(), |settings, clock| clock.of(settings));
