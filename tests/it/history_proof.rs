@@ -162,12 +162,15 @@ async fn a_history_that_was_deleted_is_no_new_one_also_for_a_relay_that_remember
 }
 
 #[tokio::test]
-async fn a_place_that_was_seen_in_the_future_is_a_reset() {
+async fn a_place_that_was_seen_in_the_future_or_too_long_ago_is_a_reset() {
     let line = Line::new().await;
     let server = sse(&line).await;
     let seen = |minutes: i64| format!("0-{}", chrono::Utc::now().timestamp_millis() + minutes * 60_000);
-    let event = first_event(&line, &server, &seen(10)).await;
-    assert_eq!(event.event, "reset", "{event:?}");
+    // Or longer ago than histories are kept, so that events may have come and expired.
+    for minutes in [10, -48 * 60] {
+        let event = first_event(&line, &server, &seen(minutes)).await;
+        assert_eq!(event.event, "reset", "{minutes}: {event:?}");
+    }
     // Clocks may differ a little.
     let client = Client::resume(&url(&line, &server), &token(&line), &seen(0));
     client.has_its_place().await;
@@ -187,6 +190,39 @@ async fn clients_of_a_topic_whose_history_vanished_while_the_server_was_away_are
     line.command("client kill type pubsub").await.expect("a cut");
     let events = client.events(4).await;
     assert_eq!(events[3].event, "reset", "{events:?}");
+}
+
+/// The topic had no event when its client came, and its history has begun and vanished since.
+#[tokio::test]
+async fn clients_from_before_the_first_event_are_reset_when_its_history_vanished_while_the_server_was_away() {
+    let mut line = Line::new().await;
+    let server = sse(&line).await;
+    let client = Client::open(&url(&line, &server), &token(&line)).await;
+    server.signal("STOP").await;
+    line.command("client kill type pubsub").await.expect("a cut");
+    line.append(3).await;
+    line.is_whole().await;
+    line.words(&["del", &keys::history(&line.topic)]).await.expect("a deletion");
+    server.signal("CONT").await;
+    assert_eq!(client.events(1).await[0].event, "reset");
+}
+
+/// Redis says that there has never been a history, and this server knows better.
+#[tokio::test]
+async fn a_place_from_before_a_reset_of_the_topic_is_reset_too() {
+    let mut line = Line::new().await;
+    let server = sse(&line).await;
+    let client = Client::open(&url(&line, &server), &token(&line)).await;
+    let before_the_first = client.last_event_id();
+    line.append(3).await;
+    client.events(3).await;
+    line.is_whole().await;
+    let history = keys::history(&line.topic);
+    let begun = history.replace(":history", ":begun");
+    line.words(&["del", &history, &begun]).await.expect("a deletion");
+    line.command("client kill type pubsub").await.expect("a cut");
+    assert_eq!(client.events(4).await[3].event, "reset");
+    assert_eq!(first_event(&line, &server, &before_the_first).await.event, "reset");
 }
 
 #[tokio::test]
