@@ -91,7 +91,7 @@ pub struct Delivered {
 
 /// Tells what became of an event.
 ///
-/// Call [`super::read::prepare_session`] on the connection first.
+/// Call [`crate::log::read::prepare_session`] on the connection first.
 ///
 /// # Errors
 /// [`Error`].

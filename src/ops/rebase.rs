@@ -10,7 +10,7 @@
 //!   the few that lie below any that this cluster will ever give out again, and each relay's position becomes a snapshot
 //!   that sees just the numbers of what it has delivered.
 //!
-//! - **The log contradicts the positions** (a sequence that was set back, ids chosen by hand: see [`super::contradiction`]).
+//! - **The log contradicts the positions** (a sequence that was set back, ids chosen by hand: see [`crate::log::contradiction`]).
 //!   What is not delivered gets new ids behind everything that is, in order.
 //! - **The log is a copy** that shall live beside its original. It gets an identity of its own, so that Redis can tell the two
 //!   apart.

@@ -116,7 +116,7 @@ pub struct Replay {
 
 /// Looks at what a replay of `selection` would repeat, and counts it, in short steps by row number.
 ///
-/// The time it takes grows with the log. Call [`super::read::prepare_session`] on the connection first.
+/// The time it takes grows with the log. Call [`crate::log::read::prepare_session`] on the connection first.
 ///
 /// # Errors
 /// [`ReplayError::Log`].

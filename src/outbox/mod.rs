@@ -22,4 +22,5 @@ pub mod schema;
 pub use append::{append, append_all, lock_topic};
 pub use bell::Bell;
 pub use error::AppendError;
+#[cfg(feature = "server")]
 pub(crate) use error::schema_is_missing;
