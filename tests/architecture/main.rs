@@ -2,6 +2,7 @@
 //! functions stay readable. Fast: it reads the sources and compiles nothing.
 
 mod circles;
+mod mutants;
 
 use std::fs;
 use std::path::{Path, PathBuf};
