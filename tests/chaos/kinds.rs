@@ -134,7 +134,7 @@ impl Kind {
             Self::RelayKilled | Self::SseKilled | Self::RedisKilled | Self::RedisLostItsData => (50, 1200),
             Self::SseFrozen | Self::RedisFrozen => (200, 2500),
             Self::RedisFull | Self::RedisReadOnly | Self::RedisRestored => (300, 1500),
-            Self::HistoryOfWrongType | Self::ChannelForbidden | Self::KeyForbidden => (800, 2500),
+            Self::HistoryOfWrongType | Self::ChannelForbidden | Self::KeyForbidden => (1500, 4000),
             Self::KeyOfWrongType(_)
             | Self::RelayRightTaken(_)
             | Self::SseRightTaken(_)

@@ -121,6 +121,7 @@ async fn campaign(arguments: &Arguments, plan: Plan) -> Report {
         events: truth.events(),
         copies: truth.copies(),
         discarded: truth.discarded(),
+        requests: world.ledger.requests().len(),
         missing: truth::missing(&world, &commits).await,
         complete,
         crashed: world.crashed().await,

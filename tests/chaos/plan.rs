@@ -52,7 +52,7 @@ const DECKS: [Deck; 10] = [
             Kind::RelayLogFull,
             Kind::RelayLogUnread,
         ],
-        (500, 2500),
+        (2000, 6000),
     ),
     (
         "sse",
@@ -106,7 +106,7 @@ const DECKS: [Deck; 10] = [
     (
         "postgres",
         &[Kind::PostgresKilled, Kind::PostgresRestarted, Kind::SessionsTerminated, Kind::SessionsTerminated],
-        (2500, 6500),
+        (4000, 9000),
     ),
     (
         "rights in Postgres",
@@ -119,7 +119,7 @@ const DECKS: [Deck; 10] = [
             Kind::RowSecurity,
             Kind::RowSecurity,
         ],
-        (3000, 8000),
+        (6000, 14_000),
     ),
     (
         "operators",
@@ -161,7 +161,7 @@ const DECKS: [Deck; 10] = [
             Kind::Line(Line::RelayPostgres, Break::Swallow),
             Kind::Line(Line::RelayPostgres, Break::Refuse),
         ],
-        (300, 2500),
+        (1500, 5000),
     ),
     (
         "lines of the clients",

@@ -105,6 +105,8 @@ pub(crate) struct Report {
     /// Of these, copies that replays made, and events that operators gave up.
     pub(crate) copies: usize,
     pub(crate) discarded: usize,
+    /// Operators' requests to discard.
+    pub(crate) requests: usize,
     /// Confirmed commits that the log does not hold.
     pub(crate) missing: usize,
     /// Everything arrived in the time that it was given.
@@ -147,7 +149,11 @@ impl fmt::Display for Report {
         }
         let Self { events, missing, listeners, connections, copies, discarded, .. } = self;
         writeln!(f, "events    {events} committed, {missing} of them missing in the log")?;
-        writeln!(f, "          {copies} copies by replays, {discarded} discarded by operators")?;
+        writeln!(
+            f,
+            "          {copies} copies by replays, {discarded} discarded by operators in {} requests",
+            self.requests
+        )?;
         writeln!(f, "log       {}", self.log)?;
         writeln!(f, "Redis     {}", self.redis)?;
         writeln!(f, "clients   {}", self.clients)?;

@@ -78,7 +78,9 @@ pub(crate) struct World {
     pub(crate) neighbour: Neighbour,
     pub(crate) clock: Option<Clock>,
     pub(crate) ledger: Ledger,
-    /// Held while the relays' role lacks something: a relay that finds that at its start ends, and says so on stderr.
+    /// Held by who decides what becomes of parked events, until it is written down.
+    pub(crate) orders: Mutex<()>,
+    /// Held while a role or a user lacks something: who finds that at its start ends, and says so on stderr.
     pub(crate) rights: Mutex<()>,
     /// Ends of pipes that nobody reads, and the addresses of those who write to them.
     pub(crate) unread: Mutex<HashMap<String, std::io::PipeReader>>,
@@ -148,6 +150,7 @@ impl World {
             neighbour,
             clock,
             ledger: Ledger::default(),
+            orders: Mutex::default(),
             rights: Mutex::default(),
             unread: Mutex::default(),
             _directory: directory,
@@ -271,6 +274,7 @@ impl World {
             if topics.is_empty() {
                 return true;
             }
+            let deciding = self.orders.lock().await;
             for topic in topics {
                 if let Some(channel) = self.channels.iter().position(|channel| channel.topic == topic) {
                     self.ledger.asks_about(channel);
@@ -278,6 +282,7 @@ impl World {
                 // A failure is tried again in the next round.
                 drop(parked::request(&mut connection, &relay, &topic, Action::Release, None).await);
             }
+            drop(deciding);
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         false
@@ -354,7 +359,7 @@ impl World {
         None
     }
 
-    /// Starts what has ended as its role of Postgres lacked something when it came, as a supervisor does.
+    /// Starts what has ended as its role or user lacked something when it came, as a supervisor does.
     pub(crate) async fn supervise(&self, until: CancellationToken) {
         while !until.is_cancelled() {
             for relay in &self.relays {
@@ -448,9 +453,11 @@ impl Outlet {
     }
 }
 
-/// Whether the last that a process said is that Postgres does not let it.
+/// Whether the last that a process said is that Postgres or Redis does not let it.
 fn was_refused(process: &Process) -> bool {
-    process.log().lines().next_back().is_some_and(|line| line.contains("permission denied for"))
+    let refusals = ["permission denied for", "authentication failed", "NOPERM"];
+    let log = process.log();
+    log.lines().next_back().is_some_and(|line| refusals.into_iter().any(|refusal| line.contains(refusal)))
 }
 
 async fn connected(url: &str) -> PgConnection {

@@ -18,6 +18,8 @@ use crate::world::World;
 const LOOK: Duration = Duration::from_secs(3);
 /// How long a rebase may take to be let in, with all that else goes wrong.
 const REBASE: Duration = Duration::from_secs(240);
+/// How long an operator keeps an eye on the relay after a rebase.
+const ATTENTION: Duration = Duration::from_secs(6);
 /// A transaction that is idle for so long is in the way of a rebase, and is ended.
 const IDLE: &str = "500 ms";
 
@@ -82,32 +84,56 @@ pub(crate) async fn finish_replays(world: &World) {
 async fn settle(world: &World, fault: &Fault) -> bool {
     let deadline = Instant::now() + LOOK;
     while Instant::now() < deadline {
+        let deciding = world.orders.lock().await;
         if let Some((channel, ids)) = parked_now(world, fault).await {
             let place = usize::try_from(fault.target >> 8).expect("an index") % ids.len();
             return settle_through(world, fault.kind, channel, &ids[..=place]).await;
         }
+        drop(deciding);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     false
 }
 
-/// A topic that has parked events, and their ids in order.
-async fn parked_now(world: &World, fault: &Fault) -> Option<(usize, Vec<StreamId>)> {
-    let relay = world.system.redis.relay_name();
+/// Gives up some of a topic's parked events while Redis refuses them still.
+pub(super) async fn give_up_some(world: &World, fault: &Fault, channel: usize) {
+    let _deciding = world.orders.lock().await;
+    let held = held(world).await.unwrap_or_default();
+    if held.contains(&channel) && !world.ledger.is_asked_about(channel) {
+        let ids = ids(world, channel).await.unwrap_or_default();
+        if !ids.is_empty() {
+            let place = usize::try_from(fault.target >> 8).expect("an index") % ids.len();
+            settle_through(world, Kind::ParkedDiscarded, channel, &ids[..=place]).await;
+        }
+    }
+}
+
+/// The topics that have parked events.
+async fn held(world: &World) -> Option<Vec<usize>> {
     let mut connection = world.postgres().await;
-    let held = parked::held_topics(&mut connection, &relay).await.ok()?;
+    let held = parked::held_topics(&mut connection, &world.system.redis.relay_name()).await.ok()?;
     let (with, without): (Vec<usize>, Vec<usize>) =
         (0..world.channels.len()).partition(|channel| held.contains_key(&world.channels[*channel].topic));
     without.into_iter().for_each(|channel| world.ledger.has_none_parked(channel));
-    let may_be_meant =
-        |channel: &usize| fault.kind != Kind::ParkedDiscarded || !world.ledger.is_asked_about(*channel);
-    let channels: Vec<usize> = with.into_iter().filter(may_be_meant).collect();
-    let place = usize::try_from(fault.target).expect("an index").checked_rem(channels.len())?;
-    let channel = channels[place];
+    Some(with)
+}
+
+/// The ids of a topic's parked events, in order.
+async fn ids(world: &World, channel: usize) -> Option<Vec<StreamId>> {
+    let (mut connection, relay) = (world.postgres().await, world.system.redis.relay_name());
     let topic = &world.channels[channel].topic;
     let events = parked::of_topic(&mut connection, &relay, topic, 1000).await.ok()?;
-    let ids: Vec<StreamId> = events.into_iter().map(|(id, _)| id).collect();
-    (!ids.is_empty()).then_some((channel, ids))
+    Some(events.into_iter().map(|(id, _)| id).collect())
+}
+
+/// A topic that has parked events, and their ids in order.
+async fn parked_now(world: &World, fault: &Fault) -> Option<(usize, Vec<StreamId>)> {
+    let may_be_meant =
+        |channel: &usize| fault.kind != Kind::ParkedDiscarded || !world.ledger.is_asked_about(*channel);
+    let channels: Vec<usize> = held(world).await?.into_iter().filter(may_be_meant).collect();
+    let place = usize::try_from(fault.target).expect("an index").checked_rem(channels.len())?;
+    let ids = ids(world, channels[place]).await?;
+    (!ids.is_empty()).then_some((channels[place], ids))
 }
 
 async fn settle_through(world: &World, kind: Kind, channel: usize, named: &[StreamId]) -> bool {
@@ -140,7 +166,24 @@ async fn set_back(world: &World, fault: &Fault) -> bool {
     world.ledger.sets_sequence_back();
     tokio::time::sleep(fault.lasts).await;
     stop_and_rebase(world).await;
+    // A window that was open can hide it from a rebase: then the relay says so when it is through with that.
+    let until = Instant::now() + ATTENTION;
+    while Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        if is_contradicted(world).await {
+            stop_and_rebase(world).await;
+        }
+    }
     true
+}
+
+/// Whether the log contradicts the relay's position.
+async fn is_contradicted(world: &World) -> bool {
+    let sql = "select exists (
+                 select from outbox.position p
+                 cross join lateral outbox.contradictions(p.lower_horizon, p.high_id, 1) x where p.relay = $1)";
+    let asked = sqlx::query_scalar(sql).bind(world.system.redis.relay_name());
+    asked.fetch_one(&mut world.postgres().await).await.unwrap_or(false)
 }
 
 /// What the relay asks for, where the log contradicts it once more: a window that was open hid that from the last rebase.

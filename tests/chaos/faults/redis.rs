@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use aftercommit::local::RedisServer;
 
-use super::kill;
+use super::{kill, operators};
 use crate::kinds::{Key, Kind};
 use crate::plan::Fault;
 use crate::roles::User;
 use crate::world::World;
 
+/// How long Redis goes on refusing when something was given up.
+const GIVEN_UP: Duration = Duration::from_millis(600);
 /// How long parked events may take to be released when their cause is gone.
 const RELEASE: Duration = Duration::from_secs(20);
 
@@ -39,24 +41,27 @@ pub(super) async fn make(world: &World, fault: &Fault) {
             released(world, fault).await;
         }
         Kind::HistoryOfWrongType => {
-            history_of_wrong_type(world, channel, fault.lasts).await;
+            history_of_wrong_type(world, fault, channel).await;
             released(world, fault).await;
         }
         Kind::ChannelForbidden | Kind::KeyForbidden => {
             forbid(world, fault.kind, world.channels[channel].topic.as_str()).await;
             tokio::time::sleep(fault.lasts).await;
+            given_up(world, fault, channel).await;
             for user in [User::Relay, User::Sse] {
                 obey(world, &user.given_back()).await;
             }
             released(world, fault).await;
         }
         Kind::RelayRightTaken(right) => {
+            let _taken = world.rights.lock().await;
             obey(world, &User::Relay.taken(right)).await;
             tokio::time::sleep(fault.lasts).await;
             obey(world, &User::Relay.given_back()).await;
             released(world, fault).await;
         }
         Kind::SseRightTaken(right) => {
+            let _taken = world.rights.lock().await;
             obey(world, &User::Sse.taken(right)).await;
             tokio::time::sleep(fault.lasts).await;
             obey(world, &User::Sse.given_back()).await;
@@ -110,7 +115,7 @@ async fn vanish(world: &World, channel: usize, key: Key) {
     }
 }
 
-async fn history_of_wrong_type(world: &World, channel: usize, lasts: Duration) {
+async fn history_of_wrong_type(world: &World, fault: &Fault, channel: usize) {
     let topic = &world.channels[channel].topic;
     let (history, aside) = (world.system.redis.keys().history(topic), format!("aside:{topic}"));
     // Each in one script: nothing may be published in between, which would then be destroyed.
@@ -119,8 +124,19 @@ async fn history_of_wrong_type(world: &World, channel: usize, lasts: Duration) {
     let mends = "redis.call('del', KEYS[1])
                  if redis.call('exists', KEYS[2]) == 1 then redis.call('rename', KEYS[2], KEYS[1]) end";
     tell(world, &["eval", breaks, "2", &history, &aside]).await;
-    tokio::time::sleep(lasts).await;
+    tokio::time::sleep(fault.lasts).await;
+    given_up(world, fault, channel).await;
     tell(world, &["eval", mends, "2", &history, &aside]).await;
+}
+
+/// While Redis refuses a topic an operator gives up some of its events, half of the times; all that is parked later is not
+/// meant.
+async fn given_up(world: &World, fault: &Fault, channel: usize) {
+    if fault.target & 1 << 21 != 0 {
+        operators::give_up_some(world, fault, channel).await;
+        // Others wait meanwhile; some of them are parked after the request and before the relay comes to it.
+        tokio::time::sleep(GIVEN_UP).await;
+    }
 }
 
 /// What was parked is released, half of the times; else that is left to the operators of the other lane. Where other faults
