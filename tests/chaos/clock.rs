@@ -15,15 +15,15 @@ const PLACES: [&str; 4] = [
 /// The one clock of all our processes.
 #[derive(Debug)]
 pub(crate) struct Clock {
-    library: &'static str,
+    faketime: &'static str,
     file: PathBuf,
 }
 
 impl Clock {
     /// A clock that is right; none where there is no such library.
     pub(crate) fn find(directory: &Path) -> Option<Self> {
-        let library = PLACES.into_iter().find(|place| Path::new(place).exists())?;
-        let clock = Self { library, file: directory.join("clock") };
+        let faketime = PLACES.into_iter().find(|place| Path::new(place).exists())?;
+        let clock = Self { faketime, file: directory.join("clock") };
         clock.set(0);
         Some(clock)
     }
@@ -31,7 +31,7 @@ impl Clock {
     /// A process that is started with these has this clock. Time that only passes is left alone, as every system does it.
     pub(crate) fn of(&self, settings: Settings) -> Settings {
         settings
-            .set("LD_PRELOAD", self.library)
+            .set("LD_PRELOAD", self.faketime)
             .set("FAKETIME_TIMESTAMP_FILE", self.file.to_string_lossy())
             .set("FAKETIME_CACHE_DURATION", "1")
             .set("FAKETIME_DONT_FAKE_MONOTONIC", "1")
