@@ -41,8 +41,8 @@ pub async fn begin(
     Ok(to)
 }
 
-/// Writes down that a topic's parked events up to and including a number have arrived. Their rows stay as long as those in
-/// the log, for the history of the event and for a sink that forgets them.
+/// Writes down that a topic's parked events up to and including a number have arrived. Their rows stay for
+/// the retention, and as long as those in the log: for the history of the event, and for a sink that forgets them.
 ///
 /// # Errors
 /// [`Error`].

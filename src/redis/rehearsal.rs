@@ -1,4 +1,4 @@
-//! A rehearsal of publishing, for whoever asks before anything is published: the real script, under names of its own.
+//! A rehearsal of publishing: the real script under names of its own, before any event is published.
 
 use ::redis::AsyncCommands;
 use chrono::Utc;

@@ -319,7 +319,7 @@ impl<S: Sink> Relay<'_, S> {
         Ok(staying_alive(step.session(), self.settings.sign_of_life(), waiting).await?)
     }
 
-    /// One step, after a comparison where one is due; and, when there is time, what an operator wants done with parked
+    /// One step, after a comparison where one is due; and, between two windows, what an operator has requested for parked
     /// events.
     async fn turn(&mut self, step: &mut Step) -> Result<Outcome, StepError> {
         if self.compared.is_none() {

@@ -38,9 +38,9 @@ impl Clock {
             .set("DONT_FAKE_MONOTONIC", "1")
     }
 
-    /// Sets it so many seconds off.
+    /// Sets the clock off by this many seconds.
     pub(crate) fn set(&self, seconds: i64) {
-        // In one step: whoever reads it must not find half of it.
+        // In one step: a process that reads the file must not find half of it.
         let fresh = self.file.with_extension("new");
         std::fs::write(&fresh, format!("{seconds:+}\n")).expect("a file");
         std::fs::rename(fresh, &self.file).expect("a file");

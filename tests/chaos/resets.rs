@@ -62,7 +62,7 @@ fn explains(deed: &Deed, channel: usize, from: Option<StreamId>, reason: &str, a
             (Some(Reach::EveryTopic), FOREVER)
         }
         "unknown_id" | "history_gone" | "gap" => (deed.kind.loses(), REPAIR),
-        // Whoever comes back from an epoch that is over is told, however late.
+        // A client that comes back from an earlier epoch is told, however late.
         "rebased" => ((deed.kind == Kind::SequenceReset).then_some(Reach::EveryTopic), FOREVER),
         _ => (None, Duration::ZERO),
     };

@@ -16,7 +16,7 @@ use aftercommit::relay::{
 use crate::harness::{Database, Redis, database, redis};
 use crate::relay_delivery::{Relay, append, append_in, history, payloads};
 
-/// Commits so many events at once: one window, of which a step takes a hundred.
+/// Commits these events at once: one window, of which a step takes a hundred.
 async fn append_together(database: &Database, topic: &Topic, numbers: std::ops::Range<u32>) {
     let mut connection = database.connect().await;
     let mut tx = connection.begin().await.expect("a transaction");

@@ -84,7 +84,7 @@ async fn pid(world: &World) -> u32 {
     world.redis.lock().await.as_ref().and_then(RedisServer::pid).expect("it runs")
 }
 
-/// A key of another type, and away with it. Whoever writes it meanwhile has mended that.
+/// Gives a key another type, then deletes it. A program that writes the key meanwhile has mended it.
 const PUT_IN_THE_WAY: &str =
     "if redis.call('exists', KEYS[1]) == 0 then redis.call('rpush', KEYS[1], 'in the way') end";
 const TAKE_AWAY: &str = "if redis.call('type', KEYS[1]).ok == 'list' then redis.call('del', KEYS[1]) end";
