@@ -38,11 +38,18 @@ mutants: ## Take conditions out one at a time, and expect tests to fail: ONLY=a 
 test-containers: ## Run every test on containers: TEST_POSTGRES_IMAGE, TEST_REDIS_IMAGE
 	TEST_CONTAINERS=1 cargo test --locked
 
-lint: ## Formatting, lints and documentation, with warnings denied
+lint: ## Formatting, lints, documentation and dependencies, with warnings denied
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- --deny warnings
 	cargo clippy --locked --no-default-features -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps
+	@if ! cargo deny --version >/dev/null 2>&1; then \
+	  echo "cargo-deny is not installed: licenses, bans, sources and advisories are not checked"; \
+	else \
+	  cargo deny --locked check --hide-inclusion-graph licenses bans sources || exit 1; \
+	  if cargo deny fetch db >/dev/null 2>&1; then cargo deny --locked check --disable-fetch advisories; \
+	  else echo "the advisory database cannot be reached: advisories are not checked"; fi; \
+	fi
 
 fmt: ## Format the sources
 	cargo fmt
