@@ -38,7 +38,7 @@ mutants: ## Take conditions out one at a time, and expect tests to fail: ONLY=a 
 test-containers: ## Run every test on containers: TEST_POSTGRES_IMAGE, TEST_REDIS_IMAGE
 	TEST_CONTAINERS=1 cargo test --locked
 
-lint: ## Formatting, lints, documentation and dependencies, with warnings denied
+lint: ## Formatting, lints and documentation (warnings denied), and dependencies
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- --deny warnings
 	cargo clippy --locked --no-default-features -- --deny warnings
