@@ -9,7 +9,7 @@ use sqlx::{Connection, PgConnection};
 use super::parked::numbered_events;
 use super::position::Position;
 use super::{Error, checkpoint};
-use crate::event::{Event, StreamId, Topic};
+use crate::event::{Event, EventId, StreamId, Topic};
 
 /// Uses up the next number for a topic's parked events up to and including `through`, and returns the position behind it. The
 /// given position must have no open window.
@@ -54,7 +54,7 @@ pub async fn settle(
 ) -> Result<(), Error> {
     sqlx::query(
         "update outbox.parked set settled_as = 'released', settled_at = clock_timestamp(), requested = null
-         where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4) and settled_as is null",
+         where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4) and release_seq is not null and settled_as is null",
     )
     .bind(relay)
     .bind(topic.as_str())
@@ -63,6 +63,58 @@ pub async fn settle(
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Writes down that those of a topic's parked events have arrived which are not after the newest event that the sink holds of
+/// the topic, if that is one of them: they arrive in order, and later events of the topic wait. An event without a release
+/// arrived in its turn, by a leader that was frozen while another one parked it.
+///
+/// # Errors
+/// [`Error`].
+pub async fn settle_held(
+    connection: &mut PgConnection,
+    relay: &str,
+    topic: &Topic,
+    (newest, event): (StreamId, EventId),
+) -> Result<(), Error> {
+    sqlx::query(
+        "with held as (
+           select from outbox.parked
+           where relay = $1 and topic = $2 and (epoch, seq) = ($3, $4) and event_id = $5 and settled_as is null),
+         never_parked as (
+           delete from outbox.parked
+           where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4) and release_seq is null
+             and settled_as is null and exists (select from held))
+         update outbox.parked
+         set settled_as = 'released', settled_at = clock_timestamp(), requested = null
+         where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4) and release_seq is not null
+           and settled_as is null and exists (select from held)",
+    )
+    .bind(relay)
+    .bind(topic.as_str())
+    .bind(newest.epoch.cast_signed())
+    .bind(newest.seq.cast_signed())
+    .bind(event)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Whether the release of some of a topic's parked events has begun and not come to its end: the sink may have taken them.
+///
+/// # Errors
+/// [`Error`].
+pub async fn has_begun(connection: &mut PgConnection, relay: &str, topic: &Topic) -> Result<bool, Error> {
+    let found = sqlx::query_scalar(
+        "select exists (
+           select from outbox.parked
+           where relay = $1 and topic = $2 and release_seq is not null and settled_as is null)",
+    )
+    .bind(relay)
+    .bind(topic.as_str())
+    .fetch_one(connection)
+    .await?;
+    Ok(found)
 }
 
 /// The events that arrived with the release which used up this number, in order. Those of a release that did not come to its

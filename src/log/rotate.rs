@@ -22,8 +22,8 @@ const LOCK_TIMEOUT_MS: u32 = 100;
 pub enum SettingsError {
     /// What Redis keeps and loses could not be given again.
     #[error(
-        "retention_seconds in [outbox] is {retention}, less than history_ttl_seconds in [redis], {history_ttl}: a Redis that \
-         loses its histories could not be given back what they held. Raise the one or lower the other"
+        "outbox.retention_seconds ({retention}) is less than redis.history_ttl_seconds ({history_ttl}): a Redis that loses \
+         its histories could not be given back their events; raise the one or lower the other"
     )]
     RetentionBelowHistory {
         /// How long delivered events are kept.
@@ -33,8 +33,8 @@ pub enum SettingsError {
     },
     /// Slots would take new rows before their old ones may go, and so never be emptied.
     #[error(
-        "retention_seconds in [outbox] is {retention}, and with rotation_seconds = {rotation} it must be less than {limit}, as \
-         a slot takes rows again after eight rotations: raise rotation_seconds or lower retention_seconds"
+        "outbox.retention_seconds ({retention}) has to be less than {limit}, six times outbox.rotation_seconds ({rotation}), as \
+         the eight slots of the log come round before that: lower the one, or raise the other and run `aftercommit migrate`"
     )]
     RetentionAboveRotation {
         /// How long delivered events are kept.
@@ -292,6 +292,6 @@ mod tests {
         let long = SettingsError::RetentionAboveRotation { retention: 21_600, rotation: 3600, limit: 21_600 };
         assert_eq!(check(21_600, 3600, 3600), Err(long));
         assert_eq!(check(21_599, 3600, 3600), Ok(()));
-        assert!(short.to_string().contains("history_ttl_seconds in [redis]"));
+        assert!(short.to_string().contains("redis.history_ttl_seconds (86400)"));
     }
 }

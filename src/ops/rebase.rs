@@ -128,6 +128,7 @@ impl<'c> Rebase<'c> {
             for name in relays(&mut tx).await? {
                 let mut found = contradictions::of_relay(&mut tx, &name).await?;
                 found.extend(renumber::twice(&mut tx, &name).await?);
+                found.extend(renumber::behind_the_window(&mut tx, &name).await?);
                 if !found.is_empty() {
                     contradicted.push(name);
                 }

@@ -28,6 +28,25 @@ pub(super) async fn twice(connection: &mut PgConnection, relay: &str) -> Result<
     Ok(ids.into_iter().map(|id| Contradiction::of(id, "twice")).collect())
 }
 
+/// Rows that were appended after the open window, with ids that will be delivered by its end. The relay has no reason to refuse
+/// them before that.
+pub(super) async fn behind_the_window(
+    connection: &mut PgConnection,
+    relay: &str,
+) -> Result<Vec<Contradiction>, Error> {
+    let ids: Vec<i64> = sqlx::query_scalar(
+        "select e.id from outbox.event e join outbox.position p on p.relay = $1
+         where e.xid >= p.upper_horizon
+           and e.id <= (select max(w.id) from outbox.event w where pg_visible_in_snapshot(w.xid, p.upper))
+         order by e.id limit $2",
+    )
+    .bind(relay)
+    .bind(LOOKED_FOR)
+    .fetch_all(connection)
+    .await?;
+    Ok(ids.into_iter().map(|id| Contradiction::of(id, "behind")).collect())
+}
+
 /// Gives what one of these relays has not delivered new ids and this transaction's xid, so that it is new to every relay. A
 /// relay that has delivered such a row all the same is told so.
 pub(super) async fn undelivered(connection: &mut PgConnection, relays: &[String]) -> Result<(), Error> {

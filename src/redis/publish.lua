@@ -56,9 +56,10 @@ elseif top_epoch > tonumber(epoch) then
   return {0, 'AHEAD', top}
 end
 -- Redis went back: a failover to a replica that lagged, a restart without its last writes. Publishing on would leave a
--- hole in front of these events. An epoch behind the first one is claimed by the rebase that began it: a top without the
--- claim has gone back behind that.
-local is_unclaimed = not is_restore and tonumber(epoch) > 1 and top_epoch < tonumber(epoch)
+-- hole in front of these events. An epoch behind the first one is claimed by the rebase that began it, or by a repair that
+-- says what is lost: a top without the claim has gone back behind that.
+local is_claim = is_restore and (last == 0 or lost ~= '')
+local is_unclaimed = not is_claim and tonumber(epoch) > 1 and top_epoch < tonumber(epoch)
 -- The number of a release is new. One that is used up already is of a leader that was frozen, while another one, and the
 -- operator, went on.
 local is_late = mode == 'release' and first <= published

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use ::redis::aio::MultiplexedConnection;
+use ::redis::streams::StreamRangeReply;
 use ::redis::{AsyncCommands, ErrorKind, RedisError, Script};
 use chrono::Utc;
 
@@ -399,6 +400,23 @@ impl Sink for Publisher {
             ))
         })?;
         Ok(Some(Reached { id, event: event.and_then(|event| EventId::parse_str(&event).ok()) }))
+    }
+
+    async fn newest_of(&mut self, topic: &Topic) -> Result<Option<Reached>, PublishError> {
+        let mut connection = self.connection().await?;
+        let history = self.keys.history(topic);
+        let found = connection.xrevrange_count::<_, _, _, _, StreamRangeReply>(&history, "+", "-", 1).await;
+        match self.judge(connection, found) {
+            // An id that cannot be read is of an entry that no relay wrote.
+            Ok(reply) => Ok(reply.ids.first().and_then(|entry| {
+                let event = entry.get::<String>("event").and_then(|event| EventId::parse_str(&event).ok());
+                Some(Reached { id: entry.id.parse().ok()?, event })
+            })),
+            Err(Refusal { failure, text, is_reply: true }) if failure.remedy == Remedy::SetAside => {
+                Err(PublishError::Poison { at: 0, reason: format!("{text} ({history})") })
+            }
+            Err(refusal) => Err(refusal.retry()),
+        }
     }
 
     fn keeps(&self) -> Duration {

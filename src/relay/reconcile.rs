@@ -8,7 +8,7 @@
 
 use super::leader::staying_alive;
 use super::publication::{Publication, publish};
-use super::sink::{Batch, Delivery, PublishError, PublishMode, Reached, Sink};
+use super::sink::{Delivery, PublishError, PublishMode, Reached, Sink};
 use super::step::{Step, StepError, answered};
 use crate::counted::counted;
 use crate::event::StreamId;
@@ -136,7 +136,7 @@ impl Step {
                 .collect();
             let given = deliveries.len() as u64;
             let mode = if stretch.is_release { PublishMode::RestoreRelease } else { PublishMode::Restore };
-            self.give_again(sink, mode, deliveries, repair, through).await?;
+            self.give_again(sink, mode, deliveries, repair.span(epoch, through), repair.lost).await?;
             // Also if the rest fails: the next attempt goes on from here, and knows nothing of these.
             self.given_again += given;
             repair.events += given;
@@ -147,38 +147,36 @@ impl Step {
             repair.lose(epoch, end - 1);
         }
         // The numbers of what is missing are used up all the same.
-        self.give_again(sink, PublishMode::Restore, Vec::new(), repair, end - 1).await?;
+        let span = repair.span(epoch, end - 1);
+        self.give_again(sink, PublishMode::Restore, Vec::new(), span, repair.lost).await?;
         let Repair { events, missing, .. } = repair;
         tracing::warn!(events, missing, "Redis has again what the log has of it");
         Ok(Reconciled::Restored { events, missing })
     }
 
-    /// Publishes a stretch once more. What the sink refuses is set aside, as in a step.
-    async fn give_again<S: Sink>(
+    /// Publishes once more what has arrived under these numbers, and uses them up. What the sink refuses is set aside, as in a
+    /// step, and then the rest comes again: the sink's number passes nothing that the same call does not prove to be there,
+    /// or that is not yet written down as set aside.
+    pub(super) async fn give_again<S: Sink>(
         &mut self,
         sink: &mut S,
         mode: PublishMode,
-        deliveries: Vec<Delivery<'_>>,
-        Repair { first, lost, .. }: Repair,
-        through: u64,
+        mut deliveries: Vec<Delivery<'_>>,
+        span: (StreamId, StreamId),
+        lost: Option<StreamId>,
     ) -> Result<(), StepError> {
-        let number = |seq| StreamId::new(self.position.epoch, seq);
-        // Numbers that are lost are used up with those behind them: in one call with the mark that they are.
-        let span = (number(first), number(through.max(first.saturating_sub(1))));
-        let publication = Publication { mode, span, lost, has_set_aside: false, handing: self.handing() };
-        let publishing = publish(sink, publication, deliveries, &self.exceptions);
-        let published = staying_alive(&mut self.writer, self.rules.sign_of_life, publishing).await?;
-        let parked = self.counting(published)?;
-        if parked.is_empty() {
-            return Ok(());
+        loop {
+            let publication = Publication { mode, span, lost, has_set_aside: false, handing: self.handing() };
+            let publishing = publish(sink, publication, deliveries.clone(), &self.exceptions);
+            let published = staying_alive(&mut self.writer, self.rules.sign_of_life, publishing).await?;
+            let parked = self.counting(published)?;
+            if parked.is_empty() {
+                return Ok(());
+            }
+            failpoint::reach("stretch_published").await;
+            self.set_aside(&parked).await?;
+            deliveries.retain(|delivery| parked.iter().all(|parked| parked.id != delivery.id));
         }
-        failpoint::reach("stretch_published").await;
-        self.set_aside(&parked).await?;
-        // Only now: a relay that goes on from here looks at nothing before the sink's number.
-        let (first, through) = span;
-        let through = Some(through);
-        let counted = sink.publish(Batch { mode, deliveries: &[], first, through, lost });
-        Ok(staying_alive(&mut self.writer, self.rules.sign_of_life, counted).await??)
     }
 }
 
@@ -198,6 +196,12 @@ struct Repair {
 }
 
 impl Repair {
+    /// Numbers that are lost are used up with those behind them: in one call with the mark that they are.
+    fn span(&self, epoch: u64, through: u64) -> (StreamId, StreamId) {
+        let last = through.max(self.first.saturating_sub(1));
+        (StreamId::new(epoch, self.first), StreamId::new(epoch, last))
+    }
+
     /// Leaves out the numbers from the next one to this one.
     fn lose(&mut self, epoch: u64, through: u64) {
         self.missing += through + 1 - self.next;

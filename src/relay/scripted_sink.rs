@@ -46,6 +46,10 @@ impl<F: FnMut(usize, &Call) -> Result<(), PublishError> + Send> Sink for Scripte
         Ok(None)
     }
 
+    async fn newest_of(&mut self, _topic: &Topic) -> Result<Option<Reached>, PublishError> {
+        Ok(None)
+    }
+
     fn keeps(&self) -> Duration {
         Duration::ZERO
     }

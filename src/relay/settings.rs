@@ -48,14 +48,14 @@ pub enum OnPoison {
     Halt,
 }
 
-/// The longest name of a relay, in characters.
-const NAME_LENGTH_MAX: usize = 100;
+/// The longest name of a relay, in characters. The schema (`name_fits`) refuses what is not allowed here.
+const NAME_LENGTH_MAX: usize = 60;
 
 /// Why a relay cannot run with its settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
     /// The name is none.
-    #[error("relay.name has to be 1 to {NAME_LENGTH_MAX} characters of A-Z a-z 0-9 : . _ -")]
+    #[error("relay.name has to be 1 to {NAME_LENGTH_MAX} characters of A-Z a-z 0-9 . _ -")]
     Name,
     /// The waits contradict each other.
     #[error("relay.backoff_min_ms ({0}) is more than relay.backoff_max_ms ({1})")]
@@ -68,7 +68,7 @@ impl Settings {
     /// # Errors
     /// [`SettingsError`].
     pub fn check(&self) -> Result<(), SettingsError> {
-        let is_allowed = |c: char| c.is_ascii_alphanumeric() || ":._-".contains(c);
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if !(1..=NAME_LENGTH_MAX).contains(&self.name.len()) || !self.name.chars().all(is_allowed) {
             return Err(SettingsError::Name);
         }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use super::failure::{self, Failure};
-use crate::event::{Event, EventId, LogId, StreamId};
+use crate::event::{Event, EventId, LogId, StreamId, Topic};
 
 /// An event and the number under which it is delivered.
 #[derive(Debug, Clone, Copy)]
@@ -148,6 +148,15 @@ pub trait Sink: Send {
     /// # Errors
     /// [`PublishError::Retry`], [`PublishError::Stop`].
     fn reached(&mut self) -> impl Future<Output = Result<Option<Reached>, PublishError>> + Send;
+
+    /// The newest event of a topic that the sink holds; `None` if it holds none.
+    ///
+    /// # Errors
+    /// [`PublishError::Retry`]; [`PublishError::Poison`] if the sink refuses to say, as it would refuse an event.
+    fn newest_of(
+        &mut self,
+        topic: &Topic,
+    ) -> impl Future<Output = Result<Option<Reached>, PublishError>> + Send;
 
     /// How long the sink keeps an event: what is older need not be given again to one that has forgotten it.
     fn keeps(&self) -> Duration;

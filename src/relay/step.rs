@@ -20,7 +20,7 @@ use super::handing::{Handing, hand_over};
 use super::leader::staying_alive;
 use super::publication::{Exceptions, SetAside, publish_chunk};
 use super::settings::OnPoison;
-use super::sink::{Batch, Delivery, PublishError, PublishMode, Sink};
+use super::sink::{Batch, Delivery, PublishError, PublishMode, Reached, Sink};
 use crate::event::{LogId, StreamId, Topic};
 use crate::failpoint;
 use crate::log;
@@ -198,22 +198,31 @@ impl Step {
         self.write_down(&chunk, last_id, &set_aside).await?;
         failpoint::reach("checkpoint_written").await;
         if set_aside.len() > 0 {
-            self.use_up_numbers(sink, chunk.rows.len() as u64).await?;
+            self.use_up_numbers(sink, &chunk, &set_aside).await?;
         }
         let parked = set_aside.len();
         Ok(Outcome::Delivered { published: chunk.rows.len() - parked, parked })
     }
 
-    /// Lets the sink's number pass events that are written down as set aside, up to the position. If this fails, the next
-    /// comparison finds the sink behind the position, and gives it again what it has: repeats.
-    async fn use_up_numbers<S: Sink>(&mut self, sink: &mut S, count: u64) -> Result<(), StepError> {
+    /// Lets the sink's number pass a chunk of which events are written down as set aside. The others come again: the sink may
+    /// have forgotten them meanwhile.
+    async fn use_up_numbers<S: Sink>(
+        &mut self,
+        sink: &mut S,
+        chunk: &Chunk,
+        set_aside: &SetAside,
+    ) -> Result<(), StepError> {
         let number = |seq| StreamId::new(self.position.epoch, seq);
-        let (first, through) = (number(self.position.next_seq - count), number(self.position.next_seq - 1));
-        let mode = PublishMode::Normal;
-        let nothing = Batch { mode, deliveries: &[], first, through: Some(through), lost: None };
-        let published = sink.publish(nothing);
-        let published = staying_alive(&mut self.writer, self.rules.sign_of_life, published).await?;
-        Ok(self.counting(published)?)
+        let first = self.position.next_seq - chunk.rows.len() as u64;
+        let span = (number(first), number(self.position.next_seq - 1));
+        let numbered = (first..).zip(&chunk.rows);
+        let arrived = numbered.filter_map(|(seq, row)| match row {
+            read::Row::Event(event) => Some(Delivery { id: number(seq), event }),
+            read::Row::Unreadable(_) => None,
+        });
+        let arrived =
+            arrived.filter(|delivery| set_aside.parked.iter().all(|parked| parked.id != delivery.id));
+        self.give_again(sink, PublishMode::Restore, arrived.collect(), span, None).await
     }
 
     async fn write_down(
@@ -277,10 +286,11 @@ impl Step {
         let Rules { relay, patience, .. } = self.rules.clone();
         let requested = answered(patience, parked::next_request(&mut self.writer, &relay)).await?;
         let Some((topic, action)) = requested else { return Ok(false) };
-        if action == Action::Discard {
-            answered(patience, parked::discard(&mut self.writer, &relay, &topic)).await?;
-        }
-        match self.release(sink, &topic).await {
+        let carried_out = match action {
+            Action::Discard => self.discard(sink, &topic).await,
+            Action::Release => self.release(sink, &topic).await,
+        };
+        match carried_out {
             // Only now may later events of the topic be published: everything before them has been.
             Ok(()) => {
                 self.exceptions.let_go(&topic);
@@ -303,6 +313,32 @@ impl Step {
         answered(*patience, refused).await?;
         self.exceptions = load_exceptions(&mut self.writer, &self.rules).await?;
         Ok(())
+    }
+
+    /// Gives up those of a topic's parked events whose discard is requested, and publishes the others.
+    async fn discard<S: Sink>(&mut self, sink: &mut S, topic: &Topic) -> Result<(), StepError> {
+        self.settle_held(sink, topic).await?;
+        let Rules { relay, patience, .. } = &self.rules;
+        answered(*patience, parked::discard(&mut self.writer, relay, topic)).await?;
+        self.release(sink, topic).await
+    }
+
+    /// Events that the sink holds have been released, or were delivered before they were parked: clients have them, so they
+    /// cannot be given up, and a sink that forgets them has to be given them again.
+    async fn settle_held<S: Sink>(&mut self, sink: &mut S, topic: &Topic) -> Result<(), StepError> {
+        let Rules { relay, patience, .. } = self.rules.clone();
+        let asking = sink.newest_of(topic);
+        let newest = match staying_alive(&mut self.writer, self.rules.sign_of_life, asking).await? {
+            // The sink refuses whatever concerns this topic. It has taken nothing if no release has begun.
+            Err(PublishError::Poison { .. })
+                if !answered(patience, release::has_begun(&mut self.writer, &relay, topic)).await? =>
+            {
+                None
+            }
+            answer => self.counting(answer)?,
+        };
+        let Some(Reached { id, event: Some(event) }) = newest else { return Ok(()) };
+        answered(patience, release::settle_held(&mut self.writer, &relay, topic, (id, event))).await
     }
 
     /// Publishes a topic's parked events in order.
@@ -330,15 +366,16 @@ impl Step {
             let published = staying_alive(&mut self.writer, self.rules.sign_of_life, publishing).await?;
             failpoint::reach("released").await;
             let arrived = match &published {
-                Ok(()) => deliveries.last(),
-                Err(PublishError::Poison { at, .. }) => deliveries[..*at].last(),
-                Err(_) => None,
+                Ok(()) => &deliveries[..],
+                Err(PublishError::Poison { at, .. }) => &deliveries[..*at],
+                Err(_) => &[],
             };
-            if let Some(Delivery { id, .. }) = arrived {
+            if let Some(Delivery { id, .. }) = arrived.last() {
                 answered(patience, release::settle(&mut self.writer, &relay, topic, *id)).await?;
             }
             if let Err(PublishError::Poison { .. }) = &published {
-                self.use_up_numbers(sink, 1).await?;
+                let mode = PublishMode::RestoreRelease;
+                self.give_again(sink, mode, arrived.to_vec(), (number, number), None).await?;
             }
             self.counting(published)?;
         }

@@ -32,7 +32,6 @@ pub(crate) struct Ledger {
     requests: Mutex<Vec<Request>>,
     vanished: Mutex<HashMap<usize, StreamId>>,
     forged: Mutex<HashMap<usize, Vec<String>>>,
-    asked_about: Mutex<HashSet<usize>>,
     set_back: AtomicU64,
     straddling: Mutex<HashSet<u64>>,
 }
@@ -40,22 +39,6 @@ pub(crate) struct Ledger {
 impl Ledger {
     pub(crate) fn asked(&self, request: Request) {
         self.requests.lock().expect("requests").push(request);
-    }
-
-    /// Somebody asks for something to be done to a topic's parked events. What the relay has begun to publish for that, and has
-    /// not come to write down, is parked still: who discards it then gives up what clients have been told.
-    pub(crate) fn asks_about(&self, channel: usize) {
-        self.asked_about.lock().expect("topics").insert(channel);
-    }
-
-    /// A topic has no parked events.
-    pub(crate) fn has_none_parked(&self, channel: usize) {
-        self.asked_about.lock().expect("topics").remove(&channel);
-    }
-
-    /// Whether something was asked about a topic since it had parked events.
-    pub(crate) fn is_asked_about(&self, channel: usize) -> bool {
-        self.asked_about.lock().expect("topics").contains(&channel)
     }
 
     pub(crate) fn requests(&self) -> Vec<Request> {

@@ -78,8 +78,6 @@ pub(crate) struct World {
     pub(crate) neighbour: Neighbour,
     pub(crate) clock: Option<Clock>,
     pub(crate) ledger: Ledger,
-    /// Held by who decides what becomes of parked events, until it is written down.
-    pub(crate) orders: Mutex<()>,
     /// Held while a role or a user lacks something: who finds that at its start ends, and says so on stderr.
     pub(crate) rights: Mutex<()>,
     /// Ends of pipes that nobody reads, and the addresses of those who write to them.
@@ -150,7 +148,6 @@ impl World {
             neighbour,
             clock,
             ledger: Ledger::default(),
-            orders: Mutex::default(),
             rights: Mutex::default(),
             unread: Mutex::default(),
             _directory: directory,
@@ -274,15 +271,10 @@ impl World {
             if topics.is_empty() {
                 return true;
             }
-            let deciding = self.orders.lock().await;
             for topic in topics {
-                if let Some(channel) = self.channels.iter().position(|channel| channel.topic == topic) {
-                    self.ledger.asks_about(channel);
-                }
                 // A failure is tried again in the next round.
                 drop(parked::request(&mut connection, &relay, &topic, Action::Release, None).await);
             }
-            drop(deciding);
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         false

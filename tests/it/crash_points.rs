@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use aftercommit::log::parked;
+use aftercommit::log::parked::{self, Action};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Line, Listener, Wiring, eventually};
@@ -93,6 +93,44 @@ async fn dying_in_a_release_at(place: &str) {
     line.append(5).await;
     line.is_whole().await;
     listener.hears_exactly(20).await;
+}
+
+/// Nobody knows whether clients have been told, except the sink.
+#[tokio::test]
+async fn a_discard_behind_a_release_that_broke_off_gives_up_only_what_never_arrived() {
+    let (mut line, _) = line_that_stops_at("released", 1).await;
+    let topic = line.system.redis.topic("released-in-part");
+    let key = crate::harness::keys::history(&topic);
+    line.words(&["set", &key, "of another type"]).await.expect("a key");
+    // The first ten are published by the release, which dies behind them.
+    let parked = line.append_to(&topic, 15).await;
+    eventually("they are parked", async || {
+        (line.metric("aftercommit_relay_parked_total").await == 15).then_some(())
+    })
+    .await;
+    line.words(&["del", &key]).await.expect("no key");
+    line.release(&topic).await;
+    let mark = "\"failpoint\":\"released\"";
+    line.relay.says(mark).await;
+    line.relay.signal("KILL").await;
+    let mut connection = line.system.database.connect().await;
+    let relay = line.system.redis.relay_name();
+    parked::request(&mut connection, &relay, &topic, Action::Discard, None).await.expect("a request");
+    line.system.unset("FAILPOINT");
+    line.relay = line.system.start("relay").await;
+    let fates = "select settled_as, count(*) from outbox.parked where relay = $1 group by 1 order by 1";
+    eventually("the request is carried out", async || {
+        let fates: Vec<(Option<String>, i64)> =
+            sqlx::query_as(fates).bind(&relay).fetch_all(&mut connection).await.expect("fates");
+        (fates == [(Some("discarded".to_owned()), 5), (Some("released".to_owned()), 10)]).then_some(())
+    })
+    .await;
+    assert_eq!(line.history_of(&topic).await, parked[..10]);
+    line.command("flushall").await.expect("a flush");
+    eventually("what was told is given again", async || {
+        (line.history_of(&topic).await == parked[..10]).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

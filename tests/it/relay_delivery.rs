@@ -8,7 +8,7 @@ use sqlx::Connection;
 
 use aftercommit::event::{Event, EventId, EventType, LogId, NewEvent, StreamId, Topic};
 use aftercommit::log::parked::{self, Action};
-use aftercommit::log::read;
+use aftercommit::log::{read, release};
 use aftercommit::ops::audit::Operator;
 use aftercommit::ops::{parked_topics, pause};
 use aftercommit::outbox;
@@ -291,6 +291,31 @@ async fn discarded_events_are_forgotten_and_the_topic_flows_again() {
     append(&database, &bad, "2").await;
     assert_eq!(relay.drain().await, (1, 0));
     assert_eq!(payloads(&history(&redis, &bad).await), ["2"]);
+}
+
+/// A release was written down and the relay died: whether it arrived cannot be asked where Redis refuses the key.
+#[tokio::test]
+async fn a_discard_behind_a_release_is_refused_while_redis_does_not_say_what_it_has() {
+    let (database, redis) = (database().await, redis().await);
+    let bad = redis.topic("bad");
+    let key = crate::harness::keys::history(&bad);
+    let mut connection = redis.connect().await;
+    let _: () = connection.set(&key, "x").await.expect("a string");
+    append(&database, &bad, "1").await;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (0, 1));
+    let (mut log, name) = (database.connect().await, redis.relay_name());
+    let parked = parked::of_topic(&mut log, &name, &bad, 1).await.expect("a parked event");
+    release::begin(&mut log, &name, relay.step.position(), &bad, parked[0].0).await.expect("a release");
+    relay.step.reload().await.expect("a position");
+    parked::request(&mut log, &name, &bad, Action::Discard, None).await.expect("a request");
+    assert!(relay.step.apply_request(&mut relay.publisher).await.expect("an attempt"));
+    assert_eq!(parked::count(&mut log, &name, &bad).await.expect("a count"), 1);
+    let _: () = connection.del(&key).await.expect("a deletion");
+    parked::request(&mut log, &name, &bad, Action::Discard, None).await.expect("a request");
+    assert!(relay.step.apply_request(&mut relay.publisher).await.expect("a discard"));
+    assert_eq!(parked::count(&mut log, &name, &bad).await.expect("a count"), 0);
+    assert_eq!(history(&redis, &bad).await, []);
 }
 
 #[tokio::test]

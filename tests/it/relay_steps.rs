@@ -134,6 +134,10 @@ impl Sink for Meanwhile<'_> {
         self.frozen.reached().await
     }
 
+    async fn newest_of(&mut self, topic: &Topic) -> Result<Option<Reached>, PublishError> {
+        self.frozen.newest_of(topic).await
+    }
+
     fn keeps(&self) -> Duration {
         self.frozen.keeps()
     }
@@ -228,4 +232,86 @@ async fn batches_of_which_the_log_has_lost_rows_are_not_given_again_under_number
     let history = history(&redis, &topic).await;
     let expected = (100..200).map(|n| (format!("1-{}", n + 1), n.to_string()));
     assert!(history.iter().map(|(id, _, payload)| (id.clone(), payload.clone())).eq(expected), "{history:?}");
+}
+
+/// A sink whose Redis forgets a topic, and how far the relay has come, before the call that follows so many others.
+struct ForgetsBefore<'a> {
+    publisher: &'a mut aftercommit::redis::Publisher,
+    redis: &'a Redis,
+    topic: &'a Topic,
+    calls_before: u32,
+}
+
+impl Sink for ForgetsBefore<'_> {
+    fn begin_lead(&mut self, log: LogId) {
+        self.publisher.begin_lead(log);
+    }
+
+    async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
+        if self.calls_before == 0 {
+            let keys = self.redis.keys();
+            let keys = [keys.top(&self.redis.relay_name()), keys.history(self.topic), keys.begun(self.topic)];
+            let _: () = self.redis.connect().await.del(&keys).await.expect("Redis forgets");
+        }
+        self.calls_before = self.calls_before.wrapping_sub(1);
+        self.publisher.publish(batch).await
+    }
+
+    async fn reached(&mut self) -> Result<Option<Reached>, PublishError> {
+        self.publisher.reached().await
+    }
+
+    async fn newest_of(&mut self, topic: &Topic) -> Result<Option<Reached>, PublishError> {
+        self.publisher.newest_of(topic).await
+    }
+
+    fn keeps(&self) -> Duration {
+        self.publisher.keeps()
+    }
+}
+
+/// A batch of which the second event is refused.
+async fn partly_refused() -> (Database, Redis, Topic, Topic) {
+    let (database, redis) = (database().await, redis().await);
+    let (taken, refused) = (redis.topic("taken"), redis.topic("refused"));
+    let key = crate::harness::keys::history(&refused);
+    let _: () = redis.connect().await.set(&key, "of another type").await.expect("a key");
+    let mut connection = database.connect().await;
+    let mut tx = connection.begin().await.expect("a transaction");
+    append_in(&mut tx, &taken, "0").await;
+    append_in(&mut tx, &refused, "1").await;
+    tx.commit().await.expect("a commit");
+    (database, redis, taken, refused)
+}
+
+#[tokio::test]
+async fn a_redis_that_forgets_a_batch_while_its_refused_event_is_written_down_is_given_the_rest_again() {
+    let (database, redis, taken, _) = partly_refused().await;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    // The batch, and its rest behind the refused event.
+    let mut sink =
+        ForgetsBefore { publisher: &mut relay.publisher, redis: &redis, topic: &taken, calls_before: 2 };
+    let outcome = relay.step.step(&mut sink).await.expect("a step");
+    assert_eq!((outcome, sink.calls_before), (Outcome::Delivered { published: 1, parked: 1 }, u32::MAX));
+    has_in_order(&redis, &taken, 1).await;
+    assert_eq!(relay.step.reconcile(&mut relay.publisher).await.expect("a look"), Reconciled::InStep);
+}
+
+#[tokio::test]
+async fn a_redis_that_forgets_again_in_the_middle_of_a_repair_is_given_everything_again() {
+    let (database, redis, taken, refused) = partly_refused().await;
+    let key = crate::harness::keys::history(&refused);
+    let mut connection = redis.connect().await;
+    let _: () = connection.del(&key).await.expect("a deletion");
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (2, 0));
+    let keys =
+        [redis.keys().top(&redis.relay_name()), redis.keys().history(&taken), redis.keys().begun(&taken)];
+    let _: () = connection.del(&keys).await.expect("Redis forgets");
+    let _: () = connection.set(&key, "of another type").await.expect("a key");
+    let mut sink =
+        ForgetsBefore { publisher: &mut relay.publisher, redis: &redis, topic: &taken, calls_before: 2 };
+    let found = relay.step.reconcile(&mut sink).await.expect("a repair");
+    assert!(matches!(found, Reconciled::Restored { .. }) && sink.calls_before > 2, "{found:?}");
+    has_in_order(&redis, &taken, 1).await;
 }

@@ -84,12 +84,10 @@ pub(crate) async fn finish_replays(world: &World) {
 async fn settle(world: &World, fault: &Fault) -> bool {
     let deadline = Instant::now() + LOOK;
     while Instant::now() < deadline {
-        let deciding = world.orders.lock().await;
         if let Some((channel, ids)) = parked_now(world, fault).await {
             let place = usize::try_from(fault.target >> 8).expect("an index") % ids.len();
             return settle_through(world, fault.kind, channel, &ids[..=place]).await;
         }
-        drop(deciding);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     false
@@ -97,9 +95,8 @@ async fn settle(world: &World, fault: &Fault) -> bool {
 
 /// Gives up some of a topic's parked events while Redis refuses them still.
 pub(super) async fn give_up_some(world: &World, fault: &Fault, channel: usize) {
-    let _deciding = world.orders.lock().await;
     let held = held(world).await.unwrap_or_default();
-    if held.contains(&channel) && !world.ledger.is_asked_about(channel) {
+    if held.contains(&channel) {
         let ids = ids(world, channel).await.unwrap_or_default();
         if !ids.is_empty() {
             let place = usize::try_from(fault.target >> 8).expect("an index") % ids.len();
@@ -112,10 +109,7 @@ pub(super) async fn give_up_some(world: &World, fault: &Fault, channel: usize) {
 async fn held(world: &World) -> Option<Vec<usize>> {
     let mut connection = world.postgres().await;
     let held = parked::held_topics(&mut connection, &world.system.redis.relay_name()).await.ok()?;
-    let (with, without): (Vec<usize>, Vec<usize>) =
-        (0..world.channels.len()).partition(|channel| held.contains_key(&world.channels[*channel].topic));
-    without.into_iter().for_each(|channel| world.ledger.has_none_parked(channel));
-    Some(with)
+    Some((0..world.channels.len()).filter(|n| held.contains_key(&world.channels[*n].topic)).collect())
 }
 
 /// The ids of a topic's parked events, in order.
@@ -128,9 +122,7 @@ async fn ids(world: &World, channel: usize) -> Option<Vec<StreamId>> {
 
 /// A topic that has parked events, and their ids in order.
 async fn parked_now(world: &World, fault: &Fault) -> Option<(usize, Vec<StreamId>)> {
-    let may_be_meant =
-        |channel: &usize| fault.kind != Kind::ParkedDiscarded || !world.ledger.is_asked_about(*channel);
-    let channels: Vec<usize> = held(world).await?.into_iter().filter(may_be_meant).collect();
+    let channels = held(world).await?;
     let place = usize::try_from(fault.target).expect("an index").checked_rem(channels.len())?;
     let ids = ids(world, channels[place]).await?;
     (!ids.is_empty()).then_some((channels[place], ids))
@@ -139,7 +131,6 @@ async fn parked_now(world: &World, fault: &Fault) -> Option<(usize, Vec<StreamId
 async fn settle_through(world: &World, kind: Kind, channel: usize, named: &[StreamId]) -> bool {
     let action = if kind == Kind::ParkedDiscarded { "discard" } else { "release" };
     let (topic, through) = (world.channels[channel].topic.as_str(), named[named.len() - 1].to_string());
-    world.ledger.asks_about(channel);
     if kind == Kind::ParkedDiscarded {
         // Before it is asked for: it may be done although the answer gets lost.
         world.ledger.asked(Request { channel, named: named.iter().copied().collect() });

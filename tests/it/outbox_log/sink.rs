@@ -122,6 +122,12 @@ impl Sink for GatedSink {
         Ok(self.arrived.lock().expect("not poisoned").top)
     }
 
+    async fn newest_of(&mut self, topic: &Topic) -> Result<Option<Reached>, PublishError> {
+        let arrived = self.arrived.lock().expect("not poisoned");
+        let newest = arrived.by_number.iter().rfind(|(_, (_, t))| t == topic);
+        Ok(newest.map(|(id, (event, _))| Reached { id: *id, event: Some(*event) }))
+    }
+
     fn keeps(&self) -> Duration {
         Duration::from_secs(3600)
     }

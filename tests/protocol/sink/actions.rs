@@ -118,8 +118,9 @@ fn operators(state: &State, topic: u8, actions: &mut Vec<Action>) {
     } else if state.left.refusals > 0 {
         actions.push(Action::Refuse { topic });
     }
-    if state.log.request.is_none() && state.log.waiting(topic).next().is_some() {
-        if !is_refused {
+    let requested = state.log.request.map(|request| request.is_discard);
+    if requested != Some(true) && state.log.waiting(topic).next().is_some() {
+        if !is_refused && requested.is_none() {
             actions.push(Action::Request { topic, is_discard: false });
         }
         if state.left.discards > 0 {
@@ -190,6 +191,8 @@ fn relay_steps(rules: &Rules, state: &State, r: u8, actions: &mut Vec<Action>) {
     let relay = &state.relays[usize::from(r)];
     let log = &state.log;
     match &relay.doing {
+        // To begin to lead, it writes a row, and a rebase locks the log.
+        Doing::Down if state.rebasing.is_some() => {}
         Doing::Down => actions.push(Action::Load(r)),
         Doing::Loaded => actions.push(Action::Compare(r)),
         Doing::Holding(_) => actions.push(Action::Publish(r)),
@@ -200,8 +203,10 @@ fn relay_steps(rules: &Rules, state: &State, r: u8, actions: &mut Vec<Action>) {
             // A release waits for the end of a window, whose numbers may be published already.
             let is_ready =
                 !rules.releases_use_up_a_number || !relay.at.has_window() && log.releases() < RELEASES;
-            if log.request.is_some() && is_ready && state.can_write(usize::from(r)) {
-                actions.push(Action::TakeRequest(r));
+            if log.request.is_some() && is_ready {
+                // A relay that may not write learns so, and starts over.
+                let can_write = state.can_write(rules, usize::from(r));
+                actions.push(if can_write { Action::TakeRequest(r) } else { Action::Load(r) });
             }
             if relay.at.has_window() || log.last_row() > relay.at.done {
                 actions.push(Action::Read(r));
@@ -229,14 +234,14 @@ pub(super) fn apply(rules: &Rules, before: &State, action: Action) -> State {
         }
         Action::Load(r) => state.load(usize::from(r)),
         Action::Compare(r) => state.compare(rules, usize::from(r)),
-        Action::Read(r) => state.read(usize::from(r)),
+        Action::Read(r) => state.read(rules, usize::from(r)),
         Action::TakeRequest(r) => state.take_request(rules, usize::from(r)),
         Action::Publish(r) => state.publish(rules, usize::from(r), None),
         Action::PublishFails { relay, at } => {
             state.left.failures -= 1;
             state.publish(rules, usize::from(relay), Some(usize::from(at)));
         }
-        Action::WriteDown(r) => state.write_down(usize::from(r)),
+        Action::WriteDown(r) => state.write_down(rules, usize::from(r)),
         Action::Kill(r) => {
             state.left.kills -= 1;
             state.relays[usize::from(r)].stop();

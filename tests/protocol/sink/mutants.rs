@@ -1,6 +1,6 @@
 //! The sink model with one rule turned around at a time: each must break a property.
 
-use super::properties::{DELIVERED, LOST, NAMED, TWICE};
+use super::properties::{DELIVERED, GIVEN_UP, LOST, NAMED, TWICE};
 use super::{Bounds, QUIET, Rules, SinkModel};
 use crate::explore::assert_breaks;
 
@@ -58,6 +58,13 @@ fn a_discard_without_named_rows_takes_later_ones() {
 }
 
 #[test]
+fn a_discard_that_does_not_ask_the_sink_gives_up_what_was_told() {
+    let bounds = Bounds { refusals: 1, discards: 1, kills: 1, ..QUIET };
+    let rules = Rules { discards_ask_the_sink: false, ..Rules::PROTOCOL };
+    breaks("a discard behind a release that broke off", GIVEN_UP, rules, bounds);
+}
+
+#[test]
 fn an_empty_prev_behind_a_vanished_history_hides_events() {
     let bounds = Bounds { vanishes: 1, kills: 1, departures: 1, ..QUIET };
     breaks("first not known", LOST, Rules { first_is_known: false, ..Rules::PROTOCOL }, bounds);
@@ -98,13 +105,6 @@ fn a_repair_that_leaves_out_held_topics_loses_events() {
 }
 
 #[test]
-fn a_batch_that_goes_on_from_its_beginning_hides_that_redis_went_back() {
-    let bounds = Bounds { redis_goes_back: 1, refusals: 1, ..QUIET };
-    let rules = Rules { goes_on_behind_what_arrived: false, ..Rules::PROTOCOL };
-    breaks("a batch goes on from its beginning", DELIVERED, rules, bounds);
-}
-
-#[test]
 fn a_rebase_that_does_not_look_whether_redis_is_behind_hides_what_is_lost() {
     let bounds = Bounds { redis_goes_back: 1, moves: 1, ..QUIET };
     let rules = Rules { rebase_marks_what_is_lost: false, ..Rules::PROTOCOL };
@@ -133,12 +133,21 @@ fn both_stores_going_back_gives_a_number_to_two_events() {
 #[test]
 fn a_frozen_leader_begins_a_vanished_history_anew_and_hides_events() {
     let bounds = Bounds { events: 0, vanishes: 1, relays: 2, batch: 1, ..QUIET };
-    let rules = Rules { one_lead_in_the_sink: false, ..Rules::HARDENED };
+    let rules = Rules { used_up_is_arrived: false, ..Rules::PROTOCOL };
     breaks("a frozen leader and a vanished history", DELIVERED, rules, bounds);
 }
 
 #[test]
 fn a_number_used_up_before_its_event_is_written_down_as_parked_hides_a_loss() {
     let bounds = Bounds { backlog: 1, events: 0, refusals: 1, redis_goes_back: 1, relays: 2, ..QUIET };
-    breaks("a parked number used up too early", DELIVERED, Rules::HARDENED, bounds);
+    let rules = Rules { parks_before_it_uses_up: false, ..Rules::PROTOCOL };
+    breaks("a parked number used up too early", DELIVERED, rules, bounds);
+}
+
+const TWO: Bounds = Bounds { backlog: 1, events: 0, refusals: 1, redis_goes_back: 1, relays: 2, ..QUIET };
+
+#[test]
+fn a_frozen_leader_that_may_write_hides_a_release() {
+    let rules = Rules { one_lead_in_the_log: false, ..Rules::PROTOCOL };
+    breaks("two leads in the log", DELIVERED, rules, TWO);
 }

@@ -44,7 +44,6 @@ impl State {
         }
         self.causes.rebase = true;
         if rules.claims_the_epoch {
-            self.redis.lead = None;
             self.redis.top = Some(Top { id: Id::new(epoch, 0), uuid: None });
         }
     }

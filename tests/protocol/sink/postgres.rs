@@ -79,6 +79,8 @@ pub(super) struct Log {
     pub(super) steps: Vec<Step>,
     pub(super) parked: Vec<Parked>,
     pub(super) request: Option<Request>,
+    /// The relay that began to lead last.
+    pub(super) lead: Option<usize>,
     /// Rows that a rebase found in the sink, as bits.
     pub(super) delivered_before: u8,
 }
@@ -93,7 +95,15 @@ impl Step {
 impl Log {
     pub(super) fn new() -> Self {
         let position = Position { n: 1, epoch: 1, next_seq: 1, done: 0, end: 0 };
-        Self { events: vec![], position, steps: vec![], parked: vec![], request: None, delivered_before: 0 }
+        Self {
+            events: vec![],
+            position,
+            steps: vec![],
+            parked: vec![],
+            request: None,
+            lead: None,
+            delivered_before: 0,
+        }
     }
 
     pub(super) fn event(&self, row: u8) -> Event {

@@ -24,6 +24,8 @@ pub(super) const DELIVERED: &str = "when faults stop, everything is delivered";
 pub(super) const ENDS: &str = "a run without faults ends, with everything delivered";
 /// R: what an operator asks for is done with the rows that the operator saw.
 pub(super) const NAMED: &str = "requests are carried out on the rows that they name";
+/// G: what somebody was told is not given up, or a repair would leave it out.
+pub(super) const GIVEN_UP: &str = "a discard gives up nothing that was told";
 
 /// More steps than any run without faults takes within the bounds.
 const RUN_STEPS: usize = 100;
@@ -36,6 +38,7 @@ pub(super) fn all() -> Vec<Property<SinkModel>> {
         Property::always(PHANTOM, |_, state: &State| !state.broken.phantom),
         Property::always(GROUNDLESS, |_, state: &State| !state.broken.groundless_reset),
         Property::always(NAMED, |_, state: &State| !state.broken.unnamed_rows),
+        Property::always(GIVEN_UP, |_, state: &State| !state.broken.discarded_after_told),
         Property::always(ENDS, |model: &SinkModel, state| !model.bounds.runs || ends(model, state)),
         Property::always(DELIVERED, |model: &SinkModel, state| is_delivered(model, state)),
     ]

@@ -24,8 +24,6 @@ pub(super) struct Redis {
     pub(super) top: Option<Top>,
     /// Some of the events up to this number are lost.
     pub(super) lost: Option<Id>,
-    /// The relay that claimed the sink last.
-    pub(super) lead: Option<u8>,
     pub(super) histories: [Vec<Entry>; 2],
 }
 
@@ -84,8 +82,6 @@ impl Call {
 pub(super) enum Answer {
     Ok,
     Gap,
-    /// Another relay has claimed the sink.
-    Deposed,
     Ahead,
     Conflict,
     MixedEpochs,
@@ -111,8 +107,6 @@ pub(super) struct Circumstances {
     pub(super) refused: u8,
     /// The server fails at the item with this index.
     pub(super) fails_at: Option<usize>,
-    /// The relay that calls.
-    pub(super) caller: u8,
 }
 
 impl Redis {
@@ -124,9 +118,6 @@ impl Redis {
         prevs: &[Prev],
         around: Circumstances,
     ) -> (Answer, Vec<Envelope>) {
-        if rules.one_lead_in_the_sink && self.lead != Some(around.caller) {
-            return (Answer::Deposed, vec![]);
-        }
         let epoch = call.first.epoch;
         let published = match self.top {
             Some(top) if top.id.epoch == epoch => top.id.seq,
@@ -156,8 +147,13 @@ impl Redis {
         let mut newest = None;
         for (at, (item, prev)) in call.items.iter().zip(prevs).enumerate() {
             let id = call.id_of(item);
+            // Also where the topic is refused by now: another relay was told that it arrived, and parks nothing.
+            let has_arrived =
+                rules.used_up_is_arrived && call.occasion == Occasion::Normal && id.seq <= published;
             let stop = if around.fails_at == Some(at) {
                 Some(Answer::Failed(at))
+            } else if has_arrived {
+                None
             } else if around.refused & (1 << item.topic) != 0 {
                 Some(Answer::Refused(at))
             } else {

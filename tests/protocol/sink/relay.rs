@@ -73,20 +73,22 @@ impl State {
         relay.stop();
         relay.session = self.incarnation;
         relay.at = self.log.position;
+        self.log.lead = Some(r);
         relay.held = self.log.held();
         relay.delivered_before = self.log.delivered_before;
         relay.doing = Doing::Loaded;
     }
 
     /// Whether the relay may write to Postgres now. A rebase locks the log.
-    pub(super) fn can_write(&self, r: usize) -> bool {
-        self.relays[r].is_connected(self.incarnation) && self.rebasing.is_none()
+    pub(super) fn can_write(&self, rules: &Rules, r: usize) -> bool {
+        let leads = self.log.lead == Some(r) || !rules.one_lead_in_the_log;
+        self.relays[r].is_connected(self.incarnation) && self.rebasing.is_none() && leads
     }
 
     /// Compares the sink with the position, and takes up what the sink lacks.
     pub(super) fn compare(&mut self, rules: &Rules, r: usize) {
         let at = self.relays[r].at;
-        let is_newest = self.can_write(r) && at.n == self.log.position.n;
+        let is_newest = self.can_write(rules, r) && at.n == self.log.position.n;
         let doing = match standing(&at, &self.redis) {
             Standing::InStep => Doing::Ready,
             Standing::Behind(from) if self.relays[r].is_connected(self.incarnation) => {
@@ -98,9 +100,6 @@ impl State {
             Standing::Beyond(_) | Standing::LaterEpoch if is_newest => Doing::Stopped { is_conflict: false },
             _ => Doing::Down,
         };
-        if rules.one_lead_in_the_sink && matches!(doing, Doing::Ready | Doing::Holding(_)) {
-            self.redis.lead = Some(u8::try_from(r).expect("two relays"));
-        }
         match doing {
             Doing::Down => self.relays[r].stop(),
             doing => self.relays[r].doing = doing,
@@ -177,12 +176,12 @@ impl State {
     }
 
     /// Opens a window if none is open, and reads the next batch of it.
-    pub(super) fn read(&mut self, r: usize) {
+    pub(super) fn read(&mut self, rules: &Rules, r: usize) {
         let mut at = self.relays[r].at;
         if !at.has_window() {
             at.end = self.log.last_row();
             at.n += 1;
-            if !self.write_row(r, at) {
+            if !self.write_row(rules, r, at) {
                 return;
             }
         }
@@ -200,9 +199,10 @@ impl State {
             }
             if relay.held & (1 << item.topic) != 0 { aside.push((id, *row)) } else { items.push(item) }
         }
-        let through = Id::new(at.epoch, at.next_seq + rows.len() as u64 - 1);
+        let through = Some(Id::new(at.epoch, at.next_seq + rows.len() as u64 - 1));
+        let through = through.filter(|_| aside.is_empty() || !rules.parks_before_it_uses_up);
         let first = Id::new(at.epoch, at.next_seq);
-        let call = Call { occasion: Occasion::Normal, first, through: Some(through), items, lost: None };
+        let call = Call { occasion: Occasion::Normal, first, through, items, lost: None };
         self.relays[r].doing = Doing::Holding(Batch { call, first, rows, aside, request: None });
     }
 
@@ -210,8 +210,7 @@ impl State {
     pub(super) fn publish(&mut self, rules: &Rules, r: usize, fails_at: Option<usize>) {
         let Doing::Holding(mut batch) = self.relays[r].doing.clone() else { return };
         let prevs = self.prevs(rules, r, &batch.call);
-        let around =
-            Circumstances { refused: self.refused, fails_at, caller: u8::try_from(r).expect("two relays") };
+        let around = Circumstances { refused: self.refused, fails_at };
         let (answer, told) = self.redis.publish(rules, &batch.call, &prevs, around);
         self.hear(rules, &told);
         let relay = &mut self.relays[r];
@@ -228,15 +227,13 @@ impl State {
                 return;
             }
             Answer::Gap => relay.doing = Doing::Loaded,
-            Answer::Ahead | Answer::Deposed => relay.stop(),
+            Answer::Ahead => relay.stop(),
             Answer::Conflict | Answer::MixedEpochs => relay.doing = Doing::Stopped { is_conflict: true },
             Answer::Failed(_) => {}
             Answer::Refused(at) => match batch.call.occasion {
                 Occasion::Normal if batch.request.is_none() => {
                     let topic = batch.call.items[at].topic;
-                    if let Some(last) = batch.call.items.drain(..at).next_back()
-                        && rules.goes_on_behind_what_arrived
-                    {
+                    if let Some(last) = batch.call.items.drain(..at).next_back() {
                         batch.call.first.seq = last.id.seq + 1;
                     }
                     let (held, rest) = batch.call.items.iter().partition(|item| item.topic == topic);
@@ -244,6 +241,9 @@ impl State {
                     let held: Vec<Item> = held;
                     batch.aside.extend(held.iter().map(|item| (item.id, item.row)));
                     batch.aside.sort_unstable();
+                    if rules.parks_before_it_uses_up {
+                        batch.call.through = None;
+                    }
                     relay.doing = Doing::Holding(batch);
                 }
                 // A repair waits until the topic is mended; a release is given up.
@@ -278,17 +278,18 @@ impl State {
         has_earlier.then(|| Id::new(item.id.epoch, item.id.seq - 1))
     }
 
-    /// Writes down what has been published.
-    pub(super) fn write_down(&mut self, r: usize) {
+    /// Writes down what has been published, and what was set aside: then a comparison finds the sink behind, and gives it
+    /// these numbers once more.
+    pub(super) fn write_down(&mut self, rules: &Rules, r: usize) {
         let Doing::Published(batch) = self.relays[r].doing.clone() else { return };
         if batch.call.occasion == Occasion::Release {
-            return self.write_release(r, &batch);
+            return self.write_release(rules, r, &batch);
         }
         let mut at = self.relays[r].at;
         at.n += 1;
         at.next_seq += batch.rows.len() as u64;
         at.done += u8::try_from(batch.rows.len()).expect("a small batch");
-        if self.write_row(r, at) {
+        if self.write_row(rules, r, at) {
             if !batch.rows.is_empty() {
                 let (first, rows) = (batch.first, batch.rows.clone());
                 self.log.steps.push(Step { first, rows, is_release: false });
@@ -304,14 +305,17 @@ impl State {
                 });
                 self.relays[r].held |= 1 << topic;
             }
+            if rules.parks_before_it_uses_up && !batch.aside.is_empty() {
+                self.relays[r].doing = Doing::Loaded;
+            }
         }
     }
 
     /// Inserts the next checkpoint row. False if another relay has, or if the session is dead: the relay
     /// starts over.
-    pub(super) fn write_row(&mut self, r: usize, to: Position) -> bool {
+    pub(super) fn write_row(&mut self, rules: &Rules, r: usize, to: Position) -> bool {
         let is_first = self.log.position.n + 1 == to.n;
-        if !self.can_write(r) || !is_first {
+        if !self.can_write(rules, r) || !is_first {
             self.relays[r].stop();
             return false;
         }
@@ -329,6 +333,14 @@ impl State {
             for row in self.log.waiting(request.topic).filter(|p| p.row <= through).map(|p| p.row) {
                 self.broken.unnamed_rows |= row > request.through;
             }
+            if rules.discards_ask_the_sink {
+                self.settle_held(request.topic);
+            }
+            for row in self.log.waiting(request.topic).filter(|p| p.row <= through).map(|p| p.row) {
+                // A Redis that lost it since cannot be asked.
+                let is_told = (self.heard | self.reader.told) & (1 << self.log.event(row).uuid) != 0;
+                self.broken.discarded_after_told |= is_told && !self.causes.redis && !self.causes.vanished;
+            }
             self.log.settle(request.topic, through, Fate::Discarded);
             return self.finish_request(r, request);
         }
@@ -337,10 +349,25 @@ impl State {
             return self.finish_request(r, request);
         };
         if rules.releases_use_up_a_number {
-            let Some(number) = self.begin_release(r, &named) else { return };
+            let Some(number) = self.begin_release(rules, r, &named) else { return };
             return self.hold_release(r, request, &named, number, Some(number));
         }
         self.hold_release(r, request, &named, old, None);
+    }
+
+    /// Parked events that the sink holds have been released, or arrived before they were parked.
+    fn settle_held(&mut self, topic: u8) {
+        let newest = self.redis.histories[usize::from(topic)].last();
+        let Some((id, uuid)) = newest.map(|entry| (entry.id, entry.uuid)) else { return };
+        let is_parked = |p: &&Parked| p.id == id && self.log.event(p.row).uuid == uuid;
+        if !self.log.waiting(topic).any(|parked| is_parked(&parked)) {
+            return;
+        }
+        let is_held = |p: &Parked| p.topic == topic && p.fate == Fate::Waiting && p.id <= id;
+        self.log.parked.retain(|parked| !is_held(parked) || parked.release.is_some());
+        for parked in self.log.parked.iter_mut().filter(|parked| is_held(parked)) {
+            parked.fate = Fate::Released;
+        }
     }
 
     fn finish_request(&mut self, r: usize, request: Request) {
@@ -355,9 +382,9 @@ impl State {
     }
 
     /// Writes down which parked events have arrived. No checkpoint row is written.
-    fn write_release(&mut self, r: usize, batch: &Batch) {
+    fn write_release(&mut self, rules: &Rules, r: usize, batch: &Batch) {
         let Some(request) = batch.request else { return };
-        if !self.can_write(r) {
+        if !self.can_write(rules, r) {
             return self.relays[r].stop();
         }
         match batch.rows.last() {
@@ -371,12 +398,12 @@ impl State {
 
     /// Writes a row that uses up the next number, and which parked events it is for, before any of them is published: so it
     /// is known whose number it is, whatever happens then.
-    fn begin_release(&mut self, r: usize, named: &[Parked]) -> Option<Id> {
+    fn begin_release(&mut self, rules: &Rules, r: usize, named: &[Parked]) -> Option<Id> {
         let mut at = self.relays[r].at;
         let number = Id::new(at.epoch, at.next_seq);
         at.n += 1;
         at.next_seq += 1;
-        if !self.write_row(r, at) {
+        if !self.write_row(rules, r, at) {
             return None;
         }
         self.log.steps.push(Step { first: number, rows: vec![], is_release: true });

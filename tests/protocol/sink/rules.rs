@@ -24,17 +24,20 @@ pub(super) struct Rules {
     pub(super) first_is_known: bool,
     /// A release uses up a number of its own, which is written down before anything is published.
     pub(super) releases_use_up_a_number: bool,
-    /// A relay claims the sink when it compares it with its position, and the sink refuses the batches of
-    /// any other.
-    pub(super) one_lead_in_the_sink: bool,
+    /// Before a discard, what the sink has of a release that broke off counts as released.
+    pub(super) discards_ask_the_sink: bool,
+    /// The numbers of parked events are used up in the sink after they are written down as parked.
+    pub(super) parks_before_it_uses_up: bool,
+    /// A batch whose numbers the sink has used up has arrived, and changes nothing.
+    pub(super) used_up_is_arrived: bool,
+    /// A relay writes to the log by the session that holds the leader's lock: one that led before can write nothing more.
+    pub(super) one_lead_in_the_log: bool,
     /// A reader compares each event's `prev` with the id before it.
     pub(super) reader_compares_prev: bool,
     /// A reader whose place is behind the end of the history is reset.
     pub(super) reader_needs_its_place: bool,
     /// A reader whose place is before what was recorded as lost is reset, also while its topic is quiet.
     pub(super) reader_heeds_what_is_lost: bool,
-    /// Behind a refused event, a batch goes on with the numbers that have not arrived.
-    pub(super) goes_on_behind_what_arrived: bool,
     /// A rebase that finds Redis behind the position records everything of earlier epochs as lost.
     pub(super) rebase_marks_what_is_lost: bool,
 }
@@ -51,16 +54,15 @@ impl Rules {
         repairs_held_topics: true,
         first_is_known: true,
         releases_use_up_a_number: true,
-        one_lead_in_the_sink: false,
+        discards_ask_the_sink: true,
+        parks_before_it_uses_up: true,
+        used_up_is_arrived: true,
+        one_lead_in_the_log: true,
         reader_compares_prev: true,
         reader_needs_its_place: true,
         reader_heeds_what_is_lost: true,
-        goes_on_behind_what_arrived: true,
         rebase_marks_what_is_lost: true,
     };
-
-    /// What would lift one of the limits.
-    pub(super) const HARDENED: Self = Self { one_lead_in_the_sink: true, ..Self::PROTOCOL };
 }
 
 /// How often each of these can happen in one run.

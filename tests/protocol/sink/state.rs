@@ -71,6 +71,7 @@ pub(super) struct Broken {
     pub(super) groundless_reset: bool,
     pub(super) phantom: bool,
     pub(super) unnamed_rows: bool,
+    pub(super) discarded_after_told: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -7,15 +7,13 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use aftercommit::http::{self, OperatorGate, Origins};
+use aftercommit::log::rotate;
 use aftercommit::postgres::ConnectError as PostgresError;
 use aftercommit::redis::ConnectError as RedisError;
 use aftercommit::{auth, trace};
 
 use super::{Config, Invalid, Problem};
 use crate::{lifecycle, telemetry};
-
-/// The part of the log's slots that can be waiting for the retention to end: of eight, one takes rows and one is next.
-const SLOTS_KEPT: u64 = 6;
 
 /// A process that stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,22 +108,10 @@ fn tokens(config: &Config) -> Vec<Problem> {
 
 /// Times that contradict each other.
 fn retention(config: &Config) -> Vec<Problem> {
-    let (kept, slot) = (config.outbox.retention_seconds, u64::from(config.outbox.rotation_seconds));
-    let history = config.redis.history_ttl_seconds;
-    let mut problems = Vec::new();
-    if kept < history {
-        problems.push(Problem::new(format!(
-            "outbox.retention_seconds ({kept}) is less than redis.history_ttl_seconds ({history}): after a loss in Redis, \
-             the log could not give back what a history had; raise the one or lower the other"
-        )));
-    }
-    if kept > SLOTS_KEPT * slot {
-        problems.push(Problem::new(format!(
-            "outbox.retention_seconds ({kept}) is more than six times outbox.rotation_seconds ({slot}): the eight slots of \
-             the log come round before that; lower the one, or raise the other and run `aftercommit migrate`"
-        )));
-    }
-    problems
+    let log = &config.outbox;
+    let checked =
+        rotate::check(log.retention_seconds, config.redis.history_ttl_seconds, log.rotation_seconds);
+    checked.err().map(|error| Problem::new(error.to_string())).into_iter().collect()
 }
 
 /// What is valid, and still deserves a look.
@@ -193,6 +179,7 @@ mod tests {
             ("AFTERCOMMIT_RELAY_NAME", "", "relay.name "),
             ("AFTERCOMMIT_RELAY_NAME", "a b", "relay.name "),
             ("AFTERCOMMIT_RELAY_NAME", "a{b}", "relay.name "),
+            ("AFTERCOMMIT_RELAY_NAME", "a:b", "relay.name "),
             ("AFTERCOMMIT_RELAY_BACKOFF_MIN_MS", "5000", "relay.backoff_min_ms"),
             ("AFTERCOMMIT_SSE_CORS_ORIGINS", "*", "sse.cors_origins"),
             ("AFTERCOMMIT_SSE_CORS_ORIGINS", "https://app.example,null", "sse.cors_origins"),
@@ -201,6 +188,8 @@ mod tests {
             ("AFTERCOMMIT_TELEMETRY_OTLP_ENDPOINT", "http://u:tell-nobody@h", "otlp_endpoint"),
             ("AFTERCOMMIT_OUTBOX_RETENTION_SECONDS", "3600", "outbox.retention_seconds (3600)"),
             ("AFTERCOMMIT_OUTBOX_ROTATION_SECONDS", "3600", "outbox.rotation_seconds (3600)"),
+            // Exactly a sixth of the retention.
+            ("AFTERCOMMIT_OUTBOX_ROTATION_SECONDS", "43200", "outbox.rotation_seconds (43200)"),
         ] {
             let told = told(&[(name, value)]);
             assert!(told.len() == 1 && told[0].contains(expected), "{name}={value}: {told:#?}");
