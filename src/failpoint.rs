@@ -1,6 +1,6 @@
 //! Places to die: between any two effects, a process can be told to stop and wait for its kill.
 //!
-//! `FAILPOINT=chunk_published@3` stops the process for good when it comes to that place for the third time,
+//! `FAILPOINT=batch_published@3` stops the process for good when it comes to that place for the third time,
 //! and says so in its log; the test that asked for it then kills the process. With `FAILPOINT=panic:keys_wanted` it panics
 //! there instead. In release builds there is nothing of it.
 

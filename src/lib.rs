@@ -37,8 +37,6 @@ pub mod auth;
 #[cfg(feature = "server")]
 pub mod console;
 #[cfg(feature = "server")]
-pub mod counted;
-#[cfg(feature = "server")]
 mod failpoint;
 #[cfg(feature = "server")]
 pub mod http;
@@ -48,6 +46,8 @@ pub mod local;
 pub mod log;
 #[cfg(feature = "server")]
 pub mod ops;
+#[cfg(feature = "server")]
+pub mod pluralize;
 #[cfg(feature = "server")]
 pub mod printable;
 #[cfg(feature = "server")]

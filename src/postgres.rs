@@ -106,7 +106,7 @@ pub enum ConnectError {
         address: String,
     },
     /// The server refused, or could not be reached.
-    #[error("cannot connect to Postgres at {address}: {}", said(.source))]
+    #[error("cannot connect to Postgres at {address}: {}", error_text(.source))]
     Refused {
         /// Host, port and database, without user or password.
         address: String,
@@ -117,7 +117,7 @@ pub enum ConnectError {
 
 /// What Postgres or the way to it said, in words for a person: what to do for the causes that people meet, and nothing of
 /// where in Postgres's own source a message was made, which the driver appends.
-pub fn said(error: &sqlx::Error) -> String {
+pub fn error_text(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => match error.code().as_deref() {
             Some("28P01" | "28000") => {
@@ -306,14 +306,14 @@ fn address_of(options: &PgConnectOptions) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{names_several_hosts, said};
+    use super::{error_text, names_several_hosts};
 
     #[test]
     fn what_is_no_postgres_is_told_without_the_place_in_the_library() {
         let error =
             sqlx::Error::Protocol("unexpected response: 0x00 (sqlx_postgres::connection::tls:95)".to_owned());
         assert_eq!(
-            said(&error),
+            error_text(&error),
             "unexpected response: 0x00 (is the address right, and is Postgres running behind it?)"
         );
     }

@@ -62,9 +62,9 @@ pub(super) async fn release(
     State(shared): State<Arc<Shared>>,
     Extension(identity): Extension<Identity>,
     asked: Asked,
-    Json(wished): Json<OfTopic>,
+    Json(asked_for): Json<OfTopic>,
 ) -> Answer {
-    settle(&shared, identity, asked, &wished, Action::Release).await
+    request(&shared, identity, asked, &asked_for, Action::Release).await
 }
 
 /// `POST /console/parked/discard`: the relay gives up a topic's parked events, then lets it flow.
@@ -72,28 +72,28 @@ pub(super) async fn discard(
     State(shared): State<Arc<Shared>>,
     Extension(identity): Extension<Identity>,
     asked: Asked,
-    Json(wished): Json<OfTopic>,
+    Json(asked_for): Json<OfTopic>,
 ) -> Answer {
-    settle(&shared, identity, asked, &wished, Action::Discard).await
+    request(&shared, identity, asked, &asked_for, Action::Discard).await
 }
 
 /// Hands the request to the relay, and answers what became of it, or that this is not known yet.
-async fn settle(
+async fn request(
     shared: &Shared,
     identity: Identity,
     asked: Asked,
-    wished: &OfTopic,
+    asked_for: &OfTopic,
     action: Action,
 ) -> Answer {
-    let operator = operator(identity, &wished.reason)?;
-    let topic = Topic::new(wished.topic.clone())?;
-    let through: Option<StreamId> = wished.through.as_deref().map(str::parse).transpose()?;
+    let operator = operator(identity, &asked_for.reason)?;
+    let topic = Topic::new(asked_for.topic.clone())?;
+    let through: Option<StreamId> = asked_for.through.as_deref().map(str::parse).transpose()?;
     let mut change = Change::begin(shared, asked).await?;
     let deadline = change.deadline();
     let tx = change.connection();
-    let named = deadline.holds(parked::name(tx, &wished.relay, &topic, through)).await?;
-    let named = named.ok_or_else(|| Error::NotParked(wished.topic.clone()))?;
-    let requesting = parked::request(tx, &wished.relay, vec![named], action, &operator);
+    let named = deadline.holds(parked::name(tx, &asked_for.relay, &topic, through)).await?;
+    let named = named.ok_or_else(|| Error::NotParked(asked_for.topic.clone()))?;
+    let requesting = parked::request(tx, &asked_for.relay, vec![named], action, &operator);
     let request = deadline.holds(requesting).await?;
     change.commit().await?;
     tell(shared).await;
@@ -108,16 +108,16 @@ pub(super) async fn pause(
     State(shared): State<Arc<Shared>>,
     Extension(identity): Extension<Identity>,
     asked: Asked,
-    Json(wished): Json<OfRelay>,
+    Json(asked_for): Json<OfRelay>,
 ) -> Answer {
-    let operator = operator(identity, &wished.reason)?;
+    let operator = operator(identity, &asked_for.reason)?;
     let mut change = Change::begin(&shared, asked).await?;
-    if !change.deadline().holds(pause_in(change.connection(), &wished.relay, &operator)).await? {
-        return done(format!("Relay {} is paused already.", wished.relay));
+    if !change.deadline().holds(pause_in(change.connection(), &asked_for.relay, &operator)).await? {
+        return done(format!("Relay {} is paused already.", asked_for.relay));
     }
     change.commit().await?;
     tell(&shared).await;
-    done(format!("Relay {} is paused.", wished.relay))
+    done(format!("Relay {} is paused.", asked_for.relay))
 }
 
 async fn pause_in(tx: &mut PgConnection, relay: &str, operator: &Operator) -> Result<bool, Error> {
@@ -134,16 +134,16 @@ pub(super) async fn resume(
     State(shared): State<Arc<Shared>>,
     Extension(identity): Extension<Identity>,
     asked: Asked,
-    Json(wished): Json<OfRelay>,
+    Json(asked_for): Json<OfRelay>,
 ) -> Answer {
-    let operator = operator(identity, &wished.reason)?;
+    let operator = operator(identity, &asked_for.reason)?;
     let mut change = Change::begin(&shared, asked).await?;
-    if !change.deadline().holds(resume_in(change.connection(), &wished.relay, &operator)).await? {
-        return done(format!("Relay {} is not paused.", wished.relay));
+    if !change.deadline().holds(resume_in(change.connection(), &asked_for.relay, &operator)).await? {
+        return done(format!("Relay {} is not paused.", asked_for.relay));
     }
     change.commit().await?;
     tell(&shared).await;
-    done(format!("Relay {} delivers again.", wished.relay))
+    done(format!("Relay {} delivers again.", asked_for.relay))
 }
 
 async fn resume_in(tx: &mut PgConnection, relay: &str, operator: &Operator) -> Result<bool, Error> {

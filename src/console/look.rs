@@ -10,7 +10,6 @@ use tokio::time::timeout;
 use super::Shared;
 use super::error::Error;
 use super::stream_event::event;
-use crate::counted::counted;
 use crate::http::Check;
 use crate::log::overview::{self, RelayOverview};
 use crate::log::read;
@@ -18,6 +17,7 @@ use crate::ops::audit::{self, Entry};
 use crate::ops::parked_topics::{self, ParkedTopic};
 use crate::ops::replay::{self, Replay};
 use crate::ops::verdict::Verdict;
+use crate::pluralize::pluralize;
 
 /// How long Postgres may take for one look.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -170,7 +170,7 @@ fn sentence(relay: &RelayOverview, verdict: Verdict, limit: u64) -> String {
             relay.oldest_pending_seconds.unwrap_or_default()
         ),
         Verdict::Parked if relay.parked_topics == 0 => {
-            let events = counted(relay.parked_events.cast_unsigned(), "event");
+            let events = pluralize(relay.parked_events.cast_unsigned(), "event");
             format!("{events} set aside; all else flows.")
         }
         Verdict::Parked => format!(
@@ -188,7 +188,7 @@ fn sentence(relay: &RelayOverview, verdict: Verdict, limit: u64) -> String {
             None => "Nothing waits: all that committed has been delivered.".to_owned(),
             Some(age) => format!(
                 "At most {} on the way, the oldest for {age:.1} s.",
-                counted(relay.backlog_at_most.max(1).cast_unsigned(), "event")
+                pluralize(relay.backlog_at_most.max(1).cast_unsigned(), "event")
             ),
         },
     }

@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use crate::relay::Outlook;
+use crate::relay::BacklogStatus;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Samples that are kept: ten minutes.
@@ -26,7 +26,7 @@ pub(super) struct Sample(i64, Option<i64>, Option<f64>, Option<f64>, Option<f64>
 
 impl Sample {
     /// What the pulse has seen; latency only where something was delivered since the step `before`.
-    fn of(outlook: Option<&Outlook>, before: Option<i64>) -> Self {
+    fn of(outlook: Option<&BacklogStatus>, before: Option<i64>) -> Self {
         Self(
             Utc::now().timestamp_millis(),
             outlook.map(|outlook| outlook.backlog_at_most),
@@ -100,8 +100,8 @@ pub(super) async fn sample(shared: &Shared, stop: &CancellationToken) {
 mod tests {
     use super::*;
 
-    fn outlook(step: i64, latency: Option<Duration>) -> Outlook {
-        Outlook {
+    fn outlook(step: i64, latency: Option<Duration>) -> BacklogStatus {
+        BacklogStatus {
             oldest_pending: None,
             backlog_at_most: 3,
             has_leader: true,

@@ -165,7 +165,7 @@ impl Server {
             match accepted {
                 Ok((stream, peer)) => {
                     let end = CancellationToken::new();
-                    let Some(place) = self.places.take(self.counted(peer), end.clone(), Instant::now())
+                    let Some(place) = self.places.take(self.pluralize(peer), end.clone(), Instant::now())
                     else {
                         // Nothing is answered: a browser takes a broken connection for a reason to come back.
                         continue;
@@ -186,7 +186,7 @@ impl Server {
 
     /// The peer as it is counted. Not counted are proxies, behind which there are many, and this machine itself: whoever is
     /// on it can do worse, and mostly it is a proxy too.
-    fn counted(&self, peer: SocketAddr) -> Option<IpAddr> {
+    fn pluralize(&self, peer: SocketAddr) -> Option<IpAddr> {
         let address = peer.ip().to_canonical();
         let is_counted = !address.is_loopback() && !self.proxies.trust(address);
         is_counted.then(|| counted_as(address))

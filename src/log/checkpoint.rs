@@ -132,14 +132,14 @@ pub async fn advance(
 ///
 /// # Errors
 /// As [`open`].
-pub async fn settle(
+pub async fn close_window(
     connection: &mut PgConnection,
     relay: &str,
     from: &Position,
     last_id: i64,
     events: u64,
 ) -> Result<Position, Error> {
-    let to = from.settled(last_id, events);
+    let to = from.closed(last_id, events);
     let row = sqlx::query(
         "insert into outbox.checkpoint
            (relay, n, slot, next_slot, slot_since, lower, lower_horizon, high_id, upper, upper_horizon, after_id, epoch, next_seq)

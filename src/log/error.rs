@@ -83,7 +83,7 @@ pub enum Error {
         source: crate::event::EventError,
     },
     /// Postgres failed or went away.
-    #[error("Postgres: {}", postgres::said(.0))]
+    #[error("Postgres: {}", postgres::error_text(.0))]
     Database(#[source] sqlx::Error),
 }
 

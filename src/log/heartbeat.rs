@@ -37,7 +37,7 @@ pub struct Heartbeat {
 /// A heartbeat and when it was heard.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Heard {
+pub struct ProcessStatus {
     /// The relay.
     #[serde(skip)]
     pub relay: String,
@@ -53,7 +53,7 @@ pub struct Heard {
     pub error_at: Option<DateTime<Utc>>,
 }
 
-impl Heard {
+impl ProcessStatus {
     /// Whether that was a moment ago, by the clock of Postgres.
     pub fn is_fresh(&self) -> bool {
         self.age_seconds <= FRESH_FOR.as_secs_f64()
@@ -116,7 +116,7 @@ pub async fn end(connection: &mut PgConnection, relay: &str, process: &str) -> R
 ///
 /// # Errors
 /// [`Error`].
-pub async fn heard(connection: &mut PgConnection) -> Result<Vec<Heard>, Error> {
+pub async fn processes(connection: &mut PgConnection) -> Result<Vec<ProcessStatus>, Error> {
     let rows = sqlx::query(
         "select *, extract(epoch from clock_timestamp() - at)::float8 as age_seconds
          from outbox.heartbeat where isfinite(at) and at > now() - make_interval(secs => $1) order by relay, role, process",
@@ -126,7 +126,7 @@ pub async fn heard(connection: &mut PgConnection) -> Result<Vec<Heard>, Error> {
     .await?;
     rows.iter()
         .map(|row| {
-            Ok(Heard {
+            Ok(ProcessStatus {
                 relay: row.try_get("relay")?,
                 heartbeat: Heartbeat {
                     process: row.try_get("process")?,

@@ -6,7 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::Error;
-use super::heartbeat::{self, Heard};
+use super::heartbeat::{self, ProcessStatus};
 use super::pause::{self, Pause};
 use super::{contradiction, contradictions, time, waiting};
 
@@ -45,12 +45,12 @@ pub struct RelayOverview {
     /// Why nothing is delivered, if an operator has asked for that.
     pub paused: Option<Pause>,
     /// What the processes of this name have said of themselves lately.
-    pub processes: Vec<Heard>,
+    pub processes: Vec<ProcessStatus>,
 }
 
 impl RelayOverview {
     /// What the leading process has said of itself last.
-    pub fn leading(&self) -> Option<&Heard> {
+    pub fn leading(&self) -> Option<&ProcessStatus> {
         self.processes.iter().filter(|heard| heard.heartbeat.role == "leading").max_by_key(|heard| heard.at)
     }
 }
@@ -102,7 +102,7 @@ pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>,
         }
         relays.push(one);
     }
-    let heard = heartbeat::heard(connection).await?;
+    let heard = heartbeat::processes(connection).await?;
     for one in &mut relays {
         one.paused = pause::of(connection, &one.relay).await?;
         let signs = contradictions::signs(connection, &one.relay).await?;

@@ -92,7 +92,7 @@ impl Position {
 
     /// The position after the rest of the window, `events` of them and the last with id `last_id`, has been delivered:
     /// its upper snapshot is the new lower one.
-    pub(crate) fn settled(&self, last_id: i64, events: u64) -> Self {
+    pub(crate) fn closed(&self, last_id: i64, events: u64) -> Self {
         let Some(window) = &self.window else { return self.clone() };
         Self {
             lower: window.upper.clone(),
@@ -133,32 +133,32 @@ mod tests {
 
     #[test]
     fn a_window_of_late_rows_only_does_not_lower_the_highest_id() {
-        let settled = open().settled(7, 3);
-        assert_eq!(settled.high_id, 50);
-        assert_eq!(settled.next_seq, 4);
-        assert_eq!(settled.lower, Snapshot("10:12:11".to_owned()));
-        assert_eq!(settled.lower_horizon, Xid("14".to_owned()));
-        assert_eq!(settled.window, None);
+        let closed = open().closed(7, 3);
+        assert_eq!(closed.high_id, 50);
+        assert_eq!(closed.next_seq, 4);
+        assert_eq!(closed.lower, Snapshot("10:12:11".to_owned()));
+        assert_eq!(closed.lower_horizon, Xid("14".to_owned()));
+        assert_eq!(closed.window, None);
     }
 
     #[test]
     fn settling_remembers_the_highest_id_of_earlier_chunks() {
-        let settled = open().advanced(90, 40).settled(0, 0);
-        assert_eq!((settled.high_id, settled.next_seq, settled.n), (90, 41, 3));
+        let closed = open().advanced(90, 40).closed(0, 0);
+        assert_eq!((closed.high_id, closed.next_seq, closed.n), (90, 41, 3));
     }
 
     #[test]
     fn a_release_uses_up_a_number_and_moves_nothing() {
-        let settled = open().settled(7, 3);
-        let releasing = settled.releasing();
-        assert_eq!((releasing.n, releasing.next_seq), (settled.n + 1, settled.next_seq + 1));
-        assert_eq!(releasing.high_id, settled.high_id);
+        let closed = open().closed(7, 3);
+        let releasing = closed.releasing();
+        assert_eq!((releasing.n, releasing.next_seq), (closed.n + 1, closed.next_seq + 1));
+        assert_eq!(releasing.high_id, closed.high_id);
     }
 
     #[test]
     fn a_row_stands_in_the_slot_that_the_one_before_it_names() {
         let at = Position { slot: 3, next_slot: 4, ..open() };
-        for next in [at.advanced(60, 1), at.settled(60, 1), at.rebased(2)] {
+        for next in [at.advanced(60, 1), at.closed(60, 1), at.rebased(2)] {
             assert_eq!((next.n, next.slot), (2, 4));
         }
     }

@@ -26,7 +26,7 @@ pub struct Limit {
 
 /// A part of a window, in order.
 #[derive(Debug, Default)]
-pub struct Chunk {
+pub struct Batch {
     /// Its rows, each of which uses up a number.
     pub rows: Vec<Row>,
     /// Whether the window holds no more behind them.
@@ -72,14 +72,14 @@ impl Row {
 /// # Errors
 /// [`Error::StaleReader`] if the server does not show the position; [`Error::Contradiction`], looked for where a window
 /// begins; [`Error::SchemaMissing`], [`Error::Database`].
-pub async fn chunk(
+pub async fn batch(
     connection: &mut PgConnection,
     relay: &str,
     position: &Position,
     after_id: i64,
     limit: Limit,
-) -> Result<Chunk, Error> {
-    let Some(window) = &position.window else { return Ok(Chunk { rows: Vec::new(), is_last: true }) };
+) -> Result<Batch, Error> {
+    let Some(window) = &position.window else { return Ok(Batch { rows: Vec::new(), is_last: true }) };
     let asked = Asked { relay, position, window, after_id, limit };
     match asked.rows(connection, true).await {
         Err(error) if is_about_a_row(&error) => {
@@ -105,7 +105,7 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     /// The rows; without their texts, all are unreadable.
-    async fn rows(&self, connection: &mut PgConnection, with_texts: bool) -> Result<Chunk, Error> {
+    async fn rows(&self, connection: &mut PgConnection, with_texts: bool) -> Result<Batch, Error> {
         let rows = sqlx::query(READ)
             .bind(self.relay)
             .bind(self.position.n)
@@ -122,14 +122,14 @@ impl Asked<'_> {
             .bind(LOOKED_FOR)
             .fetch_all(connection)
             .await?;
-        let (mut seen, mut chunk, mut contradictions) = (None, Chunk::default(), Vec::new());
-        chunk.is_last = true;
+        let (mut seen, mut batch, mut contradictions) = (None, Batch::default(), Vec::new());
+        batch.is_last = true;
         for row in &rows {
             match row.try_get("part")? {
                 "seen" => seen = Some(()),
                 "row" if row.try_get::<Option<&str>, _>("cause")?.is_none() => {
-                    chunk.is_last = !row.try_get("more")?;
-                    chunk.rows.push(read(row)?);
+                    batch.is_last = !row.try_get("more")?;
+                    batch.rows.push(read(row)?);
                 }
                 _contradiction => {
                     contradictions.push(Contradiction::of(row.try_get("id")?, row.try_get("cause")?));
@@ -142,7 +142,7 @@ impl Asked<'_> {
         if !contradictions.is_empty() {
             return Err(Error::Contradiction { relay: self.relay.to_owned(), rows: contradictions });
         }
-        Ok(chunk)
+        Ok(batch)
     }
 }
 

@@ -46,7 +46,7 @@ pub async fn begin(
 ///
 /// # Errors
 /// [`Error`].
-pub async fn settle(
+pub async fn mark_released(
     connection: &mut PgConnection,
     relay: &str,
     topic: &Topic,
@@ -71,7 +71,7 @@ pub async fn settle(
 ///
 /// # Errors
 /// [`Error`].
-pub async fn settle_held(
+pub async fn mark_held_released(
     connection: &mut PgConnection,
     relay: &str,
     topic: &Topic,

@@ -21,7 +21,7 @@ const PAGE: i64 = 256;
 
 /// Events that were delivered between two checkpoints.
 #[derive(Debug)]
-pub struct Stretch {
+pub struct DeliveredRange {
     /// The number of the first one.
     pub first: u64,
     /// How many numbers they used up.
@@ -34,7 +34,7 @@ pub struct Stretch {
 
 /// Walks through the stretches of one relay's past.
 #[derive(Debug)]
-pub struct Stretches {
+pub struct DeliveredRanges {
     relay: String,
     epoch: u64,
     /// The checkpoint to read next.
@@ -43,7 +43,7 @@ pub struct Stretches {
     from: Option<Position>,
 }
 
-impl Stretches {
+impl DeliveredRanges {
     /// Begins with the stretch that holds the number `seq`, or with the oldest that is at most `not_older` old.
     ///
     /// # Errors
@@ -83,7 +83,7 @@ impl Stretches {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn next(&mut self, connection: &mut PgConnection) -> Result<Option<Stretch>, Error> {
+    pub async fn next(&mut self, connection: &mut PgConnection) -> Result<Option<DeliveredRange>, Error> {
         loop {
             if self.page.is_empty() {
                 self.page =
@@ -103,9 +103,9 @@ impl Stretches {
         connection: &mut PgConnection,
         from: &Position,
         to: &Position,
-    ) -> Result<Stretch, Error> {
+    ) -> Result<DeliveredRange, Error> {
         let (first, count) = (from.next_seq, to.next_seq - from.next_seq);
-        let stretch = |events| Stretch { first, count, is_release: false, events };
+        let stretch = |events| DeliveredRange { first, count, is_release: false, events };
         // A gap in n: checkpoints between them have been rotated away, and with them what they said.
         if to.n != from.n + 1 {
             return Ok(stretch(None));
@@ -114,12 +114,12 @@ impl Stretches {
             // Between two windows only releases use up numbers, one each.
             let number = StreamId::new(self.epoch, first);
             let events = release::events(connection, &self.relay, number).await?;
-            return Ok(Stretch { is_release: true, ..stretch(Some(events)) });
+            return Ok(DeliveredRange { is_release: true, ..stretch(Some(events)) });
         };
         let still_open = to.window.as_ref().filter(|open| open.upper == window.upper);
         let last_id = still_open.map_or(i64::MAX, |open| open.after_id);
         let limit = Limit { events: u32::try_from(count).unwrap_or(u32::MAX), bytes: i64::MAX as u64 };
-        let rows = read::chunk(connection, &self.relay, from, window.after_id, limit).await?.rows;
+        let rows = read::batch(connection, &self.relay, from, window.after_id, limit).await?.rows;
         let is_whole = rows.len() as u64 == count && rows.last().is_some_and(|last| last.id() <= last_id);
         if !is_whole {
             return Ok(stretch(None));

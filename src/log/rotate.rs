@@ -83,7 +83,7 @@ pub struct Blocked {
 
 /// Why a slot stays as it is.
 #[derive(Debug)]
-enum Verdict {
+enum SlotState {
     /// There is nothing to do: empty, in use, or younger than the retention.
     Leave,
     /// It is old enough, but something stands in the way.
@@ -102,9 +102,9 @@ pub async fn rotate(connection: &mut PgConnection, retention: Duration) -> Resul
     for slot in 0..EVENT_SLOTS {
         let table = format!("event_{slot}");
         match judge_events(connection, slot, retention).await? {
-            Verdict::Leave => {}
-            Verdict::Blocked(by) => rotation.blocked.push(Blocked { table, by }),
-            Verdict::Empty => empty_events(connection, slot, retention, table, &mut rotation).await?,
+            SlotState::Leave => {}
+            SlotState::Blocked(by) => rotation.blocked.push(Blocked { table, by }),
+            SlotState::Empty => empty_events(connection, slot, retention, table, &mut rotation).await?,
         }
     }
     for slot in 0..CHECKPOINT_SLOTS {
@@ -134,16 +134,16 @@ async fn empty_events(
     // Under the lock no transaction has uncommitted rows in the slot any more. What committed since the first look is
     // seen by this one, as each statement takes a snapshot of its own.
     match judge_events(&mut tx, slot, retention).await? {
-        Verdict::Empty => {
+        SlotState::Empty => {
             truncate(&mut tx, &table).await?;
             tx.commit().await?;
             rotation.emptied.push(table);
         }
-        Verdict::Blocked(by) => {
+        SlotState::Blocked(by) => {
             tx.rollback().await?;
             rotation.blocked.push(Blocked { table, by });
         }
-        Verdict::Leave => tx.rollback().await?,
+        SlotState::Leave => tx.rollback().await?,
     }
     Ok(())
 }
@@ -171,7 +171,7 @@ async fn judge_events(
     connection: &mut PgConnection,
     slot: i16,
     retention: Duration,
-) -> Result<Verdict, Error> {
+) -> Result<SlotState, Error> {
     let sql = format!(
         "with newest as (
            select e.id, e.created_at from outbox.event_{slot} e order by e.id desc limit 1
@@ -202,14 +202,14 @@ async fn judge_events(
         .await?;
     let is = |name: &str| row.try_get::<bool, _>(name);
     if !is("holds_rows")? || is("in_use")? || !is("is_old")? {
-        return Ok(Verdict::Leave);
+        return Ok(SlotState::Leave);
     }
     if !is("has_relay")? {
-        return Ok(Verdict::Blocked("no relay has ever delivered from this log".to_owned()));
+        return Ok(SlotState::Blocked("no relay has ever delivered from this log".to_owned()));
     }
     Ok(match row.try_get::<Option<String>, _>("undelivered_by")? {
-        Some(relays) => Verdict::Blocked(format!("relay {relays} has not delivered all of it")),
-        None => Verdict::Empty,
+        Some(relays) => SlotState::Blocked(format!("relay {relays} has not delivered all of it")),
+        None => SlotState::Empty,
     })
 }
 

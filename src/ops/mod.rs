@@ -4,7 +4,7 @@
 
 pub mod audit;
 pub mod browse;
-pub mod life;
+pub mod explain;
 pub mod parked;
 pub mod parked_topics;
 pub mod pause;

@@ -11,11 +11,11 @@ use serde_json::json;
 use sqlx::{PgConnection, Row};
 use tokio::time::Instant;
 
-use crate::counted::counted;
 use crate::event::{StreamId, Topic};
 use crate::log::Error;
 use crate::log::parked::{self, Action};
 use crate::ops::audit::{self, Operator};
+use crate::pluralize::pluralize;
 
 /// How often [`wait`] looks.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -176,13 +176,13 @@ impl Outcome {
         };
         let mut parts = Vec::new();
         if self.done > 0 || self.is_done() {
-            parts.push(format!("{} {done}", counted(self.done, "event")));
+            parts.push(format!("{} {done}", pluralize(self.done, "event")));
         }
         if let Some(reason) = &self.reason {
-            parts.push(format!("{} refused again: {reason}", counted(self.refused, "event")));
+            parts.push(format!("{} refused again: {reason}", pluralize(self.refused, "event")));
         }
         if self.waiting > 0 {
-            parts.push(format!("{} still with the relay", counted(self.waiting, "event")));
+            parts.push(format!("{} still with the relay", pluralize(self.waiting, "event")));
         }
         format!("{}: {}", self.topic, parts.join("; "))
     }

@@ -73,7 +73,7 @@ pub struct Plan {
 /// Whether somebody is at a replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Standing {
+pub enum ReplayStatus {
     /// A process is at it.
     Running,
     /// Its process has ended before it was done: [`resume`] it.
@@ -107,7 +107,7 @@ pub struct Replay {
     /// How many of the selected events had left the log before it came to them. Known when it has finished.
     pub missing: u64,
     /// Whether somebody is at it.
-    pub standing: Standing,
+    pub standing: ReplayStatus,
     #[serde(skip)]
     delivered: DeliveredSnapshot,
     #[serde(skip)]
@@ -212,7 +212,7 @@ pub async fn resume(
     operator: &Operator,
 ) -> Result<Replay, ReplayError> {
     let replay = take(connection, id).await?;
-    if replay.standing == Standing::Finished {
+    if replay.standing == ReplayStatus::Finished {
         release(connection, id).await?;
         return Err(ReplayError::Finished(id));
     }
@@ -239,10 +239,10 @@ pub async fn run(
 ) -> Result<(), ReplayError> {
     let (began, before) = (Instant::now(), replay.copied);
     let batch = rate.map_or(BATCH_EVENTS, |rate| (rate.get() / BATCHES_A_SECOND).clamp(1, BATCH_EVENTS));
-    while replay.standing == Standing::Running && !stop.is_cancelled() {
+    while replay.standing == ReplayStatus::Running && !stop.is_cancelled() {
         step(connection, replay, batch).await?;
         progress(replay);
-        if let Some(rate) = rate.filter(|_| replay.standing == Standing::Running) {
+        if let Some(rate) = rate.filter(|_| replay.standing == ReplayStatus::Running) {
             let due = Duration::from_secs_f64((replay.copied - before) as f64 / f64::from(rate.get()));
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -250,8 +250,8 @@ pub async fn run(
             }
         }
     }
-    if replay.standing == Standing::Running {
-        replay.standing = Standing::Interrupted;
+    if replay.standing == ReplayStatus::Running {
+        replay.standing = ReplayStatus::Interrupted;
     }
     release(connection, replay.id).await
 }
@@ -276,7 +276,7 @@ async fn step(connection: &mut PgConnection, replay: &mut Replay, batch: u32) ->
     (replay.copied, replay.done_id) = (copied, row.try_get("done_id")?);
     replay.moved_at = row.try_get("moved_at")?;
     if row.try_get("finished")? {
-        replay.standing = Standing::Finished;
+        replay.standing = ReplayStatus::Finished;
         replay.missing = replay.selected.saturating_sub(copied);
     }
     if appended {
@@ -323,11 +323,11 @@ fn replay_of(row: &PgRow) -> Result<Replay, Error> {
     let number = |name: &str| row.try_get::<i64, _>(name).map(i64::cast_unsigned);
     let (selected, copied, done_id) = (number("selected")?, number("copied")?, row.try_get("done_id")?);
     let standing = match (row.try_get("finished")?, row.try_get("held")?) {
-        (true, _) => Standing::Finished,
-        (false, true) => Standing::Running,
-        (false, false) => Standing::Interrupted,
+        (true, _) => ReplayStatus::Finished,
+        (false, true) => ReplayStatus::Running,
+        (false, false) => ReplayStatus::Interrupted,
     };
-    let missing = if standing == Standing::Finished { selected.saturating_sub(copied) } else { 0 };
+    let missing = if standing == ReplayStatus::Finished { selected.saturating_sub(copied) } else { 0 };
     let selection: sqlx::types::Json<Selection> = row.try_get("selection")?;
     Ok(Replay {
         id: row.try_get("id")?,

@@ -17,7 +17,7 @@ pub enum AppendError {
         source: sqlx::Error,
     },
     /// Postgres failed.
-    #[error("the event could not be written: {}", postgres::said(.0))]
+    #[error("the event could not be written: {}", postgres::error_text(.0))]
     Database(#[source] sqlx::Error),
 }
 

@@ -5,7 +5,7 @@
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::said;
+use super::error_text;
 
 /// A schema and the migrations that make it.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ pub enum SchemaError {
         source: MigrateError,
     },
     /// Postgres failed.
-    #[error("Postgres: {}", said(.0))]
+    #[error("Postgres: {}", error_text(.0))]
     Database(#[from] sqlx::Error),
 }
 

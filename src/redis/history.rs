@@ -7,8 +7,8 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::streams::{StreamId as RawEntry, StreamRangeReply};
 use ::redis::{AsyncCommands, RedisError, RedisResult};
 
-use super::complaint::said;
 use super::continuity::{Absence, Link, Loss, Prev};
+use super::error_text::said;
 use super::keys::Keys;
 use super::settings::{ConnectError, Settings};
 use crate::event::{EventType, StreamId, Topic};

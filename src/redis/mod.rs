@@ -2,9 +2,9 @@
 //!
 //! Knows no Postgres, no HTTP and no application. The crate of the same name is written `::redis` here.
 
-mod complaint;
 pub mod continuity;
 pub mod envelope;
+mod error_text;
 pub mod history;
 pub mod keys;
 mod publisher;
@@ -14,7 +14,7 @@ pub mod subscriber;
 pub mod told;
 mod topic_heads;
 
-pub use complaint::said;
+pub use error_text::said;
 pub use history::History;
 pub use publisher::{FORMAT, Publisher};
 pub use rehearsal::rehearse;

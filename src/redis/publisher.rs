@@ -11,13 +11,13 @@ use ::redis::streams::StreamRangeReply;
 use ::redis::{AsyncCommands, ErrorKind, RedisError, Script};
 use chrono::Utc;
 
-use super::complaint::{reply, said};
 use super::envelope;
+use super::error_text::{reply, said};
 use super::keys::Keys;
 use super::settings::{ConnectError, Settings};
 use super::topic_heads::{TopicHead, TopicHeads};
-use crate::counted::counted;
 use crate::event::{EventId, LogId, StreamId, Topic};
+use crate::pluralize::pluralize;
 use crate::relay::failure::{self, Remedy};
 use crate::relay::{Batch, Delivery, Metrics, PublishError, PublishMode, Reached, Sink, StateHandle};
 use crate::trace;
@@ -151,7 +151,7 @@ impl Publisher {
         if answer.is_ok() {
             self.metrics.publish_seconds.observe(begun.elapsed().as_secs_f64());
         }
-        self.state.turned();
+        self.state.progressed();
         let answer = self.judge(connection, answer);
         match &answer {
             Ok((_, verdict, _)) if verdict == "OK" => {}
@@ -232,7 +232,7 @@ impl Publisher {
     /// Measures a chunk that Redis has: one look at the clock for all of its events.
     fn measure(&self, chunk: Chunk<'_>, told: &str) {
         if let Some((live, public)) = told.split_once(' ') {
-            self.metrics.told(live.parse().unwrap_or(0), public.parse().unwrap_or(0));
+            self.metrics.received_by(live.parse().unwrap_or(0), public.parse().unwrap_or(0));
         }
         for Delivery { id, event } in chunk.deliveries {
             tracing::trace!(%id, event = %event.event_id, topic = %event.topic, "published");
@@ -267,12 +267,9 @@ impl Publisher {
         }
         let mut connection = self.connection().await?;
         // Less than the connection waits for an answer, so that the server's count comes before our own time-out.
-        let patience_ms = self.settings.response_timeout_ms / 2;
-        let count = ::redis::cmd("WAIT")
-            .arg(wanted)
-            .arg(patience_ms.max(1))
-            .query_async::<u32>(&mut connection)
-            .await;
+        let timeout_ms = self.settings.response_timeout_ms / 2;
+        let count =
+            ::redis::cmd("WAIT").arg(wanted).arg(timeout_ms.max(1)).query_async::<u32>(&mut connection).await;
         let count = self.judge(connection, count).map_err(Refusal::retry)?;
         if count >= wanted {
             return Ok(());
@@ -281,7 +278,7 @@ impl Publisher {
             failure::of_redis("NOREPLICAS"),
             format!(
                 "Redis: the batch has reached {} and [redis] min_replicas wants {wanted}",
-                counted(count.into(), "replica")
+                pluralize(count.into(), "replica")
             ),
         ))
     }

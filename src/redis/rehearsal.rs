@@ -3,7 +3,7 @@
 use ::redis::AsyncCommands;
 use chrono::Utc;
 
-use super::complaint::said;
+use super::error_text::said;
 use super::keys::Keys;
 use super::publisher::Publisher;
 use super::settings::Settings;

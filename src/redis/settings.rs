@@ -8,7 +8,7 @@ use ::redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo,
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::complaint::said;
+use super::error_text::said;
 use super::keys::{Keys, is_namespace};
 use crate::address::{self, AddressError};
 

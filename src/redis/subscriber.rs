@@ -17,8 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::complaint::said;
 use super::envelope;
+use super::error_text::said;
 use super::keys::Keys;
 use super::settings::Settings;
 use crate::event::{PAYLOAD_BYTES_MAX, Topic};

@@ -249,7 +249,7 @@ impl Metrics {
     }
 
     /// Redis told so many subscribers of a chunk.
-    pub fn told(&self, live: u64, public: u64) {
+    pub fn received_by(&self, live: u64, public: u64) {
         self.receivers.get_or_create(&Channel { channel: "live" }).inc_by(live);
         self.receivers.get_or_create(&Channel { channel: "public" }).inc_by(public);
     }

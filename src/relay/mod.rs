@@ -4,7 +4,7 @@
 //! however often a relay dies and wherever. Knows neither Redis nor HTTP, and never reads a payload.
 //!
 //! - [`Sink`]: what the relay needs of the place it publishes to.
-//! - [`step`]: one chunk read, published and written down. All of the ordering is there.
+//! - [`step`]: one batch read, published and written down. All of the ordering is there.
 //! - [`reconcile`]: what the sink has, compared with the position; what it forgot is given again.
 //! - [`failure`]: what is done about each error of Redis and Postgres.
 //! - [`mod@run`]: leading, waking, waiting, retrying. All of the loops and timers are there.
@@ -12,12 +12,12 @@
 pub mod backoff;
 pub mod failure;
 mod handing;
-mod keeper;
 mod leader;
 pub mod metrics;
+mod monitor;
 mod publication;
-mod pulse;
 pub mod reconcile;
+mod rotation_task;
 pub mod run;
 #[cfg(test)]
 mod scripted_sink;
@@ -33,5 +33,5 @@ pub use reconcile::Reconciled;
 pub use run::run;
 pub use settings::{OnPoison, Settings};
 pub use sink::{Batch, Delivery, PublishError, PublishMode, Reached, Sink};
-pub use state::{Outlook, Role, State, StateHandle};
+pub use state::{BacklogStatus, Role, State, StateHandle};
 pub use step::{Outcome, Rules, Step, StepError};

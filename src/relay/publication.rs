@@ -1,4 +1,4 @@
-//! Publishing a chunk around what is held, what cannot be read and what the sink refuses.
+//! Publishing a batch around what is held, what cannot be read and what the sink refuses.
 
 use std::collections::{HashMap, HashSet};
 
@@ -49,7 +49,7 @@ impl Exceptions {
     }
 }
 
-/// What of a chunk is not published.
+/// What of a batch is not published.
 #[derive(Debug, Default)]
 pub(super) struct SetAside {
     pub(super) parked: Vec<Parked>,
@@ -63,8 +63,8 @@ impl SetAside {
     }
 }
 
-/// Publishes a chunk under the numbers that follow from the position, and returns what has to be set aside.
-pub(super) async fn publish_chunk<S: Sink>(
+/// Publishes a batch under the numbers that follow from the position, and returns what has to be set aside.
+pub(super) async fn publish_batch<S: Sink>(
     sink: &mut S,
     position: &Position,
     rows: &[Row],
@@ -187,7 +187,7 @@ mod tests {
     ) -> (Result<SetAside, PublishError>, Vec<Call>) {
         let mut sink = ScriptedSink::new(answer);
         let position = Position::before_everything();
-        let published = publish_chunk(&mut sink, &position, &rows, exceptions, Handing::Together).await;
+        let published = publish_batch(&mut sink, &position, &rows, exceptions, Handing::Together).await;
         (published, sink.calls)
     }
 

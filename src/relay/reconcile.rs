@@ -2,7 +2,7 @@
 //!
 //! The sink keeps the highest number that it has used up. Below the position, it has gone back: a failover to a replica
 //! that lagged, a restart without its last writes or without any. The log still has those events and the numbers that
-//! they had, so they are published again under them before anything else is. Above the position, at most a chunk may
+//! they had, so they are published again under them before anything else is. Above the position, at most a batch may
 //! have arrived that nobody wrote down, and it must be of the window that is open: otherwise Postgres has gone back, its
 //! new events would take numbers that clients have seen already, and a person has to decide.
 
@@ -10,11 +10,11 @@ use super::leader::staying_alive;
 use super::publication::{Publication, publish};
 use super::sink::{Delivery, PublishError, PublishMode, Reached, Sink};
 use super::step::{Step, StepError, answered};
-use crate::counted::counted;
 use crate::event::StreamId;
 use crate::failpoint;
-use crate::log::restore::Stretches;
+use crate::log::restore::DeliveredRanges;
 use crate::log::{Position, read};
+use crate::pluralize::pluralize;
 
 /// What the comparison found, and what was done about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub enum Reconciled {
 
 /// Where the sink stands, seen from a position.
 #[derive(Debug, PartialEq, Eq)]
-enum Standing {
+enum SinkState {
     InStep,
     /// It lacks the numbers from this one on.
     Behind {
@@ -46,19 +46,19 @@ enum Standing {
     LaterEpoch,
 }
 
-fn standing(position: &Position, reached: Option<Reached>) -> Standing {
+fn sink_state(position: &Position, reached: Option<Reached>) -> SinkState {
     let delivered = position.next_seq - 1;
     let reached = match reached {
-        Some(reached) if reached.id.epoch > position.epoch => return Standing::LaterEpoch,
+        Some(reached) if reached.id.epoch > position.epoch => return SinkState::LaterEpoch,
         Some(reached) if reached.id.epoch == position.epoch => reached.id.seq,
         // Of an earlier epoch, or nothing. A rebase claims its epoch in the sink, which has gone back since.
-        _ if position.epoch > 1 => return Standing::Behind { from: 1 },
+        _ if position.epoch > 1 => return SinkState::Behind { from: 1 },
         _ => 0,
     };
     match reached.cmp(&delivered) {
-        std::cmp::Ordering::Less => Standing::Behind { from: reached + 1 },
-        std::cmp::Ordering::Equal => Standing::InStep,
-        std::cmp::Ordering::Greater => Standing::Beyond { by: reached - delivered },
+        std::cmp::Ordering::Less => SinkState::Behind { from: reached + 1 },
+        std::cmp::Ordering::Equal => SinkState::InStep,
+        std::cmp::Ordering::Greater => SinkState::Beyond { by: reached - delivered },
     }
 }
 
@@ -71,28 +71,28 @@ impl Step {
     /// [`PublishError::Stop`] if the sink has more than this log can have given it; else as [`Step::step`].
     pub async fn reconcile<S: Sink>(&mut self, sink: &mut S) -> Result<Reconciled, StepError> {
         let reached = sink.reached().await?;
-        if standing(&self.position, reached) == Standing::InStep {
+        if sink_state(&self.position, reached) == SinkState::InStep {
             return Ok(Reconciled::InStep);
         }
         // Another relay may have moved both. What the sink lacks is judged by a position from before it was asked, what
         // it has beyond by one from after: so neither can seem so only because the other one went on meanwhile.
         self.reload().await?;
         let reached = sink.reached().await?;
-        if let Standing::Behind { from } = standing(&self.position, reached) {
+        if let SinkState::Behind { from } = sink_state(&self.position, reached) {
             return self.restore(sink, from).await;
         }
         self.reload().await?;
-        match standing(&self.position, reached) {
-            Standing::Beyond { by } => self.explain(by, reached).await,
-            Standing::LaterEpoch => Err(later_epoch(reached)),
-            Standing::InStep | Standing::Behind { .. } => Ok(Reconciled::InStep),
+        match sink_state(&self.position, reached) {
+            SinkState::Beyond { by } => self.explain(by, reached).await,
+            SinkState::LaterEpoch => Err(later_epoch(reached)),
+            SinkState::InStep | SinkState::Behind { .. } => Ok(Reconciled::InStep),
         }
     }
 
-    /// The sink is beyond the position: in step all the same if that is a chunk of the open window.
+    /// The sink is beyond the position: in step all the same if that is a batch of the open window.
     async fn explain(&mut self, by: u64, reached: Option<Reached>) -> Result<Reconciled, StepError> {
-        let patience = self.rules.patience;
-        let identity = answered(patience, read::identity_of(&mut self.reader, &self.position, by)).await?;
+        let timeout = self.rules.timeout;
+        let identity = answered(timeout, read::identity_of(&mut self.reader, &self.position, by)).await?;
         let expected = reached.and_then(|reached| reached.event);
         match (identity, expected) {
             (Some(identity), Some(expected)) if identity == expected => Ok(Reconciled::InStep),
@@ -109,14 +109,14 @@ impl Step {
             published = end - 1,
             "Redis has forgotten what was published; giving it again from the log"
         );
-        let (relay, patience) = (self.rules.relay.clone(), self.rules.patience);
-        let begun = Stretches::from(&mut self.reader, &relay, epoch, from, sink.keeps());
-        let mut stretches = answered(patience, begun).await?;
+        let (relay, timeout) = (self.rules.relay.clone(), self.rules.timeout);
+        let begun = DeliveredRanges::from(&mut self.reader, &relay, epoch, from, sink.keeps());
+        let mut stretches = answered(timeout, begun).await?;
         // The numbers of an earlier epoch cannot be given again, and a sink without any number may have had some.
         let before = (epoch > 1 && from == 1).then(|| StreamId::new(epoch, 0));
         let mut repair = Repair { first: from, next: from, events: 0, missing: 0, lost: before };
         while repair.next < end
-            && let Some(stretch) = answered(patience, stretches.next(&mut self.reader)).await?
+            && let Some(stretch) = answered(timeout, stretches.next(&mut self.reader)).await?
         {
             let through = (stretch.first + stretch.count).min(end) - 1;
             if through < repair.next {
@@ -136,19 +136,19 @@ impl Step {
                 .collect();
             let given = deliveries.len() as u64;
             let mode = if stretch.is_release { PublishMode::RestoreRelease } else { PublishMode::Restore };
-            self.give_again(sink, mode, deliveries, repair.span(epoch, through), repair.lost).await?;
+            self.republish(sink, mode, deliveries, repair.span(epoch, through), repair.lost).await?;
             // Also if the rest fails: the next attempt goes on from here, and knows nothing of these.
-            self.given_again += given;
+            self.republished += given;
             repair.events += given;
             (repair.first, repair.next) = (through + 1, through + 1);
-            failpoint::reach("stretch_restored").await;
+            failpoint::reach("range_restored").await;
         }
         if repair.next < end {
             repair.lose(epoch, end - 1);
         }
         // The numbers of what is missing are used up all the same.
         let span = repair.span(epoch, end - 1);
-        self.give_again(sink, PublishMode::Restore, Vec::new(), span, repair.lost).await?;
+        self.republish(sink, PublishMode::Restore, Vec::new(), span, repair.lost).await?;
         let Repair { events, missing, .. } = repair;
         tracing::warn!(events, missing, "Redis has again what the log has of it");
         Ok(Reconciled::Restored { events, missing })
@@ -157,7 +157,7 @@ impl Step {
     /// Publishes once more what has arrived under these numbers, and uses them up. What the sink refuses is set aside, as in a
     /// step, and then the rest comes again: the sink's number passes nothing that the same call does not prove to be there,
     /// or that is not yet written down as set aside.
-    pub(super) async fn give_again<S: Sink>(
+    pub(super) async fn republish<S: Sink>(
         &mut self,
         sink: &mut S,
         mode: PublishMode,
@@ -168,12 +168,12 @@ impl Step {
         loop {
             let publication = Publication { mode, span, lost, has_set_aside: false, handing: self.handing() };
             let publishing = publish(sink, publication, deliveries.clone(), &self.exceptions);
-            let published = staying_alive(&mut self.writer, self.rules.sign_of_life, publishing).await?;
+            let published = staying_alive(&mut self.writer, self.rules.keepalive, publishing).await?;
             let parked = self.counting(published)?;
             if parked.is_empty() {
                 return Ok(());
             }
-            failpoint::reach("stretch_published").await;
+            failpoint::reach("range_published").await;
             self.set_aside(&parked).await?;
             deliveries.retain(|delivery| parked.iter().all(|parked| parked.id != delivery.id));
         }
@@ -224,7 +224,7 @@ fn beyond(position: &Position, by: u64) -> PublishError {
         "Redis has {} beyond {}-{}, where Postgres is, and not what Postgres would deliver next: \
          Postgres went back (a restored backup, a failover that lost commits), or REDIS_URL names another Redis. Nothing \
          was published. If Postgres was restored, run `aftercommit rebase`",
-        counted(by, "event"),
+        pluralize(by, "event"),
         position.epoch,
         position.next_seq - 1
     ))
@@ -244,18 +244,18 @@ mod tests {
 
     #[test]
     fn a_sink_that_has_nothing_lacks_all_that_was_delivered_in_this_epoch() {
-        assert_eq!(standing(&Position::before_everything(), None), Standing::InStep);
-        assert_eq!(standing(&at(5), None), Standing::Behind { from: 1 });
-        assert_eq!(standing(&at(5), reached(1, 900)), Standing::Behind { from: 1 });
+        assert_eq!(sink_state(&Position::before_everything(), None), SinkState::InStep);
+        assert_eq!(sink_state(&at(5), None), SinkState::Behind { from: 1 });
+        assert_eq!(sink_state(&at(5), reached(1, 900)), SinkState::Behind { from: 1 });
         // The epoch has not been claimed, or the sink went back behind that.
-        assert_eq!(standing(&at(1), reached(1, 900)), Standing::Behind { from: 1 });
+        assert_eq!(sink_state(&at(1), reached(1, 900)), SinkState::Behind { from: 1 });
     }
 
     #[test]
     fn a_sink_is_behind_in_step_or_beyond_by_its_highest_number() {
-        assert_eq!(standing(&at(5), reached(2, 2)), Standing::Behind { from: 3 });
-        assert_eq!(standing(&at(5), reached(2, 4)), Standing::InStep);
-        assert_eq!(standing(&at(5), reached(2, 6)), Standing::Beyond { by: 2 });
-        assert_eq!(standing(&at(5), reached(3, 1)), Standing::LaterEpoch);
+        assert_eq!(sink_state(&at(5), reached(2, 2)), SinkState::Behind { from: 3 });
+        assert_eq!(sink_state(&at(5), reached(2, 4)), SinkState::InStep);
+        assert_eq!(sink_state(&at(5), reached(2, 6)), SinkState::Beyond { by: 2 });
+        assert_eq!(sink_state(&at(5), reached(3, 1)), SinkState::LaterEpoch);
     }
 }

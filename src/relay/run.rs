@@ -11,13 +11,13 @@ use tokio_util::sync::CancellationToken;
 use super::backoff::Backoff;
 use super::failure::{self, Failure, Remedy};
 use super::leader::{self, staying_alive};
-use super::pulse::Pulse;
+use super::monitor::Pulse;
 use super::reconcile::Reconciled;
 use super::session::{self, SessionError};
 use super::state::{Role, StateHandle};
 use super::step::{Outcome, Rules, Step, StepError};
 use super::wake::chance;
-use super::{Metrics, PublishError, Settings, Sink, keeper, wake};
+use super::{Metrics, PublishError, Settings, Sink, rotation_task, wake};
 use crate::log;
 use crate::postgres::{self, ConnectError, SchemaError};
 
@@ -34,7 +34,7 @@ enum RunError {
     Session(#[from] SessionError),
     #[error(transparent)]
     Step(#[from] StepError),
-    #[error("Postgres: {}", postgres::said(.0))]
+    #[error("Postgres: {}", postgres::error_text(.0))]
     Database(#[from] sqlx::Error),
     /// The sink has refused everything for as long as a takeover may take.
     #[error("the lead is given up, as another relay may reach what this one cannot: {0}")]
@@ -115,7 +115,7 @@ pub async fn run<S: Sink>(
         compared: None,
     };
     while !shutdown.is_cancelled() {
-        state.turned();
+        state.progressed();
         let ended = Box::pin(relay.session(&mut backoff)).await;
         metrics.leading.set(0);
         state.role(Role::Disconnected);
@@ -200,7 +200,7 @@ impl<S: Sink> Relay<'_, S> {
         self.state.role(Role::Leading);
         self.metrics.leading.set(1);
         self.metrics.leads_taken.inc();
-        tokio::spawn(keeper::keep(
+        tokio::spawn(rotation_task::keep(
             self.database.clone(),
             name.clone(),
             self.retention,
@@ -217,13 +217,13 @@ impl<S: Sink> Relay<'_, S> {
     /// Waits until this process may lead. False at shutdown.
     async fn stand_by(&self, writer: &mut PgConnection) -> Result<bool, RunError> {
         while !self.shutdown.is_cancelled() {
-            self.state.turned();
+            self.state.progressed();
             let asked = leader::try_lead(writer, &self.settings.name);
-            match timeout(self.patience(), asked).await {
+            match timeout(self.timeout(), asked).await {
                 Ok(Ok(true)) => return Ok(true),
                 Ok(Ok(false)) => {}
                 Ok(Err(error)) => return Err(SessionError::from(error).into()),
-                Err(_elapsed) => return Err(StepError::NoAnswer(self.patience()).into()),
+                Err(_elapsed) => return Err(StepError::NoAnswer(self.timeout()).into()),
             }
             if self.state.get().role != Role::Standby {
                 tracing::info!(relay = %self.settings.name, "another relay leads; standing by");
@@ -249,7 +249,7 @@ impl<S: Sink> Relay<'_, S> {
         let mut backoff = backoff_of(self.settings);
         let mut refused_since = None;
         while !self.shutdown.is_cancelled() {
-            self.state.turned();
+            self.state.progressed();
             if self.is_paused(step).await? {
                 self.wait(bell).await;
                 continue;
@@ -316,7 +316,7 @@ impl<S: Sink> Relay<'_, S> {
 
     async fn pause(&self, step: &mut Step, wait: Duration) -> Result<(), RunError> {
         let waiting = pause(wait, &self.shutdown);
-        Ok(staying_alive(step.session(), self.settings.sign_of_life(), waiting).await?)
+        Ok(staying_alive(step.session(), self.settings.keepalive(), waiting).await?)
     }
 
     /// One step, after a comparison where one is due; and, between two windows, what an operator has requested for parked
@@ -344,7 +344,7 @@ impl<S: Sink> Relay<'_, S> {
     async fn compare(&mut self, step: &mut Step) -> Result<(), StepError> {
         let compared = step.reconcile(self.sink).await;
         // Before the repair is: who has seen one counted sees what it restored.
-        self.metrics.restored.inc_by(step.take_given_again());
+        self.metrics.restored.inc_by(step.take_republished());
         if matches!(compared?, Reconciled::Restored { .. }) {
             self.metrics.repairs.inc();
         }
@@ -379,9 +379,9 @@ impl<S: Sink> Relay<'_, S> {
             return Ok(false);
         }
         let asked = log::pause::of(step.session(), &self.settings.name);
-        let paused = timeout(self.patience(), asked)
+        let paused = timeout(self.timeout(), asked)
             .await
-            .map_err(|_elapsed| StepError::NoAnswer(self.patience()))?
+            .map_err(|_elapsed| StepError::NoAnswer(self.timeout()))?
             .map_err(StepError::Outbox)?
             .is_some();
         self.pause_looked = (!paused).then(Instant::now);
@@ -396,12 +396,12 @@ impl<S: Sink> Relay<'_, S> {
             relay: self.settings.name.clone(),
             limit: self.settings.limit(),
             on_poison: self.settings.on_poison,
-            patience: self.patience(),
-            sign_of_life: self.settings.sign_of_life(),
+            timeout: self.timeout(),
+            keepalive: self.settings.keepalive(),
         }
     }
 
-    fn patience(&self) -> Duration {
+    fn timeout(&self) -> Duration {
         Duration::from_millis(self.database.statement_timeout_ms) + PATIENCE_BEYOND_SERVER
     }
 }

@@ -39,7 +39,7 @@ pub(super) enum SessionError {
     )]
     ReadsStandby,
     /// Postgres failed.
-    #[error("Postgres: {}", postgres::said(.0))]
+    #[error("Postgres: {}", postgres::error_text(.0))]
     Database(#[from] sqlx::Error),
 }
 

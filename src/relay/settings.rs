@@ -83,7 +83,7 @@ impl Settings {
     }
 
     pub(super) fn poll_interval(&self) -> Duration {
-        Duration::from_millis(self.poll_interval_ms.max(1)).min(self.sign_of_life())
+        Duration::from_millis(self.poll_interval_ms.max(1)).min(self.keepalive())
     }
 
     /// How long the leader's session may be silent.
@@ -92,12 +92,12 @@ impl Settings {
     }
 
     /// How often it lets the server hear something: twice within that time, should one sign come late.
-    pub(super) fn sign_of_life(&self) -> Duration {
+    pub(super) fn keepalive(&self) -> Duration {
         self.takeover() / 3
     }
 
     pub(super) fn standby_interval(&self) -> Duration {
-        Duration::from_millis(self.standby_interval_ms.max(10)).min(self.sign_of_life())
+        Duration::from_millis(self.standby_interval_ms.max(10)).min(self.keepalive())
     }
 
     pub(super) fn reconcile_interval(&self) -> Duration {

@@ -18,7 +18,7 @@ pub enum Role {
 
 /// What the pulse saw in Postgres.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Outlook {
+pub struct BacklogStatus {
     /// How long the oldest event that waits has waited.
     pub oldest_pending: Option<Duration>,
     /// Events that wait, at most.
@@ -55,14 +55,14 @@ pub struct State {
     /// Whether notifications are heard.
     pub listening: bool,
     /// What the last look at Postgres has shown; `None` if that failed.
-    pub outlook: Option<Outlook>,
+    pub outlook: Option<BacklogStatus>,
 }
 
 /// A shared, cheap handle on the state.
 #[derive(Debug, Clone)]
 pub struct StateHandle {
     state: Arc<Mutex<State>>,
-    turned: Arc<Notify>,
+    progressed: Arc<Notify>,
 }
 
 impl Default for StateHandle {
@@ -75,7 +75,7 @@ impl Default for StateHandle {
             listening: false,
             outlook: None,
         };
-        Self { state: Arc::new(Mutex::new(state)), turned: Arc::default() }
+        Self { state: Arc::new(Mutex::new(state)), progressed: Arc::default() }
     }
 }
 
@@ -85,16 +85,16 @@ impl StateHandle {
         self.lock().clone()
     }
 
-    /// Waits until the relay has come one thing further: its loop has turned, or the sink has answered. For one who
+    /// Waits until the relay has come one thing further: its loop has progressed, or the sink has answered. For one who
     /// watches whether it is stuck.
     pub async fn turn(&self) {
-        self.turned.notified().await;
+        self.progressed.notified().await;
     }
 
     /// The relay has come one thing further. Rung by the loop at each turn and by the sink at each answer, as one turn may
     /// hold many answers; never by a timer.
-    pub fn turned(&self) {
-        self.turned.notify_one();
+    pub fn progressed(&self) {
+        self.progressed.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -119,7 +119,7 @@ impl StateHandle {
         self.lock().listening = listening;
     }
 
-    pub(super) fn looked(&self, outlook: Option<Outlook>) {
+    pub(super) fn looked(&self, outlook: Option<BacklogStatus>) {
         self.lock().outlook = outlook;
     }
 

@@ -1,31 +1,31 @@
-//! One bounded step: a chunk of the log read, published and written down.
+//! One bounded step: a batch of the log read, published and written down.
 //!
 //! What may not change here is the order of effects, as each gap between two of them is a place to die:
 //!
 //! 1. the window is written down (`checkpoint::open`, or together with 4);
-//! 2. a chunk of it is read; the next one is read ahead while
-//! 3. the chunk is published under the numbers that the position gives it;
-//! 4. the position behind the chunk is written down, in one transaction with the events that were set aside.
+//! 2. a batch of it is read; the next one is read ahead while
+//! 3. the batch is published under the numbers that the position gives it;
+//! 4. the position behind the batch is written down, in one transaction with the events that were set aside.
 //!
 //! Dying after 1 or 2 loses nothing: the next relay finds the window and reads the same. Dying after 3 repeats the
-//! chunk under the same numbers, and the sink refuses repeats. Reading ahead has no effect, so it may overlap anything.
+//! batch under the same numbers, and the sink refuses repeats. Reading ahead has no effect, so it may overlap anything.
 
 use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
-use tokio::time::timeout;
+use tokio::time;
 
 use super::failure::Remedy;
 use super::handing::{Handing, hand_over};
 use super::leader::staying_alive;
-use super::publication::{Exceptions, SetAside, publish_chunk};
+use super::publication::{Exceptions, SetAside, publish_batch};
 use super::settings::OnPoison;
 use super::sink::{Batch, Delivery, PublishError, PublishMode, Reached, Sink};
 use crate::event::{LogId, StreamId, Topic};
 use crate::failpoint;
 use crate::log;
 use crate::log::parked::{self, Action, Parked};
-use crate::log::read::{Chunk, Limit};
+use crate::log::read::Limit;
 use crate::log::{Position, checkpoint, delivered_before, identity, read, release, unreadable};
 
 /// What a step did.
@@ -72,9 +72,9 @@ pub struct Rules {
     /// What happens to an event that the sink refuses for a reason of its own.
     pub on_poison: OnPoison,
     /// How long Postgres may take to answer. The server has its own limit; this one is for a server that is gone.
-    pub patience: Duration,
+    pub timeout: Duration,
     /// How often the leader's session lets the server hear of it while the sink is busy.
-    pub sign_of_life: Duration,
+    pub keepalive: Duration,
 }
 
 /// A relay's hands: its two connections, its position, and what it has read ahead.
@@ -86,12 +86,12 @@ pub struct Step {
     pub(super) reader: PgConnection,
     pub(super) position: Position,
     log: LogId,
-    ahead: Option<Chunk>,
+    ahead: Option<read::Batch>,
     pub(super) exceptions: Exceptions,
     /// How often in a row the sink has refused what it was handed.
     refusals: u32,
     /// Events that a sink which forgot was given again, since somebody asked.
-    pub(super) given_again: u64,
+    pub(super) republished: u64,
 }
 
 /// After so many refusals in a row, events are handed over one by one: until then the server may be at fault.
@@ -109,8 +109,8 @@ impl Step {
         mut writer: PgConnection,
         reader: PgConnection,
     ) -> Result<Self, StepError> {
-        let position = answered(rules.patience, checkpoint::load_or_begin(&mut writer, &rules.relay)).await?;
-        let log = answered(rules.patience, identity::of(&mut writer)).await?.id;
+        let position = answered(rules.timeout, checkpoint::load_or_begin(&mut writer, &rules.relay)).await?;
+        let log = answered(rules.timeout, identity::of(&mut writer)).await?.id;
         let exceptions = load_exceptions(&mut writer, &rules).await?;
         Ok(Self {
             rules,
@@ -121,7 +121,7 @@ impl Step {
             ahead: None,
             exceptions,
             refusals: 0,
-            given_again: 0,
+            republished: 0,
         })
     }
 
@@ -136,8 +136,8 @@ impl Step {
     }
 
     /// How many events a sink which forgot was given again since the last call, also by comparisons that failed in the middle.
-    pub(super) fn take_given_again(&mut self) -> u64 {
-        std::mem::take(&mut self.given_again)
+    pub(super) fn take_republished(&mut self) -> u64 {
+        std::mem::take(&mut self.republished)
     }
 
     /// The session that leads, for while the relay waits.
@@ -151,8 +151,8 @@ impl Step {
     /// [`StepError::Outbox`], [`StepError::NoAnswer`].
     pub async fn reload(&mut self) -> Result<(), StepError> {
         self.ahead = None;
-        let Rules { relay, patience, .. } = &self.rules;
-        self.position = answered(*patience, checkpoint::load_or_begin(&mut self.writer, relay)).await?;
+        let Rules { relay, timeout, .. } = &self.rules;
+        self.position = answered(*timeout, checkpoint::load_or_begin(&mut self.writer, relay)).await?;
         self.exceptions = load_exceptions(&mut self.writer, &self.rules).await?;
         Ok(())
     }
@@ -165,75 +165,75 @@ impl Step {
     pub async fn step<S: Sink>(&mut self, sink: &mut S) -> Result<Outcome, StepError> {
         if self.position.window.is_none() {
             let opened = checkpoint::open(&mut self.writer, &self.rules.relay, &self.position);
-            match answered(self.rules.patience, opened).await? {
+            match answered(self.rules.timeout, opened).await? {
                 None => return Ok(Outcome::Idle),
                 Some(position) => self.position = position,
             }
             failpoint::reach("window_written").await;
         }
         let after_id = self.position.window.as_ref().map_or(0, |w| w.after_id);
-        let chunk = match self.ahead.take() {
-            Some(chunk) => chunk,
+        let batch = match self.ahead.take() {
+            Some(batch) => batch,
             None => {
-                // A large chunk takes its time, which must not cost the lead.
-                let reading = Box::pin(read_chunk(&mut self.reader, &self.position, after_id, &self.rules));
-                staying_alive(&mut self.writer, self.rules.sign_of_life, reading).await??
+                // A large batch takes its time, which must not cost the lead.
+                let reading = Box::pin(read_batch(&mut self.reader, &self.position, after_id, &self.rules));
+                staying_alive(&mut self.writer, self.rules.keepalive, reading).await??
             }
         };
-        failpoint::reach("chunk_read").await;
-        let last_id = chunk.rows.last().map_or(after_id, read::Row::id);
+        failpoint::reach("batch_read").await;
+        let last_id = batch.rows.last().map_or(after_id, read::Row::id);
         let reading = async {
-            if chunk.is_last {
+            if batch.is_last {
                 return Ok(None);
             }
-            read_chunk(&mut self.reader, &self.position, last_id, &self.rules).await.map(Some)
+            read_batch(&mut self.reader, &self.position, last_id, &self.rules).await.map(Some)
         };
         let handing = handing_after(self.refusals);
-        let publishing = publish_chunk(sink, &self.position, &chunk.rows, &self.exceptions, handing);
+        let publishing = publish_batch(sink, &self.position, &batch.rows, &self.exceptions, handing);
         let both = Box::pin(async { tokio::join!(publishing, reading) });
-        let (set_aside, ahead) = staying_alive(&mut self.writer, self.rules.sign_of_life, both).await?;
+        let (set_aside, ahead) = staying_alive(&mut self.writer, self.rules.keepalive, both).await?;
         let set_aside = self.counting(set_aside)?;
         self.ahead = ahead?;
-        failpoint::reach("chunk_published").await;
-        self.write_down(&chunk, last_id, &set_aside).await?;
+        failpoint::reach("batch_published").await;
+        self.write_down(&batch, last_id, &set_aside).await?;
         failpoint::reach("checkpoint_written").await;
         if set_aside.len() > 0 {
-            self.use_up_numbers(sink, &chunk, &set_aside).await?;
+            self.use_up_numbers(sink, &batch, &set_aside).await?;
         }
         let parked = set_aside.len();
-        Ok(Outcome::Delivered { published: chunk.rows.len() - parked, parked })
+        Ok(Outcome::Delivered { published: batch.rows.len() - parked, parked })
     }
 
-    /// Lets the sink's number pass a chunk of which events are written down as set aside. The others come again: the sink may
+    /// Lets the sink's number pass a batch of which events are written down as set aside. The others come again: the sink may
     /// have forgotten them meanwhile.
     async fn use_up_numbers<S: Sink>(
         &mut self,
         sink: &mut S,
-        chunk: &Chunk,
+        batch: &read::Batch,
         set_aside: &SetAside,
     ) -> Result<(), StepError> {
         let number = |seq| StreamId::new(self.position.epoch, seq);
-        let first = self.position.next_seq - chunk.rows.len() as u64;
+        let first = self.position.next_seq - batch.rows.len() as u64;
         let span = (number(first), number(self.position.next_seq - 1));
-        let numbered = (first..).zip(&chunk.rows);
+        let numbered = (first..).zip(&batch.rows);
         let arrived = numbered.filter_map(|(seq, row)| match row {
             read::Row::Event(event) => Some(Delivery { id: number(seq), event }),
             read::Row::Unreadable(_) => None,
         });
         let arrived =
             arrived.filter(|delivery| set_aside.parked.iter().all(|parked| parked.id != delivery.id));
-        self.give_again(sink, PublishMode::Restore, arrived.collect(), span, None).await
+        self.republish(sink, PublishMode::Restore, arrived.collect(), span, None).await
     }
 
     async fn write_down(
         &mut self,
-        chunk: &Chunk,
+        batch: &read::Batch,
         last_id: i64,
         set_aside: &SetAside,
     ) -> Result<(), StepError> {
-        let Rules { relay, patience, .. } = &self.rules;
-        let written = write_position(&mut self.writer, relay, &self.position, chunk, last_id, set_aside);
-        self.position = answered(*patience, written).await?;
+        let Rules { relay, timeout, .. } = &self.rules;
+        let written = write_position(&mut self.writer, relay, &self.position, batch, last_id, set_aside);
+        self.position = answered(*timeout, written).await?;
         let unreadable = set_aside.unreadable.iter().filter_map(|(id, row)| Some((row.topic.as_ref()?, *id)));
         let parked = set_aside.parked.iter().map(|parked| (&parked.event.topic, parked.id));
         self.exceptions.hold(parked.chain(unreadable));
@@ -260,14 +260,14 @@ impl Step {
 
     /// Sets events aside that the position is past already.
     pub(super) async fn set_aside(&mut self, set_aside: &[Parked]) -> Result<(), StepError> {
-        let Rules { relay, patience, .. } = &self.rules;
+        let Rules { relay, timeout, .. } = &self.rules;
         let writing = async {
             let mut tx = self.writer.begin().await?;
             parked::park(&mut tx, relay, set_aside).await?;
             tx.commit().await?;
             Ok(())
         };
-        answered(*patience, writing).await?;
+        answered(*timeout, writing).await?;
         self.exceptions.hold(set_aside.iter().map(|parked| (&parked.event.topic, parked.id)));
         Ok(())
     }
@@ -283,8 +283,8 @@ impl Step {
         if self.position.window.is_some() {
             return Ok(false);
         }
-        let Rules { relay, patience, .. } = self.rules.clone();
-        let requested = answered(patience, parked::next_request(&mut self.writer, &relay)).await?;
+        let Rules { relay, timeout, .. } = self.rules.clone();
+        let requested = answered(timeout, parked::next_request(&mut self.writer, &relay)).await?;
         let Some((topic, action)) = requested else { return Ok(false) };
         let carried_out = match action {
             Action::Discard => self.discard(sink, &topic).await,
@@ -308,46 +308,50 @@ impl Step {
     }
 
     async fn refuse_request(&mut self, topic: &Topic, reason: &str) -> Result<(), StepError> {
-        let Rules { relay, patience, .. } = &self.rules;
+        let Rules { relay, timeout, .. } = &self.rules;
         let refused = parked::refuse_request(&mut self.writer, relay, topic, reason);
-        answered(*patience, refused).await?;
+        answered(*timeout, refused).await?;
         self.exceptions = load_exceptions(&mut self.writer, &self.rules).await?;
         Ok(())
     }
 
     /// Gives up those of a topic's parked events whose discard is requested, and publishes the others.
     async fn discard<S: Sink>(&mut self, sink: &mut S, topic: &Topic) -> Result<(), StepError> {
-        self.settle_held(sink, topic).await?;
-        let Rules { relay, patience, .. } = &self.rules;
-        answered(*patience, parked::discard(&mut self.writer, relay, topic)).await?;
+        self.count_held_as_released(sink, topic).await?;
+        let Rules { relay, timeout, .. } = &self.rules;
+        answered(*timeout, parked::discard(&mut self.writer, relay, topic)).await?;
         self.release(sink, topic).await
     }
 
     /// Events that the sink holds have been released, or were delivered before they were parked: clients have them, so they
     /// cannot be given up, and a sink that forgets them has to be given them again.
-    async fn settle_held<S: Sink>(&mut self, sink: &mut S, topic: &Topic) -> Result<(), StepError> {
-        let Rules { relay, patience, .. } = self.rules.clone();
+    async fn count_held_as_released<S: Sink>(
+        &mut self,
+        sink: &mut S,
+        topic: &Topic,
+    ) -> Result<(), StepError> {
+        let Rules { relay, timeout, .. } = self.rules.clone();
         let asking = sink.newest_of(topic);
-        let newest = match staying_alive(&mut self.writer, self.rules.sign_of_life, asking).await? {
+        let newest = match staying_alive(&mut self.writer, self.rules.keepalive, asking).await? {
             // The sink refuses whatever concerns this topic. It has taken nothing if no release has begun.
             Err(PublishError::Poison { .. })
-                if !answered(patience, release::has_begun(&mut self.writer, &relay, topic)).await? =>
+                if !answered(timeout, release::has_begun(&mut self.writer, &relay, topic)).await? =>
             {
                 None
             }
             answer => self.counting(answer)?,
         };
         let Some(Reached { id, event: Some(event) }) = newest else { return Ok(()) };
-        answered(patience, release::settle_held(&mut self.writer, &relay, topic, (id, event))).await
+        answered(timeout, release::mark_held_released(&mut self.writer, &relay, topic, (id, event))).await
     }
 
     /// Publishes a topic's parked events in order.
     async fn release<S: Sink>(&mut self, sink: &mut S, topic: &Topic) -> Result<(), StepError> {
-        let Rules { relay, patience, .. } = self.rules.clone();
+        let Rules { relay, timeout, .. } = self.rules.clone();
         loop {
             let limit = self.rules.limit.events.min(RELEASED_AT_ONCE);
             let mut events =
-                answered(patience, parked::of_topic(&mut self.writer, &relay, topic, limit)).await?;
+                answered(timeout, parked::of_topic(&mut self.writer, &relay, topic, limit)).await?;
             let Some(epoch) = events.first().map(|(id, _)| id.epoch) else { return Ok(()) };
             // Those of a later epoch make a batch of their own: a number alone does not say which of two came first.
             events.retain(|(id, _)| id.epoch == epoch);
@@ -363,7 +367,7 @@ impl Step {
                 lost: None,
             };
             let publishing = hand_over(sink, batch, self.handing());
-            let published = staying_alive(&mut self.writer, self.rules.sign_of_life, publishing).await?;
+            let published = staying_alive(&mut self.writer, self.rules.keepalive, publishing).await?;
             failpoint::reach("released").await;
             let arrived = match &published {
                 Ok(()) => &deliveries[..],
@@ -371,11 +375,11 @@ impl Step {
                 Err(_) => &[],
             };
             if let Some(Delivery { id, .. }) = arrived.last() {
-                answered(patience, release::settle(&mut self.writer, &relay, topic, *id)).await?;
+                answered(timeout, release::mark_released(&mut self.writer, &relay, topic, *id)).await?;
             }
             if let Err(PublishError::Poison { .. }) = &published {
                 let mode = PublishMode::RestoreRelease;
-                self.give_again(sink, mode, arrived.to_vec(), (number, number), None).await?;
+                self.republish(sink, mode, arrived.to_vec(), (number, number), None).await?;
             }
             self.counting(published)?;
         }
@@ -387,11 +391,11 @@ impl Step {
         topic: &Topic,
         deliveries: &[Delivery<'_>],
     ) -> Result<StreamId, StepError> {
-        let Rules { relay, patience, .. } = &self.rules;
+        let Rules { relay, timeout, .. } = &self.rules;
         let number = StreamId::new(self.position.epoch, self.position.next_seq);
         let through = deliveries.last().map_or(number, |last| last.id);
         let begun = release::begin(&mut self.writer, relay, &self.position, topic, through);
-        self.position = answered(*patience, begun).await?;
+        self.position = answered(*timeout, begun).await?;
         Ok(number)
     }
 }
@@ -400,19 +404,19 @@ fn handing_after(refusals: u32) -> Handing {
     if refusals < REFUSALS_TOGETHER { Handing::Together } else { Handing::OneByOne }
 }
 
-/// The position behind a chunk and the events set aside from it, in one transaction.
+/// The position behind a batch and the events set aside from it, in one transaction.
 async fn write_position(
     writer: &mut PgConnection,
     relay: &str,
     from: &Position,
-    chunk: &Chunk,
+    batch: &read::Batch,
     last_id: i64,
     set_aside: &SetAside,
 ) -> Result<Position, log::Error> {
-    let events = chunk.rows.len() as u64;
+    let events = batch.rows.len() as u64;
     if set_aside.len() == 0 {
-        return if chunk.is_last {
-            checkpoint::settle(writer, relay, from, last_id, events).await
+        return if batch.is_last {
+            checkpoint::close_window(writer, relay, from, last_id, events).await
         } else {
             checkpoint::advance(writer, relay, from, last_id, events).await
         };
@@ -430,27 +434,27 @@ async fn write_position(
 }
 
 async fn load_exceptions(writer: &mut PgConnection, rules: &Rules) -> Result<Exceptions, StepError> {
-    let held = answered(rules.patience, parked::held_topics(writer, &rules.relay)).await?;
-    let before = answered(rules.patience, delivered_before::of(writer, &rules.relay)).await?;
+    let held = answered(rules.timeout, parked::held_topics(writer, &rules.relay)).await?;
+    let before = answered(rules.timeout, delivered_before::of(writer, &rules.relay)).await?;
     Ok(Exceptions::new(held, before, rules.on_poison))
 }
 
-async fn read_chunk(
+async fn read_batch(
     reader: &mut PgConnection,
     position: &Position,
     after_id: i64,
     rules: &Rules,
-) -> Result<Chunk, StepError> {
-    let read = read::chunk(reader, &rules.relay, position, after_id, rules.limit);
-    answered(rules.patience, read).await
+) -> Result<read::Batch, StepError> {
+    let read = read::batch(reader, &rules.relay, position, after_id, rules.limit);
+    answered(rules.timeout, read).await
 }
 
 pub(super) async fn answered<T>(
-    patience: Duration,
+    timeout: Duration,
     work: impl Future<Output = Result<T, log::Error>>,
 ) -> Result<T, StepError> {
-    match timeout(patience, work).await {
+    match time::timeout(timeout, work).await {
         Ok(result) => Ok(result?),
-        Err(_elapsed) => Err(StepError::NoAnswer(patience)),
+        Err(_elapsed) => Err(StepError::NoAnswer(timeout)),
     }
 }

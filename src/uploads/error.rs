@@ -19,7 +19,7 @@ pub(super) enum Error {
     #[error(transparent)]
     Conflict(#[from] Conflict),
     /// Postgres.
-    #[error("Postgres: {}", postgres::said(.0))]
+    #[error("Postgres: {}", postgres::error_text(.0))]
     Database(#[from] sqlx::Error),
     /// The outbox.
     #[error("the outbox: {0}")]
@@ -61,7 +61,7 @@ impl IntoResponse for Error {
 
 /// What became of the transaction may be unknown (a commit without an answer), so the answer does not say.
 fn database_problem(error: &sqlx::Error) -> Problem {
-    tracing::error!(error = postgres::said(error), "a request failed in Postgres");
+    tracing::error!(error = postgres::error_text(error), "a request failed in Postgres");
     Problem::unavailable(
         "the database cannot be used at the moment; try again (repeating a request does no harm)",
     )

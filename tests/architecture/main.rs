@@ -13,17 +13,17 @@ const PARTS: [(&str, &[&str], &[&str]); 19] = [
     ("address", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("event", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     // Words for people, wherever something is told.
-    ("counted", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
+    ("pluralize", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("printable", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("postgres", &["address"], &["redis", "axum", "hyper"]),
     ("outbox", &["event", "postgres"], &["redis", "axum", "hyper"]),
     ("log", &["event", "postgres", "outbox"], &["redis", "axum", "hyper"]),
-    ("ops", &["event", "counted", "postgres", "outbox", "log"], &["redis", "axum", "hyper"]),
+    ("ops", &["event", "pluralize", "postgres", "outbox", "log"], &["redis", "axum", "hyper"]),
     // Spans are made where things happen: by the publisher, by the SSE server, and for each request.
     ("trace", &["address", "event"], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("failpoint", &[], &["sqlx", "redis", "axum", "hyper"]),
-    ("relay", &["event", "counted", "postgres", "outbox", "log", "failpoint"], &["redis", "axum", "hyper"]),
-    ("redis", &["address", "event", "counted", "relay", "trace"], &["sqlx", "axum", "hyper"]),
+    ("relay", &["event", "pluralize", "postgres", "outbox", "log", "failpoint"], &["redis", "axum", "hyper"]),
+    ("redis", &["address", "event", "pluralize", "relay", "trace"], &["sqlx", "axum", "hyper"]),
     ("http", &["address", "event", "trace"], &["sqlx", "redis"]),
     ("auth", &["address", "failpoint", "http"], &["sqlx", "redis"]),
     ("sse", &["event", "redis", "http", "auth", "trace"], &["sqlx"]),
@@ -31,7 +31,7 @@ const PARTS: [(&str, &[&str], &[&str]); 19] = [
     // Its charts show what the relay's pulse has seen, so that a sample costs no look at Postgres of its own.
     (
         "console",
-        &["event", "counted", "postgres", "outbox", "log", "ops", "relay", "http"],
+        &["event", "pluralize", "postgres", "outbox", "log", "ops", "relay", "http"],
         &["redis", "hyper"],
     ),
     ("uploads", &["event", "postgres", "outbox", "http", "auth", "sse"], &["redis"]),

@@ -135,10 +135,10 @@ async fn headers_count_in_a_batch_and_their_size_is_known_without_them() {
     let database = database().await;
     let (mut connection, position) = window_of(&database, 8, 10_000).await;
     let limit = read::Limit { events: 100, bytes: 25_000 };
-    let chunk = read::chunk(&mut connection, "main", &position, 0, limit).await.expect("a chunk");
+    let chunk = read::batch(&mut connection, "main", &position, 0, limit).await.expect("a chunk");
     assert_eq!((chunk.rows.len(), chunk.is_last), (3, false));
     let all = read::Limit { events: 8, bytes: u64::MAX };
-    let chunk = read::chunk(&mut connection, "main", &position, 0, all).await.expect("a chunk");
+    let chunk = read::batch(&mut connection, "main", &position, 0, all).await.expect("a chunk");
     assert_eq!((chunk.rows.len(), chunk.is_last), (8, true), "the query says that nothing follows");
     let sizes: Vec<i32> = sqlx::query_scalar("select distinct bytes from outbox.event")
         .fetch_all(&mut connection)

@@ -51,14 +51,14 @@ async fn a_relay_that_dies_with_a_window_written_down_and_nothing_read() {
 
 #[tokio::test]
 async fn a_relay_that_dies_with_a_chunk_read_and_nothing_published() {
-    dying_at("chunk_read", 1).await;
-    dying_at("chunk_read", 3).await;
+    dying_at("batch_read", 1).await;
+    dying_at("batch_read", 3).await;
 }
 
 #[tokio::test]
 async fn a_relay_that_dies_with_a_chunk_published_and_nothing_written_down() {
-    dying_at("chunk_published", 1).await;
-    dying_at("chunk_published", 4).await;
+    dying_at("batch_published", 1).await;
+    dying_at("batch_published", 4).await;
 }
 
 #[tokio::test]
@@ -135,11 +135,11 @@ async fn a_discard_behind_a_release_that_broke_off_gives_up_only_what_never_arri
 
 #[tokio::test]
 async fn a_relay_that_dies_in_the_middle_of_a_restore() {
-    let (mut line, mut listener) = line_that_stops_at("stretch_restored", 2).await;
+    let (mut line, mut listener) = line_that_stops_at("range_restored", 2).await;
     line.append(35).await;
     line.is_whole().await;
     line.command("flushall").await.expect("a flush");
-    is_killed_there(&mut line, "stretch_restored").await;
+    is_killed_there(&mut line, "range_restored").await;
     line.append(5).await;
     line.is_whole().await;
     // What had been told is not told again.
@@ -148,7 +148,7 @@ async fn a_relay_that_dies_in_the_middle_of_a_restore() {
 
 #[tokio::test]
 async fn a_relay_that_dies_in_a_restore_with_events_refused_and_not_yet_set_aside() {
-    let (mut line, _) = line_that_stops_at("stretch_published", 1).await;
+    let (mut line, _) = line_that_stops_at("range_published", 1).await;
     let refused = line.system.redis.topic("refused");
     let key = crate::harness::keys::history(&refused);
     let waiting = line.append_to(&refused, 4).await;
@@ -156,7 +156,7 @@ async fn a_relay_that_dies_in_a_restore_with_events_refused_and_not_yet_set_asid
     line.is_whole().await;
     let forget = "redis.call('FLUSHALL') redis.call('SET', KEYS[1], 'of another type')";
     line.words(&["eval", forget, "1", &key]).await.expect("a flush");
-    is_killed_there(&mut line, "stretch_published").await;
+    is_killed_there(&mut line, "range_published").await;
     line.is_whole().await;
     let mut connection = line.system.database.connect().await;
     let relay = line.system.redis.relay_name();

@@ -23,7 +23,7 @@ async fn open(admin: &mut PgConnection, from: &Position) -> Position {
 }
 
 async fn settle(admin: &mut PgConnection, opened: &Position, last_id: i64, events: u64) -> Position {
-    checkpoint::settle(admin, "main", opened, last_id, events).await.expect("a position")
+    checkpoint::close_window(admin, "main", opened, last_id, events).await.expect("a position")
 }
 
 /// The state of each event, in order of id.

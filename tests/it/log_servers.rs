@@ -78,7 +78,7 @@ async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() {
     let standby = Standby::of(own).await;
     let mut reader = standby.connect().await;
     eventually("the standby shows the position", async || {
-        read::chunk(&mut reader, "main", &begun, 0, LIMIT).await.is_ok().then_some(())
+        read::batch(&mut reader, "main", &begun, 0, LIMIT).await.is_ok().then_some(())
     })
     .await;
     execute(&mut reader, "select pg_wal_replay_pause()").await;
@@ -89,13 +89,13 @@ async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() {
     .await;
     // The writer has delivered the window, and opened the next one over what the standby does not show.
     execute(&mut writer, "select outbox.append('t', 'T', '1')").await;
-    let position = checkpoint::settle(&mut writer, "main", &begun, 2, 2).await.expect("a position");
+    let position = checkpoint::close_window(&mut writer, "main", &begun, 2, 2).await.expect("a position");
     assert!(position.window.is_some());
-    let read_there = read::chunk(&mut reader, "main", &position, 0, LIMIT).await;
+    let read_there = read::batch(&mut reader, "main", &position, 0, LIMIT).await;
     assert!(matches!(read_there, Err(Error::StaleReader { n: 3, .. })), "{read_there:?}");
     execute(&mut reader, "select pg_wal_replay_resume()").await;
     let chunk = eventually("it has caught up", async || {
-        read::chunk(&mut reader, "main", &position, 0, LIMIT).await.ok()
+        read::batch(&mut reader, "main", &position, 0, LIMIT).await.ok()
     })
     .await;
     assert_eq!((chunk.rows.len(), chunk.is_last), (1, true));

@@ -151,16 +151,16 @@ async fn a_server_that_lags_proves_nothing() {
     // It settles the window, and opens one over what the other server has never heard of.
     execute(&mut writer, "select outbox.append('t', 'T', '1')").await;
     let last = 2;
-    let position = checkpoint::settle(&mut writer, "main", &begun, last, 2).await.expect("a position");
+    let position = checkpoint::close_window(&mut writer, "main", &begun, last, 2).await.expect("a position");
     let mut reader = lagging.connect().await;
     let limit = read::Limit { events: 10, bytes: 1_000_000 };
-    let read_there = read::chunk(&mut reader, "main", &position, 0, limit).await;
+    let read_there = read::batch(&mut reader, "main", &position, 0, limit).await;
     assert!(matches!(read_there, Err(Error::StaleReader { n: 3, .. })), "{read_there:?}");
-    let read_here = read::chunk(&mut writer, "main", &position, 0, limit).await.expect("a chunk");
+    let read_here = read::batch(&mut writer, "main", &position, 0, limit).await.expect("a chunk");
     assert_eq!(read_here.rows.len(), 1);
     // The same number, and another content: of a server that another relay has moved on.
     let other = Position { next_seq: 7, ..position };
-    let read_there = read::chunk(&mut writer, "main", &other, 0, limit).await;
+    let read_there = read::batch(&mut writer, "main", &other, 0, limit).await;
     assert!(matches!(read_there, Err(Error::StaleReader { .. })), "{read_there:?}");
 }
 

@@ -291,8 +291,8 @@ impl<'a> World<'a> {
             relay: RELAY.to_owned(),
             limit,
             on_poison: OnPoison::Halt,
-            patience: PATIENCE,
-            sign_of_life: PATIENCE,
+            timeout: PATIENCE,
+            keepalive: PATIENCE,
         };
         Step::begin(rules, writer, reader).await.expect("a position")
     }

@@ -138,7 +138,7 @@ async fn a_loop_that_is_stuck_turns_it_red_although_nothing_has_failed() {
     let system = System::new()
         .await
         .set("AFTERCOMMIT_RELAY_READY_MAX_PENDING_SECONDS", "1")
-        .set("FAILPOINT", "chunk_published");
+        .set("FAILPOINT", "batch_published");
     let relay = system.start("relay").await;
     turns_green(&relay).await;
     commit(&system, &system.redis.topic("stuck"), "A", 1).await;

@@ -33,8 +33,8 @@ impl Relay {
             relay: redis.relay_name(),
             limit: read::Limit { events: 100, bytes: 1_000_000 },
             on_poison,
-            patience: Duration::from_secs(20),
-            sign_of_life: Duration::from_secs(5),
+            timeout: Duration::from_secs(20),
+            keepalive: Duration::from_secs(5),
         };
         let mut publisher = Publisher::new(redis.settings(), &redis.relay_name(), 7);
         let step = Step::begin(rules, writer, reader).await.expect("a position");
@@ -240,10 +240,10 @@ async fn a_topic_whose_key_has_the_wrong_type_is_parked_and_all_else_flows() {
     // Released: everything in its order, then the topic flows again.
     let mut database_connection = database.connect().await;
     let name = redis.relay_name();
-    let wished = parked::request(&mut database_connection, &name, &bad, Action::Release, None)
+    let requested = parked::request(&mut database_connection, &name, &bad, Action::Release, None)
         .await
         .expect("a request");
-    assert_eq!(wished, 5);
+    assert_eq!(requested, 5);
     assert!(relay.step.apply_request(&mut relay.publisher).await.expect("a release"));
     append(&database, &bad, "\"bad 5\"").await;
     assert_eq!(relay.drain().await, (1, 0));

@@ -168,7 +168,7 @@ async fn a_redis_that_went_back_into_the_middle_of_a_batch_is_given_the_rest_of_
     let opened = checkpoint::open(&mut connection, &redis.relay_name(), relay.step.position()).await;
     let opened = opened.expect("a look").expect("a window");
     let limit = read::Limit { events: 57, bytes: 1_000_000 };
-    let chunk = read::chunk(&mut connection, &redis.relay_name(), &opened, 0, limit).await.expect("a chunk");
+    let chunk = read::batch(&mut connection, &redis.relay_name(), &opened, 0, limit).await.expect("a chunk");
     relay.step.reload().await.expect("a position");
     assert_eq!(relay.drain().await, (100, 0));
     let keys =

@@ -179,5 +179,5 @@ async fn step(admin: &mut PgConnection, from: &Position) -> Position {
     };
     let last: i64 =
         sqlx::query_scalar("select max(id) from outbox.event").fetch_one(&mut *admin).await.expect("an id");
-    checkpoint::settle(admin, "main", &opened, last, 1).await.expect("a position")
+    checkpoint::close_window(admin, "main", &opened, last, 1).await.expect("a position")
 }

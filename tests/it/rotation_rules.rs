@@ -42,9 +42,9 @@ async fn deliver(admin: &mut PgConnection) -> Position {
         },
     };
     let limit = read::Limit { events: 1000, bytes: 1_000_000 };
-    let rows = read::chunk(admin, "main", &opened, 0, limit).await.expect("a chunk").rows;
+    let rows = read::batch(admin, "main", &opened, 0, limit).await.expect("a chunk").rows;
     let last = rows.last().expect("a row").id();
-    checkpoint::settle(admin, "main", &opened, last, rows.len() as u64).await.expect("a position")
+    checkpoint::close_window(admin, "main", &opened, last, rows.len() as u64).await.expect("a position")
 }
 
 async fn rotate_now(admin: &mut PgConnection, retention: Duration) -> Rotation {

@@ -85,7 +85,8 @@ async fn a_window_does_not_look_through_a_large_late_transaction_that_is_still_o
     // The window of the one event ends behind the open transaction's rows, which are late ones from now on.
     let position = checkpoint::open(&mut relay, "main", &position).await.expect("a look").expect("an event");
     let last = ROWS.cast_signed() + 1;
-    let position = checkpoint::settle(&mut relay, "main", &position, last, 1).await.expect("a position");
+    let position =
+        checkpoint::close_window(&mut relay, "main", &position, last, 1).await.expect("a position");
 
     let mut counted = database.connect().await;
     read::prepare_session(&mut counted).await.expect("a session");

@@ -146,7 +146,7 @@ async fn a_relay_that_cannot_reach_redis_or_postgres_lives_and_says_what_fails()
 #[tokio::test]
 async fn a_relay_whose_loop_is_stuck_gives_no_sign_of_life_although_it_still_answers() {
     let systemd = Systemd::new();
-    let system = systemd.watches(System::new().await).set("FAILPOINT", "chunk_published");
+    let system = systemd.watches(System::new().await).set("FAILPOINT", "batch_published");
     let relay = system.start("relay").await;
     systemd.hears_signs_of_life(2).await;
     commit(&system, &system.redis.topic("stuck"), "A", 1).await;

@@ -132,7 +132,7 @@ fn start(cli: Cli) -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            telemetry::say_failure(&ops::output::told(&error));
+            telemetry::say_failure(&ops::output::error_text(&error));
             if error.is::<ops::WrongUsage>() { ExitCode::from(WRONG_USAGE) } else { ExitCode::FAILURE }
         }
     }

@@ -3,8 +3,8 @@
 use anyhow::{Context, Result};
 use sqlx::Connection;
 
-use aftercommit::counted::counted;
 use aftercommit::log;
+use aftercommit::pluralize::pluralize;
 use aftercommit::postgres::Schema;
 use aftercommit::{outbox, uploads};
 
@@ -46,7 +46,7 @@ async fn apply(config: &Config, schema: &Schema) -> Result<()> {
     connection.close().await?;
     let what = match applied {
         0 => "up to date".to_owned(),
-        n => format!("applied {}", counted(n as u64, "migration")),
+        n => format!("applied {}", pluralize(n as u64, "migration")),
     };
     note!("schema {}: {what}", schema.name);
     Ok(())

@@ -32,7 +32,7 @@ pub(crate) struct Stopping(JoinHandle<()>);
 
 impl Stopping {
     /// Waits until it has been told: the last thing that a process does.
-    pub(crate) async fn told(self) {
+    pub(crate) async fn wait(self) {
         if tokio::time::timeout(PATIENCE * 2, self.0).await.is_err() {
             tracing::debug!("ended without having been told to stop");
         }

@@ -214,7 +214,7 @@ fn publish(state: &mut State, first: u8, events: &[u8]) {
     }
 }
 
-/// `checkpoint::advance` and `checkpoint::settle`: one statement, whose snapshot opens the next window.
+/// `checkpoint::advance` and `checkpoint::close_window`: one statement, whose snapshot opens the next window.
 fn write_down(rules: &Rules, state: &mut State, n: u8, from: &Position, batch: &Batch) -> Relay {
     let Some(window) = from.window else { return Relay::Down };
     let next_seq = from.next_seq + u8::try_from(batch.events.len()).expect("a small batch");

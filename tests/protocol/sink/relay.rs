@@ -334,7 +334,7 @@ impl State {
                 self.broken.unnamed_rows |= row > request.through;
             }
             if rules.discards_ask_the_sink {
-                self.settle_held(request.topic);
+                self.mark_held_released(request.topic);
             }
             for row in self.log.waiting(request.topic).filter(|p| p.row <= through).map(|p| p.row) {
                 // A Redis that lost it since cannot be asked.
@@ -356,7 +356,7 @@ impl State {
     }
 
     /// Parked events that the sink holds have been released, or arrived before they were parked.
-    fn settle_held(&mut self, topic: u8) {
+    fn mark_held_released(&mut self, topic: u8) {
         let newest = self.redis.histories[usize::from(topic)].last();
         let Some((id, uuid)) = newest.map(|entry| (entry.id, entry.uuid)) else { return };
         let is_parked = |p: &&Parked| p.id == id && self.log.event(p.row).uuid == uuid;

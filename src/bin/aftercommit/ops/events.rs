@@ -6,7 +6,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use aftercommit::ops::browse::{self, EventDetail, EventRow, EventState, Selection};
-use aftercommit::ops::life::{self, ByHand, Delivered, Life};
+use aftercommit::ops::explain::{self, ByHand, Delivered, Life};
 
 use super::WrongUsage;
 use super::output::{self, Output};
@@ -156,7 +156,7 @@ async fn show(config: &Config, event: &str, output: Output) -> Result<()> {
     }
     let mut shown = Vec::new();
     for detail in found {
-        let life = life::of(&mut connection, relay, &detail).await?;
+        let life = explain::of(&mut connection, relay, &detail).await?;
         shown.push(Shown { detail, life });
     }
     if output == Output::Json {

@@ -11,8 +11,8 @@ use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 
 use ::redis::RedisError;
-use aftercommit::counted::counted;
 use aftercommit::ops::undelivered::Undelivered;
+use aftercommit::pluralize::pluralize;
 use aftercommit::printable::{printable, printable_json};
 use aftercommit::{postgres, redis};
 
@@ -81,28 +81,28 @@ pub(super) fn time(at: DateTime<Utc>) -> String {
 }
 
 /// An error with its causes, as far as the text of those above does not tell them already.
-pub(crate) fn told(error: &anyhow::Error) -> String {
-    let mut told = String::new();
+pub(crate) fn error_text(error: &anyhow::Error) -> String {
+    let mut text = String::new();
     for cause in error.chain() {
-        let of_postgres = cause.downcast_ref::<sqlx::Error>().map(postgres::said);
+        let of_postgres = cause.downcast_ref::<sqlx::Error>().map(postgres::error_text);
         let driver = of_postgres.or_else(|| cause.downcast_ref::<RedisError>().map(redis::said));
         let is_whole =
             driver.is_some() || cause.is::<postgres::ConnectError>() || cause.is::<redis::ConnectError>();
         let own = driver.unwrap_or_else(|| cause.to_string());
-        if !told.contains(&own) {
-            told = if told.is_empty() { own } else { format!("{told}: {own}") };
+        if !text.contains(&own) {
+            text = if text.is_empty() { own } else { format!("{text}: {own}") };
         }
         // What lies below says the same, in the driver's words.
         if is_whole {
             break;
         }
     }
-    told
+    text
 }
 
 /// `200 events wait, the oldest for 18.0 s: start `aftercommit relay``.
 pub(super) fn undelivered(waiting: &Undelivered) -> String {
-    let events = counted(waiting.events, "event");
+    let events = pluralize(waiting.events, "event");
     let (more, wait) = match (waiting.is_at_least, waiting.events) {
         (true, _) => (" or more", "wait"),
         (false, 1) => ("", "waits"),

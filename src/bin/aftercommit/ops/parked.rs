@@ -6,12 +6,12 @@ use anyhow::{Result, bail};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 
-use aftercommit::counted::counted;
 use aftercommit::event::{StreamId, Topic};
 use aftercommit::log::parked::{self, Action};
 use aftercommit::log::{overview, read};
 use aftercommit::ops::parked::{self as requests, Named, Outcome};
 use aftercommit::ops::parked_topics::{self, ParkedTopic};
+use aftercommit::pluralize::pluralize;
 
 use super::confirm::Consent;
 use super::output::{self, Output};
@@ -79,8 +79,8 @@ pub(crate) struct Chosen {
 pub(crate) async fn run(config: &Config, command: &Command) -> Result<()> {
     match command {
         Command::List { limit, output } => list(config, *limit, *output).await,
-        Command::Release(chosen) => settle(config, chosen, Action::Release).await,
-        Command::Discard(chosen) => settle(config, chosen, Action::Discard).await,
+        Command::Release(chosen) => request(config, chosen, Action::Release).await,
+        Command::Discard(chosen) => request(config, chosen, Action::Discard).await,
     }
 }
 
@@ -94,7 +94,10 @@ async fn list(config: &Config, limit: u32, output: Output) -> Result<()> {
         note!("nothing is parked for relay {}", config.relay.name);
         return Ok(());
     }
-    output::table(["TOPIC", "EVENTS", "FIRST ID", "LAST ID", "SINCE", "WISH", "WHY"], topics.iter().map(row));
+    output::table(
+        ["TOPIC", "EVENTS", "FIRST ID", "LAST ID", "SINCE", "REQUEST", "WHY"],
+        topics.iter().map(row),
+    );
     if let Some(first) = topics.iter().find(|topic| topic.requested.is_none()) {
         note!(
             "mend what is under WHY, then: aftercommit parked release {0} --through {1} (or discard)",
@@ -117,7 +120,7 @@ fn row(topic: &ParkedTopic) -> [String; 7] {
     ]
 }
 
-async fn settle(config: &Config, chosen: &Chosen, action: Action) -> Result<()> {
+async fn request(config: &Config, chosen: &Chosen, action: Action) -> Result<()> {
     if chosen.through.is_some() && chosen.topics.len() > 1 {
         bail!(super::WrongUsage("--through names an id of one topic: give one topic".into()));
     }
@@ -132,7 +135,7 @@ async fn settle(config: &Config, chosen: &Chosen, action: Action) -> Result<()> 
         Action::Release => "publish, in order,",
         Action::Discard => "give up, for good,",
     };
-    chosen.consent.to(&format!("{verb} {}", told(&named)))?;
+    chosen.consent.to(&format!("{verb} {}", described(&named)))?;
     let how = How { action, consent: &chosen.consent, is_waited_for: !chosen.no_wait, output: chosen.output };
     hand_over(config, &mut connection, named, how).await
 }
@@ -158,9 +161,9 @@ pub(super) async fn name(
 }
 
 /// `2 parked events of 1 topic (1-101 to 1-102)`.
-pub(super) fn told(named: &[Named]) -> String {
-    let events = counted(named.iter().map(|one| one.events).sum(), "parked event");
-    let of = counted(named.len() as u64, "topic");
+pub(super) fn described(named: &[Named]) -> String {
+    let events = pluralize(named.iter().map(|one| one.events).sum(), "parked event");
+    let of = pluralize(named.len() as u64, "topic");
     match named {
         [one] if one.first == one.through => format!("{events} of {of} ({})", one.through),
         [one] => format!("{events} of {of} ({} to {})", one.first, one.through),
@@ -196,7 +199,7 @@ pub(super) async fn hand_over(
         Output::Table if how.is_waited_for => {
             outcomes.iter().for_each(|outcome| output::line(&outcome.says()));
         }
-        Output::Table => output::line(&format!("{} handed to the relay", counted(events, "event"))),
+        Output::Table => output::line(&format!("{} handed to the relay", pluralize(events, "event"))),
     }
     if how.is_waited_for { judge(config, connection, &outcomes).await } else { Ok(()) }
 }
@@ -206,13 +209,13 @@ async fn judge(config: &Config, connection: &mut PgConnection, outcomes: &[Outco
     let total = |count: fn(&Outcome) -> u64| outcomes.iter().map(count).sum::<u64>();
     let (waiting, refused) = (total(|outcome| outcome.waiting), total(|outcome| outcome.refused));
     if refused > 0 {
-        let events = counted(refused, "event");
+        let events = pluralize(refused, "event");
         bail!(
             "{events} refused again, and parked as before: mend what is said above, then release once more"
         );
     }
     if waiting > 0 {
-        let (events, seconds) = (counted(waiting, "event"), OUTCOME_LIMIT.as_secs());
+        let (events, seconds) = (pluralize(waiting, "event"), OUTCOME_LIMIT.as_secs());
         let why = why_not(config, connection).await?;
         bail!(
             "the relay has not dealt with {events} within {seconds} s{why}; it will, unless it is told otherwise"

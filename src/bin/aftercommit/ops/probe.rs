@@ -8,8 +8,8 @@ use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use aftercommit::counted::counted;
 use aftercommit::http::Check;
+use aftercommit::pluralize::pluralize;
 
 use super::output;
 
@@ -63,7 +63,7 @@ pub(crate) async fn redis(settings: &aftercommit::redis::Settings) -> Answer {
             of("redis_version"),
             of("role"),
             of("used_memory_human"),
-            counted(of("connected_clients").parse().unwrap_or(0), "client"),
+            pluralize(of("connected_clients").parse().unwrap_or(0), "client"),
             of("maxmemory_policy")
         ))
     });
@@ -109,7 +109,7 @@ fn reasons(body: &str, wanted: impl Fn(&serde_json::Value) -> bool) -> String {
 /// What was answered in time; otherwise why not, in words.
 async fn answered<T>(asking: impl Future<Output = Result<T>>) -> Result<T, String> {
     match tokio::time::timeout(PATIENCE, asking).await {
-        Ok(answered) => answered.map_err(|error| output::told(&error)),
+        Ok(answered) => answered.map_err(|error| output::error_text(&error)),
         Err(_elapsed) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
     }
 }

@@ -6,12 +6,12 @@ use anyhow::Result;
 use serde_json::json;
 use sqlx::PgConnection;
 
-use aftercommit::counted::counted;
 use aftercommit::event::{EventId, StreamId, Topic};
 use aftercommit::log::contradiction::{self, Contradiction};
 use aftercommit::log::identity;
 use aftercommit::ops::audit;
 use aftercommit::ops::rebase::{Cluster, Lineage, Pending, Rebase};
+use aftercommit::pluralize::pluralize;
 use aftercommit::redis::keys::Keys;
 use aftercommit::redis::{Publisher, told};
 use aftercommit::relay::{Batch, PublishMode, Reached, Sink};
@@ -286,11 +286,11 @@ fn say(found: &Findings) {
     note!("position    Postgres {}, Redis {redis}", found.position);
     note!(
         "pending     {}, {} of them in Redis already: not published again",
-        counted(found.pending, "event"),
+        pluralize(found.pending, "event"),
         found.told.len()
     );
     if let Some(lost @ 1..) = found.lost() {
-        let lost = counted(lost, "event");
+        let lost = pluralize(lost, "event");
         note!("lost        {lost} that clients have seen and Postgres no longer has");
     }
 }

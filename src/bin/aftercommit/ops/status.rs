@@ -7,10 +7,10 @@ use chrono::Utc;
 use serde::Serialize;
 use sqlx::PgConnection;
 
-use aftercommit::counted::counted;
 use aftercommit::log::overview::{self, RelayOverview};
 use aftercommit::ops::undelivered::{self, Undelivered};
 use aftercommit::ops::verdict::Verdict;
+use aftercommit::pluralize::pluralize;
 
 use super::output::{self, Output};
 use super::probe::{self, Answer};
@@ -143,13 +143,13 @@ fn print_relay(relay: &RelayOverview, verdict: Verdict) {
 }
 
 fn waiting(relay: &RelayOverview) -> String {
-    let at_most = counted(relay.backlog_at_most.max(1).cast_unsigned(), "event");
+    let at_most = pluralize(relay.backlog_at_most.max(1).cast_unsigned(), "event");
     match (relay.oldest_pending_seconds.map(output::seconds), relay.oldest_is_sampled) {
         (Some(age), false) => format!("at most {at_most}, the oldest for {age}"),
         (Some(age), true) => format!("at most {at_most}, the oldest for {age} or longer"),
         (None, false) => "nothing".to_owned(),
         (None, true) => {
-            let rows = counted(relay.backlog_at_most.cast_unsigned(), "row");
+            let rows = pluralize(relay.backlog_at_most.cast_unsigned(), "row");
             format!("nothing seen; {rows} of open or rolled-back transactions")
         }
     }
@@ -160,7 +160,7 @@ fn parked(relay: &RelayOverview) -> String {
         (0, _) => "nothing".to_owned(),
         (events, topics) => {
             let [events, topics] =
-                [(events, "event"), (topics, "topic")].map(|(n, what)| counted(n.cast_unsigned(), what));
+                [(events, "event"), (topics, "topic")].map(|(n, what)| pluralize(n.cast_unsigned(), what));
             format!("{events}, {topics} held: `aftercommit parked list`")
         }
     }

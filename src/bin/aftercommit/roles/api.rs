@@ -80,7 +80,7 @@ pub(crate) async fn serve(
         () = notifier.watch(async || turns.next().await, || format!("serving on {address}")) => {}
     }
     pool.close().await;
-    stopping.told().await;
+    stopping.wait().await;
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use aftercommit::http::Check;
 use aftercommit::trace;
 
-use crate::ops::output::told;
+use crate::ops::output::error_text;
 
 /// How long one check of readiness may take.
 const CHECK_LIMIT: Duration = Duration::from_secs(2);
@@ -23,7 +23,7 @@ async fn check<T, E: Into<anyhow::Error>>(
 ) -> Check {
     match tokio::time::timeout(CHECK_LIMIT, asked).await {
         Ok(Ok(_)) => Check::of(name, Ok::<_, String>("ok")),
-        Ok(Err(error)) => Check::of(name, Err::<String, _>(told(&error.into()))),
+        Ok(Err(error)) => Check::of(name, Err::<String, _>(error_text(&error.into()))),
         Err(_elapsed) => {
             Check::of(name, Err::<String, _>(format!("no answer within {} s", CHECK_LIMIT.as_secs())))
         }

@@ -23,7 +23,7 @@ pub(super) async fn postgres(settings: &postgres::Settings, role: &str, schemas:
         match schema.check(&mut connection).await {
             Err(SchemaError::Database(error)) if !is_for_a_person(&error) => {
                 tracing::warn!(
-                    error = postgres::said(&error),
+                    error = postgres::error_text(&error),
                     "Postgres went away at the start; trying again"
                 );
                 return Ok(());

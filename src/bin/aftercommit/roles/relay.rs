@@ -99,7 +99,7 @@ pub(crate) async fn serve(
         Ok(ended) => ended?,
         Err(_elapsed) => tracing::debug!("ended before every answer was taken"),
     }
-    stopping.told().await;
+    stopping.wait().await;
     Ok(())
 }
 

@@ -8,8 +8,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use aftercommit::auth::Verifier;
-use aftercommit::counted::counted;
 use aftercommit::http::{self, Check, Limits, OperatorGate, Origins, Readiness, Server};
+use aftercommit::pluralize::pluralize;
 use aftercommit::sse::{self, Hub, Metrics};
 use aftercommit::{streams, uploads};
 
@@ -85,15 +85,15 @@ pub(crate) async fn serve(
     let stopping = notifier.serving(&shutdown).await;
     let both = async { tokio::join!(hub.run(shutdown), serving) };
     let status = || {
-        let streams = counted(metrics.connections.get().cast_unsigned(), "stream");
-        format!("{streams} of {}", counted(metrics.topics.get().cast_unsigned(), "topic"))
+        let streams = pluralize(metrics.connections.get().cast_unsigned(), "stream");
+        format!("{streams} of {}", pluralize(metrics.topics.get().cast_unsigned(), "topic"))
     };
     tokio::select! {
         _both_ended = both => {}
         () = notifier.watch(async || hub.tick().await, status) => {}
     }
     pool.close().await;
-    stopping.told().await;
+    stopping.wait().await;
     Ok(())
 }
 
@@ -101,7 +101,7 @@ pub(crate) async fn serve(
 /// back; were all servers unready then, a balancer would refuse those others for good.
 fn connections(open: i64, room: usize) -> Check {
     let open = usize::try_from(open).unwrap_or(0);
-    let of = format!("{open} of {}", counted(room as u64, "stream"));
+    let of = format!("{open} of {}", pluralize(room as u64, "stream"));
     if open < room {
         return Check::of("connections", Ok::<_, String>(of));
     }

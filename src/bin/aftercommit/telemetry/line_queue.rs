@@ -38,7 +38,7 @@ struct State {
     /// Whether the thread is writing a line at present.
     is_writing: bool,
     /// Lines dropped since the last notice.
-    untold: u64,
+    dropped_lines: u64,
     /// Whether a flush was given up since the last line was written.
     is_stuck: bool,
 }
@@ -63,7 +63,7 @@ impl LineQueue {
     pub(crate) fn push(&self, text: &[u8]) {
         let mut state = self.0.lock();
         if state.bytes + text.len() > QUEUED_BYTES_MAX {
-            state.untold += 1;
+            state.dropped_lines += 1;
             drop(state);
             self.0.dropped.fetch_add(1, Ordering::Relaxed);
             return;
@@ -125,14 +125,14 @@ impl Shared {
                 Ok(()) => {
                     is_torn = false;
                     state.is_stuck = false;
-                    let untold = std::mem::take(&mut state.untold);
-                    if untold > 0 {
-                        state.push(&notice(untold));
+                    let dropped_lines = std::mem::take(&mut state.dropped_lines);
+                    if dropped_lines > 0 {
+                        state.push(&notice(dropped_lines));
                     }
                 }
                 Err(torn) => {
                     is_torn |= torn;
-                    state.untold += 1;
+                    state.dropped_lines += 1;
                     self.dropped.fetch_add(1, Ordering::Relaxed);
                 }
             }

@@ -10,8 +10,8 @@ use std::borrow::Cow;
 use anyhow::{Result, bail};
 use serde::Serialize;
 
-use aftercommit::counted::counted;
 use aftercommit::ops::rights::Role;
+use aftercommit::pluralize::pluralize;
 
 use super::output::{self, Output};
 use crate::config::Config;
@@ -93,7 +93,7 @@ impl Scope {
 /// How a check turned out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Verdict {
+enum Outcome {
     Ok,
     /// It works, and may hurt one day.
     Warning,
@@ -104,7 +104,7 @@ enum Verdict {
 #[derive(Debug, Serialize)]
 struct Finding {
     check: &'static str,
-    verdict: Verdict,
+    verdict: Outcome,
     /// What was seen.
     evidence: String,
     /// What to do; empty if nothing.
@@ -113,11 +113,11 @@ struct Finding {
 
 impl Finding {
     fn ok(check: &'static str, evidence: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Ok, evidence: evidence.into(), fix: "".into() }
+        Self { check, verdict: Outcome::Ok, evidence: evidence.into(), fix: "".into() }
     }
 
     fn wrong(check: &'static str, evidence: impl Into<String>, fix: impl Into<Cow<'static, str>>) -> Self {
-        Self { check, verdict: Verdict::Wrong, evidence: evidence.into(), fix: fix.into() }
+        Self { check, verdict: Outcome::Wrong, evidence: evidence.into(), fix: fix.into() }
     }
 
     /// Fine if `holds`, else a warning with a fix.
@@ -130,7 +130,7 @@ impl Finding {
         if holds {
             return Self::ok(check, evidence);
         }
-        Self { check, verdict: Verdict::Warning, evidence: evidence.into(), fix: fix.into() }
+        Self { check, verdict: Outcome::Warning, evidence: evidence.into(), fix: fix.into() }
     }
 
     /// Fine if `holds`, else wrong, with a fix.
@@ -157,18 +157,18 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
         Output::Json => output::json(&findings)?,
         Output::Table => findings.iter().for_each(print),
     }
-    let wrong = findings.iter().filter(|finding| finding.verdict == Verdict::Wrong).count();
+    let wrong = findings.iter().filter(|finding| finding.verdict == Outcome::Wrong).count();
     match wrong {
         0 => Ok(()),
-        n => bail!("{} found something wrong", counted(n as u64, "check")),
+        n => bail!("{} found something wrong", pluralize(n as u64, "check")),
     }
 }
 
 fn print(finding: &Finding) {
     let verdict = match finding.verdict {
-        Verdict::Ok => "ok",
-        Verdict::Warning => "WARNING",
-        Verdict::Wrong => "WRONG",
+        Outcome::Ok => "ok",
+        Outcome::Warning => "WARNING",
+        Outcome::Wrong => "WRONG",
     };
     output::line(&format!("{verdict:<8} {}: {}", finding.check, finding.evidence));
     if !finding.fix.is_empty() {

@@ -4,15 +4,15 @@ use anyhow::Result;
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Row};
 
-use aftercommit::counted::counted;
 use aftercommit::log::overview::{self, RelayOverview};
 use aftercommit::log::{contradiction, contradictions, heartbeat, read};
 use aftercommit::ops::undelivered::{self, Undelivered};
-use aftercommit::ops::verdict::Verdict as RelayVerdict;
+use aftercommit::ops::verdict::Verdict;
 use aftercommit::outbox::schema;
+use aftercommit::pluralize::pluralize;
 use aftercommit::postgres::{SchemaError, State, shares_a_session};
 
-use super::{Finding, Scope, Verdict, output, rights};
+use super::{Finding, Outcome, Scope, output, rights};
 use crate::config::Config;
 
 /// Clocks further apart than this make ages and times in the log misleading, in seconds.
@@ -33,18 +33,18 @@ pub(super) async fn examine(config: &Config, scope: Scope, open_for: u32) -> Vec
     let mut findings = vec![Finding::ok("postgres", "answers")];
     match encoding(&mut connection).await {
         Ok(found) => findings.push(found),
-        Err(error) => findings.push(Finding::wrong("encoding", output::told(&error), FIX)),
+        Err(error) => findings.push(Finding::wrong("encoding", output::error_text(&error), FIX)),
     }
     // Rights first: without them the other checks cannot look.
     let lacks_rights = match rights::examine(&mut connection, scope.roles()).await {
         Ok(found) => {
             findings.extend(found);
-            findings.iter().any(|finding| finding.check == "privileges" && finding.verdict == Verdict::Wrong)
+            findings.iter().any(|finding| finding.check == "privileges" && finding.verdict == Outcome::Wrong)
         }
         Err(error) => {
             findings.push(Finding::wrong(
                 "privileges",
-                format!("cannot be looked at: {}", output::told(&error)),
+                format!("cannot be looked at: {}", output::error_text(&error)),
                 FIX,
             ));
             true
@@ -69,7 +69,11 @@ pub(super) async fn examine(config: &Config, scope: Scope, open_for: u32) -> Vec
         }
     }
     if let Err(error) = look(config, open_for, &mut connection, &mut findings).await {
-        findings.push(Finding::wrong("postgres", format!("a check failed: {}", output::told(&error)), FIX));
+        findings.push(Finding::wrong(
+            "postgres",
+            format!("a check failed: {}", output::error_text(&error)),
+            FIX,
+        ));
     }
     findings
 }
@@ -264,7 +268,7 @@ async fn clock(connection: &mut PgConnection) -> Result<Finding> {
 }
 
 async fn rotation(connection: &mut PgConnection) -> Result<Finding> {
-    let heard = heartbeat::heard(connection).await?;
+    let heard = heartbeat::processes(connection).await?;
     let blocked: Vec<String> =
         heard.into_iter().filter_map(|heard| heard.heartbeat.rotation_blocked).collect();
     let evidence = if blocked.is_empty() { "nothing in its way".to_owned() } else { blocked.join("; ") };
@@ -312,13 +316,13 @@ fn never_ran(name: &str, waiting: &Undelivered, others: bool) -> Finding {
 /// `at most 200 events wait, the oldest for 18.0 s`.
 fn waits(relay: &RelayOverview) -> String {
     let Some(age) = relay.oldest_pending_seconds else { return "no event waits that can be seen".to_owned() };
-    let events = counted(relay.backlog_at_most.max(1).cast_unsigned(), "event");
+    let events = pluralize(relay.backlog_at_most.max(1).cast_unsigned(), "event");
     format!("at most {events} wait, the oldest for {}", output::seconds(age))
 }
 
 fn delivery(relay: &RelayOverview, limit: u64) -> Finding {
     const CHECK: &str = "deliveries";
-    let verdict = RelayVerdict::of(relay, limit);
+    let verdict = Verdict::of(relay, limit);
     let error = relay.processes.iter().find_map(|heard| heard.heartbeat.error.clone());
     let error = error.or_else(|| {
         let rows = relay.contradiction.as_ref()?;
@@ -329,18 +333,16 @@ fn delivery(relay: &RelayOverview, limit: u64) -> Finding {
     let why = error.map_or(String::new(), |error| format!(": {error}"));
     let evidence = format!("relay {}: {verdict}{why}", relay.relay);
     match verdict {
-        RelayVerdict::Delivering => Finding::ok(CHECK, evidence),
-        RelayVerdict::Failing => {
+        Verdict::Delivering => Finding::ok(CHECK, evidence),
+        Verdict::Failing => {
             Finding::wrong(CHECK, evidence, "the message names what is wrong; see docs/runbook.md")
         }
-        RelayVerdict::Late => Finding::wrong(CHECK, evidence, "see what waits: aftercommit status --watch"),
-        RelayVerdict::NoLeader => {
+        Verdict::Late => Finding::wrong(CHECK, evidence, "see what waits: aftercommit status --watch"),
+        Verdict::NoLeader => {
             let evidence = format!("{evidence}: {}: start `aftercommit relay`", waits(relay));
             Finding::wrong(CHECK, evidence, "start one: aftercommit relay")
         }
-        RelayVerdict::Paused => {
-            Finding::should(CHECK, false, evidence, "aftercommit resume, once it may deliver")
-        }
-        RelayVerdict::Parked => Finding::should(CHECK, false, evidence, "aftercommit parked list"),
+        Verdict::Paused => Finding::should(CHECK, false, evidence, "aftercommit resume, once it may deliver"),
+        Verdict::Parked => Finding::should(CHECK, false, evidence, "aftercommit parked list"),
     }
 }

@@ -25,9 +25,11 @@ pub(super) async fn examine(config: &Config, scope: Scope) -> Vec<Finding> {
     let mut findings = vec![Finding::ok("redis", "answers")];
     match look(config, scope, &mut connection).await {
         Ok(found) => findings.extend(found),
-        Err(error) => {
-            findings.push(Finding::wrong("redis", format!("a check failed: {}", output::told(&error)), FIX))
-        }
+        Err(error) => findings.push(Finding::wrong(
+            "redis",
+            format!("a check failed: {}", output::error_text(&error)),
+            FIX,
+        )),
     }
     findings
 }

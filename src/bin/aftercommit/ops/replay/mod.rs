@@ -9,20 +9,20 @@ use serde_json::json;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use aftercommit::counted::counted;
 use aftercommit::event::Topic;
 use aftercommit::log::overview;
 use aftercommit::log::parked::{self, Action};
 use aftercommit::ops::browse::{EventRow, Selection};
 use aftercommit::ops::parked::{self as requests, Named};
-use aftercommit::ops::replay::{self, Plan, Replay, Standing};
+use aftercommit::ops::replay::{self, Plan, Replay, ReplayStatus};
 use aftercommit::ops::undelivered;
 use aftercommit::ops::verdict::Verdict;
+use aftercommit::pluralize::pluralize;
 
 use super::confirm::Consent;
 use super::events::Filter;
 use super::output::{self, Output};
-use super::parked::{How, hand_over, told};
+use super::parked::{How, described, hand_over};
 use super::{WrongUsage, events};
 use crate::config::Config;
 use crate::lifecycle;
@@ -153,7 +153,7 @@ async fn copy(config: &Config, args: &Args) -> Result<()> {
         );
     }
     let topics = "to every client of their topics";
-    args.consent.to(&format!("replay {} {topics}", counted(plan.events, "delivered event")))?;
+    args.consent.to(&format!("replay {} {topics}", pluralize(plan.events, "delivered event")))?;
     let replay = replay::begin(&mut connection, &plan, &args.consent.operator()).await?;
     carry_on(&mut connection, replay, args).await
 }
@@ -163,7 +163,7 @@ async fn dry_run(connection: &mut PgConnection, plan: &Plan, output: Output) -> 
     if output == Output::Json {
         return output::json(&json!({ "events": plan.events, "dryRun": true, "sample": sample }));
     }
-    output::line(&format!("{} would be replayed", counted(plan.events, "delivered event")));
+    output::line(&format!("{} would be replayed", pluralize(plan.events, "delivered event")));
     if !sample.is_empty() {
         output::line("");
         events::print_rows(&sample);
@@ -186,7 +186,7 @@ async fn carry_on(connection: &mut PgConnection, mut replay: Replay, args: &Args
     let mut progress = Progress::begin(&replay);
     let ran = replay::run(connection, &mut replay, args.rate, &stop, |replay| progress.tell(replay)).await;
     progress.end();
-    let done = counted(replay.copied, "event");
+    let done = pluralize(replay.copied, "event");
     let go_on = format!("go on with `aftercommit replay --resume {}`", replay.id);
     if let Err(error) = ran {
         bail!("{error}; {done} of {} replayed: {go_on}", replay.selected);
@@ -195,14 +195,14 @@ async fn carry_on(connection: &mut PgConnection, mut replay: Replay, args: &Args
         output::json(&json!({ "replay": replay.id, "events": replay.copied, "missing": replay.missing,
             "dryRun": false, "standing": replay.standing }))?;
     }
-    if replay.standing != Standing::Finished {
+    if replay.standing != ReplayStatus::Finished {
         bail!("stopped after {done} of {}: {go_on}", replay.selected);
     }
     if args.output == Output::Table {
         output::line(&format!("{done} replayed (replay {})", replay.id));
     }
     if replay.missing > 0 {
-        let gone = counted(replay.missing, "selected event");
+        let gone = pluralize(replay.missing, "selected event");
         note!("{gone} had left the log before the replay came to them: see [outbox] retention");
     }
     Ok(())
@@ -223,7 +223,7 @@ async fn publish_undelivered(config: &Config, args: &Args) -> Result<()> {
         }
     };
     let waits = relay.oldest_pending_seconds.map(|age| {
-        let events = counted(relay.backlog_at_most.max(1).cast_unsigned(), "event");
+        let events = pluralize(relay.backlog_at_most.max(1).cast_unsigned(), "event");
         format!("at most {events} wait for the relay, the oldest for {}", output::seconds(age))
     });
     let verdict = Verdict::of(relay, config.relay.ready_max_pending_seconds);
@@ -255,7 +255,7 @@ async fn publish_parked(config: &Config, args: &Args) -> Result<()> {
     if named.is_empty() || args.dry_run {
         return report_parked(args, &named);
     }
-    args.consent.to(&format!("publish {}, in order", told(&named)))?;
+    args.consent.to(&format!("publish {}, in order", described(&named)))?;
     let how =
         How { action: Action::Release, consent: &args.consent, is_waited_for: true, output: args.output };
     hand_over(config, &mut connection, named, how).await
@@ -268,12 +268,12 @@ fn report_parked(args: &Args, named: &[Named]) -> Result<()> {
         let topics: Vec<&Topic> = named.iter().map(|one| &one.topic).collect();
         return output::json(&json!({ "events": events, "dryRun": args.dry_run, "topics": topics }));
     }
-    output::line(&format!("{} would be published", counted(events, "parked event")));
+    output::line(&format!("{} would be published", pluralize(events, "parked event")));
     for one in named.iter().take(SAMPLE as usize) {
         output::line(&format!(
             "  {}: {}, {} to {}",
             one.topic,
-            counted(one.events, "event"),
+            pluralize(one.events, "event"),
             one.first,
             one.through
         ));
@@ -304,7 +304,7 @@ async fn list(config: &Config, limit: u32, output: Output) -> Result<()> {
             ]
         }),
     );
-    if let Some(one) = replays.iter().find(|one| one.standing == Standing::Interrupted) {
+    if let Some(one) = replays.iter().find(|one| one.standing == ReplayStatus::Interrupted) {
         note!("go on with an interrupted one: `aftercommit replay --resume {}`", one.id);
     }
     Ok(())

@@ -3,8 +3,8 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use aftercommit::counted::counted;
-use aftercommit::ops::replay::{Replay, Standing};
+use aftercommit::ops::replay::{Replay, ReplayStatus};
+use aftercommit::pluralize::pluralize;
 
 use super::super::output;
 use crate::telemetry;
@@ -32,7 +32,7 @@ fn say(text: &str) {
 impl Progress {
     /// Says that the replay begins, or goes on.
     pub(super) fn begin(replay: &Replay) -> Self {
-        let (id, selected, done) = (replay.id, counted(replay.selected, "event"), replay.copied);
+        let (id, selected, done) = (replay.id, pluralize(replay.selected, "event"), replay.copied);
         if done == 0 {
             say(&format!("replay {id}: {selected}\n"));
         } else {
@@ -45,7 +45,7 @@ impl Progress {
     pub(super) fn tell(&mut self, replay: &Replay) {
         let every = if self.on_terminal { BAR_EVERY } else { LINE_EVERY };
         // A full bar is drawn in any case.
-        let is_last = self.on_terminal && replay.standing == Standing::Finished;
+        let is_last = self.on_terminal && replay.standing == ReplayStatus::Finished;
         if !is_last && self.told.unwrap_or(self.began).elapsed() < every {
             return;
         }
@@ -78,7 +78,7 @@ fn line(replay: &Replay, lately: u64, since: Duration) -> String {
     } else {
         String::new()
     };
-    format!("{copied} of {}, {rate:.0}/s{ending}", counted(selected, "event"))
+    format!("{copied} of {}, {rate:.0}/s{ending}", pluralize(selected, "event"))
 }
 
 fn bar(copied: u64, selected: u64) -> String {
@@ -87,11 +87,11 @@ fn bar(copied: u64, selected: u64) -> String {
 }
 
 /// A replay's standing as people read it.
-pub(super) fn word(standing: Standing) -> &'static str {
+pub(super) fn word(standing: ReplayStatus) -> &'static str {
     match standing {
-        Standing::Running => "running",
-        Standing::Interrupted => "interrupted",
-        Standing::Finished => "finished",
+        ReplayStatus::Running => "running",
+        ReplayStatus::Interrupted => "interrupted",
+        ReplayStatus::Finished => "finished",
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::settings::Settings;
-use super::state::{Outlook, StateHandle};
+use super::state::{BacklogStatus, StateHandle};
 use super::{Metrics, Role};
 use crate::log::heartbeat::{self, Heartbeat};
 use crate::log::{overview, read};
@@ -73,7 +73,7 @@ impl Pulse {
         let Some(connection) = connection else { return Ok(()) };
         connection.ping().await?;
         let relays = overview::relays(connection).await?;
-        let outlook = relays.iter().find(|relay| relay.relay == *name).map(|relay| Outlook {
+        let outlook = relays.iter().find(|relay| relay.relay == *name).map(|relay| BacklogStatus {
             oldest_pending: relay.oldest_pending_seconds.map(duration_of),
             parked_events: relay.parked_events,
             parked_topics: relay.parked_topics,

@@ -104,7 +104,7 @@ pub async fn of(connection: &mut PgConnection, relay: &str, event: &EventDetail)
         life.window = open_window(connection, relay, event).await?;
         return Ok(life);
     }
-    settle(connection, relay, event, &mut life).await?;
+    find_delivery(connection, relay, event, &mut life).await?;
     set_aside(connection, relay, &event.row, &mut life).await?;
     Ok(life)
 }
@@ -134,7 +134,7 @@ async fn copies(connection: &mut PgConnection, row: &EventRow) -> Result<Vec<i64
 }
 
 /// The step that settled the event, its window, and its number.
-async fn settle(
+async fn find_delivery(
     connection: &mut PgConnection,
     relay: &str,
     event: &EventDetail,
