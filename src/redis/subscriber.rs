@@ -25,7 +25,7 @@ use crate::event::{PAYLOAD_BYTES_MAX, Topic};
 
 /// What a subscriber hears.
 #[derive(Debug)]
-pub enum Heard {
+pub enum PubSubMessage {
     /// An envelope on a topic's live channel.
     Envelope {
         /// The topic.
@@ -44,7 +44,7 @@ pub enum Heard {
     Interrupted,
 }
 
-impl Heard {
+impl PubSubMessage {
     fn bytes(&self) -> usize {
         match self {
             Self::Envelope { text, .. } | Self::Foreign { text, .. } => text.len(),
@@ -92,28 +92,28 @@ pub struct Subscriber {
 
 /// What the subscriber heard, in order.
 #[derive(Debug)]
-pub struct Ears {
-    heard: mpsc::Receiver<Heard>,
+pub struct Inbox {
+    messages: mpsc::Receiver<PubSubMessage>,
     bytes: Arc<AtomicUsize>,
 }
 
-impl Ears {
+impl Inbox {
     /// The next thing heard; `None` when the subscriber has been stopped.
-    pub async fn next(&mut self) -> Option<Heard> {
-        let heard = self.heard.recv().await?;
-        self.bytes.fetch_sub(heard.bytes(), Ordering::Relaxed);
-        Some(heard)
+    pub async fn next(&mut self) -> Option<PubSubMessage> {
+        let message = self.messages.recv().await?;
+        self.bytes.fetch_sub(message.bytes(), Ordering::Relaxed);
+        Some(message)
     }
 }
 
 impl Subscriber {
     /// Starts the connection's task. It connects, and connects again, until `stop`.
-    pub fn start(settings: Settings, stop: CancellationToken) -> (Self, Ears) {
-        let (commands, orders) = mpsc::unbounded_channel();
-        let (told, heard) = mpsc::channel(QUEUE_MESSAGES);
+    pub fn start(settings: Settings, stop: CancellationToken) -> (Self, Inbox) {
+        let (commands, received) = mpsc::unbounded_channel();
+        let (sender, messages) = mpsc::channel(QUEUE_MESSAGES);
         let bytes = Arc::new(AtomicUsize::new(0));
-        tokio::spawn(keep_connected(settings, orders, Mouth { told, bytes: bytes.clone() }, stop));
-        (Self { commands }, Ears { heard, bytes })
+        tokio::spawn(keep_connected(settings, received, InboxSender { sender, bytes: bytes.clone() }, stop));
+        (Self { commands }, Inbox { messages, bytes })
     }
 
     /// Subscribes to a topic and waits for Redis's confirmation. Waits for a connection as long as there is none.
@@ -135,32 +135,32 @@ impl Subscriber {
 
 /// Where the connection's reader puts what it reads: bounded in messages and bytes, and never waiting.
 #[derive(Debug, Clone)]
-struct Mouth {
-    told: mpsc::Sender<Heard>,
+struct InboxSender {
+    sender: mpsc::Sender<PubSubMessage>,
     bytes: Arc<AtomicUsize>,
 }
 
-impl Mouth {
+impl InboxSender {
     /// False if there is no room: then what follows must not be told either.
-    fn tell(&self, heard: Heard) -> bool {
-        let bytes = heard.bytes();
+    fn send(&self, message: PubSubMessage) -> bool {
+        let bytes = message.bytes();
         if self.bytes.load(Ordering::Relaxed) + bytes > QUEUE_BYTES {
             return false;
         }
         // Counted before it is sent: the taker may be quicker than this line.
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let told = self.told.try_send(heard).is_ok();
-        if !told {
+        let is_sent = self.sender.try_send(message).is_ok();
+        if !is_sent {
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
-        told
+        is_sent
     }
 }
 
 async fn keep_connected(
     settings: Settings,
-    mut orders: mpsc::UnboundedReceiver<Command>,
-    mouth: Mouth,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    inbox: InboxSender,
     stop: CancellationToken,
 ) {
     let mut wait = RECONNECT.0;
@@ -174,7 +174,7 @@ async fn keep_connected(
                 let since = Instant::now();
                 let ended = tokio::select! {
                     () = stop.cancelled() => return,
-                    ended = serve(&settings, sink, stream, &mut orders, &mouth) => ended,
+                    ended = serve(&settings, sink, stream, &mut commands, &inbox) => ended,
                 };
                 tracing::warn!(reason = %ended, "the subscription to Redis ended; every topic is joined anew");
                 // One that ends at once, as with a wrong password, is not tried again at once.
@@ -182,7 +182,7 @@ async fn keep_connected(
                     wait = RECONNECT.0;
                 }
                 // Waits for room, unlike messages: this one must not be lost.
-                if mouth.told.send(Heard::Interrupted).await.is_err() {
+                if inbox.sender.send(PubSubMessage::Interrupted).await.is_err() {
                     return;
                 }
             }
@@ -209,11 +209,11 @@ async fn serve(
     settings: &Settings,
     mut sink: PubSubSink,
     stream: PubSubStream,
-    orders: &mut mpsc::UnboundedReceiver<Command>,
-    mouth: &Mouth,
+    commands: &mut mpsc::UnboundedReceiver<Command>,
+    inbox: &InboxSender,
 ) -> String {
     let keys = settings.keys();
-    let reading = read(stream, &keys, mouth);
+    let reading = read(stream, &keys, inbox);
     tokio::pin!(reading);
     let mut ping = interval(PING_INTERVAL);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -222,7 +222,7 @@ async fn serve(
         // The reader is polled throughout, also while a command waits for its confirmation: it must never fall behind.
         tokio::select! {
             ended = &mut reading => return ended.to_owned(),
-            taken = orders.recv_many(&mut batch, TOPICS_AT_ONCE) => {
+            taken = commands.recv_many(&mut batch, TOPICS_AT_ONCE) => {
                 if taken == 0 {
                     return "nobody listens".to_owned();
                 }
@@ -252,11 +252,11 @@ async fn serve(
 }
 
 /// Reads to the end of the connection, or until there is no room for what it reads.
-async fn read(mut stream: PubSubStream, keys: &Keys, mouth: &Mouth) -> &'static str {
+async fn read(mut stream: PubSubStream, keys: &Keys, inbox: &InboxSender) -> &'static str {
     let mut twin = None;
     while let Some(message) = stream.next().await {
-        if let Some(heard) = classify(&message, keys, &mut twin)
-            && !mouth.tell(heard)
+        if let Some(message) = classify(&message, keys, &mut twin)
+            && !inbox.send(message)
         {
             return "messages came faster than they could be taken";
         }
@@ -268,7 +268,7 @@ async fn read(mut stream: PubSubStream, keys: &Keys, mouth: &Mouth) -> &'static 
 type Twin = (String, String);
 
 /// What a message is; `None` for a twin, and for a message that is dropped. `twin` is what the next message would be.
-fn classify(message: &Msg, keys: &Keys, twin: &mut Option<Twin>) -> Option<Heard> {
+fn classify(message: &Msg, keys: &Keys, twin: &mut Option<Twin>) -> Option<PubSubMessage> {
     let channel = message.get_channel_name();
     let expected = twin.take();
     let bytes = message.get_payload_bytes();
@@ -285,11 +285,11 @@ fn classify(message: &Msg, keys: &Keys, twin: &mut Option<Twin>) -> Option<Heard
     if let Some(topic) = keys.topic_of_live(channel) {
         let topic = topic.to_owned();
         *twin = envelope::twin_of(&text).map(|payload| (topic.clone(), payload.to_owned()));
-        return Some(Heard::Envelope { topic, text });
+        return Some(PubSubMessage::Envelope { topic, text });
     }
     let topic = keys.topic_of_public(channel)?;
     let is_twin = expected.is_some_and(|(of, payload)| of == topic && payload == text);
-    (!is_twin).then(|| Heard::Foreign { topic: topic.to_owned(), text })
+    (!is_twin).then(|| PubSubMessage::Foreign { topic: topic.to_owned(), text })
 }
 
 /// Carries out commands in their order, those of one kind in a row together.
@@ -380,20 +380,21 @@ fn in_time<T>(answer: Result<RedisResult<T>, tokio::time::error::Elapsed>) -> Re
 mod tests {
     use super::*;
 
-    fn message(bytes: usize) -> Heard {
-        Heard::Foreign { topic: "t".to_owned(), text: "x".repeat(bytes) }
+    fn message(bytes: usize) -> PubSubMessage {
+        PubSubMessage::Foreign { topic: "t".to_owned(), text: "x".repeat(bytes) }
     }
 
     #[tokio::test]
     async fn what_waits_to_be_taken_is_bounded_in_bytes_and_in_messages() {
-        let (told, heard) = mpsc::channel(3);
+        let (sender, messages) = mpsc::channel(3);
         let bytes = Arc::new(AtomicUsize::new(0));
-        let (mouth, mut ears) = (Mouth { told, bytes: bytes.clone() }, Ears { heard, bytes: bytes.clone() });
-        assert!(mouth.tell(message(QUEUE_BYTES - 10)) && mouth.tell(message(10)));
-        assert!(!mouth.tell(message(1)), "there is no room for another byte");
-        assert!(ears.next().await.is_some());
-        assert!(mouth.tell(message(1)) && mouth.tell(message(1)));
-        assert!(!mouth.tell(message(1)), "nor for another message");
+        let mut inbox = Inbox { messages, bytes: bytes.clone() };
+        let sender = InboxSender { sender, bytes: bytes.clone() };
+        assert!(sender.send(message(QUEUE_BYTES - 10)) && sender.send(message(10)));
+        assert!(!sender.send(message(1)), "there is no room for another byte");
+        assert!(inbox.next().await.is_some());
+        assert!(sender.send(message(1)) && sender.send(message(1)));
+        assert!(!sender.send(message(1)), "nor for another message");
         assert_eq!(bytes.load(Ordering::Relaxed), 12, "what was not taken in does not count");
     }
 }

@@ -10,13 +10,13 @@ use super::metrics::Metrics;
 use super::settings::Settings;
 use super::shared::{Shared, Work};
 use super::ticker;
-use super::topic::pending::News;
+use super::topic::pending::TopicMessage;
 use super::topic::shared_topic::SharedTopic;
 use super::topic::state::Next;
 use super::wire::frame::{self, Frame};
 use super::wire::naming::Naming;
 use crate::redis::envelope::Envelope;
-use crate::redis::subscriber::Heard;
+use crate::redis::subscriber::PubSubMessage;
 use crate::redis::{self};
 use crate::trace;
 
@@ -46,10 +46,10 @@ impl Hub {
     pub async fn run(&self, shutdown: CancellationToken) {
         let shared = &self.0;
         let work = shared.work.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Work { mut ears, mut joins } = work.expect("a hub is run once");
-        let hearing = async {
-            while let Some(heard) = ears.next().await {
-                shared.hear(heard);
+        let Work { mut inbox, mut joins } = work.expect("a hub is run once");
+        let receiving = async {
+            while let Some(message) = inbox.next().await {
+                shared.receive(message);
             }
         };
         let joining = async {
@@ -62,7 +62,7 @@ impl Hub {
             ticker::drain(shared).await;
         };
         tokio::select! {
-            () = hearing => {}
+            () = receiving => {}
             () = joining => {}
             () = ticker::run(shared) => {}
             () = draining => {}
@@ -91,16 +91,16 @@ impl Hub {
 
 impl Shared {
     /// Takes in one thing that the subscriber heard.
-    fn hear(&self, heard: Heard) {
-        match heard {
-            Heard::Interrupted => {
+    fn receive(&self, message: PubSubMessage) {
+        match message {
+            PubSubMessage::Interrupted => {
                 self.metrics.interruptions.inc();
                 let all: Vec<_> = self.topics().values().cloned().collect();
                 for topic in all {
                     self.join_anew(&topic);
                 }
             }
-            Heard::Envelope { topic, text } => {
+            PubSubMessage::Envelope { topic, text } => {
                 let Some(topic) = self.topics().get(topic.as_str()).cloned() else { return };
                 match Envelope::parse(&text) {
                     Ok(envelope) => {
@@ -110,9 +110,9 @@ impl Shared {
                         tracing::trace!(id = %envelope.id, event = %envelope.event, topic = %topic.topic, "heard");
                         let _delivering = trace::deliver(envelope.trace, &topic.topic, envelope.event);
                         let (prev, is_restored) = (envelope.prev, envelope.restored);
-                        self.tell(&topic, News::Event { prev, is_restored, frame });
+                        self.deliver(&topic, TopicMessage::Event { prev, is_restored, frame });
                         if let Some(at) = envelope.at {
-                            self.metrics.told(at);
+                            self.metrics.observe_delivery(at);
                         }
                     }
                     Err(error) => {
@@ -122,22 +122,22 @@ impl Shared {
                     }
                 }
             }
-            Heard::Foreign { topic, text } => {
+            PubSubMessage::Foreign { topic, text } => {
                 let Some(topic) = self.topics().get(topic.as_str()).cloned() else { return };
-                self.tell(&topic, News::Foreign(self.held.block(frame::foreign(&text))));
+                self.deliver(&topic, TopicMessage::Foreign(self.held.block(frame::foreign(&text))));
             }
         }
     }
 
-    fn tell(&self, topic: &Arc<SharedTopic>, news: News) {
+    fn deliver(&self, topic: &Arc<SharedTopic>, message: TopicMessage) {
         // What somebody else publishes says nothing of what the relay has published.
-        let is_of_the_relay = matches!(news, News::Event { .. });
-        let next = topic.state().hear(news);
+        let is_of_the_relay = matches!(message, TopicMessage::Event { .. });
+        let next = topic.state().receive(message);
         if is_of_the_relay {
-            topic.is_verified();
+            topic.mark_verified();
         }
         if self.held.is_over() {
-            self.relieve();
+            self.cut_off_slowest();
         }
         if next == Next::Join {
             tracing::info!(topic = %topic.topic, "a hole before an event; reading the history");

@@ -197,7 +197,7 @@ impl Metrics {
     }
 
     /// An event whose transaction began at `at`, in milliseconds since 1970, is given to its clients.
-    pub(super) fn told(&self, at: i64) {
+    pub(super) fn observe_delivery(&self, at: i64) {
         let took_ms = (chrono::Utc::now().timestamp_millis() - at).max(0);
         self.commit_to_client_seconds.observe(took_ms as f64 / 1000.0);
     }

@@ -22,11 +22,11 @@ mod wire;
 
 pub use client::admin::admin;
 pub use client::later::{come_back_later, when_full};
-pub use client::open::{StreamQuery, Topics, Wanted, open};
+pub use client::open::{StreamGrant, StreamQuery, Topics, open};
 pub use hub::Hub;
 pub use metrics::Metrics;
 pub use settings::Settings;
 pub use wire::cursor::Cursor;
-pub use wire::multi_topic::{ID_BYTES_MAX, Several, SeveralError, TOPICS_MAX};
+pub use wire::multi_topic::{ID_BYTES_MAX, MultiTopic, MultiTopicError, TOPICS_MAX};
 pub use wire::naming::Naming;
 pub use wire::start::Start;

@@ -11,17 +11,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::Metrics;
-use super::queue::budget::Held;
+use super::queue::byte_budget::ByteBudget;
 use super::queue::connections::Connections;
 use super::settings::Settings;
 use super::topic::pages::Pages;
-use super::topic::recent::Budget;
+use super::topic::recent::RecentLimits;
 use super::topic::shared_topic::SharedTopic;
 use super::wire::naming::Naming;
 use super::wire::start::Start;
 use crate::event::{StreamId, Topic};
 use crate::redis::continuity::Loss;
-use crate::redis::subscriber::Ears;
+use crate::redis::subscriber::Inbox;
 use crate::redis::{self, History, Subscriber};
 
 /// Reads of histories that may be under way at once.
@@ -45,11 +45,11 @@ pub(crate) struct Shared {
     pub(crate) work: Mutex<Option<Work>>,
     /// Topics that somebody has to bring to the end of their histories.
     joins: mpsc::UnboundedSender<Arc<SharedTopic>>,
-    pub(crate) budget: Budget,
+    pub(crate) recent_limits: RecentLimits,
     /// What is held for all streams, in bytes.
-    pub(crate) held: Held,
+    pub(crate) held: ByteBudget,
     /// What all topics keep while they are joining, in bytes.
-    pub(crate) heard_bytes: Arc<AtomicUsize>,
+    pub(crate) pending_bytes: Arc<AtomicUsize>,
     topics: Mutex<HashMap<Topic, Arc<SharedTopic>>>,
     /// When unused topics were last let go of before their time.
     pub(crate) made_room: Mutex<Option<Instant>>,
@@ -64,7 +64,7 @@ pub(crate) struct Shared {
 /// What comes in for the hub's task.
 #[derive(Debug)]
 pub(crate) struct Work {
-    pub(crate) ears: Ears,
+    pub(crate) inbox: Inbox,
     pub(crate) joins: mpsc::UnboundedReceiver<Arc<SharedTopic>>,
 }
 
@@ -77,9 +77,9 @@ impl Shared {
         metrics: Metrics,
     ) -> Self {
         let stop = CancellationToken::new();
-        let (subscriber, ears) = Subscriber::start(redis.clone(), stop.clone());
+        let (subscriber, inbox) = Subscriber::start(redis.clone(), stop.clone());
         let (joins, to_join) = mpsc::unbounded_channel();
-        let budget = Budget {
+        let recent_limits = RecentLimits {
             events: settings.recent_events,
             bytes: settings.recent_bytes_of_topic(),
             all_bytes: settings.recent_bytes_of_all(),
@@ -93,11 +93,11 @@ impl Shared {
             pages: Pages::default(),
             subscriber,
             naming,
-            work: Mutex::new(Some(Work { ears, joins: to_join })),
+            work: Mutex::new(Some(Work { inbox, joins: to_join })),
             joins,
-            budget,
-            held: Held::new(settings.max_held_bytes),
-            heard_bytes: Arc::default(),
+            recent_limits,
+            held: ByteBudget::new(settings.max_held_bytes),
+            pending_bytes: Arc::default(),
             topics: Mutex::default(),
             made_room: Mutex::default(),
             connections: Connections::default(),
@@ -134,8 +134,8 @@ impl Shared {
     }
 
     /// Cuts off the slowest clients where more is held for all streams than may be.
-    pub(crate) fn relieve(&self) {
-        let cut_off = self.connections.relieve(&self.held);
+    pub(crate) fn cut_off_slowest(&self) {
+        let cut_off = self.connections.cut_off_slowest(&self.held);
         if cut_off > 0 {
             let (held, limit) = (self.held.bytes(), self.held.limit());
             tracing::warn!(
@@ -172,7 +172,7 @@ impl Shared {
         now: Instant,
         grace: Duration,
     ) {
-        let released = topics.extract_if(|_, topic| topic.let_go(now, grace));
+        let released = topics.extract_if(|_, topic| topic.release_if_unused(now, grace));
         for (topic, _) in released {
             // Under the map's lock: a later visit subscribes again, and that must stand behind this in the queue.
             self.subscriber.unsubscribe(topic);

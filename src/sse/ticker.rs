@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::queue::send_queue::Outlet;
+use super::queue::send_queue::SendQueue;
 use super::shared::Shared;
 use super::topic::shared_topic::SharedTopic;
 use super::wire::cursor::Cursor;
@@ -27,14 +27,14 @@ pub(super) async fn run(shared: &Arc<Shared>) {
         ticks.tick().await;
         let now = Instant::now();
         let mut queued = 0;
-        for outlet in shared.connections.outlets() {
-            look_after(shared, &outlet, now);
-            queued += outlet.load(now).queued_bytes;
+        for queue in shared.connections.queues() {
+            look_after(shared, &queue, now);
+            queued += queue.load(now).queued_bytes;
         }
         shared.metrics.queued_bytes.set(queued.try_into().unwrap_or(i64::MAX));
         shared.pages.forget();
         if shared.held.is_short() {
-            shared.relieve();
+            shared.cut_off_slowest();
         }
         shared.metrics.held_bytes.set(shared.held.bytes().try_into().unwrap_or(i64::MAX));
         shared.release_topics(now);
@@ -47,14 +47,14 @@ pub(super) async fn run(shared: &Arc<Shared>) {
     }
 }
 
-fn look_after(shared: &Shared, outlet: &Outlet, now: Instant) {
-    if outlet.is_stuck(now, shared.settings.write_timeout()) {
-        outlet.cut_off_as_slow();
-    } else if outlet.has_expired(now) {
-        outlet.finish(frame::token_expired());
-    } else if outlet.is_quiet(now, shared.settings.heartbeat()) {
+fn look_after(shared: &Shared, queue: &SendQueue, now: Instant) {
+    if queue.is_stuck(now, shared.settings.write_timeout()) {
+        queue.cut_off_as_slow();
+    } else if queue.has_expired(now) {
+        queue.finish(frame::token_expired());
+    } else if queue.is_quiet(now, shared.settings.heartbeat()) {
         // One that is gone needs none.
-        let _put = outlet.put_bytes(frame::HEARTBEAT);
+        let _put = queue.put_bytes(frame::HEARTBEAT);
     }
 }
 
@@ -67,7 +67,7 @@ async fn verify(shared: &Arc<Shared>, now: Instant) {
         match shared.history.tips(&names).await {
             Ok(tips) => {
                 for (topic, tip) in topics.iter().zip(tips) {
-                    topic.is_verified();
+                    topic.mark_verified();
                     // A topic that is behind has missed a message; one that is ahead has a place that Redis does not know;
                     // one that is refused is found out by the join.
                     if tip.as_ref().ok().copied() != Some(place_of(topic)) {
@@ -89,20 +89,20 @@ fn place_of(topic: &SharedTopic) -> Option<crate::event::StreamId> {
 /// Ends every stream, spread over the drain time, each with its own time to come back.
 pub(super) async fn drain(shared: &Arc<Shared>) {
     shared.draining.store(true, Ordering::Relaxed);
-    let outlets = shared.connections.outlets();
+    let queues = shared.connections.queues();
     let portions = (shared.settings.drain().as_secs() * PORTIONS_A_SECOND).max(1);
-    let portion = outlets.len().div_ceil(usize::try_from(portions).unwrap_or(1)).max(1);
+    let portion = queues.len().div_ceil(usize::try_from(portions).unwrap_or(1)).max(1);
     let mut ticks = interval(Duration::from_secs(1) / PORTIONS_A_SECOND as u32);
-    for outlets in outlets.chunks(portion) {
+    for queues in queues.chunks(portion) {
         ticks.tick().await;
-        for outlet in outlets {
-            // The outlets come in no order, so this is a fair spread.
-            outlet.finish(frame::retry(shared.retry_after(1)));
+        for queue in queues {
+            // The queues come in no order, so this is a fair spread.
+            queue.finish(frame::retry(shared.retry_after(1)));
         }
     }
     // One that takes nothing would hold the process up.
     tokio::time::sleep(TICK).await;
-    for outlet in shared.connections.outlets() {
-        outlet.cut_off();
+    for queue in shared.connections.queues() {
+        queue.cut_off();
     }
 }

@@ -18,15 +18,15 @@ use crate::sse::history::read::{
     FIRST_READ, READ_BYTES, bytes_of_frames, next_count, read_after, read_first,
 };
 use crate::sse::history::waits::{Patience, RETRY};
-use crate::sse::queue::budget::Room;
-use crate::sse::queue::send_queue::{Lane, Put};
+use crate::sse::queue::byte_budget::Room;
+use crate::sse::queue::send_queue::{Put, StreamTopic};
 use crate::sse::shared::Shared;
 use crate::sse::topic::pages::{Key, Page, PageEnd};
 use crate::sse::topic::shared_topic::SharedTopic;
 use crate::sse::topic::state::Attached;
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::{self, ResetReason};
-use crate::sse::wire::start::From;
+use crate::sse::wire::start::StartAt;
 
 /// By how much the clocks of servers may differ.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
@@ -64,11 +64,11 @@ enum PageError {
 pub(crate) struct CatchUp {
     shared: Arc<Shared>,
     topic: Arc<SharedTopic>,
-    lane: Lane,
+    stream: StreamTopic,
     /// What it asked for.
-    wanted: From,
+    wanted: StartAt,
     /// Where it is.
-    from: From,
+    from: StartAt,
     opening: Opening,
     outcome: &'static str,
     /// Entries that are read next.
@@ -82,13 +82,13 @@ impl CatchUp {
     pub(crate) fn new(
         shared: Arc<Shared>,
         topic: Arc<SharedTopic>,
-        lane: Lane,
-        wanted: From,
+        stream: StreamTopic,
+        wanted: StartAt,
         opening: Opening,
     ) -> Self {
         let patience = Patience::new(shared.settings.repair_wait());
         let (from, count) = (fresh(&shared, wanted), FIRST_READ);
-        Self { shared, topic, lane, wanted, from, opening, outcome: "memory", count, largest: 0, patience }
+        Self { shared, topic, stream, wanted, from, opening, outcome: "memory", count, largest: 0, patience }
     }
 
     /// Attaches the client. Returns when it is attached, or gone.
@@ -96,7 +96,7 @@ impl CatchUp {
         let topic = self.topic.clone();
         let (mut has_joined_anew, mut has_been_refused) = (false, false);
         loop {
-            let settled = topic.settled.notified();
+            let settled = topic.join_ended.notified();
             tokio::pin!(settled);
             // Registered before the look, so that a join that ends in between is not missed.
             settled.as_mut().enable();
@@ -104,7 +104,7 @@ impl CatchUp {
                 has_been_refused = true;
                 self.open_unplaced();
                 // A client that is gone need not be told.
-                let _put = self.lane.outlet.put_bytes(frame::topic_refused(&topic.topic));
+                let _put = self.stream.queue.put_bytes(frame::topic_refused(&topic.topic));
             }
             if self.opening.is_over() {
                 self.open_unplaced();
@@ -112,13 +112,13 @@ impl CatchUp {
             match self.attach().await {
                 // The response began in the very moment of attaching.
                 Attached::Yes
-                    if self.opening.has_begun() && matches!(self.from, From::Latest | From::Last) =>
+                    if self.opening.has_begun() && matches!(self.from, StartAt::Latest | StartAt::Last) =>
                 {
                     self.open_unplaced();
                 }
                 Attached::Yes => break,
                 Attached::Partly(here) => {
-                    self.from = From::After(here);
+                    self.from = StartAt::After(here);
                     self.tell();
                 }
                 Attached::WhenLive => self.wait_for(settled).await,
@@ -146,47 +146,47 @@ impl CatchUp {
 
     async fn attach(&mut self) -> Attached {
         // These need little room, and must not miss what comes while they wait for more.
-        if matches!(self.from, From::Latest | From::Last | From::Reset(_)) {
-            let attached = self.topic.state().attach(&self.lane, self.from);
+        if matches!(self.from, StartAt::Latest | StartAt::Last | StartAt::Reset(_)) {
+            let attached = self.topic.state().attach(&self.stream, self.from);
             if attached != Attached::WhenRoom {
                 return attached;
             }
             // It wants the newest event, of a topic of which no earlier place is known: whatever that is once there is room.
         }
         // What a client has missed needs room, which another topic of its stream may be about to use.
-        let outlet = self.lane.outlet.clone();
-        let turn = outlet.try_turn();
-        if turn.is_none() {
+        let queue = self.stream.queue.clone();
+        let room_lock = queue.try_room_lock();
+        if room_lock.is_none() {
             // Another one waits for room already.
             self.tell();
         }
-        let _turn = match turn {
-            Some(turn) => turn,
-            None => outlet.turn().await,
+        let _room_lock = match room_lock {
+            Some(room_lock) => room_lock,
+            None => queue.room_lock().await,
         };
-        if !outlet.has_room_now() {
+        if !queue.has_room() {
             // The client makes room by reading, for which the response must be under way.
             self.tell();
-            outlet.has_room().await;
+            queue.wait_for_room().await;
         }
-        self.topic.state().attach(&self.lane, self.from)
+        self.topic.state().attach(&self.stream, self.from)
     }
 
     /// Goes one page on in the history. False if the client is gone.
     async fn go_on(&mut self) -> bool {
         let fed = match self.from {
-            From::Last => self.find_last().await,
+            StartAt::Last => self.find_last().await,
             _ => self.feed().await,
         };
         match fed {
             Ok(Fed::To(place)) => {
                 self.outcome = "history";
-                self.from = From::After(place);
+                self.from = StartAt::After(place);
             }
-            Ok(Fed::Nothing(place)) => self.from = place.map_or(From::Latest, From::After),
+            Ok(Fed::Nothing(place)) => self.from = place.map_or(StartAt::Latest, StartAt::After),
             Ok(Fed::Again) => {}
             Ok(Fed::Forgotten) => self.wait_or_reset(ResetReason::HistoryGone).await,
-            Ok(Fed::Unproven) => self.from = From::Reset(ResetReason::HistoryGone),
+            Ok(Fed::Unproven) => self.from = StartAt::Reset(ResetReason::HistoryGone),
             Ok(Fed::Gone) => return false,
             Err(PageError::NoRoom) => {
                 tracing::debug!(topic = %self.topic.topic, "a client waits for room for its history");
@@ -202,7 +202,7 @@ impl CatchUp {
     /// Waits before the next look whether Redis has been given back what it forgot. After that, the client is reset.
     async fn wait_or_reset(&mut self, reason: ResetReason) {
         if !self.patience.wait().await {
-            self.from = From::Reset(reason);
+            self.from = StartAt::Reset(reason);
         }
     }
 
@@ -231,23 +231,23 @@ impl CatchUp {
         if !self.opening.is_awaited() {
             return;
         }
-        if matches!(self.wanted, From::Latest | From::Last) {
-            self.from = From::Reset(ResetReason::JoinedLate);
+        if matches!(self.wanted, StartAt::Latest | StartAt::Last) {
+            self.from = StartAt::Reset(ResetReason::JoinedLate);
         }
-        if matches!(self.from, From::Reset(_)) {
+        if matches!(self.from, StartAt::Reset(_)) {
             // A client that is gone needs no id.
-            let _put = self.lane.put(&frame::cursor(Cursor::UNKNOWN));
+            let _put = self.stream.put(&frame::cursor(Cursor::UNKNOWN));
         }
         self.tell();
     }
 
     fn count_outcome(&self) {
         let mut outcome = self.outcome;
-        if let From::Reset(reason) = self.from {
+        if let StartAt::Reset(reason) = self.from {
             self.shared.metrics.reset(reason, 1);
             outcome = "reset";
         }
-        if matches!(self.wanted, From::After(_) | From::Reset(_)) {
+        if matches!(self.wanted, StartAt::After(_) | StartAt::Reset(_)) {
             self.shared.metrics.resumed(outcome);
         }
     }
@@ -257,11 +257,11 @@ impl CatchUp {
     /// A stream has one page at a time, also one of several topics, and reads it only when the client has taken what it was
     /// given. What there is no room for is let go of and read again: a client that does not read holds no page.
     async fn feed(&mut self) -> Result<Fed, PageError> {
-        let outlet = self.lane.outlet.clone();
-        let _turn = outlet.turn().await;
-        outlet.has_room_for(READ_BYTES).await;
+        let queue = self.stream.queue.clone();
+        let _room_lock = queue.room_lock().await;
+        queue.wait_for_room_for(READ_BYTES).await;
         let after = match self.from {
-            From::After(place) => Some(place),
+            StartAt::After(place) => Some(place),
             _ => None,
         };
         let (frames, end) = match self.page(after).await? {
@@ -279,13 +279,13 @@ impl CatchUp {
         let begun = after.and_then(Cursor::id);
         let mut place = begun;
         for frame in frames.iter() {
-            if let Some(here) = place.filter(|here| Some(*here) != begun && !outlet.has_room_now()) {
+            if let Some(here) = place.filter(|here| Some(*here) != begun && !queue.has_room()) {
                 return Ok(Fed::To(Cursor::After(here)));
             }
             let reset = frame::rebased(place.replace(frame.id), frame.id, &self.topic.topic);
             self.shared.metrics.reset(ResetReason::Rebased, usize::from(reset.is_some()));
             for block in reset.iter().chain([&frame.block]).filter(|block| !block.is_empty()) {
-                if self.lane.put(block) != Put::Queued {
+                if self.stream.put(block) != Put::Queued {
                     return Ok(Fed::Gone);
                 }
             }
@@ -312,9 +312,9 @@ impl CatchUp {
         self.shared.metrics.history_reads.inc();
         let newest = self.shared.history.newest(&self.topic.topic, 1).await.map_err(PageError::Read)?;
         self.from = match newest.first().map(|newest| newest.prev) {
-            None => From::Latest,
-            Some(Prev::Event(before)) => From::After(Cursor::After(before)),
-            Some(Prev::First | Prev::Unknown) => From::Earliest,
+            None => StartAt::Latest,
+            Some(Prev::Event(before)) => StartAt::After(Cursor::After(before)),
+            Some(Prev::First | Prev::Unknown) => StartAt::Earliest,
         };
         Ok(Fed::Again)
     }
@@ -425,15 +425,15 @@ impl Opening {
 }
 
 /// A start that was seen longer ago than histories are kept proves nothing: events may have come and expired since.
-fn fresh(shared: &Shared, from: From) -> From {
-    let From::After(Cursor::Start { seen_ms }) = from else { return from };
-    if from == From::After(Cursor::UNKNOWN) {
-        return From::Reset(ResetReason::JoinedLate);
+fn fresh(shared: &Shared, from: StartAt) -> StartAt {
+    let StartAt::After(Cursor::Start { seen_ms }) = from else { return from };
+    if from == StartAt::After(Cursor::UNKNOWN) {
+        return StartAt::Reset(ResetReason::JoinedLate);
     }
     let now = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0);
     let age = Duration::from_millis(now.saturating_sub(seen_ms));
     let ahead = Duration::from_millis(seen_ms.saturating_sub(now));
     // A clock stood wrong when the place was seen, or does now: how old it is cannot be told.
     let is_fresh = age <= shared.history_ttl.saturating_sub(CLOCKS_DIFFER) && ahead <= CLOCKS_DIFFER;
-    if is_fresh { from } else { From::Reset(ResetReason::HistoryGone) }
+    if is_fresh { from } else { StartAt::Reset(ResetReason::HistoryGone) }
 }

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::admission::{Guest, Place};
+use super::admission::{StreamGuard, StreamRequest};
 use super::catch_up::{CatchUp, Opening};
 use crate::auth::UserId;
 use crate::event::Topic;
@@ -23,9 +23,9 @@ use crate::sse::queue::send_queue::{Put, StreamBody};
 use crate::sse::shared::Shared;
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::{self, ResetReason};
-use crate::sse::wire::multi_topic::{Lanes, Several};
+use crate::sse::wire::multi_topic::{MultiTopic, StreamCursors};
 use crate::sse::wire::refusal::Refusal;
-use crate::sse::wire::start::{From, Start};
+use crate::sse::wire::start::{Start, StartAt};
 
 /// A client that is refused comes back after this many times the usual wait: others need the time to leave.
 const REFUSED_WAIT: u32 = 3;
@@ -74,7 +74,7 @@ impl TryFrom<Vec<(String, String)>> for StreamQuery {
 
 /// A stream that somebody may have.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct StreamGrant {
     /// What it tells of.
     pub topics: Topics,
     /// Whose it is: a user may have so many.
@@ -89,14 +89,14 @@ pub enum Topics {
     /// One topic; its ids are those of the topic's history.
     One(Topic),
     /// Several, or one that others may join; its ids hold a cursor for each.
-    Several(Several),
+    Multi(MultiTopic),
 }
 
 impl Topics {
     fn list(&self) -> &[Topic] {
         match self {
             Self::One(topic) => std::slice::from_ref(topic),
-            Self::Several(several) => several.topics(),
+            Self::Multi(multi_topic) => multi_topic.topics(),
         }
     }
 }
@@ -107,89 +107,90 @@ impl Topics {
 /// back, and ends.
 pub async fn open(
     hub: &Hub,
-    wanted: Wanted,
+    grant: StreamGrant,
     headers: &HeaderMap,
     query: &StreamQuery,
     connection: Connection,
 ) -> Response {
     let shared = &hub.0;
-    let begin = begin_of(&wanted.topics, headers, query);
-    let lanes = match &wanted.topics {
+    let starts = starts_of(&grant.topics, headers, query);
+    let cursors = match &grant.topics {
         Topics::One(_) => None,
-        Topics::Several(several) => Some(Lanes::new(several, &begin)),
+        Topics::Multi(multi_topic) => Some(StreamCursors::new(multi_topic, &starts)),
     };
-    let expires_at = wanted.expires_at.map(|at| {
+    let expires_at = grant.expires_at.map(|at| {
         let left = (at - Utc::now()).to_std().unwrap_or(Duration::ZERO);
         Instant::now() + left
     });
-    let topics = wanted.topics.list().into();
-    let (user, peer) = (wanted.user, connection.peer);
-    match shared.admit(Guest { user: user.clone(), topics, lanes, expires_at, connection }) {
+    let topics = grant.topics.list().into();
+    let (user, peer) = (grant.user, connection.peer);
+    match shared.admit(StreamRequest { user: user.clone(), topics, cursors, expires_at, connection }) {
         Err(refusal) => {
             // A full server refuses thousands a minute: counted always, named only to whoever asks.
             tracing::debug!(%user, %peer, reason = refusal.as_str(), "refused");
             refused(shared, refusal)
         }
-        Ok(place) => {
-            let place = Arc::new(place);
+        Ok(guard) => {
+            let guard = Arc::new(guard);
             // The first bytes at once, so that `open` fires and proxies let the response through.
-            let _queued: Put = place.outlet.put_bytes(frame::retry(shared.retry_after(1)));
+            let _queued: Put = guard.queue.put_bytes(frame::retry(shared.retry_after(1)));
             // Made before anything is awaited: if the request is given up meanwhile, dropping it gives up the place.
-            let body = StreamBody::new(place.outlet.clone(), place.clone());
-            attach(shared, &place, &begin).await;
-            stream(Body::new(body))
+            let body = StreamBody::new(guard.queue.clone(), guard.clone());
+            attach(shared, &guard, &starts).await;
+            event_stream(Body::new(body))
         }
     }
 }
 
 /// Attaches the stream to its topics, and waits until its place in each is known, or is not waited for any longer.
-async fn attach(shared: &Arc<Shared>, place: &Arc<Place>, begin: &[From]) {
-    let mut all_placed = Vec::with_capacity(begin.len());
+async fn attach(shared: &Arc<Shared>, guard: &Arc<StreamGuard>, starts: &[StartAt]) {
+    let mut all_placed = Vec::with_capacity(starts.len());
     // Told when the response begins without waiting any longer.
     let opened = CancellationToken::new();
-    for ((topic, lane), from) in place.lanes().zip(begin) {
+    for ((topic, stream), from) in guard.stream_topics().zip(starts) {
         let (placed, is_placed) = oneshot::channel();
-        let catch_up = CatchUp::new(shared.clone(), topic, lane, *from, Opening::new(placed, opened.clone()));
-        tokio::spawn(catch_up_unless_gone(place.clone(), catch_up));
+        let catch_up =
+            CatchUp::new(shared.clone(), topic, stream, *from, Opening::new(placed, opened.clone()));
+        tokio::spawn(catch_up_unless_gone(guard.clone(), catch_up));
         all_placed.push(is_placed);
     }
     tokio::select! {
-        // A lane whose client is gone says nothing any more; there is nothing to wait for then.
+        // A stream whose client is gone says nothing any more; there is nothing to wait for then.
         _placed_or_gone = futures_util::future::join_all(all_placed) => {}
         // Events of the other topics come meanwhile, and the client can read none of them yet.
-        () = place.outlet.fills() => opened.cancel(),
+        () = guard.queue.wait_until_half_full() => opened.cancel(),
     }
 }
 
 /// Ends when the client leaves, which the body's end tells.
-async fn catch_up_unless_gone(place: Arc<Place>, catch_up: CatchUp) {
+async fn catch_up_unless_gone(guard: Arc<StreamGuard>, catch_up: CatchUp) {
     tokio::select! {
-        () = place.outlet.gone().cancelled() => {}
+        () = guard.queue.closed().cancelled() => {}
         () = catch_up.run() => {}
     }
 }
 
 /// Where the stream begins in each topic: the header wins, as it is newer than the URL of a browser that reconnects.
-fn begin_of(topics: &Topics, headers: &HeaderMap, query: &StreamQuery) -> Vec<From> {
+fn starts_of(topics: &Topics, headers: &HeaderMap, query: &StreamQuery) -> Vec<StartAt> {
     const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
     let from_header = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
     let is_some = |id: &&str| !id.is_empty();
     let id = from_header.filter(is_some).or(query.last_event_id.as_deref()).filter(is_some);
     let fresh = match query.from.unwrap_or(Shared::default_start()) {
-        Start::Latest => From::Latest,
-        Start::Last => From::Last,
-        Start::Earliest => From::Earliest,
+        Start::Latest => StartAt::Latest,
+        Start::Last => StartAt::Last,
+        Start::Earliest => StartAt::Earliest,
     };
     let begin = match (id, topics) {
         (None, _) => None,
-        (Some(id), Topics::One(_)) => Some(Cursor::parse(id).ok().map(|cursor| vec![From::After(cursor)])),
-        (Some(id), Topics::Several(several)) => Some(several.begin(id, fresh)),
+        (Some(id), Topics::One(_)) => Some(Cursor::parse(id).ok().map(|cursor| vec![StartAt::After(cursor)])),
+        (Some(id), Topics::Multi(multi_topic)) => Some(multi_topic.starts(id, fresh)),
     };
     let all = |from| vec![from; topics.list().len()];
     match begin {
         None => all(fresh),
         Some(Some(begin)) => begin,
-        Some(None) => all(From::Reset(ResetReason::BadId)),
+        Some(None) => all(StartAt::Reset(ResetReason::BadId)),
     }
 }
 
@@ -198,12 +199,12 @@ pub(crate) fn refused(shared: &Shared, refusal: Refusal) -> Response {
     shared.metrics.refused(refusal);
     let wait = shared.retry_after(REFUSED_WAIT);
     let told = [frame::retry(wait), frame::refused(refusal, wait)].concat();
-    let mut response = stream(Body::from(Bytes::from(told)));
+    let mut response = event_stream(Body::from(Bytes::from(told)));
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
-fn stream(body: Body) -> Response {
+fn event_stream(body: Body) -> Response {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -218,30 +219,30 @@ mod tests {
     use super::*;
     use crate::event::StreamId;
 
-    fn begin(header: Option<&'static str>, query: Option<&str>, from: Option<Start>) -> From {
+    fn begin(header: Option<&'static str>, query: Option<&str>, from: Option<Start>) -> StartAt {
         let mut headers = HeaderMap::new();
         if let Some(id) = header {
             headers.insert("last-event-id", HeaderValue::from_static(id));
         }
         let topics = Topics::One(Topic::new("t").expect("a topic"));
-        begin_of(&topics, &headers, &StreamQuery { last_event_id: query.map(str::to_owned), from })[0]
+        starts_of(&topics, &headers, &StreamQuery { last_event_id: query.map(str::to_owned), from })[0]
     }
 
     #[test]
     fn the_header_wins_over_the_url_and_both_over_the_start() {
-        let after = |seq| From::After(Cursor::After(StreamId::new(1, seq)));
+        let after = |seq| StartAt::After(Cursor::After(StreamId::new(1, seq)));
         assert_eq!(begin(Some("1-9"), Some("1-4"), Some(Start::Last)), after(9));
         assert_eq!(begin(None, Some("1-4"), Some(Start::Last)), after(4));
-        assert_eq!(begin(None, None, Some(Start::Last)), From::Last);
-        assert_eq!(begin(None, None, None), From::Latest);
-        assert_eq!(begin(Some(""), None, None), From::Latest);
+        assert_eq!(begin(None, None, Some(Start::Last)), StartAt::Last);
+        assert_eq!(begin(None, None, None), StartAt::Latest);
+        assert_eq!(begin(Some(""), None, None), StartAt::Latest);
         assert_eq!(begin(Some(""), Some("1-4"), None), after(4), "an empty header says nothing");
     }
 
     #[test]
     fn an_id_that_is_none_is_a_reset_and_never_ignored() {
         for bad in ["x", "1", "1-2-3", "null", "1-2,1-3"] {
-            assert_eq!(begin(Some(bad), None, None), From::Reset(ResetReason::BadId), "{bad}");
+            assert_eq!(begin(Some(bad), None, None), StartAt::Reset(ResetReason::BadId), "{bad}");
         }
     }
 }

@@ -40,7 +40,7 @@ pub(crate) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
     let mut failures = Patience::new(Duration::MAX);
     let mut repair = Patience::new(shared.settings.repair_wait());
     let (mut holes, mut refusals) = (0, 0);
-    while !topic.is_gone() {
+    while !topic.is_released() {
         topic.state().begin_round();
         match shared.subscriber.subscribe(topic.topic.clone()).await {
             Ok(()) => {}
@@ -86,8 +86,8 @@ pub(crate) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
         }
     }
     topic.set_refused(false);
-    topic.is_verified();
-    topic.settled.notify_waiters();
+    topic.mark_verified();
+    topic.join_ended.notify_waiters();
 }
 
 /// Tells the clients of a topic that Redis does not let this server read it: once, while it is tried again and again. Their
@@ -99,9 +99,9 @@ fn refuse(shared: &Shared, topic: &SharedTopic, reason: &str) {
     tracing::warn!(topic = %topic.topic, reason, "Redis refuses this topic; it is tried again");
     shared.metrics.topics_refused.inc();
     let told = frame::topic_refused(&topic.topic);
-    topic.state().tell_all(&told);
+    topic.state().send_all(&told);
     // Those that wait for the topic to be live look whether it is refused.
-    topic.settled.notify_waiters();
+    topic.join_ended.notify_waiters();
 }
 
 /// Reads what the history holds behind the topic's place, or begins anew where there is no place or no way on from it.

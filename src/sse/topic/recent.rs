@@ -10,7 +10,7 @@ use crate::sse::wire::frame::Frame;
 
 /// What recent events may take: for one topic, and for all topics together.
 #[derive(Debug, Clone)]
-pub(crate) struct Budget {
+pub(crate) struct RecentLimits {
     pub(crate) events: usize,
     pub(crate) bytes: usize,
     pub(crate) all_bytes: usize,
@@ -23,7 +23,7 @@ const SMALL_BYTES: usize = 1024;
 /// A contiguous run of a topic's events that ends with its newest known one.
 #[derive(Debug)]
 pub(crate) struct Recent {
-    budget: Budget,
+    recent_limits: RecentLimits,
     /// The place right before the first frame, if it is known. A start says since when it is known that there was none.
     base: Option<Cursor>,
     frames: VecDeque<Frame>,
@@ -32,8 +32,8 @@ pub(crate) struct Recent {
 
 impl Recent {
     /// A run that begins at `base`, or, where that is not known, with its first frame.
-    pub(crate) fn new(budget: Budget, base: Option<Cursor>) -> Self {
-        Self { budget, base, frames: VecDeque::new(), bytes: 0 }
+    pub(crate) fn new(recent_limits: RecentLimits, base: Option<Cursor>) -> Self {
+        Self { recent_limits, base, frames: VecDeque::new(), bytes: 0 }
     }
 
     /// Adds the event that follows.
@@ -46,7 +46,7 @@ impl Recent {
     }
 
     fn is_over_budget(&self) -> bool {
-        let Budget { events, bytes, all_bytes, all_used } = &self.budget;
+        let RecentLimits { events, bytes, all_bytes, all_used } = &self.recent_limits;
         let is_too_much = all_used.load(Ordering::Relaxed) > *all_bytes;
         match self.frames.len() {
             0 => false,
@@ -65,12 +65,12 @@ impl Recent {
 
     fn take_bytes(&mut self, bytes: usize) {
         self.bytes += bytes;
-        self.budget.all_used.fetch_add(bytes, Ordering::Relaxed);
+        self.recent_limits.all_used.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn give_bytes(&mut self, bytes: usize) {
         self.bytes -= bytes;
-        self.budget.all_used.fetch_sub(bytes, Ordering::Relaxed);
+        self.recent_limits.all_used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// The place at the end, if there is one.
@@ -130,7 +130,7 @@ impl Recent {
 
 impl Drop for Recent {
     fn drop(&mut self) {
-        self.budget.all_used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.recent_limits.all_used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -138,8 +138,8 @@ impl Drop for Recent {
 mod tests {
     use super::*;
 
-    fn budget(events: usize, bytes: usize, all_bytes: usize) -> Budget {
-        Budget { events, bytes, all_bytes, all_used: Arc::default() }
+    fn recent_limits(events: usize, bytes: usize, all_bytes: usize) -> RecentLimits {
+        RecentLimits { events, bytes, all_bytes, all_used: Arc::default() }
     }
 
     fn frame(seq: u64, bytes: usize) -> Frame {
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn what_follows_an_id_is_known_from_the_event_before_the_first_one_on() {
-        let mut recent = Recent::new(budget(3, 1000, 1000), Some(Cursor::Start { seen_ms: 1 }));
+        let mut recent = Recent::new(recent_limits(3, 1000, 1000), Some(Cursor::Start { seen_ms: 1 }));
         for seq in [2, 4, 6, 8] {
             recent.push(frame(seq, 1));
         }
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn the_newest_event_stays_and_the_budget_of_all_topics_is_shared() {
-        let shared = budget(100, 100, 50);
+        let shared = recent_limits(100, 100, 50);
         let mut first = Recent::new(shared.clone(), None);
         first.push(frame(1, 40));
         let mut second = Recent::new(shared.clone(), None);

@@ -11,21 +11,21 @@ use std::sync::atomic::AtomicUsize;
 use bytes::Bytes;
 use tokio::time::{Duration, Instant};
 
-use super::pending::{Heard, News};
-use super::recent::{Budget, Recent};
+use super::pending::{PendingMessages, TopicMessage};
+use super::recent::{Recent, RecentLimits};
 use crate::event::{StreamId, Topic};
 use crate::sse::metrics::Metrics;
-use crate::sse::queue::send_queue::{Lane, Put};
+use crate::sse::queue::send_queue::{Put, StreamTopic};
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::{self, Block, Frame, ResetReason};
-use crate::sse::wire::start::From;
+use crate::sse::wire::start::StartAt;
 
 #[derive(Debug)]
 enum Phase {
     Joining {
-        heard: Heard,
+        pending: PendingMessages,
         /// What has been read so far may not be all: read again.
-        again: bool,
+        read_again: bool,
     },
     Live,
 }
@@ -69,26 +69,32 @@ pub(crate) enum Attached {
 #[derive(Debug)]
 pub(crate) struct TopicState {
     topic: Topic,
-    budget: Budget,
+    recent_limits: RecentLimits,
     /// What all topics of the process keep while they are joining, in bytes.
-    heard_bytes: Arc<AtomicUsize>,
+    pending_bytes: Arc<AtomicUsize>,
     metrics: Metrics,
     /// `None` until the topic was live for the first time.
     recent: Option<Recent>,
     /// When the newest event came, or the topic was begun.
     newest_at: Instant,
     phase: Phase,
-    clients: HashMap<u64, Lane>,
+    clients: HashMap<u64, StreamTopic>,
 }
 
 impl TopicState {
     /// A topic that is joining.
-    pub(crate) fn new(topic: Topic, budget: Budget, heard_bytes: Arc<AtomicUsize>, metrics: Metrics) -> Self {
-        let phase = Phase::Joining { heard: Heard::new(heard_bytes.clone()), again: false };
+    pub(crate) fn new(
+        topic: Topic,
+        recent_limits: RecentLimits,
+        pending_bytes: Arc<AtomicUsize>,
+        metrics: Metrics,
+    ) -> Self {
+        let phase =
+            Phase::Joining { pending: PendingMessages::new(pending_bytes.clone()), read_again: false };
         Self {
             topic,
-            budget,
-            heard_bytes,
+            recent_limits,
+            pending_bytes,
             metrics,
             recent: None,
             newest_at: Instant::now(),
@@ -98,10 +104,10 @@ impl TopicState {
     }
 
     /// Makes the topic joining, with what has been heard so far.
-    fn join_with(&mut self, news: impl IntoIterator<Item = News>) {
-        let mut heard = Heard::new(self.heard_bytes.clone());
-        let again = !news.into_iter().all(|news| heard.push(news));
-        self.phase = Phase::Joining { heard, again };
+    fn join_with(&mut self, messages: impl IntoIterator<Item = TopicMessage>) {
+        let mut pending = PendingMessages::new(self.pending_bytes.clone());
+        let read_again = !messages.into_iter().all(|message| pending.push(message));
+        self.phase = Phase::Joining { pending, read_again };
     }
 
     /// The end of what this topic's clients have been given.
@@ -130,13 +136,13 @@ impl TopicState {
     }
 
     /// Takes in what was heard.
-    pub(crate) fn hear(&mut self, news: News) -> Next {
+    pub(crate) fn receive(&mut self, message: TopicMessage) -> Next {
         match &mut self.phase {
-            Phase::Joining { heard, again } => {
-                *again |= !heard.push(news);
+            Phase::Joining { pending, read_again } => {
+                *read_again |= !pending.push(message);
                 Next::Nothing
             }
-            Phase::Live => match self.apply(news) {
+            Phase::Live => match self.apply(message) {
                 Ok(()) => Next::Nothing,
                 Err(ahead) => {
                     self.join_with([ahead]);
@@ -147,13 +153,13 @@ impl TopicState {
     }
 
     /// Gives an event to the clients if it is the next one; gives it back if there is a hole before it.
-    fn apply(&mut self, news: News) -> Result<(), News> {
-        match news {
-            News::Foreign(block) => {
+    fn apply(&mut self, message: TopicMessage) -> Result<(), TopicMessage> {
+        match message {
+            TopicMessage::Foreign(block) => {
                 self.fan_out(&block);
                 Ok(())
             }
-            News::Event { prev, is_restored, frame } => {
+            TopicMessage::Event { prev, is_restored, frame } => {
                 let place = self.place().and_then(Cursor::id);
                 let is_behind = place.is_some_and(|place| frame.id <= place);
                 // Clients were told these: they are in memory, or Redis has got again what it had forgotten.
@@ -164,7 +170,7 @@ impl TopicState {
                 }
                 // An id below the place that nobody was told says that the place is not what it seems: read the history.
                 if is_behind || prev != place {
-                    return Err(News::Event { prev, is_restored, frame });
+                    return Err(TopicMessage::Event { prev, is_restored, frame });
                 }
                 self.append(frame);
                 Ok(())
@@ -189,14 +195,14 @@ impl TopicState {
 
     fn fan_out(&mut self, block: &Block) {
         self.metrics.delivered.inc_by(self.clients.len() as u64);
-        self.clients.retain(|_, lane| lane.put(block) == Put::Queued);
+        self.clients.retain(|_, stream| stream.put(block) == Put::Queued);
     }
 
     /// Makes the topic joining. True if it was live, so that somebody has to carry the join out.
     pub(crate) fn begin_join(&mut self) -> bool {
         match &mut self.phase {
-            Phase::Joining { again, .. } => {
-                *again = true;
+            Phase::Joining { read_again, .. } => {
+                *read_again = true;
                 false
             }
             Phase::Live => {
@@ -208,8 +214,8 @@ impl TopicState {
 
     /// A round of the join begins: from now on, what is missed counts.
     pub(crate) fn begin_round(&mut self) {
-        if let Phase::Joining { again, .. } = &mut self.phase {
-            *again = false;
+        if let Phase::Joining { read_again, .. } = &mut self.phase {
+            *read_again = false;
         }
     }
 
@@ -231,7 +237,7 @@ impl TopicState {
         let is_start = matches!(base, Some(Cursor::Start { .. }));
         let base =
             if is_start && frames.is_empty() && reason.is_some() { Some(Cursor::start_now()) } else { base };
-        let mut recent = Recent::new(self.budget.clone(), base);
+        let mut recent = Recent::new(self.recent_limits.clone(), base);
         frames.into_iter().for_each(|frame| recent.push(frame));
         self.recent = Some(recent);
         self.newest_at = Instant::now();
@@ -257,19 +263,19 @@ impl TopicState {
     /// `has_read_since` it has been, and the history has every event before it is told: so no relay published this one, and
     /// it is dropped.
     pub(crate) fn finish_join(&mut self, has_read_since: bool) -> Joined {
-        let Phase::Joining { heard, again, .. } = &mut self.phase else { return Joined::Live };
-        if *again {
+        let Phase::Joining { pending, read_again, .. } = &mut self.phase else { return Joined::Live };
+        if *read_again {
             return Joined::Again;
         }
-        let mut waiting = heard.take().into_iter();
-        while let Some(news) = waiting.next() {
+        let mut waiting = pending.take().into_iter();
+        while let Some(message) = waiting.next() {
             // The place has just been read in the history: what is not behind it was told, or is older than a reset.
-            if matches!(&news, News::Event { frame, .. } if self.has_passed(frame.id)) {
+            if matches!(&message, TopicMessage::Event { frame, .. } if self.has_passed(frame.id)) {
                 continue;
             }
-            match self.apply(news) {
+            match self.apply(message) {
                 Ok(()) => {}
-                Err(News::Event { frame, .. }) if has_read_since => {
+                Err(TopicMessage::Event { frame, .. }) if has_read_since => {
                     tracing::warn!(topic = %self.topic, id = %frame.id, "an event that is not in the history is dropped");
                     self.metrics.dropped_events.inc();
                 }
@@ -288,22 +294,22 @@ impl TopicState {
     }
 
     /// Gives a client what it lacks and adds it to those who get what follows, in one go.
-    pub(crate) fn attach(&mut self, lane: &Lane, from: From) -> Attached {
+    pub(crate) fn attach(&mut self, stream: &StreamTopic, from: StartAt) -> Attached {
         let Some(recent) = &self.recent else { return Attached::WhenLive };
         // A place that a client names can be proven at any time; one that it does not name is that of a live topic.
-        if !self.is_live() && !matches!(from, From::After(_)) {
+        if !self.is_live() && !matches!(from, StartAt::After(_)) {
             return Attached::WhenLive;
         }
         let missed: Vec<&Frame> = match from {
-            From::Latest | From::Reset(_) => Vec::new(),
-            From::Last if recent.lacks_newest() => return Attached::Behind,
-            From::Last => recent.last(1).collect(),
-            From::Earliest if recent.reaches_start() => recent.all().collect(),
-            From::After(Cursor::Start { seen_ms }) if recent.reaches_start_of(seen_ms) => {
+            StartAt::Latest | StartAt::Reset(_) => Vec::new(),
+            StartAt::Last if recent.lacks_newest() => return Attached::Behind,
+            StartAt::Last => recent.last(1).collect(),
+            StartAt::Earliest if recent.reaches_start() => recent.all().collect(),
+            StartAt::After(Cursor::Start { seen_ms }) if recent.reaches_start_of(seen_ms) => {
                 recent.all().collect()
             }
-            From::Earliest | From::After(Cursor::Start { .. }) => return Attached::Behind,
-            From::After(Cursor::After(id)) => match recent.after(id) {
+            StartAt::Earliest | StartAt::After(Cursor::Start { .. }) => return Attached::Behind,
+            StartAt::After(Cursor::After(id)) => match recent.after(id) {
                 Some(frames) => frames.collect(),
                 None if !self.is_live() => return Attached::WhenLive,
                 None if recent.tip().and_then(Cursor::id).is_none_or(|tip| id > tip) => {
@@ -314,20 +320,20 @@ impl TopicState {
         };
         // The client's place first: it counts from here even if nothing ever follows.
         let here = match from {
-            From::Latest => Some(frame::cursor(self.cursor())),
-            From::Last if missed.is_empty() => Some(frame::cursor(self.cursor())),
-            From::Last => recent.before_last().map(frame::cursor),
-            From::Reset(reason) => Some(frame::reset(reason, &self.topic, self.cursor())),
-            From::After(place) => Some(frame::cursor(place)),
-            From::Earliest => None,
+            StartAt::Latest => Some(frame::cursor(self.cursor())),
+            StartAt::Last if missed.is_empty() => Some(frame::cursor(self.cursor())),
+            StartAt::Last => recent.before_last().map(frame::cursor),
+            StartAt::Reset(reason) => Some(frame::reset(reason, &self.topic, self.cursor())),
+            StartAt::After(place) => Some(frame::cursor(place)),
+            StartAt::Earliest => None,
         };
         let place = match from {
-            From::After(place) => place.id(),
+            StartAt::After(place) => place.id(),
             _ => None,
         };
-        let attached = give(lane, here.into_iter().chain(self.blocks(place, missed)));
+        let attached = give(stream, here.into_iter().chain(self.blocks(place, missed)));
         if attached == Some(Attached::Yes) {
-            self.clients.insert(lane.number(), lane.clone());
+            self.clients.insert(stream.number(), stream.clone());
         }
         // One that is gone, or was cut off by this, needs nothing more.
         attached.unwrap_or(Attached::Yes)
@@ -348,8 +354,8 @@ impl TopicState {
     }
 
     /// Tells all clients something that is no event of the topic.
-    pub(crate) fn tell_all(&mut self, bytes: &Bytes) {
-        self.clients.retain(|_, lane| lane.outlet.put_bytes(bytes.clone()) == Put::Queued);
+    pub(crate) fn send_all(&mut self, bytes: &Bytes) {
+        self.clients.retain(|_, stream| stream.queue.put_bytes(bytes.clone()) == Put::Queued);
     }
 
     /// Forgets a client.
@@ -359,21 +365,21 @@ impl TopicState {
 }
 
 /// Gives a client these blocks as long as there is room for them; `None` if it is gone.
-fn give(lane: &Lane, blocks: impl Iterator<Item = Block>) -> Option<Attached> {
-    let had_room = lane.outlet.has_room_now();
+fn give(stream: &StreamTopic, blocks: impl Iterator<Item = Block>) -> Option<Attached> {
+    let had_room = stream.queue.has_room();
     let (mut here, mut has_moved) = (None, false);
     for block in blocks.filter(|block| !block.is_empty()) {
         // Where there was room for one, one is given that moves the client, or it might never come further.
         if let Some(here) = here
             && (has_moved || !had_room)
-            && !lane.outlet.has_room_now()
+            && !stream.queue.has_room()
         {
             return Some(Attached::Partly(here));
         }
         if here.is_none() && !had_room && block.is_event() {
             return Some(Attached::WhenRoom);
         }
-        if lane.put(&block) != Put::Queued {
+        if stream.put(&block) != Put::Queued {
             return None;
         }
         has_moved |= here.is_some_and(|here| Some(here) != block.place());

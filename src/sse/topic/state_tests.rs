@@ -13,7 +13,7 @@ use super::*;
 use crate::event::EventType;
 use crate::redis::continuity::{self, Link, Place, Prev};
 use crate::sse::Naming;
-use crate::sse::queue::send_queue::{Outlet, StreamBody, Terms};
+use crate::sse::queue::send_queue::{SendLimits, SendQueue, StreamBody};
 
 /// What can happen.
 #[derive(Debug, Clone)]
@@ -145,7 +145,7 @@ fn frame(id: StreamId) -> Frame {
 
 impl Model {
     fn new(recent_events: usize, queued_bytes: usize) -> Self {
-        let budget = Budget {
+        let recent_limits = RecentLimits {
             events: recent_events,
             bytes: 1_000_000,
             all_bytes: 1_000_000,
@@ -153,7 +153,7 @@ impl Model {
         };
         let topic = Topic::new("t").expect("a topic");
         Self {
-            topic: TopicState::new(topic, budget, Arc::default(), Metrics::default()),
+            topic: TopicState::new(topic, recent_limits, Arc::default(), Metrics::default()),
             published: Vec::new(),
             history: Vec::new(),
             next: StreamId::new(1, 1),
@@ -194,8 +194,8 @@ impl Model {
         self.published.push(id);
         self.history.push(Link { id, prev: prev.map_or(Prev::First, Prev::Event) });
         for _ in 0..copies {
-            let news = News::Event { prev, is_restored: false, frame: frame(id) };
-            if self.topic.hear(news) == Next::Join {
+            let news = TopicMessage::Event { prev, is_restored: false, frame: frame(id) };
+            if self.topic.receive(news) == Next::Join {
                 self.holes = 0;
             }
         }
@@ -250,23 +250,23 @@ impl Model {
         if client.connection.is_some() {
             return;
         }
-        let terms = Terms { queued_bytes: self.queued_bytes, expires_at: None };
-        let outlet = Arc::new(Outlet::new(self.next_client, terms, None, CancellationToken::new()));
-        let lane = Lane { outlet: outlet.clone(), at: 0 };
-        let from = client.cursor.map_or(From::Latest, From::After);
+        let limits = SendLimits { queued_bytes: self.queued_bytes, expires_at: None };
+        let queue = Arc::new(SendQueue::new(self.next_client, limits, None, CancellationToken::new()));
+        let stream = StreamTopic { queue: queue.clone(), at: 0 };
+        let from = client.cursor.map_or(StartAt::Latest, StartAt::After);
         client.number = self.next_client;
-        client.connection = Some(StreamBody::new(outlet, ()));
+        client.connection = Some(StreamBody::new(queue, ()));
         self.next_client += 1;
-        let attached = match attach(&mut self.topic, client, &lane, from) {
+        let attached = match attach(&mut self.topic, client, &stream, from) {
             // The way through the history is not part of this model: such a client is reset.
             Attached::Behind | Attached::Ahead => {
-                attach(&mut self.topic, client, &lane, From::Reset(ResetReason::HistoryGone))
+                attach(&mut self.topic, client, &stream, StartAt::Reset(ResetReason::HistoryGone))
             }
             other => other,
         };
         match attached {
             // A history that lost its entries gives no place: any event must come behind a reset.
-            Attached::Yes if from == From::Latest && self.topic.place().is_none() => {
+            Attached::Yes if from == StartAt::Latest && self.topic.place().is_none() => {
                 client.base = Some(u64::MAX);
             }
             Attached::Yes => {}
@@ -286,12 +286,12 @@ impl Model {
 }
 
 /// Attaches a client that reads whenever there is no more room for it.
-fn attach(topic: &mut TopicState, client: &mut Client, lane: &Lane, mut from: From) -> Attached {
+fn attach(topic: &mut TopicState, client: &mut Client, stream: &StreamTopic, mut from: StartAt) -> Attached {
     loop {
-        match topic.attach(lane, from) {
+        match topic.attach(stream, from) {
             Attached::Partly(here) => {
                 client.read();
-                from = From::After(here);
+                from = StartAt::After(here);
             }
             attached => return attached,
         }
@@ -330,19 +330,19 @@ fn live_topic() -> TopicState {
     model.topic
 }
 
-fn event(prev: Option<u64>, seq: u64) -> News {
+fn event(prev: Option<u64>, seq: u64) -> TopicMessage {
     let id = |seq| StreamId::new(1, seq);
-    News::Event { prev: prev.map(id), is_restored: false, frame: frame(id(seq)) }
+    TopicMessage::Event { prev: prev.map(id), is_restored: false, frame: frame(id(seq)) }
 }
 
 #[test]
 fn the_first_event_of_a_topic_follows_its_start_and_the_next_one_that_one() {
     let mut topic = live_topic();
-    assert_eq!(topic.hear(event(None, 4)), Next::Nothing);
-    assert_eq!(topic.hear(event(Some(4), 9)), Next::Nothing);
-    assert_eq!(topic.hear(event(None, 4)), Next::Nothing, "a repeat");
+    assert_eq!(topic.receive(event(None, 4)), Next::Nothing);
+    assert_eq!(topic.receive(event(Some(4), 9)), Next::Nothing);
+    assert_eq!(topic.receive(event(None, 4)), Next::Nothing, "a repeat");
     assert_eq!(topic.place(), Some(Cursor::After(StreamId::new(1, 9))));
-    assert_eq!(topic.hear(event(Some(10), 12)), Next::Join, "a hole");
+    assert_eq!(topic.receive(event(Some(10), 12)), Next::Join, "a hole");
     assert!(!topic.is_live());
 }
 
@@ -350,42 +350,43 @@ fn the_first_event_of_a_topic_follows_its_start_and_the_next_one_that_one() {
 fn an_id_below_the_place_that_nobody_was_told_has_the_history_read() {
     let id = |seq| StreamId::new(1, seq);
     let mut topic = live_topic();
-    topic.hear(event(None, 4));
+    topic.receive(event(None, 4));
     // Somebody publishes on the live channel and names the topic's place: nobody can tell yet.
-    assert_eq!(topic.hear(event(Some(4), 9_000_000)), Next::Nothing);
-    assert_eq!(topic.hear(event(Some(4), 5)), Next::Join, "a real event, taken for a repeat before");
+    assert_eq!(topic.receive(event(Some(4), 9_000_000)), Next::Nothing);
+    assert_eq!(topic.receive(event(Some(4), 5)), Next::Join, "a real event, taken for a repeat before");
     // An event of before this server's memory, which Redis has got again, needs no look.
     let mut topic = live_topic();
     topic.begin_with(Some(Cursor::After(id(8))), [frame(id(9))], None);
-    let restored = News::Event { prev: Some(id(2)), is_restored: true, frame: frame(id(4)) };
-    assert_eq!(topic.hear(restored), Next::Nothing);
+    let restored = TopicMessage::Event { prev: Some(id(2)), is_restored: true, frame: frame(id(4)) };
+    assert_eq!(topic.receive(restored), Next::Nothing);
     assert_eq!(topic.place(), Some(Cursor::After(id(9))));
 }
 
 #[test]
 fn an_event_that_no_history_has_is_dropped_and_the_topic_goes_on() {
     let mut topic = live_topic();
-    topic.hear(event(None, 4));
-    assert_eq!(topic.hear(event(Some(7), 9_000_000)), Next::Join, "a hole, as it seems");
+    topic.receive(event(None, 4));
+    assert_eq!(topic.receive(event(Some(7), 9_000_000)), Next::Join, "a hole, as it seems");
     assert_eq!(topic.finish_join(false), Joined::Hole, "it may be newer than what was read");
     topic.begin_round();
     assert_eq!(topic.finish_join(true), Joined::Live);
     assert_eq!(topic.place(), Some(Cursor::After(StreamId::new(1, 4))));
-    assert_eq!(topic.hear(event(Some(4), 5)), Next::Nothing, "the topic goes on");
+    assert_eq!(topic.receive(event(Some(4), 5)), Next::Nothing, "the topic goes on");
 }
 
 #[test]
 fn a_start_is_only_as_old_as_what_is_known_of_it() {
     let mut topic = live_topic();
     topic.begin_with(Some(Cursor::Start { seen_ms: 1000 }), [frame(StreamId::new(1, 9))], None);
-    let terms = Terms { queued_bytes: 20_000, expires_at: None };
-    let lane = Lane { outlet: Arc::new(Outlet::new(1, terms, None, CancellationToken::new())), at: 0 };
-    let start = |seen_ms| From::After(Cursor::Start { seen_ms });
-    assert_eq!(topic.attach(&lane, start(999)), Attached::Behind, "something may have vanished since");
-    assert_eq!(topic.attach(&lane, start(1000)), Attached::Yes);
+    let limits = SendLimits { queued_bytes: 20_000, expires_at: None };
+    let stream =
+        StreamTopic { queue: Arc::new(SendQueue::new(1, limits, None, CancellationToken::new())), at: 0 };
+    let start = |seen_ms| StartAt::After(Cursor::Start { seen_ms });
+    assert_eq!(topic.attach(&stream, start(999)), Attached::Behind, "something may have vanished since");
+    assert_eq!(topic.attach(&stream, start(1000)), Attached::Yes);
     // Clients were reset since the history is gone, although Redis says that there has never been one.
     topic.begin_with(Some(Cursor::Start { seen_ms: 0 }), [], Some(ResetReason::Gap));
-    assert_eq!(topic.attach(&lane, start(1001)), Attached::Behind);
+    assert_eq!(topic.attach(&stream, start(1001)), Attached::Behind);
 }
 
 #[test]
@@ -393,7 +394,7 @@ fn too_much_heard_while_joining_begins_the_round_again() {
     let mut topic = live_topic();
     topic.begin_join();
     topic.begin_round();
-    topic.hear(News::Foreign(frame::foreign(&"x".repeat(5 * 1024 * 1024))));
+    topic.receive(TopicMessage::Foreign(frame::foreign(&"x".repeat(5 * 1024 * 1024))));
     assert_eq!(topic.finish_join(false), Joined::Again);
     topic.begin_round();
     assert_eq!(topic.finish_join(false), Joined::Live);
@@ -403,14 +404,16 @@ fn too_much_heard_while_joining_begins_the_round_again() {
 fn the_newest_event_of_a_topic_without_an_earlier_place_waits_for_room() {
     let mut topic = live_topic();
     topic.begin_with(None, [frame(StreamId::new(1, 9))], None);
-    let terms = Terms { queued_bytes: 20_000, expires_at: None };
-    let lane = Lane { outlet: Arc::new(Outlet::new(1, terms, None, CancellationToken::new())), at: 0 };
+    let limits = SendLimits { queued_bytes: 20_000, expires_at: None };
+    let stream =
+        StreamTopic { queue: Arc::new(SendQueue::new(1, limits, None, CancellationToken::new())), at: 0 };
     // Another topic's event, which the client has not read.
-    lane.outlet.put_bytes(vec![0; 15_000].into());
-    assert_eq!(topic.attach(&lane, From::Last), Attached::WhenRoom);
-    let terms = Terms { queued_bytes: 20_000, expires_at: None };
-    let lane = Lane { outlet: Arc::new(Outlet::new(2, terms, None, CancellationToken::new())), at: 0 };
-    assert_eq!(topic.attach(&lane, From::Last), Attached::Yes);
+    stream.queue.put_bytes(vec![0; 15_000].into());
+    assert_eq!(topic.attach(&stream, StartAt::Last), Attached::WhenRoom);
+    let limits = SendLimits { queued_bytes: 20_000, expires_at: None };
+    let stream =
+        StreamTopic { queue: Arc::new(SendQueue::new(2, limits, None, CancellationToken::new())), at: 0 };
+    assert_eq!(topic.attach(&stream, StartAt::Last), Attached::Yes);
 }
 
 #[test]
@@ -418,8 +421,8 @@ fn what_a_join_has_read_past_is_no_hole_when_it_was_heard_as_well() {
     let mut topic = live_topic();
     topic.begin_join();
     topic.begin_round();
-    topic.hear(event(None, 4));
-    topic.hear(event(Some(4), 5));
+    topic.receive(event(None, 4));
+    topic.receive(event(Some(4), 5));
     // The history that is read ends with the second one, and its memory begins with it.
     let id = |seq| StreamId::new(1, seq);
     topic.begin_with(Some(Cursor::After(id(4))), [frame(id(5))], None);
@@ -430,13 +433,14 @@ fn what_a_join_has_read_past_is_no_hole_when_it_was_heard_as_well() {
 #[test]
 fn a_client_without_a_place_waits_for_a_topic_that_is_joining() {
     let mut topic = live_topic();
-    topic.hear(event(None, 4));
+    topic.receive(event(None, 4));
     topic.begin_join();
-    let terms = Terms { queued_bytes: 20_000, expires_at: None };
-    let lane = Lane { outlet: Arc::new(Outlet::new(1, terms, None, CancellationToken::new())), at: 0 };
-    for from in [From::Latest, From::Last, From::Earliest, From::Reset(ResetReason::Gap)] {
-        assert_eq!(topic.attach(&lane, from), Attached::WhenLive, "{from:?}: what it would get may be old");
+    let limits = SendLimits { queued_bytes: 20_000, expires_at: None };
+    let stream =
+        StreamTopic { queue: Arc::new(SendQueue::new(1, limits, None, CancellationToken::new())), at: 0 };
+    for from in [StartAt::Latest, StartAt::Last, StartAt::Earliest, StartAt::Reset(ResetReason::Gap)] {
+        assert_eq!(topic.attach(&stream, from), Attached::WhenLive, "{from:?}: what it would get may be old");
     }
-    let place = From::After(Cursor::After(StreamId::new(1, 4)));
-    assert_eq!(topic.attach(&lane, place), Attached::Yes, "what it names is proven at any time");
+    let place = StartAt::After(Cursor::After(StreamId::new(1, 4)));
+    assert_eq!(topic.attach(&stream, place), Attached::Yes, "what it names is proven at any time");
 }

@@ -16,7 +16,7 @@ pub enum Start {
 
 /// Where a client wants to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum From {
+pub(crate) enum StartAt {
     /// With the next event.
     Latest,
     /// With the newest event.

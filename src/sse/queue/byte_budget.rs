@@ -19,7 +19,7 @@ const WAIT: Duration = Duration::from_secs(10);
 
 /// The account of a process. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Held(Arc<Account>);
+pub(crate) struct ByteBudget(Arc<Account>);
 
 #[derive(Debug)]
 struct Account {
@@ -31,14 +31,14 @@ struct Account {
     freed: Notify,
 }
 
-impl Default for Held {
+impl Default for ByteBudget {
     /// An account without a limit.
     fn default() -> Self {
         Self::new(usize::MAX)
     }
 }
 
-impl Held {
+impl ByteBudget {
     pub(crate) fn new(limit: usize) -> Self {
         let (bytes, wanted) = (AtomicUsize::new(0), AtomicUsize::new(0));
         Self(Arc::new(Account { limit, bytes, wanted, freed: Notify::new() }))
@@ -136,12 +136,12 @@ impl Drop for Room {
 
 /// Somebody waits for room.
 struct Wanted<'a> {
-    held: &'a Held,
+    held: &'a ByteBudget,
     bytes: usize,
 }
 
 impl<'a> Wanted<'a> {
-    fn new(held: &'a Held, bytes: usize) -> Self {
+    fn new(held: &'a ByteBudget, bytes: usize) -> Self {
         held.0.wanted.fetch_add(bytes, Ordering::Relaxed);
         Self { held, bytes }
     }
@@ -171,7 +171,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_byte_counts_once_and_until_the_last_one_lets_go_of_it() {
-        let held = Held::new(100);
+        let held = ByteBudget::new(100);
         let one = held.hold(vec![b'x'; 60].into());
         let (shared, part) = (one.clone(), one.slice(10..20));
         assert_eq!(held.bytes(), 60);
@@ -184,7 +184,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_wants_room_waits_until_there_is_some_and_not_for_ever() {
-        let held = Held::new(100);
+        let held = ByteBudget::new(100);
         let block = held.hold(vec![b'x'; 60].into());
         assert!(held.room(50).await.is_none(), "nobody lets go of anything");
         let waiting = held.room(50);
