@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::auth::{self, AuthError, Listener, TICKET_TOPICS_MAX, User, Verifier};
 use crate::event::{EventError, TOPIC_LEN_MAX, Topic};
-use crate::http::{Connection, Json, Path, Problem, Query, within};
+use crate::http::{Connection, Json, Path, Problem, Query, request_timeout};
 use crate::sse::{self, Hub, MultiTopic, StreamGrant, StreamQuery, Topics};
 
 /// Bytes of a stream's address at most: `/streams`, as many topics as there may be, each as long as it may be and each of its
@@ -55,11 +55,11 @@ pub fn router(state: StreamsState, timeout: Duration) -> Router {
     let streams = Router::new()
         .route("/streams", get(multi_topic))
         .route("/streams/{topic}", get(stream))
-        .layer(middleware::from_fn_with_state(state.hub.clone(), sse::come_back_later));
+        .layer(middleware::from_fn_with_state(state.hub.clone(), sse::retry_later));
     Router::new()
         .route("/api/stream-tickets", post(ticket))
         .layer(DefaultBodyLimit::max(TICKET_REQUEST_BYTES_MAX))
-        .layer(middleware::from_fn_with_state(timeout, within))
+        .layer(middleware::from_fn_with_state(timeout, request_timeout))
         .merge(streams)
         .with_state(state)
 }

@@ -5,13 +5,13 @@
 mod complaint;
 pub mod continuity;
 pub mod envelope;
+pub mod event_ids;
 pub mod history;
 pub mod keys;
 mod publisher;
 mod rehearsal;
 mod settings;
 pub mod subscriber;
-pub mod told;
 mod topic_heads;
 
 pub use complaint::said;

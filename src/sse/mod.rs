@@ -21,8 +21,8 @@ mod topic;
 mod wire;
 
 pub use client::admin::admin;
-pub use client::later::{come_back_later, when_full};
 pub use client::open::{StreamGrant, StreamQuery, Topics, open};
+pub use client::retry_later::{refuse_when_full, retry_later};
 pub use hub::Hub;
 pub use metrics::Metrics;
 pub use settings::Settings;

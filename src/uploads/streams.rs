@@ -43,7 +43,7 @@ pub fn router(state: StreamsState) -> Router {
     Router::new()
         .route("/api/upload/sessions/{session_id}/stream", get(session_stream))
         .route("/api/upload/sessions/notifications/stream", get(notification_stream))
-        .layer(middleware::from_fn_with_state(state.hub.clone(), sse::come_back_later))
+        .layer(middleware::from_fn_with_state(state.hub.clone(), sse::retry_later))
         .route("/api/realtime/info", get(info))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)

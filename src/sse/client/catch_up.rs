@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use crate::event::PAYLOAD_BYTES_MAX;
 use crate::redis::continuity::Prev;
 use crate::redis::history::ReadError;
+use crate::sse::history::backoff::{Backoff, RETRY};
 use crate::sse::history::read::{
     FIRST_READ, READ_BYTES, bytes_of_frames, next_count, read_after, read_first,
 };
-use crate::sse::history::waits::{Patience, RETRY};
 use crate::sse::queue::byte_budget::Room;
 use crate::sse::queue::send_queue::{Put, StreamTopic};
 use crate::sse::shared::Shared;
@@ -75,7 +75,7 @@ pub(crate) struct CatchUp {
     count: usize,
     /// The largest event of the page before; 0 before the first one.
     largest: usize,
-    patience: Patience,
+    backoff: Backoff,
 }
 
 impl CatchUp {
@@ -86,9 +86,9 @@ impl CatchUp {
         wanted: StartAt,
         opening: Opening,
     ) -> Self {
-        let patience = Patience::new(shared.settings.repair_wait());
+        let backoff = Backoff::new(shared.settings.repair_wait());
         let (from, count) = (fresh(&shared, wanted), FIRST_READ);
-        Self { shared, topic, stream, wanted, from, opening, outcome: "memory", count, largest: 0, patience }
+        Self { shared, topic, stream, wanted, from, opening, outcome: "memory", count, largest: 0, backoff }
     }
 
     /// Attaches the client. Returns when it is attached, or gone.
@@ -193,7 +193,7 @@ impl CatchUp {
             }
             Err(PageError::Read(error)) => {
                 tracing::warn!(topic = %self.topic.topic, %error, "cannot read the history yet");
-                self.patience.pause(RETRY).await;
+                self.backoff.pause(RETRY).await;
             }
         }
         true
@@ -201,7 +201,7 @@ impl CatchUp {
 
     /// Waits before the next look whether Redis has been given back what it forgot. After that, the client is reset.
     async fn wait_or_reset(&mut self, reason: ResetReason) {
-        if !self.patience.wait().await {
+        if !self.backoff.wait().await {
             self.from = StartAt::Reset(reason);
         }
     }
@@ -300,7 +300,7 @@ impl CatchUp {
             Some(Cursor::Start { seen_ms }) if end == PageEnd::Last => self.find_nothing(Some(seen_ms)).await,
             _ => {
                 // The topic stands elsewhere all the same: look again, but not in a hot loop.
-                self.patience.pause(RETRY).await;
+                self.backoff.pause(RETRY).await;
                 Ok(Fed::Again)
             }
         }
@@ -328,7 +328,7 @@ impl CatchUp {
         };
         self.shared.metrics.history_reads.inc();
         let Some(absence) = self.shared.history.absence(&self.topic.topic).await? else {
-            self.patience.pause(RETRY).await;
+            self.backoff.pause(RETRY).await;
             return Ok(Fed::Again);
         };
         let Some(seen_ms) = seen_ms else { return Ok(Fed::Nothing(place)) };

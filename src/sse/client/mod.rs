@@ -3,5 +3,5 @@
 pub(crate) mod admin;
 pub(crate) mod admission;
 pub(crate) mod catch_up;
-pub(crate) mod later;
 pub(crate) mod open;
+pub(crate) mod retry_later;

@@ -8,8 +8,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::backoff::{Backoff, RETRY};
 use super::read::{FIRST_READ, bytes_of_frames, next_count, read_after, read_newest};
-use super::waits::{Patience, RETRY};
 use crate::redis::history::ReadError;
 use crate::redis::subscriber::SubscribeError;
 use crate::sse::shared::Shared;
@@ -37,8 +37,8 @@ enum Read {
 /// Joins a topic: returns when it is live, or when the hub has let go of it.
 pub(crate) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
     shared.metrics.joins.inc();
-    let mut failures = Patience::new(Duration::MAX);
-    let mut repair = Patience::new(shared.settings.repair_wait());
+    let mut retry = Backoff::new(Duration::MAX);
+    let mut repair = Backoff::new(shared.settings.repair_wait());
     let (mut holes, mut refusals) = (0, 0);
     while !topic.is_released() {
         topic.state().begin_round();
@@ -46,12 +46,12 @@ pub(crate) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
             Ok(()) => {}
             // The next request waits for the next connection.
             Err(SubscribeError::Lost) => {
-                failures.pause(RETRY).await;
+                retry.pause(RETRY).await;
                 continue;
             }
             Err(SubscribeError::Refused(reason)) => {
                 refuse(&shared, &topic, &reason);
-                failures.pause(RETRY).await;
+                retry.pause(RETRY).await;
                 continue;
             }
         }
@@ -73,7 +73,7 @@ pub(crate) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
                 } else {
                     tracing::warn!(topic = %topic.topic, %error, "cannot join yet");
                 }
-                failures.pause(RETRY).await;
+                retry.pause(RETRY).await;
                 continue;
             }
         }

@@ -8,7 +8,7 @@ const EVERY: Duration = Duration::from_secs(10);
 
 /// Counts what is not logged.
 #[derive(Debug, Default)]
-pub(super) struct Seldom(Mutex<Counted>);
+pub(super) struct LogLimiter(Mutex<Counted>);
 
 #[derive(Debug, Default)]
 struct Counted {
@@ -16,7 +16,7 @@ struct Counted {
     since: u64,
 }
 
-impl Seldom {
+impl LogLimiter {
     /// Counts once more. A line is due where this returns how often it has happened since the last one, this time included.
     pub(super) fn count(&self, now: Instant) -> Option<u64> {
         let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -35,9 +35,9 @@ mod tests {
 
     #[test]
     fn the_first_time_is_logged_and_later_ones_are_counted() {
-        let (seldom, now) = (Seldom::default(), Instant::now());
-        assert_eq!(seldom.count(now), Some(1));
-        assert_eq!((0..99).filter_map(|_| seldom.count(now)).count(), 0);
-        assert_eq!(seldom.count(now + EVERY), Some(100));
+        let (limiter, now) = (LogLimiter::default(), Instant::now());
+        assert_eq!(limiter.count(now), Some(1));
+        assert_eq!((0..99).filter_map(|_| limiter.count(now)).count(), 0);
+        assert_eq!(limiter.count(now + EVERY), Some(100));
     }
 }

@@ -11,13 +11,13 @@ pub(crate) const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(25), 
 
 /// One wait, in steps that grow.
 #[derive(Debug)]
-pub(crate) struct Patience {
+pub(crate) struct Backoff {
     lasts: Duration,
     until: Option<Instant>,
     next: Duration,
 }
 
-impl Patience {
+impl Backoff {
     /// It lasts this long from the first look on.
     pub(crate) fn new(lasts: Duration) -> Self {
         Self { lasts, until: None, next: Duration::ZERO }

@@ -14,7 +14,7 @@ use crate::sse::wire::refusal::Refusal;
 /// The middleware of streams: where a request ends with 503, the client is told to come back later, as it is where there is
 /// no room. EventSource would take the status for the end, and whoever was to decide (Postgres, the issuer of the tokens)
 /// is away for a while only. Verdicts, such as 401 and 404, stay what they are.
-pub async fn come_back_later(State(hub): State<Hub>, request: Request, next: Next) -> Response {
+pub async fn retry_later(State(hub): State<Hub>, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     match response.status() {
         StatusCode::SERVICE_UNAVAILABLE => refused(&hub.0, Refusal::Unavailable),
@@ -24,7 +24,7 @@ pub async fn come_back_later(State(hub): State<Hub>, request: Request, next: Nex
 
 /// The answer to requests that come when all connections are taken: streams are told to come back later, as where there is
 /// no room for one more stream.
-pub fn when_full(hub: Hub) -> Router {
+pub fn refuse_when_full(hub: Hub) -> Router {
     Router::new().fallback(full).with_state(hub)
 }
 

@@ -14,7 +14,7 @@ const PAGE: usize = 1000;
 ///
 /// # Errors
 /// Redis's.
-pub async fn since(
+pub async fn event_ids_after(
     connection: &mut MultiplexedConnection,
     keys: &Keys,
     topic: &Topic,
