@@ -106,7 +106,7 @@ impl Shared {
                     Ok(envelope) => {
                         let payload = envelope.payload.get();
                         let frame = Frame::of_event(envelope.id, &envelope.event_type, payload, topic.naming);
-                        let frame = self.held.frame(frame);
+                        let frame = self.budget.frame(frame);
                         tracing::trace!(id = %envelope.id, event = %envelope.event, topic = %topic.topic, "heard");
                         let _delivering = trace::deliver(envelope.trace, &topic.topic, envelope.event);
                         let (prev, is_restored) = (envelope.prev, envelope.restored);
@@ -124,7 +124,7 @@ impl Shared {
             }
             PubSubMessage::Foreign { topic, text } => {
                 let Some(topic) = self.topics().get(topic.as_str()).cloned() else { return };
-                self.deliver(&topic, TopicMessage::Foreign(self.held.block(frame::foreign(&text))));
+                self.deliver(&topic, TopicMessage::Foreign(self.budget.block(frame::foreign(&text))));
             }
         }
     }
@@ -136,7 +136,7 @@ impl Shared {
         if is_of_the_relay {
             topic.mark_verified();
         }
-        if self.held.is_over() {
+        if self.budget.is_over() {
             self.cut_off_slowest();
         }
         if next == Next::Join {

@@ -47,7 +47,7 @@ pub(crate) struct Shared {
     joins: mpsc::UnboundedSender<Arc<SharedTopic>>,
     pub(crate) recent_limits: RecentLimits,
     /// What is held for all streams, in bytes.
-    pub(crate) held: ByteBudget,
+    pub(crate) budget: ByteBudget,
     /// What all topics keep while they are joining, in bytes.
     pub(crate) pending_bytes: Arc<AtomicUsize>,
     topics: Mutex<HashMap<Topic, Arc<SharedTopic>>>,
@@ -96,7 +96,7 @@ impl Shared {
             work: Mutex::new(Some(Work { inbox, joins: to_join })),
             joins,
             recent_limits,
-            held: ByteBudget::new(settings.max_held_bytes),
+            budget: ByteBudget::new(settings.max_held_bytes),
             pending_bytes: Arc::default(),
             topics: Mutex::default(),
             made_room: Mutex::default(),
@@ -135,9 +135,9 @@ impl Shared {
 
     /// Cuts off the slowest clients where more is held for all streams than may be.
     pub(crate) fn cut_off_slowest(&self) {
-        let cut_off = self.connections.cut_off_slowest(&self.held);
+        let cut_off = self.connections.cut_off_slowest(&self.budget);
         if cut_off > 0 {
-            let (held, limit) = (self.held.bytes(), self.held.limit());
+            let (held, limit) = (self.budget.held(), self.budget.limit());
             tracing::warn!(
                 cut_off,
                 held,

@@ -33,10 +33,10 @@ pub(super) async fn run(shared: &Arc<Shared>) {
         }
         shared.metrics.queued_bytes.set(queued.try_into().unwrap_or(i64::MAX));
         shared.pages.forget();
-        if shared.held.is_short() {
+        if shared.budget.is_short() {
             shared.cut_off_slowest();
         }
-        shared.metrics.held_bytes.set(shared.held.bytes().try_into().unwrap_or(i64::MAX));
+        shared.metrics.held_bytes.set(shared.budget.held().try_into().unwrap_or(i64::MAX));
         shared.release_topics(now);
         match shared.history.loss().await {
             Ok(loss) => shared.note_loss(loss),

@@ -77,7 +77,7 @@ impl Shared {
         let limits =
             SendLimits { queued_bytes: self.settings.max_queued_bytes, expires_at: request.expires_at };
         let queue = SendQueue::new(number, limits, request.cursors, request.connection.end);
-        let queue = Arc::new(queue.with_budget(self.held.clone()));
+        let queue = Arc::new(queue.with_budget(self.budget.clone()));
         let connected = OpenStream {
             queue: queue.clone(),
             user: request.user,

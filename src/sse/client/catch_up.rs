@@ -18,7 +18,7 @@ use crate::sse::history::backoff::{Backoff, RETRY};
 use crate::sse::history::read::{
     FIRST_READ, READ_BYTES, bytes_of_frames, next_count, read_after, read_first,
 };
-use crate::sse::queue::byte_budget::Room;
+use crate::sse::queue::byte_budget::Reservation;
 use crate::sse::queue::send_queue::{Put, StreamTopic};
 use crate::sse::shared::Shared;
 use crate::sse::topic::pages::{Key, Page, PageEnd};
@@ -155,20 +155,15 @@ impl CatchUp {
         }
         // What a client has missed needs room, which another topic of its stream may be about to use.
         let queue = self.stream.queue.clone();
-        let room_lock = queue.try_room_lock();
-        if room_lock.is_none() {
-            // Another one waits for room already.
-            self.tell();
-        }
-        let _room_lock = match room_lock {
-            Some(room_lock) => room_lock,
-            None => queue.room_lock().await,
-        };
-        if !queue.has_room() {
+        let room = queue.try_room();
+        if room.is_none() {
             // The client makes room by reading, for which the response must be under way.
             self.tell();
-            queue.wait_for_room().await;
         }
+        let _room = match room {
+            Some(room) => room,
+            None => queue.room_for(0).await,
+        };
         self.topic.state().attach(&self.stream, self.from)
     }
 
@@ -258,8 +253,7 @@ impl CatchUp {
     /// given. What there is no room for is let go of and read again: a client that does not read holds no page.
     async fn feed(&mut self) -> Result<Fed, PageError> {
         let queue = self.stream.queue.clone();
-        let _room_lock = queue.room_lock().await;
-        queue.wait_for_room_for(READ_BYTES).await;
+        let _room = queue.room_for(READ_BYTES).await;
         let after = match self.from {
             StartAt::After(place) => Some(place),
             _ => None,
@@ -308,7 +302,7 @@ impl CatchUp {
 
     /// Finds the place before the newest event, which is too large to be kept in memory.
     async fn find_last(&mut self) -> Result<Fed, PageError> {
-        let _room = self.shared.held.room(PAYLOAD_BYTES_MAX).await.ok_or(PageError::NoRoom)?;
+        let _room = self.shared.budget.reserve(PAYLOAD_BYTES_MAX).await.ok_or(PageError::NoRoom)?;
         self.shared.metrics.history_reads.inc();
         let newest = self.shared.history.newest(&self.topic.topic, 1).await.map_err(PageError::Read)?;
         self.from = match newest.first().map(|newest| newest.prev) {
@@ -345,14 +339,14 @@ impl CatchUp {
     }
 
     /// Room for the page that is read next, going by the one before it. Of the first one nothing is known.
-    async fn room(&self) -> Option<Room> {
+    async fn room(&self) -> Option<Reservation> {
         let largest = if self.largest == 0 { PAYLOAD_BYTES_MAX } else { self.largest };
         let bytes = self.count.saturating_mul(largest).min(READ_BYTES.max(FIRST_READ * largest));
-        if !self.shared.held.has_room(bytes) {
+        if !self.shared.budget.has_room(bytes) {
             self.shared.metrics.room_waits.inc();
             self.shared.pages.make_room();
         }
-        self.shared.held.room(bytes).await
+        self.shared.budget.reserve(bytes).await
     }
 
     /// The page of the history behind this place, or its first one.

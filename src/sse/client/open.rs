@@ -19,7 +19,8 @@ use crate::auth::UserId;
 use crate::event::Topic;
 use crate::http::Connection;
 use crate::sse::hub::Hub;
-use crate::sse::queue::send_queue::{Put, StreamBody};
+use crate::sse::queue::send_queue::Put;
+use crate::sse::queue::stream_body::StreamBody;
 use crate::sse::shared::Shared;
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::{self, ResetReason};
@@ -165,7 +166,7 @@ async fn attach(shared: &Arc<Shared>, guard: &Arc<StreamGuard>, starts: &[StartA
 /// Ends when the client leaves, which the body's end tells.
 async fn catch_up_unless_gone(guard: Arc<StreamGuard>, catch_up: CatchUp) {
     tokio::select! {
-        () = guard.queue.closed().cancelled() => {}
+        () = guard.queue.closed() => {}
         () = catch_up.run() => {}
     }
 }

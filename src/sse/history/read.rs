@@ -154,7 +154,7 @@ fn bytes_of(entries: &[Entry]) -> usize {
 
 /// Frames an entry, and counts what it takes for all streams.
 fn frame_of(shared: &Shared, topic: &SharedTopic, entry: Entry) -> Frame {
-    shared.held.frame(match entry.event {
+    shared.budget.frame(match entry.event {
         Some((event_type, payload)) => Frame::of_event(entry.id, &event_type, &payload, topic.naming),
         None => Frame::empty(entry.id),
     })

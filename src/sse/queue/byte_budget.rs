@@ -1,8 +1,8 @@
-//! The bytes that a process holds for its streams: what is in recent events, in pages of histories, in clients' queues and
-//! behind them, each byte counted once, however many share it, and until the last of them lets go of it.
+//! The budget of bytes that a process holds for its streams: recent events, pages of histories, the send queues and what
+//! is in flight behind them. Each byte counts once, however many share it, until the last of them drops it.
 //!
-//! There may be so many. Whoever wants to read a page waits for room first; while there is none the ticker cuts off the
-//! clients that take the least, who come back for the rest.
+//! Events that Redis sends are always accepted. A page of a history is read only once its bytes are reserved; while there
+//! is no room the ticker cuts off the clients that read the least, and they reconnect for the rest.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,25 +14,27 @@ use tokio::time::timeout;
 
 use crate::sse::wire::frame::{Block, Frame};
 
-/// How long room is waited for. By then the ticker has cut off whom it could.
+/// How long a reservation waits for room. By then the ticker has cut off the clients that it could.
 const WAIT: Duration = Duration::from_secs(10);
 
-/// The account of a process. Cheap to clone.
+/// The budget of a process. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct ByteBudget(Arc<Account>);
 
 #[derive(Debug)]
 struct Account {
     limit: usize,
-    bytes: AtomicUsize,
-    /// What those want who wait for room.
+    held: AtomicUsize,
+    /// Bytes of the reservations that wait.
     wanted: AtomicUsize,
-    /// Told whenever something is let go of while somebody waits.
+    /// Held by the reservation that is next: they are served in the order in which they came.
+    turn: tokio::sync::Mutex<()>,
+    /// Notified when bytes are freed.
     freed: Notify,
 }
 
 impl Default for ByteBudget {
-    /// An account without a limit.
+    /// A budget without a limit.
     fn default() -> Self {
         Self::new(usize::MAX)
     }
@@ -40,126 +42,128 @@ impl Default for ByteBudget {
 
 impl ByteBudget {
     pub(crate) fn new(limit: usize) -> Self {
-        let (bytes, wanted) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self(Arc::new(Account { limit, bytes, wanted, freed: Notify::new() }))
+        Self(Arc::new(Account {
+            limit,
+            held: AtomicUsize::new(0),
+            wanted: AtomicUsize::new(0),
+            turn: tokio::sync::Mutex::new(()),
+            freed: Notify::new(),
+        }))
     }
 
-    /// These bytes, counted until nobody has them any more.
+    /// Counts these bytes until nobody has them any more. Never refuses, also beyond the limit.
     pub(crate) fn hold(&self, bytes: Bytes) -> Bytes {
         if bytes.is_empty() {
             return bytes;
         }
-        let room = self.take(bytes.len());
-        Bytes::from_owner(Owner { bytes, _room: room })
+        self.0.held.fetch_add(bytes.len(), Ordering::Relaxed);
+        let reservation = Reservation { account: self.0.clone(), bytes: bytes.len() };
+        Bytes::from_owner(Counted { bytes, _reservation: reservation })
     }
 
-    /// The same for the bytes of a block.
+    /// Counts the bytes of a block.
     pub(crate) fn block(&self, mut block: Block) -> Block {
         block.bytes = self.hold(block.bytes);
         block
     }
 
-    /// The same for the bytes of an event.
+    /// Counts the bytes of an event.
     pub(crate) fn frame(&self, mut frame: Frame) -> Frame {
         frame.block = self.block(frame.block);
         frame
     }
 
-    pub(crate) fn bytes(&self) -> usize {
-        self.0.bytes.load(Ordering::Relaxed)
+    pub(crate) fn held(&self) -> usize {
+        self.0.held.load(Ordering::Relaxed)
     }
 
     pub(crate) fn limit(&self) -> usize {
         self.0.limit
     }
 
-    /// Whether more is held than may be.
+    /// Whether more is held than the limit.
     pub(crate) fn is_over(&self) -> bool {
-        self.bytes() > self.0.limit
+        self.held() > self.0.limit
     }
 
-    /// Whether more is held than may be, or so much that somebody waits for room.
+    /// Whether more is held than the limit, counting the reservations that wait.
     pub(crate) fn is_short(&self) -> bool {
-        self.bytes().saturating_add(self.0.wanted.load(Ordering::Relaxed)) > self.0.limit
+        self.held().saturating_add(self.0.wanted.load(Ordering::Relaxed)) > self.0.limit
     }
 
-    /// Whether there is room for so many bytes now.
+    /// Whether this many bytes could be reserved now, if no reservation waits.
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
-        self.bytes().saturating_add(bytes) <= self.0.limit
+        self.held().saturating_add(bytes) <= self.0.limit
     }
 
-    /// Waits for room for so many bytes, and takes it until what this returns is dropped. `None` if there is none for long.
-    pub(crate) async fn room(&self, bytes: usize) -> Option<Room> {
-        if let Some(room) = self.try_room(bytes) {
-            return Some(room);
+    /// Reserves bytes, in turn with others. Returns `None` if there is no room for them within 10 s.
+    pub(crate) async fn reserve(&self, bytes: usize) -> Option<Reservation> {
+        if let Ok(_turn) = self.0.turn.try_lock()
+            && let Some(reservation) = self.try_reserve(bytes)
+        {
+            return Some(reservation);
         }
-        let _wanted = Wanted::new(self, bytes);
+        let _wanted = Wanted::new(&self.0.wanted, bytes);
         let waiting = async {
+            let _turn = self.0.turn.lock().await;
             loop {
-                let freed = self.0.freed.notified();
-                if let Some(room) = self.try_room(bytes) {
-                    return room;
+                if let Some(reservation) = self.try_reserve(bytes) {
+                    return reservation;
                 }
-                freed.await;
+                // Keeps one permit, so bytes that were freed since the look end the wait at once.
+                self.0.freed.notified().await;
             }
         };
         timeout(WAIT, waiting).await.ok()
     }
 
-    fn try_room(&self, bytes: usize) -> Option<Room> {
+    fn try_reserve(&self, bytes: usize) -> Option<Reservation> {
         let fits = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= self.0.limit);
-        self.0.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
-        Some(Room { account: self.0.clone(), bytes })
-    }
-
-    fn take(&self, bytes: usize) -> Room {
-        self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
-        Room { account: self.0.clone(), bytes }
+        self.0.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
+        Some(Reservation { account: self.0.clone(), bytes })
     }
 }
 
-/// Bytes that are counted as held until this is dropped.
+/// Bytes that count as held until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct Reservation {
     account: Arc<Account>,
     bytes: usize,
 }
 
-impl Drop for Room {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        self.account.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        if self.account.wanted.load(Ordering::Relaxed) > 0 {
-            self.account.freed.notify_waiters();
-        }
+        self.account.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.account.freed.notify_one();
     }
 }
 
-/// Somebody waits for room.
+/// The bytes of a reservation that waits.
 struct Wanted<'a> {
-    held: &'a ByteBudget,
+    all: &'a AtomicUsize,
     bytes: usize,
 }
 
 impl<'a> Wanted<'a> {
-    fn new(held: &'a ByteBudget, bytes: usize) -> Self {
-        held.0.wanted.fetch_add(bytes, Ordering::Relaxed);
-        Self { held, bytes }
+    fn new(all: &'a AtomicUsize, bytes: usize) -> Self {
+        all.fetch_add(bytes, Ordering::Relaxed);
+        Self { all, bytes }
     }
 }
 
 impl Drop for Wanted<'_> {
     fn drop(&mut self) {
-        self.held.0.wanted.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-/// Bytes with their room.
-struct Owner {
+/// Bytes that count as held.
+struct Counted {
     bytes: Bytes,
-    _room: Room,
+    _reservation: Reservation,
 }
 
-impl AsRef<[u8]> for Owner {
+impl AsRef<[u8]> for Counted {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -167,38 +171,55 @@ impl AsRef<[u8]> for Owner {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures_util::poll;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn each_byte_counts_once_and_until_the_last_one_lets_go_of_it() {
-        let held = ByteBudget::new(100);
-        let one = held.hold(vec![b'x'; 60].into());
+        let budget = ByteBudget::new(100);
+        let one = budget.hold(vec![b'x'; 60].into());
         let (shared, part) = (one.clone(), one.slice(10..20));
-        assert_eq!(held.bytes(), 60);
+        assert_eq!(budget.held(), 60);
         drop((one, shared));
-        assert_eq!((held.bytes(), part.as_ref()), (60, &b"xxxxxxxxxx"[..]));
+        assert_eq!((budget.held(), part.as_ref()), (60, &b"xxxxxxxxxx"[..]));
         drop(part);
-        assert_eq!(held.bytes(), 0);
-        assert!(held.hold(Bytes::new()).is_empty());
+        assert_eq!(budget.held(), 0);
+        assert!(budget.hold(Bytes::new()).is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_wants_room_waits_until_there_is_some_and_not_for_ever() {
-        let held = ByteBudget::new(100);
-        let block = held.hold(vec![b'x'; 60].into());
-        assert!(held.room(50).await.is_none(), "nobody lets go of anything");
-        let waiting = held.room(50);
+    async fn a_reservation_waits_until_there_is_room_and_not_for_ever() {
+        let budget = ByteBudget::new(100);
+        let block = budget.hold(vec![b'x'; 60].into());
+        assert!(budget.reserve(50).await.is_none(), "nobody frees anything");
+        let waiting = budget.reserve(50);
         let freeing = async {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            assert!(held.is_short() && !held.is_over());
+            assert!(budget.is_short() && !budget.is_over());
             drop(block);
         };
-        let (room, ()) = tokio::join!(waiting, freeing);
-        assert_eq!(held.bytes(), 50);
-        drop(room);
-        assert!(!held.is_short() && held.bytes() == 0);
-        let more = held.hold(vec![b'x'; 101].into());
-        assert!(held.is_over(), "what is heard is never refused");
+        let (reservation, ()) = tokio::join!(waiting, freeing);
+        assert_eq!(budget.held(), 50);
+        drop(reservation);
+        assert!(!budget.is_short() && budget.held() == 0);
+        let more = budget.hold(vec![b'x'; 101].into());
+        assert!(budget.is_over(), "events that Redis sends are never refused");
         drop(more);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_reservation_is_not_overtaken_by_small_ones_that_come_later() {
+        let budget = ByteBudget::new(100);
+        let block = budget.hold(vec![b'x'; 60].into());
+        let (mut large, mut small) = (pin!(budget.reserve(80)), pin!(budget.reserve(10)));
+        assert!(poll!(&mut large).is_pending());
+        assert!(poll!(&mut small).is_pending(), "there is room for it, and another one came first");
+        drop(block);
+        let std::task::Poll::Ready(Some(first)) = poll!(&mut large) else { panic!("there is room now") };
+        assert!(poll!(&mut small).is_ready());
+        drop(first);
     }
 }

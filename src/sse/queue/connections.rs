@@ -98,7 +98,7 @@ impl Connections {
 
     /// Cuts off the streams that take the least, worst first, until there is room. Streams for which nothing waits are left
     /// alone, and those that take what they are given, unless more is held than may be. Returns how many were cut off.
-    pub(crate) fn cut_off_slowest(&self, held: &ByteBudget) -> usize {
+    pub(crate) fn cut_off_slowest(&self, budget: &ByteBudget) -> usize {
         let now = Instant::now();
         let loads = self.queues().into_iter().map(|queue| (queue.load(now), queue));
         let mut waiting: Vec<_> = loads.filter(|(load, _)| load.weight().1 > 0).collect();
@@ -106,7 +106,7 @@ impl Connections {
         let mut count = 0;
         for (load, queue) in waiting {
             let is_enough =
-                if load.weight().0 >= STUCK_AT_LEAST { !held.is_short() } else { !held.is_over() };
+                if load.weight().0 >= STUCK_AT_LEAST { !budget.is_short() } else { !budget.is_over() };
             if is_enough {
                 break;
             }
@@ -231,13 +231,13 @@ mod tests {
 
     #[test]
     fn for_room_the_slowest_are_cut_off_and_no_more_than_needed() {
-        let (all, held) = (Connections::default(), ByteBudget::new(100));
+        let (all, budget) = (Connections::default(), ByteBudget::new(100));
         let user = UserId::new("ann").expect("a user");
         let queues: Vec<Arc<SendQueue>> = (1..=4)
             .map(|number| {
                 let one = connected(number, &user);
                 let bytes = vec![b'x'; usize::try_from(number).expect("a number") * 20];
-                one.queue.put_bytes(held.hold(bytes.into()));
+                one.queue.put_bytes(budget.hold(bytes.into()));
                 let queue = one.queue.clone();
                 all.admit(
                     one,
@@ -247,15 +247,15 @@ mod tests {
                 queue
             })
             .collect();
-        assert_eq!(held.bytes(), 200);
-        let cut_off = all.cut_off_slowest(&held);
+        assert_eq!(budget.held(), 200);
+        let cut_off = all.cut_off_slowest(&budget);
         assert!(
-            held.bytes() <= 100 && (1..4).contains(&cut_off),
+            budget.held() <= 100 && (1..4).contains(&cut_off),
             "{} bytes, {cut_off} cut off",
-            held.bytes()
+            budget.held()
         );
         assert_eq!(queues.iter().filter(|queue| queue.was_slow()).count(), cut_off);
-        assert_eq!(all.cut_off_slowest(&held), 0);
+        assert_eq!(all.cut_off_slowest(&budget), 0);
     }
 
     #[test]

@@ -13,7 +13,8 @@ use super::*;
 use crate::event::EventType;
 use crate::redis::continuity::{self, Link, Place, Prev};
 use crate::sse::Naming;
-use crate::sse::queue::send_queue::{SendLimits, SendQueue, StreamBody};
+use crate::sse::queue::send_queue::{SendLimits, SendQueue};
+use crate::sse::queue::stream_body::StreamBody;
 
 /// What can happen.
 #[derive(Debug, Clone)]
