@@ -3,5 +3,7 @@
 pub(crate) mod admin;
 pub(crate) mod admission;
 pub(crate) mod catch_up;
+mod history_feed;
 pub(crate) mod open;
+mod opening;
 pub(crate) mod retry_later;

@@ -14,7 +14,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{StreamGuard, StreamRequest};
-use super::catch_up::{CatchUp, Opening};
+use super::catch_up::CatchUp;
+use super::opening::Opening;
 use crate::auth::UserId;
 use crate::event::Topic;
 use crate::http::Connection;

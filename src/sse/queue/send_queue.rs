@@ -198,11 +198,6 @@ impl SendQueue {
         self.state().queue.has_room_for(0)
     }
 
-    /// The right to use the queue's room, if nobody has it and no more than half of the queue is taken.
-    pub(crate) fn try_room(&self) -> Option<Room<'_>> {
-        self.room.try_lock().ok().filter(|_room| self.has_room())
-    }
-
     /// Waits for the right to use the queue's room, and until this many bytes can be queued with no more than half of the
     /// queue taken; for more than that, until next to nothing waits.
     pub(crate) async fn room_for(&self, bytes: usize) -> Room<'_> {
@@ -311,16 +306,12 @@ mod tests {
     #[tokio::test]
     async fn topics_of_a_stream_use_its_room_one_after_the_other_in_the_order_in_which_they_ask() {
         let queue = queue(20_000);
-        let first = queue.try_room();
-        assert!(first.is_some() && queue.try_room().is_none());
+        let first = queue.room_for(0).await;
         let (mut second, mut third) = (pin!(queue.room_for(0)), pin!(queue.room_for(0)));
         assert!(poll!(&mut second).is_pending() && poll!(&mut third).is_pending());
         queue.put_bytes(vec![0; 15_000].into());
         drop(first);
-        assert!(
-            poll!(&mut second).is_pending() && queue.try_room().is_none(),
-            "nobody has read anything yet"
-        );
+        assert!(poll!(&mut second).is_pending(), "nobody has read anything yet");
         assert!(take(&queue).is_ready());
         let Poll::Ready(used) = poll!(&mut second) else { panic!("there is room now") };
         assert!(poll!(&mut third).is_pending(), "the second topic is about to use it");

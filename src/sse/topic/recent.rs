@@ -87,14 +87,14 @@ impl Recent {
         }
     }
 
-    /// The last `n` frames.
-    pub(crate) fn last(&self, n: usize) -> impl Iterator<Item = &Frame> {
-        self.frames.iter().skip(self.frames.len().saturating_sub(n))
+    /// The newest event, if there is one.
+    pub(crate) fn last(&self) -> Option<&Frame> {
+        self.frames.back()
     }
 
-    /// Whether the run begins before the topic's first event.
-    pub(crate) fn reaches_start(&self) -> bool {
-        matches!(self.base, Some(Cursor::Start { .. }))
+    /// The place before the topic's first event, if the run begins there.
+    pub(crate) fn start(&self) -> Option<Cursor> {
+        self.base.filter(|base| matches!(base, Cursor::Start { .. }))
     }
 
     /// Whether the run holds every event since this time (milliseconds since 1970), when the topic had none.
@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(after(1), None, "older than what is kept");
         assert_eq!(after(5), None, "not an event of this topic");
         assert_eq!(after(9), None, "past the end");
-        assert!(!recent.reaches_start());
+        assert!(recent.start().is_none());
     }
 
     #[test]

@@ -18,7 +18,6 @@ use crate::sse::metrics::Metrics;
 use crate::sse::queue::send_queue::{Put, StreamTopic};
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::{self, Block, Frame, ResetReason};
-use crate::sse::wire::start::StartAt;
 
 #[derive(Debug)]
 enum Phase {
@@ -48,23 +47,6 @@ pub(crate) enum Joined {
     Hole,
 }
 
-/// What came of attaching a client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Attached {
-    /// It has all up to the topic's place, and gets what follows.
-    Yes,
-    /// Not before the topic is live.
-    WhenLive,
-    /// It is here now. There was no room for more, and it does not get what follows yet.
-    Partly(Cursor),
-    /// Not before there is room for an event: it has no place yet at which it could wait.
-    WhenRoom,
-    /// It needs older events than are kept in memory: read them from the history first.
-    Behind,
-    /// Its place is past the topic's.
-    Ahead,
-}
-
 /// One topic of this process.
 #[derive(Debug)]
 pub(crate) struct TopicState {
@@ -74,7 +56,7 @@ pub(crate) struct TopicState {
     pending_bytes: Arc<AtomicUsize>,
     metrics: Metrics,
     /// `None` until the topic was live for the first time.
-    recent: Option<Recent>,
+    pub(super) recent: Option<Recent>,
     /// When the newest event came, or the topic was begun.
     newest_at: Instant,
     phase: Phase,
@@ -129,6 +111,14 @@ impl TopicState {
     pub(crate) fn newest_ms(&self) -> u64 {
         let at = chrono::Utc::now() - self.quiet_for();
         u64::try_from(at.timestamp_millis()).unwrap_or(0)
+    }
+
+    pub(super) fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     pub(crate) fn is_live(&self) -> bool {
@@ -233,28 +223,21 @@ impl TopicState {
         reason: Option<ResetReason>,
     ) -> usize {
         let frames: Vec<Frame> = frames.into_iter().collect();
-        // Clients are reset as something may be missing: that there is no history now says nothing of the time before.
+        // That there is no history now says nothing of the time before, where clients are reset because events may be
+        // missing.
         let is_start = matches!(base, Some(Cursor::Start { .. }));
-        let base =
-            if is_start && frames.is_empty() && reason.is_some() { Some(Cursor::start_now()) } else { base };
+        let is_since_now = frames.is_empty() && (base.is_none() || is_start && reason.is_some());
+        let base = if is_since_now { Some(Cursor::start_now()) } else { base };
         let mut recent = Recent::new(self.recent_limits.clone(), base);
         frames.into_iter().for_each(|frame| recent.push(frame));
         self.recent = Some(recent);
         self.newest_at = Instant::now();
         let Some(reason) = reason else { return 0 };
         let told = self.clients.len();
-        let block = frame::reset(reason, &self.topic, self.cursor());
+        let place = self.place().filter(|place| place.id().is_some()).unwrap_or_else(Cursor::start_now);
+        let block = frame::reset(reason, &self.topic, place);
         self.fan_out(&block);
         told
-    }
-
-    /// The place as a cursor for clients.
-    fn cursor(&self) -> Cursor {
-        match self.place() {
-            Some(after @ Cursor::After(_)) => after,
-            // Seen just now: the later a start was seen, the longer it can be proven.
-            Some(Cursor::Start { .. }) | None => Cursor::start_now(),
-        }
     }
 
     /// Lets go of what was heard since the join began, if it fits behind the history that was read.
@@ -293,64 +276,9 @@ impl TopicState {
         self.place().and_then(Cursor::id).is_some_and(|place| id <= place)
     }
 
-    /// Gives a client what it lacks and adds it to those who get what follows, in one go.
-    pub(crate) fn attach(&mut self, stream: &StreamTopic, from: StartAt) -> Attached {
-        let Some(recent) = &self.recent else { return Attached::WhenLive };
-        // A place that a client names can be proven at any time; one that it does not name is that of a live topic.
-        if !self.is_live() && !matches!(from, StartAt::After(_)) {
-            return Attached::WhenLive;
-        }
-        let missed: Vec<&Frame> = match from {
-            StartAt::Latest | StartAt::Reset(_) => Vec::new(),
-            StartAt::Last if recent.lacks_newest() => return Attached::Behind,
-            StartAt::Last => recent.last(1).collect(),
-            StartAt::Earliest if recent.reaches_start() => recent.all().collect(),
-            StartAt::After(Cursor::Start { seen_ms }) if recent.reaches_start_of(seen_ms) => {
-                recent.all().collect()
-            }
-            StartAt::Earliest | StartAt::After(Cursor::Start { .. }) => return Attached::Behind,
-            StartAt::After(Cursor::After(id)) => match recent.after(id) {
-                Some(frames) => frames.collect(),
-                None if !self.is_live() => return Attached::WhenLive,
-                None if recent.tip().and_then(Cursor::id).is_none_or(|tip| id > tip) => {
-                    return Attached::Ahead;
-                }
-                None => return Attached::Behind,
-            },
-        };
-        // The client's place first: it counts from here even if nothing ever follows.
-        let here = match from {
-            StartAt::Latest => Some(frame::cursor(self.cursor())),
-            StartAt::Last if missed.is_empty() => Some(frame::cursor(self.cursor())),
-            StartAt::Last => recent.before_last().map(frame::cursor),
-            StartAt::Reset(reason) => Some(frame::reset(reason, &self.topic, self.cursor())),
-            StartAt::After(place) => Some(frame::cursor(place)),
-            StartAt::Earliest => None,
-        };
-        let place = match from {
-            StartAt::After(place) => place.id(),
-            _ => None,
-        };
-        let attached = give(stream, here.into_iter().chain(self.blocks(place, missed)));
-        if attached == Some(Attached::Yes) {
-            self.clients.insert(stream.number(), stream.clone());
-        }
-        // One that is gone, or was cut off by this, needs nothing more.
-        attached.unwrap_or(Attached::Yes)
-    }
-
-    /// What a client at this place is given, with a reset where an epoch ends.
-    fn blocks<'a>(
-        &'a self,
-        place: Option<StreamId>,
-        frames: Vec<&'a Frame>,
-    ) -> impl Iterator<Item = Block> + 'a {
-        let mut place = place;
-        frames.into_iter().flat_map(move |frame| {
-            let reset = frame::rebased(place.replace(frame.id), frame.id, &self.topic);
-            self.metrics.reset(ResetReason::Rebased, usize::from(reset.is_some()));
-            reset.into_iter().chain([frame.block.clone()])
-        })
+    /// Adds a client to those who get the events that follow.
+    pub(super) fn add_client(&mut self, stream: &StreamTopic) {
+        self.clients.insert(stream.number(), stream.clone());
     }
 
     /// Tells all clients something that is no event of the topic.
@@ -362,30 +290,6 @@ impl TopicState {
     pub(crate) fn detach(&mut self, number: u64) {
         self.clients.remove(&number);
     }
-}
-
-/// Gives a client these blocks as long as there is room for them; `None` if it is gone.
-fn give(stream: &StreamTopic, blocks: impl Iterator<Item = Block>) -> Option<Attached> {
-    let had_room = stream.queue.has_room();
-    let (mut here, mut has_moved) = (None, false);
-    for block in blocks.filter(|block| !block.is_empty()) {
-        // Where there was room for one, one is given that moves the client, or it might never come further.
-        if let Some(here) = here
-            && (has_moved || !had_room)
-            && !stream.queue.has_room()
-        {
-            return Some(Attached::Partly(here));
-        }
-        if here.is_none() && !had_room && block.is_event() {
-            return Some(Attached::WhenRoom);
-        }
-        if stream.put(&block) != Put::Queued {
-            return None;
-        }
-        has_moved |= here.is_some_and(|here| Some(here) != block.place());
-        here = block.place();
-    }
-    Some(Attached::Yes)
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ use crate::redis::continuity::{self, Link, Place, Prev};
 use crate::sse::Naming;
 use crate::sse::queue::send_queue::{SendLimits, SendQueue};
 use crate::sse::queue::stream_body::StreamBody;
+use crate::sse::topic::attach::{Attached, Begin};
+use crate::sse::wire::start::StartAt;
 
 /// What can happen.
 #[derive(Debug, Clone)]
@@ -258,21 +260,15 @@ impl Model {
         client.number = self.next_client;
         client.connection = Some(StreamBody::new(queue, ()));
         self.next_client += 1;
-        let attached = match attach(&mut self.topic, client, &stream, from) {
+        let attached = match begin(&mut self.topic, client, &stream, from) {
             // The way through the history is not part of this model: such a client is reset.
             Attached::Behind | Attached::Ahead => {
-                attach(&mut self.topic, client, &stream, StartAt::Reset(ResetReason::HistoryGone))
+                begin(&mut self.topic, client, &stream, StartAt::Reset(ResetReason::HistoryGone))
             }
             other => other,
         };
-        match attached {
-            // A history that lost its entries gives no place: any event must come behind a reset.
-            Attached::Yes if from == StartAt::Latest && self.topic.place().is_none() => {
-                client.base = Some(u64::MAX);
-            }
-            Attached::Yes => {}
-            // It gives up.
-            _ => client.connection = None,
+        if attached != Attached::Yes {
+            client.connection = None; // It gives up.
         }
     }
 
@@ -286,13 +282,17 @@ impl Model {
     }
 }
 
-/// Attaches a client that reads whenever there is no more room for it.
-fn attach(topic: &mut TopicState, client: &mut Client, stream: &StreamTopic, mut from: StartAt) -> Attached {
+/// Tells a client where it begins, and attaches it. It reads whenever there is no more room for it.
+fn begin(topic: &mut TopicState, client: &mut Client, stream: &StreamTopic, start: StartAt) -> Attached {
+    let Begin::At { mut cursor, block } = topic.begin(start) else { return Attached::WhenLive };
+    if block.is_some_and(|block| stream.put(&block) != Put::Queued) {
+        return Attached::Gone;
+    }
     loop {
-        match topic.attach(stream, from) {
+        match topic.attach(stream, cursor) {
             Attached::Partly(here) => {
                 client.read();
-                from = StartAt::After(here);
+                cursor = here;
             }
             attached => return attached,
         }
@@ -382,7 +382,7 @@ fn a_start_is_only_as_old_as_what_is_known_of_it() {
     let limits = SendLimits { queued_bytes: 20_000, expires_at: None };
     let stream =
         StreamTopic { queue: Arc::new(SendQueue::new(1, limits, None, CancellationToken::new())), at: 0 };
-    let start = |seen_ms| StartAt::After(Cursor::Start { seen_ms });
+    let start = |seen_ms| Cursor::Start { seen_ms };
     assert_eq!(topic.attach(&stream, start(999)), Attached::Behind, "something may have vanished since");
     assert_eq!(topic.attach(&stream, start(1000)), Attached::Yes);
     // Clients were reset since the history is gone, although Redis says that there has never been one.
@@ -402,19 +402,32 @@ fn too_much_heard_while_joining_begins_the_round_again() {
 }
 
 #[test]
-fn the_newest_event_of_a_topic_without_an_earlier_place_waits_for_room() {
+fn the_newest_event_of_a_topic_without_an_earlier_place_tells_the_client_its_place() {
     let mut topic = live_topic();
     topic.begin_with(None, [frame(StreamId::new(1, 9))], None);
-    let limits = SendLimits { queued_bytes: 20_000, expires_at: None };
-    let stream =
-        StreamTopic { queue: Arc::new(SendQueue::new(1, limits, None, CancellationToken::new())), at: 0 };
-    // Another topic's event, which the client has not read.
-    stream.queue.put_bytes(vec![0; 15_000].into());
-    assert_eq!(topic.attach(&stream, StartAt::Last), Attached::WhenRoom);
-    let limits = SendLimits { queued_bytes: 20_000, expires_at: None };
-    let stream =
-        StreamTopic { queue: Arc::new(SendQueue::new(2, limits, None, CancellationToken::new())), at: 0 };
-    assert_eq!(topic.attach(&stream, StartAt::Last), Attached::Yes);
+    let newest = Cursor::After(StreamId::new(1, 9));
+    assert!(matches!(
+        topic.begin(StartAt::Last),
+        Begin::At { cursor, block: Some(block) } if cursor == newest && block.is_event()
+    ));
+    topic.begin_with(Some(Cursor::After(StreamId::new(1, 4))), [frame(StreamId::new(1, 9))], None);
+    assert!(matches!(
+        topic.begin(StartAt::Last),
+        Begin::At { cursor, block: Some(block) } if cursor.id() == Some(StreamId::new(1, 4)) && !block.is_event()
+    ));
+}
+
+#[test]
+fn a_client_without_room_is_given_nothing_and_one_with_room_at_least_one_event() {
+    let id = |seq| StreamId::new(1, seq);
+    let mut topic = live_topic();
+    topic.begin_with(Some(Cursor::After(id(4))), [frame(id(5)), frame(id(6))], None);
+    let limits = SendLimits { queued_bytes: 40, expires_at: None };
+    let queue = Arc::new(SendQueue::new(1, limits, None, CancellationToken::new()));
+    let stream = StreamTopic { queue: queue.clone(), at: 0 };
+    assert_eq!(topic.attach(&stream, Cursor::After(id(4))), Attached::Partly(Cursor::After(id(5))));
+    assert_eq!(topic.attach(&stream, Cursor::After(id(5))), Attached::Partly(Cursor::After(id(5))));
+    assert!(!topic.has_clients());
 }
 
 #[test]
@@ -440,8 +453,9 @@ fn a_client_without_a_place_waits_for_a_topic_that_is_joining() {
     let stream =
         StreamTopic { queue: Arc::new(SendQueue::new(1, limits, None, CancellationToken::new())), at: 0 };
     for from in [StartAt::Latest, StartAt::Last, StartAt::Earliest, StartAt::Reset(ResetReason::Gap)] {
-        assert_eq!(topic.attach(&stream, from), Attached::WhenLive, "{from:?}: what it would get may be old");
+        assert!(matches!(topic.begin(from), Begin::WhenLive), "{from:?}: the events it would get may be old");
     }
-    let place = StartAt::After(Cursor::After(StreamId::new(1, 4)));
-    assert_eq!(topic.attach(&stream, place), Attached::Yes, "what it names is proven at any time");
+    let cursor = Cursor::After(StreamId::new(1, 4));
+    assert!(matches!(topic.begin(StartAt::After(cursor)), Begin::At { .. }));
+    assert_eq!(topic.attach(&stream, cursor), Attached::Yes, "a place that it names is proven at any time");
 }
