@@ -1,4 +1,5 @@
-//! A log line for what may happen ten thousand times a second: one now and then, which says how often it was.
+//! Limits a log line for an incident that may happen ten thousand times a second: one line in ten seconds,
+//! with a count.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -6,7 +7,7 @@ use std::time::{Duration, Instant};
 /// The shortest time between two lines.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Counts what is not logged.
+/// Counts the incidents that are not logged.
 #[derive(Debug, Default)]
 pub(super) struct LogLimiter(Mutex<Counted>);
 
@@ -17,7 +18,8 @@ struct Counted {
 }
 
 impl LogLimiter {
-    /// Counts once more. A line is due where this returns how often it has happened since the last one, this time included.
+    /// Counts one more incident. Returns how many there were since the last line, this one included, if a
+    /// line is due.
     pub(super) fn count(&self, now: Instant) -> Option<u64> {
         let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         counted.since += 1;

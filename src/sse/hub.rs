@@ -1,4 +1,5 @@
-//! All topics and connections of a process, and the messages that come in for them.
+//! Runs the streams of a process: receives the messages of Redis, starts joins, and ends the streams at
+//! shutdown.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -25,8 +26,8 @@ use crate::trace;
 pub struct Hub(pub(super) Arc<Shared>);
 
 impl Hub {
-    /// A hub that reads from one Redis. `naming` says how the events of a topic are named. Must be called within a Tokio
-    /// runtime: the connection to Redis is begun at once.
+    /// A hub that reads from one Redis. `naming` says how the events of a topic are named. Must be called
+    /// within a Tokio runtime: the connection to Redis is begun at once.
     pub fn new(
         settings: Settings,
         redis: &redis::Settings,
@@ -39,10 +40,11 @@ impl Hub {
         Self(Arc::new(Shared::new(settings, redis, naming, metrics)))
     }
 
-    /// Takes in what Redis tells and looks after the streams until `shutdown`; then ends them, spread over the drain time.
+    /// Receives the messages of Redis and looks after the streams until `shutdown`; then ends the streams,
+    /// spread over the drain time.
     ///
     /// # Panics
-    /// If it runs already.
+    /// If it has been called before.
     pub async fn run(&self, shutdown: CancellationToken) {
         let shared = &self.0;
         let work = shared.work.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -70,15 +72,16 @@ impl Hub {
         shared.stop.cancel();
     }
 
-    /// Says whether Redis answers, for readiness.
+    /// Checks that Redis answers, for readiness.
     ///
     /// # Errors
-    /// Why it does not.
+    /// [`ReadError`](redis::history::ReadError) if Redis cannot be reached or does not answer.
     pub async fn ping(&self) -> Result<(), redis::history::ReadError> {
         self.0.history.ping().await
     }
 
-    /// Waits until all streams have been looked after once more, which happens about twice a second. For one who watches.
+    /// Waits until the ticker has come one step further, which happens about twice a second. For the
+    /// watchdog.
     pub async fn tick(&self) {
         self.0.ticked.notified().await;
     }
@@ -90,7 +93,7 @@ impl Hub {
 }
 
 impl Shared {
-    /// Takes in one thing that the subscriber heard.
+    /// Processes one message of the subscriber.
     fn receive(&self, message: PubSubMessage) {
         match message {
             PubSubMessage::Interrupted => {
@@ -107,7 +110,12 @@ impl Shared {
                         let payload = envelope.payload.get();
                         let frame = Frame::of_event(envelope.id, &envelope.event_type, payload, topic.naming);
                         let frame = self.budget.frame(frame);
-                        tracing::trace!(id = %envelope.id, event = %envelope.event, topic = %topic.topic, "heard");
+                        tracing::trace!(
+                            id = %envelope.id,
+                            event = %envelope.event,
+                            topic = %topic.topic,
+                            "received an event"
+                        );
                         let _delivering = trace::deliver(envelope.trace, &topic.topic, envelope.event);
                         let (prev, is_restored) = (envelope.prev, envelope.restored);
                         self.deliver(&topic, TopicMessage::Event { prev, is_restored, frame });
@@ -116,9 +124,14 @@ impl Shared {
                         }
                     }
                     Err(error) => {
-                        // Not the error's own words: they quote what was sent.
+                        // Not the error's own text: it quotes the message.
                         let at = error.column();
-                        tracing::warn!(topic = %topic.topic, kind = ?error.classify(), at, "not an envelope on a live channel; ignored");
+                        tracing::warn!(
+                            topic = %topic.topic,
+                            kind = ?error.classify(),
+                            at,
+                            "not an envelope on a live channel; ignored"
+                        );
                     }
                 }
             }
@@ -130,7 +143,7 @@ impl Shared {
     }
 
     fn deliver(&self, topic: &Arc<SharedTopic>, message: TopicMessage) {
-        // What somebody else publishes says nothing of what the relay has published.
+        // A message of another program does not show that the topic is at the end of its history.
         let is_of_the_relay = matches!(message, TopicMessage::Event { .. });
         let next = topic.state().receive(message);
         if is_of_the_relay {

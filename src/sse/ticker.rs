@@ -1,4 +1,5 @@
-//! What has to be done now and then, for all streams together: no stream has a timer of its own.
+//! The periodic work for all streams: heartbeats, time-outs, expired tokens, metrics, quiet topics. No stream
+//! has a timer of its own.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,12 +15,12 @@ use super::wire::frame;
 use crate::event::Topic;
 
 const TICK: Duration = Duration::from_millis(500);
-/// Quiet topics that are compared with their histories in one round trip.
+/// Quiet topics that are compared with their histories in one round trip to Redis.
 const VERIFIED_AT_ONCE: usize = 256;
 /// Streams are ended in so many portions a second while draining.
 const PORTIONS_A_SECOND: u64 = 20;
 
-/// Looks after all streams, for ever.
+/// Looks after all streams. Never returns.
 pub(super) async fn run(shared: &Arc<Shared>) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -53,12 +54,12 @@ fn look_after(shared: &Shared, queue: &SendQueue, now: Instant) {
     } else if queue.has_expired(now) {
         queue.finish(frame::token_expired());
     } else if queue.is_quiet(now, shared.settings.heartbeat()) {
-        // One that is gone needs none.
+        // A stream that is gone needs no heartbeat.
         let _put = queue.put_bytes(frame::HEARTBEAT);
     }
 }
 
-/// Compares quiet topics with their histories: a message that was lost without a trace is found this way.
+/// Compares quiet topics with their histories. This finds messages that were lost without a trace.
 async fn verify(shared: &Arc<Shared>, now: Instant) {
     let quiet = shared.unverified(now);
     for topics in quiet.chunks(VERIFIED_AT_ONCE) {
@@ -68,8 +69,8 @@ async fn verify(shared: &Arc<Shared>, now: Instant) {
             Ok(tips) => {
                 for (topic, tip) in topics.iter().zip(tips) {
                     topic.mark_verified();
-                    // A topic that is behind has missed a message; one that is ahead has a place that Redis does not know;
-                    // one that is refused is found out by the join.
+                    // A topic that is behind has missed a message; a topic that is ahead has a place that
+                    // Redis does not know; the join finds out about a topic that is refused.
                     if tip.as_ref().ok().copied() != Some(place_of(topic)) {
                         tracing::info!(topic = %topic.topic, "not at the end of its history; joining anew");
                         shared.join_anew(topic);
@@ -100,7 +101,7 @@ pub(super) async fn drain(shared: &Arc<Shared>) {
             queue.finish(frame::retry(shared.retry_after(1)));
         }
     }
-    // One that takes nothing would hold the process up.
+    // A client that reads nothing would hold the process up.
     tokio::time::sleep(TICK).await;
     for queue in shared.connections.queues() {
         queue.cut_off();

@@ -79,8 +79,8 @@ impl InboxSender {
         is_sent
     }
 
-    /// Reports the end of a connection. Waits for room, because this message must not be lost. Returns false if nobody
-    /// receives any more.
+    /// Reports the end of a connection. Waits for room, because this message must not be lost. Returns false
+    /// if nobody receives any more.
     pub(super) async fn interrupted(&self) -> bool {
         self.messages.send(PubSubMessage::Interrupted).await.is_ok()
     }

@@ -1,12 +1,13 @@
-//! One subscriber connection for a process: it keeps the topics subscribed and passes on what Redis publishes.
+//! One subscriber connection for a process: it keeps the topics subscribed and passes on what Redis
+//! publishes.
 //!
-//! A topic has two channels. The relay's script publishes an event's envelope on the live channel and its bare payload on
-//! the public channel, in that order and with nothing in between. Both channels are subscribed and unsubscribed by one
-//! command each, so that a payload never arrives without its envelope.
+//! A topic has two channels. The relay's script publishes an event's envelope on the live channel and its
+//! bare payload on the public channel, in that order and with nothing in between. Both channels are
+//! subscribed and unsubscribed by one command each, so that a payload never arrives without its envelope.
 //!
-//! Two tasks serve a connection. The `reader` owns the read half and fills the `inbox`; the `writer` sends SUBSCRIBE,
-//! UNSUBSCRIBE and PING. The reader must never wait for the writer or for the consumer of the inbox: Redis drops a
-//! subscriber whose output buffer is full.
+//! Two tasks serve a connection. The `reader` owns the read half and fills the `inbox`; the `writer` sends
+//! SUBSCRIBE, UNSUBSCRIBE and PING. The reader must never wait for the writer or for the consumer of the
+//! inbox: Redis drops a subscriber whose output buffer is full.
 
 mod inbox;
 mod reader;
@@ -34,12 +35,14 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::fr
 /// A handle on the subscriber connection. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Subscriber {
-    /// Unbounded, because callers do not wait: the topics in use bound what is asked for while there is no connection.
+    /// Unbounded, because callers do not wait: the topics in use bound what is asked for while there is no
+    /// connection.
     commands: mpsc::UnboundedSender<Command>,
 }
 
 impl Subscriber {
-    /// Starts the task that connects, and reconnects, until `stop` is cancelled. Returns a handle and the inbox.
+    /// Starts the task that connects, and reconnects, until `stop` is cancelled. Returns a handle and the
+    /// inbox.
     pub fn start(settings: Settings, stop: CancellationToken) -> (Self, Inbox) {
         let (commands, received) = mpsc::unbounded_channel();
         let (sender, inbox) = channel();
@@ -52,11 +55,12 @@ impl Subscriber {
         (Self { commands }, inbox)
     }
 
-    /// Subscribes to a topic and waits for Redis's confirmation. Waits for a connection as long as there is none.
+    /// Subscribes to a topic and waits for Redis's confirmation. Waits for a connection as long as there is
+    /// none.
     ///
     /// # Errors
-    /// [`SubscribeError::Lost`] if the connection ends before the confirmation or the subscriber has been stopped,
-    /// [`SubscribeError::Refused`] if Redis refuses this topic.
+    /// [`SubscribeError::Lost`] if the connection ends before the confirmation or the subscriber has been
+    /// stopped, [`SubscribeError::Refused`] if Redis refuses this topic.
     pub async fn subscribe(&self, topic: Topic) -> Result<(), SubscribeError> {
         let (confirm, confirmed) = oneshot::channel();
         self.commands.send(Command::Subscribe(topic, confirm)).map_err(|_stopped| SubscribeError::Lost)?;

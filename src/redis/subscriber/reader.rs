@@ -1,5 +1,5 @@
-//! The task that reads a subscriber connection: it classifies each message and puts it into the inbox. Never waits for
-//! anything but the socket.
+//! The task that reads a subscriber connection: it classifies each message and puts it into the inbox. Never
+//! waits for anything but the socket.
 
 use ::redis::Msg;
 use ::redis::aio::PubSubStream;
@@ -10,8 +10,9 @@ use crate::event::PAYLOAD_BYTES_MAX;
 use crate::redis::envelope;
 use crate::redis::keys::Keys;
 
-/// Bytes of one message at most: more than the envelope of the largest event. The relay sends no larger message. Larger
-/// ones are dropped, because a few of them would fill the inbox and have every topic joined anew.
+/// Bytes of one message at most: more than the envelope of the largest event. The relay sends no larger
+/// message. Larger ones are dropped, because a few of them would fill the inbox and have every topic joined
+/// anew.
 const MESSAGE_BYTES: usize = PAYLOAD_BYTES_MAX + 64 * 1024;
 
 /// Reads until the connection ends or the inbox has no room, and returns the reason.
@@ -30,8 +31,9 @@ pub(super) async fn read(mut stream: PubSubStream, keys: Keys, inbox: InboxSende
 /// The bare payload that follows an envelope: its topic, and the payload.
 type Twin = (String, String);
 
-/// Tells an event's envelope from its twin and from messages of other programs. Returns `None` for a twin and for a
-/// message that is dropped. `twin` holds the bare payload that the script publishes right behind the last envelope.
+/// Tells an event's envelope from its twin and from messages of other programs. Returns `None` for a twin and
+/// for a message that is dropped. `twin` holds the bare payload that the script publishes right behind the
+/// last envelope.
 fn classify(message: &Msg, keys: &Keys, twin: &mut Option<Twin>) -> Option<PubSubMessage> {
     let channel = message.get_channel_name();
     let expected = twin.take();

@@ -1,4 +1,5 @@
-//! The commands of a subscriber connection: SUBSCRIBE and UNSUBSCRIBE in their order, and PING while it is idle.
+//! The commands of a subscriber connection: SUBSCRIBE and UNSUBSCRIBE in their order, and PING while it is
+//! idle.
 
 use std::time::Duration;
 
@@ -105,8 +106,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Subscribes to topics by one command. Where Redis refuses that, it does not say because of which topic: then each
-    /// topic is subscribed alone, and only the topics that Redis refuses alone are refused.
+    /// Subscribes to topics by one command. Where Redis refuses that, it does not say because of which topic:
+    /// then each topic is subscribed alone, and only the topics that Redis refuses alone are refused.
     async fn subscribe(&mut self, requests: Vec<(Topic, Confirm)>) -> Result<(), CommandError> {
         let together = self.subscribe_to(requests.iter().map(|(topic, _)| topic)).await;
         if let Err(lost @ CommandError::Connection(_)) = together {

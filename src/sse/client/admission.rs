@@ -1,4 +1,4 @@
-//! Whether there is room for a stream, and what it takes up for as long as it lives.
+//! Admits a stream if the limits allow it, and counts it for as long as it lives.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -19,10 +19,10 @@ use crate::sse::topic::state::TopicState;
 use crate::sse::wire::multi_topic::StreamCursors;
 use crate::sse::wire::refusal::Refusal;
 
-/// How often topics that nobody uses are let go of before their time, where there are too many.
+/// How often unused topics are released before their time, where there are too many.
 const MAKE_ROOM_EVERY: Duration = Duration::from_secs(1);
 
-/// A stream's place in the hub: given up when it is dropped.
+/// Counts a stream against the limits until it is dropped.
 #[derive(Debug)]
 pub(crate) struct StreamGuard {
     shared: Arc<Shared>,
@@ -32,7 +32,7 @@ pub(crate) struct StreamGuard {
 }
 
 impl StreamGuard {
-    /// Each topic of the stream, with its way into it.
+    /// Each topic of the stream, with its entry to the send queue.
     pub(crate) fn stream_topics(&self) -> impl Iterator<Item = (Arc<SharedTopic>, StreamTopic)> {
         let stream = |at| StreamTopic { queue: self.queue.clone(), at };
         self.topics.iter().enumerate().map(move |(at, topic)| (topic.clone(), stream(at)))
@@ -50,25 +50,31 @@ impl Drop for StreamGuard {
             && self.queue.was_slow()
         {
             let sent_bytes = self.queue.load(Instant::now()).taken_bytes;
-            tracing::info!(user = %gone.user, peer = %gone.peer, since = %gone.since, sent_bytes, "a client that does not keep up was cut off");
+            tracing::info!(
+                user = %gone.user,
+                peer = %gone.peer,
+                since = %gone.since,
+                sent_bytes,
+                "a client that does not keep up was cut off"
+            );
             self.shared.metrics.slow_closes.inc();
         }
     }
 }
 
-/// Who wants a place.
+/// A request for a stream.
 #[derive(Debug)]
 pub(crate) struct StreamRequest {
     pub(crate) user: UserId,
     pub(crate) topics: Arc<[Topic]>,
-    /// Where the stream has several topics.
+    /// The cursors of a stream of several topics.
     pub(crate) cursors: Option<StreamCursors>,
     pub(crate) expires_at: Option<Instant>,
     pub(crate) connection: Connection,
 }
 
 impl Shared {
-    /// Makes a place for a stream.
+    /// Admits a stream, or says why not.
     pub(crate) fn admit(self: &Arc<Self>, request: StreamRequest) -> Result<StreamGuard, Refusal> {
         if self.draining.load(Ordering::Relaxed) {
             return Err(Refusal::Draining);
@@ -97,7 +103,7 @@ impl Shared {
         Ok(StreamGuard { shared: self.clone(), topics, queue })
     }
 
-    /// The topics, each with one more visitor, if there is room for those that are new.
+    /// The topics, each with one more stream, if there is room for those that are new.
     fn acquire_topics(self: &Arc<Self>, wanted: &[Topic]) -> Result<Vec<Arc<SharedTopic>>, Refusal> {
         let mut topics = self.topics();
         let fits = |topics: &HashMap<Topic, Arc<SharedTopic>>| {
@@ -113,7 +119,7 @@ impl Shared {
         Ok(wanted.iter().map(|topic| self.acquire_topic(&mut topics, topic)).collect())
     }
 
-    /// Lets go of topics that nobody uses before their time, but not all the time: it looks at each of them.
+    /// Releases unused topics before their time; at most once a second, because it looks at every topic.
     fn make_room(&self, topics: &mut HashMap<Topic, Arc<SharedTopic>>) {
         let now = Instant::now();
         let mut made = self.made_room.lock().unwrap_or_else(PoisonError::into_inner);
@@ -123,7 +129,7 @@ impl Shared {
         }
     }
 
-    /// The topic, with one more visitor. One that is new begins to join.
+    /// The topic, with one more stream. A new topic begins to join.
     fn acquire_topic(
         self: &Arc<Self>,
         topics: &mut HashMap<Topic, Arc<SharedTopic>>,
@@ -137,7 +143,7 @@ impl Shared {
             topics.insert(topic.clone(), made.clone());
             made
         });
-        // Under the map's lock, so that a topic without visitors cannot be removed in between.
+        // Under the map's lock, so that a topic without streams cannot be removed in between.
         shared_topic.add_subscriber();
         self.metrics.topics.set(topics.len().try_into().unwrap_or(i64::MAX));
         if is_new {

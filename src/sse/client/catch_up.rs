@@ -1,9 +1,9 @@
 //! Brings one client to the end of one topic.
 //!
-//! First the start that the client asked for becomes a cursor, which the client is told before the response begins. From
-//! there it continues: from the recent events in memory, or page by page from the history, until it can be attached to
-//! the topic in one go. Where it cannot be proven that nothing is missing, the client is reset: it begins again at the end
-//! of the topic.
+//! First the start that the client asked for becomes a cursor, which the client is told before the response
+//! begins. From there it continues: from the recent events in memory, or page by page from the history, until
+//! it can be attached to the topic in one go. Where it cannot be proven that nothing is missing, the client
+//! is reset: it begins again at the end of the topic.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -119,7 +119,8 @@ impl CatchUp {
         }
     }
 
-    /// Continues behind a cursor until the client is attached or gone. Returns the reason if it has to be reset.
+    /// Continues behind a cursor until the client is attached or gone. Returns the reason if it has to be
+    /// reset.
     async fn follow(&mut self, mut cursor: Cursor) -> Option<ResetReason> {
         let topic = self.topic.clone();
         let mut has_joined_anew = false;
@@ -141,7 +142,8 @@ impl CatchUp {
                 Attached::Partly(here) => cursor = here,
                 Attached::WhenLive => joined.await,
                 Attached::Ahead if !has_joined_anew => {
-                    // Another server may have been quicker: read the history before saying that there is no such id.
+                    // Another server may have been quicker: read the history before saying that there is no
+                    // such id.
                     has_joined_anew = true;
                     self.shared.join_anew(&topic);
                     joined.await;
@@ -216,11 +218,13 @@ impl CatchUp {
         matches!(self.asked, StartAt::Latest | StartAt::Last)
     }
 
-    /// Lets the response begin although the client's place is not known, and returns where the client begins then.
+    /// Lets the response begin although the client's place is not known, and returns where the client begins
+    /// then.
     ///
-    /// From here on the client believes that it is connected. It would miss the events that are committed before its place
-    /// is known, unless it named its place or wants all there is: so it begins with a reset. If it is cut off before that,
-    /// this id makes it come back as a client that is reset, and not as a new one.
+    /// From here on the client believes that it is connected. It would miss the events that are committed
+    /// before its place is known, unless it named its place or wants all there is: so it begins with a reset.
+    /// If it is cut off before that, this id makes it come back as a client that is reset, and not as a new
+    /// one.
     fn open_unplaced(&mut self, start: StartAt) -> StartAt {
         if !self.opening.is_awaited() {
             return start;
@@ -245,8 +249,8 @@ fn now_ms() -> u64 {
     u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0)
 }
 
-/// The start, or a reset for a start of a topic that was seen longer ago than histories are kept: it proves nothing, as
-/// events may have come and expired since.
+/// The start, or a reset for a start of a topic that was seen longer ago than histories are kept: it proves
+/// nothing, as events may have come and expired since.
 fn unless_too_old(start: StartAt, now_ms: u64, history_ttl: Duration) -> StartAt {
     let StartAt::After(Cursor::Start { seen_ms }) = start else { return start };
     if start == StartAt::After(Cursor::UNKNOWN) {

@@ -1,5 +1,5 @@
-//! Feeds one client from the history, page by page and only as fast as it reads. Decides nothing about resets: it answers
-//! what the history has proven.
+//! Feeds one client from the history, page by page and only as fast as it reads. Decides nothing about
+//! resets: it answers what the history has proven.
 
 use std::sync::Arc;
 
@@ -60,11 +60,12 @@ impl HistoryFeed {
         Self { shared, topic, stream, count: FIRST_READ, largest: 0 }
     }
 
-    /// Gives the client as much of the next page as there is room for: the page behind `after`, or the first page of the
-    /// history, whatever came before it.
+    /// Gives the client as much of the next page as there is room for: the page behind `after`, or the first
+    /// page of the history, whatever came before it.
     ///
-    /// A stream has one page at a time, also one of several topics, and reads it only when the client has taken the one
-    /// before. The rest of a page is dropped and read again: a client that does not read holds no page.
+    /// A stream has one page at a time, also one of several topics, and reads it only when the client has
+    /// taken the one before. The rest of a page is dropped and read again: a client that does not read holds
+    /// no page.
     pub(crate) async fn feed(&mut self, after: Option<Cursor>) -> Result<Fed, FeedError> {
         let stream = self.stream.clone();
         let _room = stream.queue.room_for(READ_BYTES).await;
@@ -78,13 +79,15 @@ impl HistoryFeed {
                 // The topic is elsewhere all the same.
                 _ => Ok(Fed::Again),
             },
-            // The entry of the cursor is gone with all that followed it: nothing proves that nothing followed.
+            // The entry of the cursor is gone with all that followed it: nothing proves that nothing
+            // followed.
             Page::Nothing if after.is_some() => Ok(Fed::Forgotten),
             Page::Nothing => Ok(self.confirm_absence(None).await?),
         }
     }
 
-    /// Queues frames until the queue is half full; at least one that moves the client, or it might never come further.
+    /// Queues frames until the queue is half full; at least one that moves the client, or it might never come
+    /// further.
     fn give(&mut self, after: Option<Cursor>, frames: &[Frame]) -> Fed {
         self.largest = frames.iter().map(|frame| frame.block.len()).max().unwrap_or_default();
         self.count = next_count(frames.len(), bytes_of_frames(frames));
@@ -105,8 +108,8 @@ impl HistoryFeed {
         here.or(begun).map_or(Fed::Again, |here| Fed::To(Cursor::After(here)))
     }
 
-    /// Makes sure that there is no history: the page may be of a moment ago. The topic's place is taken before the look,
-    /// so that an event that comes after the look comes after the place.
+    /// Makes sure that there is no history: the page may be of a moment ago. The topic's place is taken
+    /// before the look, so that an event that comes after the look comes after the place.
     async fn confirm_absence(&self, seen_ms: Option<u64>) -> Result<Fed, ReadError> {
         let (place, newest_ms) = {
             let state = self.topic.state();
@@ -162,8 +165,8 @@ impl HistoryFeed {
     }
 }
 
-/// What an absent history proves for a client that is before the topic's first event, as seen at `seen_ms`, or that wants
-/// all there is (`None`). `newest_ms` says when this server got the topic's newest event.
+/// What an absent history proves for a client that is before the topic's first event, as seen at `seen_ms`,
+/// or that wants all there is (`None`). `newest_ms` says when this server got the topic's newest event.
 fn of_absence(place: Cursor, newest_ms: u64, absence: Absence, seen_ms: Option<u64>) -> Fed {
     let Some(seen_ms) = seen_ms else { return Fed::NothingBefore(place) };
     if !absence.proves_none_since(seen_ms) {

@@ -1,4 +1,4 @@
-//! One client: whether there is room for it, where it begins, and how it comes to where its topics are.
+//! One client: whether there is room for it, where it begins, and how it comes to the end of its topics.
 
 pub(crate) mod admin;
 pub(crate) mod admission;

@@ -1,4 +1,4 @@
-//! Opening a stream: where it begins, whether there is room, and the response.
+//! Opens a stream: where it begins, whether there is room, and the response. Does not check who may have it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,24 +29,24 @@ use crate::sse::wire::multi_topic::{MultiTopic, StreamCursors};
 use crate::sse::wire::refusal::Refusal;
 use crate::sse::wire::start::{Start, StartAt};
 
-/// A client that is refused comes back after this many times the usual wait: others need the time to leave.
+/// A client that is refused reconnects after this many times the usual wait: others need the time to leave.
 const REFUSED_WAIT: u32 = 3;
 
 /// The query of a stream's URL.
 ///
-/// Of a parameter that stands there more than once the last counts: clients that reconnect by themselves add theirs at the
-/// end. Other parameters are left alone.
+/// Where a parameter occurs more than once the last one counts: clients that reconnect by themselves append
+/// theirs. Other parameters are ignored.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(try_from = "Vec<(String, String)>")]
 pub struct StreamQuery {
-    /// Continue after this id. For a first connection: a browser that reconnects sends the same URL again, and the header
-    /// with its newest id then wins.
+    /// Continue after this id. For a first connection: a browser that reconnects sends the same URL again,
+    /// and the header with its newest id then wins.
     pub last_event_id: Option<String>,
     /// Where a first connection begins: `latest` (the default), `last` or `earliest`.
     pub from: Option<Start>,
 }
 
-/// A stream's `from` is none of those that there are.
+/// The query's `from` is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("from is 'latest' (the default), 'last' or 'earliest'")]
 pub struct StartError;
@@ -74,23 +74,23 @@ impl TryFrom<Vec<(String, String)>> for StreamQuery {
     }
 }
 
-/// A stream that somebody may have.
+/// A stream that a user is allowed to have.
 #[derive(Debug, Clone)]
 pub struct StreamGrant {
-    /// What it tells of.
+    /// Its topics.
     pub topics: Topics,
-    /// Whose it is: a user may have so many.
+    /// The user, whose streams are limited.
     pub user: UserId,
-    /// When the right to it ends.
+    /// When the stream ends because the token expires.
     pub expires_at: Option<DateTime<Utc>>,
 }
 
-/// What a stream tells of.
+/// The topics of a stream.
 #[derive(Debug, Clone)]
 pub enum Topics {
     /// One topic; its ids are those of the topic's history.
     One(Topic),
-    /// Several, or one that others may join; its ids hold a cursor for each.
+    /// One or more topics; its ids hold a cursor for each.
     Multi(MultiTopic),
 }
 
@@ -103,10 +103,10 @@ impl Topics {
     }
 }
 
-/// Opens a stream. The caller has made sure that the client may have it.
+/// Opens a stream. The caller has checked that the client may have it.
 ///
-/// The answer is always 200: EventSource gives up for ever on anything else. Where there is no room it says when to come
-/// back, and ends.
+/// The answer is always 200: EventSource gives up for ever on any other status. Where there is no room the
+/// stream says when to reconnect, and ends.
 pub async fn open(
     hub: &Hub,
     grant: StreamGrant,
@@ -128,7 +128,7 @@ pub async fn open(
     let (user, peer) = (grant.user, connection.peer);
     match shared.admit(StreamRequest { user: user.clone(), topics, cursors, expires_at, connection }) {
         Err(refusal) => {
-            // A full server refuses thousands a minute: counted always, named only to whoever asks.
+            // A full server refuses thousands a minute: always counted, logged at debug level only.
             tracing::debug!(%user, %peer, reason = refusal.as_str(), "refused");
             refused(shared, refusal)
         }
@@ -136,7 +136,8 @@ pub async fn open(
             let guard = Arc::new(guard);
             // The first bytes at once, so that `open` fires and proxies let the response through.
             let _queued: Put = guard.queue.put_bytes(frame::retry(shared.retry_after(1)));
-            // Made before anything is awaited: if the request is given up meanwhile, dropping it gives up the place.
+            // Made before the first await: if the request is given up meanwhile, dropping the body drops the
+            // guard.
             let body = StreamBody::new(guard.queue.clone(), guard.clone());
             attach(shared, &guard, &starts).await;
             event_stream(Body::new(body))
@@ -144,10 +145,11 @@ pub async fn open(
     }
 }
 
-/// Attaches the stream to its topics, and waits until its place in each is known, or is not waited for any longer.
+/// Starts to bring the stream to the end of its topics. Waits until its place in each is known, but not for
+/// long.
 async fn attach(shared: &Arc<Shared>, guard: &Arc<StreamGuard>, starts: &[StartAt]) {
     let mut all_placed = Vec::with_capacity(starts.len());
-    // Told when the response begins without waiting any longer.
+    // Cancelled when the response begins without waiting any longer.
     let opened = CancellationToken::new();
     for ((topic, stream), from) in guard.stream_topics().zip(starts) {
         let (placed, is_placed) = oneshot::channel();
@@ -157,14 +159,14 @@ async fn attach(shared: &Arc<Shared>, guard: &Arc<StreamGuard>, starts: &[StartA
         all_placed.push(is_placed);
     }
     tokio::select! {
-        // A stream whose client is gone says nothing any more; there is nothing to wait for then.
+        // A client that is gone reports no place: its sender is dropped.
         _placed_or_gone = futures_util::future::join_all(all_placed) => {}
         // Events of the other topics come meanwhile, and the client can read none of them yet.
         () = guard.queue.wait_until_half_full() => opened.cancel(),
     }
 }
 
-/// Ends when the client leaves, which the body's end tells.
+/// Ends when the client is gone: dropping the body closes the queue.
 async fn catch_up_unless_gone(guard: Arc<StreamGuard>, catch_up: CatchUp) {
     tokio::select! {
         () = guard.queue.closed() => {}
@@ -172,7 +174,8 @@ async fn catch_up_unless_gone(guard: Arc<StreamGuard>, catch_up: CatchUp) {
     }
 }
 
-/// Where the stream begins in each topic: the header wins, as it is newer than the URL of a browser that reconnects.
+/// Where the stream begins in each topic: the header wins, as it is newer than the URL of a browser that
+/// reconnects.
 fn starts_of(topics: &Topics, headers: &HeaderMap, query: &StreamQuery) -> Vec<StartAt> {
     const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
     let from_header = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
@@ -196,12 +199,12 @@ fn starts_of(topics: &Topics, headers: &HeaderMap, query: &StreamQuery) -> Vec<S
     }
 }
 
-/// The answer to a client for which there is no stream now: when to come back, and why.
+/// The answer to a client that gets no stream now: when to reconnect, and why.
 pub(crate) fn refused(shared: &Shared, refusal: Refusal) -> Response {
     shared.metrics.refused(refusal);
     let wait = shared.retry_after(REFUSED_WAIT);
-    let told = [frame::retry(wait), frame::refused(refusal, wait)].concat();
-    let mut response = event_stream(Body::from(Bytes::from(told)));
+    let text = [frame::retry(wait), frame::refused(refusal, wait)].concat();
+    let mut response = event_stream(Body::from(Bytes::from(text)));
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }

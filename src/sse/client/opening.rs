@@ -1,4 +1,5 @@
-//! What a stream's response waits for before it begins: that the client's place in a topic is known, but not for long.
+//! What a stream's response waits for before it begins: that the client's place in a topic is known, but not
+//! for long.
 
 use std::time::Duration;
 
@@ -6,8 +7,9 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-/// How long the response waits. With Redis at hand a place takes a millisecond. Without Redis the stream is opened all the
-/// same, so that the browser is connected, and the client is told later that it may have missed events.
+/// How long the response waits. With Redis at hand a place takes a millisecond. Without Redis the stream is
+/// opened all the same, so that the browser is connected, and the client is told later that it may have
+/// missed events.
 const WAIT_FOR_PLACE: Duration = Duration::from_secs(2);
 
 /// The wait of one response for one topic.

@@ -1,9 +1,9 @@
-//! The one joining procedure: for a topic's first client, after Redis was away, for a hole, and for a quiet topic that
-//! does not stand at the end of its history.
+//! The one joining procedure: for a topic's first client, after Redis was away, for a hole, and for a quiet
+//! topic that is not at the end of its history.
 //!
-//! Buffer what is heard; subscribe and wait for the confirmation; read the history after the topic's place; merge by id;
-//! check that each event's `prev` fits; let go. A hole that the history cannot fill is a reset. It runs once for a topic,
-//! however many clients wait for it.
+//! Keep the messages that come; subscribe and wait for the confirmation; read the history after the topic's
+//! place; merge by id; check that each event's `prev` fits; give the events to the clients. A hole that the
+//! history cannot fill is a reset. It runs once for a topic, however many clients wait for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,22 +19,22 @@ use crate::sse::topic::state::Joined;
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::{self, ResetReason};
 
-/// A heard event that does not fit behind the history after this many reads of it was never published by a relay: the
-/// history has an event before anybody can hear of it.
+/// A relay writes an event to the history before it publishes it. So no relay has published an event that
+/// does not fit behind the history after this many reads.
 const READS_FOR_A_HOLE: u32 = 2;
 /// A topic whose history Redis refuses this often in a row counts as refused.
 const REFUSED_READS: u32 = 3;
 
-/// What a read of the history has brought.
+/// The result of reading the history.
 enum Read {
-    /// The topic stands at its end.
+    /// The topic is at its end.
     AtEnd,
-    /// The history does not have the topic's place, nor anything later: Redis has forgotten it, or will have it again
-    /// once the relay has repaired it.
+    /// The history has neither the topic's place nor a later event: Redis has forgotten it, and may have it
+    /// again once the relay has repaired it.
     Forgotten,
 }
 
-/// Joins a topic: returns when it is live, or when the hub has let go of it.
+/// Joins a topic. Returns when it is live, or when the hub has released it.
 pub(crate) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
     shared.metrics.joins.inc();
     let mut retry = Backoff::new(Duration::MAX);
@@ -44,7 +44,7 @@ pub(crate) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
         topic.state().begin_round();
         match shared.subscriber.subscribe(topic.topic.clone()).await {
             Ok(()) => {}
-            // The next request waits for the next connection.
+            // The next subscription waits for the next connection.
             Err(SubscribeError::Lost) => {
                 retry.pause(RETRY).await;
                 continue;
@@ -90,21 +90,21 @@ pub(crate) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
     topic.join_ended.notify_waiters();
 }
 
-/// Tells the clients of a topic that Redis does not let this server read it: once, while it is tried again and again. Their
-/// streams stay open, as other topics of theirs flow on.
+/// Tells the clients of a topic once that Redis does not let this server read it. Their streams stay open,
+/// because they may have other topics; the join goes on trying.
 fn refuse(shared: &Shared, topic: &SharedTopic, reason: &str) {
     if topic.set_refused(true) {
         return;
     }
     tracing::warn!(topic = %topic.topic, reason, "Redis refuses this topic; it is tried again");
     shared.metrics.topics_refused.inc();
-    let told = frame::topic_refused(&topic.topic);
-    topic.state().send_all(&told);
-    // Those that wait for the topic to be live look whether it is refused.
+    let refused = frame::topic_refused(&topic.topic);
+    topic.state().send_all(&refused);
+    // Clients that wait for the topic to be live look whether it is refused.
     topic.join_ended.notify_waiters();
 }
 
-/// Reads what the history holds behind the topic's place, or begins anew where there is no place or no way on from it.
+/// Reads the events behind the topic's place, or begins anew where there is no place or no way on from it.
 async fn read(shared: &Shared, topic: &SharedTopic) -> Result<Read, ReadError> {
     // A permit is held for the reads of one topic; the semaphore is never closed.
     let _permit = shared.reads.acquire().await;
@@ -113,14 +113,14 @@ async fn read(shared: &Shared, topic: &SharedTopic) -> Result<Read, ReadError> {
         (state.place(), state.has_clients())
     };
     let Some(place) = place else {
-        // Nobody has been told anything yet. (Clients without a place are those of a history that had lost its entries.)
+        // Clients have been given nothing yet.
         begin(shared, topic, has_clients.then_some(ResetReason::Gap)).await?;
         return Ok(Read::AtEnd);
     };
     follow(shared, topic, place).await
 }
 
-/// Adds all that follows the place; begins anew where the history cannot prove that it holds all of it.
+/// Adds every event behind the place; begins anew where the history cannot prove that it holds all of them.
 async fn follow(shared: &Shared, topic: &SharedTopic, mut place: Cursor) -> Result<Read, ReadError> {
     let mut count = FIRST_READ;
     loop {
@@ -156,10 +156,10 @@ async fn has_expired(shared: &Shared, topic: &SharedTopic) -> Result<bool, ReadE
 /// Begins with the newest events of the history.
 async fn begin(shared: &Shared, topic: &SharedTopic, reason: Option<ResetReason>) -> Result<(), ReadError> {
     let (base, frames) = read_newest(shared, topic, shared.settings.recent_events).await?;
-    let told = topic.state().begin_with(base, frames, reason);
+    let clients = topic.state().begin_with(base, frames, reason);
     if let Some(reason) = reason {
-        tracing::warn!(topic = %topic.topic, clients = told, reason = reason.as_str(), "clients are reset");
-        shared.metrics.reset(reason, told);
+        tracing::warn!(topic = %topic.topic, clients, reason = reason.as_str(), "clients are reset");
+        shared.metrics.reset(reason, clients);
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Reading a topic's history: page by page, and to bring a topic to stand at its end.
+//! Reads a topic's history: page by page, and to bring a topic to the end of it. Gives nothing to clients
+//! itself.
 
 pub(crate) mod backoff;
 pub(crate) mod join;

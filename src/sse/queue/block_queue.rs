@@ -1,4 +1,5 @@
-//! The blocks that wait for one connection, and when that connection counts as slow. Pure: no locks, no waking.
+//! The blocks that wait for one connection, and when that connection counts as slow. Pure: no locks, no
+//! waking.
 
 use std::collections::VecDeque;
 
@@ -56,7 +57,8 @@ impl BlockQueue {
         }
     }
 
-    /// Adds a block of the stream's topic with this number. `budget` counts the bytes that are made for this stream alone.
+    /// Adds a block of the stream's topic with this number. `budget` counts the bytes that are made for this
+    /// stream alone.
     pub(super) fn put(&mut self, topic: usize, block: &Block, budget: &ByteBudget) -> Put {
         let accepted = self.accept(block.is_event().then(|| block.len()));
         if accepted == Put::Queued {
@@ -81,15 +83,16 @@ impl BlockQueue {
         accepted
     }
 
-    /// Decides about a block of this many bytes. Cursor-only blocks and resets (`None`) bypass the limit: each topic of a
-    /// stream has one at its begin, before the client can have read anything, and behind an event as large as the queue
-    /// it would have the client cut off again and again.
+    /// Decides about a block of this many bytes. Cursor-only blocks and resets (`None`) bypass the limit:
+    /// each topic of a stream has one at its begin, before the client can have read anything, and behind an
+    /// event as large as the queue it would have the client cut off again and again.
     fn accept(&mut self, bytes: Option<usize>) -> Put {
         if self.is_ending {
             return Put::Gone;
         }
-        // While no more than half of the queue is taken any block is accepted, also behind a cursor and a reset, so that
-        // a payload as large as the queue can be delivered. Otherwise its client would be cut off for ever.
+        // While no more than half of the queue is taken any block is accepted, also behind a cursor and a
+        // reset, so that a payload as large as the queue can be delivered. Otherwise its client would be cut
+        // off for ever.
         let is_half_full = self.bytes > self.limit / 2 + SMALL_BYTES;
         if is_half_full && bytes.is_some_and(|bytes| self.bytes + bytes > self.limit) {
             return Put::CutOff;
@@ -166,8 +169,8 @@ impl BlockQueue {
         self.taken_bytes
     }
 
-    /// Whether this many bytes can be added with no more than half of the queue taken; for more bytes than that, whether
-    /// next to nothing waits.
+    /// Whether this many bytes can be added with no more than half of the queue taken; for more bytes than
+    /// that, whether next to nothing waits.
     pub(super) fn has_room_for(&self, bytes: usize) -> bool {
         let half = self.limit / 2;
         self.bytes <= half.saturating_sub(bytes).max(SMALL_BYTES.min(half))

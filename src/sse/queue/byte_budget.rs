@@ -1,8 +1,10 @@
-//! The budget of bytes that a process holds for its streams: recent events, pages of histories, the send queues and what
-//! is in flight behind them. Each byte counts once, however many share it, until the last of them drops it.
+//! The budget of bytes that a process holds for its streams: recent events, pages of histories, the send
+//! queues and what is in flight behind them. Each byte counts once, however many share it, until the last of
+//! them drops it.
 //!
-//! Events that Redis sends are always accepted. A page of a history is read only once its bytes are reserved; while there
-//! is no room the ticker cuts off the clients that read the least, and they reconnect for the rest.
+//! Events that Redis sends are always accepted. A page of a history is read only once its bytes are reserved;
+//! while there is no room the ticker cuts off the clients that read the least, and they reconnect for the
+//! rest.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,4 +1,4 @@
-//! Every open stream of a process: how many there may be, whose they are, and which of them take too little.
+//! The open streams of a process: their limits, their users, and which of them read too slowly.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crate::sse::queue::byte_budget::ByteBudget;
 use crate::sse::queue::send_queue::{Load, SendQueue};
 use crate::sse::wire::refusal::Refusal;
 
-/// How long a stream has taken nothing that is cut off so that others find room.
+/// A stream that has taken nothing for this long is cut off where others wait for room.
 const STUCK_AT_LEAST: Duration = Duration::from_secs(1);
 
 /// An open stream.
@@ -28,7 +28,7 @@ pub(crate) struct OpenStream {
     pub(crate) since: DateTime<Utc>,
 }
 
-/// All of them.
+/// The open streams of a process.
 #[derive(Debug, Default)]
 pub(crate) struct Connections(Mutex<Open>);
 
@@ -38,14 +38,14 @@ struct Open {
     of_user: HashMap<UserId, Taken>,
 }
 
-/// What one user has.
+/// The streams and topics of one user.
 #[derive(Debug, Clone, Copy, Default)]
 struct Taken {
     streams: usize,
     topics: usize,
 }
 
-/// How many streams there may be. What a user may have is 0 for as many as come.
+/// How many streams there may be. 0 means no limit for a user.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConnectionLimits {
     pub(crate) connections: usize,
@@ -58,7 +58,7 @@ impl Connections {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a stream in, if there is room for it.
+    /// Adds a stream if the limits allow it.
     pub(crate) fn admit(&self, connected: OpenStream, limits: ConnectionLimits) -> Result<(), Refusal> {
         let mut open = self.open();
         if open.by_number.len() >= limits.connections {
@@ -77,7 +77,7 @@ impl Connections {
         Ok(())
     }
 
-    /// Lets go of one.
+    /// Removes a stream.
     pub(crate) fn remove(&self, number: u64) -> Option<OpenStream> {
         let mut open = self.open();
         let gone = open.by_number.remove(&number)?;
@@ -96,8 +96,9 @@ impl Connections {
         self.open().by_number.values().map(|connected| connected.queue.clone()).collect()
     }
 
-    /// Cuts off the streams that take the least, worst first, until there is room. Streams for which nothing waits are left
-    /// alone, and those that take what they are given, unless more is held than may be. Returns how many were cut off.
+    /// Cuts off the slowest streams, slowest first, until there is room. Spares streams for which nothing
+    /// waits, and streams that go on reading unless more is held than the limit. Returns how many were cut
+    /// off.
     pub(crate) fn cut_off_slowest(&self, budget: &ByteBudget) -> usize {
         let now = Instant::now();
         let loads = self.queues().into_iter().map(|queue| (queue.load(now), queue));
@@ -116,7 +117,8 @@ impl Connections {
         count
     }
 
-    /// The streams that take the least, worst first: by how long they have taken nothing, then by what waits for them.
+    /// The slowest streams, slowest first: by how long they have taken nothing, then by the bytes that wait
+    /// for them.
     pub(crate) fn slowest(&self, top: usize) -> Slowest {
         let connected: Vec<OpenStream> = self.open().by_number.values().cloned().collect();
         let now = Instant::now();
@@ -131,18 +133,18 @@ impl Connections {
     }
 }
 
-/// What operators see of a process's streams.
+/// The streams of a process, as operators see them.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Slowest {
     /// Open streams.
     open: usize,
-    /// What waits for all of them, in bytes.
+    /// Bytes that wait for all of them.
     queued_bytes: usize,
     slowest: Vec<Stream>,
 }
 
-/// What operators see of one stream.
+/// One stream, as operators see it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Stream {
@@ -152,7 +154,7 @@ struct Stream {
     peer: String,
     since: String,
     queued_bytes: usize,
-    /// What the connection has taken from the queue, and not yet sent.
+    /// Bytes that the connection has taken from the queue and not yet sent.
     unsent_bytes: usize,
     sent_bytes: u64,
     /// How long it has taken nothing although something waits, in milliseconds.
@@ -267,8 +269,8 @@ mod tests {
             all.admit(one, ConnectionLimits { connections: 9, connections_per_user: 0, topics_per_user: 0 })
                 .expect("room");
         }
-        let told = serde_json::to_value(all.slowest(2)).expect("JSON");
-        assert_eq!((told["open"].as_u64(), told["queuedBytes"].as_u64()), (Some(3), Some(60)));
-        assert_eq!(told["slowest"].as_array().map(Vec::len), Some(2));
+        let answer = serde_json::to_value(all.slowest(2)).expect("JSON");
+        assert_eq!((answer["open"].as_u64(), answer["queuedBytes"].as_u64()), (Some(3), Some(60)));
+        assert_eq!(answer["slowest"].as_array().map(Vec::len), Some(2));
     }
 }

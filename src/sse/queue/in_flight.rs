@@ -1,17 +1,17 @@
-//! What a connection has taken from its queue and not yet given to the kernel.
+//! The bytes that a connection has taken from its queue and not yet given to the kernel.
 //!
-//! A large block leaves the queue as soon as the connection turns to it, and is held until the client has read enough of
-//! it. So a client that does not read looks idle by its queue alone.
+//! A large block leaves the queue as soon as the connection turns to it, and is held until the client has
+//! read enough of it. So a client that does not read looks idle by its queue alone.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::time::{Duration, Instant};
 
-/// Blocks up to this many bytes are not followed: a connection holds few of them at a time.
+/// Blocks up to this many bytes are not tracked: a connection holds few of them at a time.
 const SMALL: usize = 16 * 1024;
 
-/// The large blocks of one connection that are on their way.
+/// The large blocks of one connection that are in flight.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct InFlight(Arc<Mutex<State>>);
 
@@ -27,7 +27,7 @@ impl InFlight {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// These bytes, followed until the connection lets go of them.
+    /// Tracks these bytes until the connection drops them.
     pub(crate) fn track(&self, bytes: Bytes) -> Bytes {
         if bytes.len() <= SMALL {
             return bytes;
@@ -39,7 +39,7 @@ impl InFlight {
         Bytes::from_owner(Tracked { bytes, in_flight: self.clone() })
     }
 
-    /// How many bytes are on their way, and for how long none of them has arrived.
+    /// How many bytes are in flight, and for how long none of them has been sent.
     pub(crate) fn load(&self, now: Instant) -> (usize, Duration) {
         let state = self.state();
         let stuck = state.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));

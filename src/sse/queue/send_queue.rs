@@ -1,5 +1,5 @@
-//! The send queue of one stream: fan-out fills it without waiting, the connection empties it, and tasks that feed it from
-//! the history wait for room. Must not know topics' order.
+//! The send queue of one stream: fan-out fills it without waiting, the connection empties it, and tasks that
+//! feed it from the history wait for room. Must not know topics' order.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -36,8 +36,8 @@ pub(crate) struct SendQueue {
     state: Mutex<State>,
     /// Notified when the queue becomes more or less than half full, and when the stream is over.
     changed: Notify,
-    /// Held from waiting for room until the room is used, so that two topics of a stream never count on the same room.
-    /// Fair: topics get it in the order in which they ask.
+    /// Held from waiting for room until the room is used, so that two topics of a stream never count on the
+    /// same room. Fair: topics get it in the order in which they ask.
     room: tokio::sync::Mutex<()>,
     /// Ends the connection, whatever it is doing.
     connection: CancellationToken,
@@ -198,8 +198,8 @@ impl SendQueue {
         self.state().queue.has_room_for(0)
     }
 
-    /// Waits for the right to use the queue's room, and until this many bytes can be queued with no more than half of the
-    /// queue taken; for more than that, until next to nothing waits.
+    /// Waits for the right to use the queue's room, and until this many bytes can be queued with no more than
+    /// half of the queue taken; for more than that, until next to nothing waits.
     pub(crate) async fn room_for(&self, bytes: usize) -> Room<'_> {
         let room = self.room.lock().await;
         self.wait_until(|state| state.queue.has_room_for(bytes)).await;

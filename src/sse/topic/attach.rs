@@ -10,7 +10,8 @@ use crate::sse::wire::start::StartAt;
 /// Where a client begins.
 #[derive(Debug)]
 pub(crate) enum Begin {
-    /// Behind this cursor. The block tells the client its place; there is none where it wants all events anyway.
+    /// Behind this cursor. The block tells the client its place; there is none where it wants all events
+    /// anyway.
     At { cursor: Cursor, block: Option<Block> },
     /// Not before the topic is live.
     WhenLive,
@@ -25,7 +26,8 @@ pub(crate) enum Attached {
     Yes,
     /// Not before the topic is live.
     WhenLive,
-    /// It is behind this cursor now. There was no room for more, and it does not get the events that follow yet.
+    /// It is behind this cursor now. There was no room for more, and it does not get the events that follow
+    /// yet.
     Partly(Cursor),
     /// It needs older events than are kept in memory: read them from the history first.
     Behind,
@@ -79,7 +81,8 @@ impl TopicState {
         }
     }
 
-    /// Gives a client the events behind its cursor and adds it to those who get the events that follow, in one go.
+    /// Gives a client the events behind its cursor and adds it to those who get the events that follow, in
+    /// one go.
     pub(crate) fn attach(&mut self, stream: &StreamTopic, from: Cursor) -> Attached {
         let Some(recent) = &self.recent else { return Attached::WhenLive };
         let missed: Vec<&Frame> = match from {
@@ -121,7 +124,8 @@ fn give(stream: &StreamTopic, from: Cursor, blocks: impl Iterator<Item = Block>)
     let had_room = stream.queue.has_room();
     let (mut here, mut has_moved) = (from, false);
     for block in blocks.filter(|block| !block.is_empty()) {
-        // Where there was room for one block, one is given that moves the client, or it might never come further.
+        // Where there was room for one block, one is given that moves the client, or it might never come
+        // further.
         if (has_moved || !had_room) && !stream.queue.has_room() {
             return Attached::Partly(here);
         }

@@ -1,4 +1,4 @@
-//! What is heard of a topic while it is joining: kept until the history has been read, within limits.
+//! The messages of a topic that is joining: kept until the history has been read, within limits of bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,16 +6,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::event::StreamId;
 use crate::sse::wire::frame::{Block, Frame};
 
-/// What may wait for one topic, and for all topics together, in bytes.
+/// Bytes that may wait for one topic, and for all topics together.
 const OF_A_TOPIC: usize = 4 * 1024 * 1024;
 const OF_ALL: usize = 64 * 1024 * 1024;
 
-/// Something heard on a topic's channels.
+/// A message on one of a topic's channels.
 #[derive(Debug, Clone)]
 pub(crate) enum TopicMessage {
-    /// An event, with the id of the topic's event before it. Redis had forgotten one that is restored.
+    /// An event, with the id of the topic's event before it. `is_restored`: Redis had forgotten it.
     Event { prev: Option<StreamId>, is_restored: bool, frame: Frame },
-    /// A message of somebody else's: no place in the order, told as it comes.
+    /// A message of another program: it has no place in the order.
     Foreign(Block),
 }
 
@@ -28,12 +28,12 @@ impl TopicMessage {
     }
 }
 
-/// Messages in the order in which they were heard.
+/// Messages in the order in which they came.
 #[derive(Debug)]
 pub(crate) struct PendingMessages {
     messages: Vec<TopicMessage>,
     bytes: usize,
-    /// What all topics of the process keep.
+    /// Bytes that wait for all topics of the process.
     all_bytes: Arc<AtomicUsize>,
 }
 
@@ -43,7 +43,8 @@ impl PendingMessages {
         Self { messages: Vec::new(), bytes: 0, all_bytes }
     }
 
-    /// Keeps a message. False if there is no room for it: then nothing is kept, and the history has to be read again.
+    /// Keeps a message. Returns false if there is no room: all messages are dropped, and the history has to
+    /// be read again.
     pub(crate) fn push(&mut self, message: TopicMessage) -> bool {
         let bytes = message.bytes();
         let of_all = self.all_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -56,7 +57,7 @@ impl PendingMessages {
         fits
     }
 
-    /// All of it; nothing is kept any more.
+    /// Takes all messages out.
     pub(crate) fn take(&mut self) -> Vec<TopicMessage> {
         self.all_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         self.bytes = 0;

@@ -1,4 +1,5 @@
-//! The recent events of a topic, kept in memory without a hole: most clients that come back continue from here.
+//! The recent events of a topic, kept in memory without a hole: most clients that come back continue from
+//! here.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use crate::event::StreamId;
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::Frame;
 
-/// What recent events may take: for one topic, and for all topics together.
+/// Limits of the recent events: for one topic, and for all topics together.
 #[derive(Debug, Clone)]
 pub(crate) struct RecentLimits {
     pub(crate) events: usize,
@@ -17,14 +18,16 @@ pub(crate) struct RecentLimits {
     pub(crate) all_used: Arc<AtomicUsize>,
 }
 
-/// A newest event of up to so many bytes stays in memory whatever others take: topics are bounded in number.
+/// A newest event of up to this many bytes stays in memory whatever other topics take: topics are bounded in
+/// number.
 const SMALL_BYTES: usize = 1024;
 
 /// A contiguous run of a topic's events that ends with its newest known one.
 #[derive(Debug)]
 pub(crate) struct Recent {
     recent_limits: RecentLimits,
-    /// The place right before the first frame, if it is known. A start says since when it is known that there was none.
+    /// The place right before the first frame, if it is known. A start says since when it is known that there
+    /// was none.
     base: Option<Cursor>,
     frames: VecDeque<Frame>,
     bytes: usize,
@@ -78,7 +81,8 @@ impl Recent {
         self.frames.back().map(|frame| Cursor::After(frame.id)).or(self.base)
     }
 
-    /// The place before the newest event, if it is known: what a client that wants that event at once continues from.
+    /// The place before the newest event, if it is known: a client that wants that event continues from
+    /// there.
     pub(crate) fn before_last(&self) -> Option<Cursor> {
         match self.frames.len() {
             0 => self.base,

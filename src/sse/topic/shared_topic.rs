@@ -1,4 +1,4 @@
-//! A topic as the process's tasks share it: its state, and who uses it.
+//! A topic as the process's tasks share it: its state, and how many streams use it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,18 +16,18 @@ pub(crate) struct SharedTopic {
     pub(crate) topic: Topic,
     pub(crate) naming: Naming,
     state: Mutex<TopicState>,
-    /// Told whenever a join ends.
+    /// Notified when a join ends, and when Redis refuses the topic.
     pub(crate) join_ended: Notify,
     subscribers: Mutex<Subscribers>,
 }
 
-/// Who uses a topic.
+/// The streams that use a topic, and what is known of it.
 #[derive(Debug)]
 struct Subscribers {
     count: usize,
-    /// Since when there has been nobody.
+    /// Since when no stream uses it.
     empty_since: Instant,
-    /// It is not in the hub any more.
+    /// The hub does not have it any more.
     is_released: bool,
     /// When it was last known to stand at the end of its history.
     verified: Instant,
@@ -36,7 +36,7 @@ struct Subscribers {
 }
 
 impl SharedTopic {
-    /// A topic that is new to the process, and that nobody uses yet.
+    /// A topic that is new to the process and has no stream yet.
     pub(crate) fn new(topic: Topic, naming: Naming, state: TopicState) -> Self {
         let now = Instant::now();
         let subscribers =
@@ -58,17 +58,17 @@ impl SharedTopic {
         self.subscribers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the hub has let go of it, so that nothing needs to be done for it any more.
+    /// Whether the hub has released it, so that nothing needs to be done for it any more.
     pub(crate) fn is_released(&self) -> bool {
         self.subscribers().is_released
     }
 
-    /// Whether Redis refuses it, so that nothing of it can be told now.
+    /// Whether Redis refuses it now.
     pub(crate) fn is_refused(&self) -> bool {
         self.subscribers().is_refused
     }
 
-    /// Notes whether Redis refuses it, and returns what was noted before.
+    /// Notes whether Redis refuses it. Returns the previous value.
     pub(crate) fn set_refused(&self, is_refused: bool) -> bool {
         std::mem::replace(&mut self.subscribers().is_refused, is_refused)
     }
@@ -77,18 +77,18 @@ impl SharedTopic {
         self.subscribers().verified = Instant::now();
     }
 
-    /// Whether somebody uses it, and it was not known to stand at the end of its history for so long.
+    /// Whether it is used, and was last known to be at the end of its history this long ago.
     pub(crate) fn is_unverified(&self, now: Instant, long: Duration) -> bool {
         let subscribers = self.subscribers();
         subscribers.count > 0 && now.saturating_duration_since(subscribers.verified) >= long
     }
 
-    /// One more stream uses it.
+    /// Counts one more stream.
     pub(crate) fn add_subscriber(&self) {
         self.subscribers().count += 1;
     }
 
-    /// A stream of this number uses it no more.
+    /// Detaches the stream of this number.
     pub(crate) fn remove_subscriber(&self, number: u64) {
         self.state().detach(number);
         let mut subscribers = self.subscribers();
@@ -96,7 +96,7 @@ impl SharedTopic {
         subscribers.empty_since = Instant::now();
     }
 
-    /// Lets go of it if nobody has used it for so long. True if it is gone.
+    /// Marks it as released if no stream has used it for this long. Returns whether it is released.
     pub(crate) fn release_if_unused(&self, now: Instant, long: Duration) -> bool {
         let mut subscribers = self.subscribers();
         subscribers.is_released =

@@ -1,8 +1,8 @@
-//! What the clients of one topic share: its recent events, its place, and the clients. All of the ordering is here, and
-//! no I/O.
+//! The state that the clients of one topic share: its recent events, its place, and the clients. Owns the
+//! order of events; must not do I/O.
 //!
-//! A topic is *live* when its place is proven to be the end of what was published, so that the next event's `prev` must
-//! be that place. Otherwise it is *joining*: what is heard meanwhile waits until the history has been read.
+//! A topic is *live* when its place is proven to be the end of what was published, so that the next event's
+//! `prev` must be that place. Otherwise it is *joining*: messages wait until the history has been read.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,27 +23,27 @@ use crate::sse::wire::frame::{self, Block, Frame, ResetReason};
 enum Phase {
     Joining {
         pending: PendingMessages,
-        /// What has been read so far may not be all: read again.
+        /// The history that was read may not hold every event: read it again.
         read_again: bool,
     },
     Live,
 }
 
-/// What has to be done after something was heard.
+/// What the caller has to do after a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
     Nothing,
-    /// A hole: the topic is joining now, and somebody has to read the history.
+    /// There is a hole before the event. The topic is joining now: read the history.
     Join,
 }
 
-/// How a join ended.
+/// How a round of a join ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Joined {
     Live,
-    /// Something was missed meanwhile: subscribe and read once more.
+    /// A message was missed meanwhile: subscribe and read once more.
     Again,
-    /// What was heard does not fit behind what was read.
+    /// A message does not fit behind the history that was read.
     Hole,
 }
 
@@ -52,7 +52,7 @@ pub(crate) enum Joined {
 pub(crate) struct TopicState {
     topic: Topic,
     recent_limits: RecentLimits,
-    /// What all topics of the process keep while they are joining, in bytes.
+    /// Bytes of the messages that wait, of all topics of the process that are joining.
     pending_bytes: Arc<AtomicUsize>,
     metrics: Metrics,
     /// `None` until the topic was live for the first time.
@@ -85,24 +85,24 @@ impl TopicState {
         }
     }
 
-    /// Makes the topic joining, with what has been heard so far.
+    /// Makes the topic joining, with these messages waiting.
     fn join_with(&mut self, messages: impl IntoIterator<Item = TopicMessage>) {
         let mut pending = PendingMessages::new(self.pending_bytes.clone());
         let read_again = !messages.into_iter().all(|message| pending.push(message));
         self.phase = Phase::Joining { pending, read_again };
     }
 
-    /// The end of what this topic's clients have been given.
+    /// The end of the events that this topic's clients have been given.
     pub(crate) fn place(&self) -> Option<Cursor> {
         self.recent.as_ref().and_then(Recent::tip)
     }
 
-    /// Whether somebody counts on what follows the topic's place.
+    /// Whether clients wait for the events behind the topic's place.
     pub(crate) fn has_clients(&self) -> bool {
         !self.clients.is_empty()
     }
 
-    /// For how long no event has come, as far as is known.
+    /// How long ago the newest event came, or the topic was begun.
     pub(crate) fn quiet_for(&self) -> Duration {
         self.newest_at.elapsed()
     }
@@ -125,7 +125,7 @@ impl TopicState {
         matches!(self.phase, Phase::Live)
     }
 
-    /// Takes in what was heard.
+    /// Applies a message, or keeps it while the topic is joining.
     pub(crate) fn receive(&mut self, message: TopicMessage) -> Next {
         match &mut self.phase {
             Phase::Joining { pending, read_again } => {
@@ -142,7 +142,7 @@ impl TopicState {
         }
     }
 
-    /// Gives an event to the clients if it is the next one; gives it back if there is a hole before it.
+    /// Gives a message to the clients. Returns an event that has a hole before it.
     fn apply(&mut self, message: TopicMessage) -> Result<(), TopicMessage> {
         match message {
             TopicMessage::Foreign(block) => {
@@ -152,13 +152,15 @@ impl TopicState {
             TopicMessage::Event { prev, is_restored, frame } => {
                 let place = self.place().and_then(Cursor::id);
                 let is_behind = place.is_some_and(|place| frame.id <= place);
-                // Clients were told these: they are in memory, or Redis has got again what it had forgotten.
+                // Clients have this event: it is in memory, or it is one that Redis had forgotten and got
+                // again.
                 if is_behind
                     && (is_restored || self.recent.as_ref().is_some_and(|recent| recent.holds(frame.id)))
                 {
                     return Ok(());
                 }
-                // An id below the place that nobody was told says that the place is not what it seems: read the history.
+                // An id below the place that nobody was given shows that the place is wrong: read the
+                // history.
                 if is_behind || prev != place {
                     return Err(TopicMessage::Event { prev, is_restored, frame });
                 }
@@ -168,7 +170,7 @@ impl TopicState {
         }
     }
 
-    /// Adds the event that follows, and gives it to the clients.
+    /// Adds the next event and gives it to the clients.
     fn append(&mut self, frame: Frame) {
         if let Some(reset) = frame::rebased(self.place().and_then(Cursor::id), frame.id, &self.topic) {
             self.metrics.reset(ResetReason::Rebased, self.clients.len());
@@ -188,7 +190,7 @@ impl TopicState {
         self.clients.retain(|_, stream| stream.put(block) == Put::Queued);
     }
 
-    /// Makes the topic joining. True if it was live, so that somebody has to carry the join out.
+    /// Makes the topic joining. Returns whether it was live: then the caller has to start the join.
     pub(crate) fn begin_join(&mut self) -> bool {
         match &mut self.phase {
             Phase::Joining { read_again, .. } => {
@@ -202,20 +204,20 @@ impl TopicState {
         }
     }
 
-    /// A round of the join begins: from now on, what is missed counts.
+    /// Begins a round of the join: from now on, a missed message asks for another round.
     pub(crate) fn begin_round(&mut self) {
         if let Phase::Joining { read_again, .. } = &mut self.phase {
             *read_again = false;
         }
     }
 
-    /// Adds what the history holds behind the topic's place.
+    /// Adds events of the history, which follow the topic's place.
     pub(crate) fn extend(&mut self, frames: impl IntoIterator<Item = Frame>) {
         frames.into_iter().for_each(|frame| self.append(frame));
     }
 
-    /// Begins anew with these events, which end the history; `base` is the place before them, if it is known. Clients are
-    /// told to fetch their state if there is a `reason` to, and how many that were is returned.
+    /// Begins anew with these events, the newest of the history; `base` is the place before them, if it is
+    /// known. Resets the clients if there is a `reason`, and returns how many.
     pub(crate) fn begin_with(
         &mut self,
         base: Option<Cursor>,
@@ -223,8 +225,8 @@ impl TopicState {
         reason: Option<ResetReason>,
     ) -> usize {
         let frames: Vec<Frame> = frames.into_iter().collect();
-        // That there is no history now says nothing of the time before, where clients are reset because events may be
-        // missing.
+        // That there is no history now says nothing of the time before, where clients are reset because
+        // events may be missing.
         let is_start = matches!(base, Some(Cursor::Start { .. }));
         let is_since_now = frames.is_empty() && (base.is_none() || is_start && reason.is_some());
         let base = if is_since_now { Some(Cursor::start_now()) } else { base };
@@ -233,18 +235,18 @@ impl TopicState {
         self.recent = Some(recent);
         self.newest_at = Instant::now();
         let Some(reason) = reason else { return 0 };
-        let told = self.clients.len();
+        let clients = self.clients.len();
         let place = self.place().filter(|place| place.id().is_some()).unwrap_or_else(Cursor::start_now);
         let block = frame::reset(reason, &self.topic, place);
         self.fan_out(&block);
-        told
+        clients
     }
 
-    /// Lets go of what was heard since the join began, if it fits behind the history that was read.
+    /// Applies the messages that waited, if they fit behind the history that was read.
     ///
-    /// What does not fit may have been published after the history was read: then it is read once more. With
-    /// `has_read_since` it has been, and the history has every event before it is told: so no relay published this one, and
-    /// it is dropped.
+    /// An event that does not fit may have been published after the history was read: then the caller reads
+    /// it once more. With `has_read_since` it has, and the relay writes an event to the history before it
+    /// publishes it: so no relay published this event, and it is dropped.
     pub(crate) fn finish_join(&mut self, has_read_since: bool) -> Joined {
         let Phase::Joining { pending, read_again, .. } = &mut self.phase else { return Joined::Live };
         if *read_again {
@@ -252,14 +254,19 @@ impl TopicState {
         }
         let mut waiting = pending.take().into_iter();
         while let Some(message) = waiting.next() {
-            // The place has just been read in the history: what is not behind it was told, or is older than a reset.
+            // The place is that of the history: an event up to it was given to the clients, or is older than
+            // a reset.
             if matches!(&message, TopicMessage::Event { frame, .. } if self.has_passed(frame.id)) {
                 continue;
             }
             match self.apply(message) {
                 Ok(()) => {}
                 Err(TopicMessage::Event { frame, .. }) if has_read_since => {
-                    tracing::warn!(topic = %self.topic, id = %frame.id, "an event that is not in the history is dropped");
+                    tracing::warn!(
+                        topic = %self.topic,
+                        id = %frame.id,
+                        "an event that is not in the history is dropped"
+                    );
                     self.metrics.dropped_events.inc();
                 }
                 Err(ahead) => {
@@ -281,7 +288,7 @@ impl TopicState {
         self.clients.insert(stream.number(), stream.clone());
     }
 
-    /// Tells all clients something that is no event of the topic.
+    /// Gives all clients bytes that are no event of the topic.
     pub(crate) fn send_all(&mut self, bytes: &Bytes) {
         self.clients.retain(|_, stream| stream.queue.put_bytes(bytes.clone()) == Put::Queued);
     }

@@ -1,5 +1,5 @@
-//! A model of Redis and of many clients drives the topic: whatever is lost, repeated or trimmed on the way, each client
-//! gets every event after its place once and in order, or is told to fetch its state.
+//! A model of Redis and of many clients drives the topic: whatever is lost, repeated or trimmed on the way,
+//! each client gets every event after its place once and in order, or is told to fetch its state.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -46,7 +46,8 @@ enum Act {
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     let act = prop_oneof![
-        6 => prop_oneof![8 => Just(1_usize), 1 => Just(0), 1 => Just(2)].prop_map(|copies| Act::Publish { copies }),
+        6 => prop_oneof![8 => Just(1_usize), 1 => Just(0), 1 => Just(2)]
+            .prop_map(|copies| Act::Publish { copies }),
         1 => Just(Act::Interrupt),
         4 => Just(Act::JoinRound),
         1 => Just(Act::Rebase),
@@ -113,7 +114,8 @@ impl Client {
             None => {
                 self.base.get_or_insert(seq);
             }
-            // A reset to an empty history does not say what came before: the account begins with the next event.
+            // A reset to an empty history does not say what came before: the account begins with the next
+            // event.
             Some("reset") => {
                 self.base = cursor.id().map(|id| id.seq);
                 self.seen.clear();
@@ -197,8 +199,8 @@ impl Model {
         self.published.push(id);
         self.history.push(Link { id, prev: prev.map_or(Prev::First, Prev::Event) });
         for _ in 0..copies {
-            let news = TopicMessage::Event { prev, is_restored: false, frame: frame(id) };
-            if self.topic.receive(news) == Next::Join {
+            let message = TopicMessage::Event { prev, is_restored: false, frame: frame(id) };
+            if self.topic.receive(message) == Next::Join {
                 self.holes = 0;
             }
         }
@@ -413,7 +415,8 @@ fn the_newest_event_of_a_topic_without_an_earlier_place_tells_the_client_its_pla
     topic.begin_with(Some(Cursor::After(StreamId::new(1, 4))), [frame(StreamId::new(1, 9))], None);
     assert!(matches!(
         topic.begin(StartAt::Last),
-        Begin::At { cursor, block: Some(block) } if cursor.id() == Some(StreamId::new(1, 4)) && !block.is_event()
+        Begin::At { cursor, block: Some(block) }
+            if cursor.id() == Some(StreamId::new(1, 4)) && !block.is_event()
     ));
 }
 

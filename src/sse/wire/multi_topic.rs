@@ -1,8 +1,8 @@
 //! Several topics in one stream. EventSource keeps one id, so that id holds a cursor for each topic:
 //! `3f9a01c2=1-42,77b0e5d1=1-7`.
 //!
-//! A topic stands there by a short tag, so that a page that adds, drops or reorders topics keeps its place in the others.
-//! The text is the server's own: pages send it back and do not read it.
+//! A short tag stands for each topic, so that a page that adds, drops or reorders topics keeps its place in
+//! the others. Pages send the text back and do not read it.
 
 use std::fmt;
 use std::fmt::Write;
@@ -17,13 +17,14 @@ use crate::sse::wire::start::StartAt;
 /// Topics that one stream may have: as many as a ticket may name.
 pub const TOPICS_MAX: usize = crate::auth::TICKET_TOPICS_MAX;
 
-/// The longest id of a stream of several topics, in bytes: for each a tag, `=`, a cursor of two numbers, and a comma.
+/// The longest id of a stream of several topics, in bytes: for each a tag, `=`, a cursor of two numbers, and
+/// a comma.
 pub const ID_BYTES_MAX: usize = TOPICS_MAX * (8 + 1 + 20 + 1 + 20 + 1);
 
-/// Entries of an id that are read at most: a page may have dropped topics since.
+/// Entries of an id that are read at most: more than topics, because a page may have dropped topics since.
 const ENTRIES_MAX: usize = 4 * TOPICS_MAX;
 
-/// Why topics cannot be had in one stream.
+/// Why topics cannot share a stream.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MultiTopicError {
     /// There is none, or too many.
@@ -34,7 +35,7 @@ pub enum MultiTopicError {
     SameTag(Topic, Topic),
 }
 
-/// Different topics that make one stream.
+/// The topics of one stream, each once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MultiTopic {
     topics: Vec<Topic>,
@@ -42,8 +43,8 @@ pub struct MultiTopic {
 }
 
 impl MultiTopic {
-    /// These topics, each once. With `is_named_by_topic` every event's `event:` is its topic, so that a page can tell
-    /// which topic it came from; otherwise it is what it would be on the topic's own stream.
+    /// These topics, each once. With `is_named_by_topic` every event's `event:` is its topic, so that a page
+    /// can tell which topic it came from; otherwise it is what it would be on the topic's own stream.
     ///
     /// # Errors
     /// [`MultiTopicError`].
@@ -66,8 +67,8 @@ impl MultiTopic {
         &self.topics
     }
 
-    /// Where each topic begins for a client that comes with this id, if it is one: a topic that it does not hold begins
-    /// as for a client without an id.
+    /// Where each topic begins for a client that comes with this id, if it is one: a topic that it does not
+    /// hold begins as for a client without an id.
     pub(crate) fn starts(&self, id: &str, fresh: StartAt) -> Option<Vec<StartAt>> {
         let known = parse(id)?;
         let place = |topic: &Topic| known.iter().rev().find(|(tag, _)| *tag == Tag::of(topic));
@@ -80,7 +81,7 @@ impl MultiTopic {
     }
 }
 
-/// What stands for a topic in an id: 32 bits of its name's FNV-1a hash, the same on every server and in every version.
+/// A topic in an id: 32 bits of its name's FNV-1a hash, the same on every server and in every version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Tag(u32);
 
@@ -124,7 +125,7 @@ pub(crate) struct StreamCursors {
 }
 
 impl StreamCursors {
-    /// The cursors of a client that begins with these.
+    /// The cursors of a client with these starts.
     pub(crate) fn new(multi_topic: &MultiTopic, starts: &[StartAt]) -> Self {
         let named = |from: &StartAt| match from {
             StartAt::After(cursor) => Some(*cursor),
@@ -138,7 +139,8 @@ impl StreamCursors {
         }
     }
 
-    /// The block as this client gets it, in two parts: its own beginning, and what all clients share.
+    /// The block as this client gets it, in two parts: its own beginning, and the text that all clients
+    /// share.
     pub(crate) fn write(&mut self, topic: usize, block: &Block) -> (Bytes, Bytes) {
         let mut own = String::new();
         if let Some(place) = block.place() {
@@ -160,7 +162,8 @@ impl fmt::Display for StreamCursors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut comma = "";
         for (tag, place) in &self.cursors {
-            // A topic whose place is not known yet is not told: nothing of it has been promised to the client.
+            // A topic whose place is not known yet is left out: nothing of it has been promised to the
+            // client.
             if let Some(place) = place {
                 write!(f, "{comma}{tag}={place}")?;
                 comma = ",";
@@ -199,8 +202,8 @@ mod tests {
     fn an_id_holds_the_place_in_each_topic_and_reads_back() {
         let stream = multi_topic(&["a", "b", "c"], false);
         let mut cursors = StreamCursors::new(&stream, &[StartAt::Latest, after(7), StartAt::Latest]);
-        let told = text(cursors.write(0, &event(42)));
-        let (id, rest) = told.split_once('\n').expect("an id line");
+        let written = text(cursors.write(0, &event(42)));
+        let (id, rest) = written.split_once('\n').expect("an id line");
         assert_eq!(rest, "event: T\ndata: {}\n\n");
         let id = id.strip_prefix("id: ").expect("an id");
         assert_eq!(stream.starts(id, StartAt::Last), Some(vec![after(42), after(7), StartAt::Last]));
