@@ -181,8 +181,8 @@ impl Metrics {
     fn register_flow(&self, registry: &mut Registry) {
         registry.register(
             "aftercommit_sse_commit_to_client_seconds",
-            "From the begin of an event's transaction, so an upper bound from its commit, until it was queued \
-             for its clients",
+            "From the begin of an event's transaction, so an upper bound from its commit, until it was \
+             queued for its clients",
             self.commit_to_client_seconds.clone(),
         );
         registry.register(

@@ -293,14 +293,23 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_leaves_too_much_unread_is_cut_off() {
         let queue = queue(10_000);
-        let mut closed = pin!(queue.closed());
-        assert!(poll!(&mut closed).is_pending());
         let large = vec![0; 100_000];
         assert_eq!(queue.put_bytes(large.into()), Put::Queued, "any block is accepted by an empty queue");
         assert_eq!(queue.put_bytes("x".into()), Put::CutOff);
-        assert!(queue.connection.is_cancelled() && queue.was_slow() && poll!(&mut closed).is_ready());
+        assert!(
+            queue.connection.is_cancelled() && queue.was_slow() && poll!(pin!(queue.closed())).is_ready()
+        );
         assert_eq!(queue.put_bytes("x".into()), Put::Gone);
         assert_eq!(take(&queue), Poll::Ready(None));
+    }
+
+    #[tokio::test]
+    async fn the_tasks_that_feed_a_stream_are_told_when_nobody_reads_it_any_more() {
+        let queue = queue(10_000);
+        let mut closed = pin!(queue.closed());
+        assert!(poll!(&mut closed).is_pending());
+        queue.close();
+        assert!(poll!(&mut closed).is_ready());
     }
 
     #[tokio::test]
