@@ -106,39 +106,34 @@ impl Shared {
             PubSubMessage::Envelope { topic, text } => {
                 let Some(topic) = self.topics().get(topic.as_str()).cloned() else { return };
                 match Envelope::parse(&text) {
-                    Ok(envelope) => {
-                        let payload = envelope.payload.get();
-                        let frame = Frame::of_event(envelope.id, &envelope.event_type, payload, topic.naming);
-                        let frame = self.budget.frame(frame);
-                        tracing::trace!(
-                            id = %envelope.id,
-                            event = %envelope.event,
-                            topic = %topic.topic,
-                            "received an event"
-                        );
-                        let _delivering = trace::deliver(envelope.trace, &topic.topic, envelope.event);
-                        let (prev, is_restored) = (envelope.prev, envelope.restored);
-                        self.deliver(&topic, TopicMessage::Event { prev, is_restored, frame });
-                        if let Some(at) = envelope.at {
-                            self.metrics.observe_delivery(at);
-                        }
-                    }
-                    Err(error) => {
+                    Ok(envelope) => self.receive_event(&topic, &envelope),
+                    Err(error) => tracing::warn!(
+                        topic = %topic.topic,
                         // Not the error's own text: it quotes the message.
-                        let at = error.column();
-                        tracing::warn!(
-                            topic = %topic.topic,
-                            kind = ?error.classify(),
-                            at,
-                            "not an envelope on a live channel; ignored"
-                        );
-                    }
+                        kind = ?error.classify(),
+                        at = error.column(),
+                        "not an envelope on a live channel; ignored"
+                    ),
                 }
             }
             PubSubMessage::Foreign { topic, text } => {
                 let Some(topic) = self.topics().get(topic.as_str()).cloned() else { return };
                 self.deliver(&topic, TopicMessage::Foreign(self.budget.block(frame::foreign(&text))));
             }
+        }
+    }
+
+    /// Frames an event once, for all clients, and gives it to its topic.
+    fn receive_event(&self, topic: &Arc<SharedTopic>, envelope: &Envelope) {
+        let (id, event) = (envelope.id, envelope.event);
+        let frame = Frame::of_event(id, &envelope.event_type, envelope.payload.get(), topic.naming);
+        let frame = self.budget.frame(frame);
+        tracing::trace!(%id, %event, topic = %topic.topic, "received an event");
+        let _delivering = trace::deliver(envelope.trace, &topic.topic, event);
+        let (prev, is_restored) = (envelope.prev, envelope.restored);
+        self.deliver(topic, TopicMessage::Event { prev, is_restored, frame });
+        if let Some(at) = envelope.at {
+            self.metrics.observe_delivery(at);
         }
     }
 

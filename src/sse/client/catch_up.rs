@@ -5,6 +5,7 @@
 //! it can be attached to the topic in one go. Where it cannot be proven that nothing is missing, the client
 //! is reset: it begins again at the end of the topic.
 
+use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::sse::shared::Shared;
 use crate::sse::topic::attach::{Attached, Begin};
 use crate::sse::topic::shared_topic::SharedTopic;
 use crate::sse::wire::cursor::Cursor;
-use crate::sse::wire::frame::{self, ResetReason};
+use crate::sse::wire::frame::{self, Block, ResetReason};
 use crate::sse::wire::start::StartAt;
 
 /// By how much the clocks of servers may differ.
@@ -86,36 +87,51 @@ impl CatchUp {
                     self.opening.report();
                     drop(self.stream.queue.room_for(0).await);
                 }
-                Begin::At { cursor, block } => {
-                    if block.is_some_and(|block| self.stream.put(&block) != Put::Queued) {
-                        return None;
-                    }
-                    if let StartAt::Reset(reason) = start {
-                        self.shared.metrics.reset(reason, 1);
-                        self.outcome = "reset";
-                    }
-                    self.opening.report();
-                    return Some(cursor);
-                }
+                Begin::At { cursor, block } => return self.tell_place(start, block).then_some(cursor),
                 Begin::WhenLive => tokio::select! {
                     () = joined => {}
                     () = self.opening.ends() => {}
                 },
-                Begin::InHistory if start == StartAt::Last => match self.feed.find_last().await {
-                    Ok(found) => start = found,
-                    Err(error) => self.pause(&error).await,
+                Begin::InHistory => match self.find_in_history(start).await {
+                    ControlFlow::Continue(next) => start = next,
+                    ControlFlow::Break(found) => return found,
                 },
-                Begin::InHistory => {
-                    // Feeding waits for the client to read.
-                    self.opening.report();
-                    match self.feed(None).await {
-                        Fed::To(cursor) | Fed::NothingBefore(cursor) => return Some(cursor),
-                        Fed::Again => {}
-                        Fed::Forgotten | Fed::Unproven => start = StartAt::Reset(ResetReason::HistoryGone),
-                        Fed::Gone => return None,
-                    }
-                }
             }
+        }
+    }
+
+    /// Tells the client its place and lets the response begin. Returns false if the client is gone.
+    fn tell_place(&mut self, start: StartAt, block: Option<Block>) -> bool {
+        if block.is_some_and(|block| self.stream.put(&block) != Put::Queued) {
+            return false;
+        }
+        if let StartAt::Reset(reason) = start {
+            self.shared.metrics.reset(reason, 1);
+            self.outcome = "reset";
+        }
+        self.opening.report();
+        true
+    }
+
+    /// Looks for a start in the history. Breaks with the cursor behind the events that the client has been given,
+    /// or with `None` if it is gone; otherwise continues with another start.
+    async fn find_in_history(&mut self, start: StartAt) -> ControlFlow<Option<Cursor>, StartAt> {
+        if start == StartAt::Last {
+            return ControlFlow::Continue(match self.feed.find_last().await {
+                Ok(found) => found,
+                Err(error) => {
+                    self.pause(&error).await;
+                    start
+                }
+            });
+        }
+        // Feeding waits for the client to read.
+        self.opening.report();
+        match self.feed(None).await {
+            Fed::To(cursor) | Fed::NothingBefore(cursor) => ControlFlow::Break(Some(cursor)),
+            Fed::Again => ControlFlow::Continue(start),
+            Fed::Forgotten | Fed::Unproven => ControlFlow::Continue(StartAt::Reset(ResetReason::HistoryGone)),
+            Fed::Gone => ControlFlow::Break(None),
         }
     }
 

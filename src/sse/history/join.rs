@@ -34,60 +34,73 @@ enum Read {
     Forgotten,
 }
 
+/// One join.
+struct Join {
+    shared: Arc<Shared>,
+    topic: Arc<SharedTopic>,
+    retry: Backoff,
+    /// The wait for the relay to repair Redis.
+    repair: Backoff,
+    /// Rounds that ended with an event that does not fit.
+    holes: u32,
+    /// Reads in a row that Redis refused.
+    refusals: u32,
+}
+
 /// Joins a topic. Returns when it is live, or when the hub has released it.
 pub(crate) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
     shared.metrics.joins.inc();
-    let mut retry = Backoff::new(Duration::MAX);
-    let mut repair = Backoff::new(shared.settings.repair_wait());
-    let (mut holes, mut refusals) = (0, 0);
-    while !topic.is_released() {
-        topic.state().begin_round();
-        match shared.subscriber.subscribe(topic.topic.clone()).await {
-            Ok(()) => {}
-            // The next subscription waits for the next connection.
-            Err(SubscribeError::Lost) => {
-                retry.pause(RETRY).await;
-                continue;
-            }
-            Err(SubscribeError::Refused(reason)) => {
-                refuse(&shared, &topic, &reason);
-                retry.pause(RETRY).await;
-                continue;
-            }
-        }
-        match read(&shared, &topic).await {
-            Ok(Read::AtEnd) => {}
-            Ok(Read::Forgotten) => {
-                if repair.wait().await {
-                    continue;
-                }
-                if let Err(error) = begin(&shared, &topic, Some(ResetReason::Gap)).await {
-                    tracing::warn!(topic = %topic.topic, %error, "cannot join yet");
-                    continue;
-                }
-            }
-            Err(error) => {
-                refusals = if error.is_refusal() { refusals + 1 } else { 0 };
-                if refusals >= REFUSED_READS {
-                    refuse(&shared, &topic, &error.to_string());
-                } else {
-                    tracing::warn!(topic = %topic.topic, %error, "cannot join yet");
-                }
-                retry.pause(RETRY).await;
-                continue;
-            }
-        }
-        // A value of its own: the lock must not be held on in the branches.
-        let joined = topic.state().finish_join(holes + 1 >= READS_FOR_A_HOLE);
-        match joined {
-            Joined::Live => break,
-            Joined::Again => {}
-            Joined::Hole => holes += 1,
-        }
-    }
+    let repair = Backoff::new(shared.settings.repair_wait());
+    let retry = Backoff::new(Duration::MAX);
+    let mut join = Join { shared, topic: topic.clone(), retry, repair, holes: 0, refusals: 0 };
+    while !topic.is_released() && !join.round().await {}
     topic.set_refused(false);
     topic.mark_verified();
     topic.join_ended.notify_waiters();
+}
+
+impl Join {
+    /// Subscribes to the topic and reads its history. Returns whether the topic is live.
+    async fn round(&mut self) -> bool {
+        self.topic.state().begin_round();
+        if !self.subscribe().await || !self.read().await {
+            return false;
+        }
+        let joined = self.topic.state().finish_join(self.holes + 1 >= READS_FOR_A_HOLE);
+        self.holes += u32::from(joined == Joined::Hole);
+        joined == Joined::Live
+    }
+
+    /// Returns false, after a wait, if there is no subscription yet.
+    async fn subscribe(&mut self) -> bool {
+        match self.shared.subscriber.subscribe(self.topic.topic.clone()).await {
+            Ok(()) => return true,
+            // The next subscription waits for the next connection.
+            Err(SubscribeError::Lost) => {}
+            Err(SubscribeError::Refused(reason)) => refuse(&self.shared, &self.topic, &reason),
+        }
+        self.retry.pause(RETRY).await;
+        false
+    }
+
+    /// Brings the topic to the end of its history. Returns false, after a wait, if that cannot be read yet.
+    async fn read(&mut self) -> bool {
+        let read = match read(&self.shared, &self.topic).await {
+            Ok(Read::AtEnd) => return true,
+            Ok(Read::Forgotten) if self.repair.wait().await => return false,
+            Ok(Read::Forgotten) => begin(&self.shared, &self.topic, Some(ResetReason::Gap)).await,
+            Err(error) => Err(error),
+        };
+        let Err(error) = read else { return true };
+        self.refusals = if error.is_refusal() { self.refusals + 1 } else { 0 };
+        if self.refusals >= REFUSED_READS {
+            refuse(&self.shared, &self.topic, &error.to_string());
+        } else {
+            tracing::warn!(topic = %self.topic.topic, %error, "cannot join yet");
+        }
+        self.retry.pause(RETRY).await;
+        false
+    }
 }
 
 /// Tells the clients of a topic once that Redis does not let this server read it. Their streams stay open,
