@@ -66,7 +66,7 @@ impl TopicState {
             },
             StartAt::Reset(reason) => {
                 let cursor = self.cursor();
-                Begin::At { cursor, block: Some(frame::reset(reason, self.topic(), cursor)) }
+                Begin::At { cursor, block: Some(frame::reset(reason, &self.topic, cursor)) }
             }
             StartAt::Latest | StartAt::After(_) => at(self.cursor()),
         }
@@ -112,8 +112,8 @@ impl TopicState {
     ) -> impl Iterator<Item = Block> + 'a {
         let mut place = place;
         frames.into_iter().flat_map(move |frame| {
-            let reset = frame::rebased(place.replace(frame.id), frame.id, self.topic());
-            self.metrics().reset(ResetReason::Rebased, usize::from(reset.is_some()));
+            let reset = frame::rebased(place.replace(frame.id), frame.id, &self.topic);
+            self.metrics.reset(ResetReason::Rebased, usize::from(reset.is_some()));
             reset.into_iter().chain([frame.block.clone()])
         })
     }

@@ -50,11 +50,11 @@ pub(crate) enum Joined {
 /// One topic of this process.
 #[derive(Debug)]
 pub(crate) struct TopicState {
-    topic: Topic,
+    pub(super) topic: Topic,
     recent_limits: RecentLimits,
     /// Bytes of the messages that wait, of all topics of the process that are joining.
     pending_bytes: Arc<AtomicUsize>,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
     /// `None` until the topic was live for the first time.
     pub(super) recent: Option<Recent>,
     /// When the newest event came, or the topic was begun.
@@ -111,14 +111,6 @@ impl TopicState {
     pub(crate) fn newest_ms(&self) -> u64 {
         let at = chrono::Utc::now() - self.quiet_for();
         u64::try_from(at.timestamp_millis()).unwrap_or(0)
-    }
-
-    pub(super) fn topic(&self) -> &Topic {
-        &self.topic
-    }
-
-    pub(super) fn metrics(&self) -> &Metrics {
-        &self.metrics
     }
 
     pub(crate) fn is_live(&self) -> bool {
