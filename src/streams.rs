@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::auth::{self, AuthError, Listener, TICKET_TOPICS_MAX, User, Verifier};
 use crate::event::{EventError, TOPIC_LEN_MAX, Topic};
-use crate::http::{Connection, Json, Path, Problem, Query, within};
-use crate::sse::{self, Hub, Several, StreamQuery, Topics, Wanted};
+use crate::http::{Connection, Json, Path, Problem, Query, request_timeout};
+use crate::sse::{self, Hub, MultiTopic, StreamGrant, StreamQuery, Topics};
 
 /// Bytes of a stream's address at most: `/streams`, as many topics as there may be, each as long as it may be and each of its
 /// characters escaped, a ticket, an escaped id, and the other parameters.
@@ -53,13 +53,13 @@ impl StreamsState {
 /// `GET /streams/{topic}`, `GET /streams?topic=a&topic=b` and `POST /api/stream-tickets`, which may take `timeout`.
 pub fn router(state: StreamsState, timeout: Duration) -> Router {
     let streams = Router::new()
-        .route("/streams", get(several))
+        .route("/streams", get(multi_topic))
         .route("/streams/{topic}", get(stream))
-        .layer(middleware::from_fn_with_state(state.hub.clone(), sse::come_back_later));
+        .layer(middleware::from_fn_with_state(state.hub.clone(), sse::retry_later));
     Router::new()
         .route("/api/stream-tickets", post(ticket))
         .layer(DefaultBodyLimit::max(TICKET_REQUEST_BYTES_MAX))
-        .layer(middleware::from_fn_with_state(timeout, within))
+        .layer(middleware::from_fn_with_state(timeout, request_timeout))
         .merge(streams)
         .with_state(state)
 }
@@ -74,8 +74,8 @@ async fn stream(
 ) -> Result<Response, Problem> {
     let topic = parsed(&topic)?;
     let user = allowed(listener, std::slice::from_ref(&topic))?;
-    let wanted = Wanted { topics: Topics::One(topic), user: user.id, expires_at: Some(user.expires_at) };
-    Ok(sse::open(&hub, wanted, &headers, &query, connection).await)
+    let grant = StreamGrant { topics: Topics::One(topic), user: user.id, expires_at: Some(user.expires_at) };
+    Ok(sse::open(&hub, grant, &headers, &query, connection).await)
 }
 
 /// The query of a stream of several topics: `?topic=a&topic=b`, and `&name=topic` to name events by their topic.
@@ -105,7 +105,7 @@ impl Asked {
     }
 }
 
-async fn several(
+async fn multi_topic(
     State(hub): State<Hub>,
     listener: Listener,
     Query(pairs): Query<Vec<(String, String)>>,
@@ -115,12 +115,12 @@ async fn several(
 ) -> Result<Response, Problem> {
     let asked = Asked::of(pairs)?;
     let topics = asked.topics.iter().map(|name| parsed(name)).collect::<Result<_, _>>()?;
-    let several = Several::new(topics, asked.is_named_by_topic)
+    let multi_topic = MultiTopic::new(topics, asked.is_named_by_topic)
         .map_err(|error| Problem::bad_request(error.to_string()))?;
-    let user = allowed(listener, several.topics())?;
-    let wanted =
-        Wanted { topics: Topics::Several(several), user: user.id, expires_at: Some(user.expires_at) };
-    Ok(sse::open(&hub, wanted, &headers, &query, connection).await)
+    let user = allowed(listener, multi_topic.topics())?;
+    let grant =
+        StreamGrant { topics: Topics::Multi(multi_topic), user: user.id, expires_at: Some(user.expires_at) };
+    Ok(sse::open(&hub, grant, &headers, &query, connection).await)
 }
 
 /// The listener, if they may hear all of these topics.
@@ -174,10 +174,10 @@ struct Ticket {
 async fn ticket(
     State(verifier): State<Arc<Verifier>>,
     listener: Listener,
-    Json(wanted): Json<WantedTicket>,
+    Json(grant): Json<WantedTicket>,
 ) -> Result<Response, Problem> {
     let user = listener.with_token()?;
-    let topics = wanted.topics()?;
+    let topics = grant.topics()?;
     let names: Vec<&str> = topics.iter().map(Topic::as_str).collect();
     let (ticket, expires_at) = verifier.issue_ticket(&user, &names).map_err(not_made)?;
     let body = axum::Json(Ticket { ticket, expires_at: text_of(expires_at) });

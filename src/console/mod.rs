@@ -37,7 +37,7 @@ use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::{OperatorGate, Readiness, within};
+use crate::http::{OperatorGate, Readiness, request_timeout};
 use crate::postgres::{self, ConnectError, Pool};
 use crate::relay::StateHandle;
 
@@ -138,7 +138,7 @@ impl Console {
         // Nobody is known yet whose request it is.
         let sign_in = get(pages::to_console)
             .post(sign_in::sign_in)
-            .layer(middleware::from_fn_with_state(SIGN_IN_TAKES, within));
+            .layer(middleware::from_fn_with_state(SIGN_IN_TAKES, request_timeout));
         Router::new()
             .route("/", get(pages::to_console))
             .route(PATH, get(pages::console))

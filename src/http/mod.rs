@@ -8,17 +8,17 @@ mod body;
 mod cors;
 mod extract;
 mod health;
+mod log_limiter;
 mod metrics;
 mod operator;
 mod places;
 mod problem;
 mod proxies;
 mod refusal;
-mod seldom;
+mod request_timeout;
 mod serve;
 mod settings;
 mod trace;
-mod within;
 
 pub use bearer::bearer;
 pub use cors::{OriginError, Origins, cors};
@@ -31,7 +31,7 @@ pub use operator::{
 };
 pub use problem::Problem;
 pub use proxies::{ProxyError, TrustedProxies};
+pub use request_timeout::request_timeout;
 pub use serve::{Connection, Limits, RESERVED_CONNECTIONS, Server, Turns, no_route};
 pub use settings::Settings;
 pub use trace::{RequestTrace, traced};
-pub use within::within;

@@ -12,8 +12,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::attempts::{Attempt, Attempts};
+use super::log_limiter::LogLimiter;
 use super::metrics::Metrics;
-use super::seldom::Seldom;
 use super::{Connection, Problem, bearer};
 
 /// The shortest token that is taken, in bytes: one that is shorter can be guessed.
@@ -44,7 +44,7 @@ struct Gate {
     token: SecretString,
     attempts: Attempts,
     metrics: Metrics,
-    log: Seldom,
+    log: LogLimiter,
 }
 
 /// Why somebody is not let in.
@@ -72,7 +72,7 @@ impl OperatorGate {
                 token: settings.token.clone(),
                 attempts: Attempts::default(),
                 metrics,
-                log: Seldom::default(),
+                log: LogLimiter::default(),
             }))),
         }
     }

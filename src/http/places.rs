@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::log_limiter::LogLimiter;
 use super::metrics::{Closed, Metrics};
-use super::seldom::Seldom;
 
 /// How long a request without a valid token may be in hand before it gives way.
 const ASKING_AT_LEAST: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ pub(super) struct Places(Arc<Shared>);
 struct Shared {
     room: Room,
     metrics: Metrics,
-    log: Seldom,
+    log: LogLimiter,
     state: Mutex<State>,
 }
 
@@ -126,7 +126,7 @@ impl State {
 impl Places {
     pub(super) fn new(room: Room, metrics: Metrics) -> Self {
         metrics.connections_limit.set(room.connections.try_into().unwrap_or(i64::MAX));
-        Self(Arc::new(Shared { room, metrics, log: Seldom::default(), state: Mutex::default() }))
+        Self(Arc::new(Shared { room, metrics, log: LogLimiter::default(), state: Mutex::default() }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

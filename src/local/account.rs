@@ -95,7 +95,7 @@ pub(super) fn write_programs(
             quote(work),
             quote(&target)
         );
-        // Written beside and renamed: an old leash may be running the script that is replaced.
+        // Written beside and renamed: an old supervisor may be running the script that is replaced.
         let fresh = bin.join(format!(".{program}.new"));
         std::fs::write(&fresh, text)
             .and_then(|()| std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o755)))

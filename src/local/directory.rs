@@ -27,7 +27,7 @@ pub(super) struct DataDir {
 impl DataDir {
     /// Makes the directory if needed and takes its lock.
     ///
-    /// A holder that is alive is an error at once. If the holder is dead, its leashes hold the lock while they end
+    /// A holder that is alive is an error at once. If the holder is dead, its supervisors hold the lock while they end
     /// its servers: that is waited for.
     pub(super) async fn open(path: &Path) -> Result<Self, LocalError> {
         make_dir(path, 0o711)?;

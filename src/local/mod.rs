@@ -1,7 +1,7 @@
 //! Private Postgres and Redis servers for `aftercommit dev` and for tests.
 //!
 //! Owns starting them, finding them again after a crash, and ending them: whatever happens to this process, also
-//! kill -9, its servers end with it (see `leash`). They listen on 127.0.0.1 only, with random passwords. Ends
+//! kill -9, its servers end with it (see `supervisor`). They listen on 127.0.0.1 only, with random passwords. Ends
 //! processes only by an id that it has checked to be its own server. Knows nothing of what is stored in them.
 //!
 //! ```text
@@ -19,8 +19,8 @@ pub mod redis;
 
 mod account;
 mod directory;
-mod leash;
 mod programs;
+mod supervisor;
 
 use std::path::PathBuf;
 

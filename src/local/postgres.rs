@@ -17,8 +17,8 @@ use super::Home;
 use super::account::{Account, flat_name, write_programs};
 use super::directory::{free_port, last_lines, make_dir, password};
 use super::error::LocalError;
-use super::leash::Leash;
 use super::programs::{InstalledPostgres, installed_postgres, postgres_major};
+use super::supervisor::Supervisor;
 
 /// The database that `aftercommit dev` uses.
 pub const DATABASE: &str = "postgres";
@@ -46,7 +46,7 @@ pub struct Options {
 /// A running private Postgres. It ends when this is dropped or when this process dies.
 #[derive(Debug)]
 pub struct PostgresServer {
-    leash: Leash,
+    supervisor: Supervisor,
     port: u16,
     password: String,
     data: PathBuf,
@@ -89,17 +89,18 @@ impl PostgresServer {
         // From here on the server can be running: tied first, so that it ends even if this process dies during the start.
         let pg_ctl = home.join("bin/pg_ctl");
         let removed = temporary.as_ref().map_or(OsStr::new(""), |dir| dir.path().as_os_str());
-        let leash = Leash::tie("Postgres", SCRIPT, &[pg_ctl.as_os_str(), data.as_os_str(), removed], lock)?;
+        let supervisor =
+            Supervisor::start("Postgres", SCRIPT, &[pg_ctl.as_os_str(), data.as_os_str(), removed], lock)?;
         let started = match server.setup().await {
             Ok(()) => server.start().await.map_err(|source| ("did not start", source)),
             Err(source) => Err(("could not make its data directory", source)),
         };
-        // Its own end would stop the server by the crate's ways; the leash does that.
+        // Its own end would stop the server by the crate's ways; the supervisor does that.
         std::mem::forget(server);
         match started {
-            Ok(()) => Ok(Self { leash, port, password, data, _temporary: temporary }),
+            Ok(()) => Ok(Self { supervisor, port, password, data, _temporary: temporary }),
             Err((failed, source)) => {
-                leash.release();
+                supervisor.release();
                 let log = last_lines(&data.join("start.log"));
                 Err(LocalError::Postgres { failed, log, source: Box::new(source) })
             }
@@ -131,7 +132,7 @@ impl PostgresServer {
     /// # Errors
     /// [`LocalError::Stop`] if it did not end in an orderly way.
     pub async fn stop(self) -> Result<(), LocalError> {
-        self.leash.end().await
+        self.supervisor.end().await
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::directory::{free_port, last_lines, make_dir, password, write_private};
 use super::error::LocalError;
-use super::leash::Leash;
+use super::supervisor::Supervisor;
 use super::{Home, programs};
 
 /// How long a start may take; reading a large append-only file counts.
@@ -33,7 +33,7 @@ pub struct Options {
 /// A running private Redis. It ends when this is dropped or when this process dies.
 #[derive(Debug)]
 pub struct RedisServer {
-    leash: Leash,
+    supervisor: Supervisor,
     port: u16,
     password: String,
     home: PathBuf,
@@ -87,8 +87,8 @@ impl RedisServer {
         write_private(&configuration, &configuration_of(port, &password, options))?;
         let removed = temporary.as_ref().map_or(OsStr::new(""), |dir| dir.path().as_os_str());
         let arguments = [program.as_os_str(), configuration.as_os_str(), home.as_os_str(), removed];
-        let leash = Leash::tie("Redis", SCRIPT, &arguments, lock)?;
-        let mut server = Self { leash, port, password, home, _temporary: temporary };
+        let supervisor = Supervisor::start("Redis", SCRIPT, &arguments, lock)?;
+        let mut server = Self { supervisor, port, password, home, _temporary: temporary };
         server.wait_until_it_answers().await?;
         Ok(server)
     }
@@ -101,7 +101,7 @@ impl RedisServer {
                 Ok(()) => return Ok(()),
                 Err(error) => error.to_string(),
             };
-            if let Some(status) = self.leash.ended() {
+            if let Some(status) = self.supervisor.ended() {
                 return Err(self.failed(format!("ended at once ({status})")));
             }
             if Instant::now() > deadline {
@@ -138,7 +138,7 @@ impl RedisServer {
     /// # Errors
     /// [`LocalError::Stop`] if it did not end in an orderly way.
     pub async fn stop(self) -> Result<(), LocalError> {
-        self.leash.end().await
+        self.supervisor.end().await
     }
 }
 

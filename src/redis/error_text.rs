@@ -6,7 +6,7 @@ use ::redis::{ErrorKind, RedisError};
 const LOGIN: &str = "(check user and password in REDIS_URL, or redis.url)";
 
 /// What was said, without the client library's own marks; with what to do where the login is at fault.
-pub fn said(error: &RedisError) -> String {
+pub fn error_text(error: &RedisError) -> String {
     // The library replaces the server's own words by these.
     if error.kind() == ErrorKind::AuthenticationFailed {
         return format!("authentication failed {LOGIN}");
@@ -27,18 +27,18 @@ pub(super) fn reply(code: &str, detail: Option<&str>) -> String {
 mod tests {
     use ::redis::{ErrorKind, RedisError, ServerErrorKind};
 
-    use super::said;
+    use super::error_text;
 
     #[test]
     fn a_refused_login_names_the_setting_that_holds_it() {
         let refused = RedisError::from((ErrorKind::AuthenticationFailed, "Password authentication failed"));
-        assert!(said(&refused).contains("REDIS_URL"), "{}", said(&refused));
+        assert!(error_text(&refused).contains("REDIS_URL"), "{}", error_text(&refused));
     }
 
     #[test]
     fn another_reply_is_told_as_redis_says_it() {
         let words = "You can't write against a read only replica.".to_owned();
         let error = RedisError::from((ErrorKind::Server(ServerErrorKind::ReadOnly), "", words));
-        assert_eq!(said(&error), "READONLY You can't write against a read only replica.");
+        assert_eq!(error_text(&error), "READONLY You can't write against a read only replica.");
     }
 }

@@ -1,4 +1,5 @@
-//! Reading the history of a topic: its newest entries, those behind an id, and what its absence means.
+//! Reads the history of a topic: its newest entries, the entries from an id on, and what its absence means.
+//! Never writes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +9,7 @@ use ::redis::streams::{StreamId as RawEntry, StreamRangeReply};
 use ::redis::{AsyncCommands, RedisError, RedisResult};
 
 use super::continuity::{Absence, Link, Loss, Prev};
-use super::error_text::said;
+use super::error_text::error_text;
 use super::keys::Keys;
 use super::settings::{ConnectError, Settings};
 use crate::event::{EventType, StreamId, Topic};
@@ -20,12 +21,12 @@ pub struct Entry {
     pub id: StreamId,
     /// The topic's event before it.
     pub prev: Prev,
-    /// The event's type and payload; `None` if somebody else wrote this entry and it holds no event.
+    /// The event's type and payload; `None` if another program wrote this entry and it holds no event.
     pub event: Option<(EventType, String)>,
 }
 
 impl Entry {
-    /// What the entry says about continuity.
+    /// The entry's ids, which prove continuity.
     pub fn link(&self) -> Link {
         Link { id: self.id, prev: self.prev }
     }
@@ -34,11 +35,11 @@ impl Entry {
 /// Why a history could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// There is no connection. Whoever waited for the same attempt is told the same.
+    /// There is no connection. All that waited for the same attempt get the same error.
     #[error(transparent)]
     Connect(Arc<ConnectError>),
     /// Redis failed, or did not answer in time.
-    #[error("reading a history from Redis failed: {}", said(.0))]
+    #[error("reading a history from Redis failed: {}", error_text(.0))]
     Redis(#[from] RedisError),
     /// An entry's id is not one.
     #[error("the history of {topic} holds an entry with the id {id}, which no relay wrote")]
@@ -67,23 +68,23 @@ pub struct History {
     settings: Settings,
     keys: Keys,
     kept: Mutex<Kept>,
-    /// Held by whoever connects. Not needed to look at what is kept, or to let go of it.
+    /// Held by the task that connects. Not needed to look at `kept` or to drop it.
     connecting: tokio::sync::Mutex<()>,
-    /// How often a connection has been tried.
+    /// How many attempts to connect there were.
     attempts: AtomicU64,
 }
 
-/// A connection, and which attempt made it.
+/// A connection, and the attempt that made it.
 #[derive(Debug, Clone)]
 struct Connected {
     attempt: u64,
     connection: MultiplexedConnection,
 }
 
-/// What the newest attempt to connect has left.
+/// The result of the newest attempt to connect.
 #[derive(Debug)]
 enum Kept {
-    /// Nothing: there was none yet, or its connection broke.
+    /// There was no attempt yet, or its connection broke.
     Nothing,
     Connection(Connected),
     Failure {
@@ -117,7 +118,8 @@ impl History {
         Ok(entries)
     }
 
-    /// The entries of a topic from this id on (the entry of that id included), or from the first; `count` at most.
+    /// The entries of a topic from this id on (the entry of that id included), or from the first; `count` at
+    /// most.
     ///
     /// # Errors
     /// [`ReadError`].
@@ -134,8 +136,8 @@ impl History {
         entries_of(topic, reply)
     }
 
-    /// The newest id of each topic, `None` for one without a history, in one round trip. A topic that Redis refuses is an
-    /// error of its own.
+    /// The newest id of each topic, `None` for one without a history, in one round trip. A topic that Redis
+    /// refuses is an error of its own.
     ///
     /// # Errors
     /// [`ReadError`] if there is no answer for any topic.
@@ -187,7 +189,7 @@ impl History {
         Ok(through.zip(at_ms).map(|(through, at_ms)| Loss { through, at_ms }))
     }
 
-    /// Answers whether Redis answers.
+    /// Checks that Redis answers.
     ///
     /// # Errors
     /// [`ReadError`].
@@ -201,8 +203,9 @@ impl History {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection, or a new one. Whoever waits while others try takes their failure for its own if that attempt was begun
-    /// after it had come: one by one, each would wait for the time-outs of all before it.
+    /// The connection, or a new one. A caller that waits while another connects takes over its failure if
+    /// that attempt began after the call: otherwise each caller would wait for the time-outs of all callers
+    /// before it.
     async fn link(&self) -> Result<Connected, ReadError> {
         let begun_before = self.attempts.load(Ordering::Relaxed);
         if let Some(known) = self.known(begun_before) {
@@ -227,7 +230,7 @@ impl History {
         }
     }
 
-    /// What attempts have left: a connection, or the failure of one that is newer than so many.
+    /// The connection, or the failure of an attempt that is newer than `begun_before`.
     fn known(&self, begun_before: u64) -> Option<Result<Connected, ReadError>> {
         match &*self.kept() {
             Kept::Connection(link) => Some(Ok(link.clone())),
@@ -238,11 +241,12 @@ impl History {
         }
     }
 
-    /// Lets go of this attempt's connection after a failure, as a broken one never mends: but not where Redis answered.
+    /// Drops this attempt's connection after a failure, because a broken connection never recovers; keeps it
+    /// where Redis answered with an error.
     fn checked<T>(&self, attempt: u64, result: Result<T, RedisError>) -> Result<T, ReadError> {
         if result.as_ref().is_err_and(|error| error.code().is_none()) {
             let mut kept = self.kept();
-            // Others may have noticed before, and made a new one.
+            // Another caller may have noticed before, and made a new connection.
             if matches!(&*kept, Kept::Connection(connected) if connected.attempt == attempt) {
                 *kept = Kept::Nothing;
             }

@@ -5,16 +5,16 @@
 pub mod continuity;
 pub mod envelope;
 mod error_text;
+pub mod event_ids;
 pub mod history;
 pub mod keys;
 mod publisher;
 mod rehearsal;
 mod settings;
 pub mod subscriber;
-pub mod told;
 mod topic_heads;
 
-pub use error_text::said;
+pub use error_text::error_text;
 pub use history::History;
 pub use publisher::{FORMAT, Publisher};
 pub use rehearsal::rehearse;

@@ -12,7 +12,7 @@ use ::redis::{AsyncCommands, ErrorKind, RedisError, Script};
 use chrono::Utc;
 
 use super::envelope;
-use super::error_text::{reply, said};
+use super::error_text::{error_text, reply};
 use super::keys::Keys;
 use super::settings::{ConnectError, Settings};
 use super::topic_heads::{TopicHead, TopicHeads};
@@ -299,7 +299,7 @@ struct Refusal {
 
 impl Refusal {
     fn of(error: &RedisError) -> Self {
-        let text = said(error);
+        let text = error_text(error);
         match error.code() {
             Some(code) => {
                 let reply = reply(code, error.detail());

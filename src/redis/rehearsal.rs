@@ -3,7 +3,7 @@
 use ::redis::AsyncCommands;
 use chrono::Utc;
 
-use super::error_text::said;
+use super::error_text::error_text;
 use super::keys::Keys;
 use super::publisher::Publisher;
 use super::settings::Settings;
@@ -64,5 +64,5 @@ async fn publish(settings: &Settings, keys: Keys, topic: &Topic) -> Result<(), S
 async fn remove(settings: &Settings, keys: &Keys, topic: &Topic) -> Result<(), String> {
     let mut connection = settings.connect().await.map_err(|error| error.to_string())?;
     let names = [keys.history(topic), keys.begun(topic), keys.top(NAME), keys.log()];
-    connection.del::<_, ()>(&names).await.map_err(|error| said(&error))
+    connection.del::<_, ()>(&names).await.map_err(|error| error_text(&error))
 }

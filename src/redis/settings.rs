@@ -8,7 +8,7 @@ use ::redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo,
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::error_text::said;
+use super::error_text::error_text;
 use super::keys::{Keys, is_namespace};
 use crate::address::{self, AddressError};
 
@@ -73,7 +73,7 @@ pub enum ConnectError {
 fn refusal(error: &RedisError) -> String {
     let is_away = error.is_io_error() || error.is_timeout() || error.is_connection_dropped();
     let advice = if is_away { " (is it running, and is REDIS_URL right?)" } else { "" };
-    format!("{}{advice}", said(error))
+    format!("{}{advice}", error_text(error))
 }
 
 impl Settings {

@@ -1,4 +1,5 @@
-//! All topics and connections of a process, and the messages that come in for them.
+//! Runs the streams of a process: receives the messages of Redis, starts joins, and ends the streams at
+//! shutdown.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -10,13 +11,13 @@ use super::metrics::Metrics;
 use super::settings::Settings;
 use super::shared::{Shared, Work};
 use super::ticker;
-use super::topic::pending::News;
+use super::topic::pending::TopicMessage;
 use super::topic::shared_topic::SharedTopic;
 use super::topic::state::Next;
 use super::wire::frame::{self, Frame};
 use super::wire::naming::Naming;
 use crate::redis::envelope::Envelope;
-use crate::redis::subscriber::Heard;
+use crate::redis::subscriber::PubSubMessage;
 use crate::redis::{self};
 use crate::trace;
 
@@ -25,8 +26,8 @@ use crate::trace;
 pub struct Hub(pub(super) Arc<Shared>);
 
 impl Hub {
-    /// A hub that reads from one Redis. `naming` says how the events of a topic are named. Must be called within a Tokio
-    /// runtime: the connection to Redis is begun at once.
+    /// A hub that reads from one Redis. `naming` says how the events of a topic are named. Must be called
+    /// within a Tokio runtime: the connection to Redis is begun at once.
     pub fn new(
         settings: Settings,
         redis: &redis::Settings,
@@ -39,17 +40,18 @@ impl Hub {
         Self(Arc::new(Shared::new(settings, redis, naming, metrics)))
     }
 
-    /// Takes in what Redis tells and looks after the streams until `shutdown`; then ends them, spread over the drain time.
+    /// Receives the messages of Redis and looks after the streams until `shutdown`; then ends the streams,
+    /// spread over the drain time.
     ///
     /// # Panics
-    /// If it runs already.
+    /// If it has been called before.
     pub async fn run(&self, shutdown: CancellationToken) {
         let shared = &self.0;
         let work = shared.work.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Work { mut ears, mut joins } = work.expect("a hub is run once");
-        let hearing = async {
-            while let Some(heard) = ears.next().await {
-                shared.hear(heard);
+        let Work { mut inbox, mut joins } = work.expect("a hub is run once");
+        let receiving = async {
+            while let Some(message) = inbox.next().await {
+                shared.receive(message);
             }
         };
         let joining = async {
@@ -62,7 +64,7 @@ impl Hub {
             ticker::drain(shared).await;
         };
         tokio::select! {
-            () = hearing => {}
+            () = receiving => {}
             () = joining => {}
             () = ticker::run(shared) => {}
             () = draining => {}
@@ -70,15 +72,16 @@ impl Hub {
         shared.stop.cancel();
     }
 
-    /// Says whether Redis answers, for readiness.
+    /// Checks that Redis answers, for readiness.
     ///
     /// # Errors
-    /// Why it does not.
+    /// [`ReadError`](redis::history::ReadError) if Redis cannot be reached or does not answer.
     pub async fn ping(&self) -> Result<(), redis::history::ReadError> {
         self.0.history.ping().await
     }
 
-    /// Waits until all streams have been looked after once more, which happens about twice a second. For one who watches.
+    /// Waits until the ticker has come one step further, which happens about twice a second. For the
+    /// watchdog.
     pub async fn tick(&self) {
         self.0.ticked.notified().await;
     }
@@ -90,54 +93,59 @@ impl Hub {
 }
 
 impl Shared {
-    /// Takes in one thing that the subscriber heard.
-    fn hear(&self, heard: Heard) {
-        match heard {
-            Heard::Interrupted => {
+    /// Processes one message of the subscriber.
+    fn receive(&self, message: PubSubMessage) {
+        match message {
+            PubSubMessage::Interrupted => {
                 self.metrics.interruptions.inc();
                 let all: Vec<_> = self.topics().values().cloned().collect();
                 for topic in all {
                     self.join_anew(&topic);
                 }
             }
-            Heard::Envelope { topic, text } => {
+            PubSubMessage::Envelope { topic, text } => {
                 let Some(topic) = self.topics().get(topic.as_str()).cloned() else { return };
                 match Envelope::parse(&text) {
-                    Ok(envelope) => {
-                        let payload = envelope.payload.get();
-                        let frame = Frame::of_event(envelope.id, &envelope.event_type, payload, topic.naming);
-                        let frame = self.held.frame(frame);
-                        tracing::trace!(id = %envelope.id, event = %envelope.event, topic = %topic.topic, "heard");
-                        let _delivering = trace::deliver(envelope.trace, &topic.topic, envelope.event);
-                        let (prev, is_restored) = (envelope.prev, envelope.restored);
-                        self.tell(&topic, News::Event { prev, is_restored, frame });
-                        if let Some(at) = envelope.at {
-                            self.metrics.told(at);
-                        }
-                    }
-                    Err(error) => {
-                        // Not the error's own words: they quote what was sent.
-                        let at = error.column();
-                        tracing::warn!(topic = %topic.topic, kind = ?error.classify(), at, "not an envelope on a live channel; ignored");
-                    }
+                    Ok(envelope) => self.receive_event(&topic, &envelope),
+                    Err(error) => tracing::warn!(
+                        topic = %topic.topic,
+                        // Not the error's own text: it quotes the message.
+                        kind = ?error.classify(),
+                        at = error.column(),
+                        "not an envelope on a live channel; ignored"
+                    ),
                 }
             }
-            Heard::Foreign { topic, text } => {
+            PubSubMessage::Foreign { topic, text } => {
                 let Some(topic) = self.topics().get(topic.as_str()).cloned() else { return };
-                self.tell(&topic, News::Foreign(self.held.block(frame::foreign(&text))));
+                self.deliver(&topic, TopicMessage::Foreign(self.budget.block(frame::foreign(&text))));
             }
         }
     }
 
-    fn tell(&self, topic: &Arc<SharedTopic>, news: News) {
-        // What somebody else publishes says nothing of what the relay has published.
-        let is_of_the_relay = matches!(news, News::Event { .. });
-        let next = topic.state().hear(news);
-        if is_of_the_relay {
-            topic.is_verified();
+    /// Frames an event once, for all clients, and gives it to its topic.
+    fn receive_event(&self, topic: &Arc<SharedTopic>, envelope: &Envelope) {
+        let (id, event) = (envelope.id, envelope.event);
+        let frame = Frame::of_event(id, &envelope.event_type, envelope.payload.get(), topic.naming);
+        let frame = self.budget.frame(frame);
+        tracing::trace!(%id, %event, topic = %topic.topic, "received an event");
+        let _delivering = trace::deliver(envelope.trace, &topic.topic, event);
+        let (prev, is_restored) = (envelope.prev, envelope.restored);
+        self.deliver(topic, TopicMessage::Event { prev, is_restored, frame });
+        if let Some(at) = envelope.at {
+            self.metrics.observe_delivery(at);
         }
-        if self.held.is_over() {
-            self.relieve();
+    }
+
+    fn deliver(&self, topic: &Arc<SharedTopic>, message: TopicMessage) {
+        // A message of another program does not show that the topic is at the end of its history.
+        let is_of_the_relay = matches!(message, TopicMessage::Event { .. });
+        let next = topic.state().receive(message);
+        if is_of_the_relay {
+            topic.mark_verified();
+        }
+        if self.budget.is_over() {
+            self.cut_off_slowest();
         }
         if next == Next::Join {
             tracing::info!(topic = %topic.topic, "a hole before an event; reading the history");

@@ -1,4 +1,4 @@
-//! What the SSE server counts.
+//! The metrics of the SSE server.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -10,7 +10,7 @@ use prometheus_client::registry::Registry;
 use super::wire::frame::ResetReason;
 use super::wire::refusal::Refusal;
 
-/// Upper bounds of what is measured in seconds, from a commit to a client.
+/// Buckets of the time from a commit to a client, in seconds.
 const SECONDS: [f64; 17] =
     [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0];
 
@@ -33,11 +33,11 @@ pub struct Metrics {
     pub topics: Gauge,
     /// Events put into clients' queues.
     pub delivered: Counter,
-    /// What waits in the clients' queues, in bytes.
+    /// Bytes that wait in the clients' queues.
     pub queued_bytes: Gauge,
-    /// What is held for all streams, in bytes: recent events, pages of histories, and what waits for clients.
+    /// Bytes held for all streams: recent events, pages of histories, and the clients' queues.
     pub held_bytes: Gauge,
-    /// What may be held for all streams, in bytes.
+    /// Bytes that may be held for all streams.
     pub held_bytes_limit: Gauge,
     /// Topics that this process has in use at most.
     pub topics_limit: Gauge,
@@ -45,7 +45,7 @@ pub struct Metrics {
     pub relief_closes: Counter,
     /// Reads of a history that waited until there was room for them.
     pub room_waits: Counter,
-    /// Clients cut off because they took too little or too slowly.
+    /// Clients cut off because they read too slowly.
     pub slow_closes: Counter,
     /// Reads of a history in Redis.
     pub history_reads: Counter,
@@ -53,7 +53,7 @@ pub struct Metrics {
     pub joins: Counter,
     /// Times that Redis refused a topic, so that its clients were told to come back later.
     pub topics_refused: Counter,
-    /// Events heard on a live channel that no history had: no relay published them.
+    /// Events on a live channel that no history had: no relay published them.
     pub dropped_events: Counter,
     refused: Family<Reason, Counter>,
     /// From the begin of an event's transaction until it was put into its clients' queues, in seconds.
@@ -67,7 +67,7 @@ pub struct Metrics {
 }
 
 impl Default for Metrics {
-    /// Metrics that nobody asks for.
+    /// Metrics that are in no registry.
     fn default() -> Self {
         Self {
             connections: Gauge::default(),
@@ -110,7 +110,7 @@ impl Metrics {
             "Bytes that wait in the queues of clients",
             metrics.queued_bytes.clone(),
         );
-        // From the start on, so that a first refusal shows as an increase.
+        // Present from the start, so that a first refusal shows as an increase.
         for refusal in Refusal::ALL {
             let _zero = metrics.refused.get_or_create(&Reason { reason: refusal.as_str() });
         }
@@ -144,7 +144,7 @@ impl Metrics {
             "Streams continued, by outcome",
             metrics.resumes.clone(),
         );
-        // There from the start, so that a rate has a zero to begin with.
+        // Present from the start, so that a rate has a zero to begin with.
         for reason in ResetReason::ALL {
             metrics.reset(reason, 0);
         }
@@ -181,7 +181,8 @@ impl Metrics {
     fn register_flow(&self, registry: &mut Registry) {
         registry.register(
             "aftercommit_sse_commit_to_client_seconds",
-            "From the begin of an event's transaction, so an upper bound from its commit, until it was queued for its clients",
+            "From the begin of an event's transaction, so an upper bound from its commit, until it was \
+             queued for its clients",
             self.commit_to_client_seconds.clone(),
         );
         registry.register(
@@ -196,8 +197,9 @@ impl Metrics {
         );
     }
 
-    /// An event whose transaction began at `at`, in milliseconds since 1970, is given to its clients.
-    pub(super) fn told(&self, at: i64) {
+    /// Records that an event whose transaction began at `at` (milliseconds since 1970) was queued for its
+    /// clients.
+    pub(super) fn observe_delivery(&self, at: i64) {
         let took_ms = (chrono::Utc::now().timestamp_millis() - at).max(0);
         self.commit_to_client_seconds.observe(took_ms as f64 / 1000.0);
     }
@@ -210,7 +212,7 @@ impl Metrics {
         self.refused.get_or_create(&Reason { reason: refusal.as_str() }).inc();
     }
 
-    /// A stream was continued: from `memory`, from `history`, or not (`reset`).
+    /// Counts a stream that was continued: from `memory`, from `history`, or not (`reset`).
     pub(super) fn resumed(&self, outcome: &'static str) {
         self.resumes.get_or_create(&Outcome { outcome }).inc();
     }

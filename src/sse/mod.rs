@@ -1,13 +1,14 @@
 //! From Redis to browsers: joining a topic without a hole, and fanning its events out to every connection.
 //!
-//! Guarantees: a client that continues after an id gets every later event of the topic once and in order, or an
-//! `event: reset` that says it cannot be proven. Knows no Postgres and no application: which topics there are, who may
-//! read them and how their events are named is told by whoever opens a stream.
+//! Guarantees: a client that continues after an id gets every later event of the topic once and in order, or
+//! an `event: reset` that says it cannot be proven. Knows no Postgres and no application: the caller that
+//! opens a stream decides which topics there are, who may read them and how their events are named.
 //!
-//! From the bottom up: `wire` is what stands in a stream and in its ids; `queue` is the way of bytes to one client; `topic` is
-//! what the clients of one topic share, with all of the ordering and no I/O; `shared` is what all streams of the process share;
-//! `history` reads a topic's history, and brings a topic to stand at its end; `client` admits one client and brings it to where
-//! its topics are; `ticker` does what is due now and then; `hub` takes in what Redis tells, and runs it all.
+//! From the bottom up: `wire` is the text of a stream and its ids; `queue` carries bytes to one client;
+//! `topic` is the state that the clients of one topic share, with all of the ordering and no I/O; `shared` is
+//! the state of all streams of the process; `history` reads a topic's history and brings a topic to its end;
+//! `client` admits one client and brings it to the end of its topics; `ticker` does the periodic work; `hub`
+//! receives the messages of Redis and runs the rest.
 
 mod client;
 mod history;
@@ -21,12 +22,12 @@ mod topic;
 mod wire;
 
 pub use client::admin::admin;
-pub use client::later::{come_back_later, when_full};
-pub use client::open::{StreamQuery, Topics, Wanted, open};
+pub use client::open::{StreamGrant, StreamQuery, Topics, open};
+pub use client::retry_later::{refuse_when_full, retry_later};
 pub use hub::Hub;
 pub use metrics::Metrics;
 pub use settings::Settings;
 pub use wire::cursor::Cursor;
-pub use wire::multi_topic::{ID_BYTES_MAX, Several, SeveralError, TOPICS_MAX};
+pub use wire::multi_topic::{ID_BYTES_MAX, MultiTopic, MultiTopicError, TOPICS_MAX};
 pub use wire::naming::Naming;
 pub use wire::start::Start;

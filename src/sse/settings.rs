@@ -12,21 +12,22 @@ pub struct Settings {
     pub listen: String,
     /// Streams at most.
     pub max_connections: usize,
-    /// Streams of one user at most; 0 for as many as there is room for.
+    /// Streams of one user at most; 0 for no limit.
     pub max_connections_per_user: usize,
     /// Topics in use at most.
     pub max_topics: usize,
-    /// Topics of all of one user's streams at most; 0 for as many as there is room for.
+    /// Topics of all streams of one user at most; 0 for no limit.
     pub max_topics_per_user: usize,
     /// A quiet stream gets a comment this often, in seconds.
     pub heartbeat_seconds: u64,
-    /// How long a browser waits before it reconnects, in milliseconds; each connection gets between this and twice this.
+    /// How long a browser waits before it reconnects, in milliseconds; each connection gets between this and
+    /// twice this.
     pub retry_ms: u64,
-    /// What a client may leave unread, in bytes.
+    /// Bytes that may wait in one client's queue.
     pub max_queued_bytes: usize,
-    /// What a process may hold for all streams, in bytes.
+    /// Bytes that a process may hold for all streams.
     pub max_held_bytes: usize,
-    /// How long a client may take nothing, in seconds.
+    /// How long a client may read nothing although bytes wait, in seconds.
     pub write_timeout_seconds: u64,
     /// How long a request's head may take, also how long a kept-alive connection may be idle, in seconds.
     pub head_timeout_seconds: u64,
@@ -40,7 +41,8 @@ pub struct Settings {
     pub topic_grace_seconds: u64,
     /// How often a quiet topic is compared with its history, in seconds.
     pub verify_seconds: u64,
-    /// How long a client that is ahead of the history waits for Redis to be given back what it forgot, in milliseconds.
+    /// How long a client that is ahead of the history waits for Redis to be given back what it forgot, in
+    /// milliseconds.
     pub repair_wait_ms: u64,
     /// Over how long streams are ended at shutdown, in seconds.
     pub drain_seconds: u64,
@@ -84,14 +86,14 @@ impl Settings {
         Duration::from_secs(self.drain_seconds)
     }
 
-    /// The most that all topics' recent events may hold: a quarter of what all streams' events may, so that there is room
-    /// for those who come back.
+    /// Bytes of the recent events of all topics: at most a quarter of the bytes for all streams, so that
+    /// there is room for clients that come back.
     pub(super) fn recent_bytes_of_all(&self) -> usize {
         self.recent_bytes.min(self.max_held_bytes / 4)
     }
 
-    /// The most that a topic's recent events may hold: half a client's queue, so that a client that comes back can be
-    /// given all of them at once. One that has no place yet counts on it.
+    /// Bytes of the recent events of one topic: half of a client's queue, so that a client that comes back
+    /// can be given all of them at once.
     pub(super) fn recent_bytes_of_topic(&self) -> usize {
         self.max_queued_bytes / 2
     }

@@ -1,4 +1,5 @@
-//! What the streams of a process share: its topics, its connections, and its ways to Redis. No task of its own.
+//! The state that the streams of a process share: topics, connections, limits, and the ways to Redis. Runs no
+//! task.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
@@ -11,23 +12,23 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::Metrics;
-use super::queue::budget::Held;
+use super::queue::byte_budget::ByteBudget;
 use super::queue::connections::Connections;
 use super::settings::Settings;
 use super::topic::pages::Pages;
-use super::topic::recent::Budget;
+use super::topic::recent::RecentLimits;
 use super::topic::shared_topic::SharedTopic;
 use super::wire::naming::Naming;
 use super::wire::start::Start;
 use crate::event::{StreamId, Topic};
 use crate::redis::continuity::Loss;
-use crate::redis::subscriber::Ears;
+use crate::redis::subscriber::Inbox;
 use crate::redis::{self, History, Subscriber};
 
 /// Reads of histories that may be under way at once.
 const READS_AT_ONCE: usize = 32;
 
-/// What a process's streams share.
+/// The state that a process's streams share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) settings: Settings,
@@ -36,40 +37,41 @@ pub(crate) struct Shared {
     /// How long a history is kept after its last event.
     pub(crate) history_ttl: Duration,
     pub(crate) reads: Semaphore,
-    /// What the last repair had to leave out, as the ticker has found it.
+    /// The events that the last repair had to leave out, as the ticker has read it.
     loss: Mutex<Option<Loss>>,
     pub(crate) pages: Pages,
     pub(crate) subscriber: Subscriber,
     pub(crate) naming: fn(&str) -> Naming,
-    /// What the hub's task works off; taken when it runs.
+    /// The inputs of the hub's task; taken when it runs.
     pub(crate) work: Mutex<Option<Work>>,
-    /// Topics that somebody has to bring to the end of their histories.
+    /// Topics that have to be brought to the end of their histories.
     joins: mpsc::UnboundedSender<Arc<SharedTopic>>,
-    pub(crate) budget: Budget,
-    /// What is held for all streams, in bytes.
-    pub(crate) held: Held,
-    /// What all topics keep while they are joining, in bytes.
-    pub(crate) heard_bytes: Arc<AtomicUsize>,
+    pub(crate) recent_limits: RecentLimits,
+    /// The bytes that are held for all streams.
+    pub(crate) budget: ByteBudget,
+    /// Bytes of the messages that wait, of all topics that are joining.
+    pub(crate) pending_bytes: Arc<AtomicUsize>,
     topics: Mutex<HashMap<Topic, Arc<SharedTopic>>>,
-    /// When unused topics were last let go of before their time.
+    /// When unused topics were last released before their time.
     pub(crate) made_room: Mutex<Option<Instant>>,
     pub(crate) connections: Connections,
     pub(crate) next_number: AtomicU64,
     pub(crate) draining: AtomicBool,
-    /// Told whenever the ticker has come one thing further: looked after all streams, or asked Redis about some topics.
+    /// Notified when the ticker has come one step further: looked after all streams, or asked Redis about
+    /// some topics.
     pub(crate) ticked: Notify,
     pub(crate) stop: CancellationToken,
 }
 
-/// What comes in for the hub's task.
+/// The inputs of the hub's task.
 #[derive(Debug)]
 pub(crate) struct Work {
-    pub(crate) ears: Ears,
+    pub(crate) inbox: Inbox,
     pub(crate) joins: mpsc::UnboundedReceiver<Arc<SharedTopic>>,
 }
 
 impl Shared {
-    /// What the streams of a process share, before there is any.
+    /// The shared state before the first stream. Starts the connection to Redis.
     pub(crate) fn new(
         settings: Settings,
         redis: &redis::Settings,
@@ -77,9 +79,9 @@ impl Shared {
         metrics: Metrics,
     ) -> Self {
         let stop = CancellationToken::new();
-        let (subscriber, ears) = Subscriber::start(redis.clone(), stop.clone());
+        let (subscriber, inbox) = Subscriber::start(redis.clone(), stop.clone());
         let (joins, to_join) = mpsc::unbounded_channel();
-        let budget = Budget {
+        let recent_limits = RecentLimits {
             events: settings.recent_events,
             bytes: settings.recent_bytes_of_topic(),
             all_bytes: settings.recent_bytes_of_all(),
@@ -93,11 +95,11 @@ impl Shared {
             pages: Pages::default(),
             subscriber,
             naming,
-            work: Mutex::new(Some(Work { ears, joins: to_join })),
+            work: Mutex::new(Some(Work { inbox, joins: to_join })),
             joins,
-            budget,
-            held: Held::new(settings.max_held_bytes),
-            heard_bytes: Arc::default(),
+            recent_limits,
+            budget: ByteBudget::new(settings.max_held_bytes),
+            pending_bytes: Arc::default(),
             topics: Mutex::default(),
             made_room: Mutex::default(),
             connections: Connections::default(),
@@ -114,7 +116,8 @@ impl Shared {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The highest number that may be missing from histories, while a place before it may still be continued from.
+    /// The highest number that may be missing from histories, while a place before it may still be continued
+    /// from.
     pub(crate) fn lost(&self) -> Option<StreamId> {
         let loss = (*self.loss.lock().unwrap_or_else(PoisonError::into_inner))?;
         let now_ms = u64::try_from(Utc::now().timestamp_millis()).unwrap_or(0);
@@ -122,7 +125,8 @@ impl Shared {
         (age < self.history_ttl).then_some(loss.through)
     }
 
-    /// Notes what a repair had to leave out. Where that is new, no topic's history proves any more that it is whole.
+    /// Notes the events that a repair had to leave out. If they are new, no topic's history proves that it is
+    /// whole.
     pub(crate) fn note_loss(&self, found: Option<Loss>) {
         let before = std::mem::replace(&mut *self.loss.lock().unwrap_or_else(PoisonError::into_inner), found);
         if found.is_some() && found != before {
@@ -133,11 +137,11 @@ impl Shared {
         }
     }
 
-    /// Cuts off the slowest clients where more is held for all streams than may be.
-    pub(crate) fn relieve(&self) {
-        let cut_off = self.connections.relieve(&self.held);
+    /// Cuts off the slowest clients while more is held for all streams than the limit.
+    pub(crate) fn cut_off_slowest(&self) {
+        let cut_off = self.connections.cut_off_slowest(&self.budget);
         if cut_off > 0 {
-            let (held, limit) = (self.held.bytes(), self.held.limit());
+            let (held, limit) = (self.budget.held(), self.budget.limit());
             tracing::warn!(
                 cut_off,
                 held,
@@ -148,7 +152,7 @@ impl Shared {
         }
     }
 
-    /// Joins a topic that may have missed something.
+    /// Joins a topic anew that may have missed a message.
     pub(crate) fn join_anew(&self, topic: &Arc<SharedTopic>) {
         if topic.state().begin_join() {
             self.must_join(topic);
@@ -157,11 +161,11 @@ impl Shared {
 
     /// Has the hub's task bring a topic that is joining to the end of its history.
     pub(crate) fn must_join(&self, topic: &Arc<SharedTopic>) {
-        // Where nobody takes it the process is ending.
+        // Without a receiver the process is ending.
         let _sent = self.joins.send(topic.clone());
     }
 
-    /// Lets go of topics that nobody has used for the grace time.
+    /// Releases topics that no stream has used for the grace time.
     pub(crate) fn release_topics(&self, now: Instant) {
         self.release(&mut self.topics(), now, self.settings.topic_grace());
     }
@@ -172,15 +176,15 @@ impl Shared {
         now: Instant,
         grace: Duration,
     ) {
-        let released = topics.extract_if(|_, topic| topic.let_go(now, grace));
+        let released = topics.extract_if(|_, topic| topic.release_if_unused(now, grace));
         for (topic, _) in released {
-            // Under the map's lock: a later visit subscribes again, and that must stand behind this in the queue.
+            // Under the map's lock: a later stream subscribes again, and that must follow this in the queue.
             self.subscriber.unsubscribe(topic);
         }
         self.metrics.topics.set(topics.len().try_into().unwrap_or(i64::MAX));
     }
 
-    /// Live topics that nothing was heard of for the time of a verification.
+    /// Live topics without a message for the time of a verification.
     pub(crate) fn unverified(&self, now: Instant) -> Vec<Arc<SharedTopic>> {
         let every = self.settings.verify();
         let topics = self.topics();
@@ -191,13 +195,13 @@ impl Shared {
             .collect()
     }
 
-    /// A client's own time to wait before it comes back: between `times` and twice `times` the setting.
+    /// A random time after which a client reconnects: between `times` and twice `times` the setting.
     pub(crate) fn retry_after(&self, times: u32) -> Duration {
         let base = Duration::from_millis(self.settings.retry_ms) * times;
         base + base.mul_f64(chance())
     }
 
-    /// What a client that names no place begins with.
+    /// Where a client begins that names no start.
     pub(crate) fn default_start() -> Start {
         Start::Latest
     }

@@ -1,4 +1,5 @@
-//! What has to be done now and then, for all streams together: no stream has a timer of its own.
+//! The periodic work for all streams: heartbeats, time-outs, expired tokens, metrics, quiet topics. No stream
+//! has a timer of its own.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -6,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::queue::send_queue::Outlet;
+use super::queue::send_queue::SendQueue;
 use super::shared::Shared;
 use super::topic::shared_topic::SharedTopic;
 use super::wire::cursor::Cursor;
@@ -14,12 +15,12 @@ use super::wire::frame;
 use crate::event::Topic;
 
 const TICK: Duration = Duration::from_millis(500);
-/// Quiet topics that are compared with their histories in one round trip.
+/// Quiet topics that are compared with their histories in one round trip to Redis.
 const VERIFIED_AT_ONCE: usize = 256;
 /// Streams are ended in so many portions a second while draining.
 const PORTIONS_A_SECOND: u64 = 20;
 
-/// Looks after all streams, for ever.
+/// Looks after all streams. Never returns.
 pub(super) async fn run(shared: &Arc<Shared>) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -27,16 +28,16 @@ pub(super) async fn run(shared: &Arc<Shared>) {
         ticks.tick().await;
         let now = Instant::now();
         let mut queued = 0;
-        for outlet in shared.connections.outlets() {
-            look_after(shared, &outlet, now);
-            queued += outlet.load(now).queued_bytes;
+        for queue in shared.connections.queues() {
+            look_after(shared, &queue, now);
+            queued += queue.load(now).queued_bytes;
         }
         shared.metrics.queued_bytes.set(queued.try_into().unwrap_or(i64::MAX));
         shared.pages.forget();
-        if shared.held.is_short() {
-            shared.relieve();
+        if shared.budget.is_short() {
+            shared.cut_off_slowest();
         }
-        shared.metrics.held_bytes.set(shared.held.bytes().try_into().unwrap_or(i64::MAX));
+        shared.metrics.held_bytes.set(shared.budget.held().try_into().unwrap_or(i64::MAX));
         shared.release_topics(now);
         match shared.history.loss().await {
             Ok(loss) => shared.note_loss(loss),
@@ -47,18 +48,18 @@ pub(super) async fn run(shared: &Arc<Shared>) {
     }
 }
 
-fn look_after(shared: &Shared, outlet: &Outlet, now: Instant) {
-    if outlet.is_stuck(now, shared.settings.write_timeout()) {
-        outlet.cut_off_as_slow();
-    } else if outlet.has_expired(now) {
-        outlet.finish(frame::token_expired());
-    } else if outlet.is_quiet(now, shared.settings.heartbeat()) {
-        // One that is gone needs none.
-        let _put = outlet.put_bytes(frame::HEARTBEAT);
+fn look_after(shared: &Shared, queue: &SendQueue, now: Instant) {
+    if queue.is_stuck(now, shared.settings.write_timeout()) {
+        queue.cut_off_as_slow();
+    } else if queue.has_expired(now) {
+        queue.finish(frame::token_expired());
+    } else if queue.is_quiet(now, shared.settings.heartbeat()) {
+        // A stream that is gone needs no heartbeat.
+        let _put = queue.put_bytes(frame::HEARTBEAT);
     }
 }
 
-/// Compares quiet topics with their histories: a message that was lost without a trace is found this way.
+/// Compares quiet topics with their histories. This finds messages that were lost without a trace.
 async fn verify(shared: &Arc<Shared>, now: Instant) {
     let quiet = shared.unverified(now);
     for topics in quiet.chunks(VERIFIED_AT_ONCE) {
@@ -67,9 +68,9 @@ async fn verify(shared: &Arc<Shared>, now: Instant) {
         match shared.history.tips(&names).await {
             Ok(tips) => {
                 for (topic, tip) in topics.iter().zip(tips) {
-                    topic.is_verified();
-                    // A topic that is behind has missed a message; one that is ahead has a place that Redis does not know;
-                    // one that is refused is found out by the join.
+                    topic.mark_verified();
+                    // A topic that is behind has missed a message; a topic that is ahead has a place that
+                    // Redis does not know; the join finds out about a topic that is refused.
                     if tip.as_ref().ok().copied() != Some(place_of(topic)) {
                         tracing::info!(topic = %topic.topic, "not at the end of its history; joining anew");
                         shared.join_anew(topic);
@@ -89,20 +90,20 @@ fn place_of(topic: &SharedTopic) -> Option<crate::event::StreamId> {
 /// Ends every stream, spread over the drain time, each with its own time to come back.
 pub(super) async fn drain(shared: &Arc<Shared>) {
     shared.draining.store(true, Ordering::Relaxed);
-    let outlets = shared.connections.outlets();
+    let queues = shared.connections.queues();
     let portions = (shared.settings.drain().as_secs() * PORTIONS_A_SECOND).max(1);
-    let portion = outlets.len().div_ceil(usize::try_from(portions).unwrap_or(1)).max(1);
+    let portion = queues.len().div_ceil(usize::try_from(portions).unwrap_or(1)).max(1);
     let mut ticks = interval(Duration::from_secs(1) / PORTIONS_A_SECOND as u32);
-    for outlets in outlets.chunks(portion) {
+    for queues in queues.chunks(portion) {
         ticks.tick().await;
-        for outlet in outlets {
-            // The outlets come in no order, so this is a fair spread.
-            outlet.finish(frame::retry(shared.retry_after(1)));
+        for queue in queues {
+            // The queues come in no order, so this is a fair spread.
+            queue.finish(frame::retry(shared.retry_after(1)));
         }
     }
-    // One that takes nothing would hold the process up.
+    // A client that reads nothing would hold the process up.
     tokio::time::sleep(TICK).await;
-    for outlet in shared.connections.outlets() {
-        outlet.cut_off();
+    for queue in shared.connections.queues() {
+        queue.cut_off();
     }
 }

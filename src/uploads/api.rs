@@ -21,7 +21,7 @@ use super::session::{PhotoStatus, REASON_LEN_MAX, Session, SessionStatus};
 use super::{Settings, store, streams};
 use crate::auth::{User, Verifier};
 use crate::event::TraceParent;
-use crate::http::{Json, Path, Problem, RequestTrace, no_route, traced, within};
+use crate::http::{Json, Path, Problem, RequestTrace, no_route, request_timeout, traced};
 use crate::outbox::Bell;
 use crate::postgres::Pool;
 
@@ -58,7 +58,7 @@ pub fn router(state: ApiState, max_body_bytes: usize, timeout: Duration) -> Rout
         .fallback(no_route)
         .method_not_allowed_fallback(streams::no_method)
         .layer(DefaultBodyLimit::max(max_body_bytes))
-        .layer(middleware::from_fn_with_state(timeout, within))
+        .layer(middleware::from_fn_with_state(timeout, request_timeout))
         .layer(middleware::from_fn(traced))
         .with_state(state)
 }

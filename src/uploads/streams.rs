@@ -16,7 +16,7 @@ use super::owners::Owners;
 use crate::auth::{Listener, Verifier};
 use crate::http::{Connection, Path, Problem, Query, no_route};
 use crate::postgres::Pool;
-use crate::sse::{self, Hub, Naming, StreamQuery, Topics, Wanted};
+use crate::sse::{self, Hub, Naming, StreamGrant, StreamQuery, Topics};
 
 /// What the streams' handlers work with.
 #[derive(Debug, Clone, FromRef)]
@@ -43,7 +43,7 @@ pub fn router(state: StreamsState) -> Router {
     Router::new()
         .route("/api/upload/sessions/{session_id}/stream", get(session_stream))
         .route("/api/upload/sessions/notifications/stream", get(notification_stream))
-        .layer(middleware::from_fn_with_state(state.hub.clone(), sse::come_back_later))
+        .layer(middleware::from_fn_with_state(state.hub.clone(), sse::retry_later))
         .route("/api/realtime/info", get(info))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
@@ -67,8 +67,8 @@ async fn session_stream(
         }
         Some(_) => {}
     }
-    let wanted = Wanted { topics: Topics::One(topic), user: user.id, expires_at: Some(user.expires_at) };
-    Ok(sse::open(&state.hub, wanted, &headers, &query, connection).await)
+    let grant = StreamGrant { topics: Topics::One(topic), user: user.id, expires_at: Some(user.expires_at) };
+    Ok(sse::open(&state.hub, grant, &headers, &query, connection).await)
 }
 
 async fn notification_stream(
@@ -80,8 +80,8 @@ async fn notification_stream(
 ) -> Result<Response, Error> {
     let topic = messages::topic_of_user(listener.id().as_str()).map_err(|_| no_channel())?;
     let user = listener.of_topics([topic.as_str()])?;
-    let wanted = Wanted { topics: Topics::One(topic), user: user.id, expires_at: Some(user.expires_at) };
-    Ok(sse::open(&state.hub, wanted, &headers, &query, connection).await)
+    let grant = StreamGrant { topics: Topics::One(topic), user: user.id, expires_at: Some(user.expires_at) };
+    Ok(sse::open(&state.hub, grant, &headers, &query, connection).await)
 }
 
 /// The refusal of a user whose id makes no topic.

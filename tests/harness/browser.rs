@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 
 use super::front::program;
-use super::leash::{Leash, at_exit};
+use super::supervisor::{Supervisor, at_exit};
 use super::{LIMIT, eventually};
 
 /// What a browser needs to run as root, without a display, and without calling home.
@@ -51,7 +51,7 @@ const LISTEN: &str = r#"
 pub(crate) struct Browser {
     http: reqwest::Client,
     session: String,
-    _leash: Leash,
+    _supervisor: Supervisor,
     _driver: Child,
 }
 
@@ -91,11 +91,11 @@ impl Browser {
         let made = post(&http, &sessions, &wanted).await;
         // A browser outlives its driver: both are ended by their numbers, and then what they wrote goes.
         let (driver_pid, browser_pid) = (driver.id().expect("it runs"), browser_in(&profile));
-        let leash =
+        let supervisor =
             at_exit(&format!("kill -KILL {driver_pid} {browser_pid}\nsleep 1\nrm -rf '{}'", home.display()));
         let id = made["sessionId"].as_str().expect("a session");
         let session = format!("{sessions}/{id}");
-        Self { http, session, _leash: leash, _driver: driver }
+        Self { http, session, _supervisor: supervisor, _driver: driver }
     }
 
     /// Goes to a page.

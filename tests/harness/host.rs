@@ -5,7 +5,7 @@ use std::process::{Output, Stdio};
 use tokio::process::{Child, Command};
 
 use super::front::program;
-use super::leash::{Leash, at_exit};
+use super::supervisor::{Supervisor, at_exit};
 
 /// Set by who cannot make network namespaces, and knows that tests are left out then.
 const LEFT_OUT: &str = "TEST_WITHOUT_NAMESPACES";
@@ -17,7 +17,7 @@ pub(crate) struct Host {
     /// This machine's address on the cable.
     pub(crate) ours: String,
     // Removes the namespace, and with it the cable.
-    _leash: Leash,
+    _supervisor: Supervisor,
 }
 
 impl Host {
@@ -38,7 +38,7 @@ impl Host {
             eprintln!("NOT TESTED: peers that vanish ({LEFT_OUT} is set; {reason})");
             return None;
         }
-        let leash = at_exit(&format!("ip link del {cable}\nip netns del {name}"));
+        let supervisor = at_exit(&format!("ip link del {cable}\nip netns del {name}"));
         // A pair of addresses of a range for test benches, which is routed nowhere.
         let subnet = u32::from_str_radix(&unique[16..20], 16).expect("hexadecimal digits");
         let address = |n| format!("198.19.{}.{}", subnet >> 8, (subnet & 0xfc) + n);
@@ -54,7 +54,7 @@ impl Host {
             let output = ip(step).await;
             assert!(output.status.success(), "ip {step:?}: {}", String::from_utf8_lossy(&output.stderr));
         }
-        Some(Self { name, ours, _leash: leash })
+        Some(Self { name, ours, _supervisor: supervisor })
     }
 
     /// Runs a program on this host; its output can be read.

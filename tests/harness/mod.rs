@@ -6,7 +6,6 @@ mod feed;
 mod front;
 mod host;
 pub(crate) mod keys;
-mod leash;
 mod line;
 mod listener;
 mod page;
@@ -16,6 +15,7 @@ mod redis;
 mod servers;
 mod sse;
 mod story;
+mod supervisor;
 
 pub(crate) use browser::{Browser, SeenEvent, origin_with_a_page};
 pub(crate) use database::{Database, database, database_on, empty_database};

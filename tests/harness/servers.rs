@@ -9,7 +9,7 @@ use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerAsync, ContainerRequest, Image, ImageExt};
 use testcontainers_modules::{postgres, redis};
 
-use super::leash::{Leash, at_exit};
+use super::supervisor::{Supervisor, at_exit};
 
 /// What the outbox's test needs beyond the defaults, and what many tests at once need.
 const POSTGRES_SETTINGS: [(&str, &str); 3] =
@@ -28,8 +28,8 @@ pub(super) struct Servers {
 enum Alive {
     Postgres(PostgresServer),
     Redis(RedisServer),
-    PostgresContainer(ContainerAsync<postgres::Postgres>, Leash),
-    RedisContainer(ContainerAsync<redis::Redis>, Leash),
+    PostgresContainer(ContainerAsync<postgres::Postgres>, Supervisor),
+    RedisContainer(ContainerAsync<redis::Redis>, Supervisor),
 }
 
 /// The shared servers; started by the first test that asks.
@@ -87,25 +87,25 @@ async fn postgres_container(alive: &mut Vec<Alive>) -> String {
     let (name, tag) = image("TEST_POSTGRES_IMAGE", "postgres:17");
     let image = postgres::Postgres::default().with_name(name).with_tag(tag);
     let image = image.with_cmd(std::iter::once("postgres".to_owned()).chain(settings));
-    let (container, leash, port) = run(image, 5432).await;
-    alive.push(Alive::PostgresContainer(container, leash));
+    let (container, supervisor, port) = run(image, 5432).await;
+    alive.push(Alive::PostgresContainer(container, supervisor));
     format!("postgres://postgres:postgres@127.0.0.1:{port}/postgres")
 }
 
 async fn redis_container(alive: &mut Vec<Alive>) -> String {
     let (name, tag) = image("TEST_REDIS_IMAGE", "redis:7");
     let image = redis::Redis::default().with_name(name).with_tag(tag);
-    let (container, leash, port) = run(image, 6379).await;
-    alive.push(Alive::RedisContainer(container, leash));
+    let (container, supervisor, port) = run(image, 6379).await;
+    alive.push(Alive::RedisContainer(container, supervisor));
     format!("redis://127.0.0.1:{port}")
 }
 
-async fn run<I: Image>(image: ContainerRequest<I>, port: u16) -> (ContainerAsync<I>, Leash, u16) {
+async fn run<I: Image>(image: ContainerRequest<I>, port: u16) -> (ContainerAsync<I>, Supervisor, u16) {
     let container = image.start().await.expect("a container: is a Docker daemon running?");
     // Containers outlive the process that started them, and a static is never dropped.
-    let leash = at_exit(&format!("docker rm -f -v {}", container.id()));
+    let supervisor = at_exit(&format!("docker rm -f -v {}", container.id()));
     let port = container.get_host_port_ipv4(port).await.expect("a port");
-    (container, leash, port)
+    (container, supervisor, port)
 }
 
 /// An image's name and tag: `variable` where set.

@@ -34,13 +34,13 @@ mod sse_keys;
 mod sse_limits;
 #[cfg(target_os = "linux")]
 mod sse_memory;
+mod sse_multi_topic;
 mod sse_outages;
 mod sse_owners;
 mod sse_peers;
 mod sse_proxies;
 mod sse_repair;
 mod sse_requests;
-mod sse_several;
 mod sse_streams;
 mod sse_tokens;
 mod sse_users;

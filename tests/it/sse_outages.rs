@@ -82,7 +82,7 @@ impl Outage {
     async fn start_redis_again(self) -> Self {
         let Self { feed, redis, proxy, sse, home, keeps_data } = self;
         let port = redis.port();
-        drop(redis.stop().await); // Its leash says that it was killed.
+        drop(redis.stop().await); // Its supervisor says that it was killed.
         let redis = start_redis(home.path(), Some(port), keeps_data).await;
         assert_eq!(redis.port(), port);
         Self { feed, redis, proxy, sse, home, keeps_data }

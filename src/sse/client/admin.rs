@@ -1,4 +1,5 @@
-//! What operators see of a process's streams. Whoever serves it lets operators in only.
+//! The operators' view of a process's streams. Does not check who asks: the caller mounts it behind the
+//! operators' gate.
 
 use axum::Router;
 use axum::extract::State;
@@ -9,11 +10,11 @@ use axum::routing::get;
 use crate::http::{Problem, Query};
 use crate::sse::hub::Hub;
 
-/// Streams that one answer tells of.
+/// Streams in one answer: by default, and at most.
 const TOP_DEFAULT: usize = 20;
 const TOP_MAX: usize = 1000;
 
-/// `GET /admin/connections?top=20`: the streams that take the least, slowest first.
+/// `GET /admin/connections?top=20`: the slowest streams, slowest first.
 pub fn admin(hub: Hub) -> Router {
     Router::new().route("/admin/connections", get(connections)).with_state(hub)
 }
@@ -26,6 +27,6 @@ async fn connections(
     let top = pairs.iter().rfind(|(name, _)| name == "top").map(|(_, value)| value.parse::<usize>());
     let top = top.transpose().map_err(|_| Problem::bad_request("top is a number of streams"))?;
     let top = top.unwrap_or(TOP_DEFAULT).min(TOP_MAX);
-    let told = axum::Json(hub.0.connections.slowest(top));
-    Ok(([(header::CACHE_CONTROL, "no-store")], told).into_response())
+    let answer = axum::Json(hub.0.connections.slowest(top));
+    Ok(([(header::CACHE_CONTROL, "no-store")], answer).into_response())
 }

@@ -1,4 +1,4 @@
-//! Whether there is room for a stream, and what it takes up for as long as it lives.
+//! Admits a stream if the limits allow it, and counts it for as long as it lives.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -11,92 +11,100 @@ use tokio::time::Instant;
 use crate::auth::UserId;
 use crate::event::Topic;
 use crate::http::Connection;
-use crate::sse::queue::connections::{Connected, Most};
-use crate::sse::queue::send_queue::{Lane, Outlet, Terms};
+use crate::sse::queue::connections::{ConnectionLimits, OpenStream};
+use crate::sse::queue::send_queue::{SendLimits, SendQueue, StreamTopic};
 use crate::sse::shared::Shared;
 use crate::sse::topic::shared_topic::SharedTopic;
 use crate::sse::topic::state::TopicState;
-use crate::sse::wire::multi_topic::Lanes;
+use crate::sse::wire::multi_topic::StreamCursors;
 use crate::sse::wire::refusal::Refusal;
 
-/// How often topics that nobody uses are let go of before their time, where there are too many.
+/// How often unused topics are released before their time, where there are too many.
 const MAKE_ROOM_EVERY: Duration = Duration::from_secs(1);
 
-/// A stream's place in the hub: given up when it is dropped.
+/// Counts a stream against the limits until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct StreamGuard {
     shared: Arc<Shared>,
-    /// In the order of the stream's lanes.
+    /// In the order of the stream's topics.
     topics: Vec<Arc<SharedTopic>>,
-    pub(crate) outlet: Arc<Outlet>,
+    pub(crate) queue: Arc<SendQueue>,
 }
 
-impl Place {
-    /// Each topic of the stream, with its way into it.
-    pub(crate) fn lanes(&self) -> impl Iterator<Item = (Arc<SharedTopic>, Lane)> {
-        let lane = |at| Lane { outlet: self.outlet.clone(), at };
-        self.topics.iter().enumerate().map(move |(at, topic)| (topic.clone(), lane(at)))
+impl StreamGuard {
+    /// Each topic of the stream, with its entry to the send queue.
+    pub(crate) fn stream_topics(&self) -> impl Iterator<Item = (Arc<SharedTopic>, StreamTopic)> {
+        let stream = |at| StreamTopic { queue: self.queue.clone(), at };
+        self.topics.iter().enumerate().map(move |(at, topic)| (topic.clone(), stream(at)))
     }
 }
 
-impl Drop for Place {
+impl Drop for StreamGuard {
     fn drop(&mut self) {
-        self.outlet.leave();
+        self.queue.close();
         for topic in &self.topics {
-            topic.leave(self.outlet.number());
+            topic.remove_subscriber(self.queue.number());
         }
         self.shared.metrics.connections.dec();
-        if let Some(gone) = self.shared.connections.remove(self.outlet.number())
-            && self.outlet.was_slow()
+        if let Some(gone) = self.shared.connections.remove(self.queue.number())
+            && self.queue.was_slow()
         {
-            let sent_bytes = self.outlet.load(Instant::now()).taken_bytes;
-            tracing::info!(user = %gone.user, peer = %gone.peer, since = %gone.since, sent_bytes, "a client that does not keep up was cut off");
+            let sent_bytes = self.queue.load(Instant::now()).taken_bytes;
+            tracing::info!(
+                user = %gone.user,
+                peer = %gone.peer,
+                since = %gone.since,
+                sent_bytes,
+                "a client that does not keep up was cut off"
+            );
             self.shared.metrics.slow_closes.inc();
         }
     }
 }
 
-/// Who wants a place.
+/// A request for a stream.
 #[derive(Debug)]
-pub(crate) struct Guest {
+pub(crate) struct StreamRequest {
     pub(crate) user: UserId,
     pub(crate) topics: Arc<[Topic]>,
-    /// Where the stream has several topics.
-    pub(crate) lanes: Option<Lanes>,
+    /// The cursors of a stream of several topics.
+    pub(crate) cursors: Option<StreamCursors>,
     pub(crate) expires_at: Option<Instant>,
     pub(crate) connection: Connection,
 }
 
 impl Shared {
-    /// Makes a place for a stream.
-    pub(crate) fn admit(self: &Arc<Self>, guest: Guest) -> Result<Place, Refusal> {
+    /// Admits a stream, or says why not.
+    pub(crate) fn admit(self: &Arc<Self>, request: StreamRequest) -> Result<StreamGuard, Refusal> {
         if self.draining.load(Ordering::Relaxed) {
             return Err(Refusal::Draining);
         }
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        let terms = Terms { queued_bytes: self.settings.max_queued_bytes, expires_at: guest.expires_at };
-        let outlet = Outlet::new(number, terms, guest.lanes, guest.connection.end);
-        let outlet = Arc::new(outlet.counted_in(self.held.clone()));
-        let connected = Connected {
-            outlet: outlet.clone(),
-            user: guest.user,
-            topics: guest.topics.clone(),
-            peer: guest.connection.peer,
+        let limits =
+            SendLimits { queued_bytes: self.settings.max_queued_bytes, expires_at: request.expires_at };
+        let queue = SendQueue::new(number, limits, request.cursors, request.connection.end);
+        let queue = Arc::new(queue.with_budget(self.budget.clone()));
+        let connected = OpenStream {
+            queue: queue.clone(),
+            user: request.user,
+            topics: request.topics.clone(),
+            peer: request.connection.peer,
             since: Utc::now(),
         };
-        let most = Most {
-            of_all: self.settings.max_connections,
-            of_a_user: self.settings.max_connections_per_user,
-            topics_of_a_user: self.settings.max_topics_per_user,
+        let limits = ConnectionLimits {
+            connections: self.settings.max_connections,
+            connections_per_user: self.settings.max_connections_per_user,
+            topics_per_user: self.settings.max_topics_per_user,
         };
-        self.connections.admit(connected, most)?;
-        let topics = self.visit_all(&guest.topics).inspect_err(|_| drop(self.connections.remove(number)))?;
+        self.connections.admit(connected, limits)?;
+        let topics =
+            self.acquire_topics(&request.topics).inspect_err(|_| drop(self.connections.remove(number)))?;
         self.metrics.connections.inc();
-        Ok(Place { shared: self.clone(), topics, outlet })
+        Ok(StreamGuard { shared: self.clone(), topics, queue })
     }
 
-    /// The topics, each with one more visitor, if there is room for those that are new.
-    fn visit_all(self: &Arc<Self>, wanted: &[Topic]) -> Result<Vec<Arc<SharedTopic>>, Refusal> {
+    /// The topics, each with one more stream, if there is room for those that are new.
+    fn acquire_topics(self: &Arc<Self>, wanted: &[Topic]) -> Result<Vec<Arc<SharedTopic>>, Refusal> {
         let mut topics = self.topics();
         let fits = |topics: &HashMap<Topic, Arc<SharedTopic>>| {
             let new = wanted.iter().filter(|topic| !topics.contains_key(*topic)).count();
@@ -108,10 +116,10 @@ impl Shared {
         if !fits(&topics) {
             return Err(Refusal::Topics);
         }
-        Ok(wanted.iter().map(|topic| self.visit(&mut topics, topic)).collect())
+        Ok(wanted.iter().map(|topic| self.acquire_topic(&mut topics, topic)).collect())
     }
 
-    /// Lets go of topics that nobody uses before their time, but not all the time: it looks at each of them.
+    /// Releases unused topics before their time; at most once a second, because it looks at every topic.
     fn make_room(&self, topics: &mut HashMap<Topic, Arc<SharedTopic>>) {
         let now = Instant::now();
         let mut made = self.made_room.lock().unwrap_or_else(PoisonError::into_inner);
@@ -121,8 +129,8 @@ impl Shared {
         }
     }
 
-    /// The topic, with one more visitor. One that is new begins to join.
-    fn visit(
+    /// The topic, with one more stream. A new topic begins to join.
+    fn acquire_topic(
         self: &Arc<Self>,
         topics: &mut HashMap<Topic, Arc<SharedTopic>>,
         topic: &Topic,
@@ -135,8 +143,8 @@ impl Shared {
             topics.insert(topic.clone(), made.clone());
             made
         });
-        // Under the map's lock, so that a topic without visitors cannot be removed in between.
-        shared_topic.enter();
+        // Under the map's lock, so that a topic without streams cannot be removed in between.
+        shared_topic.add_subscriber();
         self.metrics.topics.set(topics.len().try_into().unwrap_or(i64::MAX));
         if is_new {
             self.must_join(&shared_topic);
@@ -145,6 +153,11 @@ impl Shared {
     }
 
     fn joining(&self, topic: &Topic) -> TopicState {
-        TopicState::new(topic.clone(), self.budget.clone(), self.heard_bytes.clone(), self.metrics.clone())
+        TopicState::new(
+            topic.clone(),
+            self.recent_limits.clone(),
+            self.pending_bytes.clone(),
+            self.metrics.clone(),
+        )
     }
 }

@@ -1,439 +1,280 @@
-//! Bringing one client from where it was to where its topic is.
+//! Brings one client to the end of one topic.
 //!
-//! Most clients continue from the recent events in memory. One that is further back is fed from the history, page by
-//! page and only as fast as it takes them, until it has reached the recent events; then it is attached in one go. One that
-//! is ahead of the history knows what Redis has forgotten: it waits a little for the relay to give that back.
+//! First the start that the client asked for becomes a cursor, which the client is told before the response
+//! begins. From there it continues: from the recent events in memory, or page by page from the history, until
+//! it can be attached to the topic in one go. Where it cannot be proven that nothing is missing, the client
+//! is reset: it begins again at the end of the topic.
 
+use std::ops::ControlFlow;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
-
-use crate::event::PAYLOAD_BYTES_MAX;
-use crate::redis::continuity::Prev;
-use crate::redis::history::ReadError;
-use crate::sse::history::read::{
-    FIRST_READ, READ_BYTES, bytes_of_frames, next_count, read_after, read_first,
-};
-use crate::sse::history::waits::{Patience, RETRY};
-use crate::sse::queue::budget::Room;
-use crate::sse::queue::send_queue::{Lane, Put};
+use super::history_feed::{Fed, FeedError, HistoryFeed};
+use super::opening::Opening;
+use crate::sse::history::backoff::{Backoff, RETRY};
+use crate::sse::queue::send_queue::{Put, StreamTopic};
 use crate::sse::shared::Shared;
-use crate::sse::topic::pages::{Key, Page, PageEnd};
+use crate::sse::topic::attach::{Attached, Begin};
 use crate::sse::topic::shared_topic::SharedTopic;
-use crate::sse::topic::state::Attached;
 use crate::sse::wire::cursor::Cursor;
-use crate::sse::wire::frame::{self, ResetReason};
-use crate::sse::wire::start::From;
+use crate::sse::wire::frame::{self, Block, ResetReason};
+use crate::sse::wire::start::StartAt;
 
 /// By how much the clocks of servers may differ.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
-
-/// How long the response waits for the stream's place to be known. With Redis at hand that takes a millisecond; without
-/// it the stream is opened all the same, so that the browser is connected, and told later that it may have missed events.
-const WAIT_FOR_PLACE: Duration = Duration::from_secs(2);
-
-/// What the history gave.
-enum Fed {
-    /// The client is here now.
-    To(Cursor),
-    /// There is no history, and nothing that the client lacks: it needs all that comes after this place of the topic's.
-    Nothing(Option<Cursor>),
-    /// Nothing yet: look again.
-    Again,
-    /// It holds nothing from the client's place on: it was lost, or has expired.
-    Forgotten,
-    /// It cannot be proven that nothing is missing.
-    Unproven,
-    /// The client is gone.
-    Gone,
-}
-
-/// Why a page could not be had.
-#[derive(Debug, thiserror::Error)]
-enum PageError {
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error("there is no room for a page of the history: events for all streams take sse.max_held_bytes")]
-    NoRoom,
-}
 
 /// One client on its way to the end of one topic.
 pub(crate) struct CatchUp {
     shared: Arc<Shared>,
     topic: Arc<SharedTopic>,
-    lane: Lane,
-    /// What it asked for.
-    wanted: From,
-    /// Where it is.
-    from: From,
+    stream: StreamTopic,
+    /// Where the client asked to begin.
+    asked: StartAt,
     opening: Opening,
+    feed: HistoryFeed,
+    /// Waits for Redis, and for the relay to repair it.
+    backoff: Backoff,
+    /// The client has been told that Redis refuses the topic.
+    has_told_refusal: bool,
+    /// How the stream was continued, for the metrics.
     outcome: &'static str,
-    /// Entries that are read next.
-    count: usize,
-    /// The largest event of the page before; 0 before the first one.
-    largest: usize,
-    patience: Patience,
 }
 
 impl CatchUp {
     pub(crate) fn new(
         shared: Arc<Shared>,
         topic: Arc<SharedTopic>,
-        lane: Lane,
-        wanted: From,
+        stream: StreamTopic,
+        asked: StartAt,
         opening: Opening,
     ) -> Self {
-        let patience = Patience::new(shared.settings.repair_wait());
-        let (from, count) = (fresh(&shared, wanted), FIRST_READ);
-        Self { shared, topic, lane, wanted, from, opening, outcome: "memory", count, largest: 0, patience }
+        let backoff = Backoff::new(shared.settings.repair_wait());
+        let feed = HistoryFeed::new(shared.clone(), topic.clone(), stream.clone());
+        let (has_told_refusal, outcome) = (false, "memory");
+        Self { shared, topic, stream, asked, opening, feed, backoff, has_told_refusal, outcome }
     }
 
     /// Attaches the client. Returns when it is attached, or gone.
     pub(crate) async fn run(mut self) {
+        let mut start = unless_too_old(self.asked, now_ms(), self.shared.history_ttl);
+        while let Some(cursor) = self.begin(start).await
+            && let Some(reason) = self.follow(cursor).await
+        {
+            start = StartAt::Reset(reason);
+        }
+    }
+
+    /// Turns the start into a cursor and tells the client. Returns `None` if the client is gone.
+    async fn begin(&mut self, mut start: StartAt) -> Option<Cursor> {
         let topic = self.topic.clone();
-        let (mut has_joined_anew, mut has_been_refused) = (false, false);
         loop {
-            let settled = topic.settled.notified();
-            tokio::pin!(settled);
+            let mut joined = pin!(topic.join_ended.notified());
             // Registered before the look, so that a join that ends in between is not missed.
-            settled.as_mut().enable();
-            if !has_been_refused && topic.is_refused() {
-                has_been_refused = true;
-                self.open_unplaced();
-                // A client that is gone need not be told.
-                let _put = self.lane.outlet.put_bytes(frame::topic_refused(&topic.topic));
+            joined.as_mut().enable();
+            if self.is_newly_refused() || self.opening.is_over() {
+                start = self.open_unplaced(start);
             }
-            if self.opening.is_over() {
-                self.open_unplaced();
-            }
-            match self.attach().await {
-                // The response began in the very moment of attaching.
-                Attached::Yes
-                    if self.opening.has_begun() && matches!(self.from, From::Latest | From::Last) =>
-                {
-                    self.open_unplaced();
+            self.tell_refusal();
+            let begin = topic.state().begin(start);
+            match begin {
+                // The response began before this place was known.
+                Begin::At { .. } if self.opening.has_begun() && self.wants_newest() => {
+                    start = self.open_unplaced(start);
                 }
-                Attached::Yes => break,
-                Attached::Partly(here) => {
-                    self.from = From::After(here);
-                    self.tell();
+                // The client makes room by reading, for which the response must be under way.
+                Begin::At { block: Some(block), .. } if block.is_event() && !self.stream.queue.has_room() => {
+                    self.opening.report();
+                    drop(self.stream.queue.room_for(0).await);
                 }
-                Attached::WhenLive => self.wait_for(settled).await,
-                // It waits for room at each turn.
-                Attached::WhenRoom => {}
-                Attached::Ahead if !has_joined_anew => {
-                    // Another server may have been quicker: read the history before saying that there is no such id.
-                    has_joined_anew = true;
-                    self.shared.join_anew(&topic);
-                    self.wait_for(settled).await;
-                }
-                Attached::Ahead => self.wait_or_reset(ResetReason::UnknownId).await,
-                // Feeding waits for the client to read, so the response must be under way before it.
-                Attached::Behind if self.opening.is_awaited() => self.tell(),
-                Attached::Behind => {
-                    if !self.go_on().await {
-                        return;
-                    }
-                }
+                Begin::At { cursor, block } => return self.tell_place(start, block).then_some(cursor),
+                Begin::WhenLive => tokio::select! {
+                    () = joined => {}
+                    () = self.opening.ends() => {}
+                },
+                Begin::InHistory => match self.find_in_history(start).await {
+                    ControlFlow::Continue(next) => start = next,
+                    ControlFlow::Break(found) => return found,
+                },
             }
         }
-        self.tell();
-        self.count_outcome();
     }
 
-    async fn attach(&mut self) -> Attached {
-        // These need little room, and must not miss what comes while they wait for more.
-        if matches!(self.from, From::Latest | From::Last | From::Reset(_)) {
-            let attached = self.topic.state().attach(&self.lane, self.from);
-            if attached != Attached::WhenRoom {
-                return attached;
-            }
-            // It wants the newest event, of a topic of which no earlier place is known: whatever that is once there is room.
+    /// Tells the client its place and lets the response begin. Returns false if the client is gone.
+    fn tell_place(&mut self, start: StartAt, block: Option<Block>) -> bool {
+        if block.is_some_and(|block| self.stream.put(&block) != Put::Queued) {
+            return false;
         }
-        // What a client has missed needs room, which another topic of its stream may be about to use.
-        let outlet = self.lane.outlet.clone();
-        let turn = outlet.try_turn();
-        if turn.is_none() {
-            // Another one waits for room already.
-            self.tell();
+        if let StartAt::Reset(reason) = start {
+            self.shared.metrics.reset(reason, 1);
+            self.outcome = "reset";
         }
-        let _turn = match turn {
-            Some(turn) => turn,
-            None => outlet.turn().await,
-        };
-        if !outlet.has_room_now() {
-            // The client makes room by reading, for which the response must be under way.
-            self.tell();
-            outlet.has_room().await;
-        }
-        self.topic.state().attach(&self.lane, self.from)
-    }
-
-    /// Goes one page on in the history. False if the client is gone.
-    async fn go_on(&mut self) -> bool {
-        let fed = match self.from {
-            From::Last => self.find_last().await,
-            _ => self.feed().await,
-        };
-        match fed {
-            Ok(Fed::To(place)) => {
-                self.outcome = "history";
-                self.from = From::After(place);
-            }
-            Ok(Fed::Nothing(place)) => self.from = place.map_or(From::Latest, From::After),
-            Ok(Fed::Again) => {}
-            Ok(Fed::Forgotten) => self.wait_or_reset(ResetReason::HistoryGone).await,
-            Ok(Fed::Unproven) => self.from = From::Reset(ResetReason::HistoryGone),
-            Ok(Fed::Gone) => return false,
-            Err(PageError::NoRoom) => {
-                tracing::debug!(topic = %self.topic.topic, "a client waits for room for its history");
-            }
-            Err(PageError::Read(error)) => {
-                tracing::warn!(topic = %self.topic.topic, %error, "cannot read the history yet");
-                self.patience.pause(RETRY).await;
-            }
-        }
+        self.opening.report();
         true
     }
 
-    /// Waits before the next look whether Redis has been given back what it forgot. After that, the client is reset.
-    async fn wait_or_reset(&mut self, reason: ResetReason) {
-        if !self.patience.wait().await {
-            self.from = From::Reset(reason);
+    /// Looks for a start in the history. Breaks with the cursor behind the events that the client has been given,
+    /// or with `None` if it is gone; otherwise continues with another start.
+    async fn find_in_history(&mut self, start: StartAt) -> ControlFlow<Option<Cursor>, StartAt> {
+        if start == StartAt::Last {
+            return ControlFlow::Continue(match self.feed.find_last().await {
+                Ok(found) => found,
+                Err(error) => {
+                    self.pause(&error).await;
+                    start
+                }
+            });
+        }
+        // Feeding waits for the client to read.
+        self.opening.report();
+        match self.feed(None).await {
+            Fed::To(cursor) | Fed::NothingBefore(cursor) => ControlFlow::Break(Some(cursor)),
+            Fed::Again => ControlFlow::Continue(start),
+            Fed::Forgotten | Fed::Unproven => ControlFlow::Continue(StartAt::Reset(ResetReason::HistoryGone)),
+            Fed::Gone => ControlFlow::Break(None),
         }
     }
 
-    /// Waits for the topic, but lets the response begin when that takes too long.
-    async fn wait_for(&mut self, settled: impl Future<Output = ()>) {
-        tokio::pin!(settled);
-        tokio::select! {
-            () = &mut settled => return,
-            () = self.opening.ends() => {}
+    /// Continues behind a cursor until the client is attached or gone. Returns the reason if it has to be
+    /// reset.
+    async fn follow(&mut self, mut cursor: Cursor) -> Option<ResetReason> {
+        let topic = self.topic.clone();
+        let mut has_joined_anew = false;
+        loop {
+            let mut joined = pin!(topic.join_ended.notified());
+            joined.as_mut().enable();
+            self.tell_refusal();
+            let attached = {
+                // Another topic of the stream may be about to use the room.
+                let _room = self.stream.queue.room_for(0).await;
+                topic.state().attach(&self.stream, cursor)
+            };
+            match attached {
+                Attached::Yes => {
+                    self.count_outcome();
+                    return None;
+                }
+                Attached::Gone => return None,
+                Attached::Partly(here) => cursor = here,
+                Attached::WhenLive => joined.await,
+                Attached::Ahead if !has_joined_anew => {
+                    // Another server may have been quicker: read the history before saying that there is no
+                    // such id.
+                    has_joined_anew = true;
+                    self.shared.join_anew(&topic);
+                    joined.await;
+                }
+                Attached::Ahead if self.backoff.wait().await => {}
+                Attached::Ahead => return Some(ResetReason::UnknownId),
+                Attached::Behind => match self.feed(Some(cursor)).await {
+                    Fed::To(here) | Fed::NothingBefore(here) => cursor = here,
+                    Fed::Again => {}
+                    // Redis may get back what it has forgotten.
+                    Fed::Forgotten if self.backoff.wait().await => {}
+                    Fed::Forgotten | Fed::Unproven => return Some(ResetReason::HistoryGone),
+                    Fed::Gone => return None,
+                },
+            }
         }
-        self.open_unplaced();
-        settled.await;
     }
 
-    /// Says that the client's place is known.
-    fn tell(&mut self) {
-        self.opening.tell();
+    /// Gives the client the next page of the history, and pauses where there is none yet.
+    async fn feed(&mut self, after: Option<Cursor>) -> Fed {
+        match self.feed.feed(after).await {
+            Ok(Fed::To(cursor)) => {
+                if self.outcome == "memory" {
+                    self.outcome = "history";
+                }
+                Fed::To(cursor)
+            }
+            Ok(Fed::NothingBefore(cursor)) => match self.stream.put(&frame::cursor(cursor)) {
+                Put::Queued => Fed::NothingBefore(cursor),
+                Put::Gone | Put::CutOff => Fed::Gone,
+            },
+            Ok(Fed::Again) => {
+                self.backoff.pause(RETRY).await;
+                Fed::Again
+            }
+            Ok(fed) => fed,
+            Err(error) => {
+                self.pause(&error).await;
+                Fed::Again
+            }
+        }
     }
 
-    /// Lets the response begin although the client's place is not known.
+    async fn pause(&mut self, error: &FeedError) {
+        match error {
+            // It has waited for long already.
+            FeedError::NoRoom => {
+                tracing::debug!(topic = %self.topic.topic, "a client waits for room for its history");
+            }
+            FeedError::Read(error) => {
+                tracing::warn!(topic = %self.topic.topic, %error, "cannot read the history yet");
+                self.backoff.pause(RETRY).await;
+            }
+        }
+    }
+
+    fn is_newly_refused(&self) -> bool {
+        self.topic.is_refused() && !self.has_told_refusal
+    }
+
+    /// Tells the client once that Redis refuses the topic.
+    fn tell_refusal(&mut self) {
+        if self.is_newly_refused() {
+            self.has_told_refusal = true;
+            // A client that is gone need not be told.
+            let _put = self.stream.queue.put_bytes(frame::topic_refused(&self.topic.topic));
+        }
+    }
+
+    /// Whether the client begins with events that come once its place is known.
+    fn wants_newest(&self) -> bool {
+        matches!(self.asked, StartAt::Latest | StartAt::Last)
+    }
+
+    /// Lets the response begin although the client's place is not known, and returns where the client begins
+    /// then.
     ///
-    /// From here on the client believes that it is connected. What is committed before its place is known it would miss
-    /// without knowing, unless it named its place or wants all there is: so it begins with a reset then. If it is cut off
-    /// before that, this id makes it come back as one that is reset, and not as one that is new.
-    fn open_unplaced(&mut self) {
+    /// From here on the client believes that it is connected. It would miss the events that are committed
+    /// before its place is known, unless it named its place or wants all there is: so it begins with a reset.
+    /// If it is cut off before that, this id makes it come back as a client that is reset, and not as a new
+    /// one.
+    fn open_unplaced(&mut self, start: StartAt) -> StartAt {
         if !self.opening.is_awaited() {
-            return;
+            return start;
         }
-        if matches!(self.wanted, From::Latest | From::Last) {
-            self.from = From::Reset(ResetReason::JoinedLate);
-        }
-        if matches!(self.from, From::Reset(_)) {
+        let start = if self.wants_newest() { StartAt::Reset(ResetReason::JoinedLate) } else { start };
+        if matches!(start, StartAt::Reset(_)) {
             // A client that is gone needs no id.
-            let _put = self.lane.put(&frame::cursor(Cursor::UNKNOWN));
+            let _put = self.stream.put(&frame::cursor(Cursor::UNKNOWN));
         }
-        self.tell();
+        self.opening.report();
+        start
     }
 
     fn count_outcome(&self) {
-        let mut outcome = self.outcome;
-        if let From::Reset(reason) = self.from {
-            self.shared.metrics.reset(reason, 1);
-            outcome = "reset";
-        }
-        if matches!(self.wanted, From::After(_) | From::Reset(_)) {
-            self.shared.metrics.resumed(outcome);
-        }
-    }
-
-    /// Gives the client of the next page of the history what it has room for.
-    ///
-    /// A stream has one page at a time, also one of several topics, and reads it only when the client has taken what it was
-    /// given. What there is no room for is let go of and read again: a client that does not read holds no page.
-    async fn feed(&mut self) -> Result<Fed, PageError> {
-        let outlet = self.lane.outlet.clone();
-        let _turn = outlet.turn().await;
-        outlet.has_room_for(READ_BYTES).await;
-        let after = match self.from {
-            From::After(place) => Some(place),
-            _ => None,
-        };
-        let (frames, end) = match self.page(after).await? {
-            Page::Follows { frames, end } => (frames, end),
-            Page::Hole => return Ok(Fed::Unproven),
-            // The place itself is gone together with all that followed it: nothing proves that nothing followed.
-            Page::Nothing if after.is_some() => return Ok(Fed::Forgotten),
-            Page::Nothing => return Ok(self.find_nothing(None).await?),
-        };
-        let Some(last) = frames.last().map(|frame| Cursor::After(frame.id)) else {
-            return Ok(self.stay(after, end).await?);
-        };
-        self.largest = frames.iter().map(|frame| frame.block.len()).max().unwrap_or_default();
-        self.count = next_count(frames.len(), bytes_of_frames(&frames));
-        let begun = after.and_then(Cursor::id);
-        let mut place = begun;
-        for frame in frames.iter() {
-            if let Some(here) = place.filter(|here| Some(*here) != begun && !outlet.has_room_now()) {
-                return Ok(Fed::To(Cursor::After(here)));
-            }
-            let reset = frame::rebased(place.replace(frame.id), frame.id, &self.topic.topic);
-            self.shared.metrics.reset(ResetReason::Rebased, usize::from(reset.is_some()));
-            for block in reset.iter().chain([&frame.block]).filter(|block| !block.is_empty()) {
-                if self.lane.put(block) != Put::Queued {
-                    return Ok(Fed::Gone);
-                }
-            }
-        }
-        Ok(Fed::To(last))
-    }
-
-    /// The history has nothing that follows the client's place.
-    async fn stay(&mut self, after: Option<Cursor>, end: PageEnd) -> Result<Fed, ReadError> {
-        match after {
-            _ if end == PageEnd::Hole => Ok(Fed::Unproven),
-            Some(Cursor::Start { seen_ms }) if end == PageEnd::Last => self.find_nothing(Some(seen_ms)).await,
-            _ => {
-                // The topic stands elsewhere all the same: look again, but not in a hot loop.
-                self.patience.pause(RETRY).await;
-                Ok(Fed::Again)
-            }
-        }
-    }
-
-    /// Finds the place before the newest event, which is too large to be kept in memory.
-    async fn find_last(&mut self) -> Result<Fed, PageError> {
-        let _room = self.shared.held.room(PAYLOAD_BYTES_MAX).await.ok_or(PageError::NoRoom)?;
-        self.shared.metrics.history_reads.inc();
-        let newest = self.shared.history.newest(&self.topic.topic, 1).await.map_err(PageError::Read)?;
-        self.from = match newest.first().map(|newest| newest.prev) {
-            None => From::Latest,
-            Some(Prev::Event(before)) => From::After(Cursor::After(before)),
-            Some(Prev::First | Prev::Unknown) => From::Earliest,
-        };
-        Ok(Fed::Again)
-    }
-
-    /// Makes sure that there is no history, and that there has been none since `seen_ms`: the page may be of a moment ago.
-    /// The topic's place is taken before the look, so that what comes after the look comes after the place.
-    async fn find_nothing(&mut self, seen_ms: Option<u64>) -> Result<Fed, ReadError> {
-        let (place, newest_ms) = {
-            let state = self.topic.state();
-            (state.place(), state.newest_ms())
-        };
-        self.shared.metrics.history_reads.inc();
-        let Some(absence) = self.shared.history.absence(&self.topic.topic).await? else {
-            self.patience.pause(RETRY).await;
-            return Ok(Fed::Again);
-        };
-        let Some(seen_ms) = seen_ms else { return Ok(Fed::Nothing(place)) };
-        if !absence.proves_none_since(seen_ms) {
-            return Ok(Fed::Unproven);
-        }
-        // This server has reset the topic's clients since, as something may be missing.
-        if matches!(place, Some(Cursor::Start { seen_ms: since_ms }) if since_ms > seen_ms) {
-            return Ok(Fed::Unproven);
-        }
-        // This server has seen an event since: Redis has forgotten it.
-        let has_forgotten = place.and_then(Cursor::id).is_some() && newest_ms >= seen_ms;
-        Ok(if has_forgotten { Fed::Forgotten } else { Fed::Nothing(place) })
-    }
-
-    /// Room for the page that is read next, going by the one before it. Of the first one nothing is known.
-    async fn room(&self) -> Option<Room> {
-        let largest = if self.largest == 0 { PAYLOAD_BYTES_MAX } else { self.largest };
-        let bytes = self.count.saturating_mul(largest).min(READ_BYTES.max(FIRST_READ * largest));
-        if !self.shared.held.has_room(bytes) {
-            self.shared.metrics.room_waits.inc();
-            self.shared.pages.make_room();
-        }
-        self.shared.held.room(bytes).await
-    }
-
-    /// The page of the history behind this place, or its first one.
-    async fn page(&self, after: Option<Cursor>) -> Result<Page, PageError> {
-        let key = Key { topic: self.topic.topic.clone(), after, count: self.count };
-        let read = async || {
-            // Taken before the page is there; then its events are counted themselves.
-            let room = self.room().await.ok_or(PageError::NoRoom)?;
-            // The semaphore is never closed.
-            let _permit = self.shared.reads.acquire().await;
-            let page = match after {
-                Some(place) => read_after(&self.shared, &self.topic, place, self.count).await?,
-                None => read_first(&self.shared, &self.topic, self.count).await?,
-            };
-            drop(room);
-            Ok::<Page, PageError>(page)
-        };
-        self.shared.pages.get(key, read).await
-    }
-}
-
-/// What the response waits for before it begins: that the client's place is known, but not for long.
-pub(crate) struct Opening {
-    /// Told as soon as the place is known, or is not waited for any longer.
-    placed: Option<oneshot::Sender<()>>,
-    /// Until when it is waited for.
-    until: Instant,
-    /// The response has begun without waiting any longer.
-    opened: CancellationToken,
-}
-
-impl Opening {
-    pub(crate) fn new(placed: oneshot::Sender<()>, opened: CancellationToken) -> Self {
-        Self { placed: Some(placed), until: Instant::now() + WAIT_FOR_PLACE, opened }
-    }
-
-    /// Whether the response still waits for this word, as far as is known.
-    fn is_awaited(&self) -> bool {
-        self.placed.is_some()
-    }
-
-    /// Whether the response has begun without waiting for this word.
-    fn has_begun(&self) -> bool {
-        self.is_awaited() && self.opened.is_cancelled()
-    }
-
-    /// Whether it has, or is to begin now.
-    fn is_over(&self) -> bool {
-        self.has_begun() || self.is_awaited() && Instant::now() >= self.until
-    }
-
-    /// Waits until then; for ever if it was given.
-    async fn ends(&self) {
-        if !self.is_awaited() {
-            return std::future::pending().await;
-        }
-        tokio::select! {
-            () = self.opened.cancelled() => {}
-            () = sleep_until(self.until) => {}
-        }
-    }
-
-    /// Says that the response may begin.
-    fn tell(&mut self) {
-        if let Some(placed) = self.placed.take() {
-            // Nobody takes its word when the client is gone, or the response has begun.
-            let _sent = placed.send(());
+        if matches!(self.asked, StartAt::After(_) | StartAt::Reset(_)) {
+            self.shared.metrics.resumed(self.outcome);
         }
     }
 }
 
-/// A start that was seen longer ago than histories are kept proves nothing: events may have come and expired since.
-fn fresh(shared: &Shared, from: From) -> From {
-    let From::After(Cursor::Start { seen_ms }) = from else { return from };
-    if from == From::After(Cursor::UNKNOWN) {
-        return From::Reset(ResetReason::JoinedLate);
+fn now_ms() -> u64 {
+    u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0)
+}
+
+/// The start, or a reset for a start of a topic that was seen longer ago than histories are kept: it proves
+/// nothing, as events may have come and expired since.
+fn unless_too_old(start: StartAt, now_ms: u64, history_ttl: Duration) -> StartAt {
+    let StartAt::After(Cursor::Start { seen_ms }) = start else { return start };
+    if start == StartAt::After(Cursor::UNKNOWN) {
+        return StartAt::Reset(ResetReason::JoinedLate);
     }
-    let now = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0);
-    let age = Duration::from_millis(now.saturating_sub(seen_ms));
-    let ahead = Duration::from_millis(seen_ms.saturating_sub(now));
+    let age = Duration::from_millis(now_ms.saturating_sub(seen_ms));
+    let ahead = Duration::from_millis(seen_ms.saturating_sub(now_ms));
     // A clock stood wrong when the place was seen, or does now: how old it is cannot be told.
-    let is_fresh = age <= shared.history_ttl.saturating_sub(CLOCKS_DIFFER) && ahead <= CLOCKS_DIFFER;
-    if is_fresh { from } else { From::Reset(ResetReason::HistoryGone) }
+    let is_fresh = age <= history_ttl.saturating_sub(CLOCKS_DIFFER) && ahead <= CLOCKS_DIFFER;
+    if is_fresh { start } else { StartAt::Reset(ResetReason::HistoryGone) }
 }

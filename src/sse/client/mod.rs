@@ -1,7 +1,9 @@
-//! One client: whether there is room for it, where it begins, and how it comes to where its topics are.
+//! One client: whether there is room for it, where it begins, and how it comes to the end of its topics.
 
 pub(crate) mod admin;
 pub(crate) mod admission;
 pub(crate) mod catch_up;
-pub(crate) mod later;
+mod history_feed;
 pub(crate) mod open;
+mod opening;
+pub(crate) mod retry_later;

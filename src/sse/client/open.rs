@@ -1,4 +1,4 @@
-//! Opening a stream: where it begins, whether there is room, and the response.
+//! Opens a stream: where it begins, whether there is room, and the response. Does not check who may have it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,38 +13,40 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::admission::{Guest, Place};
-use super::catch_up::{CatchUp, Opening};
+use super::admission::{StreamGuard, StreamRequest};
+use super::catch_up::CatchUp;
+use super::opening::Opening;
 use crate::auth::UserId;
 use crate::event::Topic;
 use crate::http::Connection;
 use crate::sse::hub::Hub;
-use crate::sse::queue::send_queue::{Put, StreamBody};
+use crate::sse::queue::send_queue::Put;
+use crate::sse::queue::stream_body::StreamBody;
 use crate::sse::shared::Shared;
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::{self, ResetReason};
-use crate::sse::wire::multi_topic::{Lanes, Several};
+use crate::sse::wire::multi_topic::{MultiTopic, StreamCursors};
 use crate::sse::wire::refusal::Refusal;
-use crate::sse::wire::start::{From, Start};
+use crate::sse::wire::start::{Start, StartAt};
 
-/// A client that is refused comes back after this many times the usual wait: others need the time to leave.
+/// A client that is refused reconnects after this many times the usual wait: others need the time to leave.
 const REFUSED_WAIT: u32 = 3;
 
 /// The query of a stream's URL.
 ///
-/// Of a parameter that stands there more than once the last counts: clients that reconnect by themselves add theirs at the
-/// end. Other parameters are left alone.
+/// Where a parameter occurs more than once the last one counts: clients that reconnect by themselves append
+/// theirs. Other parameters are ignored.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(try_from = "Vec<(String, String)>")]
 pub struct StreamQuery {
-    /// Continue after this id. For a first connection: a browser that reconnects sends the same URL again, and the header
-    /// with its newest id then wins.
+    /// Continue after this id. For a first connection: a browser that reconnects sends the same URL again,
+    /// and the header with its newest id then wins.
     pub last_event_id: Option<String>,
     /// Where a first connection begins: `latest` (the default), `last` or `earliest`.
     pub from: Option<Start>,
 }
 
-/// A stream's `from` is none of those that there are.
+/// The query's `from` is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("from is 'latest' (the default), 'last' or 'earliest'")]
 pub struct StartError;
@@ -72,138 +74,142 @@ impl TryFrom<Vec<(String, String)>> for StreamQuery {
     }
 }
 
-/// A stream that somebody may have.
+/// A stream that a user is allowed to have.
 #[derive(Debug, Clone)]
-pub struct Wanted {
-    /// What it tells of.
+pub struct StreamGrant {
+    /// Its topics.
     pub topics: Topics,
-    /// Whose it is: a user may have so many.
+    /// The user, whose streams are limited.
     pub user: UserId,
-    /// When the right to it ends.
+    /// When the stream ends because the token expires.
     pub expires_at: Option<DateTime<Utc>>,
 }
 
-/// What a stream tells of.
+/// The topics of a stream.
 #[derive(Debug, Clone)]
 pub enum Topics {
     /// One topic; its ids are those of the topic's history.
     One(Topic),
-    /// Several, or one that others may join; its ids hold a cursor for each.
-    Several(Several),
+    /// One or more topics; its ids hold a cursor for each.
+    Multi(MultiTopic),
 }
 
 impl Topics {
     fn list(&self) -> &[Topic] {
         match self {
             Self::One(topic) => std::slice::from_ref(topic),
-            Self::Several(several) => several.topics(),
+            Self::Multi(multi_topic) => multi_topic.topics(),
         }
     }
 }
 
-/// Opens a stream. The caller has made sure that the client may have it.
+/// Opens a stream. The caller has checked that the client may have it.
 ///
-/// The answer is always 200: EventSource gives up for ever on anything else. Where there is no room it says when to come
-/// back, and ends.
+/// The answer is always 200: EventSource gives up for ever on any other status. Where there is no room the
+/// stream says when to reconnect, and ends.
 pub async fn open(
     hub: &Hub,
-    wanted: Wanted,
+    grant: StreamGrant,
     headers: &HeaderMap,
     query: &StreamQuery,
     connection: Connection,
 ) -> Response {
     let shared = &hub.0;
-    let begin = begin_of(&wanted.topics, headers, query);
-    let lanes = match &wanted.topics {
+    let starts = starts_of(&grant.topics, headers, query);
+    let cursors = match &grant.topics {
         Topics::One(_) => None,
-        Topics::Several(several) => Some(Lanes::new(several, &begin)),
+        Topics::Multi(multi_topic) => Some(StreamCursors::new(multi_topic, &starts)),
     };
-    let expires_at = wanted.expires_at.map(|at| {
+    let expires_at = grant.expires_at.map(|at| {
         let left = (at - Utc::now()).to_std().unwrap_or(Duration::ZERO);
         Instant::now() + left
     });
-    let topics = wanted.topics.list().into();
-    let (user, peer) = (wanted.user, connection.peer);
-    match shared.admit(Guest { user: user.clone(), topics, lanes, expires_at, connection }) {
+    let topics = grant.topics.list().into();
+    let (user, peer) = (grant.user, connection.peer);
+    match shared.admit(StreamRequest { user: user.clone(), topics, cursors, expires_at, connection }) {
         Err(refusal) => {
-            // A full server refuses thousands a minute: counted always, named only to whoever asks.
+            // A full server refuses thousands a minute: always counted, logged at debug level only.
             tracing::debug!(%user, %peer, reason = refusal.as_str(), "refused");
             refused(shared, refusal)
         }
-        Ok(place) => {
-            let place = Arc::new(place);
+        Ok(guard) => {
+            let guard = Arc::new(guard);
             // The first bytes at once, so that `open` fires and proxies let the response through.
-            let _queued: Put = place.outlet.put_bytes(frame::retry(shared.retry_after(1)));
-            // Made before anything is awaited: if the request is given up meanwhile, dropping it gives up the place.
-            let body = StreamBody::new(place.outlet.clone(), place.clone());
-            attach(shared, &place, &begin).await;
-            stream(Body::new(body))
+            let _queued: Put = guard.queue.put_bytes(frame::retry(shared.retry_after(1)));
+            // Made before the first await: if the request is given up meanwhile, dropping the body drops the
+            // guard.
+            let body = StreamBody::new(guard.queue.clone(), guard.clone());
+            attach(shared, &guard, &starts).await;
+            event_stream(Body::new(body))
         }
     }
 }
 
-/// Attaches the stream to its topics, and waits until its place in each is known, or is not waited for any longer.
-async fn attach(shared: &Arc<Shared>, place: &Arc<Place>, begin: &[From]) {
-    let mut all_placed = Vec::with_capacity(begin.len());
-    // Told when the response begins without waiting any longer.
+/// Starts to bring the stream to the end of its topics. Waits until its place in each is known, but not for
+/// long.
+async fn attach(shared: &Arc<Shared>, guard: &Arc<StreamGuard>, starts: &[StartAt]) {
+    let mut all_placed = Vec::with_capacity(starts.len());
+    // Cancelled when the response begins without waiting any longer.
     let opened = CancellationToken::new();
-    for ((topic, lane), from) in place.lanes().zip(begin) {
+    for ((topic, stream), from) in guard.stream_topics().zip(starts) {
         let (placed, is_placed) = oneshot::channel();
-        let catch_up = CatchUp::new(shared.clone(), topic, lane, *from, Opening::new(placed, opened.clone()));
-        tokio::spawn(catch_up_unless_gone(place.clone(), catch_up));
+        let catch_up =
+            CatchUp::new(shared.clone(), topic, stream, *from, Opening::new(placed, opened.clone()));
+        tokio::spawn(catch_up_unless_gone(guard.clone(), catch_up));
         all_placed.push(is_placed);
     }
     tokio::select! {
-        // A lane whose client is gone says nothing any more; there is nothing to wait for then.
+        // A client that is gone reports no place: its sender is dropped.
         _placed_or_gone = futures_util::future::join_all(all_placed) => {}
         // Events of the other topics come meanwhile, and the client can read none of them yet.
-        () = place.outlet.fills() => opened.cancel(),
+        () = guard.queue.wait_until_half_full() => opened.cancel(),
     }
 }
 
-/// Ends when the client leaves, which the body's end tells.
-async fn catch_up_unless_gone(place: Arc<Place>, catch_up: CatchUp) {
+/// Ends when the client is gone: dropping the body closes the queue.
+async fn catch_up_unless_gone(guard: Arc<StreamGuard>, catch_up: CatchUp) {
     tokio::select! {
-        () = place.outlet.gone().cancelled() => {}
+        () = guard.queue.closed() => {}
         () = catch_up.run() => {}
     }
 }
 
-/// Where the stream begins in each topic: the header wins, as it is newer than the URL of a browser that reconnects.
-fn begin_of(topics: &Topics, headers: &HeaderMap, query: &StreamQuery) -> Vec<From> {
+/// Where the stream begins in each topic: the header wins, as it is newer than the URL of a browser that
+/// reconnects.
+fn starts_of(topics: &Topics, headers: &HeaderMap, query: &StreamQuery) -> Vec<StartAt> {
     const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
     let from_header = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
     let is_some = |id: &&str| !id.is_empty();
     let id = from_header.filter(is_some).or(query.last_event_id.as_deref()).filter(is_some);
     let fresh = match query.from.unwrap_or(Shared::default_start()) {
-        Start::Latest => From::Latest,
-        Start::Last => From::Last,
-        Start::Earliest => From::Earliest,
+        Start::Latest => StartAt::Latest,
+        Start::Last => StartAt::Last,
+        Start::Earliest => StartAt::Earliest,
     };
     let begin = match (id, topics) {
         (None, _) => None,
-        (Some(id), Topics::One(_)) => Some(Cursor::parse(id).ok().map(|cursor| vec![From::After(cursor)])),
-        (Some(id), Topics::Several(several)) => Some(several.begin(id, fresh)),
+        (Some(id), Topics::One(_)) => Some(Cursor::parse(id).ok().map(|cursor| vec![StartAt::After(cursor)])),
+        (Some(id), Topics::Multi(multi_topic)) => Some(multi_topic.starts(id, fresh)),
     };
     let all = |from| vec![from; topics.list().len()];
     match begin {
         None => all(fresh),
         Some(Some(begin)) => begin,
-        Some(None) => all(From::Reset(ResetReason::BadId)),
+        Some(None) => all(StartAt::Reset(ResetReason::BadId)),
     }
 }
 
-/// The answer to a client for which there is no stream now: when to come back, and why.
+/// The answer to a client that gets no stream now: when to reconnect, and why.
 pub(crate) fn refused(shared: &Shared, refusal: Refusal) -> Response {
     shared.metrics.refused(refusal);
     let wait = shared.retry_after(REFUSED_WAIT);
-    let told = [frame::retry(wait), frame::refused(refusal, wait)].concat();
-    let mut response = stream(Body::from(Bytes::from(told)));
+    let text = [frame::retry(wait), frame::refused(refusal, wait)].concat();
+    let mut response = event_stream(Body::from(Bytes::from(text)));
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
-fn stream(body: Body) -> Response {
+fn event_stream(body: Body) -> Response {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -218,30 +224,30 @@ mod tests {
     use super::*;
     use crate::event::StreamId;
 
-    fn begin(header: Option<&'static str>, query: Option<&str>, from: Option<Start>) -> From {
+    fn begin(header: Option<&'static str>, query: Option<&str>, from: Option<Start>) -> StartAt {
         let mut headers = HeaderMap::new();
         if let Some(id) = header {
             headers.insert("last-event-id", HeaderValue::from_static(id));
         }
         let topics = Topics::One(Topic::new("t").expect("a topic"));
-        begin_of(&topics, &headers, &StreamQuery { last_event_id: query.map(str::to_owned), from })[0]
+        starts_of(&topics, &headers, &StreamQuery { last_event_id: query.map(str::to_owned), from })[0]
     }
 
     #[test]
     fn the_header_wins_over_the_url_and_both_over_the_start() {
-        let after = |seq| From::After(Cursor::After(StreamId::new(1, seq)));
+        let after = |seq| StartAt::After(Cursor::After(StreamId::new(1, seq)));
         assert_eq!(begin(Some("1-9"), Some("1-4"), Some(Start::Last)), after(9));
         assert_eq!(begin(None, Some("1-4"), Some(Start::Last)), after(4));
-        assert_eq!(begin(None, None, Some(Start::Last)), From::Last);
-        assert_eq!(begin(None, None, None), From::Latest);
-        assert_eq!(begin(Some(""), None, None), From::Latest);
+        assert_eq!(begin(None, None, Some(Start::Last)), StartAt::Last);
+        assert_eq!(begin(None, None, None), StartAt::Latest);
+        assert_eq!(begin(Some(""), None, None), StartAt::Latest);
         assert_eq!(begin(Some(""), Some("1-4"), None), after(4), "an empty header says nothing");
     }
 
     #[test]
     fn an_id_that_is_none_is_a_reset_and_never_ignored() {
         for bad in ["x", "1", "1-2-3", "null", "1-2,1-3"] {
-            assert_eq!(begin(Some(bad), None, None), From::Reset(ResetReason::BadId), "{bad}");
+            assert_eq!(begin(Some(bad), None, None), StartAt::Reset(ResetReason::BadId), "{bad}");
         }
     }
 }

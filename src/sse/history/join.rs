@@ -1,15 +1,15 @@
-//! The one joining procedure: for a topic's first client, after Redis was away, for a hole, and for a quiet topic that
-//! does not stand at the end of its history.
+//! The one joining procedure: for a topic's first client, after Redis was away, for a hole, and for a quiet
+//! topic that is not at the end of its history.
 //!
-//! Buffer what is heard; subscribe and wait for the confirmation; read the history after the topic's place; merge by id;
-//! check that each event's `prev` fits; let go. A hole that the history cannot fill is a reset. It runs once for a topic,
-//! however many clients wait for it.
+//! Keep the messages that come; subscribe and wait for the confirmation; read the history after the topic's
+//! place; merge by id; check that each event's `prev` fits; give the events to the clients. A hole that the
+//! history cannot fill is a reset. It runs once for a topic, however many clients wait for it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::backoff::{Backoff, RETRY};
 use super::read::{FIRST_READ, bytes_of_frames, next_count, read_after, read_newest};
-use super::waits::{Patience, RETRY};
 use crate::redis::history::ReadError;
 use crate::redis::subscriber::SubscribeError;
 use crate::sse::shared::Shared;
@@ -19,92 +19,105 @@ use crate::sse::topic::state::Joined;
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::{self, ResetReason};
 
-/// A heard event that does not fit behind the history after this many reads of it was never published by a relay: the
-/// history has an event before anybody can hear of it.
+/// A relay writes an event to the history before it publishes it. So no relay has published an event that
+/// does not fit behind the history after this many reads.
 const READS_FOR_A_HOLE: u32 = 2;
 /// A topic whose history Redis refuses this often in a row counts as refused.
 const REFUSED_READS: u32 = 3;
 
-/// What a read of the history has brought.
+/// The result of reading the history.
 enum Read {
-    /// The topic stands at its end.
+    /// The topic is at its end.
     AtEnd,
-    /// The history does not have the topic's place, nor anything later: Redis has forgotten it, or will have it again
-    /// once the relay has repaired it.
+    /// The history has neither the topic's place nor a later event: Redis has forgotten it, and may have it
+    /// again once the relay has repaired it.
     Forgotten,
 }
 
-/// Joins a topic: returns when it is live, or when the hub has let go of it.
-pub(crate) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
-    shared.metrics.joins.inc();
-    let mut failures = Patience::new(Duration::MAX);
-    let mut repair = Patience::new(shared.settings.repair_wait());
-    let (mut holes, mut refusals) = (0, 0);
-    while !topic.is_gone() {
-        topic.state().begin_round();
-        match shared.subscriber.subscribe(topic.topic.clone()).await {
-            Ok(()) => {}
-            // The next request waits for the next connection.
-            Err(SubscribeError::Lost) => {
-                failures.pause(RETRY).await;
-                continue;
-            }
-            Err(SubscribeError::Refused(reason)) => {
-                refuse(&shared, &topic, &reason);
-                failures.pause(RETRY).await;
-                continue;
-            }
-        }
-        match read(&shared, &topic).await {
-            Ok(Read::AtEnd) => {}
-            Ok(Read::Forgotten) => {
-                if repair.wait().await {
-                    continue;
-                }
-                if let Err(error) = begin(&shared, &topic, Some(ResetReason::Gap)).await {
-                    tracing::warn!(topic = %topic.topic, %error, "cannot join yet");
-                    continue;
-                }
-            }
-            Err(error) => {
-                refusals = if error.is_refusal() { refusals + 1 } else { 0 };
-                if refusals >= REFUSED_READS {
-                    refuse(&shared, &topic, &error.to_string());
-                } else {
-                    tracing::warn!(topic = %topic.topic, %error, "cannot join yet");
-                }
-                failures.pause(RETRY).await;
-                continue;
-            }
-        }
-        // A value of its own: the lock must not be held on in the branches.
-        let joined = topic.state().finish_join(holes + 1 >= READS_FOR_A_HOLE);
-        match joined {
-            Joined::Live => break,
-            Joined::Again => {}
-            Joined::Hole => holes += 1,
-        }
-    }
-    topic.set_refused(false);
-    topic.is_verified();
-    topic.settled.notify_waiters();
+/// One join.
+struct Join {
+    shared: Arc<Shared>,
+    topic: Arc<SharedTopic>,
+    retry: Backoff,
+    /// The wait for the relay to repair Redis.
+    repair: Backoff,
+    /// Rounds that ended with an event that does not fit.
+    holes: u32,
+    /// Reads in a row that Redis refused.
+    refusals: u32,
 }
 
-/// Tells the clients of a topic that Redis does not let this server read it: once, while it is tried again and again. Their
-/// streams stay open, as other topics of theirs flow on.
+/// Joins a topic. Returns when it is live, or when the hub has released it.
+pub(crate) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
+    shared.metrics.joins.inc();
+    let repair = Backoff::new(shared.settings.repair_wait());
+    let retry = Backoff::new(Duration::MAX);
+    let mut join = Join { shared, topic: topic.clone(), retry, repair, holes: 0, refusals: 0 };
+    while !topic.is_released() && !join.round().await {}
+    topic.set_refused(false);
+    topic.mark_verified();
+    topic.join_ended.notify_waiters();
+}
+
+impl Join {
+    /// Subscribes to the topic and reads its history. Returns whether the topic is live.
+    async fn round(&mut self) -> bool {
+        self.topic.state().begin_round();
+        if !self.subscribe().await || !self.read().await {
+            return false;
+        }
+        let joined = self.topic.state().finish_join(self.holes + 1 >= READS_FOR_A_HOLE);
+        self.holes += u32::from(joined == Joined::Hole);
+        joined == Joined::Live
+    }
+
+    /// Returns false, after a wait, if there is no subscription yet.
+    async fn subscribe(&mut self) -> bool {
+        match self.shared.subscriber.subscribe(self.topic.topic.clone()).await {
+            Ok(()) => return true,
+            // The next subscription waits for the next connection.
+            Err(SubscribeError::Lost) => {}
+            Err(SubscribeError::Refused(reason)) => refuse(&self.shared, &self.topic, &reason),
+        }
+        self.retry.pause(RETRY).await;
+        false
+    }
+
+    /// Brings the topic to the end of its history. Returns false, after a wait, if that cannot be read yet.
+    async fn read(&mut self) -> bool {
+        let read = match read(&self.shared, &self.topic).await {
+            Ok(Read::AtEnd) => return true,
+            Ok(Read::Forgotten) if self.repair.wait().await => return false,
+            Ok(Read::Forgotten) => begin(&self.shared, &self.topic, Some(ResetReason::Gap)).await,
+            Err(error) => Err(error),
+        };
+        let Err(error) = read else { return true };
+        self.refusals = if error.is_refusal() { self.refusals + 1 } else { 0 };
+        if self.refusals >= REFUSED_READS {
+            refuse(&self.shared, &self.topic, &error.to_string());
+        } else {
+            tracing::warn!(topic = %self.topic.topic, %error, "cannot join yet");
+        }
+        self.retry.pause(RETRY).await;
+        false
+    }
+}
+
+/// Tells the clients of a topic once that Redis does not let this server read it. Their streams stay open,
+/// because they may have other topics; the join goes on trying.
 fn refuse(shared: &Shared, topic: &SharedTopic, reason: &str) {
     if topic.set_refused(true) {
         return;
     }
     tracing::warn!(topic = %topic.topic, reason, "Redis refuses this topic; it is tried again");
     shared.metrics.topics_refused.inc();
-    let told = frame::topic_refused(&topic.topic);
-    topic.state().tell_all(&told);
-    // Those that wait for the topic to be live look whether it is refused.
-    topic.settled.notify_waiters();
+    let refused = frame::topic_refused(&topic.topic);
+    topic.state().send_all(&refused);
+    // Clients that wait for the topic to be live look whether it is refused.
+    topic.join_ended.notify_waiters();
 }
 
-/// Reads what the history holds behind the topic's place, or begins anew where there is no place or no way on from it.
+/// Reads the events behind the topic's place, or begins anew where there is no place or no way on from it.
 async fn read(shared: &Shared, topic: &SharedTopic) -> Result<Read, ReadError> {
     // A permit is held for the reads of one topic; the semaphore is never closed.
     let _permit = shared.reads.acquire().await;
@@ -113,14 +126,14 @@ async fn read(shared: &Shared, topic: &SharedTopic) -> Result<Read, ReadError> {
         (state.place(), state.has_clients())
     };
     let Some(place) = place else {
-        // Nobody has been told anything yet. (Clients without a place are those of a history that had lost its entries.)
+        // Clients have been given nothing yet.
         begin(shared, topic, has_clients.then_some(ResetReason::Gap)).await?;
         return Ok(Read::AtEnd);
     };
     follow(shared, topic, place).await
 }
 
-/// Adds all that follows the place; begins anew where the history cannot prove that it holds all of it.
+/// Adds every event behind the place; begins anew where the history cannot prove that it holds all of them.
 async fn follow(shared: &Shared, topic: &SharedTopic, mut place: Cursor) -> Result<Read, ReadError> {
     let mut count = FIRST_READ;
     loop {
@@ -156,10 +169,10 @@ async fn has_expired(shared: &Shared, topic: &SharedTopic) -> Result<bool, ReadE
 /// Begins with the newest events of the history.
 async fn begin(shared: &Shared, topic: &SharedTopic, reason: Option<ResetReason>) -> Result<(), ReadError> {
     let (base, frames) = read_newest(shared, topic, shared.settings.recent_events).await?;
-    let told = topic.state().begin_with(base, frames, reason);
+    let clients = topic.state().begin_with(base, frames, reason);
     if let Some(reason) = reason {
-        tracing::warn!(topic = %topic.topic, clients = told, reason = reason.as_str(), "clients are reset");
-        shared.metrics.reset(reason, told);
+        tracing::warn!(topic = %topic.topic, clients, reason = reason.as_str(), "clients are reset");
+        shared.metrics.reset(reason, clients);
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
-//! Reading a topic's history: page by page, and to bring a topic to stand at its end.
+//! Reads a topic's history: page by page, and to bring a topic to the end of it. Gives nothing to clients
+//! itself.
 
+pub(crate) mod backoff;
 pub(crate) mod join;
 pub(crate) mod read;
-pub(crate) mod waits;

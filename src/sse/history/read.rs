@@ -1,4 +1,4 @@
-//! Reading a topic's history page by page, and what each page proves.
+//! Reads a topic's history page by page, and decides what each page proves.
 
 use std::sync::Arc;
 
@@ -77,18 +77,18 @@ fn page(shared: &Shared, topic: &SharedTopic, entries: Vec<Entry>, run: Run, cou
     Page::Follows { frames: following.map(|entry| frame_of(shared, topic, entry)).collect(), end }
 }
 
-/// What it proves that there are no entries.
+/// What a history without entries proves.
 async fn nothing(shared: &Shared, topic: &SharedTopic, place: Cursor) -> Result<Page, ReadError> {
     let seen_ms = match place {
         Cursor::Start { seen_ms } => seen_ms,
-        // Where a reader was taken to by a reset for what is lost: nothing has come since.
+        // The reset for a loss has led the reader here: no event has come since.
         Cursor::After(id) if shared.lost() == Some(id) => {
             return Ok(Page::Follows { frames: Arc::from([]), end: PageEnd::Last });
         }
         Cursor::After(_) => return Ok(Page::Nothing),
     };
     shared.metrics.history_reads.inc();
-    // `None`: one has begun since it was read, so read again.
+    // `None`: a history has begun since the read, so read again.
     let absence = shared.history.absence(&topic.topic).await?;
     let more = |end| Page::Follows { frames: Arc::from([]), end };
     Ok(match absence {
@@ -98,7 +98,8 @@ async fn nothing(shared: &Shared, topic: &SharedTopic, place: Cursor) -> Result<
     })
 }
 
-/// The newest events of the history that follow each other without a hole, `wanted` at most, and the place before them.
+/// The newest events of the history that follow each other without a hole, `wanted` at most, and the place
+/// before them.
 pub(crate) async fn read_newest(
     shared: &Shared,
     topic: &SharedTopic,
@@ -130,14 +131,14 @@ pub(crate) async fn read_newest(
     Ok((base, newest.into_iter().skip(skip).map(|entry| frame_of(shared, topic, entry)).collect()))
 }
 
-/// The start of a topic without a history: since when it is known that nothing is missing.
+/// The start of a topic without a history, with the time since when nothing is missing.
 async fn start_of_nothing(shared: &Shared, topic: &SharedTopic) -> Result<Cursor, ReadError> {
     shared.metrics.history_reads.inc();
     let absence = shared.history.absence(&topic.topic).await?.unwrap_or_default();
     Ok(if absence.proves_none_since(0) { Cursor::Start { seen_ms: 0 } } else { Cursor::start_now() })
 }
 
-/// How many entries to read next, after `count` of them had so many bytes.
+/// How many entries to read next, after `count` entries had this many bytes.
 pub(crate) fn next_count(count: usize, bytes: usize) -> usize {
     let each = (bytes / count.max(1)).max(1);
     (READ_BYTES / each).clamp(READ_ENTRIES.0, READ_ENTRIES.1)
@@ -152,9 +153,9 @@ fn bytes_of(entries: &[Entry]) -> usize {
     entries.iter().map(|entry| entry.event.as_ref().map_or(0, |(_, payload)| payload.len())).sum()
 }
 
-/// Frames an entry, and counts what it takes for all streams.
+/// Frames an entry, and counts its bytes in the budget of all streams.
 fn frame_of(shared: &Shared, topic: &SharedTopic, entry: Entry) -> Frame {
-    shared.held.frame(match entry.event {
+    shared.budget.frame(match entry.event {
         Some((event_type, payload)) => Frame::of_event(entry.id, &event_type, &payload, topic.naming),
         None => Frame::empty(entry.id),
     })

@@ -1,4 +1,4 @@
-//! Every open stream of a process: how many there may be, whose they are, and which of them take too little.
+//! The open streams of a process: their limits, their users, and which of them read too slowly.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -11,46 +11,46 @@ use tokio::time::Instant;
 
 use crate::auth::UserId;
 use crate::event::Topic;
-use crate::sse::queue::budget::Held;
-use crate::sse::queue::send_queue::{Load, Outlet};
+use crate::sse::queue::byte_budget::ByteBudget;
+use crate::sse::queue::send_queue::{Load, SendQueue};
 use crate::sse::wire::refusal::Refusal;
 
-/// How long a stream has taken nothing that is cut off so that others find room.
+/// A stream that has taken nothing for this long is cut off where others wait for room.
 const STUCK_AT_LEAST: Duration = Duration::from_secs(1);
 
 /// An open stream.
 #[derive(Debug, Clone)]
-pub(crate) struct Connected {
-    pub(crate) outlet: Arc<Outlet>,
+pub(crate) struct OpenStream {
+    pub(crate) queue: Arc<SendQueue>,
     pub(crate) user: UserId,
     pub(crate) topics: Arc<[Topic]>,
     pub(crate) peer: SocketAddr,
     pub(crate) since: DateTime<Utc>,
 }
 
-/// All of them.
+/// The open streams of a process.
 #[derive(Debug, Default)]
 pub(crate) struct Connections(Mutex<Open>);
 
 #[derive(Debug, Default)]
 struct Open {
-    by_number: HashMap<u64, Connected>,
+    by_number: HashMap<u64, OpenStream>,
     of_user: HashMap<UserId, Taken>,
 }
 
-/// What one user has.
+/// The streams and topics of one user.
 #[derive(Debug, Clone, Copy, Default)]
 struct Taken {
     streams: usize,
     topics: usize,
 }
 
-/// How many streams there may be. What a user may have is 0 for as many as come.
+/// How many streams there may be. 0 means no limit for a user.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Most {
-    pub(crate) of_all: usize,
-    pub(crate) of_a_user: usize,
-    pub(crate) topics_of_a_user: usize,
+pub(crate) struct ConnectionLimits {
+    pub(crate) connections: usize,
+    pub(crate) connections_per_user: usize,
+    pub(crate) topics_per_user: usize,
 }
 
 impl Connections {
@@ -58,27 +58,27 @@ impl Connections {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a stream in, if there is room for it.
-    pub(crate) fn admit(&self, connected: Connected, most: Most) -> Result<(), Refusal> {
+    /// Adds a stream if the limits allow it.
+    pub(crate) fn admit(&self, connected: OpenStream, limits: ConnectionLimits) -> Result<(), Refusal> {
         let mut open = self.open();
-        if open.by_number.len() >= most.of_all {
+        if open.by_number.len() >= limits.connections {
             return Err(Refusal::Full);
         }
         let taken = open.of_user.get(&connected.user).copied().unwrap_or_default();
         let taken = Taken { streams: taken.streams + 1, topics: taken.topics + connected.topics.len() };
-        if most.of_a_user > 0 && taken.streams > most.of_a_user {
+        if limits.connections_per_user > 0 && taken.streams > limits.connections_per_user {
             return Err(Refusal::User);
         }
-        if most.topics_of_a_user > 0 && taken.topics > most.topics_of_a_user {
+        if limits.topics_per_user > 0 && taken.topics > limits.topics_per_user {
             return Err(Refusal::UserTopics);
         }
         open.of_user.insert(connected.user.clone(), taken);
-        open.by_number.insert(connected.outlet.number(), connected);
+        open.by_number.insert(connected.queue.number(), connected);
         Ok(())
     }
 
-    /// Lets go of one.
-    pub(crate) fn remove(&self, number: u64) -> Option<Connected> {
+    /// Removes a stream.
+    pub(crate) fn remove(&self, number: u64) -> Option<OpenStream> {
         let mut open = self.open();
         let gone = open.by_number.remove(&number)?;
         if let Some(taken) = open.of_user.get_mut(&gone.user) {
@@ -91,37 +91,39 @@ impl Connections {
         Some(gone)
     }
 
-    /// Every stream's outlet.
-    pub(crate) fn outlets(&self) -> Vec<Arc<Outlet>> {
-        self.open().by_number.values().map(|connected| connected.outlet.clone()).collect()
+    /// Every stream's queue.
+    pub(crate) fn queues(&self) -> Vec<Arc<SendQueue>> {
+        self.open().by_number.values().map(|connected| connected.queue.clone()).collect()
     }
 
-    /// Cuts off the streams that take the least, worst first, until there is room. Streams for which nothing waits are left
-    /// alone, and those that take what they are given, unless more is held than may be. Returns how many were cut off.
-    pub(crate) fn relieve(&self, held: &Held) -> usize {
+    /// Cuts off the slowest streams, slowest first, until there is room. Spares streams for which nothing
+    /// waits, and streams that go on reading unless more is held than the limit. Returns how many were cut
+    /// off.
+    pub(crate) fn cut_off_slowest(&self, budget: &ByteBudget) -> usize {
         let now = Instant::now();
-        let loads = self.outlets().into_iter().map(|outlet| (outlet.load(now), outlet));
+        let loads = self.queues().into_iter().map(|queue| (queue.load(now), queue));
         let mut waiting: Vec<_> = loads.filter(|(load, _)| load.weight().1 > 0).collect();
         waiting.sort_by_key(|(load, _)| std::cmp::Reverse(load.weight()));
         let mut count = 0;
-        for (load, outlet) in waiting {
+        for (load, queue) in waiting {
             let is_enough =
-                if load.weight().0 >= STUCK_AT_LEAST { !held.is_short() } else { !held.is_over() };
+                if load.weight().0 >= STUCK_AT_LEAST { !budget.is_short() } else { !budget.is_over() };
             if is_enough {
                 break;
             }
-            outlet.cut_off_as_slow();
+            queue.cut_off_as_slow();
             count += 1;
         }
         count
     }
 
-    /// The streams that take the least, worst first: by how long they have taken nothing, then by what waits for them.
+    /// The slowest streams, slowest first: by how long they have taken nothing, then by the bytes that wait
+    /// for them.
     pub(crate) fn slowest(&self, top: usize) -> Slowest {
-        let connected: Vec<Connected> = self.open().by_number.values().cloned().collect();
+        let connected: Vec<OpenStream> = self.open().by_number.values().cloned().collect();
         let now = Instant::now();
-        let mut loads: Vec<(Load, &Connected)> =
-            connected.iter().map(|one| (one.outlet.load(now), one)).collect();
+        let mut loads: Vec<(Load, &OpenStream)> =
+            connected.iter().map(|one| (one.queue.load(now), one)).collect();
         loads.sort_by_key(|(load, _)| std::cmp::Reverse(load.weight()));
         Slowest {
             open: loads.len(),
@@ -131,18 +133,18 @@ impl Connections {
     }
 }
 
-/// What operators see of a process's streams.
+/// The streams of a process, as operators see them.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Slowest {
     /// Open streams.
     open: usize,
-    /// What waits for all of them, in bytes.
+    /// Bytes that wait for all of them.
     queued_bytes: usize,
     slowest: Vec<Stream>,
 }
 
-/// What operators see of one stream.
+/// One stream, as operators see it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Stream {
@@ -152,7 +154,7 @@ struct Stream {
     peer: String,
     since: String,
     queued_bytes: usize,
-    /// What the connection has taken from the queue, and not yet sent.
+    /// Bytes that the connection has taken from the queue and not yet sent.
     unsent_bytes: usize,
     sent_bytes: u64,
     /// How long it has taken nothing although something waits, in milliseconds.
@@ -160,9 +162,9 @@ struct Stream {
 }
 
 impl Stream {
-    fn of(connected: &Connected, load: Load) -> Self {
+    fn of(connected: &OpenStream, load: Load) -> Self {
         Self {
-            number: connected.outlet.number(),
+            number: connected.queue.number(),
             user: connected.user.clone(),
             topics: connected.topics.iter().map(ToString::to_string).collect(),
             peer: connected.peer.to_string(),
@@ -178,14 +180,14 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sse::queue::send_queue::Terms;
+    use crate::sse::queue::send_queue::SendLimits;
     use tokio_util::sync::CancellationToken;
 
-    fn connected(number: u64, user: &UserId) -> Connected {
-        let terms = Terms { queued_bytes: 1000, expires_at: None };
-        let outlet = Outlet::new(number, terms, None, CancellationToken::new());
-        Connected {
-            outlet: Arc::new(outlet),
+    fn connected(number: u64, user: &UserId) -> OpenStream {
+        let limits = SendLimits { queued_bytes: 1000, expires_at: None };
+        let queue = SendQueue::new(number, limits, None, CancellationToken::new());
+        OpenStream {
+            queue: Arc::new(queue),
             user: user.clone(),
             topics: Arc::new([]),
             peer: ([127, 0, 0, 1], 1).into(),
@@ -196,33 +198,34 @@ mod tests {
     #[test]
     fn a_user_has_so_many_streams_and_all_users_together_so_many() {
         let all = Connections::default();
-        let most = Most { of_all: 3, of_a_user: 2, topics_of_a_user: 0 };
+        let limits = ConnectionLimits { connections: 3, connections_per_user: 2, topics_per_user: 0 };
         let user = |name| UserId::new(name).expect("a user");
         let (ann, bob) = (&user("auth0|ann"), &user("17"));
-        assert_eq!(all.admit(connected(1, ann), most), Ok(()));
-        assert_eq!(all.admit(connected(2, ann), most), Ok(()));
-        assert_eq!(all.admit(connected(3, ann), most), Err(Refusal::User));
-        assert_eq!(all.admit(connected(4, bob), most), Ok(()));
-        assert_eq!(all.admit(connected(5, bob), most), Err(Refusal::Full));
+        assert_eq!(all.admit(connected(1, ann), limits), Ok(()));
+        assert_eq!(all.admit(connected(2, ann), limits), Ok(()));
+        assert_eq!(all.admit(connected(3, ann), limits), Err(Refusal::User));
+        assert_eq!(all.admit(connected(4, bob), limits), Ok(()));
+        assert_eq!(all.admit(connected(5, bob), limits), Err(Refusal::Full));
         all.remove(1);
         all.remove(1);
-        assert_eq!(all.admit(connected(6, ann), most), Ok(()));
-        let unlimited = Most { of_all: 100, ..Most { of_a_user: 0, ..most } };
+        assert_eq!(all.admit(connected(6, ann), limits), Ok(()));
+        let unlimited =
+            ConnectionLimits { connections: 100, ..ConnectionLimits { connections_per_user: 0, ..limits } };
         assert_eq!(all.admit(connected(7, ann), unlimited), Ok(()));
     }
 
     #[test]
     fn a_user_has_so_many_topics_in_all_of_their_streams() {
         let all = Connections::default();
-        let most = Most { of_all: 9, of_a_user: 0, topics_of_a_user: 5 };
+        let limits = ConnectionLimits { connections: 9, connections_per_user: 0, topics_per_user: 5 };
         let user = UserId::new("ann").expect("a user");
         let topics: Arc<[Topic]> = ["a", "b"].map(|name| Topic::new(name).expect("a topic")).into();
-        let with_topics = |number| Connected { topics: topics.clone(), ..connected(number, &user) };
-        assert_eq!(all.admit(with_topics(1), most), Ok(()));
-        assert_eq!(all.admit(with_topics(2), most), Ok(()));
-        assert_eq!(all.admit(with_topics(3), most), Err(Refusal::UserTopics));
+        let with_topics = |number| OpenStream { topics: topics.clone(), ..connected(number, &user) };
+        assert_eq!(all.admit(with_topics(1), limits), Ok(()));
+        assert_eq!(all.admit(with_topics(2), limits), Ok(()));
+        assert_eq!(all.admit(with_topics(3), limits), Err(Refusal::UserTopics));
         all.remove(1);
-        assert_eq!(all.admit(with_topics(4), most), Ok(()));
+        assert_eq!(all.admit(with_topics(4), limits), Ok(()));
         all.remove(2);
         all.remove(4);
         assert!(all.open().of_user.is_empty());
@@ -230,27 +233,31 @@ mod tests {
 
     #[test]
     fn for_room_the_slowest_are_cut_off_and_no_more_than_needed() {
-        let (all, held) = (Connections::default(), Held::new(100));
+        let (all, budget) = (Connections::default(), ByteBudget::new(100));
         let user = UserId::new("ann").expect("a user");
-        let outlets: Vec<Arc<Outlet>> = (1..=4)
+        let queues: Vec<Arc<SendQueue>> = (1..=4)
             .map(|number| {
                 let one = connected(number, &user);
                 let bytes = vec![b'x'; usize::try_from(number).expect("a number") * 20];
-                one.outlet.put_bytes(held.hold(bytes.into()));
-                let outlet = one.outlet.clone();
-                all.admit(one, Most { of_all: 9, of_a_user: 0, topics_of_a_user: 0 }).expect("room");
-                outlet
+                one.queue.put_bytes(budget.hold(bytes.into()));
+                let queue = one.queue.clone();
+                all.admit(
+                    one,
+                    ConnectionLimits { connections: 9, connections_per_user: 0, topics_per_user: 0 },
+                )
+                .expect("room");
+                queue
             })
             .collect();
-        assert_eq!(held.bytes(), 200);
-        let cut_off = all.relieve(&held);
+        assert_eq!(budget.held(), 200);
+        let cut_off = all.cut_off_slowest(&budget);
         assert!(
-            held.bytes() <= 100 && (1..4).contains(&cut_off),
+            budget.held() <= 100 && (1..4).contains(&cut_off),
             "{} bytes, {cut_off} cut off",
-            held.bytes()
+            budget.held()
         );
-        assert_eq!(outlets.iter().filter(|outlet| outlet.was_slow()).count(), cut_off);
-        assert_eq!(all.relieve(&held), 0);
+        assert_eq!(queues.iter().filter(|queue| queue.was_slow()).count(), cut_off);
+        assert_eq!(all.cut_off_slowest(&budget), 0);
     }
 
     #[test]
@@ -258,11 +265,12 @@ mod tests {
         let all = Connections::default();
         for number in 1..=3 {
             let one = connected(number, &UserId::new("ann").expect("a user"));
-            one.outlet.put_bytes(vec![b'x'; usize::try_from(number).expect("a number") * 10].into());
-            all.admit(one, Most { of_all: 9, of_a_user: 0, topics_of_a_user: 0 }).expect("room");
+            one.queue.put_bytes(vec![b'x'; usize::try_from(number).expect("a number") * 10].into());
+            all.admit(one, ConnectionLimits { connections: 9, connections_per_user: 0, topics_per_user: 0 })
+                .expect("room");
         }
-        let told = serde_json::to_value(all.slowest(2)).expect("JSON");
-        assert_eq!((told["open"].as_u64(), told["queuedBytes"].as_u64()), (Some(3), Some(60)));
-        assert_eq!(told["slowest"].as_array().map(Vec::len), Some(2));
+        let answer = serde_json::to_value(all.slowest(2)).expect("JSON");
+        assert_eq!((answer["open"].as_u64(), answer["queuedBytes"].as_u64()), (Some(3), Some(60)));
+        assert_eq!(answer["slowest"].as_array().map(Vec::len), Some(2));
     }
 }

@@ -1,7 +1,9 @@
-//! The way of bytes to the clients: a queue for each, what it has taken and not yet read, and the bytes that all of them
-//! hold. Knows nothing of topics' order.
+//! The way of bytes to the clients: a bounded queue for each connection, the bytes in flight behind it, and
+//! the budget of bytes for all of them. Must not know topics' order.
 
-pub(crate) mod budget;
+mod block_queue;
+pub(crate) mod byte_budget;
 pub(crate) mod connections;
-pub(crate) mod flight;
+mod in_flight;
 pub(crate) mod send_queue;
+pub(crate) mod stream_body;

@@ -1,5 +1,6 @@
 //! What the clients of one topic share. All of the ordering is here, and no I/O.
 
+pub(crate) mod attach;
 pub(crate) mod pages;
 pub(crate) mod pending;
 pub(crate) mod recent;

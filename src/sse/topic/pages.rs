@@ -1,7 +1,7 @@
 //! Pages of histories, read once for all clients that need the same one at the same time.
 //!
-//! Ten thousand clients that were dropped together come back together, all from the same place or nearly so. Each page is
-//! read and framed for the first of them; the others wait for it and share its bytes.
+//! Ten thousand clients that were dropped together come back together, all from the same place or nearly so.
+//! Each page is read and framed for the first of them; the others wait for it and share its bytes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,11 +14,11 @@ use crate::event::Topic;
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::Frame;
 
-/// How long a page is handed out: long enough for clients that come together, and short enough for the newest page, which
-/// soon has successors, to be read anew.
+/// How long a page is handed out: long enough for clients that come together, and short enough for the newest
+/// page, which soon has successors, to be read anew.
 const KEPT: Duration = Duration::from_millis(250);
 
-/// Events that follow a place, or why none are known to.
+/// Events that follow a place, or why none are known to follow.
 #[derive(Debug, Clone)]
 pub(crate) enum Page {
     /// These follow without a hole; nothing may be among them.
@@ -67,7 +67,7 @@ impl Pages {
     /// The page, which `read` reads unless somebody else does or just did.
     ///
     /// # Errors
-    /// What `read` failed with; whoever waited for it then reads on their own.
+    /// The error of `read`. Others that waited for the same page then read it themselves.
     pub(crate) async fn get<R, E>(&self, key: Key, read: impl FnOnce() -> R) -> Result<Page, E>
     where
         R: Future<Output = Result<Page, E>>,
@@ -84,12 +84,12 @@ impl Pages {
         cell.get_or_try_init(read).await.cloned()
     }
 
-    /// Lets go of every page that has been read, where its room is needed more than others need the page.
+    /// Drops every page that has been read, where its room is needed more than others need the page.
     pub(crate) fn make_room(&self) {
         self.kept().retain(|_, kept| kept.page.get().is_none());
     }
 
-    /// Lets go of what is handed out no more.
+    /// Drops the pages that are too old to be handed out.
     pub(crate) fn forget(&self) {
         self.kept().retain(|_, kept| kept.since.elapsed() < KEPT);
     }

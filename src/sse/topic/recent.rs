@@ -1,4 +1,5 @@
-//! The recent events of a topic, kept in memory without a hole: most clients that come back continue from here.
+//! The recent events of a topic, kept in memory without a hole: most clients that come back continue from
+//! here.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,23 +9,25 @@ use crate::event::StreamId;
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::Frame;
 
-/// What recent events may take: for one topic, and for all topics together.
+/// Limits of the recent events: for one topic, and for all topics together.
 #[derive(Debug, Clone)]
-pub(crate) struct Budget {
+pub(crate) struct RecentLimits {
     pub(crate) events: usize,
     pub(crate) bytes: usize,
     pub(crate) all_bytes: usize,
     pub(crate) all_used: Arc<AtomicUsize>,
 }
 
-/// A newest event of up to so many bytes stays in memory whatever others take: topics are bounded in number.
+/// A newest event of up to this many bytes stays in memory whatever other topics take: topics are bounded in
+/// number.
 const SMALL_BYTES: usize = 1024;
 
 /// A contiguous run of a topic's events that ends with its newest known one.
 #[derive(Debug)]
 pub(crate) struct Recent {
-    budget: Budget,
-    /// The place right before the first frame, if it is known. A start says since when it is known that there was none.
+    recent_limits: RecentLimits,
+    /// The place right before the first frame, if it is known. A start says since when it is known that there
+    /// was none.
     base: Option<Cursor>,
     frames: VecDeque<Frame>,
     bytes: usize,
@@ -32,8 +35,8 @@ pub(crate) struct Recent {
 
 impl Recent {
     /// A run that begins at `base`, or, where that is not known, with its first frame.
-    pub(crate) fn new(budget: Budget, base: Option<Cursor>) -> Self {
-        Self { budget, base, frames: VecDeque::new(), bytes: 0 }
+    pub(crate) fn new(recent_limits: RecentLimits, base: Option<Cursor>) -> Self {
+        Self { recent_limits, base, frames: VecDeque::new(), bytes: 0 }
     }
 
     /// Adds the event that follows.
@@ -46,7 +49,7 @@ impl Recent {
     }
 
     fn is_over_budget(&self) -> bool {
-        let Budget { events, bytes, all_bytes, all_used } = &self.budget;
+        let RecentLimits { events, bytes, all_bytes, all_used } = &self.recent_limits;
         let is_too_much = all_used.load(Ordering::Relaxed) > *all_bytes;
         match self.frames.len() {
             0 => false,
@@ -65,12 +68,12 @@ impl Recent {
 
     fn take_bytes(&mut self, bytes: usize) {
         self.bytes += bytes;
-        self.budget.all_used.fetch_add(bytes, Ordering::Relaxed);
+        self.recent_limits.all_used.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn give_bytes(&mut self, bytes: usize) {
         self.bytes -= bytes;
-        self.budget.all_used.fetch_sub(bytes, Ordering::Relaxed);
+        self.recent_limits.all_used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// The place at the end, if there is one.
@@ -78,7 +81,8 @@ impl Recent {
         self.frames.back().map(|frame| Cursor::After(frame.id)).or(self.base)
     }
 
-    /// The place before the newest event, if it is known: what a client that wants that event at once continues from.
+    /// The place before the newest event, if it is known: a client that wants that event continues from
+    /// there.
     pub(crate) fn before_last(&self) -> Option<Cursor> {
         match self.frames.len() {
             0 => self.base,
@@ -87,14 +91,14 @@ impl Recent {
         }
     }
 
-    /// The last `n` frames.
-    pub(crate) fn last(&self, n: usize) -> impl Iterator<Item = &Frame> {
-        self.frames.iter().skip(self.frames.len().saturating_sub(n))
+    /// The newest event, if there is one.
+    pub(crate) fn last(&self) -> Option<&Frame> {
+        self.frames.back()
     }
 
-    /// Whether the run begins before the topic's first event.
-    pub(crate) fn reaches_start(&self) -> bool {
-        matches!(self.base, Some(Cursor::Start { .. }))
+    /// The place before the topic's first event, if the run begins there.
+    pub(crate) fn start(&self) -> Option<Cursor> {
+        self.base.filter(|base| matches!(base, Cursor::Start { .. }))
     }
 
     /// Whether the run holds every event since this time (milliseconds since 1970), when the topic had none.
@@ -130,7 +134,7 @@ impl Recent {
 
 impl Drop for Recent {
     fn drop(&mut self) {
-        self.budget.all_used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.recent_limits.all_used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -138,8 +142,8 @@ impl Drop for Recent {
 mod tests {
     use super::*;
 
-    fn budget(events: usize, bytes: usize, all_bytes: usize) -> Budget {
-        Budget { events, bytes, all_bytes, all_used: Arc::default() }
+    fn recent_limits(events: usize, bytes: usize, all_bytes: usize) -> RecentLimits {
+        RecentLimits { events, bytes, all_bytes, all_used: Arc::default() }
     }
 
     fn frame(seq: u64, bytes: usize) -> Frame {
@@ -154,7 +158,7 @@ mod tests {
 
     #[test]
     fn what_follows_an_id_is_known_from_the_event_before_the_first_one_on() {
-        let mut recent = Recent::new(budget(3, 1000, 1000), Some(Cursor::Start { seen_ms: 1 }));
+        let mut recent = Recent::new(recent_limits(3, 1000, 1000), Some(Cursor::Start { seen_ms: 1 }));
         for seq in [2, 4, 6, 8] {
             recent.push(frame(seq, 1));
         }
@@ -166,12 +170,12 @@ mod tests {
         assert_eq!(after(1), None, "older than what is kept");
         assert_eq!(after(5), None, "not an event of this topic");
         assert_eq!(after(9), None, "past the end");
-        assert!(!recent.reaches_start());
+        assert!(recent.start().is_none());
     }
 
     #[test]
     fn the_newest_event_stays_and_the_budget_of_all_topics_is_shared() {
-        let shared = budget(100, 100, 50);
+        let shared = recent_limits(100, 100, 50);
         let mut first = Recent::new(shared.clone(), None);
         first.push(frame(1, 40));
         let mut second = Recent::new(shared.clone(), None);

@@ -1,4 +1,4 @@
-//! A topic as the process's tasks share it: its state, and who uses it.
+//! A topic as the process's tasks share it: its state, and how many streams use it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,19 +16,19 @@ pub(crate) struct SharedTopic {
     pub(crate) topic: Topic,
     pub(crate) naming: Naming,
     state: Mutex<TopicState>,
-    /// Told whenever a join ends.
-    pub(crate) settled: Notify,
-    visits: Mutex<Visits>,
+    /// Notified when a join ends, and when Redis refuses the topic.
+    pub(crate) join_ended: Notify,
+    subscribers: Mutex<Subscribers>,
 }
 
-/// Who uses a topic.
+/// The streams that use a topic, and what is known of it.
 #[derive(Debug)]
-struct Visits {
+struct Subscribers {
     count: usize,
-    /// Since when there has been nobody.
+    /// Since when no stream uses it.
     empty_since: Instant,
-    /// It is not in the hub any more.
-    is_gone: bool,
+    /// The hub does not have it any more.
+    is_released: bool,
     /// When it was last known to stand at the end of its history.
     verified: Instant,
     /// Redis refuses it.
@@ -36,63 +36,71 @@ struct Visits {
 }
 
 impl SharedTopic {
-    /// A topic that is new to the process, and that nobody uses yet.
+    /// A topic that is new to the process and has no stream yet.
     pub(crate) fn new(topic: Topic, naming: Naming, state: TopicState) -> Self {
         let now = Instant::now();
-        let visits = Visits { count: 0, empty_since: now, is_gone: false, verified: now, is_refused: false };
-        Self { topic, naming, state: Mutex::new(state), settled: Notify::new(), visits: Mutex::new(visits) }
+        let subscribers =
+            Subscribers { count: 0, empty_since: now, is_released: false, verified: now, is_refused: false };
+        Self {
+            topic,
+            naming,
+            state: Mutex::new(state),
+            join_ended: Notify::new(),
+            subscribers: Mutex::new(subscribers),
+        }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, TopicState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn visits(&self) -> MutexGuard<'_, Visits> {
-        self.visits.lock().unwrap_or_else(PoisonError::into_inner)
+    fn subscribers(&self) -> MutexGuard<'_, Subscribers> {
+        self.subscribers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the hub has let go of it, so that nothing needs to be done for it any more.
-    pub(crate) fn is_gone(&self) -> bool {
-        self.visits().is_gone
+    /// Whether the hub has released it, so that nothing needs to be done for it any more.
+    pub(crate) fn is_released(&self) -> bool {
+        self.subscribers().is_released
     }
 
-    /// Whether Redis refuses it, so that nothing of it can be told now.
+    /// Whether Redis refuses it now.
     pub(crate) fn is_refused(&self) -> bool {
-        self.visits().is_refused
+        self.subscribers().is_refused
     }
 
-    /// Notes whether Redis refuses it, and returns what was noted before.
+    /// Notes whether Redis refuses it. Returns the previous value.
     pub(crate) fn set_refused(&self, is_refused: bool) -> bool {
-        std::mem::replace(&mut self.visits().is_refused, is_refused)
+        std::mem::replace(&mut self.subscribers().is_refused, is_refused)
     }
 
-    pub(crate) fn is_verified(&self) {
-        self.visits().verified = Instant::now();
+    pub(crate) fn mark_verified(&self) {
+        self.subscribers().verified = Instant::now();
     }
 
-    /// Whether somebody uses it, and it was not known to stand at the end of its history for so long.
+    /// Whether it is used, and was last known to be at the end of its history this long ago.
     pub(crate) fn is_unverified(&self, now: Instant, long: Duration) -> bool {
-        let visits = self.visits();
-        visits.count > 0 && now.saturating_duration_since(visits.verified) >= long
+        let subscribers = self.subscribers();
+        subscribers.count > 0 && now.saturating_duration_since(subscribers.verified) >= long
     }
 
-    /// One more stream uses it.
-    pub(crate) fn enter(&self) {
-        self.visits().count += 1;
+    /// Counts one more stream.
+    pub(crate) fn add_subscriber(&self) {
+        self.subscribers().count += 1;
     }
 
-    /// A stream of this number uses it no more.
-    pub(crate) fn leave(&self, number: u64) {
+    /// Detaches the stream of this number.
+    pub(crate) fn remove_subscriber(&self, number: u64) {
         self.state().detach(number);
-        let mut visits = self.visits();
-        visits.count -= 1;
-        visits.empty_since = Instant::now();
+        let mut subscribers = self.subscribers();
+        subscribers.count -= 1;
+        subscribers.empty_since = Instant::now();
     }
 
-    /// Lets go of it if nobody has used it for so long. True if it is gone.
-    pub(crate) fn let_go(&self, now: Instant, long: Duration) -> bool {
-        let mut visits = self.visits();
-        visits.is_gone = visits.count == 0 && now.saturating_duration_since(visits.empty_since) >= long;
-        visits.is_gone
+    /// Marks it as released if no stream has used it for this long. Returns whether it is released.
+    pub(crate) fn release_if_unused(&self, now: Instant, long: Duration) -> bool {
+        let mut subscribers = self.subscribers();
+        subscribers.is_released =
+            subscribers.count == 0 && now.saturating_duration_since(subscribers.empty_since) >= long;
+        subscribers.is_released
     }
 }

@@ -1,8 +1,8 @@
-//! What the clients of one topic share: its recent events, its place, and the clients. All of the ordering is here, and
-//! no I/O.
+//! The state that the clients of one topic share: its recent events, its place, and the clients. Owns the
+//! order of events; must not do I/O.
 //!
-//! A topic is *live* when its place is proven to be the end of what was published, so that the next event's `prev` must
-//! be that place. Otherwise it is *joining*: what is heard meanwhile waits until the history has been read.
+//! A topic is *live* when its place is proven to be the end of what was published, so that the next event's
+//! `prev` must be that place. Otherwise it is *joining*: messages wait until the history has been read.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,84 +11,72 @@ use std::sync::atomic::AtomicUsize;
 use bytes::Bytes;
 use tokio::time::{Duration, Instant};
 
-use super::pending::{Heard, News};
-use super::recent::{Budget, Recent};
+use super::pending::{PendingMessages, TopicMessage};
+use super::recent::{Recent, RecentLimits};
 use crate::event::{StreamId, Topic};
 use crate::sse::metrics::Metrics;
-use crate::sse::queue::send_queue::{Lane, Put};
+use crate::sse::queue::send_queue::{Put, StreamTopic};
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::{self, Block, Frame, ResetReason};
-use crate::sse::wire::start::From;
 
 #[derive(Debug)]
 enum Phase {
     Joining {
-        heard: Heard,
-        /// What has been read so far may not be all: read again.
-        again: bool,
+        pending: PendingMessages,
+        /// The history that was read may not hold every event: read it again.
+        read_again: bool,
     },
     Live,
 }
 
-/// What has to be done after something was heard.
+/// What the caller has to do after a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
     Nothing,
-    /// A hole: the topic is joining now, and somebody has to read the history.
+    /// There is a hole before the event. The topic is joining now: read the history.
     Join,
 }
 
-/// How a join ended.
+/// How a round of a join ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Joined {
     Live,
-    /// Something was missed meanwhile: subscribe and read once more.
+    /// A message was missed meanwhile: subscribe and read once more.
     Again,
-    /// What was heard does not fit behind what was read.
+    /// A message does not fit behind the history that was read.
     Hole,
-}
-
-/// What came of attaching a client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Attached {
-    /// It has all up to the topic's place, and gets what follows.
-    Yes,
-    /// Not before the topic is live.
-    WhenLive,
-    /// It is here now. There was no room for more, and it does not get what follows yet.
-    Partly(Cursor),
-    /// Not before there is room for an event: it has no place yet at which it could wait.
-    WhenRoom,
-    /// It needs older events than are kept in memory: read them from the history first.
-    Behind,
-    /// Its place is past the topic's.
-    Ahead,
 }
 
 /// One topic of this process.
 #[derive(Debug)]
 pub(crate) struct TopicState {
-    topic: Topic,
-    budget: Budget,
-    /// What all topics of the process keep while they are joining, in bytes.
-    heard_bytes: Arc<AtomicUsize>,
-    metrics: Metrics,
+    pub(super) topic: Topic,
+    recent_limits: RecentLimits,
+    /// Bytes of the messages that wait, of all topics of the process that are joining.
+    pending_bytes: Arc<AtomicUsize>,
+    pub(super) metrics: Metrics,
     /// `None` until the topic was live for the first time.
-    recent: Option<Recent>,
+    pub(super) recent: Option<Recent>,
     /// When the newest event came, or the topic was begun.
     newest_at: Instant,
     phase: Phase,
-    clients: HashMap<u64, Lane>,
+    clients: HashMap<u64, StreamTopic>,
 }
 
 impl TopicState {
     /// A topic that is joining.
-    pub(crate) fn new(topic: Topic, budget: Budget, heard_bytes: Arc<AtomicUsize>, metrics: Metrics) -> Self {
-        let phase = Phase::Joining { heard: Heard::new(heard_bytes.clone()), again: false };
+    pub(crate) fn new(
+        topic: Topic,
+        recent_limits: RecentLimits,
+        pending_bytes: Arc<AtomicUsize>,
+        metrics: Metrics,
+    ) -> Self {
+        let phase =
+            Phase::Joining { pending: PendingMessages::new(pending_bytes.clone()), read_again: false };
         Self {
             topic,
-            budget,
-            heard_bytes,
+            recent_limits,
+            pending_bytes,
             metrics,
             recent: None,
             newest_at: Instant::now(),
@@ -97,24 +85,24 @@ impl TopicState {
         }
     }
 
-    /// Makes the topic joining, with what has been heard so far.
-    fn join_with(&mut self, news: impl IntoIterator<Item = News>) {
-        let mut heard = Heard::new(self.heard_bytes.clone());
-        let again = !news.into_iter().all(|news| heard.push(news));
-        self.phase = Phase::Joining { heard, again };
+    /// Makes the topic joining, with these messages waiting.
+    fn join_with(&mut self, messages: impl IntoIterator<Item = TopicMessage>) {
+        let mut pending = PendingMessages::new(self.pending_bytes.clone());
+        let read_again = !messages.into_iter().all(|message| pending.push(message));
+        self.phase = Phase::Joining { pending, read_again };
     }
 
-    /// The end of what this topic's clients have been given.
+    /// The end of the events that this topic's clients have been given.
     pub(crate) fn place(&self) -> Option<Cursor> {
         self.recent.as_ref().and_then(Recent::tip)
     }
 
-    /// Whether somebody counts on what follows the topic's place.
+    /// Whether clients wait for the events behind the topic's place.
     pub(crate) fn has_clients(&self) -> bool {
         !self.clients.is_empty()
     }
 
-    /// For how long no event has come, as far as is known.
+    /// How long ago the newest event came, or the topic was begun.
     pub(crate) fn quiet_for(&self) -> Duration {
         self.newest_at.elapsed()
     }
@@ -129,14 +117,14 @@ impl TopicState {
         matches!(self.phase, Phase::Live)
     }
 
-    /// Takes in what was heard.
-    pub(crate) fn hear(&mut self, news: News) -> Next {
+    /// Applies a message, or keeps it while the topic is joining.
+    pub(crate) fn receive(&mut self, message: TopicMessage) -> Next {
         match &mut self.phase {
-            Phase::Joining { heard, again } => {
-                *again |= !heard.push(news);
+            Phase::Joining { pending, read_again } => {
+                *read_again |= !pending.push(message);
                 Next::Nothing
             }
-            Phase::Live => match self.apply(news) {
+            Phase::Live => match self.apply(message) {
                 Ok(()) => Next::Nothing,
                 Err(ahead) => {
                     self.join_with([ahead]);
@@ -146,25 +134,27 @@ impl TopicState {
         }
     }
 
-    /// Gives an event to the clients if it is the next one; gives it back if there is a hole before it.
-    fn apply(&mut self, news: News) -> Result<(), News> {
-        match news {
-            News::Foreign(block) => {
+    /// Gives a message to the clients. Returns an event that has a hole before it.
+    fn apply(&mut self, message: TopicMessage) -> Result<(), TopicMessage> {
+        match message {
+            TopicMessage::Foreign(block) => {
                 self.fan_out(&block);
                 Ok(())
             }
-            News::Event { prev, is_restored, frame } => {
+            TopicMessage::Event { prev, is_restored, frame } => {
                 let place = self.place().and_then(Cursor::id);
                 let is_behind = place.is_some_and(|place| frame.id <= place);
-                // Clients were told these: they are in memory, or Redis has got again what it had forgotten.
+                // Clients have this event: it is in memory, or it is one that Redis had forgotten and got
+                // again.
                 if is_behind
                     && (is_restored || self.recent.as_ref().is_some_and(|recent| recent.holds(frame.id)))
                 {
                     return Ok(());
                 }
-                // An id below the place that nobody was told says that the place is not what it seems: read the history.
+                // An id below the place that nobody was given shows that the place is wrong: read the
+                // history.
                 if is_behind || prev != place {
-                    return Err(News::Event { prev, is_restored, frame });
+                    return Err(TopicMessage::Event { prev, is_restored, frame });
                 }
                 self.append(frame);
                 Ok(())
@@ -172,7 +162,7 @@ impl TopicState {
         }
     }
 
-    /// Adds the event that follows, and gives it to the clients.
+    /// Adds the next event and gives it to the clients.
     fn append(&mut self, frame: Frame) {
         if let Some(reset) = frame::rebased(self.place().and_then(Cursor::id), frame.id, &self.topic) {
             self.metrics.reset(ResetReason::Rebased, self.clients.len());
@@ -189,14 +179,14 @@ impl TopicState {
 
     fn fan_out(&mut self, block: &Block) {
         self.metrics.delivered.inc_by(self.clients.len() as u64);
-        self.clients.retain(|_, lane| lane.put(block) == Put::Queued);
+        self.clients.retain(|_, stream| stream.put(block) == Put::Queued);
     }
 
-    /// Makes the topic joining. True if it was live, so that somebody has to carry the join out.
+    /// Makes the topic joining. Returns whether it was live: then the caller has to start the join.
     pub(crate) fn begin_join(&mut self) -> bool {
         match &mut self.phase {
-            Phase::Joining { again, .. } => {
-                *again = true;
+            Phase::Joining { read_again, .. } => {
+                *read_again = true;
                 false
             }
             Phase::Live => {
@@ -206,20 +196,20 @@ impl TopicState {
         }
     }
 
-    /// A round of the join begins: from now on, what is missed counts.
+    /// Begins a round of the join: from now on, a missed message asks for another round.
     pub(crate) fn begin_round(&mut self) {
-        if let Phase::Joining { again, .. } = &mut self.phase {
-            *again = false;
+        if let Phase::Joining { read_again, .. } = &mut self.phase {
+            *read_again = false;
         }
     }
 
-    /// Adds what the history holds behind the topic's place.
+    /// Adds events of the history, which follow the topic's place.
     pub(crate) fn extend(&mut self, frames: impl IntoIterator<Item = Frame>) {
         frames.into_iter().for_each(|frame| self.append(frame));
     }
 
-    /// Begins anew with these events, which end the history; `base` is the place before them, if it is known. Clients are
-    /// told to fetch their state if there is a `reason` to, and how many that were is returned.
+    /// Begins anew with these events, the newest of the history; `base` is the place before them, if it is
+    /// known. Resets the clients if there is a `reason`, and returns how many.
     pub(crate) fn begin_with(
         &mut self,
         base: Option<Cursor>,
@@ -227,50 +217,48 @@ impl TopicState {
         reason: Option<ResetReason>,
     ) -> usize {
         let frames: Vec<Frame> = frames.into_iter().collect();
-        // Clients are reset as something may be missing: that there is no history now says nothing of the time before.
+        // That there is no history now says nothing of the time before, where clients are reset because
+        // events may be missing.
         let is_start = matches!(base, Some(Cursor::Start { .. }));
-        let base =
-            if is_start && frames.is_empty() && reason.is_some() { Some(Cursor::start_now()) } else { base };
-        let mut recent = Recent::new(self.budget.clone(), base);
+        let is_since_now = frames.is_empty() && (base.is_none() || is_start && reason.is_some());
+        let base = if is_since_now { Some(Cursor::start_now()) } else { base };
+        let mut recent = Recent::new(self.recent_limits.clone(), base);
         frames.into_iter().for_each(|frame| recent.push(frame));
         self.recent = Some(recent);
         self.newest_at = Instant::now();
         let Some(reason) = reason else { return 0 };
-        let told = self.clients.len();
-        let block = frame::reset(reason, &self.topic, self.cursor());
+        let clients = self.clients.len();
+        let place = self.place().filter(|place| place.id().is_some()).unwrap_or_else(Cursor::start_now);
+        let block = frame::reset(reason, &self.topic, place);
         self.fan_out(&block);
-        told
+        clients
     }
 
-    /// The place as a cursor for clients.
-    fn cursor(&self) -> Cursor {
-        match self.place() {
-            Some(after @ Cursor::After(_)) => after,
-            // Seen just now: the later a start was seen, the longer it can be proven.
-            Some(Cursor::Start { .. }) | None => Cursor::start_now(),
-        }
-    }
-
-    /// Lets go of what was heard since the join began, if it fits behind the history that was read.
+    /// Applies the messages that waited, if they fit behind the history that was read.
     ///
-    /// What does not fit may have been published after the history was read: then it is read once more. With
-    /// `has_read_since` it has been, and the history has every event before it is told: so no relay published this one, and
-    /// it is dropped.
+    /// An event that does not fit may have been published after the history was read: then the caller reads
+    /// it once more. With `has_read_since` it has, and the relay writes an event to the history before it
+    /// publishes it: so no relay published this event, and it is dropped.
     pub(crate) fn finish_join(&mut self, has_read_since: bool) -> Joined {
-        let Phase::Joining { heard, again, .. } = &mut self.phase else { return Joined::Live };
-        if *again {
+        let Phase::Joining { pending, read_again, .. } = &mut self.phase else { return Joined::Live };
+        if *read_again {
             return Joined::Again;
         }
-        let mut waiting = heard.take().into_iter();
-        while let Some(news) = waiting.next() {
-            // The place has just been read in the history: what is not behind it was told, or is older than a reset.
-            if matches!(&news, News::Event { frame, .. } if self.has_passed(frame.id)) {
+        let mut waiting = pending.take().into_iter();
+        while let Some(message) = waiting.next() {
+            // The place is that of the history: an event up to it was given to the clients, or is older than
+            // a reset.
+            if matches!(&message, TopicMessage::Event { frame, .. } if self.has_passed(frame.id)) {
                 continue;
             }
-            match self.apply(news) {
+            match self.apply(message) {
                 Ok(()) => {}
-                Err(News::Event { frame, .. }) if has_read_since => {
-                    tracing::warn!(topic = %self.topic, id = %frame.id, "an event that is not in the history is dropped");
+                Err(TopicMessage::Event { frame, .. }) if has_read_since => {
+                    tracing::warn!(
+                        topic = %self.topic,
+                        id = %frame.id,
+                        "an event that is not in the history is dropped"
+                    );
                     self.metrics.dropped_events.inc();
                 }
                 Err(ahead) => {
@@ -287,99 +275,20 @@ impl TopicState {
         self.place().and_then(Cursor::id).is_some_and(|place| id <= place)
     }
 
-    /// Gives a client what it lacks and adds it to those who get what follows, in one go.
-    pub(crate) fn attach(&mut self, lane: &Lane, from: From) -> Attached {
-        let Some(recent) = &self.recent else { return Attached::WhenLive };
-        // A place that a client names can be proven at any time; one that it does not name is that of a live topic.
-        if !self.is_live() && !matches!(from, From::After(_)) {
-            return Attached::WhenLive;
-        }
-        let missed: Vec<&Frame> = match from {
-            From::Latest | From::Reset(_) => Vec::new(),
-            From::Last if recent.lacks_newest() => return Attached::Behind,
-            From::Last => recent.last(1).collect(),
-            From::Earliest if recent.reaches_start() => recent.all().collect(),
-            From::After(Cursor::Start { seen_ms }) if recent.reaches_start_of(seen_ms) => {
-                recent.all().collect()
-            }
-            From::Earliest | From::After(Cursor::Start { .. }) => return Attached::Behind,
-            From::After(Cursor::After(id)) => match recent.after(id) {
-                Some(frames) => frames.collect(),
-                None if !self.is_live() => return Attached::WhenLive,
-                None if recent.tip().and_then(Cursor::id).is_none_or(|tip| id > tip) => {
-                    return Attached::Ahead;
-                }
-                None => return Attached::Behind,
-            },
-        };
-        // The client's place first: it counts from here even if nothing ever follows.
-        let here = match from {
-            From::Latest => Some(frame::cursor(self.cursor())),
-            From::Last if missed.is_empty() => Some(frame::cursor(self.cursor())),
-            From::Last => recent.before_last().map(frame::cursor),
-            From::Reset(reason) => Some(frame::reset(reason, &self.topic, self.cursor())),
-            From::After(place) => Some(frame::cursor(place)),
-            From::Earliest => None,
-        };
-        let place = match from {
-            From::After(place) => place.id(),
-            _ => None,
-        };
-        let attached = give(lane, here.into_iter().chain(self.blocks(place, missed)));
-        if attached == Some(Attached::Yes) {
-            self.clients.insert(lane.number(), lane.clone());
-        }
-        // One that is gone, or was cut off by this, needs nothing more.
-        attached.unwrap_or(Attached::Yes)
+    /// Adds a client to those who get the events that follow.
+    pub(super) fn add_client(&mut self, stream: &StreamTopic) {
+        self.clients.insert(stream.number(), stream.clone());
     }
 
-    /// What a client at this place is given, with a reset where an epoch ends.
-    fn blocks<'a>(
-        &'a self,
-        place: Option<StreamId>,
-        frames: Vec<&'a Frame>,
-    ) -> impl Iterator<Item = Block> + 'a {
-        let mut place = place;
-        frames.into_iter().flat_map(move |frame| {
-            let reset = frame::rebased(place.replace(frame.id), frame.id, &self.topic);
-            self.metrics.reset(ResetReason::Rebased, usize::from(reset.is_some()));
-            reset.into_iter().chain([frame.block.clone()])
-        })
-    }
-
-    /// Tells all clients something that is no event of the topic.
-    pub(crate) fn tell_all(&mut self, bytes: &Bytes) {
-        self.clients.retain(|_, lane| lane.outlet.put_bytes(bytes.clone()) == Put::Queued);
+    /// Gives all clients bytes that are no event of the topic.
+    pub(crate) fn send_all(&mut self, bytes: &Bytes) {
+        self.clients.retain(|_, stream| stream.queue.put_bytes(bytes.clone()) == Put::Queued);
     }
 
     /// Forgets a client.
     pub(crate) fn detach(&mut self, number: u64) {
         self.clients.remove(&number);
     }
-}
-
-/// Gives a client these blocks as long as there is room for them; `None` if it is gone.
-fn give(lane: &Lane, blocks: impl Iterator<Item = Block>) -> Option<Attached> {
-    let had_room = lane.outlet.has_room_now();
-    let (mut here, mut has_moved) = (None, false);
-    for block in blocks.filter(|block| !block.is_empty()) {
-        // Where there was room for one, one is given that moves the client, or it might never come further.
-        if let Some(here) = here
-            && (has_moved || !had_room)
-            && !lane.outlet.has_room_now()
-        {
-            return Some(Attached::Partly(here));
-        }
-        if here.is_none() && !had_room && block.is_event() {
-            return Some(Attached::WhenRoom);
-        }
-        if lane.put(&block) != Put::Queued {
-            return None;
-        }
-        has_moved |= here.is_some_and(|here| Some(here) != block.place());
-        here = block.place();
-    }
-    Some(Attached::Yes)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! A model of Redis and of many clients drives the topic: whatever is lost, repeated or trimmed on the way, each client
-//! gets every event after its place once and in order, or is told to fetch its state.
+//! A model of Redis and of many clients drives the topic: whatever is lost, repeated or trimmed on the way,
+//! each client gets every event after its place once and in order, or is told to fetch its state.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -13,7 +13,10 @@ use super::*;
 use crate::event::EventType;
 use crate::redis::continuity::{self, Link, Place, Prev};
 use crate::sse::Naming;
-use crate::sse::queue::send_queue::{Outlet, StreamBody, Terms};
+use crate::sse::queue::send_queue::{SendLimits, SendQueue};
+use crate::sse::queue::stream_body::StreamBody;
+use crate::sse::topic::attach::{Attached, Begin};
+use crate::sse::wire::start::StartAt;
 
 /// What can happen.
 #[derive(Debug, Clone)]
@@ -43,7 +46,8 @@ enum Act {
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     let act = prop_oneof![
-        6 => prop_oneof![8 => Just(1_usize), 1 => Just(0), 1 => Just(2)].prop_map(|copies| Act::Publish { copies }),
+        6 => prop_oneof![8 => Just(1_usize), 1 => Just(0), 1 => Just(2)]
+            .prop_map(|copies| Act::Publish { copies }),
         1 => Just(Act::Interrupt),
         4 => Just(Act::JoinRound),
         1 => Just(Act::Rebase),
@@ -110,7 +114,8 @@ impl Client {
             None => {
                 self.base.get_or_insert(seq);
             }
-            // A reset to an empty history does not say what came before: the account begins with the next event.
+            // A reset to an empty history does not say what came before: the account begins with the next
+            // event.
             Some("reset") => {
                 self.base = cursor.id().map(|id| id.seq);
                 self.seen.clear();
@@ -145,7 +150,7 @@ fn frame(id: StreamId) -> Frame {
 
 impl Model {
     fn new(recent_events: usize, queued_bytes: usize) -> Self {
-        let budget = Budget {
+        let recent_limits = RecentLimits {
             events: recent_events,
             bytes: 1_000_000,
             all_bytes: 1_000_000,
@@ -153,7 +158,7 @@ impl Model {
         };
         let topic = Topic::new("t").expect("a topic");
         Self {
-            topic: TopicState::new(topic, budget, Arc::default(), Metrics::default()),
+            topic: TopicState::new(topic, recent_limits, Arc::default(), Metrics::default()),
             published: Vec::new(),
             history: Vec::new(),
             next: StreamId::new(1, 1),
@@ -194,8 +199,8 @@ impl Model {
         self.published.push(id);
         self.history.push(Link { id, prev: prev.map_or(Prev::First, Prev::Event) });
         for _ in 0..copies {
-            let news = News::Event { prev, is_restored: false, frame: frame(id) };
-            if self.topic.hear(news) == Next::Join {
+            let message = TopicMessage::Event { prev, is_restored: false, frame: frame(id) };
+            if self.topic.receive(message) == Next::Join {
                 self.holes = 0;
             }
         }
@@ -250,28 +255,22 @@ impl Model {
         if client.connection.is_some() {
             return;
         }
-        let terms = Terms { queued_bytes: self.queued_bytes, expires_at: None };
-        let outlet = Arc::new(Outlet::new(self.next_client, terms, None, CancellationToken::new()));
-        let lane = Lane { outlet: outlet.clone(), at: 0 };
-        let from = client.cursor.map_or(From::Latest, From::After);
+        let limits = SendLimits { queued_bytes: self.queued_bytes, expires_at: None };
+        let queue = Arc::new(SendQueue::new(self.next_client, limits, None, CancellationToken::new()));
+        let stream = StreamTopic { queue: queue.clone(), at: 0 };
+        let from = client.cursor.map_or(StartAt::Latest, StartAt::After);
         client.number = self.next_client;
-        client.connection = Some(StreamBody::new(outlet, ()));
+        client.connection = Some(StreamBody::new(queue, ()));
         self.next_client += 1;
-        let attached = match attach(&mut self.topic, client, &lane, from) {
+        let attached = match begin(&mut self.topic, client, &stream, from) {
             // The way through the history is not part of this model: such a client is reset.
             Attached::Behind | Attached::Ahead => {
-                attach(&mut self.topic, client, &lane, From::Reset(ResetReason::HistoryGone))
+                begin(&mut self.topic, client, &stream, StartAt::Reset(ResetReason::HistoryGone))
             }
             other => other,
         };
-        match attached {
-            // A history that lost its entries gives no place: any event must come behind a reset.
-            Attached::Yes if from == From::Latest && self.topic.place().is_none() => {
-                client.base = Some(u64::MAX);
-            }
-            Attached::Yes => {}
-            // It gives up.
-            _ => client.connection = None,
+        if attached != Attached::Yes {
+            client.connection = None; // It gives up.
         }
     }
 
@@ -285,13 +284,17 @@ impl Model {
     }
 }
 
-/// Attaches a client that reads whenever there is no more room for it.
-fn attach(topic: &mut TopicState, client: &mut Client, lane: &Lane, mut from: From) -> Attached {
+/// Tells a client where it begins, and attaches it. It reads whenever there is no more room for it.
+fn begin(topic: &mut TopicState, client: &mut Client, stream: &StreamTopic, start: StartAt) -> Attached {
+    let Begin::At { mut cursor, block } = topic.begin(start) else { return Attached::WhenLive };
+    if block.is_some_and(|block| stream.put(&block) != Put::Queued) {
+        return Attached::Gone;
+    }
     loop {
-        match topic.attach(lane, from) {
+        match topic.attach(stream, cursor) {
             Attached::Partly(here) => {
                 client.read();
-                from = From::After(here);
+                cursor = here;
             }
             attached => return attached,
         }
@@ -330,19 +333,19 @@ fn live_topic() -> TopicState {
     model.topic
 }
 
-fn event(prev: Option<u64>, seq: u64) -> News {
+fn event(prev: Option<u64>, seq: u64) -> TopicMessage {
     let id = |seq| StreamId::new(1, seq);
-    News::Event { prev: prev.map(id), is_restored: false, frame: frame(id(seq)) }
+    TopicMessage::Event { prev: prev.map(id), is_restored: false, frame: frame(id(seq)) }
 }
 
 #[test]
 fn the_first_event_of_a_topic_follows_its_start_and_the_next_one_that_one() {
     let mut topic = live_topic();
-    assert_eq!(topic.hear(event(None, 4)), Next::Nothing);
-    assert_eq!(topic.hear(event(Some(4), 9)), Next::Nothing);
-    assert_eq!(topic.hear(event(None, 4)), Next::Nothing, "a repeat");
+    assert_eq!(topic.receive(event(None, 4)), Next::Nothing);
+    assert_eq!(topic.receive(event(Some(4), 9)), Next::Nothing);
+    assert_eq!(topic.receive(event(None, 4)), Next::Nothing, "a repeat");
     assert_eq!(topic.place(), Some(Cursor::After(StreamId::new(1, 9))));
-    assert_eq!(topic.hear(event(Some(10), 12)), Next::Join, "a hole");
+    assert_eq!(topic.receive(event(Some(10), 12)), Next::Join, "a hole");
     assert!(!topic.is_live());
 }
 
@@ -350,42 +353,43 @@ fn the_first_event_of_a_topic_follows_its_start_and_the_next_one_that_one() {
 fn an_id_below_the_place_that_nobody_was_told_has_the_history_read() {
     let id = |seq| StreamId::new(1, seq);
     let mut topic = live_topic();
-    topic.hear(event(None, 4));
+    topic.receive(event(None, 4));
     // Somebody publishes on the live channel and names the topic's place: nobody can tell yet.
-    assert_eq!(topic.hear(event(Some(4), 9_000_000)), Next::Nothing);
-    assert_eq!(topic.hear(event(Some(4), 5)), Next::Join, "a real event, taken for a repeat before");
+    assert_eq!(topic.receive(event(Some(4), 9_000_000)), Next::Nothing);
+    assert_eq!(topic.receive(event(Some(4), 5)), Next::Join, "a real event, taken for a repeat before");
     // An event of before this server's memory, which Redis has got again, needs no look.
     let mut topic = live_topic();
     topic.begin_with(Some(Cursor::After(id(8))), [frame(id(9))], None);
-    let restored = News::Event { prev: Some(id(2)), is_restored: true, frame: frame(id(4)) };
-    assert_eq!(topic.hear(restored), Next::Nothing);
+    let restored = TopicMessage::Event { prev: Some(id(2)), is_restored: true, frame: frame(id(4)) };
+    assert_eq!(topic.receive(restored), Next::Nothing);
     assert_eq!(topic.place(), Some(Cursor::After(id(9))));
 }
 
 #[test]
 fn an_event_that_no_history_has_is_dropped_and_the_topic_goes_on() {
     let mut topic = live_topic();
-    topic.hear(event(None, 4));
-    assert_eq!(topic.hear(event(Some(7), 9_000_000)), Next::Join, "a hole, as it seems");
+    topic.receive(event(None, 4));
+    assert_eq!(topic.receive(event(Some(7), 9_000_000)), Next::Join, "a hole, as it seems");
     assert_eq!(topic.finish_join(false), Joined::Hole, "it may be newer than what was read");
     topic.begin_round();
     assert_eq!(topic.finish_join(true), Joined::Live);
     assert_eq!(topic.place(), Some(Cursor::After(StreamId::new(1, 4))));
-    assert_eq!(topic.hear(event(Some(4), 5)), Next::Nothing, "the topic goes on");
+    assert_eq!(topic.receive(event(Some(4), 5)), Next::Nothing, "the topic goes on");
 }
 
 #[test]
 fn a_start_is_only_as_old_as_what_is_known_of_it() {
     let mut topic = live_topic();
     topic.begin_with(Some(Cursor::Start { seen_ms: 1000 }), [frame(StreamId::new(1, 9))], None);
-    let terms = Terms { queued_bytes: 20_000, expires_at: None };
-    let lane = Lane { outlet: Arc::new(Outlet::new(1, terms, None, CancellationToken::new())), at: 0 };
-    let start = |seen_ms| From::After(Cursor::Start { seen_ms });
-    assert_eq!(topic.attach(&lane, start(999)), Attached::Behind, "something may have vanished since");
-    assert_eq!(topic.attach(&lane, start(1000)), Attached::Yes);
+    let limits = SendLimits { queued_bytes: 20_000, expires_at: None };
+    let stream =
+        StreamTopic { queue: Arc::new(SendQueue::new(1, limits, None, CancellationToken::new())), at: 0 };
+    let start = |seen_ms| Cursor::Start { seen_ms };
+    assert_eq!(topic.attach(&stream, start(999)), Attached::Behind, "something may have vanished since");
+    assert_eq!(topic.attach(&stream, start(1000)), Attached::Yes);
     // Clients were reset since the history is gone, although Redis says that there has never been one.
     topic.begin_with(Some(Cursor::Start { seen_ms: 0 }), [], Some(ResetReason::Gap));
-    assert_eq!(topic.attach(&lane, start(1001)), Attached::Behind);
+    assert_eq!(topic.attach(&stream, start(1001)), Attached::Behind);
 }
 
 #[test]
@@ -393,24 +397,40 @@ fn too_much_heard_while_joining_begins_the_round_again() {
     let mut topic = live_topic();
     topic.begin_join();
     topic.begin_round();
-    topic.hear(News::Foreign(frame::foreign(&"x".repeat(5 * 1024 * 1024))));
+    topic.receive(TopicMessage::Foreign(frame::foreign(&"x".repeat(5 * 1024 * 1024))));
     assert_eq!(topic.finish_join(false), Joined::Again);
     topic.begin_round();
     assert_eq!(topic.finish_join(false), Joined::Live);
 }
 
 #[test]
-fn the_newest_event_of_a_topic_without_an_earlier_place_waits_for_room() {
+fn the_newest_event_of_a_topic_without_an_earlier_place_tells_the_client_its_place() {
     let mut topic = live_topic();
     topic.begin_with(None, [frame(StreamId::new(1, 9))], None);
-    let terms = Terms { queued_bytes: 20_000, expires_at: None };
-    let lane = Lane { outlet: Arc::new(Outlet::new(1, terms, None, CancellationToken::new())), at: 0 };
-    // Another topic's event, which the client has not read.
-    lane.outlet.put_bytes(vec![0; 15_000].into());
-    assert_eq!(topic.attach(&lane, From::Last), Attached::WhenRoom);
-    let terms = Terms { queued_bytes: 20_000, expires_at: None };
-    let lane = Lane { outlet: Arc::new(Outlet::new(2, terms, None, CancellationToken::new())), at: 0 };
-    assert_eq!(topic.attach(&lane, From::Last), Attached::Yes);
+    let newest = Cursor::After(StreamId::new(1, 9));
+    assert!(matches!(
+        topic.begin(StartAt::Last),
+        Begin::At { cursor, block: Some(block) } if cursor == newest && block.is_event()
+    ));
+    topic.begin_with(Some(Cursor::After(StreamId::new(1, 4))), [frame(StreamId::new(1, 9))], None);
+    assert!(matches!(
+        topic.begin(StartAt::Last),
+        Begin::At { cursor, block: Some(block) }
+            if cursor.id() == Some(StreamId::new(1, 4)) && !block.is_event()
+    ));
+}
+
+#[test]
+fn a_client_without_room_is_given_nothing_and_one_with_room_at_least_one_event() {
+    let id = |seq| StreamId::new(1, seq);
+    let mut topic = live_topic();
+    topic.begin_with(Some(Cursor::After(id(4))), [frame(id(5)), frame(id(6))], None);
+    let limits = SendLimits { queued_bytes: 40, expires_at: None };
+    let queue = Arc::new(SendQueue::new(1, limits, None, CancellationToken::new()));
+    let stream = StreamTopic { queue: queue.clone(), at: 0 };
+    assert_eq!(topic.attach(&stream, Cursor::After(id(4))), Attached::Partly(Cursor::After(id(5))));
+    assert_eq!(topic.attach(&stream, Cursor::After(id(5))), Attached::Partly(Cursor::After(id(5))));
+    assert!(!topic.has_clients());
 }
 
 #[test]
@@ -418,8 +438,8 @@ fn what_a_join_has_read_past_is_no_hole_when_it_was_heard_as_well() {
     let mut topic = live_topic();
     topic.begin_join();
     topic.begin_round();
-    topic.hear(event(None, 4));
-    topic.hear(event(Some(4), 5));
+    topic.receive(event(None, 4));
+    topic.receive(event(Some(4), 5));
     // The history that is read ends with the second one, and its memory begins with it.
     let id = |seq| StreamId::new(1, seq);
     topic.begin_with(Some(Cursor::After(id(4))), [frame(id(5))], None);
@@ -430,13 +450,15 @@ fn what_a_join_has_read_past_is_no_hole_when_it_was_heard_as_well() {
 #[test]
 fn a_client_without_a_place_waits_for_a_topic_that_is_joining() {
     let mut topic = live_topic();
-    topic.hear(event(None, 4));
+    topic.receive(event(None, 4));
     topic.begin_join();
-    let terms = Terms { queued_bytes: 20_000, expires_at: None };
-    let lane = Lane { outlet: Arc::new(Outlet::new(1, terms, None, CancellationToken::new())), at: 0 };
-    for from in [From::Latest, From::Last, From::Earliest, From::Reset(ResetReason::Gap)] {
-        assert_eq!(topic.attach(&lane, from), Attached::WhenLive, "{from:?}: what it would get may be old");
+    let limits = SendLimits { queued_bytes: 20_000, expires_at: None };
+    let stream =
+        StreamTopic { queue: Arc::new(SendQueue::new(1, limits, None, CancellationToken::new())), at: 0 };
+    for from in [StartAt::Latest, StartAt::Last, StartAt::Earliest, StartAt::Reset(ResetReason::Gap)] {
+        assert!(matches!(topic.begin(from), Begin::WhenLive), "{from:?}: the events it would get may be old");
     }
-    let place = From::After(Cursor::After(StreamId::new(1, 4)));
-    assert_eq!(topic.attach(&lane, place), Attached::Yes, "what it names is proven at any time");
+    let cursor = Cursor::After(StreamId::new(1, 4));
+    assert!(matches!(topic.begin(StartAt::After(cursor)), Begin::At { .. }));
+    assert_eq!(topic.attach(&stream, cursor), Attached::Yes, "a place that it names is proven at any time");
 }

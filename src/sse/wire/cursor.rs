@@ -1,4 +1,4 @@
-//! A place in a topic: what `id:` tells a client and `Last-Event-ID` brings back.
+//! A place in a topic: the text of `id:` and of `Last-Event-ID`.
 
 use std::fmt;
 
@@ -6,8 +6,9 @@ use crate::event::{EventError, StreamId};
 
 /// A place between two events of a topic.
 ///
-/// Its text is `<epoch>-<seq>`: the id of the event before it. Epochs begin with 1, so `0-<milliseconds>` is free to say
-/// that the topic had no event at all at that time (milliseconds since 1970), and `0-0` that nobody knows.
+/// Its text is `<epoch>-<seq>`: the id of the event before it. Epochs begin with 1, so `0-<milliseconds>` is
+/// free to say that the topic had no event at all at that time (milliseconds since 1970), and `0-0` that
+/// nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cursor {
     /// Before the topic's first event, as seen at this time, in milliseconds since 1970.
@@ -20,8 +21,8 @@ pub enum Cursor {
 }
 
 impl Cursor {
-    /// Somewhere: the place of a client that was let in before its place could be known. A start that was seen in 1970 is
-    /// too old to prove anything, also to a server that knows no more of this than how old a start may be.
+    /// The unknown place of a client whose response began before its place was known. A start that was seen
+    /// in 1970 is too old to prove anything, also to a server that knows nothing of this constant.
     pub(crate) const UNKNOWN: Self = Self::Start { seen_ms: 0 };
 
     /// Reads a cursor as [`Cursor`]'s `Display` writes it.

@@ -10,7 +10,7 @@ use super::naming::Naming;
 use super::refusal::Refusal;
 use crate::event::{EventType, StreamId, Topic};
 
-/// A comment: keeps proxies and clients from taking a quiet stream for a dead one.
+/// A comment, so that proxies and clients do not take a quiet stream for a dead one.
 pub(crate) const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
 
 /// One block of a stream's text, made once and shared by all connections that get it.
@@ -39,7 +39,7 @@ impl Block {
         self.place
     }
 
-    /// Whether it tells an event of the topic's own, and not one of the server's.
+    /// Whether it is an event of the topic, and not one of the server.
     pub(crate) fn is_event(&self) -> bool {
         self.name_line > 0
     }
@@ -72,8 +72,9 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// Frames an event. Its payload is JSON, in which line breaks stand between tokens only, so they become spaces. White
-    /// space around it is left out: an envelope does not keep it, and an event must look the same from the history.
+    /// Frames an event. Its payload is JSON, in which line breaks stand between tokens only, so they become
+    /// spaces. White space around it is left out: an envelope does not keep it, and an event must look the
+    /// same from the history.
     pub(crate) fn of_event(id: StreamId, event_type: &EventType, payload: &str, naming: Naming) -> Self {
         let name = match naming {
             Naming::OfType => event_type.as_str(),
@@ -92,7 +93,7 @@ impl Frame {
         Self { id, block: Block { bytes: text.into(), place, id_line, name_line } }
     }
 
-    /// A place that holds nothing for clients.
+    /// An entry of the history that holds no event for clients.
     pub(crate) fn empty(id: StreamId) -> Self {
         let place = Some(Cursor::After(id));
         Self { id, block: Block { bytes: Bytes::new(), place, id_line: 0, name_line: 0 } }
@@ -107,7 +108,7 @@ fn push_one_line(text: &mut String, json: &str) {
     }
 }
 
-/// Frames a message that somebody else published: no id, named by its `type` where it is JSON with a valid one.
+/// Frames a message of another program: without an id, named by its `type` where it is JSON with a valid one.
 pub(crate) fn foreign(message: &str) -> Block {
     #[derive(serde::Deserialize)]
     struct Typed {
@@ -125,7 +126,7 @@ pub(crate) fn foreign(message: &str) -> Block {
         push_one_line(&mut text, message);
         text.push('\n');
     } else {
-        // Not JSON: a line break means one. CR LF is one line break.
+        // Not JSON: each line break begins a `data:` line. CR LF is one line break.
         for line in message.replace("\r\n", "\n").split(['\r', '\n']) {
             let _infallible = writeln!(text, "data: {line}");
         }
@@ -157,7 +158,8 @@ pub(crate) enum ResetReason {
     Gap,
     /// The stream was opened while Redis could not be reached; events since then may be missing.
     JoinedLate,
-    /// The log went back and was given a new epoch: what the client was told of the old one may not have happened.
+    /// The log went back and got a new epoch: events that the client has of the old epoch may not have
+    /// happened.
     Rebased,
 }
 
@@ -188,15 +190,16 @@ pub(crate) fn reset(reason: ResetReason, topic: &Topic, from: Cursor) -> Block {
     )
 }
 
-/// What a client at `place` is told before an event that follows in the order and is of another epoch: contiguous it is,
-/// but Postgres may have lost what the client was told before.
+/// The reset for a client at `place` before an event of another epoch. The event follows without a hole, but
+/// Postgres may have lost events that the client was given before.
 pub(crate) fn rebased(place: Option<StreamId>, next: StreamId, topic: &Topic) -> Option<Block> {
     place
         .filter(|place| place.epoch != next.epoch)
         .map(|place| reset(ResetReason::Rebased, topic, Cursor::After(place)))
 }
 
-/// Tells a client why it gets no stream now, and when to come back, in milliseconds: EventSource does by itself.
+/// Tells a client why it gets no stream now, and after how many milliseconds EventSource reconnects by
+/// itself.
 pub(crate) fn refused(refusal: Refusal, wait: Duration) -> Bytes {
     let (reason, wait) = (refusal.as_str(), wait.as_millis());
     format!("event: refused\ndata: {{\"reason\":\"{reason}\",\"retryMs\":{wait}}}\n\n").into()

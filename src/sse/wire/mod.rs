@@ -1,4 +1,4 @@
-//! What is written to a stream, and the ids that clients come back with. Pure: no I/O, no waiting.
+//! The text of a stream, and the ids with which clients continue. Pure: no I/O, no waiting.
 
 pub(crate) mod cursor;
 pub(crate) mod frame;

@@ -1,19 +1,19 @@
-//! Why a client gets no stream, in the words of the `refused` event and of the metrics.
+//! Why a client gets no stream, as the `refused` event and the metrics name it.
 
-/// Why there is no place for a stream.
+/// Why a client gets no stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Refusal {
-    /// The process has as many streams as it may have.
+    /// The process has reached its limit of streams.
     Full,
-    /// The user has as many as a user may have.
+    /// The user has reached the limit of streams.
     User,
-    /// The process has as many topics as it may have.
+    /// The process has reached its limit of topics.
     Topics,
-    /// The user has as many topics, in all of their streams, as a user may have.
+    /// The user has reached the limit of topics in all of their streams.
     UserTopics,
     /// The process is ending its streams.
     Draining,
-    /// Whether the user may have it cannot be told now.
+    /// Whether the user may have the stream cannot be decided now.
     Unavailable,
 }
 

@@ -1,4 +1,4 @@
-//! Where in a topic a client begins.
+//! Where in a topic a client asks to begin.
 
 use super::cursor::Cursor;
 use super::frame::ResetReason;
@@ -14,9 +14,9 @@ pub enum Start {
     Earliest,
 }
 
-/// Where a client wants to begin.
+/// Where a client begins in one topic, as its request says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum From {
+pub(crate) enum StartAt {
     /// With the next event.
     Latest,
     /// With the newest event.

@@ -85,7 +85,7 @@ pub(crate) fn error_text(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let of_postgres = cause.downcast_ref::<sqlx::Error>().map(postgres::error_text);
-        let driver = of_postgres.or_else(|| cause.downcast_ref::<RedisError>().map(redis::said));
+        let driver = of_postgres.or_else(|| cause.downcast_ref::<RedisError>().map(redis::error_text));
         let is_whole =
             driver.is_some() || cause.is::<postgres::ConnectError>() || cause.is::<redis::ConnectError>();
         let own = driver.unwrap_or_else(|| cause.to_string());

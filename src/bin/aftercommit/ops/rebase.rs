@@ -13,7 +13,7 @@ use aftercommit::ops::audit;
 use aftercommit::ops::rebase::{Cluster, Lineage, Pending, Rebase};
 use aftercommit::pluralize::pluralize;
 use aftercommit::redis::keys::Keys;
-use aftercommit::redis::{Publisher, told};
+use aftercommit::redis::{Publisher, event_ids};
 use aftercommit::relay::{Batch, PublishMode, Reached, Sink};
 use redis::aio::MultiplexedConnection;
 
@@ -218,7 +218,7 @@ impl Seen {
         for Pending { id, event_id, topic } in pending {
             if !self.topics.contains_key(topic) {
                 let mut counts = HashMap::new();
-                for event_id in told::since(redis, &self.keys, topic, self.after).await? {
+                for event_id in event_ids::event_ids_after(redis, &self.keys, topic, self.after).await? {
                     *counts.entry(event_id).or_insert(0) += 1;
                 }
                 self.topics.insert(topic.clone(), counts);

@@ -81,7 +81,7 @@ pub(crate) async fn serve(
     };
     let operations = http::operations(registry, readiness);
     let server = Server::new(application, operations, limits, &config.http, door)?;
-    let serving = server.when_full(sse::when_full(hub.clone())).serve(listener, shutdown.clone());
+    let serving = server.when_full(sse::refuse_when_full(hub.clone())).serve(listener, shutdown.clone());
     let stopping = notifier.serving(&shutdown).await;
     let both = async { tokio::join!(hub.run(shutdown), serving) };
     let status = || {

@@ -120,9 +120,10 @@ async fn subscriptions(config: &Config) -> Finding {
 
 /// Subscribes to each channel on a connection of its own kind; the first that is refused, and why.
 async fn subscribe(config: &Config, channels: &[String]) -> Result<(), (String, String)> {
-    let refused =
-        |channel: &String, error: redis::RedisError| (channel.clone(), aftercommit::redis::said(&error));
-    let of_first = |error: redis::RedisError| (channels.join(", "), aftercommit::redis::said(&error));
+    let refused = |channel: &String, error: redis::RedisError| {
+        (channel.clone(), aftercommit::redis::error_text(&error))
+    };
+    let of_first = |error: redis::RedisError| (channels.join(", "), aftercommit::redis::error_text(&error));
     let client = config.redis.client().map_err(|error| (channels.join(", "), error.to_string()))?;
     let mut connection = client.get_async_pubsub().await.map_err(of_first)?;
     for channel in channels {

@@ -1,4 +1,4 @@
-//! The leash: a tiny shell that outlives this process just long enough to end its server.
+//! The supervisor: a small shell that outlives this process just long enough to end its server.
 //!
 //! The shell's standard input is a pipe whose other end only this process holds. However this process dies, the kernel
 //! closes that end, the shell reads end-of-file, stops the server and removes what must not stay. An orderly stop
@@ -23,15 +23,15 @@ const PRELUDE: &str = "trap '' INT TERM HUP QUIT\nexec 3>&1 >/dev/null 2>&1\n";
 
 /// A shell that ends a server at end-of-file.
 #[derive(Debug)]
-pub(super) struct Leash {
+pub(super) struct Supervisor {
     server: &'static str,
     shell: Child,
     stdin: Option<ChildStdin>,
 }
 
-impl Leash {
+impl Supervisor {
     /// Starts the script with its arguments. `lock` is kept open as long as the script runs.
-    pub(super) fn tie(
+    pub(super) fn start(
         server: &'static str,
         script: &str,
         arguments: &[&OsStr],
@@ -44,7 +44,7 @@ impl Leash {
         let mut shell = Command::new("/bin/sh")
             .arg("-c")
             .arg(format!("{PRELUDE}{script}"))
-            .arg("aftercommit-leash")
+            .arg("aftercommit-supervisor")
             .args(arguments)
             .current_dir("/")
             .process_group(0)
@@ -86,7 +86,7 @@ impl Leash {
     }
 }
 
-impl Drop for Leash {
+impl Drop for Supervisor {
     /// Waits, so that whoever drops a server can rely on its port and its directory being free.
     fn drop(&mut self) {
         if let Err(error) = self.close() {
@@ -102,20 +102,20 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_script_sees_the_end_of_file_when_the_leash_ends() {
+    async fn the_script_sees_the_end_of_file_when_the_supervisor_ends() {
         let dir = tempfile::tempdir().expect("a directory");
         let mark = dir.path().join("mark");
-        let leash =
-            Leash::tie("test", "read -r _\n: > \"$1\"\n", &[mark.as_os_str()], None).expect("a leash");
+        let supervisor = Supervisor::start("test", "read -r _\n: > \"$1\"\n", &[mark.as_os_str()], None)
+            .expect("a supervisor");
         assert!(!mark.exists());
-        leash.end().await.expect("an orderly end");
+        supervisor.end().await.expect("an orderly end");
         assert!(mark.exists());
     }
 
     #[tokio::test]
     async fn a_script_that_fails_is_an_error() {
-        let leash = Leash::tie("test", "read -r _\nexit 3\n", &[], None).expect("a leash");
-        let error = leash.end().await.expect_err("exit 3");
+        let supervisor = Supervisor::start("test", "read -r _\nexit 3\n", &[], None).expect("a supervisor");
+        let error = supervisor.end().await.expect_err("exit 3");
         assert!(error.to_string().contains("exit status: 3"), "{error}");
     }
 
@@ -125,10 +125,10 @@ mod tests {
         let path = dir.path().join("lock");
         let lock = File::create(&path).expect("a file");
         lock.lock().expect("the lock");
-        let leash = Leash::tie("test", "read -r _\n", &[], Some(&lock)).expect("a leash");
+        let supervisor = Supervisor::start("test", "read -r _\n", &[], Some(&lock)).expect("a supervisor");
         drop(lock);
         assert!(File::open(&path).expect("a file").try_lock().is_err(), "the shell still holds it");
-        drop(leash);
+        drop(supervisor);
         // Held for a moment longer by a child that another test is just starting: it has a copy of the file until its exec.
         let (told, freed) = std::sync::mpsc::channel();
         std::thread::spawn(move || told.send(File::open(&path).and_then(|file| file.lock())));

@@ -4,10 +4,10 @@ use std::process::{Child, Command, Stdio};
 
 /// Held for as long as the test process lives.
 #[derive(Debug)]
-pub(super) struct Leash(#[expect(dead_code, reason = "held, not used: its pipe is what counts")] Child);
+pub(super) struct Supervisor(#[expect(dead_code, reason = "held, not used: its pipe is what counts")] Child);
 
 /// Runs `script` when this process ends: the kernel then closes the pipe that the shell reads from.
-pub(super) fn at_exit(script: &str) -> Leash {
+pub(super) fn at_exit(script: &str) -> Supervisor {
     let shell = Command::new("/bin/sh")
         .args(["-c", &format!("trap '' INT TERM HUP\nread -r _\n{script}")])
         .stdin(Stdio::piped())
@@ -15,5 +15,5 @@ pub(super) fn at_exit(script: &str) -> Leash {
         .stderr(Stdio::null())
         .spawn()
         .expect("/bin/sh");
-    Leash(shell)
+    Supervisor(shell)
 }

@@ -1,4 +1,5 @@
-//! A log line for what may happen ten thousand times a second: one now and then, which says how often it was.
+//! Limits a log line for an incident that may happen ten thousand times a second: one line in ten seconds,
+//! with a count.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -6,9 +7,9 @@ use std::time::{Duration, Instant};
 /// The shortest time between two lines.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Counts what is not logged.
+/// Counts the incidents that are not logged.
 #[derive(Debug, Default)]
-pub(super) struct Seldom(Mutex<Counted>);
+pub(super) struct LogLimiter(Mutex<Counted>);
 
 #[derive(Debug, Default)]
 struct Counted {
@@ -16,8 +17,9 @@ struct Counted {
     since: u64,
 }
 
-impl Seldom {
-    /// Counts once more. A line is due where this returns how often it has happened since the last one, this time included.
+impl LogLimiter {
+    /// Counts one more incident. Returns how many there were since the last line, this one included, if a
+    /// line is due.
     pub(super) fn count(&self, now: Instant) -> Option<u64> {
         let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         counted.since += 1;
@@ -35,9 +37,9 @@ mod tests {
 
     #[test]
     fn the_first_time_is_logged_and_later_ones_are_counted() {
-        let (seldom, now) = (Seldom::default(), Instant::now());
-        assert_eq!(seldom.count(now), Some(1));
-        assert_eq!((0..99).filter_map(|_| seldom.count(now)).count(), 0);
-        assert_eq!(seldom.count(now + EVERY), Some(100));
+        let (limiter, now) = (LogLimiter::default(), Instant::now());
+        assert_eq!(limiter.count(now), Some(1));
+        assert_eq!((0..99).filter_map(|_| limiter.count(now)).count(), 0);
+        assert_eq!(limiter.count(now + EVERY), Some(100));
     }
 }

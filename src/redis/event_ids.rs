@@ -1,4 +1,4 @@
-//! What a history holds behind an id: the identities of its events, for telling what clients have been told already.
+//! The UUIDs of the events in a history behind an id: clients may have been given these.
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::streams::StreamRangeReply;
@@ -7,27 +7,28 @@ use ::redis::{AsyncCommands, RedisError};
 use super::keys::Keys;
 use crate::event::{EventId, StreamId, Topic};
 
-/// Entries that are read at once.
+/// Entries of one read.
 const PAGE: usize = 1000;
 
-/// The events of a topic's history behind `after`, in order; as many as the history keeps.
+/// Returns the UUIDs of the events in a topic's history behind `after`, in order; as many as the history
+/// keeps.
 ///
 /// # Errors
-/// Redis's.
-pub async fn since(
+/// The client's error if Redis refuses a read or does not answer in time.
+pub async fn event_ids_after(
     connection: &mut MultiplexedConnection,
     keys: &Keys,
     topic: &Topic,
     after: StreamId,
 ) -> Result<Vec<EventId>, RedisError> {
-    let (mut told, mut start) = (Vec::new(), format!("({after}"));
+    let (mut event_ids, mut start) = (Vec::new(), format!("({after}"));
     loop {
         let page: StreamRangeReply = connection.xrange_count(keys.history(topic), &start, "+", PAGE).await?;
-        let Some(last) = page.ids.last() else { return Ok(told) };
+        let Some(last) = page.ids.last() else { return Ok(event_ids) };
         start = format!("({}", last.id);
-        // An entry without an event's identity was written by somebody else, and tells us nothing.
+        // An entry without an event's UUID was written by another program.
         let identity =
             |entry: &::redis::streams::StreamId| EventId::parse_str(&entry.get::<String>("event")?).ok();
-        told.extend(page.ids.iter().filter_map(identity));
+        event_ids.extend(page.ids.iter().filter_map(identity));
     }
 }

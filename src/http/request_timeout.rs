@@ -8,9 +8,10 @@ use axum::response::{IntoResponse, Response};
 
 use super::Problem;
 
-/// The middleware: 503 for a request whose answer has not begun after `limit`, also where that is for a body that does
-/// not come. Its handler is dropped, and with it a transaction, which is rolled back. Not for streams: they begin at once.
-pub async fn within(State(limit): State<Duration>, request: Request, next: Next) -> Response {
+/// The middleware: 503 for a request whose answer has not begun after `limit`, also where its body does not
+/// arrive. The handler is dropped, and with it a transaction, which is rolled back. Not for streams: they
+/// begin at once.
+pub async fn request_timeout(State(limit): State<Duration>, request: Request, next: Next) -> Response {
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
         Err(_elapsed) => Problem::unavailable(

@@ -1,4 +1,4 @@
-//! Requests for streams of which nobody can tell now whether they are allowed.
+//! Requests for streams that cannot be answered now: the client is told to reconnect later.
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -11,10 +11,10 @@ use crate::http::Problem;
 use crate::sse::hub::Hub;
 use crate::sse::wire::refusal::Refusal;
 
-/// The middleware of streams: where a request ends with 503, the client is told to come back later, as it is where there is
-/// no room. EventSource would take the status for the end, and whoever was to decide (Postgres, the issuer of the tokens)
-/// is away for a while only. Verdicts, such as 401 and 404, stay what they are.
-pub async fn come_back_later(State(hub): State<Hub>, request: Request, next: Next) -> Response {
+/// The middleware of streams: turns a 503 into a stream that tells the client to reconnect later, as where
+/// there is no room. EventSource would give up on the status, although Postgres or the issuer of the tokens
+/// is away for a while only. Other statuses, such as 401 and 404, are left as they are.
+pub async fn retry_later(State(hub): State<Hub>, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     match response.status() {
         StatusCode::SERVICE_UNAVAILABLE => refused(&hub.0, Refusal::Unavailable),
@@ -22,9 +22,9 @@ pub async fn come_back_later(State(hub): State<Hub>, request: Request, next: Nex
     }
 }
 
-/// The answer to requests that come when all connections are taken: streams are told to come back later, as where there is
-/// no room for one more stream.
-pub fn when_full(hub: Hub) -> Router {
+/// The answer to requests that come when all connections are taken: clients of streams are told to reconnect
+/// later, as where there is no room for one more stream.
+pub fn refuse_when_full(hub: Hub) -> Router {
     Router::new().fallback(full).with_state(hub)
 }
 
