@@ -123,7 +123,8 @@ enum Order {
 
 /// What tells, as SQL, that a row was appended after the sequence was set back: the sequence has come to its id again, and its
 /// transaction is newer than all rows that are older for certain. These have ids that the sequence has not come to again, or
-/// ids that it has given to a newer row. Where there are none, a row is newer than a position that calls its id delivered.
+/// ids that it has given to a newer row. Where there are none, a row is newer than a position that calls its id delivered, or
+/// that has a window open over higher ids.
 ///
 /// Of a transaction that was under way when the sequence was set back, nothing tells what it appended before and what after.
 const APPENDED_AFTER: &str = "
@@ -144,7 +145,11 @@ const APPENDED_AFTER: &str = "
     from pg_temp.renumbered k
     where k.old_id <= sequence.id
       and case when older.newest is not null then k.xid > older.newest
-               else exists (select from outbox.position p where k.old_id <= p.high_id and k.xid >= p.lower_horizon) end
+               else exists (
+                 select from outbox.position p
+                 where k.old_id <= p.high_id and k.xid >= p.lower_horizon
+                    or k.xid >= p.upper_horizon and k.old_id <= (
+                         select max(w.old_id) from pg_temp.renumbered w where pg_visible_in_snapshot(w.xid, p.upper))) end
     order by k.xid limit 1
   ) run on true";
 
