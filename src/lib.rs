@@ -34,6 +34,7 @@ pub mod postgres;
 
 #[cfg(feature = "server")]
 pub mod auth;
+pub mod backoff;
 #[cfg(feature = "server")]
 pub mod console;
 #[cfg(feature = "server")]

@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use crate::event::EventError;
 use crate::http::Problem;
 use crate::log;
+use crate::ops::relays::RelayError;
 use crate::ops::{self, replay::ReplayError};
 
 /// Why an operator's request was not carried out.
@@ -17,8 +18,8 @@ pub(super) enum Error {
     #[error(transparent)]
     NotATopic(#[from] EventError),
     /// There is no such relay.
-    #[error("no relay named '{0}' has run on this log")]
-    NoRelay(String),
+    #[error(transparent)]
+    NoRelay(RelayError),
     /// There is nothing to settle.
     #[error("nothing of topic '{0}' is parked any more")]
     NotParked(String),
@@ -65,6 +66,15 @@ impl From<ops::parked::RequestError> for Error {
         match error {
             ops::parked::RequestError::Log(error) => Self::Log(error),
             other => Self::Changed(other),
+        }
+    }
+}
+
+impl From<RelayError> for Error {
+    fn from(error: RelayError) -> Self {
+        match error {
+            RelayError::Log(error) => Self::Log(error),
+            unknown @ RelayError::Unknown(_) => Self::NoRelay(unknown),
         }
     }
 }

@@ -15,12 +15,13 @@ use uuid::Uuid;
 
 use super::Shared;
 use super::access::Identity;
-use super::actions::{known, operator};
+use super::actions::operator;
 use super::change::{Asked, REPLAY_LIMIT};
 use super::error::Error;
 use crate::http::Json;
 use crate::log::read;
 use crate::ops::browse::{EventRow, Selection};
+use crate::ops::relays;
 use crate::ops::replay::{self, Plan, Replay};
 
 /// Events that a look shows.
@@ -71,7 +72,7 @@ impl Session {
     }
 
     async fn plan(&mut self, relay: &str, selection: &Selection) -> Result<Plan, Error> {
-        known(&mut self.connection, relay).await?;
+        relays::must_exist(&mut self.connection, relay).await?;
         Ok(replay::plan(&mut self.connection, relay, selection).await?)
     }
 }

@@ -9,7 +9,6 @@
 //! - [`failure`]: what is done about each error of Redis and Postgres.
 //! - [`mod@run`]: leading, waking, waiting, retrying. All of the loops and timers are there.
 
-pub mod backoff;
 pub mod failure;
 mod handing;
 mod leader;

@@ -8,7 +8,6 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::backoff::Backoff;
 use super::failure::{self, Failure, Remedy};
 use super::leader::{self, staying_alive};
 use super::monitor::Pulse;
@@ -16,8 +15,8 @@ use super::reconcile::Reconciled;
 use super::session::{self, SessionError};
 use super::state::{Role, StateHandle};
 use super::step::{Outcome, Rules, Step, StepError};
-use super::wake::chance;
 use super::{Metrics, PublishError, Settings, Sink, rotation_task, wake};
+use crate::backoff::Backoff;
 use crate::log;
 use crate::postgres::{self, ConnectError, SchemaError};
 
@@ -124,7 +123,7 @@ pub async fn run<S: Sink>(
         let failure = error.failure();
         metrics.failed(failure.class);
         state.failed(&error.to_string());
-        let mut wait = backoff.next(chance());
+        let mut wait = backoff.next_wait();
         if let RunError::StoodDown(_) = error {
             // Long enough for each relay that stands by to ask for the lead.
             wait = wait.max(2 * settings.standby_interval());
@@ -271,7 +270,7 @@ impl<S: Sink> Relay<'_, S> {
                     tracing::warn!(%error, "fenced");
                     step.reload().await?;
                     // Whoever wrote that row may still lead: let it.
-                    self.pause(step, backoff.next(chance())).await?;
+                    self.pause(step, backoff.next_wait()).await?;
                 }
                 StepError::Publish(error) => {
                     let refused_for = refused_since.get_or_insert_with(Instant::now).elapsed();
@@ -282,7 +281,7 @@ impl<S: Sink> Relay<'_, S> {
                     }
                     // The next connection may reach another server, or this one without its last writes.
                     self.compared = None;
-                    let wait = backoff.next(chance());
+                    let wait = backoff.next_wait();
                     self.say(&error, wait);
                     self.pause(step, wait).await?;
                 }

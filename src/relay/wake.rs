@@ -8,8 +8,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Metrics;
-use super::backoff::Backoff;
 use super::state::StateHandle;
+use crate::backoff::Backoff;
 use crate::outbox::bell::CHANNEL;
 use crate::postgres::never_idle_out;
 
@@ -40,7 +40,7 @@ pub(super) async fn listen(
         wake.notify_one();
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(backoff.next(chance())) => {}
+            () = tokio::time::sleep(backoff.next_wait()) => {}
         }
     }
 }
@@ -91,9 +91,4 @@ async fn listener(options: &PgConnectOptions) -> Result<PgListener, sqlx::Error>
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.listen(CHANNEL).await?;
     Ok(listener)
-}
-
-/// A number between 0 and 1 from the system's randomness, good enough to spread waits.
-pub(super) fn chance() -> f64 {
-    f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX)
 }

@@ -70,7 +70,11 @@ async fn is_refused_and_mended(mut line: Line, admin: &mut PgConnection, waiting
 /// What fails right after the lead was taken is no success: the waits grow.
 #[tokio::test]
 async fn a_relay_that_leads_and_fails_at_once_waits_longer_each_time() {
-    let (line, mut admin) = line_of_six().await;
+    let relay = vec![("AFTERCOMMIT_RELAY_BACKOFF_MAX_MS", "2000".to_owned())];
+    let mut line = Line::with(Wiring { relay, ..Wiring::default() }).await;
+    line.append(6).await;
+    line.is_whole().await;
+    let mut admin = line.system.database.connect().await;
     let begun = Instant::now();
     execute(&mut admin, "select setval('outbox.event_id_seq', 2); select outbox.append('t', 'T', '1')").await;
     let failures = "aftercommit_relay_failures_total{class=\"conflict\"}";

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -289,8 +289,13 @@ async fn a_log_of_more_relays_than_a_move_can_tell_apart_is_refused_and_left_as_
     let moved = "update outbox.log set system_identifier = 42; select outbox.append('t', 'T', '1')";
     sqlx::raw_sql(moved).execute(&mut connection).await.expect("a move");
     let epoch = Lineage { epoch: Some(2), is_copy: false };
+    let operator = Operator { who: "test".to_owned(), reason: "a move".to_owned() };
     {
-        let refused = Rebase::begin(&mut connection, "relay-1").await.expect("a look").finish(epoch).await;
+        let refused = Rebase::begin(&mut connection, "relay-1")
+            .await
+            .expect("a look")
+            .finish(epoch, &operator, &json!({}))
+            .await;
         assert!(matches!(refused, Err(RebaseError::TooManyRelays(9))));
     }
     let kept = checkpoint::newest(&mut connection, "relay-1").await.expect("a look").expect("a position");
@@ -300,5 +305,5 @@ async fn a_log_of_more_relays_than_a_move_can_tell_apart_is_refused_and_left_as_
         .await
         .expect("one less");
     let rebase = Rebase::begin(&mut connection, "relay-1").await.expect("a look");
-    rebase.finish(epoch).await.expect("a rebase").commit().await.expect("a commit");
+    rebase.finish(epoch, &operator, &json!({})).await.expect("a rebase");
 }

@@ -53,10 +53,3 @@ async fn connect_for_lookups(config: &Config) -> Result<PgConnection> {
     read::prepare_session(&mut connection).await?;
     Ok(connection)
 }
-
-/// Tells relays at once. Losing it costs a poll interval.
-async fn ring(connection: &mut PgConnection) {
-    if let Err(error) = sqlx::query("notify outbox").execute(connection).await {
-        tracing::debug!(%error, "relays will find it by polling");
-    }
-}
