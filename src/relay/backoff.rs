@@ -1,8 +1,8 @@
-//! How long to wait after the n-th failure in a row. Pure.
+//! The wait after the n-th failure in a row. Pure.
 
 use std::time::Duration;
 
-/// A wait that doubles with each failure up to a limit, with jitter, and starts over after a success.
+/// A wait with jitter that doubles with each failure up to a limit, and starts over after a success.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     min: Duration,
@@ -16,15 +16,15 @@ impl Backoff {
         Self { min: min.max(Duration::from_millis(1)), max: max.max(min), failures: 0 }
     }
 
-    /// The wait after one more failure. `chance` between 0 and 1 spreads the waits of many over the upper half, so that
-    /// they don't all come back at once.
+    /// Returns the wait after one more failure. `chance`, from 0 to 1, spreads the waits over the upper half,
+    /// so that many processes do not all come back at once.
     pub fn next(&mut self, chance: f64) -> Duration {
         let doubled = self.min.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));
         self.failures = (self.failures + 1).min(30);
         doubled.min(self.max).mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0)
     }
 
-    /// Starts over.
+    /// Starts over with the shortest wait.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
