@@ -162,8 +162,7 @@ impl Step {
 
     /// Publishes once more the events that have arrived under these numbers, and uses the numbers up. Events
     /// that the sink refuses are set aside, as in a step, and then the rest is published again. So the sink's
-    /// number never passes an event that this call does not prove to be there and that is not written down as
-    /// set aside.
+    /// number passes only events that this call proves to be there, or that are written down as set aside.
     pub(super) async fn republish<S: Sink>(
         &mut self,
         sink: &mut S,
