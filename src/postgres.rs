@@ -238,8 +238,8 @@ async fn warn_if_unpinned(connection: &mut PgConnection) -> Result<(), sqlx::Err
         WARNED.call_once(|| {
             tracing::warn!(
                 "a pooler drops the sessions' settings: pin them by `alter role ... set search_path = \
-                 pg_catalog, pg_temp`, or whoever may create objects in a schema of the search path can run \
-                 code as this role"
+                 pg_catalog, pg_temp`, or any role that may create objects in a schema of the search path \
+                 can run code as this role"
             );
         });
     }
@@ -284,11 +284,11 @@ async fn pid_of(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
 /// Returns the address with the parameters that the driver knows. The first call logs the names of the
 /// others, without their values.
 fn for_the_driver(url: &str) -> Cow<'_, str> {
-    static TOLD: Once = Once::new();
+    static LOGGED: Once = Once::new();
     let is_known = |name: &str| PARAMETERS.contains(&name) || name.starts_with("options[");
     let (known, unknown) = address::with_known_parameters(url, is_known);
     if !unknown.is_empty() {
-        TOLD.call_once(|| {
+        LOGGED.call_once(|| {
             let parameters = unknown.join(", ");
             tracing::warn!(%parameters, "ignoring parameters of the database url that are not known");
         });

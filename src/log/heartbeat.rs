@@ -66,7 +66,7 @@ impl ProcessStatus {
 /// # Errors
 /// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
 /// refuses the statement or the connection breaks.
-pub async fn beat(connection: &mut PgConnection, relay: &str, said: &Heartbeat) -> Result<(), Error> {
+pub async fn beat(connection: &mut PgConnection, relay: &str, heartbeat: &Heartbeat) -> Result<(), Error> {
     sqlx::query(
         "insert into outbox.heartbeat as h
            (relay, process, role, published, rate, error, error_at, rotation_blocked, listen)
@@ -77,13 +77,13 @@ pub async fn beat(connection: &mut PgConnection, relay: &str, said: &Heartbeat) 
                rotation_blocked = excluded.rotation_blocked, listen = excluded.listen",
     )
     .bind(relay)
-    .bind(&said.process)
-    .bind(&said.role)
-    .bind(said.published)
-    .bind(said.rate)
-    .bind(&said.error)
-    .bind(&said.rotation_blocked)
-    .bind(&said.listen)
+    .bind(&heartbeat.process)
+    .bind(&heartbeat.role)
+    .bind(heartbeat.published)
+    .bind(heartbeat.rate)
+    .bind(&heartbeat.error)
+    .bind(&heartbeat.rotation_blocked)
+    .bind(&heartbeat.listen)
     .execute(&mut *connection)
     .await?;
     // Only one process leads, so the last heartbeat of a former leader is obsolete.
@@ -94,8 +94,8 @@ pub async fn beat(connection: &mut PgConnection, relay: &str, said: &Heartbeat) 
                and at < clock_timestamp() - make_interval(secs => $4)))",
     )
     .bind(relay)
-    .bind(said.role == "leading")
-    .bind(&said.process)
+    .bind(heartbeat.role == "leading")
+    .bind(&heartbeat.process)
     .bind(FRESH_FOR.as_secs_f64())
     .execute(connection)
     .await?;

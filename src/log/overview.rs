@@ -52,7 +52,10 @@ pub struct RelayOverview {
 impl RelayOverview {
     /// Returns the newest heartbeat of a leading process.
     pub fn leading(&self) -> Option<&ProcessStatus> {
-        self.processes.iter().filter(|heard| heard.heartbeat.role == "leading").max_by_key(|heard| heard.at)
+        self.processes
+            .iter()
+            .filter(|process| process.heartbeat.role == "leading")
+            .max_by_key(|process| process.at)
     }
 }
 
@@ -109,12 +112,12 @@ pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>,
         }
         relays.push(one);
     }
-    let heard = heartbeat::processes(connection).await?;
+    let processes = heartbeat::processes(connection).await?;
     for one in &mut relays {
         one.paused = pause::of(connection, &one.relay).await?;
         let signs = contradictions::signs(connection, &one.relay).await?;
         one.contradiction = (!signs.is_empty()).then(|| contradiction::named(&signs));
-        one.processes = heard.iter().filter(|heard| heard.relay == one.relay).cloned().collect();
+        one.processes = processes.iter().filter(|process| process.relay == one.relay).cloned().collect();
     }
     Ok(relays)
 }

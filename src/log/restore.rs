@@ -97,28 +97,28 @@ impl DeliveredRanges {
             self.next_n = to.n + 1;
             let Some(from) = self.from.replace(to.clone()) else { continue };
             if to.next_seq > from.next_seq {
-                return Ok(Some(self.stretch(connection, &from, &to).await?));
+                return Ok(Some(self.range(connection, &from, &to).await?));
             }
         }
     }
 
-    async fn stretch(
+    async fn range(
         &self,
         connection: &mut PgConnection,
         from: &Position,
         to: &Position,
     ) -> Result<DeliveredRange, Error> {
         let (first, count) = (from.next_seq, to.next_seq - from.next_seq);
-        let stretch = |events| DeliveredRange { first, count, is_release: false, events };
+        let range = |events| DeliveredRange { first, count, is_release: false, events };
         // A gap in n: rotation has dropped the checkpoints between these two.
         if to.n != from.n + 1 {
-            return Ok(stretch(None));
+            return Ok(range(None));
         }
         let Some(window) = &from.window else {
             // Between two windows only releases use up numbers, one each.
             let number = StreamId::new(self.epoch, first);
             let events = release::events(connection, &self.relay, number).await?;
-            return Ok(DeliveredRange { is_release: true, ..stretch(Some(events)) });
+            return Ok(DeliveredRange { is_release: true, ..range(Some(events)) });
         };
         let still_open = to.window.as_ref().filter(|open| open.upper == window.upper);
         let last_id = still_open.map_or(i64::MAX, |open| open.after_id);
@@ -126,7 +126,7 @@ impl DeliveredRanges {
         let rows = read::batch(connection, &self.relay, from, window.after_id, limit).await?.rows;
         let is_whole = rows.len() as u64 == count && rows.last().is_some_and(|last| last.id() <= last_id);
         if !is_whole {
-            return Ok(stretch(None));
+            return Ok(range(None));
         }
         let numbers = StreamId::new(self.epoch, first)..=StreamId::new(self.epoch, first + count - 1);
         let set_aside: HashSet<StreamId> =
@@ -136,6 +136,6 @@ impl DeliveredRanges {
             Row::Event(event) => Some((StreamId::new(self.epoch, seq), event)),
             Row::Unreadable(_) => None,
         });
-        Ok(stretch(Some(numbered.filter(|(id, _)| !set_aside.contains(id)).collect())))
+        Ok(range(Some(numbered.filter(|(id, _)| !set_aside.contains(id)).collect())))
     }
 }

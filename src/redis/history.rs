@@ -35,7 +35,7 @@ impl Entry {
 /// Why a history could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// There is no connection. All that waited for the same attempt get the same error.
+    /// There is no connection. Every caller that waited for the same attempt gets the same error.
     #[error(transparent)]
     Connect(Arc<ConnectError>),
     /// Redis failed, or did not answer in time.

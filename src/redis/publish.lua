@@ -159,7 +159,7 @@ local function prepare(topic, seq)
 end
 
 local done, done_seq, done_uuid = 0, 0, '-'
-local told_live, told_public = 0, 0
+local live_receivers, public_receivers = 0, 0
 
 -- Writes how far this call has come, whatever its verdict: top must never be behind the histories. (A release
 -- that stops in its middle moves nothing, because its number is used up behind its last event.)
@@ -223,17 +223,17 @@ for a = 11 + topic_count * 3, #ARGV, 7 do
   if is_new then
     -- Envelope first, bare payload second, in one script. So a subscriber to both channels knows that the
     -- bare message right behind an envelope is its twin, and that every other one came from another program.
-    local told = redis.pcall('PUBLISH', topic.live,
+    local receivers = redis.pcall('PUBLISH', topic.live,
       '{"id":"' .. id .. '","prev":' .. (prev == '' and 'null' or '"' .. prev .. '"') .. ',"event":"' .. uuid ..
       '","type":"' .. kind .. '",' .. ARGV[a + 6] .. ',"payload":' .. payload .. '}')
-    if type(told) == 'table' then return finish('ERROR', told.err) end
-    told_live = told_live + told
+    if type(receivers) == 'table' then return finish('ERROR', receivers.err) end
+    live_receivers = live_receivers + receivers
     -- Plain Redis subscribers do not receive restored events again, because they cannot tell a repeat.
     -- Readers of envelopes can, and may have missed the event at the moment when Redis lost it.
     if not is_restore then
-      told = redis.pcall('PUBLISH', topic.public, payload)
-      if type(told) == 'table' then return finish('ERROR', told.err) end
-      told_public = told_public + told
+      receivers = redis.pcall('PUBLISH', topic.public, payload)
+      if type(receivers) == 'table' then return finish('ERROR', receivers.err) end
+      public_receivers = public_receivers + receivers
     end
   end
   -- The history's end after events that had arrived is looked up.
@@ -242,4 +242,4 @@ for a = 11 + topic_count * 3, #ARGV, 7 do
   done, done_seq, done_uuid = done + 1, seq, uuid
 end
 
-return finish('OK', told_live .. ' ' .. told_public)
+return finish('OK', live_receivers .. ' ' .. public_receivers)

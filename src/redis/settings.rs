@@ -57,7 +57,7 @@ pub enum ConnectError {
     )]
     DatabaseNumber(i64),
     /// The namespace breaks the rules for names.
-    #[error("[redis] namespace '{0}' is not one: use at most 60 characters of A-Z a-z 0-9 . _ -")]
+    #[error("[redis] namespace '{0}' is not a namespace: use at most 60 characters of A-Z a-z 0-9 . _ -")]
     Namespace(String),
     /// The server refused the connection, or could not be reached.
     #[error("cannot connect to Redis at {address}: {}", refusal(.source))]

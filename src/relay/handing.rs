@@ -88,7 +88,7 @@ mod tests {
     use super::*;
     use crate::event::Event;
 
-    /// Hands over events with the numbers from 5 on, one by one, to a sink that answers so.
+    /// Hands over events with the numbers from 5 on, one by one, to a sink with these answers.
     async fn hand_over_to(
         count: u64,
         uses_numbers: bool,
@@ -102,7 +102,7 @@ mod tests {
             mode: PublishMode::Normal,
             deliveries: &deliveries,
             first: number(5),
-            // One more than there are events: of an event that was set aside.
+            // One number more than there are events: that of an event that was set aside.
             through: uses_numbers.then(|| number(5 + count)),
             lost: None,
         };

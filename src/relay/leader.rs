@@ -78,7 +78,7 @@ pub(super) async fn staying_alive<T>(
         let mut sign = pin!(sqlx::query("select 1").execute(&mut *session));
         tokio::select! {
             biased;
-            said = &mut sign => { said?; }
+            answer = &mut sign => { answer?; }
             // The running query is finished, so that the session is clean for the next one.
             done = &mut work => {
                 sign.await?;

@@ -23,7 +23,7 @@ pub(super) async fn keep(
     state: StateHandle,
     stop: CancellationToken,
 ) {
-    let mut said: Option<String> = None;
+    let mut logged: Option<String> = None;
     loop {
         let blocked = match rotate_once(&database, &relay, retention).await {
             Ok(rotation) => {
@@ -35,11 +35,11 @@ pub(super) async fn keep(
             }
             Err(error) => Some(format!("rotation failed: {error:#}")),
         };
-        if blocked != said {
+        if blocked != logged {
             if let Some(reason) = &blocked {
                 tracing::warn!(%reason, "the log keeps more than its retention");
             }
-            said.clone_from(&blocked);
+            logged.clone_from(&blocked);
         }
         metrics.rotation_blocked.set(i64::from(blocked.is_some()));
         state.rotation_blocked(blocked);
