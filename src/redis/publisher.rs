@@ -1,8 +1,8 @@
 //! The relay's sink: publishes batches to Redis, one script call a chunk of events.
 //!
-//! A chunk arrives as a whole, as a prefix, or not at all, and every reply is checked. Single commands in a
-//! pipeline would reorder events on a partial failure. An unchecked reply would count as delivered an event
-//! that Redis refused.
+//! A chunk arrives whole, as a prefix, or not at all, and every reply is checked. Pipelined single commands
+//! would reorder events on a partial failure, and an unchecked reply would count a refused event as
+//! delivered.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -27,8 +27,8 @@ use crate::trace;
 pub const FORMAT: u32 = 1;
 /// The least number of topics whose heads are cached.
 const TOPIC_HEADS: usize = 50_000;
-/// The most payload bytes of one script call. Redis serves no other client during a call, so this is about a
-/// millisecond's worth.
+/// The most payload bytes of one script call. Redis serves no other client during the call: about a
+/// millisecond.
 const CHUNK_BYTES: usize = 1024 * 1024;
 
 /// Publishes to one Redis for one relay.
@@ -69,8 +69,7 @@ struct TopicArguments<'a> {
 type Answer = (usize, String, String);
 
 impl Publisher {
-    /// Makes a publisher for `relay` that passes Redis at most `chunk_events` in one call. It connects when
-    /// it first publishes.
+    /// Makes a publisher for `relay` with at most `chunk_events` a call. It connects when it first publishes.
     pub fn new(settings: Settings, relay: &str, chunk_events: usize) -> Self {
         Self::under(settings.keys(), settings, relay, chunk_events)
     }
@@ -114,8 +113,7 @@ impl Publisher {
         self.heads.clear();
         self.settings.connect().await.map_err(|error| {
             let failure = match &error {
-                // The server's answer to a login or a greeting: a changed password is not a broken
-                // connection.
+                // A changed password is the server's answer to a login, and not a broken connection.
                 ConnectError::Refused { source, .. } => Refusal::of(source).failure,
                 _ => failure::CONNECTION,
             };
@@ -137,8 +135,7 @@ impl Publisher {
             Err(error) => {
                 self.heads.clear();
                 let refusal = Refusal::of(&error);
-                // The connection is dropped after a time-out, after it broke, and if its server is no longer
-                // the primary.
+                // Dropped after a time-out, after it broke, and if its server is no longer the primary.
                 if refusal.is_reply && refusal.failure.remedy == Remedy::SetAside {
                     self.connection = Some(connection);
                 }
@@ -222,8 +219,7 @@ impl Publisher {
         (topics, indexes)
     }
 
-    /// Caches the heads that a published chunk left behind. `now` is the time that the call used: if a TTL
-    /// has become due since, the call did not set it.
+    /// Caches the heads that a chunk left behind. `now` is the time that its call used to decide on TTLs.
     fn remember(&mut self, deliveries: &[Delivery<'_>], now: Instant) {
         for Delivery { id, event } in deliveries {
             let ttl_set = match self.heads.get(&event.topic) {
@@ -265,8 +261,7 @@ impl Publisher {
         self.judge(connection, found).map_err(Refusal::retry)
     }
 
-    /// Waits until enough replicas have the published events. Too few replicas are a failure, and the batch
-    /// is published again as a repeat.
+    /// Waits until enough replicas have the published events. If too few have, the batch is published again.
     async fn replicated(&mut self) -> Result<(), PublishError> {
         let wanted = self.settings.min_replicas;
         if wanted == 0 {
@@ -430,8 +425,7 @@ impl Sink for Publisher {
 }
 
 impl Publisher {
-    /// Turns an answer other than OK into an error. `at` is the index of the first event that did not arrive,
-    /// and `topic` its topic.
+    /// Turns an answer other than OK into an error about the event at index `at`, which is of `topic`.
     fn refusal(&self, at: usize, topic: Option<&Topic>, verdict: &str, detail: &str) -> PublishError {
         let key = topic.map_or_else(|| self.top_key.clone(), |topic| self.keys.history(topic));
         match verdict {
