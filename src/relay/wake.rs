@@ -1,4 +1,5 @@
-//! Waking up: a listener that says "look now". A hint only; the loop looks anyway every poll interval.
+//! The listener: wakes the loop at each notification. A notification is only a hint, because the loop also
+//! looks at every poll interval.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,10 +14,10 @@ use crate::backoff::Backoff;
 use crate::outbox::bell::CHANNEL;
 use crate::postgres::never_idle_out;
 
-/// A session of this age was none that ends as soon as it is made.
+/// A session that lasted this long was made for good, so the backoff starts over.
 const LASTED: Duration = Duration::from_secs(10);
 
-/// Listens until `stop`, and wakes at every notification, every reconnect and every doubt.
+/// Listens until `stop`. Wakes the loop at every notification, every reconnect and every lost connection.
 pub(super) async fn listen(
     options: PgConnectOptions,
     wake: Arc<Notify>,
@@ -36,7 +37,7 @@ pub(super) async fn listen(
         state.listening(false);
         metrics.listening.set(0);
         tracing::debug!(error = %ended, "the listener ended; polling until it is back");
-        // What was notified meanwhile is lost: look.
+        // Notifications sent meanwhile are lost, so look once.
         wake.notify_one();
         tokio::select! {
             () = stop.cancelled() => return,
@@ -56,7 +57,7 @@ async fn listen_once(
         Err(error) => error,
         Ok(mut listener) => {
             let since = Instant::now();
-            // LISTEN is in force: look once for what was committed before it was.
+            // LISTEN is in force. Look once for events that were committed before.
             state.listening(true);
             metrics.listening.set(1);
             metrics.woken("reconnect");
@@ -67,7 +68,8 @@ async fn listen_once(
                         metrics.woken("notify");
                         wake.notify_one();
                     }
-                    // The connection is lost. The next one is made here, so that it is known whether there is one.
+                    // The connection is lost. The next one is made here and not by the driver, so that its
+                    // state is known.
                     ended => {
                         if since.elapsed() >= LASTED {
                             backoff.reset();
