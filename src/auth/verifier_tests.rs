@@ -1,4 +1,4 @@
-//! What a token has to say to be taken, and how it is refused.
+//! The claims that a token needs, and the refusals of tokens that lack them.
 
 use uuid::Uuid;
 
