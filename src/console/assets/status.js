@@ -95,7 +95,7 @@ function showRelay(relay, isOwn) {
   if (relay.paused) row("Paused", age(relay.paused.since), ` by ${relay.paused.who}: ${relay.paused.reason}`);
   else drop(known, "Paused");
   row("Parked", parked(relay));
-  row("Rotation", leading?.rotationBlocked ? `blocked: ${leading.rotationBlocked}` : "nothing in its way");
+  row("Rotation", leading?.rotationBlocked ? `blocked: ${leading.rotationBlocked}` : "not blocked");
   const failing = relay.processes.filter((one) => one.error);
   if (failing.length) row("Error", ...failing.flatMap((one) => [`${one.process}: ${one.error}`]));
   else row("Error", ...lastError(relay));

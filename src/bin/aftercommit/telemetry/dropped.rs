@@ -7,7 +7,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 
 use super::stderr;
 
-/// Reads the queue's own count when somebody asks.
+/// Reads the queue's count at each scrape.
 #[derive(Debug)]
 pub(super) struct Collector;
 
