@@ -157,8 +157,8 @@ impl WantedTicket {
             _ => return Err(Problem::bad_request("send either 'topic' or 'topics'")),
         };
         if !(1..=TICKET_TOPICS_MAX).contains(&names.len()) {
-            let told = format!("a ticket is for 1 to {TICKET_TOPICS_MAX} topics, not for {}", names.len());
-            return Err(Problem::bad_request(told));
+            let detail = format!("a ticket is for 1 to {TICKET_TOPICS_MAX} topics, not for {}", names.len());
+            return Err(Problem::bad_request(detail));
         }
         names.iter().map(|name| parsed(name)).collect()
     }

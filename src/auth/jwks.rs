@@ -220,7 +220,9 @@ impl State {
                 Some(_) => {
                     "the issuer lists no key with its 'kid' at [jwt] jwks_url of this server; get a new one"
                 }
-                None => "it has no 'kid', and the issuer does not list exactly one key; name the key in 'kid'",
+                None => {
+                    "it has no 'kid', and the issuer does not list exactly one key; name the key in 'kid'"
+                }
             })));
         }
         let is_away = self.failure.as_ref().is_some_and(|failure| !failure.is_told());
@@ -262,11 +264,11 @@ pub(super) struct Jwks {
 impl Jwks {
     /// Starts fetching. Needs a Tokio runtime.
     pub(super) fn start(fetcher: Fetcher, settings: &Settings) -> Self {
-        let (told, state) = watch::channel(State::default());
+        let (states, state) = watch::channel(State::default());
         let wanted = Arc::new(Notify::new());
         let cooldown = Duration::from_secs(settings.jwks_cooldown_seconds);
         let refresh = Duration::from_secs(settings.jwks_refresh_seconds);
-        let task = tokio::spawn(keep_fetching(fetcher, told, wanted.clone(), cooldown, refresh));
+        let task = tokio::spawn(keep_fetching(fetcher, states, wanted.clone(), cooldown, refresh));
         let places = Semaphore::new(WAITING_MAX);
         Self { state, wanted, places, _task: AbortOnDropHandle::new(task) }
     }
@@ -313,14 +315,14 @@ impl Jwks {
 
 async fn keep_fetching(
     fetcher: Fetcher,
-    told: watch::Sender<State>,
+    states: watch::Sender<State>,
     wanted: Arc<Notify>,
     cooldown: Duration,
     refresh: Duration,
 ) {
     loop {
         failpoint::reach("keys_wanted").await;
-        told.send_modify(State::begin);
+        states.send_modify(State::begin);
         let result = fetcher.fetch().await;
         match &result {
             Ok(keys) => tracing::debug!(keys = keys.len(), "fetched the issuer's keys"),
@@ -330,7 +332,7 @@ async fn keep_fetching(
             Err(error) => tracing::warn!(%error, "cannot fetch the issuer's keys from [jwt] jwks_url"),
         }
         let failed = result.is_err();
-        told.send_modify(|state| state.end(result));
+        states.send_modify(|state| state.end(result));
         tokio::time::sleep(cooldown).await;
         if !failed {
             // Ends early when a token with an unknown key arrives.

@@ -192,13 +192,13 @@ fn secret_of(settings: &Settings) -> Result<&[u8], AuthError> {
 /// # Errors
 /// The reason why tokens cannot be checked, in a sentence without any secret.
 pub async fn examine(settings: &Settings) -> Result<String, String> {
-    let told = |error: AuthError| error.to_string();
-    Verifier::new(settings).map_err(told)?;
+    let text_of = |error: AuthError| error.to_string();
+    Verifier::new(settings).map_err(text_of)?;
     let algorithm = settings.algorithm;
     if !settings.jwks_url.is_empty() {
         let url = address::shown(&settings.jwks_url);
         let begun = std::time::Instant::now();
-        let fetched = Fetcher::new(settings).map_err(told)?.fetch().await;
+        let fetched = Fetcher::new(settings).map_err(text_of)?.fetch().await;
         let keys = fetched.map_err(|error| format!("[jwt] jwks_url {url}: {error}"))?;
         let (found, others, took) = (keys.len(), keys.left_out, begun.elapsed().as_millis());
         return Ok(format!(

@@ -52,8 +52,8 @@ struct Spent {
 pub(super) enum Attempt {
     Right,
     Wrong,
-    /// The address has sent too many wrong guesses, so this one was not compared, or it repeats a known wrong
-    /// one. Try again after this time.
+    /// The address has sent too many wrong guesses, or the same one too often. This one was not compared. Try
+    /// again after this time.
     TooMany(Duration),
 }
 

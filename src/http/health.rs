@@ -78,7 +78,7 @@ struct Ready {
     checks: Vec<Check>,
 }
 
-/// The three endpoints.
+/// Routes of `/healthz`, `/readyz` and `/metrics`.
 pub fn operations(registry: Registry, readiness: Readiness) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))

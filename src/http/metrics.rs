@@ -53,7 +53,7 @@ impl Metrics {
         registry.register("aftercommit_http_connections", "Open connections", metrics.connections.clone());
         registry.register(
             "aftercommit_http_connections_limit",
-            "Connections that this process holds at most",
+            "The largest number of open connections",
             metrics.connections_limit.clone(),
         );
         registry.register(
@@ -63,7 +63,7 @@ impl Metrics {
         );
         registry.register(
             "aftercommit_http_operator_refused",
-            "Wrong operators' tokens, by what became of them",
+            "Wrong operators' tokens, compared or throttled",
             metrics.operator_refused.clone(),
         );
         // Every label exists from the start, so that a rate begins at zero.

@@ -28,7 +28,7 @@ const ASKING_AT_LEAST: Duration = Duration::from_secs(1);
 /// Numbers of places.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room {
-    /// For all clients.
+    /// Places for all clients.
     pub(super) connections: usize,
     /// Reserved for health, readiness and metrics, beyond `connections`.
     pub(super) reserve: usize,

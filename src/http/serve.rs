@@ -139,7 +139,7 @@ impl Server {
         })
     }
 
-    /// Answers requests that cannot be served because all connections are taken, in place of a 503.
+    /// Serves `answer` when all connections are taken, in place of a 503.
     #[must_use]
     pub fn when_full(mut self, answer: Router) -> Self {
         self.when_full = self.when_full.fallback_service(answer);

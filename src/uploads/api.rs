@@ -196,8 +196,8 @@ async fn create(
 ) -> Result<Response, Error> {
     let uploader = uploader(&user)?;
     if size == Size::Large && !order.names_photos() {
-        let told = "a body this large may only name photos: send totalPhotos alone, in a small body";
-        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, told).into());
+        let detail = "a body this large may only name photos: send totalPhotos alone, in a small body";
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail).into());
     }
     let mut connection = state.pool.acquire().await?;
     let (session, photo_ids) =

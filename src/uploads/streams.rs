@@ -38,7 +38,7 @@ pub fn naming(topic: &str) -> Naming {
     if topic.starts_with(USER_PREFIX) { Naming::Fixed("notification") } else { Naming::OfType }
 }
 
-/// The streams.
+/// Routes of the streams and of `/api/realtime/info`.
 pub fn router(state: StreamsState) -> Router {
     Router::new()
         .route("/api/upload/sessions/{session_id}/stream", get(session_stream))

@@ -56,7 +56,7 @@ async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_ove
     commit(&system, &topic, "A", 3).await;
     turns_red(&relay, "paused", "paused by an operator").await;
     assert_eq!(does(&system, &["pause"]).await, format!("relay {name} is paused already\n"));
-    turns_red(&relay, "pending", "1 s are the limit").await;
+    turns_red(&relay, "pending", "the limit is 1 s").await;
     assert_eq!(relay.terminate().await, 0);
 
     let relay = system.start("relay").await;

@@ -116,7 +116,7 @@ impl Config {
     /// Reads the defaults, `file` and the process's environment.
     ///
     /// # Errors
-    /// [`Invalid`]: each problem names the file or variable, the key, and what was expected.
+    /// [`Invalid`] with all problems. Each names the file or variable, the key, and the expected value.
     pub(crate) fn load(file: Option<&Path>) -> Result<Self, Invalid> {
         let layers = Layers::read(file, std::env::vars_os());
         match (layers.problems.is_empty(), Self::parse(layers.table)) {

@@ -17,7 +17,7 @@ const SECRETS: [(&str, &str); 2] = [("jwt", "secret"), ("operator", "token")];
 const ADDRESSES: [(&str, &str); 4] =
     [("database", "url"), ("redis", "url"), ("jwt", "jwks_url"), ("telemetry", "otlp_endpoint")];
 
-/// The action.
+/// The subcommands of `aftercommit config`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// Say whether the configuration is valid, for every role.

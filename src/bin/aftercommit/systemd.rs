@@ -28,14 +28,14 @@ pub(crate) struct Notifier {
 
 /// A task that notifies systemd as soon as the process is asked to stop.
 #[derive(Debug)]
-#[must_use = "a process that has nothing in hand ends before this was told"]
+#[must_use = "without waiting, the process may end before systemd is notified"]
 pub(crate) struct Stopping(JoinHandle<()>);
 
 impl Stopping {
     /// Waits until systemd has been notified. Call it last, before the process ends.
     pub(crate) async fn wait(self) {
         if tokio::time::timeout(PATIENCE * 2, self.0).await.is_err() {
-            tracing::debug!("ended without having been told to stop");
+            tracing::debug!("ended before systemd was notified of the stop");
         }
     }
 }
@@ -73,7 +73,7 @@ impl Notifier {
     /// keepalive.
     pub(crate) async fn watch(&self, mut turn: impl AsyncFnMut(), status: impl Fn() -> String) {
         let every = self.interval();
-        let (mut told, mut due) = (String::new(), Instant::now());
+        let (mut sent, mut due) = (String::new(), Instant::now());
         loop {
             turn().await;
             if Instant::now() < due {
@@ -84,9 +84,9 @@ impl Notifier {
                 self.send("WATCHDOG=1").await;
             }
             let status = status().replace('\n', " ");
-            if status != told {
+            if status != sent {
                 self.send(&format!("STATUS={status}")).await;
-                told = status;
+                sent = status;
             }
         }
     }
@@ -100,8 +100,8 @@ impl Notifier {
         let Some(socket) = &self.socket else { return };
         match tokio::time::timeout(PATIENCE, socket.send(state.as_bytes())).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::debug!(%error, state, "systemd was not told"),
-            Err(_elapsed) => tracing::debug!(state, "systemd was not told: its socket is full"),
+            Ok(Err(error)) => tracing::debug!(%error, state, "systemd was not notified"),
+            Err(_elapsed) => tracing::debug!(state, "systemd was not notified: its socket is full"),
         }
     }
 }

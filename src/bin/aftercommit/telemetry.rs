@@ -176,7 +176,7 @@ impl Write for ToQueue {
 pub(crate) fn registry(role: &'static str) -> Registry {
     let mut registry = Registry::default();
     let build = Info::new([("version", env!("CARGO_PKG_VERSION")), ("role", role)]);
-    registry.register("aftercommit_build", "The version that runs, and as what", build);
+    registry.register("aftercommit_build", "The version and the role of this process", build);
     registry.register_collector(Box::new(process::Collector));
     registry.register_collector(Box::new(dropped::Collector));
     registry

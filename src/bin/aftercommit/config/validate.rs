@@ -39,9 +39,9 @@ impl Role {
 
 /// All problems for these roles, without duplicates.
 pub(crate) fn problems(roles: &[Role], config: &Config) -> Vec<Problem> {
-    let mut told = BTreeSet::new();
+    let mut seen = BTreeSet::new();
     let mut problems: Vec<Problem> = roles.iter().flat_map(|role| of_role(*role, config)).collect();
-    problems.retain(|problem| told.insert(problem.text.clone()));
+    problems.retain(|problem| seen.insert(problem.text.clone()));
     problems
 }
 
@@ -189,7 +189,7 @@ mod tests {
             ("AFTERCOMMIT_TELEMETRY_OTLP_ENDPOINT", "http://u:tell-nobody@h", "otlp_endpoint"),
             ("AFTERCOMMIT_OUTBOX_RETENTION_SECONDS", "3600", "outbox.retention_seconds (3600)"),
             ("AFTERCOMMIT_OUTBOX_ROTATION_SECONDS", "3600", "outbox.rotation_seconds (3600)"),
-            // A sixth of the retention.
+            // Exactly a sixth of the retention.
             ("AFTERCOMMIT_OUTBOX_ROTATION_SECONDS", "43200", "outbox.rotation_seconds (43200)"),
         ] {
             let told = told(&[(name, value)]);

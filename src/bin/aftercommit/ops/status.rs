@@ -128,8 +128,8 @@ fn print_relay(relay: &RelayOverview, verdict: Verdict) {
     );
     for heard in &relay.processes {
         if let Some(error) = &heard.heartbeat.error {
-            let said = output::seconds((Utc::now() - heard.at).as_seconds_f64());
-            say("error", &format!("{} ({said} ago): {error}", heard.heartbeat.process));
+            let age = output::seconds((Utc::now() - heard.at).as_seconds_f64());
+            say("error", &format!("{} ({age} ago): {error}", heard.heartbeat.process));
         }
     }
     if let Some(rows) = &relay.contradiction {

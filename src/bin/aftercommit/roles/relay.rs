@@ -82,9 +82,9 @@ pub(crate) async fn serve(
         .with_state(state.clone());
     let retention = Duration::from_secs(config.outbox.retention_seconds);
     // The relay stops first, so that health is served while it finishes its step.
-    let told = CancellationToken::new();
-    let telling = tokio::spawn(server.serve(listener, told.clone()));
-    let showing = tokio::spawn(console.run(told.clone()));
+    let stop_http = CancellationToken::new();
+    let http_task = tokio::spawn(server.serve(listener, stop_http.clone()));
+    let console_task = tokio::spawn(console.run(stop_http.clone()));
     let stopping = notifier.serving(&shutdown).await;
     let watched = state.clone();
     tokio::select! {
@@ -92,11 +92,11 @@ pub(crate) async fn serve(
         // In the task of the relay's loop: if the loop is blocked, so are the keepalives.
         () = notifier.watch(async || watched.turn().await, || sentence(&watched.get())) => {}
     }
-    told.cancel();
-    showing.await?;
+    stop_http.cancel();
+    console_task.await?;
     // All deliveries have ended. A peer that does not read its answer must not make the exit look like a
     // failure.
-    match tokio::time::timeout(LAST_ANSWERS, telling).await {
+    match tokio::time::timeout(LAST_ANSWERS, http_task).await {
         Ok(ended) => ended?,
         Err(_elapsed) => tracing::debug!("ended before every answer was taken"),
     }
@@ -147,7 +147,11 @@ fn checks(state: &State, limit: Duration) -> Vec<Check> {
         checks.push(Check::of("listener", listener));
     }
     if let Some(outlook) = &state.outlook {
-        let leader = if outlook.has_leader { Ok("there is one") } else { Err("no relay of this name leads") };
+        let leader = if outlook.has_leader {
+            Ok("a relay of this name leads")
+        } else {
+            Err("no relay of this name leads")
+        };
         checks.push(Check::of("leader", leader));
         // Everybody can read this answer. The operator and the reason are shown only to users who may read
         // the log.
@@ -157,12 +161,14 @@ fn checks(state: &State, limit: Duration) -> Vec<Check> {
         };
         checks.push(Check::of("paused", paused));
         let log = outlook.contradiction.as_ref().map_or(Ok("fits the position"), |rows| {
-            Err(format!("it contradicts the position: {rows}; stop the relays and run `aftercommit rebase`"))
+            Err(format!(
+                "the log contradicts the position: {rows}; stop the relays and run `aftercommit rebase`"
+            ))
         });
         checks.push(Check::of("log", log));
         checks.push(Check::of("pending", pending(outlook.oldest_pending, limit)));
     } else {
-        checks.push(Check::of("pending", Err::<String, _>("how long events wait is not known")));
+        checks.push(Check::of("pending", Err::<String, _>("the age of the oldest pending event is unknown")));
     }
     checks
 }
@@ -184,7 +190,7 @@ fn pending(oldest: Option<Duration>, limit: Duration) -> Result<String, String> 
             Ok(format!("the oldest event has waited for {:.1} s", age.as_secs_f64()))
         }
         Some(age) => Err(format!(
-            "the oldest event has waited for {:.0} s; {} s are the limit",
+            "the oldest event has waited for {:.0} s; the limit is {} s",
             age.as_secs_f64(),
             limit.as_secs()
         )),

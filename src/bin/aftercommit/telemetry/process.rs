@@ -33,14 +33,10 @@ impl prometheus_client::collector::Collector for Collector {
             ("process_virtual_memory_bytes", "Memory in the address space", bytes_of(&status, "VmSize:")),
             ("process_threads", "Threads", number_behind(&status, "Threads:")),
             ("process_open_fds", "Open file descriptors", open_fds),
-            (
-                "process_max_fds",
-                "File descriptors that it may open",
-                number_behind(&limits, "Max open files"),
-            ),
+            ("process_max_fds", "Limit on open file descriptors", number_behind(&limits, "Max open files")),
             (
                 "process_start_time_seconds",
-                "When it started, in seconds since 1970",
+                "Start time, in seconds since 1970",
                 boot.zip(start_ticks(&stat)).map(|(boot, ticks)| boot + ticks / TICKS_A_SECOND),
             ),
         ];

@@ -191,7 +191,7 @@ fn pubsub_hard_limit(setting: &str) -> u64 {
 
 /// A setting of the server; `None` if the server does not tell it.
 async fn setting(connection: &mut MultiplexedConnection, name: &str) -> Option<String> {
-    let mut asked = redis::cmd("CONFIG");
-    let told = asked.arg("GET").arg(name).query_async::<HashMap<String, String>>(connection).await;
-    told.ok()?.remove(name)
+    let mut command = redis::cmd("CONFIG");
+    let answer = command.arg("GET").arg(name).query_async::<HashMap<String, String>>(connection).await;
+    answer.ok()?.remove(name)
 }
