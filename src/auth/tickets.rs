@@ -31,8 +31,8 @@ pub const TICKET_TOPICS_MAX: usize = 32;
 /// The length of a topic's mark in characters: 132 bits.
 const MARK_CHARS: usize = 22;
 
-/// The largest size of a ticket's claims in bytes: the user with escaped quotes, two times, the marks, and
-/// the names of the claims.
+/// The largest size of a ticket's claims in bytes: the user with escaped quotes, two timestamps, the marks,
+/// and the names of the claims.
 const CLAIMS_BYTES_MAX: usize = UserId::BYTES_MAX + 2 * 20 + TICKET_TOPICS_MAX * (MARK_CHARS + 3) + 64;
 
 /// The largest size of a ticket in bytes: header, claims and signature in base64, with two dots between them.

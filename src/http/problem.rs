@@ -43,7 +43,7 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, detail)
     }
 
-    /// 503: a server behind this one fails; trying again may help.
+    /// 503: a server behind this one fails; trying again may help. Carries `Retry-After`.
     pub fn unavailable(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }

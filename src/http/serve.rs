@@ -88,7 +88,7 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
 /// The longest time between two turns of the accept loop, also when nobody connects.
 const TURN_AT_LEAST: Duration = Duration::from_millis(250);
 
-/// Signals each turn of the accept loop: at least a few a second. Cheap to clone.
+/// Signals each turn of the accept loop, several times a second or more. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Turns(Arc<Notify>);
 

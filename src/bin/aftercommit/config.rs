@@ -1,6 +1,6 @@
 //! The configuration: defaults, then a file, then the environment, checked as a whole.
 //!
-//! - `layers`: merges the layers, and collects problems of doing so.
+//! - `layers`: merges the layers, and collects the problems of doing so.
 //! - `service_links`: variables that Kubernetes sets for its services, which are not settings.
 //! - `bounds`: the smallest and largest value of each number.
 //! - `validate`: the settings that each role needs. A role checks them when it starts; `config check` checks

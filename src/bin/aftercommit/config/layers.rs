@@ -26,7 +26,7 @@ const CONVENTIONAL: [(&str, &str, &str); 3] = [
 ];
 /// Variables with the prefix that are not settings. Tests and scripts read them.
 const NOT_SETTINGS: [&str; 1] = ["AFTERCOMMIT_CONFIG"];
-/// A hint to all settings.
+/// Says where all settings are listed.
 const ALL_SETTINGS: &str = "`aftercommit config show --defaults` lists all settings";
 /// The largest configuration file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;

@@ -1,5 +1,5 @@
 //! The operator's commands: each parses its arguments, connects, calls the use case and prints. Must not
-//! contain SQL of a use case.
+//! contain the SQL of a use case; only doctor's checks have SQL of their own.
 
 pub(crate) mod audit;
 mod confirm;

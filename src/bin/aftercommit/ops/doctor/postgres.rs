@@ -169,7 +169,7 @@ async fn encoding(connection: &mut PgConnection) -> Result<Finding> {
     ))
 }
 
-/// Events whose ids are below a position again would never be delivered.
+/// Checks that the sequence is not behind: an event that gets an id below a position is never delivered.
 async fn sequence_is_ahead(connection: &mut PgConnection) -> Result<Finding> {
     let row = sqlx::query(
         "select (select case when s.is_called then s.last_value else 0::bigint end from outbox.event_id_seq s) as sequence,
@@ -293,7 +293,7 @@ async fn deliveries(config: &Config, connection: &mut PgConnection) -> Result<Ve
     read::prepare_session(connection).await?;
     let mut relays = overview::relays(connection).await?;
     for relay in relays.iter_mut().filter(|relay| relay.contradiction.is_none()) {
-        // The overview looks at a sample; doctor has the time to look at all rows.
+        // The overview looks for cheap signs of a contradiction; doctor has the time to check all rows.
         let rows = contradictions::of_relay(connection, &relay.relay).await?;
         relay.contradiction = (!rows.is_empty()).then(|| contradiction::named(&rows));
     }
