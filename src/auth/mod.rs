@@ -1,7 +1,8 @@
 //! The user that a token stands for: checks JWTs, and issues them for trying out.
 //!
-//! The algorithm is fixed by configuration, never by the token. `exp` and `sub` are required. Beyond a token's
-//! own `subscribe` claim, this part must not decide what a user may read or change: the application does.
+//! The algorithm is fixed by configuration, never by the token. `exp` and `sub` are required. Beyond a
+//! token's own `subscribe` claim, this part must not decide what a user may read or change: the application
+//! does.
 
 mod claims;
 mod error;

@@ -29,8 +29,8 @@ pub(super) struct Identity {
     pub(super) session: Option<String>,
 }
 
-/// Middleware: admits requests with a sign-in or with the token. Answers 401 to others, 429 after too many wrong
-/// tokens, and 403 if no token is configured or if a page of another origin asks for a change.
+/// Middleware: admits requests with a sign-in or with the token. Answers 401 to others, 429 after too many
+/// wrong tokens, and 403 if no token is configured or if a page of another origin asks for a change.
 pub(super) async fn operators_only(
     State(shared): State<Arc<Shared>>,
     mut request: Request,

@@ -145,8 +145,8 @@ fn is_same(secret: &[u8], sent: &[u8]) -> bool {
     secret.len() == sent.len() && differing == 0
 }
 
-/// Middleware: admits only requests with `Authorization: Bearer <the operators' token>`. Answers 401 without it,
-/// 429 after too many wrong tokens, and 403 if no token is configured.
+/// Middleware: admits only requests with `Authorization: Bearer <the operators' token>`. Answers 401 without
+/// it, 429 after too many wrong tokens, and 403 if no token is configured.
 pub async fn operators_only(State(gate): State<OperatorGate>, request: Request, next: Next) -> Response {
     match gate.admit(bearer(request.headers()), request.extensions()) {
         Ok(()) => next.run(request).await,
