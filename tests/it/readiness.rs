@@ -76,7 +76,7 @@ async fn a_frozen_redis_turns_it_red_for_what_fails_and_for_how_long_events_wait
     let pid = line.redis.pid().expect("it runs");
     signal(pid, "STOP").await;
     commit(&line.system, &line.topic, "A", 2).await;
-    turns_red(&line.relay, "pending", "1 s are the limit").await;
+    turns_red(&line.relay, "pending", "the limit is 1 s").await;
     turns_red(&line.relay, "delivery", "Redis").await;
     signal(pid, "CONT").await;
     turns_green(&line.relay).await;
@@ -142,7 +142,7 @@ async fn a_loop_that_is_stuck_turns_it_red_although_nothing_has_failed() {
     let relay = system.start("relay").await;
     turns_green(&relay).await;
     commit(&system, &system.redis.topic("stuck"), "A", 1).await;
-    turns_red(&relay, "pending", "1 s are the limit").await;
+    turns_red(&relay, "pending", "the limit is 1 s").await;
     turns_red(&relay, "delivery", "the last step succeeded").await;
 }
 
