@@ -88,7 +88,7 @@ async fn a_postgres_that_does_not_answer_turns_it_red_also_for_what_is_not_known
     let line = Line::with(wiring).await;
     turns_green(&line.relay).await;
     line.postgres().proxy.flow(Flow::Stall);
-    turns_red(&line.relay, "pending", "not known").await;
+    turns_red(&line.relay, "pending", "is unknown").await;
     line.postgres().proxy.flow(Flow::Pass);
     turns_green(&line.relay).await;
     line.postgres().proxy.flow(Flow::Refuse);
