@@ -271,7 +271,8 @@ pub struct Event {
 
 /// The place of an event in the order of delivery: `<epoch>-<seq>`.
 ///
-/// `seq` counts the deliveries of a relay without a gap. `epoch` grows when that count cannot go on (a
+/// The relay gives it to an event (`relay::publication::publish_batch`); a writer never knows it. `seq` counts the
+/// deliveries of a relay without a gap. `epoch` grows when that count cannot go on (a
 /// restored database). The pair is the entry's id in the Redis stream, and the `id:` that a browser sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -1,6 +1,7 @@
 //! Pausing a relay, and letting it deliver again.
 //!
-//! The relay looks at the row of `outbox.pause` before it opens a window, and once a second while one is open.
+//! The relay looks at the row of `outbox.pause` in the statements that open a window (`log::checkpoint`), and once a
+//! second while one is open (`relay::run`).
 
 use serde_json::json;
 use sqlx::PgConnection;

@@ -3,9 +3,9 @@
 //! Must know no Postgres, no HTTP and no application. The crate of the same name is written `::redis` here.
 
 pub mod continuity;
+pub mod delivered_uuids;
 pub mod envelope;
 mod error_text;
-pub mod event_ids;
 pub mod history;
 pub mod keys;
 mod publisher;

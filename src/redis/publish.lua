@@ -139,6 +139,7 @@ end
 local topics = {}
 for t = 1, topic_count do
   local a = 11 + (t - 1) * 3
+  -- As Keys::begun and Keys::live make them.
   local base = string.sub(KEYS[2 + t], 1, -string.len('history') - 1)
   topics[t] = {
     stream = KEYS[2 + t], begun = base .. 'begun', live = base .. 'live',

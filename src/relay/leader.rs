@@ -1,7 +1,7 @@
 //! The lead: a session advisory lock for each relay name, held by a session that sends signs of life.
 //!
 //! The lead only saves work. Two leaders do no harm, because the checkpoint's primary key lets only one of
-//! them write each row, and the sink refuses repeats. The lock ends with its session. The server ends the
+//! them write each row (`log::checkpoint`, `Error::Fenced`), and the sink refuses repeats. The lock ends with its session. The server ends the
 //! sessions of a killed process at once. A process that is frozen or cut off from the network would keep the
 //! lock until the server notices. So the session asks the server to end it after a silence
 //! (`idle_session_timeout`, PostgreSQL 14 and later; before that, only TCP keepalive notices). The leader

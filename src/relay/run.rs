@@ -135,7 +135,7 @@ pub async fn run<S: Sink>(
         } else {
             tracing::warn!(%error, class = failure.class, wait_ms, "the relay starts over");
         }
-        pause(wait, &shutdown).await;
+        sleep_unless_stopped(wait, &shutdown).await;
     }
     if let Err(error) = pulse.await {
         tracing::debug!(%error, "the pulse ended on its own");
@@ -149,7 +149,7 @@ fn backoff_of(settings: &Settings) -> Backoff {
     )
 }
 
-async fn pause(wait: Duration, shutdown: &CancellationToken) {
+async fn sleep_unless_stopped(wait: Duration, shutdown: &CancellationToken) {
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = tokio::time::sleep(wait) => {}
@@ -230,7 +230,7 @@ impl<S: Sink> Relay<'_, S> {
                 self.state.role(Role::Standby);
             }
             self.succeeded();
-            pause(self.settings.standby_interval(), &self.shutdown).await;
+            sleep_unless_stopped(self.settings.standby_interval(), &self.shutdown).await;
         }
         Ok(false)
     }
@@ -271,7 +271,7 @@ impl<S: Sink> Relay<'_, S> {
                     tracing::warn!(%error, "fenced");
                     step.reload().await?;
                     // The relay that wrote that row may still lead, so this one waits.
-                    self.pause(step, backoff.next_wait()).await?;
+                    self.back_off(step, backoff.next_wait()).await?;
                 }
                 StepError::Publish(error) => {
                     let refused_for = refused_since.get_or_insert_with(Instant::now).elapsed();
@@ -284,7 +284,7 @@ impl<S: Sink> Relay<'_, S> {
                     self.compared = None;
                     let wait = backoff.next_wait();
                     self.say(&error, wait);
-                    self.pause(step, wait).await?;
+                    self.back_off(step, wait).await?;
                 }
                 error => return Err(error.into()),
             }
@@ -314,8 +314,8 @@ impl<S: Sink> Relay<'_, S> {
         }
     }
 
-    async fn pause(&self, step: &mut Step, wait: Duration) -> Result<(), RunError> {
-        let waiting = pause(wait, &self.shutdown);
+    async fn back_off(&self, step: &mut Step, wait: Duration) -> Result<(), RunError> {
+        let waiting = sleep_unless_stopped(wait, &self.shutdown);
         Ok(staying_alive(step.session(), self.settings.keepalive(), waiting).await?)
     }
 

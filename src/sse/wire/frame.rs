@@ -150,7 +150,7 @@ pub(crate) fn retry(wait: Duration) -> Bytes {
 pub(crate) enum ResetReason {
     /// The `Last-Event-ID` is not one.
     BadId,
-    /// The id is not one of this topic's history: of another lineage, or past its end.
+    /// The id is past the end of the topic's history, also in a later epoch, and stayed so through a repair.
     UnknownId,
     /// The history no longer reaches back to the id.
     HistoryGone,

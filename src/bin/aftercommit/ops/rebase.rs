@@ -12,7 +12,7 @@ use aftercommit::log::identity;
 use aftercommit::ops::rebase::{Cluster, Lineage, Pending, Rebase};
 use aftercommit::pluralize::pluralize;
 use aftercommit::redis::keys::Keys;
-use aftercommit::redis::{Publisher, event_ids};
+use aftercommit::redis::{Publisher, delivered_uuids};
 use aftercommit::relay::{Batch, PublishMode, Reached, Sink};
 use redis::aio::MultiplexedConnection;
 
@@ -216,7 +216,7 @@ impl Seen {
             let Pending { event_id, topic, .. } = event;
             if !self.topics.contains_key(topic) {
                 let mut counts = HashMap::new();
-                for event_id in event_ids::event_ids_after(redis, &self.keys, topic, self.after).await? {
+                for event_id in delivered_uuids::after(redis, &self.keys, topic, self.after).await? {
                     *counts.entry(event_id).or_insert(0) += 1;
                 }
                 self.topics.insert(topic.clone(), counts);

@@ -10,18 +10,18 @@ use crate::event::{EventId, StreamId, Topic};
 /// The most entries of one read.
 const PAGE: usize = 1000;
 
-/// Returns the UUIDs of the events in a topic's history behind `after`, in order, as far as the history keeps
+/// Returns the UUIDs of the events in a topic's history behind `id`, in order, as far as the history keeps
 /// them.
 ///
 /// # Errors
 /// The client's error if Redis refuses a read or does not answer in time.
-pub async fn event_ids_after(
+pub async fn after(
     connection: &mut MultiplexedConnection,
     keys: &Keys,
     topic: &Topic,
-    after: StreamId,
+    id: StreamId,
 ) -> Result<Vec<EventId>, RedisError> {
-    let (mut event_ids, mut start) = (Vec::new(), format!("({after}"));
+    let (mut event_ids, mut start) = (Vec::new(), format!("({id}"));
     loop {
         let page: StreamRangeReply = connection.xrange_count(keys.history(topic), &start, "+", PAGE).await?;
         let Some(last) = page.ids.last() else { return Ok(event_ids) };
