@@ -12,6 +12,7 @@ mod page;
 mod process;
 mod proxy;
 mod redis;
+mod result;
 mod servers;
 mod sse;
 mod story;
@@ -29,6 +30,7 @@ pub(crate) use listener::Listener;
 pub(crate) use process::{Process, Running, Settings, cli};
 pub(crate) use proxy::{Flow, Proxy};
 pub(crate) use redis::{Redis, redis, settings_of as redis_settings_of, shared_url};
+pub(crate) use result::{TestError, TestResult};
 pub(crate) use sse::{Client, Event, Parser, refusal_of};
 pub(crate) use story::{Session, System};
 
