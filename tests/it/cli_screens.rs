@@ -10,7 +10,7 @@ use regex::Regex;
 use aftercommit::event::Topic;
 
 use crate::commands::{commit, json};
-use crate::harness::{Settings, System, cli, eventually};
+use crate::harness::{Settings, System, TestResult, cli, eventually};
 
 /// What a command says, with what differs from run to run replaced by something as wide where it stands in a table.
 fn settled(text: &str, names: &[(String, &str)]) -> String {
@@ -148,11 +148,11 @@ async fn screens_of_deliveries_a_pause_and_a_replay() {
 }
 
 #[tokio::test]
-async fn screens_of_parked_events() {
+async fn screens_of_parked_events() -> TestResult {
     let mut screens = Screens::new().await;
     let topic = screens.topic.clone();
     let mut redis = screens.system.redis.connect().await;
-    let _: () = redis.set(screens.system.redis.keys().history(&topic), "in the way").await.expect("a string");
+    let _: () = redis.set(screens.system.redis.keys().history(&topic), "in the way").await?;
     let relay = screens.system.start("relay").await;
     screens.names.push((format!(":{}", relay.pid()), ":PID"));
     commit(&screens.system, &topic, "PAID", 2).await;
@@ -170,15 +170,16 @@ async fn screens_of_parked_events() {
     screens.shows(&["events", "show", "2"]).await;
     screens.are_as_before("parked");
     assert_eq!(relay.terminate().await, 0);
+    Ok(())
 }
 
 #[tokio::test]
-async fn screens_of_one_parked_event_and_its_release() {
+async fn screens_of_one_parked_event_and_its_release() -> TestResult {
     let mut screens = Screens::new().await;
     let topic = screens.topic.clone();
     let name = topic.as_str();
     let mut redis = screens.system.redis.connect().await;
-    let _: () = redis.set(screens.system.redis.keys().history(&topic), "in the way").await.expect("a string");
+    let _: () = redis.set(screens.system.redis.keys().history(&topic), "in the way").await?;
     let relay = screens.system.start("relay").await;
     screens.names.push((format!(":{}", relay.pid()), ":PID"));
     commit(&screens.system, &topic, "PAID", 1).await;
@@ -186,13 +187,14 @@ async fn screens_of_one_parked_event_and_its_release() {
     screens.shows(&["parked", "list"]).await;
     screens.shows(&["replay", "--parked", "--reason", "mended"]).await;
     screens.shows(&["parked", "release", name, "--reason", "mended"]).await;
-    let _: () = redis.del(screens.system.redis.keys().history(&topic)).await.expect("a deletion");
+    let _: () = redis.del(screens.system.redis.keys().history(&topic)).await?;
     screens.shows(&["parked", "release", name, "--yes", "--reason", "the key was deleted"]).await;
     screens.counts("delivered", 1).await;
     screens.shows(&["events", "show", "1"]).await;
     screens.shows(&["replay", "--all", "--dry-run"]).await;
     screens.are_as_before("released");
     assert_eq!(relay.terminate().await, 0);
+    Ok(())
 }
 
 /// What each check finds depends on the machine; which checks there are, and how they are told, does not.
@@ -235,7 +237,7 @@ async fn what_the_usual_mistakes_say() {
 
 /// Each number that `events show` computes is the one that Redis has.
 #[tokio::test]
-async fn the_stream_id_that_is_told_is_the_one_in_redis() {
+async fn the_stream_id_that_is_told_is_the_one_in_redis() -> TestResult {
     let system =
         System::new().await.set("AFTERCOMMIT_RELAY_BATCH_SIZE", "7").set("AFTERCOMMIT_RELAY_CHUNK_SIZE", "7");
     let topics = [system.redis.topic("a"), system.redis.topic("b")];
@@ -254,28 +256,27 @@ async fn the_stream_id_that_is_told_is_the_one_in_redis() {
             .arg("-")
             .arg("+")
             .query_async(&mut redis)
-            .await
-            .expect("a history");
+            .await?;
         assert!(entries.len() >= 5);
         for (id, fields) in entries.iter().step_by(3) {
             let shown = json(&system, &["events", "show", &fields["event"]]).await;
             assert_eq!(shown[0]["streamId"], id.as_str(), "{shown}");
-            assert!(shown[0]["delivered"]["afterSeconds"].as_f64().expect("a time") > 0.0, "{shown}");
+            assert!(shown[0]["delivered"]["afterSeconds"].as_f64().ok_or("no time")? > 0.0, "{shown}");
         }
     }
     // Once the checkpoints of that time have been rotated away, nobody guesses.
     let mut connection = system.database.connect().await;
     sqlx::query("delete from outbox.checkpoint c where n < (select max(n) from outbox.checkpoint)")
         .execute(&mut connection)
-        .await
-        .expect("a rotation");
+        .await?;
     let shown = json(&system, &["events", "show", "1"]).await;
     assert_eq!((&shown[0]["streamId"], &shown[0]["delivered"]), (&().into(), &().into()), "{shown}");
     assert_eq!(relay.terminate().await, 0);
+    Ok(())
 }
 
 #[tokio::test]
-async fn every_command_has_a_help_with_an_example_that_fits_80_columns() {
+async fn every_command_has_a_help_with_an_example_that_fits_80_columns() -> TestResult {
     let none = Settings::default();
     let commands = [
         "",
@@ -312,10 +313,11 @@ async fn every_command_has_a_help_with_an_example_that_fits_80_columns() {
     for command in commands {
         let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let output = cli(&none, &arguments).await;
-        let help = String::from_utf8(output.stdout).expect("UTF-8");
+        let help = String::from_utf8(output.stdout)?;
         assert!(help.contains("Example"), "{command}: no example\n{help}");
         assert!(help.lines().all(|line| line.chars().count() <= 80), "{command}: too wide\n{help}");
-        writeln!(text, "$ aftercommit {}\n{help}", arguments.join(" ")).expect("a text");
+        writeln!(text, "$ aftercommit {}\n{help}", arguments.join(" "))?;
     }
     is_as_before("help", &settled(&text, &[]));
+    Ok(())
 }

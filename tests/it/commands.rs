@@ -10,7 +10,7 @@ use aftercommit::event::{EventType, NewEvent, Topic};
 use aftercommit::outbox;
 
 use crate::harness::{
-    Client, Running, Settings, System, cli, database, empty_database, eventually, shared_url,
+    Client, Running, Settings, System, TestResult, cli, database, empty_database, eventually, shared_url,
 };
 
 pub(crate) fn stdout(output: &Output) -> String {
@@ -31,7 +31,7 @@ pub(crate) async fn assert_fails(settings: &Settings, arguments: &[&str], code: 
 }
 
 #[tokio::test]
-async fn a_wrong_setting_is_named_wherever_it_comes_from() {
+async fn a_wrong_setting_is_named_wherever_it_comes_from() -> TestResult {
     let none = Settings::default();
     let cases = [
         ("AFTERCOMMIT_SSE_LISTN", "x", "AFTERCOMMIT_SSE_LISTN"),
@@ -42,22 +42,23 @@ async fn a_wrong_setting_is_named_wherever_it_comes_from() {
     for (name, value, expected) in cases {
         assert_fails(&none.clone().set(name, value), &["config", "check"], 1, expected).await;
     }
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = tempfile::tempdir()?;
     let file = dir.path().join("mine.toml");
-    let path = file.to_str().expect("a path");
+    let path = file.to_str().ok_or("no path")?;
     for (text, expected) in [
         ("[sse]\nlistn = \"x\"\n", "no setting 'listn' in [sse]"),
         ("[ssee]\nlisten = \"x\"\n", "no section [ssee]"),
         ("[sse]\nlisten = 5\n", "listen in [sse] must be of type string"),
         ("sse = \n", "not valid TOML"),
     ] {
-        std::fs::write(&file, text).expect("a file");
+        std::fs::write(&file, text)?;
         assert_fails(&none, &["--config", path, "config", "check"], 1, expected).await;
     }
     assert_fails(&none, &["--config", "/nowhere.toml", "config", "check"], 1, "/nowhere.toml").await;
     let good = cli(&none.set("AFTERCOMMIT_SSE_LISTEN", "127.0.0.1:9001"), &["config", "show"]).await;
     assert_eq!(good.status.code(), Some(0));
     assert!(stdout(&good).contains("listen = \"127.0.0.1:9001\""));
+    Ok(())
 }
 
 #[tokio::test]
@@ -72,30 +73,31 @@ async fn wrong_usage_is_a_2_and_help_a_0() {
 }
 
 #[tokio::test]
-async fn completions_and_man_pages_know_every_command() {
+async fn completions_and_man_pages_know_every_command() -> TestResult {
     let none = Settings::default();
     for shell in ["bash", "zsh", "fish"] {
         let printed = cli(&none, &["completions", shell]).await;
         assert_eq!(printed.status.code(), Some(0), "{}", stderr(&printed));
         assert!(stdout(&printed).contains("doctor"), "{shell}");
     }
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().to_str().expect("a path");
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().to_str().ok_or("no path")?;
     assert_eq!(cli(&none, &["man", "--dir", path]).await.status.code(), Some(0));
     for page in ["aftercommit.1", "aftercommit-status.1", "aftercommit-parked-release.1"] {
         let text = std::fs::read_to_string(dir.path().join(page)).expect(page);
         assert!(text.contains(".SH NAME"), "{page}");
     }
     assert_fails(&none, &["man", "--dir", "/nowhere/at/all"], 1, "/nowhere/at/all").await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_server_that_is_missing_or_wrong_is_one_clear_sentence() {
+async fn a_server_that_is_missing_or_wrong_is_one_clear_sentence() -> TestResult {
     let system = System::new().await;
     let settings = system.settings().clone();
     let wrong = |name: &str, url: &str| settings.clone().set(name, url);
-    let listening = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let taken = listening.local_addr().expect("an address").to_string();
+    let listening = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let taken = listening.local_addr()?.to_string();
 
     for role in ["api", "relay", "sse"] {
         assert_fails(&wrong("DATABASE_URL", ""), &[role], 1, "set DATABASE_URL").await;
@@ -115,6 +117,7 @@ async fn a_server_that_is_missing_or_wrong_is_one_clear_sentence() {
     }
     let secret = settings.clone().set("AFTERCOMMIT_JWT_SECRET", "short");
     assert_fails(&secret, &["api"], 1, "at least 32").await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -157,7 +160,7 @@ async fn schemas(system: &System) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn migrate_brings_the_bundled_application_into_no_database_that_has_not_asked_for_it() {
+async fn migrate_brings_the_bundled_application_into_no_database_that_has_not_asked_for_it() -> TestResult {
     let system = System::with(empty_database().await, shared_url()).await;
     assert_eq!(cli(system.settings(), &["migrate"]).await.status.code(), Some(0));
     assert_eq!(schemas(&system).await, ["outbox"]);
@@ -172,9 +175,9 @@ async fn migrate_brings_the_bundled_application_into_no_database_that_has_not_as
     client.events(1).await;
     let stream = format!("/api/upload/sessions/{}/stream", Uuid::new_v4());
     let answer = system.http().get(sse.url(&stream)).bearer_auth(system.token(user)).send().await;
-    let answer = answer.expect("an answer");
+    let answer = answer?;
     assert_eq!(answer.status().as_u16(), 404);
-    let says = answer.text().await.expect("a text");
+    let says = answer.text().await?;
     assert!(says.contains("aftercommit migrate --uploads"), "{says}");
 
     // The api brings what it needs.
@@ -187,19 +190,21 @@ async fn migrate_brings_the_bundled_application_into_no_database_that_has_not_as
     let asked = System::with(empty_database().await, shared_url()).await;
     assert_eq!(cli(asked.settings(), &["migrate", "--uploads"]).await.status.code(), Some(0));
     assert_eq!(schemas(&asked).await, ["outbox", "uploads"]);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_printed_token_opens_the_api() {
+async fn a_printed_token_opens_the_api() -> TestResult {
     let system = System::new().await;
     let api = system.start("api").await;
     let user = Uuid::new_v4().to_string();
     let output = cli(system.settings(), &["token", "--user", &user]).await;
     let token = stdout(&output);
     let request = system.http().post(api.url("/api/upload/sessions")).bearer_auth(token.trim());
-    let response = request.json(&serde_json::json!({"totalPhotos": 1})).send().await.expect("an answer");
+    let response = request.json(&serde_json::json!({"totalPhotos": 1})).send().await?;
     assert_eq!(response.status().as_u16(), 201);
     assert_fails(system.settings(), &["token", "--user", ""], 2, "1 to 255 characters").await;
+    Ok(())
 }
 
 pub(crate) async fn commit(system: &System, topic: &Topic, kind: &str, count: u64) -> Vec<Uuid> {
@@ -219,16 +224,16 @@ pub(crate) async fn json(system: &System, arguments: &[&str]) -> Value {
 }
 
 #[tokio::test]
-async fn status_and_events_tell_what_is_pending_and_what_is_delivered() {
+async fn status_and_events_tell_what_is_pending_and_what_is_delivered() -> TestResult {
     let system = System::new().await;
     let topic = system.redis.topic("ops");
     let ids = commit(&system, &topic, "A", 3).await;
     let status = json(&system, &["status"]).await;
-    assert!(status["relays"].as_array().expect("a list").is_empty(), "no relay has run: {status}");
+    assert!(status["relays"].as_array().ok_or("no list")?.is_empty(), "no relay has run: {status}");
     assert_eq!(status["undelivered"]["events"], 3, "{status}");
     let listed = json(&system, &["events", "list"]).await;
-    assert_eq!(listed.as_array().expect("a list").len(), 3);
-    assert!(listed.as_array().expect("a list").iter().all(|event| event["state"] == "pending"));
+    assert_eq!(listed.as_array().ok_or("no list")?.len(), 3);
+    assert!(listed.as_array().ok_or("no list")?.iter().all(|event| event["state"] == "pending"));
 
     let relay = system.start("relay").await;
     eventually("delivered", async || {
@@ -244,23 +249,24 @@ async fn status_and_events_tell_what_is_pending_and_what_is_delivered() {
     assert_eq!(relay.terminate().await, 0);
     commit(&system, &topic, "B", 2).await;
     let status = json(&system, &["status"]).await;
-    assert!(status["relays"][0]["oldestPendingSeconds"].as_f64().expect("an age") >= 0.0);
+    assert!(status["relays"][0]["oldestPendingSeconds"].as_f64().ok_or("no age")? >= 0.0);
 
     let pending = json(&system, &["events", "list", "--state", "pending", "--type", "B"]).await;
-    assert_eq!(pending.as_array().expect("a list").len(), 2);
+    assert_eq!(pending.as_array().ok_or("no list")?.len(), 2);
     let shown = json(&system, &["events", "show", &ids[1].to_string()]).await;
     assert_eq!((&shown[0]["payload"], &shown[0]["state"]), (&1.into(), &"delivered".into()));
     let text = stdout(&cli(system.settings(), &["events", "show", &ids[1].to_string()]).await);
     assert!(text.contains("state        delivered since 20"), "{text}");
     assert_fails(system.settings(), &["events", "show", "x"], 2, "neither an event id").await;
     assert_fails(system.settings(), &["events", "show", &Uuid::new_v4().to_string()], 1, "no event").await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn replay_sends_what_was_delivered_once_more_marked_and_audited() {
+async fn replay_sends_what_was_delivered_once_more_marked_and_audited() -> TestResult {
     let system = System::new().await;
     let user = Uuid::new_v4();
-    let topic = Topic::new(format!("user-notifications:{user}")).expect("a topic");
+    let topic = Topic::new(format!("user-notifications:{user}"))?;
     let (_relay, sse) = (system.start("relay").await, system.start("sse").await);
     let url = sse.url("/api/upload/sessions/notifications/stream");
     let client = Client::open(&url, &system.token(user)).await;
@@ -279,27 +285,26 @@ async fn replay_sends_what_was_delivered_once_more_marked_and_audited() {
     let data: Vec<&str> = events.iter().map(|event| event.data.as_str()).collect();
     assert_eq!(data, ["0", "1", "2", "3", "1", "3"]);
     let shown = json(&system, &["events", "show", &second]).await;
-    assert_eq!(shown.as_array().expect("a list").len(), 2, "the event and its copy");
+    assert_eq!(shown.as_array().ok_or("no list")?.len(), 2, "the event and its copy");
     let mut connection = system.database.connect().await;
-    let (reason, count): (String, i64) = sqlx::query_as("select reason, events from outbox.audit")
-        .fetch_one(&mut connection)
-        .await
-        .expect("one audit row");
+    let (reason, count): (String, i64) =
+        sqlx::query_as("select reason, events from outbox.audit").fetch_one(&mut connection).await?;
     assert_eq!((reason.as_str(), count), ("a test", 2));
     // Without a terminal and without --yes nobody could have agreed.
     assert_fails(system.settings(), &["replay", "--all", "--reason", "x"], 1, "--yes").await;
     assert_fails(system.settings(), &["replay", "--all", "--yes"], 2, "--reason").await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn replay_releases_what_was_parked_once_redis_takes_it() {
+async fn replay_releases_what_was_parked_once_redis_takes_it() -> TestResult {
     use redis::AsyncCommands;
     let system = System::new().await;
     let user = Uuid::new_v4();
-    let topic = Topic::new(format!("user-notifications:{user}")).expect("a topic");
+    let topic = Topic::new(format!("user-notifications:{user}"))?;
     let key = system.redis.keys().history(&topic);
     let mut redis = system.redis.connect().await;
-    let _: () = redis.set(&key, "in the way").await.expect("a string");
+    let _: () = redis.set(&key, "in the way").await?;
     let (_relay, sse) = (system.start("relay").await, system.start("sse").await);
     commit(&system, &topic, "A", 3).await;
     eventually("parked", async || {
@@ -309,7 +314,7 @@ async fn replay_releases_what_was_parked_once_redis_takes_it() {
     .await;
     let status = json(&system, &["status"]).await;
     assert_eq!(status["relays"][0]["parkedEvents"], 3, "{status}");
-    let _: () = redis.del(&key).await.expect("a deletion");
+    let _: () = redis.del(&key).await?;
     let url = sse.url("/api/upload/sessions/notifications/stream");
     let client = Client::open(&url, &system.token(user)).await;
     let released = json(&system, &["replay", "--undelivered", "--yes", "--reason", "mended"]).await;
@@ -318,10 +323,11 @@ async fn replay_releases_what_was_parked_once_redis_takes_it() {
     assert_eq!(events.iter().map(|event| event.data.as_str()).collect::<Vec<_>>(), ["0", "1", "2"]);
     commit(&system, &topic, "A", 1).await;
     assert_eq!(client.events(4).await.len(), 4);
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_event_that_does_not_fit_is_refused_by_sql_before_anything_is_written() {
+async fn an_event_that_does_not_fit_is_refused_by_sql_before_anything_is_written() -> TestResult {
     let database = database().await;
     let mut connection = database.connect().await;
     for (topic, kind, payload) in [
@@ -340,11 +346,10 @@ async fn an_event_that_does_not_fit_is_refused_by_sql_before_anything_is_written
             .await;
         assert!(appended.is_err(), "{topic} {kind}");
     }
-    let rows: i64 = sqlx::query_scalar("select count(*) from outbox.event")
-        .fetch_one(&mut connection)
-        .await
-        .expect("a count");
+    let rows: i64 =
+        sqlx::query_scalar("select count(*) from outbox.event").fetch_one(&mut connection).await?;
     assert_eq!(rows, 0);
+    Ok(())
 }
 
 #[tokio::test]
@@ -355,14 +360,15 @@ async fn a_reader_that_has_seen_enough_ends_a_command_without_a_word() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_told_once_and_with_what_to_do() {
+async fn a_wrong_password_is_told_once_and_with_what_to_do() -> TestResult {
     let database = database().await;
-    let (login, server) = database.url().split_once('@').expect("a url with a login");
-    let (user, _password) = login.rsplit_once(':').expect("a password");
+    let (login, server) = database.url().split_once('@').ok_or("no url with a login")?;
+    let (user, _password) = login.rsplit_once(':').ok_or("no password")?;
     let settings = Settings::default().set("DATABASE_URL", format!("{user}:wrong@{server}"));
     let output = cli(&settings, &["status"]).await;
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert_eq!(said.matches("password authentication failed").count(), 1, "{said}");
     assert!(said.contains("(check user and password in DATABASE_URL)"), "{said}");
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::commands::{assert_fails, commit, stderr, stdout};
-use crate::harness::{Process, Settings, System, cli, eventually};
+use crate::harness::{Process, Settings, System, TestResult, cli, eventually};
 use crate::operators::turns_green;
 
 /// Stands in every secret of these tests.
@@ -181,10 +181,10 @@ async fn a_check_names_every_problem_by_its_setting_and_so_does_the_role() {
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_read_is_named_with_the_place_and_nothing_that_stands_there() {
-    let dir = tempfile::tempdir().expect("a directory");
+async fn a_file_that_cannot_be_read_is_named_with_the_place_and_nothing_that_stands_there() -> TestResult {
+    let dir = tempfile::tempdir()?;
     let file = dir.path().join("mine.toml");
-    let path = file.to_str().expect("a path");
+    let path = file.to_str().ok_or("no path")?;
     let none = Settings::default();
     let text = |text: &str| text.replace("SECRET", SECRET).into_bytes();
     for (text, said) in [
@@ -197,30 +197,33 @@ async fn a_file_that_cannot_be_read_is_named_with_the_place_and_nothing_that_sta
         ([&text("[jwt]\nsecret = 'SECRET")[..], b"\xff'\n"].concat(), "not UTF-8 (line 2)"),
         (vec![b'#'; 1024 * 1024 + 1], "has more than"),
     ] {
-        fs::write(&file, &text).expect("a file");
+        fs::write(&file, &text)?;
         for arguments in [&["config", "check"][..], &["config", "show"], &["status"]] {
             let (code, _, err) = told(&none, &[&["--config", path], arguments].concat()).await;
             assert_eq!(code, Some(1), "{err}");
             assert!(err.contains(path) && err.contains(said), "{said}: {err}");
         }
     }
-    let directory = dir.path().to_str().expect("a path");
+    let directory = dir.path().to_str().ok_or("no path")?;
     assert_fails(&none, &["--config", directory, "config", "check"], 1, "is a directory").await;
     assert_fails(&none, &["--config", "/nowhere.toml", "config", "check"], 1, "/nowhere.toml cannot").await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_empty_variable_is_not_set_where_others_use_it_and_is_told_where_it_can_mean_nothing() {
-    let dir = tempfile::tempdir().expect("a directory");
+async fn an_empty_variable_is_not_set_where_others_use_it_and_is_told_where_it_can_mean_nothing() -> TestResult
+{
+    let dir = tempfile::tempdir()?;
     let file = dir.path().join("mine.toml");
-    fs::write(&file, "[database]\nurl = \"postgres://h/d\"\n").expect("a file");
-    let path = file.to_str().expect("a path");
+    fs::write(&file, "[database]\nurl = \"postgres://h/d\"\n")?;
+    let path = file.to_str().ok_or("no path")?;
     let settings = Settings::default().set("DATABASE_URL", "").set("AFTERCOMMIT_SSE_CORS_ORIGINS", "");
     let (code, shown, said) = told(&settings, &["--config", path, "config", "show"]).await;
     assert_eq!(code, Some(0), "{said}");
     assert!(shown.contains("postgres://h/d") && shown.contains("cors_origins = []"), "{shown}");
     let settings = settings.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS", "");
     assert_fails(&settings, &["config", "check"], 1, "AFTERCOMMIT_SSE_MAX_CONNECTIONS is empty").await;
+    Ok(())
 }
 
 #[tokio::test]

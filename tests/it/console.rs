@@ -8,7 +8,7 @@ use crate::harness::keys;
 use aftercommit::event::Topic;
 
 use crate::commands::{commit, json as told};
-use crate::harness::{Browser, Process, System, empty_database, eventually, metric_of};
+use crate::harness::{Browser, Process, System, TestResult, empty_database, eventually, metric_of};
 
 pub(crate) const TOKEN: &str = "the operators' token of the tests";
 
@@ -92,7 +92,7 @@ async fn peak(browser: &Browser, chart: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn the_page_shows_deliveries_as_they_happen_and_complains_of_nothing() {
+async fn the_page_shows_deliveries_as_they_happen_and_complains_of_nothing() -> TestResult {
     let (system, relay) = system().await;
     let browser = signed_in(&relay).await;
     assert_eq!(browser.text("#operator").await.as_deref(), Some("Ana"));
@@ -110,12 +110,13 @@ async fn the_page_shows_deliveries_as_they_happen_and_complains_of_nothing() {
     })
     .await;
     let label = browser.runs("return document.querySelector('#chart-rate svg').ariaLabel", &[]).await;
-    assert!(label.as_str().expect("a label").starts_with("Rate: "), "{label}");
+    assert!(label.as_str().ok_or("no label")?.starts_with("Rate: "), "{label}");
 
     let committed = told(&system, &["events", "list", "--limit", "100000"]).await;
-    let last = format!("1-{}", committed.as_array().expect("a list").len());
+    let last = format!("1-{}", committed.as_array().ok_or("no list")?.len());
     browser.reads("#relays", &last).await;
     assert_eq!(browser.complaints().await, [""; 0]);
+    Ok(())
 }
 
 #[tokio::test]
@@ -162,7 +163,7 @@ async fn a_pause_is_asked_for_with_a_reason_shown_at_once_and_ended_from_the_pag
 }
 
 #[tokio::test]
-async fn a_parked_topic_is_released_and_another_one_discarded() {
+async fn a_parked_topic_is_released_and_another_one_discarded() -> TestResult {
     let (system, relay) = system().await;
     let browser = signed_in(&relay).await;
     browser.reads("#parked", "Nothing is parked").await;
@@ -193,37 +194,37 @@ async fn a_parked_topic_is_released_and_another_one_discarded() {
     let lengths: (u64, u64) = {
         let mut redis = system.redis.connect().await;
         let length = keys::history;
-        (
-            redis.xlen(length(&kept)).await.expect("kept"),
-            redis.xlen(length(&given_up)).await.expect("given up"),
-        )
+        (redis.xlen(length(&kept)).await?, redis.xlen(length(&given_up)).await?)
     };
     assert_eq!(lengths, (2, 0));
     let expected = [entry("discard", "a test left it there", 2), entry("release", "mended", 2)];
     assert_eq!(audit(&system).await, expected);
     assert_eq!(browser.complaints().await, [""; 0]);
+    Ok(())
 }
 
 #[tokio::test]
-async fn what_fails_is_said_where_it_was_asked_for() {
+async fn what_fails_is_said_where_it_was_asked_for() -> TestResult {
     let (system, relay) = system().await;
     let browser = signed_in(&relay).await;
     let topic = system.redis.topic("gone");
     block(&system, &topic).await;
     commit(&system, &topic, "A", 1).await;
     browser.click(&format!("[data-topic='{topic}'] button:nth-child(2)")).await;
+    // Another operator is faster.
     let mut connection = system.database.connect().await;
-    sqlx::query("delete from outbox.parked").execute(&mut connection).await.expect("somebody was faster");
+    sqlx::query("delete from outbox.parked").execute(&mut connection).await?;
     browser.write("#ask-reason", "a test").await;
     browser.click("#ask-yes").await;
     browser.reads("#ask-complaint", "Nothing of topic").await;
     browser.click("#ask-no").await;
     browser.reads("#parked", "Nothing is parked").await;
     assert_eq!(audit(&system).await, []);
+    Ok(())
 }
 
 #[tokio::test]
-async fn all_who_look_share_one_connection_and_while_nobody_looks_there_is_none() {
+async fn all_who_look_share_one_connection_and_while_nobody_looks_there_is_none() -> TestResult {
     let (system, relay) = system().await;
     let mut connection = system.database.connect().await;
     let mut connections = async || -> Vec<String> {
@@ -239,20 +240,21 @@ async fn all_who_look_share_one_connection_and_while_nobody_looks_there_is_none(
     let mut pages = Vec::new();
     for _ in 0..3 {
         let request = system.http().get(relay.url("/console/events")).bearer_auth(TOKEN);
-        let mut page = request.send().await.expect("a stream");
+        let mut page = request.send().await?;
         let mut seen = String::new();
         while !seen.contains("event: status") {
-            seen += &String::from_utf8_lossy(&page.chunk().await.expect("bytes").expect("more"));
+            seen += &String::from_utf8_lossy(&page.chunk().await?.ok_or("the stream ended")?);
         }
         pages.push(page);
     }
     assert_eq!(connections().await, ["aftercommit console feed"]);
     drop(pages);
     eventually("it is closed", async || connections().await.is_empty().then_some(())).await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_log_that_cannot_be_seen_is_the_verdict_until_it_can() {
+async fn a_log_that_cannot_be_seen_is_the_verdict_until_it_can() -> TestResult {
     let (system, relay) = system().await;
     let browser = signed_in(&relay).await;
     browser.reads("#verdict", "is delivering").await;
@@ -263,17 +265,17 @@ async fn a_log_that_cannot_be_seen_is_the_verdict_until_it_can() {
         let sql = format!("alter database {} allow_connections {allowed}", system.database.name());
         sqlx::raw_sql(AssertSqlSafe(sql))
     };
-    allow(false).execute(&mut server).await.expect("a setting");
+    allow(false).execute(&mut server).await?;
     sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where datname = $1 and application_name like $2")
         .bind(system.database.name())
         .bind("aftercommit console%")
         .execute(&mut server)
-        .await
-        .expect("kills");
+        .await?;
     browser.reads("#verdict", "cannot see the log").await;
     browser.reads("#relays", "Position").await;
-    allow(true).execute(&mut server).await.expect("a setting");
+    allow(true).execute(&mut server).await?;
     browser.reads("#verdict", "is delivering").await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -299,7 +301,7 @@ async fn the_page_is_used_without_a_mouse() {
 }
 
 #[tokio::test]
-async fn a_replay_is_looked_at_first_then_confirmed_then_followed_to_its_end() {
+async fn a_replay_is_looked_at_first_then_confirmed_then_followed_to_its_end() -> TestResult {
     let (system, relay) = system().await;
     let topic = system.redis.topic("again");
     commit(&system, &topic, "A", 7).await;
@@ -328,13 +330,14 @@ async fn a_replay_is_looked_at_first_then_confirmed_then_followed_to_its_end() {
     browser.reads("#replays", "done: 5 events").await;
     eventually("replayed", async || (delivered(&system).await == 20).then_some(())).await;
     assert_eq!(audit(&system).await, [entry("replay", "a client's bug", 5)]);
-    let length: u64 = system.redis.connect().await.xlen(keys::history(&topic)).await.expect("a length");
+    let length: u64 = system.redis.connect().await.xlen(keys::history(&topic)).await?;
     assert_eq!(length, 17);
     assert_eq!(browser.complaints().await, [""; 0]);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_replay_keeps_to_the_rate_that_the_page_was_given_and_shows_how_far_it_is() {
+async fn a_replay_keeps_to_the_rate_that_the_page_was_given_and_shows_how_far_it_is() -> TestResult {
     let (system, relay) = system().await;
     let topic = system.redis.topic("slowly");
     commit(&system, &topic, "A", 90).await;
@@ -363,8 +366,7 @@ async fn a_replay_keeps_to_the_rate_that_the_page_was_given_and_shows_how_far_it
         "select extract(epoch from moved_at - started_at)::float8 from outbox.replay where finished",
     )
     .fetch_one(&mut system.database.connect().await)
-    .await
-    .expect("a time");
+    .await?;
     assert!(took >= 8.5, "90 events at 10/s took {took} s");
     assert_eq!(browser.complaints().await, [""; 0]);
 
@@ -372,9 +374,10 @@ async fn a_replay_keeps_to_the_rate_that_the_page_was_given_and_shows_how_far_it
         "relay": system.redis.relay_name(), "selection": { "topic": topic }, "rate": 0, "reason": "x",
     });
     let request = system.http().post(relay.url("/console/replay")).bearer_auth(TOKEN).json(&body);
-    let answer = request.send().await.expect("an answer");
+    let answer = request.send().await?;
     assert_eq!(answer.status(), 400);
-    assert!(answer.text().await.expect("a text").contains("1 to 100000 events a second"));
+    assert!(answer.text().await?.contains("1 to 100000 events a second"));
+    Ok(())
 }
 
 #[tokio::test]

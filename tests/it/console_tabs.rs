@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::commands::{commit, json as told};
 use crate::console::{TOKEN, agrees, audit, block, entry, signed_in, system};
-use crate::harness::{Browser, Process, System, eventually};
+use crate::harness::{Browser, Process, System, TestResult, eventually};
 
 /// Asks for a pause on the page, and presses the button that does it.
 async fn asks_for_a_pause(browser: &Browser, reason: &str) {
@@ -116,7 +116,7 @@ async fn pause(system: &System, relay: &Process, before: Option<i64>) -> (u16, S
 }
 
 #[tokio::test]
-async fn a_change_is_not_carried_out_past_its_time_nor_behind_a_lock() {
+async fn a_change_is_not_carried_out_past_its_time_nor_behind_a_lock() -> TestResult {
     let (system, relay) = system().await;
     let now = chrono::Utc::now().timestamp_millis();
     let (status, says) = pause(&system, &relay, Some(now - 1)).await;
@@ -124,20 +124,18 @@ async fn a_change_is_not_carried_out_past_its_time_nor_behind_a_lock() {
     assert!(says.contains("was not carried out"), "{says}");
 
     let mut connection = system.database.connect().await;
-    sqlx::raw_sql("begin; lock table outbox.pause in access exclusive mode")
-        .execute(&mut connection)
-        .await
-        .expect("a lock");
+    sqlx::raw_sql("begin; lock table outbox.pause in access exclusive mode").execute(&mut connection).await?;
     let began = std::time::Instant::now();
     let (status, says) = pause(&system, &relay, None).await;
     assert_eq!(status, 503, "{says}");
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
-    sqlx::raw_sql("rollback").execute(&mut connection).await.expect("an end");
+    sqlx::raw_sql("rollback").execute(&mut connection).await?;
     assert!(!is_paused(&system).await);
 
     let (status, says) = pause(&system, &relay, Some(chrono::Utc::now().timestamp_millis() + 5000)).await;
     assert_eq!(status, 200, "{says}");
     assert!(is_paused(&system).await);
+    Ok(())
 }
 
 /// Somebody else's events are not part of what an operator has decided on.

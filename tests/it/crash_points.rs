@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use aftercommit::log::parked::{self, Action};
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Line, Listener, Wiring, eventually};
+use crate::harness::{Line, Listener, TestResult, Wiring, eventually};
 
 /// What a restart may take until it delivers again.
 const RESTART_LIMIT: Duration = Duration::from_secs(10);
@@ -97,25 +97,25 @@ async fn dying_in_a_release_at(place: &str) {
 
 /// Nobody knows whether clients have been told, except the sink.
 #[tokio::test]
-async fn a_discard_behind_a_release_that_broke_off_gives_up_only_what_never_arrived() {
+async fn a_discard_behind_a_release_that_broke_off_gives_up_only_what_never_arrived() -> TestResult {
     let (mut line, _) = line_that_stops_at("released", 1).await;
     let topic = line.system.redis.topic("released-in-part");
     let key = crate::harness::keys::history(&topic);
-    line.words(&["set", &key, "of another type"]).await.expect("a key");
+    line.words(&["set", &key, "of another type"]).await?;
     // The first ten are published by the release, which dies behind them.
     let parked = line.append_to(&topic, 15).await;
     eventually("they are parked", async || {
         (line.metric("aftercommit_relay_parked_total").await == 15).then_some(())
     })
     .await;
-    line.words(&["del", &key]).await.expect("no key");
+    line.words(&["del", &key]).await?;
     line.release(&topic).await;
     let mark = "\"failpoint\":\"released\"";
     line.relay.says(mark).await;
     line.relay.signal("KILL").await;
     let mut connection = line.system.database.connect().await;
     let relay = line.system.redis.relay_name();
-    parked::request(&mut connection, &relay, &topic, Action::Discard, None).await.expect("a request");
+    parked::request(&mut connection, &relay, &topic, Action::Discard, None).await?;
     line.system.unset("FAILPOINT");
     line.relay = line.system.start("relay").await;
     let fates = "select settled_as, count(*) from outbox.parked where relay = $1 group by 1 order by 1";
@@ -126,28 +126,30 @@ async fn a_discard_behind_a_release_that_broke_off_gives_up_only_what_never_arri
     })
     .await;
     assert_eq!(line.history_of(&topic).await, parked[..10]);
-    line.command("flushall").await.expect("a flush");
+    line.command("flushall").await?;
     eventually("what was told is given again", async || {
         (line.history_of(&topic).await == parked[..10]).then_some(())
     })
     .await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_relay_that_dies_in_the_middle_of_a_restore() {
+async fn a_relay_that_dies_in_the_middle_of_a_restore() -> TestResult {
     let (mut line, mut listener) = line_that_stops_at("range_restored", 2).await;
     line.append(35).await;
     line.is_whole().await;
-    line.command("flushall").await.expect("a flush");
+    line.command("flushall").await?;
     is_killed_there(&mut line, "range_restored").await;
     line.append(5).await;
     line.is_whole().await;
     // What had been told is not told again.
     listener.hears_exactly(40).await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_relay_that_dies_in_a_restore_with_events_refused_and_not_yet_set_aside() {
+async fn a_relay_that_dies_in_a_restore_with_events_refused_and_not_yet_set_aside() -> TestResult {
     let (mut line, _) = line_that_stops_at("range_published", 1).await;
     let refused = line.system.redis.topic("refused");
     let key = crate::harness::keys::history(&refused);
@@ -155,7 +157,7 @@ async fn a_relay_that_dies_in_a_restore_with_events_refused_and_not_yet_set_asid
     line.append(12).await;
     line.is_whole().await;
     let forget = "redis.call('FLUSHALL') redis.call('SET', KEYS[1], 'of another type')";
-    line.words(&["eval", forget, "1", &key]).await.expect("a flush");
+    line.words(&["eval", forget, "1", &key]).await?;
     is_killed_there(&mut line, "range_published").await;
     line.is_whole().await;
     let mut connection = line.system.database.connect().await;
@@ -165,18 +167,19 @@ async fn a_relay_that_dies_in_a_restore_with_events_refused_and_not_yet_set_asid
         (count == 4).then_some(())
     })
     .await;
-    line.words(&["del", &key]).await.expect("no key");
+    line.words(&["del", &key]).await?;
     line.release(&refused).await;
     eventually("they are released", async || (line.history_of(&refused).await == waiting).then_some(()))
         .await;
+    Ok(())
 }
 
 /// `KILLS` in the environment says how often; a campaign of a hundred takes half a minute.
 #[tokio::test]
-async fn a_relay_that_is_killed_again_and_again_under_load_delivers_again_within_seconds() {
+async fn a_relay_that_is_killed_again_and_again_under_load_delivers_again_within_seconds() -> TestResult {
     let kills = std::env::var("KILLS").map_or(15, |text| text.parse().expect("KILLS is a number"));
     let mut line = Line::new().await;
-    let client = line.redis_settings().client().expect("a client");
+    let client = line.redis_settings().client()?;
     let mut listener = Listener::to(&client, &line.topic).await;
     let stop = CancellationToken::new();
     let writer = line.keep_appending(stop.clone());
@@ -198,7 +201,7 @@ async fn a_relay_that_is_killed_again_and_again_under_load_delivers_again_within
         slowest = slowest.max(died.elapsed());
     }
     stop.cancel();
-    line.appended = writer.await.expect("a writer");
+    line.appended = writer.await?;
     line.is_whole().await;
     listener.hears_exactly(line.appended.len()).await;
     println!(
@@ -206,4 +209,5 @@ async fn a_relay_that_is_killed_again_and_again_under_load_delivers_again_within
         line.appended.len()
     );
     assert!(slowest < RESTART_LIMIT, "{slowest:?}");
+    Ok(())
 }

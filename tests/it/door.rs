@@ -6,7 +6,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Client, LIMIT, NOTIFICATIONS, Process, System, eventually, metric_of};
+use crate::harness::{Client, LIMIT, NOTIFICATIONS, Process, System, TestResult, eventually, metric_of};
 
 /// Room in this process for as many sockets as the tests open.
 fn raise_open_files() {
@@ -103,16 +103,16 @@ async fn anonymous_connections_do_not_keep_anybody_from_an_api_nor_its_watchdog_
 }
 
 #[tokio::test]
-async fn a_sign_in_whose_form_does_not_come_is_given_up() {
+async fn a_sign_in_whose_form_does_not_come_is_given_up() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_OPERATOR_TOKEN", crate::console::TOKEN);
     let relay = system.start("relay").await;
-    let mut socket = TcpStream::connect(&relay.address).await.expect("a connection");
+    let mut socket = TcpStream::connect(&relay.address).await?;
     let head = format!(
         "POST /console/sign-in HTTP/1.1\r\nhost: {0}\r\norigin: http://{0}\r\n\
          content-type: application/x-www-form-urlencoded\r\ncontent-length: 1000\r\n\r\n",
         relay.address
     );
-    socket.write_all(head.as_bytes()).await.expect("a head");
+    socket.write_all(head.as_bytes()).await?;
     let (mut from, mut to) = socket.into_split();
     let dawdling = async {
         while to.write_all(b"x").await.is_ok() {
@@ -126,25 +126,26 @@ async fn a_sign_in_whose_form_does_not_come_is_given_up() {
         String::from_utf8_lossy(&answer).into_owned()
     };
     let both = async { tokio::join!(reading, dawdling).0 };
-    let answer = tokio::time::timeout(LIMIT, both).await.expect("the connection is ended");
+    let answer = tokio::time::timeout(LIMIT, both).await?;
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("took too long"), "{answer}");
+    Ok(())
 }
 
 #[tokio::test]
-async fn where_all_streams_are_taken_and_all_other_connections_too_health_is_answered() {
+async fn where_all_streams_are_taken_and_all_other_connections_too_health_is_answered() -> TestResult {
     // One connection for everybody is all that remains beside the streams of this relay's page.
     let system = System::new().await.set("AFTERCOMMIT_OPERATOR_TOKEN", crate::console::TOKEN);
     let relay = system.start("relay").await;
     // Forms that dawdle have a request in hand and do not give way at once.
     let mut sockets = Vec::new();
     for _ in 0..256 {
-        let mut socket = TcpStream::connect(&relay.address).await.expect("a connection");
+        let mut socket = TcpStream::connect(&relay.address).await?;
         let head = format!(
             "POST /console/sign-in HTTP/1.1\r\nhost: {0}\r\norigin: http://{0}\r\n\
              content-type: application/x-www-form-urlencoded\r\ncontent-length: 1000\r\n\r\n",
             relay.address
         );
-        socket.write_all(head.as_bytes()).await.expect("a head");
+        socket.write_all(head.as_bytes()).await?;
         sockets.push(socket);
     }
     is_well(&relay, "256 requests in hand").await;
@@ -152,4 +153,5 @@ async fn where_all_streams_are_taken_and_all_other_connections_too_health_is_ans
         (status_of(&relay, "/console").await == Some(200)).then_some(())
     })
     .await;
+    Ok(())
 }

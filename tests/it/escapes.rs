@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::commands::{commit, stderr, stdout};
 use crate::console::{signed_in, system};
-use crate::harness::{Settings, System, cli, eventually};
+use crate::harness::{Settings, System, TestResult, cli, eventually};
 
 /// A title, a clearing of the screen, C1's form of it, text that runs backwards, what hides, and ways back over the line.
 const NASTY: &str = "x\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}31m\u{202e}drow\u{2066}\u{200b}\r\u{8}\u{7f}y";
@@ -41,7 +41,7 @@ async fn written(system: &System) {
 }
 
 #[tokio::test]
-async fn no_command_prints_what_steers_a_terminal_and_json_is_exact() {
+async fn no_command_prints_what_steers_a_terminal_and_json_is_exact() -> TestResult {
     let system = System::new().await;
     let relay = system.start("relay").await;
     let topic = system.redis.topic("held");
@@ -60,7 +60,7 @@ async fn no_command_prints_what_steers_a_terminal_and_json_is_exact() {
         "insert into outbox.heartbeat (relay, process, role, published, rate, error, rotation_blocked, listen)
          select relay, $1, 'leading', 0, 0, $1, $1, $1 from outbox.position",
     ] {
-        sqlx::query(change).bind(NASTY).execute(&mut connection).await.expect("others' words");
+        sqlx::query(change).bind(NASTY).execute(&mut connection).await?;
     }
     let settings = system.settings();
     let shown = are_inert(settings, &["events", "show", "2"]).await;
@@ -74,11 +74,12 @@ async fn no_command_prints_what_steers_a_terminal_and_json_is_exact() {
     }
 
     let shown = cli(settings, &["events", "show", "2", "--output", "json"]).await;
-    let shown: Value = serde_json::from_slice(&shown.stdout).expect("JSON");
+    let shown: Value = serde_json::from_slice(&shown.stdout)?;
     assert_eq!((&shown[0]["payload"], &shown[0]["headers"]["h"]), (&NASTY.into(), &NASTY.into()));
     let audit = cli(settings, &["audit", "--output", "json"]).await;
-    let audit: Value = serde_json::from_slice(&audit.stdout).expect("JSON");
+    let audit: Value = serde_json::from_slice(&audit.stdout)?;
     assert_eq!(audit[0]["reason"], NASTY);
+    Ok(())
 }
 
 #[tokio::test]

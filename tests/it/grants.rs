@@ -15,7 +15,7 @@ use aftercommit::outbox;
 
 use crate::commands::{stderr, stdout};
 use crate::console::TOKEN;
-use crate::harness::{Client, Database, Process, Settings, System, cli, eventually};
+use crate::harness::{Client, Database, Process, Settings, System, TestResult, cli, eventually};
 
 const ROLES: [&str; 6] = ["writer", "relay", "sse", "operator", "api", "rebase"];
 
@@ -175,12 +175,12 @@ async fn the_story_from_a_commit_to_a_browser_runs_with_the_rights_that_are_prin
 
 /// What a relay does now and then: it empties slots, and drops what was noted of their rows.
 #[tokio::test]
-async fn rotation_runs_with_the_rights_that_are_printed() {
+async fn rotation_runs_with_the_rights_that_are_printed() -> TestResult {
     let cast = Cast::with_rights().await;
     let topic = cast.system.redis.topic("old");
     cast.append(&topic, 3).await;
     let mut owner = cast.system.database.connect().await;
-    outbox::schema::set_rotation(&mut owner, 1).await.expect("an interval");
+    outbox::schema::set_rotation(&mut owner, 1).await?;
     let relay = cast.start("relay").await;
     cast.are("delivered", 3).await;
     relay.terminate().await;
@@ -195,10 +195,11 @@ async fn rotation_runs_with_the_rights_that_are_printed() {
         (left == 0).then_some(())
     })
     .await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn operators_work_with_the_rights_that_are_printed() {
+async fn operators_work_with_the_rights_that_are_printed() -> TestResult {
     let cast = Cast::with_rights().await;
     let topic = cast.system.redis.topic("operated");
     let mut redis = cast.system.redis.connect().await;
@@ -217,11 +218,11 @@ async fn operators_work_with_the_rights_that_are_printed() {
 
     let held = cast.system.redis.topic("held");
     for action in ["release", "discard"] {
-        let _: () = redis.del(keys::history(&held)).await.expect("a deletion");
-        let _: () = redis.set(keys::history(&held), "in the way").await.expect("a string");
+        let _: () = redis.del(keys::history(&held)).await?;
+        let _: () = redis.set(keys::history(&held), "in the way").await?;
         cast.append(&held, 2).await;
         cast.are("parked", 2).await;
-        let _: () = redis.del(keys::history(&held)).await.expect("a deletion");
+        let _: () = redis.del(keys::history(&held)).await?;
         let done = cast.does("operator", &["parked", action, held.as_str(), "--yes"]).await;
         assert_eq!(
             done,
@@ -233,13 +234,14 @@ async fn operators_work_with_the_rights_that_are_printed() {
     cast.does("operator", &["relay", "list"]).await;
     let audit = cast.json("operator", &["audit"]).await;
     let actions: Vec<&str> =
-        audit.as_array().expect("a list").iter().filter_map(|entry| entry["action"].as_str()).collect();
+        audit.as_array().ok_or("no list")?.iter().filter_map(|entry| entry["action"].as_str()).collect();
     assert_eq!(actions, ["discard", "release", "replay", "resume", "pause"]);
     assert_eq!(relay.terminate().await, 0);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_relay_with_a_console_has_its_operators_rights_too() {
+async fn a_relay_with_a_console_has_its_operators_rights_too() -> TestResult {
     let cast = Cast::with_rights().await;
     let both = cast.name("relay");
     let output = cli(&Settings::default(), &["grants", "--operator", &both]).await;
@@ -257,10 +259,11 @@ async fn a_relay_with_a_console_has_its_operators_rights_too() {
     ] {
         let request =
             cast.system.http().post(relay.url(&format!("/console/{path}"))).bearer_auth(TOKEN).json(&body);
-        let answer = request.send().await.expect("an answer");
-        assert_eq!(answer.status(), 200, "{path}: {}", answer.text().await.expect("a text"));
+        let answer = request.send().await?;
+        assert_eq!(answer.status(), 200, "{path}: {}", answer.text().await?);
     }
     cast.are("delivered", 2).await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -293,7 +296,7 @@ async fn a_rebase_runs_with_the_rights_that_are_printed_for_it() {
 
 /// A function that is added to the schema is in the list of rights, or nobody calls it but the schema's own.
 #[tokio::test]
-async fn every_function_is_granted_to_somebody_or_to_nobody_on_purpose() {
+async fn every_function_is_granted_to_somebody_or_to_nobody_on_purpose() -> TestResult {
     const INTERNAL: [&str; 1] = ["check_event"];
     let cast = Cast::new().await;
     let sql = cast.printed(&ROLES).await;
@@ -301,17 +304,17 @@ async fn every_function_is_granted_to_somebody_or_to_nobody_on_purpose() {
         "select distinct p.proname::text from pg_proc p where p.pronamespace = 'outbox'::regnamespace order by 1",
     )
     .fetch_all(&mut cast.system.database.connect().await)
-    .await
-    .expect("functions");
+    .await?;
     for function in functions {
         let is_granted = sql.contains(&format!("grant execute on function outbox.{function}("));
         assert_eq!(is_granted, !INTERNAL.contains(&function.as_str()), "{function}");
     }
+    Ok(())
 }
 
 /// Statements that a role is refused for want of a right.
 #[tokio::test]
-async fn no_role_may_do_what_it_does_not_need() {
+async fn no_role_may_do_what_it_does_not_need() -> TestResult {
     let cast = Cast::with_rights().await;
     cast.append(&cast.system.redis.topic("kept"), 1).await;
     const EVENT: &str = "(event_id, topic, type, payload";
@@ -361,13 +364,14 @@ async fn no_role_may_do_what_it_does_not_need() {
     ] {
         let mut connection = cast.connect(role).await;
         for sql in refused {
-            let mut tx = connection.begin().await.expect("a transaction");
+            let mut tx = connection.begin().await?;
             let done = sqlx::raw_sql(AssertSqlSafe(sql.as_str())).execute(&mut *tx).await;
             let code = done.err().and_then(|error| Some(error.as_database_error()?.code()?.into_owned()));
             assert_eq!(code.as_deref(), Some("42501"), "{role} may: {sql}");
-            tx.rollback().await.expect("a rollback");
+            tx.rollback().await?;
         }
     }
+    Ok(())
 }
 
 #[tokio::test]
@@ -444,18 +448,19 @@ async fn the_doctor_names_what_a_role_lacks_what_others_have_too_much_and_what_m
 }
 
 #[tokio::test]
-async fn a_database_that_takes_any_bytes_is_wrong() {
+async fn a_database_that_takes_any_bytes_is_wrong() -> TestResult {
     let system = System::new().await;
     let name = format!("aftercommit_test_{}", Uuid::new_v4().simple());
     let sql =
         format!("create database {name} encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C' template template0");
     let mut connection = system.database.connect().await;
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.expect("a database");
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await?;
     let url = system.database.url().replace(system.database.name(), &name);
     let output = cli(&system.settings().clone().set("DATABASE_URL", url), &["doctor"]).await;
     assert_eq!(output.status.code(), Some(1));
     let said = stdout(&output);
     assert!(said.contains("WRONG    encoding: SQL_ASCII\n         fix: move the data"), "{said}");
+    Ok(())
 }
 
 #[tokio::test]

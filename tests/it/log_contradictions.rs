@@ -10,7 +10,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::append_door::execute;
-use crate::harness::{Line, Wiring, cli, eventually, keys};
+use crate::harness::{Line, TestResult, Wiring, cli, eventually, keys};
 
 /// A line that has delivered six events, and a session of the log's owner.
 async fn line_of_six() -> (Line, PgConnection) {
@@ -127,17 +127,18 @@ async fn a_sequence_set_back_behind_events_that_wait_leaves_their_order() {
 }
 
 #[tokio::test]
-async fn an_id_far_above_the_sequence_is_refused_before_it_hides_what_comes_later() {
+async fn an_id_far_above_the_sequence_is_refused_before_it_hides_what_comes_later() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     let sql = format!(
         "insert into outbox.event (id, topic, type, payload) values (1152921504606846976, '{}', 'T', '1') returning event_id",
         line.topic
     );
-    let by_hand = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await.expect("a row by hand");
+    let by_hand = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await?;
     line.fails_with("conflict").await;
     line.appended.push(by_hand);
     line.append(3).await;
     is_refused_and_mended(line, &mut admin, 4).await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -165,32 +166,34 @@ async fn is_refused_and_mended_in_any_order(mut line: Line) {
 }
 
 #[tokio::test]
-async fn an_xid_chosen_by_hand_hides_no_row() {
+async fn an_xid_chosen_by_hand_hides_no_row() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     let sql = format!(
         "insert into outbox.event (xid, topic, type, payload) values ('3', '{}', 'T', '1') returning event_id",
         line.topic
     );
-    line.appended.push(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await.expect("a row"));
+    line.appended.push(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await?);
     line.append(2).await;
     line.is_whole().await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_xid_of_the_future_is_refused_and_mended() {
+async fn an_xid_of_the_future_is_refused_and_mended() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     let sql = format!(
         "insert into outbox.event (xid, topic, type, payload) values ('1099511627776', '{}', 'T', '1') returning event_id",
         line.topic
     );
-    line.appended.push(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await.expect("a row"));
+    line.appended.push(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await?);
     is_refused_and_mended(line, &mut admin, 1).await;
+    Ok(())
 }
 
 /// Redis has forgotten what a dead relay published and did not come to write down; and the rows of its window are not the first
 /// of those that get new ids.
 #[tokio::test]
-async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() {
+async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() -> TestResult {
     let failpoint = vec![("FAILPOINT", "batch_published@1".to_owned())];
     let mut line = Line::with(Wiring { relay: failpoint, ..Wiring::default() }).await;
     let (mut admin, mut writer) =
@@ -204,7 +207,7 @@ async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() {
     let told = history(&line).await;
     assert!(!told.is_empty(), "something was published");
     let mut redis = line.redis().await;
-    let _: () = redis::cmd("FLUSHALL").query_async(&mut redis).await.expect("a loss");
+    let _: () = redis::cmd("FLUSHALL").query_async(&mut redis).await?;
     execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
     line.append(3).await;
 
@@ -222,6 +225,7 @@ async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() {
         );
     }
     assert!(!now.values().any(|event| event.is_empty()) && now.len() == 7, "{now:?}");
+    Ok(())
 }
 
 /// The window ends with an id that later rows are below, and its relay has not come so far.

@@ -5,7 +5,7 @@ use aftercommit::log::{Position, checkpoint, contradictions, read};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::append_door::execute;
-use crate::harness::{Database, database};
+use crate::harness::{Database, TestResult, database};
 
 const APPEND: &str = "select outbox.append('t', 'T', '1')";
 
@@ -35,7 +35,7 @@ async fn states(admin: &mut PgConnection) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_state_of_an_event_is_what_the_position_and_its_parked_row_say() {
+async fn the_state_of_an_event_is_what_the_position_and_its_parked_row_say() -> TestResult {
     let (_database, mut admin, begun) = log().await;
     execute(&mut admin, &[APPEND; 2].join(";")).await;
     let opened = open(&mut admin, &begun).await;
@@ -43,7 +43,7 @@ async fn the_state_of_an_event_is_what_the_position_and_its_parked_row_say() {
     // Three more in an open window, of which one is delivered; and one of a transaction that seems to be an old one.
     execute(&mut admin, &[APPEND; 3].join(";")).await;
     let opened = open(&mut admin, &settled).await;
-    checkpoint::advance(&mut admin, "main", &opened, 3, 1).await.expect("a position");
+    checkpoint::advance(&mut admin, "main", &opened, 3, 1).await?;
     execute(&mut admin, "insert into outbox.event (xid, topic, type, payload) values ('3', 't', 'T', '1')")
         .await;
     let expected = ["delivered", "delivered", "delivered", "pending", "pending", "pending"];
@@ -59,10 +59,11 @@ async fn the_state_of_an_event_is_what_the_position_and_its_parked_row_say() {
         let sql = AssertSqlSafe(format!("update outbox.parked set {unknown}"));
         assert!(sqlx::raw_sql(sql).execute(&mut admin).await.is_err(), "{unknown}");
     }
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_event_that_was_committed_late_was_delivered_by_the_window_that_saw_it() {
+async fn an_event_that_was_committed_late_was_delivered_by_the_window_that_saw_it() -> TestResult {
     let (database, mut admin, begun) = log().await;
     let mut late = database.connect().await;
     execute(&mut late, "begin").await;
@@ -77,13 +78,13 @@ async fn an_event_that_was_committed_late_was_delivered_by_the_window_that_saw_i
     let by: Vec<i64> =
         sqlx::query_scalar("select outbox.delivered_in('main', xid, id) from outbox.event order by id")
             .fetch_all(&mut admin)
-            .await
-            .expect("rows");
+            .await?;
     assert_eq!(by, [second.n, first.n]);
+    Ok(())
 }
 
 #[tokio::test]
-async fn of_the_transactions_that_were_running_those_count_that_have_committed_since() {
+async fn of_the_transactions_that_were_running_those_count_that_have_committed_since() -> TestResult {
     let (database, mut admin, begun) = log().await;
     let (mut writers, mut xids) = (Vec::new(), Vec::new());
     for _ in 0..3 {
@@ -91,7 +92,7 @@ async fn of_the_transactions_that_were_running_those_count_that_have_committed_s
         execute(&mut writer, "begin").await;
         execute(&mut writer, APPEND).await;
         let xid = sqlx::query_scalar::<_, String>("select pg_current_xact_id()::text").fetch_one(&mut writer);
-        xids.push(xid.await.expect("an xid"));
+        xids.push(xid.await?);
         writers.push(writer);
     }
     execute(&mut admin, APPEND).await;
@@ -107,22 +108,23 @@ async fn of_the_transactions_that_were_running_those_count_that_have_committed_s
     )
     .bind(&xids)
     .fetch_all(&mut admin)
-    .await
-    .expect("xids");
+    .await?;
     assert_eq!(ended, xids[..1]);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_sequence_below_what_is_delivered_is_found_before_it_does_harm() {
+async fn a_sequence_below_what_is_delivered_is_found_before_it_does_harm() -> TestResult {
     let (_database, mut admin, begun) = log().await;
     execute(&mut admin, &[APPEND; 3].join(";")).await;
     let opened = open(&mut admin, &begun).await;
     settle(&mut admin, &opened, 3, 3).await;
-    assert_eq!(contradictions::of_relay(&mut admin, "main").await.expect("a look"), []);
+    assert_eq!(contradictions::of_relay(&mut admin, "main").await?, []);
     // As a test cleaner leaves it; nothing has been appended since.
     execute(&mut admin, "truncate outbox.event; select setval('outbox.event_id_seq', 1)").await;
-    let found = contradictions::of_relay(&mut admin, "main").await.expect("a look");
+    let found = contradictions::of_relay(&mut admin, "main").await?;
     assert_eq!(found.iter().map(|row| (row.id, row.cause)).collect::<Vec<_>>(), [(1, Cause::Sequence)]);
+    Ok(())
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use aftercommit::ops::parked_topics;
 
 use crate::append_door::{execute, window_of};
 use crate::harness::{
-    Database, Line, OwnPostgres, Wiring, database_on, eventually, free_port, start_postgres,
+    Database, Line, OwnPostgres, TestResult, Wiring, database_on, eventually, free_port, start_postgres,
 };
 
 const LIMIT: read::Limit = read::Limit { events: 10, bytes: 1_000_000 };
@@ -71,7 +71,7 @@ async fn run(mut command: Command) {
 }
 
 #[tokio::test]
-async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() {
+async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() -> TestResult {
     let own = OwnPostgres::new(start_postgres(Vec::new()).await).await;
     let database = database_on(&own.server).await;
     let (mut writer, begun) = window_of(&database, 2, 1).await;
@@ -89,7 +89,7 @@ async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() {
     .await;
     // The writer has delivered the window, and opened the next one over what the standby does not show.
     execute(&mut writer, "select outbox.append('t', 'T', '1')").await;
-    let position = checkpoint::close_window(&mut writer, "main", &begun, 2, 2).await.expect("a position");
+    let position = checkpoint::close_window(&mut writer, "main", &begun, 2, 2).await?;
     assert!(position.window.is_some());
     let read_there = read::batch(&mut reader, "main", &position, 0, LIMIT).await;
     assert!(matches!(read_there, Err(Error::StaleReader { n: 3, .. })), "{read_there:?}");
@@ -99,11 +99,12 @@ async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() {
     })
     .await;
     assert_eq!((chunk.rows.len(), chunk.is_last), (1, true));
+    Ok(())
 }
 
 /// The pages of large payloads are damaged, as a disk damages them: what the server then says is about one row.
 #[tokio::test]
-async fn a_row_whose_page_is_damaged_is_parked_by_name_and_the_rest_flows_on() {
+async fn a_row_whose_page_is_damaged_is_parked_by_name_and_the_rest_flows_on() -> TestResult {
     let mut line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
     line.append(1).await;
     line.is_whole().await;
@@ -123,8 +124,8 @@ async fn a_row_whose_page_is_damaged_is_parked_by_name_and_the_rest_flows_on() {
     .await;
     line.postgres().control(&["stop"]).await;
     let file = line.postgres().server.data_directory().join(file);
-    let pages = std::fs::OpenOptions::new().write(true).open(file).expect("the pages of large payloads");
-    pages.write_all_at(&[0xff; 8192], 0).expect("damage");
+    let pages = std::fs::OpenOptions::new().write(true).open(file)?;
+    pages.write_all_at(&[0xff; 8192], 0)?;
     drop(pages);
     line.postgres().start_again().await;
     line.relay = line.system.start("relay").await;
@@ -139,4 +140,5 @@ async fn a_row_whose_page_is_damaged_is_parked_by_name_and_the_rest_flows_on() {
     assert!(parked.reason.contains("cannot be read"), "{}", parked.reason);
     line.append(1).await;
     line.has_arrived().await;
+    Ok(())
 }

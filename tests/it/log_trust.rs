@@ -15,7 +15,7 @@ use aftercommit::outbox::schema::set_rotation;
 use aftercommit::postgres;
 
 use crate::append_door::{execute, window_of};
-use crate::harness::{Database, Line, cli, database, empty_database, eventually};
+use crate::harness::{Database, Line, TestResult, cli, database, empty_database, eventually};
 
 /// A role with a password, and the address of a database for it. Dropped with what it owns by [`Guest::leave`].
 pub(crate) struct Guest {
@@ -53,7 +53,7 @@ fn settings(database: &Database) -> postgres::Settings {
 // --- search paths -----------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn every_function_and_every_connection_pins_its_search_path() {
+async fn every_function_and_every_connection_pins_its_search_path() -> TestResult {
     let database = database().await;
     let mut admin = database.connect().await;
     let unpinned: Vec<String> = sqlx::query_scalar(
@@ -62,23 +62,22 @@ async fn every_function_and_every_connection_pins_its_search_path() {
            and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)",
     )
     .fetch_all(&mut admin)
-    .await
-    .expect("functions");
+    .await?;
     assert!(unpinned.is_empty(), "{unpinned:?}");
-    let mut ours = settings(&database).connect("a test").await.expect("a connection");
-    let mut pooled = settings(&database).lazy_pool("a test").expect("a pool").acquire().await.expect("one");
+    let mut ours = settings(&database).connect("a test").await?;
+    let mut pooled = settings(&database).lazy_pool("a test")?.acquire().await?;
     for connection in [&mut ours, &mut *pooled] {
         for (setting, value) in [("search_path", "pg_catalog, pg_temp"), ("row_security", "off")] {
             let show = AssertSqlSafe(format!("show {setting}"));
-            let found: String =
-                sqlx::query_scalar(show).fetch_one(&mut *connection).await.expect("a setting");
+            let found: String = sqlx::query_scalar(show).fetch_one(&mut *connection).await?;
             assert_eq!(found, value, "{setting}");
         }
     }
+    Ok(())
 }
 
 #[tokio::test]
-async fn operators_and_functions_that_others_plant_never_run() {
+async fn operators_and_functions_that_others_plant_never_run() -> TestResult {
     let mut line = Line::new().await;
     let mut admin = line.system.database.connect().await;
     let guest = Guest::new(&line.system.database).await;
@@ -121,7 +120,7 @@ async fn operators_and_functions_that_others_plant_never_run() {
         "select outbox.append('t', 'T', '1'::json); select outbox.append('t', 'T', '{}'::jsonb)",
     )
     .await;
-    set_rotation(&mut admin, 7).await.expect("a rotation");
+    set_rotation(&mut admin, 7).await?;
     for command in [&["status"][..], &["doctor"], &["events", "list"], &["replay", "list"], &["migrate"]] {
         cli(line.system.settings(), command).await;
     }
@@ -130,42 +129,42 @@ async fn operators_and_functions_that_others_plant_never_run() {
         cli(line.system.settings(), &["rebase", "--dry-run"]).await.status.success().then_some(())
     })
     .await;
-    rotate::rotate(&mut admin, Duration::ZERO).await.expect("a rotation");
-    let trapped: bool = sqlx::query_scalar("select is_called from public.trapped")
-        .fetch_one(&mut admin)
-        .await
-        .expect("a trap");
+    rotate::rotate(&mut admin, Duration::ZERO).await?;
+    let trapped: bool =
+        sqlx::query_scalar("select is_called from public.trapped").fetch_one(&mut admin).await?;
     assert!(!trapped, "something planted has run");
     guest.leave(&mut admin).await;
+    Ok(())
 }
 
 // --- servers ----------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn a_server_that_lags_proves_nothing() {
+async fn a_server_that_lags_proves_nothing() -> TestResult {
     let database = database().await;
     let (connection, begun) = window_of(&database, 2, 1).await;
-    connection.close().await.expect("a goodbye");
+    connection.close().await?;
     let lagging = database.copy().await;
     let mut writer = database.connect().await;
     // It settles the window, and opens one over what the other server has never heard of.
     execute(&mut writer, "select outbox.append('t', 'T', '1')").await;
     let last = 2;
-    let position = checkpoint::close_window(&mut writer, "main", &begun, last, 2).await.expect("a position");
+    let position = checkpoint::close_window(&mut writer, "main", &begun, last, 2).await?;
     let mut reader = lagging.connect().await;
     let limit = read::Limit { events: 10, bytes: 1_000_000 };
     let read_there = read::batch(&mut reader, "main", &position, 0, limit).await;
     assert!(matches!(read_there, Err(Error::StaleReader { n: 3, .. })), "{read_there:?}");
-    let read_here = read::batch(&mut writer, "main", &position, 0, limit).await.expect("a chunk");
+    let read_here = read::batch(&mut writer, "main", &position, 0, limit).await?;
     assert_eq!(read_here.rows.len(), 1);
     // The same number, and another content: of a server that another relay has moved on.
     let other = Position { next_seq: 7, ..position };
     let read_there = read::batch(&mut writer, "main", &other, 0, limit).await;
     assert!(matches!(read_there, Err(Error::StaleReader { .. })), "{read_there:?}");
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_moved_log_is_refused_for_a_relay_name_that_is_new_to_it() {
+async fn a_moved_log_is_refused_for_a_relay_name_that_is_new_to_it() -> TestResult {
     let mut line = Line::new().await;
     line.append(2).await;
     line.is_whole().await;
@@ -181,10 +180,10 @@ async fn a_moved_log_is_refused_for_a_relay_name_that_is_new_to_it() {
     let rows: i64 = sqlx::query_scalar("select count(*) from outbox.relay where name = $1")
         .bind(&name)
         .fetch_one(&mut admin)
-        .await
-        .expect("relays");
+        .await?;
     assert_eq!(rows, 0);
     assert_eq!(line.delivered().await, 2);
+    Ok(())
 }
 
 #[tokio::test]
@@ -197,13 +196,13 @@ async fn a_format_of_the_future_is_refused_with_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_copy_beside_its_original_gets_an_identity_and_numbers_of_its_own() {
+async fn a_copy_beside_its_original_gets_an_identity_and_numbers_of_its_own() -> TestResult {
     let mut line = Line::new().await;
     line.append(3).await;
     line.is_whole().await;
     line.relay.signal("KILL").await;
     let mut admin = line.system.database.connect().await;
-    let identity = log::identity::of(&mut admin).await.expect("an identity");
+    let identity = log::identity::of(&mut admin).await?;
     let done = eventually("nobody leads", async || {
         let output = cli(line.system.settings(), &["rebase", "--copy", "--yes", "--output", "json"]).await;
         serde_json::from_slice::<Value>(&output.stdout).ok()
@@ -214,33 +213,33 @@ async fn a_copy_beside_its_original_gets_an_identity_and_numbers_of_its_own() {
         (&true.into(), &2.into(), &true.into()),
         "{done}"
     );
-    let copy = log::identity::of(&mut admin).await.expect("an identity");
+    let copy = log::identity::of(&mut admin).await?;
     assert!(copy.id != identity.id && copy.is_at_home());
+    Ok(())
 }
 
 // --- roles and settings -----------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn a_role_that_cannot_deliver_cannot_keep_the_lead() {
+async fn a_role_that_cannot_deliver_cannot_keep_the_lead() -> TestResult {
     let mut line = Line::new().await;
     line.append(1).await;
     line.is_whole().await;
     line.relay.signal("KILL").await;
     let guest = Guest::new(&line.system.database).await;
     let mut admin = line.system.database.connect().await;
-    let key: i64 =
-        sqlx::query_scalar("select lead_key from outbox.relay").fetch_one(&mut admin).await.expect("a key");
+    let key: i64 = sqlx::query_scalar("select lead_key from outbox.relay").fetch_one(&mut admin).await?;
     let mut stranger = guest.connect().await;
-    sqlx::query("select pg_advisory_lock($1)").bind(key).execute(&mut stranger).await.expect("the lock");
+    sqlx::query("select pg_advisory_lock($1)").bind(key).execute(&mut stranger).await?;
     line.relay = line.system.start("relay").await;
     line.append(2).await;
     line.is_whole().await;
     line.relay.says(&guest.role).await;
-    let other: i64 =
-        sqlx::query_scalar("select lead_key from outbox.relay").fetch_one(&mut admin).await.expect("a key");
+    let other: i64 = sqlx::query_scalar("select lead_key from outbox.relay").fetch_one(&mut admin).await?;
     assert_ne!(key, other);
-    stranger.close().await.expect("a goodbye");
+    stranger.close().await?;
     guest.leave(&mut admin).await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -291,7 +290,7 @@ async fn row_level_security_stops_a_relay_that_is_not_the_owner_and_loses_nothin
 }
 
 #[tokio::test]
-async fn a_server_that_ends_idle_sessions_ends_none_of_the_relays() {
+async fn a_server_that_ends_idle_sessions_ends_none_of_the_relays() -> TestResult {
     let line = Line::new().await;
     let mut admin = line.system.database.connect().await;
     let timeout =
@@ -313,8 +312,7 @@ async fn a_server_that_ends_idle_sessions_ends_none_of_the_relays() {
     for _ in 0..3 {
         // One that nobody protects tells when the time is over.
         let mut witness = line.system.database.connect().await;
-        let pid: i32 =
-            sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut witness).await.expect("a pid");
+        let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut witness).await?;
         eventually("the witness is ended", async || {
             let gone = "select not exists (select from pg_stat_activity where pid = $1)";
             sqlx::query_scalar::<_, bool>(gone)
@@ -326,12 +324,13 @@ async fn a_server_that_ends_idle_sessions_ends_none_of_the_relays() {
         })
         .await;
     }
-    let after: Option<Vec<i32>> = sqlx::query_scalar(pids).fetch_optional(&mut admin).await.expect("pids");
+    let after: Option<Vec<i32>> = sqlx::query_scalar(pids).fetch_optional(&mut admin).await?;
     assert_eq!(after, Some(before));
+    Ok(())
 }
 
 #[tokio::test]
-async fn what_a_killed_leader_said_is_not_held_against_its_successor() {
+async fn what_a_killed_leader_said_is_not_held_against_its_successor() -> TestResult {
     let mut line = Line::new().await;
     line.append(1).await;
     line.is_whole().await;
@@ -350,9 +349,9 @@ async fn what_a_killed_leader_said_is_not_held_against_its_successor() {
     let process: String =
         sqlx::query_scalar("select process from outbox.heartbeat where process <> 'dead:1:00000000'")
             .fetch_one(&mut admin)
-            .await
-            .expect("a process");
+            .await?;
     assert_eq!(process.split(':').count(), 3, "host, pid and a random part: {process}");
+    Ok(())
 }
 
 /// Waits until so many events are parked.
@@ -397,7 +396,7 @@ async fn a_time_that_no_client_can_hold_is_refused_and_stops_nothing_where_it_is
 }
 
 #[tokio::test]
-async fn a_row_that_is_no_text_is_parked_by_name_and_the_rest_flows_on() {
+async fn a_row_that_is_no_text_is_parked_by_name_and_the_rest_flows_on() -> TestResult {
     let mut line = Line::new().await;
     line.relay.signal("KILL").await;
     let mut admin = line.system.database.connect().await;
@@ -413,10 +412,8 @@ async fn a_row_that_is_no_text_is_parked_by_name_and_the_rest_flows_on() {
     has_parked(&mut admin, 2).await;
     line.is_whole().await;
     line.relay.says("a row that cannot be read is parked").await;
-    let held: Vec<String> = sqlx::query_scalar("select topic from outbox.parked order by seq")
-        .fetch_all(&mut admin)
-        .await
-        .expect("parked");
+    let held: Vec<String> =
+        sqlx::query_scalar("select topic from outbox.parked order by seq").fetch_all(&mut admin).await?;
     assert_eq!(held, [broken.to_string(), broken.to_string()], "what comes later waits");
     // Releasing it refuses it again, and stops nothing.
     line.release(&broken).await;
@@ -430,6 +427,7 @@ async fn a_row_that_is_no_text_is_parked_by_name_and_the_rest_flows_on() {
     has_parked(&mut admin, 2).await;
     let doctor = cli(line.system.settings(), &["doctor"]).await;
     assert!(String::from_utf8_lossy(&doctor.stdout).contains("WRONG    encoding"));
+    Ok(())
 }
 
 /// A database of an encoding of its own, without a schema of ours.
@@ -445,7 +443,7 @@ async fn database_of(encoding: &str) -> Database {
 }
 
 #[tokio::test]
-async fn a_database_of_no_encoding_is_refused_and_one_of_another_encoding_serves() {
+async fn a_database_of_no_encoding_is_refused_and_one_of_another_encoding_serves() -> TestResult {
     let mut line = Line::new().await;
     let ascii = database_of("SQL_ASCII").await;
     let settings = line.system.settings().clone().set("DATABASE_URL", ascii.url());
@@ -460,10 +458,11 @@ async fn a_database_of_no_encoding_is_refused_and_one_of_another_encoding_serves
     line.system.set_again("DATABASE_URL", latin.url());
     assert!(cli(line.system.settings(), &["migrate"]).await.status.success());
     line.relay = line.system.start("relay").await;
-    let event = NewEvent::new(line.topic.clone(), EventType::new("T").expect("a type"), &"é".repeat(1000));
-    let event = event.expect("an event");
-    outbox::append(&mut latin.connect().await, &event).await.expect("an append");
+    let event = NewEvent::new(line.topic.clone(), EventType::new("T")?, &"é".repeat(1000));
+    let event = event?;
+    outbox::append(&mut latin.connect().await, &event).await?;
     line.appended.push(event.event_id());
     line.append(2).await;
     line.is_whole().await;
+    Ok(())
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::harness::{Process, System, eventually};
+use crate::harness::{Process, System, TestResult, eventually};
 use crate::operators::turns_green;
 
 /// What one process serves: types by name, and the samples.
@@ -180,13 +180,14 @@ pub(crate) const DASHBOARD: &str = include_str!("../../ops/grafana/aftercommit.j
 const RUNBOOK: &str = include_str!("../../docs/runbook.md");
 
 #[test]
-fn the_dashboard_asks_for_metrics_that_there_are() {
-    let dashboard: Value = serde_json::from_str(DASHBOARD).expect("JSON");
-    let panels = dashboard["panels"].as_array().expect("panels");
+fn the_dashboard_asks_for_metrics_that_there_are() -> TestResult {
+    let dashboard: Value = serde_json::from_str(DASHBOARD)?;
+    let panels = dashboard["panels"].as_array().ok_or("no panels")?;
     let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
     let asked: Vec<_> = targets.map(|target| metrics_in(target["expr"].as_str().expect("a query"))).collect();
     assert!(asked.iter().all(|names| !names.is_empty()));
     assert_documented(&asked.into_iter().flatten().collect());
+    Ok(())
 }
 
 #[test]
@@ -226,20 +227,21 @@ fn alerts_ask_for_metrics_that_there_are_and_lead_into_the_runbook() {
 }
 
 #[test]
-fn prometheus_takes_the_alerts_and_they_fire_when_they_should() {
+fn prometheus_takes_the_alerts_and_they_fire_when_they_should() -> TestResult {
     let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/ops/prometheus/alerts.yml");
     let tests = concat!(env!("CARGO_MANIFEST_DIR"), "/ops/prometheus/alerts_test.yml");
     for arguments in [["check", "rules", rules], ["test", "rules", tests]] {
         let ran = std::process::Command::new("promtool").args(arguments).output();
-        let output = ran.expect("promtool, which make test installs");
+        let output = ran.map_err(|error| format!("promtool, which make test installs: {error}"))?;
         let said = [&output.stdout[..], &output.stderr].concat();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
     }
     // Each alert is tried, by name or among those that fire together.
-    let tried = std::fs::read_to_string(tests).expect("the tests");
+    let tried = std::fs::read_to_string(tests)?;
     for alert in ALERTS.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
         let fires = tried.contains(&format!("{{alertname=\"{alert}\"}}"))
             || tried.contains(&format!("        alertname: {alert}\n        exp_alerts:\n"));
         assert!(fires, "no test makes {alert} fire");
     }
+    Ok(())
 }

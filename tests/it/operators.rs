@@ -4,7 +4,7 @@ use serde_json::Value;
 use sqlx::AssertSqlSafe;
 
 use crate::commands::{assert_fails, commit, json, stdout};
-use crate::harness::{Process, System, cli, empty_database, eventually};
+use crate::harness::{Process, System, TestResult, cli, empty_database, eventually};
 
 /// Readiness as (status, checks that do not hold with their reasons).
 pub(crate) async fn not_ready(process: &Process) -> (u16, Vec<(String, String)>) {
@@ -43,7 +43,7 @@ async fn does(system: &System, arguments: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_over_a_restart() {
+async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_over_a_restart() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_RELAY_READY_MAX_PENDING_SECONDS", "1");
     let (name, topic) = (system.redis.relay_name(), system.redis.topic("ops"));
     assert_fails(system.settings(), &["pause"], 1, "no relay named").await;
@@ -70,12 +70,13 @@ async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_ove
     assert_eq!(delivered(&system).await, 4);
     let audit = json(&system, &["audit"]).await;
     let actions: Vec<&str> =
-        audit.as_array().expect("a list").iter().filter_map(|e| e["action"].as_str()).collect();
+        audit.as_array().ok_or("no list")?.iter().filter_map(|e| e["action"].as_str()).collect();
     assert_eq!(actions, ["resume", "pause"]);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_dead_listener_turns_readiness_red_and_a_new_one_green_again() {
+async fn a_dead_listener_turns_readiness_red_and_a_new_one_green_again() -> TestResult {
     let system = System::new().await;
     let relay = system.start("relay").await;
     turns_green(&relay).await;
@@ -87,28 +88,28 @@ async fn a_dead_listener_turns_readiness_red_and_a_new_one_green_again() {
         sqlx::raw_sql(AssertSqlSafe(sql))
     };
     // While the database takes no new connections, the listener stays dead.
-    allow(false).execute(&mut server).await.expect("a setting");
+    allow(false).execute(&mut server).await?;
     let killed: i64 = sqlx::query_scalar(
         "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = $1",
     )
     .bind(format!("aftercommit relay {} listener", system.redis.relay_name()))
     .fetch_one(&mut server)
-    .await
-    .expect("a kill");
+    .await?;
     assert_eq!(killed, 1);
     turns_red(&relay, "listener", "next poll").await;
-    allow(true).execute(&mut server).await.expect("a setting");
+    allow(true).execute(&mut server).await?;
     turns_green(&relay).await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn parked_events_are_listed_and_one_topic_is_released_while_another_is_discarded() {
+async fn parked_events_are_listed_and_one_topic_is_released_while_another_is_discarded() -> TestResult {
     use redis::AsyncCommands;
     let system = System::new().await;
     let topics = [system.redis.topic("kept"), system.redis.topic("given-up")];
     let mut redis = system.redis.connect().await;
     for topic in &topics {
-        let _: () = redis.set(crate::harness::keys::history(topic), "in the way").await.expect("a string");
+        let _: () = redis.set(crate::harness::keys::history(topic), "in the way").await?;
     }
     let relay = system.start("relay").await;
     for topic in &topics {
@@ -120,10 +121,10 @@ async fn parked_events_are_listed_and_one_topic_is_released_while_another_is_dis
     })
     .await;
     assert_eq!((&listed[0]["events"], &listed[0]["firstId"]), (&2.into(), &"1-1".into()), "{listed}");
-    assert!(listed[0]["reason"].as_str().expect("a reason").contains("WRONGTYPE"), "{listed}");
+    assert!(listed[0]["reason"].as_str().ok_or("no reason")?.contains("WRONGTYPE"), "{listed}");
     assert!(does(&system, &["status"]).await.contains("4 events, 2 topics held"));
     for topic in &topics {
-        let _: () = redis.del(crate::harness::keys::history(topic)).await.expect("a deletion");
+        let _: () = redis.del(crate::harness::keys::history(topic)).await?;
     }
     let (kept, given_up) = (topics[0].as_str(), topics[1].as_str());
     assert_fails(system.settings(), &["parked", "discard", given_up], 1, "--yes").await;
@@ -137,21 +138,22 @@ async fn parked_events_are_listed_and_one_topic_is_released_while_another_is_dis
     commit(&system, &topics[1], "A", 1).await;
     eventually("the discarded topic flows", async || (delivered(&system).await == 3).then_some(())).await;
     let lengths: (u64, u64) = (
-        redis.xlen(crate::harness::keys::history(&topics[0])).await.expect("a length"),
-        redis.xlen(crate::harness::keys::history(&topics[1])).await.expect("a length"),
+        redis.xlen(crate::harness::keys::history(&topics[0])).await?,
+        redis.xlen(crate::harness::keys::history(&topics[1])).await?,
     );
     assert_eq!(lengths, (2, 1));
     assert_eq!(relay.terminate().await, 0);
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_events_life_tells_when_it_was_parked_who_released_it_and_when_it_arrived() {
+async fn an_events_life_tells_when_it_was_parked_who_released_it_and_when_it_arrived() -> TestResult {
     use redis::AsyncCommands;
     let system = System::new().await;
     let topic = system.redis.topic("released");
     let history = crate::harness::keys::history(&topic);
     let mut redis = system.redis.connect().await;
-    let _: () = redis.set(&history, "in the way").await.expect("a string");
+    let _: () = redis.set(&history, "in the way").await?;
     let _relay = system.start("relay").await;
     commit(&system, &topic, "A", 2).await;
     let state = async |state: &str| {
@@ -162,11 +164,11 @@ async fn an_events_life_tells_when_it_was_parked_who_released_it_and_when_it_arr
         .await;
     };
     state("parked").await;
-    let _: () = redis.del(&history).await.expect("a deletion");
+    let _: () = redis.del(&history).await?;
     does(&system, &["parked", "release", topic.as_str(), "--yes", "--reason", "mended"]).await;
     state("delivered").await;
 
-    let entries: Vec<(String, Vec<(String, String)>)> = redis.xrange_all(&history).await.expect("a history");
+    let entries: Vec<(String, Vec<(String, String)>)> = redis.xrange_all(&history).await?;
     for (row, (id, _)) in [1, 2].into_iter().zip(&entries) {
         let shown = &json(&system, &["events", "show", &row.to_string()]).await[0];
         let time = |name: &str| -> chrono::DateTime<chrono::Utc> {
@@ -176,7 +178,7 @@ async fn an_events_life_tells_when_it_was_parked_who_released_it_and_when_it_arr
         assert!(
             shown["parked"]["because"]
                 .as_str()
-                .expect("a reason")
+                .ok_or("no reason")?
                 .contains(["WRONGTYPE", "waits behind"][row - 1])
         );
         assert_eq!(shown["released"]["reason"], "mended", "{shown}");
@@ -191,6 +193,7 @@ async fn an_events_life_tells_when_it_was_parked_who_released_it_and_when_it_arr
     assert_eq!(entries.len(), 2);
     let again = json(&system, &["replay", "--topic", topic.as_str(), "--dry-run"]).await;
     assert_eq!(again["events"], 2, "what was released was delivered: {again}");
+    Ok(())
 }
 
 /// What a person sees, with what differs from run to run replaced.
@@ -206,7 +209,7 @@ fn settled(text: &str, replaced: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test]
-async fn status_is_one_screen_that_says_first_how_the_relay_is() {
+async fn status_is_one_screen_that_says_first_how_the_relay_is() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_SSE_LISTEN", "127.0.0.1:1");
     let relay = system.start("relay").await;
     turns_green(&relay).await;
@@ -217,8 +220,8 @@ async fn status_is_one_screen_that_says_first_how_the_relay_is() {
         (text.contains("1-2") && text.contains("0 events/s") && text.contains("nothing\n")).then_some(text)
     })
     .await;
-    let leader = screen.lines().find(|line| line.contains("leader")).expect("a leader");
-    let redis = screen.lines().find(|line| line.starts_with("redis")).expect("a line on Redis");
+    let leader = screen.lines().find(|line| line.contains("leader")).ok_or("no leader")?;
+    let redis = screen.lines().find(|line| line.starts_with("redis")).ok_or("no line on Redis")?;
     assert!(leader.contains(&format!(":{}:", relay.pid())) && leader.contains(" (Postgres pid "), "{leader}");
     assert!(redis.starts_with("redis  ok: Redis "), "{redis}");
     let expected = "\
@@ -237,6 +240,7 @@ sse    DOWN: nothing answers at 127.0.0.1:1: Connection refused (os error 111)";
     assert_eq!(relay.terminate().await, 0);
     let screen = does(&system, &["status"]).await;
     assert!(screen.contains(&format!("relay {name}: NO LEADER\n  leader     none: start one")), "{screen}");
+    Ok(())
 }
 
 /// The findings that are not fine, by check: verdict and evidence.
@@ -258,7 +262,7 @@ async fn complaints(system: &System) -> Vec<(String, String, String)> {
 }
 
 #[tokio::test]
-async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() {
+async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() -> TestResult {
     let system = System::new().await;
     // What the tests' own servers lack on purpose.
     let expected = ["postgres durability", "persistence", "open files"];
@@ -275,7 +279,7 @@ async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() {
         "begin",
         "select 'left open'",
     ] {
-        sqlx::raw_sql(done).execute(&mut connection).await.expect("what people do");
+        sqlx::raw_sql(done).execute(&mut connection).await?;
     }
     let mut after = complaints(&system).await;
     after.retain(|finding| !before.contains(finding));
@@ -291,7 +295,7 @@ async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() {
     assert!(evidence.contains("idle in transaction") && evidence.contains("pid "), "{evidence}");
     assert_eq!(after.len(), 4, "{after:#?}");
     for end in ["rollback", "rollback prepared 'forgotten'"] {
-        sqlx::raw_sql(end).execute(&mut connection).await.expect("an end");
+        sqlx::raw_sql(end).execute(&mut connection).await?;
     }
 
     let away = system.set("REDIS_URL", "redis://127.0.0.1:1").set("AFTERCOMMIT_JWT_SECRET", "short");
@@ -305,4 +309,5 @@ async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() {
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
+    Ok(())
 }

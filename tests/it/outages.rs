@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::harness::keys;
 use sqlx::PgConnection;
 
-use crate::harness::{Flow, Line, eventually};
+use crate::harness::{Flow, Line, TestResult, eventually};
 
 const TOPICS: i64 = 100;
 
@@ -42,7 +42,7 @@ fn peak_kib(line: &Line) -> u64 {
 /// `BACKLOG` in the environment says how many events; a million take a minute or two.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn the_backlog_of_an_outage_arrives_in_order_and_costs_no_memory() {
+async fn the_backlog_of_an_outage_arrives_in_order_and_costs_no_memory() -> TestResult {
     let events: u64 = std::env::var("BACKLOG").map_or(40_000, |text| text.parse().expect("a number"));
     let mut line = Line::new().await;
     line.append(1).await;
@@ -58,11 +58,9 @@ async fn the_backlog_of_an_outage_arrives_in_order_and_costs_no_memory() {
     let took = begun.elapsed();
     let peak = peak_kib(&line);
     for topic in 0..TOPICS {
-        let topic = aftercommit::event::Topic::new(format!("{}:{topic}", line.topic)).expect("a topic");
+        let topic = aftercommit::event::Topic::new(format!("{}:{topic}", line.topic))?;
         let history: redis::streams::StreamRangeReply =
-            redis::AsyncCommands::xrange_all(&mut line.redis().await, keys::history(&topic))
-                .await
-                .expect("entries");
+            redis::AsyncCommands::xrange_all(&mut line.redis().await, keys::history(&topic)).await?;
         let number = |entry: &redis::streams::StreamId| {
             let payload = entry.get::<String>("payload").expect("a payload");
             serde_json::from_str::<serde_json::Value>(&payload).expect("JSON")["n"]
@@ -77,6 +75,7 @@ async fn the_backlog_of_an_outage_arrives_in_order_and_costs_no_memory() {
         "{events} events after an outage: {took:.1?}; peak memory before {before} KiB, after {peak} KiB"
     );
     assert!(peak < 128 * 1024, "{peak} KiB");
+    Ok(())
 }
 
 /// Events a second of a drain of so many, from its first progress on.
@@ -112,7 +111,7 @@ async fn dead_tuples(connection: &mut PgConnection) -> i64 {
 
 /// `DRAIN` in the environment says how many events each drain has.
 #[tokio::test]
-async fn a_transaction_that_stays_open_and_one_that_is_prepared_and_forgotten_cost_nothing() {
+async fn a_transaction_that_stays_open_and_one_that_is_prepared_and_forgotten_cost_nothing() -> TestResult {
     let events: u64 = std::env::var("DRAIN").map_or(10_000, |text| text.parse().expect("a number"));
     let line = Line::new().await;
     line.leads().await;
@@ -126,7 +125,7 @@ async fn a_transaction_that_stays_open_and_one_that_is_prepared_and_forgotten_co
         "begin; select outbox.append('forgotten', 'T', '1'); prepare transaction '{gid}';
          begin; select outbox.append('open', 'T', '1')"
     );
-    sqlx::raw_sql(sqlx::AssertSqlSafe(held)).execute(&mut open).await.expect("two transactions");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(held)).execute(&mut open).await?;
     let mut held: f64 = 0.0;
     for _ in 0..3 {
         held = held.max(rate_of_a_drain(&line, events).await);
@@ -141,10 +140,11 @@ async fn a_transaction_that_stays_open_and_one_that_is_prepared_and_forgotten_co
     assert!(held > free / 4.0, "{free} a second without, {held} with");
     let end = format!("commit; commit prepared '{gid}'");
     for sql in end.split("; ") {
-        sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut open).await.expect("an end");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut open).await?;
     }
     // Both come, late as they are.
     let all = line.delivered_in_all().await;
     drained(&line, all.max(6 * events + 2)).await;
     line.leads().await;
+    Ok(())
 }

@@ -7,7 +7,7 @@ use aftercommit::event::Topic;
 
 use crate::commands::{assert_fails, commit, json, stderr, stdout};
 use crate::console::block;
-use crate::harness::{System, cli, eventually};
+use crate::harness::{System, TestResult, cli, eventually};
 
 async fn unblock(system: &System, topic: &Topic) {
     let _: () = system.redis.connect().await.del(keys::history(topic)).await.expect("a deletion");
@@ -78,7 +78,7 @@ async fn undelivered_events_are_published_and_told_by_one_option() {
 }
 
 #[tokio::test]
-async fn without_a_relay_a_request_is_written_down_and_told_as_not_done() {
+async fn without_a_relay_a_request_is_written_down_and_told_as_not_done() -> TestResult {
     let system = System::new().await;
     let topic = system.redis.topic("nobody");
     block(&system, &topic).await;
@@ -91,7 +91,7 @@ async fn without_a_relay_a_request_is_written_down_and_told_as_not_done() {
     let waited = cli(system.settings(), &[&release[..], &["--output", "json"]].concat()).await;
     assert_eq!(waited.status.code(), Some(1), "{waited:?}");
     assert!(stderr(&waited).contains("none leads: start `aftercommit relay`"), "{waited:?}");
-    let told: serde_json::Value = serde_json::from_slice(&waited.stdout).expect("JSON");
+    let told: serde_json::Value = serde_json::from_slice(&waited.stdout)?;
     assert_eq!((&told["topics"][0]["waiting"], &told["topics"][0]["done"]), (&2.into(), &0.into()), "{told}");
     let handed = cli(system.settings(), &[&release[..], &["--no-wait"]].concat()).await;
     assert_eq!(stdout(&handed), "2 events handed to the relay\n");
@@ -102,4 +102,5 @@ async fn without_a_relay_a_request_is_written_down_and_told_as_not_done() {
         (listed.as_array().expect("a list").len() == 2).then_some(())
     })
     .await;
+    Ok(())
 }

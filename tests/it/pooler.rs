@@ -6,7 +6,7 @@ use aftercommit::event::{EventType, NewEvent};
 use aftercommit::outbox;
 use sqlx::{Connection, PgConnection};
 
-use crate::harness::{Line, Process, Wiring, eventually};
+use crate::harness::{Line, Process, TestResult, Wiring, eventually};
 
 /// A running PgBouncer. Ended when dropped.
 struct PgBouncer {
@@ -66,23 +66,24 @@ impl PgBouncer {
 }
 
 #[tokio::test]
-async fn an_application_may_append_through_a_pooler_while_the_relay_goes_straight() {
+async fn an_application_may_append_through_a_pooler_while_the_relay_goes_straight() -> TestResult {
     let mut line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
     let bouncer = PgBouncer::start(&line, "extra_float_digits").await;
-    let mut connection = PgConnection::connect(&bouncer.url()).await.expect("a connection");
+    let mut connection = PgConnection::connect(&bouncer.url()).await?;
     for n in 0..50 {
-        let event_type = EventType::new("T").expect("a type");
-        let event = NewEvent::new(line.topic.clone(), event_type, &n).expect("an event");
-        let mut tx = connection.begin().await.expect("a transaction");
-        outbox::append(&mut tx, &event).await.expect("an append");
+        let event_type = EventType::new("T")?;
+        let event = NewEvent::new(line.topic.clone(), event_type, &n)?;
+        let mut tx = connection.begin().await?;
+        outbox::append(&mut tx, &event).await?;
         if n % 5 == 0 {
-            tx.rollback().await.expect("a rollback");
+            tx.rollback().await?;
         } else {
-            tx.commit().await.expect("a commit");
+            tx.commit().await?;
             line.appended.push(event.event_id());
         }
     }
     line.is_whole().await;
+    Ok(())
 }
 
 #[tokio::test]

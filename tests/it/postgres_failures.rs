@@ -9,7 +9,7 @@ use std::process::Command;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::harness::{Line, Wiring, eventually};
+use crate::harness::{Line, TestResult, Wiring, eventually};
 
 const END_SESSIONS: &str = "select pg_terminate_backend(pid) from pg_stat_activity
                             where datname = current_database() and application_name like 'aftercommit relay%'";
@@ -120,11 +120,11 @@ async fn a_position_that_is_locked_for_longer_than_a_statement_may_take() {
 }
 
 #[tokio::test]
-async fn a_deadlock_that_ends_the_relays_transaction() {
+async fn a_deadlock_that_ends_the_relays_transaction() -> TestResult {
     let (mut line, mut admin) = line_and_admin(Wiring::default()).await;
     let poisoned = line.system.redis.topic("poisoned");
     let key = crate::harness::keys::history(&poisoned);
-    line.words(&["set", &key, "of another type"]).await.expect("a key");
+    line.words(&["set", &key, "of another type"]).await?;
     // The relay writes its position and then what it parks. It looks for a deadlock once, long before the other one does; it
     // must not have looked before there is one.
     execute(
@@ -151,6 +151,7 @@ async fn a_deadlock_that_ends_the_relays_transaction() {
     .await;
     line.append(1).await;
     line.is_whole().await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -175,7 +176,7 @@ async fn a_postgres_that_is_out_of_connections() {
 }
 
 #[tokio::test]
-async fn a_postgres_that_shuts_down_and_starts_again() {
+async fn a_postgres_that_shuts_down_and_starts_again() -> TestResult {
     let (mut line, mut admin) =
         line_and_admin(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
     // It waits for the admin's session, ends the relay's, and lets nobody in.
@@ -186,11 +187,12 @@ async fn a_postgres_that_shuts_down_and_starts_again() {
     .await;
     execute(&mut admin, &line, END_SESSIONS).await;
     line.fails_with("startingup").await;
-    admin.close().await.expect("a goodbye");
+    admin.close().await?;
     line.fails_with("connection").await;
     line.postgres().start_again().await;
     line.append(2).await;
     line.is_whole().await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -239,11 +241,11 @@ impl Drop for SmallDisk {
 /// On Linux and as root only, as in CI: nobody else can make a disk that is full for one table.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_disk_that_is_full() {
+async fn a_disk_that_is_full() -> TestResult {
     use std::os::unix::fs::MetadataExt;
     let (mut line, mut admin) =
         line_and_admin(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
-    let owner = std::fs::metadata(line.postgres().server.data_directory()).expect("its directory").uid();
+    let owner = std::fs::metadata(line.postgres().server.data_directory())?.uid();
     let disk = SmallDisk::mount(&owner.to_string());
     let location = disk.0.path().display().to_string();
     execute(&mut admin, &line, &format!("create tablespace small location '{location}'")).await;
@@ -263,4 +265,5 @@ async fn a_disk_that_is_full() {
     for sql in ["alter table outbox.checkpoint_0 set tablespace pg_default", "drop tablespace small"] {
         execute(&mut admin, &line, sql).await;
     }
+    Ok(())
 }

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::harness::{Process, Running, Settings, System, cli, database, eventually, free_port};
+use crate::harness::{Process, Running, Settings, System, TestResult, cli, database, eventually, free_port};
 use crate::operators::turns_green;
 use crate::systemd::port_of;
 
@@ -117,10 +117,10 @@ async fn no_stderr_keeps_events_from_arriving_nor_a_process_from_ending_in_order
 
 /// `dev` says where it is on stdout too.
 #[tokio::test]
-async fn a_dev_whom_nobody_hears_serves_and_ends_with_its_servers() {
-    let dir = tempfile::tempdir().expect("a directory");
+async fn a_dev_whom_nobody_hears_serves_and_ends_with_its_servers() -> TestResult {
+    let dir = tempfile::tempdir()?;
     let file = dir.path().join("env");
-    let path = file.to_str().expect("a path");
+    let path = file.to_str().ok_or("no path")?;
     // Closed, full, and both the pipe that nobody reads.
     for script in ["exec >&- 2>&-", "exec >/dev/full 2>/dev/full", "exec >&2"] {
         let settings = Settings::default()
@@ -149,8 +149,9 @@ async fn a_dev_whom_nobody_hears_serves_and_ends_with_its_servers() {
         assert_eq!(dev.exit_code().await, 0, "{script}");
         let redis = port_of(&variable("REDIS_URL"));
         assert!(std::net::TcpStream::connect(("127.0.0.1", redis)).is_err(), "its Redis still runs");
-        std::fs::remove_file(&file).expect("a file");
+        std::fs::remove_file(&file)?;
     }
+    Ok(())
 }
 
 /// Waits for the end of a process that panics, and makes sure that it says so in a line of its log.

@@ -6,8 +6,8 @@ use sqlx::AssertSqlSafe;
 
 use crate::commands::commit;
 use crate::harness::{
-    Flow, Line, Process, Proxy, System, Wiring, cli, empty_database, eventually, metric_of, shared_url,
-    start_redis,
+    Flow, Line, Process, Proxy, System, TestResult, Wiring, cli, empty_database, eventually, metric_of,
+    shared_url, start_redis,
 };
 use crate::operators::{not_ready, turns_green, turns_red};
 use crate::systemd::port_of;
@@ -34,7 +34,8 @@ async fn a_redis_that_cannot_be_reached_turns_an_idle_relay_red() {
 
 /// The driver appends the line of Postgres's own source at which a message was made.
 #[tokio::test]
-async fn what_postgres_says_is_told_without_noise_and_a_refused_redis_login_names_its_setting() {
+async fn what_postgres_says_is_told_without_noise_and_a_refused_redis_login_names_its_setting() -> TestResult
+{
     let mut system = System::new().await;
     let api = system.start("api").await;
     turns_green(&api).await;
@@ -42,12 +43,11 @@ async fn what_postgres_says_is_told_without_noise_and_a_refused_redis_login_name
     let mut server = elsewhere.connect().await;
     let name = system.database.name().to_owned();
     let closing = format!("alter database {name} allow_connections false");
-    sqlx::raw_sql(AssertSqlSafe(closing)).execute(&mut server).await.expect("a setting");
+    sqlx::raw_sql(AssertSqlSafe(closing)).execute(&mut server).await?;
     sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where datname = $1")
         .bind(&name)
         .execute(&mut server)
-        .await
-        .expect("kills");
+        .await?;
     let expected = format!("database \"{name}\" is not currently accepting connections");
     // Those words and no others.
     let expected = ("postgres".to_owned(), expected);
@@ -56,30 +56,32 @@ async fn what_postgres_says_is_told_without_noise_and_a_refused_redis_login_name
     })
     .await;
 
-    let address = shared_url().rsplit(['@', '/']).find(|part| part.contains(':')).expect("an address");
+    let address = shared_url().rsplit(['@', '/']).find(|part| part.contains(':')).ok_or("no address")?;
     system.set_again("REDIS_URL", &format!("redis://nobody:wrong@{address}"));
     let opening = format!("alter database {name} allow_connections true");
-    sqlx::raw_sql(AssertSqlSafe(opening)).execute(&mut server).await.expect("a setting");
+    sqlx::raw_sql(AssertSqlSafe(opening)).execute(&mut server).await?;
     let output = cli(system.settings(), &["relay"]).await;
-    let said = String::from_utf8(output.stderr).expect("UTF-8");
+    let said = String::from_utf8(output.stderr)?;
     assert!(said.contains("(check user and password in REDIS_URL, or redis.url)"), "{said}");
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_frozen_redis_turns_it_red_for_what_fails_and_for_how_long_events_wait() {
+async fn a_frozen_redis_turns_it_red_for_what_fails_and_for_how_long_events_wait() -> TestResult {
     let wiring = Wiring {
         relay: vec![("AFTERCOMMIT_RELAY_READY_MAX_PENDING_SECONDS", "1".to_owned())],
         ..Wiring::default()
     };
     let line = Line::with(wiring).await;
     turns_green(&line.relay).await;
-    let pid = line.redis.pid().expect("it runs");
+    let pid = line.redis.pid().ok_or("it does not run")?;
     signal(pid, "STOP").await;
     commit(&line.system, &line.topic, "A", 2).await;
     turns_red(&line.relay, "pending", "1 s are the limit").await;
     turns_red(&line.relay, "delivery", "Redis").await;
     signal(pid, "CONT").await;
     turns_green(&line.relay).await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -99,7 +101,7 @@ async fn a_postgres_that_does_not_answer_turns_it_red_also_for_what_is_not_known
 }
 
 #[tokio::test]
-async fn relays_none_of_which_may_lead_are_all_red() {
+async fn relays_none_of_which_may_lead_are_all_red() -> TestResult {
     let system = System::new().await;
     let relays = [system.start("relay").await, system.start("relay").await];
     for relay in &relays {
@@ -114,23 +116,23 @@ async fn relays_none_of_which_may_lead_are_all_red() {
             "alter database {database} set default_transaction_read_only = {value}"
         )))
     };
-    takes_writes("on").execute(&mut server).await.expect("a setting");
+    takes_writes("on").execute(&mut server).await?;
     sqlx::query(
         "select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1 and datname = $2",
     )
     .bind(format!("aftercommit relay {}", system.redis.relay_name()))
     .bind(database)
     .execute(&mut server)
-    .await
-    .expect("a kill");
+    .await?;
     for relay in &relays {
         turns_red(relay, "leader", "no relay of this name leads").await;
         turns_red(relay, "delivery", "read-only").await;
     }
-    takes_writes("off").execute(&mut server).await.expect("a setting");
+    takes_writes("off").execute(&mut server).await?;
     for relay in &relays {
         turns_green(relay).await;
     }
+    Ok(())
 }
 
 #[tokio::test]
@@ -147,16 +149,13 @@ async fn a_loop_that_is_stuck_turns_it_red_although_nothing_has_failed() {
 }
 
 #[tokio::test]
-async fn a_transaction_that_is_left_open_is_no_event_that_waits() {
+async fn a_transaction_that_is_left_open_is_no_event_that_waits() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_RELAY_READY_MAX_PENDING_SECONDS", "1");
     let relay = system.start("relay").await;
     turns_green(&relay).await;
     let topic = system.redis.topic("open");
     let mut open = system.database.connect().await;
-    sqlx::raw_sql("begin; select outbox.append('left-open', 'T', '1')")
-        .execute(&mut open)
-        .await
-        .expect("an append");
+    sqlx::raw_sql("begin; select outbox.append('left-open', 'T', '1')").execute(&mut open).await?;
     commit(&system, &topic, "A", 1).await;
     is_published(&relay, 1).await;
     // Beyond the limit, with the gap open: the pulse has looked several times.
@@ -164,9 +163,10 @@ async fn a_transaction_that_is_left_open_is_no_event_that_waits() {
     eventually("the limit is over", async || (waited.elapsed().as_secs() >= 3).then_some(())).await;
     let (_, failing) = not_ready(&relay).await;
     assert!(failing.iter().all(|(check, _)| check != "pending"), "{failing:?}");
-    sqlx::raw_sql("commit").execute(&mut open).await.expect("a commit");
+    sqlx::raw_sql("commit").execute(&mut open).await?;
     is_published(&relay, 2).await;
     turns_green(&relay).await;
+    Ok(())
 }
 
 async fn is_published(relay: &Process, count: u64) {

@@ -14,8 +14,8 @@ use aftercommit::ops::rebase::{Lineage, Rebase, RebaseError};
 use aftercommit::ops::replay::{self, ReplayError};
 
 use crate::harness::{
-    Client, Database, Event, Line, Listener, OwnPostgres, Process, Wiring, cli, database, eventually, keys,
-    start_postgres,
+    Client, Database, Event, Line, Listener, OwnPostgres, Process, TestResult, Wiring, cli, database,
+    eventually, keys, start_postgres,
 };
 
 /// Runs `aftercommit rebase` and returns its JSON.
@@ -141,12 +141,13 @@ async fn dump_and_restore(from: &OwnPostgres, to: &OwnPostgres) {
 }
 
 #[tokio::test]
-async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_goes_on_where_it_was() {
+async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_goes_on_where_it_was()
+-> TestResult {
     let mut line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
     // The old cluster has seen more transactions than the new one will have by the rebase: there, new rows have xids that
     // the old snapshots seem to see.
     let burn = "do $$ begin for n in 1..5000 loop perform pg_current_xact_id(); commit; end loop; end $$";
-    sqlx::raw_sql(burn).execute(&mut line.system.database.connect().await).await.expect("transactions");
+    sqlx::raw_sql(burn).execute(&mut line.system.database.connect().await).await?;
     line.append(30).await;
     line.is_whole().await;
     line.relay.signal("KILL").await;
@@ -165,7 +166,7 @@ async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_g
     line.append(4).await;
     let mut replaying = line.system.database.connect().await;
     let operator = Operator { who: "a test".to_owned(), reason: "a test".to_owned() };
-    let mut taken_up = replay::resume(&mut replaying, 1, &operator).await.expect("a replay");
+    let mut taken_up = replay::resume(&mut replaying, 1, &operator).await?;
 
     let done = eventually("nobody leads", async || {
         let output = cli(line.system.settings(), &["rebase", "--yes", "--output", "json"]).await;
@@ -186,12 +187,12 @@ async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_g
     let states: Vec<(String, i64)> =
         sqlx::query_as("select state, count(*) from outbox.event_status group by 1")
             .fetch_all(&mut connection)
-            .await
-            .expect("states");
+            .await?;
     assert_eq!(states, [("delivered".to_owned(), 49)]);
     let resumed = cli(line.system.settings(), &["replay", "--resume", "1", "--output", "json"]).await;
-    let resumed: Value = serde_json::from_slice(&resumed.stdout).expect("JSON");
+    let resumed: Value = serde_json::from_slice(&resumed.stdout)?;
     assert_eq!((&resumed["events"], &resumed["missing"]), (&30.into(), &0.into()), "{resumed}");
+    Ok(())
 }
 
 /// Waits until nobody leads, and rebases.
@@ -205,11 +206,11 @@ async fn rebased(line: &Line) -> Value {
 }
 
 #[tokio::test]
-async fn events_parked_in_two_epochs_are_released_in_order_and_none_is_taken_for_a_repeat() {
+async fn events_parked_in_two_epochs_are_released_in_order_and_none_is_taken_for_a_repeat() -> TestResult {
     let mut line = Line::new().await;
     let topic = line.system.redis.topic("parked");
     let key = keys::history(&topic);
-    line.words(&["set", &key, "of another type"]).await.expect("a key");
+    line.words(&["set", &key, "of another type"]).await?;
     let mut waiting = line.append_to(&topic, 3).await;
     line.append(1).await;
     line.is_whole().await;
@@ -232,18 +233,19 @@ async fn events_parked_in_two_epochs_are_released_in_order_and_none_is_taken_for
         (parked::count(&mut connection, &relay, &topic).await.expect("a count") == 5).then_some(())
     })
     .await;
-    line.words(&["del", &key]).await.expect("a deletion");
+    line.words(&["del", &key]).await?;
     line.release(&topic).await;
     eventually("they are released", async || {
         (parked::count(&mut connection, &relay, &topic).await.expect("a count") == 0).then_some(())
     })
     .await;
     assert_eq!(line.history_of(&topic).await, waiting);
+    Ok(())
 }
 
 /// The epoch that a rebase begins is claimed in a Redis that lacks what was delivered before it: nobody gives that again.
 #[tokio::test]
-async fn a_rebase_beside_a_redis_that_has_forgotten_shows_what_is_missing_to_each_reader() {
+async fn a_rebase_beside_a_redis_that_has_forgotten_shows_what_is_missing_to_each_reader() -> TestResult {
     let mut line = Line::new().await;
     let token = line.system.token_with(Uuid::new_v4(), Duration::from_secs(600), &[line.topic.as_str()]);
     let path = format!("/streams/{}", line.topic);
@@ -253,9 +255,9 @@ async fn a_rebase_beside_a_redis_that_has_forgotten_shows_what_is_missing_to_eac
     line.append(3).await;
     line.is_whole().await;
     line.relay.signal("KILL").await;
-    line.command("flushall").await.expect("a flush");
+    line.command("flushall").await?;
     let moved = "update outbox.log set system_identifier = 42";
-    sqlx::raw_sql(moved).execute(&mut line.system.database.connect().await).await.expect("a move");
+    sqlx::raw_sql(moved).execute(&mut line.system.database.connect().await).await?;
     let done = rebased(&line).await;
     assert_eq!((&done["done"], &done["cluster"]), (&true.into(), &"other".into()), "{done}");
     line.relay = line.system.start("relay").await;
@@ -270,35 +272,34 @@ async fn a_rebase_beside_a_redis_that_has_forgotten_shows_what_is_missing_to_eac
     };
     all_are_reset(&line).await;
     // Redis forgets that too, and is given again what was delivered since.
-    line.command("flushall").await.expect("a flush");
+    line.command("flushall").await?;
     eventually("a repair", async || {
         (line.metric("aftercommit_relay_repairs_total").await == 1).then_some(())
     })
     .await;
     assert_eq!(line.delivered().await, 1);
     all_are_reset(&line).await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_log_of_more_relays_than_a_move_can_tell_apart_is_refused_and_left_as_it_is() {
+async fn a_log_of_more_relays_than_a_move_can_tell_apart_is_refused_and_left_as_it_is() -> TestResult {
     let database = database().await;
     let mut connection = database.connect().await;
     for n in 1..=9 {
-        checkpoint::load_or_begin(&mut connection, &format!("relay-{n}")).await.expect("a position");
+        checkpoint::load_or_begin(&mut connection, &format!("relay-{n}")).await?;
     }
     let moved = "update outbox.log set system_identifier = 42; select outbox.append('t', 'T', '1')";
-    sqlx::raw_sql(moved).execute(&mut connection).await.expect("a move");
+    sqlx::raw_sql(moved).execute(&mut connection).await?;
     let epoch = Lineage { epoch: Some(2), is_copy: false };
     {
-        let refused = Rebase::begin(&mut connection, "relay-1").await.expect("a look").finish(epoch).await;
+        let refused = Rebase::begin(&mut connection, "relay-1").await?.finish(epoch).await;
         assert!(matches!(refused, Err(RebaseError::TooManyRelays(9))));
     }
-    let kept = checkpoint::newest(&mut connection, "relay-1").await.expect("a look").expect("a position");
+    let kept = checkpoint::newest(&mut connection, "relay-1").await?.ok_or("no position")?;
     assert_eq!(kept.epoch, 1);
-    sqlx::raw_sql("delete from outbox.checkpoint where relay = 'relay-9'")
-        .execute(&mut connection)
-        .await
-        .expect("one less");
-    let rebase = Rebase::begin(&mut connection, "relay-1").await.expect("a look");
-    rebase.finish(epoch).await.expect("a rebase").commit().await.expect("a commit");
+    sqlx::raw_sql("delete from outbox.checkpoint where relay = 'relay-9'").execute(&mut connection).await?;
+    let rebase = Rebase::begin(&mut connection, "relay-1").await?;
+    rebase.finish(epoch).await?.commit().await?;
+    Ok(())
 }

@@ -4,7 +4,7 @@
 use secrecy::ExposeSecret;
 
 use crate::harness::{
-    Flow, Line, Listener, Wiring, eventually, redis_settings_of as settings_of, start_redis,
+    Flow, Line, Listener, TestResult, Wiring, eventually, redis_settings_of as settings_of, start_redis,
 };
 
 /// Breaks Redis by one command, sees the failure counted, mends it by another, and sees everything arrive.
@@ -56,13 +56,14 @@ async fn a_redis_that_does_not_answer_for_a_while() {
 }
 
 #[tokio::test]
-async fn a_redis_that_has_forgotten_the_script_is_given_it_again() {
+async fn a_redis_that_has_forgotten_the_script_is_given_it_again() -> TestResult {
     let mut line = Line::new().await;
     line.append(1).await;
     line.is_whole().await;
-    line.command("script flush").await.expect("a flush");
+    line.command("script flush").await?;
     line.append(1).await;
     line.is_whole().await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -76,7 +77,7 @@ async fn a_user_that_may_not_do_what_the_script_does() {
 }
 
 #[tokio::test]
-async fn a_password_that_has_changed() {
+async fn a_password_that_has_changed() -> TestResult {
     let mut line = Line::new().await;
     line.append(1).await;
     line.is_whole().await;
@@ -87,7 +88,7 @@ async fn a_password_that_has_changed() {
         command.query_async::<()>(&mut connection).await.expect("a command of the admin's");
     };
     let old = line.redis.url().expose_secret().to_owned();
-    let old = old.split([':', '@']).nth(2).expect("a password").to_owned();
+    let old = old.split([':', '@']).nth(2).ok_or("no password")?.to_owned();
     admin(&["config", "set", "requirepass", "another"]).await;
     line.proxy.cut();
     line.append(2).await;
@@ -95,10 +96,11 @@ async fn a_password_that_has_changed() {
     line.relay.says("authentication failed").await;
     admin(&["config", "set", "requirepass", &old]).await;
     line.is_whole().await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_redis_that_cannot_save_and_therefore_refuses_writes() {
+async fn a_redis_that_cannot_save_and_therefore_refuses_writes() -> TestResult {
     let mut line = Line::with(Wiring {
         redis: vec![("enable-protected-configs", "yes".to_owned())],
         ..Wiring::default()
@@ -106,9 +108,10 @@ async fn a_redis_that_cannot_save_and_therefore_refuses_writes() {
     .await;
     line.append(1).await;
     line.is_whole().await;
-    line.words(&["config", "set", "save", "1 1"]).await.expect("a save point");
-    line.command("config set dir /proc").await.expect("a directory that takes no files");
-    line.command("bgsave").await.expect("an attempt to save");
+    line.words(&["config", "set", "save", "1 1"]).await?;
+    // A directory that takes no files.
+    line.command("config set dir /proc").await?;
+    line.command("bgsave").await?;
     let failed = async || {
         let info = format!("{:?}", line.command("info persistence").await.expect("info"));
         info.contains("rdb_last_bgsave_status:err").then_some(())
@@ -116,13 +119,15 @@ async fn a_redis_that_cannot_save_and_therefore_refuses_writes() {
     eventually("saving fails", failed).await;
     line.append(2).await;
     line.fails_with("misconf").await;
-    line.command("config set stop-writes-on-bgsave-error no").await.expect("a mend");
-    line.words(&["config", "set", "save", ""]).await.expect("no save point, so that it ends when it should");
+    line.command("config set stop-writes-on-bgsave-error no").await?;
+    // Without a save point, Redis ends when it is told to.
+    line.words(&["config", "set", "save", ""]).await?;
     line.is_whole().await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_redis_that_is_busy_with_somebody_elses_script() {
+async fn a_redis_that_is_busy_with_somebody_elses_script() -> TestResult {
     let mut line =
         Line::with(Wiring { redis: vec![("busy-reply-threshold", "50".to_owned())], ..Wiring::default() })
             .await;
@@ -137,9 +142,10 @@ async fn a_redis_that_is_busy_with_somebody_elses_script() {
     line.append(2).await;
     line.fails_with("busy").await;
     // Redis answers nothing else meanwhile, logins excepted.
-    line.command("script kill").await.expect("a kill");
-    endless.await.expect("no panic");
+    line.command("script kill").await?;
+    endless.await?;
     line.is_whole().await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -152,11 +158,11 @@ async fn a_cluster_that_is_down() {
 }
 
 #[tokio::test]
-async fn a_cluster_whose_slots_are_elsewhere() {
+async fn a_cluster_whose_slots_are_elsewhere() -> TestResult {
     let cluster = || vec![("cluster-enabled", "yes".to_owned())];
     let mut line = Line::with(Wiring { redis: cluster(), ..Wiring::default() }).await;
     let other = start_redis(cluster(), None).await;
-    let mut others = settings_of(other.url().expose_secret()).connect().await.expect("a connection");
+    let mut others = settings_of(other.url().expose_secret()).connect().await?;
     let mut tell = async |words: &[&str]| {
         let reply: redis::RedisResult<redis::Value> =
             redis::cmd(words[0]).arg(&words[1..]).query_async(&mut others).await;
@@ -167,10 +173,11 @@ async fn a_cluster_whose_slots_are_elsewhere() {
     line.append(1).await;
     line.fails_with("moved").await;
     assert_eq!(line.metric("aftercommit_relay_published_total").await, 0);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_redis_that_is_still_loading() {
+async fn a_redis_that_is_still_loading() -> TestResult {
     let mut line = Line::with(Wiring {
         redis: vec![("enable-debug-command", "yes".to_owned()), ("save", "1000 1000".to_owned())],
         ..Wiring::default()
@@ -178,18 +185,19 @@ async fn a_redis_that_is_still_loading() {
     .await;
     line.append(200).await;
     line.is_whole().await;
-    line.command("debug populate 3000").await.expect("keys");
+    line.command("debug populate 3000").await?;
     // A millisecond a key, and a look at the clients every few bytes.
-    line.command("config set key-load-delay 500").await.expect("a delay");
-    line.command("config set loading-process-events-interval-bytes 1024").await.expect("an interval");
+    line.command("config set key-load-delay 500").await?;
+    line.command("config set loading-process-events-interval-bytes 1024").await?;
     let mut connection = line.redis().await;
     let reload =
         tokio::spawn(async move { redis::cmd("debug").arg("reload").exec_async(&mut connection).await });
     line.append(2).await;
     line.fails_with("loading").await;
     // Its own client gives up waiting; the reload itself goes on.
-    let _given_up_or_done = reload.await.expect("no panic");
+    let _given_up_or_done = reload.await?;
     line.is_whole().await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -228,13 +236,13 @@ async fn a_half_open_connection_is_given_up_after_the_response_time_out() {
 }
 
 #[tokio::test]
-async fn an_answer_that_never_comes_back_is_asked_for_again_and_repeats_nothing() {
+async fn an_answer_that_never_comes_back_is_asked_for_again_and_repeats_nothing() -> TestResult {
     // No comparison in between: one whose answer is swallowed would keep the relay from publishing at all.
     let relay = vec![("AFTERCOMMIT_RELAY_RECONCILE_INTERVAL_MS", "600000".to_owned())];
     let mut line = Line::with(Wiring { relay, ..Wiring::default() }).await;
     line.append(1).await;
     line.is_whole().await;
-    let client = line.redis_settings().client().expect("a client");
+    let client = line.redis_settings().client()?;
     let mut listener = Listener::to(&client, &line.topic).await;
     line.proxy.flow(Flow::SwallowReplies);
     line.append(2).await;
@@ -246,10 +254,11 @@ async fn an_answer_that_never_comes_back_is_asked_for_again_and_repeats_nothing(
     line.is_whole().await;
     // A repeat is told to nobody.
     listener.hears_exactly(3).await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_channel_that_is_forbidden_parks_its_topic_and_shows_nothing_of_it() {
+async fn a_channel_that_is_forbidden_parks_its_topic_and_shows_nothing_of_it() -> TestResult {
     let mut line = Line::new().await;
     let forbidden = line.system.redis.topic("forbidden");
     // Its place is known to the relay when the permission goes.
@@ -257,7 +266,7 @@ async fn a_channel_that_is_forbidden_parks_its_topic_and_shows_nothing_of_it() {
     eventually("it is published", async || (line.history_of(&forbidden).await == before).then_some(())).await;
     let public = crate::harness::keys::public(&line.topic);
     let acl = format!("acl setuser default resetchannels &{public} &aftercommit:*");
-    line.command(&acl).await.expect("an acl");
+    line.command(&acl).await?;
     line.append_to(&forbidden, 2).await;
     line.append(2).await;
     line.is_whole().await;
@@ -266,10 +275,11 @@ async fn a_channel_that_is_forbidden_parks_its_topic_and_shows_nothing_of_it() {
     })
     .await;
     assert_eq!(line.history_of(&forbidden).await, before, "nothing of a parked event is to be seen");
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_key_that_is_forbidden_parks_its_topic_among_others_of_its_chunk() {
+async fn a_key_that_is_forbidden_parks_its_topic_among_others_of_its_chunk() -> TestResult {
     let mut line = Line::new().await;
     let forbidden = line.system.redis.topic("forbidden");
     let own = crate::harness::keys::history(&line.topic);
@@ -277,9 +287,7 @@ async fn a_key_that_is_forbidden_parks_its_topic_among_others_of_its_chunk() {
     // In one transaction, so that they are in one chunk.
     let begun = own.replace(":history", ":begun");
     let log = line.system.redis.keys().log();
-    line.command(&format!("acl setuser default resetkeys ~{own} ~{begun} ~{top} ~{log}"))
-        .await
-        .expect("an acl");
+    line.command(&format!("acl setuser default resetkeys ~{own} ~{begun} ~{top} ~{log}")).await?;
     let mut connection = line.system.database.connect().await;
     let topics = [&line.topic, &forbidden, &line.topic, &forbidden, &line.topic];
     let events: Vec<_> = topics
@@ -289,7 +297,7 @@ async fn a_key_that_is_forbidden_parks_its_topic_among_others_of_its_chunk() {
             aftercommit::event::NewEvent::new((*topic).clone(), event_type, &1).expect("an event")
         })
         .collect();
-    aftercommit::outbox::append_all(&mut connection, &events).await.expect("an append");
+    aftercommit::outbox::append_all(&mut connection, &events).await?;
     line.appended.extend([0, 2, 4].map(|n: usize| events[n].event_id()));
     line.is_whole().await;
     eventually("the two are parked", async || {
@@ -299,4 +307,5 @@ async fn a_key_that_is_forbidden_parks_its_topic_among_others_of_its_chunk() {
     // What Redis says is about one event: the batch is not tried again as it is.
     let refusals = line.metric("aftercommit_relay_failures_total{class=\"noperm\"}").await;
     assert_eq!(refusals, 1, "{}", line.relay.log());
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Flow, LIMIT, Line, Process, Wiring, eventually, leads, metric_of};
+use crate::harness::{Flow, LIMIT, Line, Process, TestResult, Wiring, eventually, leads, metric_of};
 
 /// [relay] takeover_seconds of a line, and what processes on a busy machine need on top.
 const TAKEOVER_LIMIT: Duration = Duration::from_secs(2 + 2);
@@ -46,7 +46,7 @@ async fn a_relay_that_stands_by_takes_over_when_the_leader_is_killed() {
 
 /// What it remembers of the histories is of before the other one led.
 #[tokio::test]
-async fn a_relay_that_leads_again_tells_what_was_published_while_it_did_not() {
+async fn a_relay_that_leads_again_tells_what_was_published_while_it_did_not() -> TestResult {
     let mut line = Line::new().await;
     line.append(1).await;
     line.is_whole().await;
@@ -60,20 +60,19 @@ async fn a_relay_that_leads_again_tells_what_was_published_while_it_did_not() {
     line.relay.says("standing by").await;
     other.kill().await;
     line.leads().await;
-    let client = line.redis_settings().client().expect("a client");
-    let mut live = client.get_async_pubsub().await.expect("ears");
-    live.subscribe(crate::harness::keys::live(&line.topic)).await.expect("a subscription");
+    let client = line.redis_settings().client()?;
+    let mut live = client.get_async_pubsub().await?;
+    live.subscribe(crate::harness::keys::live(&line.topic)).await?;
     line.append(1).await;
-    let heard =
-        tokio::time::timeout(LIMIT, live.on_message().next()).await.expect("in time").expect("a message");
-    let envelope: serde_json::Value =
-        serde_json::from_str(&heard.get_payload::<String>().expect("a text")).expect("JSON");
+    let heard = tokio::time::timeout(LIMIT, live.on_message().next()).await?.ok_or("no message")?;
+    let envelope: serde_json::Value = serde_json::from_str(&heard.get_payload::<String>()?)?;
     assert_eq!((&envelope["prev"], &envelope["id"]), (&"1-2".into(), &"1-3".into()));
     line.is_whole().await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn of_three_relays_one_leads_and_a_leader_that_was_frozen_and_wakes_up_does_no_harm() {
+async fn of_three_relays_one_leads_and_a_leader_that_was_frozen_and_wakes_up_does_no_harm() -> TestResult {
     let mut line = Line::new().await;
     line.relay.signal("KILL").await;
     let mut relays = Vec::new();
@@ -98,7 +97,7 @@ async fn of_three_relays_one_leads_and_a_leader_that_was_frozen_and_wakes_up_doe
         .await;
     }
     stop.cancel();
-    line.appended = writer.await.expect("a writer");
+    line.appended = writer.await?;
     line.is_whole().await;
     eventually("one of them leads", async || {
         let mut leaders = 0;
@@ -108,10 +107,11 @@ async fn of_three_relays_one_leads_and_a_leader_that_was_frozen_and_wakes_up_doe
         (leaders == 1).then_some(())
     })
     .await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_leader_behind_a_network_that_swallows_everything_loses_the_lead_and_does_no_harm() {
+async fn a_leader_behind_a_network_that_swallows_everything_loses_the_lead_and_does_no_harm() -> TestResult {
     let mut line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
     line.leads().await;
     let standby = line.another_relay().await;
@@ -127,8 +127,9 @@ async fn a_leader_behind_a_network_that_swallows_everything_loses_the_lead_and_d
     })
     .await;
     stop.cancel();
-    line.appended = writer.await.expect("a writer");
+    line.appended = writer.await?;
     line.is_whole().await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -147,12 +148,12 @@ async fn a_leader_that_cannot_reach_redis_leaves_the_lead_to_one_that_can() {
 }
 
 #[tokio::test]
-async fn a_relay_that_a_person_has_to_help_keeps_the_lead_as_another_one_could_do_no_more() {
+async fn a_relay_that_a_person_has_to_help_keeps_the_lead_as_another_one_could_do_no_more() -> TestResult {
     let mut line = Line::new().await;
     line.append(1).await;
     line.is_whole().await;
     let log = line.system.redis.keys().log();
-    line.words(&["hset", &log, "log", "another"]).await.expect("an owner");
+    line.words(&["hset", &log, "log", "another"]).await?;
     line.append(1).await;
     line.fails_with("conflict").await;
     let refused = Instant::now();
@@ -162,4 +163,5 @@ async fn a_relay_that_a_person_has_to_help_keeps_the_lead_as_another_one_could_d
     })
     .await;
     assert_eq!(line.metric("aftercommit_relay_leads_taken_total").await, 1, "{}", line.relay.log());
+    Ok(())
 }

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::commands::{commit, json};
-use crate::harness::{Process, System, eventually};
+use crate::harness::{Process, System, TestResult, eventually};
 use crate::operators::turns_green;
 
 /// Connections that the relay takes at most, as in `roles/relay.rs`.
@@ -69,18 +69,18 @@ async fn a_crowd_at_the_port_takes_the_relay_no_more_than_its_limit_and_events_f
 }
 
 #[tokio::test]
-async fn a_peer_that_takes_no_answers_does_not_make_the_end_of_a_relay_look_like_a_failure() {
+async fn a_peer_that_takes_no_answers_does_not_make_the_end_of_a_relay_look_like_a_failure() -> TestResult {
     let system = System::new().await;
     let relay = system.start("relay").await;
     turns_green(&relay).await;
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.set_recv_buffer_size(4096).expect("a setting");
-    let address = relay.address.parse().expect("an address");
-    let peer = socket.connect(address).await.expect("a connection");
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(4096)?;
+    let address = relay.address.parse()?;
+    let peer = socket.connect(address).await?;
     // Asks on and on until the relay, whose answers nobody takes, has read no further question for a while.
     loop {
         let Ok(writable) = tokio::time::timeout(Duration::from_secs(1), peer.writable()).await else { break };
-        writable.expect("a connection");
+        writable?;
         match peer.try_write(&METRICS.repeat(1000)) {
             Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => {
                 panic!("the relay hung up: {error}")
@@ -90,4 +90,5 @@ async fn a_peer_that_takes_no_answers_does_not_make_the_end_of_a_relay_look_like
     }
     assert_eq!(relay.terminate().await, 0, "within the grace time");
     drop(peer);
+    Ok(())
 }

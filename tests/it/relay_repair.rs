@@ -8,17 +8,17 @@ use aftercommit::redis::history::History;
 use secrecy::ExposeSecret;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Line, Listener, Wiring, eventually, start_redis};
+use crate::harness::{Line, Listener, TestResult, Wiring, eventually, start_redis};
 
 #[tokio::test]
-async fn a_redis_that_forgot_everything_is_given_everything_again_under_the_same_ids() {
+async fn a_redis_that_forgot_everything_is_given_everything_again_under_the_same_ids() -> TestResult {
     let mut line = Line::new().await;
     let other = line.system.redis.topic("other");
     let others = line.append_to(&other, 300).await;
     line.append(700).await;
     line.is_whole().await;
     let ids = ids_of(&line).await;
-    line.command("flushall").await.expect("a flush");
+    line.command("flushall").await?;
     // Nothing new is committed: the relay looks by itself.
     is_repaired(&line).await;
     line.is_whole().await;
@@ -28,6 +28,7 @@ async fn a_redis_that_forgot_everything_is_given_everything_again_under_the_same
     line.relay.says("Redis has forgotten").await;
     line.append(1).await;
     line.is_whole().await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -87,13 +88,13 @@ async fn with_min_replicas_nothing_counts_as_delivered_that_only_one_server_has(
 }
 
 #[tokio::test]
-async fn a_history_that_vanishes_between_two_tries_of_a_batch_stops_nothing() {
+async fn a_history_that_vanishes_between_two_tries_of_a_batch_stops_nothing() -> TestResult {
     let mut line = line_that_wants_a_replica().await;
     line.append(2).await;
     // Published, and again and again, as no replica has it.
     line.fails_with("noreplicas").await;
     let key = crate::harness::keys::history(&line.topic);
-    line.words(&["del", &key]).await.expect("a deletion");
+    line.words(&["del", &key]).await?;
     let replica = replica_of(&line).await;
     line.append(3).await;
     // What had arrived is not begun anew, and the next event shows that it is missing.
@@ -101,13 +102,15 @@ async fn a_history_that_vanishes_between_two_tries_of_a_batch_stops_nothing() {
     line.appended.drain(..2);
     line.is_whole().await;
     assert_eq!(first_prev(&line).await, Prev::Event(StreamId::new(1, 2)));
-    let ttl = line.words(&["ttl", &key]).await.expect("a TTL");
+    let ttl = line.words(&["ttl", &key]).await?;
     assert!(matches!(ttl, redis::Value::Int(seconds) if seconds > 0), "it expires as others do: {ttl:?}");
     assert!(!line.relay.log().contains("conflict"), "{}", line.relay.log());
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_history_that_vanished_between_two_tries_of_its_newest_event_does_not_pass_for_a_whole_one() {
+async fn a_history_that_vanished_between_two_tries_of_its_newest_event_does_not_pass_for_a_whole_one()
+-> TestResult {
     let mut line = line_that_wants_a_replica().await;
     let key = crate::harness::keys::history(&line.topic);
     let replica = replica_of(&line).await;
@@ -117,7 +120,7 @@ async fn a_history_that_vanished_between_two_tries_of_its_newest_event_does_not_
         (line.metric("aftercommit_relay_published_total").await == 3).then_some(())
     })
     .await;
-    replica.stop().await.expect("it stops");
+    replica.stop().await?;
     line.append(1).await;
     let has = async |length: i64| {
         eventually("the history has so many", async || {
@@ -128,11 +131,12 @@ async fn a_history_that_vanished_between_two_tries_of_its_newest_event_does_not_
     };
     // It is published again and again from here on, as no replica has it.
     has(4).await;
-    line.words(&["del", &key]).await.expect("a deletion");
+    line.words(&["del", &key]).await?;
     let replica = replica_of(&line).await;
     line.append(1).await;
     replica_has(&replica, 1, &line.topic).await;
     assert_eq!(first_prev(&line).await, Prev::Event(StreamId::new(1, 4)), "it names what came before it");
+    Ok(())
 }
 
 /// What the first entry of the line's history says of the event before it.
@@ -142,13 +146,13 @@ async fn first_prev(line: &Line) -> Prev {
 }
 
 #[tokio::test]
-async fn parked_and_discarded_events_stay_unseen_when_redis_is_given_the_rest_again() {
+async fn parked_and_discarded_events_stay_unseen_when_redis_is_given_the_rest_again() -> TestResult {
     let mut line = Line::new().await;
     let parked = line.system.redis.topic("parked");
     let discarded = line.system.redis.topic("discarded");
     for topic in [&parked, &discarded] {
         let key = crate::harness::keys::history(topic);
-        line.words(&["set", &key, "of another type"]).await.expect("a key");
+        line.words(&["set", &key, "of another type"]).await?;
     }
     let waiting = line.append_to(&parked, 3).await;
     line.append_to(&discarded, 4).await;
@@ -160,13 +164,13 @@ async fn parked_and_discarded_events_stay_unseen_when_redis_is_given_the_rest_ag
     .await;
     let mut connection = line.system.database.connect().await;
     let relay = line.system.redis.relay_name();
-    parked::request(&mut connection, &relay, &discarded, Action::Discard, None).await.expect("a request");
+    parked::request(&mut connection, &relay, &discarded, Action::Discard, None).await?;
     eventually("they are discarded", async || {
         let left = parked::count(&mut connection, &relay, &discarded).await.expect("a count");
         (left == 0).then_some(())
     })
     .await;
-    line.command("flushall").await.expect("a flush");
+    line.command("flushall").await?;
     is_repaired(&line).await;
     line.is_whole().await;
     assert_eq!(line.metric("aftercommit_relay_restored_total").await, 10);
@@ -174,51 +178,54 @@ async fn parked_and_discarded_events_stay_unseen_when_redis_is_given_the_rest_ag
     assert!(line.history_of(&parked).await.is_empty());
     line.release(&parked).await;
     eventually("they are released", async || (line.history_of(&parked).await == waiting).then_some(())).await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn released_events_come_again_when_redis_forgot_and_one_that_is_refused_then_is_parked_once_more() {
+async fn released_events_come_again_when_redis_forgot_and_one_that_is_refused_then_is_parked_once_more()
+-> TestResult {
     let mut line = Line::new().await;
     let topic = line.system.redis.topic("released");
     let key = crate::harness::keys::history(&topic);
-    line.words(&["set", &key, "of another type"]).await.expect("a key");
+    line.words(&["set", &key, "of another type"]).await?;
     let waiting = line.append_to(&topic, 3).await;
     line.append(5).await;
     line.is_whole().await;
-    line.words(&["del", &key]).await.expect("a deletion");
+    line.words(&["del", &key]).await?;
     line.release(&topic).await;
     eventually("they are released", async || (line.history_of(&topic).await == waiting).then_some(())).await;
 
-    line.command("flushall").await.expect("a flush");
+    line.command("flushall").await?;
     are_repaired(&line, 1).await;
     line.is_whole().await;
     assert_eq!(line.history_of(&topic).await, waiting);
 
     let forget_and_block = "redis.call('flushall') redis.call('set', KEYS[1], 'of another type')";
-    line.words(&["eval", forget_and_block, "1", &key]).await.expect("a flush");
+    line.words(&["eval", forget_and_block, "1", &key]).await?;
     are_repaired(&line, 2).await;
     line.is_whole().await;
     let mut connection = line.system.database.connect().await;
     let relay = line.system.redis.relay_name();
-    assert_eq!(parked::count(&mut connection, &relay, &topic).await.expect("a count"), 3);
-    line.words(&["del", &key]).await.expect("a deletion");
+    assert_eq!(parked::count(&mut connection, &relay, &topic).await?, 3);
+    line.words(&["del", &key]).await?;
     line.release(&topic).await;
     eventually("they are released", async || (line.history_of(&topic).await == waiting).then_some(())).await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_redis_that_goes_back_to_just_before_a_release_is_given_the_released_events_again() {
+async fn a_redis_that_goes_back_to_just_before_a_release_is_given_the_released_events_again() -> TestResult {
     let mut line = Line::new().await;
     let topic = line.system.redis.topic("released");
     let key = crate::harness::keys::history(&topic);
-    line.words(&["set", &key, "of another type"]).await.expect("a key");
+    line.words(&["set", &key, "of another type"]).await?;
     let waiting = line.append_to(&topic, 3).await;
     line.append(5).await;
     line.is_whole().await;
-    line.words(&["del", &key]).await.expect("a deletion");
+    line.words(&["del", &key]).await?;
     let top = line.system.redis.keys().top(&line.system.redis.relay_name());
     let before: Vec<String> =
-        redis::AsyncCommands::hmget(&mut line.redis().await, &top, &["id", "event"]).await.expect("a top");
+        redis::AsyncCommands::hmget(&mut line.redis().await, &top, &["id", "event"]).await?;
     line.release(&topic).await;
     let mut connection = line.system.database.connect().await;
     let relay = line.system.redis.relay_name();
@@ -232,9 +239,7 @@ async fn a_redis_that_goes_back_to_just_before_a_release_is_given_the_released_e
     let go_back =
         "redis.call('del', KEYS[1], KEYS[2]) redis.call('hset', KEYS[3], 'id', ARGV[1], 'event', ARGV[2])";
     let begun = line.system.redis.keys().begun(&topic);
-    line.words(&["eval", go_back, "3", &key, &begun, &top, &before[0], &before[1]])
-        .await
-        .expect("an older Redis");
+    line.words(&["eval", go_back, "3", &key, &begun, &top, &before[0], &before[1]]).await?;
     are_repaired(&line, 1).await;
     assert_eq!(line.history_of(&topic).await, waiting);
     // Later events of the topic name the released ones as those before them.
@@ -243,19 +248,21 @@ async fn a_redis_that_goes_back_to_just_before_a_release_is_given_the_released_e
         (line.history_of(&topic).await == [waiting.clone(), later.clone()].concat()).then_some(())
     })
     .await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_release_is_carried_out_between_two_windows_while_more_events_flow_than_the_relay_delivers() {
+async fn a_release_is_carried_out_between_two_windows_while_more_events_flow_than_the_relay_delivers()
+-> TestResult {
     let relay = vec![("AFTERCOMMIT_RELAY_BATCH_SIZE", "1".to_owned())];
     let mut line = Line::with(Wiring { relay, ..Wiring::default() }).await;
     let topic = line.system.redis.topic("released");
     let key = crate::harness::keys::history(&topic);
-    line.words(&["set", &key, "of another type"]).await.expect("a key");
+    line.words(&["set", &key, "of another type"]).await?;
     let waiting = line.append_to(&topic, 3).await;
     line.append(5).await;
     line.is_whole().await;
-    line.words(&["del", &key]).await.expect("a deletion");
+    line.words(&["del", &key]).await?;
     let stop = CancellationToken::new();
     let writers: Vec<_> = (0..6).map(|_| line.keep_appending(stop.clone())).collect();
     eventually("it is behind", async || {
@@ -268,12 +275,13 @@ async fn a_release_is_carried_out_between_two_windows_while_more_events_flow_tha
     stop.cancel();
     let mut events = line.appended.len() + waiting.len();
     for writer in writers {
-        events += writer.await.expect("a writer").len();
+        events += writer.await?.len();
     }
     eventually("all is delivered", async || (pending_and_numbers(&line).await.0 == 0).then_some(())).await;
     // One number more for each call that released an event.
     let (_, numbers) = pending_and_numbers(&line).await;
-    assert_eq!(usize::try_from(numbers).expect("a count"), events + waiting.len());
+    assert_eq!(usize::try_from(numbers)?, events + waiting.len());
+    Ok(())
 }
 
 /// How many events wait, and how many numbers are used up.

@@ -13,7 +13,7 @@ use aftercommit::relay::{
     Batch, Delivery, OnPoison, Outcome, PublishError, PublishMode, Reached, Reconciled, Sink, StepError,
 };
 
-use crate::harness::{Database, Redis, database, redis};
+use crate::harness::{Database, Redis, TestResult, database, redis};
 use crate::relay_delivery::{Relay, append, append_in, history, payloads};
 
 /// Commits these events at once: one window, of which a step takes a hundred.
@@ -41,7 +41,7 @@ async fn frozen_and_other(database: &Database, redis: &Redis, topic: &Topic) -> 
 }
 
 #[tokio::test]
-async fn what_a_relay_had_read_ahead_is_forgotten_when_another_one_has_moved_the_position() {
+async fn what_a_relay_had_read_ahead_is_forgotten_when_another_one_has_moved_the_position() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("fenced");
     // It has read the next hundred, when the other one delivers all the rest.
@@ -49,15 +49,17 @@ async fn what_a_relay_had_read_ahead_is_forgotten_when_another_one_has_moved_the
     assert_eq!(other.drain().await, (150, 0));
     let fenced = frozen.step.step(&mut frozen.publisher).await;
     assert!(matches!(fenced, Err(StepError::Outbox(Error::Fenced { .. }))), "{fenced:?}");
-    frozen.step.reload().await.expect("a position");
+    frozen.step.reload().await?;
     append(&database, &topic, "250").await;
     assert_eq!(frozen.drain().await, (1, 0));
     has_in_order(&redis, &topic, 251).await;
+    Ok(())
 }
 
 /// A relay that died before it wrote the position leaves the sink beyond it, by events of the open window.
 #[tokio::test]
-async fn a_redis_beyond_the_position_is_in_step_only_where_it_ends_with_an_event_of_the_open_window() {
+async fn a_redis_beyond_the_position_is_in_step_only_where_it_ends_with_an_event_of_the_open_window()
+-> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("beyond");
     let mut ids = Vec::new();
@@ -67,8 +69,8 @@ async fn a_redis_beyond_the_position_is_in_step_only_where_it_ends_with_an_event
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     let mut connection = database.connect().await;
     let opened = checkpoint::open(&mut connection, &redis.relay_name(), relay.step.position()).await;
-    opened.expect("a look").expect("a window");
-    relay.step.reload().await.expect("a position");
+    opened?.ok_or("no window")?;
+    relay.step.reload().await?;
     let stranger = EventId::new_v4().to_string();
     let cases = [
         ("1-2", ids[1].as_str(), true),
@@ -80,8 +82,7 @@ async fn a_redis_beyond_the_position_is_in_step_only_where_it_ends_with_an_event
     ];
     for (id, event, is_in_step) in cases {
         let top = redis.keys().top(&redis.relay_name());
-        let _: () =
-            redis.connect().await.hset_multiple(&top, &[("id", id), ("event", event)]).await.expect("a top");
+        let _: () = redis.connect().await.hset_multiple(&top, &[("id", id), ("event", event)]).await?;
         let found = relay.step.reconcile(&mut relay.publisher).await;
         match found {
             Ok(found) => assert!(is_in_step && found == Reconciled::InStep, "{id} {event}: {found:?}"),
@@ -90,20 +91,22 @@ async fn a_redis_beyond_the_position_is_in_step_only_where_it_ends_with_an_event
         }
     }
     assert_eq!(history(&redis, &topic).await, [], "nothing was published");
+    Ok(())
 }
 
 #[tokio::test]
-async fn what_is_given_again_is_what_the_newest_position_has_delivered() {
+async fn what_is_given_again_is_what_the_newest_position_has_delivered() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("again");
     let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await;
     assert_eq!(other.drain().await, (150, 0));
     let keys =
         [redis.keys().top(&redis.relay_name()), redis.keys().history(&topic), redis.keys().begun(&topic)];
-    let _: () = redis.connect().await.del(&keys).await.expect("Redis forgets");
-    let found = frozen.step.reconcile(&mut frozen.publisher).await.expect("a comparison");
+    let _: () = redis.connect().await.del(&keys).await?;
+    let found = frozen.step.reconcile(&mut frozen.publisher).await?;
     assert_eq!(found, Reconciled::Restored { events: 250, missing: 0 });
     has_in_order(&redis, &topic, 250).await;
+    Ok(())
 }
 
 /// The sink of a relay; before it is asked for the second time how far it has come, another relay goes on.
@@ -144,36 +147,37 @@ impl Sink for Meanwhile<'_> {
 }
 
 #[tokio::test]
-async fn another_relay_that_goes_on_during_a_comparison_is_no_sign_that_postgres_went_back() {
+async fn another_relay_that_goes_on_during_a_comparison_is_no_sign_that_postgres_went_back() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("meanwhile");
     let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await;
-    other.step.step(&mut other.publisher).await.expect("a step");
+    other.step.step(&mut other.publisher).await?;
     let Relay { step, publisher } = &mut frozen;
     let mut sink = Meanwhile { frozen: publisher, other, more: (&database, &topic), asked: 0 };
-    let found = step.reconcile(&mut sink).await.expect("a comparison");
+    let found = step.reconcile(&mut sink).await?;
     assert_eq!((found, sink.asked), (Reconciled::InStep, 2));
     has_in_order(&redis, &topic, 253).await;
+    Ok(())
 }
 
 /// As a replica that lagged has it: a part of what one checkpoint says was delivered.
 #[tokio::test]
-async fn a_redis_that_went_back_into_the_middle_of_a_batch_is_given_the_rest_of_it() {
+async fn a_redis_that_went_back_into_the_middle_of_a_batch_is_given_the_rest_of_it() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("middle");
     append_together(&database, &topic, 0..100).await;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     let mut connection = database.connect().await;
-    read::prepare_session(&mut connection).await.expect("a session");
+    read::prepare_session(&mut connection).await?;
     let opened = checkpoint::open(&mut connection, &redis.relay_name(), relay.step.position()).await;
-    let opened = opened.expect("a look").expect("a window");
+    let opened = opened?.ok_or("no window")?;
     let limit = read::Limit { events: 57, bytes: 1_000_000 };
-    let chunk = read::batch(&mut connection, &redis.relay_name(), &opened, 0, limit).await.expect("a chunk");
-    relay.step.reload().await.expect("a position");
+    let chunk = read::batch(&mut connection, &redis.relay_name(), &opened, 0, limit).await?;
+    relay.step.reload().await?;
     assert_eq!(relay.drain().await, (100, 0));
     let keys =
         [redis.keys().top(&redis.relay_name()), redis.keys().history(&topic), redis.keys().begun(&topic)];
-    let _: () = redis.connect().await.del(&keys).await.expect("Redis forgets");
+    let _: () = redis.connect().await.del(&keys).await?;
     let events: Vec<&Event> = chunk
         .rows
         .iter()
@@ -186,34 +190,36 @@ async fn a_redis_that_went_back_into_the_middle_of_a_batch_is_given_the_rest_of_
         (1..).zip(events).map(|(seq, event)| Delivery { id: StreamId::new(1, seq), event }).collect();
     let (first, through) = (StreamId::new(1, 1), Some(StreamId::new(1, 57)));
     let batch = Batch { mode: PublishMode::Normal, deliveries: &deliveries, first, through, lost: None };
-    relay.publisher.publish(batch).await.expect("what the replica had");
-    let found = relay.step.reconcile(&mut relay.publisher).await.expect("a comparison");
+    relay.publisher.publish(batch).await?;
+    let found = relay.step.reconcile(&mut relay.publisher).await?;
     assert_eq!(found, Reconciled::Restored { events: 43, missing: 0 });
     has_in_order(&redis, &topic, 100).await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_request_through_a_number_is_about_the_events_up_to_it() {
+async fn a_request_through_a_number_is_about_the_events_up_to_it() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("through");
     let key = redis.keys().history(&topic);
-    let _: () = redis.connect().await.set(&key, "of another type").await.expect("a key");
+    let _: () = redis.connect().await.set(&key, "of another type").await?;
     append_together(&database, &topic, 0..4).await;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_eq!(relay.drain().await, (0, 4));
-    let _: () = redis.connect().await.del(&key).await.expect("a deletion");
+    let _: () = redis.connect().await.del(&key).await?;
     let mut connection = database.connect().await;
     let through = Some(StreamId::new(1, 2));
     let name = redis.relay_name();
     let requested = parked::request(&mut connection, &name, &topic, Action::Discard, through).await;
-    assert_eq!(requested.expect("a request"), 2);
-    assert!(relay.step.apply_request(&mut relay.publisher).await.expect("a discard"));
+    assert_eq!(requested?, 2);
+    assert!(relay.step.apply_request(&mut relay.publisher).await?);
     assert_eq!(payloads(&history(&redis, &topic).await), ["2", "3"], "these only waited");
+    Ok(())
 }
 
 /// Which of a batch's numbers its missing rows had is not known: the batch is left out whole.
 #[tokio::test]
-async fn batches_of_which_the_log_has_lost_rows_are_not_given_again_under_numbers_of_others() {
+async fn batches_of_which_the_log_has_lost_rows_are_not_given_again_under_numbers_of_others() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("rotated");
     append_together(&database, &topic, 0..250).await;
@@ -222,16 +228,16 @@ async fn batches_of_which_the_log_has_lost_rows_are_not_given_again_under_number
     // Of the first and of the last batch.
     sqlx::query("delete from outbox.event where id in (5, 210)")
         .execute(&mut database.connect().await)
-        .await
-        .expect("a deletion");
+        .await?;
     let keys =
         [redis.keys().top(&redis.relay_name()), redis.keys().history(&topic), redis.keys().begun(&topic)];
-    let _: () = redis.connect().await.del(&keys).await.expect("Redis forgets");
-    let found = relay.step.reconcile(&mut relay.publisher).await.expect("a comparison");
+    let _: () = redis.connect().await.del(&keys).await?;
+    let found = relay.step.reconcile(&mut relay.publisher).await?;
     assert_eq!(found, Reconciled::Restored { events: 100, missing: 150 });
     let history = history(&redis, &topic).await;
     let expected = (100..200).map(|n| (format!("1-{}", n + 1), n.to_string()));
     assert!(history.iter().map(|(id, _, payload)| (id.clone(), payload.clone())).eq(expected), "{history:?}");
+    Ok(())
 }
 
 /// A sink whose Redis forgets a topic, and how far the relay has come, before the call that follows so many others.
@@ -285,33 +291,36 @@ async fn partly_refused() -> (Database, Redis, Topic, Topic) {
 }
 
 #[tokio::test]
-async fn a_redis_that_forgets_a_batch_while_its_refused_event_is_written_down_is_given_the_rest_again() {
+async fn a_redis_that_forgets_a_batch_while_its_refused_event_is_written_down_is_given_the_rest_again()
+-> TestResult {
     let (database, redis, taken, _) = partly_refused().await;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     // The batch, and its rest behind the refused event.
     let mut sink =
         ForgetsBefore { publisher: &mut relay.publisher, redis: &redis, topic: &taken, calls_before: 2 };
-    let outcome = relay.step.step(&mut sink).await.expect("a step");
+    let outcome = relay.step.step(&mut sink).await?;
     assert_eq!((outcome, sink.calls_before), (Outcome::Delivered { published: 1, parked: 1 }, u32::MAX));
     has_in_order(&redis, &taken, 1).await;
-    assert_eq!(relay.step.reconcile(&mut relay.publisher).await.expect("a look"), Reconciled::InStep);
+    assert_eq!(relay.step.reconcile(&mut relay.publisher).await?, Reconciled::InStep);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_redis_that_forgets_again_in_the_middle_of_a_repair_is_given_everything_again() {
+async fn a_redis_that_forgets_again_in_the_middle_of_a_repair_is_given_everything_again() -> TestResult {
     let (database, redis, taken, refused) = partly_refused().await;
     let key = crate::harness::keys::history(&refused);
     let mut connection = redis.connect().await;
-    let _: () = connection.del(&key).await.expect("a deletion");
+    let _: () = connection.del(&key).await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_eq!(relay.drain().await, (2, 0));
     let keys =
         [redis.keys().top(&redis.relay_name()), redis.keys().history(&taken), redis.keys().begun(&taken)];
-    let _: () = connection.del(&keys).await.expect("Redis forgets");
-    let _: () = connection.set(&key, "of another type").await.expect("a key");
+    let _: () = connection.del(&keys).await?;
+    let _: () = connection.set(&key, "of another type").await?;
     let mut sink =
         ForgetsBefore { publisher: &mut relay.publisher, redis: &redis, topic: &taken, calls_before: 2 };
-    let found = relay.step.reconcile(&mut sink).await.expect("a repair");
+    let found = relay.step.reconcile(&mut sink).await?;
     assert!(matches!(found, Reconciled::Restored { .. }) && sink.calls_before > 2, "{found:?}");
     has_in_order(&redis, &taken, 1).await;
+    Ok(())
 }

@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 
 use crate::append_door::execute;
-use crate::harness::{Line, database, eventually};
+use crate::harness::{Line, TestResult, database, eventually};
 
 /// A line whose log takes the next slot each second.
 async fn line_with_short_slots() -> (Line, PgConnection) {
@@ -37,7 +37,7 @@ async fn rows(admin: &mut PgConnection) -> i64 {
 }
 
 #[tokio::test]
-async fn under_load_slots_are_emptied_behind_the_relay_and_nothing_is_lost() {
+async fn under_load_slots_are_emptied_behind_the_relay_and_nothing_is_lost() -> TestResult {
     let (mut line, mut admin) = line_with_short_slots().await;
     let stop = CancellationToken::new();
     let writer = line.keep_appending(stop.clone());
@@ -49,8 +49,9 @@ async fn under_load_slots_are_emptied_behind_the_relay_and_nothing_is_lost() {
     })
     .await;
     stop.cancel();
-    line.appended = writer.await.expect("no insert fails");
+    line.appended = writer.await?;
     line.is_whole().await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -72,31 +73,32 @@ async fn what_a_stuck_relay_has_not_delivered_stays_and_the_relay_is_named() {
 }
 
 #[tokio::test]
-async fn a_long_reader_holds_a_slot_back_and_is_named_and_holds_nobody_else_up() {
+async fn a_long_reader_holds_a_slot_back_and_is_named_and_holds_nobody_else_up() -> TestResult {
     let (mut line, mut admin) = line_with_short_slots().await;
     line.append(5).await;
     line.is_whole().await;
     let mut reader = line.system.database.connect().await;
-    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut reader).await.expect("a pid");
-    sqlx::raw_sql("begin; select count(*) from outbox.event").execute(&mut reader).await.expect("a reader");
+    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut reader).await?;
+    sqlx::raw_sql("begin; select count(*) from outbox.event").execute(&mut reader).await?;
     is_blocked_by(&mut admin, &format!("pid {pid}")).await;
     line.append(5).await;
     line.is_whole().await;
-    sqlx::raw_sql("commit").execute(&mut reader).await.expect("an end");
+    sqlx::raw_sql("commit").execute(&mut reader).await?;
     eventually("the slots go", async || {
         rotate_now(&mut admin).await;
         (rows(&mut admin).await == 0).then_some(())
     })
     .await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_clock_that_jumps_loses_nothing_and_fails_no_insert() {
+async fn a_clock_that_jumps_loses_nothing_and_fails_no_insert() -> TestResult {
     let mut line = Line::new().await;
     let mut admin = line.system.database.connect().await;
     // Slots of an hour, and times whose slots do not meet: the verdict on a slot is about the newest row in it, and with
     // slots of a second it depended on when the test was held up.
-    set_rotation(&mut admin, 3600).await.expect("another rotation");
+    set_rotation(&mut admin, 3600).await?;
     let mut connection = line.system.database.connect().await;
     // As if the clock had stood at these times: the slot is a function of it, and so is the row's age.
     for hours in [0, -30, 45, -1000, 0, 3] {
@@ -107,7 +109,7 @@ async fn a_clock_that_jumps_loses_nothing_and_fails_no_insert() {
             line.topic
         );
         let id = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await;
-        line.appended.push(id.expect("an insert"));
+        line.appended.push(id?);
         rotate_now(&mut admin).await;
     }
     line.is_whole().await;
@@ -119,18 +121,19 @@ async fn a_clock_that_jumps_loses_nothing_and_fails_no_insert() {
     .await;
     let young: i64 = sqlx::query_scalar("select count(*) from outbox.event where created_at > now()")
         .fetch_one(&mut admin)
-        .await
-        .expect("a count");
+        .await?;
     assert_eq!(young, 2, "rows of the future are kept until they are old");
+    Ok(())
 }
 
 #[tokio::test]
-async fn checkpoints_change_slots_by_time_fence_across_slots_and_live_as_long_as_their_events() {
+async fn checkpoints_change_slots_by_time_fence_across_slots_and_live_as_long_as_their_events() -> TestResult
+{
     let database = database().await;
     let mut admin = database.connect().await;
-    read::prepare_session(&mut admin).await.expect("a session");
-    set_rotation(&mut admin, 1).await.expect("a rotation");
-    let mut position = checkpoint::load_or_begin(&mut admin, "main").await.expect("a position");
+    read::prepare_session(&mut admin).await?;
+    set_rotation(&mut admin, 1).await?;
+    let mut position = checkpoint::load_or_begin(&mut admin, "main").await?;
     let first_slot = position.slot;
     eventually("the next row goes into another slot", async || {
         position = step(&mut admin, &position).await;
@@ -145,16 +148,16 @@ async fn checkpoints_change_slots_by_time_fence_across_slots_and_live_as_long_as
     assert!(matches!(fenced, Err(Error::Fenced { .. })), "{fenced:?}");
 
     // Another relay's rows are as young as this one's, and stay.
-    let other = checkpoint::load_or_begin(&mut admin, "other").await.expect("a position");
+    let other = checkpoint::load_or_begin(&mut admin, "other").await?;
     for retention in [Duration::from_secs(3600), Duration::ZERO] {
-        let kept = rotate::rotate(&mut admin, retention).await.expect("a rotation");
+        let kept = rotate::rotate(&mut admin, retention).await?;
         assert_eq!(
             kept.emptied,
             Vec::<String>::new(),
             "{retention:?}: it has delivered nothing of what is there"
         );
     }
-    assert_eq!(checkpoint::newest(&mut admin, "other").await.expect("a look"), Some(other));
+    assert_eq!(checkpoint::newest(&mut admin, "other").await?, Some(other));
     execute(
         &mut admin,
         "delete from outbox.checkpoint where relay = 'other'; delete from outbox.relay where name = 'other'",
@@ -167,7 +170,8 @@ async fn checkpoints_change_slots_by_time_fence_across_slots_and_live_as_long_as
         emptied.contains(&format!("checkpoint_{first_slot}")).then_some(())
     })
     .await;
-    assert_eq!(checkpoint::newest(&mut admin, "main").await.expect("a look"), Some(position));
+    assert_eq!(checkpoint::newest(&mut admin, "main").await?, Some(position));
+    Ok(())
 }
 
 /// One row further: an event that was delivered.

@@ -8,7 +8,7 @@ use aftercommit::outbox::schema::set_rotation;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::append_door::execute;
-use crate::harness::{Database, database, eventually};
+use crate::harness::{Database, TestResult, database, eventually};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -145,9 +145,9 @@ async fn insert_position(connection: &mut PgConnection, n: i64, slot: i16) {
 }
 
 #[tokio::test]
-async fn positions_go_when_they_are_older_than_the_retention_and_than_every_event() {
+async fn positions_go_when_they_are_older_than_the_retention_and_than_every_event() -> TestResult {
     let (_database, mut admin) = log().await;
-    checkpoint::load_or_begin(&mut admin, "main").await.expect("a position");
+    checkpoint::load_or_begin(&mut admin, "main").await?;
     insert_position(&mut admin, -5, 7).await;
     assert_eq!(rotate_now(&mut admin, 3 * HOUR).await.emptied, Vec::<String>::new(), "it is younger");
     insert(&mut admin, 0).await;
@@ -156,12 +156,13 @@ async fn positions_go_when_they_are_older_than_the_retention_and_than_every_even
     assert_eq!(rotate_now(&mut admin, HOUR).await.emptied, Vec::<String>::new(), "an event is older");
     execute(&mut admin, "update outbox.event set created_at = now() - interval '1 hour'").await;
     assert_eq!(rotate_now(&mut admin, HOUR).await.emptied, ["checkpoint_7"]);
+    Ok(())
 }
 
 #[tokio::test]
-async fn the_slot_of_a_position_and_the_one_of_the_row_behind_it_stay_however_old() {
+async fn the_slot_of_a_position_and_the_one_of_the_row_behind_it_stay_however_old() -> TestResult {
     let (_database, mut admin) = log().await;
-    let position = checkpoint::load_or_begin(&mut admin, "main").await.expect("a position");
+    let position = checkpoint::load_or_begin(&mut admin, "main").await?;
     insert_position(&mut admin, -5, 9).await;
     execute(
         &mut admin,
@@ -169,16 +170,17 @@ async fn the_slot_of_a_position_and_the_one_of_the_row_behind_it_stay_however_ol
     )
     .await;
     assert_eq!(rotate_now(&mut admin, Duration::ZERO).await.emptied, Vec::<String>::new());
-    let found = checkpoint::newest(&mut admin, "main").await.expect("a look").expect("a position");
+    let found = checkpoint::newest(&mut admin, "main").await?.ok_or("no position")?;
     assert_eq!(found.n, position.n);
     execute(&mut admin, "update outbox.checkpoint set next_slot = 0").await;
     assert_eq!(rotate_now(&mut admin, Duration::ZERO).await.emptied, ["checkpoint_9"]);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_position_that_is_committed_while_a_rotation_waits_for_its_lock_stays() {
+async fn a_position_that_is_committed_while_a_rotation_waits_for_its_lock_stays() -> TestResult {
     let (database, mut admin) = log().await;
-    checkpoint::load_or_begin(&mut admin, "main").await.expect("a position");
+    checkpoint::load_or_begin(&mut admin, "main").await?;
     let mut writer = database.connect().await;
     for n in 1..=5 {
         execute(&mut admin, "delete from outbox.checkpoint where slot = 7").await;
@@ -189,21 +191,23 @@ async fn a_position_that_is_committed_while_a_rotation_waits_for_its_lock_stays(
         assert_eq!(rotation.emptied, Vec::<String>::new());
         assert_eq!(rows_in(&mut admin, "checkpoint_7").await, 2, "attempt {n}");
     }
+    Ok(())
 }
 
 #[tokio::test]
-async fn the_slot_of_the_next_positions_is_an_empty_one_and_the_same_where_none_is() {
+async fn the_slot_of_the_next_positions_is_an_empty_one_and_the_same_where_none_is() -> TestResult {
     let (_database, mut admin) = log().await;
-    checkpoint::load_or_begin(&mut admin, "main").await.expect("a position");
+    checkpoint::load_or_begin(&mut admin, "main").await?;
     let after = "select outbox.slot_after(0::smallint, now() - interval '2 hours')";
     for slot in 1..=16 {
-        let next: i16 = sqlx::query_scalar(after).fetch_one(&mut admin).await.expect("a slot");
+        let next: i16 = sqlx::query_scalar(after).fetch_one(&mut admin).await?;
         assert_eq!(next, slot % 16);
         if slot < 16 {
             insert_position(&mut admin, -i64::from(slot), slot).await;
         }
     }
     let fresh = "select outbox.slot_after(5::smallint, now())";
-    let next: i16 = sqlx::query_scalar(fresh).fetch_one(&mut admin).await.expect("a slot");
+    let next: i16 = sqlx::query_scalar(fresh).fetch_one(&mut admin).await?;
     assert_eq!(next, 5, "it has taken rows for less than a rotation");
+    Ok(())
 }

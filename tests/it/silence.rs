@@ -4,7 +4,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::commands::{commit, json, stdout};
-use crate::harness::{Client, System, cli, eventually};
+use crate::harness::{Client, System, TestResult, cli, eventually};
 
 /// What doctor finds under `deliveries`, as (verdict, evidence); its exit code fits its findings.
 async fn deliveries(system: &System) -> Vec<(String, String)> {
@@ -66,7 +66,7 @@ async fn a_relay_that_was_stopped_is_wrong_and_so_is_one_of_another_name() {
 }
 
 #[tokio::test]
-async fn an_sse_server_without_room_says_so_wherever_it_is_asked() {
+async fn an_sse_server_without_room_says_so_wherever_it_is_asked() -> TestResult {
     let mut system = System::new().await.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS", "1");
     let sse = system.start("sse").await;
     let url = sse.url("/api/upload/sessions/notifications/stream");
@@ -74,15 +74,16 @@ async fn an_sse_server_without_room_says_so_wherever_it_is_asked() {
     let before = screen(&system).await;
     assert!(!before.contains("FULL"), "{before}");
     let _client = Client::open(&url, &system.token(Uuid::new_v4())).await;
-    let ready = system.http().get(sse.url("/readyz")).send().await.expect("an answer");
+    let ready = system.http().get(sse.url("/readyz")).send().await?;
     assert_eq!(ready.status().as_u16(), 200, "it serves those whom it has");
-    let ready: Value = ready.json().await.expect("JSON");
-    let checks = ready["checks"].as_array().expect("checks");
-    let full = checks.iter().find(|check| check["name"] == "connections").expect("a check");
+    let ready: Value = ready.json().await?;
+    let checks = ready["checks"].as_array().ok_or("no checks")?;
+    let full = checks.iter().find(|check| check["name"] == "connections").ok_or("no check")?;
     assert_eq!((&full["ok"], &full["warning"]), (&true.into(), &true.into()), "{full}");
     let shown = screen(&system).await;
     assert!(shown.contains("FULL, 1 of 1 stream: new clients are told to come back later"), "{shown}");
     let doctor = stdout(&cli(system.settings(), &["doctor"]).await);
-    let line = doctor.lines().find(|line| line.contains("port of sse")).expect("a line");
+    let line = doctor.lines().find(|line| line.contains("port of sse")).ok_or("no line")?;
     assert!(line.starts_with("WARNING") && line.contains("FULL"), "{line}");
+    Ok(())
 }

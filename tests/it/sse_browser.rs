@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{
-    Browser, Feed, LIMIT, NOTIFICATIONS, Process, SeenEvent, System, eventually, origin_with_a_page,
+    Browser, Feed, LIMIT, NOTIFICATIONS, Process, SeenEvent, System, TestResult, eventually,
+    origin_with_a_page,
 };
 
 /// A quick browser: it comes back after 200 to 400 ms.
@@ -109,7 +110,7 @@ async fn a_page_that_is_refused_comes_back_by_itself_and_gets_in() {
 }
 
 #[tokio::test]
-async fn a_page_is_told_of_a_reset_and_of_its_tokens_end() {
+async fn a_page_is_told_of_a_reset_and_of_its_tokens_end() -> TestResult {
     let feed = Feed::with(quick().await).await;
     let sse = feed.sse().await;
     feed.commit(0..2).await;
@@ -122,7 +123,7 @@ async fn a_page_is_told_of_a_reset_and_of_its_tokens_end() {
     browser.listens_to(&format!("{NOTIFICATIONS}?lastEventId=9-1")).await;
     let seen = browser.sees("a reset", |seen| !seen.events.is_empty()).await;
     assert_eq!((seen.events[0].name.as_str(), seen.events[0].id.as_str()), ("reset", "1-2"));
-    let data: Value = serde_json::from_str(&seen.events[0].data).expect("JSON");
+    let data: Value = serde_json::from_str(&seen.events[0].data)?;
     assert_eq!((data["reason"].as_str(), data["id"].as_str()), (Some("unknown_id"), Some("1-2")));
     // Told before the stream ends, so that the page can renew its token. Without that the browser gets in once more at
     // most, in the token's last second, and then gives up.
@@ -130,19 +131,18 @@ async fn a_page_is_told_of_a_reset_and_of_its_tokens_end() {
     let names: Vec<&str> = seen.events.iter().map(|event| event.name.as_str()).collect();
     assert_eq!(names[..2], ["reset", "token_expired"]);
     assert_eq!(seen.events[1].id, "1-2", "where to go on with a new token");
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_client_library_of_somebody_elses_continues_after_the_server_is_killed() {
+async fn a_client_library_of_somebody_elses_continues_after_the_server_is_killed() -> TestResult {
     let feed = Feed::with(quick().await).await;
     let mut sse = feed.sse().await;
     let again = ReconnectOptions::reconnect(true).retry_initial(true).delay(Duration::from_millis(100));
-    let client = ClientBuilder::for_url(&sse.url(NOTIFICATIONS))
-        .expect("a url")
-        .header("authorization", &format!("Bearer {}", feed.token()))
-        .expect("a header")
+    let client = ClientBuilder::for_url(&sse.url(NOTIFICATIONS))?
+        .header("authorization", &format!("Bearer {}", feed.token()))?
         .reconnect(again.build())
-        .build_with_transport(HyperTransport::builder().build_http().expect("a transport"));
+        .build_with_transport(HyperTransport::builder().build_http()?);
     let mut stream = client.stream();
     let mut connections = 0;
     let mut numbers: Vec<u64> = Vec::new();
@@ -154,12 +154,12 @@ async fn a_client_library_of_somebody_elses_continues_after_the_server_is_killed
     while (numbers.len() as u64) < count {
         assert!(Instant::now() < deadline, "{} of {count} events: {numbers:?}", numbers.len());
         // An error is the connection's; the library goes on by itself.
-        let next = tokio::time::timeout(LIMIT, stream.try_next()).await.expect("something in time");
+        let next = tokio::time::timeout(LIMIT, stream.try_next()).await?;
         match next {
             Ok(Some(SSE::Connected(_))) => connections += 1,
             Ok(Some(SSE::Event(event))) => {
                 assert_eq!(event.event_type, "notification");
-                numbers.push(event.data.parse().expect("a number"));
+                numbers.push(event.data.parse()?);
             }
             Ok(Some(SSE::Comment(_)) | None) | Err(_) => {}
         }
@@ -171,10 +171,11 @@ async fn a_client_library_of_somebody_elses_continues_after_the_server_is_killed
         }
         if numbers.len() == 80 && count == u64::MAX {
             stop.cancel();
-            count = committing.take().expect("they are committed").await.expect("commits");
+            count = committing.take().ok_or("already awaited")?.await?;
             committing = Some(tokio::spawn(async { 0 }));
         }
     }
     assert_eq!(numbers, (0..count).collect::<Vec<_>>());
     assert_eq!(connections, 3, "one, and one after each kill");
+    Ok(())
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
-use crate::harness::{Browser, LIMIT, Process, System, cli, eventually, metric_of, refusal_of};
+use crate::harness::{Browser, LIMIT, Process, System, TestResult, cli, eventually, metric_of, refusal_of};
 
 const NOTIFICATIONS: &str = "/api/upload/sessions/notifications/stream";
 
@@ -181,19 +181,19 @@ async fn every_algorithm_is_checked_by_the_issuers_list() {
 }
 
 #[tokio::test]
-async fn the_public_key_is_no_secret_that_signs() {
+async fn the_public_key_is_no_secret_that_signs() -> TestResult {
     let issuer = Issuer::listing(&[RS256.jwk("a", &json!({}))]).await;
     let system = issuer.system(RS256).await;
-    let public = std::fs::read(RS256.public_file).expect("a key");
+    let public = std::fs::read(RS256.public_file)?;
     let mut header = Header::new(Algorithm::HS256);
     header.kid = Some("a".to_owned());
-    let forged =
-        jsonwebtoken::encode(&header, &claims(), &EncodingKey::from_secret(&public)).expect("a token");
+    let forged = jsonwebtoken::encode(&header, &claims(), &EncodingKey::from_secret(&public))?;
     let by_list = system.start("sse").await;
     assert_eq!(open(&by_list, &forged).await, UNAUTHORIZED);
     let system = system.set("AFTERCOMMIT_JWT_JWKS_URL", "");
     let by_file = system.set("AFTERCOMMIT_JWT_PUBLIC_KEY_FILE", RS256.public_file).start("sse").await;
     assert_eq!(open(&by_file, &forged).await, UNAUTHORIZED);
+    Ok(())
 }
 
 #[tokio::test]
@@ -223,7 +223,8 @@ async fn a_new_key_is_taken_at_its_first_token_and_the_old_one_is_not_without_a_
 }
 
 #[tokio::test]
-async fn tokens_of_unknown_keys_have_the_list_fetched_no_oftener_than_allowed_and_hold_no_one_up() {
+async fn tokens_of_unknown_keys_have_the_list_fetched_no_oftener_than_allowed_and_hold_no_one_up()
+-> TestResult {
     let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
     let begun = Instant::now();
     let sse = issuer.system(ES256).await.start("sse").await;
@@ -245,12 +246,13 @@ async fn tokens_of_unknown_keys_have_the_list_fetched_no_oftener_than_allowed_an
     for token in &tokens[..5] {
         assert_eq!(open(token).await, UNAUTHORIZED);
     }
-    let allowed = 1 + usize::try_from(begun.elapsed().as_secs()).expect("a few seconds");
+    let allowed = 1 + usize::try_from(begun.elapsed().as_secs())?;
     assert!(issuer.asked.load(Ordering::SeqCst) <= allowed, "{issuer:?} in {:?}", begun.elapsed());
+    Ok(())
 }
 
 #[tokio::test]
-async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_come_back() {
+async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_come_back() -> TestResult {
     let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
     let sse = issuer.system(ES256).await.set("AFTERCOMMIT_JWT_JWKS_REFRESH_SECONDS", "1").start("sse").await;
     assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
@@ -277,7 +279,8 @@ async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_come
     // A ticket is asked for by a script, which reads the status.
     let request = reqwest::Client::new().post(sse.url("/api/stream-tickets"));
     let request = request.bearer_auth(ES256.token(Some("b"))).json(&json!({ "topic": "orders:1" }));
-    assert_eq!(request.send().await.expect("an answer").status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(request.send().await?.status(), StatusCode::SERVICE_UNAVAILABLE);
+    Ok(())
 }
 
 #[tokio::test]
@@ -298,9 +301,9 @@ async fn an_issuer_that_lists_no_key_of_use_has_withdrawn_those_that_it_listed()
 }
 
 #[tokio::test]
-async fn a_list_that_does_not_come_to_an_end_is_given_up_and_fetched_again() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}/keys", listener.local_addr().expect("an address"));
+async fn a_list_that_does_not_come_to_an_end_is_given_up_and_fetched_again() -> TestResult {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}/keys", listener.local_addr()?);
     let (asked, mut connections) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok((mut connection, _)) = listener.accept().await {
@@ -320,8 +323,9 @@ async fn a_list_that_does_not_come_to_an_end_is_given_up_and_fetched_again() {
     let sse = system.set("AFTERCOMMIT_JWT_JWKS_URL", &url).start("sse").await;
     assert_eq!(says(&sse, "no answer within 5 s").await, StatusCode::SERVICE_UNAVAILABLE);
     for _ in 0..2 {
-        tokio::time::timeout(LIMIT, connections.recv()).await.expect("it asks again").expect("an issuer");
+        tokio::time::timeout(LIMIT, connections.recv()).await?.ok_or("no issuer")?;
     }
+    Ok(())
 }
 
 #[tokio::test]
@@ -394,24 +398,25 @@ async fn doctor_tells_what_the_issuer_lists_and_what_is_wrong_with_it() {
 }
 
 #[tokio::test]
-async fn tickets_work_beside_the_issuers_keys_and_no_token_is_logged() {
+async fn tickets_work_beside_the_issuers_keys_and_no_token_is_logged() -> TestResult {
     let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
     let sse = issuer.system(ES256).await.set("AFTERCOMMIT_LOG_LEVEL", "trace").start("sse").await;
     let token = ES256.token(Some("a"));
     let unknown = ES256.token(Some("unknown"));
     assert_eq!(open(&sse, &unknown).await, UNAUTHORIZED);
     let request = reqwest::Client::new().post(sse.url("/api/stream-tickets")).bearer_auth(&token);
-    let made = request.json(&json!({ "topic": "orders:1" })).send().await.expect("an answer");
+    let made = request.json(&json!({ "topic": "orders:1" })).send().await?;
     assert_eq!(made.status(), StatusCode::CREATED);
-    let ticket: Value = made.json().await.expect("JSON");
-    let url = sse.url(&format!("/streams/orders:1?ticket={}", ticket["ticket"].as_str().expect("a text")));
-    let opened = reqwest::get(url).await.expect("an answer").status();
+    let ticket: Value = made.json().await?;
+    let url = sse.url(&format!("/streams/orders:1?ticket={}", ticket["ticket"].as_str().ok_or("no text")?));
+    let opened = reqwest::get(url).await?.status();
     assert_eq!(opened, StatusCode::FORBIDDEN, "a good ticket for a topic that the claim does not allow");
     let log = sse.log();
     assert!(log.contains("fetched the issuer's keys"), "{log}");
-    for secret in [&token, &unknown, &ticket["ticket"].as_str().expect("a text").to_owned()] {
-        assert!(!log.contains(secret.rsplit('.').next().expect("a signature")), "{log}");
+    for secret in [&token, &unknown, &ticket["ticket"].as_str().ok_or("no text")?.to_owned()] {
+        assert!(!log.contains(secret.rsplit('.').next().ok_or("no signature")?), "{log}");
     }
+    Ok(())
 }
 
 /// Without any certificate of an authority, as in an image that has nothing but the binary.

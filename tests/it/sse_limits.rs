@@ -10,7 +10,7 @@ use uuid::Uuid;
 use aftercommit::event::{EventType, NewEvent, Topic};
 use aftercommit::outbox;
 
-use crate::harness::{Client, Process, System, eventually};
+use crate::harness::{Client, Process, System, TestResult, eventually};
 
 const PATH: &str = "/api/upload/sessions/notifications/stream";
 const OPERATOR: &str = "an operator of the tests";
@@ -84,12 +84,12 @@ async fn refused(system: &System, sse: &Process, user: Uuid, topics: &[&str]) ->
 }
 
 #[tokio::test]
-async fn a_process_has_so_many_topics_and_makes_room_where_they_are_used_no_more() {
+async fn a_process_has_so_many_topics_and_makes_room_where_they_are_used_no_more() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_TOPICS", "3");
     let (sse, user) = (system.start("sse").await, Uuid::new_v4());
     let token = system.token_with(user, Duration::from_secs(3600), &["*"]);
     let held = Client::open(&sse.url("/streams?topic=a&topic=b"), &token).await;
-    let told = refused(&system, &sse, user, &["c", "d"]).await.expect("a refusal");
+    let told = refused(&system, &sse, user, &["c", "d"]).await.ok_or("no refusal")?;
     assert_eq!(told["reason"], "topics_full");
     assert!(told["retryMs"].as_u64() >= Some(6000), "{told}");
     assert_eq!(refused(&system, &sse, user, &["a", "b"]).await, None, "topics that are there anyway");
@@ -101,20 +101,22 @@ async fn a_process_has_so_many_topics_and_makes_room_where_they_are_used_no_more
     assert_eq!(metric("aftercommit_sse_topics_limit").await, 3);
     assert!(metric("aftercommit_sse_topics").await <= 3);
     assert!(metric("aftercommit_sse_refused_total{reason=\"topics_full\"}").await >= 1);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_user_has_so_many_topics_in_all_their_streams() {
+async fn a_user_has_so_many_topics_in_all_their_streams() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_TOPICS_PER_USER", "3");
     let (sse, user) = (system.start("sse").await, Uuid::new_v4());
     let token = system.token_with(user, Duration::from_secs(3600), &["*"]);
     let held = Client::open(&sse.url("/streams?topic=a&topic=b"), &token).await;
-    let told = refused(&system, &sse, user, &["a", "b"]).await.expect("a refusal");
+    let told = refused(&system, &sse, user, &["a", "b"]).await.ok_or("no refusal")?;
     assert_eq!(told["reason"], "user_topics_limit");
     assert_eq!(refused(&system, &sse, Uuid::new_v4(), &["a", "b"]).await, None, "another user");
     drop(held);
     eventually("room", async || refused(&system, &sse, user, &["a", "b"]).await.is_none().then_some(()))
         .await;
+    Ok(())
 }
 
 async fn connections(sse: &Process, query: &str, token: Option<&str>) -> Response {
@@ -126,15 +128,15 @@ async fn connections(sse: &Process, query: &str, token: Option<&str>) -> Respons
 }
 
 #[tokio::test]
-async fn operators_see_the_slowest_streams_first_and_nobody_else_does() {
+async fn operators_see_the_slowest_streams_first_and_nobody_else_does() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_OPERATOR_TOKEN", OPERATOR);
     let (_relay, sse, user) = (system.start("relay").await, system.start("sse").await, Uuid::new_v4());
     let token = system.token(user);
     let reader = Client::open(&sse.url(PATH), &token).await;
-    let mut stuck = tokio::net::TcpStream::connect(&sse.address).await.expect("a connection");
+    let mut stuck = tokio::net::TcpStream::connect(&sse.address).await?;
     let request = format!("GET {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
-    stuck.write_all(request.as_bytes()).await.expect("a request");
-    let address = stuck.local_addr().expect("an address").to_string();
+    stuck.write_all(request.as_bytes()).await?;
+    let address = stuck.local_addr()?.to_string();
     eventually("both streams", async || {
         let told: Value = connections(&sse, "", Some(OPERATOR)).await.json().await.expect("JSON");
         (told["open"] == 2).then_some(())
@@ -164,6 +166,7 @@ async fn operators_see_the_slowest_streams_first_and_nobody_else_does() {
     for wrong in [None, Some("not the token"), Some(token.as_str())] {
         assert_eq!(connections(&sse, "", wrong).await.status(), StatusCode::UNAUTHORIZED);
     }
+    Ok(())
 }
 
 #[tokio::test]
@@ -175,7 +178,7 @@ async fn without_an_operators_token_nobody_is_let_in() {
 }
 
 #[tokio::test]
-async fn while_streams_are_ended_no_new_one_is_taken_so_that_a_client_goes_elsewhere() {
+async fn while_streams_are_ended_no_new_one_is_taken_so_that_a_client_goes_elsewhere() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_SSE_DRAIN_SECONDS", "3");
     let sse = system.start("sse").await;
     let (address, token) = (sse.address.clone(), system.token(Uuid::new_v4()));
@@ -195,7 +198,8 @@ async fn while_streams_are_ended_no_new_one_is_taken_so_that_a_client_goes_elsew
         open += usize::from(still_open(client).await);
     }
     assert!(open > 0, "streams are ended one after the other");
-    assert_eq!(ending.await.expect("it ends"), 0);
+    assert_eq!(ending.await?, 0);
+    Ok(())
 }
 
 /// The soft limit of a process's open files.
@@ -231,9 +235,10 @@ async fn may_wait_at(address: &str) -> usize {
 /// Clients that come back together would each wait a second and more where the kernel has no room for them.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn thousands_of_connections_may_wait_to_be_accepted() {
+async fn thousands_of_connections_may_wait_to_be_accepted() -> TestResult {
     let sse = System::new().await.start("sse").await;
-    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("a limit");
-    let most: usize = most.trim().parse().expect("a number");
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn")?;
+    let most: usize = most.trim().parse()?;
     assert_eq!(may_wait_at(&sse.address).await, most.min(4096));
+    Ok(())
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use aftercommit::event::Topic;
 
-use crate::harness::{Client, Process, System, eventually, metric_of, start_redis};
+use crate::harness::{Client, Process, System, TestResult, eventually, metric_of, start_redis};
 
 const MIB: usize = 1024 * 1024;
 const HOUR: std::time::Duration = std::time::Duration::from_secs(3600);
@@ -110,7 +110,7 @@ async fn a_stream_of_32_topics_of_large_events_that_is_not_read_holds_little() {
 }
 
 #[tokio::test]
-async fn a_stream_of_large_events_that_continues_and_is_not_read_holds_little() {
+async fn a_stream_of_large_events_that_continues_and_is_not_read_holds_little() -> TestResult {
     const STREAMS: usize = 8;
     let large = Large::new(1, 12, &[]).await;
     let path = format!("/streams/{}", large.topics[0]);
@@ -121,7 +121,7 @@ async fn a_stream_of_large_events_that_continues_and_is_not_read_holds_little() 
     let mut stuck = Vec::new();
     // Each from another place, so that no two of them share a page.
     for event in events.iter().take(STREAMS) {
-        stuck.push(large.stuck(&sse, &path, event.id.as_deref().expect("an id")).await);
+        stuck.push(large.stuck(&sse, &path, event.id.as_deref().ok_or("no id")?).await);
     }
     all_wait(&sse, STREAMS).await;
     // By the account, as an allocator keeps for itself what reading has needed. The queue and the connection have one each.
@@ -131,10 +131,11 @@ async fn a_stream_of_large_events_that_continues_and_is_not_read_holds_little() 
     })
     .await;
     println!("a stream of 1 MiB events that continues and is not read holds {} KiB", each / 1024);
+    Ok(())
 }
 
 #[tokio::test]
-async fn all_streams_together_hold_no_more_than_they_may_and_those_who_read_get_all() {
+async fn all_streams_together_hold_no_more_than_they_may_and_those_who_read_get_all() -> TestResult {
     const LIMIT_BYTES: usize = 16 * MIB;
     const TOPICS: usize = 12;
     let limit = LIMIT_BYTES.to_string();
@@ -157,7 +158,7 @@ async fn all_streams_together_hold_no_more_than_they_may_and_those_who_read_get_
     let both = async { tokio::join!(reading, watching) };
     let ended = tokio::time::timeout(crate::harness::LIMIT, both).await;
     let Ok((read, most)) = ended else {
-        let metrics = reqwest::get(sse.url("/metrics")).await.expect("metrics").text().await.expect("a text");
+        let metrics = reqwest::get(sse.url("/metrics")).await?.text().await?;
         let metrics: Vec<&str> = metrics.lines().filter(|line| line.starts_with("aftercommit_sse")).collect();
         panic!("{metrics:#?}\n{}", sse.log());
     };
@@ -166,4 +167,5 @@ async fn all_streams_together_hold_no_more_than_they_may_and_those_who_read_get_
     assert!(most <= (LIMIT_BYTES + 8 * MIB) as u64, "{most} bytes were held");
     sse.says("the slowest clients are cut off").await;
     assert_eq!(metric_of(&sse, "aftercommit_sse_held_bytes_limit").await, LIMIT_BYTES as u64);
+    Ok(())
 }

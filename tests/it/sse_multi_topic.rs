@@ -9,7 +9,7 @@ use uuid::Uuid;
 use aftercommit::event::{EventType, NewEvent, Topic};
 use aftercommit::outbox;
 
-use crate::harness::{Client, Event, Process, System, eventually, metric_of};
+use crate::harness::{Client, Event, Process, System, TestResult, eventually, metric_of};
 
 /// An application of which this server knows nothing.
 struct Stage {
@@ -133,7 +133,7 @@ async fn events_can_be_named_by_their_topic() {
 }
 
 #[tokio::test]
-async fn a_reset_is_for_one_topic_and_names_it() {
+async fn a_reset_is_for_one_topic_and_names_it() -> TestResult {
     let stage = Stage::new().await;
     let client = stage.open(&["a", "b"]).await;
     stage.commit("a", 1).await;
@@ -156,13 +156,14 @@ async fn a_reset_is_for_one_topic_and_names_it() {
     let client = stage.resume(&["a", "b"], &wrong.join(","));
     stage.commit("b", 2).await;
     let events = client.events(2).await;
-    let reset = events.iter().find(|event| event.event == "reset").expect("a reset");
-    let data: serde_json::Value = serde_json::from_str(&reset.data).expect("JSON");
+    let reset = events.iter().find(|event| event.event == "reset").ok_or("no reset")?;
+    let data: serde_json::Value = serde_json::from_str(&reset.data)?;
     assert_eq!(data, json!({ "reason": "unknown_id", "topic": stage.topic("a").as_str(), "id": "1-1" }));
     assert_eq!(of(&events, "b"), ["b2"]);
     // What is no id of such a stream at all is a reset of each topic.
     let events = stage.resume(&["a", "b"], "1-1").events(2).await;
     assert!(events.iter().all(|event| event.event == "reset" && event.data.contains("bad_id")), "{events:?}");
+    Ok(())
 }
 
 #[tokio::test]
@@ -210,11 +211,11 @@ async fn recent_events_of_many_topics_are_given_as_fast_as_the_client_reads() {
 
 /// One of its topics cannot be joined for so long that the client is let in before, and cut off again.
 #[tokio::test]
-async fn an_id_that_is_none_resets_each_topic_also_if_the_client_was_cut_off_meanwhile() {
+async fn an_id_that_is_none_resets_each_topic_also_if_the_client_was_cut_off_meanwhile() -> TestResult {
     let stage = Stage::new().await;
     let mut redis = stage.system.redis.connect().await;
     let key = crate::harness::keys::history(&stage.topic("b"));
-    redis::cmd("SET").arg(&key).arg("of another type").exec_async(&mut redis).await.expect("a key");
+    redis::cmd("SET").arg(&key).arg("of another type").exec_async(&mut redis).await?;
     let client = stage.resume(&["a", "b"], "nonsense");
     assert_eq!(client.events(1).await[0].event, "reset");
     let id = eventually("a place in each topic", async || {
@@ -223,7 +224,7 @@ async fn an_id_that_is_none_resets_each_topic_also_if_the_client_was_cut_off_mea
     })
     .await;
     drop(client);
-    redis::cmd("DEL").arg(&key).exec_async(&mut redis).await.expect("no key");
+    redis::cmd("DEL").arg(&key).exec_async(&mut redis).await?;
     let client = stage.resume(&["a", "b"], &id);
     // It may be told first that the topic was refused when it came.
     let reset =
@@ -231,15 +232,16 @@ async fn an_id_that_is_none_resets_each_topic_also_if_the_client_was_cut_off_mea
             .await;
     let topic = format!("\"topic\":\"{}\"", stage.topic("b"));
     assert!(reset.data.contains(&topic) && reset.data.contains("joined_late"), "{reset:?}");
+    Ok(())
 }
 
 /// The response would wait for two seconds, and the events of the topic that flows are more than the client may leave unread.
 #[tokio::test]
-async fn a_topic_that_cannot_be_joined_does_not_keep_the_events_of_another_one_from_flowing() {
+async fn a_topic_that_cannot_be_joined_does_not_keep_the_events_of_another_one_from_flowing() -> TestResult {
     let stage = Stage::with(System::new().await.set("AFTERCOMMIT_SSE_MAX_QUEUED_BYTES", "20000")).await;
     let mut redis = stage.system.redis.connect().await;
     let key = crate::harness::keys::history(&stage.topic("b"));
-    redis::cmd("SET").arg(&key).arg("of another type").exec_async(&mut redis).await.expect("a key");
+    redis::cmd("SET").arg(&key).arg("of another type").exec_async(&mut redis).await?;
     let paced_by = stage.open(&["a"]).await;
     let client = stage.resume(&["a", "b"], &paced_by.last_event_id());
     let expected: Vec<String> = (0..15).map(|number| format!("a{number}{}", "x".repeat(5000))).collect();
@@ -252,9 +254,10 @@ async fn a_topic_that_cannot_be_joined_does_not_keep_the_events_of_another_one_f
     assert!(events.iter().any(|event| event.event == "refused"), "it is told that one topic cannot be read");
     assert_eq!(of(&events, "a"), expected);
     assert_eq!(metric_of(&stage.sse, "aftercommit_sse_slow_closes_total").await, 0, "it was never cut off");
-    redis::cmd("DEL").arg(&key).exec_async(&mut redis).await.expect("no key");
+    redis::cmd("DEL").arg(&key).exec_async(&mut redis).await?;
     let events = client.events(17).await;
     assert!(events[16].event == "reset" && events[16].data.contains("joined_late"), "{:?}", events[16]);
+    Ok(())
 }
 
 /// On one processor the other topics tell their places before the client can read anything.
@@ -285,7 +288,7 @@ async fn an_event_as_large_as_the_queue_leaves_room_for_the_places_of_the_other_
 }
 
 #[tokio::test]
-async fn every_topic_must_be_allowed_and_there_must_be_some() {
+async fn every_topic_must_be_allowed_and_there_must_be_some() -> TestResult {
     let stage = Stage::new().await;
     let many: Vec<String> = (0..33).map(|n| format!("t{n}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
@@ -299,9 +302,9 @@ async fn every_topic_must_be_allowed_and_there_must_be_some() {
     let topics = [stage.topic("a"), stage.topic("b")];
     let request = stage.system.http().post(stage.sse.url("/api/stream-tickets")).bearer_auth(&stage.token);
     let names: Vec<&str> = topics.iter().map(Topic::as_str).collect();
-    let response = request.json(&json!({ "topics": names })).send().await.expect("an answer");
-    let body: serde_json::Value = response.json().await.expect("JSON");
-    let ticket = body["ticket"].as_str().expect("a ticket");
+    let response = request.json(&json!({ "topics": names })).send().await?;
+    let body: serde_json::Value = response.json().await?;
+    let ticket = body["ticket"].as_str().ok_or("no ticket")?;
     let with_ticket = async |names: &[&str]| {
         let url = stage.sse.url(&format!("{}&ticket={ticket}", stage.path(names)));
         stage.system.http().get(url).send().await.expect("an answer").status()
@@ -309,4 +312,5 @@ async fn every_topic_must_be_allowed_and_there_must_be_some() {
     assert_eq!(with_ticket(&["a", "b"]).await, StatusCode::OK);
     assert_eq!(with_ticket(&["b"]).await, StatusCode::OK);
     assert_eq!(with_ticket(&["a", "c"]).await, StatusCode::FORBIDDEN);
+    Ok(())
 }

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::harness::{
-    Client, Event, Feed, Flow, NOTIFICATIONS, Process, Proxy, System, eventually, metric_of, numbers,
-    redis_settings_of,
+    Client, Event, Feed, Flow, NOTIFICATIONS, Process, Proxy, System, TestResult, eventually, metric_of,
+    numbers, redis_settings_of,
 };
 
 /// A server and its clients, with a Redis of their own behind a proxy that only the server passes.
@@ -181,7 +181,7 @@ async fn a_stream_opened_while_redis_is_away_is_reset_also_if_it_was_cut_off_mea
 }
 
 #[tokio::test]
-async fn a_subscriber_that_redis_drops_again_and_again_loses_nothing() {
+async fn a_subscriber_that_redis_drops_again_and_again_loses_nothing() -> TestResult {
     let outage = Outage::new(false, &[]).await;
     let clients = outage.clients().await;
     let stop = CancellationToken::new();
@@ -191,23 +191,24 @@ async fn a_subscriber_that_redis_drops_again_and_again_loses_nothing() {
         let before = clients[0].so_far().len();
         clients[0].events(before + 20).await;
         let kill = redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").to_owned();
-        let killed: usize = kill.query_async(&mut redis).await.expect("a kill");
+        let killed: usize = kill.query_async(&mut redis).await?;
         assert_eq!(killed, 1, "the subscriber");
         eventually("it noticed", async || (outage.interruptions("") >= round).then_some(())).await;
     }
     stop.cancel();
-    let count = committing.await.expect("commits");
+    let count = committing.await?;
     outage.all_have(&clients, count).await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_subscriber_that_redis_drops_for_a_full_output_buffer_loses_nothing() {
+async fn a_subscriber_that_redis_drops_for_a_full_output_buffer_loses_nothing() -> TestResult {
     let outage = Outage::new(false, &[]).await;
     let clients = outage.clients().await;
     let mut redis = outage.redis().await;
     let mut limit = redis::cmd("CONFIG");
     limit.arg("SET").arg("client-output-buffer-limit").arg("pubsub 65536 0 0");
-    limit.exec_async(&mut redis).await.expect("a limit");
+    limit.exec_async(&mut redis).await?;
     // A number with so many blanks in front: still JSON, and more than the limit in one message.
     let large = |n: u64| format!("{}{n}", " ".repeat(200_000));
     for n in 0..20 {
@@ -216,8 +217,8 @@ async fn a_subscriber_that_redis_drops_for_a_full_output_buffer_loses_nothing() 
         let payload = if n % 5 == 4 { large(n) } else { n.to_string() };
         let topic = outage.feed.topic();
         let append = sqlx::query(sql).bind(topic.as_str()).bind(payload).execute(&mut connection);
-        append.await.expect("an append");
-        clients[0].events(usize::try_from(n + 1).expect("a few")).await;
+        append.await?;
+        clients[0].events(usize::try_from(n + 1)?).await;
     }
     for client in &clients {
         let events = client.events(20).await;
@@ -227,6 +228,7 @@ async fn a_subscriber_that_redis_drops_for_a_full_output_buffer_loses_nothing() 
         assert_eq!(client.counts(), (1, 0));
     }
     assert!(outage.interruptions("closed") >= 4, "{}", outage.sse.log());
+    Ok(())
 }
 
 #[tokio::test]

@@ -6,7 +6,9 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::harness::{Client, Feed, LIMIT, NOTIFICATIONS, Process, System, eventually, metric_of};
+use crate::harness::{
+    Client, Feed, LIMIT, NOTIFICATIONS, Process, System, TestResult, eventually, metric_of,
+};
 
 async fn streams(sse: &Process) -> u64 {
     metric_of(sse, "aftercommit_sse_connections").await
@@ -14,8 +16,8 @@ async fn streams(sse: &Process) -> u64 {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_peer_that_vanished_without_a_word_is_gone_within_a_minute() {
-    let Some(host) = crate::harness::Host::new().await else { return };
+async fn a_peer_that_vanished_without_a_word_is_gone_within_a_minute() -> TestResult {
+    let Some(host) = crate::harness::Host::new().await else { return Ok(()) };
     let mut feed = Feed::new().await;
     feed.system.set_again("AFTERCOMMIT_SSE_LISTEN", &format!("{}:0", host.ours));
     // Something has to be sent for its loss to be noticed.
@@ -25,12 +27,12 @@ async fn a_peer_that_vanished_without_a_word_is_gone_within_a_minute() {
     let token = format!("authorization: Bearer {}", feed.token());
     let mut peer =
         host.run(&["curl", "--silent", "--no-buffer", "--header", &token, &sse.url(NOTIFICATIONS)]);
-    let mut output = peer.stdout.take().expect("a pipe");
+    let mut output = peer.stdout.take().ok_or("no pipe")?;
     let mut received = String::new();
     while !received.contains("id: ") {
         let mut bytes = [0; 1024];
-        let read = tokio::time::timeout(LIMIT, output.read(&mut bytes)).await.expect("a stream");
-        let read = read.expect("bytes");
+        let read = tokio::time::timeout(LIMIT, output.read(&mut bytes)).await?;
+        let read = read?;
         assert_ne!(read, 0, "the stream ended: {received}");
         received.push_str(&String::from_utf8_lossy(&bytes[..read]));
     }
@@ -43,7 +45,8 @@ async fn a_peer_that_vanished_without_a_word_is_gone_within_a_minute() {
     }
     println!("gone {:.1?} after its cable was pulled", pulled.elapsed());
     assert_eq!((streams(&sse).await, stays.counts()), (1, (1, 0)), "the other one is still there");
-    assert!(peer.try_wait().expect("a status").is_none(), "it did not leave by itself");
+    assert!(peer.try_wait()?.is_none(), "it did not leave by itself");
+    Ok(())
 }
 
 /// Reads to the end of a connection.
@@ -56,10 +59,10 @@ async fn to_the_end(connection: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn a_request_whose_head_never_ends_is_cut_off() {
+async fn a_request_whose_head_never_ends_is_cut_off() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_SSE_HEAD_TIMEOUT_SECONDS", "1");
     let sse = system.start("sse").await;
-    let connection = TcpStream::connect(&sse.address).await.expect("a connection");
+    let connection = TcpStream::connect(&sse.address).await?;
     let (mut from, mut to) = connection.into_split();
     // A byte now and then, for ever: it is never idle.
     let dawdling = tokio::spawn(async move {
@@ -77,25 +80,27 @@ async fn a_request_whose_head_never_ends_is_cut_off() {
     assert!(!String::from_utf8_lossy(&bytes).contains("200"));
     dawdling.abort();
     // And one that says nothing at all.
-    let mut silent = TcpStream::connect(&sse.address).await.expect("a connection");
+    let mut silent = TcpStream::connect(&sse.address).await?;
     assert!(!to_the_end(&mut silent).await.contains("200"));
+    Ok(())
 }
 
 #[tokio::test]
-async fn heads_and_bodies_that_are_too_large_are_refused() {
+async fn heads_and_bodies_that_are_too_large_are_refused() -> TestResult {
     let feed = Feed::new().await;
     let sse = feed.system.start("sse").await;
     let url = sse.url("/api/stream-tickets");
     let http = feed.system.http();
     let long = http.get(sse.url("/healthz")).header("x-long", "x".repeat(100_000)).send().await;
-    assert_eq!(long.expect("an answer").status(), 431);
+    assert_eq!(long?.status(), 431);
     let many =
         (0..200).fold(http.get(sse.url("/healthz")), |request, n| request.header(format!("x-{n}"), "x"));
-    assert_eq!(many.send().await.expect("an answer").status(), 431);
+    assert_eq!(many.send().await?.status(), 431);
     let asking = http.post(&url).bearer_auth(feed.token()).json(&json!({ "topic": "t".repeat(20_000) }));
-    let answer = asking.send().await.expect("an answer");
+    let answer = asking.send().await?;
     assert_eq!(answer.status(), 413);
     assert_eq!(answer.headers()["content-type"], "application/problem+json");
+    Ok(())
 }
 
 /// A client that reads the head of its stream and nothing more.
@@ -112,7 +117,7 @@ async fn stuck(sse: &Process, token: &str) -> TcpStream {
 }
 
 #[tokio::test]
-async fn one_in_a_hundred_that_never_reads_costs_the_others_nothing() {
+async fn one_in_a_hundred_that_never_reads_costs_the_others_nothing() -> TestResult {
     const EVENTS: u64 = 120;
     let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_QUEUED_BYTES", "262144");
     let feed = Feed::with(system).await;
@@ -134,9 +139,9 @@ async fn one_in_a_hundred_that_never_reads_costs_the_others_nothing() {
         let sql = "select outbox.append($1, 'N', $2::json)";
         let topic = feed.topic();
         let append = sqlx::query(sql).bind(topic.as_str()).bind(json!([n, filler]).to_string());
-        append.execute(&mut connection).await.expect("an append");
+        append.execute(&mut connection).await?;
         // At the pace of one who reads.
-        clients[0].events(usize::try_from(n + 1).expect("a few")).await;
+        clients[0].events(usize::try_from(n + 1)?).await;
     }
     for client in &clients {
         let events = client.events(EVENTS as usize).await;
@@ -149,4 +154,5 @@ async fn one_in_a_hundred_that_never_reads_costs_the_others_nothing() {
     })
     .await;
     eventually("the others are there", async || (streams(&sse).await == 198).then_some(())).await;
+    Ok(())
 }

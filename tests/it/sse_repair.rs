@@ -5,7 +5,7 @@ use std::time::Duration;
 use redis::AsyncCommands;
 use uuid::Uuid;
 
-use crate::harness::{Client, Event, Line, Process, eventually, keys, start_redis};
+use crate::harness::{Client, Event, Line, Process, TestResult, eventually, keys, start_redis};
 use crate::relay_repair::{replica_has, replica_of, tell};
 
 /// A client that had all of twenty events comes to a server that has seen none, while Redis holds nothing any more and
@@ -79,7 +79,7 @@ async fn a_client_from_before_the_first_event_is_not_taken_to_the_end_of_a_redis
 
 /// The server knows that there was more, and has no more of it than it keeps in memory.
 #[tokio::test]
-async fn a_client_further_back_than_memory_is_reset_where_the_history_is_gone() {
+async fn a_client_further_back_than_memory_is_reset_where_the_history_is_gone() -> TestResult {
     let mut line = Line::new().await;
     let settings = line.system.settings().clone().set("AFTERCOMMIT_SSE_VERIFY_SECONDS", "3600");
     let settings =
@@ -90,17 +90,18 @@ async fn a_client_further_back_than_memory_is_reset_where_the_history_is_gone() 
     let client = Client::open(&url, &token).await;
     line.append(20).await;
     client.events(20).await;
-    line.words(&["del", &keys::history(&line.topic)]).await.expect("a deletion");
+    line.words(&["del", &keys::history(&line.topic)]).await?;
     let events = Client::resume(&url, &token, "1-5").events(1).await;
     assert_eq!(events[0].event, "reset", "{events:?}");
     assert!(events[0].data.contains("history_gone"), "{events:?}");
     let events = Client::resume(&url, &token, "1-17").events(3).await;
     assert_eq!(numbers(&events), [17, 18, 19], "what memory has is told");
+    Ok(())
 }
 
 /// The server that it comes to has missed a message, and finds that out at once.
 #[tokio::test]
-async fn a_client_that_is_ahead_of_its_server_alone_goes_on() {
+async fn a_client_that_is_ahead_of_its_server_alone_goes_on() -> TestResult {
     let mut line = Line::new().await;
     let settings = line.system.settings().clone().set("AFTERCOMMIT_SSE_VERIFY_SECONDS", "3600");
     let sse = Process::start("sse", &settings.set("AFTERCOMMIT_SSE_REPAIR_WAIT_MS", "100")).await;
@@ -114,16 +115,17 @@ async fn a_client_that_is_ahead_of_its_server_alone_goes_on() {
     let event = Uuid::new_v4().to_string();
     let fields = [("event", event.as_str()), ("type", "T"), ("payload", "\"missed\""), ("prev", "1-1")];
     let history = keys::history(&line.topic);
-    let _: String = line.redis().await.xadd(&history, "1-2", &fields).await.expect("an entry");
+    let _: String = line.redis().await.xadd(&history, "1-2", &fields).await?;
     let ahead = Client::resume(&url, &token, "1-2");
     assert_eq!(client.events(2).await[1].data, "\"missed\"");
     is_heard_again(&line, "\"later\"").await;
     assert_eq!(ahead.events(1).await[0].data, "\"later\"", "it is not reset");
+    Ok(())
 }
 
 /// The topic stands at the end of its history, before and after: no comparison of the two finds what is missing.
 #[tokio::test]
-async fn a_quiet_topic_is_reset_when_a_repair_had_to_leave_out_what_it_has_not_heard() {
+async fn a_quiet_topic_is_reset_when_a_repair_had_to_leave_out_what_it_has_not_heard() -> TestResult {
     let mut line = Line::new().await;
     let sse = line.system.start("sse").await;
     let token = line.system.token_with(Uuid::new_v4(), Duration::from_secs(600), &[line.topic.as_str()]);
@@ -136,14 +138,13 @@ async fn a_quiet_topic_is_reset_when_a_repair_had_to_leave_out_what_it_has_not_h
     tell(&replica, &["replicaof", "no", "one"]).await;
     // What comes now is heard by nobody, is not on the replica, and the log loses its positions.
     sse.signal("STOP").await;
-    line.command("client kill type pubsub").await.expect("a cut");
+    line.command("client kill type pubsub").await?;
     line.append(3).await;
     line.is_whole().await;
     line.relay.signal("KILL").await;
     sqlx::query("delete from outbox.checkpoint where n < (select max(n) from outbox.checkpoint)")
         .execute(&mut line.system.database.connect().await)
-        .await
-        .expect("a deletion");
+        .await?;
     line.replace_redis(replica).await;
     sse.signal("CONT").await;
     is_heard_again(&line, "\"joined\"").await;
@@ -153,12 +154,13 @@ async fn a_quiet_topic_is_reset_when_a_repair_had_to_leave_out_what_it_has_not_h
     let event = client.events(7).await.remove(6);
     assert_eq!(event.event, "reset", "{event:?}");
     // Its place is where the loss ends: it is not reset again when the topic is joined anew, nor by the next event.
-    line.command("client kill type pubsub").await.expect("a cut");
+    line.command("client kill type pubsub").await?;
     is_heard_again(&line, "\"again\"").await;
     assert_eq!(client.events(8).await[7].data, "\"again\"");
     line.append(1).await;
     let event = client.events(9).await.remove(8);
     assert_eq!((event.event.as_str(), event.id.as_deref()), ("T", Some("1-9")));
+    Ok(())
 }
 
 /// Waits until the server has subscribed to the line's topic, by a message that is told once the topic is live.

@@ -13,7 +13,7 @@ use aftercommit::outbox;
 use aftercommit::sse::{ID_BYTES_MAX, TOPICS_MAX};
 use aftercommit::streams::HEAD_BYTES_MAX;
 
-use crate::harness::{Client, Feed, LIMIT, NOTIFICATIONS, System};
+use crate::harness::{Client, Feed, LIMIT, NOTIFICATIONS, System, TestResult};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -48,10 +48,11 @@ async fn answer(address: &str, head: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_largest_request_that_the_limits_allow_is_taken_and_a_larger_one_is_refused_in_words() {
+async fn the_largest_request_that_the_limits_allow_is_taken_and_a_larger_one_is_refused_in_words()
+-> TestResult {
     let system = System::new().await;
     let sse = system.start("sse").await;
-    let user = UserId::new("\u{10ffff}".repeat(UserId::CHARS_MAX)).expect("a user");
+    let user = UserId::new("\u{10ffff}".repeat(UserId::CHARS_MAX))?;
     let topics = long_topics();
     let ticket = ticket(&system, &sse.url(""), &system.token_with(user, HOUR, &["*"]), &topics).await;
     assert!(ticket.len() <= TICKET_BYTES_MAX);
@@ -76,13 +77,14 @@ async fn the_largest_request_that_the_limits_allow_is_taken_and_a_larger_one_is_
     let refused = answer(&sse.address, &head(HEAD_BYTES_MAX)).await;
     assert!(refused.starts_with("HTTP/1.1 431 "), "{refused}");
     assert!(refused.contains("application/problem+json"), "{refused}");
-    let body = refused.split_once("\r\n\r\n").expect("a body").1;
-    let problem: Value = serde_json::from_str(body).expect("problem details");
+    let body = refused.split_once("\r\n\r\n").ok_or("no body")?.1;
+    let problem: Value = serde_json::from_str(body)?;
     assert_eq!(problem["status"], 431);
-    assert!(problem["detail"].as_str().expect("a text").contains("fewer cookies"), "{problem}");
+    assert!(problem["detail"].as_str().ok_or("no text")?.contains("fewer cookies"), "{problem}");
     sse.says("the head of a request cannot be read, or is too large").await;
     let counted = crate::harness::metric_of(&sse, "aftercommit_http_closed_total{reason=\"bad_head\"}").await;
     assert_eq!(counted, 1);
+    Ok(())
 }
 
 #[tokio::test]
@@ -123,7 +125,7 @@ async fn a_stream_of_as_many_topics_as_there_may_be_comes_back_with_its_id() {
 }
 
 #[tokio::test]
-async fn a_preflight_allows_what_fetch_based_clients_and_tracing_libraries_send() {
+async fn a_preflight_allows_what_fetch_based_clients_and_tracing_libraries_send() -> TestResult {
     let page = "https://app.example";
     let system = System::new().await.set("AFTERCOMMIT_SSE_CORS_ORIGINS", page);
     let sse = system.start("sse").await;
@@ -142,13 +144,14 @@ async fn a_preflight_allows_what_fetch_based_clients_and_tracing_libraries_send(
     let request = system.http().request(Method::OPTIONS, sse.url(NOTIFICATIONS)).header("origin", page);
     let request = request.header("access-control-request-method", "GET");
     let request = request.header("access-control-request-headers", wanted.join(","));
-    let response = request.send().await.expect("an answer");
+    let response = request.send().await?;
     assert_eq!(response.status(), StatusCode::NO_CONTENT);
-    let allowed = response.headers()["access-control-allow-headers"].to_str().expect("a text").to_owned();
+    let allowed = response.headers()["access-control-allow-headers"].to_str()?.to_owned();
     let allowed: Vec<&str> = allowed.split(',').map(str::trim).collect();
     for header in wanted {
         assert!(allowed.contains(&header), "{header} is not among {allowed:?}");
     }
+    Ok(())
 }
 
 #[tokio::test]

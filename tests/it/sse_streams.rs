@@ -10,7 +10,7 @@ use uuid::Uuid;
 use aftercommit::event::{EventType, NewEvent, Topic};
 use aftercommit::outbox;
 
-use crate::harness::{Client, Event, Process, System, eventually, metric_of};
+use crate::harness::{Client, Event, Process, System, TestResult, eventually, metric_of};
 
 /// A user with a stream of their own, events for it, and the processes that bring them there.
 struct Stage {
@@ -172,15 +172,15 @@ async fn clients_that_come_back_together_share_the_reads_of_the_history() {
 }
 
 #[tokio::test]
-async fn a_client_far_behind_with_large_events_is_fed_as_fast_as_it_reads() {
+async fn a_client_far_behind_with_large_events_is_fed_as_fast_as_it_reads() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_SSE_RECENT_EVENTS", "2");
     let stage = Stage::with(system).await;
     let mut connection = stage.system.database.connect().await;
-    let kind = EventType::new("N").expect("a type");
+    let kind = EventType::new("N")?;
     for n in 0..24 {
         let payload = format!("{n:03}{}", "x".repeat(500_000));
-        let event = NewEvent::new(stage.topic(), kind.clone(), &payload).expect("an event");
-        outbox::append(&mut connection, &event).await.expect("an append");
+        let event = NewEvent::new(stage.topic(), kind.clone(), &payload)?;
+        outbox::append(&mut connection, &event).await?;
     }
     stage.published(24).await;
     // Twelve megabytes through a queue of one: nothing is lost and the client is never cut off.
@@ -188,6 +188,7 @@ async fn a_client_far_behind_with_large_events_is_fed_as_fast_as_it_reads() {
     let events = client.events(23).await;
     let seen: Vec<String> = events.iter().map(|event| event.data[1..4].to_owned()).collect();
     assert_eq!(seen, (1..24).map(|n| format!("{n:03}")).collect::<Vec<_>>());
+    Ok(())
 }
 
 #[tokio::test]
@@ -223,7 +224,7 @@ async fn a_client_of_a_topic_that_had_no_event_yet_misses_none_while_it_is_away(
 }
 
 #[tokio::test]
-async fn where_history_no_longer_reaches_back_the_first_event_is_a_reset() {
+async fn where_history_no_longer_reaches_back_the_first_event_is_a_reset() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_SSE_RECENT_EVENTS", "2");
     let stage = Stage::with(system).await;
     let mut redis = stage.system.redis.connect().await;
@@ -234,8 +235,7 @@ async fn where_history_no_longer_reaches_back_the_first_event_is_a_reset() {
         .arg("MAXLEN")
         .arg(5)
         .query_async(&mut redis)
-        .await
-        .expect("a trim");
+        .await?;
     let client = stage.resume("1-3");
     let events = client.events(1).await;
     assert_eq!(reason(&events[0]), "history_gone");
@@ -247,11 +247,12 @@ async fn where_history_no_longer_reaches_back_the_first_event_is_a_reset() {
     assert_eq!(reason(&stage.resume("0-1").events(1).await[0]), "history_gone");
     let now = chrono::Utc::now().timestamp_millis();
     assert_eq!(reason(&stage.resume(&format!("0-{now}")).events(1).await[0]), "history_gone");
+    Ok(())
 }
 
 /// Evicted by a Redis that is short of memory, or deleted by hand: what comes next begins a history that looks whole.
 #[tokio::test]
-async fn where_a_history_vanished_under_the_relay_the_first_event_is_a_reset() {
+async fn where_a_history_vanished_under_the_relay_the_first_event_is_a_reset() -> TestResult {
     let stage = Stage::new().await;
     let before_the_first = stage.client().await.last_event_id();
     assert!(before_the_first.starts_with("0-"), "{before_the_first}");
@@ -259,7 +260,7 @@ async fn where_a_history_vanished_under_the_relay_the_first_event_is_a_reset() {
     stage.published(3).await;
     let mut redis = stage.system.redis.connect().await;
     let key = stage.system.redis.keys().history(&stage.topic());
-    let _: usize = redis.del(&key).await.expect("a deletion");
+    let _: usize = redis.del(&key).await?;
     stage.commit([3]).await;
     stage.published(1).await;
     // Another server, which has not heard what came before.
@@ -270,9 +271,10 @@ async fn where_a_history_vanished_under_the_relay_the_first_event_is_a_reset() {
     assert_eq!(client.last_event_id(), "1-4");
     assert_eq!(reason(&resume("1-2").events(1).await[0]), "history_gone");
     // It expires as others do.
-    assert!(redis.ttl::<_, i64>(&key).await.expect("a TTL") > 0);
+    assert!(redis.ttl::<_, i64>(&key).await? > 0);
     stage.commit([4]).await;
     assert_eq!(numbers(&client.events(2).await[1..]), [4]);
+    Ok(())
 }
 
 #[tokio::test]
@@ -289,7 +291,7 @@ async fn an_id_that_is_none_of_the_topics_is_a_reset_that_says_so() {
 }
 
 #[tokio::test]
-async fn what_somebody_else_publishes_arrives_once_without_an_id() {
+async fn what_somebody_else_publishes_arrives_once_without_an_id() -> TestResult {
     let stage = Stage::new().await;
     let client = stage.client().await;
     let mut redis = stage.system.redis.connect().await;
@@ -297,11 +299,11 @@ async fn what_somebody_else_publishes_arrives_once_without_an_id() {
     stage.commit([1]).await;
     client.events(1).await;
     for message in ["{\"type\":\"PING\",\"n\":1}", "plain\ntext", "{\"type\":\"not a type\"}"] {
-        let receivers: usize = redis.publish(&channel, message).await.expect("a publish");
+        let receivers: usize = redis.publish(&channel, message).await?;
         assert_eq!(receivers, 1);
     }
     // A twin that comes alone is somebody else's message too.
-    let _: usize = redis.publish(&channel, "1").await.expect("a publish");
+    let _: usize = redis.publish(&channel, "1").await?;
     stage.commit([2]).await;
     let events = client.events(6).await;
     let seen: Vec<(Option<&str>, &str, &str)> =
@@ -317,17 +319,18 @@ async fn what_somebody_else_publishes_arrives_once_without_an_id() {
             (Some("1-2"), "notification", "2"),
         ]
     );
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_message_of_somebody_elses_that_is_larger_than_any_event_is_dropped_alone() {
+async fn a_message_of_somebody_elses_that_is_larger_than_any_event_is_dropped_alone() -> TestResult {
     let stage = Stage::new().await;
     let client = stage.client().await;
     let mut redis = stage.system.redis.connect().await;
     let channel = stage.system.redis.keys().public(&stage.topic());
     let too_large = "x".repeat(2 * 1024 * 1024);
     for message in ["before", &too_large, "after"] {
-        let receivers: usize = redis.publish(&channel, message).await.expect("a publish");
+        let receivers: usize = redis.publish(&channel, message).await?;
         assert_eq!(receivers, 1);
     }
     stage.commit([1]).await;
@@ -336,6 +339,7 @@ async fn a_message_of_somebody_elses_that_is_larger_than_any_event_is_dropped_al
     assert_eq!(seen, ["before", "after", "1"]);
     let interruptions = metric_of(&stage.sse, "aftercommit_sse_interruptions_total").await;
     assert_eq!(interruptions, 0, "the other topics of the connection are not joined anew");
+    Ok(())
 }
 
 #[tokio::test]
@@ -356,36 +360,37 @@ async fn a_quiet_stream_gets_heartbeats_and_every_client_its_own_retry_time() {
 }
 
 #[tokio::test]
-async fn a_stream_has_the_headers_that_proxies_need() {
+async fn a_stream_has_the_headers_that_proxies_need() -> TestResult {
     let stage = Stage::new().await;
     let request = stage.system.http().get(stage.sse.url(PATH)).bearer_auth(stage.token());
-    let response = request.send().await.expect("an answer");
+    let response = request.send().await?;
     let header = |name: &str| response.headers()[name].to_str().expect("text").to_owned();
     assert_eq!(header("content-type"), "text/event-stream");
     assert_eq!(header("cache-control"), "no-store, no-transform");
     assert_eq!(header("x-accel-buffering"), "no");
     assert!(!response.headers().contains_key("content-length"));
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_client_that_never_reads_is_cut_off_and_costs_the_others_nothing() {
+async fn a_client_that_never_reads_is_cut_off_and_costs_the_others_nothing() -> TestResult {
     let stage = Stage::new().await;
     let reader = stage.client().await;
-    let mut stuck = tokio::net::TcpStream::connect(&stage.sse.address).await.expect("a connection");
+    let mut stuck = tokio::net::TcpStream::connect(&stage.sse.address).await?;
     let request =
         format!("GET {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", stage.token());
-    stuck.write_all(request.as_bytes()).await.expect("a request");
+    stuck.write_all(request.as_bytes()).await?;
     // Its stream is open: from here on it reads nothing.
     let mut head = [0; 12];
-    stuck.read_exact(&mut head).await.expect("the first bytes");
+    stuck.read_exact(&mut head).await?;
     assert_eq!(&head, b"HTTP/1.1 200");
 
     let mut connection = stage.system.database.connect().await;
-    let kind = EventType::new("N").expect("a type");
+    let kind = EventType::new("N")?;
     let payload = "x".repeat(100_000);
     for _ in 0..100 {
-        let event = NewEvent::new(stage.topic(), kind.clone(), &payload).expect("an event");
-        outbox::append(&mut connection, &event).await.expect("an append");
+        let event = NewEvent::new(stage.topic(), kind.clone(), &payload)?;
+        outbox::append(&mut connection, &event).await?;
     }
     assert_eq!(reader.events(100).await.len(), 100);
     eventually("the slow client is cut off", async || {
@@ -396,6 +401,7 @@ async fn a_client_that_never_reads_is_cut_off_and_costs_the_others_nothing() {
     let log = stage.sse.log();
     let told = log.lines().find(|line| line.contains("a client that does not keep up was cut off"));
     assert!(told.is_some_and(|line| line.contains(&stage.user.to_string())), "{log}");
+    Ok(())
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
-use crate::harness::{LIMIT, Process, System};
+use crate::harness::{LIMIT, Process, System, TestResult};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SECRET: &str = "another secret of the tests, of 32 bytes or more";
@@ -65,7 +65,7 @@ fn now() -> i64 {
 }
 
 #[tokio::test]
-async fn a_stream_lasts_as_long_as_its_token_is_taken_and_no_longer() {
+async fn a_stream_lasts_as_long_as_its_token_is_taken_and_no_longer() -> TestResult {
     const LEEWAY: i64 = 60;
     let door = Door::with(with_secret().await.set("AFTERCOMMIT_JWT_LEEWAY_SECONDS", "60")).await;
     // Expired, and within its leeway for some seconds more.
@@ -73,10 +73,11 @@ async fn a_stream_lasts_as_long_as_its_token_is_taken_and_no_longer() {
     let token = signed(&json!({ "sub": door.user, "exp": end - LEEWAY }));
     let response = door.open_with(NOTIFICATIONS, &token).await;
     assert_eq!(response.status(), StatusCode::OK);
-    let text = tokio::time::timeout(LIMIT, response.text()).await.expect("it ends").expect("text");
+    let text = tokio::time::timeout(LIMIT, response.text()).await??;
     assert!(text.contains("event: token_expired"), "{text}");
     assert!(now() >= end, "the stream ended before its token");
     assert_eq!(door.open_with(NOTIFICATIONS, &token).await.status(), StatusCode::UNAUTHORIZED);
+    Ok(())
 }
 
 #[tokio::test]
@@ -117,7 +118,7 @@ async fn a_ticket_is_for_one_to_thirty_two_topics() {
 }
 
 #[tokio::test]
-async fn a_token_of_another_issuer_for_another_audience_or_another_time_is_refused() {
+async fn a_token_of_another_issuer_for_another_audience_or_another_time_is_refused() -> TestResult {
     let system = with_secret().await.set("AFTERCOMMIT_JWT_LEEWAY_SECONDS", "100");
     let system = system.set("AFTERCOMMIT_JWT_ISSUER", "us").set("AFTERCOMMIT_JWT_AUDIENCE", "streams");
     let door = Door::with(system).await;
@@ -158,9 +159,10 @@ async fn a_token_of_another_issuer_for_another_audience_or_another_time_is_refus
     for (changes, told) in refused {
         let response = door.open_with(NOTIFICATIONS, &with(&changes)).await;
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{changes}");
-        let text = response.text().await.expect("text");
+        let text = response.text().await?;
         assert!(text.contains(told), "{changes}: {text}");
     }
+    Ok(())
 }
 
 /// Sends the head of a POST, and of its body nothing, or a byte now and then for ever; what the server says until it ends

@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use aftercommit::log::{checkpoint, overview, read};
 
-use crate::harness::{Database, database};
+use crate::harness::{Database, TestResult, database};
 
 const ROWS: u64 = 200_000;
 /// Index entries and blocks that one look may touch: far from the 200,000 and the 3,000 of a walk over all.
@@ -47,21 +47,22 @@ async fn append(connection: &mut PgConnection, rows: u64) {
 }
 
 #[tokio::test]
-async fn a_look_costs_the_same_behind_a_large_transaction_that_is_open_rolled_back_or_committed() {
+async fn a_look_costs_the_same_behind_a_large_transaction_that_is_open_rolled_back_or_committed() -> TestResult
+{
     let database = database().await;
     let mut relay = database.connect().await;
-    read::prepare_session(&mut relay).await.expect("a session");
-    checkpoint::load_or_begin(&mut relay, "main").await.expect("a position");
+    read::prepare_session(&mut relay).await?;
+    checkpoint::load_or_begin(&mut relay, "main").await?;
     assert_eq!(look(&database).await.oldest_pending_at, None, "nothing is there");
 
     let mut large = database.connect().await;
     let mut writer = database.connect().await;
     for ended in ["rollback", "commit"] {
-        sqlx::raw_sql("begin").execute(&mut large).await.expect("a transaction");
+        sqlx::raw_sql("begin").execute(&mut large).await?;
         append(&mut large, ROWS).await;
         let open = look(&database).await;
         assert!(open.oldest_is_sampled && open.oldest_pending_at.is_none(), "{open:?}");
-        sqlx::raw_sql(ended).execute(&mut large).await.expect("an end");
+        sqlx::raw_sql(ended).execute(&mut large).await?;
         let after = look(&database).await;
         assert_eq!(after.oldest_pending_at.is_some(), ended == "commit", "{after:?}");
     }
@@ -69,35 +70,36 @@ async fn a_look_costs_the_same_behind_a_large_transaction_that_is_open_rolled_ba
     // The rolled-back rows come first: what waits behind them is found by the samples.
     let behind = look(&database).await;
     assert!(behind.oldest_is_sampled && behind.oldest_pending_at.is_some(), "{behind:?}");
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_window_does_not_look_through_a_large_late_transaction_that_is_still_open() {
+async fn a_window_does_not_look_through_a_large_late_transaction_that_is_still_open() -> TestResult {
     let database = database().await;
     let mut relay = database.connect().await;
-    read::prepare_session(&mut relay).await.expect("a session");
-    let position = checkpoint::load_or_begin(&mut relay, "main").await.expect("a position");
+    read::prepare_session(&mut relay).await?;
+    let position = checkpoint::load_or_begin(&mut relay, "main").await?;
     let mut large = database.connect().await;
-    let mut open = large.begin().await.expect("a transaction");
+    let mut open = large.begin().await?;
     append(&mut open, ROWS).await;
     let mut writer = database.connect().await;
     append(&mut writer, 1).await;
     // The window of the one event ends behind the open transaction's rows, which are late ones from now on.
-    let position = checkpoint::open(&mut relay, "main", &position).await.expect("a look").expect("an event");
+    let position = checkpoint::open(&mut relay, "main", &position).await?.ok_or("no event")?;
     let last = ROWS.cast_signed() + 1;
-    let position =
-        checkpoint::close_window(&mut relay, "main", &position, last, 1).await.expect("a position");
+    let position = checkpoint::close_window(&mut relay, "main", &position, last, 1).await?;
 
     let mut counted = database.connect().await;
-    read::prepare_session(&mut counted).await.expect("a session");
-    let mut tx = counted.begin().await.expect("a transaction");
-    assert!(checkpoint::open(&mut tx, "main", &position).await.expect("a look").is_none());
+    read::prepare_session(&mut counted).await?;
+    let mut tx = counted.begin().await?;
+    assert!(checkpoint::open(&mut tx, "main", &position).await?.is_none());
     let (entries, blocks) = touched(&mut tx).await;
     assert!(entries < ENTRIES && blocks < BLOCKS, "{entries} index entries and {blocks} blocks");
-    tx.rollback().await.expect("an end");
+    tx.rollback().await?;
 
-    open.commit().await.expect("a commit");
-    let opened = checkpoint::open(&mut relay, "main", &position).await.expect("a look");
+    open.commit().await?;
+    let opened = checkpoint::open(&mut relay, "main", &position).await?;
     assert!(opened.is_some(), "late, not lost");
     assert!(look(&database).await.oldest_pending_at.is_some());
+    Ok(())
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use aftercommit::local::{Home, RedisServer, redis::Options};
 
-use crate::harness::{Client, Event, Session, System};
+use crate::harness::{Client, Event, Session, System, TestResult};
 
 /// What the story of a session of ten with one failure must look like to every client.
 fn assert_story(session: &Session, events: &[Event], failing: usize) {
@@ -52,7 +52,7 @@ async fn three_processes_and_a_second_sse_server_tell_the_story_to_every_client(
 }
 
 #[tokio::test]
-async fn a_relay_that_starts_long_after_the_commits_delivers_them_all() {
+async fn a_relay_that_starts_long_after_the_commits_delivers_them_all() -> TestResult {
     let system = System::new().await;
     let (api, sse) = (system.start("api").await, system.start("sse").await);
     let session = system.session(&api, Uuid::new_v4(), 10).await;
@@ -62,10 +62,10 @@ async fn a_relay_that_starts_long_after_the_commits_delivers_them_all() {
     let mut connection = system.database.connect().await;
     sqlx::query("update outbox.event set created_at = created_at - interval '1 hour'")
         .execute(&mut connection)
-        .await
-        .expect("an hour");
+        .await?;
     let _relay = system.start("relay").await;
     assert_story(&session, &client.events(11).await, 0);
+    Ok(())
 }
 
 #[tokio::test]
@@ -92,11 +92,11 @@ async fn a_relay_that_is_killed_and_started_again_repeats_nothing_and_loses_noth
 }
 
 #[tokio::test]
-async fn redis_stopped_and_started_with_its_data_is_an_interruption_and_no_more() {
-    let dir = tempfile::tempdir().expect("a directory");
+async fn redis_stopped_and_started_with_its_data_is_an_interruption_and_no_more() -> TestResult {
+    let dir = tempfile::tempdir()?;
     let options =
         |port| Options { home: Home::Kept(dir.path().to_owned()), port, durable: true, settings: Vec::new() };
-    let server = RedisServer::start(&options(None)).await.expect("a private Redis");
+    let server = RedisServer::start(&options(None)).await?;
     let (url, port) = (server.url().expose_secret().to_owned(), server.port());
     let system = System::with_redis(&url).await;
     let (api, _relay) = (system.start("api").await, system.start("relay").await);
@@ -109,14 +109,14 @@ async fn redis_stopped_and_started_with_its_data_is_an_interruption_and_no_more(
     for client in &clients {
         client.events(4).await;
     }
-    server.stop().await.expect("an orderly end");
+    server.stop().await?;
     for photo in 4..8 {
         assert_eq!(session.complete(photo).await.as_u16(), 200, "commands need no Redis");
     }
     // A client that comes while Redis is away is connected all the same.
     let late = Client::resume(&servers[0].url(&session.stream_path()), &session.token, "1-2");
     late.connections(1).await;
-    let server = RedisServer::start(&options(Some(port))).await.expect("the same Redis again");
+    let server = RedisServer::start(&options(Some(port))).await?;
     assert_eq!(server.port(), port);
     for photo in 8..10 {
         assert_eq!(session.complete(photo).await.as_u16(), 200);
@@ -131,6 +131,7 @@ async fn redis_stopped_and_started_with_its_data_is_an_interruption_and_no_more(
     }
     let events = late.events(9).await;
     assert!(events.iter().zip(&session.photos[2..]).all(|(e, photo)| e.data.contains(&photo.to_string())));
+    Ok(())
 }
 
 #[tokio::test]
@@ -173,7 +174,7 @@ async fn a_standby_relay_takes_over_when_the_leader_is_killed() {
 }
 
 #[tokio::test]
-async fn every_role_ends_with_0_on_sigterm_and_sigint_in_the_middle_of_its_work() {
+async fn every_role_ends_with_0_on_sigterm_and_sigint_in_the_middle_of_its_work() -> TestResult {
     let system = System::new().await;
     let (api, relay, sse) =
         (system.start("api").await, system.start("relay").await, system.start("sse").await);
@@ -192,6 +193,7 @@ async fn every_role_ends_with_0_on_sigterm_and_sigint_in_the_middle_of_its_work(
     let client = Client::resume(&url, &session.token, "1-1");
     let complete = format!("/api/upload/sessions/{}/photos/{}/complete", session.id, session.photos[1]);
     let status = system.http().post(api.url(&complete)).bearer_auth(&session.token).send().await;
-    assert_eq!(status.expect("an answer").status().as_u16(), 200);
+    assert_eq!(status?.status().as_u16(), 200);
     assert_eq!(client.events(2).await.len(), 2);
+    Ok(())
 }

@@ -12,7 +12,8 @@ use aftercommit::relay::{Batch, PublishMode, Sink, StateHandle};
 
 use crate::commands::commit;
 use crate::harness::{
-    Flow, LIMIT, Process, Proxy, System, empty_database, eventually, redis, shared_url, start_redis,
+    Flow, LIMIT, Process, Proxy, System, TestResult, empty_database, eventually, redis, shared_url,
+    start_redis,
 };
 
 /// How long systemd would wait for a sign of life, in microseconds: signs come four times as often.
@@ -198,14 +199,15 @@ async fn a_process_that_cannot_serve_never_says_that_it_is_ready() {
 }
 
 #[tokio::test]
-async fn each_answer_of_redis_is_a_sign_that_the_relay_is_not_stuck() {
+async fn each_answer_of_redis_is_a_sign_that_the_relay_is_not_stuck() -> TestResult {
     let redis = redis().await;
     let state = StateHandle::default();
     let mut publisher = Publisher::new(redis.settings(), &redis.relay_name(), 7).with_state(state.clone());
     let first = StreamId::new(1, 1);
     let batch = Batch { mode: PublishMode::Normal, deliveries: &[], first, through: Some(first), lost: None };
-    publisher.publish(batch).await.expect("an answer");
-    timeout(LIMIT, state.turn()).await.expect("a sign");
+    publisher.publish(batch).await?;
+    timeout(LIMIT, state.turn()).await?;
+    Ok(())
 }
 
 /// The port of a server on 127.0.0.1.

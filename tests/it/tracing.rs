@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::harness::keys;
 
 use crate::commands::assert_fails;
-use crate::harness::{Client, Process, Session, System, cli, eventually};
+use crate::harness::{Client, Process, Session, System, TestResult, cli, eventually};
 
 /// A collector that keeps what it receives: (service, span).
 #[derive(Clone)]
@@ -92,7 +92,7 @@ async fn headers_of_rows(system: &System) -> Vec<Option<serde_json::Value>> {
 }
 
 #[tokio::test]
-async fn a_request_its_publishing_and_its_delivery_carry_one_trace_id() {
+async fn a_request_its_publishing_and_its_delivery_carry_one_trace_id() -> TestResult {
     let collector = Collector::start().await;
     let system = System::new()
         .await
@@ -136,13 +136,14 @@ async fn a_request_its_publishing_and_its_delivery_carry_one_trace_id() {
     // The trace goes along beside the payload, and neither the client nor the unrecorded trace gets any of it.
     assert!(events.iter().all(|event| !event.data.contains(TRACE)));
     let headers = headers_of_rows(&system).await;
-    let carried = headers[0].as_ref().expect("headers")["traceparent"].as_str().expect("a traceparent");
+    let carried = headers[0].as_ref().ok_or("no headers")?["traceparent"].as_str().ok_or("no traceparent")?;
     assert_eq!(carried, format!("00-{TRACE}-{}-01", hex(&request.span_id)));
     assert_eq!(headers[1], None);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_traceparent_of_another_language_is_linked_and_one_that_is_none_is_left_out() {
+async fn a_traceparent_of_another_language_is_linked_and_one_that_is_none_is_left_out() -> TestResult {
     let collector = Collector::start().await;
     let system = System::new()
         .await
@@ -155,8 +156,7 @@ async fn a_traceparent_of_another_language_is_linked_and_one_that_is_none_is_lef
             .bind(topic.as_str())
             .bind(traceparent)
             .execute(&mut connection)
-            .await
-            .expect("an append");
+            .await?;
     }
     let mut redis = system.redis.connect().await;
     eventually("both are published", async || {
@@ -169,11 +169,13 @@ async fn a_traceparent_of_another_language_is_linked_and_one_that_is_none_is_lef
     let links: Vec<String> =
         published.iter().flat_map(|span| &span.links).map(|link| hex(&link.trace_id)).collect();
     assert_eq!(links, [TRACE]);
+    Ok(())
 }
 
 #[tokio::test]
-async fn without_a_collector_rows_carry_nothing_and_a_collector_that_is_away_holds_nothing_up() {
-    let away = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+async fn without_a_collector_rows_carry_nothing_and_a_collector_that_is_away_holds_nothing_up() -> TestResult
+{
+    let away = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
     for endpoint in [String::new(), format!("http://{away}")] {
         let system = System::new().await.set("AFTERCOMMIT_TELEMETRY_OTLP_ENDPOINT", &endpoint);
         let (api, sse) = (system.start("api").await, system.start("sse").await);
@@ -188,6 +190,7 @@ async fn without_a_collector_rows_carry_nothing_and_a_collector_that_is_away_hol
         }
         assert_eq!(headers_of_rows(&system).await[0].is_some(), !endpoint.is_empty());
     }
+    Ok(())
 }
 
 #[tokio::test]
@@ -204,7 +207,7 @@ async fn a_wrong_setting_stops_a_process_with_a_sentence_and_no_command_of_an_op
 }
 
 #[tokio::test]
-async fn logs_name_events_and_never_what_is_in_them_nor_any_secret() {
+async fn logs_name_events_and_never_what_is_in_them_nor_any_secret() -> TestResult {
     const MARK: &str = "a-payload-that-nobody-may-read";
     const PASSWORD: &str = "a-password-that-nobody-may-read";
     let mut system = System::new().await.set("AFTERCOMMIT_LOG_LEVEL", "trace");
@@ -212,7 +215,7 @@ async fn logs_name_events_and_never_what_is_in_them_nor_any_secret() {
     let user = format!("u{}", Uuid::new_v4().simple());
     let mut connection = system.database.connect().await;
     let made = format!("create role {user} superuser login password '{PASSWORD}'");
-    sqlx::raw_sql(sqlx::AssertSqlSafe(made)).execute(&mut connection).await.expect("a role");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(made)).execute(&mut connection).await?;
     let (_, host) = database.rsplit_once('@').unwrap_or_else(|| database.split_once("://").expect("a url"));
     system.set_again("DATABASE_URL", &format!("postgres://{user}:{PASSWORD}@{host}"));
 
@@ -224,21 +227,17 @@ async fn logs_name_events_and_never_what_is_in_them_nor_any_secret() {
     // Two that no relay wrote: the SSE server passes the one on and complains about the other. In this order, as a message
     // behind one on the live channel counts as its twin.
     for channel in [keys::public(&topic).to_owned(), keys::live(&topic)] {
-        let _: u64 = redis.publish(channel, format!("\"{MARK}\"")).await.expect("a message");
+        let _: u64 = redis.publish(channel, format!("\"{MARK}\"")).await?;
     }
     client.events(1).await;
     let append = "select outbox.append($1, 'T', to_json($2::text))";
-    let event: Uuid = sqlx::query_scalar(append)
-        .bind(topic.as_str())
-        .bind(MARK)
-        .fetch_one(&mut connection)
-        .await
-        .expect("an append");
+    let event: Uuid =
+        sqlx::query_scalar(append).bind(topic.as_str()).bind(MARK).fetch_one(&mut connection).await?;
     client.events(2).await;
     // And one that Redis refuses, so that it is parked.
-    let _: () = redis.del(keys::history(&topic)).await.expect("a deletion");
-    let _: () = redis.set(keys::history(&topic), "in the way").await.expect("a string");
-    sqlx::query(append).bind(topic.as_str()).bind(MARK).execute(&mut connection).await.expect("an append");
+    let _: () = redis.del(keys::history(&topic)).await?;
+    let _: () = redis.set(keys::history(&topic), "in the way").await?;
+    sqlx::query(append).bind(topic.as_str()).bind(MARK).execute(&mut connection).await?;
     relay.says("\"parked\"").await;
 
     let secret = system.settings().get("AFTERCOMMIT_JWT_SECRET");
@@ -255,5 +254,6 @@ async fn logs_name_events_and_never_what_is_in_them_nor_any_secret() {
     drop(client);
     assert_eq!((relay.terminate().await, sse.terminate().await), (0, 0));
     let dropped = format!("drop role {user}");
-    sqlx::raw_sql(sqlx::AssertSqlSafe(dropped)).execute(&mut connection).await.expect("no role");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(dropped)).execute(&mut connection).await?;
+    Ok(())
 }

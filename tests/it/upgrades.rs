@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Connection};
 use uuid::Uuid;
 
 use crate::commands::{assert_fails, commit, json, stderr};
-use crate::harness::{Database, System, cli, eventually};
+use crate::harness::{Database, System, TestResult, cli, eventually};
 use crate::operators::turns_green;
 
 /// What a later `aftercommit migrate` leaves behind, as far as this version can see it.
@@ -20,7 +20,7 @@ async fn is_migrated_by_a_later_version(database: &Database, serves_from: &str) 
 }
 
 #[tokio::test]
-async fn a_later_schema_that_leaves_this_version_what_it_uses_serves_it_during_an_upgrade() {
+async fn a_later_schema_that_leaves_this_version_what_it_uses_serves_it_during_an_upgrade() -> TestResult {
     let system = System::new().await;
     let topic = system.redis.topic("upgrade");
     let newest = "(select max(version) from outbox.migration where version < 1000)";
@@ -35,18 +35,19 @@ async fn a_later_schema_that_leaves_this_version_what_it_uses_serves_it_during_a
     .await;
     assert!(stderr(&cli(system.settings(), &["migrate"]).await).contains("up to date"));
     let doctor = cli(system.settings(), &["doctor", "--output", "json"]).await;
-    let findings: Value = serde_json::from_slice(&doctor.stdout).expect("JSON");
+    let findings: Value = serde_json::from_slice(&doctor.stdout)?;
     let schema =
-        findings.as_array().expect("a list").iter().find(|f| f["check"] == "schema").expect("a verdict");
+        findings.as_array().ok_or("no list")?.iter().find(|f| f["check"] == "schema").ok_or("no verdict")?;
     assert_eq!(schema["verdict"], "warning", "{schema}");
     assert!(
-        schema["evidence"].as_str().expect("a text").starts_with("version 1000, which serves"),
+        schema["evidence"].as_str().ok_or("no text")?.starts_with("version 1000, which serves"),
         "{schema}"
     );
+    Ok(())
 }
 
 #[tokio::test]
-async fn whether_a_later_schema_serves_this_version_must_be_known() {
+async fn whether_a_later_schema_serves_this_version_must_be_known() -> TestResult {
     let system = System::new().await;
     is_migrated_by_a_later_version(&system.database, "1").await;
     let mut owner = system.database.connect().await;
@@ -55,31 +56,30 @@ async fn whether_a_later_schema_serves_this_version_must_be_known() {
         "create role {role} login password 'guest'; revoke execute on function outbox.serves_from() from public;
          grant usage on schema outbox to {role}; grant select on all tables in schema outbox to {role}"
     );
-    sqlx::raw_sql(AssertSqlSafe(guest)).execute(&mut owner).await.expect("a guest");
-    let address = system.database.url().rsplit('@').next().expect("an address");
+    sqlx::raw_sql(AssertSqlSafe(guest)).execute(&mut owner).await?;
+    let address = system.database.url().rsplit('@').next().ok_or("no address")?;
     let settings =
         system.settings().clone().set("DATABASE_URL", format!("postgres://{role}:guest@{address}"));
     assert_fails(&settings, &["status"], 1, "grant execute on function outbox.serves_from()").await;
-    sqlx::raw_sql("drop function outbox.serves_from()").execute(&mut owner).await.expect("no promise");
+    sqlx::raw_sql("drop function outbox.serves_from()").execute(&mut owner).await?;
     assert_fails(&settings, &["status"], 1, "newer than this binary").await;
     let away = format!("drop owned by {role}; drop role {role}");
-    sqlx::raw_sql(AssertSqlSafe(away)).execute(&mut owner).await.expect("no guest");
+    sqlx::raw_sql(AssertSqlSafe(away)).execute(&mut owner).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_later_version_that_migrates_at_the_same_time_and_wins_is_no_failure() {
+async fn a_later_version_that_migrates_at_the_same_time_and_wins_is_no_failure() -> TestResult {
     let system = System::new().await;
     let mut later = system.database.connect().await;
     // This version finds work to do, and then waits for the lock of the one that does more.
     sqlx::query("delete from outbox.migration where version = (select max(version) from outbox.migration)")
         .execute(&mut later)
-        .await
-        .expect("work");
+        .await?;
     sqlx::query("select pg_advisory_lock($1)")
         .bind(lock_of_migrations(system.database.name()))
         .execute(&mut later)
-        .await
-        .expect("the lock");
+        .await?;
     let settings = system.settings().clone();
     let migrating = tokio::spawn(async move { cli(&settings, &["migrate"]).await });
     eventually("it has found work, and waits", async || {
@@ -89,9 +89,10 @@ async fn a_later_version_that_migrates_at_the_same_time_and_wins_is_no_failure()
     })
     .await;
     is_migrated_by_a_later_version(&system.database, "1").await;
-    later.close().await.expect("the lock is free");
-    let output = migrating.await.expect("an end");
+    later.close().await?;
+    let output = migrating.await?;
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    Ok(())
 }
 
 /// The advisory lock that sqlx takes while it migrates a database: a CRC-32 of its name, times a number of its own.

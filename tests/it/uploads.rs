@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{Session, System, redis_settings_of, start_redis};
+use crate::harness::{Session, System, TestResult, redis_settings_of, start_redis};
 
 /// A text that `Uuid` and whole seconds are put into must be what came, byte for byte; only the time is taken as it is.
 fn with_time_of(message: &str, expected: &str) -> String {
@@ -25,17 +25,17 @@ fn with_time_of(message: &str, expected: &str) -> String {
 }
 
 #[tokio::test]
-async fn each_message_arrives_on_its_redis_channel_byte_for_byte() {
+async fn each_message_arrives_on_its_redis_channel_byte_for_byte() -> TestResult {
     // A Redis of its own, so that the names are those without a namespace.
     let redis = start_redis(Vec::new(), None).await;
     let url = redis.url().expose_secret().to_owned();
     let system = System::with_redis(&url).await.set("AFTERCOMMIT_REDIS_NAMESPACE", "");
     let (api, _relay) = (system.start("api").await, system.start("relay").await);
     let session = system.session(&api, Uuid::new_v4(), 3).await;
-    let client = redis_settings_of(&url).client().expect("a client");
-    let mut subscriber = client.get_async_pubsub().await.expect("a subscriber");
+    let client = redis_settings_of(&url).client()?;
+    let mut subscriber = client.get_async_pubsub().await?;
     let user_channel = format!("user-notifications:{}", session.user);
-    subscriber.subscribe(&[session.topic(), user_channel.clone()]).await.expect("a subscription");
+    subscriber.subscribe(&[session.topic(), user_channel.clone()]).await?;
 
     assert_eq!(session.complete(0).await, StatusCode::OK);
     assert_eq!(session.fail(1, "the \"disk\" is full: ü").await, StatusCode::OK);
@@ -65,16 +65,17 @@ async fn each_message_arrives_on_its_redis_channel_byte_for_byte() {
     let mut messages = subscriber.on_message();
     for (at, expected) in expected.iter().enumerate() {
         let message = tokio::time::timeout(crate::harness::LIMIT, messages.next()).await;
-        let message = message.expect("in time").expect("a message");
-        let text: String = message.get_payload().expect("text");
+        let message = message?.ok_or("no message")?;
+        let text: String = message.get_payload()?;
         assert_eq!(text, with_time_of(&text, expected));
         let channel = if at == 4 { &user_channel } else { &session.topic() };
         assert_eq!(message.get_channel_name(), channel);
     }
+    Ok(())
 }
 
 #[tokio::test]
-async fn fifty_completes_at_once_count_to_fifty_and_complete_the_session_once() {
+async fn fifty_completes_at_once_count_to_fifty_and_complete_the_session_once() -> TestResult {
     let system = System::new().await;
     let (api, _relay, sse) =
         (system.start("api").await, system.start("relay").await, system.start("sse").await);
@@ -86,7 +87,7 @@ async fn fifty_completes_at_once_count_to_fifty_and_complete_the_session_once() 
 
     let events = client.events(51).await;
     for (at, event) in events[..50].iter().enumerate() {
-        let data: Value = serde_json::from_str(&event.data).expect("JSON");
+        let data: Value = serde_json::from_str(&event.data)?;
         assert_eq!((event.event.as_str(), &data["uploadedCount"]), ("PHOTO_UPLOADED", &json!(at + 1)));
     }
     assert_eq!(events[50].event, "SESSION_COMPLETED");
@@ -94,6 +95,7 @@ async fn fifty_completes_at_once_count_to_fifty_and_complete_the_session_once() 
     assert_eq!(session.show().await["uploadedCount"], 50);
     // Exactly once: in the log itself nothing more was ever written.
     assert_eq!(rows(&system, &session).await, 52);
+    Ok(())
 }
 
 /// Rows in the log for a session, its user's included.
@@ -126,7 +128,7 @@ async fn a_repeat_is_a_200_that_changes_nothing_and_a_contradiction_a_409() {
 }
 
 #[tokio::test]
-async fn a_command_that_is_rolled_back_leaves_nothing_anywhere() {
+async fn a_command_that_is_rolled_back_leaves_nothing_anywhere() -> TestResult {
     let system = System::new().await;
     let (api, _relay, sse) =
         (system.start("api").await, system.start("relay").await, system.start("sse").await);
@@ -139,13 +141,12 @@ async fn a_command_that_is_rolled_back_leaves_nothing_anywhere() {
          create trigger refuse before insert on outbox.event for each row execute function refuse()",
     )
     .execute(&mut connection)
-    .await
-    .expect("a trigger");
+    .await?;
     assert_eq!(session.complete(0).await, StatusCode::SERVICE_UNAVAILABLE);
     // Replaced and not dropped: the lock for that would stand across the relay's own.
     let allow =
         "create or replace function refuse() returns trigger language plpgsql as $$ begin return new; end $$";
-    sqlx::raw_sql(allow).execute(&mut connection).await.expect("a trigger that lets everything pass");
+    sqlx::raw_sql(allow).execute(&mut connection).await?;
     assert_eq!(session.show().await["uploadedCount"], 0);
 
     assert_eq!(session.complete(1).await, StatusCode::OK);
@@ -153,6 +154,7 @@ async fn a_command_that_is_rolled_back_leaves_nothing_anywhere() {
     assert_eq!(events.len(), 1);
     assert!(events[0].data.contains(&session.photos[1].to_string()));
     assert_eq!(rows(&system, &session).await, 1);
+    Ok(())
 }
 
 #[tokio::test]
@@ -270,7 +272,7 @@ async fn a_request_that_cannot_be_understood_is_refused_with_a_reason() {
 }
 
 #[tokio::test]
-async fn info_health_and_metrics_need_no_token() {
+async fn info_health_and_metrics_need_no_token() -> TestResult {
     let system = System::new().await;
     let (api, relay, sse) =
         (system.start("api").await, system.start("relay").await, system.start("sse").await);
@@ -280,16 +282,17 @@ async fn info_health_and_metrics_need_no_token() {
             (ask_status(system.http().get(process.url("/readyz"))).await == 200).then_some(())
         })
         .await;
-        let metrics = system.http().get(process.url("/metrics")).send().await.expect("an answer");
-        assert!(metrics.text().await.expect("text").ends_with("# EOF\n"));
+        let metrics = system.http().get(process.url("/metrics")).send().await?;
+        assert!(metrics.text().await?.ends_with("# EOF\n"));
     }
     for process in [&api, &sse] {
-        let info = system.http().get(process.url("/api/realtime/info")).send().await.expect("an answer");
+        let info = system.http().get(process.url("/api/realtime/info")).send().await?;
         assert_eq!(
-            info.text().await.expect("text"),
+            info.text().await?,
             r#"{"sessionStreamEndpoint":"/api/upload/sessions/{sessionId}/stream","protocol":"SSE","messageTypes":["PHOTO_UPLOADED","PHOTO_FAILED","SESSION_COMPLETED","UPLOAD_SESSION_COMPLETED"],"notificationStreamEndpoint":"/api/upload/sessions/notifications/stream"}"#
         );
     }
+    Ok(())
 }
 
 async fn ask_status(request: reqwest::RequestBuilder) -> u16 {
@@ -297,7 +300,7 @@ async fn ask_status(request: reqwest::RequestBuilder) -> u16 {
 }
 
 #[tokio::test]
-async fn a_session_may_name_as_many_photos_as_it_may_have_each_with_the_longest_name() {
+async fn a_session_may_name_as_many_photos_as_it_may_have_each_with_the_longest_name() -> TestResult {
     let system = System::new().await;
     let api = system.start("api").await;
     let token = system.token(Uuid::new_v4());
@@ -310,14 +313,15 @@ async fn a_session_may_name_as_many_photos_as_it_may_have_each_with_the_longest_
     };
     let created = create(10_000).await;
     assert_eq!(created.status(), StatusCode::CREATED);
-    let created: Value = created.json().await.expect("JSON");
+    let created: Value = created.json().await?;
     assert_eq!(created["photoIds"].as_array().map(Vec::len), Some(10_000));
     let refused = create(10_001).await;
     assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
     let url = api.url(&format!("/api/upload/sessions/{}/photos/{}/fail", Uuid::nil(), Uuid::nil()));
     let large = json!({ "reason": "x".repeat(70_000) });
-    let refused = system.http().post(url).bearer_auth(&token).json(&large).send().await.expect("an answer");
+    let refused = system.http().post(url).bearer_auth(&token).json(&large).send().await?;
     assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE, "other bodies stay small");
+    Ok(())
 }
 
 #[tokio::test]
