@@ -96,7 +96,7 @@ async fn append_refuses_by_one_sentence_that_names_the_rule_and_quotes_no_payloa
 async fn a_writer_may_append_and_nothing_else() -> TestResult {
     let database = database().await;
     let mut admin = database.connect().await;
-    let guest = Guest::new(&database).await;
+    let guest = Guest::new(&database).await?;
     let grants = format!(
         "grant usage on schema outbox to {0};
          grant execute on function outbox.append(text, text, json, jsonb, uuid), outbox.append(text, text, jsonb, jsonb, uuid),
@@ -132,7 +132,7 @@ async fn a_writer_may_append_and_nothing_else() -> TestResult {
 #[tokio::test]
 async fn headers_count_in_a_batch_and_their_size_is_known_without_them() -> TestResult {
     let database = database().await;
-    let (mut connection, position) = window_of(&database, 8, 10_000).await;
+    let (mut connection, position) = window_of(&database, 8, 10_000).await?;
     let limit = read::Limit { events: 100, bytes: 25_000 };
     let chunk = read::batch(&mut connection, "main", &position, 0, limit).await?;
     assert_eq!((chunk.rows.len(), chunk.is_last), (3, false));
@@ -146,15 +146,19 @@ async fn headers_count_in_a_batch_and_their_size_is_known_without_them() -> Test
 }
 
 /// A prepared session and an open window of `events` with headers of `bytes`.
-pub(crate) async fn window_of(database: &Database, events: usize, bytes: usize) -> (PgConnection, Position) {
+pub(crate) async fn window_of(
+    database: &Database,
+    events: usize,
+    bytes: usize,
+) -> TestResult<(PgConnection, Position)> {
     let mut connection = database.connect().await;
-    read::prepare_session(&mut connection).await.expect("a session");
-    let begun = checkpoint::load_or_begin(&mut connection, "main").await.expect("a position");
+    read::prepare_session(&mut connection).await?;
+    let begun = checkpoint::load_or_begin(&mut connection, "main").await?;
     for _ in 0..events {
         let sql =
             format!("select outbox.append('t', 'T', '1', jsonb_build_object('h', repeat('x', {bytes})))");
         execute(&mut connection, &sql).await;
     }
-    let opened = checkpoint::open(&mut connection, "main", &begun).await.expect("a look");
-    (connection, opened.expect("a window"))
+    let opened = checkpoint::open(&mut connection, "main", &begun).await?;
+    Ok((connection, opened.ok_or("no window")?))
 }

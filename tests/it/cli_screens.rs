@@ -13,7 +13,7 @@ use crate::commands::{commit, json};
 use crate::harness::{Settings, System, TestResult, cli, eventually};
 
 /// What a command says, with what differs from run to run replaced by something as wide where it stands in a table.
-fn settled(text: &str, names: &[(String, &str)]) -> String {
+fn settled(text: &str, names: &[(String, &str)]) -> TestResult<String> {
     let patterns = [
         (
             r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
@@ -35,20 +35,21 @@ fn settled(text: &str, names: &[(String, &str)]) -> String {
         text = text.replace(from, to);
     }
     for (pattern, with) in patterns {
-        text = Regex::new(pattern).expect("a pattern").replace_all(&text, with).into_owned();
+        text = Regex::new(pattern)?.replace_all(&text, with).into_owned();
     }
-    text.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+    Ok(text.lines().map(|line| line.trim_end().to_owned() + "\n").collect())
 }
 
 /// Compares with the snapshot of this name, or writes it.
-fn is_as_before(name: &str, text: &str) {
+fn is_as_before(name: &str, text: &str) -> TestResult {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/snapshots").join(format!("{name}.txt"));
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
-        std::fs::write(&file, text).expect("a snapshot");
-        return;
+        std::fs::write(&file, text)?;
+        return Ok(());
     }
     let before = std::fs::read_to_string(&file).unwrap_or_default();
     assert_eq!(text, before, "{name} differs: UPDATE_SNAPSHOTS=1 rewrites {}", file.display());
+    Ok(())
 }
 
 /// A system with short names, so that what it prints is as wide as people's own.
@@ -85,8 +86,8 @@ impl Screens {
         said
     }
 
-    fn are_as_before(&self, name: &str) {
-        is_as_before(name, &settled(&self.text, &self.names));
+    fn are_as_before(&self, name: &str) -> TestResult {
+        is_as_before(name, &settled(&self.text, &self.names)?)
     }
 
     async fn counts(&self, state: &str, count: usize) {
@@ -99,16 +100,17 @@ impl Screens {
 }
 
 #[tokio::test]
-async fn screens_of_an_empty_log() {
+async fn screens_of_an_empty_log() -> TestResult {
     let mut screens = Screens::new().await;
     for command in ["status", "relay list", "events list", "parked list", "replay list", "audit"] {
         screens.shows(&command.split(' ').collect::<Vec<_>>()).await;
     }
-    screens.are_as_before("empty");
+    screens.are_as_before("empty")?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn screens_of_deliveries_a_pause_and_a_replay() {
+async fn screens_of_deliveries_a_pause_and_a_replay() -> TestResult {
     let mut screens = Screens::new().await;
     let topic = screens.topic.clone();
     commit(&screens.system, &topic, "PAID", 1).await;
@@ -144,7 +146,8 @@ async fn screens_of_deliveries_a_pause_and_a_replay() {
     }
     assert_eq!(relay.terminate().await, 0);
     screens.shows(&["rebase", "--dry-run"]).await;
-    screens.are_as_before("deliveries");
+    screens.are_as_before("deliveries")?;
+    Ok(())
 }
 
 #[tokio::test]
@@ -168,7 +171,7 @@ async fn screens_of_parked_events() -> TestResult {
     })
     .await;
     screens.shows(&["events", "show", "2"]).await;
-    screens.are_as_before("parked");
+    screens.are_as_before("parked")?;
     assert_eq!(relay.terminate().await, 0);
     Ok(())
 }
@@ -192,25 +195,26 @@ async fn screens_of_one_parked_event_and_its_release() -> TestResult {
     screens.counts("delivered", 1).await;
     screens.shows(&["events", "show", "1"]).await;
     screens.shows(&["replay", "--all", "--dry-run"]).await;
-    screens.are_as_before("released");
+    screens.are_as_before("released")?;
     assert_eq!(relay.terminate().await, 0);
     Ok(())
 }
 
 /// What each check finds depends on the machine; which checks there are, and how they are told, does not.
 #[tokio::test]
-async fn screen_of_the_doctor() {
+async fn screen_of_the_doctor() -> TestResult {
     let mut screens = Screens::new().await;
     let text = screens.shows(&["doctor"]).await;
     let lines = text.lines().map(|line| match line.split_once(": ") {
         Some((check, _)) if !line.starts_with(' ') => format!("{}\n", check.split_at(9).1),
         _ => String::new(),
     });
-    is_as_before("doctor", &lines.collect::<String>());
+    is_as_before("doctor", &lines.collect::<String>())?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn what_the_usual_mistakes_say() {
+async fn what_the_usual_mistakes_say() -> TestResult {
     let mut screens = Screens::new().await;
     for command in [
         "events show x",
@@ -232,7 +236,8 @@ async fn what_the_usual_mistakes_say() {
     screens.shows(&["status"]).await;
     screens.system.set_again("DATABASE_URL", "postgres://u:p@one:5432,two:5432/app");
     screens.shows(&["status"]).await;
-    screens.are_as_before("mistakes");
+    screens.are_as_before("mistakes")?;
+    Ok(())
 }
 
 /// Each number that `events show` computes is the one that Redis has.
@@ -318,6 +323,6 @@ async fn every_command_has_a_help_with_an_example_that_fits_80_columns() -> Test
         assert!(help.lines().all(|line| line.chars().count() <= 80), "{command}: too wide\n{help}");
         writeln!(text, "$ aftercommit {}\n{help}", arguments.join(" "))?;
     }
-    is_as_before("help", &settled(&text, &[]));
+    is_as_before("help", &settled(&text, &[])?)?;
     Ok(())
 }

@@ -150,20 +150,19 @@ async fn a_schema_that_is_missing_is_told_and_migrate_mends_it() {
     assert!(stderr(&cli(settings, &["migrate"]).await).contains("up to date"));
 }
 
-async fn schemas(system: &System) -> Vec<String> {
-    sqlx::query_scalar(
+async fn schemas(system: &System) -> TestResult<Vec<String>> {
+    Ok(sqlx::query_scalar(
         "select nspname::text from pg_namespace where nspname in ('outbox', 'uploads') order by 1",
     )
     .fetch_all(&mut system.database.connect().await)
-    .await
-    .expect("schemas")
+    .await?)
 }
 
 #[tokio::test]
 async fn migrate_brings_the_bundled_application_into_no_database_that_has_not_asked_for_it() -> TestResult {
     let system = System::with(empty_database().await, shared_url()).await;
     assert_eq!(cli(system.settings(), &["migrate"]).await.status.code(), Some(0));
-    assert_eq!(schemas(&system).await, ["outbox"]);
+    assert_eq!(schemas(&system).await?, ["outbox"]);
 
     // Plain streams work without it, and those of uploads say why they do not.
     let (_relay, sse) = (system.start("relay").await, system.start("sse").await);
@@ -183,13 +182,13 @@ async fn migrate_brings_the_bundled_application_into_no_database_that_has_not_as
     // The api brings what it needs.
     let api = system.start("api").await;
     api.says("applied the schema").await;
-    assert_eq!(schemas(&system).await, ["outbox", "uploads"]);
+    assert_eq!(schemas(&system).await?, ["outbox", "uploads"]);
     let session = system.session(&api, user, 1).await;
     let _client = session.listen(&sse).await;
 
     let asked = System::with(empty_database().await, shared_url()).await;
     assert_eq!(cli(asked.settings(), &["migrate", "--uploads"]).await.status.code(), Some(0));
-    assert_eq!(schemas(&asked).await, ["outbox", "uploads"]);
+    assert_eq!(schemas(&asked).await?, ["outbox", "uploads"]);
     Ok(())
 }
 

@@ -53,8 +53,9 @@ pub(crate) async fn block(system: &System, topic: &Topic) {
     let _: () = system.redis.connect().await.set(keys::history(topic), "in the way").await.expect("a string");
 }
 
-async fn unblock(system: &System, topic: &Topic) {
-    let _: () = system.redis.connect().await.del(keys::history(topic)).await.expect("a deletion");
+async fn unblock(system: &System, topic: &Topic) -> TestResult {
+    let _: () = system.redis.connect().await.del(keys::history(topic)).await?;
+    Ok(())
 }
 
 /// The audit, newest first, as (action, reason, events); everything in it was done by Ana.
@@ -176,7 +177,7 @@ async fn a_parked_topic_is_released_and_another_one_discarded() -> TestResult {
     browser.reads("#parked", kept.as_str()).await;
     browser.reads("#parked", "WRONGTYPE").await;
     for topic in [&kept, &given_up] {
-        unblock(&system, topic).await;
+        unblock(&system, topic).await?;
     }
 
     browser.click(&format!("[data-topic='{kept}'] button:nth-child(1)")).await;

@@ -23,12 +23,13 @@ async fn asks_for_a_pause(browser: &Browser, reason: &str) {
 }
 
 /// Has the relay work on what came to it while it was frozen: a script's request that comes behind it is answered.
-async fn thaws(system: &System, relay: &Process, browser: &Browser) {
+async fn thaws(system: &System, relay: &Process, browser: &Browser) -> TestResult {
     relay.signal("CONT").await;
     let body = json!({ "relay": system.redis.relay_name(), "reason": "behind" });
     let behind = system.http().post(relay.url("/console/resume")).bearer_auth(TOKEN).json(&body).send().await;
-    assert!(behind.expect("an answer").text().await.expect("a text").contains("is not paused"));
+    assert!(behind?.text().await?.contains("is not paused"));
     browser.reads("#link", "Live").await;
+    Ok(())
 }
 
 async fn is_paused(system: &System) -> bool {
@@ -70,20 +71,21 @@ async fn with_eight_tabs_open_a_pause_works_at_once_and_when_one_is_closed_the_o
 }
 
 #[tokio::test]
-async fn a_pause_that_was_called_off_while_the_relay_was_frozen_does_not_happen_later() {
+async fn a_pause_that_was_called_off_while_the_relay_was_frozen_does_not_happen_later() -> TestResult {
     let (system, relay) = system().await;
     let browser = signed_in(&relay).await;
     relay.signal("STOP").await;
     asks_for_a_pause(&browser, "a move").await;
     browser.click("#ask-no").await;
     browser.reads("#told", "may have been carried out already").await;
-    thaws(&system, &relay, &browser).await;
+    thaws(&system, &relay, &browser).await?;
     assert!(!is_paused(&system).await);
     assert_eq!(audit(&system).await, []);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_discard_that_nobody_answered_in_time_is_told_as_such_and_does_not_happen_later() {
+async fn a_discard_that_nobody_answered_in_time_is_told_as_such_and_does_not_happen_later() -> TestResult {
     let (system, relay) = system().await;
     let browser = signed_in(&relay).await;
     let topic = system.redis.topic("dear");
@@ -98,41 +100,42 @@ async fn a_discard_that_nobody_answered_in_time_is_told_as_such_and_does_not_hap
     let complaint = browser.reads("#ask-complaint", "did not answer within 10 s").await;
     assert!(complaint.contains("it may have been carried out"), "{complaint}");
     browser.click("#ask-no").await;
-    thaws(&system, &relay, &browser).await;
+    thaws(&system, &relay, &browser).await?;
     let parked = told(&system, &["parked", "list"]).await;
     assert_eq!((&parked[0]["events"], &parked[0]["requested"]), (&2.into(), &Value::Null), "{parked}");
     assert_eq!(audit(&system).await, []);
+    Ok(())
 }
 
 /// Asks for a pause as a script, with more headers; returns the status and what is said.
-async fn pause(system: &System, relay: &Process, before: Option<i64>) -> (u16, String) {
+async fn pause(system: &System, relay: &Process, before: Option<i64>) -> TestResult<(u16, String)> {
     let body = json!({ "relay": system.redis.relay_name(), "reason": "by script" });
     let mut request = system.http().post(relay.url("/console/pause")).bearer_auth(TOKEN).json(&body);
     if let Some(before) = before {
         request = request.header("aftercommit-before", before.to_string());
     }
-    let answer = request.send().await.expect("an answer");
-    (answer.status().as_u16(), answer.text().await.expect("a text"))
+    let answer = request.send().await?;
+    Ok((answer.status().as_u16(), answer.text().await?))
 }
 
 #[tokio::test]
 async fn a_change_is_not_carried_out_past_its_time_nor_behind_a_lock() -> TestResult {
     let (system, relay) = system().await;
     let now = chrono::Utc::now().timestamp_millis();
-    let (status, says) = pause(&system, &relay, Some(now - 1)).await;
+    let (status, says) = pause(&system, &relay, Some(now - 1)).await?;
     assert_eq!(status, 409, "{says}");
     assert!(says.contains("was not carried out"), "{says}");
 
     let mut connection = system.database.connect().await;
     sqlx::raw_sql("begin; lock table outbox.pause in access exclusive mode").execute(&mut connection).await?;
     let began = std::time::Instant::now();
-    let (status, says) = pause(&system, &relay, None).await;
+    let (status, says) = pause(&system, &relay, None).await?;
     assert_eq!(status, 503, "{says}");
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     sqlx::raw_sql("rollback").execute(&mut connection).await?;
     assert!(!is_paused(&system).await);
 
-    let (status, says) = pause(&system, &relay, Some(chrono::Utc::now().timestamp_millis() + 5000)).await;
+    let (status, says) = pause(&system, &relay, Some(chrono::Utc::now().timestamp_millis() + 5000)).await?;
     assert_eq!(status, 200, "{says}");
     assert!(is_paused(&system).await);
     Ok(())

@@ -68,31 +68,32 @@ async fn a_relay_that_dies_with_the_position_written_down() {
 }
 
 #[tokio::test]
-async fn a_relay_that_dies_with_a_release_written_down_and_nothing_published() {
-    dying_in_a_release_at("release_written").await;
+async fn a_relay_that_dies_with_a_release_written_down_and_nothing_published() -> TestResult {
+    dying_in_a_release_at("release_written").await
 }
 
 #[tokio::test]
-async fn a_relay_that_dies_with_parked_events_released_and_not_yet_written_down() {
-    dying_in_a_release_at("released").await;
+async fn a_relay_that_dies_with_parked_events_released_and_not_yet_written_down() -> TestResult {
+    dying_in_a_release_at("released").await
 }
 
-async fn dying_in_a_release_at(place: &str) {
+async fn dying_in_a_release_at(place: &str) -> TestResult {
     let (mut line, mut listener) = line_that_stops_at(place, 1).await;
     let key = crate::harness::keys::history(&line.topic);
-    line.words(&["set", &key, "of another type"]).await.expect("a key");
+    line.words(&["set", &key, "of another type"]).await?;
     line.append(15).await;
     eventually("they are parked", async || {
         (line.metric("aftercommit_relay_parked_total").await == 15).then_some(())
     })
     .await;
-    line.words(&["del", &key]).await.expect("no key");
+    line.words(&["del", &key]).await?;
     let topic = line.topic.clone();
     line.release(&topic).await;
     is_killed_there(&mut line, place).await;
     line.append(5).await;
     line.is_whole().await;
     listener.hears_exactly(20).await;
+    Ok(())
 }
 
 /// Nobody knows whether clients have been told, except the sink.

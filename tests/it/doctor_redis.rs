@@ -7,9 +7,9 @@ use secrecy::ExposeSecret;
 use crate::harness::{Settings, System, TestResult, cli, redis_settings_of, start_redis};
 
 /// What doctor says, and its exit code.
-async fn doctor(settings: &Settings) -> (Option<i32>, String) {
+async fn doctor(settings: &Settings) -> TestResult<(Option<i32>, String)> {
     let Output { status, stdout, .. } = cli(settings, &["doctor", "--role", "relay"]).await;
-    (status.code(), String::from_utf8(stdout).expect("text"))
+    Ok((status.code(), String::from_utf8(stdout)?))
 }
 
 #[tokio::test]
@@ -20,7 +20,7 @@ async fn a_redis_that_is_a_cluster_is_refused_in_words_also_where_the_cluster_is
     slots.arg("ADDSLOTSRANGE").arg(0).arg(16383);
     slots.exec_async(&mut connection).await?;
     let system = System::with_redis(redis.url().expose_secret()).await;
-    let (code, said) = doctor(system.settings()).await;
+    let (code, said) = doctor(system.settings()).await?;
     assert_eq!(code, Some(1));
     assert!(
         said.contains("WRONG    redis cluster: this Redis is a cluster; clusters are not supported"),
@@ -60,7 +60,7 @@ async fn each_right_that_the_publishing_script_needs_is_tried_and_nothing_is_lef
         user.arg("SETUSER").arg("relay").arg("reset");
         user.arg(documented.split(' ').collect::<Vec<_>>()).arg(rule.split_whitespace().collect::<Vec<_>>());
         user.exec_async(&mut connection).await?;
-        let (_, said) = doctor(&settings).await;
+        let (_, said) = doctor(&settings).await?;
         let of_rights =
             said.lines().find(|line| line.contains("redis permissions")).ok_or("no line")?.to_owned();
         let is_wrong = of_rights.starts_with("WRONG");

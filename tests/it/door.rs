@@ -9,10 +9,11 @@ use tokio::net::TcpStream;
 use crate::harness::{Client, LIMIT, NOTIFICATIONS, Process, System, TestResult, eventually, metric_of};
 
 /// Room in this process for as many sockets as the tests open.
-fn raise_open_files() {
+fn raise_open_files() -> TestResult {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    setrlimit(Resource::Nofile, raised).expect("as many files as this process may have");
+    setrlimit(Resource::Nofile, raised)?;
+    Ok(())
 }
 
 /// How an anonymous peer holds its connections.
@@ -58,8 +59,8 @@ async fn is_well(process: &Process, what: &str) {
 }
 
 #[tokio::test]
-async fn anonymous_connections_do_not_keep_anybody_from_a_relay() {
-    raise_open_files();
+async fn anonymous_connections_do_not_keep_anybody_from_a_relay() -> TestResult {
+    raise_open_files()?;
     let system = System::new().await.set("AFTERCOMMIT_OPERATOR_TOKEN", crate::console::TOKEN);
     let relay = system.start("relay").await;
     for held in [Held::Silent, Held::HalfAHead, Held::KeptAlive] {
@@ -72,11 +73,12 @@ async fn anonymous_connections_do_not_keep_anybody_from_a_relay() {
     let gave_way = metric_of(&relay, "aftercommit_http_closed_total{reason=\"gave_way\"}").await;
     assert!(gave_way > 0, "it is counted");
     assert_eq!(metric_of(&relay, "aftercommit_http_connections_limit").await, 256);
+    Ok(())
 }
 
 #[tokio::test]
-async fn anonymous_connections_do_not_keep_anybody_from_an_sse_server() {
-    raise_open_files();
+async fn anonymous_connections_do_not_keep_anybody_from_an_sse_server() -> TestResult {
+    raise_open_files()?;
     let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS", "20");
     let sse = system.start("sse").await;
     let token = system.token(uuid::Uuid::new_v4());
@@ -88,18 +90,21 @@ async fn anonymous_connections_do_not_keep_anybody_from_an_sse_server() {
         let _second = Client::open(&sse.url(NOTIFICATIONS), &token).await;
     }
     assert_eq!(first.counts(), (1, 0), "one connection, which has never ended");
+    Ok(())
 }
 
 #[tokio::test]
-async fn anonymous_connections_do_not_keep_anybody_from_an_api_nor_its_watchdog_from_giving_signs() {
-    raise_open_files();
-    let systemd = crate::systemd::Systemd::new();
+async fn anonymous_connections_do_not_keep_anybody_from_an_api_nor_its_watchdog_from_giving_signs()
+-> TestResult {
+    raise_open_files()?;
+    let systemd = crate::systemd::Systemd::new()?;
     let system = systemd.watches(System::new().await);
     let api = system.start("api").await;
     let _sockets = flood(&api, 4300, Held::KeptAlive).await;
     is_well(&api, "4300 connections").await;
     systemd.forgets();
     systemd.hears_signs_of_life(3).await;
+    Ok(())
 }
 
 #[tokio::test]

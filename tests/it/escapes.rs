@@ -28,16 +28,16 @@ async fn are_inert(settings: &Settings, arguments: &[&str]) -> String {
 }
 
 /// Events, reasons and an operator's name with all of it.
-async fn written(system: &System) {
+async fn written(system: &System) -> TestResult {
     let mut connection = system.database.connect().await;
     sqlx::query("select outbox.append('t', 'T', to_json($1::text), jsonb_build_object('h', $1::text))")
         .bind(NASTY)
         .execute(&mut connection)
-        .await
-        .expect("an append");
+        .await?;
     let pause = ["pause", "--reason", NASTY];
     let paused = cli(&system.settings().clone().set("USER", NASTY), &pause).await;
     assert_eq!(paused.status.code(), Some(0), "{paused:?}");
+    Ok(())
 }
 
 #[tokio::test]
@@ -53,7 +53,7 @@ async fn no_command_prints_what_steers_a_terminal_and_json_is_exact() -> TestRes
     })
     .await;
     assert_eq!(relay.terminate().await, 0);
-    written(&system).await;
+    written(&system).await?;
     let mut connection = system.database.connect().await;
     for change in [
         "update outbox.parked set reason = $1",
@@ -83,13 +83,14 @@ async fn no_command_prints_what_steers_a_terminal_and_json_is_exact() -> TestRes
 }
 
 #[tokio::test]
-async fn the_page_shows_it_as_text_that_neither_hides_nor_runs_backwards() {
+async fn the_page_shows_it_as_text_that_neither_hides_nor_runs_backwards() -> TestResult {
     let (system, relay) = system().await;
     let browser = signed_in(&relay).await;
-    written(&system).await;
+    written(&system).await?;
     for part in ["#audit", "#verdict", "#relays"] {
         let text = browser.reads(part, r"\u{202e}drow").await;
         assert!(is_inert(&text.replace('\t', " ")), "{part}: {text:?}");
     }
     assert_eq!(browser.complaints().await, [""; 0]);
+    Ok(())
 }

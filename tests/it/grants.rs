@@ -102,16 +102,17 @@ impl Cast {
     }
 
     /// Appends as the writer, in the ways that there are.
-    async fn append(&self, topic: &Topic, events: u64) {
+    async fn append(&self, topic: &Topic, events: u64) -> TestResult {
         let mut connection = self.connect("writer").await;
-        let kind = EventType::new("A").expect("a type");
+        let kind = EventType::new("A")?;
         let event = |n: u64| NewEvent::new(topic.clone(), kind.clone(), &n).expect("an event");
-        let mut tx = connection.begin().await.expect("a transaction");
-        outbox::lock_topic(&mut tx, topic).await.expect("a lock");
-        outbox::append(&mut tx, &event(0)).await.expect("an append");
+        let mut tx = connection.begin().await?;
+        outbox::lock_topic(&mut tx, topic).await?;
+        outbox::append(&mut tx, &event(0)).await?;
         let others: Vec<NewEvent> = (1..events).map(event).collect();
-        outbox::append_all(&mut tx, &others).await.expect("appends");
-        tx.commit().await.expect("a commit");
+        outbox::append_all(&mut tx, &others).await?;
+        tx.commit().await?;
+        Ok(())
     }
 
     async fn are(&self, state: &str, count: usize) {
@@ -152,14 +153,14 @@ impl Cast {
 }
 
 #[tokio::test]
-async fn the_story_from_a_commit_to_a_browser_runs_with_the_rights_that_are_printed() {
+async fn the_story_from_a_commit_to_a_browser_runs_with_the_rights_that_are_printed() -> TestResult {
     let cast = Cast::with_rights().await;
     let topic = cast.system.redis.topic("granted");
     let (relay, sse) = (cast.start("relay").await, cast.start("sse").await);
     let user = Uuid::new_v4();
     let token = cast.system.token_with(user, Duration::from_secs(3600), &[topic.as_str()]);
     let client = Client::open(&sse.url(&format!("/streams/{topic}")), &token).await;
-    cast.append(&topic, 3).await;
+    cast.append(&topic, 3).await?;
     client.events(3).await;
 
     let api = cast.start("api").await;
@@ -171,6 +172,7 @@ async fn the_story_from_a_commit_to_a_browser_runs_with_the_rights_that_are_prin
         assert_eq!(cast.doctor(role).await, [""; 0], "{role}");
     }
     assert_eq!(relay.terminate().await, 0);
+    Ok(())
 }
 
 /// What a relay does now and then: it empties slots, and drops what was noted of their rows.
@@ -178,7 +180,7 @@ async fn the_story_from_a_commit_to_a_browser_runs_with_the_rights_that_are_prin
 async fn rotation_runs_with_the_rights_that_are_printed() -> TestResult {
     let cast = Cast::with_rights().await;
     let topic = cast.system.redis.topic("old");
-    cast.append(&topic, 3).await;
+    cast.append(&topic, 3).await?;
     let mut owner = cast.system.database.connect().await;
     outbox::schema::set_rotation(&mut owner, 1).await?;
     let relay = cast.start("relay").await;
@@ -204,7 +206,7 @@ async fn operators_work_with_the_rights_that_are_printed() -> TestResult {
     let topic = cast.system.redis.topic("operated");
     let mut redis = cast.system.redis.connect().await;
     let relay = cast.start("relay").await;
-    cast.append(&topic, 2).await;
+    cast.append(&topic, 2).await?;
     cast.are("delivered", 2).await;
     cast.does("operator", &["pause", "--reason", "a test"]).await;
     assert!(!cast.json("operator", &["status"]).await["relays"][0]["paused"].is_null());
@@ -220,7 +222,7 @@ async fn operators_work_with_the_rights_that_are_printed() -> TestResult {
     for action in ["release", "discard"] {
         let _: () = redis.del(keys::history(&held)).await?;
         let _: () = redis.set(keys::history(&held), "in the way").await?;
-        cast.append(&held, 2).await;
+        cast.append(&held, 2).await?;
         cast.are("parked", 2).await;
         let _: () = redis.del(keys::history(&held)).await?;
         let done = cast.does("operator", &["parked", action, held.as_str(), "--yes"]).await;
@@ -249,7 +251,7 @@ async fn a_relay_with_a_console_has_its_operators_rights_too() -> TestResult {
     let settings = cast.settings("relay").set("AFTERCOMMIT_OPERATOR_TOKEN", TOKEN);
     let relay = Process::start("relay", &settings).await;
     let topic = cast.system.redis.topic("console");
-    cast.append(&topic, 1).await;
+    cast.append(&topic, 1).await?;
     cast.are("delivered", 1).await;
     let name = cast.system.redis.relay_name();
     for (path, body) in [
@@ -267,18 +269,18 @@ async fn a_relay_with_a_console_has_its_operators_rights_too() -> TestResult {
 }
 
 #[tokio::test]
-async fn a_rebase_runs_with_the_rights_that_are_printed_for_it() {
+async fn a_rebase_runs_with_the_rights_that_are_printed_for_it() -> TestResult {
     let mut cast = Cast::with_rights().await;
     let sql = cast.printed(&["rebase"]).await;
     cast.owner(&sql).await;
     let topic = cast.system.redis.topic("rebased");
     let relay = cast.start("relay").await;
-    cast.append(&topic, 3).await;
+    cast.append(&topic, 3).await?;
     cast.are("delivered", 3).await;
     assert_eq!(relay.terminate().await, 0);
     let backup: Database = cast.system.database.copy().await;
     let relay = cast.start("relay").await;
-    cast.append(&topic, 2).await;
+    cast.append(&topic, 2).await?;
     cast.are("delivered", 5).await;
     assert_eq!(relay.terminate().await, 0);
 
@@ -286,12 +288,13 @@ async fn a_rebase_runs_with_the_rights_that_are_printed_for_it() {
     let rebased = cast.json("rebase", &["rebase", "--yes", "--reason", "a test"]).await;
     assert_eq!((&rebased["done"], &rebased["lost"]), (&true.into(), &2.into()), "{rebased}");
     let _relay = cast.start("relay").await;
-    cast.append(&topic, 1).await;
+    cast.append(&topic, 1).await?;
     cast.are("delivered", 4).await;
     assert!(
         cast.doctor("rebase").await.iter().any(|found| found.starts_with("rights on the log: ")),
         "to be taken back"
     );
+    Ok(())
 }
 
 /// A function that is added to the schema is in the list of rights, or nobody calls it but the schema's own.
@@ -316,7 +319,7 @@ async fn every_function_is_granted_to_somebody_or_to_nobody_on_purpose() -> Test
 #[tokio::test]
 async fn no_role_may_do_what_it_does_not_need() -> TestResult {
     let cast = Cast::with_rights().await;
-    cast.append(&cast.system.redis.topic("kept"), 1).await;
+    cast.append(&cast.system.redis.topic("kept"), 1).await?;
     const EVENT: &str = "(event_id, topic, type, payload";
     const VALUES: &str = "(gen_random_uuid(), 't', 'T', '1'";
     let with = |column: &str, value: &str| {
@@ -375,7 +378,7 @@ async fn no_role_may_do_what_it_does_not_need() -> TestResult {
 }
 
 #[tokio::test]
-async fn the_doctor_names_what_a_role_lacks_what_others_have_too_much_and_what_mends_it() {
+async fn the_doctor_names_what_a_role_lacks_what_others_have_too_much_and_what_mends_it() -> TestResult {
     let cast = Cast::new().await;
     for role in ["writer", "relay", "sse", "operator", "api"] {
         let found = cast.doctor(role).await;
@@ -438,13 +441,14 @@ async fn the_doctor_names_what_a_role_lacks_what_others_have_too_much_and_what_m
         cast.owner(undone).await;
         assert_eq!(cast.doctor(role).await, [""; 0], "{undone}");
     }
-    cast.append(&cast.system.redis.topic("ids"), 5).await;
+    cast.append(&cast.system.redis.topic("ids"), 5).await?;
     cast.owner("select setval('outbox.event_id_seq', 2)").await;
     let found = cast.doctor("operator").await;
     assert!(
         found.iter().any(|found| found.starts_with("sequence: outbox.event_id_seq is at 2, and ids up to 5")),
         "{found:?}"
     );
+    Ok(())
 }
 
 #[tokio::test]

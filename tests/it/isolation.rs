@@ -29,28 +29,30 @@ async fn is_parked(line: &Line, topic: &Topic) -> String {
     .await
 }
 
-async fn request(line: &Line, topic: &Topic, action: Action) -> u64 {
+async fn request(line: &Line, topic: &Topic, action: Action) -> TestResult<u64> {
     let mut connection = line.system.database.connect().await;
     let relay = line.system.redis.relay_name();
-    parked::request(&mut connection, &relay, topic, action, None).await.expect("a request")
+    Ok(parked::request(&mut connection, &relay, topic, action, None).await?)
 }
 
-async fn append_large(line: &Line, topic: &Topic, bytes: usize) {
-    let event = NewEvent::new(topic.clone(), EventType::new("T").expect("a type"), &"x".repeat(bytes));
+async fn append_large(line: &Line, topic: &Topic, bytes: usize) -> TestResult {
+    let event = NewEvent::new(topic.clone(), EventType::new("T")?, &"x".repeat(bytes));
     let mut connection = line.system.database.connect().await;
-    outbox::append(&mut connection, &event.expect("an event")).await.expect("an append");
+    outbox::append(&mut connection, &event?).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_event_that_breaks_the_connection_is_found_and_parked_and_the_others_arrive() {
+async fn an_event_that_breaks_the_connection_is_found_and_parked_and_the_others_arrive() -> TestResult {
     let settings = vec![("client-query-buffer-limit", "1mb".to_owned())];
     let mut line = Line::with(Wiring { redis: settings, ..Wiring::default() }).await;
     let large = line.system.redis.topic("large");
     line.append(3).await;
-    append_large(&line, &large, 1024 * 1024 - 2).await;
+    append_large(&line, &large, 1024 * 1024 - 2).await?;
     line.append(3).await;
     line.has_arrived().await;
     is_parked(&line, &large).await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -82,7 +84,7 @@ async fn a_discard_gives_up_the_events_that_were_parked_then_and_none_that_came_
     line.append_to(&topic, 1).await;
     is_parked(&line, &topic).await;
     line.relay.signal("KILL").await;
-    assert_eq!(request(&line, &topic, Action::Discard).await, 1);
+    assert_eq!(request(&line, &topic, Action::Discard).await?, 1);
     line.words(&["del", &key]).await?;
     let later = line.append_to(&topic, 3).await;
     line.relay = line.system.start("relay").await;
@@ -208,17 +210,18 @@ async fn a_history_of_another_type_does_not_end_the_verification_of_others() -> 
 }
 
 /// The rights that `docs/redis.md` prints, for relay and SSE server.
-async fn give_documented_rights(line: &Line) {
+async fn give_documented_rights(line: &Line) -> TestResult {
     for rule in include_str!("../../docs/redis.md").lines().filter_map(|line| line.strip_prefix("user ")) {
         let rule = format!("acl setuser {}", rule.replace(">…", ">secret"));
-        line.command(&rule).await.expect("a user");
+        line.command(&rule).await?;
     }
+    Ok(())
 }
 
 #[tokio::test]
-async fn relay_and_sse_server_work_with_the_rights_that_the_docs_print() {
+async fn relay_and_sse_server_work_with_the_rights_that_the_docs_print() -> TestResult {
     let mut line = Line::new().await;
-    give_documented_rights(&line).await;
+    give_documented_rights(&line).await?;
     let url = |user: &str| format!("redis://{user}:secret@127.0.0.1:{}", line.redis.port());
     let settings = line.system.settings().clone();
     line.relay.signal("KILL").await;
@@ -231,4 +234,5 @@ async fn relay_and_sse_server_work_with_the_rights_that_the_docs_print() {
     line.is_whole().await;
     let forbidden = line.words(&["acl", "dryrun", "sse", "publish", &keys::live(&line.topic), "x"]).await;
     assert!(format!("{forbidden:?}").contains("no permissions"), "{forbidden:?}");
+    Ok(())
 }

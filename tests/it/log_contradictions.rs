@@ -21,19 +21,18 @@ async fn line_of_six() -> (Line, PgConnection) {
     (line, admin)
 }
 
-async fn states(admin: &mut PgConnection) -> Vec<(String, i64)> {
-    sqlx::query_as("select state, count(*) from outbox.event_status group by 1 order by 1")
+async fn states(admin: &mut PgConnection) -> TestResult<Vec<(String, i64)>> {
+    Ok(sqlx::query_as("select state, count(*) from outbox.event_status group by 1 order by 1")
         .fetch_all(admin)
-        .await
-        .expect("states")
+        .await?)
 }
 
 /// The relay refuses, every screen says so, and after a rebase everything has arrived in order.
-async fn is_refused_and_mended(mut line: Line, admin: &mut PgConnection, waiting: i64) {
+async fn is_refused_and_mended(mut line: Line, admin: &mut PgConnection, waiting: i64) -> TestResult {
     line.fails_with("conflict").await;
     line.relay.says("contradicts the position").await;
     line.relay.says("aftercommit rebase").await;
-    let states = states(admin).await;
+    let states = states(admin).await?;
     assert_eq!(
         states.iter().find(|(state, _)| state == "pending").map(|(_, n)| *n),
         Some(waiting),
@@ -51,7 +50,7 @@ async fn is_refused_and_mended(mut line: Line, admin: &mut PgConnection, waiting
     assert_eq!(doctor.status.code(), Some(1));
     let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert!(doctor.contains("contradicts the position"), "{doctor}");
-    let ready = reqwest::get(line.relay.url("/readyz")).await.expect("an answer");
+    let ready = reqwest::get(line.relay.url("/readyz")).await?;
     assert_eq!(ready.status(), 503);
 
     line.relay.signal("KILL").await;
@@ -65,6 +64,7 @@ async fn is_refused_and_mended(mut line: Line, admin: &mut PgConnection, waiting
     line.relay = line.system.start("relay").await;
     line.append(3).await;
     line.is_whole().await;
+    Ok(())
 }
 
 /// What fails right after the lead was taken is no success: the waits grow.
@@ -80,50 +80,55 @@ async fn a_relay_that_leads_and_fails_at_once_waits_longer_each_time() {
 }
 
 #[tokio::test]
-async fn a_sequence_that_was_set_back_is_refused_and_mended() {
+async fn a_sequence_that_was_set_back_is_refused_and_mended() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
     line.append(9).await;
-    is_refused_and_mended(line, &mut admin, 9).await;
+    is_refused_and_mended(line, &mut admin, 9).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn fewer_new_rows_than_were_delivered_are_refused_as_well() {
+async fn fewer_new_rows_than_were_delivered_are_refused_as_well() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     execute(&mut admin, "truncate outbox.event restart identity").await;
     line.append(2).await;
-    is_refused_and_mended(line, &mut admin, 2).await;
+    is_refused_and_mended(line, &mut admin, 2).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_log_that_a_test_cleaner_emptied_is_refused_and_mended() {
+async fn a_log_that_a_test_cleaner_emptied_is_refused_and_mended() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     execute(&mut admin, "truncate outbox.event restart identity").await;
     line.append(9).await;
-    is_refused_and_mended(line, &mut admin, 9).await;
+    is_refused_and_mended(line, &mut admin, 9).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_sequence_set_back_while_events_wait_gives_ids_twice_and_none_is_lost() {
+async fn a_sequence_set_back_while_events_wait_gives_ids_twice_and_none_is_lost() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     line.relay.signal("STOP").await;
     line.append(4).await;
     execute(&mut admin, "select setval('outbox.event_id_seq', 7)").await;
     line.append(4).await;
     line.relay.signal("CONT").await;
-    is_refused_and_mended(line, &mut admin, 8).await;
+    is_refused_and_mended(line, &mut admin, 8).await?;
+    Ok(())
 }
 
 /// The rows that wait have higher ids than those that come later, and no id is given twice.
 #[tokio::test]
-async fn a_sequence_set_back_behind_events_that_wait_leaves_their_order() {
+async fn a_sequence_set_back_behind_events_that_wait_leaves_their_order() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     line.relay.signal("STOP").await;
     line.append(4).await;
     execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
     line.append(3).await;
     line.relay.signal("CONT").await;
-    is_refused_and_mended(line, &mut admin, 7).await;
+    is_refused_and_mended(line, &mut admin, 7).await?;
+    Ok(())
 }
 
 #[tokio::test]
@@ -137,7 +142,7 @@ async fn an_id_far_above_the_sequence_is_refused_before_it_hides_what_comes_late
     line.fails_with("conflict").await;
     line.appended.push(by_hand);
     line.append(3).await;
-    is_refused_and_mended(line, &mut admin, 4).await;
+    is_refused_and_mended(line, &mut admin, 4).await?;
     Ok(())
 }
 
@@ -186,7 +191,7 @@ async fn an_xid_of_the_future_is_refused_and_mended() -> TestResult {
         line.topic
     );
     line.appended.push(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await?);
-    is_refused_and_mended(line, &mut admin, 1).await;
+    is_refused_and_mended(line, &mut admin, 1).await?;
     Ok(())
 }
 
@@ -204,7 +209,7 @@ async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() -> Test
     line.relay.says("\"failpoint\":\"batch_published\"").await;
     line.relay.signal("KILL").await;
     execute(&mut writer, "commit").await;
-    let told = history(&line).await;
+    let told = history(&line).await?;
     assert!(!told.is_empty(), "something was published");
     let mut redis = line.redis().await;
     let _: () = redis::cmd("FLUSHALL").query_async(&mut redis).await?;
@@ -216,7 +221,7 @@ async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() -> Test
     line.system.unset("FAILPOINT");
     line.relay = line.system.start("relay").await;
     line.is_whole().await;
-    let now = history(&line).await;
+    let now = history(&line).await?;
     for (id, event) in told {
         assert!(
             now.get(&id).is_none_or(|other| *other == event),
@@ -252,8 +257,8 @@ async fn a_rebase_looks_behind_the_open_window() {
 }
 
 /// Ids and events of the line's topic.
-async fn history(line: &Line) -> BTreeMap<String, String> {
+async fn history(line: &Line) -> TestResult<BTreeMap<String, String>> {
     let mut redis = line.redis().await;
-    let entries: StreamRangeReply = redis.xrange_all(keys::history(&line.topic)).await.expect("a history");
-    entries.ids.iter().map(|entry| (entry.id.clone(), entry.get("event").unwrap_or_default())).collect()
+    let entries: StreamRangeReply = redis.xrange_all(keys::history(&line.topic)).await?;
+    Ok(entries.ids.iter().map(|entry| (entry.id.clone(), entry.get("event").unwrap_or_default())).collect())
 }

@@ -31,23 +31,24 @@ struct Standby {
 }
 
 impl Standby {
-    async fn of(own: OwnPostgres) -> Self {
+    async fn of(own: OwnPostgres) -> TestResult<Self> {
         let data = own.server.data_directory().with_file_name("standby");
         let mut copy = own.program("pg_basebackup");
         copy.arg("--dbname").arg(own.url()).arg("--pgdata").arg(&data);
         copy.args(["--checkpoint", "fast", "--write-recovery-conf"]);
-        run(copy).await;
+        run(copy).await?;
         let port = free_port();
         let standby =
             Self { url: own.url().replace(&own.server.port().to_string(), &port.to_string()), own, data };
-        standby.control(&["start", "--wait", "--options", &format!("-p {port}")]).await;
-        standby
+        standby.control(&["start", "--wait", "--options", &format!("-p {port}")]).await?;
+        Ok(standby)
     }
 
-    async fn control(&self, arguments: &[&str]) {
+    async fn control(&self, arguments: &[&str]) -> TestResult {
         let mut control = self.own.program("pg_ctl");
         control.args(arguments).arg("--pgdata").arg(&self.data).arg("--log").arg(self.data.join("start.log"));
-        run(control).await;
+        run(control).await?;
+        Ok(())
     }
 
     async fn connect(&self) -> PgConnection {
@@ -65,17 +66,18 @@ impl Drop for Standby {
     }
 }
 
-async fn run(mut command: Command) {
+async fn run(mut command: Command) -> TestResult {
     let ended = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().await;
-    assert!(ended.expect("it runs").success(), "{command:?}");
+    assert!(ended?.success(), "{command:?}");
+    Ok(())
 }
 
 #[tokio::test]
 async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() -> TestResult {
     let own = OwnPostgres::new(start_postgres(Vec::new()).await).await;
     let database = database_on(&own.server).await;
-    let (mut writer, begun) = window_of(&database, 2, 1).await;
-    let standby = Standby::of(own).await;
+    let (mut writer, begun) = window_of(&database, 2, 1).await?;
+    let standby = Standby::of(own).await?;
     let mut reader = standby.connect().await;
     eventually("the standby shows the position", async || {
         read::batch(&mut reader, "main", &begun, 0, LIMIT).await.is_ok().then_some(())

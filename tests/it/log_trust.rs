@@ -24,12 +24,12 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    pub(crate) async fn new(database: &Database) -> Self {
+    pub(crate) async fn new(database: &Database) -> TestResult<Self> {
         let role = format!("guest_{}", Uuid::new_v4().simple());
         let mut admin = database.connect().await;
         execute(&mut admin, &format!("create role {role} login password 'guest'")).await;
-        let address = database.url().rsplit('@').next().expect("an address");
-        Self { url: format!("postgres://{role}:guest@{address}"), role }
+        let address = database.url().rsplit('@').next().ok_or("no address")?;
+        Ok(Self { url: format!("postgres://{role}:guest@{address}"), role })
     }
 
     pub(crate) async fn connect(&self) -> PgConnection {
@@ -80,7 +80,7 @@ async fn every_function_and_every_connection_pins_its_search_path() -> TestResul
 async fn operators_and_functions_that_others_plant_never_run() -> TestResult {
     let mut line = Line::new().await;
     let mut admin = line.system.database.connect().await;
-    let guest = Guest::new(&line.system.database).await;
+    let guest = Guest::new(&line.system.database).await?;
     execute(&mut admin, &format!("grant create on schema public to {}", guest.role)).await;
     let mut planter = guest.connect().await;
     execute(&mut planter, "create sequence public.trapped; grant all on sequence public.trapped to public")
@@ -142,7 +142,7 @@ async fn operators_and_functions_that_others_plant_never_run() -> TestResult {
 #[tokio::test]
 async fn a_server_that_lags_proves_nothing() -> TestResult {
     let database = database().await;
-    let (connection, begun) = window_of(&database, 2, 1).await;
+    let (connection, begun) = window_of(&database, 2, 1).await?;
     connection.close().await?;
     let lagging = database.copy().await;
     let mut writer = database.connect().await;
@@ -226,7 +226,7 @@ async fn a_role_that_cannot_deliver_cannot_keep_the_lead() -> TestResult {
     line.append(1).await;
     line.is_whole().await;
     line.relay.signal("KILL").await;
-    let guest = Guest::new(&line.system.database).await;
+    let guest = Guest::new(&line.system.database).await?;
     let mut admin = line.system.database.connect().await;
     let key: i64 = sqlx::query_scalar("select lead_key from outbox.relay").fetch_one(&mut admin).await?;
     let mut stranger = guest.connect().await;
@@ -243,11 +243,11 @@ async fn a_role_that_cannot_deliver_cannot_keep_the_lead() -> TestResult {
 }
 
 #[tokio::test]
-async fn row_level_security_stops_a_relay_that_is_not_the_owner_and_loses_nothing() {
+async fn row_level_security_stops_a_relay_that_is_not_the_owner_and_loses_nothing() -> TestResult {
     let mut line = Line::new().await;
     line.append(1).await;
     line.is_whole().await;
-    let guest = Guest::new(&line.system.database).await;
+    let guest = Guest::new(&line.system.database).await?;
     let mut admin = line.system.database.connect().await;
     let grants = format!(
         "grant usage on schema outbox to {0}; grant all on all tables in schema outbox to {0};
@@ -287,6 +287,7 @@ async fn row_level_security_stops_a_relay_that_is_not_the_owner_and_loses_nothin
     })
     .await;
     guest.leave(&mut admin).await;
+    Ok(())
 }
 
 #[tokio::test]

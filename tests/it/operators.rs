@@ -244,21 +244,21 @@ sse    DOWN: nothing answers at 127.0.0.1:1: Connection refused (os error 111)";
 }
 
 /// The findings that are not fine, by check: verdict and evidence.
-async fn complaints(system: &System) -> Vec<(String, String, String)> {
+async fn complaints(system: &System) -> TestResult<Vec<(String, String, String)>> {
     let output = cli(system.settings(), &["doctor", "--open-for", "0", "--output", "json"]).await;
-    let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let findings: Vec<Value> = serde_json::from_slice(&output.stdout)?;
     let is_wrong = findings.iter().any(|finding| finding["verdict"] == "wrong");
     assert_eq!(output.status.code(), Some(i32::from(is_wrong)), "{output:?}");
     assert!(findings.len() > 15, "{findings:#?}");
     let text = |finding: &Value, key: &str| finding[key].as_str().expect("a text").to_owned();
-    findings
+    Ok(findings
         .iter()
         .filter(|finding| finding["verdict"] != "ok")
         .map(|finding| {
             assert_ne!(text(finding, "fix"), "", "{finding}");
             (text(finding, "check"), text(finding, "verdict"), text(finding, "evidence"))
         })
-        .collect()
+        .collect())
 }
 
 #[tokio::test]
@@ -267,7 +267,7 @@ async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() -> TestR
     // What the tests' own servers lack on purpose.
     let expected = ["postgres durability", "persistence", "open files"];
     let mut connection = system.database.connect().await;
-    let before = complaints(&system).await;
+    let before = complaints(&system).await?;
     assert!(before.iter().all(|(check, ..)| expected.contains(&check.as_str())), "{before:#?}");
 
     for done in [
@@ -281,7 +281,7 @@ async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() -> TestR
     ] {
         sqlx::raw_sql(done).execute(&mut connection).await?;
     }
-    let mut after = complaints(&system).await;
+    let mut after = complaints(&system).await?;
     after.retain(|finding| !before.contains(finding));
     let of = |name: &str| {
         let found = after.iter().find(|(check, ..)| check == name);

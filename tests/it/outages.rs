@@ -10,13 +10,14 @@ use crate::harness::{Flow, Line, TestResult, eventually};
 const TOPICS: i64 = 100;
 
 /// Appends so many events to a hundred topics in turn, in one statement.
-async fn fill(line: &Line, events: i64) {
+async fn fill(line: &Line, events: i64) -> TestResult {
     let mut connection = line.system.database.connect().await;
     let sql = "insert into outbox.event (topic, type, payload)
                select $1 || ':' || (n % $2), 'T', json_build_object('n', n) from generate_series(1, $3) n";
     let name = line.topic.as_str();
     let filling = sqlx::query(sql).bind(name).bind(TOPICS).bind(events).execute(&mut connection);
-    filling.await.expect("a backlog");
+    filling.await?;
+    Ok(())
 }
 
 /// Waits until the relay has nothing left to deliver, however long that takes while it makes progress.
@@ -33,10 +34,10 @@ async fn drained(line: &Line, events: u64) {
 
 /// The most memory that the relay ever had, in KiB.
 #[cfg(target_os = "linux")]
-fn peak_kib(line: &Line) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", line.relay.pid())).expect("it runs");
-    let peak = status.lines().find_map(|text| text.strip_prefix("VmHWM:")).expect("a peak");
-    peak.trim().trim_end_matches(" kB").parse().expect("a number")
+fn peak_kib(line: &Line) -> TestResult<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", line.relay.pid()))?;
+    let peak = status.lines().find_map(|text| text.strip_prefix("VmHWM:")).ok_or("no peak")?;
+    Ok(peak.trim().trim_end_matches(" kB").parse()?)
 }
 
 /// `BACKLOG` in the environment says how many events; a million take a minute or two.
@@ -49,14 +50,14 @@ async fn the_backlog_of_an_outage_arrives_in_order_and_costs_no_memory() -> Test
     line.is_whole().await;
     line.proxy.flow(Flow::Refuse);
     line.proxy.cut();
-    fill(&line, events.cast_signed()).await;
+    fill(&line, events.cast_signed()).await?;
     line.fails_with("connection").await;
-    let before = peak_kib(&line);
+    let before = peak_kib(&line)?;
     line.proxy.flow(Flow::Pass);
     let begun = Instant::now();
     drained(&line, events + 1).await;
     let took = begun.elapsed();
-    let peak = peak_kib(&line);
+    let peak = peak_kib(&line)?;
     for topic in 0..TOPICS {
         let topic = aftercommit::event::Topic::new(format!("{}:{topic}", line.topic))?;
         let history: redis::streams::StreamRangeReply =
@@ -79,11 +80,11 @@ async fn the_backlog_of_an_outage_arrives_in_order_and_costs_no_memory() -> Test
 }
 
 /// Events a second of a drain of so many, from its first progress on.
-async fn rate_of_a_drain(line: &Line, events: u64) -> f64 {
+async fn rate_of_a_drain(line: &Line, events: u64) -> TestResult<f64> {
     let before = line.delivered_in_all().await;
     line.proxy.flow(Flow::Refuse);
     line.proxy.cut();
-    fill(line, events.cast_signed()).await;
+    fill(line, events.cast_signed()).await?;
     line.proxy.flow(Flow::Pass);
     let passed = Instant::now();
     let first = eventually("progress", async || {
@@ -92,21 +93,20 @@ async fn rate_of_a_drain(line: &Line, events: u64) -> f64 {
     })
     .await;
     if first >= before + events {
-        return events as f64 / passed.elapsed().as_secs_f64();
+        return Ok(events as f64 / passed.elapsed().as_secs_f64());
     }
     let begun = Instant::now();
     drained(line, before + events).await;
-    (before + events - first) as f64 / begun.elapsed().as_secs_f64()
+    Ok((before + events - first) as f64 / begun.elapsed().as_secs_f64())
 }
 
-async fn dead_tuples(connection: &mut PgConnection) -> i64 {
-    sqlx::query_scalar(
+async fn dead_tuples(connection: &mut PgConnection) -> TestResult<i64> {
+    Ok(sqlx::query_scalar(
         "select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_user_tables
          where schemaname = 'outbox' and (relname like 'event_%' or relname like 'checkpoint_%')",
     )
     .fetch_one(connection)
-    .await
-    .expect("statistics")
+    .await?)
 }
 
 /// `DRAIN` in the environment says how many events each drain has.
@@ -117,7 +117,7 @@ async fn a_transaction_that_stays_open_and_one_that_is_prepared_and_forgotten_co
     line.leads().await;
     let mut free: f64 = 0.0;
     for _ in 0..3 {
-        free = free.max(rate_of_a_drain(&line, events).await);
+        free = free.max(rate_of_a_drain(&line, events).await?);
     }
     let mut open = line.system.database.connect().await;
     let gid = uuid::Uuid::new_v4();
@@ -128,9 +128,9 @@ async fn a_transaction_that_stays_open_and_one_that_is_prepared_and_forgotten_co
     sqlx::raw_sql(sqlx::AssertSqlSafe(held)).execute(&mut open).await?;
     let mut held: f64 = 0.0;
     for _ in 0..3 {
-        held = held.max(rate_of_a_drain(&line, events).await);
+        held = held.max(rate_of_a_drain(&line, events).await?);
     }
-    let dead = dead_tuples(&mut line.system.database.connect().await).await;
+    let dead = dead_tuples(&mut line.system.database.connect().await).await?;
     println!(
         "{events} events: {free:.0} a second without, {held:.0} with both held ({:+.1} %); {dead} dead tuples",
         (held / free - 1.0) * 100.0

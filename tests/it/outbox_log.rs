@@ -30,7 +30,7 @@ use aftercommit::relay::{OnPoison, Outcome, PublishError, Rules, Step, StepError
 
 use self::moves::{Move, moves};
 use self::sink::{Arrived, Fate, GatedSink};
-use crate::harness::{Database, database};
+use crate::harness::{Database, TestResult, database};
 
 const WRITERS: usize = 4;
 const TOPICS: usize = 3;
@@ -398,49 +398,47 @@ fn campaign(database: &Database, cases: u32) -> Result<(), String> {
     }
 }
 
-async fn in_a_thread_of_its_own(database: Database, cases: u32) -> Result<(), String> {
-    tokio::task::spawn_blocking(move || campaign(&database, cases))
-        .await
-        .expect("the campaign does not panic")
+async fn in_a_thread_of_its_own(database: Database, cases: u32) -> TestResult<Result<(), String>> {
+    Ok(tokio::task::spawn_blocking(move || campaign(&database, cases)).await?)
 }
 
 /// Replaces a part of the reading rule in this test's own database.
-async fn break_the_rule(database: &Database, part: &str, with: &str) {
+async fn break_the_rule(database: &Database, part: &str, with: &str) -> TestResult {
     let mut connection = database.connect().await;
     let rule: String = sqlx::query_scalar("select pg_get_functiondef('outbox.window_rows'::regproc)")
         .fetch_one(&mut connection)
-        .await
-        .expect("the rule");
+        .await?;
     assert!(rule.contains(part), "the rule reads otherwise now: {rule}");
-    sqlx::raw_sql(AssertSqlSafe(rule.replace(part, with)))
-        .execute(&mut connection)
-        .await
-        .expect("a broken rule");
-    connection.close().await.expect("a goodbye");
+    sqlx::raw_sql(AssertSqlSafe(rule.replace(part, with))).execute(&mut connection).await?;
+    connection.close().await?;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_writers_and_relays_do_every_committed_event_is_delivered_once_and_in_order() {
+async fn whatever_writers_and_relays_do_every_committed_event_is_delivered_once_and_in_order() -> TestResult {
     let database = database().await;
-    if let Err(complaint) = in_a_thread_of_its_own(database, 60).await {
+    if let Err(complaint) = in_a_thread_of_its_own(database, 60).await? {
         panic!("{complaint}");
     }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_the_horizon_the_same_campaign_finds_lost_events() {
+async fn without_the_horizon_the_same_campaign_finds_lost_events() -> TestResult {
     let database = database().await;
-    break_the_rule(&database, "$2::text::bigint - 1", "pg_snapshot_xmax($1)::text::bigint - 1").await;
-    let complaint = in_a_thread_of_its_own(database, 400).await.expect_err("the trap must be found");
+    break_the_rule(&database, "$2::text::bigint - 1", "pg_snapshot_xmax($1)::text::bigint - 1").await?;
+    let complaint = in_a_thread_of_its_own(database, 400).await?.expect_err("the trap must be found");
     eprintln!("without the horizon: {complaint}");
     assert!(complaint.contains("lost"), "{complaint}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_the_transactions_that_were_running_the_same_campaign_finds_lost_events() {
+async fn without_the_transactions_that_were_running_the_same_campaign_finds_lost_events() -> TestResult {
     let database = database().await;
     break_the_rule(&database, "select pg_snapshot_xip($1) as xid", "select pg_snapshot_xip('3:3:') as xid")
-        .await;
-    let complaint = in_a_thread_of_its_own(database, 400).await.expect_err("the loss must be found");
+        .await?;
+    let complaint = in_a_thread_of_its_own(database, 400).await?.expect_err("the loss must be found");
     assert!(complaint.contains("lost"), "{complaint}");
+    Ok(())
 }

@@ -9,8 +9,9 @@ use crate::commands::{assert_fails, commit, json, stderr, stdout};
 use crate::console::block;
 use crate::harness::{System, TestResult, cli, eventually};
 
-async fn unblock(system: &System, topic: &Topic) {
-    let _: () = system.redis.connect().await.del(keys::history(topic)).await.expect("a deletion");
+async fn unblock(system: &System, topic: &Topic) -> TestResult {
+    let _: () = system.redis.connect().await.del(keys::history(topic)).await?;
+    Ok(())
 }
 
 async fn are_parked(system: &System, topic: &Topic, events: u64) {
@@ -23,7 +24,7 @@ async fn are_parked(system: &System, topic: &Topic, events: u64) {
 }
 
 #[tokio::test]
-async fn a_release_says_whether_it_has_worked_and_fails_where_it_was_refused_again() {
+async fn a_release_says_whether_it_has_worked_and_fails_where_it_was_refused_again() -> TestResult {
     let system = System::new().await;
     let topic = system.redis.topic("poisoned");
     block(&system, &topic).await;
@@ -41,7 +42,7 @@ async fn a_release_says_whether_it_has_worked_and_fails_where_it_was_refused_aga
     let says = stdout(&refused);
     assert!(says.starts_with(&format!("{topic}: 2 events refused again: ")), "{says}");
     assert!(stderr(&refused).contains("parked as before"), "{refused:?}");
-    unblock(&system, &topic).await;
+    unblock(&system, &topic).await?;
     let released = cli(system.settings(), &release).await;
     assert_eq!(
         (released.status.code(), stdout(&released)),
@@ -50,10 +51,11 @@ async fn a_release_says_whether_it_has_worked_and_fails_where_it_was_refused_aga
     assert_fails(system.settings(), &release, 1, "nothing of topic").await;
     let audit = json(&system, &["audit"]).await;
     assert_eq!(audit[0]["selection"]["through"], serde_json::json!(["1-2"]), "{audit}");
+    Ok(())
 }
 
 #[tokio::test]
-async fn undelivered_events_are_published_and_told_by_one_option() {
+async fn undelivered_events_are_published_and_told_by_one_option() -> TestResult {
     let system = System::new().await;
     let topic = system.redis.topic("undelivered");
     let undelivered = ["replay", "--undelivered", "--yes", "--reason", "mended"];
@@ -62,7 +64,7 @@ async fn undelivered_events_are_published_and_told_by_one_option() {
     block(&system, &topic).await;
     let relay = system.start("relay").await;
     are_parked(&system, &topic, 2).await;
-    unblock(&system, &topic).await;
+    unblock(&system, &topic).await?;
     let published = cli(system.settings(), &undelivered).await;
     assert_eq!(
         (published.status.code(), stdout(&published)),
@@ -75,6 +77,7 @@ async fn undelivered_events_are_published_and_told_by_one_option() {
     assert!(stderr(&waits).contains("at most 1 event wait for the relay"), "{waits:?}");
     let help = stdout(&cli(system.settings(), &["replay", "--help"]).await);
     assert!(help.contains("--undelivered\n"), "{help}");
+    Ok(())
 }
 
 #[tokio::test]
@@ -86,7 +89,7 @@ async fn without_a_relay_a_request_is_written_down_and_told_as_not_done() -> Tes
     commit(&system, &topic, "A", 2).await;
     are_parked(&system, &topic, 2).await;
     assert_eq!(relay.terminate().await, 0);
-    unblock(&system, &topic).await;
+    unblock(&system, &topic).await?;
     let release = ["parked", "release", topic.as_str(), "--yes"];
     let waited = cli(system.settings(), &[&release[..], &["--output", "json"]].concat()).await;
     assert_eq!(waited.status.code(), Some(1), "{waited:?}");

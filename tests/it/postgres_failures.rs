@@ -212,22 +212,24 @@ struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
     /// For the account of this user id, one page of whatever follows away from full.
-    fn mount(owner: &str) -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
+    fn mount(owner: &str) -> TestResult<Self> {
+        let dir = tempfile::tempdir()?;
         let options = format!("size=256k,mode=700,uid={owner}");
         let mut command = Command::new("mount");
         command.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(dir.path());
-        assert!(command.status().expect("mount").success(), "a small disk, which only root can mount");
-        Self(dir)
+        assert!(command.status()?.success(), "a small disk, which only root can mount");
+        Ok(Self(dir))
     }
 
-    fn fill(&self) {
-        let mut file = std::fs::File::create(self.0.path().join("filler")).expect("a file");
+    fn fill(&self) -> TestResult {
+        let mut file = std::fs::File::create(self.0.path().join("filler"))?;
         while file.write_all(&[0; 4096]).is_ok() {}
+        Ok(())
     }
 
-    fn clear(&self) {
-        std::fs::remove_file(self.0.path().join("filler")).expect("room again");
+    fn clear(&self) -> TestResult {
+        std::fs::remove_file(self.0.path().join("filler"))?;
+        Ok(())
     }
 }
 
@@ -246,20 +248,20 @@ async fn a_disk_that_is_full() -> TestResult {
     let (mut line, mut admin) =
         line_and_admin(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
     let owner = std::fs::metadata(line.postgres().server.data_directory())?.uid();
-    let disk = SmallDisk::mount(&owner.to_string());
+    let disk = SmallDisk::mount(&owner.to_string())?;
     let location = disk.0.path().display().to_string();
     execute(&mut admin, &line, &format!("create tablespace small location '{location}'")).await;
     execute(&mut admin, &line, "alter table outbox.checkpoint_0 set tablespace small").await;
     line.append(1).await;
     line.is_whole().await;
-    disk.fill();
+    disk.fill()?;
     // Each event is a row of the position's table until the table wants another page.
     eventually("the disk is full for the relay", async || {
         line.append(5).await;
         (line.metric("aftercommit_relay_failures_total{class=\"diskfull\"}").await > 0).then_some(())
     })
     .await;
-    disk.clear();
+    disk.clear()?;
     line.is_whole().await;
     // Away from the small disk, so that the server can stop in order.
     for sql in ["alter table outbox.checkpoint_0 set tablespace pg_default", "drop tablespace small"] {

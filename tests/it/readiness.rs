@@ -13,10 +13,11 @@ use crate::operators::{not_ready, turns_green, turns_red};
 use crate::systemd::port_of;
 
 /// A signal to a server of the test's own.
-async fn signal(pid: u32, name: &str) {
+async fn signal(pid: u32, name: &str) -> TestResult {
     let mut kill = tokio::process::Command::new("/bin/sh");
     let sent = kill.args(["-c", "kill -s \"$1\" \"$2\"", "sh", name, &pid.to_string()]).status().await;
-    assert!(sent.expect("a shell").success(), "kill -s {name}");
+    assert!(sent?.success(), "kill -s {name}");
+    Ok(())
 }
 
 #[tokio::test]
@@ -75,11 +76,11 @@ async fn a_frozen_redis_turns_it_red_for_what_fails_and_for_how_long_events_wait
     let line = Line::with(wiring).await;
     turns_green(&line.relay).await;
     let pid = line.redis.pid().ok_or("it does not run")?;
-    signal(pid, "STOP").await;
+    signal(pid, "STOP").await?;
     commit(&line.system, &line.topic, "A", 2).await;
     turns_red(&line.relay, "pending", "1 s are the limit").await;
     turns_red(&line.relay, "delivery", "Redis").await;
-    signal(pid, "CONT").await;
+    signal(pid, "CONT").await?;
     turns_green(&line.relay).await;
     Ok(())
 }
@@ -175,11 +176,11 @@ async fn is_published(relay: &Process, count: u64) {
 }
 
 #[tokio::test]
-async fn the_api_and_the_sse_server_are_red_without_what_they_need() {
+async fn the_api_and_the_sse_server_are_red_without_what_they_need() -> TestResult {
     let redis = start_redis(Vec::new(), None).await;
     let to_redis = Proxy::to(redis.port()).await;
     let system = System::with_redis(&to_redis.url(redis.url().expose_secret())).await;
-    let to_postgres = Proxy::to(port_of(system.database.url())).await;
+    let to_postgres = Proxy::to(port_of(system.database.url())?).await;
     let database = to_postgres.url(system.database.url());
     let system = system.set("DATABASE_URL", &database).set("AFTERCOMMIT_DATABASE_ACQUIRE_TIMEOUT_MS", "500");
     let (api, sse) = (system.start("api").await, system.start("sse").await);
@@ -193,4 +194,5 @@ async fn the_api_and_the_sse_server_are_red_without_what_they_need() {
         proxy.flow(Flow::Pass);
         turns_green(process).await;
     }
+    Ok(())
 }

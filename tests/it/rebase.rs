@@ -19,12 +19,12 @@ use crate::harness::{
 };
 
 /// Runs `aftercommit rebase` and returns its JSON.
-async fn rebase(line: &Line, arguments: &[&str]) -> Value {
+async fn rebase(line: &Line, arguments: &[&str]) -> TestResult<Value> {
     let mut all = vec!["rebase", "--output", "json"];
     all.extend(arguments);
     let output = cli(line.system.settings(), &all).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("JSON")
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 async fn listener(line: &Line) -> Listener {
@@ -39,7 +39,7 @@ async fn restart(line: &mut Line) {
 }
 
 #[tokio::test]
-async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_what_was_seen() {
+async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_what_was_seen() -> TestResult {
     let mut line = Line::new().await;
     let sse = line.system.start("sse").await;
     let token = line.system.token_with(Uuid::new_v4(), Duration::from_secs(3600), &[line.topic.as_str()]);
@@ -86,7 +86,7 @@ async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_w
     .await;
     assert_eq!((&plan["cluster"], &plan["done"]), (&"same".into(), &false.into()));
     assert_eq!((&plan["pending"], &plan["told"], &plan["lost"]), (&5.into(), &3.into(), &4.into()));
-    let done = rebase(&line, &["--yes", "--reason", "a test"]).await;
+    let done = rebase(&line, &["--yes", "--reason", "a test"]).await?;
     assert_eq!((&done["done"], &done["epoch"]), (&true.into(), &2.into()));
 
     let mut listener = listener(&line).await;
@@ -110,6 +110,7 @@ async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_w
     })
     .await;
     assert_eq!(again["needed"], false);
+    Ok(())
 }
 
 fn names(events: &[Event]) -> Vec<&str> {
@@ -117,27 +118,28 @@ fn names(events: &[Event]) -> Vec<&str> {
 }
 
 /// Leaves a replay of everything that has not repeated anything yet.
-async fn interrupted_replay(line: &Line) {
+async fn interrupted_replay(line: &Line) -> TestResult {
     let mut connection = line.system.database.connect().await;
     let relay = line.system.redis.relay_name();
-    let plan = replay::plan(&mut connection, &relay, &Selection::default()).await.expect("a plan");
+    let plan = replay::plan(&mut connection, &relay, &Selection::default()).await?;
     let operator = Operator { who: "a test".to_owned(), reason: "a test".to_owned() };
-    replay::begin(&mut connection, &plan, &operator).await.expect("a replay");
+    replay::begin(&mut connection, &plan, &operator).await?;
+    Ok(())
 }
 
 /// Moves a database to another cluster, as `pg_dump | psql` does.
-async fn dump_and_restore(from: &OwnPostgres, to: &OwnPostgres) {
+async fn dump_and_restore(from: &OwnPostgres, to: &OwnPostgres) -> TestResult {
     let url = |own: &OwnPostgres| own.url();
-    let dump = from.program("pg_dump").arg(url(from)).output().await.expect("pg_dump");
+    let dump = from.program("pg_dump").arg(url(from)).output().await?;
     assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
     let mut restore = to.program("psql");
     restore.args(["--quiet", "--set", "ON_ERROR_STOP=1"]).arg(url(to));
-    let mut restore =
-        restore.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().expect("psql");
-    let mut stdin = restore.stdin.take().expect("a pipe");
-    tokio::io::AsyncWriteExt::write_all(&mut stdin, &dump.stdout).await.expect("a restore");
+    let mut restore = restore.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn()?;
+    let mut stdin = restore.stdin.take().ok_or("no pipe")?;
+    tokio::io::AsyncWriteExt::write_all(&mut stdin, &dump.stdout).await?;
     drop(stdin);
-    assert!(restore.wait().await.expect("psql").success(), "a restore");
+    assert!(restore.wait().await?.success(), "a restore");
+    Ok(())
 }
 
 #[tokio::test]
@@ -151,10 +153,10 @@ async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_g
     line.append(30).await;
     line.is_whole().await;
     line.relay.signal("KILL").await;
-    interrupted_replay(&line).await;
+    interrupted_replay(&line).await?;
     line.append(5).await;
     let moved = OwnPostgres::new(start_postgres(Vec::new()).await).await;
-    dump_and_restore(line.postgres(), &moved).await;
+    dump_and_restore(line.postgres(), &moved).await?;
 
     line.system.database = Database::at(&moved.url());
     line.system.set_again("DATABASE_URL", &moved.url());

@@ -17,12 +17,12 @@ async fn a_redis_that_forgot_everything_is_given_everything_again_under_the_same
     let others = line.append_to(&other, 300).await;
     line.append(700).await;
     line.is_whole().await;
-    let ids = ids_of(&line).await;
+    let ids = ids_of(&line).await?;
     line.command("flushall").await?;
     // Nothing new is committed: the relay looks by itself.
     is_repaired(&line).await;
     line.is_whole().await;
-    assert_eq!(ids_of(&line).await, ids);
+    assert_eq!(ids_of(&line).await?, ids);
     assert_eq!(line.history_of(&other).await, others);
     assert_eq!(line.metric("aftercommit_relay_restored_total").await, 1000);
     line.relay.says("Redis has forgotten").await;
@@ -48,22 +48,23 @@ async fn an_empty_redis_in_the_place_of_the_old_one_is_given_everything_again_an
 }
 
 #[tokio::test]
-async fn a_replica_that_lagged_when_it_became_the_primary_is_given_what_it_lacks() {
+async fn a_replica_that_lagged_when_it_became_the_primary_is_given_what_it_lacks() -> TestResult {
     let mut line = Line::new().await;
     line.append(40).await;
     line.is_whole().await;
-    let replica = replica_of(&line).await;
+    let replica = replica_of(&line).await?;
     replica_has(&replica, 40, &line.topic).await;
     tell(&replica, &["replicaof", "no", "one"]).await;
     // From here on the replica knows nothing of it.
     line.append(25).await;
     line.is_whole().await;
-    let ids = ids_of(&line).await;
+    let ids = ids_of(&line).await?;
     line.replace_redis(replica).await;
     line.append(1).await;
     line.is_whole().await;
-    assert_eq!(ids_of(&line).await[..65], ids[..]);
+    assert_eq!(ids_of(&line).await?[..65], ids[..]);
     assert_eq!(line.metric("aftercommit_relay_restored_total").await, 25);
+    Ok(())
 }
 
 /// A line in which nothing counts as delivered that no replica has.
@@ -73,11 +74,11 @@ async fn line_that_wants_a_replica() -> Line {
 }
 
 #[tokio::test]
-async fn with_min_replicas_nothing_counts_as_delivered_that_only_one_server_has() {
+async fn with_min_replicas_nothing_counts_as_delivered_that_only_one_server_has() -> TestResult {
     let mut line = line_that_wants_a_replica().await;
     line.append(1).await;
     line.fails_with("noreplicas").await;
-    let replica = replica_of(&line).await;
+    let replica = replica_of(&line).await?;
     line.append(10).await;
     replica_has(&replica, 11, &line.topic).await;
     eventually("it is written down", async || {
@@ -85,6 +86,7 @@ async fn with_min_replicas_nothing_counts_as_delivered_that_only_one_server_has(
     })
     .await;
     line.is_whole().await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -95,13 +97,13 @@ async fn a_history_that_vanishes_between_two_tries_of_a_batch_stops_nothing() ->
     line.fails_with("noreplicas").await;
     let key = crate::harness::keys::history(&line.topic);
     line.words(&["del", &key]).await?;
-    let replica = replica_of(&line).await;
+    let replica = replica_of(&line).await?;
     line.append(3).await;
     // What had arrived is not begun anew, and the next event shows that it is missing.
     replica_has(&replica, 3, &line.topic).await;
     line.appended.drain(..2);
     line.is_whole().await;
-    assert_eq!(first_prev(&line).await, Prev::Event(StreamId::new(1, 2)));
+    assert_eq!(first_prev(&line).await?, Prev::Event(StreamId::new(1, 2)));
     let ttl = line.words(&["ttl", &key]).await?;
     assert!(matches!(ttl, redis::Value::Int(seconds) if seconds > 0), "it expires as others do: {ttl:?}");
     assert!(!line.relay.log().contains("conflict"), "{}", line.relay.log());
@@ -113,7 +115,7 @@ async fn a_history_that_vanished_between_two_tries_of_its_newest_event_does_not_
 -> TestResult {
     let mut line = line_that_wants_a_replica().await;
     let key = crate::harness::keys::history(&line.topic);
-    let replica = replica_of(&line).await;
+    let replica = replica_of(&line).await?;
     line.append(3).await;
     replica_has(&replica, 3, &line.topic).await;
     eventually("it is written down", async || {
@@ -132,17 +134,17 @@ async fn a_history_that_vanished_between_two_tries_of_its_newest_event_does_not_
     // It is published again and again from here on, as no replica has it.
     has(4).await;
     line.words(&["del", &key]).await?;
-    let replica = replica_of(&line).await;
+    let replica = replica_of(&line).await?;
     line.append(1).await;
     replica_has(&replica, 1, &line.topic).await;
-    assert_eq!(first_prev(&line).await, Prev::Event(StreamId::new(1, 4)), "it names what came before it");
+    assert_eq!(first_prev(&line).await?, Prev::Event(StreamId::new(1, 4)), "it names what came before it");
     Ok(())
 }
 
 /// What the first entry of the line's history says of the event before it.
-async fn first_prev(line: &Line) -> Prev {
+async fn first_prev(line: &Line) -> TestResult<Prev> {
     let settings = RedisSettings { namespace: line.system.redis.relay_name(), ..line.redis_settings() };
-    History::new(settings).from(&line.topic, None, 1).await.expect("a history")[0].prev
+    Ok(History::new(settings).from(&line.topic, None, 1).await?[0].prev)
 }
 
 #[tokio::test]
@@ -304,12 +306,11 @@ async fn are_repaired(line: &Line, repairs: u64) {
     .await;
 }
 
-async fn ids_of(line: &Line) -> Vec<String> {
+async fn ids_of(line: &Line) -> TestResult<Vec<String>> {
     let reply: redis::streams::StreamRangeReply =
         redis::AsyncCommands::xrange_all(&mut line.redis().await, crate::harness::keys::history(&line.topic))
-            .await
-            .expect("a history");
-    reply.ids.into_iter().map(|entry| entry.id).collect()
+            .await?;
+    Ok(reply.ids.into_iter().map(|entry| entry.id).collect())
 }
 
 fn aftercommit_client(url: &str) -> redis::Client {
@@ -323,13 +324,13 @@ pub(crate) async fn tell(server: &aftercommit::local::RedisServer, words: &[&str
 }
 
 /// A server that copies the line's.
-pub(crate) async fn replica_of(line: &Line) -> aftercommit::local::RedisServer {
+pub(crate) async fn replica_of(line: &Line) -> TestResult<aftercommit::local::RedisServer> {
     let replica = start_redis(Vec::new(), None).await;
     let url = line.redis.url().expose_secret().to_owned();
-    let password = url.split([':', '@']).nth(2).expect("a password");
+    let password = url.split([':', '@']).nth(2).ok_or("no password")?;
     tell(&replica, &["config", "set", "masterauth", password]).await;
     tell(&replica, &["replicaof", "127.0.0.1", &line.redis.port().to_string()]).await;
-    replica
+    Ok(replica)
 }
 
 pub(crate) async fn replica_has(replica: &aftercommit::local::RedisServer, events: i64, topic: &Topic) {

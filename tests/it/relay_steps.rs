@@ -17,13 +17,14 @@ use crate::harness::{Database, Redis, TestResult, database, redis};
 use crate::relay_delivery::{Relay, append, append_in, history, payloads};
 
 /// Commits these events at once: one window, of which a step takes a hundred.
-async fn append_together(database: &Database, topic: &Topic, numbers: std::ops::Range<u32>) {
+async fn append_together(database: &Database, topic: &Topic, numbers: std::ops::Range<u32>) -> TestResult {
     let mut connection = database.connect().await;
-    let mut tx = connection.begin().await.expect("a transaction");
+    let mut tx = connection.begin().await?;
     for n in numbers {
         append_in(&mut tx, topic, &n.to_string()).await;
     }
-    tx.commit().await.expect("a commit");
+    tx.commit().await?;
+    Ok(())
 }
 
 async fn has_in_order(redis: &Redis, topic: &Topic, count: u32) {
@@ -32,12 +33,12 @@ async fn has_in_order(redis: &Redis, topic: &Topic, count: u32) {
 }
 
 /// A relay that has delivered the first hundred of 250 events and is frozen, and another one of its name.
-async fn frozen_and_other(database: &Database, redis: &Redis, topic: &Topic) -> (Relay, Relay) {
-    append_together(database, topic, 0..250).await;
+async fn frozen_and_other(database: &Database, redis: &Redis, topic: &Topic) -> TestResult<(Relay, Relay)> {
+    append_together(database, topic, 0..250).await?;
     let mut frozen = Relay::new(database, redis, OnPoison::Park).await;
-    let first = frozen.step.step(&mut frozen.publisher).await.expect("a step");
+    let first = frozen.step.step(&mut frozen.publisher).await?;
     assert_eq!(first, Outcome::Delivered { published: 100, parked: 0 });
-    (frozen, Relay::new(database, redis, OnPoison::Park).await)
+    Ok((frozen, Relay::new(database, redis, OnPoison::Park).await))
 }
 
 #[tokio::test]
@@ -45,7 +46,7 @@ async fn what_a_relay_had_read_ahead_is_forgotten_when_another_one_has_moved_the
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("fenced");
     // It has read the next hundred, when the other one delivers all the rest.
-    let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await;
+    let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await?;
     assert_eq!(other.drain().await, (150, 0));
     let fenced = frozen.step.step(&mut frozen.publisher).await;
     assert!(matches!(fenced, Err(StepError::Outbox(Error::Fenced { .. }))), "{fenced:?}");
@@ -98,7 +99,7 @@ async fn a_redis_beyond_the_position_is_in_step_only_where_it_ends_with_an_event
 async fn what_is_given_again_is_what_the_newest_position_has_delivered() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("again");
-    let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await;
+    let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await?;
     assert_eq!(other.drain().await, (150, 0));
     let keys =
         [redis.keys().top(&redis.relay_name()), redis.keys().history(&topic), redis.keys().begun(&topic)];
@@ -131,7 +132,7 @@ impl Sink for Meanwhile<'_> {
         if self.asked == 2 {
             self.other.drain().await;
             // In a window of their own, which the frozen relay's position knows nothing of.
-            append_together(self.more.0, self.more.1, 250..253).await;
+            append_together(self.more.0, self.more.1, 250..253).await.expect("three more events");
             self.other.drain().await;
         }
         self.frozen.reached().await
@@ -150,7 +151,7 @@ impl Sink for Meanwhile<'_> {
 async fn another_relay_that_goes_on_during_a_comparison_is_no_sign_that_postgres_went_back() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("meanwhile");
-    let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await;
+    let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await?;
     other.step.step(&mut other.publisher).await?;
     let Relay { step, publisher } = &mut frozen;
     let mut sink = Meanwhile { frozen: publisher, other, more: (&database, &topic), asked: 0 };
@@ -165,7 +166,7 @@ async fn another_relay_that_goes_on_during_a_comparison_is_no_sign_that_postgres
 async fn a_redis_that_went_back_into_the_middle_of_a_batch_is_given_the_rest_of_it() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("middle");
-    append_together(&database, &topic, 0..100).await;
+    append_together(&database, &topic, 0..100).await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     let mut connection = database.connect().await;
     read::prepare_session(&mut connection).await?;
@@ -203,7 +204,7 @@ async fn a_request_through_a_number_is_about_the_events_up_to_it() -> TestResult
     let topic = redis.topic("through");
     let key = redis.keys().history(&topic);
     let _: () = redis.connect().await.set(&key, "of another type").await?;
-    append_together(&database, &topic, 0..4).await;
+    append_together(&database, &topic, 0..4).await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_eq!(relay.drain().await, (0, 4));
     let _: () = redis.connect().await.del(&key).await?;
@@ -222,7 +223,7 @@ async fn a_request_through_a_number_is_about_the_events_up_to_it() -> TestResult
 async fn batches_of_which_the_log_has_lost_rows_are_not_given_again_under_numbers_of_others() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("rotated");
-    append_together(&database, &topic, 0..250).await;
+    append_together(&database, &topic, 0..250).await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_eq!(relay.drain().await, (250, 0));
     // Of the first and of the last batch.
@@ -277,23 +278,23 @@ impl Sink for ForgetsBefore<'_> {
 }
 
 /// A batch of which the second event is refused.
-async fn partly_refused() -> (Database, Redis, Topic, Topic) {
+async fn partly_refused() -> TestResult<(Database, Redis, Topic, Topic)> {
     let (database, redis) = (database().await, redis().await);
     let (taken, refused) = (redis.topic("taken"), redis.topic("refused"));
     let key = crate::harness::keys::history(&refused);
-    let _: () = redis.connect().await.set(&key, "of another type").await.expect("a key");
+    let _: () = redis.connect().await.set(&key, "of another type").await?;
     let mut connection = database.connect().await;
-    let mut tx = connection.begin().await.expect("a transaction");
+    let mut tx = connection.begin().await?;
     append_in(&mut tx, &taken, "0").await;
     append_in(&mut tx, &refused, "1").await;
-    tx.commit().await.expect("a commit");
-    (database, redis, taken, refused)
+    tx.commit().await?;
+    Ok((database, redis, taken, refused))
 }
 
 #[tokio::test]
 async fn a_redis_that_forgets_a_batch_while_its_refused_event_is_written_down_is_given_the_rest_again()
 -> TestResult {
-    let (database, redis, taken, _) = partly_refused().await;
+    let (database, redis, taken, _) = partly_refused().await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     // The batch, and its rest behind the refused event.
     let mut sink =
@@ -307,7 +308,7 @@ async fn a_redis_that_forgets_a_batch_while_its_refused_event_is_written_down_is
 
 #[tokio::test]
 async fn a_redis_that_forgets_again_in_the_middle_of_a_repair_is_given_everything_again() -> TestResult {
-    let (database, redis, taken, refused) = partly_refused().await;
+    let (database, redis, taken, refused) = partly_refused().await?;
     let key = crate::harness::keys::history(&refused);
     let mut connection = redis.connect().await;
     let _: () = connection.del(&key).await?;

@@ -12,11 +12,11 @@ use crate::append_door::execute;
 use crate::harness::{Line, TestResult, database, eventually};
 
 /// A line whose log takes the next slot each second.
-async fn line_with_short_slots() -> (Line, PgConnection) {
+async fn line_with_short_slots() -> TestResult<(Line, PgConnection)> {
     let line = Line::new().await;
     let mut admin = line.system.database.connect().await;
-    set_rotation(&mut admin, 1).await.expect("another rotation");
-    (line, admin)
+    set_rotation(&mut admin, 1).await?;
+    Ok((line, admin))
 }
 
 async fn rotate_now(admin: &mut PgConnection) -> Rotation {
@@ -38,7 +38,7 @@ async fn rows(admin: &mut PgConnection) -> i64 {
 
 #[tokio::test]
 async fn under_load_slots_are_emptied_behind_the_relay_and_nothing_is_lost() -> TestResult {
-    let (mut line, mut admin) = line_with_short_slots().await;
+    let (mut line, mut admin) = line_with_short_slots().await?;
     let stop = CancellationToken::new();
     let writer = line.keep_appending(stop.clone());
     let mut emptied = 0;
@@ -55,8 +55,8 @@ async fn under_load_slots_are_emptied_behind_the_relay_and_nothing_is_lost() -> 
 }
 
 #[tokio::test]
-async fn what_a_stuck_relay_has_not_delivered_stays_and_the_relay_is_named() {
-    let (mut line, mut admin) = line_with_short_slots().await;
+async fn what_a_stuck_relay_has_not_delivered_stays_and_the_relay_is_named() -> TestResult {
+    let (mut line, mut admin) = line_with_short_slots().await?;
     line.append(5).await;
     line.is_whole().await;
     line.relay.signal("STOP").await;
@@ -70,11 +70,12 @@ async fn what_a_stuck_relay_has_not_delivered_stays_and_the_relay_is_named() {
         (rows(&mut admin).await == 0).then_some(())
     })
     .await;
+    Ok(())
 }
 
 #[tokio::test]
 async fn a_long_reader_holds_a_slot_back_and_is_named_and_holds_nobody_else_up() -> TestResult {
-    let (mut line, mut admin) = line_with_short_slots().await;
+    let (mut line, mut admin) = line_with_short_slots().await?;
     line.append(5).await;
     line.is_whole().await;
     let mut reader = line.system.database.connect().await;

@@ -13,12 +13,12 @@ use crate::harness::{Database, TestResult, database, eventually};
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// A log whose slots take rows for an hour each.
-async fn log() -> (Database, PgConnection) {
+async fn log() -> TestResult<(Database, PgConnection)> {
     let database = database().await;
     let mut admin = database.connect().await;
-    read::prepare_session(&mut admin).await.expect("a session");
-    set_rotation(&mut admin, 3600).await.expect("a rotation");
-    (database, admin)
+    read::prepare_session(&mut admin).await?;
+    set_rotation(&mut admin, 3600).await?;
+    Ok((database, admin))
 }
 
 /// Inserts a row that is two hours old, into the slot of a time so many hours from now; returns the slot's table.
@@ -57,8 +57,8 @@ async fn rows_in(admin: &mut PgConnection, table: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn the_slot_that_takes_rows_and_the_next_one_stay_also_where_what_they_hold_is_old() {
-    let (_database, mut admin) = log().await;
+async fn the_slot_that_takes_rows_and_the_next_one_stay_also_where_what_they_hold_is_old() -> TestResult {
+    let (_database, mut admin) = log().await?;
     for hours in [0, 1] {
         insert(&mut admin, hours).await;
     }
@@ -66,21 +66,23 @@ async fn the_slot_that_takes_rows_and_the_next_one_stay_also_where_what_they_hol
     deliver(&mut admin).await;
     let rotation = rotate_now(&mut admin, Duration::ZERO).await;
     assert_eq!((rotation.emptied, rotation.blocked), (vec![third], Vec::new()));
+    Ok(())
 }
 
 #[tokio::test]
-async fn what_no_relay_has_ever_read_stays() {
-    let (_database, mut admin) = log().await;
+async fn what_no_relay_has_ever_read_stays() -> TestResult {
+    let (_database, mut admin) = log().await?;
     let table = insert(&mut admin, 3).await;
     let rotation = rotate_now(&mut admin, Duration::ZERO).await;
     assert_eq!(rotation.emptied, Vec::<String>::new());
     assert!(rotation.blocked[0].by.contains("no relay has ever delivered"), "{rotation:?}");
     assert_eq!(rows_in(&mut admin, &table).await, 1);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_row_that_was_committed_late_stays_until_it_is_delivered() {
-    let (database, mut admin) = log().await;
+async fn a_row_that_was_committed_late_stays_until_it_is_delivered() -> TestResult {
+    let (database, mut admin) = log().await?;
     let mut late = database.connect().await;
     execute(&mut late, "begin").await;
     let table = insert(&mut late, 3).await;
@@ -93,6 +95,7 @@ async fn a_row_that_was_committed_late_stays_until_it_is_delivered() {
     assert!(rotation.blocked[0].by.contains("relay main has not delivered"), "{rotation:?}");
     deliver(&mut admin).await;
     assert_eq!(rotate_now(&mut admin, Duration::ZERO).await.emptied, [table]);
+    Ok(())
 }
 
 /// Commits once a rotation waits for the lock of this table, and returns what the rotation did.
@@ -113,8 +116,8 @@ async fn commit_when_awaited(database: &Database, writer: &mut PgConnection, tab
 }
 
 #[tokio::test]
-async fn what_is_committed_while_a_rotation_waits_for_its_lock_stays() {
-    let (database, mut admin) = log().await;
+async fn what_is_committed_while_a_rotation_waits_for_its_lock_stays() -> TestResult {
+    let (database, mut admin) = log().await?;
     let mut writer = database.connect().await;
     eventually("a rotation has the lock right behind the commit", async || {
         let table = insert(&mut admin, 3).await;
@@ -130,6 +133,7 @@ async fn what_is_committed_while_a_rotation_waits_for_its_lock_stays() {
         has_looked_again.then_some(())
     })
     .await;
+    Ok(())
 }
 
 /// Inserts an older row of the relay's, from two hours ago, into a slot of positions.
@@ -146,7 +150,7 @@ async fn insert_position(connection: &mut PgConnection, n: i64, slot: i16) {
 
 #[tokio::test]
 async fn positions_go_when_they_are_older_than_the_retention_and_than_every_event() -> TestResult {
-    let (_database, mut admin) = log().await;
+    let (_database, mut admin) = log().await?;
     checkpoint::load_or_begin(&mut admin, "main").await?;
     insert_position(&mut admin, -5, 7).await;
     assert_eq!(rotate_now(&mut admin, 3 * HOUR).await.emptied, Vec::<String>::new(), "it is younger");
@@ -161,7 +165,7 @@ async fn positions_go_when_they_are_older_than_the_retention_and_than_every_even
 
 #[tokio::test]
 async fn the_slot_of_a_position_and_the_one_of_the_row_behind_it_stay_however_old() -> TestResult {
-    let (_database, mut admin) = log().await;
+    let (_database, mut admin) = log().await?;
     let position = checkpoint::load_or_begin(&mut admin, "main").await?;
     insert_position(&mut admin, -5, 9).await;
     execute(
@@ -179,7 +183,7 @@ async fn the_slot_of_a_position_and_the_one_of_the_row_behind_it_stay_however_ol
 
 #[tokio::test]
 async fn a_position_that_is_committed_while_a_rotation_waits_for_its_lock_stays() -> TestResult {
-    let (database, mut admin) = log().await;
+    let (database, mut admin) = log().await?;
     checkpoint::load_or_begin(&mut admin, "main").await?;
     let mut writer = database.connect().await;
     for n in 1..=5 {
@@ -196,7 +200,7 @@ async fn a_position_that_is_committed_while_a_rotation_waits_for_its_lock_stays(
 
 #[tokio::test]
 async fn the_slot_of_the_next_positions_is_an_empty_one_and_the_same_where_none_is() -> TestResult {
-    let (_database, mut admin) = log().await;
+    let (_database, mut admin) = log().await?;
     checkpoint::load_or_begin(&mut admin, "main").await?;
     let after = "select outbox.slot_after(0::smallint, now() - interval '2 hours')";
     for slot in 1..=16 {

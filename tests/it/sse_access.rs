@@ -48,16 +48,16 @@ impl Door {
         self.get(path, Some(("authorization", &format!("Bearer {token}")))).await.status()
     }
 
-    async fn ask_for_ticket(&self, topic: &str, token: &str) -> Response {
+    async fn ask_for_ticket(&self, topic: &str, token: &str) -> TestResult<Response> {
         let request = self.system.http().post(self.sse.url("/api/stream-tickets")).bearer_auth(token);
-        request.json(&json!({ "topic": topic })).send().await.expect("an answer")
+        Ok(request.json(&json!({ "topic": topic })).send().await?)
     }
 
-    async fn ticket(&self, topic: &str, token: &str) -> String {
-        let response = self.ask_for_ticket(topic, token).await;
+    async fn ticket(&self, topic: &str, token: &str) -> TestResult<String> {
+        let response = self.ask_for_ticket(topic, token).await?;
         assert_eq!(response.status(), StatusCode::CREATED);
-        let body: Value = response.json().await.expect("JSON");
-        body["ticket"].as_str().expect("a text").to_owned()
+        let body: Value = response.json().await?;
+        Ok(body["ticket"].as_str().ok_or("no text")?.to_owned())
     }
 
     fn notifications(&self) -> String {
@@ -105,7 +105,7 @@ async fn a_cookie_opens_streams_and_commands_do_not_take_it() -> TestResult {
 async fn a_ticket_opens_its_users_stream_of_its_topic_again_and_again_and_nothing_else() -> TestResult {
     let door = Door::new().await;
     let token = door.token(&["orders:*"]);
-    let ticket = door.ticket(&door.notifications(), &token).await;
+    let ticket = door.ticket(&door.notifications(), &token).await?;
     let path = format!("{NOTIFICATIONS}?ticket={ticket}");
     for _ in 0..2 {
         assert_eq!(door.get(&path, None).await.status(), StatusCode::OK);
@@ -120,19 +120,19 @@ async fn a_ticket_opens_its_users_stream_of_its_topic_again_and_again_and_nothin
     let more = more.json(&json!({ "topic": "orders:7" })).send().await?;
     assert_eq!(more.status(), StatusCode::FORBIDDEN, "a ticket makes no tickets");
 
-    let orders = door.ticket("orders:7", &token).await;
+    let orders = door.ticket("orders:7", &token).await?;
     assert_eq!(door.get(&format!("/streams/orders:7?ticket={orders}"), None).await.status(), StatusCode::OK);
-    let not_allowed = door.ticket("secrets", &token).await;
+    let not_allowed = door.ticket("secrets", &token).await?;
     let refused = door.get(&format!("/streams/secrets?ticket={not_allowed}"), None).await;
     assert_eq!(refused.status(), StatusCode::FORBIDDEN, "the claim did not allow it");
-    assert_eq!(door.ask_for_ticket("not a topic", &token).await.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(door.ask_for_ticket("not a topic", &token).await?.status(), StatusCode::BAD_REQUEST);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_ticket_that_has_expired_opens_nothing() {
+async fn a_ticket_that_has_expired_opens_nothing() -> TestResult {
     let door = Door::with(System::new().await.set("AFTERCOMMIT_JWT_TICKET_SECONDS", "0")).await;
-    let ticket = door.ticket(&door.notifications(), &door.token(&[])).await;
+    let ticket = door.ticket(&door.notifications(), &door.token(&[])).await?;
     // Its last second is the one in which it was made.
     let mut status = StatusCode::OK;
     crate::harness::eventually("the ticket is refused", async || {
@@ -141,13 +141,14 @@ async fn a_ticket_that_has_expired_opens_nothing() {
     })
     .await;
     assert_eq!(status, StatusCode::UNAUTHORIZED);
+    Ok(())
 }
 
 #[tokio::test]
 async fn a_stream_that_a_ticket_opened_ends_when_the_token_behind_it_does() -> TestResult {
     let door = Door::new().await;
     let token = door.system.token_for(door.user, Duration::from_secs(2));
-    let ticket = door.ticket(&door.notifications(), &token).await;
+    let ticket = door.ticket(&door.notifications(), &token).await?;
     let response = door.get(&format!("{NOTIFICATIONS}?ticket={ticket}"), None).await;
     let text = tokio::time::timeout(crate::harness::LIMIT, response.text()).await?;
     assert!(text?.ends_with("event: token_expired\ndata: {\"reason\":\"token_expired\"}\n\n"));
@@ -158,7 +159,7 @@ async fn a_stream_that_a_ticket_opened_ends_when_the_token_behind_it_does() -> T
 async fn neither_tickets_nor_tokens_are_logged() -> TestResult {
     let door = Door::with(System::new().await.set("AFTERCOMMIT_LOG_LEVEL", "trace")).await;
     let token = door.token(&[]);
-    let ticket = door.ticket(&door.notifications(), &token).await;
+    let ticket = door.ticket(&door.notifications(), &token).await?;
     assert_eq!(door.get(&format!("{NOTIFICATIONS}?ticket={ticket}"), None).await.status(), StatusCode::OK);
     let log = door.sse.log();
     assert!(log.contains("sse listens"), "{log}");

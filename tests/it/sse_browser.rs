@@ -18,11 +18,11 @@ async fn quick() -> System {
     System::new().await.set("AFTERCOMMIT_SSE_RETRY_MS", "200")
 }
 
-async fn ticket(feed: &Feed, sse: &Process) -> String {
+async fn ticket(feed: &Feed, sse: &Process) -> TestResult<String> {
     let asking = feed.system.http().post(sse.url("/api/stream-tickets")).bearer_auth(feed.token());
     let topic = json!({ "topic": feed.topic().as_str() });
-    let answer: Value = asking.json(&topic).send().await.expect("an answer").json().await.expect("JSON");
-    answer["ticket"].as_str().expect("a ticket").to_owned()
+    let answer: Value = asking.json(&topic).send().await?.json().await?;
+    Ok(answer["ticket"].as_str().ok_or("no ticket")?.to_owned())
 }
 
 /// Has a browser come from the server's own origin, with the token in a cookie, and listen.
@@ -35,7 +35,7 @@ async fn listens_with_a_cookie(browser: &Browser, sse: &Process, token: &str) {
 }
 
 /// The server is killed twice, and another one takes its place, while events go on.
-async fn outlives_killed_servers(browser: &Browser, feed: &Feed, mut sse: Process) -> Process {
+async fn outlives_killed_servers(browser: &Browser, feed: &Feed, mut sse: Process) -> TestResult<Process> {
     let stop = CancellationToken::new();
     let committing = feed.keep_committing(stop.clone());
     for round in 1..=2 {
@@ -47,11 +47,11 @@ async fn outlives_killed_servers(browser: &Browser, feed: &Feed, mut sse: Proces
     let before = browser.seen().await.events.len();
     browser.sees("more events", |seen| seen.events.len() >= before + 20).await;
     stop.cancel();
-    let count = committing.await.expect("commits");
+    let count = committing.await?;
     let seen = browser.sees("all events", |seen| seen.events.len() as u64 >= count).await;
     assert!(seen.errors >= 2, "it did lose its connection: {}", seen.errors);
     assert_eq!(seen.events, (0..count).map(notification).collect::<Vec<_>>());
-    sse
+    Ok(sse)
 }
 
 fn notification(n: u64) -> SeenEvent {
@@ -59,31 +59,33 @@ fn notification(n: u64) -> SeenEvent {
 }
 
 #[tokio::test]
-async fn a_page_of_another_site_with_a_ticket_gets_every_event_once_across_killed_servers() {
+async fn a_page_of_another_site_with_a_ticket_gets_every_event_once_across_killed_servers() -> TestResult {
     let origin = origin_with_a_page().await;
     let feed = Feed::with(quick().await.set("AFTERCOMMIT_SSE_CORS_ORIGINS", &origin)).await;
     let sse = feed.sse().await;
     let browser = Browser::start().await;
     browser.goes_to(&origin).await;
-    let url = sse.url(&format!("{NOTIFICATIONS}?ticket={}", ticket(&feed, &sse).await));
+    let url = sse.url(&format!("{NOTIFICATIONS}?ticket={}", ticket(&feed, &sse).await?));
     browser.listens_to(&url).await;
     browser.sees("its stream open", |seen| seen.opens == 1).await;
-    let _sse = outlives_killed_servers(&browser, &feed, sse).await;
+    let _sse = outlives_killed_servers(&browser, &feed, sse).await?;
 
     // A page of a site that is not listed learns nothing: the browser itself refuses.
     browser.goes_to(&origin_with_a_page().await).await;
     browser.listens_to(&url).await;
     let seen = browser.sees("a refusal", |seen| seen.ready_state == 2).await;
     assert_eq!((seen.opens, seen.events.len()), (0, 0));
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_page_with_a_cookie_gets_every_event_once_across_killed_servers() {
+async fn a_page_with_a_cookie_gets_every_event_once_across_killed_servers() -> TestResult {
     let feed = Feed::with(quick().await).await;
     let sse = feed.sse().await;
     let browser = Browser::start().await;
     listens_with_a_cookie(&browser, &sse, &feed.token()).await;
-    outlives_killed_servers(&browser, &feed, sse).await;
+    outlives_killed_servers(&browser, &feed, sse).await?;
+    Ok(())
 }
 
 #[tokio::test]

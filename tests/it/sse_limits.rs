@@ -22,14 +22,15 @@ async fn notify(system: &System, user: Uuid, payload: &str) {
 }
 
 /// Why a client was refused, as it was told.
-fn refusal(client: &Client) -> Value {
-    let told = client.so_far().into_iter().find(|event| event.event == "refused").expect("a refusal");
+fn refusal(client: &Client) -> TestResult<Value> {
+    let told = client.so_far().into_iter().find(|event| event.event == "refused").ok_or("no refusal")?;
     assert_eq!(told.id, None, "its place stays where it was");
-    serde_json::from_str(&told.data).expect("JSON")
+    Ok(serde_json::from_str(&told.data)?)
 }
 
 #[tokio::test]
-async fn past_the_limit_a_client_is_told_why_and_when_to_come_back_and_gets_in_when_there_is_room() {
+async fn past_the_limit_a_client_is_told_why_and_when_to_come_back_and_gets_in_when_there_is_room()
+-> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS", "1");
     let (_relay, sse, user) = (system.start("relay").await, system.start("sse").await, Uuid::new_v4());
     let (url, token) = (sse.url(PATH), system.token(user));
@@ -38,7 +39,7 @@ async fn past_the_limit_a_client_is_told_why_and_when_to_come_back_and_gets_in_w
     second.ends(1).await;
     let wait = second.retry().await;
     assert!(wait >= 6000, "three times the usual wait");
-    let told = refusal(&second);
+    let told = refusal(&second)?;
     assert_eq!(told["reason"], "full");
     assert!(told["retryMs"].as_u64().is_some_and(|ms| ms >= 6000), "{told}");
     drop(first);
@@ -48,10 +49,11 @@ async fn past_the_limit_a_client_is_told_why_and_when_to_come_back_and_gets_in_w
         second.so_far().iter().any(|event| event.event == "notification").then_some(())
     })
     .await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn one_user_cannot_take_the_places_of_all() {
+async fn one_user_cannot_take_the_places_of_all() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS_PER_USER", "2");
     let system = system.set("AFTERCOMMIT_LOG_LEVEL", "info,aftercommit::sse=debug");
     let (sse, user) = (system.start("sse").await, Uuid::new_v4());
@@ -60,7 +62,7 @@ async fn one_user_cannot_take_the_places_of_all() {
     let second = Client::open(&sse.url(PATH), &greedy).await;
     let third = Client::begin(sse.url(PATH), &greedy, None);
     third.ends(1).await;
-    assert_eq!(refusal(&third)["reason"], "user_limit");
+    assert_eq!(refusal(&third)?["reason"], "user_limit");
     eventually("whoever looks closely finds who was refused", async || {
         sse.log()
             .lines()
@@ -71,6 +73,7 @@ async fn one_user_cannot_take_the_places_of_all() {
     Client::open(&sse.url(PATH), &modest).await;
     drop(second);
     eventually("room", async || (!third.last_event_id().is_empty()).then_some(())).await;
+    Ok(())
 }
 
 /// Why a stream of these topics is refused, if it is.
@@ -223,13 +226,13 @@ async fn the_server_raises_its_limit_of_open_files_and_says_where_it_may_not() {
 
 /// How many connections may wait to be accepted at this address: of a socket that listens, that is what `Send-Q` tells.
 #[cfg(target_os = "linux")]
-async fn may_wait_at(address: &str) -> usize {
-    let port = address.rsplit(':').next().expect("a port");
+async fn may_wait_at(address: &str) -> TestResult<usize> {
+    let port = address.rsplit(':').next().ok_or("no port")?;
     let mut ss = tokio::process::Command::new("ss");
     ss.args(["-Hltn", "sport", "=", &format!(":{port}")]).env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
-    let output = ss.output().await.expect("ss, of iproute2");
-    let line = String::from_utf8(output.stdout).expect("UTF-8");
-    line.split_whitespace().nth(2).expect("a Send-Q").parse().expect("a number")
+    let output = ss.output().await?;
+    let line = String::from_utf8(output.stdout)?;
+    Ok(line.split_whitespace().nth(2).ok_or("no Send-Q")?.parse()?)
 }
 
 /// Clients that come back together would each wait a second and more where the kernel has no room for them.
@@ -239,6 +242,6 @@ async fn thousands_of_connections_may_wait_to_be_accepted() -> TestResult {
     let sse = System::new().await.start("sse").await;
     let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn")?;
     let most: usize = most.trim().parse()?;
-    assert_eq!(may_wait_at(&sse.address).await, most.min(4096));
+    assert_eq!(may_wait_at(&sse.address).await?, most.min(4096));
     Ok(())
 }

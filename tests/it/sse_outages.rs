@@ -27,16 +27,16 @@ struct Outage {
     keeps_data: bool,
 }
 
-async fn start_redis(home: &Path, port: Option<u16>, keeps_data: bool) -> RedisServer {
+async fn start_redis(home: &Path, port: Option<u16>, keeps_data: bool) -> TestResult<RedisServer> {
     let home = Home::Kept(home.to_owned());
     let options = Options { home, port, durable: keeps_data, settings: Vec::new() };
-    RedisServer::start(&options).await.expect("a private Redis")
+    Ok(RedisServer::start(&options).await?)
 }
 
 impl Outage {
-    async fn new(keeps_data: bool, settings: &[(&str, &str)]) -> Self {
-        let home = tempfile::tempdir().expect("a directory");
-        let redis = start_redis(home.path(), None, keeps_data).await;
+    async fn new(keeps_data: bool, settings: &[(&str, &str)]) -> TestResult<Self> {
+        let home = tempfile::tempdir()?;
+        let redis = start_redis(home.path(), None, keeps_data).await?;
         let proxy = Proxy::to(redis.port()).await;
         let url = redis.url().expose_secret().to_owned();
         let mut system = System::with_redis(&url).await.set("AFTERCOMMIT_REDIS_RESPONSE_TIMEOUT_MS", "700");
@@ -46,7 +46,7 @@ impl Outage {
         let mut feed = Feed::with(system).await;
         feed.system.set_again("REDIS_URL", &proxy.url(&url));
         let sse = feed.system.start("sse").await;
-        Self { feed, redis, proxy, sse, home, keeps_data }
+        Ok(Self { feed, redis, proxy, sse, home, keeps_data })
     }
 
     fn keys(&self) -> Keys {
@@ -58,8 +58,8 @@ impl Outage {
     }
 
     /// A connection past the proxy.
-    async fn redis(&self) -> MultiplexedConnection {
-        self.redis_settings().connect().await.expect("a connection")
+    async fn redis(&self) -> TestResult<MultiplexedConnection> {
+        Ok(self.redis_settings().connect().await?)
     }
 
     async fn clients(&self) -> Vec<Client> {
@@ -71,21 +71,22 @@ impl Outage {
     }
 
     /// kill -9.
-    async fn kill_redis(&self) {
-        let pid = self.redis.pid().expect("it runs").to_string();
+    async fn kill_redis(&self) -> TestResult {
+        let pid = self.redis.pid().ok_or("it does not run")?.to_string();
         let killed = tokio::process::Command::new("/bin/kill").args(["-KILL", &pid]).status().await;
-        assert!(killed.expect("a kill").success());
+        assert!(killed?.success());
         eventually("Redis is gone", async || self.redis_settings().connect().await.err()).await;
+        Ok(())
     }
 
     /// Starts it where it was.
-    async fn start_redis_again(self) -> Self {
+    async fn start_redis_again(self) -> TestResult<Self> {
         let Self { feed, redis, proxy, sse, home, keeps_data } = self;
         let port = redis.port();
         drop(redis.stop().await); // Its supervisor says that it was killed.
-        let redis = start_redis(home.path(), Some(port), keeps_data).await;
+        let redis = start_redis(home.path(), Some(port), keeps_data).await?;
         assert_eq!(redis.port(), port);
-        Self { feed, redis, proxy, sse, home, keeps_data }
+        Ok(Self { feed, redis, proxy, sse, home, keeps_data })
     }
 
     /// How often the server has lost its subscription, for this reason.
@@ -105,8 +106,8 @@ impl Outage {
 }
 
 /// Redis is killed for some seconds; afterwards everything arrives. Prints how long that took from its return on.
-async fn an_outage_is_survived(keeps_data: bool) {
-    let outage = Outage::new(keeps_data, &[]).await;
+async fn an_outage_is_survived(keeps_data: bool) -> TestResult {
+    let outage = Outage::new(keeps_data, &[]).await?;
     let clients = outage.clients().await;
     // One whose topic has no event in all that time.
     let idle = outage.feed.system.token(Uuid::new_v4());
@@ -114,12 +115,12 @@ async fn an_outage_is_survived(keeps_data: bool) {
     let stop = CancellationToken::new();
     let committing = outage.feed.keep_committing(stop.clone());
     clients[0].events(50).await;
-    outage.kill_redis().await;
+    outage.kill_redis().await?;
     // How long Redis is away.
     tokio::time::sleep(Duration::from_secs(3)).await;
     stop.cancel();
-    let count = committing.await.expect("commits");
-    let outage = outage.start_redis_again().await;
+    let count = committing.await?;
+    let outage = outage.start_redis_again().await?;
     let back = Instant::now();
     outage.all_have(&clients, count).await;
     let took = back.elapsed();
@@ -127,27 +128,28 @@ async fn an_outage_is_survived(keeps_data: bool) {
     // Two seconds are the aim, met on an idle machine. The rest is for a machine that runs other tests too.
     assert!(took < Duration::from_secs(20), "{took:?}");
     assert_eq!((idle.counts(), idle.so_far().len()), ((1, 0), 0));
+    Ok(())
 }
 
 #[tokio::test]
-async fn streams_stay_open_while_redis_is_killed_and_are_whole_when_it_is_back() {
-    an_outage_is_survived(true).await;
+async fn streams_stay_open_while_redis_is_killed_and_are_whole_when_it_is_back() -> TestResult {
+    an_outage_is_survived(true).await
 }
 
 /// The relay gives Redis again what the log has; the streams neither repeat it nor are they reset.
 #[tokio::test]
-async fn streams_stay_open_and_whole_when_redis_comes_back_without_its_data() {
-    an_outage_is_survived(false).await;
+async fn streams_stay_open_and_whole_when_redis_comes_back_without_its_data() -> TestResult {
+    an_outage_is_survived(false).await
 }
 
 /// Whoever connects while Redis is away is connected, but cannot know its place: it is told to fetch its state, whether it
 /// stays until Redis is back or comes back after it.
 #[tokio::test]
-async fn a_stream_opened_while_redis_is_away_is_reset_also_if_it_was_cut_off_meanwhile() {
-    let outage = Outage::new(true, &[]).await;
+async fn a_stream_opened_while_redis_is_away_is_reset_also_if_it_was_cut_off_meanwhile() -> TestResult {
+    let outage = Outage::new(true, &[]).await?;
     outage.feed.commit(0..2).await;
     outage.feed.client(&outage.sse).await;
-    outage.kill_redis().await;
+    outage.kill_redis().await?;
     eventually("the server knows it", async || (outage.interruptions("") >= 1).then_some(())).await;
     let topic = outage.feed.topic();
     let token =
@@ -166,7 +168,7 @@ async fn a_stream_opened_while_redis_is_away_is_reset_also_if_it_was_cut_off_mea
     assert_eq!(ids[2].matches("=0-0").count(), 2, "{ids:?}");
     drop((leaves, of_several));
     outage.feed.commit(2..4).await;
-    let outage = outage.start_redis_again().await;
+    let outage = outage.start_redis_again().await?;
     let came_back = Client::resume(&outage.sse.url(NOTIFICATIONS), &token, &ids[1]);
     let came_back_to_several =
         Client::resume(&outage.sse.url(&format!("/streams?topic={topic}&topic=other")), &token, &ids[2]);
@@ -178,15 +180,16 @@ async fn a_stream_opened_while_redis_is_away_is_reset_also_if_it_was_cut_off_mea
         })
         .await;
     }
+    Ok(())
 }
 
 #[tokio::test]
 async fn a_subscriber_that_redis_drops_again_and_again_loses_nothing() -> TestResult {
-    let outage = Outage::new(false, &[]).await;
+    let outage = Outage::new(false, &[]).await?;
     let clients = outage.clients().await;
     let stop = CancellationToken::new();
     let committing = outage.feed.keep_committing(stop.clone());
-    let mut redis = outage.redis().await;
+    let mut redis = outage.redis().await?;
     for round in 1..=5 {
         let before = clients[0].so_far().len();
         clients[0].events(before + 20).await;
@@ -203,9 +206,9 @@ async fn a_subscriber_that_redis_drops_again_and_again_loses_nothing() -> TestRe
 
 #[tokio::test]
 async fn a_subscriber_that_redis_drops_for_a_full_output_buffer_loses_nothing() -> TestResult {
-    let outage = Outage::new(false, &[]).await;
+    let outage = Outage::new(false, &[]).await?;
     let clients = outage.clients().await;
-    let mut redis = outage.redis().await;
+    let mut redis = outage.redis().await?;
     let mut limit = redis::cmd("CONFIG");
     limit.arg("SET").arg("client-output-buffer-limit").arg("pubsub 65536 0 0");
     limit.exec_async(&mut redis).await?;
@@ -232,8 +235,8 @@ async fn a_subscriber_that_redis_drops_for_a_full_output_buffer_loses_nothing() 
 }
 
 #[tokio::test]
-async fn a_subscription_that_fell_silent_is_noticed_by_ping() {
-    let outage = Outage::new(false, &[]).await;
+async fn a_subscription_that_fell_silent_is_noticed_by_ping() -> TestResult {
+    let outage = Outage::new(false, &[]).await?;
     let clients = outage.clients().await;
     outage.feed.commit(0..5).await;
     outage.all_have(&clients, 5).await;
@@ -247,43 +250,46 @@ async fn a_subscription_that_fell_silent_is_noticed_by_ping() {
     assert_eq!(clients[0].so_far().len(), 5);
     outage.proxy.flow(Flow::Pass);
     outage.all_have(&clients, 10).await;
+    Ok(())
 }
 
 /// Puts an event into the history as the relay would, and tells nobody.
-async fn add_silently(outage: &Outage, n: u64) {
-    let mut redis = outage.redis().await;
+async fn add_silently(outage: &Outage, n: u64) -> TestResult {
+    let mut redis = outage.redis().await?;
     let event = Uuid::new_v4().to_string();
     let fields =
         [("event", event), ("type", "N".to_owned()), ("payload", n.to_string()), ("prev", format!("1-{n}"))];
     let id = format!("1-{}", n + 1);
-    let _id: String =
-        redis.xadd(outage.keys().history(&outage.feed.topic()), id, &fields).await.expect("an entry");
+    let _id: String = redis.xadd(outage.keys().history(&outage.feed.topic()), id, &fields).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_event_that_was_lost_without_a_trace_on_a_quiet_topic_is_found() {
-    let outage = Outage::new(false, &[("AFTERCOMMIT_SSE_VERIFY_SECONDS", "1")]).await;
+async fn an_event_that_was_lost_without_a_trace_on_a_quiet_topic_is_found() -> TestResult {
+    let outage = Outage::new(false, &[("AFTERCOMMIT_SSE_VERIFY_SECONDS", "1")]).await?;
     let clients = outage.clients().await;
     outage.feed.commit(0..2).await;
     outage.all_have(&clients, 2).await;
-    add_silently(&outage, 2).await;
+    add_silently(&outage, 2).await?;
     outage.all_have(&clients, 3).await;
     assert!(metric_of(&outage.sse, "aftercommit_sse_joins_total").await >= 2, "the first one and this");
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_event_that_was_lost_is_found_also_while_others_publish_on_the_topic() {
-    let outage = Outage::new(false, &[("AFTERCOMMIT_SSE_VERIFY_SECONDS", "1")]).await;
+async fn an_event_that_was_lost_is_found_also_while_others_publish_on_the_topic() -> TestResult {
+    let outage = Outage::new(false, &[("AFTERCOMMIT_SSE_VERIFY_SECONDS", "1")]).await?;
     let client = outage.feed.client(&outage.sse).await;
     outage.feed.commit(0..2).await;
     client.events(2).await;
-    add_silently(&outage, 2).await;
+    add_silently(&outage, 2).await?;
     // Their messages say nothing of what the relay has published.
-    let mut redis = outage.redis().await;
+    let mut redis = outage.redis().await?;
     eventually("the lost event", async || {
         let _heard: usize =
             redis.publish(outage.keys().public(&outage.feed.topic()), "noise").await.expect("a publish");
         client.so_far().iter().any(|event| event.id.as_deref() == Some("1-3")).then_some(())
     })
     .await;
+    Ok(())
 }

@@ -45,11 +45,11 @@ impl Own {
 }
 
 /// A session without photos, past the API.
-async fn session_of(connection: &mut PgConnection, user: Uuid) -> Uuid {
+async fn session_of(connection: &mut PgConnection, user: Uuid) -> TestResult<Uuid> {
     let session = Uuid::new_v4();
     let sql = "insert into uploads.session (id, user_id, total_count) values ($1, $2, 1)";
-    sqlx::query(sql).bind(session).bind(user).execute(connection).await.expect("a session");
-    session
+    sqlx::query(sql).bind(session).bind(user).execute(connection).await?;
+    Ok(session)
 }
 
 /// The one number that this query finds.
@@ -63,8 +63,8 @@ async fn a_known_session_opens_while_postgres_is_stopped_and_an_unknown_one_is_t
     let own = Own::new().await;
     let mut connection = own.system.database.connect().await;
     let user = Uuid::new_v4();
-    let known = session_of(&mut connection, user).await;
-    let unknown = session_of(&mut connection, user).await;
+    let known = session_of(&mut connection, user).await?;
+    let unknown = session_of(&mut connection, user).await?;
     assert_eq!(refusal_of(own.open(user, known).await).await, None);
 
     own.postgres.control(&["stop", "--mode", "fast"]).await;
@@ -80,7 +80,7 @@ async fn a_known_session_opens_while_postgres_is_stopped_and_an_unknown_one_is_t
     own.postgres.start_again().await;
     client.has_its_place().await;
     let mut connection = own.system.database.connect().await;
-    let another = session_of(&mut connection, user).await;
+    let another = session_of(&mut connection, user).await?;
     assert_eq!(own.open(Uuid::new_v4(), another).await.status(), StatusCode::FORBIDDEN);
     assert_eq!(refusal_of(own.open(user, another).await).await, None);
     Ok(())
@@ -108,7 +108,7 @@ async fn a_hundred_clients_of_one_session_at_once_ask_postgres_once() -> TestRes
     let own = Own::new().await;
     let mut connection = own.system.database.connect().await;
     let user = Uuid::new_v4();
-    let session = session_of(&mut connection, user).await;
+    let session = session_of(&mut connection, user).await?;
     let scans = "select coalesce(seq_scan, 0) + coalesce(idx_scan, 0) from pg_stat_user_tables
                  where schemaname = 'uploads' and relname = 'session'";
     let before = count(&mut connection, scans).await;

@@ -50,12 +50,12 @@ async fn a_peer_that_vanished_without_a_word_is_gone_within_a_minute() -> TestRe
 }
 
 /// Reads to the end of a connection.
-async fn to_the_end(connection: &mut TcpStream) -> String {
+async fn to_the_end(connection: &mut TcpStream) -> TestResult<String> {
     let mut bytes = Vec::new();
-    let read = tokio::time::timeout(LIMIT, connection.read_to_end(&mut bytes)).await.expect("an end in time");
+    let read = tokio::time::timeout(LIMIT, connection.read_to_end(&mut bytes)).await?;
     // A reset is an end too.
     drop(read);
-    String::from_utf8_lossy(&bytes).into_owned()
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[tokio::test]
@@ -81,7 +81,7 @@ async fn a_request_whose_head_never_ends_is_cut_off() -> TestResult {
     dawdling.abort();
     // And one that says nothing at all.
     let mut silent = TcpStream::connect(&sse.address).await?;
-    assert!(!to_the_end(&mut silent).await.contains("200"));
+    assert!(!to_the_end(&mut silent).await?.contains("200"));
     Ok(())
 }
 
@@ -104,16 +104,16 @@ async fn heads_and_bodies_that_are_too_large_are_refused() -> TestResult {
 }
 
 /// A client that reads the head of its stream and nothing more.
-async fn stuck(sse: &Process, token: &str) -> TcpStream {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.set_recv_buffer_size(4096).expect("a small buffer");
-    let mut stuck = socket.connect(sse.address.parse().expect("an address")).await.expect("a connection");
+async fn stuck(sse: &Process, token: &str) -> TestResult<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(4096)?;
+    let mut stuck = socket.connect(sse.address.parse()?).await?;
     let request = format!("GET {NOTIFICATIONS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
-    stuck.write_all(request.as_bytes()).await.expect("a request");
+    stuck.write_all(request.as_bytes()).await?;
     let mut head = [0; 12];
-    stuck.read_exact(&mut head).await.expect("the first bytes");
+    stuck.read_exact(&mut head).await?;
     assert_eq!(&head, b"HTTP/1.1 200");
-    stuck
+    Ok(stuck)
 }
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn one_in_a_hundred_that_never_reads_costs_the_others_nothing() -> TestRes
     for client in &clients {
         client.has_its_place().await;
     }
-    let _stuck = [stuck(&sse, &feed.token()).await, stuck(&sse, &feed.token()).await];
+    let _stuck = [stuck(&sse, &feed.token()).await?, stuck(&sse, &feed.token()).await?];
     eventually("200 streams", async || (streams(&sse).await == 200).then_some(())).await;
     // All together it is more than the server and the kernel keep for a client that does not
     // read, and less than the kernel would keep if it were left alone.

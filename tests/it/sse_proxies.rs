@@ -42,10 +42,10 @@ impl Edge {
     }
 }
 
-async fn each_event_arrives_before_the_next_is_committed(edge: Edge) {
+async fn each_event_arrives_before_the_next_is_committed(edge: Edge) -> TestResult {
     let request = trusting().get(edge.front.url(NOTIFICATIONS)).bearer_auth(edge.feed.token());
-    let response = tokio::time::timeout(LIMIT, request.send()).await.expect("the head at once");
-    let response = response.expect("an answer");
+    let response = tokio::time::timeout(LIMIT, request.send()).await?;
+    let response = response?;
     assert_eq!((response.status(), response.version()), (StatusCode::OK, Version::HTTP_2));
     assert_eq!(response.headers()["content-type"], "text/event-stream");
     assert_eq!(response.headers()["cache-control"], "no-store, no-transform");
@@ -53,38 +53,40 @@ async fn each_event_arrives_before_the_next_is_committed(edge: Edge) {
     let mut bytes = response.bytes_stream();
     let mut events = Vec::new();
     while parser.last_event_id().is_empty() {
-        let chunk = tokio::time::timeout(LIMIT, bytes.next()).await.expect("its place at once");
-        parser.feed(&chunk.expect("an open stream").expect("bytes"), |event| events.push(event));
+        let chunk = tokio::time::timeout(LIMIT, bytes.next()).await?;
+        parser.feed(&chunk.ok_or("no open stream")??, |event| events.push(event));
     }
     for n in 0..20 {
         edge.feed.commit([n]).await;
         while events.len() <= n as usize {
-            let chunk = tokio::time::timeout(LIMIT, bytes.next()).await.expect("an event at once");
-            parser.feed(&chunk.expect("an open stream").expect("bytes"), |event| events.push(event));
+            let chunk = tokio::time::timeout(LIMIT, bytes.next()).await?;
+            parser.feed(&chunk.ok_or("no open stream")??, |event| events.push(event));
         }
     }
     assert_eq!(numbers(&events), (0..20).collect::<Vec<_>>());
+    Ok(())
 }
 
 #[tokio::test]
-async fn through_nginx_each_event_arrives_before_the_next_is_committed() {
-    each_event_arrives_before_the_next_is_committed(Edge::new(FrontKind::Nginx).await).await;
+async fn through_nginx_each_event_arrives_before_the_next_is_committed() -> TestResult {
+    each_event_arrives_before_the_next_is_committed(Edge::new(FrontKind::Nginx).await).await
 }
 
 /// As many a nginx is set up: it then keeps back what is not a full buffer, unless the response asks it not to.
 #[tokio::test]
-async fn also_through_an_nginx_that_speaks_http_1_0_to_the_server() {
+async fn also_through_an_nginx_that_speaks_http_1_0_to_the_server() -> TestResult {
     let old = [("proxy_http_version 1.1;", "proxy_http_version 1.0;")];
     let edge = Edge::with(System::new().await, FrontKind::Nginx, &old).await;
-    each_event_arrives_before_the_next_is_committed(edge).await;
+    each_event_arrives_before_the_next_is_committed(edge).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn through_caddy_each_event_arrives_before_the_next_is_committed() {
-    each_event_arrives_before_the_next_is_committed(Edge::new(FrontKind::Caddy).await).await;
+async fn through_caddy_each_event_arrives_before_the_next_is_committed() -> TestResult {
+    each_event_arrives_before_the_next_is_committed(Edge::new(FrontKind::Caddy).await).await
 }
 
-async fn servers_that_are_killed_cost_nothing(kind: FrontKind) {
+async fn servers_that_are_killed_cost_nothing(kind: FrontKind) -> TestResult {
     let Edge { feed, servers: [first, second], front } = Edge::new(kind).await;
     let mut clients = Vec::new();
     for _ in 0..4 {
@@ -113,25 +115,26 @@ async fn servers_that_are_killed_cost_nothing(kind: FrontKind) {
         client.events(before + 20).await;
     }
     stop.cancel();
-    let count = committing.await.expect("commits");
+    let count = committing.await?;
     for client in &clients {
-        let events = client.events(usize::try_from(count).expect("a few")).await;
+        let events = client.events(usize::try_from(count)?).await;
         assert_eq!(numbers(&events), (0..count).collect::<Vec<_>>(), "{:?}", client.counts());
     }
     drop((first, second));
+    Ok(())
 }
 
 #[tokio::test]
-async fn behind_nginx_servers_that_are_killed_cost_nothing() {
-    servers_that_are_killed_cost_nothing(FrontKind::Nginx).await;
+async fn behind_nginx_servers_that_are_killed_cost_nothing() -> TestResult {
+    servers_that_are_killed_cost_nothing(FrontKind::Nginx).await
 }
 
 #[tokio::test]
-async fn behind_caddy_servers_that_are_killed_cost_nothing() {
-    servers_that_are_killed_cost_nothing(FrontKind::Caddy).await;
+async fn behind_caddy_servers_that_are_killed_cost_nothing() -> TestResult {
+    servers_that_are_killed_cost_nothing(FrontKind::Caddy).await
 }
 
-async fn without_any_server_clients_are_told_to_come_back_and_lose_nothing(kind: FrontKind) {
+async fn without_any_server_clients_are_told_to_come_back_and_lose_nothing(kind: FrontKind) -> TestResult {
     let edge = Edge::new(kind).await;
     let client = edge.client().await;
     edge.feed.commit(0..5).await;
@@ -145,23 +148,24 @@ async fn without_any_server_clients_are_told_to_come_back_and_lose_nothing(kind:
     client.ends(3).await;
     assert!((3000..=9000).contains(&client.retry().await));
     let request = trusting().get(front.url(NOTIFICATIONS)).header("origin", "https://app.example");
-    let answer = request.send().await.expect("an answer");
+    let answer = request.send().await?;
     assert_eq!(answer.status(), StatusCode::OK);
     assert_eq!(answer.headers()["content-type"], "text/event-stream");
     assert_eq!(answer.headers()["access-control-allow-origin"], "https://app.example");
     feed.commit(5..9).await;
     let _first = feed.sse_at(&address).await;
     assert_eq!(numbers(&client.events(9).await), (0..9).collect::<Vec<_>>());
+    Ok(())
 }
 
 #[tokio::test]
-async fn behind_nginx_without_any_server_clients_come_back_and_lose_nothing() {
-    without_any_server_clients_are_told_to_come_back_and_lose_nothing(FrontKind::Nginx).await;
+async fn behind_nginx_without_any_server_clients_come_back_and_lose_nothing() -> TestResult {
+    without_any_server_clients_are_told_to_come_back_and_lose_nothing(FrontKind::Nginx).await
 }
 
 #[tokio::test]
-async fn behind_caddy_without_any_server_clients_come_back_and_lose_nothing() {
-    without_any_server_clients_are_told_to_come_back_and_lose_nothing(FrontKind::Caddy).await;
+async fn behind_caddy_without_any_server_clients_come_back_and_lose_nothing() -> TestResult {
+    without_any_server_clients_are_told_to_come_back_and_lose_nothing(FrontKind::Caddy).await
 }
 
 async fn a_client_that_leaves_the_proxy_frees_its_place_at_the_server(kind: FrontKind) {
@@ -203,40 +207,41 @@ async fn heartbeats_keep_a_quiet_stream_open_past_the_read_timeout_of_nginx() {
 }
 
 /// A ticket passes the proxy, also where the server behind it is killed, and is in none of its logs.
-async fn tickets_are_not_in_the_logs_of_the_proxy(kind: FrontKind) {
+async fn tickets_are_not_in_the_logs_of_the_proxy(kind: FrontKind) -> TestResult {
     let edge = Edge::new(kind).await;
     let topic = edge.feed.topic();
     let asking = trusting().post(edge.front.url("/api/stream-tickets")).bearer_auth(edge.feed.token());
-    let answer = asking.json(&json!({ "topic": topic.as_str() })).send().await.expect("an answer");
+    let answer = asking.json(&json!({ "topic": topic.as_str() })).send().await?;
     assert_eq!(answer.status(), StatusCode::CREATED);
-    let answer: Value = answer.json().await.expect("JSON");
-    let ticket = answer["ticket"].as_str().expect("a ticket").to_owned();
+    let answer: Value = answer.json().await?;
+    let ticket = answer["ticket"].as_str().ok_or("no ticket")?.to_owned();
     let path = format!("{NOTIFICATIONS}?ticket={ticket}");
-    let mut stream = trusting().get(edge.front.url(&path)).send().await.expect("an answer");
+    let mut stream = trusting().get(edge.front.url(&path)).send().await?;
     assert_eq!(stream.status(), StatusCode::OK);
     let Edge { servers: [first, second], front, .. } = edge;
     first.kill().await;
     second.kill().await;
     // Errors of all kinds: a stream that breaks off, and a server that is not there.
     while let Ok(Some(_)) = stream.chunk().await {}
-    let answer = trusting().get(front.url(&path)).send().await.expect("an answer");
+    let answer = trusting().get(front.url(&path)).send().await?;
     assert_eq!(answer.status(), StatusCode::OK);
     let logs = eventually("both requests in a log", async || {
         let logs = front.logs();
         (logs.matches(NOTIFICATIONS).count() >= 2).then_some(logs)
     })
     .await;
-    assert!(!logs.contains(ticket.rsplit('.').next().expect("a signature")), "{logs}");
+    assert!(!logs.contains(ticket.rsplit('.').next().ok_or("no signature")?), "{logs}");
+    Ok(())
 }
 
 #[tokio::test]
-async fn tickets_are_not_in_the_logs_of_nginx() {
-    tickets_are_not_in_the_logs_of_the_proxy(FrontKind::Nginx).await;
+async fn tickets_are_not_in_the_logs_of_nginx() -> TestResult {
+    tickets_are_not_in_the_logs_of_the_proxy(FrontKind::Nginx).await
 }
 
 #[tokio::test]
-async fn tickets_are_not_in_the_logs_of_caddy() {
-    tickets_are_not_in_the_logs_of_the_proxy(FrontKind::Caddy).await;
+async fn tickets_are_not_in_the_logs_of_caddy() -> TestResult {
+    tickets_are_not_in_the_logs_of_the_proxy(FrontKind::Caddy).await
 }
 
 #[tokio::test]

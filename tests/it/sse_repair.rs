@@ -133,7 +133,7 @@ async fn a_quiet_topic_is_reset_when_a_repair_had_to_leave_out_what_it_has_not_h
     line.append(5).await;
     client.events(5).await;
     line.is_whole().await;
-    let replica = replica_of(&line).await;
+    let replica = replica_of(&line).await?;
     replica_has(&replica, 5, &line.topic).await;
     tell(&replica, &["replicaof", "no", "one"]).await;
     // What comes now is heard by nobody, is not on the replica, and the log loses its positions.

@@ -23,28 +23,28 @@ fn long_topics() -> Vec<String> {
 }
 
 /// A ticket for topics.
-async fn ticket(system: &System, base: &str, token: &str, topics: &[String]) -> String {
+async fn ticket(system: &System, base: &str, token: &str, topics: &[String]) -> TestResult<String> {
     let request = system.http().post(format!("{base}/api/stream-tickets")).bearer_auth(token);
-    let response = request.json(&json!({ "topics": topics })).send().await.expect("an answer");
+    let response = request.json(&json!({ "topics": topics })).send().await?;
     assert_eq!(response.status(), StatusCode::CREATED);
-    let body: Value = response.json().await.expect("JSON");
-    body["ticket"].as_str().expect("a text").to_owned()
+    let body: Value = response.json().await?;
+    Ok(body["ticket"].as_str().ok_or("no text")?.to_owned())
 }
 
 /// The status of a request whose head is this, and the rest of the answer as far as it comes at once.
-async fn answer(address: &str, head: &str) -> String {
-    let mut socket = TcpStream::connect(address).await.expect("a connection");
-    socket.write_all(head.as_bytes()).await.expect("a head");
+async fn answer(address: &str, head: &str) -> TestResult<String> {
+    let mut socket = TcpStream::connect(address).await?;
+    socket.write_all(head.as_bytes()).await?;
     let (mut answer, mut bytes) = (String::new(), [0; 4096]);
     while !answer.contains("\r\n\r\n") || answer.ends_with("\r\n\r\n") {
-        let read = tokio::time::timeout(LIMIT, socket.read(&mut bytes)).await.expect("bytes in time");
+        let read = tokio::time::timeout(LIMIT, socket.read(&mut bytes)).await?;
         let read = read.unwrap_or_default();
         if read == 0 {
             break;
         }
         answer.push_str(&String::from_utf8_lossy(&bytes[..read]));
     }
-    answer
+    Ok(answer)
 }
 
 #[tokio::test]
@@ -54,7 +54,7 @@ async fn the_largest_request_that_the_limits_allow_is_taken_and_a_larger_one_is_
     let sse = system.start("sse").await;
     let user = UserId::new("\u{10ffff}".repeat(UserId::CHARS_MAX))?;
     let topics = long_topics();
-    let ticket = ticket(&system, &sse.url(""), &system.token_with(user, HOUR, &["*"]), &topics).await;
+    let ticket = ticket(&system, &sse.url(""), &system.token_with(user, HOUR, &["*"]), &topics).await?;
     assert!(ticket.len() <= TICKET_BYTES_MAX);
     let address: Vec<String> =
         topics.iter().map(|topic| format!("topic={}", topic.replace(':', "%3A"))).collect();
@@ -71,10 +71,10 @@ async fn the_largest_request_that_the_limits_allow_is_taken_and_a_larger_one_is_
             "x".repeat(others),
         )
     };
-    let taken = answer(&sse.address, &head(8000)).await;
+    let taken = answer(&sse.address, &head(8000)).await?;
     assert!(taken.starts_with("HTTP/1.1 200 "), "{taken}");
 
-    let refused = answer(&sse.address, &head(HEAD_BYTES_MAX)).await;
+    let refused = answer(&sse.address, &head(HEAD_BYTES_MAX)).await?;
     assert!(refused.starts_with("HTTP/1.1 431 "), "{refused}");
     assert!(refused.contains("application/problem+json"), "{refused}");
     let body = refused.split_once("\r\n\r\n").ok_or("no body")?.1;
@@ -88,7 +88,7 @@ async fn the_largest_request_that_the_limits_allow_is_taken_and_a_larger_one_is_
 }
 
 #[tokio::test]
-async fn a_stream_of_as_many_topics_as_there_may_be_comes_back_with_its_id() {
+async fn a_stream_of_as_many_topics_as_there_may_be_comes_back_with_its_id() -> TestResult {
     let feed = Feed::new().await;
     let sse = feed.sse().await;
     let topics: Vec<String> = (0..TOPICS_MAX)
@@ -98,7 +98,7 @@ async fn a_stream_of_as_many_topics_as_there_may_be_comes_back_with_its_id() {
         })
         .collect();
     let token = feed.system.token_with(feed.user, HOUR, &["*"]);
-    let ticket = ticket(&feed.system, &sse.url(""), &token, &topics).await;
+    let ticket = ticket(&feed.system, &sse.url(""), &token, &topics).await?;
     let query: Vec<String> =
         topics.iter().map(|topic| format!("topic={}", topic.replace(':', "%3A"))).collect();
     let url = sse.url(&format!("/streams?ticket={ticket}&{}", query.join("&")));
@@ -122,6 +122,7 @@ async fn a_stream_of_as_many_topics_as_there_may_be_comes_back_with_its_id() {
     assert!(events.iter().all(|event| event.event == "N"), "nothing is lost, and nobody is reset");
     assert_eq!(client.last_event_id().split(',').count(), TOPICS_MAX);
     drop(sse);
+    Ok(())
 }
 
 #[tokio::test]
@@ -155,7 +156,7 @@ async fn a_preflight_allows_what_fetch_based_clients_and_tracing_libraries_send(
 }
 
 #[tokio::test]
-async fn of_a_parameter_that_stands_there_twice_the_last_counts() {
+async fn of_a_parameter_that_stands_there_twice_the_last_counts() -> TestResult {
     let feed = Feed::new().await;
     let sse = feed.system.start("sse").await;
     feed.commit(1..=3).await;
@@ -174,7 +175,7 @@ async fn of_a_parameter_that_stands_there_twice_the_last_counts() {
     assert_eq!(numbers("from=last&from=earliest", 3).await, [1, 2, 3]);
     let topic = feed.topic().to_string();
     let token = feed.system.token_with(feed.user, HOUR, &[&topic]);
-    let good = ticket(&feed.system, &sse.url(""), &token, std::slice::from_ref(&topic)).await;
+    let good = ticket(&feed.system, &sse.url(""), &token, std::slice::from_ref(&topic)).await?;
     let status =
         async |path: String| feed.system.http().get(sse.url(&path)).send().await.expect("an answer").status();
     assert_eq!(status(format!("{NOTIFICATIONS}?ticket=old&ticket={good}")).await, StatusCode::OK);
@@ -184,4 +185,5 @@ async fn of_a_parameter_that_stands_there_twice_the_last_counts() {
     assert_eq!(status(format!("{streams}&name=topic&name=nonsense")).await, StatusCode::BAD_REQUEST);
     let named = Client::begin(sse.url(&format!("{streams}&name=type&name=topic&from=last")), "", None);
     assert_eq!(named.events(1).await[0].event, topic);
+    Ok(())
 }

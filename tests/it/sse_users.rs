@@ -13,8 +13,8 @@ use crate::harness::{Client, NOTIFICATIONS, System, TestResult, eventually};
 const OPERATOR: &str = "an operator of the tests";
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn user(id: &str) -> UserId {
-    UserId::new(id).expect("a user")
+fn user(id: &str) -> TestResult<UserId> {
+    Ok(UserId::new(id)?)
 }
 
 #[tokio::test]
@@ -27,7 +27,7 @@ async fn any_text_is_a_user_of_streams_of_limits_and_of_the_operators_list() -> 
     let users = ["17", "auth0|64b1f", "ana@example.com", &strange];
     let mut clients = Vec::new();
     for id in users {
-        let token = system.token_with(user(id), HOUR, &["orders:*"]);
+        let token = system.token_with(user(id)?, HOUR, &["orders:*"]);
         clients.push(Client::open(&sse.url("/streams/orders:7"), &token).await);
         let second = Client::begin(sse.url("/streams/orders:7"), &token, None);
         second.ends(1).await;
@@ -61,7 +61,7 @@ async fn uploads_want_a_uuid_and_say_so_and_notifications_want_a_topic() -> Test
     let system = System::new().await;
     let (api, sse) = (system.start("api").await, system.start("sse").await);
     for id in ["17", "auth0|64b1f", "ana@example.com"] {
-        let token = system.token(user(id));
+        let token = system.token(user(id)?);
         let request = system.http().post(api.url("/api/upload/sessions")).bearer_auth(&token);
         let answer = request.json(&json!({ "totalPhotos": 1 })).send().await?;
         assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{id}");

@@ -27,23 +27,23 @@ pub(crate) struct Systemd {
 }
 
 impl Systemd {
-    pub(crate) fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
+    pub(crate) fn new() -> TestResult<Self> {
+        let dir = tempfile::tempdir()?;
         let path = dir.path().join("notify");
-        let socket = UnixDatagram::bind(&path).expect("a socket");
-        Self { socket, path: path.to_str().expect("a path").to_owned(), _dir: Some(dir) }
+        let socket = UnixDatagram::bind(&path)?;
+        Ok(Self { socket, path: path.to_str().ok_or("no path")?.to_owned(), _dir: Some(dir) })
     }
 
     /// With a socket that is no file, as systemd makes it for containers.
     #[cfg(target_os = "linux")]
-    fn without_a_file() -> Self {
+    fn without_a_file() -> TestResult<Self> {
         use std::os::linux::net::SocketAddrExt;
         let name = format!("aftercommit-test-{}", uuid::Uuid::new_v4());
-        let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).expect("a name");
-        let socket = std::os::unix::net::UnixDatagram::bind_addr(&address).expect("a socket");
-        socket.set_nonblocking(true).expect("a setting");
-        let socket = UnixDatagram::from_std(socket).expect("a socket");
-        Self { socket, path: format!("@{name}"), _dir: None }
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(&name)?;
+        let socket = std::os::unix::net::UnixDatagram::bind_addr(&address)?;
+        socket.set_nonblocking(true)?;
+        let socket = UnixDatagram::from_std(socket)?;
+        Ok(Self { socket, path: format!("@{name}"), _dir: None })
     }
 
     pub(crate) fn watches(&self, system: System) -> System {
@@ -83,21 +83,23 @@ impl Systemd {
     }
 }
 
-async fn answers(process: &Process) {
-    let answer = reqwest::get(process.url("/healthz")).await.expect("it serves");
+async fn answers(process: &Process) -> TestResult {
+    let answer = reqwest::get(process.url("/healthz")).await?;
     assert_eq!(answer.status(), 200);
+    Ok(())
 }
 
 #[tokio::test]
-async fn each_process_is_ready_when_it_serves_gives_signs_of_life_while_idle_and_says_when_it_stops() {
+async fn each_process_is_ready_when_it_serves_gives_signs_of_life_while_idle_and_says_when_it_stops()
+-> TestResult {
     for (role, status) in [("api", "serving on "), ("sse", "0 streams of 0 topics"), ("relay", "delivering")]
     {
-        let systemd = Systemd::new();
+        let systemd = Systemd::new()?;
         let system = systemd.watches(System::new().await);
         let process = system.start(role).await;
         let first = systemd.hears().await;
         assert_eq!(first.get("READY").map(String::as_str), Some("1"), "{role}: {first:?}");
-        answers(&process).await;
+        answers(&process).await?;
         systemd.waits_for("STATUS", |said| said.starts_with(status)).await;
         systemd.hears_signs_of_life(3).await;
 
@@ -115,15 +117,16 @@ async fn each_process_is_ready_when_it_serves_gives_signs_of_life_while_idle_and
         process.signal("TERM").await;
         systemd.waits_for("STOPPING", |value| value == "1").await;
     }
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_relay_that_cannot_reach_redis_or_postgres_lives_and_says_what_fails() {
-    let systemd = Systemd::new();
+async fn a_relay_that_cannot_reach_redis_or_postgres_lives_and_says_what_fails() -> TestResult {
+    let systemd = Systemd::new()?;
     let redis = start_redis(Vec::new(), None).await;
     let to_redis = Proxy::to(redis.port()).await;
     let system = System::with_redis(&to_redis.url(redis.url().expose_secret())).await;
-    let to_postgres = Proxy::to(port_of(system.database.url())).await;
+    let to_postgres = Proxy::to(port_of(system.database.url())?).await;
     let database = to_postgres.url(system.database.url());
     let system = systemd.watches(system.set("DATABASE_URL", &database));
     let _relay = system.start("relay").await;
@@ -142,11 +145,12 @@ async fn a_relay_that_cannot_reach_redis_or_postgres_lives_and_says_what_fails()
     systemd.hears_signs_of_life(3).await;
     to_postgres.flow(Flow::Pass);
     systemd.waits_for("STATUS", |said| said == "delivering").await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_relay_whose_loop_is_stuck_gives_no_sign_of_life_although_it_still_answers() {
-    let systemd = Systemd::new();
+async fn a_relay_whose_loop_is_stuck_gives_no_sign_of_life_although_it_still_answers() -> TestResult {
+    let systemd = Systemd::new()?;
     let system = systemd.watches(System::new().await).set("FAILPOINT", "batch_published");
     let relay = system.start("relay").await;
     systemd.hears_signs_of_life(2).await;
@@ -154,12 +158,13 @@ async fn a_relay_whose_loop_is_stuck_gives_no_sign_of_life_although_it_still_ans
     relay.says("stopped at a failpoint").await;
     systemd.forgets();
     systemd.hears_no_sign_of_life().await;
-    answers(&relay).await;
+    answers(&relay).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_sse_server_lives_while_redis_is_away_and_its_readiness_does_not() {
-    let systemd = Systemd::new();
+async fn an_sse_server_lives_while_redis_is_away_and_its_readiness_does_not() -> TestResult {
+    let systemd = Systemd::new()?;
     let redis = start_redis(Vec::new(), None).await;
     let to_redis = Proxy::to(redis.port()).await;
     let system = systemd.watches(System::with_redis(&to_redis.url(redis.url().expose_secret())).await);
@@ -174,28 +179,31 @@ async fn an_sse_server_lives_while_redis_is_away_and_its_readiness_does_not() {
     .await;
     systemd.forgets();
     systemd.hears_signs_of_life(3).await;
+    Ok(())
 }
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_socket_without_a_file_is_reached_as_well() {
-    let systemd = Systemd::without_a_file();
+async fn a_socket_without_a_file_is_reached_as_well() -> TestResult {
+    let systemd = Systemd::without_a_file()?;
     let system = systemd.watches(System::new().await);
     let _sse = system.start("sse").await;
     systemd.waits_for("READY", |value| value == "1").await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_process_that_cannot_serve_never_says_that_it_is_ready() {
+async fn a_process_that_cannot_serve_never_says_that_it_is_ready() -> TestResult {
     // (Streams of plain topics need no schema.)
     for role in ["api", "relay"] {
-        let systemd = Systemd::new();
+        let systemd = Systemd::new()?;
         // Without the schema.
         let system = systemd.watches(System::with(empty_database().await, shared_url()).await);
         let mut process = system.start(role).await;
         assert_eq!(process.exit_code().await, 1);
         assert!(systemd.socket.try_recv(&mut [0; 64]).is_err(), "{role} has said something");
     }
+    Ok(())
 }
 
 #[tokio::test]
@@ -211,7 +219,7 @@ async fn each_answer_of_redis_is_a_sign_that_the_relay_is_not_stuck() -> TestRes
 }
 
 /// The port of a server on 127.0.0.1.
-pub(crate) fn port_of(url: &str) -> u16 {
-    let (_, behind) = url.rsplit_once("127.0.0.1:").expect("a local url");
-    behind.split('/').next().expect("a port").parse().expect("a number")
+pub(crate) fn port_of(url: &str) -> TestResult<u16> {
+    let (_, behind) = url.rsplit_once("127.0.0.1:").ok_or("no local url")?;
+    Ok(behind.split('/').next().ok_or("no port")?.parse()?)
 }

@@ -32,18 +32,22 @@ struct Collector {
 }
 
 impl Collector {
-    async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address").to_string();
+    async fn start() -> TestResult<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?.to_string();
         let collector = Self { address, spans: Arc::default() };
         let router = Router::new().route("/v1/traces", post(take)).with_state(collector.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
-        collector
+        Ok(collector)
     }
 
-    fn spans(&self, service: &str, name: &str) -> Vec<Span> {
-        let spans = self.spans.lock().expect("a lock");
-        spans.iter().filter(|(of, span)| of == service && span.name == name).map(|(_, s)| s.clone()).collect()
+    fn spans(&self, service: &str, name: &str) -> TestResult<Vec<Span>> {
+        let spans = self.spans.lock()?;
+        Ok(spans
+            .iter()
+            .filter(|(of, span)| of == service && span.name == name)
+            .map(|(_, s)| s.clone())
+            .collect())
     }
 }
 
@@ -76,24 +80,30 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Completes a photo as a part of this trace.
-async fn complete(system: &System, api: &Process, session: &Session, photo: usize, traceparent: &str) {
+async fn complete(
+    system: &System,
+    api: &Process,
+    session: &Session,
+    photo: usize,
+    traceparent: &str,
+) -> TestResult {
     let photo = session.photos[photo];
     let url = api.url(&format!("/api/upload/sessions/{}/photos/{photo}/complete", session.id));
     let request = system.http().post(url).bearer_auth(&session.token).header("traceparent", traceparent);
-    assert_eq!(request.send().await.expect("an answer").status(), 200);
+    assert_eq!(request.send().await?.status(), 200);
+    Ok(())
 }
 
-async fn headers_of_rows(system: &System) -> Vec<Option<serde_json::Value>> {
+async fn headers_of_rows(system: &System) -> TestResult<Vec<Option<serde_json::Value>>> {
     let rows = sqlx::query("select headers from outbox.event order by id")
         .fetch_all(&mut system.database.connect().await)
-        .await
-        .expect("rows");
-    rows.iter().map(|row| row.get(0)).collect()
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 #[tokio::test]
 async fn a_request_its_publishing_and_its_delivery_carry_one_trace_id() -> TestResult {
-    let collector = Collector::start().await;
+    let collector = Collector::start().await?;
     let system = System::new()
         .await
         .set("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://{}", collector.address))
@@ -102,8 +112,8 @@ async fn a_request_its_publishing_and_its_delivery_carry_one_trace_id() -> TestR
     let relay = system.start("relay").await;
     let session = system.session(&api, Uuid::new_v4(), 3).await;
     let client = session.listen(&sse).await;
-    complete(&system, &api, &session, 0, &format!("00-{TRACE}-{CALLER}-01")).await;
-    complete(&system, &api, &session, 1, &format!("00-{}-{CALLER}-00", "a".repeat(32))).await;
+    complete(&system, &api, &session, 0, &format!("00-{TRACE}-{CALLER}-01")).await?;
+    complete(&system, &api, &session, 1, &format!("00-{}-{CALLER}-00", "a".repeat(32))).await?;
     let events = client.events(2).await;
     drop(client);
     // What is left is sent when a process ends.
@@ -112,15 +122,15 @@ async fn a_request_its_publishing_and_its_delivery_carry_one_trace_id() -> TestR
     }
 
     let route = "POST /api/upload/sessions/{session_id}/photos/{photo_id}/complete";
-    let requests = collector.spans("aftercommit-api", route);
+    let requests = collector.spans("aftercommit-api", route)?;
     assert_eq!(requests.len(), 1, "the one that the caller records: {requests:?}");
     let request = &requests[0];
     assert_eq!((hex(&request.trace_id), hex(&request.parent_span_id)), (TRACE.into(), CALLER.into()));
     assert_eq!(request.kind(), SpanKind::Server);
     assert_eq!(text_of(&request.attributes, "http.response.status_code"), "200");
 
-    let published = collector.spans("aftercommit-relay", "publish");
-    let delivered = collector.spans("aftercommit-sse", "deliver");
+    let published = collector.spans("aftercommit-relay", "publish")?;
+    let delivered = collector.spans("aftercommit-sse", "deliver")?;
     for (spans, kind) in [(&published, SpanKind::Producer), (&delivered, SpanKind::Consumer)] {
         assert_eq!(spans.len(), 1, "{spans:?}");
         let span = &spans[0];
@@ -135,7 +145,7 @@ async fn a_request_its_publishing_and_its_delivery_carry_one_trace_id() -> TestR
     assert_eq!(text_of(&delivered[0].attributes, "messaging.destination.name"), session.topic());
     // The trace goes along beside the payload, and neither the client nor the unrecorded trace gets any of it.
     assert!(events.iter().all(|event| !event.data.contains(TRACE)));
-    let headers = headers_of_rows(&system).await;
+    let headers = headers_of_rows(&system).await?;
     let carried = headers[0].as_ref().ok_or("no headers")?["traceparent"].as_str().ok_or("no traceparent")?;
     assert_eq!(carried, format!("00-{TRACE}-{}-01", hex(&request.span_id)));
     assert_eq!(headers[1], None);
@@ -144,7 +154,7 @@ async fn a_request_its_publishing_and_its_delivery_carry_one_trace_id() -> TestR
 
 #[tokio::test]
 async fn a_traceparent_of_another_language_is_linked_and_one_that_is_none_is_left_out() -> TestResult {
-    let collector = Collector::start().await;
+    let collector = Collector::start().await?;
     let system = System::new()
         .await
         .set("AFTERCOMMIT_TELEMETRY_OTLP_ENDPOINT", &format!("http://{}/", collector.address));
@@ -165,7 +175,7 @@ async fn a_traceparent_of_another_language_is_linked_and_one_that_is_none_is_lef
     })
     .await;
     assert_eq!(relay.terminate().await, 0);
-    let published = collector.spans("aftercommit-relay", "publish");
+    let published = collector.spans("aftercommit-relay", "publish")?;
     let links: Vec<String> =
         published.iter().flat_map(|span| &span.links).map(|link| hex(&link.trace_id)).collect();
     assert_eq!(links, [TRACE]);
@@ -182,13 +192,13 @@ async fn without_a_collector_rows_carry_nothing_and_a_collector_that_is_away_hol
         let relay = system.start("relay").await;
         let session = system.session(&api, Uuid::new_v4(), 2).await;
         let client = session.listen(&sse).await;
-        complete(&system, &api, &session, 0, &format!("00-{TRACE}-{CALLER}-01")).await;
+        complete(&system, &api, &session, 0, &format!("00-{TRACE}-{CALLER}-01")).await?;
         client.events(1).await;
         drop(client);
         for process in [api, relay, sse] {
             assert_eq!(process.terminate().await, 0);
         }
-        assert_eq!(headers_of_rows(&system).await[0].is_some(), !endpoint.is_empty());
+        assert_eq!(headers_of_rows(&system).await?[0].is_some(), !endpoint.is_empty());
     }
     Ok(())
 }

@@ -10,18 +10,18 @@ use uuid::Uuid;
 use crate::harness::{Session, System, TestResult, redis_settings_of, start_redis};
 
 /// A text that `Uuid` and whole seconds are put into must be what came, byte for byte; only the time is taken as it is.
-fn with_time_of(message: &str, expected: &str) -> String {
-    let parsed: Value = serde_json::from_str(message).expect("JSON");
+fn with_time_of(message: &str, expected: &str) -> TestResult<String> {
+    let parsed: Value = serde_json::from_str(message)?;
     let time = parsed["timestamp"].as_str().unwrap_or_default();
     if !time.is_empty() {
-        let parsed = chrono::DateTime::parse_from_rfc3339(time).expect("a time");
+        let parsed = chrono::DateTime::parse_from_rfc3339(time)?;
         assert!(time.len() == 20 && time.ends_with('Z'), "whole seconds in UTC: {time}");
         assert!(
             (chrono::Utc::now() - parsed.to_utc()).num_seconds().abs() < 60,
             "the time of the change: {time}"
         );
     }
-    expected.replace("<time>", time)
+    Ok(expected.replace("<time>", time))
 }
 
 #[tokio::test]
@@ -67,7 +67,7 @@ async fn each_message_arrives_on_its_redis_channel_byte_for_byte() -> TestResult
         let message = tokio::time::timeout(crate::harness::LIMIT, messages.next()).await;
         let message = message?.ok_or("no message")?;
         let text: String = message.get_payload()?;
-        assert_eq!(text, with_time_of(&text, expected));
+        assert_eq!(text, with_time_of(&text, expected)?);
         let channel = if at == 4 { &user_channel } else { &session.topic() };
         assert_eq!(message.get_channel_name(), channel);
     }
@@ -94,23 +94,22 @@ async fn fifty_completes_at_once_count_to_fifty_and_complete_the_session_once() 
     assert_eq!(notifications.events(1).await.len(), 1);
     assert_eq!(session.show().await["uploadedCount"], 50);
     // Exactly once: in the log itself nothing more was ever written.
-    assert_eq!(rows(&system, &session).await, 52);
+    assert_eq!(rows(&system, &session).await?, 52);
     Ok(())
 }
 
 /// Rows in the log for a session, its user's included.
-async fn rows(system: &System, session: &Session) -> i64 {
+async fn rows(system: &System, session: &Session) -> TestResult<i64> {
     let mut connection = system.database.connect().await;
-    sqlx::query_scalar("select count(*) from outbox.event where topic in ($1, $2)")
+    Ok(sqlx::query_scalar("select count(*) from outbox.event where topic in ($1, $2)")
         .bind(session.topic())
         .bind(format!("user-notifications:{}", session.user))
         .fetch_one(&mut connection)
-        .await
-        .expect("a count")
+        .await?)
 }
 
 #[tokio::test]
-async fn a_repeat_is_a_200_that_changes_nothing_and_a_contradiction_a_409() {
+async fn a_repeat_is_a_200_that_changes_nothing_and_a_contradiction_a_409() -> TestResult {
     let system = System::new().await;
     let api = system.start("api").await;
     let session = system.session(&api, Uuid::new_v4(), 2).await;
@@ -124,7 +123,8 @@ async fn a_repeat_is_a_200_that_changes_nothing_and_a_contradiction_a_409() {
     assert_eq!((&shown["uploadedCount"], &shown["failedCount"]), (&json!(1), &json!(1)));
     assert_eq!(shown["status"], "COMPLETED");
     assert_eq!(shown["photos"][1]["reason"], "torn");
-    assert_eq!(rows(&system, &session).await, 4);
+    assert_eq!(rows(&system, &session).await?, 4);
+    Ok(())
 }
 
 #[tokio::test]
@@ -153,7 +153,7 @@ async fn a_command_that_is_rolled_back_leaves_nothing_anywhere() -> TestResult {
     let events = client.events(1).await;
     assert_eq!(events.len(), 1);
     assert!(events[0].data.contains(&session.photos[1].to_string()));
-    assert_eq!(rows(&system, &session).await, 1);
+    assert_eq!(rows(&system, &session).await?, 1);
     Ok(())
 }
 
