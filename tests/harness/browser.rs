@@ -104,7 +104,7 @@ impl Browser {
     }
 
     /// Sets a cookie of the page's site that scripts cannot read.
-    pub(crate) async fn has_cookie(&self, name: &str, value: &str) {
+    pub(crate) async fn set_cookie(&self, name: &str, value: &str) {
         let cookie = json!({ "cookie": { "name": name, "value": value, "httpOnly": true, "path": "/" } });
         post(&self.http, &format!("{}/cookie", self.session), &cookie).await;
     }
@@ -131,7 +131,7 @@ impl Browser {
     }
 
     /// Waits until what the page has seen is as wanted.
-    pub(crate) async fn sees(&self, what: &str, wanted: impl Fn(&Seen) -> bool) -> Seen {
+    pub(crate) async fn wait_until_seen(&self, what: &str, wanted: impl Fn(&Seen) -> bool) -> Seen {
         eventually(&format!("the page sees {what}"), async || {
             let seen = self.seen().await;
             wanted(&seen).then_some(seen)

@@ -195,7 +195,7 @@ impl Line {
     }
 
     /// Waits until the history holds exactly what was committed, in order.
-    pub(crate) async fn has_arrived(&self) {
+    pub(crate) async fn wait_until_arrived(&self) {
         eventually("the history is whole", async || {
             (self.history().await.len() >= self.appended.len()).then_some(())
         })
@@ -203,10 +203,10 @@ impl Line {
         assert_eq!(self.history().await, self.appended, "{}", self.relay.log());
     }
 
-    /// The same, and waits until the relay has written down, a moment later, that nothing waits any more, of other topics
-    /// either.
-    pub(crate) async fn is_whole(&self) {
-        self.has_arrived().await;
+    /// The same, and waits until no event of any topic is pending in the log: the relay writes the position a moment later
+    /// than it publishes.
+    pub(crate) async fn wait_until_whole(&self) {
+        self.wait_until_arrived().await;
         let mut connection = self.system.database.connect().await;
         let waiting =
             "select exists (select from outbox.event_status where relay = $1 and state = 'pending')";
@@ -225,8 +225,8 @@ impl Line {
     }
 
     /// Waits until the relay leads.
-    pub(crate) async fn leads(&self) {
-        leads(&self.relay).await;
+    pub(crate) async fn wait_until_leading(&self) {
+        wait_until_leading(&self.relay).await;
     }
 
     /// One more relay of the same name, on the way past the proxies.
@@ -291,7 +291,7 @@ impl Line {
     }
 
     /// Waits until the relay has counted a failure of this class.
-    pub(crate) async fn fails_with(&self, class: &str) {
+    pub(crate) async fn wait_for_failure(&self, class: &str) {
         let name = format!("aftercommit_relay_failures_total{{class=\"{class}\"}}");
         eventually(&format!("a failure of class {class}"), async || {
             (self.metric(&name).await > 0).then_some(())
@@ -301,7 +301,7 @@ impl Line {
 }
 
 /// Waits until a relay leads.
-pub(crate) async fn leads(relay: &Process) {
+pub(crate) async fn wait_until_leading(relay: &Process) {
     eventually("the relay leads", async || {
         (metric_of(relay, "aftercommit_relay_leading").await == 1).then_some(())
     })

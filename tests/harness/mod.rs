@@ -24,7 +24,7 @@ pub(crate) use feed::{Feed, NOTIFICATIONS, numbers};
 pub(crate) use front::{Front, Kind as FrontKind, free_port, trusting};
 pub(crate) use host::Host;
 pub(crate) use line::{
-    Line, OwnPostgres, Wiring, leads, metric_of, start_postgres, start_redis, try_metric_of,
+    Line, OwnPostgres, Wiring, metric_of, start_postgres, start_redis, try_metric_of, wait_until_leading,
 };
 pub(crate) use listener::Listener;
 pub(crate) use process::{Process, Running, Settings, cli};

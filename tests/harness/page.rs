@@ -21,7 +21,7 @@ impl Browser {
     }
 
     /// Waits until the text of an element holds a part; returns the text.
-    pub(crate) async fn reads(&self, css: &str, part: &str) -> String {
+    pub(crate) async fn wait_for_text(&self, css: &str, part: &str) -> String {
         eventually(&format!("{css} reads '{part}'"), async || {
             self.text(css).await.filter(|text| text.contains(part))
         })

@@ -172,7 +172,7 @@ impl Process {
     }
 
     /// Waits until the log has these words in it. (It is read from a pipe: what the process has said arrives a moment later.)
-    pub(crate) async fn says(&self, words: &str) {
+    pub(crate) async fn wait_for_log(&self, words: &str) {
         eventually(&format!("the {} says: {words}", self.role), async || {
             self.log().contains(words).then_some(())
         })

@@ -41,7 +41,7 @@ fn settled(text: &str, names: &[(String, &str)]) -> TestResult<String> {
 }
 
 /// Compares with the snapshot of this name, or writes it.
-fn is_as_before(name: &str, text: &str) -> TestResult {
+fn assert_as_before(name: &str, text: &str) -> TestResult {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/snapshots").join(format!("{name}.txt"));
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
         std::fs::write(&file, text)?;
@@ -86,11 +86,11 @@ impl Screens {
         said
     }
 
-    fn are_as_before(&self, name: &str) -> TestResult {
-        is_as_before(name, &settled(&self.text, &self.names)?)
+    fn assert_as_before(&self, name: &str) -> TestResult {
+        assert_as_before(name, &settled(&self.text, &self.names)?)
     }
 
-    async fn counts(&self, state: &str, count: usize) {
+    async fn wait_for_count(&self, state: &str, count: usize) {
         eventually(&format!("{count} are {state}"), async || {
             let listed = json(&self.system, &["events", "list", "--state", state]).await;
             (listed.as_array().expect("a list").len() == count).then_some(())
@@ -105,7 +105,7 @@ async fn screens_of_an_empty_log() -> TestResult {
     for command in ["status", "relay list", "events list", "parked list", "replay list", "audit"] {
         screens.shows(&command.split(' ').collect::<Vec<_>>()).await;
     }
-    screens.are_as_before("empty")?;
+    screens.assert_as_before("empty")?;
     Ok(())
 }
 
@@ -117,16 +117,16 @@ async fn screens_of_deliveries_a_pause_and_a_replay() -> TestResult {
     screens.shows(&["events", "show", "1"]).await;
     let relay = screens.system.start("relay").await;
     screens.names.push((format!(":{}", relay.pid()), ":PID"));
-    screens.counts("delivered", 1).await;
+    screens.wait_for_count("delivered", 1).await;
     commit(&screens.system, &topic, "SHIPPED", 2).await;
-    screens.counts("delivered", 3).await;
+    screens.wait_for_count("delivered", 3).await;
     screens.shows(&["events", "list"]).await;
     screens.shows(&["events", "show", "3"]).await;
     screens.shows(&["replay", "--type", "SHIPPED", "--dry-run"]).await;
     screens.shows(&["replay", "--type", "SHIPPED"]).await;
     screens.shows(&["replay", "--type", "SHIPPED", "--yes"]).await;
     screens.shows(&["replay", "--type", "SHIPPED", "--yes", "--reason", "a lost cache"]).await;
-    screens.counts("delivered", 5).await;
+    screens.wait_for_count("delivered", 5).await;
     screens.shows(&["replay", "list"]).await;
     screens.shows(&["events", "show", "2"]).await;
     screens.shows(&["events", "show", "4"]).await;
@@ -146,7 +146,7 @@ async fn screens_of_deliveries_a_pause_and_a_replay() -> TestResult {
     }
     assert_eq!(relay.terminate().await, 0);
     screens.shows(&["rebase", "--dry-run"]).await;
-    screens.are_as_before("deliveries")?;
+    screens.assert_as_before("deliveries")?;
     Ok(())
 }
 
@@ -159,7 +159,7 @@ async fn screens_of_parked_events() -> TestResult {
     let relay = screens.system.start("relay").await;
     screens.names.push((format!(":{}", relay.pid()), ":PID"));
     commit(&screens.system, &topic, "PAID", 2).await;
-    screens.counts("parked", 2).await;
+    screens.wait_for_count("parked", 2).await;
     let lines = ["parked list", "replay --parked --dry-run", "events show 2", "parked release nothing --yes"];
     for command in lines {
         screens.shows(&command.split(' ').collect::<Vec<_>>()).await;
@@ -171,7 +171,7 @@ async fn screens_of_parked_events() -> TestResult {
     })
     .await;
     screens.shows(&["events", "show", "2"]).await;
-    screens.are_as_before("parked")?;
+    screens.assert_as_before("parked")?;
     assert_eq!(relay.terminate().await, 0);
     Ok(())
 }
@@ -186,16 +186,16 @@ async fn screens_of_one_parked_event_and_its_release() -> TestResult {
     let relay = screens.system.start("relay").await;
     screens.names.push((format!(":{}", relay.pid()), ":PID"));
     commit(&screens.system, &topic, "PAID", 1).await;
-    screens.counts("parked", 1).await;
+    screens.wait_for_count("parked", 1).await;
     screens.shows(&["parked", "list"]).await;
     screens.shows(&["replay", "--parked", "--reason", "mended"]).await;
     screens.shows(&["parked", "release", name, "--reason", "mended"]).await;
     let _: () = redis.del(screens.system.redis.keys().history(&topic)).await?;
     screens.shows(&["parked", "release", name, "--yes", "--reason", "the key was deleted"]).await;
-    screens.counts("delivered", 1).await;
+    screens.wait_for_count("delivered", 1).await;
     screens.shows(&["events", "show", "1"]).await;
     screens.shows(&["replay", "--all", "--dry-run"]).await;
-    screens.are_as_before("released")?;
+    screens.assert_as_before("released")?;
     assert_eq!(relay.terminate().await, 0);
     Ok(())
 }
@@ -209,7 +209,7 @@ async fn screen_of_the_doctor() -> TestResult {
         Some((check, _)) if !line.starts_with(' ') => format!("{}\n", check.split_at(9).1),
         _ => String::new(),
     });
-    is_as_before("doctor", &lines.collect::<String>())?;
+    assert_as_before("doctor", &lines.collect::<String>())?;
     Ok(())
 }
 
@@ -236,7 +236,7 @@ async fn what_the_usual_mistakes_say() -> TestResult {
     screens.shows(&["status"]).await;
     screens.system.set_again("DATABASE_URL", "postgres://u:p@one:5432,two:5432/app");
     screens.shows(&["status"]).await;
-    screens.are_as_before("mistakes")?;
+    screens.assert_as_before("mistakes")?;
     Ok(())
 }
 
@@ -323,6 +323,6 @@ async fn every_command_has_a_help_with_an_example_that_fits_80_columns() -> Test
         assert!(help.lines().all(|line| line.chars().count() <= 80), "{command}: too wide\n{help}");
         writeln!(text, "$ aftercommit {}\n{help}", arguments.join(" "))?;
     }
-    is_as_before("help", &settled(&text, &[])?)?;
+    assert_as_before("help", &settled(&text, &[])?)?;
     Ok(())
 }

@@ -130,7 +130,7 @@ async fn a_role_waits_for_a_server_that_is_away_and_says_so_in_readiness() {
             (response.status().as_u16() == 503 && role == "sse" || role == "relay").then_some(())
         });
         told.await;
-        process.says("starting without Redis").await;
+        process.wait_for_log("starting without Redis").await;
         assert_eq!(process.terminate().await, 0);
     }
 }
@@ -171,7 +171,7 @@ async fn migrate_brings_the_bundled_application_into_no_database_that_has_not_as
     let token = system.token_with(user, std::time::Duration::from_secs(3600), &[topic.as_str()]);
     let client = Client::open(&sse.url(&format!("/streams/{topic}")), &token).await;
     commit(&system, &topic, "A", 1).await;
-    client.events(1).await;
+    client.wait_for_events(1).await;
     let stream = format!("/api/upload/sessions/{}/stream", Uuid::new_v4());
     let answer = system.http().get(sse.url(&stream)).bearer_auth(system.token(user)).send().await;
     let answer = answer?;
@@ -181,7 +181,7 @@ async fn migrate_brings_the_bundled_application_into_no_database_that_has_not_as
 
     // The api brings what it needs.
     let api = system.start("api").await;
-    api.says("applied the schema").await;
+    api.wait_for_log("applied the schema").await;
     assert_eq!(schemas(&system).await?, ["outbox", "uploads"]);
     let session = system.session(&api, user, 1).await;
     let _client = session.listen(&sse).await;
@@ -270,7 +270,7 @@ async fn replay_sends_what_was_delivered_once_more_marked_and_audited() -> TestR
     let url = sse.url("/api/upload/sessions/notifications/stream");
     let client = Client::open(&url, &system.token(user)).await;
     let ids = commit(&system, &topic, "A", 4).await;
-    client.events(4).await;
+    client.wait_for_events(4).await;
 
     assert_fails(system.settings(), &["replay", "--yes"], 2, "say which events").await;
     let dry = json(&system, &["replay", "--topic", topic.as_str(), "--dry-run"]).await;
@@ -280,7 +280,7 @@ async fn replay_sends_what_was_delivered_once_more_marked_and_audited() -> TestR
     let chosen = ["replay", "--event", &second, "--event", &fourth, "--yes", "--reason", "a test"];
     let done = json(&system, &chosen).await;
     assert_eq!(done["events"], 2, "{done}");
-    let events = client.events(6).await;
+    let events = client.wait_for_events(6).await;
     let data: Vec<&str> = events.iter().map(|event| event.data.as_str()).collect();
     assert_eq!(data, ["0", "1", "2", "3", "1", "3"]);
     let shown = json(&system, &["events", "show", &second]).await;
@@ -318,10 +318,10 @@ async fn replay_releases_what_was_parked_once_redis_takes_it() -> TestResult {
     let client = Client::open(&url, &system.token(user)).await;
     let released = json(&system, &["replay", "--undelivered", "--yes", "--reason", "mended"]).await;
     assert_eq!(released["events"], 3, "{released}");
-    let events = client.events(3).await;
+    let events = client.wait_for_events(3).await;
     assert_eq!(events.iter().map(|event| event.data.as_str()).collect::<Vec<_>>(), ["0", "1", "2"]);
     commit(&system, &topic, "A", 1).await;
-    assert_eq!(client.events(4).await.len(), 4);
+    assert_eq!(client.wait_for_events(4).await.len(), 4);
     Ok(())
 }
 

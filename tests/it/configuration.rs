@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::commands::{assert_fails, commit, stderr, stdout};
 use crate::harness::{Process, Settings, System, TestResult, cli, eventually};
-use crate::operators::turns_green;
+use crate::operators::wait_until_green;
 
 /// Stands in every secret of these tests.
 const SECRET: &str = "tell-nobody";
@@ -32,7 +32,7 @@ async fn a_variable_that_is_no_text_matters_only_if_it_is_ours_and_is_then_named
     {
         assert_eq!(told(&settings, arguments).await.0, Some(0), "{arguments:?}");
     }
-    turns_green(&Process::start("relay", &settings).await).await;
+    wait_until_green(&Process::start("relay", &settings).await).await;
     for name in ["DATABASE_URL", "REDIS_URL", "AFTERCOMMIT_JWT_SECRET", "OTEL_EXPORTER_OTLP_ENDPOINT"] {
         let settings = system.settings().clone().before(&odd(name));
         for arguments in [&["config", "check"][..], &["config", "show"], &["status"], &["relay"]] {
@@ -69,7 +69,7 @@ async fn service_links_of_kubernetes_stop_nothing_and_a_misspelt_setting_still_d
     let linked = service_links(system.settings().clone(), &services);
     assert_eq!(told(&linked, &["config", "check"]).await.0, Some(0));
     for role in ["api", "relay", "sse"] {
-        turns_green(&Process::start(role, &linked).await).await;
+        wait_until_green(&Process::start(role, &linked).await).await;
     }
     for (name, value) in [
         ("AFTERCOMMIT_SSE_PORT", "8081"),
@@ -93,7 +93,7 @@ async fn no_command_and_no_driver_tells_an_address_with_its_secrets() {
     assert!(said.contains("sslpassword, unheard_of"), "named without their values: {said}");
     told(&settings, &["doctor"]).await;
     let relay = Process::start("relay", &settings).await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     assert!(!relay.log().contains(SECRET), "{}", relay.log());
 
     let nowhere = "127.0.0.1:1/d";
@@ -244,7 +244,7 @@ async fn an_operators_page_in_clear_on_an_address_of_others_is_warned_of() {
 async fn readiness_tells_nobody_who_paused_a_relay_and_why() {
     let system = System::new().await;
     let relay = system.start("relay").await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     commit(&system, &system.redis.topic("paused"), "A", 1).await;
     let settings = system.settings().clone().set("USER", "mallory").set("SUDO_USER", "mallory");
     assert_eq!(cli(&settings, &["pause", "--reason", "a merger"]).await.status.code(), Some(0));

@@ -31,9 +31,9 @@ pub(crate) async fn signed_in(relay: &Process) -> Browser {
     browser.write("#who", "Ana").await;
     browser.write("#token", TOKEN).await;
     browser.click("button.primary").await;
-    browser.reads("#link", "Live").await;
+    browser.wait_for_text("#link", "Live").await;
     // Until it has all that it shows, things move about.
-    browser.reads("#audit", "No operator").await;
+    browser.wait_for_text("#audit", "No operator").await;
     browser
 }
 
@@ -97,10 +97,10 @@ async fn the_page_shows_deliveries_as_they_happen_and_complains_of_nothing() -> 
     let (system, relay) = system().await;
     let browser = signed_in(&relay).await;
     assert_eq!(browser.text("#operator").await.as_deref(), Some("Ana"));
-    browser.reads("#verdict", "is delivering").await;
-    browser.reads("#verdict", "Nothing waits").await;
-    browser.reads("#relays", "1-0").await;
-    let redis = browser.reads("#neighbours", "Redis").await;
+    browser.wait_for_text("#verdict", "is delivering").await;
+    browser.wait_for_text("#verdict", "Nothing waits").await;
+    browser.wait_for_text("#relays", "1-0").await;
+    let redis = browser.wait_for_text("#neighbours", "Redis").await;
     assert!(redis.contains("answers"), "{redis}");
 
     let topic = system.redis.topic("live");
@@ -115,7 +115,7 @@ async fn the_page_shows_deliveries_as_they_happen_and_complains_of_nothing() -> 
 
     let committed = told(&system, &["events", "list", "--limit", "100000"]).await;
     let last = format!("1-{}", committed.as_array().ok_or("no list")?.len());
-    browser.reads("#relays", &last).await;
+    browser.wait_for_text("#relays", &last).await;
     assert_eq!(browser.complaints().await, [""; 0]);
     Ok(())
 }
@@ -137,28 +137,28 @@ async fn a_page_opened_just_now_shows_what_was_before() {
 async fn a_pause_is_asked_for_with_a_reason_shown_at_once_and_ended_from_the_page() {
     let (system, relay) = system().await;
     let browser = signed_in(&relay).await;
-    browser.reads("#verdict-button", "Pause").await;
+    browser.wait_for_text("#verdict-button", "Pause").await;
     browser.click("#verdict-button").await;
     // Without a reason nothing happens.
     browser.click("#ask-yes").await;
     agrees(&browser, "a move").await;
-    browser.reads("#verdict", "is paused").await;
-    browser.reads("#verdict", "Ana paused it: a move").await;
+    browser.wait_for_text("#verdict", "is paused").await;
+    browser.wait_for_text("#verdict", "Ana paused it: a move").await;
     let mut committed = 0;
     eventually("the chart of the backlog rises", async || {
         committed += commit(&system, &system.redis.topic("paused"), "A", 1).await.len();
         (peak(&browser, "chart-backlog").await > 20.0).then_some(())
     })
     .await;
-    browser.reads("#relays", "the oldest for").await;
+    browser.wait_for_text("#relays", "the oldest for").await;
     assert!(delivered(&system).await < committed);
 
     browser.click("#verdict-button").await;
     agrees(&browser, "moved").await;
-    browser.reads("#verdict", "is delivering").await;
+    browser.wait_for_text("#verdict", "is delivering").await;
     eventually("delivered", async || (delivered(&system).await == committed).then_some(())).await;
     assert_eq!(audit(&system).await, [entry("resume", "moved", 0), entry("pause", "a move", 0)]);
-    let shown = browser.reads("#audit", "a move").await;
+    let shown = browser.wait_for_text("#audit", "a move").await;
     assert!(shown.contains("resume") && shown.contains("Ana"), "{shown}");
     assert_eq!(browser.complaints().await, [""; 0]);
 }
@@ -167,30 +167,30 @@ async fn a_pause_is_asked_for_with_a_reason_shown_at_once_and_ended_from_the_pag
 async fn a_parked_topic_is_released_and_another_one_discarded() -> TestResult {
     let (system, relay) = system().await;
     let browser = signed_in(&relay).await;
-    browser.reads("#parked", "Nothing is parked").await;
+    browser.wait_for_text("#parked", "Nothing is parked").await;
     let [kept, given_up] = ["kept", "given-up"].map(|name| system.redis.topic(name));
     for topic in [&kept, &given_up] {
         block(&system, topic).await;
         commit(&system, topic, "A", 2).await;
     }
-    browser.reads("#verdict", "2 topics are waiting").await;
-    browser.reads("#parked", kept.as_str()).await;
-    browser.reads("#parked", "WRONGTYPE").await;
+    browser.wait_for_text("#verdict", "2 topics are waiting").await;
+    browser.wait_for_text("#parked", kept.as_str()).await;
+    browser.wait_for_text("#parked", "WRONGTYPE").await;
     for topic in [&kept, &given_up] {
         unblock(&system, topic).await?;
     }
 
     browser.click(&format!("[data-topic='{kept}'] button:nth-child(1)")).await;
-    let asked = browser.reads("#ask", "Release 2 events of").await;
+    let asked = browser.wait_for_text("#ask", "Release 2 events of").await;
     assert!(asked.contains(kept.as_str()), "{asked}");
     agrees(&browser, "mended").await;
-    browser.reads("#told", "2 events released").await;
+    browser.wait_for_text("#told", "2 events released").await;
     eventually("released", async || (delivered(&system).await == 2).then_some(())).await;
     browser.click(&format!("[data-topic='{given_up}'] button:nth-child(2)")).await;
-    browser.reads("#ask", "This cannot be undone").await;
+    browser.wait_for_text("#ask", "This cannot be undone").await;
     agrees(&browser, "a test left it there").await;
-    browser.reads("#parked", "Nothing is parked").await;
-    browser.reads("#verdict", "is delivering").await;
+    browser.wait_for_text("#parked", "Nothing is parked").await;
+    browser.wait_for_text("#verdict", "is delivering").await;
 
     let lengths: (u64, u64) = {
         let mut redis = system.redis.connect().await;
@@ -217,9 +217,9 @@ async fn what_fails_is_said_where_it_was_asked_for() -> TestResult {
     sqlx::query("delete from outbox.parked").execute(&mut connection).await?;
     browser.write("#ask-reason", "a test").await;
     browser.click("#ask-yes").await;
-    browser.reads("#ask-complaint", "Nothing of topic").await;
+    browser.wait_for_text("#ask-complaint", "Nothing of topic").await;
     browser.click("#ask-no").await;
-    browser.reads("#parked", "Nothing is parked").await;
+    browser.wait_for_text("#parked", "Nothing is parked").await;
     assert_eq!(audit(&system).await, []);
     Ok(())
 }
@@ -258,7 +258,7 @@ async fn all_who_look_share_one_connection_and_while_nobody_looks_there_is_none(
 async fn a_log_that_cannot_be_seen_is_the_verdict_until_it_can() -> TestResult {
     let (system, relay) = system().await;
     let browser = signed_in(&relay).await;
-    browser.reads("#verdict", "is delivering").await;
+    browser.wait_for_text("#verdict", "is delivering").await;
     // From a database of its own, as none can be closed to the session that closes it.
     let elsewhere = empty_database().await;
     let mut server = elsewhere.connect().await;
@@ -272,10 +272,10 @@ async fn a_log_that_cannot_be_seen_is_the_verdict_until_it_can() -> TestResult {
         .bind("aftercommit console%")
         .execute(&mut server)
         .await?;
-    browser.reads("#verdict", "cannot see the log").await;
-    browser.reads("#relays", "Position").await;
+    browser.wait_for_text("#verdict", "cannot see the log").await;
+    browser.wait_for_text("#relays", "Position").await;
     allow(true).execute(&mut server).await?;
-    browser.reads("#verdict", "is delivering").await;
+    browser.wait_for_text("#verdict", "is delivering").await;
     Ok(())
 }
 
@@ -283,17 +283,17 @@ async fn a_log_that_cannot_be_seen_is_the_verdict_until_it_can() -> TestResult {
 async fn the_page_is_used_without_a_mouse() {
     let (system, relay) = system().await;
     let browser = signed_in(&relay).await;
-    browser.reads("#verdict-button", "Pause").await;
+    browser.wait_for_text("#verdict-button", "Pause").await;
     // From the beginning of the page: the sign-out, then the pause.
     browser.press("Tab").await;
     browser.press("Tab").await;
     let focused = browser.runs("return document.activeElement.ariaLabel", &[]).await;
     assert_eq!(focused, format!("Pause relay {}", system.redis.relay_name()));
     browser.press("Enter").await;
-    browser.reads("#ask-title", "Pause relay").await;
+    browser.wait_for_text("#ask-title", "Pause relay").await;
     browser.write("#ask-reason", "by hand").await;
     browser.press("Enter").await;
-    browser.reads("#verdict", "Ana paused it: by hand").await;
+    browser.wait_for_text("#verdict", "Ana paused it: by hand").await;
     eventually("the focus comes back", async || {
         let focused = browser.runs("return document.activeElement.id", &[]).await;
         (focused == "verdict-button").then_some(())
@@ -311,11 +311,11 @@ async fn a_replay_is_looked_at_first_then_confirmed_then_followed_to_its_end() -
     eventually("delivered", async || (delivered(&system).await == 15).then_some(())).await;
     let browser = signed_in(&relay).await;
     browser.click("#replay-look").await;
-    browser.reads("#replay-found", "Say which events").await;
+    browser.wait_for_text("#replay-found", "Say which events").await;
     browser.write("#replay-topic", topic.as_str()).await;
     browser.write("#replay-type", "A").await;
     browser.click("#replay-look").await;
-    let found = browser.reads("#replay-found", "7 events would be delivered once more").await;
+    let found = browser.wait_for_text("#replay-found", "7 events would be delivered once more").await;
     assert_eq!(found.matches(topic.as_str()).count(), 5, "a sample: {found}");
     assert_eq!((delivered(&system).await, audit(&system).await.len()), (15, 0), "a look changes nothing");
 
@@ -325,10 +325,10 @@ async fn a_replay_is_looked_at_first_then_confirmed_then_followed_to_its_end() -
     assert_eq!(is_off, true);
     browser.runs("document.getElementById('replay-type').value = 'B'", &[]).await;
     browser.click("#replay-look").await;
-    browser.reads("#replay-run", "Replay 5 events").await;
+    browser.wait_for_text("#replay-run", "Replay 5 events").await;
     browser.click("#replay-run").await;
     agrees(&browser, "a client's bug").await;
-    browser.reads("#replays", "done: 5 events").await;
+    browser.wait_for_text("#replays", "done: 5 events").await;
     eventually("replayed", async || (delivered(&system).await == 20).then_some(())).await;
     assert_eq!(audit(&system).await, [entry("replay", "a client's bug", 5)]);
     let length: u64 = system.redis.connect().await.xlen(keys::history(&topic)).await?;
@@ -347,12 +347,12 @@ async fn a_replay_keeps_to_the_rate_that_the_page_was_given_and_shows_how_far_it
     browser.write("#replay-topic", topic.as_str()).await;
     browser.rewrite("#replay-rate", "0").await;
     browser.click("#replay-look").await;
-    browser.reads("#replay-found", "1 to 100,000").await;
+    browser.wait_for_text("#replay-found", "1 to 100,000").await;
     browser.rewrite("#replay-rate", "10").await;
     browser.click("#replay-look").await;
-    browser.reads("#replay-run", "Replay 90 events").await;
+    browser.wait_for_text("#replay-run", "Replay 90 events").await;
     browser.click("#replay-run").await;
-    browser.reads("#ask", "At most 10 events a second: 9 s or longer").await;
+    browser.wait_for_text("#ask", "At most 10 events a second: 9 s or longer").await;
     agrees(&browser, "gently").await;
     // Both in one look, as it is gone when the replay is done.
     let progress = "const shown = document.querySelector('#replays');
@@ -362,7 +362,7 @@ async fn a_replay_keeps_to_the_rate_that_the_page_was_given_and_shows_how_far_it
         (1.0..90.0).contains(&shown).then_some(())
     })
     .await;
-    browser.reads("#replays", "done: 90 events").await;
+    browser.wait_for_text("#replays", "done: 90 events").await;
     let took: f64 = sqlx::query_scalar(
         "select extract(epoch from moved_at - started_at)::float8 from outbox.replay where finished",
     )
@@ -387,9 +387,9 @@ async fn a_page_that_loses_the_relay_says_so_and_asks_to_sign_in_at_the_next_one
     let browser = signed_in(&relay).await;
     let address = relay.address.clone();
     relay.kill().await;
-    browser.reads("#link", "Connection lost").await;
-    browser.reads("#lost", "this is how it was").await;
+    browser.wait_for_text("#link", "Connection lost").await;
+    browser.wait_for_text("#lost", "this is how it was").await;
     system.set_again("AFTERCOMMIT_RELAY_LISTEN", &address);
     let _relay = system.start("relay").await;
-    browser.reads("h1", "Sign in").await;
+    browser.wait_for_text("h1", "Sign in").await;
 }

@@ -91,10 +91,10 @@ async fn a_page_on_another_port_cannot_use_the_cookie_that_its_browser_sends_alo
     let answer = browser.runs(sign_out, &[&url]).await;
     assert_eq!(answer, "TypeError: Failed to fetch", "it is refused, and not even that may be read");
     browser.goes_to(&relay.url("/console")).await;
-    browser.reads("#link", "Live").await;
+    browser.wait_for_text("#link", "Live").await;
     assert_eq!(browser.runs(sign_out, &[&url]).await, 204, "the page itself may");
     browser.goes_to(&relay.url("/console")).await;
-    browser.reads("h1", "Sign in").await;
+    browser.wait_for_text("h1", "Sign in").await;
 }
 
 #[tokio::test]
@@ -108,7 +108,7 @@ async fn a_link_on_another_site_leads_an_operator_to_the_page_and_not_to_the_sig
     let origin = browser.runs("return location.origin", &[]).await;
     assert_ne!(origin, relay.url("").as_str());
     browser.runs("location.href = arguments[0]", &[&relay.url("/console")]).await;
-    browser.reads("#link", "Live").await;
+    browser.wait_for_text("#link", "Live").await;
     Ok(())
 }
 
@@ -123,7 +123,7 @@ async fn without_a_token_the_page_says_how_to_set_one_and_shows_nothing() -> Tes
     let (system, relay) = system_without_token().await;
     let browser = Browser::start().await;
     browser.goes_to(&relay.url("/console")).await;
-    browser.reads("main", "AFTERCOMMIT_OPERATOR_TOKEN").await;
+    browser.wait_for_text("main", "AFTERCOMMIT_OPERATOR_TOKEN").await;
     for token in ["", "anything at all"] {
         let request = system.http().get(relay.url("/console/events")).bearer_auth(token);
         assert_eq!(request.send().await?.status(), 403);
@@ -139,7 +139,7 @@ async fn a_wrong_token_is_refused_and_guessing_is_slowed_down() -> TestResult {
     browser.write("#who", "Eve").await;
     browser.write("#token", "a wrong one, long enough").await;
     browser.click("button.primary").await;
-    browser.reads(".complaint", "not the operators’ token").await;
+    browser.wait_for_text(".complaint", "not the operators’ token").await;
     let guess = async |token: &str| {
         let request = system.http().get(relay.url("/console/session")).bearer_auth(token);
         request.send().await.expect("an answer")
@@ -151,7 +151,7 @@ async fn a_wrong_token_is_refused_and_guessing_is_slowed_down() -> TestResult {
     })
     .await;
     assert!(refused.headers().contains_key("retry-after"));
-    relay.says("a wrong operators' token was sent").await;
+    relay.wait_for_log("a wrong operators' token was sent").await;
     // Whoever guesses keeps nobody else out.
     let elsewhere = reqwest::Client::builder().local_address(std::net::IpAddr::from([127, 0, 0, 2])).build();
     let elsewhere = elsewhere?.get(relay.url("/console/session")).bearer_auth(TOKEN);
@@ -174,7 +174,7 @@ async fn a_signed_out_page_asks_to_sign_in_and_its_stream_has_ended() -> TestRes
     let ended = async { while stream.chunk().await.expect("an orderly end").is_some() {} };
     tokio::time::timeout(LIMIT, ended).await?;
     browser.click("#sign-out").await;
-    browser.reads("h1", "Sign in").await;
+    browser.wait_for_text("h1", "Sign in").await;
     assert_eq!(browser.complaints().await, [""; 0]);
     Ok(())
 }

@@ -51,10 +51,10 @@ async fn pictures() -> TestResult {
         let _: () = connection.set(keys::history(&topic(name)), "in the way").await?;
         commit(&system, &topic(name), "ORDER_PAID", 3).await;
     }
-    browser.reads("#parked", "WRONGTYPE").await;
+    browser.wait_for_text("#parked", "WRONGTYPE").await;
     browser.write("#replay-topic", "order:42").await;
     browser.click("#replay-look").await;
-    browser.reads("#replay-found", "would be delivered").await;
+    browser.wait_for_text("#replay-found", "would be delivered").await;
     shoot(&browser, "parked").await;
     browser.click("#replay-run").await;
     agrees(&browser, "The mail service lost its queue").await;
@@ -69,7 +69,7 @@ async fn pictures() -> TestResult {
     }
     shoot(&browser, "paused").await;
     relay.kill().await;
-    browser.reads("#link", "Connection lost").await;
+    browser.wait_for_text("#link", "Connection lost").await;
     shoot(&browser, "lost").await;
     println!("see {}", directory.display());
     Ok(())

@@ -11,7 +11,7 @@ use crate::harness::{Browser, Process, System, TestResult, eventually};
 
 /// Asks for a pause on the page, and presses the button that does it.
 async fn asks_for_a_pause(browser: &Browser, reason: &str) {
-    browser.reads("#verdict-button", "Pause").await;
+    browser.wait_for_text("#verdict-button", "Pause").await;
     browser.click("#verdict-button").await;
     browser.write("#ask-reason", reason).await;
     browser.click("#ask-yes").await;
@@ -28,7 +28,7 @@ async fn thaws(system: &System, relay: &Process, browser: &Browser) -> TestResul
     let body = json!({ "relay": system.redis.relay_name(), "reason": "behind" });
     let behind = system.http().post(relay.url("/console/resume")).bearer_auth(TOKEN).json(&body).send().await;
     assert!(behind?.text().await?.contains("is not paused"));
-    browser.reads("#link", "Live").await;
+    browser.wait_for_text("#link", "Live").await;
     Ok(())
 }
 
@@ -43,17 +43,17 @@ async fn with_eight_tabs_open_a_pause_works_at_once_and_when_one_is_closed_the_o
     let mut tabs = Vec::new();
     for _ in 0..7 {
         tabs.push(browser.opens_a_tab(&relay.url("/console")).await);
-        browser.reads("#link", "Live").await;
-        browser.reads("#verdict", "is delivering").await;
+        browser.wait_for_text("#link", "Live").await;
+        browser.wait_for_text("#verdict", "is delivering").await;
     }
     let began = std::time::Instant::now();
     browser.click("#verdict-button").await;
     agrees(&browser, "a move").await;
-    browser.reads("#verdict", "Ana paused it: a move").await;
+    browser.wait_for_text("#verdict", "Ana paused it: a move").await;
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     // In another tab it is to be seen as well.
     browser.goes_on_in(&tabs[2]).await;
-    browser.reads("#verdict", "Ana paused it: a move").await;
+    browser.wait_for_text("#verdict", "Ana paused it: a move").await;
     // Those that are opened later show what was before; those that had the stream and leave are followed by others.
     for tab in [&tabs[0], &tabs[1], &tabs[6]] {
         browser.goes_on_in(tab).await;
@@ -64,8 +64,8 @@ async fn with_eight_tabs_open_a_pause_works_at_once_and_when_one_is_closed_the_o
     agrees(&browser, "moved").await;
     for tab in [&tabs[3], &tabs[4], &tabs[5]] {
         browser.goes_on_in(tab).await;
-        browser.reads("#verdict", "is delivering").await;
-        browser.reads("#link", "Live").await;
+        browser.wait_for_text("#verdict", "is delivering").await;
+        browser.wait_for_text("#link", "Live").await;
     }
     assert_eq!(audit(&system).await, [entry("resume", "moved", 0), entry("pause", "a move", 0)]);
 }
@@ -77,7 +77,7 @@ async fn a_pause_that_was_called_off_while_the_relay_was_frozen_does_not_happen_
     relay.signal("STOP").await;
     asks_for_a_pause(&browser, "a move").await;
     browser.click("#ask-no").await;
-    browser.reads("#told", "may have been carried out already").await;
+    browser.wait_for_text("#told", "may have been carried out already").await;
     thaws(&system, &relay, &browser).await?;
     assert!(!is_paused(&system).await);
     assert_eq!(audit(&system).await, []);
@@ -92,12 +92,12 @@ async fn a_discard_that_nobody_answered_in_time_is_told_as_such_and_does_not_hap
     block(&system, &topic).await;
     commit(&system, &topic, "A", 2).await;
     let discard = format!("[data-topic='{topic}'] button:nth-child(2)");
-    browser.reads("#parked", "1-1 to 1-2").await;
+    browser.wait_for_text("#parked", "1-1 to 1-2").await;
     browser.click(&discard).await;
     browser.write("#ask-reason", "a mistake").await;
     relay.signal("STOP").await;
     browser.click("#ask-yes").await;
-    let complaint = browser.reads("#ask-complaint", "did not answer within 10 s").await;
+    let complaint = browser.wait_for_text("#ask-complaint", "did not answer within 10 s").await;
     assert!(complaint.contains("it may have been carried out"), "{complaint}");
     browser.click("#ask-no").await;
     thaws(&system, &relay, &browser).await?;

@@ -27,9 +27,9 @@ async fn line_that_stops_at(place: &str, nth: u32) -> (Line, Listener) {
 }
 
 /// Waits until the relay has stopped there, kills it, and starts one that goes on.
-async fn is_killed_there(line: &mut Line, place: &str) {
+async fn kill_there(line: &mut Line, place: &str) {
     let mark = format!("\"failpoint\":\"{place}\"");
-    line.relay.says(&mark).await;
+    line.relay.wait_for_log(&mark).await;
     line.relay.signal("KILL").await;
     line.system.unset("FAILPOINT");
     line.relay = line.system.start("relay").await;
@@ -38,10 +38,10 @@ async fn is_killed_there(line: &mut Line, place: &str) {
 async fn dying_at(place: &str, nth: u32) {
     let (mut line, mut listener) = line_that_stops_at(place, nth).await;
     line.append(35).await;
-    is_killed_there(&mut line, place).await;
+    kill_there(&mut line, place).await;
     line.append(5).await;
-    line.is_whole().await;
-    listener.hears_exactly(40).await;
+    line.wait_until_whole().await;
+    listener.wait_for_exactly(40).await;
 }
 
 #[tokio::test]
@@ -89,10 +89,10 @@ async fn dying_in_a_release_at(place: &str) -> TestResult {
     line.words(&["del", &key]).await?;
     let topic = line.topic.clone();
     line.release(&topic).await;
-    is_killed_there(&mut line, place).await;
+    kill_there(&mut line, place).await;
     line.append(5).await;
-    line.is_whole().await;
-    listener.hears_exactly(20).await;
+    line.wait_until_whole().await;
+    listener.wait_for_exactly(20).await;
     Ok(())
 }
 
@@ -112,7 +112,7 @@ async fn a_discard_behind_a_release_that_broke_off_gives_up_only_what_never_arri
     line.words(&["del", &key]).await?;
     line.release(&topic).await;
     let mark = "\"failpoint\":\"released\"";
-    line.relay.says(mark).await;
+    line.relay.wait_for_log(mark).await;
     line.relay.signal("KILL").await;
     let mut connection = line.system.database.connect().await;
     let relay = line.system.redis.relay_name();
@@ -139,13 +139,13 @@ async fn a_discard_behind_a_release_that_broke_off_gives_up_only_what_never_arri
 async fn a_relay_that_dies_in_the_middle_of_a_restore() -> TestResult {
     let (mut line, mut listener) = line_that_stops_at("range_restored", 2).await;
     line.append(35).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.command("flushall").await?;
-    is_killed_there(&mut line, "range_restored").await;
+    kill_there(&mut line, "range_restored").await;
     line.append(5).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     // What had been told is not told again.
-    listener.hears_exactly(40).await;
+    listener.wait_for_exactly(40).await;
     Ok(())
 }
 
@@ -156,11 +156,11 @@ async fn a_relay_that_dies_in_a_restore_with_events_refused_and_not_yet_set_asid
     let key = crate::harness::keys::history(&refused);
     let waiting = line.append_to(&refused, 4).await;
     line.append(12).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let forget = "redis.call('FLUSHALL') redis.call('SET', KEYS[1], 'of another type')";
     line.words(&["eval", forget, "1", &key]).await?;
-    is_killed_there(&mut line, "range_published").await;
-    line.is_whole().await;
+    kill_there(&mut line, "range_published").await;
+    line.wait_until_whole().await;
     let mut connection = line.system.database.connect().await;
     let relay = line.system.redis.relay_name();
     eventually("they are set aside", async || {
@@ -203,8 +203,8 @@ async fn a_relay_that_is_killed_again_and_again_under_load_delivers_again_within
     }
     stop.cancel();
     line.appended = writer.await?;
-    line.is_whole().await;
-    listener.hears_exactly(line.appended.len()).await;
+    line.wait_until_whole().await;
+    listener.wait_for_exactly(line.appended.len()).await;
     println!(
         "{kills} kills, {} events: lost 0, repeated 0, reordered 0; slowest restart {slowest:?}",
         line.appended.len()

@@ -51,7 +51,7 @@ async fn status_of(process: &Process, path: &str) -> Option<u16> {
     client.get(process.url(path)).send().await.ok().map(|answer| answer.status().as_u16())
 }
 
-async fn is_well(process: &Process, what: &str) {
+async fn assert_well(process: &Process, what: &str) {
     for path in ["/healthz", "/readyz", "/metrics"] {
         let status = status_of(process, path).await;
         assert!(matches!(status, Some(200 | 503)), "{what}: {path} is answered with {status:?}");
@@ -65,11 +65,11 @@ async fn anonymous_connections_do_not_keep_anybody_from_a_relay() -> TestResult 
     let relay = system.start("relay").await;
     for held in [Held::Silent, Held::HalfAHead, Held::KeptAlive] {
         let sockets = flood(&relay, 300, held).await;
-        is_well(&relay, &format!("{held:?}")).await;
+        assert_well(&relay, &format!("{held:?}")).await;
         assert_eq!(status_of(&relay, "/console").await, Some(200), "{held:?}: the operator's page");
         drop(sockets);
     }
-    relay.says("all connections are taken").await;
+    relay.wait_for_log("all connections are taken").await;
     let gave_way = metric_of(&relay, "aftercommit_http_closed_total{reason=\"gave_way\"}").await;
     assert!(gave_way > 0, "it is counted");
     assert_eq!(metric_of(&relay, "aftercommit_http_connections_limit").await, 256);
@@ -85,7 +85,7 @@ async fn anonymous_connections_do_not_keep_anybody_from_an_sse_server() -> TestR
     let first = Client::open(&sse.url(NOTIFICATIONS), &token).await;
     for held in [Held::Silent, Held::KeptAlive] {
         let _sockets = flood(&sse, 1100, held).await;
-        is_well(&sse, &format!("{held:?}")).await;
+        assert_well(&sse, &format!("{held:?}")).await;
         // A stream that is there stays, and a new one gets in.
         let _second = Client::open(&sse.url(NOTIFICATIONS), &token).await;
     }
@@ -101,9 +101,9 @@ async fn anonymous_connections_do_not_keep_anybody_from_an_api_nor_its_watchdog_
     let system = systemd.watches(System::new().await);
     let api = system.start("api").await;
     let _sockets = flood(&api, 4300, Held::KeptAlive).await;
-    is_well(&api, "4300 connections").await;
-    systemd.forgets();
-    systemd.hears_signs_of_life(3).await;
+    assert_well(&api, "4300 connections").await;
+    systemd.drop_messages();
+    systemd.wait_for_keepalives(3).await;
     Ok(())
 }
 
@@ -153,7 +153,7 @@ async fn where_all_streams_are_taken_and_all_other_connections_too_health_is_ans
         socket.write_all(head.as_bytes()).await?;
         sockets.push(socket);
     }
-    is_well(&relay, "256 requests in hand").await;
+    assert_well(&relay, "256 requests in hand").await;
     eventually("the page again, as those that have asked for longest give way", async || {
         (status_of(&relay, "/console").await == Some(200)).then_some(())
     })

@@ -19,7 +19,7 @@ fn is_inert(text: &str) -> bool {
     !text.contains(is_nasty)
 }
 
-async fn are_inert(settings: &Settings, arguments: &[&str]) -> String {
+async fn assert_inert(settings: &Settings, arguments: &[&str]) -> String {
     let output = cli(settings, arguments).await;
     for said in [stdout(&output), stderr(&output)] {
         assert!(is_inert(&said), "{arguments:?}: {said:?}");
@@ -63,14 +63,14 @@ async fn no_command_prints_what_steers_a_terminal_and_json_is_exact() -> TestRes
         sqlx::query(change).bind(NASTY).execute(&mut connection).await?;
     }
     let settings = system.settings();
-    let shown = are_inert(settings, &["events", "show", "2"]).await;
+    let shown = assert_inert(settings, &["events", "show", "2"]).await;
     assert!(shown.contains(r"\u{202e}drow\u{2066}\u{200b}"), "{shown}");
     for screen in ["status", "relay list", "parked list", "audit", "events list", "doctor", "events show 1"] {
-        are_inert(settings, &screen.split(' ').collect::<Vec<_>>()).await;
+        assert_inert(settings, &screen.split(' ').collect::<Vec<_>>()).await;
     }
     for refused in [["parked", "release", NASTY], ["resume", NASTY, "--reason=x"], ["events", "show", NASTY]]
     {
-        are_inert(settings, &refused).await;
+        assert_inert(settings, &refused).await;
     }
 
     let shown = cli(settings, &["events", "show", "2", "--output", "json"]).await;
@@ -88,7 +88,7 @@ async fn the_page_shows_it_as_text_that_neither_hides_nor_runs_backwards() -> Te
     let browser = signed_in(&relay).await;
     written(&system).await?;
     for part in ["#audit", "#verdict", "#relays"] {
-        let text = browser.reads(part, r"\u{202e}drow").await;
+        let text = browser.wait_for_text(part, r"\u{202e}drow").await;
         assert!(is_inert(&text.replace('\t', " ")), "{part}: {text:?}");
     }
     assert_eq!(browser.complaints().await, [""; 0]);

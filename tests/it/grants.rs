@@ -115,7 +115,7 @@ impl Cast {
         Ok(())
     }
 
-    async fn are(&self, state: &str, count: usize) {
+    async fn wait_for_count(&self, state: &str, count: usize) {
         eventually(&format!("{count} are {state}"), async || {
             let listed = self.json("operator", &["events", "list", "--state", state]).await;
             (listed.as_array().expect("a list").len() == count).then_some(())
@@ -161,13 +161,13 @@ async fn the_story_from_a_commit_to_a_browser_runs_with_the_rights_that_are_prin
     let token = cast.system.token_with(user, Duration::from_secs(3600), &[topic.as_str()]);
     let client = Client::open(&sse.url(&format!("/streams/{topic}")), &token).await;
     cast.append(&topic, 3).await?;
-    client.events(3).await;
+    client.wait_for_events(3).await;
 
     let api = cast.start("api").await;
     let session = cast.system.session(&api, user, 2).await;
     let stream = session.listen(&sse).await;
     session.settle_all(Some(1)).await;
-    stream.events(3).await;
+    stream.wait_for_events(3).await;
     for role in ["writer", "relay", "sse", "operator", "api"] {
         assert_eq!(cast.doctor(role).await, [""; 0], "{role}");
     }
@@ -184,7 +184,7 @@ async fn rotation_runs_with_the_rights_that_are_printed() -> TestResult {
     let mut owner = cast.system.database.connect().await;
     outbox::schema::set_rotation(&mut owner, 1).await?;
     let relay = cast.start("relay").await;
-    cast.are("delivered", 3).await;
+    cast.wait_for_count("delivered", 3).await;
     relay.terminate().await;
     // As the relay's rotation does it, and more often.
     let mut connection = cast.connect("relay").await;
@@ -207,7 +207,7 @@ async fn operators_work_with_the_rights_that_are_printed() -> TestResult {
     let mut redis = cast.system.redis.connect().await;
     let relay = cast.start("relay").await;
     cast.append(&topic, 2).await?;
-    cast.are("delivered", 2).await;
+    cast.wait_for_count("delivered", 2).await;
     cast.does("operator", &["pause", "--reason", "a test"]).await;
     assert!(!cast.json("operator", &["status"]).await["relays"][0]["paused"].is_null());
     cast.does("operator", &["resume", "--reason", "a test"]).await;
@@ -215,7 +215,7 @@ async fn operators_work_with_the_rights_that_are_printed() -> TestResult {
         cast.does("operator", &["replay", "--all", "--yes", "--reason", "a test"]).await,
         "2 events replayed (replay 1)\n"
     );
-    cast.are("delivered", 4).await;
+    cast.wait_for_count("delivered", 4).await;
     cast.does("operator", &["replay", "list"]).await;
 
     let held = cast.system.redis.topic("held");
@@ -223,7 +223,7 @@ async fn operators_work_with_the_rights_that_are_printed() -> TestResult {
         let _: () = redis.del(keys::history(&held)).await?;
         let _: () = redis.set(keys::history(&held), "in the way").await?;
         cast.append(&held, 2).await?;
-        cast.are("parked", 2).await;
+        cast.wait_for_count("parked", 2).await;
         let _: () = redis.del(keys::history(&held)).await?;
         let done = cast.does("operator", &["parked", action, held.as_str(), "--yes"]).await;
         assert_eq!(
@@ -252,7 +252,7 @@ async fn a_relay_with_a_console_has_its_operators_rights_too() -> TestResult {
     let relay = Process::start("relay", &settings).await;
     let topic = cast.system.redis.topic("console");
     cast.append(&topic, 1).await?;
-    cast.are("delivered", 1).await;
+    cast.wait_for_count("delivered", 1).await;
     let name = cast.system.redis.relay_name();
     for (path, body) in [
         ("pause", serde_json::json!({ "relay": name, "reason": "x" })),
@@ -264,7 +264,7 @@ async fn a_relay_with_a_console_has_its_operators_rights_too() -> TestResult {
         let answer = request.send().await?;
         assert_eq!(answer.status(), 200, "{path}: {}", answer.text().await?);
     }
-    cast.are("delivered", 2).await;
+    cast.wait_for_count("delivered", 2).await;
     Ok(())
 }
 
@@ -276,12 +276,12 @@ async fn a_rebase_runs_with_the_rights_that_are_printed_for_it() -> TestResult {
     let topic = cast.system.redis.topic("rebased");
     let relay = cast.start("relay").await;
     cast.append(&topic, 3).await?;
-    cast.are("delivered", 3).await;
+    cast.wait_for_count("delivered", 3).await;
     assert_eq!(relay.terminate().await, 0);
     let backup: Database = cast.system.database.copy().await;
     let relay = cast.start("relay").await;
     cast.append(&topic, 2).await?;
-    cast.are("delivered", 5).await;
+    cast.wait_for_count("delivered", 5).await;
     assert_eq!(relay.terminate().await, 0);
 
     cast.system.database = backup;
@@ -289,7 +289,7 @@ async fn a_rebase_runs_with_the_rights_that_are_printed_for_it() -> TestResult {
     assert_eq!((&rebased["done"], &rebased["lost"]), (&true.into(), &2.into()), "{rebased}");
     let _relay = cast.start("relay").await;
     cast.append(&topic, 1).await?;
-    cast.are("delivered", 4).await;
+    cast.wait_for_count("delivered", 4).await;
     assert!(
         cast.doctor("rebase").await.iter().any(|found| found.starts_with("rights on the log: ")),
         "to be taken back"

@@ -36,16 +36,16 @@ async fn sse(line: &Line) -> Process {
 
 /// Resumes behind an id, and returns the first event.
 async fn first_event(line: &Line, sse: &Process, id: &str) -> Event {
-    Client::resume(&url(line, sse), &token(line), id).events(1).await.remove(0)
+    Client::resume(&url(line, sse), &token(line), id).wait_for_events(1).await.remove(0)
 }
 
 async fn restart_relay(line: &mut Line) {
     line.relay.signal("KILL").await;
     line.relay = line.system.start("relay").await;
-    line.leads().await;
+    line.wait_until_leading().await;
 }
 
-async fn is_repaired(line: &Line) {
+async fn wait_until_repaired(line: &Line) {
     eventually("a repair", async || {
         (line.metric("aftercommit_relay_repairs_total").await == 1).then_some(())
     })
@@ -59,11 +59,11 @@ async fn each_entry_names_the_event_before_it() {
     line.append(2).await;
     line.append_to(&other, 1).await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     // Also behind a relay that remembers nothing.
     restart_relay(&mut line).await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let expected = [("1-1", ""), ("1-2", "1-1"), ("1-4", "1-2"), ("1-5", "1-4")];
     assert_eq!(links(&line, &line.topic).await, pairs(&expected));
     assert_eq!(links(&line, &other).await, pairs(&[("1-3", "")]));
@@ -78,7 +78,7 @@ async fn a_repair_that_has_to_leave_events_out_shows_the_hole_to_each_reader() -
     line.append(5).await;
     line.append_to(&quiet, 1).await;
     line.append(2).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("KILL").await;
     // As after a rotation: the positions of the first eight numbers are gone.
     let mut database = line.system.database.connect().await;
@@ -87,7 +87,7 @@ async fn a_repair_that_has_to_leave_events_out_shows_the_hole_to_each_reader() -
         .await?;
     line.command("flushall").await?;
     line.relay = line.system.start("relay").await;
-    is_repaired(&line).await;
+    wait_until_repaired(&line).await;
     line.append_to(&line.topic, 1).await;
     line.append_to(&quiet, 1).await;
     eventually("both arrive", async || {
@@ -109,7 +109,7 @@ async fn a_repair_that_begins_in_the_middle_shows_the_hole_before_it() -> TestRe
     let mut line = Line::new().await;
     for _ in 0..4 {
         line.append(1).await;
-        line.is_whole().await;
+        line.wait_until_whole().await;
     }
     line.relay.signal("KILL").await;
     sqlx::query(
@@ -119,7 +119,7 @@ async fn a_repair_that_begins_in_the_middle_shows_the_hole_before_it() -> TestRe
     .await?;
     line.command("flushall").await?;
     line.relay = line.system.start("relay").await;
-    is_repaired(&line).await;
+    wait_until_repaired(&line).await;
     assert_eq!(links(&line, &line.topic).await, pairs(&[("1-3", "1-2"), ("1-4", "1-3")]));
     Ok(())
 }
@@ -130,10 +130,10 @@ async fn a_redis_that_goes_back_behind_an_open_connection_is_found_out_by_the_ne
     let settings = vec![("AFTERCOMMIT_RELAY_RECONCILE_INTERVAL_MS", "3600000".to_owned())];
     let mut line = Line::with(crate::harness::Wiring { relay: settings, ..Default::default() }).await;
     line.append(5).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.command("flushall").await?;
     line.append(1).await;
-    line.has_arrived().await;
+    line.wait_until_arrived().await;
     Ok(())
 }
 
@@ -146,7 +146,7 @@ async fn a_history_that_was_deleted_is_no_new_one_also_for_a_relay_that_remember
         client.last_event_id()
     };
     line.append(3).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.words(&["del", &keys::history(&line.topic)]).await?;
     restart_relay(&mut line).await;
     // Nothing is there yet, and yet nothing is proven, to a server that has not heard the events.
@@ -175,7 +175,7 @@ async fn a_place_that_was_seen_in_the_future_or_too_long_ago_is_a_reset() {
     }
     // Clocks may differ a little.
     let client = Client::resume(&url(&line, &server), &token(&line), &seen(0));
-    client.has_its_place().await;
+    client.wait_until_placed().await;
     assert!(client.so_far().is_empty());
 }
 
@@ -187,10 +187,10 @@ async fn clients_of_a_topic_whose_history_vanished_while_the_server_was_away_are
     let server = Process::start("sse", &settings.set("REDIS_URL", &url_of_redis)).await;
     let client = Client::open(&url(&line, &server), &token(&line)).await;
     line.append(3).await;
-    client.events(3).await;
+    client.wait_for_events(3).await;
     line.words(&["del", &keys::history(&line.topic)]).await?;
     line.command("client kill type pubsub").await?;
-    let events = client.events(4).await;
+    let events = client.wait_for_events(4).await;
     assert_eq!(events[3].event, "reset", "{events:?}");
     Ok(())
 }
@@ -205,10 +205,10 @@ async fn clients_from_before_the_first_event_are_reset_when_its_history_vanished
     server.signal("STOP").await;
     line.command("client kill type pubsub").await?;
     line.append(3).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.words(&["del", &keys::history(&line.topic)]).await?;
     server.signal("CONT").await;
-    assert_eq!(client.events(1).await[0].event, "reset");
+    assert_eq!(client.wait_for_events(1).await[0].event, "reset");
     Ok(())
 }
 
@@ -220,13 +220,13 @@ async fn a_place_from_before_a_reset_of_the_topic_is_reset_too() -> TestResult {
     let client = Client::open(&url(&line, &server), &token(&line)).await;
     let before_the_first = client.last_event_id();
     line.append(3).await;
-    client.events(3).await;
-    line.is_whole().await;
+    client.wait_for_events(3).await;
+    line.wait_until_whole().await;
     let history = keys::history(&line.topic);
     let begun = history.replace(":history", ":begun");
     line.words(&["del", &history, &begun]).await?;
     line.command("client kill type pubsub").await?;
-    assert_eq!(client.events(4).await[3].event, "reset");
+    assert_eq!(client.wait_for_events(4).await[3].event, "reset");
     assert_eq!(first_event(&line, &server, &before_the_first).await.event, "reset");
     Ok(())
 }
@@ -237,7 +237,7 @@ async fn a_forged_event_on_a_live_channel_makes_no_later_event_a_repeat() -> Tes
     let server = sse(&line).await;
     let client = Client::open(&url(&line, &server), &token(&line)).await;
     line.append(2).await;
-    client.events(2).await;
+    client.wait_for_events(2).await;
     let forged = |id: &str, prev: &str| {
         format!(r#"{{"id":"{id}","prev":"{prev}","event":"{}","type":"FORGED","payload":1}}"#, Uuid::new_v4())
     };
@@ -260,7 +260,7 @@ async fn a_forged_event_on_a_live_channel_makes_no_later_event_a_repeat() -> Tes
     // A client that comes now is not hurt either.
     let fresh = Client::open(&url(&line, &server), &token(&line)).await;
     line.append(1).await;
-    assert_eq!(fresh.events(1).await[0].id.as_deref(), Some("1-6"));
+    assert_eq!(fresh.wait_for_events(1).await[0].id.as_deref(), Some("1-6"));
     Ok(())
 }
 
@@ -270,9 +270,9 @@ async fn a_foreign_message_after_a_repair_is_told() -> TestResult {
     let server = sse(&line).await;
     let client = Client::open(&url(&line, &server), &token(&line)).await;
     line.append(1).await;
-    client.events(1).await;
+    client.wait_for_events(1).await;
     line.command("flushall").await?;
-    is_repaired(&line).await;
+    wait_until_repaired(&line).await;
     // The same text as the restored event's payload, from somebody else.
     let channel = keys::public(&line.topic);
     eventually("the foreign message", async || {
@@ -304,7 +304,7 @@ async fn a_history_is_bounded_in_bytes_too() -> TestResult {
 async fn two_logs_on_one_redis_are_told_apart_and_a_namespace_keeps_them_apart() -> TestResult {
     let mut line = Line::new().await;
     line.append(3).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     // Another service with a database of its own, and the same names in the same Redis.
     let other = crate::harness::database().await;
     let settings = line.system.settings().clone().set("DATABASE_URL", other.url());
@@ -312,10 +312,10 @@ async fn two_logs_on_one_redis_are_told_apart_and_a_namespace_keeps_them_apart()
     let mut database = other.connect().await;
     let append = "select outbox.append($1, 'T', '0')";
     sqlx::query(append).bind(line.topic.as_str()).execute(&mut database).await?;
-    intruder.says("belong to another log").await;
-    intruder.says("[redis] namespace").await;
+    intruder.wait_for_log("belong to another log").await;
+    intruder.wait_for_log("[redis] namespace").await;
     line.append(2).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     intruder.kill().await;
     let apart = Process::start("relay", &settings.set("AFTERCOMMIT_REDIS_NAMESPACE", "apart")).await;
     let history = aftercommit::redis::keys::Keys::new("apart").history(&line.topic);
@@ -325,7 +325,7 @@ async fn two_logs_on_one_redis_are_told_apart_and_a_namespace_keeps_them_apart()
     })
     .await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     drop(apart);
     Ok(())
 }
@@ -337,7 +337,7 @@ async fn a_redis_with_keys_of_a_later_format_is_refused_in_words() -> TestResult
     let mut connection = crate::harness::redis_settings_of(redis.url().expose()).connect().await?;
     let _: () = connection.hset(system.redis.keys().log(), "format", 2).await?;
     let relay = system.start("relay").await;
-    relay.says("have format 2, and this aftercommit knows format 1: run the version").await;
+    relay.wait_for_log("have format 2, and this aftercommit knows format 1: run the version").await;
     Ok(())
 }
 

@@ -21,7 +21,7 @@ async fn parked(line: &Line) -> Vec<ParkedTopic> {
 }
 
 /// Waits until this topic is parked, and returns why.
-async fn is_parked(line: &Line, topic: &Topic) -> String {
+async fn wait_until_parked(line: &Line, topic: &Topic) -> String {
     eventually(&format!("{topic} is parked"), async || {
         let parked = parked(line).await;
         parked.iter().find(|parked| parked.topic == topic.as_str()).map(|parked| parked.reason.clone())
@@ -50,8 +50,8 @@ async fn an_event_that_breaks_the_connection_is_found_and_parked_and_the_others_
     line.append(3).await;
     append_large(&line, &large, 1024 * 1024 - 2).await?;
     line.append(3).await;
-    line.has_arrived().await;
-    is_parked(&line, &large).await;
+    line.wait_until_arrived().await;
+    wait_until_parked(&line, &large).await;
     Ok(())
 }
 
@@ -67,9 +67,9 @@ async fn a_history_that_can_take_no_more_ids_parks_its_topic_alone() -> TestResu
     line.append_to(&exhausted, 2).await;
     line.append_to(&foreign, 2).await;
     line.append(3).await;
-    line.has_arrived().await;
+    line.wait_until_arrived().await;
     for topic in [&exhausted, &foreign] {
-        let reason = is_parked(&line, topic).await;
+        let reason = wait_until_parked(&line, topic).await;
         assert!(reason.contains(&keys::history(topic)), "the key is named: {reason}");
     }
     Ok(())
@@ -82,7 +82,7 @@ async fn a_discard_gives_up_the_events_that_were_parked_then_and_none_that_came_
     let key = keys::history(&topic);
     line.words(&["set", &key, "of another type"]).await?;
     line.append_to(&topic, 1).await;
-    is_parked(&line, &topic).await;
+    wait_until_parked(&line, &topic).await;
     line.relay.signal("KILL").await;
     assert_eq!(request(&line, &topic, Action::Discard).await?, 1);
     line.words(&["del", &key]).await?;
@@ -99,18 +99,18 @@ async fn a_repair_gives_again_what_a_held_topic_had_delivered_before() -> TestRe
     let mut line = Line::new().await;
     let topic = line.topic.clone();
     line.append(5).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let key = keys::history(&topic);
     line.words(&["rename", &key, "aside"]).await?;
     line.words(&["set", &key, "of another type"]).await?;
     let held = line.append_to(&topic, 2).await;
-    is_parked(&line, &topic).await;
+    wait_until_parked(&line, &topic).await;
     line.command("flushall").await?;
-    line.has_arrived().await;
+    line.wait_until_arrived().await;
     assert_eq!(parked(&line).await[0].events, 2, "only those that were refused");
     line.release(&topic).await;
     line.appended.extend(held);
-    line.has_arrived().await;
+    line.wait_until_arrived().await;
     Ok(())
 }
 
@@ -129,8 +129,8 @@ async fn what_arrived_before_a_refusal_is_no_conflict_when_its_history_was_trimm
     let waiting = line.append_to(&refused, 1).await;
     line.relay.signal("CONT").await;
     // Everything before the refused event has arrived, and its relay stops there, by its setting.
-    line.fails_with("refused").await;
-    line.has_arrived().await;
+    line.wait_for_failure("refused").await;
+    line.wait_until_arrived().await;
     line.words(&["xtrim", &keys::history(&line.topic), "maxlen", "1"]).await?;
     line.words(&["del", &key]).await?;
     eventually("it arrives", async || (line.history_of(&refused).await == waiting).then_some(())).await;
@@ -147,7 +147,7 @@ fn streams(line: &Line, sse: &Process) -> [Client; 2] {
 }
 
 /// Waits until a client is told that Redis refuses its topic.
-async fn is_told_of_the_refusal(client: &Client) {
+async fn wait_for_refusal(client: &Client) {
     eventually("a refusal is told", async || {
         client
             .so_far()
@@ -168,10 +168,10 @@ async fn a_channel_that_the_sse_server_may_not_hear_is_refused_alone() -> TestRe
     let url = format!("redis://sse:secret@127.0.0.1:{}", line.redis.port());
     let sse = Process::start("sse", &line.system.settings().clone().set("REDIS_URL", &url)).await;
     let [heard, refused] = streams(&line, &sse);
-    heard.has_its_place().await;
-    is_told_of_the_refusal(&refused).await;
+    heard.wait_until_placed().await;
+    wait_for_refusal(&refused).await;
     line.append(3).await;
-    assert_eq!(heard.events(3).await.len(), 3);
+    assert_eq!(heard.wait_for_events(3).await.len(), 3);
     assert_eq!(metric_of(&sse, "aftercommit_sse_interruptions_total").await, 0, "the connection is kept");
     assert_eq!(metric_of(&sse, "aftercommit_sse_topics_refused_total").await, 1);
     // Once it is allowed, the stream goes on behind a reset.
@@ -192,10 +192,10 @@ async fn a_history_of_another_type_does_not_end_the_verification_of_others() -> 
     let settings = line.system.settings().clone().set("AFTERCOMMIT_SSE_VERIFY_SECONDS", "1");
     let sse = Process::start("sse", &settings).await;
     let [heard, refused] = streams(&line, &sse);
-    heard.has_its_place().await;
-    refused.has_its_place().await;
+    heard.wait_until_placed().await;
+    refused.wait_until_placed().await;
     line.append(1).await;
-    heard.events(1).await;
+    heard.wait_for_events(1).await;
     let mut redis = line.redis().await;
     let key = keys::history(&line.system.redis.topic("refused"));
     let _: () = redis.set(&key, "of another type").await?;
@@ -204,8 +204,8 @@ async fn a_history_of_another_type_does_not_end_the_verification_of_others() -> 
         [("event", Uuid::new_v4().to_string()), ("type", "T".to_owned()), ("payload", "1".to_owned())];
     let fields = [&fields[..], &[("prev", "1-1".to_owned())]].concat();
     let _: String = redis.xadd(keys::history(&line.topic), "1-2", &fields).await?;
-    assert_eq!(heard.events(2).await[1].id.as_deref(), Some("1-2"));
-    is_told_of_the_refusal(&refused).await;
+    assert_eq!(heard.wait_for_events(2).await[1].id.as_deref(), Some("1-2"));
+    wait_for_refusal(&refused).await;
     Ok(())
 }
 
@@ -230,8 +230,8 @@ async fn relay_and_sse_server_work_with_the_rights_that_the_docs_print() -> Test
     let token = line.system.token_with(Uuid::new_v4(), Duration::from_secs(600), &[line.topic.as_str()]);
     let client = Client::open(&sse.url(&format!("/streams/{}", line.topic)), &token).await;
     line.append(3).await;
-    client.events(3).await;
-    line.is_whole().await;
+    client.wait_for_events(3).await;
+    line.wait_until_whole().await;
     let forbidden = line.words(&["acl", "dryrun", "sse", "publish", &keys::live(&line.topic), "x"]).await;
     assert!(format!("{forbidden:?}").contains("no permissions"), "{forbidden:?}");
     Ok(())

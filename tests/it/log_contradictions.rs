@@ -16,7 +16,7 @@ use crate::harness::{Line, TestResult, Wiring, cli, eventually, keys};
 async fn line_of_six() -> (Line, PgConnection) {
     let mut line = Line::new().await;
     line.append(6).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let admin = line.system.database.connect().await;
     (line, admin)
 }
@@ -28,10 +28,10 @@ async fn states(admin: &mut PgConnection) -> TestResult<Vec<(String, i64)>> {
 }
 
 /// The relay refuses, every screen says so, and after a rebase everything has arrived in order.
-async fn is_refused_and_mended(mut line: Line, admin: &mut PgConnection, waiting: i64) -> TestResult {
-    line.fails_with("conflict").await;
-    line.relay.says("contradicts the position").await;
-    line.relay.says("aftercommit rebase").await;
+async fn assert_refused_and_mended(mut line: Line, admin: &mut PgConnection, waiting: i64) -> TestResult {
+    line.wait_for_failure("conflict").await;
+    line.relay.wait_for_log("contradicts the position").await;
+    line.relay.wait_for_log("aftercommit rebase").await;
     let states = states(admin).await?;
     assert_eq!(
         states.iter().find(|(state, _)| state == "pending").map(|(_, n)| *n),
@@ -63,7 +63,7 @@ async fn is_refused_and_mended(mut line: Line, admin: &mut PgConnection, waiting
     assert_eq!(again.stdout, b"nothing to rebase: Postgres and Redis belong together\n", "{again:?}");
     line.relay = line.system.start("relay").await;
     line.append(3).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     Ok(())
 }
 
@@ -84,7 +84,7 @@ async fn a_sequence_that_was_set_back_is_refused_and_mended() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
     line.append(9).await;
-    is_refused_and_mended(line, &mut admin, 9).await?;
+    assert_refused_and_mended(line, &mut admin, 9).await?;
     Ok(())
 }
 
@@ -93,7 +93,7 @@ async fn fewer_new_rows_than_were_delivered_are_refused_as_well() -> TestResult 
     let (mut line, mut admin) = line_of_six().await;
     execute(&mut admin, "truncate outbox.event restart identity").await;
     line.append(2).await;
-    is_refused_and_mended(line, &mut admin, 2).await?;
+    assert_refused_and_mended(line, &mut admin, 2).await?;
     Ok(())
 }
 
@@ -102,7 +102,7 @@ async fn a_log_that_a_test_cleaner_emptied_is_refused_and_mended() -> TestResult
     let (mut line, mut admin) = line_of_six().await;
     execute(&mut admin, "truncate outbox.event restart identity").await;
     line.append(9).await;
-    is_refused_and_mended(line, &mut admin, 9).await?;
+    assert_refused_and_mended(line, &mut admin, 9).await?;
     Ok(())
 }
 
@@ -114,7 +114,7 @@ async fn a_sequence_set_back_while_events_wait_gives_ids_twice_and_none_is_lost(
     execute(&mut admin, "select setval('outbox.event_id_seq', 7)").await;
     line.append(4).await;
     line.relay.signal("CONT").await;
-    is_refused_and_mended(line, &mut admin, 8).await?;
+    assert_refused_and_mended(line, &mut admin, 8).await?;
     Ok(())
 }
 
@@ -127,7 +127,7 @@ async fn a_sequence_set_back_behind_events_that_wait_leaves_their_order() -> Tes
     execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
     line.append(3).await;
     line.relay.signal("CONT").await;
-    is_refused_and_mended(line, &mut admin, 7).await?;
+    assert_refused_and_mended(line, &mut admin, 7).await?;
     Ok(())
 }
 
@@ -139,10 +139,10 @@ async fn an_id_far_above_the_sequence_is_refused_before_it_hides_what_comes_late
         line.topic
     );
     let by_hand = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await?;
-    line.fails_with("conflict").await;
+    line.wait_for_failure("conflict").await;
     line.appended.push(by_hand);
     line.append(3).await;
-    is_refused_and_mended(line, &mut admin, 4).await?;
+    assert_refused_and_mended(line, &mut admin, 4).await?;
     Ok(())
 }
 
@@ -151,13 +151,13 @@ async fn a_sequence_that_counts_down_is_refused_at_the_append_or_by_the_relay() 
     let (mut line, mut admin) = line_of_six().await;
     execute(&mut admin, "alter sequence outbox.event_id_seq increment -1").await;
     line.append(2).await;
-    line.fails_with("conflict").await;
+    line.wait_for_failure("conflict").await;
     execute(&mut admin, "alter sequence outbox.event_id_seq increment 1").await;
-    is_refused_and_mended_in_any_order(line).await;
+    assert_refused_and_mended_in_any_order(line).await;
 }
 
 /// As [`is_refused_and_mended`], for rows whose ids tell nothing of their order.
-async fn is_refused_and_mended_in_any_order(mut line: Line) {
+async fn assert_refused_and_mended_in_any_order(mut line: Line) {
     line.relay.signal("KILL").await;
     eventually("it is mended", async || {
         cli(line.system.settings(), &["rebase", "--yes"]).await.status.success().then_some(())
@@ -179,7 +179,7 @@ async fn an_xid_chosen_by_hand_hides_no_row() -> TestResult {
     );
     line.appended.push(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await?);
     line.append(2).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     Ok(())
 }
 
@@ -191,7 +191,7 @@ async fn an_xid_of_the_future_is_refused_and_mended() -> TestResult {
         line.topic
     );
     line.appended.push(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await?);
-    is_refused_and_mended(line, &mut admin, 1).await?;
+    assert_refused_and_mended(line, &mut admin, 1).await?;
     Ok(())
 }
 
@@ -206,7 +206,7 @@ async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() -> Test
     // Its id is lower than those of the window, and it is not in the window.
     execute(&mut writer, "begin; select outbox.append('late', 'T', '1')").await;
     line.append(4).await;
-    line.relay.says("\"failpoint\":\"batch_published\"").await;
+    line.relay.wait_for_log("\"failpoint\":\"batch_published\"").await;
     line.relay.signal("KILL").await;
     execute(&mut writer, "commit").await;
     let told = history(&line).await?;
@@ -220,7 +220,7 @@ async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() -> Test
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     line.system.unset("FAILPOINT");
     line.relay = line.system.start("relay").await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let now = history(&line).await?;
     for (id, event) in told {
         assert!(
@@ -241,7 +241,7 @@ async fn a_rebase_looks_behind_the_open_window() {
     let mut admin = line.system.database.connect().await;
     execute(&mut admin, "select setval('outbox.event_id_seq', 100)").await;
     line.append(4).await;
-    line.relay.says("\"failpoint\":\"window_written\"").await;
+    line.relay.wait_for_log("\"failpoint\":\"window_written\"").await;
     line.relay.signal("KILL").await;
     execute(&mut admin, "select setval('outbox.event_id_seq', 10)").await;
     line.append(3).await;
@@ -252,7 +252,7 @@ async fn a_rebase_looks_behind_the_open_window() {
     assert!(!String::from_utf8_lossy(&output.stdout).contains("nothing to rebase"), "{output:?}");
     line.system.unset("FAILPOINT");
     line.relay = line.system.start("relay").await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     assert_eq!(line.metric("aftercommit_relay_failures_total{class=\"conflict\"}").await, 0);
 }
 

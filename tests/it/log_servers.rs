@@ -109,7 +109,7 @@ async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() ->
 async fn a_row_whose_page_is_damaged_is_parked_by_name_and_the_rest_flows_on() -> TestResult {
     let mut line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("KILL").await;
     let damaged = line.system.redis.topic("damaged");
     let mut admin = line.system.database.connect().await;
@@ -131,7 +131,7 @@ async fn a_row_whose_page_is_damaged_is_parked_by_name_and_the_rest_flows_on() -
     drop(pages);
     line.postgres().start_again().await;
     line.relay = line.system.start("relay").await;
-    line.has_arrived().await;
+    line.wait_until_arrived().await;
     let mut admin = line.system.database.connect().await;
     let parked = eventually("it is parked", async || {
         let relay = line.system.redis.relay_name();
@@ -141,6 +141,6 @@ async fn a_row_whose_page_is_damaged_is_parked_by_name_and_the_rest_flows_on() -
     assert_eq!(parked.topic, damaged.as_str());
     assert!(parked.reason.contains("cannot be read"), "{}", parked.reason);
     line.append(1).await;
-    line.has_arrived().await;
+    line.wait_until_arrived().await;
     Ok(())
 }

@@ -114,7 +114,7 @@ async fn operators_and_functions_that_others_plant_never_run() -> TestResult {
     line.relay.signal("KILL").await;
     line.relay = line.system.start("relay").await;
     line.append(3).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     execute(
         &mut admin,
         "select outbox.append('t', 'T', '1'::json); select outbox.append('t', 'T', '{}'::jsonb)",
@@ -167,7 +167,7 @@ async fn a_server_that_lags_proves_nothing() -> TestResult {
 async fn a_moved_log_is_refused_for_a_relay_name_that_is_new_to_it() -> TestResult {
     let mut line = Line::new().await;
     line.append(2).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("KILL").await;
     let mut admin = line.system.database.connect().await;
     execute(&mut admin, "update outbox.log set system_identifier = 42").await;
@@ -175,8 +175,8 @@ async fn a_moved_log_is_refused_for_a_relay_name_that_is_new_to_it() -> TestResu
     line.system.set_again("AFTERCOMMIT_RELAY_NAME", &name);
     line.relay = line.system.start("relay").await;
     line.append(2).await;
-    line.fails_with("conflict").await;
-    line.relay.says("another Postgres cluster").await;
+    line.wait_for_failure("conflict").await;
+    line.relay.wait_for_log("another Postgres cluster").await;
     let rows: i64 = sqlx::query_scalar("select count(*) from outbox.relay where name = $1")
         .bind(&name)
         .fetch_one(&mut admin)
@@ -199,7 +199,7 @@ async fn a_format_of_the_future_is_refused_with_what_to_do() {
 async fn a_copy_beside_its_original_gets_an_identity_and_numbers_of_its_own() -> TestResult {
     let mut line = Line::new().await;
     line.append(3).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("KILL").await;
     let mut admin = line.system.database.connect().await;
     let identity = log::identity::of(&mut admin).await?;
@@ -224,7 +224,7 @@ async fn a_copy_beside_its_original_gets_an_identity_and_numbers_of_its_own() ->
 async fn a_role_that_cannot_deliver_cannot_keep_the_lead() -> TestResult {
     let mut line = Line::new().await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("KILL").await;
     let guest = Guest::new(&line.system.database).await?;
     let mut admin = line.system.database.connect().await;
@@ -233,8 +233,8 @@ async fn a_role_that_cannot_deliver_cannot_keep_the_lead() -> TestResult {
     sqlx::query("select pg_advisory_lock($1)").bind(key).execute(&mut stranger).await?;
     line.relay = line.system.start("relay").await;
     line.append(2).await;
-    line.is_whole().await;
-    line.relay.says(&guest.role).await;
+    line.wait_until_whole().await;
+    line.relay.wait_for_log(&guest.role).await;
     let other: i64 = sqlx::query_scalar("select lead_key from outbox.relay").fetch_one(&mut admin).await?;
     assert_ne!(key, other);
     stranger.close().await?;
@@ -246,7 +246,7 @@ async fn a_role_that_cannot_deliver_cannot_keep_the_lead() -> TestResult {
 async fn row_level_security_stops_a_relay_that_is_not_the_owner_and_loses_nothing() -> TestResult {
     let mut line = Line::new().await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let guest = Guest::new(&line.system.database).await?;
     let mut admin = line.system.database.connect().await;
     let grants = format!(
@@ -262,8 +262,8 @@ async fn row_level_security_stops_a_relay_that_is_not_the_owner_and_loses_nothin
     line.system.set_again("DATABASE_URL", &guest.url);
     line.relay = line.system.start("relay").await;
     line.append(3).await;
-    line.fails_with("auth").await;
-    line.relay.says("row-level security").await;
+    line.wait_for_failure("auth").await;
+    line.relay.wait_for_log("row-level security").await;
     let doctor = cli(line.system.settings(), &["doctor"]).await;
     let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert!(doctor.contains("WRONG    row level security"), "{doctor}");
@@ -273,7 +273,7 @@ async fn row_level_security_stops_a_relay_that_is_not_the_owner_and_loses_nothin
          alter table outbox.pause disable row level security",
     )
     .await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("KILL").await;
     line.system.set_again("DATABASE_URL", &owners);
     eventually("the guest's sessions are gone", async || {
@@ -334,7 +334,7 @@ async fn a_server_that_ends_idle_sessions_ends_none_of_the_relays() -> TestResul
 async fn what_a_killed_leader_said_is_not_held_against_its_successor() -> TestResult {
     let mut line = Line::new().await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let mut admin = line.system.database.connect().await;
     let said = format!(
         "insert into outbox.heartbeat (relay, process, role, published, rate, error, listen)
@@ -356,7 +356,7 @@ async fn what_a_killed_leader_said_is_not_held_against_its_successor() -> TestRe
 }
 
 /// Waits until so many events are parked.
-async fn has_parked(admin: &mut PgConnection, events: i64) {
+async fn wait_until_parked(admin: &mut PgConnection, events: i64) {
     eventually("events are parked", async || {
         let count = "select count(*) from outbox.parked";
         let parked: i64 = sqlx::query_scalar(count).fetch_one(&mut *admin).await.expect("a count");
@@ -386,13 +386,13 @@ async fn a_time_that_no_client_can_hold_is_refused_and_stops_nothing_where_it_is
         execute(&mut admin, &insert(broken.as_str(), at)).await;
     }
     line.append(2).await;
-    has_parked(&mut admin, 2).await;
-    line.is_whole().await;
+    wait_until_parked(&mut admin, 2).await;
+    line.wait_until_whole().await;
     for command in [&["status"][..], &["events", "list"], &["parked", "list"]] {
         let output = cli(line.system.settings(), command).await;
         assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    line.relay.says("created_at cannot be read").await;
+    line.relay.wait_for_log("created_at cannot be read").await;
     assert!(!line.relay.has_ended());
 }
 
@@ -410,9 +410,9 @@ async fn a_row_that_is_no_text_is_parked_by_name_and_the_rest_flows_on() -> Test
     execute(&mut writer, &format!("select outbox.append('{broken}', 'T', '1')")).await;
     line.append(2).await;
     line.relay = line.system.start("relay").await;
-    has_parked(&mut admin, 2).await;
-    line.is_whole().await;
-    line.relay.says("a row that cannot be read is parked").await;
+    wait_until_parked(&mut admin, 2).await;
+    line.wait_until_whole().await;
+    line.relay.wait_for_log("a row that cannot be read is parked").await;
     let held: Vec<String> =
         sqlx::query_scalar("select topic from outbox.parked order by seq").fetch_all(&mut admin).await?;
     assert_eq!(held, [broken.to_string(), broken.to_string()], "what comes later waits");
@@ -424,8 +424,8 @@ async fn a_row_that_is_no_text_is_parked_by_name_and_the_rest_flows_on() -> Test
     })
     .await;
     line.append(1).await;
-    line.is_whole().await;
-    has_parked(&mut admin, 2).await;
+    line.wait_until_whole().await;
+    wait_until_parked(&mut admin, 2).await;
     let doctor = cli(line.system.settings(), &["doctor"]).await;
     assert!(String::from_utf8_lossy(&doctor.stdout).contains("WRONG    encoding"));
     Ok(())
@@ -464,6 +464,6 @@ async fn a_database_of_no_encoding_is_refused_and_one_of_another_encoding_serves
     outbox::append(&mut latin.connect().await, &event).await?;
     line.appended.push(event.event_id());
     line.append(2).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     Ok(())
 }

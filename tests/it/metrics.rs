@@ -7,7 +7,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::harness::{Process, System, TestResult, eventually};
-use crate::operators::turns_green;
+use crate::operators::wait_until_green;
 
 /// What one process serves: types by name, and the samples.
 struct Served {
@@ -69,7 +69,7 @@ async fn each_process_serves_what_the_documentation_lists_and_no_more() {
     let session = system.session(&api, user, 5).await;
     let client = session.listen(&sse).await;
     session.settle_all(Some(2)).await;
-    client.events(6).await;
+    client.wait_for_events(6).await;
 
     for (role, process) in [("api", &api), ("sse", &sse), ("relay", &relay)] {
         let served = Served::by(process).await;
@@ -105,12 +105,12 @@ async fn what_a_run_does_is_counted_and_measured_once_for_each_event() {
     let (api, sse) = (system.start("api").await, system.start("sse").await);
     let relay = system.start("relay").await;
     // Green is a leader that listens: from here on notifications are heard.
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     let session = system.session(&api, Uuid::new_v4(), 5).await;
     let clients = [session.listen(&sse).await, session.listen(&sse).await];
     session.settle_all(None).await;
     for client in &clients {
-        client.events(6).await;
+        client.wait_for_events(6).await;
     }
     // Five photos, the session, and the user's notification that nobody listens to.
     let served = eventually("seven events are counted", async || {

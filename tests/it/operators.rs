@@ -18,7 +18,7 @@ pub(crate) async fn not_ready(process: &Process) -> (u16, Vec<(String, String)>)
 
 /// Waits until this check does not hold for a reason with these words in it. (The first reason need not be the last: of a
 /// session that is ended first its end is known, and then why there is no other.)
-pub(crate) async fn turns_red(process: &Process, name: &str, reason: &str) {
+pub(crate) async fn wait_until_red(process: &Process, name: &str, reason: &str) {
     eventually(&format!("{name} is red: {reason}"), async || {
         let (status, failing) = not_ready(process).await;
         let found = failing.into_iter().find(|(check, why)| check == name && why.contains(reason));
@@ -27,7 +27,7 @@ pub(crate) async fn turns_red(process: &Process, name: &str, reason: &str) {
     .await;
 }
 
-pub(crate) async fn turns_green(process: &Process) {
+pub(crate) async fn wait_until_green(process: &Process) {
     eventually("readiness is green", async || (not_ready(process).await.0 == 200).then_some(())).await;
 }
 
@@ -48,25 +48,25 @@ async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_ove
     let (name, topic) = (system.redis.relay_name(), system.redis.topic("ops"));
     assert_fails(system.settings(), &["pause"], 1, "no relay named").await;
     let relay = system.start("relay").await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     // A relay that is busy has looked for a pause a moment ago.
     commit(&system, &topic, "A", 1).await;
     eventually("the first is delivered", async || (delivered(&system).await == 1).then_some(())).await;
     assert_eq!(does(&system, &["pause", "--reason", "a move"]).await, format!("relay {name} is paused\n"));
     commit(&system, &topic, "A", 3).await;
-    turns_red(&relay, "paused", "paused by an operator").await;
+    wait_until_red(&relay, "paused", "paused by an operator").await;
     assert_eq!(does(&system, &["pause"]).await, format!("relay {name} is paused already\n"));
-    turns_red(&relay, "pending", "1 s are the limit").await;
+    wait_until_red(&relay, "pending", "1 s are the limit").await;
     assert_eq!(relay.terminate().await, 0);
 
     let relay = system.start("relay").await;
-    turns_red(&relay, "paused", "paused by an operator").await;
+    wait_until_red(&relay, "paused", "paused by an operator").await;
     assert_eq!(delivered(&system).await, 1);
     let status = json(&system, &["status"]).await;
     assert_eq!(status["relays"][0]["paused"]["reason"], "a move", "{status}");
     assert!(does(&system, &["relay", "list"]).await.contains("PAUSED"));
     does(&system, &["resume", "--reason", "moved"]).await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     assert_eq!(delivered(&system).await, 4);
     let audit = json(&system, &["audit"]).await;
     let actions: Vec<&str> =
@@ -79,7 +79,7 @@ async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_ove
 async fn a_dead_listener_turns_readiness_red_and_a_new_one_green_again() -> TestResult {
     let system = System::new().await;
     let relay = system.start("relay").await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     // From a database of its own, as none can be closed to the session that closes it.
     let elsewhere = empty_database().await;
     let mut server = elsewhere.connect().await;
@@ -96,9 +96,9 @@ async fn a_dead_listener_turns_readiness_red_and_a_new_one_green_again() -> Test
     .fetch_one(&mut server)
     .await?;
     assert_eq!(killed, 1);
-    turns_red(&relay, "listener", "next poll").await;
+    wait_until_red(&relay, "listener", "next poll").await;
     allow(true).execute(&mut server).await?;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     Ok(())
 }
 
@@ -212,7 +212,7 @@ fn settled(text: &str, replaced: &[(&str, &str)]) -> String {
 async fn status_is_one_screen_that_says_first_how_the_relay_is() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_SSE_LISTEN", "127.0.0.1:1");
     let relay = system.start("relay").await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     commit(&system, &system.redis.topic("ops"), "A", 2).await;
     let name = system.redis.relay_name();
     let screen = eventually("idle again", async || {

@@ -21,7 +21,7 @@ async fn fill(line: &Line, events: i64) -> TestResult {
 }
 
 /// Waits until the relay has nothing left to deliver, however long that takes while it makes progress.
-async fn drained(line: &Line, events: u64) {
+async fn wait_until_drained(line: &Line, events: u64) {
     let mut before = 0;
     while before < events {
         before = eventually("progress", async || {
@@ -47,15 +47,15 @@ async fn the_backlog_of_an_outage_arrives_in_order_and_costs_no_memory() -> Test
     let events: u64 = std::env::var("BACKLOG").map_or(40_000, |text| text.parse().expect("a number"));
     let mut line = Line::new().await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.proxy.flow(Flow::Refuse);
     line.proxy.cut();
     fill(&line, events.cast_signed()).await?;
-    line.fails_with("connection").await;
+    line.wait_for_failure("connection").await;
     let before = peak_kib(&line)?;
     line.proxy.flow(Flow::Pass);
     let begun = Instant::now();
-    drained(&line, events + 1).await;
+    wait_until_drained(&line, events + 1).await;
     let took = begun.elapsed();
     let peak = peak_kib(&line)?;
     for topic in 0..TOPICS {
@@ -96,7 +96,7 @@ async fn rate_of_a_drain(line: &Line, events: u64) -> TestResult<f64> {
         return Ok(events as f64 / passed.elapsed().as_secs_f64());
     }
     let begun = Instant::now();
-    drained(line, before + events).await;
+    wait_until_drained(line, before + events).await;
     Ok((before + events - first) as f64 / begun.elapsed().as_secs_f64())
 }
 
@@ -114,7 +114,7 @@ async fn dead_tuples(connection: &mut PgConnection) -> TestResult<i64> {
 async fn a_transaction_that_stays_open_and_one_that_is_prepared_and_forgotten_cost_nothing() -> TestResult {
     let events: u64 = std::env::var("DRAIN").map_or(10_000, |text| text.parse().expect("a number"));
     let line = Line::new().await;
-    line.leads().await;
+    line.wait_until_leading().await;
     let mut free: f64 = 0.0;
     for _ in 0..3 {
         free = free.max(rate_of_a_drain(&line, events).await?);
@@ -144,7 +144,7 @@ async fn a_transaction_that_stays_open_and_one_that_is_prepared_and_forgotten_co
     }
     // Both come, late as they are.
     let all = line.delivered_in_all().await;
-    drained(&line, all.max(6 * events + 2)).await;
-    line.leads().await;
+    wait_until_drained(&line, all.max(6 * events + 2)).await;
+    line.wait_until_leading().await;
     Ok(())
 }

@@ -14,7 +14,7 @@ async fn unblock(system: &System, topic: &Topic) -> TestResult {
     Ok(())
 }
 
-async fn are_parked(system: &System, topic: &Topic, events: u64) {
+async fn wait_until_parked(system: &System, topic: &Topic, events: u64) {
     eventually(&format!("{events} are parked"), async || {
         let listed = json(system, &["parked", "list"]).await;
         let mut topics = listed.as_array().expect("a list").iter();
@@ -30,7 +30,7 @@ async fn a_release_says_whether_it_has_worked_and_fails_where_it_was_refused_aga
     block(&system, &topic).await;
     let _relay = system.start("relay").await;
     commit(&system, &topic, "A", 2).await;
-    are_parked(&system, &topic, 2).await;
+    wait_until_parked(&system, &topic, 2).await;
     let listed = json(&system, &["parked", "list"]).await;
     assert_eq!((&listed[0]["firstId"], &listed[0]["lastId"]), (&"1-1".into(), &"1-2".into()), "{listed}");
     let shown = cli(system.settings(), &["parked", "list"]).await;
@@ -63,7 +63,7 @@ async fn undelivered_events_are_published_and_told_by_one_option() -> TestResult
     assert_fails(system.settings(), &undelivered, 1, "2 events wait, the oldest for").await;
     block(&system, &topic).await;
     let relay = system.start("relay").await;
-    are_parked(&system, &topic, 2).await;
+    wait_until_parked(&system, &topic, 2).await;
     unblock(&system, &topic).await?;
     let published = cli(system.settings(), &undelivered).await;
     assert_eq!(
@@ -87,7 +87,7 @@ async fn without_a_relay_a_request_is_written_down_and_told_as_not_done() -> Tes
     block(&system, &topic).await;
     let relay = system.start("relay").await;
     commit(&system, &topic, "A", 2).await;
-    are_parked(&system, &topic, 2).await;
+    wait_until_parked(&system, &topic, 2).await;
     assert_eq!(relay.terminate().await, 0);
     unblock(&system, &topic).await?;
     let release = ["parked", "release", topic.as_str(), "--yes"];

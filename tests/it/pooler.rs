@@ -80,7 +80,7 @@ async fn an_application_may_append_through_a_pooler_while_the_relay_goes_straigh
             line.appended.push(event.event_id());
         }
     }
-    line.is_whole().await;
+    line.wait_until_whole().await;
     Ok(())
 }
 
@@ -92,7 +92,7 @@ async fn a_relay_behind_a_pooler_says_so_and_delivers_nothing() -> TestResult {
         let bouncer = PgBouncer::start(&line, ignored).await?;
         let relay = bouncer.relay(&line).await;
         line.relay.signal("STOP").await;
-        relay.says("through a pooler").await;
+        relay.wait_for_log("through a pooler").await;
         line.relay.signal("CONT").await;
     }
     Ok(())

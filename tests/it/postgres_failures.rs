@@ -18,7 +18,7 @@ const END_SESSIONS: &str = "select pg_terminate_backend(pid) from pg_stat_activi
 async fn line_and_admin(wiring: Wiring) -> (Line, PgConnection) {
     let mut line = Line::with(wiring).await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let admin = line.system.database.connect().await;
     (line, admin)
 }
@@ -29,27 +29,27 @@ async fn execute(admin: &mut PgConnection, line: &Line, sql: &str) {
 }
 
 /// Breaks Postgres by a statement, ends the relay's sessions, sees the failure, mends it, and sees everything arrive.
-async fn is_survived(break_it: &str, class: &str, mend_it: &str) {
+async fn assert_survived(break_it: &str, class: &str, mend_it: &str) {
     let (mut line, mut admin) = line_and_admin(Wiring::default()).await;
     execute(&mut admin, &line, break_it).await;
     execute(&mut admin, &line, END_SESSIONS).await;
-    line.fails_with(class).await;
+    line.wait_for_failure(class).await;
     execute(&mut admin, &line, mend_it).await;
     line.append(2).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
 }
 
 /// Has a setting of the database's count for the relay, which it takes up in new sessions only.
 async fn relay_starts_over_with(setting: &str, line: &Line, admin: &mut PgConnection) {
     execute(admin, line, &format!("alter database {{database}} set {setting}")).await;
     execute(admin, line, END_SESSIONS).await;
-    line.fails_with("shutdown").await;
-    line.leads().await;
+    line.wait_for_failure("shutdown").await;
+    line.wait_until_leading().await;
 }
 
 #[tokio::test]
 async fn a_postgres_that_ends_the_relays_sessions() {
-    is_survived("select 1", "shutdown", "select 1").await;
+    assert_survived("select 1", "shutdown", "select 1").await;
 }
 
 #[tokio::test]
@@ -67,16 +67,16 @@ async fn a_postgres_that_ends_the_session_in_which_a_relay_looks_at_the_schema()
         sqlx::query_scalar::<_, bool>(waiting).fetch_optional(&mut admin).await.expect("a look")
     })
     .await;
-    line.relay.says("Postgres went away at the start").await;
+    line.relay.wait_for_log("Postgres went away at the start").await;
     execute(&mut holder, &line, "commit").await;
     line.append(2).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     assert!(!line.relay.has_ended());
 }
 
 #[tokio::test]
 async fn a_database_that_takes_no_connections() {
-    is_survived(
+    assert_survived(
         "update pg_database set datallowconn = false where datname = current_database()",
         "refusing",
         "update pg_database set datallowconn = true where datname = current_database()",
@@ -86,7 +86,7 @@ async fn a_database_that_takes_no_connections() {
 
 #[tokio::test]
 async fn a_postgres_that_takes_no_writes_is_not_led_from_even_while_there_is_nothing_to_deliver() {
-    is_survived(
+    assert_survived(
         "alter database {database} set default_transaction_read_only = on",
         "readonly",
         "set default_transaction_read_only = off; alter database {database} reset default_transaction_read_only",
@@ -100,9 +100,9 @@ async fn a_position_that_is_locked_for_longer_than_the_lock_timeout() {
     relay_starts_over_with("lock_timeout = '100ms'", &line, &mut admin).await;
     execute(&mut admin, &line, "begin; lock table outbox.checkpoint in exclusive mode").await;
     line.append(2).await;
-    line.fails_with("locktimeout").await;
+    line.wait_for_failure("locktimeout").await;
     execute(&mut admin, &line, "commit").await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
 }
 
 #[tokio::test]
@@ -114,9 +114,9 @@ async fn a_position_that_is_locked_for_longer_than_a_statement_may_take() {
     let (mut line, mut admin) = line_and_admin(wiring).await;
     execute(&mut admin, &line, "begin; lock table outbox.checkpoint in exclusive mode").await;
     line.append(2).await;
-    line.fails_with("statementtimeout").await;
+    line.wait_for_failure("statementtimeout").await;
     execute(&mut admin, &line, "commit").await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
 }
 
 #[tokio::test]
@@ -143,14 +143,14 @@ async fn a_deadlock_that_ends_the_relays_transaction() -> TestResult {
     })
     .await;
     execute(&mut admin, &line, "lock table outbox.checkpoint in exclusive mode").await;
-    line.fails_with("deadlock").await;
+    line.wait_for_failure("deadlock").await;
     execute(&mut admin, &line, "commit").await;
     eventually("it is parked", async || {
         (line.metric("aftercommit_relay_parked_total").await == 1).then_some(())
     })
     .await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     Ok(())
 }
 
@@ -172,7 +172,7 @@ async fn a_postgres_that_is_out_of_connections() {
     .await;
     drop(taken);
     line.append(2).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
 }
 
 #[tokio::test]
@@ -186,12 +186,12 @@ async fn a_postgres_that_shuts_down_and_starts_again() -> TestResult {
     })
     .await;
     execute(&mut admin, &line, END_SESSIONS).await;
-    line.fails_with("startingup").await;
+    line.wait_for_failure("startingup").await;
     admin.close().await?;
-    line.fails_with("connection").await;
+    line.wait_for_failure("connection").await;
     line.postgres().start_again().await;
     line.append(2).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     Ok(())
 }
 
@@ -204,7 +204,7 @@ async fn a_postgres_that_crashes_and_recovers() {
         line.postgres().control(&["restart", "--mode", "immediate"]).await;
         line.append(50).await;
     }
-    line.is_whole().await;
+    line.wait_until_whole().await;
 }
 
 /// A small file system of memory. Unmounted when dropped.
@@ -253,7 +253,7 @@ async fn a_disk_that_is_full() -> TestResult {
     execute(&mut admin, &line, &format!("create tablespace small location '{location}'")).await;
     execute(&mut admin, &line, "alter table outbox.checkpoint_0 set tablespace small").await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     disk.fill()?;
     // Each event is a row of the position's table until the table wants another page.
     eventually("the disk is full for the relay", async || {
@@ -262,7 +262,7 @@ async fn a_disk_that_is_full() -> TestResult {
     })
     .await;
     disk.clear()?;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     // Away from the small disk, so that the server can stop in order.
     for sql in ["alter table outbox.checkpoint_0 set tablespace pg_default", "drop tablespace small"] {
         execute(&mut admin, &line, sql).await;

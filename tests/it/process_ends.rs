@@ -9,7 +9,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::harness::{Process, Running, Settings, System, TestResult, cli, database, eventually, free_port};
-use crate::operators::turns_green;
+use crate::operators::wait_until_green;
 use crate::systemd::port_of;
 
 /// What becomes of a process's stderr.
@@ -72,7 +72,7 @@ fn start_with(stderr: Stderr, role: &str, settings: &Settings) -> TestResult<(Pr
 }
 
 /// Waits until a process that says nothing answers.
-async fn answers(process: &mut Process) {
+async fn wait_until_answering(process: &mut Process) {
     let url = process.url("/healthz");
     eventually("it answers", async || {
         assert!(!process.has_ended(), "it ended before it answered at {url}");
@@ -95,17 +95,17 @@ async fn no_stderr_keeps_events_from_arriving_nor_a_process_from_ending_in_order
         let (mut sse, _sse_stderr) = start_with(stderr, "sse", system.settings())?;
         let (mut api, _api_stderr) = start_with(stderr, "api", system.settings())?;
         for process in [&mut relay, &mut sse, &mut api] {
-            answers(process).await;
-            turns_green(process).await;
+            wait_until_answering(process).await;
+            wait_until_green(process).await;
         }
         for photos in [40, 20] {
             let session = system.session(&api, Uuid::new_v4(), photos).await;
             let client = session.listen(&sse).await;
             session.settle_all(None).await;
-            assert_eq!(client.events(photos + 1).await.len(), photos + 1, "{stderr:?}");
+            assert_eq!(client.wait_for_events(photos + 1).await.len(), photos + 1, "{stderr:?}");
         }
         for (name, mut process) in [("relay", relay), ("sse", sse), ("api", api)] {
-            turns_green(&process).await;
+            wait_until_green(&process).await;
             if matches!(stderr, Stderr::Full | Stderr::Gone | Stderr::Limited) {
                 assert!(dropped_lines(&process).await? > 0.0, "{name}, {stderr:?}");
             }
@@ -144,7 +144,7 @@ async fn a_dev_whom_nobody_hears_serves_and_ends_with_its_servers() -> TestResul
         };
         for name in ["API_URL", "SSE_URL", "RELAY_URL"] {
             dev.address = variable(name).replace("http://", "");
-            turns_green(&dev).await;
+            wait_until_green(&dev).await;
         }
         dev.signal("TERM").await;
         assert_eq!(dev.exit_code().await, 0, "{script}");
@@ -156,9 +156,9 @@ async fn a_dev_whom_nobody_hears_serves_and_ends_with_its_servers() -> TestResul
 }
 
 /// Waits for the end of a process that panics, and makes sure that it says so in a line of its log.
-async fn ends_by_a_panic(mut process: Process) -> TestResult {
+async fn assert_ends_by_a_panic(mut process: Process) -> TestResult {
     assert_eq!(process.exit_code().await, 1, "{}", process.log());
-    process.says("a defect in aftercommit ends this process").await;
+    process.wait_for_log("a defect in aftercommit ends this process").await;
     let log = process.log();
     let told = log.lines().filter(|line| line.contains("a defect in aftercommit"));
     let lines: Vec<Value> = told.map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
@@ -171,7 +171,7 @@ async fn ends_by_a_panic(mut process: Process) -> TestResult {
 #[tokio::test]
 async fn a_panic_in_a_task_that_nobody_waits_for_ends_its_process() -> TestResult {
     let system = System::new().await.set("FAILPOINT", "panic:pulse@3");
-    ends_by_a_panic(system.start("relay").await).await?;
+    assert_ends_by_a_panic(system.start("relay").await).await?;
     let system = System::new()
         .await
         .set("FAILPOINT", "panic:keys_wanted@2")
@@ -179,7 +179,7 @@ async fn a_panic_in_a_task_that_nobody_waits_for_ends_its_process() -> TestResul
         .set("AFTERCOMMIT_JWT_JWKS_COOLDOWN_SECONDS", "1")
         .set("AFTERCOMMIT_JWT_JWKS_URL", "http://127.0.0.1:1/keys");
     for role in ["sse", "api"] {
-        ends_by_a_panic(system.start(role).await).await?;
+        assert_ends_by_a_panic(system.start(role).await).await?;
     }
     Ok(())
 }
@@ -188,9 +188,9 @@ async fn a_panic_in_a_task_that_nobody_waits_for_ends_its_process() -> TestResul
 async fn a_panic_ends_a_process_also_while_it_shuts_down_and_where_nobody_reads_what_it_says() -> TestResult {
     let system = System::new().await.set("FAILPOINT", "panic:pulse_ended");
     let relay = system.start("relay").await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     relay.signal("TERM").await;
-    ends_by_a_panic(relay).await?;
+    assert_ends_by_a_panic(relay).await?;
     let settings = system.settings().clone().set("FAILPOINT", "panic:pulse@3");
     for stderr in ALL {
         let (mut relay, _held) = start_with(stderr, "relay", &settings)?;

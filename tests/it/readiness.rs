@@ -9,7 +9,7 @@ use crate::harness::{
     Flow, Line, Process, Proxy, System, TestResult, Wiring, cli, empty_database, eventually, metric_of,
     shared_url, start_redis,
 };
-use crate::operators::{not_ready, turns_green, turns_red};
+use crate::operators::{not_ready, wait_until_green, wait_until_red};
 use crate::systemd::port_of;
 
 /// A signal to a server of the test's own.
@@ -23,13 +23,13 @@ async fn signal(pid: u32, name: &str) -> TestResult {
 #[tokio::test]
 async fn a_redis_that_cannot_be_reached_turns_an_idle_relay_red() {
     let line = Line::new().await;
-    turns_green(&line.relay).await;
+    wait_until_green(&line.relay).await;
     for flow in [Flow::Refuse, Flow::Stall] {
         line.proxy.flow(flow);
         line.proxy.cut();
-        turns_red(&line.relay, "delivery", "Redis").await;
+        wait_until_red(&line.relay, "delivery", "Redis").await;
         line.proxy.flow(Flow::Pass);
-        turns_green(&line.relay).await;
+        wait_until_green(&line.relay).await;
     }
 }
 
@@ -39,7 +39,7 @@ async fn what_postgres_says_is_told_without_noise_and_a_refused_redis_login_name
 {
     let mut system = System::new().await;
     let api = system.start("api").await;
-    turns_green(&api).await;
+    wait_until_green(&api).await;
     let elsewhere = empty_database().await;
     let mut server = elsewhere.connect().await;
     let name = system.database.name().to_owned();
@@ -74,14 +74,14 @@ async fn a_frozen_redis_turns_it_red_for_what_fails_and_for_how_long_events_wait
         ..Wiring::default()
     };
     let line = Line::with(wiring).await;
-    turns_green(&line.relay).await;
+    wait_until_green(&line.relay).await;
     let pid = line.redis.pid().ok_or("it does not run")?;
     signal(pid, "STOP").await?;
     commit(&line.system, &line.topic, "A", 2).await;
-    turns_red(&line.relay, "pending", "1 s are the limit").await;
-    turns_red(&line.relay, "delivery", "Redis").await;
+    wait_until_red(&line.relay, "pending", "1 s are the limit").await;
+    wait_until_red(&line.relay, "delivery", "Redis").await;
     signal(pid, "CONT").await?;
-    turns_green(&line.relay).await;
+    wait_until_green(&line.relay).await;
     Ok(())
 }
 
@@ -89,16 +89,16 @@ async fn a_frozen_redis_turns_it_red_for_what_fails_and_for_how_long_events_wait
 async fn a_postgres_that_does_not_answer_turns_it_red_also_for_what_is_not_known() {
     let wiring = Wiring { postgres: Some(Vec::new()), ..Wiring::default() };
     let line = Line::with(wiring).await;
-    turns_green(&line.relay).await;
+    wait_until_green(&line.relay).await;
     line.postgres().proxy.flow(Flow::Stall);
-    turns_red(&line.relay, "pending", "not known").await;
+    wait_until_red(&line.relay, "pending", "not known").await;
     line.postgres().proxy.flow(Flow::Pass);
-    turns_green(&line.relay).await;
+    wait_until_green(&line.relay).await;
     line.postgres().proxy.flow(Flow::Refuse);
     line.postgres().proxy.cut();
-    turns_red(&line.relay, "role", "no session with Postgres").await;
+    wait_until_red(&line.relay, "role", "no session with Postgres").await;
     line.postgres().proxy.flow(Flow::Pass);
-    turns_green(&line.relay).await;
+    wait_until_green(&line.relay).await;
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn relays_none_of_which_may_lead_are_all_red() -> TestResult {
     let system = System::new().await;
     let relays = [system.start("relay").await, system.start("relay").await];
     for relay in &relays {
-        turns_green(relay).await;
+        wait_until_green(relay).await;
     }
     // Sessions that are made from now on can write nothing, and none of the old ones leads any more.
     let elsewhere = empty_database().await;
@@ -126,12 +126,12 @@ async fn relays_none_of_which_may_lead_are_all_red() -> TestResult {
     .execute(&mut server)
     .await?;
     for relay in &relays {
-        turns_red(relay, "leader", "no relay of this name leads").await;
-        turns_red(relay, "delivery", "read-only").await;
+        wait_until_red(relay, "leader", "no relay of this name leads").await;
+        wait_until_red(relay, "delivery", "read-only").await;
     }
     takes_writes("off").execute(&mut server).await?;
     for relay in &relays {
-        turns_green(relay).await;
+        wait_until_green(relay).await;
     }
     Ok(())
 }
@@ -143,34 +143,34 @@ async fn a_loop_that_is_stuck_turns_it_red_although_nothing_has_failed() {
         .set("AFTERCOMMIT_RELAY_READY_MAX_PENDING_SECONDS", "1")
         .set("FAILPOINT", "batch_published");
     let relay = system.start("relay").await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     commit(&system, &system.redis.topic("stuck"), "A", 1).await;
-    turns_red(&relay, "pending", "1 s are the limit").await;
-    turns_red(&relay, "delivery", "the last step succeeded").await;
+    wait_until_red(&relay, "pending", "1 s are the limit").await;
+    wait_until_red(&relay, "delivery", "the last step succeeded").await;
 }
 
 #[tokio::test]
 async fn a_transaction_that_is_left_open_is_no_event_that_waits() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_RELAY_READY_MAX_PENDING_SECONDS", "1");
     let relay = system.start("relay").await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     let topic = system.redis.topic("open");
     let mut open = system.database.connect().await;
     sqlx::raw_sql("begin; select outbox.append('left-open', 'T', '1')").execute(&mut open).await?;
     commit(&system, &topic, "A", 1).await;
-    is_published(&relay, 1).await;
+    wait_until_published(&relay, 1).await;
     // Beyond the limit, with the gap open: the pulse has looked several times.
     let waited = std::time::Instant::now();
     eventually("the limit is over", async || (waited.elapsed().as_secs() >= 3).then_some(())).await;
     let (_, failing) = not_ready(&relay).await;
     assert!(failing.iter().all(|(check, _)| check != "pending"), "{failing:?}");
     sqlx::raw_sql("commit").execute(&mut open).await?;
-    is_published(&relay, 2).await;
-    turns_green(&relay).await;
+    wait_until_published(&relay, 2).await;
+    wait_until_green(&relay).await;
     Ok(())
 }
 
-async fn is_published(relay: &Process, count: u64) {
+async fn wait_until_published(relay: &Process, count: u64) {
     let name = "aftercommit_relay_published_total";
     eventually("published", async || (metric_of(relay, name).await == count).then_some(())).await;
 }
@@ -187,12 +187,12 @@ async fn the_api_and_the_sse_server_are_red_without_what_they_need() -> TestResu
     let of_the_api = (&api, &to_postgres, "postgres", "is the address right");
     let of_the_sse = (&sse, &to_redis, "redis", "cannot connect");
     for (process, proxy, check, reason) in [of_the_api, of_the_sse] {
-        turns_green(process).await;
+        wait_until_green(process).await;
         proxy.flow(Flow::Refuse);
         proxy.cut();
-        turns_red(process, check, reason).await;
+        wait_until_red(process, check, reason).await;
         proxy.flow(Flow::Pass);
-        turns_green(process).await;
+        wait_until_green(process).await;
     }
     Ok(())
 }

@@ -50,7 +50,7 @@ async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_w
     let forgetful = Process::start("sse", &settings).await;
     let of_history = stream(&forgetful);
     line.append(20).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("KILL").await;
     // Committed before the backup and delivered after it: the backup takes them for pending.
     line.append(3).await;
@@ -58,15 +58,15 @@ async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_w
     line.relay = line.system.start("relay").await;
     // Delivered and then lost with everything else that came after the backup.
     line.append(4).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
 
     line.system.database = backup;
     let url = line.system.database.url().to_owned();
     line.system.set_again("DATABASE_URL", &url);
     restart(&mut line).await;
     line.append(2).await;
-    line.fails_with("conflict").await;
-    line.relay.says("aftercommit rebase").await;
+    line.wait_for_failure("conflict").await;
+    line.relay.wait_for_log("aftercommit rebase").await;
     assert_eq!(line.delivered().await, 27, "nothing was published");
     eventually("the doctor names it", async || {
         let output = cli(line.system.settings(), &["doctor"]).await;
@@ -92,15 +92,15 @@ async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_w
     let mut listener = listener(&line).await;
     line.relay = line.system.start("relay").await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     // The two of before the rebase and the one of after it; the three that were pending in the backup are not repeated.
-    listener.hears_exactly(3).await;
+    listener.wait_for_exactly(3).await;
     // Clients that had been told what Postgres has lost are told to fetch their state, once.
-    let since = client.events(27 + 1 + 3).await.split_off(27);
+    let since = client.wait_for_events(27 + 1 + 3).await.split_off(27);
     assert_eq!(names(&since), ["reset", "T", "T", "T"]);
     assert!(since[0].data.contains("\"reason\":\"rebased\""), "{since:?}");
     for url in [&of_memory, &of_history] {
-        let events = Client::resume(url, &token, "1-25").events(2 + 1 + 3).await;
+        let events = Client::resume(url, &token, "1-25").wait_for_events(2 + 1 + 3).await;
         assert_eq!(names(&events), ["T", "T", "reset", "T", "T", "T"], "{url}");
     }
     let again = eventually("it says that there is nothing to do", async || {
@@ -151,7 +151,7 @@ async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_g
     let burn = "do $$ begin for n in 1..5000 loop perform pg_current_xact_id(); commit; end loop; end $$";
     sqlx::raw_sql(burn).execute(&mut line.system.database.connect().await).await?;
     line.append(30).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("KILL").await;
     interrupted_replay(&line).await?;
     line.append(5).await;
@@ -161,8 +161,8 @@ async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_g
     line.system.database = Database::at(&moved.url());
     line.system.set_again("DATABASE_URL", &moved.url());
     line.relay = line.system.start("relay").await;
-    line.fails_with("conflict").await;
-    line.relay.says("another Postgres cluster").await;
+    line.wait_for_failure("conflict").await;
+    line.relay.wait_for_log("another Postgres cluster").await;
     line.relay.signal("KILL").await;
     // The relay refuses, and writers go on. So does somebody who has taken the replay up.
     line.append(4).await;
@@ -183,8 +183,8 @@ async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_g
     let mut listener = listener(&line).await;
     line.relay = line.system.start("relay").await;
     line.append(10).await;
-    line.is_whole().await;
-    listener.hears_exactly(19).await;
+    line.wait_until_whole().await;
+    listener.wait_for_exactly(19).await;
     let mut connection = line.system.database.connect().await;
     let states: Vec<(String, i64)> =
         sqlx::query_as("select state, count(*) from outbox.event_status group by 1")
@@ -198,7 +198,7 @@ async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_g
 }
 
 /// Waits until nobody leads, and rebases.
-async fn rebased(line: &Line) -> Value {
+async fn rebase_once_nobody_leads(line: &Line) -> Value {
     line.relay.signal("KILL").await;
     eventually("nobody leads", async || {
         let output = cli(line.system.settings(), &["rebase", "--yes", "--output", "json"]).await;
@@ -215,17 +215,17 @@ async fn events_parked_in_two_epochs_are_released_in_order_and_none_is_taken_for
     line.words(&["set", &key, "of another type"]).await?;
     let mut waiting = line.append_to(&topic, 3).await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("KILL").await;
     let backup = line.system.database.copy().await;
     line.relay = line.system.start("relay").await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("KILL").await;
     let url = backup.url().to_owned();
     line.system.database = backup;
     line.system.set_again("DATABASE_URL", &url);
-    let done = rebased(&line).await;
+    let done = rebase_once_nobody_leads(&line).await;
     assert_eq!((&done["done"], &done["epoch"]), (&true.into(), &2.into()), "{done}");
     line.relay = line.system.start("relay").await;
     waiting.extend(line.append_to(&topic, 2).await);
@@ -255,12 +255,12 @@ async fn a_rebase_beside_a_redis_that_has_forgotten_shows_what_is_missing_to_eac
     let before_the_first = Client::open(&sse.url(&path), &token).await.last_event_id();
     sse.kill().await;
     line.append(3).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("KILL").await;
     line.command("flushall").await?;
     let moved = "update outbox.log set system_identifier = 42";
     sqlx::raw_sql(moved).execute(&mut line.system.database.connect().await).await?;
-    let done = rebased(&line).await;
+    let done = rebase_once_nobody_leads(&line).await;
     assert_eq!((&done["done"], &done["cluster"]), (&true.into(), &"other".into()), "{done}");
     line.relay = line.system.start("relay").await;
     line.append(1).await;
@@ -268,7 +268,7 @@ async fn a_rebase_beside_a_redis_that_has_forgotten_shows_what_is_missing_to_eac
     let all_are_reset = async |line: &Line| {
         let sse = line.system.start("sse").await;
         for place in [before_the_first.as_str(), "1-3"] {
-            let events = Client::resume(&sse.url(&path), &token, place).events(1).await;
+            let events = Client::resume(&sse.url(&path), &token, place).wait_for_events(1).await;
             assert_eq!(names(&events)[0], "reset", "{place}: {events:?}");
         }
     };

@@ -8,35 +8,35 @@ use crate::harness::{
 };
 
 /// Breaks Redis by one command, sees the failure counted, mends it by another, and sees everything arrive.
-async fn is_survived(break_it: &str, class: &str, mend_it: &str) {
+async fn assert_survived(break_it: &str, class: &str, mend_it: &str) {
     let mut line = Line::new().await;
     line.append(3).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     for command in break_it.split("; ") {
         line.command(command).await.expect(command);
     }
     line.append(2).await;
-    line.fails_with(class).await;
+    line.wait_for_failure(class).await;
     for command in mend_it.split("; ") {
         line.command(command).await.expect(command);
     }
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
 }
 
 #[tokio::test]
 async fn a_redis_that_is_out_of_memory() {
-    is_survived("config set maxmemory 1", "oom", "config set maxmemory 0").await;
+    assert_survived("config set maxmemory 1", "oom", "config set maxmemory 0").await;
 }
 
 #[tokio::test]
 async fn a_redis_that_has_become_a_replica() {
-    is_survived("replicaof 127.0.0.1 1", "readonly", "replicaof no one").await;
+    assert_survived("replicaof 127.0.0.1 1", "readonly", "replicaof no one").await;
 }
 
 #[tokio::test]
 async fn a_redis_that_is_a_replica_of_one_that_is_gone() {
-    is_survived(
+    assert_survived(
         "config set replica-serve-stale-data no; replicaof 127.0.0.1 1",
         "masterdown",
         "replicaof no one; config set replica-serve-stale-data yes",
@@ -46,41 +46,41 @@ async fn a_redis_that_is_a_replica_of_one_that_is_gone() {
 
 #[tokio::test]
 async fn a_redis_that_lacks_replicas() {
-    is_survived("config set min-replicas-to-write 1", "noreplicas", "config set min-replicas-to-write 0")
+    assert_survived("config set min-replicas-to-write 1", "noreplicas", "config set min-replicas-to-write 0")
         .await;
 }
 
 #[tokio::test]
 async fn a_redis_that_does_not_answer_for_a_while() {
-    is_survived("client pause 1500 all", "timeout", "ping").await;
+    assert_survived("client pause 1500 all", "timeout", "ping").await;
 }
 
 #[tokio::test]
 async fn a_redis_that_has_forgotten_the_script_is_given_it_again() -> TestResult {
     let mut line = Line::new().await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.command("script flush").await?;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     Ok(())
 }
 
 #[tokio::test]
 async fn a_user_that_may_not_run_the_script_at_all() {
-    is_survived("acl setuser default -evalsha -eval", "auth", "acl setuser default +@all").await;
+    assert_survived("acl setuser default -evalsha -eval", "auth", "acl setuser default +@all").await;
 }
 
 #[tokio::test]
 async fn a_user_that_may_not_do_what_the_script_does() {
-    is_survived("acl setuser default -xadd", "auth", "acl setuser default +@all").await;
+    assert_survived("acl setuser default -xadd", "auth", "acl setuser default +@all").await;
 }
 
 #[tokio::test]
 async fn a_password_that_has_changed() -> TestResult {
     let mut line = Line::new().await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let mut connection = line.redis().await;
     let mut admin = async |words: &[&str]| {
         let mut command = redis::cmd(words[0]);
@@ -92,10 +92,10 @@ async fn a_password_that_has_changed() -> TestResult {
     admin(&["config", "set", "requirepass", "another"]).await;
     line.proxy.cut();
     line.append(2).await;
-    line.fails_with("auth").await;
-    line.relay.says("authentication failed").await;
+    line.wait_for_failure("auth").await;
+    line.relay.wait_for_log("authentication failed").await;
     admin(&["config", "set", "requirepass", &old]).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     Ok(())
 }
 
@@ -107,7 +107,7 @@ async fn a_redis_that_cannot_save_and_therefore_refuses_writes() -> TestResult {
     })
     .await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.words(&["config", "set", "save", "1 1"]).await?;
     // A directory that takes no files.
     line.command("config set dir /proc").await?;
@@ -118,11 +118,11 @@ async fn a_redis_that_cannot_save_and_therefore_refuses_writes() -> TestResult {
     };
     eventually("saving fails", failed).await;
     line.append(2).await;
-    line.fails_with("misconf").await;
+    line.wait_for_failure("misconf").await;
     line.command("config set stop-writes-on-bgsave-error no").await?;
     // Without a save point, Redis ends when it is told to.
     line.words(&["config", "set", "save", ""]).await?;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     Ok(())
 }
 
@@ -132,7 +132,7 @@ async fn a_redis_that_is_busy_with_somebody_elses_script() -> TestResult {
         Line::with(Wiring { redis: vec![("busy-reply-threshold", "50".to_owned())], ..Wiring::default() })
             .await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let mut connection = line.redis().await;
     let endless = tokio::spawn(async move {
         let script = redis::cmd("eval").arg("while true do end").arg(0).exec_async(&mut connection).await;
@@ -140,11 +140,11 @@ async fn a_redis_that_is_busy_with_somebody_elses_script() -> TestResult {
     });
     eventually("the script runs", async || line.command("ping").await.is_err().then_some(())).await;
     line.append(2).await;
-    line.fails_with("busy").await;
+    line.wait_for_failure("busy").await;
     // Redis answers nothing else meanwhile, logins excepted.
     line.command("script kill").await?;
     endless.await?;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     Ok(())
 }
 
@@ -153,7 +153,7 @@ async fn a_cluster_that_is_down() {
     let mut line =
         Line::with(Wiring { redis: vec![("cluster-enabled", "yes".to_owned())], ..Wiring::default() }).await;
     line.append(1).await;
-    line.fails_with("clusterdown").await;
+    line.wait_for_failure("clusterdown").await;
     assert_eq!(line.metric("aftercommit_relay_published_total").await, 0);
 }
 
@@ -171,7 +171,7 @@ async fn a_cluster_whose_slots_are_elsewhere() -> TestResult {
     tell(&["cluster", "addslotsrange", "0", "16383"]).await;
     tell(&["cluster", "meet", "127.0.0.1", &line.redis.port().to_string()]).await;
     line.append(1).await;
-    line.fails_with("moved").await;
+    line.wait_for_failure("moved").await;
     assert_eq!(line.metric("aftercommit_relay_published_total").await, 0);
     Ok(())
 }
@@ -184,7 +184,7 @@ async fn a_redis_that_is_still_loading() -> TestResult {
     })
     .await;
     line.append(200).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.command("debug populate 3000").await?;
     // A millisecond a key, and a look at the clients every few bytes.
     line.command("config set key-load-delay 500").await?;
@@ -193,10 +193,10 @@ async fn a_redis_that_is_still_loading() -> TestResult {
     let reload =
         tokio::spawn(async move { redis::cmd("debug").arg("reload").exec_async(&mut connection).await });
     line.append(2).await;
-    line.fails_with("loading").await;
+    line.wait_for_failure("loading").await;
     // Its own client gives up waiting; the reload itself goes on.
     let _given_up_or_done = reload.await?;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     Ok(())
 }
 
@@ -207,32 +207,32 @@ async fn a_connection_that_is_cut_again_and_again() {
         line.append(50).await;
         line.proxy.cut();
     }
-    line.is_whole().await;
+    line.wait_until_whole().await;
 }
 
 #[tokio::test]
 async fn a_redis_that_refuses_connections() {
     let mut line = Line::new().await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.proxy.flow(Flow::Refuse);
     line.proxy.cut();
     line.append(2).await;
-    line.fails_with("connection").await;
+    line.wait_for_failure("connection").await;
     line.proxy.flow(Flow::Pass);
-    line.is_whole().await;
+    line.wait_until_whole().await;
 }
 
 #[tokio::test]
 async fn a_half_open_connection_is_given_up_after_the_response_time_out() {
     let mut line = Line::new().await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.proxy.flow(Flow::Stall);
     line.append(2).await;
-    line.fails_with("timeout").await;
+    line.wait_for_failure("timeout").await;
     line.proxy.flow(Flow::Pass);
-    line.is_whole().await;
+    line.wait_until_whole().await;
 }
 
 #[tokio::test]
@@ -241,19 +241,19 @@ async fn an_answer_that_never_comes_back_is_asked_for_again_and_repeats_nothing(
     let relay = vec![("AFTERCOMMIT_RELAY_RECONCILE_INTERVAL_MS", "600000".to_owned())];
     let mut line = Line::with(Wiring { relay, ..Wiring::default() }).await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let client = line.redis_settings().client()?;
     let mut listener = Listener::to(&client, &line.topic).await;
     line.proxy.flow(Flow::SwallowReplies);
     line.append(2).await;
-    line.fails_with("timeout").await;
+    line.wait_for_failure("timeout").await;
     // They have arrived, and the relay does not know.
-    line.has_arrived().await;
+    line.wait_until_arrived().await;
     line.proxy.flow(Flow::Pass);
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     // A repeat is told to nobody.
-    listener.hears_exactly(3).await;
+    listener.wait_for_exactly(3).await;
     Ok(())
 }
 
@@ -269,7 +269,7 @@ async fn a_channel_that_is_forbidden_parks_its_topic_and_shows_nothing_of_it() -
     line.command(&acl).await?;
     line.append_to(&forbidden, 2).await;
     line.append(2).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     eventually("it is parked", async || {
         (line.metric("aftercommit_relay_parked_total").await == 2).then_some(())
     })
@@ -299,7 +299,7 @@ async fn a_key_that_is_forbidden_parks_its_topic_among_others_of_its_chunk() -> 
         .collect();
     aftercommit::outbox::append_all(&mut connection, &events).await?;
     line.appended.extend([0, 2, 4].map(|n: usize| events[n].event_id()));
-    line.is_whole().await;
+    line.wait_until_whole().await;
     eventually("the two are parked", async || {
         (line.metric("aftercommit_relay_parked_total").await == 2).then_some(())
     })

@@ -8,7 +8,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::commands::{commit, json};
 use crate::harness::{Process, System, TestResult, eventually};
-use crate::operators::turns_green;
+use crate::operators::wait_until_green;
 
 /// Connections that the relay takes at most, as in `roles/relay.rs`.
 const CONNECTIONS: usize = 256;
@@ -48,7 +48,7 @@ async fn open_files(relay: &Process) -> u64 {
 async fn a_crowd_at_the_port_takes_the_relay_no_more_than_its_limit_and_events_flow_on() {
     let system = System::new().await;
     let relay = system.start("relay").await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     let crowd = crowd(&relay, CONNECTIONS + 200).await;
     eventually("it has taken as many as it may", async || {
         (open_files(&relay).await >= CONNECTIONS as u64).then_some(())
@@ -65,14 +65,14 @@ async fn a_crowd_at_the_port_takes_the_relay_no_more_than_its_limit_and_events_f
     })
     .await;
     drop(crowd);
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
 }
 
 #[tokio::test]
 async fn a_peer_that_takes_no_answers_does_not_make_the_end_of_a_relay_look_like_a_failure() -> TestResult {
     let system = System::new().await;
     let relay = system.start("relay").await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     let socket = TcpSocket::new_v4()?;
     socket.set_recv_buffer_size(4096)?;
     let address = relay.address.parse()?;

@@ -16,18 +16,18 @@ async fn a_redis_that_forgot_everything_is_given_everything_again_under_the_same
     let other = line.system.redis.topic("other");
     let others = line.append_to(&other, 300).await;
     line.append(700).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let ids = ids_of(&line).await?;
     line.command("flushall").await?;
     // Nothing new is committed: the relay looks by itself.
-    is_repaired(&line).await;
-    line.is_whole().await;
+    wait_until_repaired(&line).await;
+    line.wait_until_whole().await;
     assert_eq!(ids_of(&line).await?, ids);
     assert_eq!(line.history_of(&other).await, others);
     assert_eq!(line.metric("aftercommit_relay_restored_total").await, 1000);
-    line.relay.says("Redis has forgotten").await;
+    line.relay.wait_for_log("Redis has forgotten").await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     Ok(())
 }
 
@@ -35,33 +35,33 @@ async fn a_redis_that_forgot_everything_is_given_everything_again_under_the_same
 async fn an_empty_redis_in_the_place_of_the_old_one_is_given_everything_again_and_tells_nobody_twice() {
     let mut line = Line::new().await;
     line.append(50).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let fresh = start_redis(Vec::new(), None).await;
     let client = aftercommit_client(fresh.url().expose_secret());
     let mut listener = Listener::to(&client, &line.topic).await;
     line.replace_redis(fresh).await;
-    is_repaired(&line).await;
+    wait_until_repaired(&line).await;
     line.append(3).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     // Who listens to bare payloads was told of the first fifty by the old one.
-    listener.hears_exactly(3).await;
+    listener.wait_for_exactly(3).await;
 }
 
 #[tokio::test]
 async fn a_replica_that_lagged_when_it_became_the_primary_is_given_what_it_lacks() -> TestResult {
     let mut line = Line::new().await;
     line.append(40).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let replica = replica_of(&line).await?;
-    replica_has(&replica, 40, &line.topic).await;
+    wait_until_replica_has(&replica, 40, &line.topic).await;
     tell(&replica, &["replicaof", "no", "one"]).await;
     // From here on the replica knows nothing of it.
     line.append(25).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let ids = ids_of(&line).await?;
     line.replace_redis(replica).await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     assert_eq!(ids_of(&line).await?[..65], ids[..]);
     assert_eq!(line.metric("aftercommit_relay_restored_total").await, 25);
     Ok(())
@@ -77,15 +77,15 @@ async fn line_that_wants_a_replica() -> Line {
 async fn with_min_replicas_nothing_counts_as_delivered_that_only_one_server_has() -> TestResult {
     let mut line = line_that_wants_a_replica().await;
     line.append(1).await;
-    line.fails_with("noreplicas").await;
+    line.wait_for_failure("noreplicas").await;
     let replica = replica_of(&line).await?;
     line.append(10).await;
-    replica_has(&replica, 11, &line.topic).await;
+    wait_until_replica_has(&replica, 11, &line.topic).await;
     eventually("it is written down", async || {
         (line.metric("aftercommit_relay_published_total").await == 11).then_some(())
     })
     .await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     Ok(())
 }
 
@@ -94,15 +94,15 @@ async fn a_history_that_vanishes_between_two_tries_of_a_batch_stops_nothing() ->
     let mut line = line_that_wants_a_replica().await;
     line.append(2).await;
     // Published, and again and again, as no replica has it.
-    line.fails_with("noreplicas").await;
+    line.wait_for_failure("noreplicas").await;
     let key = crate::harness::keys::history(&line.topic);
     line.words(&["del", &key]).await?;
     let replica = replica_of(&line).await?;
     line.append(3).await;
     // What had arrived is not begun anew, and the next event shows that it is missing.
-    replica_has(&replica, 3, &line.topic).await;
+    wait_until_replica_has(&replica, 3, &line.topic).await;
     line.appended.drain(..2);
-    line.is_whole().await;
+    line.wait_until_whole().await;
     assert_eq!(first_prev(&line).await?, Prev::Event(StreamId::new(1, 2)));
     let ttl = line.words(&["ttl", &key]).await?;
     assert!(matches!(ttl, redis::Value::Int(seconds) if seconds > 0), "it expires as others do: {ttl:?}");
@@ -117,7 +117,7 @@ async fn a_history_that_vanished_between_two_tries_of_its_newest_event_does_not_
     let key = crate::harness::keys::history(&line.topic);
     let replica = replica_of(&line).await?;
     line.append(3).await;
-    replica_has(&replica, 3, &line.topic).await;
+    wait_until_replica_has(&replica, 3, &line.topic).await;
     eventually("it is written down", async || {
         (line.metric("aftercommit_relay_published_total").await == 3).then_some(())
     })
@@ -136,7 +136,7 @@ async fn a_history_that_vanished_between_two_tries_of_its_newest_event_does_not_
     line.words(&["del", &key]).await?;
     let replica = replica_of(&line).await?;
     line.append(1).await;
-    replica_has(&replica, 1, &line.topic).await;
+    wait_until_replica_has(&replica, 1, &line.topic).await;
     assert_eq!(first_prev(&line).await?, Prev::Event(StreamId::new(1, 4)), "it names what came before it");
     Ok(())
 }
@@ -159,7 +159,7 @@ async fn parked_and_discarded_events_stay_unseen_when_redis_is_given_the_rest_ag
     let waiting = line.append_to(&parked, 3).await;
     line.append_to(&discarded, 4).await;
     line.append(10).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     eventually("they are parked", async || {
         (line.metric("aftercommit_relay_parked_total").await == 7).then_some(())
     })
@@ -173,8 +173,8 @@ async fn parked_and_discarded_events_stay_unseen_when_redis_is_given_the_rest_ag
     })
     .await;
     line.command("flushall").await?;
-    is_repaired(&line).await;
-    line.is_whole().await;
+    wait_until_repaired(&line).await;
+    line.wait_until_whole().await;
     assert_eq!(line.metric("aftercommit_relay_restored_total").await, 10);
     assert!(line.history_of(&discarded).await.is_empty());
     assert!(line.history_of(&parked).await.is_empty());
@@ -192,20 +192,20 @@ async fn released_events_come_again_when_redis_forgot_and_one_that_is_refused_th
     line.words(&["set", &key, "of another type"]).await?;
     let waiting = line.append_to(&topic, 3).await;
     line.append(5).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.words(&["del", &key]).await?;
     line.release(&topic).await;
     eventually("they are released", async || (line.history_of(&topic).await == waiting).then_some(())).await;
 
     line.command("flushall").await?;
-    are_repaired(&line, 1).await;
-    line.is_whole().await;
+    wait_for_repairs(&line, 1).await;
+    line.wait_until_whole().await;
     assert_eq!(line.history_of(&topic).await, waiting);
 
     let forget_and_block = "redis.call('flushall') redis.call('set', KEYS[1], 'of another type')";
     line.words(&["eval", forget_and_block, "1", &key]).await?;
-    are_repaired(&line, 2).await;
-    line.is_whole().await;
+    wait_for_repairs(&line, 2).await;
+    line.wait_until_whole().await;
     let mut connection = line.system.database.connect().await;
     let relay = line.system.redis.relay_name();
     assert_eq!(parked::count(&mut connection, &relay, &topic).await?, 3);
@@ -223,7 +223,7 @@ async fn a_redis_that_goes_back_to_just_before_a_release_is_given_the_released_e
     line.words(&["set", &key, "of another type"]).await?;
     let waiting = line.append_to(&topic, 3).await;
     line.append(5).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.words(&["del", &key]).await?;
     let top = line.system.redis.keys().top(&line.system.redis.relay_name());
     let before: Vec<String> =
@@ -242,7 +242,7 @@ async fn a_redis_that_goes_back_to_just_before_a_release_is_given_the_released_e
         "redis.call('del', KEYS[1], KEYS[2]) redis.call('hset', KEYS[3], 'id', ARGV[1], 'event', ARGV[2])";
     let begun = line.system.redis.keys().begun(&topic);
     line.words(&["eval", go_back, "3", &key, &begun, &top, &before[0], &before[1]]).await?;
-    are_repaired(&line, 1).await;
+    wait_for_repairs(&line, 1).await;
     assert_eq!(line.history_of(&topic).await, waiting);
     // Later events of the topic name the released ones as those before them.
     let later = line.append_to(&topic, 1).await;
@@ -263,7 +263,7 @@ async fn a_release_is_carried_out_between_two_windows_while_more_events_flow_tha
     line.words(&["set", &key, "of another type"]).await?;
     let waiting = line.append_to(&topic, 3).await;
     line.append(5).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.words(&["del", &key]).await?;
     let stop = CancellationToken::new();
     let writers: Vec<_> = (0..6).map(|_| line.keep_appending(stop.clone())).collect();
@@ -295,11 +295,11 @@ async fn pending_and_numbers(line: &Line) -> (i64, i64) {
     sqlx::query_as(sql).bind(&relay).fetch_one(&mut connection).await.expect("counts")
 }
 
-pub(crate) async fn is_repaired(line: &Line) {
-    are_repaired(line, 1).await;
+pub(crate) async fn wait_until_repaired(line: &Line) {
+    wait_for_repairs(line, 1).await;
 }
 
-async fn are_repaired(line: &Line, repairs: u64) {
+async fn wait_for_repairs(line: &Line, repairs: u64) {
     eventually("a repair", async || {
         (line.metric("aftercommit_relay_repairs_total").await == repairs).then_some(())
     })
@@ -333,7 +333,11 @@ pub(crate) async fn replica_of(line: &Line) -> TestResult<aftercommit::local::Re
     Ok(replica)
 }
 
-pub(crate) async fn replica_has(replica: &aftercommit::local::RedisServer, events: i64, topic: &Topic) {
+pub(crate) async fn wait_until_replica_has(
+    replica: &aftercommit::local::RedisServer,
+    events: i64,
+    topic: &Topic,
+) {
     let key = crate::harness::keys::history(topic);
     eventually("the replica has them", async || {
         (tell(replica, &["xlen", &key]).await == redis::Value::Int(events)).then_some(())

@@ -27,7 +27,7 @@ async fn append_together(database: &Database, topic: &Topic, numbers: std::ops::
     Ok(())
 }
 
-async fn has_in_order(redis: &Redis, topic: &Topic, count: u32) {
+async fn assert_in_order(redis: &Redis, topic: &Topic, count: u32) {
     let in_order: Vec<String> = (0..count).map(|n| n.to_string()).collect();
     assert_eq!(payloads(&history(redis, topic).await), in_order);
 }
@@ -53,7 +53,7 @@ async fn what_a_relay_had_read_ahead_is_forgotten_when_another_one_has_moved_the
     frozen.step.reload().await?;
     append(&database, &topic, "250").await;
     assert_eq!(frozen.drain().await, (1, 0));
-    has_in_order(&redis, &topic, 251).await;
+    assert_in_order(&redis, &topic, 251).await;
     Ok(())
 }
 
@@ -106,7 +106,7 @@ async fn what_is_given_again_is_what_the_newest_position_has_delivered() -> Test
     let _: () = redis.connect().await.del(&keys).await?;
     let found = frozen.step.reconcile(&mut frozen.publisher).await?;
     assert_eq!(found, Reconciled::Restored { events: 250, missing: 0 });
-    has_in_order(&redis, &topic, 250).await;
+    assert_in_order(&redis, &topic, 250).await;
     Ok(())
 }
 
@@ -157,7 +157,7 @@ async fn another_relay_that_goes_on_during_a_comparison_is_no_sign_that_postgres
     let mut sink = Meanwhile { frozen: publisher, other, more: (&database, &topic), asked: 0 };
     let found = step.reconcile(&mut sink).await?;
     assert_eq!((found, sink.asked), (Reconciled::InStep, 2));
-    has_in_order(&redis, &topic, 253).await;
+    assert_in_order(&redis, &topic, 253).await;
     Ok(())
 }
 
@@ -194,7 +194,7 @@ async fn a_redis_that_went_back_into_the_middle_of_a_batch_is_given_the_rest_of_
     relay.publisher.publish(batch).await?;
     let found = relay.step.reconcile(&mut relay.publisher).await?;
     assert_eq!(found, Reconciled::Restored { events: 43, missing: 0 });
-    has_in_order(&redis, &topic, 100).await;
+    assert_in_order(&redis, &topic, 100).await;
     Ok(())
 }
 
@@ -301,7 +301,7 @@ async fn a_redis_that_forgets_a_batch_while_its_refused_event_is_written_down_is
         ForgetsBefore { publisher: &mut relay.publisher, redis: &redis, topic: &taken, calls_before: 2 };
     let outcome = relay.step.step(&mut sink).await?;
     assert_eq!((outcome, sink.calls_before), (Outcome::Delivered { published: 1, parked: 1 }, u32::MAX));
-    has_in_order(&redis, &taken, 1).await;
+    assert_in_order(&redis, &taken, 1).await;
     assert_eq!(relay.step.reconcile(&mut relay.publisher).await?, Reconciled::InStep);
     Ok(())
 }
@@ -322,6 +322,6 @@ async fn a_redis_that_forgets_again_in_the_middle_of_a_repair_is_given_everythin
         ForgetsBefore { publisher: &mut relay.publisher, redis: &redis, topic: &taken, calls_before: 2 };
     let found = relay.step.reconcile(&mut sink).await?;
     assert!(matches!(found, Reconciled::Restored { .. }) && sink.calls_before > 2, "{found:?}");
-    has_in_order(&redis, &taken, 1).await;
+    assert_in_order(&redis, &taken, 1).await;
     Ok(())
 }

@@ -21,7 +21,7 @@ async fn delivered(each: u64) -> (System, [Topic; 2], PgConnection) {
         commit(&system, topic, kind, each).await;
     }
     let mut connection = system.database.connect().await;
-    all_delivered(&mut connection).await;
+    wait_until_all_delivered(&mut connection).await;
     assert_eq!(relay.terminate().await, 0);
     (system, topics, connection)
 }
@@ -30,7 +30,7 @@ async fn number(connection: &mut PgConnection, sql: &str) -> i64 {
     sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(connection).await.expect("a number")
 }
 
-async fn all_delivered(connection: &mut PgConnection) {
+async fn wait_until_all_delivered(connection: &mut PgConnection) {
     eventually("all is delivered", async || {
         let pending = "select count(*) from outbox.event_status where state <> 'delivered' or relay is null";
         (number(connection, pending).await == 0).then_some(())
@@ -72,11 +72,11 @@ async fn a_replay_repeats_originals_and_copies_only_where_they_are_asked_for() -
     let forged = r#"select outbox.append('forged', 'A', '1', '{"replay":{"row":1,"replay":1}}')"#;
     sqlx::query(forged).execute(&mut connection).await?;
     let _relay = system.start("relay").await;
-    all_delivered(&mut connection).await;
+    wait_until_all_delivered(&mut connection).await;
     let replays = async |more: &[&str]| {
         let output = cli(system.settings(), &[&ALL[..], more].concat()).await;
         assert_eq!(output.status.code(), Some(0), "{output:?}");
-        all_delivered(&mut system.database.connect().await).await;
+        wait_until_all_delivered(&mut system.database.connect().await).await;
         stdout(&output)
     };
     assert_eq!(replays(&[]).await, "5 events replayed (replay 1)\n");
@@ -121,7 +121,7 @@ async fn a_replay_killed_again_and_again_repeats_each_event_once_and_in_order() 
     assert_fails(system.settings(), &["replay", "--resume", "9"], 1, "no replay 9").await;
 
     let _relay = system.start("relay").await;
-    all_delivered(&mut connection).await;
+    wait_until_all_delivered(&mut connection).await;
 }
 
 #[tokio::test]
@@ -235,7 +235,7 @@ async fn an_event_that_was_committed_late_and_not_delivered_yet_is_no_part_of_a_
     let relay = system.start("relay").await;
     commit(&system, &topic, "A", 3).await;
     let mut connection = system.database.connect().await;
-    all_delivered(&mut connection).await;
+    wait_until_all_delivered(&mut connection).await;
     assert_eq!(relay.terminate().await, 0);
     // Its row comes before those that have been delivered.
     late.commit().await?;
@@ -283,7 +283,7 @@ async fn a_replay_of_everything_ends_although_events_keep_coming_and_although_an
     for replay in [1, 2] {
         assert_eq!(repeated(&mut connection, replay).await, rows);
     }
-    all_delivered(&mut connection).await;
+    wait_until_all_delivered(&mut connection).await;
     assert_eq!(relay.terminate().await, 0);
 }
 

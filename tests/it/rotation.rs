@@ -24,7 +24,7 @@ async fn rotate_now(admin: &mut PgConnection) -> Rotation {
 }
 
 /// Rotates until a slot is kept for a reason that holds this text.
-async fn is_blocked_by(admin: &mut PgConnection, reason: &str) {
+async fn wait_until_blocked_by(admin: &mut PgConnection, reason: &str) {
     eventually(&format!("a slot is kept: {reason}"), async || {
         let rotation = rotate_now(admin).await;
         rotation.blocked.iter().any(|blocked| blocked.by.contains(reason)).then_some(())
@@ -50,7 +50,7 @@ async fn under_load_slots_are_emptied_behind_the_relay_and_nothing_is_lost() -> 
     .await;
     stop.cancel();
     line.appended = writer.await?;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     Ok(())
 }
 
@@ -58,13 +58,13 @@ async fn under_load_slots_are_emptied_behind_the_relay_and_nothing_is_lost() -> 
 async fn what_a_stuck_relay_has_not_delivered_stays_and_the_relay_is_named() -> TestResult {
     let (mut line, mut admin) = line_with_short_slots().await?;
     line.append(5).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("STOP").await;
     line.append(7).await;
-    is_blocked_by(&mut admin, &line.system.redis.relay_name()).await;
+    wait_until_blocked_by(&mut admin, &line.system.redis.relay_name()).await;
     assert!(rows(&mut admin).await >= 7);
     line.relay.signal("CONT").await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     eventually("the slot goes when it has been delivered", async || {
         rotate_now(&mut admin).await;
         (rows(&mut admin).await == 0).then_some(())
@@ -77,13 +77,13 @@ async fn what_a_stuck_relay_has_not_delivered_stays_and_the_relay_is_named() -> 
 async fn a_long_reader_holds_a_slot_back_and_is_named_and_holds_nobody_else_up() -> TestResult {
     let (mut line, mut admin) = line_with_short_slots().await?;
     line.append(5).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let mut reader = line.system.database.connect().await;
     let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut reader).await?;
     sqlx::raw_sql("begin; select count(*) from outbox.event").execute(&mut reader).await?;
-    is_blocked_by(&mut admin, &format!("pid {pid}")).await;
+    wait_until_blocked_by(&mut admin, &format!("pid {pid}")).await;
     line.append(5).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     sqlx::raw_sql("commit").execute(&mut reader).await?;
     eventually("the slots go", async || {
         rotate_now(&mut admin).await;
@@ -113,7 +113,7 @@ async fn a_clock_that_jumps_loses_nothing_and_fails_no_insert() -> TestResult {
         line.appended.push(id?);
         rotate_now(&mut admin).await;
     }
-    line.is_whole().await;
+    line.wait_until_whole().await;
     eventually("the slot of thirty hours ago goes, as it is delivered and old", async || {
         rotate_now(&mut admin).await;
         let old = "select count(*) from outbox.event where created_at between now() - interval '31 hours' and now() - interval '29 hours'";

@@ -74,7 +74,7 @@ async fn any_topic_that_the_tokens_claim_allows_can_be_listened_to_and_no_other(
     let (topic, kind) = (Topic::new("orders:7")?, EventType::new("PAID")?);
     let event = NewEvent::new(topic, kind, &1)?;
     outbox::append(&mut door.system.database.connect().await, &event).await?;
-    let events = client.events(1).await;
+    let events = client.wait_for_events(1).await;
     assert_eq!((events[0].event.as_str(), events[0].data.as_str()), ("PAID", "1"));
 
     assert_eq!(door.with_token("/streams/news", &token).await, StatusCode::OK);

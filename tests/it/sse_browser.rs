@@ -28,10 +28,10 @@ async fn ticket(feed: &Feed, sse: &Process) -> TestResult<String> {
 /// Has a browser come from the server's own origin, with the token in a cookie, and listen.
 async fn listens_with_a_cookie(browser: &Browser, sse: &Process, token: &str) {
     browser.goes_to(&sse.url("/api/realtime/info")).await;
-    browser.has_cookie("aftercommit_token", token).await;
+    browser.set_cookie("aftercommit_token", token).await;
     assert_eq!(browser.runs("return document.cookie", &[]).await, "", "no script can read it");
     browser.listens_to(NOTIFICATIONS).await;
-    browser.sees("its stream open", |seen| seen.opens == 1).await;
+    browser.wait_until_seen("its stream open", |seen| seen.opens == 1).await;
 }
 
 /// The server is killed twice, and another one takes its place, while events go on.
@@ -40,15 +40,15 @@ async fn outlives_killed_servers(browser: &Browser, feed: &Feed, mut sse: Proces
     let committing = feed.keep_committing(stop.clone());
     for round in 1..=2 {
         let before = browser.seen().await.events.len();
-        browser.sees("events", |seen| seen.events.len() >= before + 20).await;
+        browser.wait_until_seen("events", |seen| seen.events.len() >= before + 20).await;
         sse = feed.replaced(sse).await;
-        browser.sees("its stream open again", |seen| seen.opens == round + 1).await;
+        browser.wait_until_seen("its stream open again", |seen| seen.opens == round + 1).await;
     }
     let before = browser.seen().await.events.len();
-    browser.sees("more events", |seen| seen.events.len() >= before + 20).await;
+    browser.wait_until_seen("more events", |seen| seen.events.len() >= before + 20).await;
     stop.cancel();
     let count = committing.await?;
-    let seen = browser.sees("all events", |seen| seen.events.len() as u64 >= count).await;
+    let seen = browser.wait_until_seen("all events", |seen| seen.events.len() as u64 >= count).await;
     assert!(seen.errors >= 2, "it did lose its connection: {}", seen.errors);
     assert_eq!(seen.events, (0..count).map(notification).collect::<Vec<_>>());
     Ok(sse)
@@ -67,13 +67,13 @@ async fn a_page_of_another_site_with_a_ticket_gets_every_event_once_across_kille
     browser.goes_to(&origin).await;
     let url = sse.url(&format!("{NOTIFICATIONS}?ticket={}", ticket(&feed, &sse).await?));
     browser.listens_to(&url).await;
-    browser.sees("its stream open", |seen| seen.opens == 1).await;
+    browser.wait_until_seen("its stream open", |seen| seen.opens == 1).await;
     let _sse = outlives_killed_servers(&browser, &feed, sse).await?;
 
     // A page of a site that is not listed learns nothing: the browser itself refuses.
     browser.goes_to(&origin_with_a_page().await).await;
     browser.listens_to(&url).await;
-    let seen = browser.sees("a refusal", |seen| seen.ready_state == 2).await;
+    let seen = browser.wait_until_seen("a refusal", |seen| seen.ready_state == 2).await;
     assert_eq!((seen.opens, seen.events.len()), (0, 0));
     Ok(())
 }
@@ -95,7 +95,7 @@ async fn a_page_that_is_refused_comes_back_by_itself_and_gets_in() {
     let first = feed.client(&sse).await;
     let browser = Browser::start().await;
     listens_with_a_cookie(&browser, &sse, &feed.token()).await;
-    let seen = browser.sees("two refusals", |seen| seen.errors >= 2).await;
+    let seen = browser.wait_until_seen("two refusals", |seen| seen.errors >= 2).await;
     assert_ne!(seen.ready_state, 2, "it has not given up");
     drop(first);
     // An event that comes before the page is in would not be its own.
@@ -107,7 +107,7 @@ async fn a_page_that_is_refused_comes_back_by_itself_and_gets_in() {
     })
     .await;
     feed.commit(0..3).await;
-    let seen = browser.sees("three events", |seen| seen.events.len() == 3).await;
+    let seen = browser.wait_until_seen("three events", |seen| seen.events.len() == 3).await;
     assert_eq!(seen.events, (0..3).map(notification).collect::<Vec<_>>());
 }
 
@@ -121,15 +121,15 @@ async fn a_page_is_told_of_a_reset_and_of_its_tokens_end() -> TestResult {
     let browser = Browser::start().await;
     browser.goes_to(&sse.url("/api/realtime/info")).await;
     let token = feed.system.token_for(feed.user, Duration::from_secs(4));
-    browser.has_cookie("aftercommit_token", &token).await;
+    browser.set_cookie("aftercommit_token", &token).await;
     browser.listens_to(&format!("{NOTIFICATIONS}?lastEventId=9-1")).await;
-    let seen = browser.sees("a reset", |seen| !seen.events.is_empty()).await;
+    let seen = browser.wait_until_seen("a reset", |seen| !seen.events.is_empty()).await;
     assert_eq!((seen.events[0].name.as_str(), seen.events[0].id.as_str()), ("reset", "1-2"));
     let data: Value = serde_json::from_str(&seen.events[0].data)?;
     assert_eq!((data["reason"].as_str(), data["id"].as_str()), (Some("unknown_id"), Some("1-2")));
     // Told before the stream ends, so that the page can renew its token. Without that the browser gets in once more at
     // most, in the token's last second, and then gives up.
-    let seen = browser.sees("the end of its stream", |seen| seen.ready_state == 2).await;
+    let seen = browser.wait_until_seen("the end of its stream", |seen| seen.ready_state == 2).await;
     let names: Vec<&str> = seen.events.iter().map(|event| event.name.as_str()).collect();
     assert_eq!(names[..2], ["reset", "token_expired"]);
     assert_eq!(seen.events[1].id, "1-2", "where to go on with a new token");

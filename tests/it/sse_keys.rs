@@ -143,7 +143,7 @@ async fn open_with(http: &reqwest::Client, sse: &Process, path: &str, token: &st
 }
 
 /// Waits until the token gets this answer.
-async fn gets(sse: &Process, token: &str, told: Told) {
+async fn wait_until_token_gets(sse: &Process, token: &str, told: Told) {
     eventually(&format!("a token gets {told:?}"), async || (open(sse, token).await == told).then_some(()))
         .await;
 }
@@ -155,7 +155,7 @@ async fn readiness(sse: &Process) -> (StatusCode, String) {
 }
 
 /// Waits until readiness says this.
-async fn says(sse: &Process, text: &str) -> StatusCode {
+async fn wait_for_readiness(sse: &Process, text: &str) -> StatusCode {
     eventually(text, async || Some(readiness(sse).await).filter(|(_, says)| says.contains(text))).await.0
 }
 
@@ -176,7 +176,7 @@ async fn every_algorithm_is_checked_by_the_issuers_list() {
         let sse = issuer.system(signer).await.start("sse").await;
         assert_eq!(open(&sse, &signer.token(Some("a"))).await, Told::Opened, "{}", signer.name);
         assert_eq!(open(&sse, &signer.token(None)).await, Told::Opened, "there is but one key");
-        assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
+        assert_eq!(wait_for_readiness(&sse, "keys: 1, fetched").await, StatusCode::OK);
     }
 }
 
@@ -265,7 +265,7 @@ async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_come
         (Status::OK, "<html>", "not a list of keys"),
     ] {
         issuer.answers(status, body);
-        assert_eq!(says(&sse, told).await, StatusCode::OK, "it can check tokens");
+        assert_eq!(wait_for_readiness(&sse, told).await, StatusCode::OK, "it can check tokens");
         assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
         // Between two fetches that fail, or after the one that is under way.
         assert_eq!(open(&sse, &ES256.token(Some("b"))).await, Told::ToComeBack);
@@ -293,10 +293,14 @@ async fn an_issuer_that_lists_no_key_of_use_has_withdrawn_those_that_it_listed()
     ] {
         assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
         issuer.lists(&list);
-        assert_eq!(says(&sse, told).await, StatusCode::SERVICE_UNAVAILABLE, "it takes no token");
+        assert_eq!(
+            wait_for_readiness(&sse, told).await,
+            StatusCode::SERVICE_UNAVAILABLE,
+            "it takes no token"
+        );
         assert_eq!(open(&sse, &ES256.token(Some("a"))).await, UNAUTHORIZED);
         issuer.lists(&[ES256.jwk("a", &json!({}))]);
-        assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
+        assert_eq!(wait_for_readiness(&sse, "keys: 1, fetched").await, StatusCode::OK);
     }
 }
 
@@ -321,7 +325,7 @@ async fn a_list_that_does_not_come_to_an_end_is_given_up_and_fetched_again() -> 
     let system = System::new().await.set("AFTERCOMMIT_JWT_ALGORITHM", "ES256");
     let system = system.set("AFTERCOMMIT_JWT_JWKS_COOLDOWN_SECONDS", "1");
     let sse = system.set("AFTERCOMMIT_JWT_JWKS_URL", &url).start("sse").await;
-    assert_eq!(says(&sse, "no answer within 5 s").await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(wait_for_readiness(&sse, "no answer within 5 s").await, StatusCode::SERVICE_UNAVAILABLE);
     for _ in 0..2 {
         tokio::time::timeout(LIMIT, connections.recv()).await?.ok_or("no issuer")?;
     }
@@ -333,11 +337,14 @@ async fn a_server_starts_without_its_issuer_and_is_ready_when_that_is_there() {
     let issuer = Issuer::listing(&[]).await;
     issuer.answers(Status::BAD_GATEWAY, "");
     let sse = issuer.system(ES256).await.start("sse").await;
-    assert_eq!(says(&sse, "the issuer's keys cannot be fetched").await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(
+        wait_for_readiness(&sse, "the issuer's keys cannot be fetched").await,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
     assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::ToComeBack);
     issuer.lists(&[ES256.jwk("a", &json!({}))]);
-    gets(&sse, &ES256.token(Some("a")), Told::Opened).await;
-    assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
+    wait_until_token_gets(&sse, &ES256.token(Some("a")), Told::Opened).await;
+    assert_eq!(wait_for_readiness(&sse, "keys: 1, fetched").await, StatusCode::OK);
 }
 
 #[tokio::test]
@@ -347,9 +354,9 @@ async fn a_page_that_comes_while_the_issuer_is_away_comes_back_by_itself_and_get
     let sse = issuer.system(ES256).await.set("AFTERCOMMIT_SSE_RETRY_MS", "200").start("sse").await;
     let browser = Browser::start().await;
     browser.goes_to(&sse.url("/api/realtime/info")).await;
-    browser.has_cookie("aftercommit_token", &ES256.token(Some("a"))).await;
+    browser.set_cookie("aftercommit_token", &ES256.token(Some("a"))).await;
     browser.listens_to(NOTIFICATIONS).await;
-    let seen = browser.sees("two refusals", |seen| seen.errors >= 2).await;
+    let seen = browser.wait_until_seen("two refusals", |seen| seen.errors >= 2).await;
     assert_ne!(seen.ready_state, 2, "it has not given up");
     issuer.lists(&[ES256.jwk("a", &json!({}))]);
     // A stream that was refused is none.
@@ -357,7 +364,7 @@ async fn a_page_that_comes_while_the_issuer_is_away_comes_back_by_itself_and_get
         (metric_of(&sse, "aftercommit_sse_connections").await == 1).then_some(())
     })
     .await;
-    browser.sees("its stream open", |seen| seen.ready_state == 1).await;
+    browser.wait_until_seen("its stream open", |seen| seen.ready_state == 1).await;
 }
 
 #[tokio::test]
@@ -432,20 +439,20 @@ async fn without_ca_certificates_plain_http_works_and_https_is_not_ready_with_wh
     let plain = plain.set("OTEL_EXPORTER_OTLP_ENDPOINT", issuer.url.trim_end_matches("/keys"));
     let sse = plain.start("sse").await;
     assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
-    assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
+    assert_eq!(wait_for_readiness(&sse, "keys: 1, fetched").await, StatusCode::OK);
     assert_eq!(sse.terminate().await, 0);
 
     let keys = plain.set("AFTERCOMMIT_JWT_JWKS_URL", "https://127.0.0.1:1/keys");
     for role in ["sse", "api"] {
         let process = keys.start(role).await;
-        assert_eq!(says(&process, "ca-certificates").await, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(wait_for_readiness(&process, "ca-certificates").await, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(process.terminate().await, 0);
     }
     let collector = without_certificates(System::new().await);
     let collector = collector.set("OTEL_EXPORTER_OTLP_ENDPOINT", "https://127.0.0.1:1");
     for role in ["sse", "api", "relay"] {
         let process = collector.start(role).await;
-        let status = says(&process, "no spans are sent: there are no CA certificates").await;
+        let status = wait_for_readiness(&process, "no spans are sent: there are no CA certificates").await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(process.terminate().await, 0);
     }

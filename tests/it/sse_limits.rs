@@ -36,8 +36,8 @@ async fn past_the_limit_a_client_is_told_why_and_when_to_come_back_and_gets_in_w
     let (url, token) = (sse.url(PATH), system.token(user));
     let first = Client::open(&url, &token).await;
     let second = Client::begin(url, &token, None);
-    second.ends(1).await;
-    let wait = second.retry().await;
+    second.wait_for_ends(1).await;
+    let wait = second.wait_for_retry().await;
     assert!(wait >= 6000, "three times the usual wait");
     let told = refusal(&second)?;
     assert_eq!(told["reason"], "full");
@@ -61,7 +61,7 @@ async fn one_user_cannot_take_the_places_of_all() -> TestResult {
     let _first = Client::open(&sse.url(PATH), &greedy).await;
     let second = Client::open(&sse.url(PATH), &greedy).await;
     let third = Client::begin(sse.url(PATH), &greedy, None);
-    third.ends(1).await;
+    third.wait_for_ends(1).await;
     assert_eq!(refusal(&third)?["reason"], "user_limit");
     eventually("whoever looks closely finds who was refused", async || {
         sse.log()
@@ -151,7 +151,7 @@ async fn operators_see_the_slowest_streams_first_and_nobody_else_does() -> TestR
     let slowest = eventually("something waits", async || {
         notify(&system, user, &payload).await;
         sent += 1;
-        reader.events(sent).await;
+        reader.wait_for_events(sent).await;
         let told: Value = connections(&sse, "?top=1", Some(OPERATOR)).await.json().await.expect("JSON");
         let slowest = told["slowest"].as_array().expect("a list").clone();
         assert_eq!(slowest.len(), 1);
@@ -194,8 +194,9 @@ async fn while_streams_are_ended_no_new_one_is_taken_so_that_a_client_goes_elsew
         tokio::net::TcpStream::connect(&address).await.is_err().then_some(())
     })
     .await;
-    let still_open =
-        async |client: &Client| tokio::time::timeout(Duration::from_millis(1), client.ends(1)).await.is_err();
+    let still_open = async |client: &Client| {
+        tokio::time::timeout(Duration::from_millis(1), client.wait_for_ends(1)).await.is_err()
+    };
     let mut open = 0;
     for client in &clients {
         open += usize::from(still_open(client).await);
@@ -220,7 +221,7 @@ async fn the_server_raises_its_limit_of_open_files_and_says_where_it_may_not() {
     let sse = Process::start("sse", &system.settings().clone().before("ulimit -Sn 300")).await;
     eventually("room for all streams", async || (open_files(&sse) >= 11_000).then_some(())).await;
     let sse = Process::start("sse", &system.settings().clone().before("ulimit -n 2000")).await;
-    sse.says("not enough open files").await;
+    sse.wait_for_log("not enough open files").await;
     assert_eq!(open_files(&sse), 2000);
 }
 

@@ -65,7 +65,7 @@ impl Large {
 }
 
 /// Waits until an event waits for each of so many streams.
-async fn all_wait(sse: &Process, streams: usize) {
+async fn wait_until_all_queued(sse: &Process, streams: usize) {
     let expected = (streams * (MIB - 1024)) as u64;
     eventually("an event waits for each of them", async || {
         (metric_of(sse, "aftercommit_sse_queued_bytes").await >= expected).then_some(())
@@ -93,12 +93,12 @@ async fn a_stream_of_32_topics_of_large_events_that_is_not_read_holds_little() -
     let sse = large.system.start("sse").await;
     // The first one brings what topics cost, however many listen to them.
     let mut stuck = vec![large.stuck(&sse, &large.path("from=earliest"), "").await?];
-    all_wait(&sse, 1).await;
+    wait_until_all_queued(&sse, 1).await;
     let before = most_memory(&sse).await?;
     for _ in 0..STREAMS {
         stuck.push(large.stuck(&sse, &large.path("from=earliest"), "").await?);
     }
-    all_wait(&sse, 1 + STREAMS).await;
+    wait_until_all_queued(&sse, 1 + STREAMS).await;
     let each = most_memory(&sse).await?.saturating_sub(before) / STREAMS;
     println!("a stream of 32 topics of 1 MiB events that is not read holds {} KiB", each / 1024);
     assert!(each < 6 * MIB, "{} KiB a stream", each / 1024);
@@ -106,7 +106,7 @@ async fn a_stream_of_32_topics_of_large_events_that_is_not_read_holds_little() -
     assert!(held >= MIB as u64, "what is held is counted: {held} bytes");
     // Who reads gets all of it meanwhile.
     let reader = Client::begin(sse.url(&large.path("from=earliest")), &large.token, None);
-    assert_eq!(reader.events(32 * 2).await.len(), 32 * 2);
+    assert_eq!(reader.wait_for_events(32 * 2).await.len(), 32 * 2);
     Ok(())
 }
 
@@ -117,14 +117,14 @@ async fn a_stream_of_large_events_that_continues_and_is_not_read_holds_little() 
     let path = format!("/streams/{}", large.topics[0]);
     let other = large.system.start("sse").await;
     let reader = Client::begin(other.url(&format!("{path}?from=earliest")), &large.token, None);
-    let events = reader.events(12).await;
+    let events = reader.wait_for_events(12).await;
     let sse = large.system.start("sse").await;
     let mut stuck = Vec::new();
     // Each from another place, so that no two of them share a page.
     for event in events.iter().take(STREAMS) {
         stuck.push(large.stuck(&sse, &path, event.id.as_deref().ok_or("no id")?).await?);
     }
-    all_wait(&sse, STREAMS).await;
+    wait_until_all_queued(&sse, STREAMS).await;
     // By the account, as an allocator keeps for itself what reading has needed. The queue and the connection have one each.
     let each = eventually("pages have been let go of, and what is held is counted", async || {
         let held = metric_of(&sse, "aftercommit_sse_held_bytes").await as usize / STREAMS;
@@ -147,7 +147,7 @@ async fn all_streams_together_hold_no_more_than_they_may_and_those_who_read_get_
         stuck.push(large.stuck(&sse, &format!("/streams/{topic}?from=earliest"), "").await?);
     }
     let reader = Client::begin(sse.url(&large.path("from=earliest")), &large.token, None);
-    let reading = async { reader.events(TOPICS * 3).await.len() };
+    let reading = async { reader.wait_for_events(TOPICS * 3).await.len() };
     let watching = async {
         let mut most = 0;
         while metric_of(&sse, "aftercommit_sse_relief_closes_total").await == 0 {
@@ -166,7 +166,7 @@ async fn all_streams_together_hold_no_more_than_they_may_and_those_who_read_get_
     assert_eq!(read, TOPICS * 3);
     // Pages and queues wait for room; what is heard live, and a page that is larger than thought, come on top.
     assert!(most <= (LIMIT_BYTES + 8 * MIB) as u64, "{most} bytes were held");
-    sse.says("the slowest clients are cut off").await;
+    sse.wait_for_log("the slowest clients are cut off").await;
     assert_eq!(metric_of(&sse, "aftercommit_sse_held_bytes_limit").await, LIMIT_BYTES as u64);
     Ok(())
 }

@@ -84,7 +84,7 @@ async fn events_of_each_topic_come_in_order_and_a_client_that_comes_back_continu
         stage.commit("a", n).await;
         stage.commit("b", n).await;
     }
-    let events = client.events(40).await;
+    let events = client.wait_for_events(40).await;
     let expected = |name: &str, numbers: std::ops::Range<u64>| -> Vec<String> {
         numbers.map(|n| format!("{name}{n}")).collect()
     };
@@ -100,7 +100,7 @@ async fn events_of_each_topic_come_in_order_and_a_client_that_comes_back_continu
     // On a server that has never seen these topics, with the topics in another order.
     let second = stage.system.start("sse").await;
     let url = second.url(&stage.path(&["c", "a", "b"]));
-    let events = Client::resume(&url, &stage.token, &id).events(10).await;
+    let events = Client::resume(&url, &stage.token, &id).wait_for_events(10).await;
     assert_eq!(of(&events, "a"), Vec::<&str>::new());
     assert_eq!(of(&events, "b"), expected("b", 20..25));
     assert_eq!(of(&events, "c"), expected("c", 20..25), "nothing is lost of a topic that had no event yet");
@@ -112,15 +112,15 @@ async fn a_page_that_changes_its_topics_keeps_its_place_in_those_that_stay() {
     let client = stage.open(&["a", "b"]).await;
     stage.commit("a", 1).await;
     stage.commit("b", 1).await;
-    client.events(2).await;
+    client.wait_for_events(2).await;
     let id = client.last_event_id();
     drop(client);
     stage.commit("a", 2).await;
     stage.commit("b", 2).await;
     let client = stage.resume(&["b", "d"], &id);
-    assert_eq!(of(&client.events(1).await, "b"), ["b2"]);
+    assert_eq!(of(&client.wait_for_events(1).await, "b"), ["b2"]);
     stage.commit("d", 1).await;
-    assert_eq!(of(&client.events(2).await, "d"), ["d1"]);
+    assert_eq!(of(&client.wait_for_events(2).await, "d"), ["d1"]);
 }
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn events_can_be_named_by_their_topic() {
     let url = stage.sse.url(&format!("{}&name=topic", stage.path(&["a", "b"])));
     let client = Client::open(&url, &stage.token).await;
     stage.commit("b", 1).await;
-    assert_eq!(client.events(1).await[0].event, stage.topic("b").as_str());
+    assert_eq!(client.wait_for_events(1).await[0].event, stage.topic("b").as_str());
 }
 
 #[tokio::test]
@@ -137,9 +137,9 @@ async fn a_reset_is_for_one_topic_and_names_it() -> TestResult {
     let stage = Stage::new().await;
     let client = stage.open(&["a", "b"]).await;
     stage.commit("a", 1).await;
-    client.events(1).await;
+    client.wait_for_events(1).await;
     stage.commit("b", 1).await;
-    client.events(2).await;
+    client.wait_for_events(2).await;
     let id = client.last_event_id();
     drop(client);
     // A place past the end of one topic, and the right one in the other.
@@ -155,13 +155,13 @@ async fn a_reset_is_for_one_topic_and_names_it() -> TestResult {
     assert_ne!(wrong.join(","), id);
     let client = stage.resume(&["a", "b"], &wrong.join(","));
     stage.commit("b", 2).await;
-    let events = client.events(2).await;
+    let events = client.wait_for_events(2).await;
     let reset = events.iter().find(|event| event.event == "reset").ok_or("no reset")?;
     let data: serde_json::Value = serde_json::from_str(&reset.data)?;
     assert_eq!(data, json!({ "reason": "unknown_id", "topic": stage.topic("a").as_str(), "id": "1-1" }));
     assert_eq!(of(&events, "b"), ["b2"]);
     // What is no id of such a stream at all is a reset of each topic.
-    let events = stage.resume(&["a", "b"], "1-1").events(2).await;
+    let events = stage.resume(&["a", "b"], "1-1").wait_for_events(2).await;
     assert!(events.iter().all(|event| event.event == "reset" && event.data.contains("bad_id")), "{events:?}");
     Ok(())
 }
@@ -180,12 +180,12 @@ async fn topics_far_behind_with_large_events_share_the_queue_of_the_stream() {
         }
     }
     let client = stage.resume(&names, &id);
-    let events = client.events(24).await;
+    let events = client.wait_for_events(24).await;
     for name in names {
         let heads: Vec<&str> = of(&events, name).iter().map(|payload| &payload[..3]).collect();
         assert_eq!(heads, (10..16).map(|n| format!("{name}{n}")).collect::<Vec<_>>());
     }
-    client.connections(1).await;
+    client.wait_for_connections(1).await;
 }
 
 /// The events fit into half of the queue; with the ids of thirty-two topics in front of them they are many times that.
@@ -199,10 +199,10 @@ async fn recent_events_of_many_topics_are_given_as_fast_as_the_client_reads() {
     for number in 0..200 {
         stage.commit("t00", number).await;
     }
-    first.events(200).await;
+    first.wait_for_events(200).await;
     let reads = metric_of(&stage.sse, "aftercommit_sse_history_reads_total").await;
     let client = stage.resume(&names, &begun);
-    let events = client.events(200).await;
+    let events = client.wait_for_events(200).await;
     let expected: Vec<String> = (0..200).map(|number| format!("t00{number}")).collect();
     assert_eq!(of(&events, "t00"), expected);
     assert_eq!(client.counts(), (1, 0), "one stream that has not ended");
@@ -217,7 +217,7 @@ async fn an_id_that_is_none_resets_each_topic_also_if_the_client_was_cut_off_mea
     let key = crate::harness::keys::history(&stage.topic("b"));
     redis::cmd("SET").arg(&key).arg("of another type").exec_async(&mut redis).await?;
     let client = stage.resume(&["a", "b"], "nonsense");
-    assert_eq!(client.events(1).await[0].event, "reset");
+    assert_eq!(client.wait_for_events(1).await[0].event, "reset");
     let id = eventually("a place in each topic", async || {
         let id = client.last_event_id();
         (id.split(',').count() == 2).then_some(id)
@@ -248,14 +248,14 @@ async fn a_topic_that_cannot_be_joined_does_not_keep_the_events_of_another_one_f
     for (number, payload) in expected.iter().enumerate() {
         stage.commit_payload("a", payload).await;
         // One by one: many at once would be more than the client may leave unread, with good reason.
-        paced_by.events(number + 1).await;
+        paced_by.wait_for_events(number + 1).await;
     }
-    let events = client.events(16).await;
+    let events = client.wait_for_events(16).await;
     assert!(events.iter().any(|event| event.event == "refused"), "it is told that one topic cannot be read");
     assert_eq!(of(&events, "a"), expected);
     assert_eq!(metric_of(&stage.sse, "aftercommit_sse_slow_closes_total").await, 0, "it was never cut off");
     redis::cmd("DEL").arg(&key).exec_async(&mut redis).await?;
-    let events = client.events(17).await;
+    let events = client.wait_for_events(17).await;
     assert!(events[16].event == "reset" && events[16].data.contains("joined_late"), "{:?}", events[16]);
     Ok(())
 }
@@ -274,14 +274,14 @@ async fn an_event_as_large_as_the_queue_leaves_room_for_the_places_of_the_other_
     }
     stage.commit_payload("t15", &large).await;
     // The events are there to be had.
-    stage.resume(&["t15"], &begun).events(2).await;
+    stage.resume(&["t15"], &begun).wait_for_events(2).await;
     names.reverse();
     let client = stage.resume(&names, &begun);
-    let events = client.events(2).await;
+    let events = client.wait_for_events(2).await;
     assert_eq!(of(&events, "t15"), ["t151", large.as_str()]);
     let url = format!("{}&from=last", stage.sse.url(&stage.path(&names)));
     let newest = Client::begin(url, &stage.token, None);
-    assert_eq!(of(&newest.events(16).await, "t15"), [large.as_str()]);
+    assert_eq!(of(&newest.wait_for_events(16).await, "t15"), [large.as_str()]);
     for client in [client, newest] {
         assert_eq!(client.counts(), (1, 0), "one stream that has not ended");
     }

@@ -96,9 +96,9 @@ impl Outage {
     }
 
     /// Waits until the clients have everything, each on the one stream that it opened, and no client was told a reset.
-    async fn all_have(&self, clients: &[Client], count: u64) {
+    async fn wait_until_all_have(&self, clients: &[Client], count: u64) {
         for client in clients {
-            let events = client.events(usize::try_from(count).expect("a few")).await;
+            let events = client.wait_for_events(usize::try_from(count).expect("a few")).await;
             assert_eq!(numbers(&events), (0..count).collect::<Vec<_>>());
             assert_eq!(client.counts(), (1, 0), "one stream that has not ended");
         }
@@ -106,7 +106,7 @@ impl Outage {
 }
 
 /// Redis is killed for some seconds; afterwards everything arrives. Prints how long that took from its return on.
-async fn an_outage_is_survived(keeps_data: bool) -> TestResult {
+async fn assert_outage_survived(keeps_data: bool) -> TestResult {
     let outage = Outage::new(keeps_data, &[]).await?;
     let clients = outage.clients().await;
     // One whose topic has no event in all that time.
@@ -114,7 +114,7 @@ async fn an_outage_is_survived(keeps_data: bool) -> TestResult {
     let idle = Client::open(&outage.sse.url(NOTIFICATIONS), &idle).await;
     let stop = CancellationToken::new();
     let committing = outage.feed.keep_committing(stop.clone());
-    clients[0].events(50).await;
+    clients[0].wait_for_events(50).await;
     outage.kill_redis().await?;
     // How long Redis is away.
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -122,7 +122,7 @@ async fn an_outage_is_survived(keeps_data: bool) -> TestResult {
     let count = committing.await?;
     let outage = outage.start_redis_again().await?;
     let back = Instant::now();
-    outage.all_have(&clients, count).await;
+    outage.wait_until_all_have(&clients, count).await;
     let took = back.elapsed();
     println!("Redis back (data kept: {keeps_data}): {count} events at all clients after {took:.2?}");
     // Two seconds are the aim, met on an idle machine. The rest is for a machine that runs other tests too.
@@ -133,13 +133,13 @@ async fn an_outage_is_survived(keeps_data: bool) -> TestResult {
 
 #[tokio::test]
 async fn streams_stay_open_while_redis_is_killed_and_are_whole_when_it_is_back() -> TestResult {
-    an_outage_is_survived(true).await
+    assert_outage_survived(true).await
 }
 
 /// The relay gives Redis again what the log has; the streams neither repeat it nor are they reset.
 #[tokio::test]
 async fn streams_stay_open_and_whole_when_redis_comes_back_without_its_data() -> TestResult {
-    an_outage_is_survived(false).await
+    assert_outage_survived(false).await
 }
 
 /// Whoever connects while Redis is away is connected, but cannot know its place: it is told to fetch its state, whether it
@@ -161,7 +161,7 @@ async fn a_stream_opened_while_redis_is_away_is_reset_also_if_it_was_cut_off_mea
     // Each of them an id of its own kind.
     let mut ids = Vec::new();
     for client in [&stays, &leaves, &of_several] {
-        client.has_its_place().await;
+        client.wait_until_placed().await;
         ids.push(client.last_event_id());
     }
     assert_eq!((ids[0].as_str(), ids[1].as_str()), ("0-0", "0-0"));
@@ -192,7 +192,7 @@ async fn a_subscriber_that_redis_drops_again_and_again_loses_nothing() -> TestRe
     let mut redis = outage.redis().await?;
     for round in 1..=5 {
         let before = clients[0].so_far().len();
-        clients[0].events(before + 20).await;
+        clients[0].wait_for_events(before + 20).await;
         let kill = redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").to_owned();
         let killed: usize = kill.query_async(&mut redis).await?;
         assert_eq!(killed, 1, "the subscriber");
@@ -200,7 +200,7 @@ async fn a_subscriber_that_redis_drops_again_and_again_loses_nothing() -> TestRe
     }
     stop.cancel();
     let count = committing.await?;
-    outage.all_have(&clients, count).await;
+    outage.wait_until_all_have(&clients, count).await;
     Ok(())
 }
 
@@ -221,10 +221,10 @@ async fn a_subscriber_that_redis_drops_for_a_full_output_buffer_loses_nothing() 
         let topic = outage.feed.topic();
         let append = sqlx::query(sql).bind(topic.as_str()).bind(payload).execute(&mut connection);
         append.await?;
-        clients[0].events(usize::try_from(n + 1)?).await;
+        clients[0].wait_for_events(usize::try_from(n + 1)?).await;
     }
     for client in &clients {
-        let events = client.events(20).await;
+        let events = client.wait_for_events(20).await;
         let seen: Vec<u64> =
             events.iter().map(|event| event.data.trim().parse().expect("a number")).collect();
         assert_eq!(seen, (0..20).collect::<Vec<_>>());
@@ -239,7 +239,7 @@ async fn a_subscription_that_fell_silent_is_noticed_by_ping() -> TestResult {
     let outage = Outage::new(false, &[]).await?;
     let clients = outage.clients().await;
     outage.feed.commit(0..5).await;
-    outage.all_have(&clients, 5).await;
+    outage.wait_until_all_have(&clients, 5).await;
     // Nothing is closed; nothing comes through any more.
     outage.proxy.flow(Flow::Stall);
     outage.feed.commit(5..10).await;
@@ -249,7 +249,7 @@ async fn a_subscription_that_fell_silent_is_noticed_by_ping() -> TestResult {
     .await;
     assert_eq!(clients[0].so_far().len(), 5);
     outage.proxy.flow(Flow::Pass);
-    outage.all_have(&clients, 10).await;
+    outage.wait_until_all_have(&clients, 10).await;
     Ok(())
 }
 
@@ -269,9 +269,9 @@ async fn an_event_that_was_lost_without_a_trace_on_a_quiet_topic_is_found() -> T
     let outage = Outage::new(false, &[("AFTERCOMMIT_SSE_VERIFY_SECONDS", "1")]).await?;
     let clients = outage.clients().await;
     outage.feed.commit(0..2).await;
-    outage.all_have(&clients, 2).await;
+    outage.wait_until_all_have(&clients, 2).await;
     add_silently(&outage, 2).await?;
-    outage.all_have(&clients, 3).await;
+    outage.wait_until_all_have(&clients, 3).await;
     assert!(metric_of(&outage.sse, "aftercommit_sse_joins_total").await >= 2, "the first one and this");
     Ok(())
 }
@@ -281,7 +281,7 @@ async fn an_event_that_was_lost_is_found_also_while_others_publish_on_the_topic(
     let outage = Outage::new(false, &[("AFTERCOMMIT_SSE_VERIFY_SECONDS", "1")]).await?;
     let client = outage.feed.client(&outage.sse).await;
     outage.feed.commit(0..2).await;
-    client.events(2).await;
+    client.wait_for_events(2).await;
     add_silently(&outage, 2).await?;
     // Their messages say nothing of what the relay has published.
     let mut redis = outage.redis().await?;

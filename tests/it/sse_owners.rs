@@ -74,11 +74,11 @@ async fn a_known_session_opens_while_postgres_is_stopped_and_an_unknown_one_is_t
     assert_eq!(refused.status(), StatusCode::OK, "EventSource gives up on any other");
     assert_eq!(refusal_of(refused).await.ok_or("no refusal")?["reason"], "unavailable");
     let client = Client::begin(own.url(unknown), &own.system.token(user), None);
-    client.ends(1).await;
-    assert!(client.retry().await >= 600, "three times the usual wait");
+    client.wait_for_ends(1).await;
+    assert!(client.wait_for_retry().await >= 600, "three times the usual wait");
 
     own.postgres.start_again().await;
-    client.has_its_place().await;
+    client.wait_until_placed().await;
     let mut connection = own.system.database.connect().await;
     let another = session_of(&mut connection, user).await?;
     assert_eq!(own.open(Uuid::new_v4(), another).await.status(), StatusCode::FORBIDDEN);

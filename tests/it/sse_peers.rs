@@ -127,7 +127,7 @@ async fn one_in_a_hundred_that_never_reads_costs_the_others_nothing() -> TestRes
         clients.push(Client::begin(sse.url(NOTIFICATIONS), &feed.token(), None));
     }
     for client in &clients {
-        client.has_its_place().await;
+        client.wait_until_placed().await;
     }
     let _stuck = [stuck(&sse, &feed.token()).await?, stuck(&sse, &feed.token()).await?];
     eventually("200 streams", async || (streams(&sse).await == 200).then_some(())).await;
@@ -141,10 +141,10 @@ async fn one_in_a_hundred_that_never_reads_costs_the_others_nothing() -> TestRes
         let append = sqlx::query(sql).bind(topic.as_str()).bind(json!([n, filler]).to_string());
         append.execute(&mut connection).await?;
         // At the pace of one who reads.
-        clients[0].events(usize::try_from(n + 1)?).await;
+        clients[0].wait_for_events(usize::try_from(n + 1)?).await;
     }
     for client in &clients {
-        let events = client.events(EVENTS as usize).await;
+        let events = client.wait_for_events(EVENTS as usize).await;
         let number = |data: &str| serde_json::from_str::<(u64, String)>(data).expect("JSON").0;
         let seen: Vec<u64> = events.iter().map(|event| number(&event.data)).collect();
         assert_eq!(seen, (0..EVENTS).collect::<Vec<_>>());

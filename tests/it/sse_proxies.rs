@@ -33,7 +33,7 @@ impl Edge {
     async fn client(&self) -> Client {
         let url = self.front.url(NOTIFICATIONS);
         let client = Client::through(trusting(), url, &self.feed.token(), None);
-        client.has_its_place().await;
+        client.wait_until_placed().await;
         client
     }
 
@@ -91,13 +91,13 @@ async fn servers_that_are_killed_cost_nothing(kind: FrontKind) -> TestResult {
     let mut clients = Vec::new();
     for _ in 0..4 {
         let client = Client::through(trusting(), front.url(NOTIFICATIONS), &feed.token(), None);
-        client.has_its_place().await;
+        client.wait_until_placed().await;
         clients.push(client);
     }
     let stop = CancellationToken::new();
     let committing = feed.keep_committing(stop.clone());
     for client in &clients {
-        client.events(20).await;
+        client.wait_for_events(20).await;
     }
     // The streams of the one go to the other, while it is away.
     let address = first.address.clone();
@@ -110,14 +110,14 @@ async fn servers_that_are_killed_cost_nothing(kind: FrontKind) -> TestResult {
     // And the other way round, to a server that has seen none of them.
     let second = feed.replaced(second).await;
     for client in &clients {
-        client.ends(1).await;
+        client.wait_for_ends(1).await;
         let before = client.so_far().len();
-        client.events(before + 20).await;
+        client.wait_for_events(before + 20).await;
     }
     stop.cancel();
     let count = committing.await?;
     for client in &clients {
-        let events = client.events(usize::try_from(count)?).await;
+        let events = client.wait_for_events(usize::try_from(count)?).await;
         assert_eq!(numbers(&events), (0..count).collect::<Vec<_>>(), "{:?}", client.counts());
     }
     drop((first, second));
@@ -138,15 +138,15 @@ async fn without_any_server_clients_are_told_to_come_back_and_lose_nothing(kind:
     let edge = Edge::new(kind).await;
     let client = edge.client().await;
     edge.feed.commit(0..5).await;
-    client.events(5).await;
+    client.wait_for_events(5).await;
     let Edge { feed, servers: [first, second], front } = edge;
     let address = first.address.clone();
     first.kill().await;
     second.kill().await;
     // The end of its stream, and then the ends of streams that only say when to come back. (On any status but 200 this
     // client would give up, as EventSource does.)
-    client.ends(3).await;
-    assert!((3000..=9000).contains(&client.retry().await));
+    client.wait_for_ends(3).await;
+    assert!((3000..=9000).contains(&client.wait_for_retry().await));
     let request = trusting().get(front.url(NOTIFICATIONS)).header("origin", "https://app.example");
     let answer = request.send().await?;
     assert_eq!(answer.status(), StatusCode::OK);
@@ -154,7 +154,7 @@ async fn without_any_server_clients_are_told_to_come_back_and_lose_nothing(kind:
     assert_eq!(answer.headers()["access-control-allow-origin"], "https://app.example");
     feed.commit(5..9).await;
     let _first = feed.sse_at(&address).await;
-    assert_eq!(numbers(&client.events(9).await), (0..9).collect::<Vec<_>>());
+    assert_eq!(numbers(&client.wait_for_events(9).await), (0..9).collect::<Vec<_>>());
     Ok(())
 }
 
@@ -197,13 +197,13 @@ async fn heartbeats_keep_a_quiet_stream_open_past_the_read_timeout_of_nginx() {
     let system = System::new().await.set("AFTERCOMMIT_SSE_HEARTBEAT_SECONDS", "1");
     let edge = Edge::with(system, FrontKind::Nginx, &short).await;
     let client = edge.client().await;
-    client.comments(8).await;
+    client.wait_for_comments(8).await;
     assert_eq!(client.counts(), (1, 0), "one stream that has not ended");
 
     // Without them nginx does end it: the timeout is in force.
     let edge = Edge::with(System::new().await, FrontKind::Nginx, &short).await;
     let client = edge.client().await;
-    client.ends(1).await;
+    client.wait_for_ends(1).await;
 }
 
 /// A ticket passes the proxy, also where the server behind it is killed, and is in none of its logs.

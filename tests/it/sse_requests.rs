@@ -81,7 +81,7 @@ async fn the_largest_request_that_the_limits_allow_is_taken_and_a_larger_one_is_
     let problem: Value = serde_json::from_str(body)?;
     assert_eq!(problem["status"], 431);
     assert!(problem["detail"].as_str().ok_or("no text")?.contains("fewer cookies"), "{problem}");
-    sse.says("the head of a request cannot be read, or is too large").await;
+    sse.wait_for_log("the head of a request cannot be read, or is too large").await;
     let counted = crate::harness::metric_of(&sse, "aftercommit_http_closed_total{reason=\"bad_head\"}").await;
     assert_eq!(counted, 1);
     Ok(())
@@ -103,7 +103,7 @@ async fn a_stream_of_as_many_topics_as_there_may_be_comes_back_with_its_id() -> 
         topics.iter().map(|topic| format!("topic={}", topic.replace(':', "%3A"))).collect();
     let url = sse.url(&format!("/streams?ticket={ticket}&{}", query.join("&")));
     let client = Client::begin(url, "", None);
-    client.has_its_place().await;
+    client.wait_until_placed().await;
     let commit = async |n: u64| {
         let mut connection = feed.system.database.connect().await;
         for topic in &topics {
@@ -114,11 +114,11 @@ async fn a_stream_of_as_many_topics_as_there_may_be_comes_back_with_its_id() -> 
         }
     };
     commit(1).await;
-    client.events(TOPICS_MAX).await;
+    client.wait_for_events(TOPICS_MAX).await;
     let sse = feed.replaced(sse).await;
-    client.connections(2).await;
+    client.wait_for_connections(2).await;
     commit(2).await;
-    let events = client.events(2 * TOPICS_MAX).await;
+    let events = client.wait_for_events(2 * TOPICS_MAX).await;
     assert!(events.iter().all(|event| event.event == "N"), "nothing is lost, and nobody is reset");
     assert_eq!(client.last_event_id().split(',').count(), TOPICS_MAX);
     drop(sse);
@@ -162,10 +162,10 @@ async fn of_a_parameter_that_stands_there_twice_the_last_counts() -> TestResult 
     feed.commit(1..=3).await;
     let first = Client::begin(sse.url(&format!("{NOTIFICATIONS}?from=earliest")), &feed.token(), None);
     let ids: Vec<String> =
-        first.events(3).await.iter().map(|event| event.id.clone().expect("an id")).collect();
+        first.wait_for_events(3).await.iter().map(|event| event.id.clone().expect("an id")).collect();
     let numbers = async |query: &str, count: usize| {
         let client = Client::begin(sse.url(&format!("{NOTIFICATIONS}?{query}")), &feed.token(), None);
-        crate::harness::numbers(&client.events(count).await)
+        crate::harness::numbers(&client.wait_for_events(count).await)
     };
     let twice = format!("lastEventId={}&_=17&lastEventId={}", ids[0], ids[1]);
     assert_eq!(numbers(&twice, 1).await, [3]);
@@ -184,6 +184,6 @@ async fn of_a_parameter_that_stands_there_twice_the_last_counts() -> TestResult 
     assert_eq!(status(format!("{streams}&name=nonsense&name=topic")).await, StatusCode::OK);
     assert_eq!(status(format!("{streams}&name=topic&name=nonsense")).await, StatusCode::BAD_REQUEST);
     let named = Client::begin(sse.url(&format!("{streams}&name=type&name=topic&from=last")), "", None);
-    assert_eq!(named.events(1).await[0].event, topic);
+    assert_eq!(named.wait_for_events(1).await[0].event, topic);
     Ok(())
 }

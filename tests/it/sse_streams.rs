@@ -64,7 +64,7 @@ impl Stage {
     }
 
     /// Waits until the relay has published so many events of the topic.
-    async fn published(&self, count: usize) {
+    async fn wait_until_published(&self, count: usize) {
         let mut redis = self.system.redis.connect().await;
         let key = self.system.redis.keys().history(&self.topic());
         let mut redis = async || redis.xlen::<_, usize>(&key).await.expect("a length");
@@ -101,7 +101,7 @@ async fn five_clients_on_two_servers_each_get_every_event_once_and_in_order() {
     }
     let expected: Vec<u64> = (0..200).collect();
     for client in &clients {
-        let events = client.events(200).await;
+        let events = client.wait_for_events(200).await;
         assert_eq!(numbers(&events), expected);
         assert!(events.iter().all(|event| event.event == "notification"));
         let ids: Vec<String> = events.iter().filter_map(|event| event.id.clone()).collect();
@@ -114,27 +114,27 @@ async fn a_client_that_comes_back_continues_right_after_its_last_event() {
     let stage = Stage::new().await;
     let client = stage.client().await;
     stage.commit(0..5).await;
-    client.events(5).await;
+    client.wait_for_events(5).await;
     let id = client.last_event_id();
     drop(client);
     stage.commit(5..9).await;
-    stage.published(9).await;
+    stage.wait_until_published(9).await;
     let client = stage.resume(&id);
-    assert_eq!(numbers(&client.events(4).await), [5, 6, 7, 8]);
+    assert_eq!(numbers(&client.wait_for_events(4).await), [5, 6, 7, 8]);
     stage.commit([9]).await;
-    assert_eq!(numbers(&client.events(5).await), [5, 6, 7, 8, 9]);
+    assert_eq!(numbers(&client.wait_for_events(5).await), [5, 6, 7, 8, 9]);
 }
 
 #[tokio::test]
 async fn a_first_connection_may_name_its_place_in_the_url_and_the_header_wins() {
     let stage = Stage::new().await;
     stage.commit(0..6).await;
-    stage.published(6).await;
+    stage.wait_until_published(6).await;
     let url = stage.sse.url(&format!("{PATH}?lastEventId=1-2"));
     let client = Client::begin(url.clone(), &stage.token(), None);
-    assert_eq!(numbers(&client.events(4).await), [2, 3, 4, 5]);
+    assert_eq!(numbers(&client.wait_for_events(4).await), [2, 3, 4, 5]);
     let client = Client::begin(url, &stage.token(), Some("1-5".to_owned()));
-    assert_eq!(numbers(&client.events(1).await), [5]);
+    assert_eq!(numbers(&client.wait_for_events(1).await), [5]);
 }
 
 #[tokio::test]
@@ -142,13 +142,13 @@ async fn a_client_far_behind_is_fed_from_the_history_without_a_hole() {
     let system = System::new().await.set("AFTERCOMMIT_SSE_RECENT_EVENTS", "4");
     let stage = Stage::with(system).await;
     stage.commit(0..3000).await;
-    stage.published(3000).await;
+    stage.wait_until_published(3000).await;
     let client = stage.resume("1-7");
     stage.commit(3000..3010).await;
-    let events = client.events(3003).await;
+    let events = client.wait_for_events(3003).await;
     assert_eq!(numbers(&events), (7..3010).collect::<Vec<u64>>());
     let earliest = stage.from("earliest");
-    assert_eq!(numbers(&earliest.events(3010).await), (0..3010).collect::<Vec<u64>>());
+    assert_eq!(numbers(&earliest.wait_for_events(3010).await), (0..3010).collect::<Vec<u64>>());
 }
 
 #[tokio::test]
@@ -156,15 +156,15 @@ async fn clients_that_come_back_together_share_the_reads_of_the_history() {
     let system = System::new().await.set("AFTERCOMMIT_SSE_RECENT_EVENTS", "4");
     let stage = Stage::with(system).await;
     stage.commit(0..600).await;
-    stage.published(600).await;
+    stage.wait_until_published(600).await;
     let reads = async || crate::harness::metric_of(&stage.sse, "aftercommit_sse_history_reads_total").await;
     // The first one makes the topic join.
-    stage.resume("1-100").events(500).await;
+    stage.resume("1-100").wait_for_events(500).await;
     let before = reads().await;
     assert!(before >= 3, "the newest events, and two pages of older ones: {before}");
     let clients: Vec<Client> = (0..50).map(|_| stage.resume("1-100")).collect();
     for client in &clients {
-        assert_eq!(numbers(&client.events(500).await), (100..600).collect::<Vec<u64>>());
+        assert_eq!(numbers(&client.wait_for_events(500).await), (100..600).collect::<Vec<u64>>());
     }
     let together = reads().await - before;
     // On a busy machine they do not all come within the moment for which a page is kept. Each on its own would read twice.
@@ -182,10 +182,10 @@ async fn a_client_far_behind_with_large_events_is_fed_as_fast_as_it_reads() -> T
         let event = NewEvent::new(stage.topic(), kind.clone(), &payload)?;
         outbox::append(&mut connection, &event).await?;
     }
-    stage.published(24).await;
+    stage.wait_until_published(24).await;
     // Twelve megabytes through a queue of one: nothing is lost and the client is never cut off.
     let client = stage.resume("1-1");
-    let events = client.events(23).await;
+    let events = client.wait_for_events(23).await;
     let seen: Vec<String> = events.iter().map(|event| event.data[1..4].to_owned()).collect();
     assert_eq!(seen, (1..24).map(|n| format!("{n:03}")).collect::<Vec<_>>());
     Ok(())
@@ -195,16 +195,16 @@ async fn a_client_far_behind_with_large_events_is_fed_as_fast_as_it_reads() -> T
 async fn the_newest_event_comes_at_once_for_a_client_that_asks_for_it() {
     let stage = Stage::new().await;
     stage.commit(0..3).await;
-    stage.published(3).await;
+    stage.wait_until_published(3).await;
     let client = stage.from("last");
-    assert_eq!(numbers(&client.events(1).await), [2]);
+    assert_eq!(numbers(&client.wait_for_events(1).await), [2]);
     stage.commit([3]).await;
-    assert_eq!(numbers(&client.events(2).await), [2, 3]);
+    assert_eq!(numbers(&client.wait_for_events(2).await), [2, 3]);
     let latest = stage.from("latest");
-    latest.connections(1).await;
+    latest.wait_for_connections(1).await;
     eventually("its place", async || (latest.last_event_id() == "1-4").then_some(())).await;
     stage.commit([4]).await;
-    assert_eq!(numbers(&latest.events(1).await), [4]);
+    assert_eq!(numbers(&latest.wait_for_events(1).await), [4]);
 }
 
 #[tokio::test]
@@ -215,12 +215,12 @@ async fn a_client_of_a_topic_that_had_no_event_yet_misses_none_while_it_is_away(
     assert!(id.starts_with("0-"), "{id}");
     drop(client);
     stage.commit(0..3).await;
-    stage.published(3).await;
-    assert_eq!(numbers(&stage.resume(&id).events(3).await), [0, 1, 2]);
+    stage.wait_until_published(3).await;
+    assert_eq!(numbers(&stage.resume(&id).wait_for_events(3).await), [0, 1, 2]);
     // Also by a server that has never seen the topic.
     let second = stage.system.start("sse").await;
     let client = Client::resume(&second.url(PATH), &stage.token(), &id);
-    assert_eq!(numbers(&client.events(3).await), [0, 1, 2]);
+    assert_eq!(numbers(&client.wait_for_events(3).await), [0, 1, 2]);
 }
 
 #[tokio::test]
@@ -229,7 +229,7 @@ async fn where_history_no_longer_reaches_back_the_first_event_is_a_reset() -> Te
     let stage = Stage::with(system).await;
     let mut redis = stage.system.redis.connect().await;
     stage.commit(0..10).await;
-    stage.published(10).await;
+    stage.wait_until_published(10).await;
     let _: usize = redis::cmd("XTRIM")
         .arg(stage.system.redis.keys().history(&stage.topic()))
         .arg("MAXLEN")
@@ -237,16 +237,16 @@ async fn where_history_no_longer_reaches_back_the_first_event_is_a_reset() -> Te
         .query_async(&mut redis)
         .await?;
     let client = stage.resume("1-3");
-    let events = client.events(1).await;
+    let events = client.wait_for_events(1).await;
     assert_eq!(reason(&events[0])?, "history_gone");
     assert_eq!(events[0].id.as_deref(), Some("1-10"));
     stage.commit([10]).await;
-    assert_eq!(numbers(&client.events(2).await[1..]), [10]);
+    assert_eq!(numbers(&client.wait_for_events(2).await[1..]), [10]);
     // The oldest event that is still there can be continued from; one before the first event no longer.
-    assert_eq!(numbers(&stage.resume("1-6").events(5).await), [6, 7, 8, 9, 10]);
-    assert_eq!(reason(&stage.resume("0-1").events(1).await[0])?, "history_gone");
+    assert_eq!(numbers(&stage.resume("1-6").wait_for_events(5).await), [6, 7, 8, 9, 10]);
+    assert_eq!(reason(&stage.resume("0-1").wait_for_events(1).await[0])?, "history_gone");
     let now = chrono::Utc::now().timestamp_millis();
-    assert_eq!(reason(&stage.resume(&format!("0-{now}")).events(1).await[0])?, "history_gone");
+    assert_eq!(reason(&stage.resume(&format!("0-{now}")).wait_for_events(1).await[0])?, "history_gone");
     Ok(())
 }
 
@@ -257,23 +257,23 @@ async fn where_a_history_vanished_under_the_relay_the_first_event_is_a_reset() -
     let before_the_first = stage.client().await.last_event_id();
     assert!(before_the_first.starts_with("0-"), "{before_the_first}");
     stage.commit(0..3).await;
-    stage.published(3).await;
+    stage.wait_until_published(3).await;
     let mut redis = stage.system.redis.connect().await;
     let key = stage.system.redis.keys().history(&stage.topic());
     let _: usize = redis.del(&key).await?;
     stage.commit([3]).await;
-    stage.published(1).await;
+    stage.wait_until_published(1).await;
     // Another server, which has not heard what came before.
     let sse = stage.system.start("sse").await;
     let resume = |id: &str| Client::resume(&sse.url(PATH), &stage.token(), id);
     let client = resume(&before_the_first);
-    assert_eq!(reason(&client.events(1).await[0])?, "history_gone");
+    assert_eq!(reason(&client.wait_for_events(1).await[0])?, "history_gone");
     assert_eq!(client.last_event_id(), "1-4");
-    assert_eq!(reason(&resume("1-2").events(1).await[0])?, "history_gone");
+    assert_eq!(reason(&resume("1-2").wait_for_events(1).await[0])?, "history_gone");
     // It expires as others do.
     assert!(redis.ttl::<_, i64>(&key).await? > 0);
     stage.commit([4]).await;
-    assert_eq!(numbers(&client.events(2).await[1..]), [4]);
+    assert_eq!(numbers(&client.wait_for_events(2).await[1..]), [4]);
     Ok(())
 }
 
@@ -281,10 +281,10 @@ async fn where_a_history_vanished_under_the_relay_the_first_event_is_a_reset() -
 async fn an_id_that_is_none_of_the_topics_is_a_reset_that_says_so() -> TestResult {
     let stage = Stage::new().await;
     stage.commit(0..2).await;
-    stage.published(2).await;
+    stage.wait_until_published(2).await;
     for (id, expected) in [("nonsense", "bad_id"), ("1-900", "unknown_id"), ("9-1", "unknown_id")] {
         let client = stage.resume(id);
-        let events = client.events(1).await;
+        let events = client.wait_for_events(1).await;
         assert_eq!(reason(&events[0])?, expected, "{id}");
         assert_eq!(client.last_event_id(), "1-2");
     }
@@ -298,7 +298,7 @@ async fn what_somebody_else_publishes_arrives_once_without_an_id() -> TestResult
     let mut redis = stage.system.redis.connect().await;
     let channel = stage.system.redis.keys().public(&stage.topic());
     stage.commit([1]).await;
-    client.events(1).await;
+    client.wait_for_events(1).await;
     for message in ["{\"type\":\"PING\",\"n\":1}", "plain\ntext", "{\"type\":\"not a type\"}"] {
         let receivers: usize = redis.publish(&channel, message).await?;
         assert_eq!(receivers, 1);
@@ -306,7 +306,7 @@ async fn what_somebody_else_publishes_arrives_once_without_an_id() -> TestResult
     // A twin that comes alone is somebody else's message too.
     let _: usize = redis.publish(&channel, "1").await?;
     stage.commit([2]).await;
-    let events = client.events(6).await;
+    let events = client.wait_for_events(6).await;
     let seen: Vec<(Option<&str>, &str, &str)> =
         events.iter().map(|e| (e.id.as_deref(), e.event.as_str(), e.data.as_str())).collect();
     assert_eq!(
@@ -335,7 +335,7 @@ async fn a_message_of_somebody_elses_that_is_larger_than_any_event_is_dropped_al
         assert_eq!(receivers, 1);
     }
     stage.commit([1]).await;
-    let events = client.events(3).await;
+    let events = client.wait_for_events(3).await;
     let seen: Vec<&str> = events.iter().map(|event| &event.data[..event.data.len().min(10)]).collect();
     assert_eq!(seen, ["before", "after", "1"]);
     let interruptions = metric_of(&stage.sse, "aftercommit_sse_interruptions_total").await;
@@ -351,9 +351,9 @@ async fn a_quiet_stream_gets_heartbeats_and_every_client_its_own_retry_time() {
     for nth in 0..5 {
         let client = stage.client().await;
         if nth == 0 {
-            client.comments(2).await;
+            client.wait_for_comments(2).await;
         }
-        times.insert(client.retry().await);
+        times.insert(client.wait_for_retry().await);
     }
     assert!(times.iter().all(|time| (2000..=4000).contains(time)), "{times:?}");
     // Two may draw the same; five do not.
@@ -393,7 +393,7 @@ async fn a_client_that_never_reads_is_cut_off_and_costs_the_others_nothing() -> 
         let event = NewEvent::new(stage.topic(), kind.clone(), &payload)?;
         outbox::append(&mut connection, &event).await?;
     }
-    assert_eq!(reader.events(100).await.len(), 100);
+    assert_eq!(reader.wait_for_events(100).await.len(), 100);
     eventually("the slow client is cut off", async || {
         let text = stage.system.http().get(stage.sse.url("/metrics")).send().await.expect("an answer");
         text.text().await.expect("text").contains("aftercommit_sse_slow_closes_total 1").then_some(())
@@ -410,9 +410,9 @@ async fn a_stream_ends_when_its_token_does_and_says_so() {
     let stage = Stage::new().await;
     let token = stage.system.token_for(stage.user, Duration::from_secs(2));
     let client = Client::open(&stage.sse.url(PATH), &token).await;
-    let events = client.events(1).await;
+    let events = client.wait_for_events(1).await;
     assert_eq!((events[0].event.as_str(), events[0].id.as_deref()), ("token_expired", None));
-    client.ends(1).await;
+    client.wait_for_ends(1).await;
 }
 
 #[tokio::test]
@@ -420,14 +420,14 @@ async fn open_streams_end_in_order_when_the_server_is_told_to_stop() {
     let stage = Stage::new().await;
     let (first, second) = (stage.client().await, stage.client().await);
     stage.commit([1]).await;
-    first.events(1).await;
-    second.events(1).await;
+    first.wait_for_events(1).await;
+    second.wait_for_events(1).await;
     let begun = Instant::now();
     let Stage { sse, system, user, .. } = stage;
     assert_eq!(sse.terminate().await, 0);
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    first.ends(1).await;
-    second.ends(1).await;
+    first.wait_for_ends(1).await;
+    second.wait_for_ends(1).await;
     // The next server, at another address, continues where they were.
     let next = system.start("sse").await;
     let client = Client::resume(&next.url(PATH), &system.token(user), &first.last_event_id());
@@ -463,8 +463,8 @@ async fn any_payload_arrives_as_it_was_sent_or_is_refused_at_append() {
     for refused in ["\u{feff}{}", "", "{", "'x'", "\"\u{1}\"", &too_large] {
         assert!(!append(refused).await, "{refused:.40}");
     }
-    let events = client.events(odd.len()).await;
-    let again = stage.from("earliest").events(odd.len()).await;
+    let events = client.wait_for_events(odd.len()).await;
+    let again = stage.from("earliest").wait_for_events(odd.len()).await;
     assert!(again == events, "an event looks the same from the history");
     for (event, sent) in events.iter().zip(odd) {
         // Line breaks between tokens are told as spaces, as an event's data is one line; white space around it is left out.
@@ -480,7 +480,7 @@ async fn a_topic_that_was_let_go_of_is_heard_again_by_its_next_client() {
     for n in 0..4 {
         let client = stage.client().await;
         stage.commit([n]).await;
-        assert_eq!(numbers(&client.events(1).await), [n]);
+        assert_eq!(numbers(&client.wait_for_events(1).await), [n]);
         drop(client);
         eventually("the topic is let go of", async || (topics().await == 0).then_some(())).await;
     }

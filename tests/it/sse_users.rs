@@ -30,7 +30,7 @@ async fn any_text_is_a_user_of_streams_of_limits_and_of_the_operators_list() -> 
         let token = system.token_with(user(id)?, HOUR, &["orders:*"]);
         clients.push(Client::open(&sse.url("/streams/orders:7"), &token).await);
         let second = Client::begin(sse.url("/streams/orders:7"), &token, None);
-        second.ends(1).await;
+        second.wait_for_ends(1).await;
         let refused =
             second.so_far().into_iter().find(|event| event.event == "refused").ok_or("no refusal")?;
         assert!(refused.data.contains("user_limit"), "each user has a limit of their own: {}", refused.data);
@@ -39,7 +39,7 @@ async fn any_text_is_a_user_of_streams_of_limits_and_of_the_operators_list() -> 
     let event = NewEvent::new(topic, kind, &1)?;
     outbox::append(&mut system.database.connect().await, &event).await?;
     for client in &clients {
-        assert_eq!(client.events(1).await[0].data, "1");
+        assert_eq!(client.wait_for_events(1).await[0].data, "1");
     }
     let request = system.http().get(sse.url("/admin/connections")).bearer_auth(OPERATOR);
     let told: Value = request.send().await?.json().await?;
@@ -51,7 +51,7 @@ async fn any_text_is_a_user_of_streams_of_limits_and_of_the_operators_list() -> 
     assert_eq!(listed, expected);
     eventually("the log names who was refused", async || sse.log().contains("auth0|64b1f").then_some(()))
         .await;
-    sse.says("\\\\u{202e}").await;
+    sse.wait_for_log("\\\\u{202e}").await;
     assert!(!sse.log().contains('\u{202e}'), "what turns a terminal's text around is escaped");
     Ok(())
 }

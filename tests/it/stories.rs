@@ -44,9 +44,9 @@ async fn three_processes_and_a_second_sse_server_tell_the_story_to_every_client(
     let notifications = session.listen_to_notifications(&servers[1]).await;
     session.settle_all(Some(4)).await;
     for client in &clients {
-        assert_story(&session, &client.events(11).await, 4);
+        assert_story(&session, &client.wait_for_events(11).await, 4);
     }
-    let told = notifications.events(1).await;
+    let told = notifications.wait_for_events(1).await;
     assert_eq!(told.len(), 1);
     assert!(told[0].data.contains("Upload session completed: 9 uploaded, 1 failed"));
 }
@@ -64,7 +64,7 @@ async fn a_relay_that_starts_long_after_the_commits_delivers_them_all() -> TestR
         .execute(&mut connection)
         .await?;
     let _relay = system.start("relay").await;
-    assert_story(&session, &client.events(11).await, 0);
+    assert_story(&session, &client.wait_for_events(11).await, 0);
     Ok(())
 }
 
@@ -82,7 +82,7 @@ async fn a_relay_that_is_killed_and_started_again_repeats_nothing_and_loses_noth
             relay = system.start("relay").await;
         }
     }
-    let events = client.events(61).await;
+    let events = client.wait_for_events(61).await;
     let failing_none: Vec<&str> = events.iter().map(|event| event.event.as_str()).collect();
     assert_eq!(failing_none[..60], ["PHOTO_UPLOADED"; 60]);
     assert_eq!(failing_none[60], "SESSION_COMPLETED");
@@ -107,7 +107,7 @@ async fn redis_stopped_and_started_with_its_data_is_an_interruption_and_no_more(
         assert_eq!(session.complete(photo).await.as_u16(), 200);
     }
     for client in &clients {
-        client.events(4).await;
+        client.wait_for_events(4).await;
     }
     server.stop().await?;
     for photo in 4..8 {
@@ -115,21 +115,21 @@ async fn redis_stopped_and_started_with_its_data_is_an_interruption_and_no_more(
     }
     // A client that comes while Redis is away is connected all the same.
     let late = Client::resume(&servers[0].url(&session.stream_path()), &session.token, "1-2");
-    late.connections(1).await;
+    late.wait_for_connections(1).await;
     let server = RedisServer::start(&options(Some(port))).await?;
     assert_eq!(server.port(), port);
     for photo in 8..10 {
         assert_eq!(session.complete(photo).await.as_u16(), 200);
     }
     for client in &clients {
-        let events = client.events(11).await;
+        let events = client.wait_for_events(11).await;
         assert_eq!(events.len(), 11);
         assert!(
             events.iter().zip(&session.photos).all(|(event, photo)| event.data.contains(&photo.to_string()))
         );
         assert_eq!(events[10].event, "SESSION_COMPLETED");
     }
-    let events = late.events(9).await;
+    let events = late.wait_for_events(9).await;
     assert!(events.iter().zip(&session.photos[2..]).all(|(e, photo)| e.data.contains(&photo.to_string())));
     Ok(())
 }
@@ -144,14 +144,14 @@ async fn a_client_of_an_sse_server_that_is_killed_continues_on_another() {
     for photo in 0..3 {
         assert_eq!(session.complete(photo).await.as_u16(), 200);
     }
-    client.events(3).await;
+    client.wait_for_events(3).await;
     first.kill().await;
     for photo in 3..6 {
         assert_eq!(session.complete(photo).await.as_u16(), 200);
     }
     let second = system.start("sse").await;
     let rest = Client::resume(&second.url(&session.stream_path()), &session.token, &client.last_event_id());
-    let events = rest.events(4).await;
+    let events = rest.wait_for_events(4).await;
     assert_eq!(events.len(), 4);
     assert!(events.iter().zip(&session.photos[3..]).all(|(e, photo)| e.data.contains(&photo.to_string())));
 }
@@ -164,12 +164,12 @@ async fn a_standby_relay_takes_over_when_the_leader_is_killed() {
     let client = session.listen(&sse).await;
     let leader = system.start("relay").await;
     assert_eq!(session.complete(0).await.as_u16(), 200);
-    client.events(1).await;
+    client.wait_for_events(1).await;
     let _standby = system.start("relay").await;
     leader.kill().await;
     let begun = std::time::Instant::now();
     assert_eq!(session.complete(1).await.as_u16(), 200);
-    assert_eq!(client.events(3).await.len(), 3);
+    assert_eq!(client.wait_for_events(3).await.len(), 3);
     assert!(begun.elapsed() < Duration::from_secs(10), "took over after {:?}", begun.elapsed());
 }
 
@@ -181,7 +181,7 @@ async fn every_role_ends_with_0_on_sigterm_and_sigint_in_the_middle_of_its_work(
     let session = system.session(&api, Uuid::new_v4(), 2).await;
     let client = session.listen(&sse).await;
     assert_eq!(session.complete(0).await.as_u16(), 200);
-    client.events(1).await;
+    client.wait_for_events(1).await;
     for mut process in [relay, api, sse] {
         process.signal("INT").await;
         assert_eq!(process.exit_code().await, 0, "{}", process.log());
@@ -194,6 +194,6 @@ async fn every_role_ends_with_0_on_sigterm_and_sigint_in_the_middle_of_its_work(
     let complete = format!("/api/upload/sessions/{}/photos/{}/complete", session.id, session.photos[1]);
     let status = system.http().post(api.url(&complete)).bearer_auth(&session.token).send().await;
     assert_eq!(status?.status().as_u16(), 200);
-    assert_eq!(client.events(2).await.len(), 2);
+    assert_eq!(client.wait_for_events(2).await.len(), 2);
     Ok(())
 }

@@ -51,7 +51,7 @@ impl Systemd {
     }
 
     /// The next message, as its variables.
-    async fn hears(&self) -> HashMap<String, String> {
+    async fn next_message(&self) -> HashMap<String, String> {
         let mut buffer = [0; 4096];
         let heard = timeout(LIMIT, self.socket.recv(&mut buffer)).await.expect("a message in time");
         let text = std::str::from_utf8(&buffer[..heard.expect("a message")]).expect("a text");
@@ -60,30 +60,31 @@ impl Systemd {
     }
 
     /// Waits for a variable that fits.
-    async fn waits_for(&self, name: &str, fits: impl Fn(&str) -> bool) {
-        while !self.hears().await.get(name).is_some_and(|value| fits(value)) {}
+    async fn wait_for(&self, name: &str, fits: impl Fn(&str) -> bool) {
+        while !self.next_message().await.get(name).is_some_and(|value| fits(value)) {}
     }
 
-    pub(crate) async fn hears_signs_of_life(&self, count: usize) {
+    pub(crate) async fn wait_for_keepalives(&self, count: usize) {
         for _ in 0..count {
-            self.waits_for("WATCHDOG", |value| value == "1").await;
+            self.wait_for("WATCHDOG", |value| value == "1").await;
         }
     }
 
-    /// Takes what has been said so far.
-    pub(crate) fn forgets(&self) {
+    /// Drops the messages that have arrived so far.
+    pub(crate) fn drop_messages(&self) {
         let mut buffer = [0; 4096];
         while self.socket.try_recv(&mut buffer).is_ok() {}
     }
 
-    /// Hears no sign of life for ten times as long as one takes. Can only pass too easily on a busy machine, not fail.
-    async fn hears_no_sign_of_life(&self) {
-        let silent = timeout(std::time::Duration::from_secs(1), self.hears_signs_of_life(1)).await;
+    /// Asserts that no keepalive comes within ten of its intervals. On a busy machine it may pass too easily; it never
+    /// fails there.
+    async fn assert_no_keepalive(&self) {
+        let silent = timeout(std::time::Duration::from_secs(1), self.wait_for_keepalives(1)).await;
         assert!(silent.is_err(), "a sign of life of a process that is stuck");
     }
 }
 
-async fn answers(process: &Process) -> TestResult {
+async fn assert_answers(process: &Process) -> TestResult {
     let answer = reqwest::get(process.url("/healthz")).await?;
     assert_eq!(answer.status(), 200);
     Ok(())
@@ -97,11 +98,11 @@ async fn each_process_is_ready_when_it_serves_gives_signs_of_life_while_idle_and
         let systemd = Systemd::new()?;
         let system = systemd.watches(System::new().await);
         let process = system.start(role).await;
-        let first = systemd.hears().await;
+        let first = systemd.next_message().await;
         assert_eq!(first.get("READY").map(String::as_str), Some("1"), "{role}: {first:?}");
-        answers(&process).await?;
-        systemd.waits_for("STATUS", |said| said.starts_with(status)).await;
-        systemd.hears_signs_of_life(3).await;
+        assert_answers(&process).await?;
+        systemd.wait_for("STATUS", |said| said.starts_with(status)).await;
+        systemd.wait_for_keepalives(3).await;
 
         process.signal("STOP").await;
         eventually("it is stopped", async || {
@@ -109,13 +110,13 @@ async fn each_process_is_ready_when_it_serves_gives_signs_of_life_while_idle_and
             stat.contains(") T ").then_some(())
         })
         .await;
-        systemd.forgets();
-        systemd.hears_no_sign_of_life().await;
+        systemd.drop_messages();
+        systemd.assert_no_keepalive().await;
         process.signal("CONT").await;
-        systemd.hears_signs_of_life(2).await;
+        systemd.wait_for_keepalives(2).await;
 
         process.signal("TERM").await;
-        systemd.waits_for("STOPPING", |value| value == "1").await;
+        systemd.wait_for("STOPPING", |value| value == "1").await;
     }
     Ok(())
 }
@@ -130,21 +131,21 @@ async fn a_relay_that_cannot_reach_redis_or_postgres_lives_and_says_what_fails()
     let database = to_postgres.url(system.database.url());
     let system = systemd.watches(system.set("DATABASE_URL", &database));
     let _relay = system.start("relay").await;
-    systemd.waits_for("STATUS", |said| said == "delivering").await;
+    systemd.wait_for("STATUS", |said| said == "delivering").await;
 
     to_redis.flow(Flow::Refuse);
     to_redis.cut();
-    systemd.waits_for("STATUS", |said| said.starts_with("delivering; failing: ")).await;
-    systemd.hears_signs_of_life(3).await;
+    systemd.wait_for("STATUS", |said| said.starts_with("delivering; failing: ")).await;
+    systemd.wait_for_keepalives(3).await;
     to_redis.flow(Flow::Pass);
-    systemd.waits_for("STATUS", |said| said == "delivering").await;
+    systemd.wait_for("STATUS", |said| said == "delivering").await;
 
     to_postgres.flow(Flow::Refuse);
     to_postgres.cut();
-    systemd.waits_for("STATUS", |said| said.starts_with("no session with Postgres; failing: ")).await;
-    systemd.hears_signs_of_life(3).await;
+    systemd.wait_for("STATUS", |said| said.starts_with("no session with Postgres; failing: ")).await;
+    systemd.wait_for_keepalives(3).await;
     to_postgres.flow(Flow::Pass);
-    systemd.waits_for("STATUS", |said| said == "delivering").await;
+    systemd.wait_for("STATUS", |said| said == "delivering").await;
     Ok(())
 }
 
@@ -153,12 +154,12 @@ async fn a_relay_whose_loop_is_stuck_gives_no_sign_of_life_although_it_still_ans
     let systemd = Systemd::new()?;
     let system = systemd.watches(System::new().await).set("FAILPOINT", "batch_published");
     let relay = system.start("relay").await;
-    systemd.hears_signs_of_life(2).await;
+    systemd.wait_for_keepalives(2).await;
     commit(&system, &system.redis.topic("stuck"), "A", 1).await;
-    relay.says("stopped at a failpoint").await;
-    systemd.forgets();
-    systemd.hears_no_sign_of_life().await;
-    answers(&relay).await?;
+    relay.wait_for_log("stopped at a failpoint").await;
+    systemd.drop_messages();
+    systemd.assert_no_keepalive().await;
+    assert_answers(&relay).await?;
     Ok(())
 }
 
@@ -169,7 +170,7 @@ async fn an_sse_server_lives_while_redis_is_away_and_its_readiness_does_not() ->
     let to_redis = Proxy::to(redis.port()).await;
     let system = systemd.watches(System::with_redis(&to_redis.url(redis.url().expose_secret())).await);
     let sse = system.start("sse").await;
-    systemd.hears_signs_of_life(2).await;
+    systemd.wait_for_keepalives(2).await;
     to_redis.flow(Flow::Refuse);
     to_redis.cut();
     eventually("it is not ready", async || {
@@ -177,8 +178,8 @@ async fn an_sse_server_lives_while_redis_is_away_and_its_readiness_does_not() ->
         (answer.status() == 503).then_some(())
     })
     .await;
-    systemd.forgets();
-    systemd.hears_signs_of_life(3).await;
+    systemd.drop_messages();
+    systemd.wait_for_keepalives(3).await;
     Ok(())
 }
 
@@ -188,7 +189,7 @@ async fn a_socket_without_a_file_is_reached_as_well() -> TestResult {
     let systemd = Systemd::without_a_file()?;
     let system = systemd.watches(System::new().await);
     let _sse = system.start("sse").await;
-    systemd.waits_for("READY", |value| value == "1").await;
+    systemd.wait_for("READY", |value| value == "1").await;
     Ok(())
 }
 

@@ -114,7 +114,7 @@ async fn a_request_its_publishing_and_its_delivery_carry_one_trace_id() -> TestR
     let client = session.listen(&sse).await;
     complete(&system, &api, &session, 0, &format!("00-{TRACE}-{CALLER}-01")).await?;
     complete(&system, &api, &session, 1, &format!("00-{}-{CALLER}-00", "a".repeat(32))).await?;
-    let events = client.events(2).await;
+    let events = client.wait_for_events(2).await;
     drop(client);
     // What is left is sent when a process ends.
     for process in [api, relay, sse] {
@@ -193,7 +193,7 @@ async fn without_a_collector_rows_carry_nothing_and_a_collector_that_is_away_hol
         let session = system.session(&api, Uuid::new_v4(), 2).await;
         let client = session.listen(&sse).await;
         complete(&system, &api, &session, 0, &format!("00-{TRACE}-{CALLER}-01")).await?;
-        client.events(1).await;
+        client.wait_for_events(1).await;
         drop(client);
         for process in [api, relay, sse] {
             assert_eq!(process.terminate().await, 0);
@@ -239,16 +239,16 @@ async fn logs_name_events_and_never_what_is_in_them_nor_any_secret() -> TestResu
     for channel in [keys::public(&topic).to_owned(), keys::live(&topic)] {
         let _: u64 = redis.publish(channel, format!("\"{MARK}\"")).await?;
     }
-    client.events(1).await;
+    client.wait_for_events(1).await;
     let append = "select outbox.append($1, 'T', to_json($2::text))";
     let event: Uuid =
         sqlx::query_scalar(append).bind(topic.as_str()).bind(MARK).fetch_one(&mut connection).await?;
-    client.events(2).await;
+    client.wait_for_events(2).await;
     // And one that Redis refuses, so that it is parked.
     let _: () = redis.del(keys::history(&topic)).await?;
     let _: () = redis.set(keys::history(&topic), "in the way").await?;
     sqlx::query(append).bind(topic.as_str()).bind(MARK).execute(&mut connection).await?;
-    relay.says("\"parked\"").await;
+    relay.wait_for_log("\"parked\"").await;
 
     let secret = system.settings().get("AFTERCOMMIT_JWT_SECRET");
     for process in [&sse, &relay] {
@@ -260,7 +260,7 @@ async fn logs_name_events_and_never_what_is_in_them_nor_any_secret() -> TestResu
             assert_eq!(line, None, "{hidden}");
         }
     }
-    sse.says("not an envelope").await;
+    sse.wait_for_log("not an envelope").await;
     drop(client);
     assert_eq!((relay.terminate().await, sse.terminate().await), (0, 0));
     let dropped = format!("drop role {user}");

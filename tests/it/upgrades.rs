@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::commands::{assert_fails, commit, json, stderr};
 use crate::harness::{Database, System, TestResult, cli, eventually};
-use crate::operators::turns_green;
+use crate::operators::wait_until_green;
 
 /// What a later `aftercommit migrate` leaves behind, as far as this version can see it.
 async fn is_migrated_by_a_later_version(database: &Database, serves_from: &str) -> TestResult {
@@ -27,7 +27,7 @@ async fn a_later_schema_that_leaves_this_version_what_it_uses_serves_it_during_a
     let newest = "(select max(version) from outbox.migration where version < 1000)";
     is_migrated_by_a_later_version(&system.database, newest).await?;
     let relay = system.start("relay").await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     commit(&system, &topic, "A", 2).await;
     eventually("they are delivered", async || {
         let listed = json(&system, &["events", "list", "--state", "delivered"]).await;

@@ -85,13 +85,13 @@ async fn fifty_completes_at_once_count_to_fifty_and_complete_the_session_once() 
     let statuses = join_all((0..50).map(|photo| session.complete(photo))).await;
     assert!(statuses.iter().all(|status| *status == StatusCode::OK), "{statuses:?}");
 
-    let events = client.events(51).await;
+    let events = client.wait_for_events(51).await;
     for (at, event) in events[..50].iter().enumerate() {
         let data: Value = serde_json::from_str(&event.data)?;
         assert_eq!((event.event.as_str(), &data["uploadedCount"]), ("PHOTO_UPLOADED", &json!(at + 1)));
     }
     assert_eq!(events[50].event, "SESSION_COMPLETED");
-    assert_eq!(notifications.events(1).await.len(), 1);
+    assert_eq!(notifications.wait_for_events(1).await.len(), 1);
     assert_eq!(session.show().await["uploadedCount"], 50);
     // Exactly once: in the log itself nothing more was ever written.
     assert_eq!(rows(&system, &session).await?, 52);
@@ -150,7 +150,7 @@ async fn a_command_that_is_rolled_back_leaves_nothing_anywhere() -> TestResult {
     assert_eq!(session.show().await["uploadedCount"], 0);
 
     assert_eq!(session.complete(1).await, StatusCode::OK);
-    let events = client.events(1).await;
+    let events = client.wait_for_events(1).await;
     assert_eq!(events.len(), 1);
     assert!(events[0].data.contains(&session.photos[1].to_string()));
     assert_eq!(rows(&system, &session).await?, 1);
@@ -170,7 +170,7 @@ async fn sessions_of_one_user_that_complete_at_once_notify_once_each() {
     let notifications = sessions[0].listen_to_notifications(&sse).await;
     let statuses = join_all(sessions.iter().map(|session| session.complete(0))).await;
     assert!(statuses.iter().all(|status| *status == StatusCode::OK), "{statuses:?}");
-    let events = notifications.events(12).await;
+    let events = notifications.wait_for_events(12).await;
     for session in &sessions {
         let told = events.iter().filter(|event| event.data.contains(&session.id.to_string())).count();
         assert_eq!(told, 1);
