@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 
 use super::front::program;
 use super::supervisor::{Supervisor, at_exit};
-use super::{LIMIT, eventually};
+use super::{LIMIT, eventually, str_of};
 
 /// What a browser needs to run as root, without a display, and without calling home.
 const ARGUMENTS: [&str; 13] = [
@@ -93,7 +93,7 @@ impl Browser {
         let (driver_pid, browser_pid) = (driver.id().expect("it runs"), browser_in(&profile));
         let supervisor =
             at_exit(&format!("kill -KILL {driver_pid} {browser_pid}\nsleep 1\nrm -rf '{}'", home.display()));
-        let id = made["sessionId"].as_str().expect("a session");
+        let id = str_of(&made["sessionId"]);
         let session = format!("{sessions}/{id}");
         Self { http, session, _supervisor: supervisor, _driver: driver }
     }

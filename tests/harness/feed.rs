@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::sse::{Client, Event};
-use super::{Process, System, free_port};
+use super::{Process, System, free_port, new_event};
 
 /// The path of a user's own stream.
 pub(crate) const NOTIFICATIONS: &str = "/api/upload/sessions/notifications/stream";
@@ -89,8 +89,7 @@ impl Feed {
 }
 
 fn number_of(topic: &Topic, n: &u64) -> NewEvent {
-    let kind = EventType::new("N").expect("a type");
-    NewEvent::new(topic.clone(), kind, n).expect("an event")
+    new_event(topic, "N", n)
 }
 
 /// The numbers that a client has got.

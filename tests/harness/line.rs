@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::database::{database, database_on};
 use super::redis::settings_of;
-use super::{Process, Proxy, System, eventually};
+use super::{Process, Proxy, System, eventually, new_event};
 
 impl OwnPostgres {
     pub(crate) async fn new(server: PostgresServer) -> Self {
@@ -169,10 +169,7 @@ impl Line {
 
     pub(crate) async fn append_to(&self, topic: &Topic, count: usize) -> Vec<EventId> {
         let mut connection = self.system.database.connect().await;
-        let event_type = EventType::new("T").expect("a type");
-        let events: Vec<NewEvent> = (0..count)
-            .map(|n| NewEvent::new(topic.clone(), event_type.clone(), &n).expect("an event"))
-            .collect();
+        let events: Vec<NewEvent> = (0..count).map(|n| new_event(topic, "T", &n)).collect();
         outbox::append_all(&mut connection, &events).await.expect("an append");
         events.iter().map(NewEvent::event_id).collect()
     }
@@ -245,8 +242,7 @@ impl Line {
             let mut connection = PgConnection::connect(&url).await.expect("a connection");
             let mut appended = Vec::new();
             while !until.is_cancelled() {
-                let event_type = EventType::new("T").expect("a type");
-                let event = NewEvent::new(topic.clone(), event_type, &appended.len()).expect("an event");
+                let event = new_event(&topic, "T", &appended.len());
                 outbox::append(&mut connection, &event).await.expect("an append");
                 appended.push(event.event_id());
                 // The pace of the load.

@@ -17,6 +17,7 @@ mod servers;
 mod sse;
 mod story;
 mod supervisor;
+mod values;
 
 pub(crate) use browser::{Browser, SeenEvent, origin_with_a_page};
 pub(crate) use database::{Database, database, database_on, empty_database};
@@ -33,6 +34,7 @@ pub(crate) use redis::{Redis, redis, settings_of as redis_settings_of, shared_ur
 pub(crate) use result::{TestError, TestResult};
 pub(crate) use sse::{Client, Event, Parser, refusal_of};
 pub(crate) use story::{Session, System};
+pub(crate) use values::{items_of, new_event, str_of};
 
 use std::time::Duration;
 

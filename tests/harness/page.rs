@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::browser::Browser;
-use super::eventually;
+use super::{eventually, items_of, str_of};
 
 /// How WebDriver writes a reference to an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
@@ -67,7 +67,7 @@ impl Browser {
     /// Opens another tab at this address, and goes on there. Returns the tab's handle.
     pub(crate) async fn opens_a_tab(&self, url: &str) -> String {
         let made = self.must("window/new", &json!({ "type": "tab" })).await;
-        let tab = made["handle"].as_str().expect("a handle").to_owned();
+        let tab = str_of(&made["handle"]).to_owned();
         self.goes_on_in(&tab).await;
         self.goes_to(url).await;
         tab
@@ -81,10 +81,10 @@ impl Browser {
     /// Everything that the page has complained about so far on its console, warnings and errors. Each is told once.
     pub(crate) async fn complaints(&self) -> Vec<String> {
         let entries = self.must("se/log", &json!({ "type": "browser" })).await;
-        let entries = entries.as_array().expect("a list").iter();
+        let entries = items_of(&entries).iter();
         entries
             .filter(|entry| entry["level"] == "SEVERE" || entry["level"] == "WARNING")
-            .map(|entry| entry["message"].as_str().expect("a message").to_owned())
+            .map(|entry| str_of(&entry["message"]).to_owned())
             .collect()
     }
 
@@ -104,7 +104,7 @@ impl Browser {
     /// Takes a picture of the whole page, also of what is out of sight, as a PNG.
     pub(crate) async fn picture(&self, to: &Path) {
         let taken = self.command("Page.captureScreenshot", json!({ "captureBeyondViewport": true })).await;
-        let in_base64 = taken["data"].as_str().expect("a picture");
+        let in_base64 = str_of(&taken["data"]);
         let mut decoder = Command::new("base64")
             .arg("--decode")
             .stdin(Stdio::piped())

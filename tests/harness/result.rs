@@ -2,13 +2,13 @@
 
 use std::error::Error;
 
-/// What a test, and a step of one, returns.
+/// The result of a test, and of a function that a test calls.
 pub(crate) type TestResult<T = ()> = Result<T, TestError>;
 
-/// The error of a test that `?` ends. It is never built: converting an error into it panics at the line of the `?`, with the
-/// error and its causes. An error that a test returned would be printed without its line.
+/// The error type of tests. It is never built: the conversion panics at the line of the `?`, with the error
+/// and its causes. The test harness would print a returned error without its line.
 ///
-/// It is no `Error` itself, as the conversion of any error would then overlap with `From<T> for T`.
+/// It does not implement `Error`: the conversion of any error would then overlap with `From<T> for T`.
 #[derive(Debug)]
 pub(crate) struct TestError(());
 

@@ -3,11 +3,11 @@
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use aftercommit::event::{EventType, NewEvent, RESERVED_TYPES, Topic};
+use aftercommit::event::{RESERVED_TYPES, Topic};
 use aftercommit::log::{Position, checkpoint, read};
 use aftercommit::outbox::{self, AppendError};
 
-use crate::harness::{Database, TestResult, database};
+use crate::harness::{Database, TestResult, database, new_event};
 use crate::log_trust::Guest;
 
 pub(crate) async fn execute(admin: &mut PgConnection, sql: &str) {
@@ -79,8 +79,7 @@ async fn append_refuses_by_one_sentence_that_names_the_rule_and_quotes_no_payloa
         assert!(told.detail().is_none() && !told.message().contains("secret"), "{told:?}");
     }
     let headers = [("h".to_owned(), Value::String("x".repeat(16_384)))].into_iter().collect();
-    let event = NewEvent::new(Topic::new("t")?, EventType::new("T")?, &1);
-    let event = event?.with_headers(headers);
+    let event = new_event(&Topic::new("t")?, "T", &1).with_headers(headers);
     let error = outbox::append_all(&mut connection, &[event]).await.expect_err("too many headers");
     assert!(
         matches!(error, AppendError::Refused { .. }) && error.to_string().contains("headers have"),
@@ -105,8 +104,7 @@ async fn a_writer_may_append_and_nothing_else() -> TestResult {
     );
     execute(&mut admin, &grants).await;
     let mut writer = guest.connect().await;
-    let event = NewEvent::new(Topic::new("t")?, EventType::new("T")?, &1);
-    let event = event?;
+    let event = new_event(&Topic::new("t")?, "T", &1);
     outbox::append(&mut writer, &event).await?;
     outbox::append_all(&mut writer, &[event.clone(), event]).await?;
     execute(&mut writer, "select outbox.append('t', 'T', '{}'); select outbox.append('t', 'T', '{}'::jsonb)")

@@ -10,7 +10,7 @@ use regex::Regex;
 use aftercommit::event::Topic;
 
 use crate::commands::{commit, json};
-use crate::harness::{Settings, System, TestResult, cli, eventually};
+use crate::harness::{Settings, System, TestResult, cli, eventually, items_of};
 
 /// What a command says, with what differs from run to run replaced by something as wide where it stands in a table.
 fn settled(text: &str, names: &[(String, &str)]) -> TestResult<String> {
@@ -93,7 +93,7 @@ impl Screens {
     async fn wait_for_count(&self, state: &str, count: usize) {
         eventually(&format!("{count} are {state}"), async || {
             let listed = json(&self.system, &["events", "list", "--state", state]).await;
-            (listed.as_array().expect("a list").len() == count).then_some(())
+            (items_of(&listed).len() == count).then_some(())
         })
         .await;
     }
@@ -167,7 +167,7 @@ async fn screens_of_parked_events() -> TestResult {
     let name: &str = topic.as_str();
     screens.shows(&["parked", "discard", name, "--yes", "--reason", "a test order"]).await;
     eventually("nothing is parked", async || {
-        json(&screens.system, &["parked", "list"]).await.as_array().expect("a list").is_empty().then_some(())
+        items_of(&json(&screens.system, &["parked", "list"]).await).is_empty().then_some(())
     })
     .await;
     screens.shows(&["events", "show", "2"]).await;
@@ -251,7 +251,7 @@ async fn the_stream_id_that_is_told_is_the_one_in_redis() -> TestResult {
     let relay = system.start("relay").await;
     eventually("delivered", async || {
         let listed = json(&system, &["events", "list", "--state", "delivered", "--limit", "100"]).await;
-        (listed.as_array().expect("a list").len() == 35).then_some(())
+        (items_of(&listed).len() == 35).then_some(())
     })
     .await;
     let mut redis = system.redis.connect().await;

@@ -6,11 +6,12 @@ use serde_json::Value;
 use sqlx::Connection;
 use uuid::Uuid;
 
-use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::event::{NewEvent, Topic};
 use aftercommit::outbox;
 
 use crate::harness::{
-    Client, Running, Settings, System, TestResult, cli, database, empty_database, eventually, shared_url,
+    Client, Running, Settings, System, TestResult, cli, database, empty_database, eventually, items_of,
+    new_event, shared_url,
 };
 
 pub(crate) fn stdout(output: &Output) -> String {
@@ -207,9 +208,7 @@ async fn a_printed_token_opens_the_api() -> TestResult {
 }
 
 pub(crate) async fn commit(system: &System, topic: &Topic, kind: &str, count: u64) -> Vec<Uuid> {
-    let kind = EventType::new(kind).expect("a type");
-    let events: Vec<NewEvent> =
-        (0..count).map(|n| NewEvent::new(topic.clone(), kind.clone(), &n).expect("an event")).collect();
+    let events: Vec<NewEvent> = (0..count).map(|n| new_event(topic, kind, &n)).collect();
     let mut connection = system.database.connect().await;
     let ids = outbox::append_all(&mut connection, &events).await.expect("an append");
     connection.close().await.expect("a goodbye");
@@ -228,16 +227,16 @@ async fn status_and_events_tell_what_is_pending_and_what_is_delivered() -> TestR
     let topic = system.redis.topic("ops");
     let ids = commit(&system, &topic, "A", 3).await;
     let status = json(&system, &["status"]).await;
-    assert!(status["relays"].as_array().ok_or("no list")?.is_empty(), "no relay has run: {status}");
+    assert!(items_of(&status["relays"]).is_empty(), "no relay has run: {status}");
     assert_eq!(status["undelivered"]["events"], 3, "{status}");
     let listed = json(&system, &["events", "list"]).await;
-    assert_eq!(listed.as_array().ok_or("no list")?.len(), 3);
-    assert!(listed.as_array().ok_or("no list")?.iter().all(|event| event["state"] == "pending"));
+    assert_eq!(items_of(&listed).len(), 3);
+    assert!(items_of(&listed).iter().all(|event| event["state"] == "pending"));
 
     let relay = system.start("relay").await;
     eventually("delivered", async || {
         let listed = json(&system, &["events", "list", "--state", "delivered"]).await;
-        (listed.as_array().expect("a list").len() == 3).then_some(())
+        (items_of(&listed).len() == 3).then_some(())
     })
     .await;
     let status = json(&system, &["status"]).await;
@@ -251,7 +250,7 @@ async fn status_and_events_tell_what_is_pending_and_what_is_delivered() -> TestR
     assert!(status["relays"][0]["oldestPendingSeconds"].as_f64().ok_or("no age")? >= 0.0);
 
     let pending = json(&system, &["events", "list", "--state", "pending", "--type", "B"]).await;
-    assert_eq!(pending.as_array().ok_or("no list")?.len(), 2);
+    assert_eq!(items_of(&pending).len(), 2);
     let shown = json(&system, &["events", "show", &ids[1].to_string()]).await;
     assert_eq!((&shown[0]["payload"], &shown[0]["state"]), (&1.into(), &"delivered".into()));
     let text = stdout(&cli(system.settings(), &["events", "show", &ids[1].to_string()]).await);
@@ -284,7 +283,7 @@ async fn replay_sends_what_was_delivered_once_more_marked_and_audited() -> TestR
     let data: Vec<&str> = events.iter().map(|event| event.data.as_str()).collect();
     assert_eq!(data, ["0", "1", "2", "3", "1", "3"]);
     let shown = json(&system, &["events", "show", &second]).await;
-    assert_eq!(shown.as_array().ok_or("no list")?.len(), 2, "the event and its copy");
+    assert_eq!(items_of(&shown).len(), 2, "the event and its copy");
     let mut connection = system.database.connect().await;
     let (reason, count): (String, i64) =
         sqlx::query_as("select reason, events from outbox.audit").fetch_one(&mut connection).await?;
@@ -308,7 +307,7 @@ async fn replay_releases_what_was_parked_once_redis_takes_it() -> TestResult {
     commit(&system, &topic, "A", 3).await;
     eventually("parked", async || {
         let listed = json(&system, &["events", "list", "--state", "parked"]).await;
-        (listed.as_array().expect("a list").len() == 3).then_some(())
+        (items_of(&listed).len() == 3).then_some(())
     })
     .await;
     let status = json(&system, &["status"]).await;

@@ -9,13 +9,15 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::harness::keys;
-use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::event::{NewEvent, Topic};
 use aftercommit::log::rotate;
 use aftercommit::outbox;
 
 use crate::commands::{stderr, stdout};
 use crate::console::TOKEN;
-use crate::harness::{Client, Database, Process, Settings, System, TestResult, cli, eventually};
+use crate::harness::{
+    Client, Database, Process, Settings, System, TestResult, cli, eventually, items_of, new_event, str_of,
+};
 
 const ROLES: [&str; 6] = ["writer", "relay", "sse", "operator", "api", "rebase"];
 
@@ -104,8 +106,7 @@ impl Cast {
     /// Appends as the writer, in the ways that there are.
     async fn append(&self, topic: &Topic, events: u64) -> TestResult {
         let mut connection = self.connect("writer").await;
-        let kind = EventType::new("A")?;
-        let event = |n: u64| NewEvent::new(topic.clone(), kind.clone(), &n).expect("an event");
+        let event = |n: u64| new_event(topic, "A", &n);
         let mut tx = connection.begin().await?;
         outbox::lock_topic(&mut tx, topic).await?;
         outbox::append(&mut tx, &event(0)).await?;
@@ -118,7 +119,7 @@ impl Cast {
     async fn wait_for_count(&self, state: &str, count: usize) {
         eventually(&format!("{count} are {state}"), async || {
             let listed = self.json("operator", &["events", "list", "--state", state]).await;
-            (listed.as_array().expect("a list").len() == count).then_some(())
+            (items_of(&listed).len() == count).then_some(())
         })
         .await;
     }
@@ -128,7 +129,7 @@ impl Cast {
         let asked = if role == "rebase" { "operator" } else { role };
         let output = cli(&self.settings(role), &["doctor", "--role", asked, "--output", "json"]).await;
         let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
-        let text = |value: &Value| value.as_str().expect("a text").to_owned();
+        let text = |value: &Value| str_of(value).to_owned();
         let ours = [
             "privileges",
             "row level security",
@@ -235,8 +236,7 @@ async fn operators_work_with_the_rights_that_are_printed() -> TestResult {
     assert_eq!(shown[0]["state"], "delivered");
     cast.does("operator", &["relay", "list"]).await;
     let audit = cast.json("operator", &["audit"]).await;
-    let actions: Vec<&str> =
-        audit.as_array().ok_or("no list")?.iter().filter_map(|entry| entry["action"].as_str()).collect();
+    let actions: Vec<&str> = items_of(&audit).iter().filter_map(|entry| entry["action"].as_str()).collect();
     assert_eq!(actions, ["discard", "release", "replay", "resume", "pause"]);
     assert_eq!(relay.terminate().await, 0);
     Ok(())

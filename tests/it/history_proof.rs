@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use aftercommit::event::Topic;
 
-use crate::harness::{Client, Event, Line, Process, TestResult, eventually, keys, start_redis};
+use crate::harness::{Client, Event, Line, Process, TestResult, eventually, keys, new_event, start_redis};
 
 /// Id and `prev` of each entry of a topic's history.
 async fn links(line: &Line, topic: &Topic) -> Vec<(String, String)> {
@@ -287,12 +287,11 @@ async fn a_foreign_message_after_a_repair_is_told() -> TestResult {
 async fn a_history_is_bounded_in_bytes_too() -> TestResult {
     let settings = vec![("AFTERCOMMIT_REDIS_HISTORY_MAX_BYTES", "4000000".to_owned())];
     let line = Line::with(crate::harness::Wiring { relay: settings, ..Default::default() }).await;
-    let kind = aftercommit::event::EventType::new("T")?;
     let payload = "x".repeat(1_000_000);
     let mut database = line.system.database.connect().await;
     for _ in 0..12 {
-        let event = aftercommit::event::NewEvent::new(line.topic.clone(), kind.clone(), &payload);
-        aftercommit::outbox::append(&mut database, &event?).await?;
+        let event = new_event(&line.topic, "T", &payload);
+        aftercommit::outbox::append(&mut database, &event).await?;
     }
     eventually("all are published", async || (line.delivered_in_all().await == 12).then_some(())).await;
     let left: usize = line.redis().await.xlen(keys::history(&line.topic)).await?;

@@ -5,13 +5,13 @@ use std::time::Duration;
 use redis::AsyncCommands;
 use uuid::Uuid;
 
-use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::event::Topic;
 use aftercommit::log::parked::{self, Action};
 use aftercommit::ops;
 use aftercommit::ops::parked_topics::ParkedTopic;
 use aftercommit::outbox;
 
-use crate::harness::{Client, Line, Process, TestResult, Wiring, eventually, keys, metric_of};
+use crate::harness::{Client, Line, Process, TestResult, Wiring, eventually, keys, metric_of, new_event};
 
 /// The parked topics of the line's relay.
 async fn parked(line: &Line) -> Vec<ParkedTopic> {
@@ -36,9 +36,9 @@ async fn request(line: &Line, topic: &Topic, action: Action) -> TestResult<u64> 
 }
 
 async fn append_large(line: &Line, topic: &Topic, bytes: usize) -> TestResult {
-    let event = NewEvent::new(topic.clone(), EventType::new("T")?, &"x".repeat(bytes));
+    let event = new_event(topic, "T", &"x".repeat(bytes));
     let mut connection = line.system.database.connect().await;
-    outbox::append(&mut connection, &event?).await?;
+    outbox::append(&mut connection, &event).await?;
     Ok(())
 }
 

@@ -6,7 +6,6 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
-use aftercommit::event::{EventType, NewEvent};
 use aftercommit::log;
 use aftercommit::log::rotate;
 use aftercommit::log::{Error, Position, checkpoint, read};
@@ -15,7 +14,7 @@ use aftercommit::outbox::schema::set_rotation;
 use aftercommit::postgres;
 
 use crate::append_door::{execute, window_of};
-use crate::harness::{Database, Line, TestResult, cli, database, empty_database, eventually};
+use crate::harness::{Database, Line, TestResult, cli, database, empty_database, eventually, new_event};
 
 /// A role with a password, and the address of a database for it. Dropped with what it owns by [`Guest::leave`].
 pub(crate) struct Guest {
@@ -459,8 +458,7 @@ async fn a_database_of_no_encoding_is_refused_and_one_of_another_encoding_serves
     line.system.set_again("DATABASE_URL", latin.url());
     assert!(cli(line.system.settings(), &["migrate"]).await.status.success());
     line.relay = line.system.start("relay").await;
-    let event = NewEvent::new(line.topic.clone(), EventType::new("T")?, &"é".repeat(1000));
-    let event = event?;
+    let event = new_event(&line.topic, "T", &"é".repeat(1000));
     outbox::append(&mut latin.connect().await, &event).await?;
     line.appended.push(event.event_id());
     line.append(2).await;

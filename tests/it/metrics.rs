@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::harness::{Process, System, TestResult, eventually};
+use crate::harness::{Process, System, TestResult, eventually, items_of, str_of};
 use crate::operators::wait_until_green;
 
 /// What one process serves: types by name, and the samples.
@@ -182,9 +182,9 @@ const RUNBOOK: &str = include_str!("../../docs/runbook.md");
 #[test]
 fn the_dashboard_asks_for_metrics_that_there_are() -> TestResult {
     let dashboard: Value = serde_json::from_str(DASHBOARD)?;
-    let panels = dashboard["panels"].as_array().ok_or("no panels")?;
+    let panels = items_of(&dashboard["panels"]);
     let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
-    let asked: Vec<_> = targets.map(|target| metrics_in(target["expr"].as_str().expect("a query"))).collect();
+    let asked: Vec<_> = targets.map(|target| metrics_in(str_of(&target["expr"]))).collect();
     assert!(asked.iter().all(|names| !names.is_empty()));
     assert_documented(&asked.into_iter().flatten().collect());
     Ok(())

@@ -4,15 +4,15 @@ use serde_json::Value;
 use sqlx::AssertSqlSafe;
 
 use crate::commands::{assert_fails, commit, json, stdout};
-use crate::harness::{Process, System, TestResult, cli, empty_database, eventually};
+use crate::harness::{Process, System, TestResult, cli, empty_database, eventually, items_of, str_of};
 
 /// Readiness as (status, checks that do not hold with their reasons).
 pub(crate) async fn not_ready(process: &Process) -> (u16, Vec<(String, String)>) {
     let response = reqwest::get(process.url("/readyz")).await.expect("an answer");
     let status = response.status().as_u16();
     let body: Value = response.json().await.expect("JSON");
-    let failing = body["checks"].as_array().expect("checks").iter().filter(|check| check["ok"] == false);
-    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let failing = items_of(&body["checks"]).iter().filter(|check| check["ok"] == false);
+    let text = |value: &Value| str_of(value).to_owned();
     (status, failing.map(|check| (text(&check["name"]), text(&check["reason"]))).collect())
 }
 
@@ -33,7 +33,7 @@ pub(crate) async fn wait_until_green(process: &Process) {
 
 async fn delivered(system: &System) -> usize {
     let listed = json(system, &["events", "list", "--state", "delivered"]).await;
-    listed.as_array().expect("a list").len()
+    items_of(&listed).len()
 }
 
 async fn does(system: &System, arguments: &[&str]) -> String {
@@ -43,7 +43,7 @@ async fn does(system: &System, arguments: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_over_a_restart() -> TestResult {
+async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_over_a_restart() {
     let system = System::new().await.set("AFTERCOMMIT_RELAY_READY_MAX_PENDING_SECONDS", "1");
     let (name, topic) = (system.redis.relay_name(), system.redis.topic("ops"));
     assert_fails(system.settings(), &["pause"], 1, "no relay named").await;
@@ -69,10 +69,8 @@ async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_ove
     wait_until_green(&relay).await;
     assert_eq!(delivered(&system).await, 4);
     let audit = json(&system, &["audit"]).await;
-    let actions: Vec<&str> =
-        audit.as_array().ok_or("no list")?.iter().filter_map(|e| e["action"].as_str()).collect();
+    let actions: Vec<&str> = items_of(&audit).iter().filter_map(|e| e["action"].as_str()).collect();
     assert_eq!(actions, ["resume", "pause"]);
-    Ok(())
 }
 
 #[tokio::test]
@@ -117,11 +115,11 @@ async fn parked_events_are_listed_and_one_topic_is_released_while_another_is_dis
     }
     let listed = eventually("parked", async || {
         let listed = json(&system, &["parked", "list"]).await;
-        (listed.as_array().expect("a list").len() == 2).then_some(listed)
+        (items_of(&listed).len() == 2).then_some(listed)
     })
     .await;
     assert_eq!((&listed[0]["events"], &listed[0]["firstId"]), (&2.into(), &"1-1".into()), "{listed}");
-    assert!(listed[0]["reason"].as_str().ok_or("no reason")?.contains("WRONGTYPE"), "{listed}");
+    assert!(str_of(&listed[0]["reason"]).contains("WRONGTYPE"), "{listed}");
     assert!(does(&system, &["status"]).await.contains("4 events, 2 topics held"));
     for topic in &topics {
         let _: () = redis.del(crate::harness::keys::history(topic)).await?;
@@ -132,7 +130,7 @@ async fn parked_events_are_listed_and_one_topic_is_released_while_another_is_dis
     does(&system, &["parked", "release", kept, "--yes", "--reason", "mended"]).await;
     does(&system, &["parked", "discard", given_up, "--yes", "--reason", "a test"]).await;
     eventually("nothing is parked", async || {
-        json(&system, &["parked", "list"]).await.as_array().expect("a list").is_empty().then_some(())
+        items_of(&json(&system, &["parked", "list"]).await).is_empty().then_some(())
     })
     .await;
     commit(&system, &topics[1], "A", 1).await;
@@ -159,7 +157,7 @@ async fn an_events_life_tells_when_it_was_parked_who_released_it_and_when_it_arr
     let state = async |state: &str| {
         eventually(state, async || {
             let listed = json(&system, &["events", "list", "--state", state]).await;
-            (listed.as_array().expect("a list").len() == 2).then_some(())
+            (items_of(&listed).len() == 2).then_some(())
         })
         .await;
     };
@@ -175,12 +173,7 @@ async fn an_events_life_tells_when_it_was_parked_who_released_it_and_when_it_arr
             shown[name]["at"].as_str().and_then(|at| at.parse().ok()).expect("a time")
         };
         assert!(time("parked") < time("released") && time("released") < time("delivered"), "{shown}");
-        assert!(
-            shown["parked"]["because"]
-                .as_str()
-                .ok_or("no reason")?
-                .contains(["WRONGTYPE", "waits behind"][row - 1])
-        );
+        assert!(str_of(&shown["parked"]["because"]).contains(["WRONGTYPE", "waits behind"][row - 1]));
         assert_eq!(shown["released"]["reason"], "mended", "{shown}");
         assert_eq!(shown["released"]["who"], json(&system, &["audit"]).await[0]["who"], "{shown}");
         assert_eq!(
@@ -250,7 +243,7 @@ async fn complaints(system: &System) -> TestResult<Vec<(String, String, String)>
     let is_wrong = findings.iter().any(|finding| finding["verdict"] == "wrong");
     assert_eq!(output.status.code(), Some(i32::from(is_wrong)), "{output:?}");
     assert!(findings.len() > 15, "{findings:#?}");
-    let text = |finding: &Value, key: &str| finding[key].as_str().expect("a text").to_owned();
+    let text = |finding: &Value, key: &str| str_of(&finding[key]).to_owned();
     Ok(findings
         .iter()
         .filter(|finding| finding["verdict"] != "ok")

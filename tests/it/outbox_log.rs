@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::event::Topic;
 use aftercommit::log;
 use aftercommit::log::{read, rotate};
 use aftercommit::outbox;
@@ -30,7 +30,7 @@ use aftercommit::relay::{OnPoison, Outcome, PublishError, Rules, Step, StepError
 
 use self::moves::{Move, moves};
 use self::sink::{Arrived, Fate, GatedSink};
-use crate::harness::{Database, TestResult, database};
+use crate::harness::{Database, TestResult, database, new_event};
 
 const WRITERS: usize = 4;
 const TOPICS: usize = 3;
@@ -197,7 +197,7 @@ impl<'a> World<'a> {
         }
         self.begin(writer).await;
         let name = Topic::new(format!("topic:{topic}")).expect("a topic");
-        let event = NewEvent::new(name, EventType::new("T").expect("a type"), &topic).expect("an event");
+        let event = new_event(&name, "T", &topic);
         let this = &mut self.writers[writer];
         let connection = this.connection.as_mut().expect("a connection");
         outbox::append(connection, &event).await.expect("an append");

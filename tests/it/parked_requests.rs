@@ -7,7 +7,7 @@ use aftercommit::event::Topic;
 
 use crate::commands::{assert_fails, commit, json, stderr, stdout};
 use crate::console::block;
-use crate::harness::{System, TestResult, cli, eventually};
+use crate::harness::{System, TestResult, cli, eventually, items_of};
 
 async fn unblock(system: &System, topic: &Topic) -> TestResult {
     let _: () = system.redis.connect().await.del(keys::history(topic)).await?;
@@ -17,7 +17,7 @@ async fn unblock(system: &System, topic: &Topic) -> TestResult {
 async fn wait_until_parked(system: &System, topic: &Topic, events: u64) {
     eventually(&format!("{events} are parked"), async || {
         let listed = json(system, &["parked", "list"]).await;
-        let mut topics = listed.as_array().expect("a list").iter();
+        let mut topics = items_of(&listed).iter();
         topics.any(|one| one["topic"] == topic.as_str() && one["events"] == events).then_some(())
     })
     .await;
@@ -102,7 +102,7 @@ async fn without_a_relay_a_request_is_written_down_and_told_as_not_done() -> Tes
     let _relay = system.start("relay").await;
     eventually("released", async || {
         let listed = json(&system, &["events", "list", "--state", "delivered"]).await;
-        (listed.as_array().expect("a list").len() == 2).then_some(())
+        (items_of(&listed).len() == 2).then_some(())
     })
     .await;
     Ok(())

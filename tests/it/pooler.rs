@@ -2,11 +2,10 @@
 
 use std::process::{Child, Command, Stdio};
 
-use aftercommit::event::{EventType, NewEvent};
 use aftercommit::outbox;
 use sqlx::{Connection, PgConnection};
 
-use crate::harness::{Line, Process, TestResult, Wiring, eventually};
+use crate::harness::{Line, Process, TestResult, Wiring, eventually, new_event};
 
 /// A running PgBouncer. Ended when dropped.
 struct PgBouncer {
@@ -69,8 +68,7 @@ async fn an_application_may_append_through_a_pooler_while_the_relay_goes_straigh
     let bouncer = PgBouncer::start(&line, "extra_float_digits").await?;
     let mut connection = PgConnection::connect(&bouncer.url()).await?;
     for n in 0..50 {
-        let event_type = EventType::new("T")?;
-        let event = NewEvent::new(line.topic.clone(), event_type, &n)?;
+        let event = new_event(&line.topic, "T", &n);
         let mut tx = connection.begin().await?;
         outbox::append(&mut tx, &event).await?;
         if n % 5 == 0 {

@@ -8,7 +8,9 @@ use std::process::Stdio;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::harness::{Process, Running, Settings, System, TestResult, cli, database, eventually, free_port};
+use crate::harness::{
+    Process, Running, Settings, System, TestResult, cli, database, eventually, free_port, str_of,
+};
 use crate::operators::wait_until_green;
 use crate::systemd::port_of;
 
@@ -156,22 +158,21 @@ async fn a_dev_whom_nobody_hears_serves_and_ends_with_its_servers() -> TestResul
 }
 
 /// Waits for the end of a process that panics, and makes sure that it says so in a line of its log.
-async fn assert_ends_by_a_panic(mut process: Process) -> TestResult {
+async fn assert_ends_by_a_panic(mut process: Process) {
     assert_eq!(process.exit_code().await, 1, "{}", process.log());
     process.wait_for_log("a defect in aftercommit ends this process").await;
     let log = process.log();
     let told = log.lines().filter(|line| line.contains("a defect in aftercommit"));
     let lines: Vec<Value> = told.map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
     assert_eq!(lines.len(), 1, "{log}");
-    let message = lines[0]["message"].as_str().ok_or("no message")?;
+    let message = str_of(&lines[0]["message"]);
     assert!(message.contains("a panic at src/failpoint.rs") && lines[0]["level"] == "ERROR", "{message}");
-    Ok(())
 }
 
 #[tokio::test]
-async fn a_panic_in_a_task_that_nobody_waits_for_ends_its_process() -> TestResult {
+async fn a_panic_in_a_task_that_nobody_waits_for_ends_its_process() {
     let system = System::new().await.set("FAILPOINT", "panic:pulse@3");
-    assert_ends_by_a_panic(system.start("relay").await).await?;
+    assert_ends_by_a_panic(system.start("relay").await).await;
     let system = System::new()
         .await
         .set("FAILPOINT", "panic:keys_wanted@2")
@@ -179,9 +180,8 @@ async fn a_panic_in_a_task_that_nobody_waits_for_ends_its_process() -> TestResul
         .set("AFTERCOMMIT_JWT_JWKS_COOLDOWN_SECONDS", "1")
         .set("AFTERCOMMIT_JWT_JWKS_URL", "http://127.0.0.1:1/keys");
     for role in ["sse", "api"] {
-        assert_ends_by_a_panic(system.start(role).await).await?;
+        assert_ends_by_a_panic(system.start(role).await).await;
     }
-    Ok(())
 }
 
 #[tokio::test]
@@ -190,7 +190,7 @@ async fn a_panic_ends_a_process_also_while_it_shuts_down_and_where_nobody_reads_
     let relay = system.start("relay").await;
     wait_until_green(&relay).await;
     relay.signal("TERM").await;
-    assert_ends_by_a_panic(relay).await?;
+    assert_ends_by_a_panic(relay).await;
     let settings = system.settings().clone().set("FAILPOINT", "panic:pulse@3");
     for stderr in ALL {
         let (mut relay, _held) = start_with(stderr, "relay", &settings)?;

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use crate::commands::commit;
-use crate::harness::{Process, System, TestResult, cli, eventually, free_port, metric_of};
+use crate::harness::{Process, System, TestResult, cli, eventually, free_port, items_of, metric_of, str_of};
 use crate::metrics::{ALERTS, DASHBOARD, metrics_in};
 
 const ALERT: &str = "AftercommitPendingTooOld";
@@ -68,7 +68,7 @@ impl Prometheus {
     /// Whether the alert fires; `None` if that cannot be told at the moment.
     async fn fires(&self, alert: &str) -> Option<bool> {
         let told = self.try_ask("alerts", &[]).await?;
-        let mut alerts = told["alerts"].as_array().expect("a list").iter();
+        let mut alerts = items_of(&told["alerts"]).iter();
         Some(alerts.any(|one| one["state"] == "firing" && one["labels"]["alertname"] == alert))
     }
 }
@@ -111,10 +111,10 @@ async fn the_dashboard_works(prometheus: &Prometheus) -> TestResult {
         known.get(name).is_some() || of_a_family.is_some_and(|family| known.get(family).is_some())
     };
     let dashboard: Value = serde_json::from_str(DASHBOARD)?;
-    let panels = dashboard["panels"].as_array().ok_or("no panels")?.iter();
+    let panels = items_of(&dashboard["panels"]).iter();
     let mut asked = 0;
     for target in panels.filter_map(|panel| panel["targets"].as_array()).flatten() {
-        let expression = target["expr"].as_str().ok_or("no query")?.replace("$__rate_interval", "10s");
+        let expression = str_of(&target["expr"]).replace("$__rate_interval", "10s");
         let answer = prometheus.try_ask("query", &[("query", &expression)]).await;
         assert!(answer.is_some(), "Prometheus refuses {expression}");
         for name in metrics_in(&expression) {

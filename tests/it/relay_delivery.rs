@@ -15,7 +15,7 @@ use aftercommit::outbox;
 use aftercommit::redis::Publisher;
 use aftercommit::relay::{Batch, Delivery, OnPoison, Outcome, PublishError, PublishMode, Rules, Sink, Step};
 
-use crate::harness::{Database, LIMIT, Redis, TestResult, database, redis};
+use crate::harness::{Database, LIMIT, Redis, TestResult, database, new_event, redis};
 
 /// A relay whose steps the test takes one by one.
 pub(crate) struct Relay {
@@ -63,9 +63,7 @@ pub(crate) async fn append(database: &Database, topic: &Topic, payload: &str) ->
 
 pub(crate) async fn append_in(connection: &mut sqlx::PgConnection, topic: &Topic, payload: &str) -> EventId {
     let payload = serde_json::value::RawValue::from_string(payload.to_owned()).expect("JSON");
-    let event =
-        NewEvent::new(topic.clone(), EventType::new("T").expect("a type"), &payload).expect("an event");
-    outbox::append(connection, &event).await.expect("an append")
+    outbox::append(connection, &new_event(topic, "T", &payload)).await.expect("an append")
 }
 
 /// The history of a topic: id, event and payload of each entry.
@@ -151,11 +149,7 @@ async fn a_backlog_of_many_chunks_arrives_in_order_with_numbers_without_a_gap() 
     let (database, redis) = (database().await, redis().await);
     let topics = [redis.topic("a"), redis.topic("b"), redis.topic("c")];
     let mut connection = database.connect().await;
-    let events: Vec<NewEvent> = (0..1000)
-        .map(|n| {
-            NewEvent::new(topics[n % 3].clone(), EventType::new("T").expect("a type"), &n).expect("an event")
-        })
-        .collect();
+    let events: Vec<NewEvent> = (0..1000).map(|n| new_event(&topics[n % 3], "T", &n)).collect();
     outbox::append_all(&mut connection, &events).await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_eq!(relay.drain().await, (1000, 0));

@@ -4,7 +4,8 @@
 use secrecy::ExposeSecret;
 
 use crate::harness::{
-    Flow, Line, Listener, TestResult, Wiring, eventually, redis_settings_of as settings_of, start_redis,
+    Flow, Line, Listener, TestResult, Wiring, eventually, new_event, redis_settings_of as settings_of,
+    start_redis,
 };
 
 /// Breaks Redis by one command, sees the failure counted, mends it by another, and sees everything arrive.
@@ -290,13 +291,7 @@ async fn a_key_that_is_forbidden_parks_its_topic_among_others_of_its_chunk() -> 
     line.command(&format!("acl setuser default resetkeys ~{own} ~{begun} ~{top} ~{log}")).await?;
     let mut connection = line.system.database.connect().await;
     let topics = [&line.topic, &forbidden, &line.topic, &forbidden, &line.topic];
-    let events: Vec<_> = topics
-        .iter()
-        .map(|topic| {
-            let event_type = aftercommit::event::EventType::new("T").expect("a type");
-            aftercommit::event::NewEvent::new((*topic).clone(), event_type, &1).expect("an event")
-        })
-        .collect();
+    let events = topics.map(|topic| new_event(topic, "T", &1));
     aftercommit::outbox::append_all(&mut connection, &events).await?;
     line.appended.extend([0, 2, 4].map(|n: usize| events[n].event_id()));
     line.wait_until_whole().await;

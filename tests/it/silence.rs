@@ -4,7 +4,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::commands::{commit, json, stdout};
-use crate::harness::{Client, System, TestResult, cli, eventually};
+use crate::harness::{Client, System, TestResult, cli, eventually, items_of, str_of};
 
 /// What doctor finds under `deliveries`, as (verdict, evidence); its exit code fits its findings.
 async fn deliveries(system: &System) -> Vec<(String, String)> {
@@ -12,7 +12,7 @@ async fn deliveries(system: &System) -> Vec<(String, String)> {
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
     let is_wrong = findings.iter().any(|finding| finding["verdict"] == "wrong");
     assert_eq!(output.status.code(), Some(i32::from(is_wrong)), "{output:?}");
-    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let text = |value: &Value| str_of(value).to_owned();
     let found = findings.iter().filter(|finding| finding["check"] == "deliveries");
     found.map(|finding| (text(&finding["verdict"]), text(&finding["evidence"]))).collect()
 }
@@ -77,7 +77,7 @@ async fn an_sse_server_without_room_says_so_wherever_it_is_asked() -> TestResult
     let ready = system.http().get(sse.url("/readyz")).send().await?;
     assert_eq!(ready.status().as_u16(), 200, "it serves those whom it has");
     let ready: Value = ready.json().await?;
-    let checks = ready["checks"].as_array().ok_or("no checks")?;
+    let checks = items_of(&ready["checks"]);
     let full = checks.iter().find(|check| check["name"] == "connections").ok_or("no check")?;
     assert_eq!((&full["ok"], &full["warning"]), (&true.into(), &true.into()), "{full}");
     let shown = screen(&system).await;

@@ -6,10 +6,10 @@ use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::event::Topic;
 use aftercommit::outbox;
 
-use crate::harness::{Client, Process, System, TestResult};
+use crate::harness::{Client, Process, System, TestResult, new_event, str_of};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const NOTIFICATIONS: &str = "/api/upload/sessions/notifications/stream";
@@ -57,7 +57,7 @@ impl Door {
         let response = self.ask_for_ticket(topic, token).await?;
         assert_eq!(response.status(), StatusCode::CREATED);
         let body: Value = response.json().await?;
-        Ok(body["ticket"].as_str().ok_or("no text")?.to_owned())
+        Ok(str_of(&body["ticket"]).to_owned())
     }
 
     fn notifications(&self) -> String {
@@ -71,8 +71,7 @@ async fn any_topic_that_the_tokens_claim_allows_can_be_listened_to_and_no_other(
     let _relay = door.system.start("relay").await;
     let token = door.token(&["orders:*", "news"]);
     let client = Client::open(&door.sse.url("/streams/orders:7"), &token).await;
-    let (topic, kind) = (Topic::new("orders:7")?, EventType::new("PAID")?);
-    let event = NewEvent::new(topic, kind, &1)?;
+    let event = new_event(&Topic::new("orders:7")?, "PAID", &1);
     outbox::append(&mut door.system.database.connect().await, &event).await?;
     let events = client.wait_for_events(1).await;
     assert_eq!((events[0].event.as_str(), events[0].data.as_str()), ("PAID", "1"));

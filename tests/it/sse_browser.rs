@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::{
     Browser, Feed, LIMIT, NOTIFICATIONS, Process, SeenEvent, System, TestResult, eventually,
-    origin_with_a_page,
+    origin_with_a_page, str_of,
 };
 
 /// A quick browser: it comes back after 200 to 400 ms.
@@ -22,7 +22,7 @@ async fn ticket(feed: &Feed, sse: &Process) -> TestResult<String> {
     let asking = feed.system.http().post(sse.url("/api/stream-tickets")).bearer_auth(feed.token());
     let topic = json!({ "topic": feed.topic().as_str() });
     let answer: Value = asking.json(&topic).send().await?.json().await?;
-    Ok(answer["ticket"].as_str().ok_or("no ticket")?.to_owned())
+    Ok(str_of(&answer["ticket"]).to_owned())
 }
 
 /// Has a browser come from the server's own origin, with the token in a cookie, and listen.

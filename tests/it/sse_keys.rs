@@ -14,7 +14,9 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
-use crate::harness::{Browser, LIMIT, Process, System, TestResult, cli, eventually, metric_of, refusal_of};
+use crate::harness::{
+    Browser, LIMIT, Process, System, TestResult, cli, eventually, metric_of, refusal_of, str_of,
+};
 
 const NOTIFICATIONS: &str = "/api/upload/sessions/notifications/stream";
 
@@ -415,12 +417,12 @@ async fn tickets_work_beside_the_issuers_keys_and_no_token_is_logged() -> TestRe
     let made = request.json(&json!({ "topic": "orders:1" })).send().await?;
     assert_eq!(made.status(), StatusCode::CREATED);
     let ticket: Value = made.json().await?;
-    let url = sse.url(&format!("/streams/orders:1?ticket={}", ticket["ticket"].as_str().ok_or("no text")?));
+    let url = sse.url(&format!("/streams/orders:1?ticket={}", str_of(&ticket["ticket"])));
     let opened = reqwest::get(url).await?.status();
     assert_eq!(opened, StatusCode::FORBIDDEN, "a good ticket for a topic that the claim does not allow");
     let log = sse.log();
     assert!(log.contains("fetched the issuer's keys"), "{log}");
-    for secret in [&token, &unknown, &ticket["ticket"].as_str().ok_or("no text")?.to_owned()] {
+    for secret in [&token, &unknown, &str_of(&ticket["ticket"]).to_owned()] {
         assert!(!log.contains(secret.rsplit('.').next().ok_or("no signature")?), "{log}");
     }
     Ok(())

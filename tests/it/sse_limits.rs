@@ -7,17 +7,17 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
-use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::event::Topic;
 use aftercommit::outbox;
 
-use crate::harness::{Client, Process, System, TestResult, eventually};
+use crate::harness::{Client, Process, System, TestResult, eventually, items_of, new_event};
 
 const PATH: &str = "/api/upload/sessions/notifications/stream";
 const OPERATOR: &str = "an operator of the tests";
 
 async fn notify(system: &System, user: Uuid, payload: &str) {
     let topic = Topic::new(format!("user-notifications:{user}")).expect("a topic");
-    let event = NewEvent::new(topic, EventType::new("N").expect("a type"), &payload).expect("an event");
+    let event = new_event(&topic, "N", &payload);
     outbox::append(&mut system.database.connect().await, &event).await.expect("an append");
 }
 
@@ -153,7 +153,7 @@ async fn operators_see_the_slowest_streams_first_and_nobody_else_does() -> TestR
         sent += 1;
         reader.wait_for_events(sent).await;
         let told: Value = connections(&sse, "?top=1", Some(OPERATOR)).await.json().await.expect("JSON");
-        let slowest = told["slowest"].as_array().expect("a list").clone();
+        let slowest = items_of(&told["slowest"]).clone();
         assert_eq!(slowest.len(), 1);
         (slowest[0]["queuedBytes"].as_u64() > Some(0) && slowest[0]["stuckMs"].as_u64() > Some(0))
             .then(|| slowest[0].clone())

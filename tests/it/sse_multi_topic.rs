@@ -6,10 +6,10 @@ use reqwest::StatusCode;
 use serde_json::json;
 use uuid::Uuid;
 
-use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::event::Topic;
 use aftercommit::outbox;
 
-use crate::harness::{Client, Event, Process, System, TestResult, eventually, metric_of};
+use crate::harness::{Client, Event, Process, System, TestResult, eventually, metric_of, new_event, str_of};
 
 /// An application of which this server knows nothing.
 struct Stage {
@@ -58,8 +58,7 @@ impl Stage {
     }
 
     async fn commit_payload(&self, name: &str, payload: &str) {
-        let kind = EventType::new("T").expect("a type");
-        let event = NewEvent::new(self.topic(name), kind, &payload).expect("an event");
+        let event = new_event(&self.topic(name), "T", &payload);
         let mut connection = self.system.database.connect().await;
         outbox::append(&mut connection, &event).await.expect("an append");
     }
@@ -304,7 +303,7 @@ async fn every_topic_must_be_allowed_and_there_must_be_some() -> TestResult {
     let names: Vec<&str> = topics.iter().map(Topic::as_str).collect();
     let response = request.json(&json!({ "topics": names })).send().await?;
     let body: serde_json::Value = response.json().await?;
-    let ticket = body["ticket"].as_str().ok_or("no ticket")?;
+    let ticket = str_of(&body["ticket"]);
     let with_ticket = async |names: &[&str]| {
         let url = stage.sse.url(&format!("{}&ticket={ticket}", stage.path(names)));
         stage.system.http().get(url).send().await.expect("an answer").status()

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::{
     Client, Feed, Front, FrontKind, LIMIT, NOTIFICATIONS, Parser, Process, System, TestResult, eventually,
-    metric_of, numbers, trusting,
+    metric_of, numbers, str_of, trusting,
 };
 
 /// A feed, two servers, and a proxy in front of them.
@@ -214,7 +214,7 @@ async fn tickets_are_not_in_the_logs_of_the_proxy(kind: FrontKind) -> TestResult
     let answer = asking.json(&json!({ "topic": topic.as_str() })).send().await?;
     assert_eq!(answer.status(), StatusCode::CREATED);
     let answer: Value = answer.json().await?;
-    let ticket = answer["ticket"].as_str().ok_or("no ticket")?.to_owned();
+    let ticket = str_of(&answer["ticket"]).to_owned();
     let path = format!("{NOTIFICATIONS}?ticket={ticket}");
     let mut stream = trusting().get(edge.front.url(&path)).send().await?;
     assert_eq!(stream.status(), StatusCode::OK);

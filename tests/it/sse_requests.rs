@@ -8,12 +8,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use aftercommit::auth::{TICKET_BYTES_MAX, UserId};
-use aftercommit::event::{EventType, NewEvent, TOPIC_LEN_MAX, Topic};
+use aftercommit::event::{TOPIC_LEN_MAX, Topic};
 use aftercommit::outbox;
 use aftercommit::sse::{ID_BYTES_MAX, TOPICS_MAX};
 use aftercommit::streams::HEAD_BYTES_MAX;
 
-use crate::harness::{Client, Feed, LIMIT, NOTIFICATIONS, System, TestResult};
+use crate::harness::{Client, Feed, LIMIT, NOTIFICATIONS, System, TestResult, new_event, str_of};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -28,7 +28,7 @@ async fn ticket(system: &System, base: &str, token: &str, topics: &[String]) -> 
     let response = request.json(&json!({ "topics": topics })).send().await?;
     assert_eq!(response.status(), StatusCode::CREATED);
     let body: Value = response.json().await?;
-    Ok(body["ticket"].as_str().ok_or("no text")?.to_owned())
+    Ok(str_of(&body["ticket"]).to_owned())
 }
 
 /// The status of a request whose head is this, and the rest of the answer as far as it comes at once.
@@ -80,7 +80,7 @@ async fn the_largest_request_that_the_limits_allow_is_taken_and_a_larger_one_is_
     let body = refused.split_once("\r\n\r\n").ok_or("no body")?.1;
     let problem: Value = serde_json::from_str(body)?;
     assert_eq!(problem["status"], 431);
-    assert!(problem["detail"].as_str().ok_or("no text")?.contains("fewer cookies"), "{problem}");
+    assert!(str_of(&problem["detail"]).contains("fewer cookies"), "{problem}");
     sse.wait_for_log("the head of a request cannot be read, or is too large").await;
     let counted = crate::harness::metric_of(&sse, "aftercommit_http_closed_total{reason=\"bad_head\"}").await;
     assert_eq!(counted, 1);
@@ -107,9 +107,8 @@ async fn a_stream_of_as_many_topics_as_there_may_be_comes_back_with_its_id() -> 
     let commit = async |n: u64| {
         let mut connection = feed.system.database.connect().await;
         for topic in &topics {
-            let (topic, kind) =
-                (Topic::new(topic.clone()).expect("a topic"), EventType::new("N").expect("a type"));
-            let event = NewEvent::new(topic, kind, &n).expect("an event");
+            let topic = Topic::new(topic.clone()).expect("a topic");
+            let event = new_event(&topic, "N", &n);
             outbox::append(&mut connection, &event).await.expect("an append");
         }
     };

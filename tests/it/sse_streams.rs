@@ -7,10 +7,10 @@ use redis::AsyncCommands;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
-use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::event::{NewEvent, Topic};
 use aftercommit::outbox;
 
-use crate::harness::{Client, Event, Process, System, TestResult, eventually, metric_of};
+use crate::harness::{Client, Event, Process, System, TestResult, eventually, metric_of, new_event, str_of};
 
 /// A user with a stream of their own, events for it, and the processes that bring them there.
 struct Stage {
@@ -54,11 +54,8 @@ impl Stage {
 
     /// Commits an event for each number.
     async fn commit(&self, numbers: impl IntoIterator<Item = u64>) {
-        let kind = EventType::new("N").expect("a type");
-        let events: Vec<NewEvent> = numbers
-            .into_iter()
-            .map(|n| NewEvent::new(self.topic(), kind.clone(), &n).expect("an event"))
-            .collect();
+        let topic = self.topic();
+        let events: Vec<NewEvent> = numbers.into_iter().map(|n| new_event(&topic, "N", &n)).collect();
         let mut connection = self.system.database.connect().await;
         outbox::append_all(&mut connection, &events).await.expect("an append");
     }
@@ -84,7 +81,7 @@ fn reason(event: &Event) -> TestResult<String> {
     assert_eq!(event.event, "reset", "{event:?}");
     let data: serde_json::Value = serde_json::from_str(&event.data)?;
     assert_eq!(data["id"].as_str(), event.id.as_deref());
-    Ok(data["reason"].as_str().ok_or("no reason")?.to_owned())
+    Ok(str_of(&data["reason"]).to_owned())
 }
 
 #[tokio::test]
@@ -176,10 +173,9 @@ async fn a_client_far_behind_with_large_events_is_fed_as_fast_as_it_reads() -> T
     let system = System::new().await.set("AFTERCOMMIT_SSE_RECENT_EVENTS", "2");
     let stage = Stage::with(system).await;
     let mut connection = stage.system.database.connect().await;
-    let kind = EventType::new("N")?;
     for n in 0..24 {
         let payload = format!("{n:03}{}", "x".repeat(500_000));
-        let event = NewEvent::new(stage.topic(), kind.clone(), &payload)?;
+        let event = new_event(&stage.topic(), "N", &payload);
         outbox::append(&mut connection, &event).await?;
     }
     stage.wait_until_published(24).await;
@@ -387,10 +383,9 @@ async fn a_client_that_never_reads_is_cut_off_and_costs_the_others_nothing() -> 
     assert_eq!(&head, b"HTTP/1.1 200");
 
     let mut connection = stage.system.database.connect().await;
-    let kind = EventType::new("N")?;
     let payload = "x".repeat(100_000);
     for _ in 0..100 {
-        let event = NewEvent::new(stage.topic(), kind.clone(), &payload)?;
+        let event = new_event(&stage.topic(), "N", &payload);
         outbox::append(&mut connection, &event).await?;
     }
     assert_eq!(reader.wait_for_events(100).await.len(), 100);

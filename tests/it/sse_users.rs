@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 use aftercommit::auth::UserId;
-use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::event::Topic;
 use aftercommit::outbox;
 
-use crate::harness::{Client, NOTIFICATIONS, System, TestResult, eventually};
+use crate::harness::{Client, NOTIFICATIONS, System, TestResult, eventually, items_of, new_event, str_of};
 
 const OPERATOR: &str = "an operator of the tests";
 const HOUR: Duration = Duration::from_secs(3600);
@@ -35,8 +35,7 @@ async fn any_text_is_a_user_of_streams_of_limits_and_of_the_operators_list() -> 
             second.so_far().into_iter().find(|event| event.event == "refused").ok_or("no refusal")?;
         assert!(refused.data.contains("user_limit"), "each user has a limit of their own: {}", refused.data);
     }
-    let (topic, kind) = (Topic::new("orders:7")?, EventType::new("PAID")?);
-    let event = NewEvent::new(topic, kind, &1)?;
+    let event = new_event(&Topic::new("orders:7")?, "PAID", &1);
     outbox::append(&mut system.database.connect().await, &event).await?;
     for client in &clients {
         assert_eq!(client.wait_for_events(1).await[0].data, "1");
@@ -44,7 +43,7 @@ async fn any_text_is_a_user_of_streams_of_limits_and_of_the_operators_list() -> 
     let request = system.http().get(sse.url("/admin/connections")).bearer_auth(OPERATOR);
     let told: Value = request.send().await?.json().await?;
     let mut listed: Vec<&str> =
-        told["slowest"].as_array().ok_or("no list")?.iter().filter_map(|one| one["user"].as_str()).collect();
+        items_of(&told["slowest"]).iter().filter_map(|one| one["user"].as_str()).collect();
     listed.sort_unstable();
     let mut expected = users.to_vec();
     expected.sort_unstable();
@@ -66,7 +65,7 @@ async fn uploads_want_a_uuid_and_say_so_and_notifications_want_a_topic() -> Test
         let answer = request.json(&json!({ "totalPhotos": 1 })).send().await?;
         assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{id}");
         let problem: Value = answer.json().await?;
-        assert!(problem["detail"].as_str().ok_or("no text")?.contains("a UUID"), "{problem}");
+        assert!(str_of(&problem["detail"]).contains("a UUID"), "{problem}");
         let request = system.http().get(sse.url(NOTIFICATIONS)).bearer_auth(&token);
         let answer = request.send().await?;
         if id == "17" {
@@ -75,7 +74,7 @@ async fn uploads_want_a_uuid_and_say_so_and_notifications_want_a_topic() -> Test
         }
         assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{id}");
         let problem: Value = answer.json().await?;
-        assert!(problem["detail"].as_str().ok_or("no text")?.contains("'sub'"), "{problem}");
+        assert!(str_of(&problem["detail"]).contains("'sub'"), "{problem}");
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::harness::keys;
 
 use crate::commands::assert_fails;
-use crate::harness::{Client, Process, Session, System, TestResult, cli, eventually};
+use crate::harness::{Client, Process, Session, System, TestResult, cli, eventually, str_of};
 
 /// A collector that keeps what it receives: (service, span).
 #[derive(Clone)]
@@ -146,7 +146,7 @@ async fn a_request_its_publishing_and_its_delivery_carry_one_trace_id() -> TestR
     // The trace goes along beside the payload, and neither the client nor the unrecorded trace gets any of it.
     assert!(events.iter().all(|event| !event.data.contains(TRACE)));
     let headers = headers_of_rows(&system).await?;
-    let carried = headers[0].as_ref().ok_or("no headers")?["traceparent"].as_str().ok_or("no traceparent")?;
+    let carried = str_of(&headers[0].as_ref().ok_or("no headers")?["traceparent"]);
     assert_eq!(carried, format!("00-{TRACE}-{}-01", hex(&request.span_id)));
     assert_eq!(headers[1], None);
     Ok(())

@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Connection};
 use uuid::Uuid;
 
 use crate::commands::{assert_fails, commit, json, stderr};
-use crate::harness::{Database, System, TestResult, cli, eventually};
+use crate::harness::{Database, System, TestResult, cli, eventually, items_of, str_of};
 use crate::operators::wait_until_green;
 
 /// What a later `aftercommit migrate` leaves behind, as far as this version can see it.
@@ -31,19 +31,15 @@ async fn a_later_schema_that_leaves_this_version_what_it_uses_serves_it_during_a
     commit(&system, &topic, "A", 2).await;
     eventually("they are delivered", async || {
         let listed = json(&system, &["events", "list", "--state", "delivered"]).await;
-        (listed.as_array().expect("a list").len() == 2).then_some(())
+        (items_of(&listed).len() == 2).then_some(())
     })
     .await;
     assert!(stderr(&cli(system.settings(), &["migrate"]).await).contains("up to date"));
     let doctor = cli(system.settings(), &["doctor", "--output", "json"]).await;
     let findings: Value = serde_json::from_slice(&doctor.stdout)?;
-    let schema =
-        findings.as_array().ok_or("no list")?.iter().find(|f| f["check"] == "schema").ok_or("no verdict")?;
+    let schema = items_of(&findings).iter().find(|f| f["check"] == "schema").ok_or("no verdict")?;
     assert_eq!(schema["verdict"], "warning", "{schema}");
-    assert!(
-        schema["evidence"].as_str().ok_or("no text")?.starts_with("version 1000, which serves"),
-        "{schema}"
-    );
+    assert!(str_of(&schema["evidence"]).starts_with("version 1000, which serves"), "{schema}");
     Ok(())
 }
 

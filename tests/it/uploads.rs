@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{Session, System, TestResult, redis_settings_of, start_redis};
+use crate::harness::{Session, System, TestResult, items_of, redis_settings_of, start_redis, str_of};
 
 /// A text that `Uuid` and whole seconds are put into must be what came, byte for byte; only the time is taken as it is.
 fn with_time_of(message: &str, expected: &str) -> TestResult<String> {
@@ -186,7 +186,7 @@ async fn ask(request: reqwest::RequestBuilder) -> u16 {
         assert_eq!(status.as_u16() == 401, response.headers().contains_key("www-authenticate"));
         let problem: Value = response.json().await.expect("JSON");
         assert_eq!(problem["status"], status.as_u16());
-        assert!(!problem["detail"].as_str().expect("a detail").is_empty());
+        assert!(!str_of(&problem["detail"]).is_empty());
     }
     status.as_u16()
 }
@@ -335,7 +335,7 @@ async fn a_session_is_shown_with_the_counts_of_its_photos_while_they_are_complet
         let (mut looks, mut done) = (0, 0);
         while done < PHOTOS {
             let shown = session.show().await;
-            let photos = shown["photos"].as_array().expect("a list");
+            let photos = items_of(&shown["photos"]);
             let of = |status: &str| photos.iter().filter(|photo| photo["status"] == status).count();
             let counts = (shown["uploadedCount"].as_u64(), shown["failedCount"].as_u64());
             assert_eq!(counts, (Some(of("UPLOADED") as u64), Some(of("FAILED") as u64)), "look {looks}");
