@@ -10,7 +10,7 @@ use tokio::process::{Child, Command};
 
 use super::{Process, eventually};
 
-/// Where the tables of the system keep programs that only root needs.
+/// Directories of programs that only root needs.
 const PLACES: [&str; 3] = ["/usr/sbin", "/usr/local/bin", "/opt/homebrew/bin"];
 
 /// Which proxy.
@@ -20,7 +20,7 @@ pub(crate) enum Kind {
     Caddy,
 }
 
-/// A running proxy with TLS on a loopback port. Everything that it writes is in a directory of its own.
+/// A running proxy with TLS on a loopback port. It writes only to its own directory.
 #[derive(Debug)]
 pub(crate) struct Front {
     child: Child,
@@ -70,7 +70,7 @@ impl Front {
     }
 }
 
-/// A client for a proxy's certificate, which nobody has signed.
+/// An HTTP client that accepts the proxy's self-signed certificate.
 pub(crate) fn trusting() -> reqwest::Client {
     reqwest::Client::builder().danger_accept_invalid_certs(true).build().expect("a client")
 }
@@ -121,7 +121,7 @@ fn caddy(home: &Path, port: u16, servers: [&str; 2], changes: &[(&str, &str)]) -
 struct Configuration(String);
 
 impl Configuration {
-    /// Replaces what must be there: a test of a sample must fail when the sample is no longer what it changes.
+    /// Replaces a text that must be there: a changed sample must fail its test.
     fn replacing(self, old: &str, new: &str) -> Self {
         assert!(self.0.contains(old), "the sample says {old:?}:\n{}", self.0);
         Self(self.0.replace(old, new))

@@ -34,12 +34,12 @@ impl OwnPostgres {
         Command::new(self.server.data_directory().with_file_name("bin").join(name))
     }
 
-    /// Runs `pg_ctl`, which has to do it.
+    /// Runs `pg_ctl`, which must succeed.
     pub(crate) async fn control(&self, arguments: &[&str]) {
         assert!(self.tries_to(arguments).await, "pg_ctl {arguments:?}");
     }
 
-    /// Starts it after it was killed. False if it does not start yet.
+    /// Starts it after a kill. False if it does not start yet.
     pub(crate) async fn tries_to_start_again(&self) -> bool {
         self.tries_to(&["restart", "--mode", "immediate"]).await
     }
@@ -58,9 +58,9 @@ impl OwnPostgres {
         status.expect("pg_ctl").success()
     }
 
-    /// With the settings that it had; waits until it answers.
+    /// Starts it with its earlier settings and waits until it answers.
     pub(crate) async fn start_again(&self) {
-        // A restart finds its old settings, and starts a server that does not run.
+        // `restart` keeps the earlier settings, and also starts a server that is down.
         self.control(&["restart"]).await;
     }
 }
@@ -84,7 +84,7 @@ pub(crate) struct OwnPostgres {
     pub(crate) proxy: Proxy,
 }
 
-/// A relay and what it works on.
+/// A relay with its database and its Redis.
 #[derive(Debug)]
 pub(crate) struct Line {
     pub(crate) system: System,
@@ -95,7 +95,7 @@ pub(crate) struct Line {
     postgres: Option<OwnPostgres>,
     pub(crate) relay: Process,
     pub(crate) topic: Topic,
-    /// What was committed, in order.
+    /// The committed events, in order.
     pub(crate) appended: Vec<EventId>,
 }
 
@@ -160,7 +160,7 @@ impl Line {
         redis::cmd(words[0]).arg(&words[1..]).query_async(&mut self.redis().await).await
     }
 
-    /// Commits so many events to the line's topic.
+    /// Commits `count` events to the line's topic.
     pub(crate) async fn append(&mut self, count: usize) {
         let topic = self.topic.clone();
         let appended = self.append_to(&topic, count).await;
@@ -216,7 +216,7 @@ impl Line {
         .await;
     }
 
-    /// A number of the relay's metrics, 0 while it is not there.
+    /// The value of a metric of the relay, 0 if it is missing.
     pub(crate) async fn metric(&self, name: &str) -> u64 {
         metric_of(&self.relay, name).await
     }
@@ -226,7 +226,7 @@ impl Line {
         wait_until_leading(&self.relay).await;
     }
 
-    /// One more relay of the same name, on the way past the proxies.
+    /// One more relay of the same name, which bypasses the proxies.
     pub(crate) async fn another_relay(&self) -> Process {
         let settings = self.system.settings().clone();
         let settings = settings
@@ -264,7 +264,7 @@ impl Line {
             .expect("a length")
     }
 
-    /// Puts another Redis in the place of this one: what was there is there no longer, password and address remain.
+    /// Replaces the Redis by an empty one. Password and address stay the same.
     pub(crate) async fn replace_redis(&mut self, fresh: RedisServer) {
         let password = self.redis_url.split([':', '@']).nth(2).expect("a password").to_owned();
         let mut connection =
@@ -277,7 +277,7 @@ impl Line {
         std::mem::replace(&mut self.redis, fresh).stop().await.expect("the old one stops");
     }
 
-    /// Has the relay publish a topic's parked events. There must be some.
+    /// Requests the release of a topic's parked events. Panics if there are none.
     pub(crate) async fn release(&self, topic: &Topic) {
         let mut connection = self.system.database.connect().await;
         let relay = self.system.redis.relay_name();
@@ -304,12 +304,12 @@ pub(crate) async fn wait_until_leading(relay: &Process) {
     .await;
 }
 
-/// A number of a process's metrics, 0 while it is not there.
+/// The value of a metric of a process, 0 if it is missing.
 pub(crate) async fn metric_of(process: &Process, name: &str) -> u64 {
     try_metric_of(process, name).await.expect("metrics")
 }
 
-/// The same of a process that may have been killed.
+/// The same for a process that may have been killed.
 pub(crate) async fn try_metric_of(process: &Process, name: &str) -> reqwest::Result<u64> {
     let text = reqwest::get(process.url("/metrics")).await?.text().await?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

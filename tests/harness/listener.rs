@@ -1,4 +1,4 @@
-//! Who listens to bare payloads on a topic's own channel, as a program that knows nothing of us does.
+//! A plain Redis subscriber of a topic's public channel.
 
 use std::time::Duration;
 

@@ -38,14 +38,14 @@ pub(crate) use values::{items_of, new_event, str_of};
 
 use std::time::Duration;
 
-/// How long anything that should happen may take before a test fails, also on a machine that has much else to do. Where a
-/// time is promised, the test measures it. Shorter where tests are expected to fail (scripts/mutants).
+/// The longest wait before a test fails, long enough for a busy machine. A test of a promised time measures
+/// it. Shorter where tests are expected to fail (scripts/mutants).
 pub(crate) const LIMIT: Duration =
     Duration::from_secs(if option_env!("TEST_LIMIT_SHORT").is_some() { 20 } else { 60 });
 
-/// Looks until `look` finds something; panics with `what` after [`LIMIT`].
+/// Polls `look` until it returns a value; panics with `what` after [`LIMIT`].
 ///
-/// For what tells nobody that it has happened. Where there is a signal, wait for that.
+/// For states that nobody signals. If there is a signal, wait for the signal.
 pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = tokio::time::Instant::now() + LIMIT;
     loop {

@@ -1,4 +1,4 @@
-//! What a person does in a browser's page, and what they see there.
+//! Reading and using a page in the browser.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -78,7 +78,7 @@ impl Browser {
         self.must("window", &json!({ "handle": tab })).await;
     }
 
-    /// Everything that the page has complained about so far on its console, warnings and errors. Each is told once.
+    /// The warnings and errors on the page's console since the last call.
     pub(crate) async fn complaints(&self) -> Vec<String> {
         let entries = self.must("se/log", &json!({ "type": "browser" })).await;
         let entries = items_of(&entries).iter();
@@ -88,12 +88,12 @@ impl Browser {
             .collect()
     }
 
-    /// Runs a command of the browser's own protocol, for what WebDriver does not have.
+    /// Runs a command of the Chrome DevTools Protocol, for features that WebDriver lacks.
     pub(crate) async fn command(&self, name: &str, parameters: Value) -> Value {
         self.must("goog/cdp/execute", &json!({ "cmd": name, "params": parameters })).await
     }
 
-    /// Looks like a screen of this size, for somebody who prefers `scheme`: `light` or `dark`.
+    /// Emulates a screen of this size and a preferred color scheme, `light` or `dark`.
     pub(crate) async fn looks_like(&self, width: u32, height: u32, is_phone: bool, scheme: &str) {
         let screen = json!({ "width": width, "height": height, "deviceScaleFactor": 2, "mobile": is_phone });
         self.command("Emulation.setDeviceMetricsOverride", screen).await;

@@ -1,5 +1,5 @@
-//! An EventSource of our own making, after WHATWG HTML 9.2: it reads a stream with a parser that shares nothing with the
-//! server's framing, and reconnects with its last event id.
+//! An EventSource client after WHATWG HTML 9.2. Its parser shares no code with the server's framing. It
+//! reconnects with its last event id.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -97,8 +97,8 @@ impl Parser {
     }
 }
 
-/// Why a client was told to come back later, if it was: that has status 200, as every stream has. Waits until the stream
-/// has told its place otherwise.
+/// The `refused` event of a response with status 200, if it has one. Returns `None` once the stream has sent
+/// its first id.
 pub(crate) async fn refusal_of(mut response: reqwest::Response) -> Option<serde_json::Value> {
     assert_eq!(response.headers()["content-type"], "text/event-stream");
     let (mut parser, mut refusal) = (Parser::default(), None);
@@ -132,7 +132,7 @@ struct Shared {
     changed: Notify,
 }
 
-/// A client that stays connected, and comes back, until it is dropped.
+/// A client that stays connected, and reconnects, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Client {
     shared: Arc<Shared>,
@@ -145,7 +145,7 @@ impl Drop for Client {
     }
 }
 
-/// How long a client waits before it reconnects: less than a browser, as tests have less time.
+/// The wait before a reconnect: shorter than a browser's, so that tests are quick.
 const RECONNECT: Duration = Duration::from_millis(50);
 
 impl Client {
@@ -166,7 +166,7 @@ impl Client {
         Self::through(reqwest::Client::new(), url, token, last_event_id)
     }
 
-    /// Connects with this HTTP client, for what it trusts.
+    /// Connects with this HTTP client, which may trust a certificate of the test.
     pub(crate) fn through(
         http: reqwest::Client,
         url: String,
@@ -231,17 +231,17 @@ impl Client {
         self.shared.seen.lock().expect("a lock").retry.expect("just seen")
     }
 
-    /// Waits for so many comments, which is what heartbeats are.
+    /// Waits for `count` comments. Heartbeats are comments.
     pub(crate) async fn wait_for_comments(&self, count: usize) {
         self.wait_until(&format!("{count} comments"), |seen| seen.comments >= count).await;
     }
 
-    /// Waits until the stream has been opened so many times.
+    /// Waits until the stream has been opened `count` times.
     pub(crate) async fn wait_for_connections(&self, count: usize) {
         self.wait_until(&format!("{count} connections"), |seen| seen.connections >= count).await;
     }
 
-    /// Waits until so many streams have ended.
+    /// Waits until `count` streams have ended.
     pub(crate) async fn wait_for_ends(&self, count: usize) {
         self.wait_until(&format!("{count} ended streams"), |seen| seen.ends >= count).await;
     }

@@ -90,7 +90,7 @@ impl System {
         self.token_with(user, valid_for, &[])
     }
 
-    /// A token that allows to listen to the topics of these patterns.
+    /// A token for streams of topics that match these patterns.
     pub(crate) fn token_with(
         &self,
         user: impl Into<UserId>,

@@ -1,5 +1,5 @@
-//! What people see: each table, screen and help text, compared with a file in `tests/it/snapshots`. What differs from run
-//! to run is replaced. `UPDATE_SNAPSHOTS=1` writes the files anew: look at the difference before committing it.
+//! Each table, screen and help text, compared with a file in `tests/it/snapshots`. Values that change from
+//! run to run are replaced. `UPDATE_SNAPSHOTS=1` rewrites the files: read the diff before committing it.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -12,7 +12,8 @@ use aftercommit::event::Topic;
 use crate::commands::{commit, json};
 use crate::harness::{Settings, System, TestResult, cli, eventually, items_of};
 
-/// What a command says, with what differs from run to run replaced by something as wide where it stands in a table.
+/// A command's output with the values that change from run to run replaced, in tables by text of the same
+/// width.
 fn settled(text: &str, names: &[(String, &str)]) -> TestResult<String> {
     let patterns = [
         (
@@ -52,7 +53,7 @@ fn assert_as_before(name: &str, text: &str) -> TestResult {
     Ok(())
 }
 
-/// A system with short names, so that what it prints is as wide as people's own.
+/// A system with short names, so that its tables are as wide as in production.
 struct Screens {
     system: System,
     topic: Topic,
@@ -269,7 +270,7 @@ async fn the_stream_id_that_is_told_is_the_one_in_redis() -> TestResult {
             assert!(shown[0]["delivered"]["afterSeconds"].as_f64().ok_or("no time")? > 0.0, "{shown}");
         }
     }
-    // Once the checkpoints of that time have been rotated away, nobody guesses.
+    // Once the checkpoints of that time are rotated away, the command does not guess.
     let mut connection = system.database.connect().await;
     sqlx::query("delete from outbox.checkpoint c where n < (select max(n) from outbox.checkpoint)")
         .execute(&mut connection)

@@ -22,7 +22,7 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("UTF-8")
 }
 
-/// The command fails with this exit code, and with one sentence on stderr that has this in it.
+/// Asserts that the command fails with this exit code and one sentence on stderr that contains the text.
 pub(crate) async fn assert_fails(settings: &Settings, arguments: &[&str], code: i32, sentence: &str) {
     let output = cli(settings, arguments).await;
     let said = stderr(&output);
@@ -288,7 +288,7 @@ async fn replay_sends_what_was_delivered_once_more_marked_and_audited() -> TestR
     let (reason, count): (String, i64) =
         sqlx::query_as("select reason, events from outbox.audit").fetch_one(&mut connection).await?;
     assert_eq!((reason.as_str(), count), ("a test", 2));
-    // Without a terminal and without --yes nobody could have agreed.
+    // Without a terminal and without --yes nobody can confirm.
     assert_fails(system.settings(), &["replay", "--all", "--reason", "x"], 1, "--yes").await;
     assert_fails(system.settings(), &["replay", "--all", "--yes"], 2, "--reason").await;
     Ok(())

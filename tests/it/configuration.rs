@@ -1,4 +1,5 @@
-//! The configuration as the real binary reads it: whose variables are whose, what is told of what is wrong, and no secret.
+//! The configuration as the real binary reads it: which variables it takes, how it reports errors, and that
+//! no secret appears.
 
 use std::fs;
 
@@ -6,11 +7,11 @@ use crate::commands::{assert_fails, commit, stderr, stdout};
 use crate::harness::{Process, Settings, System, TestResult, cli, eventually};
 use crate::operators::wait_until_green;
 
-/// Stands in every secret of these tests.
+/// A part of every secret in these tests.
 const SECRET: &str = "tell-nobody";
 const USER: &str = "00000000-0000-4000-8000-000000000001";
 
-/// The command's exit code and outputs, none of which tells a secret.
+/// The command's exit code and outputs. Asserts that they contain no secret.
 async fn told(settings: &Settings, arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = cli(settings, arguments).await;
     let (out, err) = (stdout(&output), stderr(&output));

@@ -1,4 +1,4 @@
-//! The operator's page in a real browser: what a person on call sees there, and what becomes of what they do.
+//! The operator's page in a real browser: what it shows, and what its buttons do.
 
 use redis::AsyncCommands;
 use serde_json::Value;
@@ -34,12 +34,12 @@ pub(crate) async fn signed_in(relay: &Process) -> Browser {
     browser.write("#token", TOKEN).await;
     browser.click("button.primary").await;
     browser.wait_for_text("#link", "Live").await;
-    // Until it has all that it shows, things move about.
+    // Elements move until the page is complete.
     browser.wait_for_text("#audit", "No operator").await;
     browser
 }
 
-/// Agrees to what the page asks, with a reason.
+/// Confirms the page's question, with a reason.
 pub(crate) async fn agrees(browser: &Browser, reason: &str) {
     browser.write("#ask-reason", reason).await;
     browser.click("#ask-yes").await;
@@ -50,7 +50,7 @@ pub(crate) async fn agrees(browser: &Browser, reason: &str) {
     .await;
 }
 
-/// Puts something in the way of a topic's history, so that Redis refuses its events.
+/// Sets a key of the wrong type in place of the topic's history, so that Redis refuses its events.
 pub(crate) async fn block(system: &System, topic: &Topic) {
     let _: () = system.redis.connect().await.set(keys::history(topic), "in the way").await.expect("a string");
 }
@@ -260,7 +260,7 @@ async fn a_log_that_cannot_be_seen_is_the_verdict_until_it_can() -> TestResult {
     let (system, relay) = system().await;
     let browser = signed_in(&relay).await;
     browser.wait_for_text("#verdict", "is delivering").await;
-    // From a database of its own, as none can be closed to the session that closes it.
+    // From another database: a session cannot close its own.
     let elsewhere = empty_database().await;
     let mut server = elsewhere.connect().await;
     let allow = |allowed: bool| {

@@ -1,4 +1,4 @@
-//! Who is let in at the operator's page, and what other pages in an operator's browser cannot do.
+//! Who may sign in to the operator's page, and that other sites in the same browser can do nothing.
 
 use reqwest::StatusCode;
 use serde_json::json;
@@ -152,7 +152,7 @@ async fn a_wrong_token_is_refused_and_guessing_is_slowed_down() -> TestResult {
     .await;
     assert!(refused.headers().contains_key("retry-after"));
     relay.wait_for_log("a wrong operators' token was sent").await;
-    // Whoever guesses keeps nobody else out.
+    // Wrong guesses do not lock other people out.
     let elsewhere = reqwest::Client::builder().local_address(std::net::IpAddr::from([127, 0, 0, 2])).build();
     let elsewhere = elsewhere?.get(relay.url("/console/session")).bearer_auth(TOKEN);
     assert_eq!(elsewhere.send().await?.status(), 200);

@@ -1,5 +1,5 @@
-//! Changes that an operator asks for on the page: at once with many tabs open, in time or not at all, and never behind the
-//! back of one who has called them off.
+//! Changes that an operator requests on the page: they work with many tabs open, they happen in time or not
+//! at all, and never after the operator has cancelled them.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ async fn asks_for_a_pause(browser: &Browser, reason: &str) {
     .await;
 }
 
-/// Has the relay work on what came to it while it was frozen: a script's request that comes behind it is answered.
+/// Thaws the relay and waits until it has worked off the requests of its frozen time: it answers a later one.
 async fn thaws(system: &System, relay: &Process, browser: &Browser) -> TestResult {
     relay.signal("CONT").await;
     let body = json!({ "relay": system.redis.relay_name(), "reason": "behind" });
@@ -141,7 +141,7 @@ async fn a_change_is_not_carried_out_past_its_time_nor_behind_a_lock() -> TestRe
     Ok(())
 }
 
-/// Somebody else's events are not part of what an operator has decided on.
+/// An operator's decision does not cover events that were parked after it.
 #[tokio::test]
 async fn a_script_names_what_it_means_by_the_last_id() {
     let (system, relay) = system().await;

@@ -7,15 +7,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Line, Listener, TestResult, Wiring, eventually};
 
-/// What a restart may take until it delivers again.
+/// The time limit from a restart to the next delivery.
 const RESTART_LIMIT: Duration = Duration::from_secs(10);
 
-/// A relay that will stop at a place when it comes there for the `nth` time, while a listener listens.
+/// A relay that stops at a failpoint when it passes there for the `nth` time, and a subscriber.
 async fn line_that_stops_at(place: &str, nth: u32) -> (Line, Listener) {
     let line = Line::with(Wiring {
         relay: vec![
             ("FAILPOINT", format!("{place}@{nth}")),
-            // Several chunks a window, so that each place is passed with some of it delivered.
+            // Several chunks a window, so that each failpoint is passed with a partly delivered window.
             ("AFTERCOMMIT_RELAY_BATCH_SIZE", "10".to_owned()),
         ],
         ..Wiring::default()
@@ -96,7 +96,7 @@ async fn dying_in_a_release_at(place: &str) -> TestResult {
     Ok(())
 }
 
-/// Nobody knows whether clients have been told, except the sink.
+/// Only the sink knows whether the event was published.
 #[tokio::test]
 async fn a_discard_behind_a_release_that_broke_off_gives_up_only_what_never_arrived() -> TestResult {
     let (mut line, _) = line_that_stops_at("released", 1).await;
@@ -144,7 +144,7 @@ async fn a_relay_that_dies_in_the_middle_of_a_restore() -> TestResult {
     kill_there(&mut line, "range_restored").await;
     line.append(5).await;
     line.wait_until_whole().await;
-    // What had been told is not told again.
+    // Published events are not published again.
     listener.wait_for_exactly(40).await;
     Ok(())
 }
@@ -186,7 +186,7 @@ async fn a_relay_that_is_killed_again_and_again_under_load_delivers_again_within
     let writer = line.keep_appending(stop.clone());
     let mut slowest = Duration::ZERO;
     for kill in 0..kills {
-        // In turn: one that stands by takes over, and a new one starts.
+        // Alternate between a takeover by a standby and a fresh start.
         let died = if kill % 2 == 0 {
             let fresh = line.system.start("relay").await;
             std::mem::replace(&mut line.relay, fresh).kill().await;

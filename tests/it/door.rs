@@ -1,4 +1,4 @@
-//! What anonymous connections can take from each process: nothing that lasts.
+//! Anonymous connections cannot exhaust a process.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use crate::harness::{Client, LIMIT, NOTIFICATIONS, Process, System, TestResult, eventually, metric_of};
 
-/// Room in this process for as many sockets as the tests open.
+/// Raises this process's limit of open files, for the sockets that the tests open.
 fn raise_open_files() -> TestResult {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -27,11 +27,11 @@ enum Held {
     KeptAlive,
 }
 
-/// Opens so many connections, whether or not they are ended again.
+/// Opens `count` connections. The process may close some of them.
 async fn flood(process: &Process, count: usize, held: Held) -> Vec<TcpStream> {
     let mut sockets = Vec::with_capacity(count);
     while sockets.len() < count {
-        // One that finds the process's queue full is tried again.
+        // Retry a connection that found the accept queue full.
         let Ok(mut socket) = TcpStream::connect(&process.address).await else { continue };
         let said: &[u8] = match held {
             Held::Silent => b"",
@@ -45,7 +45,7 @@ async fn flood(process: &Process, count: usize, held: Held) -> Vec<TcpStream> {
     sockets
 }
 
-/// Whether a path is answered on a connection of its own, and with which status. Ten seconds: others use this machine too.
+/// The status of a request on a new connection; `None` without an answer. Ten seconds, for busy machines.
 async fn status_of(process: &Process, path: &str) -> Option<u16> {
     let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build().expect("a client");
     client.get(process.url(path)).send().await.ok().map(|answer| answer.status().as_u16())
@@ -86,7 +86,7 @@ async fn anonymous_connections_do_not_keep_anybody_from_an_sse_server() -> TestR
     for held in [Held::Silent, Held::KeptAlive] {
         let _sockets = flood(&sse, 1100, held).await;
         assert_well(&sse, &format!("{held:?}")).await;
-        // A stream that is there stays, and a new one gets in.
+        // An open stream stays, and a new one is accepted.
         let _second = Client::open(&sse.url(NOTIFICATIONS), &token).await;
     }
     assert_eq!(first.counts(), (1, 0), "one connection, which has never ended");

@@ -1,4 +1,4 @@
-//! What others have written never steers an operator's terminal, nor hides on their page.
+//! Text of other people cannot control an operator's terminal, and cannot hide on the page.
 
 use serde_json::Value;
 
@@ -6,7 +6,8 @@ use crate::commands::{commit, stderr, stdout};
 use crate::console::{signed_in, system};
 use crate::harness::{Settings, System, TestResult, cli, eventually};
 
-/// A title, a clearing of the screen, C1's form of it, text that runs backwards, what hides, and ways back over the line.
+/// Control sequences: a title, a cleared screen in C0 and C1 form, bidirectional overrides, invisible
+/// characters, and returns to the start of the line.
 const NASTY: &str = "x\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}31m\u{202e}drow\u{2066}\u{200b}\r\u{8}\u{7f}y";
 
 fn is_inert(text: &str) -> bool {
@@ -27,7 +28,7 @@ async fn assert_inert(settings: &Settings, arguments: &[&str]) -> String {
     stdout(&output) + &stderr(&output)
 }
 
-/// Events, reasons and an operator's name with all of it.
+/// Writes events, reasons and an operator's name that contain all of them.
 async fn written(system: &System) -> TestResult {
     let mut connection = system.database.connect().await;
     sqlx::query("select outbox.append('t', 'T', to_json($1::text), jsonb_build_object('h', $1::text))")

@@ -1,5 +1,5 @@
-//! Least privilege: the main stories under roles that have what `aftercommit grants` prints, and nothing beside; and what
-//! each of them may not do.
+//! Least privilege: the main stories under roles with exactly the rights that `aftercommit grants` prints,
+//! and the statements that each role may not run.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::harness::{
 
 const ROLES: [&str; 6] = ["writer", "relay", "sse", "operator", "api", "rebase"];
 
-/// A system, and a role of Postgres for each part that is played in it.
+/// A system with one Postgres role for each part.
 struct Cast {
     system: System,
     mark: String,
@@ -41,7 +41,7 @@ impl Cast {
         cast
     }
 
-    /// The same with the rights that are printed for them, but for a rebase's.
+    /// The same, with the printed rights of all roles except `rebase`.
     async fn with_rights() -> Self {
         let cast = Self::new().await;
         let sql = cast.printed(&ROLES[..5]).await;
@@ -103,7 +103,7 @@ impl Cast {
         serde_json::from_str(&said).expect("JSON")
     }
 
-    /// Appends as the writer, in the ways that there are.
+    /// Appends as the writer, by each function of `outbox`.
     async fn append(&self, topic: &Topic, events: u64) -> TestResult {
         let mut connection = self.connect("writer").await;
         let event = |n: u64| new_event(topic, "A", &n);
@@ -124,7 +124,7 @@ impl Cast {
         .await;
     }
 
-    /// What doctor finds for a role that is not fine, as `check: evidence; fix`.
+    /// The findings of doctor for a role that are not ok, as `check: evidence; fix`.
     async fn doctor(&self, role: &str) -> Vec<String> {
         let asked = if role == "rebase" { "operator" } else { role };
         let output = cli(&self.settings(role), &["doctor", "--role", asked, "--output", "json"]).await;
@@ -297,7 +297,7 @@ async fn a_rebase_runs_with_the_rights_that_are_printed_for_it() -> TestResult {
     Ok(())
 }
 
-/// A function that is added to the schema is in the list of rights, or nobody calls it but the schema's own.
+/// Each function of the schema is in the list of rights, unless only the schema's own functions call it.
 #[tokio::test]
 async fn every_function_is_granted_to_somebody_or_to_nobody_on_purpose() -> TestResult {
     const INTERNAL: [&str; 1] = ["check_event"];

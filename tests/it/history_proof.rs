@@ -1,4 +1,5 @@
-//! A history proves itself: what is missing in it, before it or behind a client's place is a reset, and never a silence.
+//! A history proves that it is complete: a client gets a reset where events are missing in it, before it, or
+//! after the client's position.
 
 use std::time::Duration;
 
@@ -69,7 +70,7 @@ async fn each_entry_names_the_event_before_it() {
     assert_eq!(links(&line, &other).await, pairs(&[("1-3", "")]));
 }
 
-/// Of a Redis that has forgotten everything, the log gives again only what it still has the positions of.
+/// After a total loss of Redis, the relay restores only the events whose checkpoints are still in the log.
 #[tokio::test]
 async fn a_repair_that_has_to_leave_events_out_shows_the_hole_to_each_reader() -> TestResult {
     let mut line = Line::new().await;
@@ -124,7 +125,7 @@ async fn a_repair_that_begins_in_the_middle_shows_the_hole_before_it() -> TestRe
     Ok(())
 }
 
-/// Its connection stays, and nobody compares: only the script can see it.
+/// The connection stays open and no comparison runs: only the script can detect the loss.
 #[tokio::test]
 async fn a_redis_that_goes_back_behind_an_open_connection_is_found_out_by_the_next_batch() -> TestResult {
     let settings = vec![("AFTERCOMMIT_RELAY_RECONCILE_INTERVAL_MS", "3600000".to_owned())];
@@ -149,7 +150,7 @@ async fn a_history_that_was_deleted_is_no_new_one_also_for_a_relay_that_remember
     line.wait_until_whole().await;
     line.words(&["del", &keys::history(&line.topic)]).await?;
     restart_relay(&mut line).await;
-    // Nothing is there yet, and yet nothing is proven, to a server that has not heard the events.
+    // The history is empty, but a server that has not received the events has no proof of that.
     let fresh = sse(&line).await;
     assert_eq!(first_event(&line, &fresh, &before_the_first).await.event, "reset");
     line.append_to(&line.topic, 1).await;
@@ -212,7 +213,7 @@ async fn clients_from_before_the_first_event_are_reset_when_its_history_vanished
     Ok(())
 }
 
-/// Redis says that there has never been a history, and this server knows better.
+/// Redis denies that there was a history; this server remembers events of it.
 #[tokio::test]
 async fn a_place_from_before_a_reset_of_the_topic_is_reset_too() -> TestResult {
     let mut line = Line::new().await;
@@ -242,7 +243,7 @@ async fn a_forged_event_on_a_live_channel_makes_no_later_event_a_repeat() -> Tes
         format!(r#"{{"id":"{id}","prev":"{prev}","event":"{}","type":"FORGED","payload":1}}"#, Uuid::new_v4())
     };
     let mut redis = line.redis().await;
-    // One that does not fit, and is dropped; and one that does.
+    // The first does not fit and is dropped; the second fits.
     for message in [forged("1-8000000", "1-7000000"), forged("1-9000000", "1-2")] {
         let heard: usize = redis.publish(keys::live(&line.topic), message).await?;
         assert_eq!(heard, 1);
@@ -257,7 +258,7 @@ async fn a_forged_event_on_a_live_channel_makes_no_later_event_a_repeat() -> Tes
     })
     .await;
     assert!(ids(&client).len() <= 5, "none twice: {:?}", ids(&client));
-    // A client that comes now is not hurt either.
+    // A new client is not affected either.
     let fresh = Client::open(&url(&line, &server), &token(&line)).await;
     line.append(1).await;
     assert_eq!(fresh.wait_for_events(1).await[0].id.as_deref(), Some("1-6"));
@@ -273,7 +274,7 @@ async fn a_foreign_message_after_a_repair_is_told() -> TestResult {
     client.wait_for_events(1).await;
     line.command("flushall").await?;
     wait_until_repaired(&line).await;
-    // The same text as the restored event's payload, from somebody else.
+    // Another sender publishes the same text as the restored payload.
     let channel = keys::public(&line.topic);
     eventually("the foreign message", async || {
         let _heard: usize = line.redis().await.publish(&channel, "0").await.expect("a publish");

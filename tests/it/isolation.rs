@@ -1,4 +1,4 @@
-//! A refusal is about one topic until proven otherwise: the others flow on, and the one that is refused is named.
+//! A refusal concerns one topic: the others flow on, and the refused one is named.
 
 use std::time::Duration;
 
@@ -199,7 +199,7 @@ async fn a_history_of_another_type_does_not_end_the_verification_of_others() -> 
     let mut redis = line.redis().await;
     let key = keys::history(&line.system.redis.topic("refused"));
     let _: () = redis.set(&key, "of another type").await?;
-    // An event that the server does not hear of: only a verification finds it.
+    // The server does not receive this event: only the verification finds it.
     let fields =
         [("event", Uuid::new_v4().to_string()), ("type", "T".to_owned()), ("payload", "1".to_owned())];
     let fields = [&fields[..], &[("prev", "1-1".to_owned())]].concat();

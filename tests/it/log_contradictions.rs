@@ -1,5 +1,5 @@
-//! What an owner of the log can do to it by hand: nothing of it is lost, nothing is called delivered that is not, the relay
-//! says what is wrong, and `rebase` mends it.
+//! Manual changes by the owner of the log: no event is lost, no pending event counts as delivered, the relay
+//! reports the contradiction, and `rebase` repairs it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -38,7 +38,7 @@ async fn assert_refused_and_mended(mut line: Line, admin: &mut PgConnection, wai
         Some(waiting),
         "{states:?}"
     );
-    // The relay says so there with its next sign of life.
+    // The relay reports it with its next keepalive.
     eventually("status says so", async || {
         let status = cli(line.system.settings(), &["status", "--output", "json"]).await;
         let status: Value = serde_json::from_slice(&status.stdout).expect("JSON");
@@ -67,7 +67,7 @@ async fn assert_refused_and_mended(mut line: Line, admin: &mut PgConnection, wai
     Ok(())
 }
 
-/// What fails right after the lead was taken is no success: the waits grow.
+/// A failure right after the lead was taken is no success: the backoff grows.
 #[tokio::test]
 async fn a_relay_that_leads_and_fails_at_once_waits_longer_each_time() {
     let (line, mut admin) = line_of_six().await;
@@ -156,7 +156,7 @@ async fn a_sequence_that_counts_down_is_refused_at_the_append_or_by_the_relay() 
     assert_refused_and_mended_in_any_order(line).await;
 }
 
-/// As [`is_refused_and_mended`], for rows whose ids tell nothing of their order.
+/// As [`assert_refused_and_mended`], for rows whose ids say nothing about their order.
 async fn assert_refused_and_mended_in_any_order(mut line: Line) {
     line.relay.signal("KILL").await;
     eventually("it is mended", async || {

@@ -1,4 +1,4 @@
-//! What the functions and views of the log say, asked of Postgres alone.
+//! The functions and views of the log, tested with Postgres alone.
 
 use aftercommit::log::contradiction::Cause;
 use aftercommit::log::{Position, checkpoint, contradictions, read};

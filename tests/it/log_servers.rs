@@ -57,11 +57,11 @@ impl Standby {
 }
 
 impl Drop for Standby {
-    /// Also where the test fails: nobody else ends it.
+    /// Stops the server also when the test fails.
     fn drop(&mut self) {
         let mut stop = self.own.program("pg_ctl").into_std();
         stop.args(["stop", "--silent", "--mode", "immediate", "--pgdata"]).arg(&self.data);
-        // A standby that has ended already is what is wanted.
+        // The standby may have ended already.
         let _status = stop.status();
     }
 }

@@ -1,5 +1,5 @@
-//! Metrics: what each process serves is what docs/metrics.md lists, and it means what is written there. The alerts and the
-//! dashboard ask for nothing else.
+//! Metrics: each process serves the metrics that docs/metrics.md lists, with the meaning given there. Alerts
+//! and dashboard use no others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::harness::{Process, System, TestResult, eventually, items_of, str_of};
 use crate::operators::wait_until_green;
 
-/// What one process serves: types by name, and the samples.
+/// The metrics of one process: types by name, and the samples.
 struct Served {
     types: BTreeMap<String, String>,
     samples: Vec<(String, f64)>,
@@ -104,7 +104,7 @@ async fn what_a_run_does_is_counted_and_measured_once_for_each_event() {
     let system = System::new().await;
     let (api, sse) = (system.start("api").await, system.start("sse").await);
     let relay = system.start("relay").await;
-    // Green is a leader that listens: from here on notifications are heard.
+    // A green relay leads and listens: it receives notifications from here on.
     wait_until_green(&relay).await;
     let session = system.session(&api, Uuid::new_v4(), 5).await;
     let clients = [session.listen(&sse).await, session.listen(&sse).await];
@@ -139,7 +139,7 @@ async fn what_a_run_does_is_counted_and_measured_once_for_each_event() {
     assert_eq!(count("aftercommit_relay_leads_taken_total"), 1);
     assert_eq!((count("aftercommit_relay_leading"), count("aftercommit_relay_listening")), (1, 1));
 
-    // Counted when all clients have been given it.
+    // Counted once all clients have received it.
     let served = eventually("six events are counted", async || {
         let served = Served::by(&sse).await;
         (served.of("aftercommit_sse_commit_to_client_seconds_count") >= 6.0).then_some(served)
@@ -219,7 +219,7 @@ fn alerts_ask_for_metrics_that_there_are_and_lead_into_the_runbook() {
     for anchor in anchors {
         assert!(headings.contains(anchor), "docs/runbook.md has no heading for #{anchor}: {headings:?}");
     }
-    // And the runbook knows each alert, so that whoever has only its name finds the scenario.
+    // The runbook names each alert, so that a search for the name finds the scenario.
     for line in ALERTS.lines() {
         let Some(alert) = line.trim().strip_prefix("- alert: ") else { continue };
         assert!(RUNBOOK.contains(&format!("`{alert}`")), "docs/runbook.md does not name {alert}");

@@ -1,4 +1,5 @@
-//! The one gate for the operators' token: who guesses is slowed down and logged at every door, and keeps nobody else out.
+//! Rate limit of the operators' token: wrong guesses are slowed down and logged at every endpoint, and lock
+//! no other client out.
 
 use reqwest::StatusCode;
 
@@ -15,7 +16,7 @@ async fn system() -> System {
     System::new().await.set("AFTERCOMMIT_OPERATOR_TOKEN", TOKEN)
 }
 
-/// What a client of this address is answered, as a proxy would pass it on.
+/// The answer to a client of this address, given in the header of a proxy.
 async fn tried(system: &System, url: &str, token: &str, forwarded_for: Option<&str>) -> StatusCode {
     let mut request = system.http().get(url).bearer_auth(token);
     if let Some(address) = forwarded_for {

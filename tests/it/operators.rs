@@ -1,4 +1,4 @@
-//! What a person on call does and sees: pausing, parked topics, the audit, status, and a readiness that tells the truth.
+//! The work of a person on call: pause, parked topics, audit, status and readiness.
 
 use serde_json::Value;
 use sqlx::AssertSqlSafe;
@@ -16,8 +16,8 @@ pub(crate) async fn not_ready(process: &Process) -> (u16, Vec<(String, String)>)
     (status, failing.map(|check| (text(&check["name"]), text(&check["reason"]))).collect())
 }
 
-/// Waits until this check does not hold for a reason with these words in it. (The first reason need not be the last: of a
-/// session that is ended first its end is known, and then why there is no other.)
+/// Waits until this check fails with a reason that contains these words. The reason may change: the end of a
+/// session is known before the reason why there is no new one.
 pub(crate) async fn wait_until_red(process: &Process, name: &str, reason: &str) {
     eventually(&format!("{name} is red: {reason}"), async || {
         let (status, failing) = not_ready(process).await;
@@ -78,7 +78,7 @@ async fn a_dead_listener_turns_readiness_red_and_a_new_one_green_again() -> Test
     let system = System::new().await;
     let relay = system.start("relay").await;
     wait_until_green(&relay).await;
-    // From a database of its own, as none can be closed to the session that closes it.
+    // From another database: a session cannot close its own.
     let elsewhere = empty_database().await;
     let mut server = elsewhere.connect().await;
     let allow = |allowed: bool| {
@@ -189,7 +189,7 @@ async fn an_events_life_tells_when_it_was_parked_who_released_it_and_when_it_arr
     Ok(())
 }
 
-/// What a person sees, with what differs from run to run replaced.
+/// The output with the values that change from run to run replaced.
 fn settled(text: &str, replaced: &[(&str, &str)]) -> String {
     let mut text = text.to_owned();
     for (from, to) in replaced {
@@ -236,7 +236,7 @@ sse    DOWN: nothing answers at 127.0.0.1:1: Connection refused (os error 111)";
     Ok(())
 }
 
-/// The findings that are not fine, by check: verdict and evidence.
+/// The findings that are not ok, as (check, verdict, evidence).
 async fn complaints(system: &System) -> TestResult<Vec<(String, String, String)>> {
     let output = cli(system.settings(), &["doctor", "--open-for", "0", "--output", "json"]).await;
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout)?;
@@ -257,7 +257,7 @@ async fn complaints(system: &System) -> TestResult<Vec<(String, String, String)>
 #[tokio::test]
 async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() -> TestResult {
     let system = System::new().await;
-    // What the tests' own servers lack on purpose.
+    // The tests' own servers fail these checks on purpose.
     let expected = ["postgres durability", "persistence", "open files"];
     let mut connection = system.database.connect().await;
     let before = complaints(&system).await?;

@@ -1,4 +1,4 @@
-//! What an outage and a forgotten transaction cost: a fixed amount of memory, and nothing.
+//! An outage costs a fixed amount of memory; a forgotten transaction costs nothing.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::harness::{Flow, Line, TestResult, eventually};
 
 const TOPICS: i64 = 100;
 
-/// Appends so many events to a hundred topics in turn, in one statement.
+/// Appends events to a hundred topics in turn, in one statement.
 async fn fill(line: &Line, events: i64) -> TestResult {
     let mut connection = line.system.database.connect().await;
     let sql = "insert into outbox.event (topic, type, payload)
@@ -20,7 +20,7 @@ async fn fill(line: &Line, events: i64) -> TestResult {
     Ok(())
 }
 
-/// Waits until the relay has nothing left to deliver, however long that takes while it makes progress.
+/// Waits until the relay has delivered `events`, as long as it makes progress.
 async fn wait_until_drained(line: &Line, events: u64) {
     let mut before = 0;
     while before < events {
@@ -32,7 +32,7 @@ async fn wait_until_drained(line: &Line, events: u64) {
     }
 }
 
-/// The most memory that the relay ever had, in KiB.
+/// The relay's peak memory, in KiB.
 #[cfg(target_os = "linux")]
 fn peak_kib(line: &Line) -> TestResult<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", line.relay.pid()))?;
@@ -79,7 +79,7 @@ async fn the_backlog_of_an_outage_arrives_in_order_and_costs_no_memory() -> Test
     Ok(())
 }
 
-/// Events a second of a drain of so many, from its first progress on.
+/// The rate of a drain in events a second, measured from its first progress on.
 async fn rate_of_a_drain(line: &Line, events: u64) -> TestResult<f64> {
     let before = line.delivered_in_all().await;
     line.proxy.flow(Flow::Refuse);
@@ -136,13 +136,13 @@ async fn a_transaction_that_stays_open_and_one_that_is_prepared_and_forgotten_co
         (held / free - 1.0) * 100.0
     );
     assert_eq!(dead, 0);
-    // Wide, for machines that are busy with other tests; what this is about makes others many times slower.
+    // A wide limit, for busy machines: the fault that this test looks for is many times slower.
     assert!(held > free / 4.0, "{free} a second without, {held} with");
     let end = format!("commit; commit prepared '{gid}'");
     for sql in end.split("; ") {
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut open).await?;
     }
-    // Both come, late as they are.
+    // Both events arrive, though late.
     let all = line.delivered_in_all().await;
     wait_until_drained(&line, all.max(6 * events + 2)).await;
     line.wait_until_leading().await;

@@ -38,7 +38,7 @@ const RELAYS: usize = 2;
 const RELAY: &str = "property";
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A relay's process: its hands, or a step under way.
+/// A relay: idle, or with a step under way.
 enum RelayProcess {
     Dead,
     Resting(Box<Step>),
@@ -128,7 +128,7 @@ impl<'a> World<'a> {
             Move::NextSlot => {
                 self.admin("update test_slot set slot = (slot + 1) % 8").await;
             }
-            // As the retention sees to: what the sink lacks is still in the log.
+            // As the retention guarantees: events that the sink lacks are still in the log.
             Move::Rotate if !self.arrived.lock().expect("not poisoned").is_repaired() => {}
             Move::Rotate => {
                 let rotation = rotate::rotate(&mut self.admin, Duration::ZERO).await.expect("rotation");
@@ -136,7 +136,7 @@ impl<'a> World<'a> {
             }
             Move::Pause => self.pause().await,
             Move::Resume => self.resume().await,
-            // What has left the log cannot be given again.
+            // Events that have left the log cannot be restored.
             Move::Forget { .. } if self.rotated => {}
             Move::Forget { numbers } => {
                 let mut arrived = self.arrived.lock().expect("not poisoned");
@@ -160,7 +160,7 @@ impl<'a> World<'a> {
         self.paused = false;
     }
 
-    /// What is committed during a pause waits for its end.
+    /// Events that are committed during a pause wait for its end.
     fn commit(&mut self, events: Vec<Uuid>) {
         if self.paused {
             self.arrived.lock().expect("not poisoned").held.extend(&events);
@@ -326,7 +326,7 @@ impl<'a> World<'a> {
         self.relays[relay] = RelayProcess::Resting(step);
     }
 
-    /// Ends what is under way, lets a fresh relay deliver the rest, and compares.
+    /// Ends all transactions and steps, lets a fresh relay deliver the rest, and compares.
     async fn settle(mut self) -> Result<(), String> {
         self.resume().await;
         for relay in 0..RELAYS {

@@ -1,4 +1,4 @@
-//! Releasing and discarding parked events: what is named, and what is said of what became of it.
+//! Releasing and discarding parked events: the selection, and the report of the result.
 
 use redis::AsyncCommands;
 

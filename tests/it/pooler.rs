@@ -1,4 +1,4 @@
-//! PgBouncer in transaction mode in front of the application: it may, and the relay may not.
+//! PgBouncer in transaction mode: an application may use it, the relay may not.
 
 use std::process::{Child, Command, Stdio};
 
@@ -23,7 +23,7 @@ impl Drop for PgBouncer {
 }
 
 impl PgBouncer {
-    /// In front of the line's Postgres. `ignored` are start-up parameters that it passes over.
+    /// Starts it in front of the line's Postgres. It ignores the start-up parameters in `ignored`.
     async fn start(line: &Line, ignored: &str) -> TestResult<Self> {
         let directory = tempfile::tempdir()?;
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr())?.port();
@@ -40,7 +40,7 @@ impl PgBouncer {
         let path = directory.path().join("pgbouncer.ini");
         std::fs::write(&path, configuration)?;
         let mut command = Command::new("pgbouncer");
-        // It refuses to be root, and reads its configuration before it becomes somebody else.
+        // It refuses to run as root, and reads its configuration before it changes its user.
         if std::fs::metadata("/proc/self").is_ok_and(|of| std::os::unix::fs::MetadataExt::uid(&of) == 0) {
             command.args(["-u", "nobody"]);
         }
@@ -85,7 +85,7 @@ async fn an_application_may_append_through_a_pooler_while_the_relay_goes_straigh
 #[tokio::test]
 async fn a_relay_behind_a_pooler_says_so_and_delivers_nothing() -> TestResult {
     let line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
-    // One pooler refuses the relay's start-up parameters; the other passes over them, and shares its sessions.
+    // One pooler refuses the relay's start-up parameters; the other ignores them and shares its sessions.
     for ignored in ["extra_float_digits", "extra_float_digits, options"] {
         let bouncer = PgBouncer::start(&line, ignored).await?;
         let relay = bouncer.relay(&line).await;

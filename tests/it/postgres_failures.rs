@@ -1,8 +1,8 @@
-//! Each error that Postgres answers the relay with, made by the real server: nothing is lost, nothing is repeated, the class
-//! is counted, and when the cause is gone, all arrives in order.
+//! Each error of Postgres that the relay handles, caused on a real server: no event is lost or repeated, the
+//! class is counted, and all events arrive in order once the cause is gone.
 //!
-//! Not here, as no server could be made to give it to the relay's few statements: a serialization failure. It stands in
-//! the table of classes all the same.
+//! A serialization failure is missing: the relay's statements cannot be made to cause one. The table of
+//! classes has it all the same.
 
 use std::io::Write;
 use std::process::Command;
@@ -14,7 +14,7 @@ use crate::harness::{Line, TestResult, Wiring, eventually};
 const END_SESSIONS: &str = "select pg_terminate_backend(pid) from pg_stat_activity
                             where datname = current_database() and application_name like 'aftercommit relay%'";
 
-/// A line that works, and a session of an admin's next to it.
+/// A line that delivers, and a session of an admin.
 async fn line_and_admin(wiring: Wiring) -> (Line, PgConnection) {
     let mut line = Line::with(wiring).await;
     line.append(1).await;
@@ -28,7 +28,8 @@ async fn execute(admin: &mut PgConnection, line: &Line, sql: &str) {
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(admin).await.expect("a statement of the admin's");
 }
 
-/// Breaks Postgres by a statement, ends the relay's sessions, sees the failure, mends it, and sees everything arrive.
+/// Breaks Postgres by a statement, ends the relay's sessions, waits for the failure, repairs Postgres, and
+/// waits until all events have arrived.
 async fn assert_survived(break_it: &str, class: &str, mend_it: &str) {
     let (mut line, mut admin) = line_and_admin(Wiring::default()).await;
     execute(&mut admin, &line, break_it).await;
@@ -39,7 +40,7 @@ async fn assert_survived(break_it: &str, class: &str, mend_it: &str) {
     line.wait_until_whole().await;
 }
 
-/// Has a setting of the database's count for the relay, which it takes up in new sessions only.
+/// Changes a setting of the database and ends the relay's sessions: the setting counts in new sessions only.
 async fn relay_starts_over_with(setting: &str, line: &Line, admin: &mut PgConnection) {
     execute(admin, line, &format!("alter database {{database}} set {setting}")).await;
     execute(admin, line, END_SESSIONS).await;
@@ -207,11 +208,11 @@ async fn a_postgres_that_crashes_and_recovers() {
     line.wait_until_whole().await;
 }
 
-/// A small file system of memory. Unmounted when dropped.
+/// A small tmpfs, unmounted when dropped.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    /// For the account of this user id, one page of whatever follows away from full.
+    /// Mounts it for a user id.
     fn mount(owner: &str) -> TestResult<Self> {
         let dir = tempfile::tempdir()?;
         let options = format!("size=256k,mode=700,uid={owner}");
@@ -263,7 +264,7 @@ async fn a_disk_that_is_full() -> TestResult {
     .await;
     disk.clear()?;
     line.wait_until_whole().await;
-    // Away from the small disk, so that the server can stop in order.
+    // Move the table off the small disk, so that the server can stop in order.
     for sql in ["alter table outbox.checkpoint_0 set tablespace pg_default", "drop tablespace small"] {
         execute(&mut admin, &line, sql).await;
     }

@@ -1,5 +1,5 @@
-//! Nothing dies quietly, and nothing lives on half: whatever stderr is, processes work and obey signals; a panic in any task
-//! ends its process with a line and a code.
+//! Processes work and obey signals whatever their stderr is. A panic in any task ends its process, with a log
+//! line and an exit code.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,7 +14,7 @@ use crate::harness::{
 use crate::operators::wait_until_green;
 use crate::systemd::port_of;
 
-/// What becomes of a process's stderr.
+/// The kinds of stderr that a process may have.
 #[derive(Debug, Clone, Copy)]
 enum Stderr {
     /// A disk that is full.
@@ -73,7 +73,7 @@ fn start_with(stderr: Stderr, role: &str, settings: &Settings) -> TestResult<(Pr
     Ok((Process::start_unheard(&[role], &settings, address, file), held))
 }
 
-/// Waits until a process that says nothing answers.
+/// Waits until a process whose log nobody reads answers.
 async fn wait_until_answering(process: &mut Process) {
     let url = process.url("/healthz");
     eventually("it answers", async || {
@@ -157,7 +157,7 @@ async fn a_dev_whom_nobody_hears_serves_and_ends_with_its_servers() -> TestResul
     Ok(())
 }
 
-/// Waits for the end of a process that panics, and makes sure that it says so in a line of its log.
+/// Waits for the end of a process that panics, and asserts that its log says so.
 async fn assert_ends_by_a_panic(mut process: Process) {
     assert_eq!(process.exit_code().await, 1, "{}", process.log());
     process.wait_for_log("a defect in aftercommit ends this process").await;

@@ -12,7 +12,7 @@ use crate::metrics::{ALERTS, DASHBOARD, metrics_in};
 
 const ALERT: &str = "AftercommitPendingTooOld";
 
-/// A Prometheus with the rules of `ops/`, quick to see and to fire.
+/// A Prometheus with the rules of `ops/`, with short intervals.
 struct Prometheus {
     _child: Child,
     _home: TempDir,
@@ -65,7 +65,7 @@ impl Prometheus {
         (answer["status"] == "success").then(|| answer["data"].take())
     }
 
-    /// Whether the alert fires; `None` if that cannot be told at the moment.
+    /// Whether the alert fires; `None` if Prometheus does not answer.
     async fn fires(&self, alert: &str) -> Option<bool> {
         let told = self.try_ask("alerts", &[]).await?;
         let mut alerts = items_of(&told["alerts"]).iter();
@@ -93,7 +93,7 @@ async fn a_stall_fires_its_alert_and_the_dashboards_queries_work() -> TestResult
     let resumed = cli(system.settings(), &["resume", "--reason", "done"]).await;
     assert!(resumed.status.success(), "{resumed:?}");
     eventually("it is over", async || {
-        // Of a process that was scraped: a scrape that failed ends an alert as well.
+        // The process must be up: a failed scrape ends an alert as well.
         let up = prometheus.try_ask("query", &[("query", "min(up)")]).await?;
         let is_over = up["result"][0]["value"][1] == "1" && !prometheus.fires(ALERT).await?;
         (is_over && metric_of(&relay, "aftercommit_relay_backlog").await == 0).then_some(())

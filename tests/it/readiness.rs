@@ -1,5 +1,5 @@
-//! Readiness tells the truth: whatever keeps events from arriving turns it red with the reason, also while none waits, and
-//! it turns green again when that is over. (Pausing and a dead listener are in `operators`.)
+//! Readiness: each cause that keeps events from arriving turns it red with the reason, also while no event is
+//! pending, and it turns green again afterwards. (A pause and a dead listener are in `operators`.)
 
 use secrecy::ExposeSecret;
 use sqlx::AssertSqlSafe;
@@ -12,7 +12,7 @@ use crate::harness::{
 use crate::operators::{not_ready, wait_until_green, wait_until_red};
 use crate::systemd::port_of;
 
-/// A signal to a server of the test's own.
+/// Sends a signal to a server of the test's own.
 async fn signal(pid: u32, name: &str) -> TestResult {
     let mut kill = tokio::process::Command::new("/bin/sh");
     let sent = kill.args(["-c", "kill -s \"$1\" \"$2\"", "sh", name, &pid.to_string()]).status().await;

@@ -1,4 +1,5 @@
-//! A Postgres that went back or was moved: refused, explained, rebased, and nobody told of anything twice.
+//! A Postgres that went back in time or was moved: the relay refuses it and explains why; after a rebase it
+//! goes on, and no event is published twice.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -45,7 +46,7 @@ async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_w
     let token = line.system.token_with(Uuid::new_v4(), Duration::from_secs(3600), &[line.topic.as_str()]);
     let stream = |sse: &Process| sse.url(&format!("/streams/{}", line.topic));
     let (of_memory, client) = (stream(&sse), Client::open(&stream(&sse), &token).await);
-    // One that remembers next to nothing, so that its clients are fed from the history.
+    // With almost no recent events in memory, so that it reads the history for its clients.
     let settings = line.system.settings().clone().set("AFTERCOMMIT_SSE_RECENT_EVENTS", "1");
     let forgetful = Process::start("sse", &settings).await;
     let of_history = stream(&forgetful);
@@ -56,7 +57,7 @@ async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_w
     line.append(3).await;
     let backup = line.system.database.copy().await;
     line.relay = line.system.start("relay").await;
-    // Delivered and then lost with everything else that came after the backup.
+    // Delivered after the backup, and then lost with everything since.
     line.append(4).await;
     line.wait_until_whole().await;
 
@@ -93,9 +94,10 @@ async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_w
     line.relay = line.system.start("relay").await;
     line.append(1).await;
     line.wait_until_whole().await;
-    // The two of before the rebase and the one of after it; the three that were pending in the backup are not repeated.
+    // Two events from before the rebase and one from after it. The three that were pending in the backup are
+    // not repeated.
     listener.wait_for_exactly(3).await;
-    // Clients that had been told what Postgres has lost are told to fetch their state, once.
+    // Clients that received events which Postgres has lost get one reset.
     let since = client.wait_for_events(27 + 1 + 3).await.split_off(27);
     assert_eq!(names(&since), ["reset", "T", "T", "T"]);
     assert!(since[0].data.contains("\"reason\":\"rebased\""), "{since:?}");
@@ -176,7 +178,7 @@ async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_g
     })
     .await;
     assert_eq!((&done["cluster"], &done["pending"], &done["told"]), (&"other".into(), &9.into(), &0.into()));
-    // It goes by snapshots of the other cluster: it must not append anything.
+    // The replay uses snapshots of the other cluster: it must not append anything.
     let went_on = replay::run(&mut replaying, &mut taken_up, None, &CancellationToken::new(), |_| {}).await;
     assert!(matches!(went_on, Err(ReplayError::Overtaken(1))), "{went_on:?}");
     drop(replaying);
@@ -245,7 +247,7 @@ async fn events_parked_in_two_epochs_are_released_in_order_and_none_is_taken_for
     Ok(())
 }
 
-/// The epoch that a rebase begins is claimed in a Redis that lacks what was delivered before it: nobody gives that again.
+/// A rebase claims its epoch in a Redis that lacks earlier events: those are not restored any more.
 #[tokio::test]
 async fn a_rebase_beside_a_redis_that_has_forgotten_shows_what_is_missing_to_each_reader() -> TestResult {
     let mut line = Line::new().await;

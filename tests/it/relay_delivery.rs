@@ -1,4 +1,4 @@
-//! What the relay does with the log and a real Redis when nothing breaks, and with events that Redis refuses.
+//! The relay with the log and a real Redis: deliveries without faults, and events that Redis refuses.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use aftercommit::relay::{Batch, Delivery, OnPoison, Outcome, PublishError, Publi
 
 use crate::harness::{Database, LIMIT, Redis, TestResult, database, new_event, redis};
 
-/// A relay whose steps the test takes one by one.
+/// A relay that the test runs step by step.
 pub(crate) struct Relay {
     pub(crate) step: Step,
     pub(crate) publisher: Publisher,
@@ -199,7 +199,7 @@ async fn a_pause_holds_every_event_that_is_committed_after_it_also_behind_an_ope
     let operator = Operator { who: "test".to_owned(), reason: "a move".to_owned() };
     assert!(pause::pause(&mut connection, &redis.relay_name(), &operator).await?);
     append(&database, &topic, "150").await;
-    // What was begun is brought to its end; nothing is begun.
+    // The relay completes the open window and opens no new one.
     assert_eq!(relay.drain().await, (50, 0));
     append(&database, &topic, "151").await;
     assert_eq!(relay.drain().await, (0, 0));
@@ -225,7 +225,8 @@ async fn a_topic_whose_key_has_the_wrong_type_is_parked_and_all_else_flows() -> 
     assert_eq!(relay.drain().await, (3, 3));
     assert_eq!(payloads(&history(&redis, &good).await), ["\"good 0\"", "\"good 1\"", "\"good 2\""]);
 
-    // Later events of the topic wait behind, also where Redis would take them, and for a relay that has just started.
+    // Later events of the topic are parked too, although Redis would accept them, also by a relay that has
+    // just started.
     let _: () = connection.del(&key).await?;
     append(&database, &bad, "\"bad 3\"").await;
     assert_eq!(relay.drain().await, (0, 1));
@@ -288,7 +289,8 @@ async fn discarded_events_are_forgotten_and_the_topic_flows_again() -> TestResul
     Ok(())
 }
 
-/// A release was written down and the relay died: whether it arrived cannot be asked where Redis refuses the key.
+/// A relay died after it had recorded a release. While Redis refuses the key, nobody can tell whether the
+/// event arrived.
 #[tokio::test]
 async fn a_discard_behind_a_release_is_refused_while_redis_does_not_say_what_it_has() -> TestResult {
     let (database, redis) = (database().await, redis().await);
@@ -334,7 +336,7 @@ async fn another_entry_under_a_number_of_ours_parks_its_topic_and_nothing_is_ove
     Ok(())
 }
 
-/// A leader that was frozen before it released, while another one, and the operator, went on.
+/// A leader was frozen before its release, while another leader went on.
 #[tokio::test]
 async fn a_release_whose_number_is_used_up_is_refused() -> TestResult {
     let redis = redis().await;
@@ -373,7 +375,7 @@ async fn a_release_from_an_earlier_epoch_that_stops_in_its_middle_moves_no_numbe
     let events = [event(&topic, 1), event(&blocked, 2)];
     let deliveries: Vec<_> =
         (900..).zip(&events).map(|(seq, event)| Delivery { id: StreamId::new(1, seq), event }).collect();
-    // Somebody else's entry, behind which the second one would have to stand.
+    // A foreign entry with a higher id: the second event cannot be added before it.
     let key = crate::harness::keys::history(&blocked);
     let fields = [("event", "somebody-else"), ("type", "T"), ("payload", "0")];
     let _: String = redis.connect().await.xadd(&key, "1-902", &fields).await?;
@@ -403,7 +405,7 @@ fn event(topic: &Topic, id: i64) -> Event {
     }
 }
 
-/// Without the comparison that a relay begins with: the owner can change while a connection stays.
+/// Without the comparison at the start: the owner of the keys can change while a connection stays open.
 #[tokio::test]
 async fn each_batch_is_refused_where_the_keys_belong_to_another_log_or_have_another_format() -> TestResult {
     let redis = redis().await;
@@ -423,7 +425,8 @@ async fn each_batch_is_refused_where_the_keys_belong_to_another_log_or_have_anot
     Ok(())
 }
 
-/// What a batch of two epochs would lose: numbers of the later one that stand below the earlier one's are taken for repeats.
+/// In a batch of two epochs, numbers of the later epoch that are lower than those of the earlier one would be
+/// taken for repeats, and lost.
 #[tokio::test]
 async fn a_batch_that_mixes_epochs_is_refused_whole() {
     let redis = redis().await;

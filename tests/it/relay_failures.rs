@@ -1,5 +1,5 @@
-//! Each error that Redis answers with, made by the real server or by the way to it: nothing is lost, nothing
-//! is repeated, the class is counted, and when the cause is gone, all arrives in order.
+//! Each error of Redis, caused on a real server or on the connection to it: no event is lost or repeated, the
+//! class is counted, and all events arrive in order once the cause is gone.
 
 use secrecy::ExposeSecret;
 
@@ -8,7 +8,8 @@ use crate::harness::{
     start_redis,
 };
 
-/// Breaks Redis by one command, sees the failure counted, mends it by another, and sees everything arrive.
+/// Breaks Redis by commands, waits until the failure is counted, repairs Redis, and waits until all events
+/// have arrived.
 async fn assert_survived(break_it: &str, class: &str, mend_it: &str) {
     let mut line = Line::new().await;
     line.append(3).await;
@@ -238,7 +239,7 @@ async fn a_half_open_connection_is_given_up_after_the_response_time_out() {
 
 #[tokio::test]
 async fn an_answer_that_never_comes_back_is_asked_for_again_and_repeats_nothing() -> TestResult {
-    // No comparison in between: one whose answer is swallowed would keep the relay from publishing at all.
+    // No comparison meanwhile: without its answer the relay would not publish at all.
     let relay = vec![("AFTERCOMMIT_RELAY_RECONCILE_INTERVAL_MS", "600000".to_owned())];
     let mut line = Line::with(Wiring { relay, ..Wiring::default() }).await;
     line.append(1).await;
@@ -248,12 +249,12 @@ async fn an_answer_that_never_comes_back_is_asked_for_again_and_repeats_nothing(
     line.proxy.flow(Flow::SwallowReplies);
     line.append(2).await;
     line.wait_for_failure("timeout").await;
-    // They have arrived, and the relay does not know.
+    // They have arrived, but the relay does not know.
     line.wait_until_arrived().await;
     line.proxy.flow(Flow::Pass);
     line.append(1).await;
     line.wait_until_whole().await;
-    // A repeat is told to nobody.
+    // A repeated batch is not published again.
     listener.wait_for_exactly(3).await;
     Ok(())
 }
@@ -262,7 +263,7 @@ async fn an_answer_that_never_comes_back_is_asked_for_again_and_repeats_nothing(
 async fn a_channel_that_is_forbidden_parks_its_topic_and_shows_nothing_of_it() -> TestResult {
     let mut line = Line::new().await;
     let forbidden = line.system.redis.topic("forbidden");
-    // Its place is known to the relay when the permission goes.
+    // The relay knows the topic's head before the permission is taken.
     let before = line.append_to(&forbidden, 1).await;
     eventually("it is published", async || (line.history_of(&forbidden).await == before).then_some(())).await;
     let public = crate::harness::keys::public(&line.topic);
@@ -299,7 +300,7 @@ async fn a_key_that_is_forbidden_parks_its_topic_among_others_of_its_chunk() -> 
         (line.metric("aftercommit_relay_parked_total").await == 2).then_some(())
     })
     .await;
-    // What Redis says is about one event: the batch is not tried again as it is.
+    // The error concerns one event: the whole batch is not retried unchanged.
     let refusals = line.metric("aftercommit_relay_failures_total{class=\"noperm\"}").await;
     assert_eq!(refusals, 1, "{}", line.relay.log());
     Ok(())

@@ -1,4 +1,5 @@
-//! Several relays of one name: one leads, the others stand by, and whoever only believes to lead does no harm.
+//! Several relays of one name: one leads, the others stand by, and a relay that wrongly believes to lead does
+//! no harm.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +10,14 @@ use crate::harness::{
     Flow, LIMIT, Line, Process, TestResult, Wiring, eventually, metric_of, wait_until_leading,
 };
 
-/// [relay] takeover_seconds of a line, and what processes on a busy machine need on top.
+/// `[relay] takeover_seconds` of a line, and a margin for a busy machine.
 const TAKEOVER_LIMIT: Duration = Duration::from_secs(2 + 2);
 
 async fn is_leading(relay: &Process) -> bool {
     metric_of(relay, "aftercommit_relay_leading").await == 1
 }
 
-/// Waits until one of the relays leads and says which.
+/// Waits until one of the relays leads, and returns its index.
 async fn wait_for_leader(relays: &[Process]) -> usize {
     eventually("one of them leads", async || {
         for (i, relay) in relays.iter().enumerate() {
@@ -46,7 +47,7 @@ async fn a_relay_that_stands_by_takes_over_when_the_leader_is_killed() {
     assert!(took < TAKEOVER_LIMIT, "{took:?}");
 }
 
-/// What it remembers of the histories is of before the other one led.
+/// The relay's cached topic heads are older than the other relay's lead.
 #[tokio::test]
 async fn a_relay_that_leads_again_tells_what_was_published_while_it_did_not() -> TestResult {
     let mut line = Line::new().await;
@@ -91,7 +92,7 @@ async fn of_three_relays_one_leads_and_a_leader_that_was_frozen_and_wakes_up_doe
         leading = wait_for_leader(&relays).await;
         assert!(froze.elapsed() < TAKEOVER_LIMIT, "{:?}", froze.elapsed());
         frozen.signal("CONT").await;
-        // Last in the list, so that it is not asked first whether it leads.
+        // At the end of the list, so that it is checked last.
         relays.push(frozen);
         eventually("the one that was frozen knows that it does not lead", async || {
             (!is_leading(relays.last().expect("a relay")).await).then_some(())

@@ -1,5 +1,5 @@
-//! The relay's own port beside its work: whoever crowds it, or takes no answers, keeps it neither from delivering nor from
-//! ending.
+//! The relay's HTTP port: many connections, or clients that read no answers, do not stop deliveries or the
+//! shutdown.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use crate::commands::{commit, json};
 use crate::harness::{Process, System, TestResult, eventually, items_of};
 use crate::operators::wait_until_green;
 
-/// Connections that the relay takes at most, as in `roles/relay.rs`.
+/// The relay's limit of connections, as in `roles/relay.rs`.
 const CONNECTIONS: usize = 256;
 
-/// What the relay opens beside them, generously; and connections that have given way and are not closed yet: as many as it
-/// accepts before it lets other tasks run (Tokio's budget).
+/// An upper limit of the relay's other files, and of displaced connections that are not closed yet: as many
+/// as it accepts before it lets other tasks run (Tokio's budget).
 const OTHER_FILES: u64 = 60 + 128;
 
 const METRICS: &[u8] = b"GET /metrics HTTP/1.1\r\nhost: relay\r\n\r\n";
@@ -27,7 +27,7 @@ async fn crowd(relay: &Process, size: usize) -> Vec<TcpStream> {
     crowd
 }
 
-/// How many files the relay has open, as it tells on a connection of its own, for which one of the crowd gives way.
+/// The relay's number of open files, by its own metric. The request displaces one connection of the crowd.
 async fn open_files(relay: &Process) -> u64 {
     let mut stream = TcpStream::connect(&relay.address).await.expect("a connection");
     stream.write_all(METRICS).await.expect("a request");

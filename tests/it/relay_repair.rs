@@ -1,4 +1,5 @@
-//! A Redis that forgot is given again what the log has, under the same numbers; what was not to be seen stays unseen.
+//! The relay restores a Redis that lost data from the log, under the same numbers. Parked and discarded
+//! events stay hidden.
 
 use aftercommit::event::{StreamId, Topic};
 use aftercommit::log::parked::{self, Action};
@@ -43,7 +44,8 @@ async fn an_empty_redis_in_the_place_of_the_old_one_is_given_everything_again_an
     wait_until_repaired(&line).await;
     line.append(3).await;
     line.wait_until_whole().await;
-    // Who listens to bare payloads was told of the first fifty by the old one.
+    // Plain subscribers received the first fifty from the old Redis; restored events are not published to
+    // them again.
     listener.wait_for_exactly(3).await;
 }
 
@@ -67,7 +69,7 @@ async fn a_replica_that_lagged_when_it_became_the_primary_is_given_what_it_lacks
     Ok(())
 }
 
-/// A line in which nothing counts as delivered that no replica has.
+/// A line with `min_replicas`: an event without a replica does not count as delivered.
 async fn line_that_wants_a_replica() -> Line {
     let relay = vec![("AFTERCOMMIT_REDIS_MIN_REPLICAS", "1".to_owned())];
     Line::with(Wiring { relay, ..Wiring::default() }).await
@@ -93,13 +95,13 @@ async fn with_min_replicas_nothing_counts_as_delivered_that_only_one_server_has(
 async fn a_history_that_vanishes_between_two_tries_of_a_batch_stops_nothing() -> TestResult {
     let mut line = line_that_wants_a_replica().await;
     line.append(2).await;
-    // Published, and again and again, as no replica has it.
+    // The event is published repeatedly, because no replica has it.
     line.wait_for_failure("noreplicas").await;
     let key = crate::harness::keys::history(&line.topic);
     line.words(&["del", &key]).await?;
     let replica = replica_of(&line).await?;
     line.append(3).await;
-    // What had arrived is not begun anew, and the next event shows that it is missing.
+    // The lost history is not begun anew: the next entry names the missing event before it.
     wait_until_replica_has(&replica, 3, &line.topic).await;
     line.appended.drain(..2);
     line.wait_until_whole().await;
@@ -131,7 +133,7 @@ async fn a_history_that_vanished_between_two_tries_of_its_newest_event_does_not_
         })
         .await;
     };
-    // It is published again and again from here on, as no replica has it.
+    // From here on it is published repeatedly, because no replica has it.
     has(4).await;
     line.words(&["del", &key]).await?;
     let replica = replica_of(&line).await?;
@@ -141,7 +143,7 @@ async fn a_history_that_vanished_between_two_tries_of_its_newest_event_does_not_
     Ok(())
 }
 
-/// What the first entry of the line's history says of the event before it.
+/// The `prev` of the first entry of the line's history.
 async fn first_prev(line: &Line) -> TestResult<Prev> {
     let settings = RedisSettings { namespace: line.system.redis.relay_name(), ..line.redis_settings() };
     Ok(History::new(settings).from(&line.topic, None, 1).await?[0].prev)
@@ -286,7 +288,7 @@ async fn a_release_is_carried_out_between_two_windows_while_more_events_flow_tha
     Ok(())
 }
 
-/// How many events wait, and how many numbers are used up.
+/// The number of pending events, and the number of used stream numbers.
 async fn pending_and_numbers(line: &Line) -> (i64, i64) {
     let sql = "select (select count(*) from outbox.event_status where relay = $1 and state = 'pending'),
                       (select next_seq - 1 from outbox.position where relay = $1)";
@@ -323,7 +325,7 @@ pub(crate) async fn tell(server: &aftercommit::local::RedisServer, words: &[&str
     redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.expect("a reply")
 }
 
-/// A server that copies the line's.
+/// A replica of the line's Redis.
 pub(crate) async fn replica_of(line: &Line) -> TestResult<aftercommit::local::RedisServer> {
     let replica = start_redis(Vec::new(), None).await;
     let url = line.redis.url().expose_secret().to_owned();

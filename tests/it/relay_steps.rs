@@ -1,4 +1,4 @@
-//! Two relays that both believe that they lead, step by step, and a Redis that is not where the position is.
+//! Two relays that both believe to lead, step by step, and a Redis ahead of or behind the position.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use aftercommit::relay::{
 use crate::harness::{Database, Redis, TestResult, database, redis};
 use crate::relay_delivery::{Relay, append, append_in, history, payloads};
 
-/// Commits these events at once: one window, of which a step takes a hundred.
+/// Commits these events in one transaction: one window, of which a step takes a hundred.
 async fn append_together(database: &Database, topic: &Topic, numbers: std::ops::Range<u32>) -> TestResult {
     let mut connection = database.connect().await;
     let mut tx = connection.begin().await?;
@@ -110,7 +110,7 @@ async fn what_is_given_again_is_what_the_newest_position_has_delivered() -> Test
     Ok(())
 }
 
-/// The sink of a relay; before it is asked for the second time how far it has come, another relay goes on.
+/// A sink that lets another relay go on before it answers the second call of `reached`.
 struct Meanwhile<'a> {
     frozen: &'a mut aftercommit::redis::Publisher,
     other: Relay,
@@ -131,7 +131,7 @@ impl Sink for Meanwhile<'_> {
         self.asked += 1;
         if self.asked == 2 {
             self.other.drain().await;
-            // In a window of their own, which the frozen relay's position knows nothing of.
+            // In a new window, which the frozen relay does not know.
             append_together(self.more.0, self.more.1, 250..253).await.expect("three more events");
             self.other.drain().await;
         }
@@ -161,7 +161,7 @@ async fn another_relay_that_goes_on_during_a_comparison_is_no_sign_that_postgres
     Ok(())
 }
 
-/// As a replica that lagged has it: a part of what one checkpoint says was delivered.
+/// A replica that lagged has a part of the events of one checkpoint.
 #[tokio::test]
 async fn a_redis_that_went_back_into_the_middle_of_a_batch_is_given_the_rest_of_it() -> TestResult {
     let (database, redis) = (database().await, redis().await);
@@ -218,7 +218,7 @@ async fn a_request_through_a_number_is_about_the_events_up_to_it() -> TestResult
     Ok(())
 }
 
-/// Which of a batch's numbers its missing rows had is not known: the batch is left out whole.
+/// The numbers of missing rows are unknown: the whole batch is left out.
 #[tokio::test]
 async fn batches_of_which_the_log_has_lost_rows_are_not_given_again_under_numbers_of_others() -> TestResult {
     let (database, redis) = (database().await, redis().await);
@@ -241,7 +241,7 @@ async fn batches_of_which_the_log_has_lost_rows_are_not_given_again_under_number
     Ok(())
 }
 
-/// A sink whose Redis forgets a topic, and how far the relay has come, before the call that follows so many others.
+/// A sink whose Redis loses a topic and the relay's top after `calls_before` calls.
 struct ForgetsBefore<'a> {
     publisher: &'a mut aftercommit::redis::Publisher,
     redis: &'a Redis,
@@ -296,7 +296,7 @@ async fn a_redis_that_forgets_a_batch_while_its_refused_event_is_written_down_is
 -> TestResult {
     let (database, redis, taken, _) = partly_refused().await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
-    // The batch, and its rest behind the refused event.
+    // One call for the batch, one for its rest behind the refused event.
     let mut sink =
         ForgetsBefore { publisher: &mut relay.publisher, redis: &redis, topic: &taken, calls_before: 2 };
     let outcome = relay.step.step(&mut sink).await?;

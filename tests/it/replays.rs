@@ -1,4 +1,4 @@
-//! Replay: which events, how often, in which order, and what is left when its process dies.
+//! Replays: which events, how often, in which order, and the state after its process died.
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -294,7 +294,7 @@ async fn events_that_left_the_log_before_their_turn_are_counted() -> TestResult 
     eventually("it has begun", async || (copied(&mut connection, 1).await > 0).then_some(())).await;
     running.kill().await;
     eventually("its death is seen", async || (standing(&system).await == "interrupted").then_some(())).await;
-    // As a rotation does, which takes a day.
+    // As a rotation does after a day.
     sqlx::query("delete from outbox.event where headers is null").execute(&mut connection).await?;
     let output = cli(system.settings(), &["replay", "--resume", "1"]).await;
     assert_eq!(output.status.code(), Some(0), "{output:?}");

@@ -1,4 +1,4 @@
-//! Rotation: nothing undelivered goes, no insert fails, and what stands in the way is named.
+//! Rotation: no undelivered event is dropped, no insert fails, and the blocking reason is named.
 
 use std::time::Duration;
 
@@ -164,7 +164,7 @@ async fn checkpoints_change_slots_by_time_fence_across_slots_and_live_as_long_as
         "delete from outbox.checkpoint where relay = 'other'; delete from outbox.relay where name = 'other'",
     )
     .await;
-    // Without a retention all goes that no position stands in and no event needs.
+    // Without a retention, all checkpoints are dropped that no position and no event needs.
     eventually("the first slot goes", async || {
         position = step(&mut admin, &position).await;
         let emptied = rotate::rotate(&mut admin, Duration::ZERO).await.expect("a rotation").emptied;
@@ -175,7 +175,7 @@ async fn checkpoints_change_slots_by_time_fence_across_slots_and_live_as_long_as
     Ok(())
 }
 
-/// One row further: an event that was delivered.
+/// Advances the position by one delivered event.
 async fn step(admin: &mut PgConnection, from: &Position) -> Position {
     execute(admin, "select outbox.append('t', 'T', '1')").await;
     let opened = match from.window {

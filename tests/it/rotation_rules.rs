@@ -1,4 +1,4 @@
-//! What rotation must not empty, rule by rule, with slots of an hour, so that nothing depends on when a test runs.
+//! The rules of rotation one by one, with slots of an hour, so that no test depends on the time of day.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ async fn insert(connection: &mut PgConnection, hours: i32) -> String {
     sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(connection).await.expect("a row")
 }
 
-/// Has the relay deliver what it sees.
+/// Delivers all visible events as the relay does.
 async fn deliver(admin: &mut PgConnection) -> Position {
     let from = checkpoint::load_or_begin(admin, "main").await.expect("a position");
     let opened = match from.window {
@@ -87,7 +87,7 @@ async fn a_row_that_was_committed_late_stays_until_it_is_delivered() -> TestResu
     execute(&mut late, "begin").await;
     let table = insert(&mut late, 3).await;
     insert(&mut admin, 0).await;
-    // Behind the late row's id, without having seen it.
+    // The position passes the late row's id without having seen the row.
     deliver(&mut admin).await;
     execute(&mut late, "commit").await;
     let rotation = rotate_now(&mut admin, Duration::ZERO).await;
@@ -127,7 +127,7 @@ async fn what_is_committed_while_a_rotation_waits_for_its_lock_stays() -> TestRe
         let rotation = commit_when_awaited(&database, &mut writer, &table).await;
         assert_eq!(rotation.emptied, Vec::<String>::new());
         assert!(rows_in(&mut admin, &table).await >= 2);
-        // Where the commit was too late, the holder of the lock is named instead.
+        // If the commit came too late, the reason names the holder of the lock.
         let has_looked_again = rotation.blocked[0].by.contains("relay main has not delivered");
         deliver(&mut admin).await;
         has_looked_again.then_some(())

@@ -1,4 +1,4 @@
-//! Where nothing is delivered, nothing is green.
+//! Without deliveries, no check is green.
 
 use serde_json::Value;
 use uuid::Uuid;
@@ -56,7 +56,7 @@ async fn a_relay_that_was_stopped_is_wrong_and_so_is_one_of_another_name() {
     let status = json(&system, &["status"]).await;
     assert_eq!(status["relays"][0]["verdict"], "noLeader", "{status}");
 
-    // One that is configured and has never run, beside one that has.
+    // A configured relay that has never run, beside one that has.
     let other = format!("{}-other", system.redis.relay_name());
     system.set_again("AFTERCOMMIT_RELAY_NAME", &other);
     let found = deliveries(&system).await;

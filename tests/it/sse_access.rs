@@ -1,4 +1,4 @@
-//! Who gets a stream: by token, cookie or ticket, by claim, and from which sites.
+//! Access to streams: by token, cookie or ticket, by claim, and by site.
 
 use std::time::Duration;
 

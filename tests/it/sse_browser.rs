@@ -1,4 +1,4 @@
-//! Clients that know nothing of us: the EventSource of a real browser, and a library of somebody else's.
+//! Unmodified clients: the EventSource of a real browser, and a library.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::harness::{
     origin_with_a_page, str_of,
 };
 
-/// A quick browser: it comes back after 200 to 400 ms.
+/// The browser reconnects after 200 to 400 ms.
 async fn quick() -> System {
     System::new().await.set("AFTERCOMMIT_SSE_RETRY_MS", "200")
 }

@@ -1,4 +1,5 @@
-//! Whose signature a token must carry: by key file, and by the issuer's list of keys (JWKS) while it turns, floods and fails.
+//! Verification of tokens: by key file, and by the issuer's list of keys (JWKS) during rotation, floods and
+//! failures.
 //!
 //! The keys in `keys/` are the tests' own and sign nothing else.
 
@@ -114,11 +115,11 @@ impl Issuer {
     }
 }
 
-/// What becomes of a request for a stream.
+/// The outcome of a request for a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
     Opened,
-    /// As EventSource takes it: with status 200, and without a verdict.
+    /// A `refused` event with status 200, so that EventSource reconnects.
     ToComeBack,
     Refused(StatusCode),
 }
@@ -242,7 +243,7 @@ async fn tokens_of_unknown_keys_have_the_list_fetched_no_oftener_than_allowed_an
         }
     };
     let (told, ()) = tokio::join!(join_all(tokens.iter().map(|token| open(token))), opens_meanwhile);
-    // Those for whom there was no place to wait come back; for the others the issuer was asked.
+    // Requests beyond the waiting room come back later; for the others the issuer was asked.
     assert!(told.iter().all(|told| [UNAUTHORIZED, Told::ToComeBack].contains(told)), "{told:?}");
     assert!(told.contains(&UNAUTHORIZED), "{told:?}");
     for token in &tokens[..5] {
@@ -316,7 +317,7 @@ async fn a_list_that_does_not_come_to_an_end_is_given_up_and_fetched_again() -> 
             let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
             connection.write_all(head).await.expect("a head");
             asked.send(()).expect("the test waits for it");
-            // A space now and then, for ever: it is never idle.
+            // An endless trickle of spaces: the connection is never idle.
             tokio::spawn(async move {
                 while connection.write_all(b"1\r\n \r\n").await.is_ok() {
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -428,7 +429,7 @@ async fn tickets_work_beside_the_issuers_keys_and_no_token_is_logged() -> TestRe
     Ok(())
 }
 
-/// Without any certificate of an authority, as in an image that has nothing but the binary.
+/// Without CA certificates, as in an image that contains only the binary.
 fn without_certificates(system: System) -> System {
     system.set("SSL_CERT_FILE", "/nowhere").set("SSL_CERT_DIR", "/nowhere")
 }

@@ -1,4 +1,4 @@
-//! How many streams there may be, how a client is refused, and what operators see of it.
+//! Limits of streams, the refusals that clients get, and the view of operators.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ async fn notify(system: &System, user: Uuid, payload: &str) {
     outbox::append(&mut system.database.connect().await, &event).await.expect("an append");
 }
 
-/// Why a client was refused, as it was told.
+/// The data of a client's `refused` event.
 fn refusal(client: &Client) -> TestResult<Value> {
     let told = client.so_far().into_iter().find(|event| event.event == "refused").ok_or("no refusal")?;
     assert_eq!(told.id, None, "its place stays where it was");
@@ -97,7 +97,7 @@ async fn a_process_has_so_many_topics_and_makes_room_where_they_are_used_no_more
     assert!(told["retryMs"].as_u64() >= Some(6000), "{told}");
     assert_eq!(refused(&system, &sse, user, &["a", "b"]).await, None, "topics that are there anyway");
     drop(held);
-    // They would be kept for half a minute, and are let go of for those who want others.
+    // Unused topics are kept for half a minute, but are dropped when others need the room.
     eventually("room", async || refused(&system, &sse, user, &["d", "e", "f"]).await.is_none().then_some(()))
         .await;
     let metric = async |name: &str| crate::harness::metric_of(&sse, name).await;
@@ -225,7 +225,7 @@ async fn the_server_raises_its_limit_of_open_files_and_says_where_it_may_not() {
     assert_eq!(open_files(&sse), 2000);
 }
 
-/// How many connections may wait to be accepted at this address: of a socket that listens, that is what `Send-Q` tells.
+/// The backlog of the socket that listens at this address: `Send-Q` of `ss`.
 #[cfg(target_os = "linux")]
 async fn may_wait_at(address: &str) -> TestResult<usize> {
     let port = address.rsplit(':').next().ok_or("no port")?;
@@ -236,7 +236,7 @@ async fn may_wait_at(address: &str) -> TestResult<usize> {
     Ok(line.split_whitespace().nth(2).ok_or("no Send-Q")?.parse()?)
 }
 
-/// Clients that come back together would each wait a second and more where the kernel has no room for them.
+/// Without room in the backlog, clients that reconnect together would each wait a second or more.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn thousands_of_connections_may_wait_to_be_accepted() -> TestResult {

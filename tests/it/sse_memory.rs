@@ -1,4 +1,4 @@
-//! What clients that do not read cost: so much, whatever they ask for, and all of them together no more than is allowed.
+//! Memory of clients that do not read: bounded for each stream, and bounded for all of them together.
 
 use secrecy::ExposeSecret;
 use tokio::io::AsyncWriteExt;
@@ -12,7 +12,7 @@ use crate::harness::{Client, Process, System, TestResult, eventually, metric_of,
 const MIB: usize = 1024 * 1024;
 const HOUR: std::time::Duration = std::time::Duration::from_secs(3600);
 
-/// A system with a Redis of its own, and topics that each have so many events of almost 1 MiB.
+/// A system with its own Redis, and topics with events of almost 1 MiB each.
 struct Large {
     system: System,
     topics: Vec<Topic>,
@@ -64,7 +64,7 @@ impl Large {
     }
 }
 
-/// Waits until an event waits for each of so many streams.
+/// Waits until an event is queued for each of `streams` streams.
 async fn wait_until_all_queued(sse: &Process, streams: usize) {
     let expected = (streams * (MIB - 1024)) as u64;
     eventually("an event waits for each of them", async || {
@@ -73,7 +73,7 @@ async fn wait_until_all_queued(sse: &Process, streams: usize) {
     .await;
 }
 
-/// The most memory that a process has within some seconds, in which nobody reads.
+/// The peak memory of a process over three seconds, in bytes.
 async fn most_memory(process: &Process) -> TestResult<usize> {
     let mut most = 0;
     for _ in 0..60 {
@@ -91,7 +91,7 @@ async fn a_stream_of_32_topics_of_large_events_that_is_not_read_holds_little() -
     const STREAMS: usize = 3;
     let large = Large::new(32, 2, &[]).await?;
     let sse = large.system.start("sse").await;
-    // The first one brings what topics cost, however many listen to them.
+    // The first stream pays for the topics, which all streams share.
     let mut stuck = vec![large.stuck(&sse, &large.path("from=earliest"), "").await?];
     wait_until_all_queued(&sse, 1).await;
     let before = most_memory(&sse).await?;
@@ -104,7 +104,7 @@ async fn a_stream_of_32_topics_of_large_events_that_is_not_read_holds_little() -
     assert!(each < 6 * MIB, "{} KiB a stream", each / 1024);
     let held = metric_of(&sse, "aftercommit_sse_held_bytes").await;
     assert!(held >= MIB as u64, "what is held is counted: {held} bytes");
-    // Who reads gets all of it meanwhile.
+    // Meanwhile, a client that reads gets all events.
     let reader = Client::begin(sse.url(&large.path("from=earliest")), &large.token, None);
     assert_eq!(reader.wait_for_events(32 * 2).await.len(), 32 * 2);
     Ok(())
@@ -120,7 +120,7 @@ async fn a_stream_of_large_events_that_continues_and_is_not_read_holds_little() 
     let events = reader.wait_for_events(12).await;
     let sse = large.system.start("sse").await;
     let mut stuck = Vec::new();
-    // Each from another place, so that no two of them share a page.
+    // Each from another id, so that no two of them share a page.
     for event in events.iter().take(STREAMS) {
         stuck.push(large.stuck(&sse, &path, event.id.as_deref().ok_or("no id")?).await?);
     }
@@ -164,7 +164,7 @@ async fn all_streams_together_hold_no_more_than_they_may_and_those_who_read_get_
         panic!("{metrics:#?}\n{}", sse.log());
     };
     assert_eq!(read, TOPICS * 3);
-    // Pages and queues wait for room; what is heard live, and a page that is larger than thought, come on top.
+    // Pages and queues wait for room; live events and a page larger than expected come on top.
     assert!(most <= (LIMIT_BYTES + 8 * MIB) as u64, "{most} bytes were held");
     sse.wait_for_log("the slowest clients are cut off").await;
     assert_eq!(metric_of(&sse, "aftercommit_sse_held_bytes_limit").await, LIMIT_BYTES as u64);

@@ -1,4 +1,4 @@
-//! One stream of several topics: one connection, and one id that holds a place in each of them.
+//! Streams of several topics: one connection, and one id with a position in each topic.
 
 use std::time::Duration;
 
@@ -159,7 +159,7 @@ async fn a_reset_is_for_one_topic_and_names_it() -> TestResult {
     let data: serde_json::Value = serde_json::from_str(&reset.data)?;
     assert_eq!(data, json!({ "reason": "unknown_id", "topic": stage.topic("a").as_str(), "id": "1-1" }));
     assert_eq!(of(&events, "b"), ["b2"]);
-    // What is no id of such a stream at all is a reset of each topic.
+    // A malformed id resets each topic.
     let events = stage.resume(&["a", "b"], "1-1").wait_for_events(2).await;
     assert!(events.iter().all(|event| event.event == "reset" && event.data.contains("bad_id")), "{events:?}");
     Ok(())
@@ -187,7 +187,7 @@ async fn topics_far_behind_with_large_events_share_the_queue_of_the_stream() {
     client.wait_for_connections(1).await;
 }
 
-/// The events fit into half of the queue; with the ids of thirty-two topics in front of them they are many times that.
+/// The events fit into half of the queue; with ids of 32 topics each, they are many times larger.
 #[tokio::test]
 async fn recent_events_of_many_topics_are_given_as_fast_as_the_client_reads() {
     let stage = Stage::with(System::new().await.set("AFTERCOMMIT_SSE_MAX_QUEUED_BYTES", "20000")).await;
@@ -208,7 +208,7 @@ async fn recent_events_of_many_topics_are_given_as_fast_as_the_client_reads() {
     assert_eq!(metric_of(&stage.sse, "aftercommit_sse_history_reads_total").await, reads);
 }
 
-/// One of its topics cannot be joined for so long that the client is let in before, and cut off again.
+/// One topic cannot be joined for so long that the stream starts without it; then the client is cut off.
 #[tokio::test]
 async fn an_id_that_is_none_resets_each_topic_also_if_the_client_was_cut_off_meanwhile() -> TestResult {
     let stage = Stage::new().await;
@@ -225,7 +225,7 @@ async fn an_id_that_is_none_resets_each_topic_also_if_the_client_was_cut_off_mea
     drop(client);
     redis::cmd("DEL").arg(&key).exec_async(&mut redis).await?;
     let client = stage.resume(&["a", "b"], &id);
-    // It may be told first that the topic was refused when it came.
+    // A `refused` event of the topic may come first.
     let reset =
         eventually("a reset", async || client.so_far().into_iter().find(|event| event.event == "reset"))
             .await;
@@ -234,7 +234,7 @@ async fn an_id_that_is_none_resets_each_topic_also_if_the_client_was_cut_off_mea
     Ok(())
 }
 
-/// The response would wait for two seconds, and the events of the topic that flows are more than the client may leave unread.
+/// The response would wait two seconds for the other topic; meanwhile the queue limit would be exceeded.
 #[tokio::test]
 async fn a_topic_that_cannot_be_joined_does_not_keep_the_events_of_another_one_from_flowing() -> TestResult {
     let stage = Stage::with(System::new().await.set("AFTERCOMMIT_SSE_MAX_QUEUED_BYTES", "20000")).await;
@@ -246,7 +246,7 @@ async fn a_topic_that_cannot_be_joined_does_not_keep_the_events_of_another_one_f
     let expected: Vec<String> = (0..15).map(|number| format!("a{number}{}", "x".repeat(5000))).collect();
     for (number, payload) in expected.iter().enumerate() {
         stage.commit_payload("a", payload).await;
-        // One by one: many at once would be more than the client may leave unread, with good reason.
+        // One by one: many at once would exceed the queue limit.
         paced_by.wait_for_events(number + 1).await;
     }
     let events = client.wait_for_events(16).await;
@@ -259,7 +259,7 @@ async fn a_topic_that_cannot_be_joined_does_not_keep_the_events_of_another_one_f
     Ok(())
 }
 
-/// On one processor the other topics tell their places before the client can read anything.
+/// On one worker thread, the ids of the other topics are queued before the client can read anything.
 #[tokio::test]
 async fn an_event_as_large_as_the_queue_leaves_room_for_the_places_of_the_other_topics() {
     let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_QUEUED_BYTES", "20000");

@@ -1,4 +1,5 @@
-//! Redis goes, forgets, drops the subscriber, falls silent, or loses a message: streams stay open and get every event once.
+//! Redis is killed, loses data, drops the subscriber, hangs, or loses a message: streams stay open and get
+//! every event once.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -109,7 +110,7 @@ impl Outage {
 async fn assert_outage_survived(keeps_data: bool) -> TestResult {
     let outage = Outage::new(keeps_data, &[]).await?;
     let clients = outage.clients().await;
-    // One whose topic has no event in all that time.
+    // A client whose topic has no event meanwhile.
     let idle = outage.feed.system.token(Uuid::new_v4());
     let idle = Client::open(&outage.sse.url(NOTIFICATIONS), &idle).await;
     let stop = CancellationToken::new();
@@ -136,14 +137,14 @@ async fn streams_stay_open_while_redis_is_killed_and_are_whole_when_it_is_back()
     assert_outage_survived(true).await
 }
 
-/// The relay gives Redis again what the log has; the streams neither repeat it nor are they reset.
+/// The relay restores Redis from the log; streams get neither repeats nor resets.
 #[tokio::test]
 async fn streams_stay_open_and_whole_when_redis_comes_back_without_its_data() -> TestResult {
     assert_outage_survived(false).await
 }
 
-/// Whoever connects while Redis is away is connected, but cannot know its place: it is told to fetch its state, whether it
-/// stays until Redis is back or comes back after it.
+/// A client that connects while Redis is down gets a stream without a position, and later a reset, whether it
+/// stays until Redis is back or reconnects afterwards.
 #[tokio::test]
 async fn a_stream_opened_while_redis_is_away_is_reset_also_if_it_was_cut_off_meanwhile() -> TestResult {
     let outage = Outage::new(true, &[]).await?;
@@ -158,7 +159,7 @@ async fn a_stream_opened_while_redis_is_away_is_reset_also_if_it_was_cut_off_mea
     let stays = client(NOTIFICATIONS);
     let leaves = client(NOTIFICATIONS);
     let of_several = client(&format!("/streams?topic={topic}&topic=other"));
-    // Each of them an id of its own kind.
+    // Each of them has an id of a different kind.
     let mut ids = Vec::new();
     for client in [&stays, &leaves, &of_several] {
         client.wait_until_placed().await;
@@ -240,7 +241,7 @@ async fn a_subscription_that_fell_silent_is_noticed_by_ping() -> TestResult {
     let clients = outage.clients().await;
     outage.feed.commit(0..5).await;
     outage.wait_until_all_have(&clients, 5).await;
-    // Nothing is closed; nothing comes through any more.
+    // Nothing is closed, but no byte passes any more.
     outage.proxy.flow(Flow::Stall);
     outage.feed.commit(5..10).await;
     eventually("the silence is noticed", async || {
@@ -253,7 +254,7 @@ async fn a_subscription_that_fell_silent_is_noticed_by_ping() -> TestResult {
     Ok(())
 }
 
-/// Puts an event into the history as the relay would, and tells nobody.
+/// Adds an event to the history as the relay would, without a message.
 async fn add_silently(outage: &Outage, n: u64) -> TestResult {
     let mut redis = outage.redis().await?;
     let event = Uuid::new_v4().to_string();

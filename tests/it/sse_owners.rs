@@ -1,4 +1,4 @@
-//! Whose a session is: asked once for all who come at once, and known while Postgres is away.
+//! Owners of sessions: one query for all clients that come at once, and cached while Postgres is down.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ use crate::harness::{
     start_redis,
 };
 
-/// How long clients wait before they come back: a tenth of the usual.
+/// The clients' reconnect time: a tenth of the default.
 const RETRY_MS: &str = "200";
 
 /// A Postgres and a Redis of the test's own, and an SSE server on them.

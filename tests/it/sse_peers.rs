@@ -1,4 +1,5 @@
-//! Peers that vanish, dawdle, send too much, or never read: each is let go, and costs the others nothing.
+//! Peers that vanish, dawdle, send too much, or never read: each is disconnected, and the others are not
+//! affected.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ async fn a_peer_that_vanished_without_a_word_is_gone_within_a_minute() -> TestRe
     let Some(host) = crate::harness::Host::new().await else { return Ok(()) };
     let mut feed = Feed::new().await;
     feed.system.set_again("AFTERCOMMIT_SSE_LISTEN", &format!("{}:0", host.ours));
-    // Something has to be sent for its loss to be noticed.
+    // The server notices the loss only when it sends.
     feed.system.set_again("AFTERCOMMIT_SSE_HEARTBEAT_SECONDS", "5");
     let sse = feed.system.start("sse").await;
     let stays = feed.client(&sse).await;
@@ -64,7 +65,7 @@ async fn a_request_whose_head_never_ends_is_cut_off() -> TestResult {
     let sse = system.start("sse").await;
     let connection = TcpStream::connect(&sse.address).await?;
     let (mut from, mut to) = connection.into_split();
-    // A byte now and then, for ever: it is never idle.
+    // An endless trickle of bytes: the connection is never idle.
     let dawdling = tokio::spawn(async move {
         to.write_all(b"GET /healthz HTTP/1.1\r\nx-slow: ").await?;
         loop {
@@ -79,7 +80,7 @@ async fn a_request_whose_head_never_ends_is_cut_off() -> TestResult {
     assert!(ended.is_ok(), "the server ends it");
     assert!(!String::from_utf8_lossy(&bytes).contains("200"));
     dawdling.abort();
-    // And one that says nothing at all.
+    // And a client that sends nothing.
     let mut silent = TcpStream::connect(&sse.address).await?;
     assert!(!to_the_end(&mut silent).await?.contains("200"));
     Ok(())
@@ -140,7 +141,7 @@ async fn one_in_a_hundred_that_never_reads_costs_the_others_nothing() -> TestRes
         let topic = feed.topic();
         let append = sqlx::query(sql).bind(topic.as_str()).bind(json!([n, filler]).to_string());
         append.execute(&mut connection).await?;
-        // At the pace of one who reads.
+        // At the pace of a client that reads.
         clients[0].wait_for_events(usize::try_from(n + 1)?).await;
     }
     for client in &clients {

@@ -72,7 +72,7 @@ async fn through_nginx_each_event_arrives_before_the_next_is_committed() -> Test
     each_event_arrives_before_the_next_is_committed(Edge::new(FrontKind::Nginx).await).await
 }
 
-/// As many a nginx is set up: it then keeps back what is not a full buffer, unless the response asks it not to.
+/// A common setting of nginx: it holds back a partly filled buffer unless the response forbids it.
 #[tokio::test]
 async fn also_through_an_nginx_that_speaks_http_1_0_to_the_server() -> TestResult {
     let old = [("proxy_http_version 1.1;", "proxy_http_version 1.0;")];
@@ -200,7 +200,7 @@ async fn heartbeats_keep_a_quiet_stream_open_past_the_read_timeout_of_nginx() {
     client.wait_for_comments(8).await;
     assert_eq!(client.counts(), (1, 0), "one stream that has not ended");
 
-    // Without them nginx does end it: the timeout is in force.
+    // Without heartbeats nginx ends the stream: the timeout is in force.
     let edge = Edge::with(System::new().await, FrontKind::Nginx, &short).await;
     let client = edge.client().await;
     client.wait_for_ends(1).await;

@@ -1,4 +1,4 @@
-//! A client that knows more than Redis does: the relay gives Redis back what it forgot, and the client goes on.
+//! A client is ahead of Redis: the relay restores Redis, and the client goes on.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use uuid::Uuid;
 use crate::harness::{Client, Event, Line, Process, TestResult, eventually, keys, start_redis};
 use crate::relay_repair::{replica_of, tell, wait_until_replica_has};
 
-/// A client that had all of twenty events comes to a server that has seen none, while Redis holds nothing any more and
-/// the relay, which would give it back, is stopped.
+/// A client with all of twenty events connects to a server that has seen none, while Redis is empty and the
+/// relay, which would restore it, is stopped.
 struct Stage {
     line: Line,
     _sse: Process,
@@ -77,7 +77,7 @@ async fn a_client_from_before_the_first_event_is_not_taken_to_the_end_of_a_redis
     assert!(events[0].data.contains("history_gone"), "{events:?}");
 }
 
-/// The server knows that there was more, and has no more of it than it keeps in memory.
+/// The server knows that there were more events, but has only those in memory.
 #[tokio::test]
 async fn a_client_further_back_than_memory_is_reset_where_the_history_is_gone() -> TestResult {
     let mut line = Line::new().await;
@@ -99,7 +99,7 @@ async fn a_client_further_back_than_memory_is_reset_where_the_history_is_gone() 
     Ok(())
 }
 
-/// The server that it comes to has missed a message, and finds that out at once.
+/// The client's new server has missed a message, and detects that at once.
 #[tokio::test]
 async fn a_client_that_is_ahead_of_its_server_alone_goes_on() -> TestResult {
     let mut line = Line::new().await;
@@ -123,7 +123,7 @@ async fn a_client_that_is_ahead_of_its_server_alone_goes_on() -> TestResult {
     Ok(())
 }
 
-/// The topic stands at the end of its history, before and after: no comparison of the two finds what is missing.
+/// The topic is at the end of its history before and after the loss: comparing the two cannot detect it.
 #[tokio::test]
 async fn a_quiet_topic_is_reset_when_a_repair_had_to_leave_out_what_it_has_not_heard() -> TestResult {
     let mut line = Line::new().await;
@@ -136,7 +136,7 @@ async fn a_quiet_topic_is_reset_when_a_repair_had_to_leave_out_what_it_has_not_h
     let replica = replica_of(&line).await?;
     wait_until_replica_has(&replica, 5, &line.topic).await;
     tell(&replica, &["replicaof", "no", "one"]).await;
-    // What comes now is heard by nobody, is not on the replica, and the log loses its positions.
+    // The next events reach no server and no replica, and the log loses their checkpoints.
     sse.signal("STOP").await;
     line.command("client kill type pubsub").await?;
     line.append(3).await;
@@ -148,12 +148,12 @@ async fn a_quiet_topic_is_reset_when_a_repair_had_to_leave_out_what_it_has_not_h
     line.replace_redis(replica).await;
     sse.signal("CONT").await;
     wait_until_subscribed(&line, "\"joined\"").await;
-    // It is told when the topic is live again, which it is without a hole as far as anybody knows.
+    // The message arrives once the topic is live again. Nobody knows of the gap yet.
     assert_eq!(client.wait_for_events(6).await[5].data, "\"joined\"");
     line.relay = line.system.start("relay").await;
     let event = client.wait_for_events(7).await.remove(6);
     assert_eq!(event.event, "reset", "{event:?}");
-    // Its place is where the loss ends: it is not reset again when the topic is joined anew, nor by the next event.
+    // Its position is the end of the loss: neither a new join nor the next event resets it again.
     line.command("client kill type pubsub").await?;
     wait_until_subscribed(&line, "\"again\"").await;
     assert_eq!(client.wait_for_events(8).await[7].data, "\"again\"");

@@ -1,4 +1,4 @@
-//! What a request for a stream may hold: all that the limits allow at the same time, and what clients of all kinds add.
+//! Requests for streams: all limits used at the same time, and the headers of all kinds of clients.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Streams as clients get them: every event once and in order, or a reset; with one server and with two.
+//! Streams: every event once and in order, or a reset; with one server and with two.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -164,7 +164,7 @@ async fn clients_that_come_back_together_share_the_reads_of_the_history() {
         assert_eq!(numbers(&client.wait_for_events(500).await), (100..600).collect::<Vec<u64>>());
     }
     let together = reads().await - before;
-    // On a busy machine they do not all come within the moment for which a page is kept. Each on its own would read twice.
+    // On a busy machine not all of them share a page. Without sharing, each would read twice.
     assert!(together < 50, "{together} reads for fifty clients");
 }
 
@@ -246,7 +246,7 @@ async fn where_history_no_longer_reaches_back_the_first_event_is_a_reset() -> Te
     Ok(())
 }
 
-/// Evicted by a Redis that is short of memory, or deleted by hand: what comes next begins a history that looks whole.
+/// A history that was evicted or deleted by hand: the next event begins one that looks complete.
 #[tokio::test]
 async fn where_a_history_vanished_under_the_relay_the_first_event_is_a_reset() -> TestResult {
     let stage = Stage::new().await;
@@ -259,7 +259,7 @@ async fn where_a_history_vanished_under_the_relay_the_first_event_is_a_reset() -
     let _: usize = redis.del(&key).await?;
     stage.commit([3]).await;
     stage.wait_until_published(1).await;
-    // Another server, which has not heard what came before.
+    // Another server, which has not received the earlier events.
     let sse = stage.system.start("sse").await;
     let resume = |id: &str| Client::resume(&sse.url(PATH), &stage.token(), id);
     let client = resume(&before_the_first);
@@ -299,7 +299,7 @@ async fn what_somebody_else_publishes_arrives_once_without_an_id() -> TestResult
         let receivers: usize = redis.publish(&channel, message).await?;
         assert_eq!(receivers, 1);
     }
-    // A twin that comes alone is somebody else's message too.
+    // A public message without its live twin is foreign too.
     let _: usize = redis.publish(&channel, "1").await?;
     stage.commit([2]).await;
     let events = client.wait_for_events(6).await;
@@ -352,7 +352,7 @@ async fn a_quiet_stream_gets_heartbeats_and_every_client_its_own_retry_time() {
         times.insert(client.wait_for_retry().await);
     }
     assert!(times.iter().all(|time| (2000..=4000).contains(time)), "{times:?}");
-    // Two may draw the same; five do not.
+    // Two random values may be equal; five are not.
     assert!(times.len() > 1, "{times:?}");
 }
 

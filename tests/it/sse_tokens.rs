@@ -1,4 +1,4 @@
-//! What a token or a ticket is good for, and how it is checked.
+//! Tokens and tickets: what they allow, and how they are checked.
 
 use std::time::Duration;
 

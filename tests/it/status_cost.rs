@@ -1,5 +1,5 @@
-//! What looking costs: a few index look-ups, also where one transaction has taken hundreds of thousands of row numbers.
-//! Counted, not timed.
+//! The cost of `status`: a few index look-ups, also after one transaction has taken hundreds of thousands of
+//! row numbers. Counted, not timed.
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
@@ -8,7 +8,7 @@ use aftercommit::log::{checkpoint, overview, read};
 use crate::harness::{Database, TestResult, database};
 
 const ROWS: u64 = 200_000;
-/// Index entries and blocks that one look may touch: far from the 200,000 and the 3,000 of a walk over all.
+/// The limits of index entries and blocks for one look. A full scan touches 200,000 and 3,000.
 const ENTRIES: i64 = 5_000;
 const BLOCKS: i64 = 1_500;
 
@@ -25,7 +25,7 @@ async fn touched(connection: &mut PgConnection) -> TestResult<(i64, i64)> {
     .await?)
 }
 
-/// One look as `aftercommit status` and the relay's pulse take it, within the limits of what it may touch.
+/// Reads the overview as `aftercommit status` and the relay's monitor do, and asserts its cost.
 async fn look(database: &Database) -> TestResult<overview::RelayOverview> {
     let mut connection = database.connect().await;
     read::prepare_session(&mut connection).await?;

@@ -1,4 +1,5 @@
-//! The mission's story with real processes: started late, killed in the middle, and with Redis stopped in the middle.
+//! The upload story with real processes: started late, killed in the middle, and with Redis stopped in the
+//! middle.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! What systemd is told, by a real socket as it makes one: READY, signs of life from the process's own loop, STOPPING.
+//! Messages to systemd over a real notification socket: READY, keepalives from the process's own loop,
+//! STOPPING.
 
 use std::collections::HashMap;
 
@@ -16,7 +17,7 @@ use crate::harness::{
     start_redis,
 };
 
-/// How long systemd would wait for a sign of life, in microseconds: signs come four times as often.
+/// The watchdog's timeout in microseconds. Keepalives come four times as often.
 const WATCHDOG_USEC: &str = "400000";
 
 /// Systemd's end of the socket.

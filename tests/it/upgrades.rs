@@ -1,4 +1,4 @@
-//! An upgrade: what a version does with a schema that a later one has migrated, or is migrating.
+//! Upgrades: a version with a schema that a later one has migrated, or is migrating.
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection};

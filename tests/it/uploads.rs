@@ -1,4 +1,4 @@
-//! The upload application: its endpoints, its messages byte for byte, and what it does when many ask at once.
+//! The upload application: its endpoints, its messages byte for byte, and concurrent requests.
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::harness::{Session, System, TestResult, items_of, redis_settings_of, start_redis, str_of};
 
-/// A text that `Uuid` and whole seconds are put into must be what came, byte for byte; only the time is taken as it is.
+/// The expected text with the message's own time, which must be a recent one in whole seconds of UTC.
 fn with_time_of(message: &str, expected: &str) -> TestResult<String> {
     let parsed: Value = serde_json::from_str(message)?;
     let time = parsed["timestamp"].as_str().unwrap_or_default();
@@ -143,7 +143,7 @@ async fn a_command_that_is_rolled_back_leaves_nothing_anywhere() -> TestResult {
     .execute(&mut connection)
     .await?;
     assert_eq!(session.complete(0).await, StatusCode::SERVICE_UNAVAILABLE);
-    // Replaced and not dropped: the lock for that would stand across the relay's own.
+    // Replaced and not dropped: dropping takes a lock that conflicts with the relay's.
     let allow =
         "create or replace function refuse() returns trigger language plpgsql as $$ begin return new; end $$";
     sqlx::raw_sql(allow).execute(&mut connection).await?;
