@@ -1,4 +1,5 @@
-//! A reverse proxy in front of SSE servers: a real nginx or Caddy, run with the sample configuration that `docs/` gives.
+//! A reverse proxy in front of SSE servers: a real nginx or Caddy, run with the sample configuration that
+//! `docs/` gives.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -29,7 +30,8 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    /// Starts a proxy in front of these servers. `changes` are made to the sample configuration beyond ports and paths.
+    /// Starts a proxy in front of these servers. `changes` are made to the sample configuration beyond ports
+    /// and paths.
     pub(crate) async fn start(kind: Kind, servers: [&Process; 2], changes: &[(&str, &str)]) -> Self {
         let home = TempDir::with_prefix("aftercommit-front-").expect("a directory");
         make_certificate(home.path()).await;
@@ -87,8 +89,8 @@ fn nginx(home: &Path, port: u16, servers: [&str; 2], changes: &[(&str, &str)]) -
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("{kind}_temp_path {home}/{kind};\n"))
         .concat();
-    // Root's nginx would give its work away to a user who may not read this directory; others' ignores the line. One process
-    // that does all: a worker would outlive a master that is killed at the end of a test.
+    // Root's nginx would give its work away to a user who may not read this directory; others' ignores the
+    // line. One process that does all: a worker would outlive a master that is killed at the end of a test.
     let main = format!(
         "user root;\ndaemon off;\nmaster_process off;\npid {home}/pid;\nerror_log {home}/error.log;\n\
          events {{}}\nhttp {{\naccess_log off;\n{temporary}include {home}/site.conf;\n}}\n"

@@ -200,8 +200,8 @@ impl Line {
         assert_eq!(self.history().await, self.appended, "{}", self.relay.log());
     }
 
-    /// The same, and waits until no event of any topic is pending in the log: the relay writes the position a moment later
-    /// than it publishes.
+    /// The same, and waits until no event of any topic is pending in the log: the relay writes the position a
+    /// moment later than it publishes.
     pub(crate) async fn wait_until_whole(&self) {
         self.wait_until_arrived().await;
         let mut connection = self.system.database.connect().await;

@@ -82,7 +82,8 @@ async fn a_page_on_another_port_cannot_use_the_cookie_that_its_browser_sends_alo
     let (_system, relay) = system().await;
     let (_other, elsewhere) = system_without_token().await;
     let browser = signed_in(&relay).await;
-    // The same host, so that `SameSite` lets the cookie pass; and nothing but an origin is asked for in a sign-out.
+    // The same host, so that `SameSite` lets the cookie pass; and nothing but an origin is asked for in a
+    // sign-out.
     let sign_out = "
         const sent = { method: 'POST', credentials: 'include', mode: 'no-cors' };
         return fetch(arguments[0], sent).then((answer) => answer.status, (error) => String(error))";

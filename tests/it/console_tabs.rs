@@ -54,7 +54,8 @@ async fn with_eight_tabs_open_a_pause_works_at_once_and_when_one_is_closed_the_o
     // In another tab it is to be seen as well.
     browser.goes_on_in(&tabs[2]).await;
     browser.wait_for_text("#verdict", "Ana paused it: a move").await;
-    // Those that are opened later show what was before; those that had the stream and leave are followed by others.
+    // Those that are opened later show what was before; those that had the stream and leave are followed by
+    // others.
     for tab in [&tabs[0], &tabs[1], &tabs[6]] {
         browser.goes_on_in(tab).await;
         browser.goes_to("about:blank").await;

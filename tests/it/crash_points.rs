@@ -1,4 +1,5 @@
-//! The relay dies: between every two effects of a step, of a release and of a restore, and a hundred times under load.
+//! The relay dies: between every two effects of a step, of a release and of a restore, and a hundred times
+//! under load.
 
 use std::time::{Duration, Instant};
 

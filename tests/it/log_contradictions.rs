@@ -195,8 +195,8 @@ async fn an_xid_of_the_future_is_refused_and_mended() -> TestResult {
     Ok(())
 }
 
-/// Redis has forgotten what a dead relay published and did not come to write down; and the rows of its window are not the first
-/// of those that get new ids.
+/// Redis has forgotten what a dead relay published and did not come to write down; and the rows of its window
+/// are not the first of those that get new ids.
 #[tokio::test]
 async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() -> TestResult {
     let failpoint = vec![("FAILPOINT", "batch_published@1".to_owned())];

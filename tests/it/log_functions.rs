@@ -37,7 +37,8 @@ async fn the_state_of_an_event_is_what_the_position_and_its_parked_row_say() -> 
     execute(&mut admin, &[APPEND; 2].join(";")).await;
     let opened = open(&mut admin, &begun).await?;
     let settled = settle(&mut admin, &opened, 2, 2).await;
-    // Three more in an open window, of which one is delivered; and one of a transaction that seems to be an old one.
+    // Three more in an open window, of which one is delivered; and one of a transaction that seems to be an
+    // old one.
     execute(&mut admin, &[APPEND; 3].join(";")).await;
     let opened = open(&mut admin, &settled).await?;
     checkpoint::advance(&mut admin, "main", &opened, 3, 1).await?;

@@ -23,7 +23,8 @@ where
     sqlx::query_scalar(sql).fetch_one(connection).await.expect(sql)
 }
 
-/// A standby of a server, in the server's own directory, which removes it. It replays until it is told not to.
+/// A standby of a server, in the server's own directory, which removes it. It replays until it is told not
+/// to.
 struct Standby {
     own: OwnPostgres,
     url: String,
@@ -104,7 +105,8 @@ async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() ->
     Ok(())
 }
 
-/// The pages of large payloads are damaged, as a disk damages them: what the server then says is about one row.
+/// The pages of large payloads are damaged, as a disk damages them: what the server then says is about one
+/// row.
 #[tokio::test]
 async fn a_row_whose_page_is_damaged_is_parked_by_name_and_the_rest_flows_on() -> TestResult {
     let mut line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;

@@ -16,7 +16,8 @@ use aftercommit::postgres;
 use crate::append_door::{execute, window_of};
 use crate::harness::{Database, Line, TestResult, cli, database, empty_database, eventually, new_event};
 
-/// A role with a password, and the address of a database for it. Dropped with what it owns by [`Guest::leave`].
+/// A role with a password, and the address of a database for it. Dropped with what it owns by
+/// [`Guest::leave`].
 pub(crate) struct Guest {
     pub(crate) role: String,
     url: String,

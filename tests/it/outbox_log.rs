@@ -1,12 +1,13 @@
 //! The log under every interleaving that a generator can think of, against a real Postgres.
 //!
-//! Writers begin, take xids, append, set and roll back savepoints, commit, roll back and prepare; two relays race, and
-//! die between any two effects; slots are emptied under them; the sink forgets what it was given; operators pause and resume.
-//! At the end every committed event has been delivered under one number, nothing else has, no number was given to two events,
-//! each topic is in order, and nothing that was committed during a pause came before its end.
+//! Writers begin, take xids, append, set and roll back savepoints, commit, roll back and prepare; two relays
+//! race, and die between any two effects; slots are emptied under them; the sink forgets what it was given;
+//! operators pause and resume. At the end every committed event has been delivered under one number, nothing
+//! else has, no number was given to two events, each topic is in order, and nothing that was committed during
+//! a pause came before its end.
 //!
-//! The reading rule avoids a trap (see `outbox.window_rows` in the first migration). Two tests here break the rule on
-//! purpose and demand that the same campaign notices: a check that cannot fail would prove nothing.
+//! The reading rule avoids a trap (see `outbox.window_rows` in the first migration). Two tests here break the
+//! rule on purpose and demand that the same campaign notices: a check that cannot fail would prove nothing.
 
 mod moves;
 mod sink;

@@ -126,8 +126,8 @@ async fn a_deadlock_that_ends_the_relays_transaction() -> TestResult {
     let poisoned = line.system.redis.topic("poisoned");
     let key = crate::harness::keys::history(&poisoned);
     line.words(&["set", &key, "of another type"]).await?;
-    // The relay writes its position and then what it parks. It looks for a deadlock once, long before the other one does; it
-    // must not have looked before there is one.
+    // The relay writes its position and then what it parks. It looks for a deadlock once, long before the
+    // other one does; it must not have looked before there is one.
     execute(
         &mut admin,
         &line,

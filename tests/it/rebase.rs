@@ -148,8 +148,8 @@ async fn dump_and_restore(from: &OwnPostgres, to: &OwnPostgres) -> TestResult {
 async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_goes_on_where_it_was()
 -> TestResult {
     let mut line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
-    // The old cluster has seen more transactions than the new one will have by the rebase: there, new rows have xids that
-    // the old snapshots seem to see.
+    // The old cluster has seen more transactions than the new one will have by the rebase: there, new rows
+    // have xids that the old snapshots seem to see.
     let burn = "do $$ begin for n in 1..5000 loop perform pg_current_xact_id(); commit; end loop; end $$";
     sqlx::raw_sql(burn).execute(&mut line.system.database.connect().await).await?;
     line.append(30).await;

@@ -12,7 +12,8 @@ use aftercommit::ops::replay;
 use crate::commands::{assert_fails, commit, json, stdout};
 use crate::harness::{Running, System, TestResult, cli, eventually};
 
-/// A system whose relay has delivered this many events of each of two topics, `A` of the first and `B` of the second.
+/// A system whose relay has delivered this many events of each of two topics, `A` of the first and `B` of the
+/// second.
 async fn delivered(each: u64) -> (System, [Topic; 2], PgConnection) {
     let system = System::new().await;
     let topics = [system.redis.topic("one"), system.redis.topic("two")];

@@ -97,8 +97,8 @@ async fn a_long_reader_holds_a_slot_back_and_is_named_and_holds_nobody_else_up()
 async fn a_clock_that_jumps_loses_nothing_and_fails_no_insert() -> TestResult {
     let mut line = Line::new().await;
     let mut admin = line.system.database.connect().await;
-    // Slots of an hour, and times whose slots do not meet: the verdict on a slot is about the newest row in it, and with
-    // slots of a second it depended on when the test was held up.
+    // Slots of an hour, and times whose slots do not meet: the verdict on a slot is about the newest row in
+    // it, and with slots of a second it depended on when the test was held up.
     set_rotation(&mut admin, 3600).await?;
     let mut connection = line.system.database.connect().await;
     // As if the clock had stood at these times: the slot is a function of it, and so is the row's age.

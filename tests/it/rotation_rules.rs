@@ -21,7 +21,8 @@ async fn log() -> TestResult<(Database, PgConnection)> {
     Ok((database, admin))
 }
 
-/// Inserts a row that is two hours old, into the slot of a time so many hours from now; returns the slot's table.
+/// Inserts a row that is two hours old, into the slot of a time so many hours from now; returns the slot's
+/// table.
 async fn insert(connection: &mut PgConnection, hours: i32) -> String {
     let sql = format!(
         "insert into outbox.event (slot, topic, type, payload, created_at)

@@ -127,8 +127,8 @@ async fn a_page_is_told_of_a_reset_and_of_its_tokens_end() -> TestResult {
     assert_eq!((seen.events[0].name.as_str(), seen.events[0].id.as_str()), ("reset", "1-2"));
     let data: Value = serde_json::from_str(&seen.events[0].data)?;
     assert_eq!((data["reason"].as_str(), data["id"].as_str()), (Some("unknown_id"), Some("1-2")));
-    // Told before the stream ends, so that the page can renew its token. Without that the browser gets in once more at
-    // most, in the token's last second, and then gives up.
+    // Told before the stream ends, so that the page can renew its token. Without that the browser gets in
+    // once more at most, in the token's last second, and then gives up.
     let seen = browser.wait_until_seen("the end of its stream", |seen| seen.ready_state == 2).await;
     let names: Vec<&str> = seen.events.iter().map(|event| event.name.as_str()).collect();
     assert_eq!(names[..2], ["reset", "token_expired"]);

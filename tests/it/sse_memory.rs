@@ -125,7 +125,8 @@ async fn a_stream_of_large_events_that_continues_and_is_not_read_holds_little() 
         stuck.push(large.stuck(&sse, &path, event.id.as_deref().ok_or("no id")?).await?);
     }
     wait_until_all_queued(&sse, STREAMS).await;
-    // By the account, as an allocator keeps for itself what reading has needed. The queue and the connection have one each.
+    // By the account, as an allocator keeps for itself what reading has needed. The queue and the connection
+    // have one each.
     let each = eventually("pages have been let go of, and what is held is counted", async || {
         let held = metric_of(&sse, "aftercommit_sse_held_bytes").await as usize / STREAMS;
         (MIB / 2..5 * MIB / 2).contains(&held).then_some(held)

@@ -96,7 +96,8 @@ impl Outage {
         log.lines().filter(|l| l.contains("the subscription to Redis ended") && l.contains(reason)).count()
     }
 
-    /// Waits until the clients have everything, each on the one stream that it opened, and no client was told a reset.
+    /// Waits until the clients have everything, each on the one stream that it opened, and no client was told
+    /// a reset.
     async fn wait_until_all_have(&self, clients: &[Client], count: u64) {
         for client in clients {
             let events = client.wait_for_events(usize::try_from(count).expect("a few")).await;
@@ -106,7 +107,8 @@ impl Outage {
     }
 }
 
-/// Redis is killed for some seconds; afterwards everything arrives. Prints how long that took from its return on.
+/// Redis is killed for some seconds; afterwards everything arrives. Prints how long that took from its return
+/// on.
 async fn assert_outage_survived(keeps_data: bool) -> TestResult {
     let outage = Outage::new(keeps_data, &[]).await?;
     let clients = outage.clients().await;

@@ -1,4 +1,5 @@
-//! Streams through real proxies, set up as docs/proxies/ says: over HTTP/2, at once, and past servers that are killed.
+//! Streams through real proxies, set up as docs/proxies/ says: over HTTP/2, at once, and past servers that
+//! are killed.
 
 use futures_util::StreamExt;
 use reqwest::{StatusCode, Version};
@@ -143,8 +144,8 @@ async fn without_any_server_clients_are_told_to_come_back_and_lose_nothing(kind:
     let address = first.address.clone();
     first.kill().await;
     second.kill().await;
-    // The end of its stream, and then the ends of streams that only say when to come back. (On any status but 200 this
-    // client would give up, as EventSource does.)
+    // The end of its stream, and then the ends of streams that only say when to come back. (On any status but
+    // 200 this client would give up, as EventSource does.)
     client.wait_for_ends(3).await;
     assert!((3000..=9000).contains(&client.wait_for_retry().await));
     let request = trusting().get(front.url(NOTIFICATIONS)).header("origin", "https://app.example");

@@ -163,7 +163,8 @@ async fn a_quiet_topic_is_reset_when_a_repair_had_to_leave_out_what_it_has_not_h
     Ok(())
 }
 
-/// Waits until the server has subscribed to the line's topic, by a message that is told once the topic is live.
+/// Waits until the server has subscribed to the line's topic, by a message that is told once the topic is
+/// live.
 async fn wait_until_subscribed(line: &Line, message: &str) {
     let channel = keys::public(&line.topic);
     eventually("the server hears the topic", async || {

@@ -462,7 +462,8 @@ async fn any_payload_arrives_as_it_was_sent_or_is_refused_at_append() {
     let again = stage.from("earliest").wait_for_events(odd.len()).await;
     assert!(again == events, "an event looks the same from the history");
     for (event, sent) in events.iter().zip(odd) {
-        // Line breaks between tokens are told as spaces, as an event's data is one line; white space around it is left out.
+        // Line breaks between tokens are told as spaces, as an event's data is one line; white space around
+        // it is left out.
         let expected = sent.trim().replace(['\r', '\n'], " ");
         assert!(event.data == expected, "{sent:.40} came as {:.40}", event.data);
     }

@@ -167,8 +167,8 @@ async fn a_token_of_another_issuer_for_another_audience_or_another_time_is_refus
     Ok(())
 }
 
-/// Sends the head of a POST, and of its body nothing, or a byte now and then for ever; what the server says until it ends
-/// the connection.
+/// Sends the head of a POST, and of its body nothing, or a byte now and then for ever; what the server says
+/// until it ends the connection.
 async fn answer_without_body(
     process: &Process,
     path: &str,

@@ -77,8 +77,8 @@ impl Systemd {
         while self.socket.try_recv(&mut buffer).is_ok() {}
     }
 
-    /// Asserts that no keepalive comes within ten of its intervals. On a busy machine it may pass too easily; it never
-    /// fails there.
+    /// Asserts that no keepalive comes within ten of its intervals. On a busy machine it may pass too easily;
+    /// it never fails there.
     async fn assert_no_keepalive(&self) {
         let silent = timeout(std::time::Duration::from_secs(1), self.wait_for_keepalives(1)).await;
         assert!(silent.is_err(), "a sign of life of a process that is stuck");

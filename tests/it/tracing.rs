@@ -1,5 +1,5 @@
-//! Traces: one request's trace id, from the api over the log and Redis to the SSE server, as a collector receives it. And
-//! what logs never say.
+//! Traces: one request's trace id, from the api over the log and Redis to the SSE server, as a collector
+//! receives it. And what logs never say.
 
 use std::sync::{Arc, Mutex};
 
@@ -143,7 +143,8 @@ async fn a_request_its_publishing_and_its_delivery_carry_one_trace_id() -> TestR
     assert_eq!(text_of(&published[0].attributes, "messaging.operation.name"), "publish");
     assert!(["1", "2"].contains(&&*text_of(&published[0].attributes, "messaging.batch.message_count")));
     assert_eq!(text_of(&delivered[0].attributes, "messaging.destination.name"), session.topic());
-    // The trace goes along beside the payload, and neither the client nor the unrecorded trace gets any of it.
+    // The trace goes along beside the payload, and neither the client nor the unrecorded trace gets any of
+    // it.
     assert!(events.iter().all(|event| !event.data.contains(TRACE)));
     let headers = headers_of_rows(&system).await?;
     let carried = str_of(&headers[0].as_ref().ok_or("no headers")?["traceparent"]);
@@ -234,8 +235,8 @@ async fn logs_name_events_and_never_what_is_in_them_nor_any_secret() -> TestResu
     let token = system.token_with(Uuid::new_v4(), std::time::Duration::from_secs(600), &[topic.as_str()]);
     let client = Client::open(&sse.url(&format!("/streams/{topic}")), &token).await;
     let mut redis = system.redis.connect().await;
-    // Two that no relay wrote: the SSE server passes the one on and complains about the other. In this order, as a message
-    // behind one on the live channel counts as its twin.
+    // Two that no relay wrote: the SSE server passes the one on and complains about the other. In this order,
+    // as a message behind one on the live channel counts as its twin.
     for channel in [keys::public(&topic).to_owned(), keys::live(&topic)] {
         let _: u64 = redis.publish(channel, format!("\"{MARK}\"")).await?;
     }

@@ -92,7 +92,8 @@ async fn a_later_version_that_migrates_at_the_same_time_and_wins_is_no_failure()
     Ok(())
 }
 
-/// The advisory lock that sqlx takes while it migrates a database: a CRC-32 of its name, times a number of its own.
+/// The advisory lock that sqlx takes while it migrates a database: a CRC-32 of its name, times a number of
+/// its own.
 fn lock_of_migrations(database: &str) -> i64 {
     let crc = database.bytes().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()))

@@ -1,4 +1,5 @@
-//! A sink that keeps numbers the way Redis does, stops before it takes a batch until the test decides, and can forget.
+//! A sink that keeps numbers the way Redis does, stops before it takes a batch until the test decides, and
+//! can forget.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
