@@ -27,7 +27,8 @@ async fn states(admin: &mut PgConnection) -> TestResult<Vec<(String, i64)>> {
         .await?)
 }
 
-/// The relay refuses, every screen says so, and after a rebase everything has arrived in order.
+/// Asserts that the relay refuses, that every screen says so, and that all events arrive in order after a
+/// rebase.
 async fn assert_refused_and_mended(mut line: Line, admin: &mut PgConnection, waiting: i64) -> TestResult {
     line.wait_for_failure("conflict").await;
     line.relay.wait_for_log("contradicts the position").await;
@@ -118,7 +119,7 @@ async fn a_sequence_set_back_while_events_wait_gives_ids_twice_and_none_is_lost(
     Ok(())
 }
 
-/// The rows that wait have higher ids than those that come later, and no id is given twice.
+/// Pending rows have higher ids than later rows, and no id is used twice.
 #[tokio::test]
 async fn a_sequence_set_back_behind_events_that_wait_leaves_their_order() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
@@ -195,15 +196,15 @@ async fn an_xid_of_the_future_is_refused_and_mended() -> TestResult {
     Ok(())
 }
 
-/// Redis has forgotten what a dead relay published and did not come to write down; and the rows of its window
-/// are not the first of those that get new ids.
+/// Redis has lost the events that a dead relay published without recording them, and the rows of its window are
+/// not the first to get new ids.
 #[tokio::test]
 async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() -> TestResult {
     let failpoint = vec![("FAILPOINT", "batch_published@1".to_owned())];
     let mut line = Line::with(Wiring { relay: failpoint, ..Wiring::default() }).await;
     let (mut admin, mut writer) =
         (line.system.database.connect().await, line.system.database.connect().await);
-    // Its id is lower than those of the window, and it is not in the window.
+    // A row with a lower id than those of the window, outside of it.
     execute(&mut writer, "begin; select outbox.append('late', 'T', '1')").await;
     line.append(4).await;
     line.relay.wait_for_log("\"failpoint\":\"batch_published\"").await;
@@ -233,7 +234,7 @@ async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() -> Test
     Ok(())
 }
 
-/// The window ends with an id that later rows are below, and its relay has not come so far.
+/// Later rows have lower ids than the end of the window, which the relay has not reached.
 #[tokio::test]
 async fn a_rebase_looks_behind_the_open_window() {
     let failpoint = vec![("FAILPOINT", "window_written@1".to_owned())];
@@ -245,7 +246,7 @@ async fn a_rebase_looks_behind_the_open_window() {
     line.relay.signal("KILL").await;
     execute(&mut admin, "select setval('outbox.event_id_seq', 10)").await;
     line.append(3).await;
-    // Nothing but the window's own ids tells of it now.
+    // Only the window's own ids show it now.
     execute(&mut admin, "select setval('outbox.event_id_seq', 200)").await;
     let output = cli(line.system.settings(), &["rebase", "--yes"]).await;
     assert_eq!(output.status.code(), Some(0), "{output:?}");

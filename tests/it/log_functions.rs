@@ -37,8 +37,7 @@ async fn the_state_of_an_event_is_what_the_position_and_its_parked_row_say() -> 
     execute(&mut admin, &[APPEND; 2].join(";")).await;
     let opened = open(&mut admin, &begun).await?;
     let settled = settle(&mut admin, &opened, 2, 2).await;
-    // Three more in an open window, of which one is delivered; and one of a transaction that seems to be an
-    // old one.
+    // Three more in an open window, of which one is delivered; and one of a transaction with an old xid.
     execute(&mut admin, &[APPEND; 3].join(";")).await;
     let opened = open(&mut admin, &settled).await?;
     checkpoint::advance(&mut admin, "main", &opened, 3, 1).await?;
@@ -118,7 +117,7 @@ async fn a_sequence_below_what_is_delivered_is_found_before_it_does_harm() -> Te
     let opened = open(&mut admin, &begun).await?;
     settle(&mut admin, &opened, 3, 3).await;
     assert_eq!(contradictions::of_relay(&mut admin, "main").await?, []);
-    // As a test cleaner leaves it; nothing has been appended since.
+    // As a test cleaner leaves it, without an event since.
     execute(&mut admin, "truncate outbox.event; select setval('outbox.event_id_seq', 1)").await;
     let found = contradictions::of_relay(&mut admin, "main").await?;
     assert_eq!(found.iter().map(|row| (row.id, row.cause)).collect::<Vec<_>>(), [(1, Cause::Sequence)]);

@@ -1,4 +1,4 @@
-//! A log on a server that is behind another one, and on one whose storage is damaged.
+//! A log on a standby that lags, and on a server whose storage is damaged.
 
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
@@ -23,8 +23,7 @@ where
     sqlx::query_scalar(sql).fetch_one(connection).await.expect(sql)
 }
 
-/// A standby of a server, in the server's own directory, which removes it. It replays until it is told not
-/// to.
+/// A standby of a server, in the server's own directory, which removes it.
 struct Standby {
     own: OwnPostgres,
     url: String,
@@ -90,7 +89,7 @@ async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() ->
         (state == "paused").then_some(())
     })
     .await;
-    // The writer has delivered the window, and opened the next one over what the standby does not show.
+    // The writer closes the window and opens the next one, which the standby does not show.
     execute(&mut writer, "select outbox.append('t', 'T', '1')").await;
     let position = checkpoint::close_window(&mut writer, "main", &begun, 2, 2).await?;
     assert!(position.window.is_some());
@@ -105,8 +104,7 @@ async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() ->
     Ok(())
 }
 
-/// The pages of large payloads are damaged, as a disk damages them: what the server then says is about one
-/// row.
+/// The pages of large payloads are damaged as by a disk: the server's error concerns one row.
 #[tokio::test]
 async fn a_row_whose_page_is_damaged_is_parked_by_name_and_the_rest_flows_on() -> TestResult {
     let mut line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;

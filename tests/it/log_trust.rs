@@ -1,4 +1,4 @@
-//! What the log does not take on trust: roles, search paths, servers, settings and values.
+//! The log trusts neither roles, search paths, servers, settings nor values.
 
 use std::time::Duration;
 
@@ -146,7 +146,7 @@ async fn a_server_that_lags_proves_nothing() -> TestResult {
     connection.close().await?;
     let lagging = database.copy().await;
     let mut writer = database.connect().await;
-    // It settles the window, and opens one over what the other server has never heard of.
+    // The writer closes the window and opens one that the lagging server does not have.
     execute(&mut writer, "select outbox.append('t', 'T', '1')").await;
     let last = 2;
     let position = checkpoint::close_window(&mut writer, "main", &begun, last, 2).await?;
@@ -156,7 +156,7 @@ async fn a_server_that_lags_proves_nothing() -> TestResult {
     assert!(matches!(read_there, Err(Error::StaleReader { n: 3, .. })), "{read_there:?}");
     let read_here = read::batch(&mut writer, "main", &position, 0, limit).await?;
     assert_eq!(read_here.rows.len(), 1);
-    // The same number, and another content: of a server that another relay has moved on.
+    // The same number with other contents: another relay has advanced that server.
     let other = Position { next_seq: 7, ..position };
     let read_there = read::batch(&mut writer, "main", &other, 0, limit).await;
     assert!(matches!(read_there, Err(Error::StaleReader { .. })), "{read_there:?}");
@@ -311,7 +311,7 @@ async fn a_server_that_ends_idle_sessions_ends_none_of_the_relays() -> TestResul
     })
     .await;
     for _ in 0..3 {
-        // One that nobody protects tells when the time is over.
+        // An unprotected session shows when the timeout has passed.
         let mut witness = line.system.database.connect().await;
         let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut witness).await?;
         eventually("the witness is ended", async || {
@@ -355,7 +355,7 @@ async fn what_a_killed_leader_said_is_not_held_against_its_successor() -> TestRe
     Ok(())
 }
 
-/// Waits until so many events are parked.
+/// Waits until `events` events are parked.
 async fn wait_until_parked(admin: &mut PgConnection, events: i64) {
     eventually("events are parked", async || {
         let count = "select count(*) from outbox.parked";
@@ -416,7 +416,7 @@ async fn a_row_that_is_no_text_is_parked_by_name_and_the_rest_flows_on() -> Test
     let held: Vec<String> =
         sqlx::query_scalar("select topic from outbox.parked order by seq").fetch_all(&mut admin).await?;
     assert_eq!(held, [broken.to_string(), broken.to_string()], "what comes later waits");
-    // Releasing it refuses it again, and stops nothing.
+    // A release is refused again, and the other topics flow on.
     line.release(&broken).await;
     eventually("the request is refused", async || {
         let refused = "select bool_and(requested is null and settled_as is null) from outbox.parked";
@@ -431,7 +431,7 @@ async fn a_row_that_is_no_text_is_parked_by_name_and_the_rest_flows_on() -> Test
     Ok(())
 }
 
-/// A database of an encoding of its own, without a schema of ours.
+/// A database with this encoding and without our schemas.
 async fn database_of(encoding: &str) -> Database {
     let other = empty_database().await;
     let name = format!("{}_{}", other.name(), encoding.to_lowercase());
