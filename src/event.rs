@@ -1,7 +1,7 @@
 //! The value that travels: an event, its topic, its type and its place in the order.
 //!
-//! Owns the rules of what a topic, a type and a payload may be. Does no I/O and knows nothing of
-//! Postgres, Redis, HTTP or any application.
+//! Owns the rules for topics, types and payloads. Must do no I/O and know nothing of Postgres, Redis, HTTP or
+//! any application.
 
 mod trace_parent;
 
@@ -21,16 +21,18 @@ pub const TOPIC_LEN_MAX: usize = 200;
 pub const TYPE_LEN_MAX: usize = 100;
 /// The largest payload that `append` takes, in bytes of JSON text (1 MiB).
 ///
-/// The schema holds the same limit as a check (`payload_fits`), so that rows written by plain SQL obey it too.
+/// The schema holds the same limit as a check (`payload_fits`), so that rows written by plain SQL obey it
+/// too.
 pub const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
 
-/// The most bytes of JSON text that headers may have (16 KiB).
+/// The largest headers that `append` takes, in bytes of JSON text (16 KiB).
 pub const HEADERS_BYTES_MAX: usize = 16 * 1024;
-/// Event types that `append` refuses: what the SSE server says itself, and what EventSource fires on its own.
+/// Event types that `append` refuses, because the SSE server sends them itself or EventSource fires them on
+/// its own.
 pub const RESERVED_TYPES: [&str; 7] =
     ["reset", "refused", "token_expired", "revoked", "skipped", "error", "open"];
 
-/// Why something is not an event. Nothing has been written when one of these is returned.
+/// Why a value is not an event. Nothing has been written when one of these is returned.
 #[derive(Debug, thiserror::Error)]
 pub enum EventError {
     /// The topic is empty, too long, or holds a character outside `A-Z a-z 0-9 : . _ -`.
@@ -39,7 +41,7 @@ pub enum EventError {
     /// The type is empty, too long, or holds a character outside `A-Z a-z 0-9 . _ -`.
     #[error("'{}' is not an event type: use 1 to 100 characters of A-Z a-z 0-9 . _ -", shorten(.0))]
     Type(String),
-    /// The type is a name that the server or the browser uses itself.
+    /// The type is one of [`RESERVED_TYPES`].
     #[error("'{name}' is not an event type: the server and the browser use {} themselves", RESERVED_TYPES.join(", "))]
     ReservedType {
         /// The name.
@@ -47,7 +49,8 @@ pub enum EventError {
     },
     /// The payload is longer than [`PAYLOAD_BYTES_MAX`].
     #[error(
-        "the payload has {bytes} bytes and the limit is {PAYLOAD_BYTES_MAX}: store large data elsewhere and send a reference"
+        "the payload has {bytes} bytes and the limit is {PAYLOAD_BYTES_MAX}: store large data elsewhere and \
+         send a reference"
     )]
     PayloadTooLarge {
         /// Length of the payload's JSON text.
@@ -56,12 +59,12 @@ pub enum EventError {
     /// The payload cannot be written as JSON.
     #[error("the payload cannot be written as JSON: give it string keys and finite numbers")]
     Payload(#[source] serde_json::Error),
-    /// A text is not a stream id of the form `<epoch>-<seq>`.
+    /// The text is not a stream id of the form `<epoch>-<seq>`.
     #[error("'{}' is not an event id: it has the form <epoch>-<seq>, for example 1-42", shorten(.0))]
     StreamId(String),
 }
 
-/// What is quoted back in an error, kept to a length that a terminal and a log line can bear.
+/// Shortens a text that an error quotes, to fit a terminal and a log line.
 fn shorten(text: &str) -> String {
     const SHOWN: usize = 60;
     match text.char_indices().nth(SHOWN) {
@@ -72,21 +75,21 @@ fn shorten(text: &str) -> String {
 
 /// The name of an ordered sequence of events, for example `upload-session:42`.
 ///
-/// 1 to 200 characters of `A-Z a-z 0-9 : . _ -`, so that it can stand in a Redis key, a URL path and a log line
-/// without any escaping.
+/// 1 to 200 characters of `A-Z a-z 0-9 : . _ -`, except `.` and `..`. So it needs no escaping in a Redis key,
+/// a URL path or a log line.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Topic(Box<str>);
 
 impl Topic {
-    /// Checks a name and makes a topic of it.
+    /// Makes a topic of a valid name.
     ///
     /// # Errors
-    /// [`EventError::Topic`] if the name does not fit.
+    /// Returns [`EventError::Topic`] if the name breaks the rules.
     pub fn new(name: impl Into<String>) -> Result<Self, EventError> {
         let name = name.into();
         let fits = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b':' | b'.' | b'_' | b'-');
-        // A browser takes `.` and `..` out of a path.
+        // A browser removes `.` and `..` from a path.
         let is_path = name == "." || name == "..";
         if name.is_empty() || name.len() > TOPIC_LEN_MAX || is_path || !name.bytes().all(fits) {
             return Err(EventError::Topic(name));
@@ -106,10 +109,11 @@ impl Topic {
 pub struct EventType(Box<str>);
 
 impl EventType {
-    /// Checks a name and makes an event type of it.
+    /// Makes an event type of a valid name.
     ///
     /// # Errors
-    /// [`EventError::Type`] if the name does not fit, [`EventError::ReservedType`] if it is one of [`RESERVED_TYPES`].
+    /// Returns [`EventError::Type`] if the name breaks the rules, and [`EventError::ReservedType`] if it is
+    /// one of [`RESERVED_TYPES`].
     pub fn new(name: impl Into<String>) -> Result<Self, EventError> {
         let name = name.into();
         let fits = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
@@ -128,7 +132,7 @@ impl EventType {
     }
 }
 
-/// The text traits that both names share.
+/// The text traits of both names.
 macro_rules! name_traits {
     ($name:ident) => {
         impl fmt::Display for $name {
@@ -163,7 +167,7 @@ macro_rules! name_traits {
 name_traits!(Topic);
 name_traits!(EventType);
 
-/// The identity of an event, the same in Postgres, in Redis and in every repeat or replay.
+/// The identity of an event, the same in Postgres, in Redis, and in every repeat and replay.
 pub type EventId = Uuid;
 
 /// The identity of a log, the same in its Postgres and in the Redis that its relay publishes to.
@@ -180,11 +184,12 @@ pub struct NewEvent {
 }
 
 impl NewEvent {
-    /// Makes an event with a fresh identity. The payload's JSON text is kept byte for byte on its way to the client.
+    /// Makes an event with a new identity. The payload's JSON text stays the same, byte for byte, on its way
+    /// to the client.
     ///
     /// # Errors
-    /// [`EventError::Payload`] if it cannot be written as JSON, [`EventError::PayloadTooLarge`] if its text is
-    /// longer than [`PAYLOAD_BYTES_MAX`].
+    /// Returns [`EventError::Payload`] if the payload cannot be written as JSON, and
+    /// [`EventError::PayloadTooLarge`] if its text is longer than [`PAYLOAD_BYTES_MAX`].
     pub fn new(topic: Topic, event_type: EventType, payload: &impl Serialize) -> Result<Self, EventError> {
         let payload = serde_json::value::to_raw_value(payload).map_err(EventError::Payload)?;
         let bytes = payload.get().len();
@@ -194,24 +199,24 @@ impl NewEvent {
         Ok(Self { event_id: Uuid::now_v7(), topic, event_type, payload, headers: None })
     }
 
-    /// Gives the event an identity of the caller's, for example one derived from a request's idempotency key.
+    /// Sets the event's identity, for example to one derived from a request's idempotency key.
     #[must_use]
     pub fn with_event_id(mut self, event_id: EventId) -> Self {
         self.event_id = event_id;
         self
     }
 
-    /// Adds headers: facts about the event that are not for the client.
+    /// Sets the headers: facts about the event that are not for the client.
     ///
-    /// A W3C `traceparent` under the key of that name ([`TRACE_PARENT`]) links the relay's and the SSE server's spans to
-    /// the trace that it names; [`NewEvent::with_trace`] writes it.
+    /// A W3C `traceparent` under the key [`TRACE_PARENT`] links the relay's and the SSE server's spans to its
+    /// trace. [`NewEvent::with_trace`] writes it.
     #[must_use]
     pub fn with_headers(mut self, headers: serde_json::Map<String, serde_json::Value>) -> Self {
         self.headers = Some(headers);
         self
     }
 
-    /// Adds to the headers where in a trace the event is appended.
+    /// Adds the event's place in a trace to the headers.
     #[must_use]
     pub fn with_trace(mut self, trace: TraceParent) -> Self {
         let headers = self.headers.get_or_insert_default();
@@ -245,10 +250,10 @@ impl NewEvent {
     }
 }
 
-/// An event as it stands in the outbox log.
+/// An event in the outbox log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// The row's number: the order within a topic, but not the order of commits. Has gaps.
+    /// The row's number: the order within a topic, but not the order of commits. It has gaps.
     pub id: i64,
     /// The event's identity.
     pub event_id: EventId,
@@ -260,18 +265,18 @@ pub struct Event {
     pub payload: String,
     /// When the transaction that appended it began.
     pub created_at: DateTime<Utc>,
-    /// Where in a trace it was appended, if its headers say so.
+    /// The event's place in a trace, if its headers name one.
     pub trace: Option<TraceParent>,
 }
 
 /// The place of an event in the order of delivery: `<epoch>-<seq>`.
 ///
-/// `seq` counts the deliveries of a relay without a gap; `epoch` grows when the lineage of a log is broken for good
-/// (a restored database). It is the entry's id in the Redis stream and the `id:` that a browser sees.
+/// `seq` counts the deliveries of a relay without a gap. `epoch` grows when that count cannot go on (a
+/// restored database). The pair is the entry's id in the Redis stream, and the `id:` that a browser sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct StreamId {
-    /// The lineage, from 1 on.
+    /// The epoch, from 1 on.
     pub epoch: u64,
     /// The number of the delivery within its epoch, from 1 on.
     pub seq: u64,
@@ -284,7 +289,7 @@ impl std::borrow::Borrow<str> for Topic {
 }
 
 impl StreamId {
-    /// The place `seq` of lineage `epoch`.
+    /// The place `seq` in `epoch`.
     pub const fn new(epoch: u64, seq: u64) -> Self {
         Self { epoch, seq }
     }
@@ -300,7 +305,7 @@ impl FromStr for StreamId {
     type Err = EventError;
 
     fn from_str(text: &str) -> Result<Self, EventError> {
-        // `u64::from_str` takes a leading '+', which Redis refuses and which would give one id two spellings.
+        // `u64::from_str` accepts a leading '+'. Redis refuses it, and it would give one id two spellings.
         let number = |digits: &str| {
             if digits.bytes().all(|b| b.is_ascii_digit()) { digits.parse::<u64>().ok() } else { None }
         };

@@ -1,8 +1,8 @@
-//! Places to die: between any two effects, a process can be told to stop and wait for its kill.
+//! Failpoints: places between two effects where a test can stop a process to kill it.
 //!
-//! `FAILPOINT=batch_published@3` stops the process for good when it comes to that place for the third time,
-//! and says so in its log; the test that asked for it then kills the process. With `FAILPOINT=panic:keys_wanted` it panics
-//! there instead. In release builds there is nothing of it.
+//! `FAILPOINT=batch_published@3` stops the process when it reaches that place for the third time. The process
+//! logs that it has stopped, and the test kills it. `FAILPOINT=panic:keys_wanted` makes it panic there
+//! instead. Release builds have no failpoints.
 
 /// Stops here for ever if the environment names this place.
 #[cfg(debug_assertions)]
@@ -10,7 +10,7 @@ pub(crate) async fn reach(place: &'static str) {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    /// The place that the environment names, and how often it is passed before.
+    /// The place that the environment names, and at which pass it stops.
     static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
     static PASSED: AtomicU64 = AtomicU64::new(0);
 
@@ -28,7 +28,7 @@ pub(crate) async fn reach(place: &'static str) {
     }
 }
 
-/// Nothing, in release builds.
+/// Does nothing in release builds.
 #[cfg(not(debug_assertions))]
 #[inline]
 pub(crate) async fn reach(_place: &'static str) {}

@@ -1,31 +1,32 @@
-//! aftercommit: what a Postgres transaction committed, every client sees, once, in order, within milliseconds.
+//! aftercommit: every client sees the events that a Postgres transaction committed, once, in order, within
+//! milliseconds.
 //!
 //! ```text
 //!  your transaction          Postgres           relay            Redis              SSE server      browser
 //!  state change + append ──▶ outbox.event ──▶ step, in order ──▶ history + live ──▶ fan-out ──────▶ EventSource
 //! ```
 //!
-//! The modules stand in the order of that flow, and each may use only those above it:
+//! The modules are listed in the order of that flow. A module uses only those above it:
 //!
+//! - [`address`]: the parts of a server's address that may be shown. No I/O.
 //! - [`event`]: the value that travels. No I/O.
-//! - [`address`]: what of a server's address may be shown. No I/O.
+//! - [`pluralize`]: a number with its noun, as people write it.
+//! - [`printable`]: text from outside, made safe for terminals and logs.
 //! - [`postgres`]: how a process connects to Postgres.
-//! - [`outbox`]: what a writer needs: append in its transaction, the bell after its commit.
-//! - [`log`]: how the relay reads the log: windows, checkpoints, rotation, parked events. Knows no Redis and no HTTP.
-//! - [`ops`]: what an operator looks at and does by hand, for the command line and the page alike.
+//! - [`trace`]: spans of an event's way, off without a collector.
+//! - [`outbox`]: the writer's API: append in the transaction, ring the bell after the commit.
+//! - [`log`]: reading the log: windows, checkpoints, rotation, parked events. Knows no Redis and no HTTP.
+//! - [`ops`]: the operator's use cases, for the command line and the page alike.
 //! - [`relay`]: moves the log to a sink, in order. Knows neither Redis nor HTTP, never reads payloads.
 //! - [`redis`]: the one place that knows Redis keys, the publishing script and the envelope.
-//! - [`counted`]: a number with what it counts, as people write it.
-//! - [`printable`]: text from outside, made safe to show.
-//! - [`trace`]: spans of an event's way, where they are asked for.
-//! - [`http`], [`auth`]: what every HTTP server here shares; who a token speaks for.
+//! - [`http`], [`auth`]: the parts that all HTTP servers share; the user that a token stands for.
 //! - [`sse`]: Redis to browsers: joining, fan-out, connections. Knows no Postgres and no application.
 //! - [`streams`]: streams of any topic, allowed by the token; tickets. Knows no application.
 //! - [`console`]: the operator's page, served by the relay's own port.
 //! - [`uploads`]: the bundled application and first user of all the rest.
 //! - [`local`]: private Postgres and Redis servers for `aftercommit dev` and for tests.
 //!
-//! An application that only writes events needs `event` and `outbox` alone: `default-features = false`.
+//! An application that only writes events needs `event` and `outbox`: set `default-features = false`.
 
 pub mod address;
 pub mod event;
@@ -34,6 +35,7 @@ pub mod postgres;
 
 #[cfg(feature = "server")]
 pub mod auth;
+pub mod backoff;
 #[cfg(feature = "server")]
 pub mod console;
 #[cfg(feature = "server")]

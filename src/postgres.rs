@@ -1,14 +1,17 @@
-//! How a process connects to Postgres: addresses, limits and timeouts in one place.
+//! Connecting to Postgres: addresses, limits and timeouts in one place.
 //!
-//! Every connection carries `application_name`, so that `pg_stat_activity` tells the roles apart, and server-side
-//! timeouts, because a statement without one can hang for ever on a half-open connection.
+//! Every connection carries `application_name`, so that `pg_stat_activity` tells the roles apart. It has
+//! server-side timeouts, because a statement without one can hang for ever on a half-open connection.
 //!
-//! Every connection looks up names in `pg_catalog` alone: where others may create objects in a schema of the search path, an
-//! operator or function of theirs that fits better than `pg_catalog`'s would run as whoever connects. And it sees all rows
-//! that a statement asks for or gets an error: row level security that hides some would pass for "there are none". Both are
-//! start-up options, which a pooler in transaction mode refuses or drops. Nothing is set later instead, as that would stay
-//! behind for whoever gets the pooler's session next. [`Settings::connect`] refuses such a pooler; a pool for an application's
-//! commands warns once, and `alter role ... set search_path = pg_catalog, pg_temp` pins it there.
+//! Every connection resolves names in `pg_catalog` alone. If others may create objects in a schema of the
+//! search path, their operator or function can fit better than `pg_catalog`'s, and would run with the
+//! connection's rights. Every connection also sees all rows that a statement asks for, or gets an error: if
+//! row level security hid rows, an empty answer would pass for "there are none".
+//!
+//! Both are start-up options, which a pooler in transaction mode refuses or drops. They are not set later
+//! instead, because such a setting would remain in the pooler's session for its next user.
+//! [`Settings::connect`] refuses such a pooler. A pool for an application's commands warns once; `alter role
+//! ... set search_path = pg_catalog, pg_temp` pins the path there.
 
 #[cfg(feature = "server")]
 mod pool;
@@ -32,9 +35,9 @@ pub use schema::{Schema, SchemaError, State};
 
 use crate::address::{self, AddressError};
 
-/// What an address looks like.
+/// The form of an address.
 const FORM: &str = "postgres://user:password@host:port/database";
-/// The query parameters of an address that the driver knows. It logs every other one together with its value.
+/// The query parameters of an address that the driver knows. The driver logs every other one with its value.
 const PARAMETERS: [&str; 18] = [
     "sslmode",
     "ssl-mode",
@@ -62,7 +65,7 @@ const PARAMETERS: [&str; 18] = [
 pub struct Settings {
     /// `postgres://user:password@host:port/database`.
     pub url: SecretString,
-    /// Connections that a pool keeps at most.
+    /// The most connections of a pool.
     pub max_connections: u32,
     /// How long to wait for a connection, in milliseconds.
     pub acquire_timeout_ms: u64,
@@ -70,42 +73,42 @@ pub struct Settings {
     pub statement_timeout_ms: u64,
 }
 
-/// Why there is no connection.
+/// Why a connection could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// No address was given.
     #[error("no Postgres was named: set DATABASE_URL, or url in the [database] section")]
     NoUrl,
-    /// The address is not one.
+    /// The address is malformed.
     #[error("the database url {0}")]
     Url(AddressError),
     /// The address names several hosts.
     #[error(
-        "the database url names several hosts, and only one is supported: give the one address that leads to the primary \
-         also after a failover (a DNS name or a proxy that follows it)"
+        "the database url names several hosts, and only one is supported: give the one address that leads to \
+         the primary also after a failover (a DNS name or a proxy that follows it)"
     )]
     SeveralHosts,
-    /// Nobody answered in time.
+    /// The server did not answer in time.
     #[error(
         "Postgres at {address} did not answer within {waited_ms} ms: is it running, and is the address right?"
     )]
     Timeout {
         /// Host, port and database, without user or password.
         address: String,
-        /// How long was waited, in milliseconds.
+        /// How long the process waited, in milliseconds.
         waited_ms: u64,
     },
-    /// Something between drops what the session was to be started with.
+    /// A pooler drops the session's start-up options.
     #[error(
-        "Postgres at {address} is reached through a pooler that shares sessions and drops their settings (PgBouncer in \
-         transaction mode?): relays and operators' commands need sessions of their own. Point DATABASE_URL straight at \
-         Postgres; applications may keep the pooler"
+        "Postgres at {address} is reached through a pooler that shares sessions and drops their settings \
+         (PgBouncer in transaction mode?): relays and operators' commands need sessions of their own. Point \
+         DATABASE_URL straight at Postgres; applications may keep the pooler"
     )]
     Pooled {
         /// Host, port and database, without user or password.
         address: String,
     },
-    /// The server refused, or could not be reached.
+    /// The server refused the connection, or could not be reached.
     #[error("cannot connect to Postgres at {address}: {}", error_text(.source))]
     Refused {
         /// Host, port and database, without user or password.
@@ -115,8 +118,8 @@ pub enum ConnectError {
     },
 }
 
-/// What Postgres or the way to it said, in words for a person: what to do for the causes that people meet, and nothing of
-/// where in Postgres's own source a message was made, which the driver appends.
+/// Turns a failure of Postgres or of the connection into words for a person. Adds advice for the common
+/// causes, and removes the place in the driver's source that the driver appends.
 pub fn error_text(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => match error.code().as_deref() {
@@ -133,7 +136,7 @@ pub fn error_text(error: &sqlx::Error) -> String {
             _ => error.message().to_owned(),
         },
         sqlx::Error::Io(error) => format!("{error} (is it running, and is the address right?)"),
-        // Among others the end of a connection to a proxy with nothing behind it.
+        // One cause is a proxy with nothing behind it, which ends the connection.
         sqlx::Error::Protocol(text) => {
             let text = text.split(" (sqlx_postgres::").next().unwrap_or(text);
             format!("{text} (is the address right, and is Postgres running behind it?)")
@@ -144,10 +147,11 @@ pub fn error_text(error: &sqlx::Error) -> String {
 }
 
 impl Settings {
-    /// Options for one connection under the given `application_name`.
+    /// Builds the options for one connection under the given `application_name`.
     ///
     /// # Errors
-    /// [`ConnectError::NoUrl`], [`ConnectError::Url`] and [`ConnectError::SeveralHosts`].
+    /// Returns [`ConnectError::NoUrl`] if no address is set, [`ConnectError::Url`] if it is malformed, and
+    /// [`ConnectError::SeveralHosts`] if it names more than one host.
     pub fn options(&self, application_name: &str) -> Result<PgConnectOptions, ConnectError> {
         let url = self.url.expose_secret();
         if url.is_empty() {
@@ -157,7 +161,7 @@ impl Settings {
         if names_several_hosts(url) {
             return Err(ConnectError::SeveralHosts);
         }
-        // The driver's own words may quote the address.
+        // The driver's own message may quote the address.
         let malformed = |_: sqlx::Error| ConnectError::Url(AddressError::Form(FORM));
         let options = PgConnectOptions::from_str(&for_the_driver(url)).map_err(malformed)?;
         Ok(options
@@ -165,7 +169,8 @@ impl Settings {
             .options([
                 ("search_path", PINNED.to_owned()),
                 ("row_security", "off".to_owned()),
-                // Look-ups by index, planned without statistics: compiling them takes longer than they do.
+                // The statements are index look-ups, planned without statistics: compiling them takes longer
+                // than running them.
                 ("jit", "off".to_owned()),
                 ("statement_timeout", self.statement_timeout_ms.to_string()),
                 // A dead peer is noticed within half a minute, also in the middle of a query.
@@ -176,10 +181,12 @@ impl Settings {
             .disable_statement_logging())
     }
 
-    /// One connection of its own, outside any pool.
+    /// Opens a single connection, outside any pool.
     ///
     /// # Errors
-    /// [`ConnectError`].
+    /// Returns the errors of [`Settings::options`], [`ConnectError::Timeout`] if the server does not answer
+    /// in time, [`ConnectError::Pooled`] if a pooler drops the start-up options, and
+    /// [`ConnectError::Refused`] if the server refuses or cannot be reached.
     pub async fn connect(&self, application_name: &str) -> Result<PgConnection, ConnectError> {
         let options = self.options(application_name)?;
         let address = address_of(&options);
@@ -199,10 +206,11 @@ impl Settings {
         }
     }
 
-    /// A pool that connects when it is first used: a process starts also while Postgres is away.
+    /// Makes a pool that connects at its first use, so that a process can start while Postgres is away.
     ///
     /// # Errors
-    /// [`ConnectError::NoUrl`], [`ConnectError::Url`] and [`ConnectError::SeveralHosts`].
+    /// Returns [`ConnectError::NoUrl`] if no address is set, [`ConnectError::Url`] if it is malformed, and
+    /// [`ConnectError::SeveralHosts`] if it names more than one host.
     #[cfg(feature = "server")]
     pub fn lazy_pool(&self, application_name: &str) -> Result<Pool, ConnectError> {
         let pool = PgPoolOptions::new()
@@ -214,11 +222,11 @@ impl Settings {
     }
 }
 
-/// Where every connection looks up names that are not qualified: nobody else can create anything there.
+/// The search path of every connection. No other role can create anything in it.
 const PINNED: &str = "pg_catalog, pg_temp";
 
 async fn is_pinned(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    // By the simple protocol, as a pooler may not know prepared statements.
+    // The simple protocol, because a pooler may not know prepared statements.
     let row = sqlx::raw_sql("select pg_catalog.current_setting('search_path')").fetch_one(connection).await?;
     Ok(row.try_get::<String, _>(0)? == PINNED)
 }
@@ -229,34 +237,38 @@ async fn warn_if_unpinned(connection: &mut PgConnection) -> Result<(), sqlx::Err
     if !is_pinned(connection).await? {
         WARNED.call_once(|| {
             tracing::warn!(
-                "a pooler drops the sessions' settings: pin them by `alter role ... set search_path = pg_catalog, pg_temp`, or \
-                 whoever may create objects in a schema of the search path can run code as this role"
+                "a pooler drops the sessions' settings: pin them by `alter role ... set search_path = \
+                 pg_catalog, pg_temp`, or any role that may create objects in a schema of the search path \
+                 can run code as this role"
             );
         });
     }
     Ok(())
 }
 
-/// Has the server keep the session however long it is silent, in and out of transactions, whatever the role's or the
-/// database's defaults are. For sessions of their own, which wait for something to happen; never through a pooler.
+/// Turns off the server's idle time-outs for this session, in and out of transactions, whatever the defaults
+/// of the role or the database are. For sessions that wait for something to happen. Never call it through a
+/// pooler, where the setting would outlive this use of the session.
 ///
 /// # Errors
-/// Postgres's.
+/// Returns Postgres's error if the server refuses a statement or the connection breaks.
 pub async fn never_idle_out(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    // Versions know some of these.
+    // No version of Postgres has all three settings.
     sqlx::raw_sql(
         "select set_config(s.name, '0', false) from pg_settings s
-         where s.name in ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
+         where s.name in
+           ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
     )
     .execute(connection)
     .await?;
     Ok(())
 }
 
-/// Two connections of one server process at the same time, or one whose process changes: there is a pooler between.
+/// Whether a pooler is between: two connections have one server process at the same time, or the process of
+/// one connection changes.
 ///
 /// # Errors
-/// Postgres's.
+/// Returns Postgres's error if the server refuses a statement or the connection breaks.
 pub async fn shares_a_session(one: &mut PgConnection, other: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let before = pid_of(one).await?;
     let mut held = other.begin().await?;
@@ -269,13 +281,14 @@ async fn pid_of(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
     sqlx::query_scalar("select pg_backend_pid()").fetch_one(connection).await
 }
 
-/// The address with the parameters that the driver knows. The others are named in the log, once, without their values.
+/// Returns the address with the parameters that the driver knows. The first call logs the names of the
+/// others, without their values.
 fn for_the_driver(url: &str) -> Cow<'_, str> {
-    static TOLD: Once = Once::new();
+    static LOGGED: Once = Once::new();
     let is_known = |name: &str| PARAMETERS.contains(&name) || name.starts_with("options[");
     let (known, unknown) = address::with_known_parameters(url, is_known);
     if !unknown.is_empty() {
-        TOLD.call_once(|| {
+        LOGGED.call_once(|| {
             let parameters = unknown.join(", ");
             tracing::warn!(%parameters, "ignoring parameters of the database url that are not known");
         });
@@ -283,12 +296,12 @@ fn for_the_driver(url: &str) -> Cow<'_, str> {
     known
 }
 
-/// Whether libpq would try several servers: `postgres://a,b/db`, or `?host=a,b`. The driver would take the comma for a part
-/// of the name, or of the port.
+/// Whether libpq would try several servers: `postgres://a,b/db`, or `?host=a,b`. The driver would take the
+/// comma for a part of the name or the port.
 fn names_several_hosts(url: &str) -> bool {
     let behind_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
     let (address, parameters) = behind_scheme.split_once('?').unwrap_or((behind_scheme, ""));
-    // A password may hold a comma.
+    // A password may contain a comma.
     let hosts =
         address.split('/').next().and_then(|authority| authority.rsplit('@').next()).unwrap_or_default();
     let mut named = parameters.split('&').filter_map(|parameter| parameter.split_once('='));
@@ -298,7 +311,7 @@ fn names_several_hosts(url: &str) -> bool {
         })
 }
 
-/// Host, port and database: what may be printed of an address.
+/// Host, port and database: the parts of an address that may be printed.
 fn address_of(options: &PgConnectOptions) -> String {
     let host = options.get_socket().map_or(options.get_host().to_owned(), |path| path.display().to_string());
     format!("{host}:{}/{}", options.get_port(), options.get_database().unwrap_or(options.get_username()))

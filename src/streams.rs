@@ -1,5 +1,5 @@
-//! Streams of any topic, for any application: who may listen is told by the token's `subscribe` claim. And tickets, with
-//! which a page listens across sites. Knows no application.
+//! Streams of any topic, allowed by the token's `subscribe` claim, and tickets, with which a page opens
+//! streams across sites. Must not know any application.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,26 +17,26 @@ use crate::event::{EventError, TOPIC_LEN_MAX, Topic};
 use crate::http::{Connection, Json, Path, Problem, Query, request_timeout};
 use crate::sse::{self, Hub, MultiTopic, StreamGrant, StreamQuery, Topics};
 
-/// Bytes of a stream's address at most: `/streams`, as many topics as there may be, each as long as it may be and each of its
-/// characters escaped, a ticket, an escaped id, and the other parameters.
+/// The largest size of a stream's URL in bytes: `/streams`, the largest number of topics, each of the largest
+/// size and with every character escaped, a ticket, an escaped id, and the other parameters.
 const ADDRESS_BYTES_MAX: usize = 64
     + sse::TOPICS_MAX * ("topic=&".len() + 3 * TOPIC_LEN_MAX)
     + ("ticket=&".len() + auth::TICKET_BYTES_MAX)
     + ("lastEventId=&".len() + 3 * sse::ID_BYTES_MAX)
     + "name=topic&from=earliest&".len();
 
-/// Bytes of the headers at most that this server itself reads, with their names: the id of a browser that comes back, and a
-/// token, in the `Authorization` or in a cookie.
+/// The largest size in bytes of the headers that this server reads, with their names: the id of a browser
+/// that reconnects, and a token in `Authorization` or in a cookie.
 const OWN_HEADERS_BYTES_MAX: usize = 64 + sse::ID_BYTES_MAX + auth::TOKEN_BYTES_MAX;
 
-/// What a browser's other headers and cookies may take, and those that proxies add.
+/// Room for a browser's other headers and cookies, and for headers that proxies add, in bytes.
 const OTHER_HEADERS_BYTES_MAX: usize = 8 * 1024;
 
-/// Bytes of a request's head at most: whatever the other limits allow at the same time fits it, so that a browser that
-/// comes back with its id is never refused where it was let in without one.
+/// The largest head of a request in bytes. A request that reaches all other limits at once still fits. So a
+/// browser that reconnects with its id is not refused if its first connection, without an id, was accepted.
 pub const HEAD_BYTES_MAX: usize = ADDRESS_BYTES_MAX + OWN_HEADERS_BYTES_MAX + OTHER_HEADERS_BYTES_MAX;
 
-/// What the handlers work with.
+/// The state of the handlers.
 #[derive(Debug, Clone, FromRef)]
 pub struct StreamsState {
     hub: Hub,
@@ -44,13 +44,14 @@ pub struct StreamsState {
 }
 
 impl StreamsState {
-    /// Streams of `hub`, for those whom `verifier` knows.
+    /// Streams of `hub`, for users that `verifier` accepts.
     pub fn new(hub: Hub, verifier: Arc<Verifier>) -> Self {
         Self { hub, verifier }
     }
 }
 
-/// `GET /streams/{topic}`, `GET /streams?topic=a&topic=b` and `POST /api/stream-tickets`, which may take `timeout`.
+/// Serves `GET /streams/{topic}`, `GET /streams?topic=a&topic=b` and `POST /api/stream-tickets`. The last one
+/// may take `timeout`.
 pub fn router(state: StreamsState, timeout: Duration) -> Router {
     let streams = Router::new()
         .route("/streams", get(multi_topic))
@@ -78,7 +79,7 @@ async fn stream(
     Ok(sse::open(&hub, grant, &headers, &query, connection).await)
 }
 
-/// The query of a stream of several topics: `?topic=a&topic=b`, and `&name=topic` to name events by their topic.
+/// The query of a stream of several topics: `?topic=a&topic=b`. `&name=topic` names events by their topic.
 #[derive(Debug)]
 struct Asked {
     topics: Vec<String>,
@@ -91,7 +92,7 @@ impl Asked {
         for (key, value) in pairs {
             match key.as_str() {
                 "topic" => topics.push(value),
-                // The last one counts, as of all that a stream has one of.
+                // The last one counts, as with every parameter that a stream has once.
                 "name" => name = Some(value),
                 _ => {}
             }
@@ -99,7 +100,7 @@ impl Asked {
         let is_named_by_topic = match name.as_deref() {
             None | Some("type") => false,
             Some("topic") => true,
-            Some(_) => return Err(Problem::bad_request("name is 'type' (the default) or 'topic'")),
+            Some(_) => return Err(Problem::bad_request("name must be 'type' (the default) or 'topic'")),
         };
         Ok(Self { topics, is_named_by_topic })
     }
@@ -123,7 +124,7 @@ async fn multi_topic(
     Ok(sse::open(&hub, grant, &headers, &query, connection).await)
 }
 
-/// The listener, if they may hear all of these topics.
+/// The listener's user, if the credential allows all of these topics.
 fn allowed(listener: Listener, topics: &[Topic]) -> Result<User, Problem> {
     let unlisted = topics.iter().find(|topic| !listener.may_subscribe(topic.as_str()));
     let user = listener.of_topics(topics.iter().map(Topic::as_str))?;
@@ -135,9 +136,9 @@ fn allowed(listener: Listener, topics: &[Topic]) -> Result<User, Problem> {
     }
 }
 
-/// Bytes of a request for a ticket.
+/// The largest body of a request for a ticket, in bytes.
 const TICKET_REQUEST_BYTES_MAX: usize = 16 * 1024;
-// As many topics as it may name, each as long as it may be, in quotes and with a comma.
+// Room for the largest number of topics, each of the largest size, in quotes and with a comma.
 const _: () = assert!(TICKET_REQUEST_BYTES_MAX > 2 * TICKET_TOPICS_MAX * (TOPIC_LEN_MAX + 4));
 
 /// `{"topic": "a"}` or `{"topics": ["a", "b"]}`.
@@ -156,8 +157,8 @@ impl WantedTicket {
             _ => return Err(Problem::bad_request("send either 'topic' or 'topics'")),
         };
         if !(1..=TICKET_TOPICS_MAX).contains(&names.len()) {
-            let told = format!("a ticket is for 1 to {TICKET_TOPICS_MAX} topics, not for {}", names.len());
-            return Err(Problem::bad_request(told));
+            let detail = format!("a ticket is for 1 to {TICKET_TOPICS_MAX} topics, not for {}", names.len());
+            return Err(Problem::bad_request(detail));
         }
         names.iter().map(|name| parsed(name)).collect()
     }
@@ -170,7 +171,7 @@ struct Ticket {
     expires_at: String,
 }
 
-/// A ticket says who wants to listen and to what. Whether they may is decided when they open the stream.
+/// A ticket names a user and topics. Whether the user may read the topics is decided when the stream opens.
 async fn ticket(
     State(verifier): State<Arc<Verifier>>,
     listener: Listener,

@@ -1,73 +1,85 @@
--- The outbox log: what an application appends, and how far each relay has delivered it.
--- Nothing here is ever updated or deleted on the hot path; partitions are emptied by TRUNCATE (src/log/rotate.rs).
--- Works on PostgreSQL 13 and later, without extensions, triggers or superuser rights.
+-- The outbox log: the events of applications, and how far each relay has delivered them. The hot path updates
+-- and deletes nothing; partitions are emptied by TRUNCATE (src/log/rotate.rs). Works on PostgreSQL 13 and
+-- later, without extensions, triggers or superuser rights.
 --
--- Names are resolved in pg_catalog alone, here and in every function: where others may create objects in a schema of the
--- search path, an operator of theirs that fits better than pg_catalog's would run as whoever uses the log.
+-- Names are resolved in pg_catalog alone, here and in every function. If others may create objects in a
+-- schema of the search path, their operator can fit better than pg_catalog's, and would run with the rights
+-- of the log's users.
 set local search_path = pg_catalog, pg_temp;
 
--- Which programs may work with this schema, so that an upgrade need not restart everything in one moment. A program that
--- knows this version of the schema, or a later one, works with the schema as it is now. A migration that leaves to older
--- programs all that they use changes nothing here; one that takes something away puts its own number here.
+-- Tells which programs work with this schema, so that an upgrade need not restart everything at once. A
+-- program that knows at least this version of the schema works with the schema as it is now. A migration that
+-- keeps everything that older programs use leaves this function alone. A migration that removes something
+-- puts its own number here.
 create function outbox.serves_from() returns bigint
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$ begin return 1; end $$;
 
--- One row: which log this is. Redis carries the id, so that two logs on one Redis are told apart; `rebase --copy` replaces it.
+-- The log's identity: one row. Redis carries the id, so that two logs on one Redis are told apart. `rebase
+-- --copy` replaces it.
 create table outbox.log (
   only_row          boolean     primary key default true constraint is_the_only_row check (only_row),
   id                uuid        not null default gen_random_uuid(),
-  -- pg_control_system().system_identifier: xids mean nothing in another cluster, so a log that was moved is refused.
+  -- pg_control_system().system_identifier: xids mean nothing in another cluster, so a log that was moved is
+  -- refused.
   system_identifier bigint      not null,
-  -- How rows and positions are to be read. A program refuses a format above the one that it knows.
+  -- The format of rows and positions. A program refuses a format above the one that it knows.
   format            integer     not null,
   created_at        timestamptz not null default now()
 );
 insert into outbox.log (system_identifier, format) select system_identifier, 1 from pg_control_system();
 comment on table outbox.log is 'Which log this is: one row.';
 
--- How long one slot takes rows before the next one does. `aftercommit migrate` replaces it from [outbox] rotation_seconds.
+-- How long one slot takes rows before the next one does. `aftercommit migrate` replaces it from [outbox]
+-- rotation_seconds.
 create function outbox.rotation_seconds() returns integer
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$ begin return 86400; end $$;
 
--- Which of the eight slots takes the rows of a transaction that began at this time. A hint for rotation, never a
--- promise: rotation looks at what a slot really holds, so a clock that jumps or a long transaction does no harm.
+-- Returns which of the eight slots takes the rows of a transaction that began at this time. It is only a
+-- hint. Rotation looks at the rows that a slot really holds, so a clock that jumps or a long transaction does
+-- no harm.
 create function outbox.slot_at(at timestamptz) returns smallint
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 begin
-  return ((floor(extract(epoch from at) / outbox.rotation_seconds())::bigint % 8::bigint + 8::bigint) % 8::bigint)::smallint;
+  return (
+    (floor(extract(epoch from at) / outbox.rotation_seconds())::bigint % 8::bigint + 8::bigint) % 8::bigint
+  )::smallint;
 end
 $$;
 
--- Appending ------------------------------------------------------------------------------------------------------------
+-- Appending -------------------------------------------------------------------------------------------------
 
 create sequence outbox.event_id_seq as bigint cache 1;
 
 create table outbox.event (
-  -- First, because defaults are evaluated in column order: a row's id must be taken after its transaction has an xid.
-  -- The reading rule (outbox.window_rows) rests on it.
+  -- The first column, because defaults are evaluated in column order: a row must take its id after its
+  -- transaction has an xid. The reading rule (outbox.window_rows) needs that.
   xid        xid8        not null default pg_current_xact_id(),
   id         bigint      not null default nextval('outbox.event_id_seq') constraint id_fits check (id > 0),
   slot       smallint    not null default outbox.slot_at(now()),
   event_id   uuid        not null default gen_random_uuid(),
   topic      text        not null constraint topic_fits
-                           check (topic collate "C" ~ '^[A-Za-z0-9:._-]{1,200}$' and topic not in ('.', '..')),
+                           check (topic collate "C" ~ '^[A-Za-z0-9:._-]{1,200}$'
+                                  and topic not in ('.', '..')),
   type       text        not null constraint type_fits
                            check (type collate "C" ~ '^[A-Za-z0-9._-]{1,100}$'
-                                  and type not in ('reset', 'refused', 'token_expired', 'revoked', 'skipped', 'error', 'open')),
+                                  and type not in ('reset', 'refused', 'token_expired', 'revoked', 'skipped',
+                                                   'error', 'open')),
   payload    json        not null constraint payload_fits check (octet_length(payload::text) <= 1048576),
-  -- outbox.append takes 16 KiB; a replay's copy names its original as well.
+  -- outbox.append takes 16 KiB. A replay's copy names its original as well.
   headers    jsonb       constraint headers_fit
                            check (jsonb_typeof(headers) = 'object' and octet_length(headers::text) <= 65536),
-  -- What chrono and JavaScript can hold, in four digits of a year. Infinity is not in it.
+  -- The range that chrono and JavaScript can hold, in years of four digits. Infinity is outside.
   created_at timestamptz not null default now() constraint created_at_fits
-                           check (created_at >= '1970-01-01 00:00:00+00' and created_at < '10000-01-01 00:00:00+00'),
-  -- By which batches are cut: nobody has to fetch a payload to learn its size.
-  bytes      integer     generated always as (octet_length(payload::text) + coalesce(octet_length(headers::text), 0)) stored
+                           check (created_at >= '1970-01-01 00:00:00+00'
+                                  and created_at < '10000-01-01 00:00:00+00'),
+  -- The size by which batches are cut, so that no payload is fetched to learn it.
+  bytes      integer     generated always as
+                           (octet_length(payload::text) + coalesce(octet_length(headers::text), 0)) stored
 ) partition by list (slot);
 
 alter sequence outbox.event_id_seq owned by outbox.event.id;
 create index event_id_idx on outbox.event (id);
--- With id behind it, so that one late transaction's rows are read in order however many they are.
+-- (xid, id), so that the rows of one late transaction are read in order, however many they are.
 create index event_xid_idx on outbox.event (xid, id);
 
 create table outbox.event_0 partition of outbox.event for values in (0);
@@ -79,10 +91,14 @@ create table outbox.event_5 partition of outbox.event for values in (5);
 create table outbox.event_6 partition of outbox.event for values in (6);
 create table outbox.event_7 partition of outbox.event for values in (7);
 
-comment on table outbox.event is 'The log: one row an event, append-only. Write it with outbox.append in the transaction that changes the state.';
+comment on table outbox.event is
+  'The log: one row an event, append-only. Write it with outbox.append in the transaction that changes '
+  'the state.';
 
--- Refuses what is not an event, by one sentence that names the rule and quotes nothing of the payload.
-create function outbox.check_event(topic text, type text, payload json, headers jsonb, event_id uuid) returns void
+-- Refuses a value that is not an event, in one sentence that names the rule and quotes nothing of the
+-- payload.
+create function outbox.check_event(topic text, type text, payload json, headers jsonb, event_id uuid)
+returns void
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   refused text; rule text; bytes integer;
@@ -98,7 +114,8 @@ begin
     rule := 'a type has 1 to 100 characters of A-Z a-z 0-9 . _ -';
   elsif type in ('reset', 'refused', 'token_expired', 'revoked', 'skipped', 'error', 'open') then
     refused := format('the type ''%s''', type);
-    rule := 'the server and the browser use reset, refused, token_expired, revoked, skipped, error and open themselves';
+    rule := 'the server and the browser use reset, refused, token_expired, revoked, skipped, error and open '
+            'themselves';
   else
     bytes := octet_length(payload::text);
     if bytes > 1048576 then
@@ -122,8 +139,8 @@ begin
 end
 $$;
 
--- The whole interface for an application in any language: the only right on the log that writers have. Runs as the log's
--- owner, so that nobody else chooses a row's xid, id, slot or time.
+-- The whole interface for applications in any language. Writers have no other right on the log. Runs as the
+-- log's owner, so that no writer chooses a row's xid, id, slot or time.
 create function outbox.append(
   topic text, type text, payload json, headers jsonb default null, event_id uuid default gen_random_uuid()
 ) returns uuid
@@ -135,7 +152,8 @@ begin
 end
 $$;
 comment on function outbox.append(text, text, json, jsonb, uuid) is
-  'Appends an event to the log in the caller''s transaction and returns its event id. Hold the lock that orders the topic (the aggregate''s row) first.';
+  'Appends an event to the log in the caller''s transaction and returns its event id. Hold the lock that '
+  'orders the topic (the aggregate''s row) first.';
 
 create function outbox.append(
   topic text, type text, payload jsonb, headers jsonb default null, event_id uuid default gen_random_uuid()
@@ -146,7 +164,7 @@ begin
 end
 $$;
 
--- What a literal without a type, or a text that a driver binds, is taken for.
+-- For a literal without a type, or a text that a driver binds.
 create function outbox.append(
   topic text, type text, payload text, headers jsonb default null, event_id uuid default gen_random_uuid()
 ) returns uuid
@@ -164,11 +182,13 @@ begin
 end
 $$;
 
--- Several events in the order given, in one statement.
-create function outbox.append_all(topics text[], types text[], payloads json[], headers jsonb[], event_ids uuid[]) returns void
+-- Appends several events in the order given, in one statement.
+create function outbox.append_all(
+  topics text[], types text[], payloads json[], headers jsonb[], event_ids uuid[]
+) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  -- Arrays of several lengths are filled up with nulls, which are refused.
+  -- Shorter arrays are filled up with nulls, which are refused.
   perform outbox.check_event(given.topic, given.type, given.payload, given.headers, given.event_id)
   from unnest($1, $2, $3, $4, $5) given (topic, type, payload, headers, event_id);
   -- Defaults (xid, id) are evaluated above the sort, so ids follow the order given.
@@ -178,7 +198,8 @@ begin
   order by given.place;
 end
 $$;
-comment on function outbox.append_all is 'Appends events in the order of the arrays, as outbox.append does for one.';
+comment on function outbox.append_all is
+  'Appends events in the order of the arrays, as outbox.append does for one.';
 
 -- For a topic whose writers share no row: makes the transactions that append to it follow each other.
 create function outbox.lock_topic(topic text) returns void
@@ -187,37 +208,42 @@ begin
   perform pg_advisory_xact_lock(hashtextextended('outbox.topic:' || $1, 0::bigint));
 end
 $$;
-comment on function outbox.lock_topic is 'Waits until no other transaction holds this topic and holds it until the end of the caller''s.';
+comment on function outbox.lock_topic is
+  'Waits until no other transaction holds this topic, and holds it until the caller''s transaction ends.';
 
--- Positions ------------------------------------------------------------------------------------------------------------
+-- Positions -------------------------------------------------------------------------------------------------
 
 -- One row a relay. Its position is in outbox.checkpoint.
 create table outbox.relay (
   name       text        primary key constraint name_fits check (name collate "C" ~ '^[A-Za-z0-9._-]{1,60}$'),
-  -- What the leader locks (src/log/lead.rs). Random, and replaced where a stranger holds it.
-  lead_key   bigint      not null default ('x' || right(replace(gen_random_uuid()::text, '-', ''), 16))::bit(64)::bigint,
+  -- The key that the leader locks (src/log/lead.rs). Random, and replaced if a stranger holds it.
+  lead_key   bigint      not null
+                           default ('x' || right(replace(gen_random_uuid()::text, '-', ''), 16))
+                                   ::bit(64)::bigint,
   created_at timestamptz not null default now()
 );
 
--- One row for each step of a relay; the newest (highest n) is its whole position. See src/log/checkpoint.rs.
+-- One row for each step of a relay. The newest row (highest n) is its whole position. See
+-- src/log/checkpoint.rs.
 create table outbox.checkpoint (
   relay         text        not null references outbox.relay (name),
   n             bigint      not null,
   slot          smallint    not null,
-  -- The slot of row n + 1. Chosen by who writes row n, so that all who come from it meet in one partition, where the
-  -- primary key lets one of them in.
+  -- The slot of row n + 1. The writer of row n chooses it. So all relays that continue from row n insert into
+  -- one partition, where the primary key lets only one of them in.
   next_slot     smallint    not null constraint next_slot_fits check (next_slot >= 0 and next_slot < 16),
-  -- Since when this relay has written to this slot.
+  -- When this relay began to write to this slot.
   slot_since    timestamptz not null default clock_timestamp(),
-  -- Everything that `lower` sees has been delivered; high_id is the highest id among it.
+  -- All rows that `lower` sees have been delivered; high_id is the highest id of these.
   lower         pg_snapshot not null,
   lower_horizon xid8        not null,
   high_id       bigint      not null,
-  -- The open window, if any: what `upper` sees and `lower` does not, in order of id, delivered up to after_id.
+  -- The open window, if there is one: the rows that `upper` sees and `lower` does not, in order of id,
+  -- delivered up to after_id.
   upper         pg_snapshot,
   upper_horizon xid8,
   after_id      bigint      not null,
-  -- The id that the next event gets in Redis.
+  -- The id of the next event in Redis.
   epoch         bigint      not null,
   next_seq      bigint      not null,
   created_at    timestamptz not null default clock_timestamp(),
@@ -243,9 +269,11 @@ create table outbox.checkpoint_13 partition of outbox.checkpoint for values in (
 create table outbox.checkpoint_14 partition of outbox.checkpoint for values in (14);
 create table outbox.checkpoint_15 partition of outbox.checkpoint for values in (15);
 
-comment on table outbox.checkpoint is 'How far each relay has delivered the log: one row a step, the highest n of a relay is its position.';
+comment on table outbox.checkpoint is
+  'How far each relay has delivered the log: one row a step, the highest n of a relay is its position.';
 
--- The newest checkpoint of each relay: a walk down one primary key for each, however many rows there are.
+-- The newest checkpoint of each relay. Reads one primary key from its end for each relay, however many rows
+-- there are.
 create view outbox.position as
   select newest.*
   from outbox.relay r
@@ -253,8 +281,8 @@ create view outbox.position as
     select c.* from outbox.checkpoint c where c.relay = r.name order by c.n desc limit 1
   ) newest;
 
--- The slot of the checkpoint after one in `slot`, where the relay has written since `since`: the same one for as long as a
--- slot takes rows, then the next one that is empty, or the same one where none is.
+-- Returns the slot of the checkpoint after one in `slot`, to which the relay has written since `since`. It
+-- stays the same for rotation_seconds. Then it is the next empty slot, or the same one if no slot is empty.
 create function outbox.slot_after(slot smallint, since timestamptz) returns smallint
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -273,23 +301,24 @@ begin
 end
 $$;
 
--- Reading --------------------------------------------------------------------------------------------------------------
+-- Reading ---------------------------------------------------------------------------------------------------
 
--- The reading rule: the rows of a window, in order of id, from after_id on. A window is what `upper` sees and `lower`
--- does not. It is found by index alone, in two parts that cannot overlap:
+-- The reading rule: returns the rows of a window in order of id, from after_id on. A window holds the rows
+-- that `upper` sees and `lower` does not. They are found by index alone, in two parts that cannot overlap:
 --
--- 1. late rows, id <= high_id: their transactions were running when `lower` was taken. Those with an xid below its xmax
---    are its xip. But a snapshot's xmax is the latest *completed* xid plus one, so transactions with an xid above it may
---    have been running too, and may have taken ids: all xids from xmax up to the horizon, an xid assigned after the
---    snapshot, are asked for as well. Without that part their rows are lost.
--- 2. new rows, id > high_id: `lower` sees none of them, as high_id is the highest id that it sees. So what somebody wrote
---    into a row's xid by hand cannot hide it.
+-- 1. Late rows, id <= high_id: their transactions were running when `lower` was taken. Those with an xid
+--    below its xmax are in its xip. But a snapshot's xmax is the latest *completed* xid plus one, so
+--    transactions with an xid from xmax on may have been running too, and may have taken ids. So all xids
+--    from xmax up to the horizon, an xid assigned after the snapshot, are searched as well. Without that part
+--    their rows are lost.
+-- 2. New rows, id > high_id: `lower` sees none of them, because high_id is the highest id that it sees. So an
+--    xid that somebody wrote into a row by hand cannot hide the row.
 --
--- Rows are never ordered by xid: a transaction can take its xid before another one that then commits first on the same
--- key. Ids are taken under the key's lock, xids are not.
+-- Rows are never ordered by xid. A transaction can take its xid before another one that then commits first on
+-- the same key. Ids are taken under the key's lock, xids are not.
 --
--- The settings make it choose index scans and keep its plan: right for the log, also where it was filled a moment ago and
--- has no statistics. What it returns stays in memory: a batch of rows, whose large payloads are only pointers yet.
+-- The settings make it use index scans and keep its plan. That suits the log, also if it was just filled and
+-- has no statistics. The result stays in memory: a batch of rows, whose large payloads are only pointers yet.
 create function outbox.window_rows(
   lower pg_snapshot, lower_horizon xid8, high_id bigint, upper pg_snapshot, after_id bigint, max_rows bigint
 ) returns setof outbox.event
@@ -303,17 +332,19 @@ begin
       from (
         select pg_snapshot_xip($1) as xid
         union all
-        select n::text::xid8 from generate_series(pg_snapshot_xmax($1)::text::bigint, $2::text::bigint - 1::bigint) n
+        select n::text::xid8
+        from generate_series(pg_snapshot_xmax($1)::text::bigint, $2::text::bigint - 1::bigint) n
       ) running
       cross join lateral (
-        -- Compared and ordered as (xid, id), so that only the index on both can serve: with `xid = running.xid order by id`
-        -- a planner without statistics walks the index on id through everything already delivered.
+        -- Compared and ordered as (xid, id), so that only the index on both can serve. With `xid =
+        -- running.xid order by id` a planner without statistics walks the index on id through all delivered
+        -- rows.
         select e.* from outbox.event e
         where (e.xid, e.id) > (running.xid, $5) and (e.xid, e.id) <= (running.xid, $3)
         order by e.xid, e.id
         limit $6
       ) late
-      -- Asked before the rows are looked through: one open transaction can have millions of them.
+      -- Checked before the rows are read: one open transaction can have millions of them.
       where pg_visible_in_snapshot(running.xid, $4)
     )
     union all
@@ -329,12 +360,15 @@ begin
 end
 $$;
 
--- Rows that a position cannot stand beside, as the log was not written by outbox.append and its sequence alone:
--- * behind: appended after everything that the position calls delivered, with an id that it calls delivered. The sequence was
---   set back (setval, `truncate ... restart identity`), or somebody chose the id.
--- * above: with an id that the sequence has not come to. All that is appended later would be behind it.
--- * unborn: of a transaction that is far from having begun. (One that is near is one of those above by the time it begins.)
--- A few index look-ups where there are none; the rows of the window are walked in the index alone.
+-- Returns rows that contradict a position, because the log was not written by outbox.append and its sequence
+-- alone:
+-- - behind: appended after everything that the position calls delivered, with an id that it calls delivered.
+--   The sequence was set back (setval, `truncate ... restart identity`), or somebody chose the id.
+-- - above: the id is above the sequence's last value. All later appends would be behind it.
+-- - unborn: the transaction is far from having begun. (A row of a transaction that is near is an `above` row
+--   by the time that the transaction begins.)
+--
+-- Without such rows this takes a few index look-ups; the rows of the window are walked in the index alone.
 create function outbox.contradictions(lower_horizon xid8, high_id bigint, max_rows bigint)
 returns table (row_id bigint, row_xid xid8, cause text)
 language plpgsql stable
@@ -344,8 +378,9 @@ declare
   taken bigint;
   unborn xid8 := (pg_snapshot_xmax(pg_current_snapshot())::text::bigint + 1048576::bigint)::text::xid8;
 begin
-  -- Read after this statement's snapshot was taken, so no row that it sees can be ahead of it.
-  select case when s.is_called then s.last_value else s.last_value - 1::bigint end into taken from outbox.event_id_seq s;
+  -- Read after this statement's snapshot was taken, so no visible row can be ahead of it.
+  select case when s.is_called then s.last_value else s.last_value - 1::bigint end
+    into taken from outbox.event_id_seq s;
   return query
   select found.id, found.xid, found.cause
   from (
@@ -367,8 +402,9 @@ begin
 end
 $$;
 
--- What tells of contradictions at a bounded cost, for whoever only looks: the same, but of rows that are behind only the first
--- ones of the transactions right after the position; and a sequence that is behind itself, before it has done harm.
+-- Returns signs of contradictions at a bounded cost, for readers that only look. Differs from
+-- outbox.contradictions in two points: it looks for `behind` rows only in the ten transactions right after the
+-- position, one row for each, and it reports a sequence that stands below high_id, before that does harm.
 create function outbox.signs_of_contradiction(lower_horizon xid8, high_id bigint, max_rows bigint)
 returns table (row_id bigint, cause text)
 language plpgsql stable
@@ -379,7 +415,8 @@ declare
   begun bigint := $1::text::bigint;
   ahead bigint := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
 begin
-  select case when s.is_called then s.last_value else s.last_value - 1::bigint end into taken from outbox.event_id_seq s;
+  select case when s.is_called then s.last_value else s.last_value - 1::bigint end
+    into taken from outbox.event_id_seq s;
   if taken < $2 then
     return query select taken, 'sequence';
   end if;
@@ -399,12 +436,13 @@ begin
   union all
   (
     select e.id, 'unborn' from outbox.event e
-    where (e.xid, e.id) >= ((ahead + 1048576::bigint)::text::xid8, -9223372036854775807) order by e.xid, e.id limit $3
+    where (e.xid, e.id) >= ((ahead + 1048576::bigint)::text::xid8, -9223372036854775807)
+    order by e.xid, e.id limit $3
   );
 end
 $$;
 
--- Whether there is anything behind a position: something to deliver, or something that reading will refuse.
+-- Whether there is a row behind a position: one to deliver, or one that reading will refuse.
 create function outbox.has_more(lower pg_snapshot, lower_horizon xid8, high_id bigint) returns boolean
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
@@ -413,8 +451,8 @@ begin
 end
 $$;
 
--- The transactions that were running at a snapshot and can have left rows since: those that ended, and not by a rollback.
--- What one that is still open, or was rolled back, has inserted can be millions of rows that nobody sees.
+-- Returns the transactions that were running at a snapshot and have ended since, without a rollback. Open and
+-- rolled back transactions are left out, because they can have inserted millions of rows that nobody sees.
 create function outbox.ended_since(at pg_snapshot, horizon xid8) returns setof xid8
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
@@ -422,18 +460,19 @@ begin
   from (
     select pg_snapshot_xip($1) as xid
     union all
-    select n::text::xid8 from generate_series(pg_snapshot_xmax($1)::text::bigint, $2::text::bigint - 1::bigint) n
+    select n::text::xid8
+    from generate_series(pg_snapshot_xmax($1)::text::bigint, $2::text::bigint - 1::bigint) n
   ) running
   where case when pg_visible_in_snapshot(running.xid, pg_current_snapshot())
              then pg_xact_status(running.xid) is distinct from 'aborted' else false end;
 end
 $$;
 
--- Operators ------------------------------------------------------------------------------------------------------------
+-- Operators -------------------------------------------------------------------------------------------------
 
--- Events that Redis refuses for a reason of their own, and the later ones of their topics, in order of seq. A row stays as
--- long as its row in the log, also when it is settled: a restore leaves out what was discarded, or sent on as a copy, and
--- whoever asks what became of an event is told. A released event counts as delivered.
+-- Events that Redis refuses for a reason of their own, and the later events of their topics, in order of seq.
+-- A settled row stays as long as its row in the log: a restore leaves out discarded events, and operators can
+-- look up the fate of an event. A released event counts as delivered.
 create table outbox.parked (
   relay      text        not null references outbox.relay (name),
   epoch      bigint      not null,
@@ -444,32 +483,36 @@ create table outbox.parked (
   type       text        not null,
   payload    json        not null,
   created_at timestamptz not null constraint created_at_fits
-                           check (created_at >= '1970-01-01 00:00:00+00' and created_at < '10000-01-01 00:00:00+00'),
+                           check (created_at >= '1970-01-01 00:00:00+00'
+                                  and created_at < '10000-01-01 00:00:00+00'),
   reason     text        not null,
   parked_at  timestamptz not null default clock_timestamp(),
-  -- What an operator requested for this row. The relay does it, as it alone knows what of the topic is under way.
+  -- An operator's request for this row. The relay carries it out, because only the relay knows which events
+  -- of the topic are in progress.
   requested  text        constraint requested_is_known check (requested in ('release', 'discard')),
   settled_as text        constraint settled_as_is_known check (settled_as in ('discarded', 'released')),
   settled_at timestamptz,
-  -- The number that its newest release used up. The event keeps its own, under which it is published.
+  -- The number that the event's newest release used up. The event is published under its own number.
   release_epoch bigint,
   release_seq   bigint,
   primary key (relay, epoch, seq)
 );
-create index parked_release_idx on outbox.parked (relay, release_epoch, release_seq) where release_seq is not null;
+create index parked_release_idx on outbox.parked (relay, release_epoch, release_seq)
+  where release_seq is not null;
 create index parked_topic_idx on outbox.parked (relay, topic, epoch, seq) where settled_as is null;
 create index parked_requested_idx on outbox.parked (relay) where requested is not null and settled_as is null;
 create index parked_id_idx on outbox.parked (id);
 
--- Events that a relay's position does not know to be delivered and that Redis has all the same: Postgres went back to
--- before their delivery was written down. They use up numbers, and are not published again. Dropped with their rows.
+-- Events that Redis has although a relay's position does not call them delivered: Postgres went back to
+-- before their delivery was written down. They use up numbers, and are not published again. Deleted with
+-- their rows.
 create table outbox.delivered_before (
   relay text   not null references outbox.relay (name),
   id    bigint not null,
   primary key (relay, id)
 );
 
--- What operators did, and why. Read from its end, and by time.
+-- The actions of operators, and their reasons. Read from its end, and by time.
 create table outbox.audit (
   id        bigint      generated always as identity primary key,
   at        timestamptz not null default clock_timestamp(),
@@ -481,7 +524,7 @@ create table outbox.audit (
 );
 create index audit_at_idx on outbox.audit (at);
 
--- A relay that has a row here delivers nothing. Looked at about once a second, beside the deliveries.
+-- A relay with a row here delivers nothing. The relay looks about once a second, beside the deliveries.
 create table outbox.pause (
   relay  text        primary key references outbox.relay (name),
   since  timestamptz not null default clock_timestamp(),
@@ -489,9 +532,9 @@ create table outbox.pause (
   reason text        not null
 );
 
--- What each relay process says of itself: what `aftercommit status` shows and the log cannot tell. Written about once a
--- second by a connection of its own, never by a delivery. Unlogged, as it is worth nothing after a crash; the room
--- left in each page lets updates stay in it.
+-- The status of each relay process: facts for `aftercommit status` that the log does not hold. Written about
+-- once a second on a connection of its own, never by a delivery. Unlogged, because it is worth nothing after
+-- a crash. The free space in each page lets updates stay in the page.
 create unlogged table outbox.heartbeat (
   relay            text        not null,
   process          text        not null,
@@ -506,9 +549,9 @@ create unlogged table outbox.heartbeat (
   primary key (relay, process)
 ) with (fillfactor = 20);
 
--- One row a replay (src/ops/replay.rs). What it repeats is fixed when it begins: what its relay had delivered by then,
--- and so never a copy. Each batch of copies moves done_id in its own transaction, so that a replay that dies repeats
--- nothing and omits nothing.
+-- One row a replay (src/ops/replay.rs). Its events are fixed when it begins: those that its relay had
+-- delivered by then, and so never a copy of this replay. Each batch of copies moves done_id in its own
+-- transaction, so that a replay that dies repeats nothing and omits nothing.
 create table outbox.replay (
   id         bigint      generated always as identity primary key,
   relay      text        not null,
@@ -516,27 +559,30 @@ create table outbox.replay (
   reason     text        not null,
   selection  jsonb       not null,
   started_at timestamptz not null default clock_timestamp(),
-  -- The relay's position when it began, as in outbox.checkpoint, and the last row that may be repeated.
+  -- The relay's position when the replay began, as in outbox.checkpoint, and the last row that may be
+  -- repeated.
   lower      pg_snapshot not null,
   upper      pg_snapshot,
   after_id   bigint      not null,
   through_id bigint      not null,
-  -- How many events it found when it began.
+  -- The number of events that it found when it began.
   selected   bigint      not null,
-  -- All rows up to this one are dealt with; how many copies that made, and between which rows they lie.
+  -- All rows up to done_id are done. `copied` counts their copies, whose row ids are from first_copy to
+  -- last_copy.
   done_id    bigint      not null,
   copied     bigint      not null default 0,
   first_copy bigint,
   last_copy  bigint,
   moved_at   timestamptz not null default clock_timestamp(),
   finished   boolean     not null default false
--- The room left in each page lets the updates stay in it.
+-- The free space in each page lets updates stay in the page.
 ) with (fillfactor = 20);
 
-comment on table outbox.replay is 'What was delivered once more: who asked for it and why, and how far it is.';
+comment on table outbox.replay is
+  'One row a replay: who asked for it and why, and how far it is.';
 
--- The oldest kept checkpoint of a relay by which the row (xid, id) is delivered, or null. Positions only grow, so this is a
--- binary search over n.
+-- Returns the oldest kept checkpoint of a relay whose position has delivered the row (xid, id), or null.
+-- Positions only grow, so this is a binary search over n.
 create function outbox.delivered_in(relay text, xid xid8, id bigint) returns bigint
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -568,12 +614,14 @@ $$;
 create function outbox.delivered_at(relay text, xid xid8, id bigint) returns timestamptz
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
-  return (select c.created_at from outbox.checkpoint c where c.relay = $1 and c.n = outbox.delivered_in($1, $2, $3));
+  return (
+    select c.created_at from outbox.checkpoint c
+    where c.relay = $1 and c.n = outbox.delivered_in($1, $2, $3));
 end
 $$;
 
--- The state of each event for each relay: pending, delivered, parked or discarded, and since when. Before the first
--- relay has run there is one row an event, without a relay.
+-- The state of each event for each relay: pending, delivered, parked or discarded, and since when. Before the
+-- first relay has run there is one row an event, without a relay.
 create view outbox.event_status as
   select e.id, e.event_id, e.topic, e.type, e.created_at, e.xid, p.relay,
          case when parked.settled_as = 'released' then 'delivered'
@@ -589,9 +637,11 @@ create view outbox.event_status as
   cross join lateral (
     select coalesce(
       (e.id <= p.high_id and pg_visible_in_snapshot(e.xid, p.lower))
-      or (p.upper is not null and e.id <= p.after_id and pg_visible_in_snapshot(e.xid, p.upper)), false) as delivered
+      or (p.upper is not null and e.id <= p.after_id and pg_visible_in_snapshot(e.xid, p.upper)),
+      false) as delivered
   ) d
   left join outbox.parked parked on parked.relay = p.relay and parked.id = e.id;
 
--- Nobody calls a function of this schema who was not allowed to: `aftercommit grants` prints what each role needs.
+-- No role may call a function of this schema without a grant. `aftercommit grants` prints the rights that
+-- each role needs.
 revoke all on all functions in schema outbox from public;

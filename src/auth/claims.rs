@@ -1,4 +1,4 @@
-//! What a token claims, read claim by claim, so that a refusal can name the one that is wrong. Never quotes a token.
+//! Reads a token claim by claim, so that a refusal can name the claim that is wrong. Never quotes a token.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ const NO_EXP: &str =
     "a required claim is missing, or is not a number: 'exp', in seconds since 1970, when the token expires";
 const NO_SUB: &str = "a required claim is missing, or is not a text: 'sub', the user's id";
 const NO_ISS: &str =
-    "a required claim is missing, or is not a text: 'iss', as this server has a [jwt] issuer";
-const NO_AUD: &str = "a required claim is missing, or is neither a text nor a list of texts: 'aud', as this server has a [jwt] audience";
+    "a required claim is missing, or is not a text: 'iss', because this server sets [jwt] issuer";
+const NO_AUD: &str = "a required claim is missing, or is neither a text nor a list of texts: 'aud', because this server sets [jwt] audience";
 const WRONG_NBF: &str =
-    "the claim 'nbf' (from when on the token is valid) is no number of seconds since 1970";
+    "the claim 'nbf' (the time from which the token is valid) is not a number of seconds since 1970";
 const WRONG_SUB: &str =
     "the claim 'sub' (the user's id) must have 1 to 255 characters, none of them a control character";
 const WRONG_SUBSCRIBE: &str =
@@ -36,14 +36,14 @@ const MALFORMED: &str = "it is malformed; send the three parts of a JWT as they 
 pub(super) struct Claims(Map<String, Value>);
 
 impl Claims {
-    /// Whose the token is.
+    /// The user that the token stands for.
     pub(super) fn user(&self) -> Result<UserId, AuthError> {
         let text = self.0.get("sub").and_then(Value::as_str).ok_or(AuthError::Token(NO_SUB))?;
         UserId::new(Arc::<str>::from(text)).map_err(|_| AuthError::Token(WRONG_SUB))
     }
 
-    /// When it expires, in seconds since 1970. Some issuers write fractions of a second (RFC 7519, 2: `NumericDate`); the
-    /// check of the expiry rounds as this does.
+    /// The time of expiry, in seconds since 1970. Some issuers write fractions of a second (RFC 7519, 2:
+    /// `NumericDate`). They are rounded here as the check of the expiry rounds them.
     pub(super) fn expiry(&self) -> Result<i64, AuthError> {
         let number = self.0.get("exp").filter(|exp| exp.is_number()).ok_or(AuthError::Token(NO_EXP))?;
         #[expect(clippy::cast_possible_truncation, reason = "what is out of range is refused as such a date")]
@@ -51,7 +51,8 @@ impl Claims {
         number.as_i64().or(rounded).ok_or(AuthError::Token(NO_EXP))
     }
 
-    /// The topics that it allows, none where it does not say. No longer than the token, which is bounded.
+    /// The topics that the token allows; none without the claim. The list is no longer than the token, which
+    /// is bounded.
     pub(super) fn subscribe(&self) -> Result<Vec<String>, AuthError> {
         let listed = match self.0.get("subscribe") {
             None | Some(Value::Null) => return Ok(Vec::new()),
@@ -63,7 +64,7 @@ impl Claims {
     }
 }
 
-/// Why `token` is refused, in words that name the claim.
+/// The reason why `token` is refused, in words that name the claim.
 pub(super) fn refused(error: &Error, token: &str) -> AuthError {
     AuthError::Token(match error.kind() {
         ErrorKind::ExpiredSignature => "it has expired ('exp'); get a new one",
@@ -81,13 +82,13 @@ pub(super) fn refused(error: &Error, token: &str) -> AuthError {
         ErrorKind::MissingRequiredClaim(claim) | ErrorKind::InvalidClaimFormat(claim) => {
             wrong(claim).unwrap_or(MALFORMED)
         }
-        // A claim's value that the check of the claims cannot read past.
+        // A claim whose value the check of the claims cannot parse.
         ErrorKind::Json(_) => unreadable(token),
         _ => MALFORMED,
     })
 }
 
-/// What is said of a claim that is missing or of a wrong type.
+/// The refusal of a claim that is missing or of a wrong type.
 fn wrong(claim: &str) -> Option<&'static str> {
     match claim {
         "exp" => Some(NO_EXP),
@@ -99,12 +100,12 @@ fn wrong(claim: &str) -> Option<&'static str> {
     }
 }
 
-/// What cannot be read of a token: its header, its claims as a whole, or one of them.
+/// Names the part of a token that cannot be read: its header, its claims as a whole, or one of them.
 fn unreadable(token: &str) -> &'static str {
     if jsonwebtoken::decode_header(token).is_err() {
         return NO_HEADER;
     }
-    // Its signature does not matter here: nothing is believed, and only the name of a claim is told.
+    // The signature does not matter here: no claim is trusted, and the answer contains only a claim's name.
     let Ok(decoded) = jsonwebtoken::dangerous::insecure_decode::<Claims>(token) else {
         return "its claims cannot be read; they are a JSON object with at least 'sub' and 'exp'";
     };

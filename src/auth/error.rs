@@ -1,9 +1,9 @@
-//! Why a token, or the configuration that checks it, is refused.
+//! Errors of checking tokens and of the configuration for it.
 
 use super::settings::{Algorithm, LEEWAY_SECONDS_MAX, SECRET_BYTES_MIN};
 use crate::http::Problem;
 
-/// Why a token, or the configuration that checks it, is refused.
+/// A token, or the configuration for checking tokens, is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
     /// No key was configured.
@@ -14,19 +14,19 @@ pub enum AuthError {
     /// More than one source of keys.
     #[error("[jwt] names more than one source of keys for {0:?}: {1}")]
     Sources(Algorithm, &'static str),
-    /// The address of the issuer's keys is not one.
+    /// The URL of the issuer's keys is not valid.
     #[error("[jwt] jwks_url must be of the form https://host/path, without user or password")]
     JwksUrl,
-    /// The pace of fetching is none.
+    /// The intervals for fetching keys are not valid.
     #[error("[jwt] jwks_refresh_seconds and jwks_cooldown_seconds must be at least 1")]
     JwksPace,
-    /// The name of the cookie cannot be one.
+    /// The name of the cookie is not valid.
     #[error("jwt.cookie cannot be the name of a cookie: use A-Z a-z 0-9 . _ - only, or leave it empty")]
     Cookie,
-    /// Whether the token is valid cannot be told now.
-    #[error("the keys of tokens cannot be fetched from their issuer at the moment; try again")]
+    /// The keys are not available, so the token cannot be checked now.
+    #[error("the keys that check tokens cannot be fetched from the issuer at the moment; try again")]
     KeysUnavailable,
-    /// The secret is too short to be one.
+    /// The secret is too short.
     #[error(
         "jwt.secret has {0} bytes and needs at least {SECRET_BYTES_MIN}: make one with `openssl rand -hex 32`"
     )]
@@ -34,7 +34,7 @@ pub enum AuthError {
     /// The key file cannot be read.
     #[error("cannot read [jwt] public_key_file {path}: {source}")]
     KeyFile {
-        /// Its path.
+        /// The path of the file.
         path: String,
         /// The cause.
         source: std::io::Error,
@@ -42,7 +42,7 @@ pub enum AuthError {
     /// The key file holds no key of this kind.
     #[error("[jwt] public_key_file {path} holds no {algorithm:?} public key in PEM form")]
     Key {
-        /// Its path.
+        /// The path of the file.
         path: String,
         /// The algorithm that was configured.
         algorithm: Algorithm,
@@ -51,22 +51,22 @@ pub enum AuthError {
     },
     /// The leeway is too long.
     #[error(
-        "[jwt] leeway_seconds is {0}, and {LEEWAY_SECONDS_MAX} is the most: set the clocks of both machines by NTP"
+        "[jwt] leeway_seconds is {0} and may be at most {LEEWAY_SECONDS_MAX}: synchronize the clocks of both machines by NTP"
     )]
     Leeway(u64),
     /// Tokens cannot be issued without the signing key.
     #[error(
-        "tokens for trying out are signed with HS256: set AFTERCOMMIT_JWT_SECRET and leave [jwt] algorithm at HS256"
+        "this command signs tokens with HS256 only: set AFTERCOMMIT_JWT_SECRET and leave [jwt] algorithm at HS256"
     )]
     CannotSign,
     /// The token is not valid.
     #[error("the token is not valid: {0}")]
     Token(&'static str),
     /// The ticket is not valid.
-    #[error("the ticket is not valid or has expired: get another one by POST /api/stream-tickets")]
+    #[error("the ticket is not valid or has expired: get a new one by POST /api/stream-tickets")]
     Ticket,
-    /// Tickets cannot be made without a secret.
-    #[error("this server makes no tickets: set AFTERCOMMIT_JWT_SECRET, the same for all servers")]
+    /// Tickets cannot be issued without a secret.
+    #[error("this server issues no tickets: set AFTERCOMMIT_JWT_SECRET to the same secret on all servers")]
     NoTickets,
     /// Signing failed.
     #[error("the token cannot be signed: {0}")]
@@ -76,7 +76,7 @@ pub enum AuthError {
 impl From<AuthError> for Problem {
     fn from(error: AuthError) -> Self {
         match error {
-            // The token may be good: a page that is told 401 would throw it away.
+            // The token may be valid. A page that receives 401 would throw it away.
             AuthError::KeysUnavailable => Self::unavailable(error.to_string()),
             _ => Self::unauthorized(error.to_string()),
         }

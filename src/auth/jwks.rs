@@ -1,8 +1,10 @@
-//! The issuer's public keys by URL (JWKS, RFC 7517): fetched in the background, and sooner for a key that is not known.
+//! The issuer's public keys by URL (JWKS, RFC 7517): fetched in the background, and sooner for an unknown
+//! key.
 //!
-//! One task does all fetching, and rests after each fetch: whatever tokens arrive, the issuer is asked no more often. A token
-//! of a key that is not known waits for the next fetch, as a refusal would end its page's stream for ever; so many wait at
-//! most, and so long. Keys that were fetched once stay good while the issuer is away, and until it lists others or none.
+//! One task does all fetching and rests after each fetch, so tokens cannot make it ask the issuer more often.
+//! A token with an unknown key waits for the next fetch, because a refusal would end its page's stream for
+//! ever. The number of waiting tokens and the time that they wait are limited. Keys stay valid while the
+//! issuer is away, until it lists other keys or none.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -19,16 +21,18 @@ use super::error::AuthError;
 use super::settings::{Algorithm, Settings};
 use crate::failpoint;
 
-/// How long one fetch may take.
+/// The time limit of one fetch.
 const FETCH_LIMIT: Duration = Duration::from_secs(5);
-/// The largest list that is read, in bytes.
+/// The largest list that is accepted, in bytes.
 const BYTES_MAX: usize = 256 * 1024;
-/// How long a token may wait for a fetch: through the default cooldown, and within the default time of a request.
+/// The longest time that a token waits for a fetch. It spans the default cooldown and is shorter than the
+/// default request timeout.
 const WAIT_LIMIT: Duration = Duration::from_secs(12);
-/// Tokens that may wait at once: each has a connection, and whoever makes up names of keys shall not have them all.
+/// The largest number of tokens that wait at once. Each occupies a connection, and a client that invents key
+/// names must not occupy them all.
 const WAITING_MAX: usize = 256;
 
-/// Why the list could not be fetched. Tells nothing of the URL but what the configuration says of it.
+/// The reason why the list could not be fetched. Does not contain the URL.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FetchError {
     #[error(
@@ -52,13 +56,15 @@ pub(super) enum FetchError {
 }
 
 impl FetchError {
-    /// Whether it is the issuer's own word: it lists nothing that could be used, and so withdraws what it listed before.
+    /// Whether the issuer itself gave this answer: it lists no usable key, and so withdraws the keys that it
+    /// listed before.
     fn is_told(&self) -> bool {
         matches!(self, Self::NoKey(..))
     }
 }
 
-/// What is at the end of a chain of causes: what the operating system or the TLS library said.
+/// The message of the last error in a chain of causes, which comes from the operating system or the TLS
+/// library.
 fn innermost(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(next) = cause.source() {
@@ -70,13 +76,13 @@ fn innermost(error: &reqwest::Error) -> String {
 /// The keys of one fetch.
 pub(super) struct KeySet {
     keys: Vec<(Option<String>, DecodingKey)>,
-    /// Keys for other algorithms and uses.
+    /// The number of keys for other algorithms and uses.
     pub(super) left_out: usize,
     fetched: Instant,
 }
 
 impl KeySet {
-    /// Takes the keys that fit the algorithm. Others, and those of kinds that are not known here, are left out.
+    /// Keeps the keys that fit the algorithm. Leaves out others and unknown kinds.
     fn parse(text: &[u8], algorithm: Algorithm) -> Result<Self, FetchError> {
         #[derive(Deserialize)]
         struct List {
@@ -101,7 +107,7 @@ impl KeySet {
         self.keys.len()
     }
 
-    /// The key of this name. A token that names none can mean only the one that there is.
+    /// The key with this id. A token without a key id can only mean the issuer's single key.
     fn find(&self, kid: Option<&str>) -> Option<&DecodingKey> {
         match (kid, self.keys.as_slice()) {
             (None, [(_, only)]) => Some(only),
@@ -111,7 +117,7 @@ impl KeySet {
     }
 }
 
-/// Whether a key's own words allow it to check signatures of this algorithm.
+/// Whether the key may check signatures of this algorithm, according to its own fields.
 fn fits(jwk: &Jwk, algorithm: Algorithm) -> bool {
     let common = &jwk.common;
     let of_kind = match (algorithm, &jwk.algorithm) {
@@ -131,16 +137,16 @@ fn fits(jwk: &Jwk, algorithm: Algorithm) -> bool {
         && common.public_key_use.as_ref().is_none_or(|used| *used == PublicKeyUse::Signature)
 }
 
-/// Where the list is, and how it is fetched.
+/// The URL of the list, and the client that fetches it.
 pub(super) struct Fetcher {
-    /// Made at the first fetch: a machine without certificates can be mended while the process runs.
+    /// Created at the first fetch, so that missing certificates can be installed while the process runs.
     http: OnceLock<reqwest::Client>,
     url: Url,
     algorithm: Algorithm,
 }
 
 impl Fetcher {
-    /// Checks the address and how often it may be asked.
+    /// Checks the URL and the intervals.
     pub(super) fn new(settings: &Settings) -> Result<Self, AuthError> {
         if settings.jwks_refresh_seconds == 0 || settings.jwks_cooldown_seconds == 0 {
             return Err(AuthError::JwksPace);
@@ -158,7 +164,7 @@ impl Fetcher {
             return Ok(client);
         }
         let builder = reqwest::Client::builder().redirect(redirect::Policy::none()).pool_max_idle_per_host(0);
-        // Plain HTTP asks for no certificates, and no redirect leads away from it.
+        // Plain HTTP needs no certificates, and a redirect to HTTPS is not followed.
         let builder = if self.url.scheme() == "http" { builder.tls_certs_only([]) } else { builder };
         let client = builder.build().map_err(FetchError::NoCertificates)?;
         Ok(self.http.get_or_init(|| client))
@@ -187,23 +193,24 @@ fn unreachable(error: reqwest::Error) -> FetchError {
     FetchError::Unreachable(error.without_url())
 }
 
-/// What is known of the list. Fetches are numbered from 1 on.
+/// The state of fetching. Fetches are numbered from 1.
 #[derive(Clone, Default)]
 struct State {
     keys: Option<Arc<KeySet>>,
-    /// Why the last fetch brought no keys, if it did not.
+    /// The reason why the last fetch brought no keys, if it failed.
     failure: Option<Arc<FetchError>>,
-    /// The fetch that was begun last.
+    /// The number of the last fetch that began.
     begun: u64,
-    /// The last fetch in which the issuer told its list.
+    /// The number of the last fetch in which the issuer sent a list of keys.
     listed: u64,
-    /// Whether the next fetch has to wait.
+    /// Whether the next fetch must wait.
     resting: bool,
 }
 
 impl State {
-    /// The key that a token names which came when `begun` fetches had been begun. `None` while it has to wait: only a fetch
-    /// that was begun after the token came can tell that the issuer does not know its key.
+    /// The key for a token that arrived when `begun` fetches had begun, or its refusal. `None` while the
+    /// token must wait: only a fetch that began after the token arrived can prove that the issuer does not
+    /// list its key.
     fn answer(&self, kid: Option<&str>, begun: u64) -> Option<Result<&DecodingKey, AuthError>> {
         if let Some(key) = self.keys.as_ref().and_then(|keys| keys.find(kid)) {
             return Some(Ok(key));
@@ -211,9 +218,11 @@ impl State {
         if self.listed > begun {
             return Some(Err(AuthError::Token(match kid {
                 Some(_) => {
-                    "its issuer lists no key of its 'kid' at [jwt] jwks_url of this server; get a new one"
+                    "the issuer lists no key with its 'kid' at [jwt] jwks_url of this server; get a new one"
                 }
-                None => "it has no 'kid', and its issuer does not list just one key; name its key",
+                None => {
+                    "it has no 'kid', and the issuer does not list exactly one key; name the key in 'kid'"
+                }
             })));
         }
         let is_away = self.failure.as_ref().is_some_and(|failure| !failure.is_told());
@@ -244,7 +253,7 @@ impl State {
     }
 }
 
-/// The issuer's keys.
+/// The issuer's keys, kept up to date by a task.
 pub(super) struct Jwks {
     state: watch::Receiver<State>,
     wanted: Arc<Notify>,
@@ -253,18 +262,18 @@ pub(super) struct Jwks {
 }
 
 impl Jwks {
-    /// Begins to fetch. Needs a runtime.
+    /// Starts fetching. Needs a Tokio runtime.
     pub(super) fn start(fetcher: Fetcher, settings: &Settings) -> Self {
-        let (told, state) = watch::channel(State::default());
+        let (states, state) = watch::channel(State::default());
         let wanted = Arc::new(Notify::new());
         let cooldown = Duration::from_secs(settings.jwks_cooldown_seconds);
         let refresh = Duration::from_secs(settings.jwks_refresh_seconds);
-        let task = tokio::spawn(keep_fetching(fetcher, told, wanted.clone(), cooldown, refresh));
+        let task = tokio::spawn(keep_fetching(fetcher, states, wanted.clone(), cooldown, refresh));
         let places = Semaphore::new(WAITING_MAX);
         Self { state, wanted, places, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// Runs `check` with the key of this name. Waits only for a key that is not known, and only for the next fetch.
+    /// Runs `check` with the key of this id. Waits only for an unknown key, and only for the next fetch.
     pub(super) async fn with_key<T>(
         &self,
         kid: Option<&str>,
@@ -285,18 +294,19 @@ impl Jwks {
         check(later.answer(kid, now.begun).unwrap_or(Err(AuthError::KeysUnavailable))?)
     }
 
-    /// How many keys there are and since when, or why there are none.
+    /// The number of keys and their age, or the reason why there are none.
     pub(super) fn standing(&self) -> Result<String, String> {
         let state = self.state.borrow().clone();
         match (state.keys, state.failure) {
             (None, None) => Err("the issuer's keys are being fetched".to_owned()),
             (None, Some(failure)) if failure.is_told() => {
-                Err(format!("no token is taken, as the issuer has no key for it: {failure}"))
+                Err(format!("no token is accepted, because the issuer lists no usable key: {failure}"))
             }
             (None, Some(failure)) => Err(format!("the issuer's keys cannot be fetched: {failure}")),
             (Some(keys), failure) => {
                 let age = keys.fetched.elapsed().as_secs();
-                let failure = failure.map_or_else(String::new, |text| format!("; since then: {text}"));
+                let failure =
+                    failure.map_or_else(String::new, |text| format!("; the latest fetch failed: {text}"));
                 Ok(format!("keys: {}, fetched {age} s ago{failure}", keys.len()))
             }
         }
@@ -305,27 +315,27 @@ impl Jwks {
 
 async fn keep_fetching(
     fetcher: Fetcher,
-    told: watch::Sender<State>,
+    states: watch::Sender<State>,
     wanted: Arc<Notify>,
     cooldown: Duration,
     refresh: Duration,
 ) {
     loop {
         failpoint::reach("keys_wanted").await;
-        told.send_modify(State::begin);
+        states.send_modify(State::begin);
         let result = fetcher.fetch().await;
         match &result {
             Ok(keys) => tracing::debug!(keys = keys.len(), "fetched the issuer's keys"),
             Err(error) if error.is_told() => {
-                tracing::warn!(%error, "the list at [jwt] jwks_url has no key of use: no token is taken");
+                tracing::warn!(%error, "the list at [jwt] jwks_url has no usable key: no token is accepted");
             }
             Err(error) => tracing::warn!(%error, "cannot fetch the issuer's keys from [jwt] jwks_url"),
         }
         let failed = result.is_err();
-        told.send_modify(|state| state.end(result));
+        states.send_modify(|state| state.end(result));
         tokio::time::sleep(cooldown).await;
         if !failed {
-            // Returns early for a token whose key is not known.
+            // Ends early when a token with an unknown key arrives.
             let _ = tokio::time::timeout(refresh.saturating_sub(cooldown), wanted.notified()).await;
         }
     }

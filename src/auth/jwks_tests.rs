@@ -1,11 +1,11 @@
-//! Tokens that wait for the issuer's list: how many, how long, and what each fetch tells them.
+//! Tokens that wait for the issuer's list: their number, their waiting time, and the answer of each fetch.
 
 use futures_util::future::{join_all, poll_immediate};
 use tokio::time::Instant;
 
 use super::*;
 
-/// Keys without an issuer: the test itself says what is fetched.
+/// Keys without an issuer: the test itself supplies the result of each fetch.
 fn fetched_by_hand() -> (Jwks, watch::Sender<State>) {
     let (told, state) = watch::channel(State::default());
     let task = AbortOnDropHandle::new(tokio::spawn(std::future::pending()));

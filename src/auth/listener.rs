@@ -1,4 +1,5 @@
-//! Who opens a stream: by header, by ticket or by cookie, as an EventSource has only the last two.
+//! The user who opens a stream, by header, ticket or cookie. An EventSource in a browser can send only the
+//! last two.
 
 use std::sync::Arc;
 
@@ -12,25 +13,27 @@ use super::user_id::UserId;
 use super::verifier::Verifier;
 use crate::http::{Connection, Problem, bearer};
 
-/// Somebody who wants to listen.
+/// The user who asks for a stream.
 ///
-/// Taken in this order: `Authorization: Bearer`, the query's `ticket`, the cookie that `jwt.cookie` names. The first that
-/// is there decides; one that is not valid is refused, and not passed over. Commands do not take this extractor but
-/// [`User`], so that a cookie alone, which a browser sends along from any site, never changes anything.
+/// The server uses the first credential it finds: `Authorization: Bearer`, the query's `ticket`, the cookie
+/// that `jwt.cookie` names. If that one is not valid, the request is refused; later ones are not tried.
+/// Handlers of commands take [`User`] instead, which ignores the cookie: a browser sends cookies along with
+/// requests from other sites, so a cookie alone must not change anything.
 #[derive(Debug, Clone)]
 pub struct Listener {
     user: User,
-    /// The topics that a ticket is good for.
+    /// The topics that the ticket covers, if the user came with a ticket.
     only: Option<TicketTopics>,
 }
 
 impl Listener {
-    /// Who it is.
+    /// The user's id.
     pub fn id(&self) -> &UserId {
         &self.user.id
     }
 
-    /// Whether the token's `subscribe` claim allows this topic, or that of the token with which the ticket was made.
+    /// Whether the `subscribe` claim allows this topic: the token's own, or that of the token for which the
+    /// ticket was issued.
     pub fn may_subscribe(&self, topic: &str) -> bool {
         match &self.only {
             Some(topics) => topics.may_subscribe(topic),
@@ -38,11 +41,11 @@ impl Listener {
         }
     }
 
-    /// The user, if they may use what they came with for all of these topics. Whether the topics are theirs the caller
-    /// decides.
+    /// The user, if the credential is valid for all of these topics. The caller decides whether the user may
+    /// read them.
     ///
     /// # Errors
-    /// 403 where it is a ticket that does not cover each of them.
+    /// 403 if the credential is a ticket that does not cover every topic.
     pub fn of_topics<'a>(self, topics: impl IntoIterator<Item = &'a str>) -> Result<User, Problem> {
         let Some(only) = self.only else { return Ok(self.user) };
         match topics.into_iter().find(|topic| !only.covers(topic)) {
@@ -53,13 +56,13 @@ impl Listener {
         }
     }
 
-    /// The user, if they came with a token and not with a ticket: a ticket makes no further tickets.
+    /// The user, if the credential is a token. A ticket cannot be used to get further tickets.
     ///
     /// # Errors
-    /// 403 where it is a ticket.
+    /// 403 if the credential is a ticket.
     pub fn with_token(self) -> Result<User, Problem> {
         match self.only {
-            Some(_) => Err(Problem::forbidden("a ticket opens streams and nothing else: send the token")),
+            Some(_) => Err(Problem::forbidden("a ticket only opens streams: send the token")),
             None => Ok(self.user),
         }
     }
@@ -119,20 +122,21 @@ impl Listener {
     }
 }
 
-/// The connection of a request whose token is valid does not give way to others while the request is in hand.
+/// Keeps the connection of a request with a valid token from giving way to others while the request is in
+/// hand.
 fn vouch(parts: &Parts) {
     if let Some(connection) = parts.extensions.get::<Connection>() {
         connection.vouch();
     }
 }
 
-/// The query's ticket: letters, digits, `-`, `_` and `.` only, so nothing to decode. Of several the last counts: clients
-/// that get a new one add it behind the old one.
+/// The query's ticket. It has only letters, digits, `-`, `_` and `.`, so it needs no decoding. Of several
+/// tickets the last one counts, because clients append a new ticket behind the old one.
 fn ticket(parts: &Parts) -> Option<&str> {
     parts.uri.query()?.rsplit('&').find_map(|pair| pair.strip_prefix("ticket="))
 }
 
-/// The cookie of this name; an empty name is none's.
+/// The cookie of this name; `None` for an empty name.
 fn cookie<'a>(parts: &'a Parts, name: &str) -> Option<&'a str> {
     let headers = parts.headers.get_all(header::COOKIE).iter();
     let mut pairs = headers.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(';'));

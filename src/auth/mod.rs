@@ -1,6 +1,8 @@
-//! Who a token speaks for: checking JWTs, and issuing them for trying out.
+//! The user that a token stands for: checks JWTs, and issues them for trying out.
 //!
-//! The algorithm is fixed by configuration, never by the token. `exp` and `sub` are required.
+//! The algorithm is fixed by configuration, never by the token. `exp` and `sub` are required. Beyond a
+//! token's own `subscribe` claim, this part must not decide what a user may read or change: the application
+//! does.
 
 mod claims;
 mod error;

@@ -1,9 +1,11 @@
-//! Tickets: what a page puts into the URL of a cross-site EventSource, which can send neither a header nor our cookie.
+//! Tickets: credentials in the URL of a cross-site EventSource, which can send neither a header nor our
+//! cookie.
 //!
-//! A ticket is bound to one user and to up to [`TICKET_TOPICS_MAX`] topics, and opens streams for a short time, as often as
-//! the browser asks: it retries the same URL. The streams that it opens live as long as the token that it was made with.
-//! Its keys are derived from `jwt.secret`, so that no ticket passes for a token and no token for a ticket, and all servers
-//! agree. It holds a short mark for each topic and not its name, so that the length of a ticket is bounded by their number.
+//! A ticket is bound to one user and to at most [`TICKET_TOPICS_MAX`] topics. It opens streams for a short
+//! time, any number of times, because a browser retries the same URL. Streams that it opens live as long as
+//! the token for which it was issued. Its keys are derived from `jwt.secret`: a ticket never passes for a
+//! token, nor a token for a ticket, and all servers accept each other's tickets. It holds a short mark for
+//! each topic instead of the name, so that the number of topics bounds its length.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,35 +21,36 @@ use super::settings::{NOT_AT_EXPIRY, SECRET_BYTES_MIN, Settings};
 use super::user::User;
 use super::user_id::UserId;
 
-/// What the keys are derived for: another purpose gets another key.
+/// The purposes of the derived keys. Each purpose has a key of its own.
 const SIGN_TICKETS: &[u8] = b"aftercommit stream tickets";
 const MARK_TOPICS: &[u8] = b"aftercommit stream tickets: topics";
 
-/// Topics that one ticket is good for at most, and so topics of one stream: they stand in a URL.
+/// The largest number of topics of a ticket, and so of a stream. Both stand in a URL.
 pub const TICKET_TOPICS_MAX: usize = 32;
 
-/// Characters of a topic's mark: 132 bits.
+/// The length of a topic's mark in characters: 132 bits.
 const MARK_CHARS: usize = 22;
 
-/// Bytes of a ticket's claims at most: the user, whose quotes are escaped, two times, the marks, and the names of all these.
+/// The largest size of a ticket's claims in bytes: the user with escaped quotes, two timestamps, the marks,
+/// and the names of the claims.
 const CLAIMS_BYTES_MAX: usize = UserId::BYTES_MAX + 2 * 20 + TICKET_TOPICS_MAX * (MARK_CHARS + 3) + 64;
 
-/// Bytes of a ticket at most: header, claims and signature in base64 with two dots between them.
+/// The largest size of a ticket in bytes: header, claims and signature in base64, with two dots between them.
 pub const TICKET_BYTES_MAX: usize = 36 + 1 + CLAIMS_BYTES_MAX.div_ceil(3) * 4 + 1 + 43;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Claims {
     sub: UserId,
     exp: i64,
-    /// When the token that the ticket was made with expires.
+    /// The time at which the token expires for which the ticket was issued.
     until: i64,
-    /// Marks of topics that the token's patterns allow.
+    /// Marks of topics that the `subscribe` claim of that token allows.
     subscribe: Vec<String>,
-    /// Marks of topics that they do not allow: the application's own rules decide.
+    /// Marks of topics that it does not allow. The application's own rules decide about them.
     topics: Vec<String>,
 }
 
-/// The topics that a ticket is good for.
+/// The topics that a ticket covers.
 #[derive(Clone)]
 pub(super) struct TicketTopics {
     marks: Arc<EncodingKey>,
@@ -57,25 +60,25 @@ pub(super) struct TicketTopics {
 
 impl fmt::Debug for TicketTopics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without the key.
+        // The key is left out.
         f.debug_struct("TicketTopics").field("count", &(self.subscribe.len() + self.topics.len())).finish()
     }
 }
 
 impl TicketTopics {
-    /// Whether the ticket is for this topic.
+    /// Whether the ticket covers this topic.
     pub(super) fn covers(&self, topic: &str) -> bool {
         mark_of(topic, &self.marks)
             .is_ok_and(|mark| self.subscribe.contains(&mark) || self.topics.contains(&mark))
     }
 
-    /// Whether the token that it was made with allows this topic.
+    /// Whether the token for which the ticket was issued allows this topic.
     pub(super) fn may_subscribe(&self, topic: &str) -> bool {
         mark_of(topic, &self.marks).is_ok_and(|mark| self.subscribe.contains(&mark))
     }
 }
 
-/// What stands for a topic in a ticket: the beginning of its HMAC.
+/// The mark of a topic in a ticket: the beginning of its HMAC.
 fn mark_of(topic: &str, key: &EncodingKey) -> Result<String, AuthError> {
     let signed = jsonwebtoken::crypto::sign(topic.as_bytes(), key, jsonwebtoken::Algorithm::HS256);
     let mut mark = signed.map_err(AuthError::Signing)?;
@@ -83,13 +86,13 @@ fn mark_of(topic: &str, key: &EncodingKey) -> Result<String, AuthError> {
     Ok(mark)
 }
 
-/// A key for one purpose.
+/// A key for one purpose, derived from the secret.
 fn derived(secret: &[u8], purpose: &[u8]) -> Result<String, AuthError> {
     let secret = EncodingKey::from_secret(secret);
     jsonwebtoken::crypto::sign(purpose, &secret, jsonwebtoken::Algorithm::HS256).map_err(AuthError::Signing)
 }
 
-/// Makes and checks tickets. Does no I/O.
+/// Issues and checks tickets. Does no I/O.
 pub(super) struct Tickets {
     sign: EncodingKey,
     check: DecodingKey,
@@ -99,7 +102,7 @@ pub(super) struct Tickets {
 }
 
 impl Tickets {
-    /// `None` where there is no secret to derive the keys from.
+    /// Returns `None` if there is no secret to derive the keys from.
     pub(super) fn new(settings: &Settings) -> Result<Option<Self>, AuthError> {
         let secret = settings.secret.expose_secret().as_bytes();
         match secret.len() {
@@ -122,7 +125,7 @@ impl Tickets {
         }))
     }
 
-    /// A ticket for `topics`, and when it expires: never after the token that it is made with.
+    /// A ticket for `topics`, and the time at which it expires: never later than the token of `user`.
     pub(super) fn issue(&self, user: &User, topics: &[&str]) -> Result<(String, DateTime<Utc>), AuthError> {
         let (subscribe, topics): (Vec<&str>, Vec<&str>) =
             topics.iter().partition(|topic| user.may_subscribe(topic));
@@ -141,7 +144,7 @@ impl Tickets {
         Ok((ticket.map_err(AuthError::Signing)?, expires_at))
     }
 
-    /// Who a ticket speaks for, and the topics that it is good for.
+    /// The user and the topics that a ticket stands for.
     pub(super) fn verify(&self, ticket: &str) -> Result<(User, TicketTopics), AuthError> {
         const REFUSED: AuthError = AuthError::Ticket;
         let claims = jsonwebtoken::decode::<Claims>(ticket, &self.check, &self.validation)

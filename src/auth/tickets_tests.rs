@@ -1,4 +1,4 @@
-//! What a ticket is good for, and how long it may be.
+//! The topics that a ticket covers, and the largest ticket.
 
 use super::*;
 use crate::auth::Algorithm;

@@ -1,18 +1,19 @@
-//! Whom a token speaks for.
+//! The user that a token stands for.
 
 use chrono::{DateTime, Utc};
 
 use super::user_id::UserId;
 
-/// Who makes the request. As an extractor: a handler that takes it is reached with a valid token only.
+/// The user who makes the request. As an extractor, it admits a request only with a valid token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     /// The token's subject.
     pub id: UserId,
-    /// From when on the token is not taken any more: its `exp` and the leeway after it. A stream that it opened ends then,
-    /// and not before: else a token within its leeway would open streams that end at once, again and again.
+    /// The time from which the token is refused: its `exp` and the leeway after it. A stream that the token
+    /// opened ends then, and not earlier: otherwise a token within its leeway would open streams that end at
+    /// once, again and again.
     pub expires_at: DateTime<Utc>,
-    /// Topics that the token allows to listen to beyond the application's own rules: names, or beginnings of names
+    /// Topics that the token allows beyond the application's own rules: names, or beginnings of names
     /// followed by `*`.
     pub subscribe: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! Whose a token is: the text of its `sub`.
+//! The id of a user: the text of a token's `sub`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,17 +6,18 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A user: 1 to 255 characters, none of them a control character. Issuers choose their own: `17`, `auth0|64b1f`,
-/// `ana@example.com`, a UUID. Two users are the same if their texts are. Cheap to clone.
+/// The id of a user: 1 to 255 characters without control characters. Issuers choose the form: `17`,
+/// `auth0|64b1f`, `ana@example.com`, a UUID. Two ids are equal if their texts are. Cheap to clone.
 ///
-/// `Display` is for logs and people: what a terminal does not print stands escaped. [`UserId::as_str`] is the text itself.
+/// `Display` is for logs and people: it escapes characters that a terminal does not print. [`UserId::as_str`]
+/// returns the text itself.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct UserId(Arc<str>);
 
-/// The text is no user's id.
+/// The text is not a user's id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a user is 1 to {} characters, none of them a control character", UserId::CHARS_MAX)]
+#[error("a user's id must have 1 to {} characters, none of them a control character", UserId::CHARS_MAX)]
 pub struct UserIdError;
 
 impl UserId {
@@ -25,10 +26,10 @@ impl UserId {
     /// The longest id, in bytes of UTF-8.
     pub const BYTES_MAX: usize = Self::CHARS_MAX * 4;
 
-    /// The user of this text.
+    /// The id with this text.
     ///
     /// # Errors
-    /// [`UserIdError`] if it is empty, too long, or has a control character in it.
+    /// [`UserIdError`] if the text is empty, too long, or contains a control character.
     pub fn new(text: impl Into<Arc<str>>) -> Result<Self, UserIdError> {
         let text = text.into();
         let is_user = !text.is_empty()
@@ -43,7 +44,7 @@ impl UserId {
         &self.0
     }
 
-    /// The UUID that the text spells, in any of its usual forms; for applications whose users have one.
+    /// The UUID that the text spells in any of its usual forms, for applications whose users have UUIDs.
     pub fn as_uuid(&self) -> Option<Uuid> {
         Uuid::try_parse(&self.0).ok()
     }

@@ -1,4 +1,4 @@
-//! Checking a token's signature and claims.
+//! Checks a token's signature and claims.
 
 use std::time::Duration;
 
@@ -33,13 +33,14 @@ struct Claims {
     subscribe: Vec<String>,
 }
 
-/// What signatures are checked with.
+/// The keys that check signatures.
 enum Keys {
     Fixed(DecodingKey),
     OfIssuer(Jwks),
 }
 
-/// Checks tokens as the configuration says. Waits for nothing, except with [`Settings::jwks_url`] for a key that is new.
+/// Checks tokens as the configuration says. Never waits, except for an unknown key if [`Settings::jwks_url`]
+/// is set.
 pub struct Verifier {
     keys: Keys,
     validation: Validation,
@@ -49,16 +50,16 @@ pub struct Verifier {
 
 impl std::fmt::Debug for Verifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Without the keys.
+        // The keys are left out.
         f.debug_struct("Verifier").field("validation", &self.validation).finish_non_exhaustive()
     }
 }
 
 impl Verifier {
-    /// Reads the keys, or begins to fetch them, for which it needs a runtime.
+    /// Reads the keys. If [`Settings::jwks_url`] is set, starts to fetch them, which needs a Tokio runtime.
     ///
     /// # Errors
-    /// What is wrong with the configuration. That the issuer is away is none.
+    /// The first mistake in the configuration. An issuer that is away is not an error.
     pub fn new(settings: &Settings) -> Result<Self, AuthError> {
         let mut validation = Validation::new(settings.algorithm.into());
         validation.leeway = settings.leeway_seconds;
@@ -83,10 +84,11 @@ impl Verifier {
         Ok(Self { keys, validation, cookie: settings.cookie.clone(), tickets: Tickets::new(settings)? })
     }
 
-    /// Who a token speaks for.
+    /// The user that a token stands for.
     ///
     /// # Errors
-    /// [`AuthError::Token`], without a word of the token itself, and [`AuthError::KeysUnavailable`].
+    /// [`AuthError::Token`] if the token is not valid; the error does not quote it.
+    /// [`AuthError::KeysUnavailable`] if the issuer's keys cannot be fetched.
     pub async fn verify(&self, token: &str) -> Result<User, AuthError> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(AuthError::Token(TOKEN_REFUSED_SIZE));
@@ -96,14 +98,14 @@ impl Verifier {
             Keys::OfIssuer(jwks) => jwks,
         };
         let header = jsonwebtoken::decode_header(token).map_err(|error| claims::refused(&error, token))?;
-        // Before its key is looked for: what cannot be valid has nothing fetched.
+        // Checked before the key is looked up: a token that cannot be valid must not cause a fetch.
         if !self.validation.algorithms.contains(&header.alg) {
             return Err(claims::refused(&ErrorKind::InvalidAlgorithm.into(), token));
         }
         jwks.with_key(header.kid.as_deref(), |key| self.check(token, key)).await
     }
 
-    /// Whether keys are there, where they are fetched.
+    /// Whether the issuer's keys are available. `None` if keys are not fetched.
     pub fn readiness(&self) -> Option<Check> {
         match &self.keys {
             Keys::Fixed(_) => None,
@@ -120,17 +122,17 @@ impl Verifier {
         Ok(User { id: claims.user()?, expires_at, subscribe: claims.subscribe()? })
     }
 
-    /// A ticket with which `user` can open streams of `topics`, and when it expires. The caller has made sure that there
-    /// are at most [`TICKET_TOPICS_MAX`](super::TICKET_TOPICS_MAX): then it has no more than
-    /// [`TICKET_BYTES_MAX`](super::TICKET_BYTES_MAX) bytes.
+    /// A ticket with which `user` can open streams of `topics`, and the time at which it expires. The caller
+    /// ensures that there are at most [`TICKET_TOPICS_MAX`](super::TICKET_TOPICS_MAX) topics; then the ticket
+    /// has at most [`TICKET_BYTES_MAX`](super::TICKET_BYTES_MAX) bytes.
     ///
     /// # Errors
-    /// [`AuthError::NoTickets`], [`AuthError::Signing`].
+    /// [`AuthError::NoTickets`] if the configuration has no secret, [`AuthError::Signing`] if signing fails.
     pub fn issue_ticket(&self, user: &User, topics: &[&str]) -> Result<(String, DateTime<Utc>), AuthError> {
         self.tickets.as_ref().ok_or(AuthError::NoTickets)?.issue(user, topics)
     }
 
-    /// Who a ticket speaks for, and the topics that it is good for.
+    /// The user and the topics that a ticket stands for.
     pub(super) fn verify_ticket(&self, ticket: &str) -> Result<(User, TicketTopics), AuthError> {
         self.tickets.as_ref().ok_or(AuthError::NoTickets)?.verify(ticket)
     }
@@ -141,18 +143,19 @@ impl Verifier {
     }
 }
 
-/// Makes a token for `user` that [`Verifier`] takes for so long.
+/// Issues a token for `user` that [`Verifier`] accepts for the time `valid_for`.
 ///
 /// # Errors
-/// [`AuthError::CannotSign`] where the configuration has no secret, [`AuthError::Signing`].
+/// [`AuthError::CannotSign`] if the algorithm is not HS256 or there is no secret, [`AuthError::ShortSecret`]
+/// if the secret is too short, [`AuthError::Signing`] if signing fails.
 pub fn issue(settings: &Settings, user: impl Into<UserId>, valid_for: Duration) -> Result<String, AuthError> {
     issue_with(settings, user, valid_for, &[])
 }
 
-/// Makes a token as [`issue`] does, which also allows to listen to the topics of these patterns.
+/// Issues a token as [`issue`] does, which also allows the topics of the patterns in `subscribe`.
 ///
 /// # Errors
-/// As [`issue`].
+/// The errors of [`issue`].
 pub fn issue_with(
     settings: &Settings,
     user: impl Into<UserId>,
@@ -183,18 +186,19 @@ fn secret_of(settings: &Settings) -> Result<&[u8], AuthError> {
     }
 }
 
-/// What can be said about the keys of these settings, fetched once where they are to be fetched: for a person.
+/// Describes the keys of these settings for a person. Fetches the issuer's keys once, if they are to be
+/// fetched.
 ///
 /// # Errors
-/// Why tokens cannot be checked, in a sentence without any secret.
+/// The reason why tokens cannot be checked, in a sentence without any secret.
 pub async fn examine(settings: &Settings) -> Result<String, String> {
-    let told = |error: AuthError| error.to_string();
-    Verifier::new(settings).map_err(told)?;
+    let text_of = |error: AuthError| error.to_string();
+    Verifier::new(settings).map_err(text_of)?;
     let algorithm = settings.algorithm;
     if !settings.jwks_url.is_empty() {
         let url = address::shown(&settings.jwks_url);
         let begun = std::time::Instant::now();
-        let fetched = Fetcher::new(settings).map_err(told)?.fetch().await;
+        let fetched = Fetcher::new(settings).map_err(text_of)?.fetch().await;
         let keys = fetched.map_err(|error| format!("[jwt] jwks_url {url}: {error}"))?;
         let (found, others, took) = (keys.len(), keys.left_out, begun.elapsed().as_millis());
         return Ok(format!(
@@ -210,18 +214,18 @@ pub async fn examine(settings: &Settings) -> Result<String, String> {
     Ok(format!("tokens can be verified: {algorithm:?} by {path}, written {age} days ago"))
 }
 
-/// Everything for which [`Verifier::new`] would refuse these settings. Fetches nothing.
+/// All errors for which [`Verifier::new`] would refuse these settings. Fetches nothing.
 pub fn problems(settings: &Settings) -> Vec<AuthError> {
     let mut problems: Vec<AuthError> = check_simple(settings).err().into_iter().collect();
     match source_of(settings) {
         Err(error) => problems.push(error),
-        // The secret of tickets. That of tokens has been looked at.
+        // The secret of tickets. The secret of tokens has been checked above.
         Ok(_) => problems.extend(Tickets::new(settings).err()),
     }
     problems
 }
 
-/// What can be told from a setting alone.
+/// Checks the settings that can be checked on their own.
 fn check_simple(settings: &Settings) -> Result<(), AuthError> {
     if settings.leeway_seconds > LEEWAY_SECONDS_MAX {
         return Err(AuthError::Leeway(settings.leeway_seconds));
@@ -233,7 +237,7 @@ fn check_simple(settings: &Settings) -> Result<(), AuthError> {
     Ok(())
 }
 
-/// Where keys come from.
+/// The source of keys.
 enum Source {
     Fixed(DecodingKey),
     Issuer(Fetcher),

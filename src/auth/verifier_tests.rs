@@ -1,4 +1,4 @@
-//! What a token has to say to be taken, and how it is refused.
+//! The claims that a token needs, and the refusals of tokens that lack them.
 
 use uuid::Uuid;
 
@@ -102,7 +102,7 @@ fn a_missing_or_short_secret_is_refused_at_the_start() {
     assert!(matches!(Verifier::new(&settings("short")), Err(AuthError::ShortSecret(5))));
 }
 
-/// In the second that its `exp` names, and so for the rest of it.
+/// Both expire in the current second and are refused for the whole of it.
 #[tokio::test]
 async fn neither_a_token_nor_a_ticket_is_taken_in_the_second_in_which_it_expires() {
     let verifier = Verifier::new(&settings(SECRET)).expect("a verifier");

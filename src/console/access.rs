@@ -1,7 +1,8 @@
-//! Who is let in: a cookie from the sign-in, for browsers, or the operators' token, for scripts.
+//! Admits operators: a browser by the cookie of its sign-in, a script by the operators' token.
 //!
-//! A browser sends a cookie along whoever has made it ask. `SameSite=Strict` keeps other sites out, but not other ports of
-//! the same host: so what changes something must also come from a page of this very origin.
+//! A browser sends a cookie whichever site caused the request. `SameSite=Strict` keeps other sites out, but
+//! not other ports of the same host. So a request that changes something must also come from a page of this
+//! origin.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,20 +17,20 @@ use crate::http::{Connection, OperatorRefusal, Problem, bearer};
 
 /// The cookie of a sign-in.
 pub(super) const COOKIE: &str = "aftercommit_console";
-/// The name in the audit of whoever comes with the token alone.
+/// The name in the audit log of an operator who sends only the token.
 const NAMELESS: &str = "console";
 
-/// The operator who makes a request. Among the request's extensions.
+/// The operator who makes a request, as one of the request's extensions.
 #[derive(Debug, Clone)]
 pub(super) struct Identity {
-    /// For the audit.
+    /// The name in the audit log.
     pub(super) who: String,
-    /// The sign-in, if it is one.
+    /// The id of the sign-in; `None` if the operator sent the token.
     pub(super) session: Option<String>,
 }
 
-/// The middleware: 401 for whoever is not signed in and does not send the token; 403 for a change that another origin's
-/// page asks for.
+/// Middleware: admits requests with a sign-in or with the token. Answers 401 to others, 429 after too many
+/// wrong tokens, and 403 if no token is configured or if a page of another origin asks for a change.
 pub(super) async fn operators_only(
     State(shared): State<Arc<Shared>>,
     mut request: Request,
@@ -44,7 +45,7 @@ pub(super) async fn operators_only(
     }
 }
 
-/// Why somebody is not let in.
+/// A request is not admitted.
 enum Refusal {
     Problem(Problem),
     Gate(OperatorRefusal),
@@ -75,7 +76,7 @@ fn identify(shared: &Shared, request: &Request) -> Result<Identity, Refusal> {
     if !gate.can_open() {
         return Err(Refusal::Gate(OperatorRefusal::NoToken));
     }
-    // A sign-in is never held up by what others guess.
+    // A sign-in is checked without the gate, so that wrong tokens of other clients cannot delay it.
     let session = session(headers);
     let who = session.and_then(|id| shared.sessions.who(id, Instant::now()));
     let Some(who) = who else {
@@ -91,13 +92,13 @@ fn identify(shared: &Shared, request: &Request) -> Result<Identity, Refusal> {
     Ok(Identity { who, session: session.map(str::to_owned) })
 }
 
-/// The refusal of what another origin's page asks for.
+/// The refusal of a request from a page of another origin.
 pub(super) fn elsewhere() -> Problem {
-    Problem::forbidden("this was asked for by a page of another origin: open /console itself and do it there")
+    Problem::forbidden("this request came from a page of another origin: open /console and repeat it there")
 }
 
-/// Whether a browser says that a page of this origin asks, or that its user does so by hand. One that sends neither of the
-/// two headers is none: all browsers send `Origin` with a POST.
+/// Whether the request's headers show that it comes from a page of this origin. A request without both
+/// headers does not come from a browser's page: all browsers send `Origin` with a POST.
 pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
     if let Some(site) = text(headers, "sec-fetch-site") {
         return site == "same-origin";
@@ -106,7 +107,7 @@ pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
     origin.is_some_and(|(_scheme, host)| text(headers, header::HOST.as_str()) == Some(host))
 }
 
-/// The id of the sign-in that a browser sends along.
+/// The id of the sign-in in the request's cookies.
 pub(super) fn session(headers: &HeaderMap) -> Option<&str> {
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     cookies

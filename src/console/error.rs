@@ -1,55 +1,56 @@
-//! Why an operator's request was not carried out.
+//! Errors of operators' requests.
 
 use axum::response::{IntoResponse, Response};
 
 use crate::event::EventError;
 use crate::http::Problem;
 use crate::log;
+use crate::ops::relays::RelayError;
 use crate::ops::{self, replay::ReplayError};
 
-/// Why an operator's request was not carried out.
+/// An operator's request was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    /// Nobody would know later why it was done.
-    #[error("say why, in 1 to {0} characters: the audit keeps it")]
+    /// The reason for the audit log is missing or too long.
+    #[error("give a reason of 1 to {0} characters: it is kept in the audit log")]
     NoReason(usize),
-    /// It is not a topic, or not an id.
+    /// The topic or the id is not valid.
     #[error(transparent)]
     NotATopic(#[from] EventError),
     /// There is no such relay.
-    #[error("no relay named '{0}' has run on this log")]
-    NoRelay(String),
+    #[error(transparent)]
+    NoRelay(RelayError),
     /// There is nothing to settle.
     #[error("nothing of topic '{0}' is parked any more")]
     NotParked(String),
-    /// Other events are parked than those that the operator has seen.
+    /// The parked events are no longer those that the operator has seen.
     #[error(transparent)]
     Changed(ops::parked::RequestError),
-    /// Nothing was selected, which would mean everything.
-    #[error("say which events: by topic, type, event id or time")]
+    /// The request selects no events. An empty selection would mean all.
+    #[error("select events by topic, type, event id or time")]
     NoSelection,
-    /// Not a number of events a second.
-    #[error("a rate is 1 to {0} events a second")]
+    /// The rate is out of range.
+    #[error("the rate must be 1 to {0} events a second")]
     NoRate(u32),
-    /// The page's time is not one.
-    #[error("aftercommit-before is Unix time in milliseconds: until when you wait")]
+    /// The header `aftercommit-before` is not valid.
+    #[error("the header aftercommit-before must be the Unix time in milliseconds until which you wait")]
     NoTime,
-    /// The page has given up waiting before the request was read.
-    #[error("this was asked for too long ago, and was not carried out: ask again if you still want it")]
+    /// The page had given up waiting before the request was read.
+    #[error("this request arrived too late and was not carried out: send it again if you still want it")]
     TooOld,
-    /// The time was over before the commit.
-    #[error("it was not done in time, and nothing has changed: is Postgres well? Ask again after a while")]
+    /// The time limit ended before the commit.
+    #[error("the change was not made in time, and nothing has changed: check Postgres and try again")]
     Late,
-    /// The commit was not answered.
-    #[error("Postgres did not answer the commit: it may have been carried out. Look before you ask again")]
+    /// Postgres did not answer the commit.
+    #[error("Postgres did not answer the commit: the change may have been made. Check before you try again")]
     Unknown,
-    /// As many looks and replays as this process may be at are under way.
-    #[error("this relay is at two looks or replays already: wait until one is done")]
+    /// The limit on previews and replays of this process is reached.
+    #[error("this relay runs two previews or replays already: wait until one has ended")]
     Busy,
-    /// Replay refuses.
+    /// The replay cannot be planned, begun or resumed.
     #[error(transparent)]
     Replay(ReplayError),
-    /// The log could not be read or written.
+    /// The log cannot be read or written.
     #[error(transparent)]
     Log(#[from] log::Error),
 }
@@ -65,6 +66,15 @@ impl From<ops::parked::RequestError> for Error {
         match error {
             ops::parked::RequestError::Log(error) => Self::Log(error),
             other => Self::Changed(other),
+        }
+    }
+}
+
+impl From<RelayError> for Error {
+    fn from(error: RelayError) -> Self {
+        match error {
+            RelayError::Log(error) => Self::Log(error),
+            unknown @ RelayError::Unknown(_) => Self::NoRelay(unknown),
         }
     }
 }

@@ -1,7 +1,9 @@
-//! What there is to see, as server-sent events: looked up once a second for all who look, and not at all while nobody does.
+//! The state of the log as server-sent events. It is read once a second for all open pages together, and not
+//! at all while none is open.
 //!
-//! `hello` and `trend` come first; then a `sample` each second, and `status` and `lists` whenever they have changed. A page
-//! that reads slowly is told less often: each stream holds what it was told last and nothing else.
+//! `hello` and `trend` come first. Then come a `sample` each second, and `status` and `lists` whenever they
+//! have changed. A page that reads slowly receives fewer events: each stream keeps only the newest state and
+//! the last one sent.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -25,10 +27,10 @@ use super::trend::Sample;
 use crate::http::Problem;
 
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long a browser waits before it connects anew.
+/// Makes a browser wait a second before it reconnects.
 const RETRY: &[u8] = b"retry: 1000\n\n";
 
-/// The newest look, for whoever waits for it.
+/// The newest snapshot, for all open pages.
 #[derive(Debug)]
 pub(super) struct Feed {
     snapshots: watch::Sender<Arc<Snapshot>>,
@@ -42,7 +44,7 @@ impl Default for Feed {
 }
 
 impl Feed {
-    /// Looks at once rather than within a second: something was changed.
+    /// Reads the log at once instead of within a second, because it has changed.
     pub(super) fn look_again(&self) {
         self.wanted.notify_one();
     }
@@ -54,7 +56,7 @@ impl Feed {
     }
 }
 
-/// Looks once a second while somebody is at the page, until `stop`.
+/// Reads the log once a second while a page is open, until `stop`.
 pub(super) async fn look_after(shared: &Shared, stop: &CancellationToken) {
     let feed = &shared.feed;
     let mut looker = Looker::default();
@@ -115,7 +117,7 @@ pub(super) async fn stream(
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-        // Tells proxies of the nginx family to pass on each event as it comes.
+        // Makes proxies such as nginx pass on each event at once.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
     (headers, Body::from_stream(blocks)).into_response()
@@ -133,7 +135,7 @@ struct Viewer {
 }
 
 impl Viewer {
-    /// The next bytes; `None` when the process ends or the sign-in has.
+    /// The next bytes; `None` when the process or the sign-in ends.
     async fn next(&mut self) -> Option<Bytes> {
         if let Some(first) = self.first.take() {
             return Some(first);

@@ -1,4 +1,5 @@
-//! One look at everything: what `aftercommit status` shows, the parked topics, the replays and the audit.
+//! Reads everything that the page shows: the status as `aftercommit status` shows it, the parked topics, the
+//! replays and the audit log.
 
 use std::time::{Duration, Instant};
 
@@ -19,16 +20,16 @@ use crate::ops::replay::{self, Replay};
 use crate::ops::verdict::Verdict;
 use crate::pluralize::pluralize;
 
-/// How long Postgres may take for one look.
+/// The time limit for reading the log once.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How often the servers beside the relay are asked.
+/// The interval for checking Redis and the SSE server.
 const NEIGHBOURS_EVERY: Duration = Duration::from_secs(5);
-/// Parked topics of one relay, entries of the audit and replays that are shown: what fits a page.
+/// The number of parked topics of a relay, of audit entries and of replays that the page shows.
 const TOPICS: u32 = 50;
 const ENTRIES: u32 = 20;
 const REPLAYS: u32 = 3;
 
-/// What was seen, as the events of the feed.
+/// The state of the log, as the events of the feed.
 #[derive(Debug, Default)]
 pub(super) struct Snapshot {
     status: Bytes,
@@ -43,13 +44,13 @@ impl Snapshot {
 
 #[derive(Serialize)]
 struct Status<'a> {
-    /// Why the log cannot be looked at, if it cannot.
+    /// The error if the log cannot be read.
     error: Option<String>,
     relays: Vec<Judged>,
     neighbours: &'a [Check],
 }
 
-/// A relay with the verdict and a sentence on it.
+/// A relay, the verdict on it, and a sentence that explains the verdict.
 #[derive(Serialize)]
 struct Judged {
     verdict: Verdict,
@@ -72,18 +73,18 @@ struct Parked {
     topics: Vec<ParkedTopic>,
 }
 
-/// Looks, on a connection of its own that it keeps between looks.
+/// Reads the log through a connection that it keeps between reads.
 #[derive(Debug, Default)]
 pub(super) struct Looker {
     connection: Option<PgConnection>,
     neighbours: Vec<Check>,
     asked: Option<Instant>,
-    /// What is still worth showing while Postgres is away.
+    /// The newest lists, which are still shown while Postgres is away.
     lists: Bytes,
 }
 
 impl Looker {
-    /// Looks at the log and, now and then, at the servers beside the relay.
+    /// Reads the log and, at a longer interval, checks the neighbouring servers.
     pub(super) async fn look(&mut self, shared: &Shared) -> Snapshot {
         let is_due = self.asked.is_none_or(|asked| asked.elapsed() >= NEIGHBOURS_EVERY);
         let neighbours = async { if is_due { Some(shared.parts.neighbours.look().await) } else { None } };
@@ -109,10 +110,10 @@ impl Looker {
         Snapshot { status: event("status", &status), lists: self.lists.clone() }
     }
 
-    /// Nobody looks: gives the connection back.
+    /// Closes the connection, because no page is open.
     pub(super) async fn rest(&mut self) {
         if let Some(connection) = self.connection.take() {
-            // Whether the goodbye arrives does not matter.
+            // The connection is dropped even if closing it fails.
             let _closed = timeout(PATIENCE, connection.close()).await;
         }
         *self = Self::default();
@@ -123,7 +124,7 @@ async fn look_at_log(
     kept: &mut Option<PgConnection>,
     shared: &Shared,
 ) -> Result<(Vec<Judged>, Lists), Error> {
-    // Taken out and put back, so that a look that is given up takes its connection with it.
+    // The connection is taken out and put back, so that a cancelled read drops it.
     let mut connection = match kept.take() {
         Some(connection) => connection,
         None => {
@@ -151,11 +152,11 @@ fn judge(relay: RelayOverview, limit: u64) -> Judged {
     Judged { sentence: sentence(&relay, verdict, limit), verdict, relay }
 }
 
-/// What the verdict means, and what to do where that is not on the page.
+/// Explains a verdict, and names the action if the page has no button for it.
 fn sentence(relay: &RelayOverview, verdict: Verdict, limit: u64) -> String {
     match verdict {
         Verdict::NoLeader => {
-            "Nothing is delivered, as no relay of this name leads. Start one: aftercommit relay".to_owned()
+            "Nothing is delivered, because no relay of this name leads. Start one: aftercommit relay".to_owned()
         }
         Verdict::Paused => {
             let (who, reason) = relay.paused.as_ref().map_or(("", ""), |pause| (&pause.who, &pause.reason));
@@ -163,18 +164,18 @@ fn sentence(relay: &RelayOverview, verdict: Verdict, limit: u64) -> String {
         }
         Verdict::Failing => {
             let mut errors = relay.processes.iter().filter_map(|heard| heard.heartbeat.error.as_deref());
-            format!("It tries again by itself. Last error: {}", errors.next_back().unwrap_or("unknown"))
+            format!("The relay retries by itself. Last error: {}", errors.next_back().unwrap_or("unknown"))
         }
         Verdict::Late => format!(
-            "The oldest event has waited for {:.0} s; {limit} s are the limit.",
+            "The oldest event has waited for {:.0} s; the limit is {limit} s.",
             relay.oldest_pending_seconds.unwrap_or_default()
         ),
         Verdict::Parked if relay.parked_topics == 0 => {
             let events = pluralize(relay.parked_events.cast_unsigned(), "event");
-            format!("{events} set aside; all else flows.")
+            format!("{events} set aside; all others are delivered.")
         }
         Verdict::Parked => format!(
-            "{} waiting behind an event that Redis refused; all else flows.",
+            "{} waiting behind an event that Redis refused; all others are delivered.",
             if relay.parked_topics == 1 {
                 "One topic is".to_owned()
             } else {
@@ -183,7 +184,7 @@ fn sentence(relay: &RelayOverview, verdict: Verdict, limit: u64) -> String {
         ),
         Verdict::Delivering => match relay.oldest_pending_seconds {
             None if relay.oldest_is_sampled => {
-                "Nothing was seen waiting behind the rows of open or rolled-back transactions.".to_owned()
+                "No event is waiting, as far as can be seen behind the rows of open or rolled-back transactions.".to_owned()
             }
             None => "Nothing waits: all that committed has been delivered.".to_owned(),
             Some(age) => format!(

@@ -1,17 +1,17 @@
-//! The operator's page: one page for the person on call, served by the relay's own port.
+//! The operator's page: one page for the person on call, served on the relay's port.
 //!
-//! It shows what `aftercommit status` shows, live, and does what an operator does by hand: release, discard, pause, resume,
-//! replay. Everything but the sign-in is behind the operators' token.
+//! It shows the content of `aftercommit status`, live. On it an operator can release, discard, pause, resume
+//! and replay. Everything but the sign-in requires the operators' token.
 //!
-//! Guarantees: it never stands in the way of a delivery. It has connections of its own, five at most and only while
-//! somebody uses it; what it shows is looked up once for all who look. Whatever it changes, it writes into the audit in the
-//! same transaction.
+//! The page must never delay a delivery. It has connections of its own, five at most and only while the page
+//! is in use. All open pages together cause one read of the log. Every change is written to the audit log in
+//! the same transaction.
 //!
-//! - `access`: who is let in, and from where a change may be asked for.
+//! - `access`: admits operators, and changes only from pages of this origin.
 //! - `trend`: the last ten minutes, one sample a second.
-//! - `feed`: what there is to see, as a stream of server-sent events.
-//! - `actions` and `replay`: what an operator does.
-//! - `change`: a change is carried out in time and while its operator waits, or not at all.
+//! - `feed`: the state of the log, as a stream of server-sent events.
+//! - `actions` and `replay`: the operators' actions.
+//! - `change`: carries a change out in time and while its operator waits, or not at all.
 //! - `pages`: the files of `assets`, compiled in. No build step, no library, nothing from another server.
 
 mod access;
@@ -46,34 +46,35 @@ use replay::Replays;
 use sessions::Sessions;
 use trend::Trend;
 
-/// Everything of the page is below this path; its cookie goes nowhere else.
+/// The path of the page. Everything it uses is below this path, and its cookie is sent nowhere else.
 pub const PATH: &str = "/console";
 
-/// What an operator's request may weigh, in bytes. Event ids are the longest part of it.
+/// The largest body of an operator's request, in bytes. A list of event ids is its longest part.
 const BODY_BYTES_MAX: usize = 64 * 1024;
-/// Connections for changes, beside the feed's one and a replay's: two operators do not wait for each other, and a hundred do not press on Postgres.
+/// Connections for changes, besides those of the feed and of replays. Two operators do not wait for each
+/// other, and a hundred do not overload Postgres.
 const CONNECTIONS: u32 = 2;
-/// How long a statement of this page may take, in milliseconds.
+/// The time limit of a statement of this page, in milliseconds.
 const STATEMENT_TIMEOUT_MS: u64 = 10_000;
-/// How long a sign-in may take, its form included.
+/// The time limit of a sign-in, its form included.
 const SIGN_IN_TAKES: Duration = Duration::from_secs(5);
-/// Pages that may be open at a time.
+/// The largest number of open pages.
 const VIEWERS_MAX: usize = 32;
 
-/// What the page is about, and what it works with.
+/// The parts of the relay's process that the page uses.
 #[derive(Debug)]
 pub struct Parts {
-    /// The relay whose trend is shown.
+    /// The name of the relay whose trend is shown.
     pub relay: String,
-    /// How long its events may wait before it counts as late.
+    /// The time that its events may wait before the relay counts as late.
     pub pending_limit: Duration,
-    /// What this process's relay does.
+    /// The state of this process's relay.
     pub state: StateHandle,
-    /// Lets operators in.
+    /// Admits operators.
     pub gate: OperatorGate,
-    /// Where the log is.
+    /// The database of the log.
     pub database: postgres::Settings,
-    /// How the servers beside the relay are.
+    /// Checks Redis and the SSE server.
     pub neighbours: Readiness,
 }
 
@@ -81,7 +82,7 @@ pub struct Parts {
 #[derive(Debug, Clone)]
 pub struct Console(Arc<Shared>);
 
-/// What all requests share.
+/// Shared by all requests.
 #[derive(Debug)]
 struct Shared {
     parts: Parts,
@@ -91,15 +92,15 @@ struct Shared {
     feed: Feed,
     replays: Replays,
     viewers: Arc<Semaphore>,
-    /// Cancelled when the process ends: streams end with it.
+    /// Cancelled when the process ends, which ends all streams.
     ended: CancellationToken,
 }
 
 impl Console {
-    /// A page over these parts. Connects when somebody signs in, not before.
+    /// Creates the page. It connects only after somebody has signed in.
     ///
     /// # Errors
-    /// [`ConnectError::NoUrl`] and [`ConnectError::Url`].
+    /// [`ConnectError::NoUrl`] if no URL is configured, [`ConnectError::Url`] if it is not valid.
     pub fn new(parts: Parts) -> Result<Self, ConnectError> {
         let database = postgres::Settings {
             max_connections: CONNECTIONS,
@@ -120,7 +121,7 @@ impl Console {
         })))
     }
 
-    /// The page and all that it asks for.
+    /// The routes of the page.
     pub fn router(&self) -> Router {
         let shared = &self.0;
         let for_operators = Router::new()
@@ -135,7 +136,7 @@ impl Console {
             .route("/console/replay", post(replay::start))
             .route("/console/replay/resume", post(replay::resume))
             .layer(middleware::from_fn_with_state(shared.clone(), access::operators_only));
-        // Nobody is known yet whose request it is.
+        // No operator is known yet at the sign-in.
         let sign_in = get(pages::to_console)
             .post(sign_in::sign_in)
             .layer(middleware::from_fn_with_state(SIGN_IN_TAKES, request_timeout));
@@ -150,8 +151,8 @@ impl Console {
             .with_state(shared.clone())
     }
 
-    /// Samples the trend, and looks at the log while somebody looks at the page, until `stop`. Streams end then too, and
-    /// so do replays that this process is at: they can be taken up again.
+    /// Samples the trend, and reads the log while a page is open, until `stop`. Streams end then, and replays
+    /// of this process are interrupted; they can be resumed.
     pub async fn run(self, stop: CancellationToken) {
         let shared = &self.0;
         tokio::join!(trend::sample(shared, &stop), feed::look_after(shared, &stop));

@@ -1,4 +1,4 @@
-//! The files of `assets`, compiled in, and the headers that keep anything else out of the page.
+//! The files of `assets`, compiled in, and the headers that keep foreign content out of the page.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,12 +14,12 @@ const CONSOLE: &str = include_str!("assets/console.html");
 const SIGN_IN: &str = include_str!("assets/sign-in.html");
 const NO_TOKEN: &str = include_str!("assets/no-token.html");
 
-/// In the sign-in page: where a complaint goes, and where a browser is told to ask once more.
+/// Places in the sign-in page: for a complaint, and for making the browser repeat its request.
 const COMPLAINT_PLACE: &str = "<!-- complaint -->";
 const ONCE_MORE_PLACE: &str = "<!-- once more -->";
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
-/// The files by name, with their types.
+/// The files with their names and types.
 const ASSETS: [(&str, &str, &str); 11] = [
     ("style.css", "text/css; charset=utf-8", include_str!("assets/style.css")),
     ("icon.svg", "image/svg+xml", include_str!("assets/icon.svg")),
@@ -34,8 +34,8 @@ const ASSETS: [(&str, &str, &str); 11] = [
     ("text.js", JAVASCRIPT, include_str!("assets/text.js")),
 ];
 
-/// What every answer says to browsers: run and load only what this very server serves, never inside another page, and
-/// build no markup from texts.
+/// Headers of every answer. Browsers then run and load only files of this server, never show the page inside
+/// another one, and never build markup from texts.
 const GUARDS: [(HeaderName, &str); 6] = [
     (
         header::CONTENT_SECURITY_POLICY,
@@ -49,7 +49,7 @@ const GUARDS: [(HeaderName, &str); 6] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-/// Adds the guards to an answer.
+/// Adds these headers to an answer.
 pub(super) async fn guard(mut response: Response) -> Response {
     let headers = response.headers_mut();
     for (name, value) in GUARDS {
@@ -64,7 +64,7 @@ pub(super) async fn to_console() -> Redirect {
     Redirect::to(PATH)
 }
 
-/// `GET /console`: the page, or what is needed to see it.
+/// `GET /console`: the page, the sign-in, or the page without a token.
 pub(super) async fn console(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
     if !shared.parts.gate.can_open() {
         return no_token();
@@ -73,7 +73,8 @@ pub(super) async fn console(State(shared): State<Arc<Shared>>, headers: HeaderMa
     if session.and_then(|id| shared.sessions.who(id, Instant::now())).is_some() {
         return html(StatusCode::OK, CONSOLE.to_owned());
     }
-    // Behind a link on another site a browser leaves out the cookie. Asked once more, by this page, it sends it.
+    // After a link on another site, a browser leaves the cookie out. It sends the cookie when this page makes
+    // it repeat the request.
     let from = headers.get("sec-fetch-site").and_then(|site| site.to_str().ok());
     let once_more = match from {
         Some("cross-site" | "same-site") => "<meta http-equiv=\"refresh\" content=\"0; url=/console\">",
@@ -82,7 +83,7 @@ pub(super) async fn console(State(shared): State<Arc<Shared>>, headers: HeaderMa
     html(StatusCode::OK, SIGN_IN.replace(ONCE_MORE_PLACE, once_more))
 }
 
-/// What the sign-in page has to say.
+/// A complaint on the sign-in page.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Complaint {
     NotAForm,
@@ -94,10 +95,10 @@ pub(super) enum Complaint {
 impl Complaint {
     fn text(self) -> &'static str {
         match self {
-            Self::NotAForm => "The form did not arrive whole. Please try again.",
-            Self::NoName => "Please say who you are: the audit keeps it.",
+            Self::NotAForm => "The form is not complete. Please try again.",
+            Self::NoName => "Please enter your name: it is kept in the audit log.",
             Self::WrongToken => "This is not the operators’ token.",
-            Self::TooMany => "Too many wrong tokens came from here. Wait a second, then try again.",
+            Self::TooMany => "Too many wrong tokens came from your address. Wait a second, then try again.",
         }
     }
 }
@@ -108,7 +109,7 @@ pub(super) fn sign_in(status: StatusCode, complaint: Complaint) -> Response {
     html(status, SIGN_IN.replace(COMPLAINT_PLACE, &text))
 }
 
-/// The page where no token is configured: nobody is let in, and how to change that.
+/// The page if no token is configured. It says how to set one.
 pub(super) fn no_token() -> Response {
     html(StatusCode::FORBIDDEN, NO_TOKEN.to_owned())
 }
@@ -117,10 +118,10 @@ fn html(status: StatusCode, text: String) -> Response {
     (status, axum::response::Html(text)).into_response()
 }
 
-/// `GET /console/assets/{name}`. The same for everybody, and so not behind the sign-in, which uses them too.
+/// `GET /console/assets/{name}`. The files are not secret, and the sign-in page uses them too.
 pub(super) async fn asset(Path(name): Path<String>) -> Response {
     match ASSETS.iter().find(|(known, ..)| *known == name) {
-        // Asked for again with each page, so that a new version of the relay brings its new page.
+        // Browsers ask again each time, so that a new version of the relay brings its new page.
         Some((_, kind, text)) => {
             let headers = [(header::CONTENT_TYPE, *kind), (header::CACHE_CONTROL, "no-cache")];
             (headers, *text).into_response()

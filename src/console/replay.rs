@@ -1,4 +1,5 @@
-//! Replay: looking first at what would be repeated, then doing it in the background. How far it is comes by the feed.
+//! Replays: a preview of the events to repeat, then the replay itself in the background. The feed shows its
+//! progress.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -15,24 +16,25 @@ use uuid::Uuid;
 
 use super::Shared;
 use super::access::Identity;
-use super::actions::{known, operator};
+use super::actions::operator;
 use super::change::{Asked, REPLAY_LIMIT};
 use super::error::Error;
 use crate::http::Json;
 use crate::log::read;
 use crate::ops::browse::{EventRow, Selection};
+use crate::ops::relays;
 use crate::ops::replay::{self, Plan, Replay};
 
-/// Events that a look shows.
+/// The number of events in a preview.
 const SAMPLE: u32 = 5;
 
-/// Looks and replays of this process at a time: each has a connection of its own.
+/// The largest number of previews and replays at a time in this process. Each has a connection of its own.
 const AT_A_TIME: usize = 2;
 
-/// Events a second that can be asked for at most: more is as fast as it goes.
+/// The largest rate, in events a second. Without a rate, a replay runs at full speed.
 const RATE_MAX: u32 = 100_000;
 
-/// The replays that this process is at.
+/// The previews and replays of this process.
 #[derive(Debug)]
 pub(super) struct Replays {
     places: Arc<Semaphore>,
@@ -48,7 +50,7 @@ impl Default for Replays {
 }
 
 impl Replays {
-    /// Ends those that are running after their batch. They can be taken up again.
+    /// Interrupts running replays after their current batch. They can be resumed.
     pub(super) async fn end(&self) {
         self.stop.cancel();
         self.running.close();
@@ -56,7 +58,7 @@ impl Replays {
     }
 }
 
-/// A connection for one look or replay, whose lock lives as long as its session.
+/// A connection for one preview or replay. The replay's lock lives as long as this session.
 struct Session {
     connection: PgConnection,
     _place: OwnedSemaphorePermit,
@@ -71,12 +73,12 @@ impl Session {
     }
 
     async fn plan(&mut self, relay: &str, selection: &Selection) -> Result<Plan, Error> {
-        known(&mut self.connection, relay).await?;
+        relays::must_exist(&mut self.connection, relay).await?;
         Ok(replay::plan(&mut self.connection, relay, selection).await?)
     }
 }
 
-/// Which events. Every part that is set must match.
+/// The selected events. An event must match every part that is set.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Chosen {
@@ -97,7 +99,7 @@ impl Chosen {
     }
 }
 
-/// What to look for.
+/// The body of a preview's request.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Look {
@@ -105,7 +107,7 @@ pub(super) struct Look {
     selection: Chosen,
 }
 
-/// What to replay, how many events a second at most, and why. Without a rate, as fast as it goes.
+/// The body of a request to replay. `rate` is in events a second; without it, the replay runs at full speed.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
@@ -115,7 +117,7 @@ pub(super) struct Wanted {
     reason: String,
 }
 
-/// Which replay to take up again, how fast, and why.
+/// The body of a request to resume a replay.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Again {
@@ -124,7 +126,7 @@ pub(super) struct Again {
     reason: String,
 }
 
-/// A rate that was asked for, if it is one.
+/// Checks the rate of a request.
 fn checked(rate: Option<u32>) -> Result<Option<NonZeroU32>, Error> {
     let Some(rate) = rate else { return Ok(None) };
     match NonZeroU32::new(rate).filter(|rate| rate.get() <= RATE_MAX) {
@@ -133,14 +135,14 @@ fn checked(rate: Option<u32>) -> Result<Option<NonZeroU32>, Error> {
     }
 }
 
-/// What would be replayed.
+/// The answer to a preview's request.
 #[derive(Debug, Serialize)]
 pub(super) struct Preview {
     events: u64,
     sample: Vec<EventRow>,
 }
 
-/// `POST /console/replay/preview`: counts and shows some, and changes nothing.
+/// `POST /console/replay/preview`: counts the events and shows some. Changes nothing.
 pub(super) async fn preview(
     State(shared): State<Arc<Shared>>,
     Json(look): Json<Look>,
@@ -152,7 +154,7 @@ pub(super) async fn preview(
     Ok(axum::Json(Preview { events: plan.events, sample }))
 }
 
-/// `POST /console/replay`: begins, and goes on in the background.
+/// `POST /console/replay`: begins a replay, which continues in the background.
 pub(super) async fn start(
     State(shared): State<Arc<Shared>>,
     Extension(identity): Extension<Identity>,
@@ -169,7 +171,7 @@ pub(super) async fn start(
     Ok(axum::Json(carry_on(&shared, session, begun, rate)))
 }
 
-/// `POST /console/replay/resume`: takes up one that was interrupted.
+/// `POST /console/replay/resume`: resumes an interrupted replay.
 pub(super) async fn resume(
     State(shared): State<Arc<Shared>>,
     Extension(identity): Extension<Identity>,
@@ -185,14 +187,14 @@ pub(super) async fn resume(
     Ok(axum::Json(carry_on(&shared, session, resumed, rate)))
 }
 
-/// Runs it in the background; how far it is, the feed tells.
+/// Runs the replay in the background. The feed shows its progress.
 fn carry_on(shared: &Arc<Shared>, mut session: Session, begun: Replay, rate: Option<NonZeroU32>) -> Replay {
     let (mut replay, shared) = (begun.clone(), shared.clone());
     shared.clone().replays.running.spawn(async move {
         let stop = &shared.replays.stop;
         let ran = replay::run(&mut session.connection, &mut replay, rate, stop, |_| {}).await;
         if let Err(error) = ran {
-            tracing::warn!(%error, replay = replay.id, "a replay stopped; it can be taken up again");
+            tracing::warn!(%error, replay = replay.id, "a replay was interrupted; it can be resumed");
         }
         shared.feed.look_again();
     });

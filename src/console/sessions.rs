@@ -1,4 +1,4 @@
-//! Who is signed in: in memory, so that a restart signs everybody out.
+//! Sign-ins, kept in memory: a restart signs all operators out.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-/// How long a sign-in lasts: a shift.
+/// The lifetime of a sign-in: a shift.
 pub(super) const LASTS: Duration = Duration::from_secs(12 * 3600);
-/// Sign-ins at a time. The oldest gives way.
+/// The largest number of sign-ins. A new one removes the oldest.
 const SESSIONS_MAX: usize = 64;
 
-/// Sign-ins by their random ids.
+/// Sign-ins by random id.
 #[derive(Debug, Default)]
 pub(super) struct Sessions(Mutex<HashMap<String, Session>>);
 
@@ -22,7 +22,7 @@ struct Session {
 }
 
 impl Sessions {
-    /// Signs somebody in; returns the id that their cookie carries: 244 random bits.
+    /// Signs an operator in. Returns the id for the cookie: 244 random bits.
     pub(super) fn begin(&self, who: String, now: Instant) -> String {
         let id = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
         let mut sessions = self.lock();
@@ -35,12 +35,12 @@ impl Sessions {
         id
     }
 
-    /// Whose sign-in this is, if it is one and has not ended.
+    /// The operator of this sign-in, if it exists and has not ended.
     pub(super) fn who(&self, id: &str, now: Instant) -> Option<String> {
         self.lock().get(id).filter(|session| session.ends > now).map(|session| session.who.clone())
     }
 
-    /// Signs somebody out.
+    /// Ends a sign-in.
     pub(super) fn end(&self, id: &str) {
         self.lock().remove(id);
     }

@@ -1,5 +1,6 @@
-//! Signing in and out. The token is sent once, and answered with a cookie that no script can read and that goes nowhere
-//! but to this page: a stream of events cannot send a header.
+//! Signing in and out. The browser sends the token once and receives a cookie, which no script can read and
+//! which is sent only to this page. A token in a header would not work for the event stream: a browser cannot
+//! set its headers.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,22 +17,22 @@ use super::pages::{self, Complaint};
 use super::{PATH, Shared, sessions};
 use crate::http::{Connection, OperatorRefusal};
 
-/// Characters of an operator's name at most.
+/// The longest name of an operator, in characters.
 const NAME_LEN_MAX: usize = 60;
 
-/// The form.
+/// The sign-in form.
 #[derive(Deserialize)]
 struct SignIn {
     who: String,
     token: SecretString,
 }
 
-/// `POST /console/sign-in`: a form, so that it works before any script does.
+/// `POST /console/sign-in`: a form, so that it works without any script.
 pub(super) async fn sign_in(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     if !shared.parts.gate.can_open() {
         return pages::no_token();
     }
-    // Otherwise another page could sign somebody in under a name of its own choice.
+    // Otherwise a page of another origin could sign a browser in under a name of its choice.
     if !access::is_same_origin(request.headers()) {
         return access::elsewhere().into_response();
     }
@@ -70,18 +71,18 @@ pub(super) async fn sign_out(
     (StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie("", 0, came_by_https(&headers)))]).into_response()
 }
 
-/// Whose sign-in it is.
+/// The operator who is signed in.
 #[derive(Serialize)]
 pub(super) struct Who {
     who: String,
 }
 
-/// `GET /console/session`: tells a page that has lost its stream whether it has lost its sign-in too.
+/// `GET /console/session`: tells a page that has lost its stream whether its sign-in has ended too.
 pub(super) async fn who(Extension(identity): Extension<Identity>) -> axum::Json<Who> {
     axum::Json(Who { who: identity.who })
 }
 
-/// A name as it stands in the audit: without what would upset a terminal.
+/// A name for the audit log, without control characters.
 fn name(text: &str) -> Option<String> {
     let name: String = text.trim().chars().filter(|c| !c.is_control()).take(NAME_LEN_MAX).collect();
     (!name.is_empty()).then_some(name)
@@ -93,7 +94,7 @@ fn cookie(id: &str, seconds: u64, is_secure: bool) -> HeaderValue {
     HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// Whether a proxy in front says that the browser speaks TLS with it. Who lies here harms only their own cookie.
+/// Whether a proxy reports that the browser uses TLS. A client that lies here harms only its own cookie.
 fn came_by_https(headers: &HeaderMap) -> bool {
     headers.get("x-forwarded-proto").is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"))
 }

@@ -1,6 +1,7 @@
-//! The last ten minutes of this process's relay, one sample a second, so that a page opened just now shows them at once.
+//! The last ten minutes of this process's relay, one sample a second, so that a newly opened page shows them
+//! at once.
 //!
-//! Costs nothing to speak of: it takes over what the relay's pulse has seen.
+//! Costs almost nothing: it copies the numbers of the relay's monitor.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,16 +17,18 @@ use super::Shared;
 use crate::relay::BacklogStatus;
 
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Samples that are kept: ten minutes.
+/// The number of samples that are kept: ten minutes.
 const KEPT: usize = 600;
 
-/// One second: when (Unix time in milliseconds), events that wait, how long the oldest of them has (seconds), events a
-/// second, and how long the newest delivered one took (seconds). A number that is not known is `None`.
+/// One second: the time (Unix, in milliseconds), the number of pending events, the age of the oldest one
+/// (seconds), the rate (events a second), and the latency of the newest delivered event (seconds). `None` for
+/// an unknown number.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(super) struct Sample(i64, Option<i64>, Option<f64>, Option<f64>, Option<f64>);
 
 impl Sample {
-    /// What the pulse has seen; latency only where something was delivered since the step `before`.
+    /// A sample of the monitor's numbers. Has a latency only if the relay has delivered since the step
+    /// `before`.
     fn of(outlook: Option<&BacklogStatus>, before: Option<i64>) -> Self {
         Self(
             Utc::now().timestamp_millis(),
@@ -40,12 +43,12 @@ impl Sample {
     }
 }
 
-/// Seconds to the millisecond.
+/// Rounds seconds to milliseconds.
 fn rounded(time: Duration) -> f64 {
     (time.as_secs_f64() * 1000.0).round() / 1000.0
 }
 
-/// The samples, and the newest of them for whoever waits for it.
+/// The samples, and a channel for new ones.
 #[derive(Debug)]
 pub(super) struct Trend {
     samples: Mutex<VecDeque<Sample>>,
@@ -59,9 +62,9 @@ impl Default for Trend {
 }
 
 impl Trend {
-    /// All samples so far, and those that follow.
+    /// All samples so far, and a receiver of the following ones.
     pub(super) fn follow(&self) -> (Vec<Sample>, watch::Receiver<Option<Sample>>) {
-        // Under the lock, so that the next sample is in the one or the other.
+        // Both under the lock, so that no sample is lost between them.
         let samples = self.lock();
         (samples.iter().copied().collect(), self.newest.subscribe())
     }
@@ -80,7 +83,7 @@ impl Trend {
     }
 }
 
-/// Takes a sample a second until `stop`.
+/// Takes a sample each second until `stop`.
 pub(super) async fn sample(shared: &Shared, stop: &CancellationToken) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,9 +1,10 @@
-//! Where in a trace an event was appended: the W3C header `traceparent`, kept in the row's headers under that key.
+//! The place in a trace at which an event was appended: the W3C header `traceparent`, kept in the row's
+//! headers under that key.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The key of an event's headers that holds it.
+/// The key of `traceparent` in an event's headers.
 pub const TRACE_PARENT: &str = "traceparent";
 
 /// A place in a trace: `00-<trace id>-<span id>-<flags>`.
@@ -17,7 +18,7 @@ pub struct TraceParent {
     pub is_sampled: bool,
 }
 
-/// A text that is no `traceparent`. Whoever reads one goes on without it.
+/// The text is not a `traceparent`. Readers ignore it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a traceparent of the form 00-<32 hex digits>-<16 hex digits>-<2 hex digits>")]
 pub struct NotATraceParent;
@@ -34,7 +35,7 @@ impl FromStr for TraceParent {
         let mut parts = text.split('-');
         let mut part = |length| hex(parts.next().ok_or(NotATraceParent)?, length);
         let (version, trace_id, span_id, flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
-        // Later versions may add parts behind these four; this one may not. 255 is forbidden.
+        // Later versions may add parts behind these four, version 0 may not. 255 is forbidden.
         let is_known = version == 0 && parts.next().is_none() || (1..255).contains(&version);
         let span_id = u64::try_from(span_id).map_err(|_| NotATraceParent)?;
         if !is_known || trace_id == 0 || span_id == 0 {

@@ -1,10 +1,11 @@
-//! Slows down whoever guesses a secret, and nobody else.
+//! Slows down clients that guess a secret, without locking out clients that know it.
 //!
-//! The rule: an address has five looks at the secret, and gets one back each second. A wrong guess costs a look, the right
-//! secret costs none. Without a look left, nothing is compared: whoever guesses learns one guess a second. The same wrong
-//! secret sent again costs nothing, as it tells nothing: a script with an old token behind the same proxy keeps nobody out.
-//! So the right secret is taken at once from every address that sends fewer than one new guess a second, and sooner or
-//! later from one that sends more.
+//! Each address has five attempts and regains one a second. A wrong guess costs an attempt; the right secret
+//! costs none. Without an attempt left, nothing is compared, so guessing yields one comparison a second. The
+//! same wrong secret sent again costs no attempt, because it reveals nothing: a script with an old token does
+//! not lock out other clients behind the same proxy. The right secret is therefore accepted at once from
+//! every address that sends fewer than one new guess a second, and sooner or later from an address that sends
+//! more.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -14,24 +15,24 @@ use std::time::{Duration, Instant};
 
 use super::proxies::counted_as;
 
-/// Wrong guesses of one address before it has to wait.
+/// Wrong guesses that one address may send before it has to wait.
 const LOOKS: u32 = 5;
-/// How long until one more is looked at.
+/// The time after which an address regains one attempt.
 const REGAINED_AFTER: Duration = Duration::from_secs(1);
-/// Addresses that are remembered.
+/// The number of addresses that are remembered.
 const ADDRESSES_MAX: usize = 1024;
-/// Wrong guesses of one address that are known again.
+/// The number of wrong guesses of one address that are recognized when they are repeated.
 const REMEMBERED: usize = 8;
 
-/// Wrong guesses of late, by address.
+/// Recent wrong guesses, by address.
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
     addresses: Mutex<HashMap<IpAddr, Guesses>>,
-    /// Guesses are remembered by a keyed hash: none is kept.
+    /// Guesses are remembered as keyed hashes; their text is not kept.
     hasher: RandomState,
 }
 
-/// What one address has sent.
+/// Wrong guesses of one address.
 #[derive(Debug, Clone, Default)]
 struct Guesses {
     new: Spent,
@@ -39,24 +40,26 @@ struct Guesses {
     known: VecDeque<u64>,
 }
 
-/// So many at a time, one fewer after each [`REGAINED_AFTER`].
+/// A count of attempts spent. One is regained after each [`REGAINED_AFTER`].
 #[derive(Debug, Clone, Copy, Default)]
 struct Spent {
     count: u32,
     counted: Option<Instant>,
 }
 
-/// How an attempt ended.
+/// The result of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attempt {
     Right,
     Wrong,
-    /// It was not looked at, or was known to be wrong: too many were. Try again after this time.
+    /// The address has sent too many wrong guesses, or the same one too often. This one was not compared. Try
+    /// again after this time.
     TooMany(Duration),
 }
 
 impl Attempts {
-    /// Looks at a secret, unless this address has no look left. One at a time, so that guesses in parallel count too.
+    /// Compares a secret, unless this address has no attempt left. Holds the lock meanwhile, so that parallel
+    /// guesses count too.
     pub(super) fn attempt(
         &self,
         from: IpAddr,
@@ -103,7 +106,7 @@ impl Guesses {
 }
 
 impl Spent {
-    /// What is still spent at this time.
+    /// The attempts that are still spent at this time.
     fn at(self, now: Instant) -> Self {
         let Some(counted) = self.counted else { return Self::default() };
         let regained = now.saturating_duration_since(counted).as_secs() / REGAINED_AFTER.as_secs();
@@ -115,7 +118,7 @@ impl Spent {
         }
     }
 
-    /// How long until there is one to spend, if there is none.
+    /// The time until an attempt is regained, if all are spent.
     fn wait(self, now: Instant) -> Option<Duration> {
         let spent = self.at(now);
         (spent.count >= LOOKS).then(|| {
@@ -125,7 +128,7 @@ impl Spent {
         })
     }
 
-    /// Spends one, if there is one.
+    /// Spends one attempt, if one is left.
     fn spend(&mut self, now: Instant) -> Attempt {
         if let Some(wait) = self.wait(now) {
             return Attempt::TooMany(wait);

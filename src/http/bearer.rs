@@ -2,8 +2,8 @@
 
 use axum::http::{HeaderMap, header};
 
-/// The token of an `Authorization: Bearer …` header. The scheme's case does not matter (RFC 9110, 11.1); a token behind
-/// another scheme is none.
+/// The token of an `Authorization: Bearer …` header. The scheme is case-insensitive (RFC 9110, 11.1). Tokens
+/// of other schemes are ignored.
 pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())

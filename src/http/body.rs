@@ -1,4 +1,4 @@
-//! A response's body that keeps something alive for as long as it is sent.
+//! A response body that keeps a value alive for as long as it is sent.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use axum::body::{Body, Bytes};
 use http_body::{Frame, SizeHint};
 
-/// A body, and what is held until it has been handed over or given up.
+/// A body, and a value that is dropped when the body has been sent or abandoned.
 pub(super) struct Holding<T> {
     body: Body,
     _held: T,

@@ -1,4 +1,4 @@
-//! Which other sites' pages may call: CORS for a list of origins.
+//! CORS for a list of origins: which other sites' pages may call this server.
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -8,37 +8,39 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-/// What a page may send along: what a stream is asked with by clients that use `fetch` (they set `Cache-Control` as
-/// EventSource does), by libraries that mark their requests, and by those that trace them.
+/// Request headers that a page may send. They cover clients that open a stream with `fetch` (they set
+/// `Cache-Control` as EventSource does), libraries that mark their requests, and libraries that trace them.
 const HEADERS: HeaderValue = HeaderValue::from_static(
     "accept, authorization, baggage, cache-control, content-type, last-event-id, pragma, sentry-trace, traceparent, \
      tracestate, x-requested-with",
 );
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST");
-/// How long a browser may go by a preflight's answer, in seconds.
+/// How long a browser may cache the answer to a preflight, in seconds.
 const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
 
-/// Origins that are let in, exactly as browsers write them: scheme, host, and the port where it is not the usual one.
+/// Allowed origins, exactly as browsers write them: scheme, host, and the port unless it is the scheme's
+/// default.
 #[derive(Debug, Clone)]
 pub struct Origins(Arc<[String]>);
 
-/// A text that is no origin as browsers write it.
+/// A text that is not an origin as browsers write it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "sse.cors_origins names '{0}', which no browser sends or which stands for anybody: write each origin as browsers do, such \
+    "sse.cors_origins contains '{0}', which no browser sends or which stands for any site: write each origin as browsers do, such \
      as https://app.example or http://localhost:3000 (no *, no null, no path, lower case, no usual port)"
 )]
 pub struct OriginError(String);
 
 impl Origins {
-    /// Lets these in, with cookies. There is no wildcard: with cookies browsers take none, and a list is read by people.
+    /// Allows these origins, with credentials. There is no wildcard: browsers do not accept one together with
+    /// credentials, and a list of names is easy to review.
     ///
     /// # Errors
-    /// [`OriginError`] for the first one that can match no page, or pages of anybody (`null` is sent by sandboxed frames
-    /// and local files of every site).
+    /// [`OriginError`] for the first text that can match no page, or pages of any site (sandboxed frames and
+    /// local files of every site send `null`).
     pub fn new(origins: &[String]) -> Result<Self, OriginError> {
         match origins.iter().find(|origin| !is_origin(origin)) {
-            // A user and a password are nobody's origin, and nothing to be told.
+            // The user and the password of an address are not shown.
             Some(other) if other.contains('@') => Err(OriginError(crate::address::shown(other))),
             Some(other) => Err(OriginError(other.clone())),
             None => Ok(Self(origins.iter().cloned().collect())),
@@ -52,8 +54,8 @@ impl Origins {
     }
 }
 
-/// Whether a browser would write an origin so (RFC 6454, 6.2): scheme and host in lower case, the port only where it is not
-/// the scheme's own.
+/// Whether a browser would write an origin in this form (RFC 6454, 6.2): scheme and host in lower case, no
+/// default port.
 fn is_origin(text: &str) -> bool {
     let Some((scheme, authority)) = text.split_once("://") else { return false };
     let is_scheme = scheme.starts_with(|c: char| c.is_ascii_lowercase())
@@ -78,7 +80,7 @@ fn is_origin(text: &str) -> bool {
     is_scheme && is_host && port.is_none_or(is_port)
 }
 
-/// The middleware: answers preflights, and tells browsers which origins may read an answer.
+/// Middleware: answers preflights, and tells browsers which origins may read an answer.
 pub async fn cors(State(origins): State<Origins>, request: Request, next: Next) -> Response {
     let allowed = origins.allowed(request.headers()).cloned();
     let is_preflight = request.method() == Method::OPTIONS
@@ -95,7 +97,7 @@ pub async fn cors(State(origins): State<Origins>, request: Request, next: Next) 
         _ => next.run(request).await,
     };
     let headers = response.headers_mut();
-    // The answer differs by origin, also where it lets none in.
+    // The answer depends on the origin, also for an origin that is not allowed.
     headers.append(header::VARY, HeaderValue::from_static("origin"));
     if let Some(origin) = allowed {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);

@@ -1,4 +1,4 @@
-//! Extractors whose refusals are problem details. Otherwise those of axum.
+//! axum's extractors, with problem details as their refusals.
 
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts};
@@ -6,18 +6,18 @@ use axum::http::StatusCode;
 
 use super::Problem;
 
-/// A JSON body. Refused are a content type other than JSON (415), a body that is too large (413), and one that is not
-/// JSON or not of this shape (400).
+/// A JSON body. Refuses another content type (415), a body that is too large (413), and a body that is not
+/// JSON or has another shape (400).
 #[derive(Debug, Clone, Copy, Default, FromRequest)]
 #[from_request(via(axum::Json), rejection(Problem))]
 pub struct Json<T>(pub T);
 
-/// Parts of the path; one that does not parse is refused with 400.
+/// Parameters of the path. Refuses those that do not parse (400).
 #[derive(Debug, Clone, Copy, Default, FromRequestParts)]
 #[from_request(via(axum::extract::Path), rejection(Problem))]
 pub struct Path<T>(pub T);
 
-/// The query; one that does not parse is refused with 400.
+/// The query. Refuses one that does not parse (400).
 #[derive(Debug, Clone, Copy, Default, FromRequestParts)]
 #[from_request(via(axum::extract::Query), rejection(Problem))]
 pub struct Query<T>(pub T);
@@ -29,11 +29,11 @@ impl From<JsonRejection> for Problem {
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "send the body as JSON, with the header Content-Type: application/json",
             ),
-            // Well-formed JSON of another shape is the client's mistake like any other malformed body.
+            // Well-formed JSON of another shape is a client's mistake, as a malformed body is.
             JsonRejection::JsonDataError(error) => Self::bad_request(error.body_text()),
             JsonRejection::JsonSyntaxError(error) => Self::bad_request(error.body_text()),
             other if other.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than this server takes")
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than this server accepts")
             }
             other => Self::new(other.status(), other.body_text()),
         }

@@ -1,4 +1,4 @@
-//! `/healthz`, `/readyz` and `/metrics`: the same three in every process.
+//! `/healthz`, `/readyz` and `/metrics`, the same in every process.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,22 +13,23 @@ use serde::Serialize;
 
 use super::Problem;
 
-/// One thing that must hold for a process to be ready.
+/// A condition for a process to be ready.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What was looked at.
+    /// The name of the condition.
     pub name: &'static str,
-    /// Whether it holds.
+    /// Whether the condition holds.
     pub ok: bool,
-    /// Whether it holds, and may hurt soon: a server that is full serves those whom it has.
+    /// Whether the condition holds but may soon cause trouble: a full server still serves the clients that it
+    /// has.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub warning: bool,
-    /// What was seen, in words for a person.
+    /// The reason, for a person to read.
     pub reason: String,
 }
 
 impl Check {
-    /// A check that turned out as `result` says.
+    /// A check with this result.
     pub fn of(name: &'static str, result: Result<impl Into<String>, impl Into<String>>) -> Self {
         match result {
             Ok(reason) => Self { name, ok: true, warning: false, reason: reason.into() },
@@ -36,16 +37,16 @@ impl Check {
         }
     }
 
-    /// The same as a warning, which leaves a process ready.
+    /// The same check as a warning, which leaves the process ready.
     pub fn with_warning(self) -> Self {
         Self { warning: true, ..self }
     }
 }
 
-/// Looks at everything that must hold.
+/// Runs all checks.
 type Look = dyn Fn() -> Pin<Box<dyn Future<Output = Vec<Check>> + Send>> + Send + Sync;
 
-/// How a process tells whether it is ready.
+/// The checks that decide whether a process is ready.
 #[derive(Clone)]
 pub struct Readiness(Arc<Look>);
 
@@ -56,7 +57,8 @@ impl std::fmt::Debug for Readiness {
 }
 
 impl Readiness {
-    /// Ready is when every check that `look` makes holds. `look` runs at every request and bounds its own waiting.
+    /// A process is ready if every check that `look` returns holds. `look` runs at every request and must
+    /// limit its own waiting.
     pub fn new<F>(look: impl Fn() -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Vec<Check>> + Send + 'static,
@@ -64,7 +66,7 @@ impl Readiness {
         Self(Arc::new(move || Box::pin(look())))
     }
 
-    /// Looks now.
+    /// Runs the checks now.
     pub async fn look(&self) -> Vec<Check> {
         self.0().await
     }
@@ -76,7 +78,7 @@ struct Ready {
     checks: Vec<Check>,
 }
 
-/// The three endpoints.
+/// Routes of `/healthz`, `/readyz` and `/metrics`.
 pub fn operations(registry: Registry, readiness: Readiness) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))

@@ -1,4 +1,4 @@
-//! What a process's door counts.
+//! Metrics of a process's HTTP server: connections and refused operators' tokens.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -9,13 +9,13 @@ use prometheus_client::registry::Registry;
 /// Why a connection was ended or refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Closed {
-    /// It gave way to another one: all places were taken, and it was the one that had been idle for longest.
+    /// It was closed for a new connection: all places were taken, and this one had been idle for longest.
     GaveWay,
-    /// Its peer had as many as a peer may have.
+    /// Its peer had the largest number of connections that a peer may have.
     Peer,
-    /// All places were taken, also those kept for health.
+    /// All places were taken, including those reserved for health checks.
     Full,
-    /// Its request's head was too large, or none.
+    /// The head of its request was too large or not HTTP.
     BadHead,
 }
 
@@ -37,7 +37,7 @@ struct Reason {
     reason: &'static str,
 }
 
-/// Handles on the metrics of a process's door. Cheap to clone.
+/// Handles to the metrics of a process's HTTP server. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
     pub(super) connections: Gauge,
@@ -47,13 +47,13 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Makes the metrics and puts them into the registry.
+    /// Creates the metrics and registers them.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register("aftercommit_http_connections", "Open connections", metrics.connections.clone());
         registry.register(
             "aftercommit_http_connections_limit",
-            "Connections that this process holds at most",
+            "The largest number of open connections",
             metrics.connections_limit.clone(),
         );
         registry.register(
@@ -63,10 +63,10 @@ impl Metrics {
         );
         registry.register(
             "aftercommit_http_operator_refused",
-            "Wrong operators' tokens, by what became of them",
+            "Wrong operators' tokens, compared or throttled",
             metrics.operator_refused.clone(),
         );
-        // There from the start, so that a rate has a zero to begin with.
+        // Every label exists from the start, so that a rate begins at zero.
         for closed in Closed::ALL {
             drop(metrics.closed.get_or_create(&Reason { reason: closed.as_str() }));
         }
@@ -80,7 +80,7 @@ impl Metrics {
         self.closed.get_or_create(&Reason { reason: closed.as_str() }).inc();
     }
 
-    /// A wrong operators' token was sent, and looked at or not.
+    /// Counts a wrong operators' token. `was_looked_at` is false if it was refused without a comparison.
     pub(super) fn operator_refused(&self, was_looked_at: bool) {
         let reason = if was_looked_at { "wrong" } else { "throttled" };
         self.operator_refused.get_or_create(&Reason { reason }).inc();

@@ -1,6 +1,7 @@
-//! What every HTTP server here shares: errors as problem details, checked extractors, health and metrics, the accept loop.
+//! Shared by every HTTP server here: problem details, extractors, health and metrics, the operators' gate,
+//! the accept loop.
 //!
-//! Knows no application, no Postgres and no Redis.
+//! Must not know any application, Postgres or Redis.
 
 mod attempts;
 mod bearer;

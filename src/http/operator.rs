@@ -1,4 +1,4 @@
-//! Who may see and steer: requests that carry the operators' token. The one gate for it, at every door.
+//! The operators' gate: admits requests that carry the operators' token. Every server uses this one gate.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use super::log_limiter::LogLimiter;
 use super::metrics::Metrics;
 use super::{Connection, Problem, bearer};
 
-/// The shortest token that is taken, in bytes: one that is shorter can be guessed.
+/// The shortest token that is accepted, in bytes. A shorter one could be guessed.
 pub const OPERATOR_TOKEN_BYTES_MIN: usize = 16;
 
 /// The `[operator]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OperatorSettings {
-    /// What operators send; empty for none, and then nobody is let in.
+    /// The token that operators send. If it is empty, nobody is admitted.
     pub token: SecretString,
 }
 
@@ -34,8 +34,8 @@ pub struct OperatorSettings {
 )]
 pub struct ShortOperatorToken(usize);
 
-/// Lets operators in, and slows down whoever guesses their token: see `attempts` for the rule. Cheap to clone; clones
-/// count together.
+/// Admits operators, and slows down clients that guess their token (see `attempts` for the rule). Cheap to
+/// clone; clones share their counts.
 #[derive(Debug, Clone)]
 pub struct OperatorGate(Arc<Gate>);
 
@@ -47,24 +47,24 @@ struct Gate {
     log: LogLimiter,
 }
 
-/// Why somebody is not let in.
+/// The reason why a request is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OperatorRefusal {
-    /// There is no token with which the gate opens.
+    /// No operators' token is configured.
     NoToken,
-    /// No token was sent.
+    /// The request carries no token.
     Missing,
-    /// It is another one.
+    /// The token is wrong.
     Wrong,
-    /// Too many wrong ones came from this address; to be tried again after this time.
+    /// This address sent too many wrong tokens. Try again after this time.
     TooMany(Duration),
 }
 
 impl OperatorGate {
-    /// A gate that opens for the configured token.
+    /// A gate for the configured token.
     ///
     /// # Errors
-    /// [`ShortOperatorToken`].
+    /// [`ShortOperatorToken`] if the token is shorter than [`OPERATOR_TOKEN_BYTES_MIN`] and not empty.
     pub fn new(settings: &OperatorSettings, metrics: Metrics) -> Result<Self, ShortOperatorToken> {
         match settings.token.expose_secret().len() {
             bytes @ 1..OPERATOR_TOKEN_BYTES_MIN => Err(ShortOperatorToken(bytes)),
@@ -77,22 +77,23 @@ impl OperatorGate {
         }
     }
 
-    /// Whether there is a token with which it opens.
+    /// Whether a token is configured, without which the gate admits nobody.
     pub fn can_open(&self) -> bool {
         !self.0.token.expose_secret().is_empty()
     }
 
-    /// Lets a client in that sends this token, and vouches for its connection. `extensions` are the request's.
+    /// Admits a client that sends this token, and vouches for its connection. `extensions` are the request's.
     ///
     /// # Errors
-    /// [`OperatorRefusal`]; a wrong token is counted and logged.
+    /// [`OperatorRefusal`] if no token is configured or sent, if the token is wrong, or if its address must
+    /// wait. A wrong token is counted and logged.
     pub fn admit(&self, token: Option<&str>, extensions: &Extensions) -> Result<(), OperatorRefusal> {
         if !self.can_open() {
             return Err(OperatorRefusal::NoToken);
         }
         let token = token.ok_or(OperatorRefusal::Missing)?;
         let connection = extensions.get::<Connection>();
-        // All from one place if that is not known.
+        // Clients of unknown address share one count.
         let client = connection.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |connection| connection.client);
         let is_right = || is_same(self.0.token.expose_secret().as_bytes(), token.as_bytes());
         let now = Instant::now();
@@ -118,7 +119,7 @@ impl IntoResponse for OperatorRefusal {
     fn into_response(self) -> Response {
         let problem = match self {
             Self::NoToken => Problem::forbidden(
-                "nobody is let in here: set AFTERCOMMIT_OPERATOR_TOKEN and start this process again",
+                "no operators' token is configured: set AFTERCOMMIT_OPERATOR_TOKEN and restart this process",
             ),
             Self::Missing => {
                 Problem::unauthorized("send the operators' token: Authorization: Bearer <token>")
@@ -126,7 +127,7 @@ impl IntoResponse for OperatorRefusal {
             Self::Wrong => Problem::unauthorized("this is not the operators' token"),
             Self::TooMany(wait) => {
                 let wait = wait.as_secs() + 1;
-                let detail = format!("too many wrong tokens came from this address: try again in {wait} s");
+                let detail = format!("this address sent too many wrong tokens: try again in {wait} s");
                 let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, detail);
                 return ([(header::RETRY_AFTER, HeaderValue::from(wait))], problem).into_response();
             }
@@ -135,8 +136,8 @@ impl IntoResponse for OperatorRefusal {
     }
 }
 
-/// Compares in a time that tells nothing of where two secrets differ, nor how long the secret is: each byte of what was
-/// sent is compared with one of the secret.
+/// Compares in a time that reveals neither the length of the secret nor where the two differ: each byte that
+/// was sent is compared with a byte of the secret.
 fn is_same(secret: &[u8], sent: &[u8]) -> bool {
     let of_secret = secret.iter().cycle();
     let differing =
@@ -144,7 +145,8 @@ fn is_same(secret: &[u8], sent: &[u8]) -> bool {
     secret.len() == sent.len() && differing == 0
 }
 
-/// The middleware: 401 for whoever does not send `Authorization: Bearer <the operators' token>`.
+/// Middleware: admits only requests with `Authorization: Bearer <the operators' token>`. Answers 401 without
+/// it, 429 after too many wrong tokens, and 403 if no token is configured.
 pub async fn operators_only(State(gate): State<OperatorGate>, request: Request, next: Next) -> Response {
     match gate.admit(bearer(request.headers()), request.extensions()) {
         Ok(()) => next.run(request).await,

@@ -1,14 +1,16 @@
-//! The places of a process's connections: who has one, and who gives way when all are taken.
+//! The places of a process's connections: which connections have one, and which one is closed when all are
+//! taken.
 //!
-//! A connection is *idle* between requests and before its first one, *asking* while a request is in hand, and *vouched for*
-//! once that request has shown a valid token. The rule when all places are taken: the connection that has been idle for
-//! longest gives way; if none is idle, the one that has been asking for longest without having shown a valid token, if that
-//! is a second or more. One that is vouched for never does. Where nobody gives way, a few places more are there for health,
-//! readiness and metrics, under the same rule. So whoever opens many connections and says nothing has them taken away
-//! again, and a request that is sent at once is answered.
+//! A connection is *idle* between requests and before its first one, *asking* while a request is in hand, and
+//! *vouched for* once that request has shown a valid token. When all places are taken, the connection that
+//! has been idle for longest gives way. If none is idle, the connection that has been asking for longest
+//! gives way, if it has been asking for a second or more. A connection that is vouched for never gives way.
+//! If no connection gives way, a few reserved places remain for health, readiness and metrics, under the same
+//! rule. So clients that open many connections and send nothing lose them again, and a request that is sent
+//! at once is answered.
 //!
-//! A peer has so many places at most on which nobody is vouched for. Beyond that its own idle connection gives way, or it
-//! gets none.
+//! The number of connections of one peer that are not vouched for is limited. Beyond the limit an idle
+//! connection of the same peer gives way, or the new one is refused.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -20,17 +22,17 @@ use tokio_util::sync::CancellationToken;
 use super::log_limiter::LogLimiter;
 use super::metrics::{Closed, Metrics};
 
-/// How long a request without a valid token may be in hand before it gives way.
+/// How long a request without a valid token may be in hand before its connection may have to give way.
 const ASKING_AT_LEAST: Duration = Duration::from_secs(1);
 
-/// How many places there are.
+/// Numbers of places.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room {
-    /// For everybody.
+    /// Places for all clients.
     pub(super) connections: usize,
-    /// Beyond that, for health, readiness and metrics.
+    /// Reserved for health, readiness and metrics, beyond `connections`.
     pub(super) reserve: usize,
-    /// For one peer without a valid token.
+    /// For connections of one peer without a valid token.
     pub(super) of_a_peer: usize,
 }
 
@@ -52,12 +54,13 @@ struct State {
     open: HashMap<u64, Open>,
     /// Connections that may have to give way, in the order in which they do.
     waiting: BTreeSet<Turn>,
-    /// Of each counted peer, those connections.
+    /// The number of those connections, by counted peer.
     of_peer: HashMap<IpAddr, usize>,
     in_reserve: usize,
 }
 
-/// When a connection gives way: idle ones first, of these the one that has been for longest.
+/// The order in which connections give way: idle ones first, and of these the one that has been idle for
+/// longest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Turn {
     is_asking: bool,
@@ -67,7 +70,7 @@ struct Turn {
 
 #[derive(Debug)]
 struct Open {
-    /// Whose it is, where that is counted.
+    /// The peer, if its connections are counted.
     peer: Option<IpAddr>,
     is_in_reserve: bool,
     /// `None` while it is vouched for.
@@ -92,7 +95,7 @@ impl State {
         Some(open)
     }
 
-    /// Puts a connection elsewhere among those that may have to give way, or, with `None`, takes it out.
+    /// Changes a connection's position among those that may have to give way. `None` removes it from them.
     fn set_turn(&mut self, number: u64, turn: Option<Turn>) {
         let Some(open) = self.open.get_mut(&number) else { return };
         let before = std::mem::replace(&mut open.turn, turn);
@@ -109,7 +112,7 @@ impl State {
         }
     }
 
-    /// The first of those that fit, if it has to give way by now.
+    /// Ends the first connection that may give way now and fits. Returns whether there was one.
     fn give_way(&mut self, now: Instant, fits: impl Fn(&Open) -> bool) -> bool {
         let may =
             |turn: &&Turn| !turn.is_asking || now.saturating_duration_since(turn.since) >= ASKING_AT_LEAST;
@@ -133,8 +136,9 @@ impl Places {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a new connection; `end` is cancelled when it has to give way. `peer` is `None` where it is not counted.
-    /// `None` if there is no place: the connection is to be closed.
+    /// Takes a place for a new connection, or returns `None` if there is none and the connection must be
+    /// closed. `end` is cancelled when the connection has to give way. `peer` is `None` if the peer's
+    /// connections are not counted.
     pub(super) fn take(&self, peer: Option<IpAddr>, end: CancellationToken, now: Instant) -> Option<Place> {
         let room = self.0.room;
         let mut state = self.state();
@@ -169,7 +173,7 @@ impl Places {
         gave_way
     }
 
-    /// Counts and, now and then, logs.
+    /// Counts a closed connection, and logs at intervals.
     pub(super) fn tell(&self, closed: Closed, peer: Option<IpAddr>, now: Instant) {
         self.0.metrics.closed(closed);
         let Some(times) = self.0.log.count(now) else { return };
@@ -177,12 +181,14 @@ impl Places {
         let peer = peer.map_or_else(String::new, |peer| peer.to_string());
         match closed {
             Closed::GaveWay => {
-                tracing::warn!(times, limit, %peer, "all connections are taken: those that have been idle for longest are ended");
+                tracing::warn!(times, limit, %peer, "all connections are taken: closing those that have been idle for longest");
             }
             Closed::Peer => {
-                tracing::warn!(times, limit = self.0.room.of_a_peer, %peer, "a peer has as many connections without a valid token as [http] max_connections_per_peer allows: its idle ones are ended, others refused");
+                tracing::warn!(times, limit = self.0.room.of_a_peer, %peer, "a peer has as many connections without a valid token as [http] max_connections_per_peer allows: closing its idle ones, refusing new ones");
             }
-            Closed::Full => tracing::warn!(times, limit, %peer, "all connections are taken: refused"),
+            Closed::Full => {
+                tracing::warn!(times, limit, %peer, "all connections are taken: refusing new ones")
+            }
             Closed::BadHead => {
                 tracing::warn!(times, %peer, "the head of a request cannot be read, or is too large: refused")
             }
@@ -190,17 +196,17 @@ impl Places {
     }
 }
 
-/// A connection's place: given up when it is dropped.
+/// A connection's place. Dropping it gives the place back.
 #[derive(Debug)]
 pub(super) struct Place {
     places: Places,
     number: u64,
-    /// Whether it is one of those for health, readiness and metrics.
+    /// Whether it is reserved for health, readiness and metrics.
     pub(super) is_in_reserve: bool,
 }
 
 impl Place {
-    /// A request begins; it is over when what this returns is dropped.
+    /// Begins a request, which ends when the returned value is dropped.
     pub(super) fn ask(self: &Arc<Self>) -> Asking {
         self.wait(true);
         Asking(self.clone())
@@ -211,7 +217,7 @@ impl Place {
         self.places.state().set_turn(self.number, Some(turn));
     }
 
-    /// The request in hand has shown a valid token.
+    /// Marks the connection as vouched for: its request has shown a valid token.
     pub(super) fn vouch(&self) {
         self.places.state().set_turn(self.number, None);
     }

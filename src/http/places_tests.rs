@@ -1,4 +1,4 @@
-//! Who gets a place and who gives way.
+//! Which connections get a place, and which give way.
 
 use super::*;
 
@@ -23,12 +23,12 @@ fn connect(places: &Places, peer: Option<IpAddr>) -> Option<Connected> {
 fn the_connection_that_has_been_idle_for_longest_gives_way() {
     let places = places(3, 100);
     let open: Vec<Connected> = (0..3).map(|_| connect(&places, None).expect("a place")).collect();
-    // The first one has asked something since.
+    // The first connection has had a request since.
     drop(open[0].place.ask());
     let later = connect(&places, None).expect("a place");
     assert!(!later.place.is_in_reserve);
     assert!(open[1].end.is_cancelled() && !open[0].end.is_cancelled() && !open[2].end.is_cancelled());
-    // What gave way has gone already: that it ends makes no more room.
+    // A connection that gave way has left its place already. Its end must not free another one.
     drop(open);
     assert_eq!(places.state().open.len(), 1);
 }

@@ -1,10 +1,11 @@
-//! Errors as RFC 9457 problem details: the one shape in which a client sees that something went wrong.
+//! Errors as RFC 9457 problem details. Every error that a client receives has this shape.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-/// An error answer. `title` follows from the status; `detail` says what was wrong with this request, and what to do.
+/// An error answer. `title` follows from the status. `detail` says what was wrong with this request and what
+/// to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     status: StatusCode,
@@ -12,7 +13,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// An error with this status, and one sentence for the person who made the request.
+    /// An error with this status. `detail` is one sentence for the person who made the request.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self { status, detail: detail.into() }
     }
@@ -32,22 +33,22 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, detail)
     }
 
-    /// 404: there is no such thing.
+    /// 404: nothing exists under this path or id.
     pub fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, detail)
     }
 
-    /// 409: the thing is in a state that does not allow this.
+    /// 409: the current state does not allow this.
     pub fn conflict(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, detail)
     }
 
-    /// 503: a server behind this one fails, and it is worth trying again.
+    /// 503: a server behind this one fails; trying again may help. Carries `Retry-After`.
     pub fn unavailable(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 
-    /// The body.
+    /// The body as JSON.
     pub(super) fn to_json(&self) -> Vec<u8> {
         let body = Body {
             r#type: "about:blank",
@@ -55,7 +56,7 @@ impl Problem {
             status: self.status.as_u16(),
             detail: &self.detail,
         };
-        // Texts and a number can always be written.
+        // Texts and a number can always be serialized.
         serde_json::to_vec(&body).unwrap_or_default()
     }
 

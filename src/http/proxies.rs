@@ -1,23 +1,23 @@
-//! Whose request it is: the peer's own, or that of the client which a trusted proxy names.
+//! The address of a request's client: the peer's own, or the one that a trusted proxy reports.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
 
-/// Addresses of `X-Forwarded-For` that are read at most, from the nearest proxy on.
+/// The largest number of `X-Forwarded-For` addresses that are read, starting from the nearest proxy.
 const HOPS_MAX: usize = 16;
 
-/// An entry of the list of trusted proxies is none.
+/// An entry of the list of trusted proxies is neither an address nor a network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("[http] trusted_proxies: '{0}' is neither an address nor a network such as 10.0.0.0/8")]
 pub struct ProxyError(String);
 
-/// The proxies whose word about a client's address is taken. Cheap to clone.
+/// The proxies that are trusted to report a client's address. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct TrustedProxies(Arc<[Network]>);
 
-/// All addresses that begin with the same bits.
+/// All addresses that share their first `bits` bits with `address`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Network {
     address: IpAddr,
@@ -53,24 +53,25 @@ fn is_same_prefix(one: u32, other: u32, bits: u32) -> bool {
 }
 
 impl TrustedProxies {
-    /// Trusts these addresses and networks, and nobody else.
+    /// Trusts these addresses and networks, and no others.
     ///
     /// # Errors
-    /// [`ProxyError`] for an entry that is neither.
+    /// [`ProxyError`] for an entry that is neither an address nor a network.
     pub fn new(entries: &[String]) -> Result<Self, ProxyError> {
         let entries = entries.iter().map(|entry| entry.trim()).filter(|entry| !entry.is_empty());
         let networks = entries.map(|entry| Network::parse(entry).ok_or_else(|| ProxyError(entry.to_owned())));
         Ok(Self(networks.collect::<Result<_, _>>()?))
     }
 
-    /// Whether this is one of them.
+    /// Whether this address belongs to a trusted proxy.
     pub fn trust(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|network| network.contains(address))
     }
 
-    /// The client: the peer, unless that is a trusted proxy. Then the last address of `X-Forwarded-For` that no trusted
-    /// proxy has. What stands before it was written by somebody who is not trusted, and is not read.
+    /// The client's address. This is the peer, unless the peer is a trusted proxy. Then it is the last
+    /// address of `X-Forwarded-For` that does not belong to a trusted proxy. Earlier addresses are not read:
+    /// an untrusted client may have written them.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut client = peer.to_canonical();
         if !self.trust(client) {
@@ -89,14 +90,15 @@ impl TrustedProxies {
     }
 }
 
-/// An entry of the header: an address, also with a port as some proxies write it.
+/// Parses an entry of the header: an address, with or without a port.
 fn address_of(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let socket = || text.parse::<std::net::SocketAddr>().map(|socket| socket.ip());
     text.parse::<IpAddr>().or_else(|_| socket()).ok().map(|address| address.to_canonical())
 }
 
-/// The address by which a peer is counted: IPv6 users are given networks of 64 bits, not single addresses.
+/// The address under which a peer is counted. IPv6 clients are assigned networks of 64 bits, so they are
+/// counted by network.
 pub(super) fn counted_as(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {

@@ -1,7 +1,8 @@
 //! Gives a body to the answers that hyper makes by itself.
 //!
-//! A head that is too large, or none, never reaches a handler: hyper answers with a bare status. This stands between it and
-//! the socket, knows such an answer by its form, and writes problem details in its place, as every other refusal has.
+//! A request's head that is too large or malformed never reaches a handler: hyper answers with a bare status.
+//! This wrapper stands between hyper and the socket, recognizes such an answer by its form, and writes
+//! problem details instead.
 
 use std::io;
 use std::pin::Pin;
@@ -12,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Problem;
 
-/// How an answer begins that hyper makes by itself: no handler answers with an error and without a body.
+/// The first bytes of an answer that hyper makes by itself. No handler sends an error without a body.
 const BARE: &[u8] = b"HTTP/1.1 4";
 const NO_BODY: &[u8] = b"\r\ncontent-length: 0\r\n";
 
@@ -20,7 +21,7 @@ const NO_BODY: &[u8] = b"\r\ncontent-length: 0\r\n";
 #[derive(Debug)]
 pub(super) struct Explained<S> {
     stream: S,
-    /// What is to be written in place of a bare refusal.
+    /// The bytes still to be written in place of a bare refusal.
     refusal: Vec<u8>,
     /// The largest head that is read, in bytes.
     head_bytes: usize,
@@ -32,7 +33,7 @@ impl<S> Explained<S> {
     }
 }
 
-/// The refusal in place of this bare one, if it is one.
+/// The refusal to write in place of these bytes, if they are a bare refusal.
 fn explained(written: &[u8], head_bytes: usize) -> Option<Vec<u8>> {
     let head = written.strip_suffix(b"\r\n\r\n").filter(|_| written.starts_with(BARE))?;
     let is_bare = written.windows(NO_BODY.len()).any(|window| window == NO_BODY);
@@ -41,12 +42,14 @@ fn explained(written: &[u8], head_bytes: usize) -> Option<Vec<u8>> {
         "431" => (
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             format!(
-                "the head of this request has more than {head_bytes} bytes or 100 headers: send fewer cookies, headers or topics"
+                "the head of this request has more than {head_bytes} bytes or more than 100 headers: send fewer cookies, headers or topics"
             ),
         ),
         "414" => (
             StatusCode::URI_TOO_LONG,
-            format!("the address of this request is too long: its whole head may have {head_bytes} bytes"),
+            format!(
+                "the URL of this request is too long: the whole head of a request may have {head_bytes} bytes"
+            ),
         ),
         "400" => (StatusCode::BAD_REQUEST, "the head of this request is not HTTP/1.1".to_owned()),
         _ => return None,

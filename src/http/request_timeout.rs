@@ -1,4 +1,4 @@
-//! How long a request may take, its body included.
+//! A limit on the time that a request may take, its body included.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use axum::response::{IntoResponse, Response};
 
 use super::Problem;
 
-/// The middleware: 503 for a request whose answer has not begun after `limit`, also where its body does not
-/// arrive. The handler is dropped, and with it a transaction, which is rolled back. Not for streams: they
-/// begin at once.
+/// Middleware: answers 503 if the answer has not begun after `limit`, for example because the request's body
+/// does not arrive. It drops the handler, which rolls back its transaction. Streams may take longer, because
+/// their answer begins at once.
 pub async fn request_timeout(State(limit): State<Duration>, request: Request, next: Next) -> Response {
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,

@@ -1,6 +1,6 @@
-//! The accept loop: what `axum::serve` lacks is a limit on how long a request's head may take and how large it may be, a
-//! limit on connections with a rule who gives way, places that are kept for health, and a way to end one connection from
-//! inside its handler.
+//! The accept loop. Beyond `axum::serve` it limits the time and the size of a request's head, limits
+//! connections with a rule which of them gives way, reserves places for health checks, and lets a handler end
+//! its own connection.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -26,18 +26,19 @@ use super::proxies::{ProxyError, TrustedProxies, counted_as};
 use super::refusal::Explained;
 use super::settings::Settings;
 
-/// What connections may cost.
+/// Limits on the resources of connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Open connections at most, beside [`RESERVED_CONNECTIONS`].
+    /// The largest number of open connections, beside [`RESERVED_CONNECTIONS`].
     pub connections: usize,
-    /// How long a request's head may take, also the idle time of a kept-alive connection.
+    /// The longest time for a request's head, and the longest idle time of a kept-alive connection.
     pub head: Duration,
-    /// How large a request's head may be, in bytes.
+    /// The largest head of a request, in bytes.
     pub head_bytes: usize,
     /// How long sent bytes may stay unacknowledged before the peer counts as gone (`TCP_USER_TIMEOUT`).
     pub unacknowledged: Duration,
-    /// Bytes that the kernel keeps for a peer that does not take them (`SO_SNDBUF`), where left alone up to megabytes.
+    /// Bytes that the kernel buffers for a peer that does not read (`SO_SNDBUF`). Without a limit these are
+    /// up to megabytes.
     pub send_buffer: usize,
 }
 
@@ -53,26 +54,27 @@ impl Default for Limits {
     }
 }
 
-/// Connections beyond the limit, on which health, readiness and metrics are answered when all others are taken.
+/// Connections beyond the limit that serve health, readiness and metrics when all others are taken.
 pub const RESERVED_CONNECTIONS: usize = 16;
 
-/// How long a request's head may take on one of these.
+/// The longest time for a request's head on a reserved connection.
 const RESERVED_HEAD: Duration = Duration::from_secs(2);
 
-/// The connection that a request came on. Among a request's extensions.
+/// The connection of a request, as one of its extensions.
 #[derive(Debug, Clone)]
 pub struct Connection {
-    /// Who is at its other end: the client, or a proxy.
+    /// The other end: the client or a proxy.
     pub peer: SocketAddr,
-    /// The client, as far as the trusted proxies between it and this process tell.
+    /// The client's address, as far as trusted proxies report it.
     pub client: IpAddr,
-    /// Ends it, whatever it is in the middle of.
+    /// Ends the connection at once, even in the middle of an answer.
     pub end: CancellationToken,
     place: Option<Arc<Place>>,
 }
 
 impl Connection {
-    /// A valid token came with the request in hand: until that is over, the connection does not give way to others.
+    /// Keeps the connection from giving way until the request in hand ends. Call it once the request has
+    /// shown a valid token.
     pub fn vouch(&self) {
         if let Some(place) = &self.place {
             place.vouch();
@@ -80,13 +82,13 @@ impl Connection {
     }
 }
 
-/// After a failed accept, which is mostly a lack of file descriptors: how long until the next.
+/// The pause after a failed accept. Most often the process has run out of file descriptors.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
 
-/// The accept loop turns at least this often, also when nobody connects.
+/// The longest time between two turns of the accept loop, also when nobody connects.
 const TURN_AT_LEAST: Duration = Duration::from_millis(250);
 
-/// Tells whenever the accept loop has turned, which it does a few times a second and more. Cheap to clone.
+/// Signals each turn of the accept loop, several times a second or more. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Turns(Arc<Notify>);
 
@@ -97,11 +99,11 @@ impl Turns {
     }
 }
 
-/// What a process serves at one address.
+/// The routes and limits of a process at one address.
 #[derive(Debug, Clone)]
 pub struct Server {
     router: Router,
-    /// What is served on the reserved connections.
+    /// The routes of the reserved connections.
     when_full: Router,
     limits: Limits,
     proxies: TrustedProxies,
@@ -110,10 +112,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server of `application`, and of `operations` also when all connections are taken.
+    /// Serves `application` and `operations`. The latter is served even when all connections are taken.
     ///
     /// # Errors
-    /// [`ProxyError`] for a list of trusted proxies that is none.
+    /// [`ProxyError`] for an entry of the list of trusted proxies that is neither an address nor a network.
     pub fn new(
         application: Router,
         operations: Router,
@@ -137,20 +139,20 @@ impl Server {
         })
     }
 
-    /// With this answer, and not a 503, to what cannot be served because all connections are taken.
+    /// Serves `answer` when all connections are taken, in place of a 503.
     #[must_use]
     pub fn when_full(mut self, answer: Router) -> Self {
         self.when_full = self.when_full.fallback_service(answer);
         self
     }
 
-    /// Tells of the accept loop's turns.
+    /// Signals the turns of the accept loop.
     pub fn turns(&self) -> Turns {
         self.turns.clone()
     }
 
-    /// Serves on `listener` until `shutdown`; then accepts no more, lets requests in hand finish, and returns when every
-    /// connection has ended. Streams must end by themselves: the caller sees to that, and to a time limit.
+    /// Serves on `listener` until `shutdown`. Then it accepts no more, lets requests in hand finish, and
+    /// returns when every connection has ended. The caller must end the streams and set a time limit.
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
         let connections = TaskTracker::new();
         let mut ticks = tokio::time::interval(TURN_AT_LEAST);
@@ -165,9 +167,9 @@ impl Server {
             match accepted {
                 Ok((stream, peer)) => {
                     let end = CancellationToken::new();
-                    let Some(place) = self.places.take(self.pluralize(peer), end.clone(), Instant::now())
+                    let Some(place) = self.places.take(self.limit_key(peer), end.clone(), Instant::now())
                     else {
-                        // Nothing is answered: a browser takes a broken connection for a reason to come back.
+                        // No answer is sent: a browser reconnects after a broken connection.
                         continue;
                     };
                     let connection = Accepted { stream, peer, end, place: Arc::new(place) };
@@ -184,9 +186,10 @@ impl Server {
         connections.wait().await;
     }
 
-    /// The peer as it is counted. Not counted are proxies, behind which there are many, and this machine itself: whoever is
-    /// on it can do worse, and mostly it is a proxy too.
-    fn pluralize(&self, peer: SocketAddr) -> Option<IpAddr> {
+    /// The address under which a peer's connections are limited, or `None` if they are not. Proxies are not
+    /// limited, because many clients share them. Nor is this machine itself: its users could do worse, and
+    /// mostly it is a proxy too.
+    fn limit_key(&self, peer: SocketAddr) -> Option<IpAddr> {
         let address = peer.ip().to_canonical();
         let is_counted = !address.is_loopback() && !self.proxies.trust(address);
         is_counted.then(|| counted_as(address))
@@ -222,7 +225,7 @@ impl Server {
         tokio::pin!(serving);
         let served = tokio::select! {
             served = &mut serving => served,
-            // Dropping the connection closes the socket, also where the peer takes no bytes.
+            // Dropping the connection closes the socket, even if the peer reads no bytes.
             () = end.cancelled() => return,
             () = shutdown.cancelled() => {
                 serving.as_mut().graceful_shutdown();
@@ -249,13 +252,13 @@ struct Accepted {
     place: Arc<Place>,
 }
 
-/// The answer to what cannot be served because all connections are taken.
+/// The answer when all connections are taken.
 async fn full() -> Problem {
     Problem::unavailable("this process has as many connections as it may have: try again after a while")
 }
 
 fn prepare(stream: &TcpStream, limits: Limits) -> std::io::Result<()> {
-    // Without it an event waits for the acknowledgement of the one before.
+    // Otherwise an event waits for the acknowledgement of the previous one.
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_send_buffer_size(limits.send_buffer)?;
@@ -269,7 +272,7 @@ fn prepare(stream: &TcpStream, limits: Limits) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The answer for paths that lead nowhere.
+/// The answer for unknown paths.
 pub async fn no_route() -> Problem {
     Problem::not_found("there is nothing at this path")
 }

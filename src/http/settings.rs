@@ -1,13 +1,13 @@
-//! The `[http]` section.
+//! Settings that all HTTP servers share.
 
 use serde::Deserialize;
 
-/// The `[http]` section: what all processes that serve HTTP share.
+/// The `[http]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Addresses and networks (`10.0.0.0/8`) of proxies whose `X-Forwarded-For` is believed.
+    /// Addresses and networks (`10.0.0.0/8`) of proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<String>,
-    /// Connections of one peer at most on which nobody has shown a valid token; 0 for no such limit.
+    /// The largest number of connections of one peer that have not shown a valid token; 0 for no limit.
     pub max_connections_per_peer: usize,
 }

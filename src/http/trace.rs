@@ -1,4 +1,4 @@
-//! The span of each request, and its place in the trace for whoever handles it.
+//! Gives each request a span, and its handler the position in the trace.
 
 use std::convert::Infallible;
 
@@ -10,7 +10,7 @@ use axum::response::Response;
 use crate::event::{TRACE_PARENT, TraceParent};
 use crate::trace;
 
-/// Where in a recorded trace the request is handled; what it appends carries that along.
+/// The position of the request in a recorded trace. Events that the request appends carry it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RequestTrace(pub Option<TraceParent>);
 

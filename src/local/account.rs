@@ -1,7 +1,8 @@
-//! Who runs Postgres: it refuses root, so as root it is run under another account.
+//! The account that runs Postgres. Postgres refuses root, so as root it runs under another account.
 //!
-//! The crate that drives Postgres has no hook for that. It runs `bin/initdb` and `bin/pg_ctl` of an installation
-//! directory: so it is given one whose programs are small scripts that change the account and run the real ones.
+//! The crate that drives Postgres has no hook for that. It runs `bin/initdb` and `bin/pg_ctl` of an
+//! installation directory, so it is given a directory whose programs are small scripts that change the
+//! account and run the real ones.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// The account that Postgres must run under, or `None` if ours will do.
+    /// The account under which Postgres must run, or `None` if it can run under ours.
     pub(super) fn for_postgres() -> Result<Option<Self>, LocalError> {
         if id(&["-u"])? != 0 {
             return Ok(None);
@@ -35,13 +36,13 @@ impl Account {
         })
     }
 
-    /// Gives a file or directory to the account.
+    /// Makes the account the owner of a file or directory.
     pub(super) fn own(&self, path: &Path) -> Result<(), LocalError> {
         std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid))
             .map_err(LocalError::io("change the owner of", path))
     }
 
-    /// Whether the account can reach this directory, through all directories above it.
+    /// Whether the account can reach this directory through all directories above it.
     pub(super) fn reaches(&self, path: &Path) -> Result<bool, LocalError> {
         let status = Command::new("setpriv")
             .args(self.setpriv())
@@ -74,8 +75,8 @@ fn id(arguments: &[&str]) -> Result<u32, LocalError> {
 
 /// Makes the `bin` directory whose programs run those of `real` under the account, from inside `work`.
 ///
-/// The locale is C: a locale that is set but not installed is a common reason for initdb to fail, and the order of
-/// text must not depend on whose machine it is.
+/// The locale is C. A locale that is set but not installed is a common reason for initdb to fail, and the
+/// order of text must not depend on the machine.
 pub(super) fn write_programs(
     bin: &Path,
     real: &Path,
@@ -95,7 +96,7 @@ pub(super) fn write_programs(
             quote(work),
             quote(&target)
         );
-        // Written beside and renamed: an old supervisor may be running the script that is replaced.
+        // Written beside and renamed, because an old supervisor may be running the script that is replaced.
         let fresh = bin.join(format!(".{program}.new"));
         std::fs::write(&fresh, text)
             .and_then(|()| std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o755)))
@@ -105,12 +106,12 @@ pub(super) fn write_programs(
     Ok(())
 }
 
-/// A path as one word of a shell.
+/// A path, quoted for a shell.
 fn quote(path: &Path) -> String {
     format!("'{}'", path.to_string_lossy().replace('\'', r"'\''"))
 }
 
-/// The name of a directory below which another directory's content goes: its path, readable and unique.
+/// The path of a directory as one directory name: readable and unique.
 pub(super) fn flat_name(path: &Path) -> PathBuf {
     let text = path.to_string_lossy();
     PathBuf::from(text.trim_start_matches('/').replace('-', "--").replace('/', "-"))

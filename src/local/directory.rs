@@ -1,4 +1,4 @@
-//! The data directory: one user at a time, secrets in files that only their owner reads, free ports.
+//! The data directory: its lock, files for secrets that only their owner may read, and free ports.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -14,10 +14,10 @@ use uuid::Uuid;
 use super::error::LocalError;
 use super::programs;
 
-/// How long the shells of a process that was killed a moment ago have to end its servers.
+/// The longest wait for the supervisors of a killed process to end its servers.
 const SUCCESSION: Duration = Duration::from_secs(40);
 
-/// A data directory that this process holds.
+/// A data directory with its lock held by this process.
 #[derive(Debug)]
 pub(super) struct DataDir {
     path: PathBuf,
@@ -27,8 +27,8 @@ pub(super) struct DataDir {
 impl DataDir {
     /// Makes the directory if needed and takes its lock.
     ///
-    /// A holder that is alive is an error at once. If the holder is dead, its supervisors hold the lock while they end
-    /// its servers: that is waited for.
+    /// If the holder of the lock is alive, this fails at once. If the holder is dead, its supervisors hold
+    /// the lock until they have ended its servers, and this waits for them.
     pub(super) async fn open(path: &Path) -> Result<Self, LocalError> {
         make_dir(path, 0o711)?;
         let path = path.canonicalize().map_err(LocalError::io("find", path))?;
@@ -54,7 +54,7 @@ impl DataDir {
             if programs::command_line(holder.trim()).is_some() || Instant::now() > deadline {
                 return Err(LocalError::InUse(path));
             }
-            // There is no signal for a lock that comes free, other than blocking a thread for ever.
+            // The only signal for a lock that becomes free would be a blocked thread.
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         lock.set_len(0)
@@ -73,7 +73,7 @@ impl DataDir {
     }
 }
 
-/// Makes a directory, with its parents, with these permissions.
+/// Makes a directory with these permissions, and its parents.
 pub(super) fn make_dir(path: &Path, mode: u32) -> Result<(), LocalError> {
     std::fs::create_dir_all(path)
         .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)))
@@ -83,7 +83,7 @@ pub(super) fn make_dir(path: &Path, mode: u32) -> Result<(), LocalError> {
 /// Writes a file that only its owner may read.
 ///
 /// # Errors
-/// [`LocalError::Io`].
+/// [`LocalError::Io`] if the file cannot be written.
 pub fn write_private(path: &Path, text: &str) -> Result<(), LocalError> {
     OpenOptions::new()
         .write(true)
@@ -95,15 +95,15 @@ pub fn write_private(path: &Path, text: &str) -> Result<(), LocalError> {
         .map_err(LocalError::io("write", path))
 }
 
-/// A secret of 122 random bits of the operating system's, in 32 characters that need no escaping in a URL.
+/// A secret of 122 random bits from the operating system, as 32 characters that need no escaping in a URL.
 pub fn random_secret() -> String {
     Uuid::new_v4().simple().to_string()
 }
 
-/// The secret in this file; the file is made with a random one if it is not there.
+/// The secret in this file. Creates the file with a random secret if it is missing or empty.
 ///
 /// # Errors
-/// [`LocalError::Io`].
+/// [`LocalError::Io`] if the file cannot be read or written.
 pub fn password(path: &Path) -> Result<String, LocalError> {
     match std::fs::read_to_string(path) {
         Ok(text) if !text.trim().is_empty() => Ok(text.trim().to_owned()),
@@ -130,15 +130,15 @@ pub(super) fn last_lines(path: &Path) -> String {
     }
 }
 
-/// Ports that systems hand out neither to outgoing connections nor to whoever asks for any port. Nobody takes one of them
-/// by chance before the server that is to have it listens, nor while that server is started again. The same goes for the
+/// Ports that systems assign neither to outgoing connections nor to programs that ask for any port. So no
+/// program takes one by chance before a server listens there, or while it restarts. The same holds for the
 /// ports 10,000 above them, where a Redis that is part of a cluster listens as well.
 const QUIET_PORTS: Range<u16> = 10_000..20_000;
 
-/// The preferred port of 127.0.0.1 if nobody listens there, otherwise a free one.
+/// The preferred port of 127.0.0.1 if it is free, otherwise another free one.
 ///
 /// # Errors
-/// The system's, if there is no free port at all.
+/// The operating system's error if no port is free.
 pub fn free_port(preferred: Option<u16>) -> std::io::Result<u16> {
     let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).and_then(|socket| socket.local_addr());
     let quiet = || QUIET_PORTS.start + Uuid::new_v4().as_fields().1 % (QUIET_PORTS.end - QUIET_PORTS.start);
@@ -158,7 +158,8 @@ mod tests {
         let error = DataDir::open(dir.path()).await.expect_err("held");
         assert!(matches!(error, LocalError::InUse(_)), "{error}");
         assert!(error.to_string().starts_with("another aftercommit dev uses "), "{error}");
-        // Not by closing it: a child that another test is just starting has a copy of the file until its exec.
+        // Closing the file is not enough: a child that another test is starting has a copy of it until its
+        // exec.
         first.lock.unlock().expect("given back");
         drop(first);
         DataDir::open(dir.path()).await.expect("free again");
@@ -180,7 +181,8 @@ mod tests {
         let held = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let taken = held.local_addr().expect("an address").port();
         assert_ne!(free_port(Some(taken)).expect("a port"), taken);
-        // Closing it would not do: a child that another test is just starting has a copy of it until its exec.
+        // Closing the file is not enough: a child that another test is starting has a copy of it until its
+        // exec.
         socket2::SockRef::from(&held).shutdown(std::net::Shutdown::Both).expect("it listens no more");
         assert_eq!(free_port(Some(taken)).expect("a port"), taken);
     }

@@ -1,8 +1,8 @@
-//! Why there is no private server, in words that say what to do.
+//! Errors of the private servers. Each says what to do.
 
 use std::path::PathBuf;
 
-/// Why a private server did not start or stop.
+/// A private server did not start or stop.
 #[derive(Debug, thiserror::Error)]
 pub enum LocalError {
     /// Another process holds the data directory.
@@ -11,14 +11,14 @@ pub enum LocalError {
     /// A program is not installed.
     #[error("{program} was not found: install it with `{debian}` (Debian, Ubuntu) or `{homebrew}` (macOS)")]
     Missing {
-        /// What was looked for.
+        /// The program.
         program: &'static str,
-        /// The line that installs it on Debian and Ubuntu.
+        /// The command that installs it on Debian and Ubuntu.
         debian: &'static str,
-        /// The line that installs it with Homebrew.
+        /// The command that installs it with Homebrew.
         homebrew: &'static str,
     },
-    /// No installed Postgres can read the data that an earlier one wrote.
+    /// The data directory was written by a Postgres version that is not installed.
     #[error(
         "the data in {} is of Postgres {major}, which is not installed: install it, or delete that directory",
         .dir.display()
@@ -32,25 +32,25 @@ pub enum LocalError {
     /// A file or directory cannot be used.
     #[error("cannot {action} {}", .path.display())]
     Io {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// On what.
+        /// The file or directory.
         path: PathBuf,
         /// The cause.
         source: std::io::Error,
     },
-    /// A program did not do what it was asked for.
+    /// A program failed.
     #[error("`{command}` failed: {output}")]
     Command {
         /// The program.
         command: String,
-        /// What it said.
+        /// The output of the program.
         output: String,
     },
-    /// Postgres is not installed and could not be downloaded, or did not start.
+    /// Postgres did not start, or could not make its data directory.
     #[error("Postgres {failed}; its log ends with:\n{log}")]
     Postgres {
-        /// What failed.
+        /// The step that failed.
         failed: &'static str,
         /// The last lines of its log.
         log: String,
@@ -66,7 +66,7 @@ pub enum LocalError {
     /// Redis did not start.
     #[error("Redis {failed}; its log ends with:\n{log}")]
     Redis {
-        /// What failed.
+        /// The step that failed.
         failed: String,
         /// The last lines of its log.
         log: String,
@@ -74,25 +74,25 @@ pub enum LocalError {
     /// A server of an earlier process does not end.
     #[error("{server} of an earlier run in {} does not end: stop process {pid} by hand", .dir.display())]
     Leftover {
-        /// Which server.
+        /// The name of the server.
         server: &'static str,
-        /// Its directory.
+        /// The directory of the server.
         dir: PathBuf,
-        /// Its process.
+        /// The process id of the server.
         pid: String,
     },
-    /// A server did not end in an orderly way.
-    #[error("{server} did not stop in an orderly way: its supervisor ended with {status}")]
+    /// A server did not stop in order.
+    #[error("{server} did not stop cleanly: its supervisor ended with {status}")]
     Stop {
-        /// Which server.
+        /// The name of the server.
         server: &'static str,
-        /// How its supervisor ended.
+        /// The exit status of its supervisor.
         status: String,
     },
 }
 
 impl LocalError {
-    /// For `map_err` on file operations.
+    /// Adapts file errors for `map_err`.
     pub(super) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }

@@ -1,8 +1,8 @@
 //! Private Postgres and Redis servers for `aftercommit dev` and for tests.
 //!
-//! Owns starting them, finding them again after a crash, and ending them: whatever happens to this process, also
-//! kill -9, its servers end with it (see `supervisor`). They listen on 127.0.0.1 only, with random passwords. Ends
-//! processes only by an id that it has checked to be its own server. Knows nothing of what is stored in them.
+//! Starts them, finds them again after a crash, and ends them. However this process dies, also by kill -9,
+//! its servers end with it (see `supervisor`). They listen on 127.0.0.1 only, with random passwords. Must not
+//! end a process without having checked that it is its own server, and knows nothing of the data in them.
 //!
 //! ```text
 //! <data dir>/lock                 held while somebody uses the directory
@@ -33,37 +33,38 @@ pub use redis::RedisServer;
 
 use directory::DataDir;
 
-/// Where `aftercommit dev` keeps its data unless told otherwise, below the current directory.
+/// The default data directory of `aftercommit dev`, relative to the current directory.
 pub const DATA_DIR: &str = ".aftercommit/dev";
 
-/// Where a server keeps its data.
+/// The place of a server's data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Home {
-    /// In this directory, which survives a restart.
+    /// A directory that survives a restart.
     Kept(PathBuf),
-    /// In a temporary directory that is removed when the server ends.
+    /// A temporary directory that is removed when the server ends.
     Ephemeral,
 }
 
-/// What servers to start.
+/// How to start the servers.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where the data is kept; `None` is [`DATA_DIR`]. Not used with `ephemeral`.
+    /// The data directory; `None` is [`DATA_DIR`]. Ignored if `ephemeral` is set.
     pub data_dir: Option<PathBuf>,
-    /// Keep nothing: temporary directories, removed at the end.
+    /// Keep no data: use temporary directories and remove them at the end.
     pub ephemeral: bool,
-    /// The port that Postgres gets if it is free; otherwise it gets a free one.
+    /// The preferred port of Postgres. If it is taken, another free one is used.
     pub postgres_port: Option<u16>,
-    /// The port that Redis gets if it is free; otherwise it gets a free one.
+    /// The preferred port of Redis. If it is taken, another free one is used.
     pub redis_port: Option<u16>,
-    /// Data reaches the disk before it counts as written (`fsync`, append-only file). Off is faster, for tests.
+    /// Data reaches the disk before it counts as written (`fsync`, append-only file). Tests switch this off
+    /// to be faster.
     pub durable: bool,
-    /// Settings of Postgres, for example `max_connections`.
+    /// Additional settings of Postgres, for example `max_connections`.
     pub postgres_settings: Vec<(String, String)>,
 }
 
 impl Options {
-    /// For `aftercommit dev`: durable, in the given directory or in [`DATA_DIR`].
+    /// Options of `aftercommit dev`: durable, in the given directory or in [`DATA_DIR`].
     pub fn dev(data_dir: Option<PathBuf>) -> Self {
         Self {
             data_dir,
@@ -75,7 +76,7 @@ impl Options {
         }
     }
 
-    /// Nothing is kept, and nothing waits for the disk.
+    /// Keeps no data and never waits for the disk.
     pub fn ephemeral() -> Self {
         Self { ephemeral: true, durable: false, ..Self::dev(None) }
     }
@@ -88,15 +89,17 @@ impl Options {
 pub struct Servers {
     postgres: PostgresServer,
     redis: RedisServer,
-    // Released last: until both servers have ended nobody else may use the directory.
+    // Dropped last: no other process may use the directory before both servers have ended.
     data_dir: Option<DataDir>,
 }
 
 impl Servers {
-    /// Starts both. Servers that an earlier, killed process left behind in the same directory are ended first.
+    /// Starts both. Servers that an earlier, killed process left behind in the same directory are ended
+    /// first.
     ///
     /// # Errors
-    /// [`LocalError::InUse`] if another process uses the directory; otherwise what is missing or did not start.
+    /// [`LocalError::InUse`] if another process uses the directory. Otherwise the errors of
+    /// [`PostgresServer::start`] and [`RedisServer::start`].
     pub async fn start(options: &Options) -> Result<Self, LocalError> {
         let data_dir = match (options.ephemeral, &options.data_dir) {
             (true, _) => None,
@@ -134,7 +137,7 @@ impl Servers {
         self.redis.url()
     }
 
-    /// The directory where the data is kept, or `None` if it is not.
+    /// The data directory, or `None` if no data is kept.
     pub fn data_dir(&self) -> Option<&std::path::Path> {
         self.data_dir.as_ref().map(DataDir::path)
     }
@@ -142,7 +145,7 @@ impl Servers {
     /// Stops both servers and waits until they have ended.
     ///
     /// # Errors
-    /// [`LocalError::Stop`] if one of them did not end in an orderly way.
+    /// [`LocalError::Stop`] if one of them did not stop cleanly.
     pub async fn stop(self) -> Result<(), LocalError> {
         let (postgres, redis) = tokio::join!(self.postgres.stop(), self.redis.stop());
         postgres.and(redis)

@@ -1,7 +1,7 @@
-//! A private Postgres: an installed one, or else one that is downloaded, on 127.0.0.1, with a random password.
+//! A private Postgres on 127.0.0.1 with a random password. It is an installed one, or else a downloaded one.
 //!
-//! Run by the crate `postgresql_embedded`. What it lacks is added here: running as another account where we are root,
-//! ending with this process however that dies, and data that reaches the disk.
+//! The crate `postgresql_embedded` runs it. This module adds what the crate lacks: another account if this
+//! process is root, an end together with this process however that dies, and data that reaches the disk.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -23,23 +23,24 @@ use super::supervisor::Supervisor;
 /// The database that `aftercommit dev` uses.
 pub const DATABASE: &str = "postgres";
 const USER: &str = "postgres";
-/// How long initdb, a start (with recovery after a crash) and a stop may take.
+/// The time limit of initdb, of a start (with recovery after a crash) and of a stop.
 const LIMIT: Duration = Duration::from_secs(60);
-/// The version that is downloaded where none is installed.
+/// The version that is downloaded if none is installed.
 const DOWNLOADED: &str = "=17";
-/// Where root keeps data below a directory that Postgres's account cannot reach, such as root's home.
+/// The directory for data if this process is root and Postgres's account cannot reach the configured one,
+/// such as root's home.
 const REACHABLE: &str = "/var/lib/aftercommit-dev";
 
-/// Where and how it runs.
+/// How to start the server.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where its data is.
+    /// The place of its data.
     pub home: Home,
-    /// The port that it gets if it is free; otherwise it gets a free one.
+    /// The preferred port. If it is taken, another free one is used.
     pub port: Option<u16>,
-    /// Commits reach the disk. Off is faster, for tests.
+    /// Commits reach the disk. Tests switch this off to be faster.
     pub durable: bool,
-    /// Settings, for example `max_connections`. Values without spaces.
+    /// Additional settings, for example `max_connections`. Values must not contain spaces.
     pub settings: Vec<(String, String)>,
 }
 
@@ -53,8 +54,8 @@ pub struct PostgresServer {
     _temporary: Option<TempDir>,
 }
 
-/// Waits for end-of-file, then stops the server. `$1` is pg_ctl, `$2` the data directory, `$3` what to remove at the end.
-/// A line instead of end-of-file says that the server never started.
+/// Waits for end-of-file, then stops the server. `$1` is pg_ctl, `$2` the data directory, `$3` the directory
+/// to remove at the end. A line instead of end-of-file means that the server never started.
 const SCRIPT: &str = r#"if read -r _; then stop=no; else stop=yes; fi
 ended=0
 if [ "$stop" = yes ] && [ -f "$2/postmaster.pid" ]; then "$1" stop -D "$2" -m fast -w -t 60 3>&-; ended=$?; fi
@@ -66,8 +67,9 @@ impl PostgresServer {
     /// Starts a server and waits until it answers.
     ///
     /// # Errors
-    /// [`LocalError::Postgres`] if it does not start, [`LocalError::Download`] if there is none and none can be had,
-    /// [`LocalError::OtherVersion`] if its data was written by a version that is not installed.
+    /// [`LocalError::Postgres`] if it does not start, [`LocalError::Download`] if none is installed and none
+    /// can be downloaded, [`LocalError::OtherVersion`] if its data was written by a version that is not
+    /// installed.
     pub async fn start(options: &Options) -> Result<Self, LocalError> {
         Self::start_in(options, None).await
     }
@@ -86,7 +88,8 @@ impl PostgresServer {
             account.own(&home)?;
             account.own(&home.join("password"))?;
         }
-        // From here on the server can be running: tied first, so that it ends even if this process dies during the start.
+        // The server may run from here on. The supervisor starts first, so that the server ends even if this
+        // process dies during the start.
         let pg_ctl = home.join("bin/pg_ctl");
         let removed = temporary.as_ref().map_or(OsStr::new(""), |dir| dir.path().as_os_str());
         let supervisor =
@@ -95,7 +98,7 @@ impl PostgresServer {
             Ok(()) => server.start().await.map_err(|source| ("did not start", source)),
             Err(source) => Err(("could not make its data directory", source)),
         };
-        // Its own end would stop the server by the crate's ways; the supervisor does that.
+        // Dropping it would stop the server in the crate's way. The supervisor stops it instead.
         std::mem::forget(server);
         match started {
             Ok(()) => Ok(Self { supervisor, port, password, data, _temporary: temporary }),
@@ -117,12 +120,12 @@ impl PostgresServer {
         self.port
     }
 
-    /// The server's main process, for tests that send it signals.
+    /// The process id of the server's main process, for tests that send it signals.
     pub fn pid(&self) -> Option<u32> {
         std::fs::read_to_string(self.data.join("postmaster.pid")).ok()?.lines().next()?.trim().parse().ok()
     }
 
-    /// Where its data is; the programs that control it are in `../bin`.
+    /// The data directory. The programs that control the server are in `../bin`.
     pub fn data_directory(&self) -> &Path {
         &self.data
     }
@@ -130,13 +133,13 @@ impl PostgresServer {
     /// Stops the server and waits until it has ended.
     ///
     /// # Errors
-    /// [`LocalError::Stop`] if it did not end in an orderly way.
+    /// [`LocalError::Stop`] if it did not stop cleanly.
     pub async fn stop(self) -> Result<(), LocalError> {
         self.supervisor.end().await
     }
 }
 
-/// The directory of the server, one that its account can reach.
+/// The directory of the server, which its account can reach.
 fn home_of(home: &Home, account: Option<&Account>) -> Result<(PathBuf, Option<TempDir>), LocalError> {
     match home {
         Home::Kept(path) => {
@@ -159,7 +162,8 @@ fn home_of(home: &Home, account: Option<&Account>) -> Result<(PathBuf, Option<Te
     }
 }
 
-/// The programs of the version that wrote the data, or the newest where there is no data yet.
+/// The programs of the version that wrote the data, or of the newest installed version if there is no data
+/// yet.
 async fn programs_for(data: &Path) -> Result<PathBuf, LocalError> {
     let installed = installed_postgres();
     match std::fs::read_to_string(data.join("PG_VERSION")) {
@@ -182,10 +186,10 @@ async fn programs_for(data: &Path) -> Result<PathBuf, LocalError> {
     }
 }
 
-/// Downloads a Postgres, once, and returns where its programs are.
+/// Downloads Postgres if it is not there yet, and returns the directory of its programs.
 async fn download() -> Result<PathBuf, LocalError> {
     let scratch = TempDir::new().map_err(LocalError::io("make", std::env::temp_dir()))?;
-    // The crate installs and then runs initdb, which refuses root. It leaves out initdb where it finds this file.
+    // The crate installs and then runs initdb, which refuses root. It skips initdb if it finds this file.
     std::fs::write(scratch.path().join("postgresql.conf"), "")
         .map_err(LocalError::io("write", scratch.path()))?;
     let version = VersionReq::parse(DOWNLOADED).map_err(|_| LocalError::Missing {
@@ -207,7 +211,8 @@ async fn download() -> Result<PathBuf, LocalError> {
     Ok(installer.settings().binary_dir())
 }
 
-/// Stops the server of an earlier run whose supervisor was killed too. `pg_ctl` knows whether it is its own.
+/// Stops the server of an earlier run whose supervisor was killed too. `pg_ctl` checks that the process is
+/// that server.
 async fn stop_leftover(home: &Path, data: &Path) -> Result<(), LocalError> {
     if !data.join("postmaster.pid").exists() {
         return Ok(());
@@ -217,7 +222,7 @@ async fn stop_leftover(home: &Path, data: &Path) -> Result<(), LocalError> {
     };
     let status = run(&["status"]).await.map_err(LocalError::io("run", home.join("bin/pg_ctl")))?;
     if !status.status.success() {
-        return Ok(()); // The file is a dead server's; the next start replaces it.
+        return Ok(()); // The server is dead. The next start replaces its file.
     }
     let stopped =
         run(&["stop", "-m", "fast", "-w"]).await.map_err(LocalError::io("run", home.join("bin/pg_ctl")))?;
@@ -235,7 +240,7 @@ fn settings_of(home: &Path, port: u16, password: &str, options: &Options) -> Set
     let mut configuration: HashMap<String, String> = [
         ("listen_addresses", "127.0.0.1".to_owned()),
         ("unix_socket_directories", String::new()),
-        // The crate turns fsync off; what comes later on the command line wins.
+        // The crate turns fsync off; later settings on the command line win.
         ("fsync", on(options.durable)),
         ("full_page_writes", on(options.durable)),
         ("synchronous_commit", on(options.durable)),

@@ -1,4 +1,4 @@
-//! Programs of this machine: where the servers are installed, and what a process id stands for.
+//! Programs of this machine: installed servers, and the command line of a process.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,18 +12,19 @@ const POSTGRES_MAJOR_MIN: u32 = 13;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct InstalledPostgres {
     pub(super) major: u32,
-    /// Where `initdb`, `pg_ctl` and `postgres` are.
+    /// The directory of `initdb`, `pg_ctl` and `postgres`.
     pub(super) bin: PathBuf,
 }
 
-/// The installed Postgres servers, newest first; of one version the one on PATH first.
+/// The installed Postgres servers, newest first. Of one version, the one on PATH comes first.
 pub(super) fn installed_postgres() -> Vec<InstalledPostgres> {
     let mut bins: Vec<PathBuf> = which::which_all("pg_ctl")
         .into_iter()
         .flatten()
         .filter_map(|path| Some(path.canonicalize().ok()?.parent()?.to_owned()))
         .collect();
-    // Debian keeps the server's programs off PATH, and Homebrew those of a version that is not the newest.
+    // Debian does not put the server's programs on PATH. Homebrew puts only those of the newest version
+    // there.
     for parent in ["/usr/lib/postgresql", "/opt/homebrew/opt", "/usr/local/opt"] {
         for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
             if parent.ends_with("postgresql") || entry.file_name().to_string_lossy().starts_with("postgresql")
@@ -45,7 +46,7 @@ pub(super) fn installed_postgres() -> Vec<InstalledPostgres> {
     found
 }
 
-/// The major version of the server in this directory, or `None` if there is no whole server.
+/// The major version of the server in this directory, or `None` if its programs are incomplete.
 pub(super) fn postgres_major(bin: &Path) -> Option<u32> {
     if !["initdb", "pg_ctl", "postgres"].iter().all(|program| bin.join(program).is_file()) {
         return None;
@@ -61,7 +62,7 @@ fn major_of(version: &str) -> Option<u32> {
     digits.parse().ok()
 }
 
-/// valkey-server, or else redis-server.
+/// The path of valkey-server, or else of redis-server.
 pub(super) fn redis() -> Result<PathBuf, LocalError> {
     which::which("valkey-server").or_else(|_| which::which("redis-server")).map_err(|_| LocalError::Missing {
         program: "valkey-server or redis-server",
@@ -70,21 +71,21 @@ pub(super) fn redis() -> Result<PathBuf, LocalError> {
     })
 }
 
-/// What runs under this process id, or `None` if nothing does.
+/// The command line of a process, or `None` if there is no such process.
 pub(super) fn command_line(pid: &str) -> Option<String> {
     let pid: u32 = pid.parse().ok()?;
     if Path::new("/proc/self/cmdline").exists() {
         let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        // A zombie has an empty command line: it holds nothing any more.
+        // A zombie has an empty command line and holds no files.
         return (!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).replace('\0', " "));
     }
     let output = Command::new("ps").args(["-ww", "-o", "args=", "-p", &pid.to_string()]).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Asks a process to end. The caller has made sure which one it is.
+/// Asks a process to end. The caller has checked which process it is.
 pub(super) fn terminate(pid: &str) -> Result<(), LocalError> {
-    // The shell's own: a program of that name is not installed everywhere.
+    // The shell's own `kill`, because a program of that name is not installed everywhere.
     let output = Command::new("/bin/sh")
         .args(["-c", "kill -TERM \"$1\"", "sh", pid])
         .output()

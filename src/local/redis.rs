@@ -1,4 +1,4 @@
-//! A private Redis: `valkey-server` or `redis-server` of this machine, on 127.0.0.1, with a random password.
+//! A private Redis: the installed `valkey-server` or `redis-server`, on 127.0.0.1, with a random password.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -14,19 +14,19 @@ use super::error::LocalError;
 use super::supervisor::Supervisor;
 use super::{Home, programs};
 
-/// How long a start may take; reading a large append-only file counts.
+/// The time limit of a start, which includes reading the append-only file.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// Where and how it runs.
+/// How to start the server.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where its data is.
+    /// The place of its data.
     pub home: Home,
-    /// The port that it gets if it is free; otherwise it gets a free one.
+    /// The preferred port. If it is taken, another free one is used.
     pub port: Option<u16>,
     /// Every write reaches the append-only file, synced each second. Otherwise nothing is written to disk.
     pub durable: bool,
-    /// More settings, for example `cluster-enabled`.
+    /// Additional settings, for example `cluster-enabled`.
     pub settings: Vec<(String, String)>,
 }
 
@@ -40,15 +40,15 @@ pub struct RedisServer {
     _temporary: Option<TempDir>,
 }
 
-/// Starts the server, waits for end-of-file, and ends it in order. `$1` is the program, `$2` its configuration, `$3` its
-/// directory, `$4` what to remove at the end.
+/// Starts the server, waits for end-of-file, and stops the server. `$1` is the program, `$2` its
+/// configuration, `$3` its directory, `$4` the directory to remove at the end.
 const SCRIPT: &str = r#"cd "$3" || exit 1
 "$1" "$2" </dev/null 3>&- &
 server=$!
 echo "$server" > "$3/pid"
 read -r _
 kill -TERM "$server" 2>/dev/null
-# A Redis that cannot save what it should refuses to end.
+# A Redis that cannot save its data refuses to end.
 ( i=0; while [ "$i" -lt 100 ] && kill -0 "$server" 2>/dev/null; do i=$((i+1)); sleep 0.1; done
   kill -KILL "$server" 2>/dev/null ) 3>&- &
 wait "$server"
@@ -109,7 +109,7 @@ impl RedisServer {
                     self.failed(format!("did not answer within {} s ({failed})", START_LIMIT.as_secs()))
                 );
             }
-            // A server tells nobody that it has begun to listen.
+            // A server gives no signal when it begins to listen.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -128,7 +128,7 @@ impl RedisServer {
         self.port
     }
 
-    /// The server's process, for tests that send it signals.
+    /// The process id of the server, for tests that send it signals.
     pub fn pid(&self) -> Option<u32> {
         std::fs::read_to_string(self.home.join("pid")).ok()?.trim().parse().ok()
     }
@@ -136,7 +136,7 @@ impl RedisServer {
     /// Stops the server and waits until it has ended.
     ///
     /// # Errors
-    /// [`LocalError::Stop`] if it did not end in an orderly way.
+    /// [`LocalError::Stop`] if it did not stop cleanly.
     pub async fn stop(self) -> Result<(), LocalError> {
         self.supervisor.end().await
     }
@@ -154,7 +154,7 @@ fn configuration_of(port: u16, password: &str, options: &Options) -> String {
     configuration
 }
 
-/// Asks a server whether it is there.
+/// Checks that a server answers.
 async fn ping(address: &str) -> Result<(), ::redis::RedisError> {
     let client = ::redis::Client::open(address)?;
     let mut connection = client.get_multiplexed_async_connection().await?;
@@ -165,7 +165,7 @@ async fn ping(address: &str) -> Result<(), ::redis::RedisError> {
 async fn end_leftover(home: &Path) -> Result<(), LocalError> {
     let Ok(pid) = std::fs::read_to_string(home.join("pid")) else { return Ok(()) };
     let pid = pid.trim();
-    // The process must be a Redis before it is ended: ids are used again.
+    // The process must be a Redis before it is ended, because process ids are reused.
     let is_ours = || {
         programs::command_line(pid)
             .is_some_and(|line| line.contains("redis-server") || line.contains("valkey-server"))

@@ -1,11 +1,13 @@
 //! The supervisor: a small shell that outlives this process just long enough to end its server.
 //!
-//! The shell's standard input is a pipe whose other end only this process holds. However this process dies, the kernel
-//! closes that end, the shell reads end-of-file, stops the server and removes what must not stay. An orderly stop
-//! takes the very same way, so it is always tested. No signal handler and no unsafe code is needed.
+//! The shell's standard input is a pipe whose other end only this process holds. However this process dies,
+//! the kernel closes that end. The shell then reads end-of-file, stops the server and removes temporary
+//! files. An orderly stop takes the same path, so it is always tested. No signal handler and no unsafe code
+//! is needed.
 //!
-//! The shell runs in a process group of its own: Ctrl-C in a terminal reaches this process, which then ends its work
-//! in order while both servers are still there. Knows neither Postgres nor Redis: the scripts are theirs.
+//! The shell runs in a process group of its own. Ctrl-C in a terminal reaches this process, which ends its
+//! work in order while both servers still run. Must not know Postgres or Redis: their modules have the
+//! scripts.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -17,8 +19,8 @@ use super::error::LocalError;
 
 /// Runs before every script.
 ///
-/// Standard output may be the data directory's lock file: kept as descriptor 3, it stays locked until the shell
-/// ends, so that a successor never starts a server that this shell would then stop.
+/// Standard output may be the data directory's lock file. It is kept as descriptor 3 and so stays locked
+/// until the shell ends. Otherwise a successor could start a server that this shell would then stop.
 const PRELUDE: &str = "trap '' INT TERM HUP QUIT\nexec 3>&1 >/dev/null 2>&1\n";
 
 /// A shell that ends a server at end-of-file.
@@ -30,7 +32,7 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts the script with its arguments. `lock` is kept open as long as the script runs.
+    /// Starts the script with its arguments. `lock` stays open as long as the script runs.
     pub(super) fn start(
         server: &'static str,
         script: &str,
@@ -57,20 +59,20 @@ impl Supervisor {
         Ok(Self { server, shell, stdin })
     }
 
-    /// How the script ended, if it did.
+    /// The exit status of the script, if it has ended.
     pub(super) fn ended(&mut self) -> Option<ExitStatus> {
         self.shell.try_wait().ok().flatten()
     }
 
-    /// Tells the script that there is no server to stop, by a line instead of end-of-file.
+    /// Tells the script by a line, instead of end-of-file, that there is no server to stop.
     pub(super) fn release(mut self) {
         if let Some(stdin) = self.stdin.as_mut() {
-            // If the shell is gone already there is nobody to tell.
+            // If this fails, the shell is gone already and needs no line.
             drop(stdin.write_all(b"\n"));
         }
     }
 
-    /// Lets the script stop the server and waits for it.
+    /// Makes the script stop the server, and waits for it.
     pub(super) async fn end(mut self) -> Result<(), LocalError> {
         let server = self.server;
         let status = tokio::task::spawn_blocking(move || self.close())
@@ -87,7 +89,7 @@ impl Supervisor {
 }
 
 impl Drop for Supervisor {
-    /// Waits, so that whoever drops a server can rely on its port and its directory being free.
+    /// Waits, so that the server's port and directory are free after the drop.
     fn drop(&mut self) {
         if let Err(error) = self.close() {
             tracing::warn!(server = self.server, %error, "the supervisor of a private server cannot be waited for");
@@ -129,7 +131,8 @@ mod tests {
         drop(lock);
         assert!(File::open(&path).expect("a file").try_lock().is_err(), "the shell still holds it");
         drop(supervisor);
-        // Held for a moment longer by a child that another test is just starting: it has a copy of the file until its exec.
+        // A child that another test is starting holds the lock a moment longer: it has a copy of the file
+        // until its exec.
         let (told, freed) = std::sync::mpsc::channel();
         std::thread::spawn(move || told.send(File::open(&path).and_then(|file| file.lock())));
         freed.recv_timeout(Duration::from_secs(20)).expect("it comes free").expect("the lock");

@@ -1,7 +1,7 @@
-//! Writing positions down: one inserted row a step, and a primary key that lets only one relay take it.
+//! Writes positions: one inserted row for each step. The primary key lets only one relay insert it.
 //!
-//! A window is opened by writing it down *before* anything of it is published. A relay that dies then publishes the same
-//! events in the same order with the same numbers again, which is what lets Redis refuse repeats.
+//! A window is written down *before* any of its events is published. If the relay then dies, the next one
+//! publishes the same events in the same order under the same numbers, so that Redis can refuse the repeats.
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
@@ -10,13 +10,15 @@ use super::Error;
 use super::lead;
 use super::position::{Position, Snapshot, Window, Xid};
 
-/// The newest position of `relay`, or `None` if there is no relay of that name.
+/// Returns the newest position of `relay`, or `None` if there is no relay of that name.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn newest(connection: &mut PgConnection, relay: &str) -> Result<Option<Position>, Error> {
     let row = sqlx::query(
-        "select n, slot, next_slot, lower::text, lower_horizon::text, high_id, upper::text, upper_horizon::text, after_id, epoch, next_seq
+        "select n, slot, next_slot, lower::text, lower_horizon::text, high_id, upper::text,
+                upper_horizon::text, after_id, epoch, next_seq
          from outbox.checkpoint where relay = $1 order by n desc limit 1",
     )
     .bind(relay)
@@ -25,10 +27,11 @@ pub async fn newest(connection: &mut PgConnection, relay: &str) -> Result<Option
     row.map(|row| position_of(&row)).transpose()
 }
 
-/// The checkpoints of `relay` in one epoch from row `n` on, oldest first, `limit` at most.
+/// Returns the checkpoints of `relay` in one epoch from row `n` on, oldest first, at most `limit`.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn page(
     connection: &mut PgConnection,
     relay: &str,
@@ -37,7 +40,8 @@ pub async fn page(
     limit: i64,
 ) -> Result<Vec<Position>, Error> {
     let rows = sqlx::query(
-        "select n, slot, next_slot, lower::text, lower_horizon::text, high_id, upper::text, upper_horizon::text, after_id, epoch, next_seq
+        "select n, slot, next_slot, lower::text, lower_horizon::text, high_id, upper::text,
+                upper_horizon::text, after_id, epoch, next_seq
          from outbox.checkpoint where relay = $1 and epoch = $2 and n >= $3 order by n limit $4",
     )
     .bind(relay)
@@ -49,52 +53,58 @@ pub async fn page(
     rows.iter().map(position_of).collect()
 }
 
-/// The position of `relay`, which begins before everything in the log if the name is new.
+/// Returns the newest position of `relay`. A new name begins before everything in the log.
 ///
 /// # Errors
-/// [`Error::WrongCluster`] if the log was made in another Postgres cluster, or as [`newest`].
+/// Returns [`Error::WrongCluster`] if the log was made in another Postgres cluster, [`Error::NoIdentity`] or
+/// [`Error::NewerFormat`] if its identity is missing or its format is unknown, and else fails as [`newest`].
 pub async fn load_or_begin(connection: &mut PgConnection, relay: &str) -> Result<Position, Error> {
     lead::register(connection, relay).await?;
     if let Some(position) = newest(connection, relay).await? {
         return Ok(position);
     }
     match insert(connection, relay, &Position::before_everything()).await {
-        // Another relay of this name began in the same moment: its row is as good.
+        // Another relay of this name began at the same moment, and its row says the same.
         Ok(_) | Err(Error::Fenced { .. }) => {}
         Err(error) => return Err(error),
     }
     newest(connection, relay).await?.ok_or_else(|| Error::Database(sqlx::Error::RowNotFound))
 }
 
-/// Looks whether there is something to deliver and, only then, opens a window over it: one statement, one commit,
-/// and no write at all while idle. The given position must have no open window.
+/// Opens a window if there is something to deliver, in one statement and one commit. Writes nothing
+/// otherwise. `from` must have no open window.
 ///
-/// Opens none while the relay is paused. The window's own snapshot decides: one that shows an event which was committed
-/// after the pause shows the pause too, so nothing that an operator's pause came before is ever in a window. Nor does it
-/// open one while an operator has requested something for parked events, as that is done between two windows.
+/// Opens no window while the relay is paused. The window's snapshot decides: if it shows an event that was
+/// committed after the pause, it shows the pause too. So a window never holds an event that was committed
+/// after the pause. Opens no window either while an operator's request for parked events is pending, because
+/// the relay carries requests out between two windows.
 ///
 /// # Errors
-/// [`Error::Fenced`] if another relay got there first, or as [`newest`].
+/// Returns [`Error::Fenced`] if another relay inserted the row first, and else fails as [`newest`].
 pub async fn open(
     connection: &mut PgConnection,
     relay: &str,
     from: &Position,
 ) -> Result<Option<Position>, Error> {
     let to = from.following();
-    // The horizon must be assigned after the snapshot: pg_current_snapshot() is the statement's own snapshot, taken
-    // before it runs, and pg_current_xact_id() assigns an xid while it runs, as this transaction had none before.
+    // The horizon must be assigned after the snapshot. pg_current_snapshot() is the statement's own snapshot,
+    // taken before the statement runs. pg_current_xact_id() assigns an xid while it runs, because this
+    // transaction has none before.
     let row = sqlx::query(
         "insert into outbox.checkpoint
-           (relay, n, slot, next_slot, slot_since, lower, lower_horizon, high_id, upper, upper_horizon, after_id, epoch, next_seq)
-         select $1, $2, $3, outbox.slot_after($3, since.at), since.at, $4::text::pg_snapshot, $5::text::xid8, $6,
-                pg_current_snapshot(), pg_current_xact_id(), 0, $7, $8
+           (relay, n, slot, next_slot, slot_since, lower, lower_horizon, high_id, upper, upper_horizon,
+            after_id, epoch, next_seq)
+         select $1, $2, $3, outbox.slot_after($3, since.at), since.at, $4::text::pg_snapshot, $5::text::xid8,
+                $6, pg_current_snapshot(), pg_current_xact_id(), 0, $7, $8
          from (
            select coalesce(
-             (select b.slot_since from outbox.checkpoint b where b.relay = $1 and b.n = $2 - 1::bigint and b.slot = $3),
+             (select b.slot_since from outbox.checkpoint b
+              where b.relay = $1 and b.n = $2 - 1::bigint and b.slot = $3),
              clock_timestamp()) as at
          ) since
          where not exists (select from outbox.pause where relay = $1)
-           and not exists (select from outbox.parked where relay = $1 and requested is not null and settled_as is null)
+           and not exists (
+             select from outbox.parked where relay = $1 and requested is not null and settled_as is null)
            and outbox.has_more($4::text::pg_snapshot, $5::text::xid8, $6)
          returning next_slot, upper::text, upper_horizon::text",
     )
@@ -113,10 +123,12 @@ pub async fn open(
     Ok(Some(Position { next_slot: row.try_get("next_slot")?, window: window_of(&row, 0)?, ..to }))
 }
 
-/// Writes down that the window's events up to `after_id`, `events` of them, have been delivered, and leaves it open.
+/// Writes that the window's events up to `after_id` have been delivered, and leaves the window open. `events`
+/// is the number of events since `from`.
 ///
 /// # Errors
-/// As [`open`].
+/// Returns [`Error::Fenced`] if another relay inserted the row first, [`Error::SchemaMissing`] if the schema
+/// is missing or too old, and [`Error::Database`] if Postgres refuses the statement or the connection breaks.
 pub async fn advance(
     connection: &mut PgConnection,
     relay: &str,
@@ -127,11 +139,12 @@ pub async fn advance(
     insert(connection, relay, &from.advanced(after_id, events)).await
 }
 
-/// Writes down that the whole window has been delivered, the last `events` of it ending with `last_id`, and in the same
-/// row opens the next window if there is something in it, and nothing keeps it closed (as [`open`] says).
+/// Writes that the whole window has been delivered. `events` is the number of events since `from`, and
+/// `last_id` the id of the last one. The same row opens the next window, under the conditions of [`open`].
 ///
 /// # Errors
-/// As [`open`].
+/// Returns [`Error::Fenced`] if another relay inserted the row first, [`Error::SchemaMissing`] if the schema
+/// is missing or too old, and [`Error::Database`] if Postgres refuses the statement or the connection breaks.
 pub async fn close_window(
     connection: &mut PgConnection,
     relay: &str,
@@ -142,18 +155,21 @@ pub async fn close_window(
     let to = from.closed(last_id, events);
     let row = sqlx::query(
         "insert into outbox.checkpoint
-           (relay, n, slot, next_slot, slot_since, lower, lower_horizon, high_id, upper, upper_horizon, after_id, epoch, next_seq)
-         select $1, $2, $3, outbox.slot_after($3, since.at), since.at, $4::text::pg_snapshot, $5::text::xid8, $6,
-                case when next.found then pg_current_snapshot() end,
+           (relay, n, slot, next_slot, slot_since, lower, lower_horizon, high_id, upper, upper_horizon,
+            after_id, epoch, next_seq)
+         select $1, $2, $3, outbox.slot_after($3, since.at), since.at, $4::text::pg_snapshot, $5::text::xid8,
+                $6, case when next.found then pg_current_snapshot() end,
                 case when next.found then pg_current_xact_id() end, 0, $7, $8
          from (
            select coalesce(
-             (select b.slot_since from outbox.checkpoint b where b.relay = $1 and b.n = $2 - 1::bigint and b.slot = $3),
+             (select b.slot_since from outbox.checkpoint b
+              where b.relay = $1 and b.n = $2 - 1::bigint and b.slot = $3),
              clock_timestamp()) as at
          ) since
          cross join (
            select not exists (select from outbox.pause where relay = $1)
-             and not exists (select from outbox.parked where relay = $1 and requested is not null and settled_as is null)
+             and not exists (
+               select from outbox.parked where relay = $1 and requested is not null and settled_as is null)
              and outbox.has_more($4::text::pg_snapshot, $5::text::xid8, $6) as found
          ) next
          returning next_slot, upper::text, upper_horizon::text",
@@ -172,7 +188,7 @@ pub async fn close_window(
     Ok(Position { next_slot: row.try_get("next_slot")?, window: window_of(&row, 0)?, ..to })
 }
 
-/// Writes one row, and returns it with the slot that follows.
+/// Inserts one row, and returns the position with the slot of the next row.
 pub(crate) async fn insert(
     connection: &mut PgConnection,
     relay: &str,
@@ -181,12 +197,14 @@ pub(crate) async fn insert(
     let window = position.window.as_ref();
     let next_slot: i16 = sqlx::query_scalar(
         "insert into outbox.checkpoint
-           (relay, n, slot, next_slot, slot_since, lower, lower_horizon, high_id, upper, upper_horizon, after_id, epoch, next_seq)
-         select $1, $2, $3, outbox.slot_after($3, since.at), since.at, $4::text::pg_snapshot, $5::text::xid8, $6,
-                $7::text::pg_snapshot, $8::text::xid8, $9, $10, $11
+           (relay, n, slot, next_slot, slot_since, lower, lower_horizon, high_id, upper, upper_horizon,
+            after_id, epoch, next_seq)
+         select $1, $2, $3, outbox.slot_after($3, since.at), since.at, $4::text::pg_snapshot, $5::text::xid8,
+                $6, $7::text::pg_snapshot, $8::text::xid8, $9, $10, $11
          from (
            select coalesce(
-             (select b.slot_since from outbox.checkpoint b where b.relay = $1 and b.n = $2 - 1::bigint and b.slot = $3),
+             (select b.slot_since from outbox.checkpoint b
+              where b.relay = $1 and b.n = $2 - 1::bigint and b.slot = $3),
              clock_timestamp()) as at
          ) since
          returning next_slot",
@@ -208,7 +226,7 @@ pub(crate) async fn insert(
     Ok(Position { next_slot, ..position.clone() })
 }
 
-/// The primary key is the fence: a row n that is already there was written by another relay of this name.
+/// Turns a unique violation into [`Error::Fenced`]: another relay of this name has inserted row `n + 1`.
 fn fenced_or(error: sqlx::Error, relay: &str, n: i64) -> Error {
     if error.as_database_error().is_some_and(|e| e.is_unique_violation()) {
         return Error::Fenced { relay: relay.to_owned(), n };

@@ -1,24 +1,26 @@
-//! Rows that a position cannot stand beside: found before they are lost, named, and mended by a rebase.
+//! Rows that contradict a position: ids only grow, unless somebody interferes. The relay finds such rows
+//! before they are lost, names them, and stops; a rebase repairs them.
 //!
-//! The reading rule rests on ids that only grow. `outbox.append` sees to that; an owner of the log can undo it, mostly
-//! without a thought: `truncate outbox.event restart identity` between two tests, `setval` after a restore.
+//! `outbox.append` keeps ids growing, and the reading rule needs that. An owner of the log can break it by
+//! accident: with `truncate outbox.event restart identity` between two tests, or with `setval` after a
+//! restore.
 
 use std::fmt;
 
-/// Rows that a message names.
+/// The number of rows that a message names.
 const NAMED: usize = 3;
 /// What is wrong with a row: see `outbox.contradictions` in the schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// Appended after all that is delivered, with an id that is delivered.
+    /// Appended after everything that is delivered, but with an id in the delivered range.
     Behind,
-    /// An id that the sequence has not come to.
+    /// The id is above the sequence's last value.
     Above,
-    /// Of a transaction that has not begun.
+    /// The row's transaction has not begun.
     Unborn,
     /// Another row has the same id.
     Twice,
-    /// No row yet: the sequence stands at this id, below what is delivered.
+    /// No row: the sequence stands at this id, below the highest delivered id.
     Sequence,
 }
 
@@ -34,7 +36,7 @@ impl fmt::Display for Cause {
     }
 }
 
-/// A row that a position cannot stand beside.
+/// A row that contradicts a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Contradiction {
     /// The row's id.
@@ -56,7 +58,7 @@ impl Contradiction {
     }
 }
 
-/// The first of some rows with what is wrong with them, for a message.
+/// Names the first rows and their causes, for a message.
 pub fn named(rows: &[Contradiction]) -> String {
     let mut text = rows
         .iter()

@@ -1,4 +1,4 @@
-//! Looking for the rows that a position cannot stand beside.
+//! Finds rows that contradict a position.
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
@@ -6,13 +6,15 @@ use sqlx::{PgConnection, Row};
 use super::Error;
 use super::contradiction::Contradiction;
 
-/// Rows that are looked for.
+/// The most rows that a search returns.
 pub(crate) const LOOKED_FOR: i64 = 10;
 
-/// What tells that the log contradicts the position of `relay`, at a bounded cost: not every such row is found.
+/// Returns signs that the log contradicts the position of `relay`. The cost is bounded, so the search can
+/// miss rows.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn signs(connection: &mut PgConnection, relay: &str) -> Result<Vec<Contradiction>, Error> {
     find(
         connection,
@@ -25,11 +27,12 @@ pub async fn signs(connection: &mut PgConnection, relay: &str) -> Result<Vec<Con
     .await
 }
 
-/// The rows that the position of `relay` cannot stand beside, a few of them. None where there is no position. Walks an index
-/// of all that waits.
+/// Returns a few of the rows that contradict the position of `relay`, or none if it has no position. Walks
+/// the index over all pending rows.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn of_relay(connection: &mut PgConnection, relay: &str) -> Result<Vec<Contradiction>, Error> {
     let mut found = find(
         connection,

@@ -1,4 +1,5 @@
-//! Rows that a sink has had although no position knows it: what a rebase has found there.
+//! Rows that the sink already has although no position records their delivery. A rebase finds and records
+//! them.
 
 use std::collections::HashSet;
 
@@ -6,11 +7,12 @@ use sqlx::PgConnection;
 
 use super::Error;
 
-/// The rows that `relay` need not publish although its position does not know them to be delivered. None but after a
-/// rebase, and then as many as had been delivered since the backup.
+/// Returns the ids of the rows that `relay` skips although its position does not record their delivery. They
+/// exist only after a rebase: one for each event delivered since the backup was taken.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn of(connection: &mut PgConnection, relay: &str) -> Result<HashSet<i64>, Error> {
     let ids: Vec<i64> = sqlx::query_scalar("select id from outbox.delivered_before where relay = $1")
         .bind(relay)
@@ -19,7 +21,7 @@ pub async fn of(connection: &mut PgConnection, relay: &str) -> Result<HashSet<i6
     Ok(ids.into_iter().collect())
 }
 
-/// Drops what was written down of rows that have left the log.
+/// Deletes the records of rows that have left the log.
 pub(super) async fn forget(connection: &mut PgConnection) -> Result<(), Error> {
     sqlx::query(
         "delete from outbox.delivered_before where id < coalesce((select min(e.id) from outbox.event e), 0)",

@@ -1,71 +1,75 @@
-//! What can go wrong with the log, by what the caller should do about it.
+//! Errors of the log, grouped by what the caller should do.
 
 use super::contradiction::{self, Contradiction};
 use crate::outbox::schema_is_missing;
 use crate::postgres;
 
-/// Why the log could not be read or a position not be written.
+/// Why the log could not be read, or a position not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another relay of this name wrote the row that this one wanted to write: start over from the newest row.
+    /// Another relay of this name inserted the row that this one tried to insert. Start over from the newest
+    /// row.
     #[error(
-        "another relay named '{relay}' has moved the position past step {n}: starting over from the newest one"
+        "another relay named '{relay}' has moved the position past step {n}: starting over from the newest \
+         one"
     )]
     Fenced {
         /// The relay.
         relay: String,
-        /// The step that this relay had come from.
+        /// The step that this relay continued from.
         n: i64,
     },
-    /// The schema is not there, or older than this binary.
+    /// The schema is missing, or older than this binary.
     #[error("the outbox schema is missing or too old in this database: run `aftercommit migrate`")]
     SchemaMissing(#[source] sqlx::Error),
-    /// The log was made in another cluster: its transaction numbers mean nothing in this one.
+    /// The log was made in another cluster, whose transaction ids mean nothing in this one.
     #[error(
-        "this log was made in another Postgres cluster (system identifier {stored}, this one has {found}): the database was \
-         dumped and restored, replicated or moved. Stop its relays and run `aftercommit rebase`; or `aftercommit rebase \
-         --copy`, if the original lives on and this is a copy beside it"
+        "this log was made in another Postgres cluster (system identifier {stored}, this one has {found}): \
+         the database was dumped and restored, replicated or moved. Stop its relays and run `aftercommit \
+         rebase`; or `aftercommit rebase --copy`, if the original lives on and this is a copy beside it"
     )]
     WrongCluster {
-        /// Where its transaction numbers were given out.
+        /// The system identifier of the cluster that assigned the log's transaction ids.
         stored: i64,
-        /// What this server is.
+        /// This server's system identifier.
         found: i64,
     },
-    /// A newer program has changed how rows and positions are to be read.
+    /// A newer program changed the format of rows and positions.
     #[error(
-        "the log has format {found} and this binary knows none above {known}: run the aftercommit that migrated it, or a \
-         newer one"
+        "the log has format {found} and this binary knows none above {known}: run the aftercommit that \
+         migrated it, or a newer one"
     )]
     NewerFormat {
-        /// The log's.
+        /// The log's format.
         found: i32,
-        /// The newest that this binary knows.
+        /// The newest format that this binary knows.
         known: i32,
     },
     /// The one row of `outbox.log` is gone.
     #[error(
-        "outbox.log has no row, so nobody can tell which log this is: put it back from a backup; or, if there is none, \
-         insert one as migrations/outbox/0001_log.sql does, and expect Redis to take it for another log"
+        "outbox.log has no row, so this log has no identity: put it back from a backup; or, if there is \
+         none, insert one as migrations/outbox/0001_log.sql does, and expect Redis to take it for another log"
     )]
     NoIdentity,
-    /// The connection that reads shows another position than the one that was written.
+    /// The reading connection shows another position than the relay has written.
     #[error(
-        "the connection that reads the log does not see step {n} of relay '{relay}' as it was written: it leads to a server that \
-         lags or to another one (a standby behind a proxy that splits reads, a name with two addresses, a switch-over in \
-         between). Nothing was taken for delivered. Point DATABASE_URL at the primary alone"
+        "the connection that reads the log does not see step {n} of relay '{relay}' as it was written: it \
+         leads to a server that lags or to another one (a standby behind a proxy that splits reads, a name \
+         with two addresses, a switch-over in between). Nothing was taken for delivered. Point DATABASE_URL \
+         at the primary alone"
     )]
     StaleReader {
         /// The relay.
         relay: String,
-        /// The step that it wrote.
+        /// The step that the relay wrote.
         n: i64,
     },
-    /// The log holds rows that the position cannot stand beside.
+    /// The log holds rows that contradict the position.
     #[error(
-        "the log contradicts the position of relay '{relay}': {}. The sequence was set back (setval, truncate ... restart \
-         identity), or rows were written around outbox.append. Nothing was published behind that. Stop the relays of this log \
-         and run `aftercommit rebase`: it gives these rows new ids in order, so that they are delivered",
+        "the log contradicts the position of relay '{relay}': {}. The sequence was set back (setval, \
+         truncate ... restart identity), or rows were written around outbox.append. Nothing was published \
+         behind that. Stop the relays of this log and run `aftercommit rebase`: it gives these rows new ids \
+         in order, so that they are delivered",
         contradiction::named(.rows)
     )]
     Contradiction {
@@ -74,15 +78,15 @@ pub enum Error {
         /// Some of the rows.
         rows: Vec<Contradiction>,
     },
-    /// A row of the log is not an event: somebody went around the checks.
+    /// A row of the log is not an event: it was written without the schema's checks.
     #[error("row {id} of outbox.event is not an event: {source}")]
     NotAnEvent {
         /// The row's id.
         id: i64,
-        /// What is wrong with it.
+        /// The rule that the row breaks.
         source: crate::event::EventError,
     },
-    /// Postgres failed or went away.
+    /// Postgres refused a statement, or the connection broke.
     #[error("Postgres: {}", postgres::error_text(.0))]
     Database(#[source] sqlx::Error),
 }

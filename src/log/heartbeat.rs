@@ -1,4 +1,4 @@
-//! What each relay process says of itself, about once a second: what the log cannot tell.
+//! The status that each relay process writes about once a second: facts that the log does not hold.
 
 use std::time::Duration;
 
@@ -8,63 +8,65 @@ use sqlx::{PgConnection, Row};
 
 use super::{Error, time};
 
-/// A process that has said nothing for this long is no longer shown.
+/// A process whose newest heartbeat is older is no longer shown.
 const SHOWN_FOR: Duration = Duration::from_secs(60);
 
-/// A process that has said nothing for this long may have ended: heartbeats come once a second.
+/// A process whose newest heartbeat is older may have ended. Heartbeats come once a second.
 pub(super) const FRESH_FOR: Duration = Duration::from_secs(5);
 
-/// One process at a moment.
+/// The state of one process at a moment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Heartbeat {
-    /// Host, pid, and a part that no other start has.
+    /// Host, pid, and a part that is unique to this start of the process.
     pub process: String,
     /// `leading`, `standby` or `disconnected`.
     pub role: String,
     /// Events published since the process started.
     pub published: i64,
-    /// Events a second, since the last heartbeat.
+    /// Events a second since the previous heartbeat.
     pub rate: f64,
-    /// What failed last, until something succeeds.
+    /// The newest failure, until something succeeds.
     pub error: Option<String>,
-    /// What keeps old slots of the log from being emptied.
+    /// Why old slots of the log cannot be emptied.
     pub rotation_blocked: Option<String>,
-    /// Where its health is served.
+    /// The address that serves its health and metrics.
     pub listen: String,
 }
 
-/// A heartbeat and when it was heard.
+/// A heartbeat and its time.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProcessStatus {
-    /// The relay.
+    /// The relay's name.
     #[serde(skip)]
     pub relay: String,
-    /// What it said.
+    /// The heartbeat.
     #[serde(flatten)]
     pub heartbeat: Heartbeat,
-    /// When it said so.
+    /// When it was written.
     pub at: DateTime<Utc>,
-    /// How long ago that was when it was looked up, in seconds.
+    /// Its age when it was read, in seconds.
     #[serde(skip)]
     pub age_seconds: f64,
-    /// When something failed last, also if it has succeeded since.
+    /// When something failed last, also if something has succeeded since.
     pub error_at: Option<DateTime<Utc>>,
 }
 
 impl ProcessStatus {
-    /// Whether that was a moment ago, by the clock of Postgres.
+    /// Whether the heartbeat is at most 5 seconds old, by the clock of Postgres.
     pub fn is_fresh(&self) -> bool {
         self.age_seconds <= FRESH_FOR.as_secs_f64()
     }
 }
 
-/// Writes down what a process of `relay` says, and forgets processes that have said nothing for a day, and leaders that another one has replaced.
+/// Writes the heartbeat of a process of `relay`. Deletes heartbeats older than a day, and those of leaders
+/// that this leader has replaced.
 ///
 /// # Errors
-/// [`Error`].
-pub async fn beat(connection: &mut PgConnection, relay: &str, said: &Heartbeat) -> Result<(), Error> {
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
+pub async fn beat(connection: &mut PgConnection, relay: &str, heartbeat: &Heartbeat) -> Result<(), Error> {
     sqlx::query(
         "insert into outbox.heartbeat as h
            (relay, process, role, published, rate, error, error_at, rotation_blocked, listen)
@@ -75,34 +77,36 @@ pub async fn beat(connection: &mut PgConnection, relay: &str, said: &Heartbeat) 
                rotation_blocked = excluded.rotation_blocked, listen = excluded.listen",
     )
     .bind(relay)
-    .bind(&said.process)
-    .bind(&said.role)
-    .bind(said.published)
-    .bind(said.rate)
-    .bind(&said.error)
-    .bind(&said.rotation_blocked)
-    .bind(&said.listen)
+    .bind(&heartbeat.process)
+    .bind(&heartbeat.role)
+    .bind(heartbeat.published)
+    .bind(heartbeat.rate)
+    .bind(&heartbeat.error)
+    .bind(&heartbeat.rotation_blocked)
+    .bind(&heartbeat.listen)
     .execute(&mut *connection)
     .await?;
-    // One leads: what a leader of before said last is nobody's state any more.
+    // Only one process leads, so the last heartbeat of a former leader is obsolete.
     sqlx::query(
         "delete from outbox.heartbeat
          where relay = $1 and (at < now() - interval '1 day'
-           or ($2 and role = 'leading' and process <> $3 and at < clock_timestamp() - make_interval(secs => $4)))",
+           or ($2 and role = 'leading' and process <> $3
+               and at < clock_timestamp() - make_interval(secs => $4)))",
     )
     .bind(relay)
-    .bind(said.role == "leading")
-    .bind(&said.process)
+    .bind(heartbeat.role == "leading")
+    .bind(&heartbeat.process)
     .bind(FRESH_FOR.as_secs_f64())
     .execute(connection)
     .await?;
     Ok(())
 }
 
-/// Removes what a process has said: it ends.
+/// Deletes the heartbeat of a process that ends.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn end(connection: &mut PgConnection, relay: &str, process: &str) -> Result<(), Error> {
     sqlx::query("delete from outbox.heartbeat where relay = $1 and process = $2")
         .bind(relay)
@@ -112,14 +116,17 @@ pub async fn end(connection: &mut PgConnection, relay: &str, process: &str) -> R
     Ok(())
 }
 
-/// What the processes of all relays have said lately.
+/// Returns the recent heartbeats of all relays.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn processes(connection: &mut PgConnection) -> Result<Vec<ProcessStatus>, Error> {
     let rows = sqlx::query(
         "select *, extract(epoch from clock_timestamp() - at)::float8 as age_seconds
-         from outbox.heartbeat where isfinite(at) and at > now() - make_interval(secs => $1) order by relay, role, process",
+         from outbox.heartbeat
+         where isfinite(at) and at > now() - make_interval(secs => $1)
+         order by relay, role, process",
     )
     .bind(SHOWN_FOR.as_secs_f64())
     .fetch_all(connection)

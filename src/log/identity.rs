@@ -1,7 +1,7 @@
-//! Which log this is: the one row of `outbox.log`.
+//! The log's identity: the one row of `outbox.log`.
 //!
-//! A log keeps its identity wherever it is moved, and Redis carries it, so that two logs on one Redis are told apart. The
-//! system identifier beside it names the cluster in which the log's transaction numbers mean something.
+//! A log keeps its identity when it is moved. Redis carries the identity too, so that two logs on one Redis
+//! are told apart. The system identifier names the cluster in which the log's transaction ids have a meaning.
 
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
@@ -14,27 +14,29 @@ pub const FORMAT: i32 = 1;
 /// A log's identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
-    /// The log, wherever it is.
+    /// The log's id, which stays when the log is moved.
     pub id: Uuid,
-    /// The cluster in which its transaction numbers were given out.
+    /// The system identifier of the cluster that assigned the log's transaction ids.
     pub system_identifier: i64,
-    /// The cluster that this connection leads to.
+    /// The system identifier of the cluster that this connection leads to.
     pub found: i64,
     /// The format of its rows and positions.
     pub format: i32,
 }
 
 impl Identity {
-    /// Whether the log is in the cluster whose transaction numbers it uses.
+    /// Whether this cluster assigned the log's transaction ids.
     pub fn is_at_home(&self) -> bool {
         self.system_identifier == self.found
     }
 }
 
-/// Looks up the log's identity, wherever the log is.
+/// Reads the log's identity, in whichever cluster the log is.
 ///
 /// # Errors
-/// [`Error::NoIdentity`], [`Error::NewerFormat`], [`Error::SchemaMissing`], [`Error::Database`].
+/// Returns [`Error::NoIdentity`] if `outbox.log` has no row, [`Error::NewerFormat`] if the log's format is
+/// above [`FORMAT`], [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if
+/// Postgres refuses the statement or the connection breaks.
 pub async fn of(connection: &mut PgConnection) -> Result<Identity, Error> {
     let row = sqlx::query(
         "select l.id, l.system_identifier, l.format, c.system_identifier as found
@@ -55,10 +57,10 @@ pub async fn of(connection: &mut PgConnection) -> Result<Identity, Error> {
     Ok(identity)
 }
 
-/// The identity of a log that is in the cluster in which it was made.
+/// Reads the identity of a log that must be in the cluster in which it was made.
 ///
 /// # Errors
-/// [`Error::WrongCluster`], or as [`of`].
+/// Returns [`Error::WrongCluster`] if the log was made in another cluster, and else fails as [`of`].
 pub async fn at_home(connection: &mut PgConnection) -> Result<Identity, Error> {
     let identity = of(connection).await?;
     if !identity.is_at_home() {

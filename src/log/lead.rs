@@ -1,25 +1,28 @@
-//! Who leads: an advisory lock whose key stands in the relay's row.
+//! The lead: an advisory lock whose key is in the relay's row.
 //!
-//! Every role that may connect can take any advisory lock, and `pg_locks` shows the keys that are held. So the key is
-//! random, and one that is held by a role without the right to write positions, which can be no relay, is replaced. Two
-//! leaders do no harm (see `relay::leader`), so this needs no care for what is under way.
+//! Every role that may connect can take any advisory lock, and `pg_locks` shows the keys that are held. So
+//! the key is random. If a role that may not write positions holds it, that role is no relay, and the key is
+//! replaced. Replacing it needs no care for work in progress, because two leaders do no harm (see
+//! `relay::leader`).
 
 use sqlx::{PgConnection, Row};
 
 use super::{Error, identity};
 
-/// Who holds a relay's lead although its role cannot write a position.
+/// A role that holds a relay's lead although it may not write a position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stranger {
-    /// The role; empty if it is not known.
+    /// The role, or empty if it is not known.
     pub role: String,
     key: i64,
 }
 
-/// Makes sure that the relay has its row.
+/// Inserts the relay's row if it is missing.
 ///
 /// # Errors
-/// [`Error::WrongCluster`] before anything is written, [`Error::NewerFormat`], [`Error::Database`].
+/// Returns [`Error::WrongCluster`], [`Error::NoIdentity`] or [`Error::NewerFormat`] before anything is
+/// written, [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn register(connection: &mut PgConnection, relay: &str) -> Result<(), Error> {
     identity::at_home(connection).await?;
     sqlx::query("insert into outbox.relay (name) values ($1) on conflict (name) do nothing")
@@ -29,19 +32,19 @@ pub async fn register(connection: &mut PgConnection, relay: &str) -> Result<(), 
     Ok(())
 }
 
-/// Takes the lead for as long as the session lives. False if somebody has it.
+/// Takes the lead for as long as the session lives. Returns false if another session holds it.
 ///
 /// # Errors
-/// [`Error::Database`].
+/// Returns [`Error::Database`] if Postgres refuses the statement or the connection breaks.
 pub async fn try_take(connection: &mut PgConnection, relay: &str) -> Result<bool, Error> {
     let sql = "select pg_try_advisory_lock(lead_key) from outbox.relay where name = $1";
     Ok(sqlx::query_scalar(sql).bind(relay).fetch_one(connection).await?)
 }
 
-/// Takes the lead until the end of the transaction, also from a stranger. False if a relay has it.
+/// Takes the lead until the end of the transaction, also from a stranger. Returns false if a relay holds it.
 ///
 /// # Errors
-/// [`Error::Database`].
+/// Returns [`Error::Database`] if Postgres refuses the statement or the connection breaks.
 pub(crate) async fn try_hold(connection: &mut PgConnection, relay: &str) -> Result<bool, Error> {
     let sql = "select pg_try_advisory_xact_lock(lead_key) from outbox.relay where name = $1";
     if sqlx::query_scalar::<_, bool>(sql).bind(relay).fetch_one(&mut *connection).await? {
@@ -56,10 +59,10 @@ pub(crate) async fn try_hold(connection: &mut PgConnection, relay: &str) -> Resu
     }
 }
 
-/// Who holds the lead and cannot be a relay.
+/// Returns the holder of the lead if it cannot be a relay.
 ///
 /// # Errors
-/// [`Error::Database`].
+/// Returns [`Error::Database`] if Postgres refuses the statement or the connection breaks.
 pub async fn stranger(connection: &mut PgConnection, relay: &str) -> Result<Option<Stranger>, Error> {
     let row = sqlx::query(
         "select r.lead_key, coalesce(a.usename, p.owner)::text as role
@@ -72,7 +75,8 @@ pub async fn stranger(connection: &mut PgConnection, relay: &str) -> Result<Opti
          left join pg_stat_activity a on a.pid = l.pid
          left join pg_prepared_xacts p on l.virtualtransaction = '-1/' || p.transaction::text
          where r.name = $1
-           and not coalesce(has_table_privilege(coalesce(a.usename, p.owner), 'outbox.checkpoint', 'INSERT'), false)
+           and not coalesce(
+             has_table_privilege(coalesce(a.usename, p.owner), 'outbox.checkpoint', 'INSERT'), false)
          limit 1",
     )
     .bind(relay)
@@ -83,10 +87,11 @@ pub async fn stranger(connection: &mut PgConnection, relay: &str) -> Result<Opti
     Ok(Some(Stranger { role: role.unwrap_or_default(), key: row.try_get("lead_key")? }))
 }
 
-/// Gives the relay another key, so that what the stranger holds is worth nothing. Nothing if somebody has done so already.
+/// Gives the relay a new key, so that the stranger's lock means nothing. Does nothing if the key has changed
+/// already.
 ///
 /// # Errors
-/// [`Error::Database`].
+/// Returns [`Error::Database`] if Postgres refuses the statement or the connection breaks.
 pub async fn shut_out(connection: &mut PgConnection, relay: &str, stranger: &Stranger) -> Result<(), Error> {
     sqlx::query("update outbox.relay set lead_key = default where name = $1 and lead_key = $2")
         .bind(relay)

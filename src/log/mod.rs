@@ -1,11 +1,14 @@
-//! The log in Postgres as the relay reads it: in windows, with a position that says how far it is.
+//! How the relay reads the log in Postgres: in windows, from a stored position.
 //!
-//! Two append-only tables. `outbox.event` takes what applications append; `outbox.checkpoint` takes one row for each
-//! step of a relay, and the newest row is the relay's whole position. Nothing is updated or deleted on the hot path, so
-//! there is nothing to vacuum and nothing that a long transaction elsewhere can bloat.
+//! There are two append-only tables. Applications append to `outbox.event`. A relay inserts one row into
+//! `outbox.checkpoint` for each step, and the newest row is its whole position. The hot path updates and
+//! deletes nothing. So there is nothing to vacuum, and a long transaction elsewhere bloats nothing.
 //!
-//! Guarantees: every event of a committed transaction comes in exactly one window, no event of another one in any;
-//! a window holds the same events in the same order however often it is read. Knows no Redis, no HTTP, no application.
+//! Guarantees: each event of a committed transaction is in exactly one window. No event of a transaction that
+//! is open or was rolled back is in a window. A window holds the same events in the same order however often
+//! it is read.
+//!
+//! This module must not know Redis, HTTP or any application.
 
 pub mod checkpoint;
 pub mod contradiction;

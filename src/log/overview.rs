@@ -1,4 +1,4 @@
-//! Where each relay stands, in a few index look-ups however large the backlog is.
+//! The state of each relay, in a few index look-ups however large the backlog is.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -10,58 +10,64 @@ use super::heartbeat::{self, ProcessStatus};
 use super::pause::{self, Pause};
 use super::{contradiction, contradictions, time, waiting};
 
-/// One relay at a moment.
+/// The state of one relay at a moment.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RelayOverview {
     /// The relay's name.
     pub relay: String,
-    /// The session that leads, as `pid` and address, or `None` if no relay of this name runs.
+    /// The leading session, as `pid` and address, or `None` if no relay of this name leads.
     pub leader: Option<String>,
-    /// The last number given out.
+    /// The last number that was used up, as `<epoch>-<seq>`.
     pub last_id: String,
     /// The newest step.
     pub step: i64,
     /// When the position last moved.
     pub moved_at: DateTime<Utc>,
-    /// Row numbers taken since the position: the events that wait, and those of transactions that are open or rolled back.
+    /// Row numbers taken since the position: the pending events, and the rows of transactions that are open
+    /// or rolled back.
     pub backlog_at_most: i64,
-    /// When the transaction of the oldest event that waits began.
+    /// When the transaction of the oldest pending event began.
     pub oldest_pending_at: Option<DateTime<Utc>>,
-    /// How long that event has waited, in seconds.
+    /// The age of that event, in seconds.
     pub oldest_pending_seconds: Option<f64>,
-    /// How long the newest event that the newest step delivered took, from the beginning of its transaction until that was
-    /// written down, in seconds. `None` if that step delivered nothing newer than the one before.
+    /// Seconds from the beginning of a transaction until the delivery of its event was written, for the
+    /// newest event of the newest step. `None` if that step delivered nothing newer than the step before.
     pub latency_seconds: Option<f64>,
-    /// Whether only samples were looked at, as transactions that are open or rolled back have taken thousands of row numbers
-    /// behind the position: an older event may wait than the one that was found.
+    /// Whether `oldest_pending_at` comes from samples, because transactions that are open or rolled back have
+    /// taken thousands of row numbers behind the position. An older event may then be pending.
     pub oldest_is_sampled: bool,
-    /// What tells that the log holds rows that the position cannot stand beside: nothing is delivered behind them.
+    /// Signs that the log holds rows that contradict the position. Nothing is delivered behind such rows.
     pub contradiction: Option<String>,
     /// Events set aside.
     pub parked_events: i64,
-    /// Topics that wait behind one.
+    /// Topics with parked events.
     pub parked_topics: i64,
-    /// Why nothing is delivered, if an operator has asked for that.
+    /// The operator's pause, if there is one.
     pub paused: Option<Pause>,
-    /// What the processes of this name have said of themselves lately.
+    /// The recent heartbeats of the processes of this name.
     pub processes: Vec<ProcessStatus>,
 }
 
 impl RelayOverview {
-    /// What the leading process has said of itself last.
+    /// Returns the newest heartbeat of a leading process.
     pub fn leading(&self) -> Option<&ProcessStatus> {
-        self.processes.iter().filter(|heard| heard.heartbeat.role == "leading").max_by_key(|heard| heard.at)
+        self.processes
+            .iter()
+            .filter(|process| process.heartbeat.role == "leading")
+            .max_by_key(|process| process.at)
     }
 }
 
-/// Looks at every relay that this log knows. Call [`super::read::prepare_session`] on the connection first.
+/// Returns the state of every relay in this log. Call [`super::read::prepare_session`] on the connection
+/// first.
 ///
 /// # Errors
 /// [`Error`].
 pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>, Error> {
     let sql = format!(
-        "select p.relay, p.epoch, p.next_seq, p.n, p.created_at as moved_at, behind.id as behind, greatest(newest.id, behind.id) as newest,
+        "select p.relay, p.epoch, p.next_seq, p.n, p.created_at as moved_at, behind.id as behind,
+                greatest(newest.id, behind.id) as newest,
                 oldest.created_at as oldest_pending_at,
                 extract(epoch from clock_timestamp() - oldest.created_at)::float8 as oldest_pending_seconds,
                 (
@@ -72,23 +78,27 @@ pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>,
                     and greatest(before.high_id, before.after_id) < greatest(p.high_id, p.after_id)
                   limit 1
                 ) as latency_seconds,
-                (select count(*) from outbox.parked k where k.relay = p.relay and k.settled_as is null) as parked_events,
-                (select count(distinct k.topic) from outbox.parked k where k.relay = p.relay and k.settled_as is null) as parked_topics,
+                (select count(*) from outbox.parked k
+                 where k.relay = p.relay and k.settled_as is null) as parked_events,
+                (select count(distinct k.topic) from outbox.parked k
+                 where k.relay = p.relay and k.settled_as is null) as parked_topics,
                 (
                   select 'pid ' || a.pid || coalesce(' at ' || host(a.client_addr), '')
                   from outbox.relay r
                   join pg_locks l
                     on l.locktype = 'advisory' and l.granted and l.objsubid = 1::smallint
                     and l.database = (select oid from pg_database where datname = current_database())
-                    and l.classid::bigint = (r.lead_key >> 32) & 4294967295 and l.objid::bigint = r.lead_key & 4294967295
+                    and l.classid::bigint = (r.lead_key >> 32) & 4294967295
+                    and l.objid::bigint = r.lead_key & 4294967295
                   join pg_stat_activity a on a.pid = l.pid
-                  -- Any role can take an advisory lock; one that cannot write a position is no relay's.
+                  -- Any role can take an advisory lock; a role that cannot write a position is no relay.
                   where r.name = p.relay and has_table_privilege(a.usename, 'outbox.checkpoint', 'INSERT')
                   limit 1
                 ) as leader
          from outbox.position p
          cross join lateral (select greatest(p.high_id, p.after_id) as id) behind
-         cross join (select case when is_called then last_value else 0 end as id from outbox.event_id_seq) newest
+         cross join (
+           select case when is_called then last_value else 0 end as id from outbox.event_id_seq) newest
          left join lateral ({}) oldest on true
          order by p.relay",
         waiting::oldest()
@@ -102,17 +112,18 @@ pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>,
         }
         relays.push(one);
     }
-    let heard = heartbeat::processes(connection).await?;
+    let processes = heartbeat::processes(connection).await?;
     for one in &mut relays {
         one.paused = pause::of(connection, &one.relay).await?;
         let signs = contradictions::signs(connection, &one.relay).await?;
         one.contradiction = (!signs.is_empty()).then(|| contradiction::named(&signs));
-        one.processes = heard.iter().filter(|heard| heard.relay == one.relay).cloned().collect();
+        one.processes = processes.iter().filter(|process| process.relay == one.relay).cloned().collect();
     }
     Ok(relays)
 }
 
-/// What comes right behind the position is of transactions that are open or rolled back: looks further behind.
+/// The rows right behind the position are of transactions that are open or rolled back: samples the rows
+/// further behind.
 async fn look_at_samples(
     connection: &mut PgConnection,
     one: &mut RelayOverview,

@@ -1,6 +1,8 @@
-//! Events set aside: what the sink refuses for a reason of its own, and what waits behind it.
+//! Parked events: events that the sink refuses for a reason of their own, and the later events of their
+//! topics.
 //!
-//! A parked event keeps its number, and keeps a copy of its own of its payload, so that rotation is not held back.
+//! A parked event keeps its number. Its row holds a copy of its payload, so that it does not hold back
+//! rotation.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -11,28 +13,28 @@ use sqlx::{PgConnection, Row};
 use super::Error;
 use crate::event::{Event, EventType, StreamId, Topic};
 
-/// An event to be set aside. Later events of its topic wait behind it.
+/// An event to park. Later events of its topic wait behind it.
 #[derive(Debug, Clone)]
 pub struct Parked {
-    /// The number that it uses up.
+    /// The number that the event uses up.
     pub id: StreamId,
     /// The event.
     pub event: Event,
-    /// Why, in the sink's words, or that it waits behind another one.
+    /// The sink's words, or that the event waits behind another one.
     pub reason: String,
 }
 
-/// What an operator requests for a topic's parked events.
+/// An operator's request for a topic's parked events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Publish them in order, then let the topic flow.
+    /// Publish them in order, and then let the topic flow.
     Release,
-    /// Give them up, then let the topic flow.
+    /// Give them up, and then let the topic flow.
     Discard,
 }
 
 impl Action {
-    /// The word that stands for it in the log and in what people read.
+    /// The action's name in the database and in messages.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Release => "release",
@@ -41,20 +43,22 @@ impl Action {
     }
 }
 
-/// Sets events aside. Call it in the transaction that writes the position behind them.
+/// Parks events. Call it in the transaction that writes the position behind them.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn park(connection: &mut PgConnection, relay: &str, parked: &[Parked]) -> Result<(), Error> {
     for one in parked {
         sqlx::query(
             "insert into outbox.parked
                (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason)
              values ($1, $2, $3, $4, $5, $6, $7, $8::json, $9, $10)
-             -- A repair can meet an event that was released long ago, and find that it is refused once more.
+             -- A repair can meet an event that was released long ago, and the sink can refuse it again.
              on conflict (relay, epoch, seq) do update
                set payload = excluded.payload, reason = excluded.reason, parked_at = excluded.parked_at,
-                   settled_as = null, settled_at = null, requested = null, release_epoch = null, release_seq = null
+                   settled_as = null, settled_at = null, requested = null, release_epoch = null,
+                   release_seq = null
                where parked.settled_as = 'released'",
         )
         .bind(relay)
@@ -73,11 +77,13 @@ pub async fn park(connection: &mut PgConnection, relay: &str, parked: &[Parked])
     Ok(())
 }
 
-/// The topics whose events wait, each with the number of its first parked event. As many as are parked: an operator's
-/// concern long before it is memory's.
+/// Returns each topic with parked events, and the number of its first one. The result has no bound: a long
+/// list of parked topics needs an operator long before it fills memory.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, [`Error::NotAnEvent`] if a row that
+/// it returns breaks the rules for topics or types, and [`Error::Database`] if Postgres refuses the statement
+/// or the connection breaks.
 pub async fn held_topics(
     connection: &mut PgConnection,
     relay: &str,
@@ -92,10 +98,12 @@ pub async fn held_topics(
     rows.iter().map(|row| Ok((topic_of(row)?, number_of(row)?))).collect()
 }
 
-/// A topic for whose parked events an operator has requested something, if there is one.
+/// Returns the next topic with an operator's request, and the request.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, [`Error::NotAnEvent`] if a row that
+/// it returns breaks the rules for topics or types, and [`Error::Database`] if Postgres refuses the statement
+/// or the connection breaks.
 pub async fn next_request(
     connection: &mut PgConnection,
     relay: &str,
@@ -116,10 +124,12 @@ pub async fn next_request(
     Ok(Some((topic_of(&row)?, action)))
 }
 
-/// The first parked events of a topic, in order, `limit` at most.
+/// Returns the first parked events of a topic in order, at most `limit`.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, [`Error::NotAnEvent`] if a row that
+/// it returns breaks the rules for topics or types, and [`Error::Database`] if Postgres refuses the statement
+/// or the connection breaks.
 pub async fn of_topic(
     connection: &mut PgConnection,
     relay: &str,
@@ -140,11 +150,12 @@ pub async fn of_topic(
     numbered_events(&rows)
 }
 
-/// The numbers between two, both included, whose events were set aside. A sink that forgot those that were released since is
-/// given them at the numbers of their releases.
+/// Returns the numbers from `first` to `last`, both included, whose events were parked. If a sink forgets
+/// events that were released since, it receives them again at the numbers of their releases.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn numbers(
     connection: &mut PgConnection,
     relay: &str,
@@ -174,7 +185,7 @@ fn number_of(row: &PgRow) -> Result<StreamId, Error> {
     Ok(StreamId::new(epoch, row.try_get::<i64, _>("seq")?.cast_unsigned()))
 }
 
-/// The events in these rows, each with its number.
+/// Reads the events in these rows, each with its number.
 pub(super) fn numbered_events(rows: &[PgRow]) -> Result<Vec<(StreamId, Event)>, Error> {
     rows.iter().map(numbered_event).collect()
 }
@@ -189,17 +200,18 @@ fn numbered_event(row: &PgRow) -> Result<(StreamId, Event), Error> {
             .map_err(|source| Error::NotAnEvent { id, source })?,
         payload: row.try_get("payload")?,
         created_at: row.try_get("created_at")?,
-        // A trace of long ago is over by the time somebody releases it.
+        // The trace has ended by the time of the release.
         trace: None,
     };
     Ok((number_of(row)?, event))
 }
 
-/// Gives up those parked events of a topic whose discard was requested. Their rows stay, so that a restore leaves them out
-/// as well.
+/// Marks as discarded the topic's parked events with a requested discard. Their rows stay, so that a restore
+/// leaves the events out as well.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn discard(connection: &mut PgConnection, relay: &str, topic: &Topic) -> Result<(), Error> {
     sqlx::query(
         "update outbox.parked set settled_as = 'discarded', settled_at = clock_timestamp(), requested = null
@@ -212,10 +224,12 @@ pub async fn discard(connection: &mut PgConnection, relay: &str, topic: &Topic) 
     Ok(())
 }
 
-/// Drops the rows of events that have left the log and were settled so long ago that no sink keeps them.
+/// Deletes the rows of events that have left the log and were settled longer ago than `retention`, so that no
+/// sink keeps them.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub(super) async fn forget_settled(connection: &mut PgConnection, retention: Duration) -> Result<(), Error> {
     sqlx::query(
         "delete from outbox.parked
@@ -228,14 +242,15 @@ pub(super) async fn forget_settled(connection: &mut PgConnection, retention: Dur
     Ok(())
 }
 
-/// Requests something for a topic's parked events up to and including a number, or for all that are parked now; returns how
-/// many these are. Events that are parked later are not among them.
+/// Requests `action` for a topic's parked events up to and including `through`, or for all of them if it is
+/// `None`. Returns the number of these events. Events that are parked later are not included.
 ///
-/// Write it in the transaction of its audit row, and ring the bell after the commit: the relay carries it out, as it alone
-/// knows what of the topic is under way.
+/// Call it in the transaction that writes the audit row, and ring the bell after the commit. The relay
+/// carries the request out, because only the relay knows which events of the topic are in progress.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn request(
     connection: &mut PgConnection,
     relay: &str,
@@ -245,7 +260,8 @@ pub async fn request(
 ) -> Result<u64, Error> {
     let done = sqlx::query(
         "update outbox.parked set requested = $3
-         where relay = $1 and topic = $2 and settled_as is null and ($4::bigint is null or (epoch, seq) <= ($4, $5))",
+         where relay = $1 and topic = $2 and settled_as is null
+           and ($4::bigint is null or (epoch, seq) <= ($4, $5))",
     )
     .bind(relay)
     .bind(topic.as_str())
@@ -257,10 +273,12 @@ pub async fn request(
     Ok(done.rows_affected())
 }
 
-/// A topic's events were refused once more: keeps them parked, with the sink's words at the first one.
+/// Withdraws the request for a topic's events that the sink refused again: keeps them parked, with the sink's
+/// words at the first one.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn refuse_request(
     connection: &mut PgConnection,
     relay: &str,
@@ -285,10 +303,12 @@ pub async fn refuse_request(
     Ok(())
 }
 
-/// Every topic that has parked events.
+/// Returns every topic that has parked events.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, [`Error::NotAnEvent`] if a row that
+/// it returns breaks the rules for topics or types, and [`Error::Database`] if Postgres refuses the statement
+/// or the connection breaks.
 pub async fn topics(connection: &mut PgConnection, relay: &str) -> Result<Vec<Topic>, Error> {
     let names: Vec<String> = sqlx::query_scalar(
         "select distinct topic from outbox.parked where relay = $1 and settled_as is null order by topic",
@@ -302,10 +322,11 @@ pub async fn topics(connection: &mut PgConnection, relay: &str) -> Result<Vec<To
         .collect()
 }
 
-/// How many events of a topic are parked.
+/// Returns how many events of a topic are parked.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn count(connection: &mut PgConnection, relay: &str, topic: &Topic) -> Result<u64, Error> {
     let count: i64 = sqlx::query_scalar(
         "select count(*) from outbox.parked where relay = $1 and topic = $2 and settled_as is null",

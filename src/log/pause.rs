@@ -1,4 +1,5 @@
-//! Pausing a relay: a row that says so, which outlives every process. The relay keeps the lead and delivers nothing.
+//! The pause of a relay: a row that outlives every process. A paused relay keeps the lead and delivers
+//! nothing.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -6,21 +7,22 @@ use sqlx::{PgConnection, Row};
 
 use super::{Error, time};
 
-/// Why nothing is delivered, in an operator's words.
+/// An operator's pause.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Pause {
-    /// Since when.
+    /// When the pause began.
     pub since: DateTime<Utc>,
-    /// By whom.
+    /// The operator.
     pub who: String,
-    /// Why.
+    /// The operator's reason.
     pub reason: String,
 }
 
-/// Whether `relay` is paused.
+/// Returns the pause of `relay`, or `None` if it is not paused.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn of(connection: &mut PgConnection, relay: &str) -> Result<Option<Pause>, Error> {
     let row = sqlx::query("select since, who, reason from outbox.pause where relay = $1")
         .bind(relay)

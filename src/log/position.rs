@@ -1,4 +1,4 @@
-//! A relay's position: what it has delivered, and the window that it is delivering.
+//! A relay's position: the rows that it has delivered, and the window that it is delivering.
 
 use std::fmt;
 
@@ -25,42 +25,44 @@ impl fmt::Display for Xid {
 /// One row of `outbox.checkpoint`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
-    /// The row's number; the highest of a relay is its position.
+    /// The row's number. The row with the highest number is the relay's position.
     pub n: i64,
     /// The partition that the row is in.
     pub slot: i16,
-    /// The partition of row `n + 1`, which lets one of those in who come from this row.
+    /// The partition of row `n + 1`. All relays that continue from this row insert there, and only one
+    /// succeeds.
     pub next_slot: i16,
-    /// Everything that this snapshot sees has been delivered.
+    /// Every row that this snapshot sees has been delivered.
     pub lower: Snapshot,
-    /// An xid assigned after `lower` was taken: every xid from here on has ids above `high_id`.
+    /// An xid assigned after `lower` was taken. Every transaction from this xid on has row ids above
+    /// `high_id`.
     pub lower_horizon: Xid,
-    /// The highest id among what `lower` sees.
+    /// The highest row id that `lower` sees.
     pub high_id: i64,
-    /// The window being delivered.
+    /// The open window, if there is one.
     pub window: Option<Window>,
-    /// The lineage of the numbers.
+    /// The epoch of the numbers.
     pub epoch: u64,
     /// The number of the next event.
     pub next_seq: u64,
 }
 
-/// What `upper` sees and the position's `lower` does not, in order of id.
+/// The rows that `upper` sees and the position's `lower` does not, in order of id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Window {
     /// The newer snapshot.
     pub upper: Snapshot,
     /// An xid assigned after `upper` was taken.
     pub upper_horizon: Xid,
-    /// All of the window up to this id has been delivered.
+    /// All rows of the window up to this id have been delivered.
     pub after_id: i64,
 }
 
-/// Checkpoint slots: the partitions of `outbox.checkpoint`.
+/// The number of checkpoint slots: the partitions of `outbox.checkpoint`.
 pub(crate) const CHECKPOINT_SLOTS: i16 = 16;
 
 impl Position {
-    /// Where a relay starts that never delivered anything: a snapshot that sees no transaction of a user.
+    /// The position of a relay that has never delivered anything: its snapshot sees no transaction of a user.
     ///
     /// 3 is the first xid that a cluster gives out (`FirstNormalTransactionId`).
     pub(crate) fn before_everything() -> Self {
@@ -77,21 +79,21 @@ impl Position {
         }
     }
 
-    /// The row after this one, which says the same so far. Which slot follows is decided when it is written.
+    /// The next row with the same content. Its insert decides which slot follows.
     pub(crate) fn following(&self) -> Self {
         Self { n: self.n + 1, slot: self.next_slot, ..self.clone() }
     }
 
-    /// The position after the window's events up to `after_id`, `events` of them, have been delivered.
+    /// The position after the window's events up to `after_id` have been delivered. `events` is their number.
     ///
-    /// Without an open window there is nothing to advance: the position stays as it is.
+    /// Without an open window the position stays as it is.
     pub(crate) fn advanced(&self, after_id: i64, events: u64) -> Self {
         let window = self.window.clone().map(|window| Window { after_id, ..window });
         Self { window, next_seq: self.next_seq + events, ..self.following() }
     }
 
-    /// The position after the rest of the window, `events` of them and the last with id `last_id`, has been delivered:
-    /// its upper snapshot is the new lower one.
+    /// The position after the rest of the window has been delivered. `events` is the number of its events,
+    /// and `last_id` the id of the last one. The window's upper snapshot becomes the lower one.
     pub(crate) fn closed(&self, last_id: i64, events: u64) -> Self {
         let Some(window) = &self.window else { return self.clone() };
         Self {
@@ -104,12 +106,13 @@ impl Position {
         }
     }
 
-    /// The same place, with one number more used up. No window may be open: its numbers may be published already.
+    /// The same place with one more number used up. No window may be open, because its numbers may be
+    /// published already.
     pub(crate) fn releasing(&self) -> Self {
         Self { next_seq: self.next_seq + 1, ..self.following() }
     }
 
-    /// The same place in the log, from which numbers go on in another epoch.
+    /// The same place in the log, with the first number of another epoch.
     pub(crate) fn rebased(&self, epoch: u64) -> Self {
         Self { epoch, next_seq: 1, ..self.following() }
     }

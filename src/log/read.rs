@@ -1,10 +1,14 @@
-//! Reading a window: the next events of it, in order, bounded in number and bytes.
+//! Reads the next events of a window in order, bounded in number and bytes.
 //!
-//! The rule itself, and the trap in it, stand with the SQL function `outbox.window_rows` in the first migration.
+//! The reading rule and its trap are documented at the SQL function `outbox.window_rows` in the first
+//! migration.
 //!
-//! One statement answers all of it from one snapshot. It proves that the server shows the checkpoint which opened the
-//! window, as an empty answer of a server that lags would count as the window's end; it says itself whether more follows;
-//! and it names the rows that the position cannot stand beside.
+//! One statement answers everything from one snapshot:
+//!
+//! - It proves that the server shows the checkpoint that opened the window. The empty answer of a server that
+//!   lags would otherwise count as the window's end.
+//! - It says whether more rows follow.
+//! - It names the rows that contradict the position.
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row as _};
@@ -15,21 +19,21 @@ use super::position::{Position, Window};
 use super::{Error, time};
 use crate::event::{Event, EventId, EventType, Topic};
 
-/// How much of a window is read at once.
+/// The size of one read.
 #[derive(Debug, Clone, Copy)]
 pub struct Limit {
-    /// Events at most.
+    /// The most events.
     pub events: u32,
-    /// Bytes of payload and headers at most; one event is always read, however large.
+    /// The most bytes of payload and headers. One event is always read, however large.
     pub bytes: u64,
 }
 
 /// A part of a window, in order.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Its rows, each of which uses up a number.
+    /// The rows. Each one uses up a number.
     pub rows: Vec<Row>,
-    /// Whether the window holds no more behind them.
+    /// Whether the window has no rows behind these.
     pub is_last: bool,
 }
 
@@ -38,19 +42,19 @@ pub struct Batch {
 pub enum Row {
     /// An event.
     Event(Event),
-    /// What cannot be read as one.
+    /// A row that cannot be read as an event.
     Unreadable(Unreadable),
 }
 
-/// A row that cannot be read as an event: text that is not what the server says it is, or a value outside its type. To be
-/// set aside by [`super::unreadable::park`].
+/// A row that cannot be read as an event: its text is not in the server's encoding, or a value is outside its
+/// type. [`super::unreadable::park`] parks it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
     /// The row's id.
     pub id: i64,
-    /// Its topic, if that can be read.
+    /// Its topic, if the topic can be read.
     pub topic: Option<Topic>,
-    /// What cannot be read, and why.
+    /// The column that cannot be read, and why.
     pub reason: String,
 }
 
@@ -64,14 +68,15 @@ impl Row {
     }
 }
 
-/// Reads the next rows of the position's open window, those with an id above `after_id`, in order of id.
+/// Reads the next rows of the position's open window in order of id: those with an id above `after_id`.
 ///
-/// Empty if the window holds no more, or if none is open. A window gives the same rows in the same order however often it
-/// is read, until rotation drops them, which it does only with delivered ones.
+/// The batch is empty if the window holds no more rows, or if no window is open. A window gives the same rows
+/// in the same order however often it is read, until rotation drops them. Rotation drops only delivered rows.
 ///
 /// # Errors
-/// [`Error::StaleReader`] if the server does not show the position; [`Error::Contradiction`], looked for where a window
-/// begins; [`Error::SchemaMissing`], [`Error::Database`].
+/// Returns [`Error::StaleReader`] if the server does not show the position, [`Error::Contradiction`] if rows
+/// contradict it (checked where a window begins), [`Error::SchemaMissing`] if the schema is missing or too
+/// old, and [`Error::Database`] if Postgres refuses a statement or the connection breaks.
 pub async fn batch(
     connection: &mut PgConnection,
     relay: &str,
@@ -83,7 +88,8 @@ pub async fn batch(
     let asked = Asked { relay, position, window, after_id, limit };
     match asked.rows(connection, true).await {
         Err(error) if is_about_a_row(&error) => {
-            // One value that the server cannot send fails all of them: find out whose it is.
+            // One value that the server cannot send fails the whole statement, so read the rows one by one to
+            // find it.
             let mut rows = asked.rows(connection, false).await?;
             for row in &mut rows.rows {
                 *row = one(connection, row.id()).await?;
@@ -94,7 +100,7 @@ pub async fn batch(
     }
 }
 
-/// What is asked of the server.
+/// The arguments of one read.
 struct Asked<'a> {
     relay: &'a str,
     position: &'a Position,
@@ -104,7 +110,7 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// The rows; without their texts, all are unreadable.
+    /// Reads the rows. Without their texts, all of them are unreadable.
     async fn rows(&self, connection: &mut PgConnection, with_texts: bool) -> Result<Batch, Error> {
         let rows = sqlx::query(READ)
             .bind(self.relay)
@@ -116,7 +122,7 @@ impl Asked<'_> {
             .bind(self.after_id)
             .bind(i64::from(self.limit.events))
             .bind(i64::try_from(self.limit.bytes).unwrap_or(i64::MAX))
-            // Looked for once a window, before anything of it is published.
+            // Contradictions are looked for once a window, before any of it is published.
             .bind(self.window.after_id == 0 && self.after_id == 0)
             .bind(with_texts)
             .bind(LOOKED_FOR)
@@ -146,16 +152,19 @@ impl Asked<'_> {
     }
 }
 
-/// Parameters: 1 to 6 the checkpoint as the relay knows it, 7 after which id, 8 rows and 9 bytes at most, 10 whether to look
-/// for 12 contradictions at most, 11 whether to send texts.
+/// Parameters: 1 to 6 the checkpoint as the relay knows it; 7 the id after which to read; 8 the most rows; 9
+/// the most bytes; 10 whether to look for contradictions; 11 whether to send texts; 12 the most
+/// contradictions.
 const READ: &str = "
   with here as materialized (
     select c.lower, c.lower_horizon, c.high_id, c.upper
     from outbox.checkpoint c
-    where c.relay = $1 and c.n = $2 and c.slot = $3 and c.lower::text = $4 and c.upper::text = $5 and c.next_seq = $6
+    where c.relay = $1 and c.n = $2 and c.slot = $3 and c.lower::text = $4
+      and c.upper::text = $5 and c.next_seq = $6
   )
   select 'seen' as part, null::bigint as id, null::uuid as event_id, null::text as topic, null::text as type,
-         null::text as payload, null::timestamptz as created_at, null::text as trace, null::text as cause, null::boolean as more
+         null::text as payload, null::timestamptz as created_at, null::text as trace, null::text as cause,
+         null::boolean as more
   from here
   union all
   select 'contradiction', x.row_id, null, null, null, null, null, null, x.cause, null
@@ -165,24 +174,27 @@ const READ: &str = "
   (
     select 'row', cut.id, cut.event_id, case when $11 then cut.topic end, case when $11 then cut.type end,
            case when $11 then cut.payload::text end, cut.created_at,
-           case when $11 and octet_length(cut.headers ->> 'traceparent') <= 128 then cut.headers ->> 'traceparent' end,
+           case when $11 and octet_length(cut.headers ->> 'traceparent') <= 128
+                then cut.headers ->> 'traceparent' end,
            case when cut.following = cut.id then 'twice' end, cut.following is not null
     from (
       select w.*, row_number() over place as place, lead(w.id) over place as following,
              sum(w.bytes) over place - w.bytes as bytes_before
       from here
-      cross join lateral outbox.window_rows(here.lower, here.lower_horizon, here.high_id, here.upper, $7, $8 + 1::bigint) w
+      cross join lateral outbox.window_rows(
+        here.lower, here.lower_horizon, here.high_id, here.upper, $7, $8 + 1::bigint) w
       window place as (order by w.id)
     ) cut
     where cut.place <= $8 and coalesce(cut.bytes_before, 0) < $9
     order by cut.id
   )";
 
-/// One row with its texts.
+/// Reads one row with its texts.
 async fn one(connection: &mut PgConnection, id: i64) -> Result<Row, Error> {
     let row = sqlx::query(
         "select e.id, e.event_id, e.topic, e.type, e.payload::text as payload, e.created_at,
-                case when octet_length(e.headers ->> 'traceparent') <= 128 then e.headers ->> 'traceparent' end as trace
+                case when octet_length(e.headers ->> 'traceparent') <= 128
+                     then e.headers ->> 'traceparent' end as trace
          from outbox.event e where e.id = $1",
     )
     .bind(id)
@@ -203,10 +215,12 @@ async fn one(connection: &mut PgConnection, id: i64) -> Result<Row, Error> {
     Ok(Row::Unreadable(Unreadable { id, topic, reason: error.to_string() }))
 }
 
-/// Whether a value is at fault: one that Postgres cannot convert or send, whose page is damaged, or that is no text here.
+/// Whether one value is at fault: Postgres cannot convert or send it, its page is damaged, or it is not valid
+/// text.
 pub(crate) fn is_about_a_row(error: &Error) -> bool {
     let Error::Database(error) = error else { return false };
-    // No test needs this: what is parked can be read. Without it, such a value would stop the relay for good.
+    // No test needs this, because parked rows can be read. Without it, such a value would stop the relay for
+    // good.
     if matches!(error, sqlx::Error::ColumnDecode { .. }) {
         return true;
     }
@@ -214,10 +228,12 @@ pub(crate) fn is_about_a_row(error: &Error) -> bool {
     code.starts_with("22") || code == "XX001"
 }
 
-/// The identity of the `nth` event (from 1) of the open window behind the position, or `None` if it holds fewer.
+/// Returns the identity of the `nth` event (from 1) of the open window behind the position, or `None` if the
+/// window holds fewer.
 ///
 /// # Errors
-/// [`Error::SchemaMissing`], [`Error::Database`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn identity_of(
     connection: &mut PgConnection,
     position: &Position,
@@ -225,7 +241,8 @@ pub async fn identity_of(
 ) -> Result<Option<EventId>, Error> {
     let Some(window) = &position.window else { return Ok(None) };
     Ok(sqlx::query_scalar(
-        "select event_id from outbox.window_rows($1::text::pg_snapshot, $2::text::xid8, $3, $4::text::pg_snapshot, $5, $6)
+        "select event_id
+         from outbox.window_rows($1::text::pg_snapshot, $2::text::xid8, $3, $4::text::pg_snapshot, $5, $6)
          order by id offset $6 - 1::bigint",
     )
     .bind(&position.lower.0)
@@ -238,14 +255,16 @@ pub async fn identity_of(
     .await?)
 }
 
-/// Makes the session choose index scans and keep its plans: right for every query on the log, also on a table that was
-/// filled a moment ago and has no statistics. Each statement gets a snapshot of its own, whatever the database's default.
+/// Makes the session prefer index scans and keep its plans. That suits every query on the log, also on a
+/// table that was just filled and has no statistics. Each statement gets its own snapshot, whatever the
+/// database's default is.
 ///
 /// # Errors
-/// [`Error::Database`].
+/// Returns [`Error::Database`] if Postgres refuses the statement or the connection breaks.
 pub async fn prepare_session(connection: &mut PgConnection) -> Result<(), Error> {
     sqlx::raw_sql(
-        "set enable_seqscan = off; set enable_bitmapscan = off; set jit = off; set plan_cache_mode = force_generic_plan;
+        "set enable_seqscan = off; set enable_bitmapscan = off; set jit = off;
+         set plan_cache_mode = force_generic_plan;
          set default_transaction_isolation = 'read committed'",
     )
     .execute(connection)
@@ -253,10 +272,10 @@ pub async fn prepare_session(connection: &mut PgConnection) -> Result<(), Error>
     Ok(())
 }
 
-/// A row as an event, or as what cannot be read as one.
+/// Reads a row as an event, or as an unreadable row.
 ///
 /// # Errors
-/// That even its id cannot be read.
+/// Returns [`Error::Database`] if not even the row's id can be read.
 fn read(row: &PgRow) -> Result<Row, Error> {
     let id: i64 = row.try_get("id")?;
     let topic = row.try_get::<String, _>("topic").map_err(of_column("topic"));
@@ -277,12 +296,12 @@ fn event_of(row: &PgRow, id: i64, topic: Result<Topic, String>) -> Result<Event,
         event_type: EventType::new(event_type).map_err(|error| error.to_string())?,
         payload: row.try_get("payload").map_err(of_column("payload"))?,
         created_at: time::exact(row, "created_at").map_err(of_column("created_at"))?,
-        // One that somebody wrote wrongly is no reason to stop.
+        // A malformed trace is ignored.
         trace: row.try_get::<Option<&str>, _>("trace").ok().flatten().and_then(|text| text.parse().ok()),
     })
 }
 
-/// Why a column cannot be read, without its value.
+/// Says why a column cannot be read, without its value.
 fn of_column(name: &'static str) -> impl Fn(sqlx::Error) -> String {
     move |error| match error {
         sqlx::Error::ColumnDecode { source, .. } => format!("its {name} cannot be read: {source}"),

@@ -1,8 +1,9 @@
-//! Releases: parked events that are published after all.
+//! Releases: publishing parked events after all.
 //!
-//! An event keeps the number that it had when it was set aside, and is published under it. The release takes a number of its
-//! own, between two windows, so that the sink's number tells whether the sink still has what was released. That number is
-//! written down, with the rows that it is for, before any of them is published: whatever happens then, it is known whose it is.
+//! An event keeps the number that it had when it was parked, and is published under it. The release uses up a
+//! number of its own, between two windows. So the sink's highest number tells whether the sink still has the
+//! released events. The number is written with its rows before any of them is published, so that every crash
+//! leaves a record of the events that belong to it.
 
 use sqlx::{Connection, PgConnection};
 
@@ -11,11 +12,12 @@ use super::position::Position;
 use super::{Error, checkpoint};
 use crate::event::{Event, EventId, StreamId, Topic};
 
-/// Uses up the next number for a topic's parked events up to and including `through`, and returns the position behind it. The
-/// given position must have no open window.
+/// Uses up the next number for a topic's parked events up to and including `through`, and returns the
+/// position behind it. `from` must have no open window.
 ///
 /// # Errors
-/// [`Error::Fenced`] if another relay got there first; [`Error`].
+/// Returns [`Error::Fenced`] if another relay inserted the row first, [`Error::SchemaMissing`] if the schema
+/// is missing or too old, and [`Error::Database`] if Postgres refuses a statement or the connection breaks.
 pub async fn begin(
     connection: &mut PgConnection,
     relay: &str,
@@ -41,11 +43,13 @@ pub async fn begin(
     Ok(to)
 }
 
-/// Writes down that a topic's parked events up to and including a number have arrived. Their rows stay for
-/// the retention, and as long as those in the log: for the history of the event, and for a sink that forgets them.
+/// Marks a topic's parked events up to and including `through` as released, if their release has begun. Their
+/// rows in `outbox.parked` stay for the retention, and at least as long as their rows in the log: for the
+/// event's history, and for a sink that forgets the events.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn mark_released(
     connection: &mut PgConnection,
     relay: &str,
@@ -54,7 +58,8 @@ pub async fn mark_released(
 ) -> Result<(), Error> {
     sqlx::query(
         "update outbox.parked set settled_as = 'released', settled_at = clock_timestamp(), requested = null
-         where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4) and release_seq is not null and settled_as is null",
+         where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4)
+           and release_seq is not null and settled_as is null",
     )
     .bind(relay)
     .bind(topic.as_str())
@@ -65,12 +70,14 @@ pub async fn mark_released(
     Ok(())
 }
 
-/// Writes down that those of a topic's parked events have arrived which are not after the newest event that the sink holds of
-/// the topic, if that is one of them: they arrive in order, and later events of the topic wait. An event without a release
-/// arrived in its turn, by a leader that was frozen while another one parked it.
+/// Marks as released the parked events that the sink holds already. If the newest event that the sink holds
+/// of the topic is a parked one, then it and the parked events before it have arrived, because events arrive
+/// in order and later events of the topic wait. An event without a release was delivered in its turn, by a
+/// leader that was frozen while another one parked it: its row is deleted.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn mark_held_released(
     connection: &mut PgConnection,
     relay: &str,
@@ -80,7 +87,8 @@ pub async fn mark_held_released(
     sqlx::query(
         "with held as (
            select from outbox.parked
-           where relay = $1 and topic = $2 and (epoch, seq) = ($3, $4) and event_id = $5 and settled_as is null),
+           where relay = $1 and topic = $2 and (epoch, seq) = ($3, $4)
+             and event_id = $5 and settled_as is null),
          never_parked as (
            delete from outbox.parked
            where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4) and release_seq is null
@@ -100,10 +108,12 @@ pub async fn mark_held_released(
     Ok(())
 }
 
-/// Whether the release of some of a topic's parked events has begun and not come to its end: the sink may have taken them.
+/// Returns whether a release of some of a topic's parked events has begun and not ended. The sink may have
+/// taken those events.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn has_begun(connection: &mut PgConnection, relay: &str, topic: &Topic) -> Result<bool, Error> {
     let found = sqlx::query_scalar(
         "select exists (
@@ -117,11 +127,13 @@ pub async fn has_begun(connection: &mut PgConnection, relay: &str, topic: &Topic
     Ok(found)
 }
 
-/// The events that arrived with the release which used up this number, in order. Those of a release that did not come to its
-/// end are requested still, and get another number.
+/// Returns the events of the release that used up this number, in order. Events whose release did not end are
+/// still requested, and get another number.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, [`Error::NotAnEvent`] if a row that
+/// it returns breaks the rules for topics or types, and [`Error::Database`] if Postgres refuses the statement
+/// or the connection breaks.
 pub async fn events(
     connection: &mut PgConnection,
     relay: &str,

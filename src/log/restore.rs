@@ -1,9 +1,10 @@
-//! Reading delivered events again, under the numbers that they were delivered with: for a sink that has forgotten them.
+//! Reads delivered events again under the numbers that they were delivered with, for a sink that has
+//! forgotten them.
 //!
-//! Two checkpoints that follow each other say it all: the first one names the window and the id it had come to, and the
-//! numbers of the two say how many events came between. Numbers are a function of the log, so nothing is guessed; where
-//! rotation has dropped some of those rows, which of the numbers are missing is not known, and all of that stretch is
-//! left out.
+//! Two consecutive checkpoints define a range: the first one names the window and the id that the relay had
+//! reached, and their numbers say how many events came between. Numbers are a function of the log, so nothing
+//! is guessed. If rotation has dropped some of those rows, it is not known which numbers are missing, and the
+//! whole range is left out.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use super::read::{self, Limit, Row};
 use super::{Error, parked, release};
 use crate::event::{Event, StreamId};
 
-/// Checkpoints that are read at once.
+/// Checkpoints of one read.
 const PAGE: i64 = 256;
 
 /// Events that were delivered between two checkpoints.
@@ -24,15 +25,16 @@ const PAGE: i64 = 256;
 pub struct DeliveredRange {
     /// The number of the first one.
     pub first: u64,
-    /// How many numbers they used up.
+    /// How many numbers the events used up.
     pub count: u64,
-    /// The number is that of a release: the events keep earlier ones.
+    /// Whether the number is that of a release. Its events keep earlier numbers.
     pub is_release: bool,
-    /// Number and event, without those that were set aside; `None` if the log no longer holds all of them.
+    /// The events and their numbers, without those that were parked. `None` if the log no longer holds all of
+    /// them.
     pub events: Option<Vec<(StreamId, Event)>>,
 }
 
-/// Walks through the stretches of one relay's past.
+/// Walks through the ranges that one relay has delivered in one epoch.
 #[derive(Debug)]
 pub struct DeliveredRanges {
     relay: String,
@@ -44,10 +46,12 @@ pub struct DeliveredRanges {
 }
 
 impl DeliveredRanges {
-    /// Begins with the stretch that holds the number `seq`, or with the oldest that is at most `not_older` old.
+    /// Begins with the range that holds the number `seq`, or with the oldest range that is at most
+    /// `not_older` old, whichever is newer.
     ///
     /// # Errors
-    /// [`Error`].
+    /// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if
+    /// Postgres refuses a statement or the connection breaks.
     pub async fn from(
         connection: &mut PgConnection,
         relay: &str,
@@ -79,10 +83,10 @@ impl DeliveredRanges {
         })
     }
 
-    /// The next stretch, or `None` behind the newest checkpoint.
+    /// Returns the next range, or `None` behind the newest checkpoint.
     ///
     /// # Errors
-    /// [`Error`].
+    /// Fails as [`read::batch`] and [`release::events`] do.
     pub async fn next(&mut self, connection: &mut PgConnection) -> Result<Option<DeliveredRange>, Error> {
         loop {
             if self.page.is_empty() {
@@ -93,28 +97,28 @@ impl DeliveredRanges {
             self.next_n = to.n + 1;
             let Some(from) = self.from.replace(to.clone()) else { continue };
             if to.next_seq > from.next_seq {
-                return Ok(Some(self.stretch(connection, &from, &to).await?));
+                return Ok(Some(self.range(connection, &from, &to).await?));
             }
         }
     }
 
-    async fn stretch(
+    async fn range(
         &self,
         connection: &mut PgConnection,
         from: &Position,
         to: &Position,
     ) -> Result<DeliveredRange, Error> {
         let (first, count) = (from.next_seq, to.next_seq - from.next_seq);
-        let stretch = |events| DeliveredRange { first, count, is_release: false, events };
-        // A gap in n: checkpoints between them have been rotated away, and with them what they said.
+        let range = |events| DeliveredRange { first, count, is_release: false, events };
+        // A gap in n: rotation has dropped the checkpoints between these two.
         if to.n != from.n + 1 {
-            return Ok(stretch(None));
+            return Ok(range(None));
         }
         let Some(window) = &from.window else {
             // Between two windows only releases use up numbers, one each.
             let number = StreamId::new(self.epoch, first);
             let events = release::events(connection, &self.relay, number).await?;
-            return Ok(DeliveredRange { is_release: true, ..stretch(Some(events)) });
+            return Ok(DeliveredRange { is_release: true, ..range(Some(events)) });
         };
         let still_open = to.window.as_ref().filter(|open| open.upper == window.upper);
         let last_id = still_open.map_or(i64::MAX, |open| open.after_id);
@@ -122,16 +126,16 @@ impl DeliveredRanges {
         let rows = read::batch(connection, &self.relay, from, window.after_id, limit).await?.rows;
         let is_whole = rows.len() as u64 == count && rows.last().is_some_and(|last| last.id() <= last_id);
         if !is_whole {
-            return Ok(stretch(None));
+            return Ok(range(None));
         }
         let numbers = StreamId::new(self.epoch, first)..=StreamId::new(self.epoch, first + count - 1);
         let set_aside: HashSet<StreamId> =
             parked::numbers(connection, &self.relay, *numbers.start(), *numbers.end()).await?;
-        // What cannot be read was set aside.
+        // Unreadable rows were parked.
         let numbered = (first..).zip(rows).filter_map(|(seq, row)| match row {
             Row::Event(event) => Some((StreamId::new(self.epoch, seq), event)),
             Row::Unreadable(_) => None,
         });
-        Ok(stretch(Some(numbered.filter(|(id, _)| !set_aside.contains(id)).collect())))
+        Ok(range(Some(numbered.filter(|(id, _)| !set_aside.contains(id)).collect())))
     }
 }

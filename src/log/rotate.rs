@@ -1,9 +1,10 @@
-//! Retention by rotation: emptying whole slots of the log by TRUNCATE, never by DELETE.
+//! Retention by rotation: empties whole slots of the log by TRUNCATE, never by DELETE.
 //!
-//! A slot is emptied when it is not in use, everything in it has been delivered by every relay, and it is older than the
-//! retention. Inserts never fail for want of a slot: the slots always exist, and one that cannot be emptied just keeps
-//! its rows and takes new ones. The time that maps transactions to slots is only a hint; what a slot holds is looked at,
-//! and looked at again under the lock, so a clock that jumps or a transaction of yesterday does no harm.
+//! A slot is emptied if it is not in use, every relay has delivered all of its rows, and its newest row is
+//! older than the retention. Inserts never fail for want of a slot: the slots always exist, and a slot that
+//! cannot be emptied keeps its rows and takes new ones. The mapping from time to slot is only a hint.
+//! Rotation looks at the rows of a slot, and looks again under the lock, so a clock that jumps or a
+//! transaction of yesterday does no harm.
 
 use std::time::Duration;
 
@@ -12,18 +13,20 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use super::position::CHECKPOINT_SLOTS;
 use super::{Error, delivered_before, parked};
 
-/// Slots of the log: the partitions of `outbox.event`.
+/// The number of slots of the log: the partitions of `outbox.event`.
 const EVENT_SLOTS: i16 = 8;
-/// How long a TRUNCATE waits for its lock. Readers of the log queue behind it meanwhile, so not long.
+/// How long a TRUNCATE waits for its lock. Readers of the log queue behind it meanwhile, so the time is
+/// short.
 const LOCK_TIMEOUT_MS: u32 = 100;
 
-/// Settings under which the log could not do what it promises. Seconds.
+/// Settings that contradict each other. All numbers are seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
-    /// What Redis keeps and loses could not be given again.
+    /// Redis keeps events longer than the log does, so a repair could not restore them.
     #[error(
-        "outbox.retention_seconds ({retention}) is less than redis.history_ttl_seconds ({history_ttl}): a Redis that loses \
-         its histories could not be given back their events; raise the one or lower the other"
+        "outbox.retention_seconds ({retention}) is less than redis.history_ttl_seconds ({history_ttl}): a \
+         Redis that loses its histories could not be given back their events; raise the one or lower the \
+         other"
     )]
     RetentionBelowHistory {
         /// How long delivered events are kept.
@@ -31,28 +34,29 @@ pub enum SettingsError {
         /// How long Redis keeps histories.
         history_ttl: u64,
     },
-    /// Slots would take new rows before their old ones may go, and so never be emptied.
+    /// A slot would take new rows before its old ones may go, and so never be emptied.
     #[error(
-        "outbox.retention_seconds ({retention}) has to be less than {limit}, six times outbox.rotation_seconds ({rotation}), as \
-         the eight slots of the log come round before that: lower the one, or raise the other and run `aftercommit migrate`"
+        "outbox.retention_seconds ({retention}) has to be less than {limit}, six times \
+         outbox.rotation_seconds ({rotation}), as the eight slots of the log come round before that: lower \
+         the one, or raise the other and run `aftercommit migrate`"
     )]
     RetentionAboveRotation {
         /// How long delivered events are kept.
         retention: u64,
         /// How long a slot takes rows.
         rotation: u64,
-        /// What the retention must be below.
+        /// The limit that the retention must stay below.
         limit: u64,
     },
 }
 
-/// Checks retention, history and rotation, in seconds, against each other.
+/// Checks retention, history and rotation against each other, all in seconds.
 ///
 /// # Errors
-/// [`SettingsError`].
+/// Returns [`SettingsError`] if the log could not keep its promises with these values.
 pub fn check(retention: u64, history_ttl: u64, rotation: u32) -> Result<(), SettingsError> {
     let rotation = u64::from(rotation.max(1));
-    // Of eight slots one takes rows and the next one is kept ready for that.
+    // One of the eight slots takes rows, and the next one must be ready for them.
     let limit = rotation.saturating_mul(EVENT_SLOTS.unsigned_abs().into()).saturating_sub(2 * rotation);
     if retention < history_ttl {
         return Err(SettingsError::RetentionBelowHistory { retention, history_ttl });
@@ -63,40 +67,43 @@ pub fn check(retention: u64, history_ttl: u64, rotation: u32) -> Result<(), Sett
     Ok(())
 }
 
-/// What a rotation did.
+/// The result of a rotation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rotation {
     /// Tables that were emptied.
     pub emptied: Vec<String>,
-    /// Old slots that could not be emptied, and why.
+    /// Old slots that could not be emptied.
     pub blocked: Vec<Blocked>,
 }
 
-/// A slot that should be emptied and is not.
+/// An old slot that could not be emptied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blocked {
     /// The table.
     pub table: String,
-    /// What stands in the way, by name.
+    /// The obstacle: a relay, a session or a prepared transaction, by name.
     pub by: String,
 }
 
-/// Why a slot stays as it is.
+/// Whether a slot can be emptied.
 #[derive(Debug)]
 enum SlotState {
-    /// There is nothing to do: empty, in use, or younger than the retention.
+    /// Nothing to do: the slot is empty, in use, or younger than the retention.
     Leave,
-    /// It is old enough, but something stands in the way.
+    /// The slot is old enough, but something stands in the way.
     Blocked(String),
     Empty,
 }
 
-/// Empties every slot of the log that may be emptied, then the checkpoint slots that no row of the log needs any more.
+/// Empties every slot of the log that may be emptied, and then the checkpoint slots that no row of the log
+/// needs.
 ///
-/// Each slot is a transaction of its own; what cannot be done now is left for the next time and named.
+/// Each slot is a transaction of its own. Slots that cannot be emptied now are named in the result and left
+/// for the next rotation.
 ///
 /// # Errors
-/// [`Error`]; slots emptied before it stay emptied.
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses a statement or the connection breaks. Slots that were emptied before stay empty.
 pub async fn rotate(connection: &mut PgConnection, retention: Duration) -> Result<Rotation, Error> {
     let mut rotation = Rotation::default();
     for slot in 0..EVENT_SLOTS {
@@ -131,8 +138,8 @@ async fn empty_events(
         rotation.blocked.push(Blocked { table, by });
         return Ok(());
     }
-    // Under the lock no transaction has uncommitted rows in the slot any more. What committed since the first look is
-    // seen by this one, as each statement takes a snapshot of its own.
+    // Under the lock no transaction has uncommitted rows in the slot. This second look sees rows that were
+    // committed since the first one, because each statement takes its own snapshot.
     match judge_events(&mut tx, slot, retention).await? {
         SlotState::Empty => {
             truncate(&mut tx, &table).await?;
@@ -166,7 +173,7 @@ async fn empty_checkpoints(
     Ok(())
 }
 
-/// Whether a slot of the log may be emptied. A few index look-ups, however much it holds.
+/// Decides whether a slot of the log may be emptied, in a few index look-ups however many rows it holds.
 async fn judge_events(
     connection: &mut PgConnection,
     slot: i16,
@@ -178,7 +185,9 @@ async fn judge_events(
          )
          select
            exists (select from newest) as holds_rows,
-           $1 in (outbox.slot_at(now()), outbox.slot_at(now() + make_interval(secs => outbox.rotation_seconds()))) as in_use,
+           $1 in (
+             outbox.slot_at(now()),
+             outbox.slot_at(now() + make_interval(secs => outbox.rotation_seconds()))) as in_use,
            coalesce((select created_at < now() - make_interval(secs => $2) from newest), false) as is_old,
            (select string_agg(p.relay, ', ' order by p.relay)
               from outbox.position p
@@ -213,12 +222,13 @@ async fn judge_events(
     })
 }
 
-/// Whether a checkpoint slot may be emptied: no relay's newest row stands in it, nor will the next one, and every row in it
-/// is older than the retention and than every event that is kept. So positions live as long as the rows that they help to
-/// repair: an event's row is inserted before the checkpoints that deliver it are written.
+/// Whether a checkpoint slot may be emptied: it holds no relay's newest row and will not take the next one,
+/// and every row in it is older than the retention and older than every event in the log. An event's row is
+/// inserted before the checkpoints that deliver it. So positions live as long as the events that they help to
+/// restore.
 ///
-/// A few index look-ups: within a relay, rows are written in the order of `n`; within a slot of the log, no row was inserted
-/// before the transaction of the one with the lowest id began.
+/// This takes a few index look-ups. A relay writes its rows in the order of `n`. In a slot of the log, no row
+/// was inserted before the transaction of the row with the lowest id began.
 async fn checkpoints_may_go(
     connection: &mut PgConnection,
     slot: i16,
@@ -234,7 +244,8 @@ async fn checkpoints_may_go(
                 and not exists (select from outbox.position p where $1 in (p.slot, p.next_slot))
          from outbox.relay r
          cross join lateral (
-           select c.created_at from outbox.checkpoint_{slot} c where c.relay = r.name order by c.n desc limit 1
+           select c.created_at from outbox.checkpoint_{slot} c
+           where c.relay = r.name order by c.n desc limit 1
          ) newest
          cross join (select least({oldest_events}) as event) oldest"
     );
@@ -242,7 +253,8 @@ async fn checkpoints_may_go(
     Ok(may.fetch_one(connection).await?)
 }
 
-/// Takes the lock that TRUNCATE needs. False if somebody else holds the table for too long.
+/// Takes the lock that TRUNCATE needs. Returns false if another session holds the table longer than the
+/// time-out.
 async fn lock(tx: &mut PgConnection, table: &str) -> Result<bool, Error> {
     let sql = format!(
         "set local lock_timeout = {LOCK_TIMEOUT_MS}; lock table outbox.{table} in access exclusive mode"
@@ -261,11 +273,12 @@ async fn truncate(tx: &mut PgConnection, table: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Who holds a lock on the table: sessions by pid, prepared transactions by name.
+/// Names the holders of locks on the table: sessions by pid, prepared transactions by name.
 async fn holders_of(connection: &mut PgConnection, table: &str) -> Result<String, Error> {
     let holders: Option<String> = sqlx::query_scalar(
         "select string_agg(distinct coalesce(
-                  'pid ' || a.pid || ' (' || coalesce(nullif(a.application_name, ''), 'unnamed') || ', ' || coalesce(a.state, '?') || ')',
+                  'pid ' || a.pid || ' (' || coalesce(nullif(a.application_name, ''), 'unnamed')
+                         || ', ' || coalesce(a.state, '?') || ')',
                   'prepared transaction ' || p.gid, 'another session'), ', ')
          from pg_locks l
          left join pg_stat_activity a on a.pid = l.pid

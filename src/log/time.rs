@@ -1,15 +1,15 @@
-//! Reading a `timestamptz`, of which Postgres knows more than chrono does: infinity, and years that chrono cannot hold.
-//! The driver's own decoding panics there. The log's checks keep to the years 1970 to 9999, which every client can hold.
+//! Reads `timestamptz` values that chrono cannot hold: infinity, and years outside its range. The driver's
+//! own decoding panics on them. The log's checks allow the years 1970 to 9999, which every client can hold.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgRow, PgTypeInfo, PgValueFormat, PgValueRef};
 use sqlx::{Decode, Postgres, Row, Type};
 
-/// 2000-01-01, from which Postgres counts, in microseconds since 1970.
+/// 2000-01-01, the zero of Postgres's times, in microseconds since 1970.
 const EPOCH_MICROS: i64 = 946_684_800_000_000;
 
-/// Microseconds since 2000-01-01, whatever they are.
+/// Microseconds since 2000-01-01, in the full range of Postgres.
 struct Micros(i64);
 
 impl Type<Postgres> for Micros {
@@ -37,7 +37,7 @@ impl Micros {
         self.0.saturating_add(EPOCH_MICROS)
     }
 
-    /// Those between 1970 and 9999.
+    /// The time, if it is between 1970 and 9999.
     fn checked(&self) -> Option<DateTime<Utc>> {
         let micros = self.since_1970();
         (0..=LAST_MICROS).contains(&micros).then(|| at(micros))
@@ -48,33 +48,34 @@ impl Micros {
     }
 }
 
-/// A number of microseconds from 0 to [`LAST_MICROS`], which chrono can hold.
+/// The time at `micros`, which must be from 0 to [`LAST_MICROS`], so that chrono can hold it.
 fn at(micros: i64) -> DateTime<Utc> {
     DateTime::UNIX_EPOCH + TimeDelta::microseconds(micros)
 }
 
-/// A time that must be one.
+/// Reads a time that must be between 1970 and 9999.
 ///
 /// # Errors
-/// That it is infinite or outside those years, or the driver's.
+/// Returns [`sqlx::Error::Decode`] if the time is infinite or outside those years, or the driver's error if
+/// the column cannot be read.
 pub(crate) fn exact(row: &PgRow, column: &str) -> Result<DateTime<Utc>, sqlx::Error> {
     let micros: Micros = row.try_get(column)?;
     let refused = || sqlx::Error::Decode("it is infinite, or not in the years 1970 to 9999".into());
     micros.checked().ok_or_else(refused)
 }
 
-/// A time to be shown: the first or the last one of those years stands for all beyond.
+/// Reads a time to show. A time outside 1970 to 9999 becomes the first or the last one of that range.
 ///
 /// # Errors
-/// The driver's.
+/// Returns the driver's error if the column cannot be read.
 pub(crate) fn shown(row: &PgRow, column: &str) -> Result<DateTime<Utc>, sqlx::Error> {
     Ok(row.try_get::<Micros, _>(column)?.clamped())
 }
 
-/// [`shown`], where there may be none.
+/// As [`shown`], for a column that may be null.
 ///
 /// # Errors
-/// The driver's.
+/// Returns the driver's error if the column cannot be read.
 pub(crate) fn shown_if_any(row: &PgRow, column: &str) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
     Ok(row.try_get::<Option<Micros>, _>(column)?.map(|micros| micros.clamped()))
 }

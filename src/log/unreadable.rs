@@ -1,4 +1,5 @@
-//! Setting aside a row that cannot be read: its values are copied within the server, and never pass through here.
+//! Parks a row that cannot be read. Its values are copied within the server, and never pass through this
+//! process.
 
 use sqlx::{Connection, PgConnection};
 
@@ -6,13 +7,15 @@ use super::Error;
 use super::read::{Unreadable, is_about_a_row};
 use crate::event::{StreamId, Topic};
 
-/// Sets a row aside under the number that it uses up. Call it in the transaction that writes the position behind it.
+/// Parks a row under the number that it uses up. Call it in the transaction that writes the position behind
+/// it.
 ///
-/// A topic or a type that nothing could be sent under is replaced by a name that says so; a topic that can be read is held,
-/// as the events behind this one must not overtake it.
+/// A topic or a type that is no valid name is replaced by a name that says so. A topic that can be read is
+/// held, because later events must not overtake this one.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub async fn park(
     connection: &mut PgConnection,
     relay: &str,
@@ -34,7 +37,7 @@ pub async fn park(
             .map_err(Error::from);
         match parked {
             Ok(_) => return Ok(attempt.commit().await?),
-            // A page that is damaged cannot be copied either.
+            // A damaged page cannot be copied either.
             Err(error) if sql == COPY && is_about_a_row(&error) => attempt.rollback().await?,
             Err(error) => return Err(error),
         }
@@ -48,16 +51,17 @@ const COPY: &str = "
          coalesce($5::text, 'unreadable:row-' || $4::bigint::text),
          case when e.type collate \"C\" ~ '^[A-Za-z0-9._-]{1,100}$' then e.type else 'unreadable' end,
          coalesce(e.payload, 'null'::json),
-         case when e.created_at >= '1970-01-01 00:00:00+00' and e.created_at < '10000-01-01 00:00:00+00' then e.created_at
-              else clock_timestamp() end,
+         case when e.created_at >= '1970-01-01 00:00:00+00' and e.created_at < '10000-01-01 00:00:00+00'
+              then e.created_at else clock_timestamp() end,
          $6
   from outbox.event e where e.id = $4
   limit 1
   on conflict (relay, epoch, seq) do nothing";
 
-/// Of a row whose values cannot be fetched: that there is one.
+/// Records that the row exists, where its values cannot be read even within the server.
 const STAND_IN: &str = "
   insert into outbox.parked (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason)
-  values ($1, $2, $3, $4, '00000000-0000-0000-0000-000000000000', coalesce($5::text, 'unreadable:row-' || $4::bigint::text),
+  values ($1, $2, $3, $4, '00000000-0000-0000-0000-000000000000',
+          coalesce($5::text, 'unreadable:row-' || $4::bigint::text),
           'unreadable', 'null', clock_timestamp(), $6)
   on conflict (relay, epoch, seq) do nothing";

@@ -1,27 +1,28 @@
-//! What waits longest, at a cost that has a bound.
+//! Finds the oldest pending event at a bounded cost.
 //!
-//! Rows of transactions that are open or rolled back cannot be seen, and yet an index scan walks over them: five million of
-//! them in front of the oldest event that waits would cost seconds. So no more than [`LOOKED_AT`] row numbers behind the
-//! position are looked at one by one; behind that, samples spread over the rest.
+//! Rows of transactions that are open or rolled back are invisible, and yet an index scan walks over them:
+//! five million of them before the oldest pending event would cost seconds. So only [`LOOKED_AT`] row numbers
+//! behind the position are looked at one by one. The rest is sampled.
 
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::{Error, time};
 
-/// Row numbers behind the position that are looked at one by one.
+/// The number of row numbers behind the position that are looked at one by one.
 pub(super) const LOOKED_AT: i64 = 2000;
-/// Samples of the row numbers behind those, evenly spread up to the newest.
+/// The number of samples of the row numbers behind those, evenly spread up to the newest.
 const SAMPLES: i64 = 32;
-/// Row numbers in each sample.
+/// The number of row numbers in each sample.
 const SAMPLE_WIDTH: i64 = 50;
 
-/// The times that the log's checks allow, as SQL. A subtraction of others fails.
+/// The times that the log's checks allow, as SQL. Subtracting other times fails.
 const FIRST: &str = "'1970-01-01 00:00:00+00'::timestamptz";
 const LAST: &str = "'9999-12-31 23:59:59+00'::timestamptz";
 
-/// The oldest event that waits, as columns `created_at` and `id`, for a position `p`: late ones by their transactions, then
-/// the first behind the position. Everything visible behind it waits, as the position sees nothing of it.
+/// The oldest pending event of a position `p`, as SQL with the columns `created_at` and `id`. It looks at
+/// late rows by their transactions, and then at the first row behind the position. Every visible row behind
+/// the position is pending, because the position sees none of them.
 pub(super) fn oldest() -> String {
     format!(
         "select greatest(least(w.created_at, {LAST}), {FIRST}) as created_at, w.id from (
@@ -38,15 +39,17 @@ pub(super) fn oldest() -> String {
            from outbox.ended_since(p.upper, p.upper_horizon) ended(xid)
            cross join lateral (
              select e.created_at, e.id from outbox.event e
-             where (e.xid, e.id) > (ended.xid, 0::bigint) and (e.xid, e.id) <= (ended.xid, greatest(p.high_id, p.after_id))
+             where (e.xid, e.id) > (ended.xid, 0::bigint)
+               and (e.xid, e.id) <= (ended.xid, greatest(p.high_id, p.after_id))
              order by e.xid, e.id limit 1
            ) late
            union all
-           -- What came later with an id that is delivered: see `outbox.signs_of_contradiction`.
+           -- Rows that came later with a delivered id: see `outbox.signs_of_contradiction`.
            select late.created_at, late.id
            from generate_series(
              p.lower_horizon::text::bigint,
-             least(p.lower_horizon::text::bigint + 9::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1::bigint)) n
+             least(p.lower_horizon::text::bigint + 9::bigint,
+                   pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1::bigint)) n
            cross join lateral (
              select e.created_at, e.id from outbox.event e
              where (e.xid, e.id) > (n::text::xid8, 0::bigint) and (e.xid, e.id) <= (n::text::xid8, p.high_id)
@@ -55,7 +58,8 @@ pub(super) fn oldest() -> String {
            union all
            (
              select e.created_at, e.id from outbox.event e
-             where e.id > greatest(p.high_id, p.after_id) and e.id <= greatest(p.high_id, p.after_id) + {LOOKED_AT}
+             where e.id > greatest(p.high_id, p.after_id)
+               and e.id <= greatest(p.high_id, p.after_id) + {LOOKED_AT}
              order by e.id limit 1
            )
          ) w
@@ -63,10 +67,11 @@ pub(super) fn oldest() -> String {
     )
 }
 
-/// When the oldest event of the samples between two row numbers was appended, and how long it has waited in seconds.
+/// Returns when the oldest event in the samples between two row numbers was appended, and its age in seconds.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
 pub(super) async fn sampled(
     connection: &mut PgConnection,
     behind: i64,

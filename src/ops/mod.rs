@@ -9,6 +9,7 @@ pub mod parked;
 pub mod parked_topics;
 pub mod pause;
 pub mod rebase;
+pub mod relays;
 mod renumber;
 pub mod replay;
 mod replay_sql;

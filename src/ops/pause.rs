@@ -1,34 +1,54 @@
-//! Pausing a relay, and letting it deliver again: the row that the relay looks at.
+//! Pausing a relay, and letting it deliver again.
+//!
+//! The relay looks at the row of `outbox.pause` before it opens a window, and once a second while one is open.
 
+use serde_json::json;
 use sqlx::PgConnection;
 
-use super::audit::Operator;
-use crate::log::Error;
+use super::audit::{self, Operator};
+use super::relays::{self, RelayError};
 
-/// Pauses `relay`, which must have run on this log before. False if it is paused already.
+/// Pauses `relay` and writes that into the audit. Returns false, and writes nothing, if it is paused already.
 ///
-/// Write it in the transaction of its audit row, and ring the bell after the commit.
+/// Call it in a transaction, and [`relays::wake`] after its commit.
 ///
 /// # Errors
-/// [`Error`].
-pub async fn pause(connection: &mut PgConnection, relay: &str, operator: &Operator) -> Result<bool, Error> {
+/// [`RelayError::Unknown`] if no relay of this name has run; [`RelayError::Log`] if Postgres refuses.
+pub async fn pause(tx: &mut PgConnection, relay: &str, operator: &Operator) -> Result<bool, RelayError> {
+    relays::must_exist(tx, relay).await?;
     let done = sqlx::query(
         "insert into outbox.pause (relay, who, reason) values ($1, $2, $3) on conflict (relay) do nothing",
     )
     .bind(relay)
     .bind(&operator.who)
     .bind(&operator.reason)
-    .execute(connection)
+    .execute(&mut *tx)
     .await?;
-    Ok(done.rows_affected() > 0)
+    record(tx, done.rows_affected(), "pause", relay, operator).await
 }
 
-/// Lets `relay` deliver again. False if it was not paused.
+/// Lets `relay` deliver again and writes that into the audit. Returns false, and writes nothing, if it was not paused.
+///
+/// Call it in a transaction, and [`relays::wake`] after its commit.
 ///
 /// # Errors
-/// [`Error`].
-pub async fn resume(connection: &mut PgConnection, relay: &str) -> Result<bool, Error> {
-    let done =
-        sqlx::query("delete from outbox.pause where relay = $1").bind(relay).execute(connection).await?;
-    Ok(done.rows_affected() > 0)
+/// As [`pause`].
+pub async fn resume(tx: &mut PgConnection, relay: &str, operator: &Operator) -> Result<bool, RelayError> {
+    relays::must_exist(tx, relay).await?;
+    let done = sqlx::query("delete from outbox.pause where relay = $1").bind(relay).execute(&mut *tx).await?;
+    record(tx, done.rows_affected(), "resume", relay, operator).await
+}
+
+async fn record(
+    tx: &mut PgConnection,
+    rows: u64,
+    action: &str,
+    relay: &str,
+    operator: &Operator,
+) -> Result<bool, RelayError> {
+    if rows == 0 {
+        return Ok(false);
+    }
+    audit::write(tx, operator, action, &json!({ "relay": relay }), 0).await?;
+    Ok(true)
 }

@@ -20,6 +20,7 @@
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Postgres, Row, Transaction};
 
+use super::audit::{self, Operator};
 use super::renumber;
 use crate::event::{EventId, Topic};
 use crate::log::contradiction::Contradiction;
@@ -88,6 +89,8 @@ pub struct Rebase<'c> {
     contradictions: Vec<Contradiction>,
     /// The relays whose positions the log contradicts.
     contradicted: Vec<String>,
+    /// How many events it has found that were delivered although the position does not say so.
+    delivered_before: u64,
 }
 
 /// What a rebase is to do.
@@ -135,7 +138,15 @@ impl<'c> Rebase<'c> {
                 contradictions.extend(found);
             }
         }
-        Ok(Self { tx, relay: relay.to_owned(), position, cluster, contradictions, contradicted })
+        Ok(Self {
+            tx,
+            relay: relay.to_owned(),
+            position,
+            cluster,
+            contradictions,
+            contradicted,
+            delivered_before: 0,
+        })
     }
 
     /// The position as it stands.
@@ -188,14 +199,28 @@ impl<'c> Rebase<'c> {
             .bind(ids)
             .execute(&mut *self.tx)
             .await?;
+        self.delivered_before += ids.len() as u64;
         Ok(())
     }
 
-    /// Gives the log its new lineage, and hands back the transaction, to be committed with its audit row.
+    /// Gives the log its new lineage, writes that into the audit with the findings that led to it, and commits.
     ///
     /// # Errors
-    /// [`RebaseError::TooManyRelays`], [`RebaseError::Outbox`].
-    pub async fn finish(mut self, lineage: Lineage) -> Result<Transaction<'c, Postgres>, RebaseError> {
+    /// [`RebaseError::TooManyRelays`] if the log was moved and more relays than can be translated have run on it;
+    /// [`RebaseError::Outbox`] if Postgres refuses. Then nothing has changed.
+    pub async fn finish(
+        mut self,
+        lineage: Lineage,
+        operator: &Operator,
+        findings: &serde_json::Value,
+    ) -> Result<(), RebaseError> {
+        self.give(lineage).await?;
+        audit::write(&mut self.tx, operator, "rebase", findings, self.delivered_before).await?;
+        self.tx.commit().await?;
+        Ok(())
+    }
+
+    async fn give(&mut self, lineage: Lineage) -> Result<(), RebaseError> {
         if lineage.is_copy {
             sqlx::query("update outbox.log set id = gen_random_uuid()").execute(&mut *self.tx).await?;
         }
@@ -222,7 +247,7 @@ impl<'c> Rebase<'c> {
             }
             (Cluster::Same, None) => {}
         }
-        Ok(self.tx)
+        Ok(())
     }
 
     /// Translates every row and every position into this cluster's numbers.

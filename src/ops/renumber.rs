@@ -35,9 +35,13 @@ pub(super) async fn behind_the_window(
     relay: &str,
 ) -> Result<Vec<Contradiction>, Error> {
     let ids: Vec<i64> = sqlx::query_scalar(
-        "select e.id from outbox.event e join outbox.position p on p.relay = $1
-         where e.xid >= p.upper_horizon
-           and e.id <= (select max(w.id) from outbox.event w where pg_visible_in_snapshot(w.xid, p.upper))
+        "select e.id
+         from outbox.position p
+         cross join lateral (
+           select max(w.id) as last_id from outbox.event w where pg_visible_in_snapshot(w.xid, p.upper)
+         ) open_window
+         join outbox.event e on e.xid >= p.upper_horizon and e.id <= open_window.last_id
+         where p.relay = $1
          order by e.id limit $2",
     )
     .bind(relay)
@@ -128,6 +132,11 @@ enum Order {
 ///
 /// Of a transaction that was under way when the sequence was set back, nothing tells what it appended before and what after.
 const APPENDED_AFTER: &str = "
+  with delivered as materialized (
+    select p.high_id, p.lower_horizon, p.upper_horizon, (
+             select max(w.old_id) from pg_temp.renumbered w where pg_visible_in_snapshot(w.xid, p.upper)) as window_id
+    from outbox.position p
+  )
   select r.part, r.place, r.old_id, r.old_id <= sequence.id and r.xid >= run.first_xid as is_after
   from pg_temp.renumbered r
   cross join (select last_value as id from outbox.event_id_seq) sequence
@@ -146,10 +155,9 @@ const APPENDED_AFTER: &str = "
     where k.old_id <= sequence.id
       and case when older.newest is not null then k.xid > older.newest
                else exists (
-                 select from outbox.position p
+                 select from delivered p
                  where k.old_id <= p.high_id and k.xid >= p.lower_horizon
-                    or k.xid >= p.upper_horizon and k.old_id <= (
-                         select max(w.old_id) from pg_temp.renumbered w where pg_visible_in_snapshot(w.xid, p.upper))) end
+                    or k.old_id <= p.window_id and k.xid >= p.upper_horizon) end
     order by k.xid limit 1
   ) run on true";
 

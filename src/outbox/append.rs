@@ -1,8 +1,8 @@
-//! The only way in: rows appended in the caller's own transaction.
+//! Appending: rows inserted in the caller's own transaction. There is no other way into the log.
 //!
-//! Order: events of one topic are delivered in the order of their rows' ids. Transactions that write to one topic must
-//! not overlap between their append and their commit, so append *after* taking the row lock that they share (the
-//! aggregate's), or [`lock_topic`] where they share no row.
+//! Order: events of one topic are delivered in the order of their rows' ids. Transactions that write to one
+//! topic must not overlap between their append and their commit. So append *after* taking the row lock that
+//! they share (the aggregate's), or [`lock_topic`] if they share no row.
 
 use sqlx::PgConnection;
 use sqlx::types::Json;
@@ -12,11 +12,13 @@ use crate::event::{EventId, NewEvent, Topic};
 
 /// Appends one event in the transaction that `connection` is in, and returns its identity.
 ///
-/// A `&mut Transaction` coerces to the argument. Nothing is visible to anybody, and nothing will be delivered, unless
-/// that transaction commits. Ring the [`super::Bell`] after the commit for the lowest latency.
+/// A `&mut Transaction` coerces to the argument. The event is visible and is delivered only if that
+/// transaction commits. Ring the [`super::Bell`] after the commit for the lowest latency.
 ///
 /// # Errors
-/// [`AppendError`]; the transaction is then aborted, as after any failed statement.
+/// Returns [`AppendError::SchemaMissing`] if the schema is missing or too old, [`AppendError::Refused`] if
+/// the event breaks a rule of the log, and [`AppendError::Database`] if the connection breaks or Postgres
+/// fails otherwise. The transaction is then aborted, as after any failed statement.
 pub async fn append(connection: &mut PgConnection, event: &NewEvent) -> Result<EventId, AppendError> {
     // Bound as text and cast: the json type keeps the text byte for byte.
     sqlx::query("select outbox.append($1, $2, $3::json, $4, $5)")
@@ -30,10 +32,10 @@ pub async fn append(connection: &mut PgConnection, event: &NewEvent) -> Result<E
     Ok(event.event_id())
 }
 
-/// Appends events in the order given, in one statement, and returns their identities.
+/// Appends events in the given order, in one statement, and returns their identities.
 ///
 /// # Errors
-/// [`AppendError`]; none of them is then appended.
+/// Fails as [`append`]. Then none of the events is appended.
 pub async fn append_all(
     connection: &mut PgConnection,
     events: &[NewEvent],
@@ -54,13 +56,14 @@ pub async fn append_all(
     Ok(ids)
 }
 
-/// Waits until no other transaction holds `topic`, and holds it until the end of the caller's.
+/// Waits until no other transaction holds `topic`, and holds it until the end of the caller's transaction.
 ///
-/// For topics whose writers share no row. Take it after every other lock of the transaction, and in one order where
-/// several are taken.
+/// For topics whose writers share no row. Take it after every other lock of the transaction. If a transaction
+/// takes several topics, all transactions must take them in the same order, or they can deadlock.
 ///
 /// # Errors
-/// [`AppendError::Database`], for example when Postgres ends a deadlock.
+/// Returns [`AppendError::SchemaMissing`] if the schema is missing or too old, and [`AppendError::Database`]
+/// for example when Postgres ends a deadlock.
 pub async fn lock_topic(connection: &mut PgConnection, topic: &Topic) -> Result<(), AppendError> {
     sqlx::query("select outbox.lock_topic($1)").bind(topic.as_str()).execute(connection).await?;
     Ok(())

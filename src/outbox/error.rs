@@ -1,22 +1,22 @@
-//! What can go wrong with an append, by what the caller should do about it.
+//! Errors of an append, grouped by what the caller should do.
 
 use crate::postgres;
 
 /// Why an event was not appended. The caller's transaction is aborted: roll it back.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
-    /// The schema `outbox` is not there, or older than this library.
+    /// The schema `outbox` is missing, or older than this library.
     #[error("the outbox schema is missing or too old in this database: run `aftercommit migrate`")]
     SchemaMissing(#[source] sqlx::Error),
-    /// The log does not take the event, for a reason that another try does not mend.
+    /// The event breaks a rule of the log. Trying again does not help.
     #[error("{rule}")]
     Refused {
-        /// What was refused and the rule that it broke, in one sentence that quotes nothing of the payload.
+        /// One sentence that names the refused value and the rule, and quotes nothing of the payload.
         rule: String,
         /// The database's error.
         source: sqlx::Error,
     },
-    /// Postgres failed.
+    /// Postgres failed, or the connection broke.
     #[error("the event could not be written: {}", postgres::error_text(.0))]
     Database(#[source] sqlx::Error),
 }
@@ -34,7 +34,8 @@ impl From<sqlx::Error> for AppendError {
     }
 }
 
-/// Undefined table, function, column or schema: what a database without our migrations answers.
+/// Whether the error is an undefined table, function, column or schema: the answer of a database without our
+/// migrations.
 pub(crate) fn schema_is_missing(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|e| e.code());
     matches!(code.as_deref(), Some("42P01" | "42883" | "42703" | "3F000"))

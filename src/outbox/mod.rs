@@ -1,4 +1,4 @@
-//! What a writer needs of the log: append events in its transaction, and ring the bell after its commit.
+//! The writer's API: append events in a transaction, and ring the bell after its commit.
 //!
 //! ```no_run
 //! # async fn example(pool: sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
@@ -7,7 +7,8 @@
 //!
 //! let mut tx = pool.begin().await?;
 //! sqlx::query("update orders set status = 'PAID' where id = $1").bind(42).execute(&mut *tx).await?;
-//! let event = NewEvent::new(Topic::new("order:42")?, EventType::new("PAID")?, &serde_json::json!({ "order": 42 }))?;
+//! let payload = serde_json::json!({ "order": 42 });
+//! let event = NewEvent::new(Topic::new("order:42")?, EventType::new("PAID")?, &payload)?;
 //! outbox::append(&mut tx, &event).await?;
 //! tx.commit().await?;
 //! # Ok(())

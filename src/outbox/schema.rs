@@ -1,4 +1,4 @@
-//! The log's schema: applying its migrations, and telling whether a database has them.
+//! The log's schema: applies its migrations, and tells whether a database has them.
 
 use sqlx::migrate::Migrator;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -7,15 +7,18 @@ use crate::postgres::Schema;
 
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/outbox");
 
-/// The schema `outbox`, with its own migration table, so that it lives beside an application's schemas undisturbed.
+/// The schema `outbox`. It has its own migration table, so that it does not interfere with an application's
+/// schemas.
 pub static SCHEMA: Schema = Schema { name: "outbox", migrator: &MIGRATOR, command: "aftercommit migrate" };
 
-/// Sets how long one slot of the log takes rows before the next one does, in seconds, if it is another time than now.
+/// Sets how long one slot of the log takes rows before the next one does, in seconds. Does nothing if the
+/// value is the current one.
 ///
-/// Rows already written stay where they are: rotation looks at what a slot holds, not at when it was its turn.
+/// Rows that are already written stay where they are: rotation looks at the rows that a slot holds, not at
+/// the slot's turn.
 ///
 /// # Errors
-/// Postgres's.
+/// Returns Postgres's error, for example if the role may not replace the function.
 pub async fn set_rotation(connection: &mut PgConnection, seconds: u32) -> Result<(), sqlx::Error> {
     let seconds = seconds.max(1);
     let current: i32 =
@@ -23,10 +26,11 @@ pub async fn set_rotation(connection: &mut PgConnection, seconds: u32) -> Result
     if i64::from(current) == i64::from(seconds) {
         return Ok(());
     }
-    // A function rather than a table's row, so that an append reads nothing.
+    // The value is a function and not a row of a table, so that an append reads no table.
     let sql = format!(
         "create or replace function outbox.rotation_seconds() returns integer
-         language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$ begin return {seconds}; end $$"
+         language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
+         as $$ begin return {seconds}; end $$"
     );
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
     Ok(())

@@ -1,4 +1,4 @@
-//! A pool of connections that measures how long its users wait.
+//! A pool of connections that measures how long its users wait for one.
 
 use std::time::Instant;
 
@@ -11,10 +11,11 @@ use prometheus_client::registry::Registry;
 use sqlx::pool::PoolConnection;
 use sqlx::{PgPool, Postgres, Transaction};
 
-/// Upper bounds of waits, in seconds: a free connection takes microseconds, a new one milliseconds, none seconds.
+/// Upper bounds of waits, in seconds. A free connection takes microseconds, a new one milliseconds, an
+/// exhausted pool seconds.
 const WAIT_SECONDS: [f64; 12] = [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0];
 
-/// Connections for the commands of a process. Cheap to clone.
+/// The connections of a process's commands. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Pool {
     inner: PgPool,
@@ -27,7 +28,7 @@ impl Pool {
         Self { inner, waits: Histogram::new(WAIT_SECONDS), failures: Counter::default() }
     }
 
-    /// Puts what it measures into the registry. Once a process.
+    /// Registers the pool's metrics. Call it once in a process.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "aftercommit_pool_acquire_seconds",
@@ -42,10 +43,11 @@ impl Pool {
         registry.register_collector(Box::new(Sizes(self.inner.clone())));
     }
 
-    /// A connection; given back when it is dropped.
+    /// Takes a connection, which returns to the pool when it is dropped.
     ///
     /// # Errors
-    /// That Postgres cannot be reached, or that no connection came free in time.
+    /// Returns [`sqlx::Error::PoolTimedOut`] if no connection came free in time, or the driver's error if
+    /// Postgres refuses or cannot be reached.
     pub async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
         let asked = Instant::now();
         let acquired = self.inner.acquire().await;
@@ -56,10 +58,11 @@ impl Pool {
         acquired
     }
 
-    /// A transaction on a connection of its own; rolled back when it is dropped.
+    /// Begins a transaction on a connection of its own. It is rolled back when it is dropped without a
+    /// commit.
     ///
     /// # Errors
-    /// As [`Self::acquire`].
+    /// Fails as [`Self::acquire`], and if Postgres refuses to begin a transaction.
     pub async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         let asked = Instant::now();
         let begun = self.inner.begin().await;
@@ -70,13 +73,13 @@ impl Pool {
         begun
     }
 
-    /// Closes it: waits for what is in use, and lets nobody in any more.
+    /// Closes the pool: waits for the connections in use, and hands out none any more.
     pub async fn close(&self) {
         self.inner.close().await;
     }
 }
 
-/// The pool's own numbers, looked up when somebody asks.
+/// The pool's own numbers, read at each scrape.
 #[derive(Debug)]
 struct Sizes(PgPool);
 
@@ -85,7 +88,7 @@ impl Collector for Sizes {
         let (size, idle) = (self.0.size(), self.0.num_idle());
         let numbers = [
             ("aftercommit_pool_connections", "Open connections to Postgres", u64::from(size)),
-            ("aftercommit_pool_idle", "Open connections that nobody uses", idle as u64),
+            ("aftercommit_pool_idle", "Open connections that are idle", idle as u64),
             (
                 "aftercommit_pool_max",
                 "Connections that the pool opens at most",

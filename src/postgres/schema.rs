@@ -1,6 +1,7 @@
-//! A schema that this crate owns in somebody's database: applying its migrations, and telling whether they are there.
+//! A schema that this crate owns in another's database: applies its migrations, and tells whether they are
+//! applied.
 //!
-//! Each schema keeps its own migration table inside itself, so that it disturbs nobody else's.
+//! Each schema holds its own migration table, so that it does not interfere with other schemas' migrations.
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -10,7 +11,7 @@ use super::error_text;
 /// A schema and the migrations that make it.
 #[derive(Debug)]
 pub struct Schema {
-    /// The schema's name. Part of SQL text, so never anything but a literal.
+    /// The schema's name. It becomes part of SQL text, so it must be a literal.
     pub name: &'static str,
     /// Its migrations in order.
     pub migrator: &'static Migrator,
@@ -21,28 +22,28 @@ pub struct Schema {
 /// How a database's schema compares with this binary's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// It is not there.
+    /// The schema is missing.
     Missing,
-    /// Migrations are missing.
+    /// Some migrations are missing.
     Behind {
         /// The newest migration applied.
         applied: i64,
         /// The newest migration that this binary knows.
         known: i64,
     },
-    /// It is as this binary wants it.
+    /// The schema is at this binary's version.
     Current {
         /// The newest migration.
         version: i64,
     },
-    /// A newer binary has migrated it, and left to this one all that it uses.
+    /// A newer binary has migrated the schema, and has kept everything that this binary uses.
     Serves {
         /// The newest migration applied.
         applied: i64,
         /// The newest migration that this binary knows.
         known: i64,
     },
-    /// A newer binary has migrated it, and taken away something that this one uses.
+    /// A newer binary has migrated the schema, and has removed something that this binary uses.
     Ahead {
         /// The newest migration applied.
         applied: i64,
@@ -76,8 +77,8 @@ pub enum SchemaError {
     },
     /// See [`State::Ahead`].
     #[error(
-        "the schema '{schema}' is at version {applied}, newer than this binary knows ({known}): run the aftercommit that \
-         migrated it, or a newer one"
+        "the schema '{schema}' is at version {applied}, newer than this binary knows ({known}): run the \
+         aftercommit that migrated it, or a newer one"
     )]
     Ahead {
         /// The schema.
@@ -87,10 +88,10 @@ pub enum SchemaError {
         /// The newest migration that this binary knows.
         known: i64,
     },
-    /// Whether a newer schema serves this binary cannot be asked.
+    /// The role may not ask whether a newer schema serves this binary.
     #[error(
-        "the schema '{schema}' is at version {applied}, newer than this binary knows ({known}), and this user may not ask \
-         whether it serves it: grant execute on function {schema}.serves_from()"
+        "the schema '{schema}' is at version {applied}, newer than this binary knows ({known}), and this \
+         user may not ask whether it serves it: grant execute on function {schema}.serves_from()"
     )]
     NotAllowed {
         /// The schema.
@@ -100,13 +101,13 @@ pub enum SchemaError {
         /// The newest migration that this binary knows.
         known: i64,
     },
-    /// A database whose text is not of any encoding.
+    /// The database has the encoding SQL_ASCII, under which text may be anything.
     #[error(
-        "this database has the encoding SQL_ASCII, so its text may be anything and cannot be delivered: create one with \
-         `encoding 'UTF8' template template0` (any other encoding than SQL_ASCII does)"
+        "this database has the encoding SQL_ASCII, so its text may be anything and cannot be delivered: \
+         create one with `encoding 'UTF8' template template0` (any other encoding than SQL_ASCII does)"
     )]
     Encoding,
-    /// A migration failed; nothing of it remains.
+    /// A migration failed, and was rolled back.
     #[error("migrating the schema '{schema}' failed: {source}")]
     Migrate {
         /// The schema.
@@ -114,20 +115,23 @@ pub enum SchemaError {
         /// The cause.
         source: MigrateError,
     },
-    /// Postgres failed.
+    /// Postgres failed, or the connection broke.
     #[error("Postgres: {}", error_text(.0))]
     Database(#[from] sqlx::Error),
 }
 
 impl Schema {
-    /// Applies what is missing and returns how many migrations that were. Safe to run from many hosts at once: a lock
-    /// lets them follow each other.
+    /// Applies the missing migrations and returns their number. Many hosts may call it at once: they take
+    /// turns by a lock.
     ///
-    /// Give it a connection of its own and close it afterwards: after an error it may still hold that lock.
+    /// Call it on a connection of its own and close that afterwards: after an error the connection may still
+    /// hold the lock.
     ///
     /// # Errors
-    /// [`SchemaError::Ahead`], [`SchemaError::NotAllowed`], [`SchemaError::Encoding`], [`SchemaError::Migrate`],
-    /// [`SchemaError::Database`].
+    /// Returns [`SchemaError::Ahead`] if a newer binary has removed something that this one uses,
+    /// [`SchemaError::NotAllowed`] if the role may not ask for that, [`SchemaError::Encoding`] if the
+    /// database has the encoding SQL_ASCII, [`SchemaError::Migrate`] if a migration fails, and
+    /// [`SchemaError::Database`] if Postgres fails otherwise.
     pub async fn apply(&self, connection: &mut PgConnection) -> Result<usize, SchemaError> {
         let before = self.state(connection).await?;
         match before {
@@ -141,14 +145,14 @@ impl Schema {
         if sqlx::query_scalar::<_, String>(encoding).fetch_one(&mut *connection).await? == "SQL_ASCII" {
             return Err(SchemaError::Encoding);
         }
-        // Or each run after the first would report that the schema and the table of migrations are there already.
+        // Else each run after the first would report that the schema and the table of migrations exist.
         sqlx::raw_sql("set client_min_messages = warning").execute(&mut *connection).await?;
         let mut migrator = Migrator::with_migrations(self.migrator.migrations.to_vec());
         migrator.dangerous_set_table_name(self.table());
         migrator.create_schema(self.name);
         match migrator.run(&mut *connection).await {
             Ok(()) => {}
-            // A newer binary was faster, and has migrated further than this one could.
+            // A newer binary was faster, and has applied migrations that this one does not know.
             Err(MigrateError::VersionMissing(_)) => return self.check(connection).await.map(|_| 0),
             Err(source) => return Err(SchemaError::Migrate { schema: self.name, source }),
         }
@@ -159,11 +163,11 @@ impl Schema {
         Ok(self.migrator.iter().filter(|m| m.version > had).count())
     }
 
-    /// Makes sure that this binary can work with the schema, and returns how it found it.
+    /// Checks that this binary can work with the schema, and returns the schema's state.
     ///
     /// # Errors
-    /// [`SchemaError::Missing`], [`SchemaError::Behind`], [`SchemaError::Ahead`], [`SchemaError::NotAllowed`],
-    /// [`SchemaError::Database`].
+    /// Returns [`SchemaError::Missing`], [`SchemaError::Behind`] or [`SchemaError::Ahead`] for the states of
+    /// those names, and else fails as [`Schema::state`].
     pub async fn check(&self, connection: &mut PgConnection) -> Result<State, SchemaError> {
         let schema = self.name;
         match self.state(connection).await? {
@@ -176,10 +180,11 @@ impl Schema {
         }
     }
 
-    /// Compares the database's schema with this binary's.
+    /// Compares the database's schema with this binary's migrations.
     ///
     /// # Errors
-    /// [`SchemaError::NotAllowed`], [`SchemaError::Database`].
+    /// Returns [`SchemaError::NotAllowed`] if the schema is newer and the role may not ask whether it serves
+    /// this binary, and [`SchemaError::Database`] if Postgres refuses a statement or the connection breaks.
     pub async fn state(&self, connection: &mut PgConnection) -> Result<State, SchemaError> {
         let exists: bool = sqlx::query_scalar("select to_regclass($1) is not null")
             .bind(self.table())
@@ -203,8 +208,9 @@ impl Schema {
         })
     }
 
-    /// Whether a binary that knows the schema as of version `known` works with it as it is now. Asked of the schema, as only
-    /// its newest migration can tell; one that does not is of nobody who promises anything.
+    /// Whether a binary that knows the schema up to version `known` works with the newer schema. Only the
+    /// newest migration knows, so the schema is asked. A schema without `serves_from()` makes no
+    /// compatibility promise.
     async fn serves(
         &self,
         connection: &mut PgConnection,

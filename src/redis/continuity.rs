@@ -1,23 +1,24 @@
-//! What a reader may conclude from the entries of a history: whether something is missing before or between them. Pure.
+//! The conclusions that a reader may draw from the entries of a history: whether an event is missing before
+//! or between them. Pure.
 //!
-//! Each entry names the topic's event before it (`prev`), so a history proves itself: trimmed, expired, lost in part or
-//! repaired in part, it cannot be taken for whole.
+//! Each entry names the topic's event before it (`prev`), so a history proves its own completeness. A history
+//! that was trimmed, has expired, or was lost or repaired in part cannot pass for a complete one.
 
 use crate::event::StreamId;
 
 /// The topic's event before an entry, as the entry names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Prev {
-    /// There is none: the entry is the topic's first one.
+    /// There is none: this entry is the topic's first one.
     First,
-    /// This one.
+    /// This event.
     Event(StreamId),
-    /// The entry does not say: no relay wrote it.
+    /// The entry does not name it, because another program wrote the entry.
     Unknown,
 }
 
 impl Prev {
-    /// Reads the field of an entry.
+    /// Reads the field `prev` of an entry.
     pub fn parse(field: Option<&str>) -> Self {
         match field {
             None => Self::Unknown,
@@ -27,7 +28,7 @@ impl Prev {
     }
 }
 
-/// An entry's own id, and the id before it.
+/// An entry's own id, and the id of the topic's event before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Link {
     /// The entry.
@@ -36,7 +37,7 @@ pub struct Link {
     pub prev: Prev,
 }
 
-/// A place in a topic, as far as continuity is concerned.
+/// A reader's place in a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// Before the topic's first event.
@@ -48,18 +49,19 @@ pub enum Place {
 /// Entries that follow a place without a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
-    /// How many entries to skip: 1 where the first one is the place itself.
+    /// How many entries to skip: 1 if the first one is the place itself, else 0.
     pub skip: usize,
-    /// How many entries follow these without a hole.
+    /// How many entries after those follow without a hole.
     pub len: usize,
     /// Whether the run ends before the entries do: a hole follows.
     pub is_broken: bool,
 }
 
-/// The entries that are proven to follow `place`, given those from that place on (its own entry included) in the order of
-/// their ids; or from the history's first one on. `None` if not even the first entry is proven to follow.
+/// Returns the entries that are proven to follow `place`, or `None` if not even the first one is. `entries`
+/// are in the order of their ids, and begin at that place (its own entry included) or at the history's first
+/// entry.
 ///
-/// No entries prove nothing: see `Absence` for what may be concluded then.
+/// An empty list proves nothing: see [`Absence`] for the conclusions from an absent history.
 pub fn follow(place: Place, entries: &[Link]) -> Option<Run> {
     let first = entries.first()?;
     let skip = match place {
@@ -72,39 +74,41 @@ pub fn follow(place: Place, entries: &[Link]) -> Option<Run> {
     Some(Run { skip, len: len - skip, is_broken: len < entries.len() })
 }
 
-/// How many entries follow each other without a hole, from the first one on.
+/// Returns how many entries follow each other without a hole, from the first one on.
 pub fn contiguous(entries: &[Link]) -> usize {
     let links = entries.windows(2).take_while(|pair| pair[1].prev == Prev::Event(pair[0].id)).count();
     links + usize::from(!entries.is_empty())
 }
 
-/// The last entries that follow each other without a hole: where a reader without a place begins.
+/// Returns how many of the last entries follow each other without a hole. A reader without a place begins
+/// there.
 pub fn contiguous_end(entries: &[Link]) -> usize {
     let links = entries.windows(2).rev().take_while(|pair| pair[1].prev == Prev::Event(pair[0].id)).count();
     links + usize::from(!entries.is_empty())
 }
 
-/// Events that a repair had to leave out: each topic may have had one up to this number, and its history does not say so
-/// before the topic's next event.
+/// A loss: events that a repair had to leave out. Each topic may miss an event up to this number, and its
+/// history does not show that before the topic's next event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Loss {
-    /// The highest number that is missing.
+    /// The highest missing number.
     pub through: StreamId,
-    /// When that was found, in milliseconds since 1970.
+    /// When the repair found the loss, in milliseconds since 1970.
     pub at_ms: u64,
 }
 
-/// What Redis says of a topic whose history it does not have.
+/// The facts about a topic that has no history in Redis.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Absence {
-    /// The topic had a history, and that has not expired: it was deleted or evicted.
+    /// Whether the topic had a history that was deleted or evicted instead of expiring.
     pub has_vanished: bool,
-    /// When events were found to be missing that could not be given again, in milliseconds since 1970.
+    /// When a repair last had to leave out events, in milliseconds since 1970.
     pub lost_ms: Option<u64>,
 }
 
 impl Absence {
-    /// Whether a topic without a history has had no event since `seen_ms`, when it had none (milliseconds since 1970).
+    /// Whether the topic has had no event since `seen_ms`, when it had no history either (milliseconds since
+    /// 1970).
     pub fn proves_none_since(self, seen_ms: u64) -> bool {
         !self.has_vanished && self.lost_ms.is_none_or(|lost_ms| lost_ms < seen_ms)
     }

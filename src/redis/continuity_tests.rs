@@ -1,5 +1,6 @@
-//! The rules against a simple model of a topic's true sequence: whatever is trimmed, expired, lost, deleted, repaired in
-//! part or parked, a reader is given every event behind its place in order, or is told that it cannot be proven.
+//! The rules against a simple model of a topic's true sequence. Histories are trimmed, expire, are lost,
+//! deleted and repaired in part, and events are parked. A reader must receive every event behind its place in
+//! order, or be told that the order cannot be proven.
 
 use proptest::prelude::*;
 
@@ -57,14 +58,14 @@ fn a_missing_history_proves_that_nothing_happened_only_where_nothing_was_lost() 
     assert!(!absence(true, None).proves_none_since(100));
 }
 
-/// What happens to one topic of a log, its history, and what the relay and Redis know of it.
+/// One thing that happens to a topic, its history, the relay or Redis.
 #[derive(Debug, Clone)]
 enum Act {
     /// An event is published, behind some numbers of other topics.
     Publish {
         others: u64,
     },
-    /// An event is parked: its number is used up, and later ones wait until it is released.
+    /// An event is parked: its number is used up, and later events wait until its release.
     Park,
     Release,
     Discard,
@@ -72,18 +73,19 @@ enum Act {
     Trim {
         keep: usize,
     },
-    /// Redis goes back to an earlier state of everything, and the relay gives again what the log still has of it.
+    /// Redis goes back to an earlier state of everything, and the relay restores the events that the log
+    /// still has.
     GoBack {
         lose: usize,
         log_keeps: usize,
     },
-    /// The history alone vanishes; the key that outlives it stays.
+    /// The history alone vanishes. The key that outlives it stays.
     Vanish,
-    /// The relay restarts: it remembers no ids.
+    /// The relay restarts, and remembers no ids.
     Forget,
-    /// The log is given a new epoch, claimed in Redis.
+    /// The log gets a new epoch, which is claimed in Redis.
     Rebase,
-    /// A reader that stands somewhere reads on.
+    /// A reader at some place reads on.
     Read {
         from: usize,
     },
@@ -108,13 +110,13 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 /// The rules of `publish.lua` for one topic, without Redis.
 #[derive(Default)]
 struct Model {
-    /// Every event that was published, in its order: the truth.
+    /// Every published event in its order: the truth.
     truth: Vec<StreamId>,
     history: Vec<Link>,
     has_begun: bool,
     /// Events up to this number may be missing.
     lost: Option<StreamId>,
-    /// What the relay remembers as the topic's last event.
+    /// The topic's last event, as the relay remembers it.
     head: Option<StreamId>,
     parked: Vec<StreamId>,
     epoch: u64,
@@ -183,7 +185,8 @@ impl Model {
         newest.max(missing).map_or(Prev::First, Prev::Event)
     }
 
-    /// Redis loses its newest entries and what it knew of losses. Of what it then lacks, the log gives again the newest.
+    /// Redis loses its newest entries and its record of losses. The log then restores the newest of the
+    /// missing events.
     fn go_back(&mut self, lose: usize, log_keeps: usize) {
         if lose == 0 {
             return;
@@ -194,7 +197,7 @@ impl Model {
         self.has_begun = !self.history.is_empty();
         let kept = self.history.last().map(|link| link.id);
         let lacks: Vec<StreamId> = self.truth.iter().copied().filter(|id| Some(*id) > kept).collect();
-        // Of its own epoch only.
+        // The relay compares only numbers of its own epoch.
         let given: Vec<StreamId> = lacks.iter().copied().filter(|id| id.epoch == self.epoch).collect();
         let given = &given[given.len().saturating_sub(log_keeps)..];
         if given.len() < lacks.len() {
@@ -216,7 +219,8 @@ impl Model {
         let told: Vec<StreamId> = page[run.skip..run.skip + run.len].iter().map(|link| link.id).collect();
         let truth = &self.truth[at..];
         assert!(truth.starts_with(&told), "{place:?}: told {told:?} of {truth:?}, with {:?}", self.history);
-        // Without a hole behind it, the run is all there is: unless the end was lost, which top tells and not the entries.
+        // Without a hole behind the run, the run is all there is. Only a lost end is an exception, which top
+        // shows and the entries do not.
         if !run.is_broken && self.lost.is_none() && !self.history.is_empty() {
             assert_eq!(told, truth, "{place:?}: {:?}", self.history);
         }

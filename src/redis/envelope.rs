@@ -4,18 +4,20 @@
 //! {"id":"1-42","prev":"1-40","event":"018f…","type":"PHOTO_UPLOADED","at":1762857000123,"payload":{…}}
 //! ```
 //!
-//! The publishing script writes it; `prev` is `null` for the first event that the script knows of a topic. `payload` is
-//! the row's JSON byte for byte. A subscriber that sees every `prev` match the id before it has lost nothing.
+//! The publishing script writes it. `prev` is `null` for the first event that the script knows of a topic.
+//! `payload` is the row's JSON, byte for byte. If every `prev` matches the id before it, the subscriber has
+//! lost nothing.
 //!
-//! `at` is when the transaction of the event began, in milliseconds since 1970; `trace`, a W3C `traceparent`, is there for an
-//! event whose trace is recorded. `restored` is true for an event that Redis had forgotten and got again.
+//! `at` is the time at which the event's transaction began, in milliseconds since 1970. `trace`, a W3C
+//! `traceparent`, is present if the event's trace is recorded. `restored` is true if Redis had forgotten the
+//! event and the relay restored it.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::event::{Event, EventId, EventType, StreamId};
 
-/// An event as it travels on a live channel.
+/// An event on a live channel.
 #[derive(Debug, Deserialize)]
 pub struct Envelope<'a> {
     /// The event's place in the order.
@@ -30,10 +32,11 @@ pub struct Envelope<'a> {
     /// When the transaction of the event began, in milliseconds since 1970.
     #[serde(default)]
     pub at: Option<i64>,
-    /// Redis had forgotten the event and got it again: no bare payload follows on the public channel.
+    /// Whether Redis had forgotten the event and the relay restored it. Then no bare payload follows on the
+    /// public channel.
     #[serde(default)]
     pub restored: bool,
-    /// Where in a trace it was appended: a `traceparent`, as it came.
+    /// The event's place in a trace: a `traceparent`, unparsed.
     #[serde(default, borrow)]
     pub trace: Option<&'a str>,
     /// The payload's JSON text.
@@ -41,7 +44,7 @@ pub struct Envelope<'a> {
     pub payload: &'a RawValue,
 }
 
-/// What the envelope says of an event between its type and its payload, as members of a JSON object.
+/// The members of the envelope's JSON object between the type and the payload.
 pub(super) fn facts_of(event: &Event, is_restored: bool) -> String {
     let at = event.created_at.timestamp_millis();
     let restored = if is_restored { ",\"restored\":true" } else { "" };
@@ -51,7 +54,8 @@ pub(super) fn facts_of(event: &Event, is_restored: bool) -> String {
     }
 }
 
-/// The bare payload that follows an envelope on the topic's public channel; `None` if none does, or if this is no envelope.
+/// Returns the bare payload that follows an envelope on the topic's public channel; `None` if none follows,
+/// or if this is no envelope.
 pub(super) fn twin_of(envelope: &str) -> Option<&str> {
     let (facts, payload) = envelope.split_once(",\"payload\":")?;
     if facts.contains(",\"restored\":true") { None } else { payload.strip_suffix('}') }
@@ -61,7 +65,7 @@ impl<'a> Envelope<'a> {
     /// Reads an envelope.
     ///
     /// # Errors
-    /// The parser's, if this is not an envelope: somebody else published on the live channel.
+    /// Returns the parser's error if the message is no envelope: another program published it.
     pub fn parse(message: &'a str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(message)
     }

@@ -1,13 +1,13 @@
-//! What Redis or the way to it said of a failure, in words for a person.
+//! Turns a failure of Redis or of the connection into words for a person.
 
 use ::redis::{ErrorKind, RedisError};
 
-/// What mends a refused login.
+/// Advice for a refused login.
 const LOGIN: &str = "(check user and password in REDIS_URL, or redis.url)";
 
-/// What was said, without the client library's own marks; with what to do where the login is at fault.
+/// Returns the error's text without the client library's own marks. Adds advice if the login is at fault.
 pub fn error_text(error: &RedisError) -> String {
-    // The library replaces the server's own words by these.
+    // The library replaces the server's own words by this kind.
     if error.kind() == ErrorKind::AuthenticationFailed {
         return format!("authentication failed {LOGIN}");
     }
@@ -18,7 +18,7 @@ pub fn error_text(error: &RedisError) -> String {
     }
 }
 
-/// A reply as Redis writes it: its code, then its words.
+/// Formats an error reply as Redis writes it: the code, then the words.
 pub(super) fn reply(code: &str, detail: Option<&str>) -> String {
     format!("{code} {}", detail.unwrap_or_default()).trim_end().to_owned()
 }

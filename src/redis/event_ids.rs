@@ -1,4 +1,4 @@
-//! The UUIDs of the events in a history behind an id: clients may have been given these.
+//! Reads the UUIDs of the events in a history behind an id. Clients may have received these events.
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::streams::StreamRangeReply;
@@ -7,11 +7,11 @@ use ::redis::{AsyncCommands, RedisError};
 use super::keys::Keys;
 use crate::event::{EventId, StreamId, Topic};
 
-/// Entries of one read.
+/// The most entries of one read.
 const PAGE: usize = 1000;
 
-/// Returns the UUIDs of the events in a topic's history behind `after`, in order; as many as the history
-/// keeps.
+/// Returns the UUIDs of the events in a topic's history behind `after`, in order, as far as the history keeps
+/// them.
 ///
 /// # Errors
 /// The client's error if Redis refuses a read or does not answer in time.

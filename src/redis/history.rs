@@ -35,13 +35,13 @@ impl Entry {
 /// Why a history could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// There is no connection. All that waited for the same attempt get the same error.
+    /// There is no connection. Every caller that waited for the same attempt gets the same error.
     #[error(transparent)]
     Connect(Arc<ConnectError>),
     /// Redis failed, or did not answer in time.
     #[error("reading a history from Redis failed: {}", error_text(.0))]
     Redis(#[from] RedisError),
-    /// An entry's id is not one.
+    /// An entry's id is not of the form `<epoch>-<seq>`.
     #[error("the history of {topic} holds an entry with the id {id}, which no relay wrote")]
     Id {
         /// The topic.
@@ -52,7 +52,7 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    /// Whether Redis answered, and refused: the connection works, and another topic may be read over it.
+    /// Whether Redis answered and refused. Then the connection works, and may serve other topics.
     pub fn is_refusal(&self) -> bool {
         match self {
             Self::Redis(error) => error.code().is_some(),
@@ -62,15 +62,16 @@ impl ReadError {
     }
 }
 
-/// Reads histories over one connection, which is made when it is needed and made anew after a failure.
+/// Reads histories over one connection. The connection is made at the first use, and made anew after a
+/// failure.
 #[derive(Debug)]
 pub struct History {
     settings: Settings,
     keys: Keys,
     kept: Mutex<Kept>,
-    /// Held by the task that connects. Not needed to look at `kept` or to drop it.
+    /// Held by the task that connects. Reading `kept` or dropping it does not need this lock.
     connecting: tokio::sync::Mutex<()>,
-    /// How many attempts to connect there were.
+    /// The number of attempts to connect.
     attempts: AtomicU64,
 }
 
@@ -94,7 +95,7 @@ enum Kept {
 }
 
 impl History {
-    /// A reader that has not connected yet.
+    /// Makes a reader that has not connected yet.
     pub fn new(settings: Settings) -> Self {
         Self {
             keys: settings.keys(),
@@ -105,10 +106,11 @@ impl History {
         }
     }
 
-    /// The newest entries of a topic, oldest of them first, `count` at most.
+    /// Returns the newest entries of a topic, oldest of them first, at most `count`.
     ///
     /// # Errors
-    /// [`ReadError`].
+    /// Returns [`ReadError::Connect`] if there is no connection, [`ReadError::Redis`] if Redis fails or does
+    /// not answer in time, and [`ReadError::Id`] if an entry's id cannot be read.
     pub async fn newest(&self, topic: &Topic, count: usize) -> Result<Vec<Entry>, ReadError> {
         let Connected { attempt, mut connection } = self.link().await?;
         let reply: StreamRangeReply = self
@@ -118,11 +120,12 @@ impl History {
         Ok(entries)
     }
 
-    /// The entries of a topic from this id on (the entry of that id included), or from the first; `count` at
-    /// most.
+    /// Returns the entries of a topic from this id on (the entry of that id included), or from the first one,
+    /// at most `count`.
     ///
     /// # Errors
-    /// [`ReadError`].
+    /// Returns [`ReadError::Connect`] if there is no connection, [`ReadError::Redis`] if Redis fails or does
+    /// not answer in time, and [`ReadError::Id`] if an entry's id cannot be read.
     pub async fn from(
         &self,
         topic: &Topic,
@@ -136,11 +139,12 @@ impl History {
         entries_of(topic, reply)
     }
 
-    /// The newest id of each topic, `None` for one without a history, in one round trip. A topic that Redis
-    /// refuses is an error of its own.
+    /// Returns the newest id of each topic, in one round trip, and `None` for a topic without a history. A
+    /// topic that Redis refuses is an error of its own.
     ///
     /// # Errors
-    /// [`ReadError`] if there is no answer for any topic.
+    /// Returns [`ReadError::Connect`] if there is no connection, and [`ReadError::Redis`] if Redis does not
+    /// answer at all.
     pub async fn tips(
         &self,
         topics: &[Topic],
@@ -158,14 +162,15 @@ impl History {
         Ok(topics.iter().zip(replies).map(tip).collect())
     }
 
-    /// What it means that a topic has no history; `None` if it has one.
+    /// Returns the facts about a topic without a history, or `None` if it has one.
     ///
     /// # Errors
-    /// [`ReadError`].
+    /// Returns [`ReadError::Connect`] if there is no connection, and [`ReadError::Redis`] if Redis fails or
+    /// does not answer in time.
     pub async fn absence(&self, topic: &Topic) -> Result<Option<Absence>, ReadError> {
         let Connected { attempt, mut connection } = self.link().await?;
         let answer: RedisResult<(bool, bool, Option<u64>)> = ::redis::pipe()
-            // Together, so that no history begins between the two looks.
+            // Both in one transaction, so that no history begins between the two look-ups.
             .atomic()
             .exists(self.keys.history(topic))
             .exists(self.keys.begun(topic))
@@ -176,10 +181,11 @@ impl History {
         Ok((!is_there).then_some(Absence { has_vanished: has_begun, lost_ms }))
     }
 
-    /// The events that the last repair had to leave out, if there were any.
+    /// Returns the loss that repairs have recorded, if there is one.
     ///
     /// # Errors
-    /// [`ReadError`].
+    /// Returns [`ReadError::Connect`] if there is no connection, and [`ReadError::Redis`] if Redis fails or
+    /// does not answer in time.
     pub async fn loss(&self) -> Result<Option<Loss>, ReadError> {
         let Connected { attempt, mut connection } = self.link().await?;
         let answer: RedisResult<(Option<String>, Option<u64>)> =
@@ -192,7 +198,8 @@ impl History {
     /// Checks that Redis answers.
     ///
     /// # Errors
-    /// [`ReadError`].
+    /// Returns [`ReadError::Connect`] if there is no connection, and [`ReadError::Redis`] if Redis fails or
+    /// does not answer in time.
     pub async fn ping(&self) -> Result<(), ReadError> {
         let Connected { attempt, mut connection } = self.link().await?;
         let pong: Result<String, RedisError> = ::redis::cmd("PING").query_async(&mut connection).await;
@@ -203,9 +210,9 @@ impl History {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection, or a new one. A caller that waits while another connects takes over its failure if
-    /// that attempt began after the call: otherwise each caller would wait for the time-outs of all callers
-    /// before it.
+    /// Returns the connection, or makes a new one. A caller that waits while another one connects takes over
+    /// that attempt's failure if the attempt began after the call. Otherwise each caller would wait for the
+    /// time-outs of all callers before it.
     async fn link(&self) -> Result<Connected, ReadError> {
         let begun_before = self.attempts.load(Ordering::Relaxed);
         if let Some(known) = self.known(begun_before) {
@@ -230,7 +237,7 @@ impl History {
         }
     }
 
-    /// The connection, or the failure of an attempt that is newer than `begun_before`.
+    /// Returns the connection, or the failure of an attempt that is newer than `begun_before`.
     fn known(&self, begun_before: u64) -> Option<Result<Connected, ReadError>> {
         match &*self.kept() {
             Kept::Connection(link) => Some(Ok(link.clone())),
@@ -246,7 +253,7 @@ impl History {
     fn checked<T>(&self, attempt: u64, result: Result<T, RedisError>) -> Result<T, ReadError> {
         if result.as_ref().is_err_and(|error| error.code().is_none()) {
             let mut kept = self.kept();
-            // Another caller may have noticed before, and made a new connection.
+            // Another caller may have dropped it before and made a new connection.
             if matches!(&*kept, Kept::Connection(connected) if connected.attempt == attempt) {
                 *kept = Kept::Nothing;
             }
@@ -291,7 +298,7 @@ mod tests {
 
     #[tokio::test]
     async fn readers_that_wait_for_a_redis_that_is_silent_share_its_failure() {
-        // Connections are made, and nobody reads them.
+        // The listener accepts connections, and never reads.
         let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let history = History::new(settings(silent.local_addr().expect("an address")));
         let begun = Instant::now();
@@ -299,7 +306,7 @@ mod tests {
         for answer in answers {
             assert!(matches!(answer, Err(ReadError::Connect(_))), "{answer:?}");
         }
-        // One attempt was under way or begun when each of them came; the next one is of all.
+        // Callers that came during one attempt share its failure or the next one's.
         let took = begun.elapsed();
         assert!(took < Duration::from_millis(20 * 300 / 2), "{took:?}");
     }
@@ -311,7 +318,7 @@ mod tests {
         let mut connecting = Box::pin(history.ping());
         assert!(futures_util::poll!(&mut connecting).is_pending(), "it waits for the silent one");
         let broken = RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
-        // In this very moment, without waiting for anything.
+        // The failure returns at once, without waiting for the other attempt.
         assert!(matches!(history.checked::<()>(1, Err(broken)), Err(ReadError::Redis(_))));
         assert!(connecting.await.is_err());
     }

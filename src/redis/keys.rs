@@ -1,71 +1,74 @@
-//! Every name that aftercommit uses in Redis, in one place. The contract fixes them.
+//! Every name that aftercommit uses in Redis. Users rely on them, so they must not change.
 
 use crate::event::Topic;
 
-/// The names of one namespace. Without a namespace (the default) they are `aftercommit:…` and the topics themselves.
+/// The names of one namespace. Without a namespace (the default), keys are `aftercommit:…` and public
+/// channels are the topics themselves.
 ///
-/// A namespace keeps several logs on one Redis apart: with `staging`, keys are `aftercommit:staging:…` and public
-/// channels are `staging:TOPIC`. Pub/sub ignores Redis's database numbers, so they cannot do that.
+/// A namespace keeps several logs on one Redis apart: with `staging`, keys are `aftercommit:staging:…` and
+/// public channels are `staging:TOPIC`. Redis's database numbers cannot do that, because pub/sub ignores
+/// them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Keys {
-    /// `NAMESPACE:`, or nothing.
+    /// `NAMESPACE:`, or empty.
     prefix: String,
 }
 
 impl Keys {
-    /// The names of a namespace; an empty one is none.
+    /// Makes the names of a namespace. An empty name means no namespace.
     pub fn new(namespace: &str) -> Self {
         let prefix = if namespace.is_empty() { String::new() } else { format!("{namespace}:") };
         Self { prefix }
     }
 
-    /// The stream that keeps a topic's history: one entry an event, id `<epoch>-<seq>`, fields `event`, `type`,
-    /// `payload`, `prev`.
+    /// Returns the stream with a topic's history. It has one entry an event, with the id `<epoch>-<seq>` and
+    /// the fields `event`, `type`, `payload` and `prev`.
     ///
-    /// The braces are part of the key: a cluster hash tag, so that all keys of a topic live on one node.
+    /// The braces are part of the key: a cluster hash tag, so that all keys of a topic are on one node.
     pub fn history(&self, topic: &Topic) -> String {
         format!("aftercommit:{}{{{topic}}}:history", self.prefix)
     }
 
-    /// A key that outlives a topic's history by a minute: a history that is missing while this key is there has not
-    /// expired, it was deleted or evicted.
+    /// Returns a key that outlives a topic's history by a minute. If the history is missing while this key
+    /// exists, the history has not expired: it was deleted or evicted.
     pub fn begun(&self, topic: &Topic) -> String {
         format!("aftercommit:{}{{{topic}}}:begun", self.prefix)
     }
 
-    /// The channel on which a topic's events travel as envelopes (see [`super::envelope`]).
+    /// Returns the channel of a topic's envelopes (see [`super::envelope`]).
     pub fn live(&self, topic: &Topic) -> String {
         format!("aftercommit:{}{{{topic}}}:live", self.prefix)
     }
 
-    /// The topic of a live channel, or `None` if it is another kind of channel.
+    /// Returns the topic of a live channel, or `None` for another kind of channel or another namespace.
     pub fn topic_of_live<'a>(&self, channel: &'a str) -> Option<&'a str> {
         let name = channel.strip_prefix("aftercommit:")?.strip_prefix(self.prefix.as_str())?;
         name.strip_prefix('{')?.strip_suffix("}:live")
     }
 
-    /// The channel on which a topic's bare payloads travel, and on which anybody may PUBLISH.
+    /// Returns the channel of a topic's bare payloads. Other programs may PUBLISH on it.
     pub fn public(&self, topic: &Topic) -> String {
         format!("{}{topic}", self.prefix)
     }
 
-    /// The topic of a public channel, or `None` if the channel is of another namespace.
+    /// Returns the topic of a public channel, or `None` if the channel is of another namespace.
     pub fn topic_of_public<'a>(&self, channel: &'a str) -> Option<&'a str> {
         channel.strip_prefix(self.prefix.as_str())
     }
 
-    /// The highest number that a relay has used up, and the event that has it: tells a Redis that forgot.
+    /// Returns the key of a relay's top: the highest number that it has used up, and the event with that
+    /// number. It shows whether Redis has forgotten events.
     pub fn top(&self, relay: &str) -> String {
         format!("aftercommit:{}{relay}:top", self.prefix)
     }
 
-    /// Which log owns the keys of this namespace, and the version of their format.
+    /// Returns the key with the identity of the log that owns this namespace, and the format of its keys.
     pub fn log(&self) -> String {
         format!("aftercommit:{}log", self.prefix)
     }
 }
 
-/// Whether a name may be a namespace: at most 60 characters of `A-Z a-z 0-9 . _ -`, or none at all.
+/// Whether a name may be a namespace: at most 60 characters of `A-Z a-z 0-9 . _ -`. Empty is allowed.
 pub fn is_namespace(name: &str) -> bool {
     name.len() <= 60
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))

@@ -1,6 +1,6 @@
-//! The one place that knows Redis: keys, the publishing script, the envelope, history and subscriptions.
+//! The one place that knows Redis: keys, the publishing script, the envelope, histories and subscriptions.
 //!
-//! Knows no Postgres, no HTTP and no application. The crate of the same name is written `::redis` here.
+//! Must know no Postgres, no HTTP and no application. The crate of the same name is written `::redis` here.
 
 pub mod continuity;
 pub mod envelope;

@@ -1,24 +1,29 @@
--- Publishes a chunk of events in order: all of it, or a prefix of it and the reason why no more.
+-- Publishes a chunk of events in order: the whole chunk, or a prefix of it and the reason for the stop.
 --
--- KEYS[1]  the relay's top, a hash: `id`, the highest number that it has used up, and `event`, the event that has it (or -)
--- KEYS[2]  the owner of these keys, a hash: `format`, `log` (the log's identity), and, after a repair that had to leave
---          events out, `lost` (events up to this number may be missing from histories) and `lost_at` (milliseconds)
--- KEYS[3…] the history streams of the chunk's topics
--- ARGV[1]  version of the format           ARGV[2] identity of the log
--- ARGV[3]  epoch    ARGV[4] first number of the chunk    ARGV[5] last number that the chunk uses up (0: none)
--- ARGV[6]  seconds that a history is kept after its last event
--- ARGV[7]  normal, release (the events keep earlier numbers), restore (Redis has forgotten these events) or restore-release
--- ARGV[8]  the highest number that cannot be given back ('' if there is none)
--- ARGV[9]  epoch of the events' own numbers   ARGV[10] how many topics the chunk has
--- then three for each topic: its public channel, the id of its previous event ('' if there is none, '?' if the relay does
---          not know), '1' if the history's TTL is due
--- then seven for each event: index of its topic, number, event uuid, type, payload, about how many entries the history
---          keeps, what else the envelope says (members of a JSON object)
+-- KEYS[1]  the relay's top, a hash: `id`, the highest number that the relay has used up, and `event`, the
+-- event with that number (or -) KEYS[2]  the owner of these keys, a hash: `format`, `log` (the log's
+-- identity), and, after a repair that had to leave out events, `lost` (histories may miss events up to this
+-- number) and `lost_at` (milliseconds) KEYS[3…] the history streams of the chunk's topics
 --
--- Answers {events done, verdict, detail}. The detail of OK is how many subscribers were told: "<live> <public>".
--- Verdicts: OK, FORMAT (the keys have another format), FOREIGN (they belong to another log), GAP (top lacks numbers before
--- this chunk), AHEAD (top is of a later epoch), CONFLICT (another event stands under this number), ERROR (Redis's own error,
--- for the event after those done), SERVER (Redis's own error, for no event).
+-- ARGV[1]  version of the format ARGV[2]  identity of the log ARGV[3]  epoch of the chunk's numbers ARGV[4]
+-- first number of the chunk ARGV[5]  last number that the chunk uses up (0: none) ARGV[6]  seconds that a
+-- history is kept after its last event ARGV[7]  normal, release (the events keep earlier numbers), restore
+-- (Redis has forgotten the events) or restore-release ARGV[8]  the highest number that cannot be restored (''
+-- if there is none) ARGV[9]  epoch of the events' own numbers ARGV[10] number of topics then three for each
+-- topic: its public channel; the id of its previous event ('' if there is none, '?' if the relay does not
+-- know it); '1' if the history's TTL is due then seven for each event: index of its topic; number; event
+-- uuid; type; payload; about how many entries the history keeps; further members of the envelope's JSON
+-- object
+--
+-- Returns {events done, verdict, detail}. The verdicts and their details:
+-- OK        "<live> <public>": how many subscribers received the messages
+-- FORMAT    the other format that the keys have
+-- FOREIGN   the other log that the keys belong to
+-- GAP       top, which lacks numbers before this chunk
+-- AHEAD     top, which is of a later epoch
+-- CONFLICT  the stream and id at which another event stands
+-- ERROR     Redis's own error, for the event after those done
+-- SERVER    Redis's own error, for no event
 local format, log = ARGV[1], ARGV[2]
 local epoch, first, last = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local ttl, mode, lost = tonumber(ARGV[6]), ARGV[7], ARGV[8]
@@ -55,18 +60,18 @@ if top_epoch == tonumber(epoch) then
 elseif top_epoch > tonumber(epoch) then
   return {0, 'AHEAD', top}
 end
--- Redis went back: a failover to a replica that lagged, a restart without its last writes. Publishing on would leave a
--- hole in front of these events. An epoch behind the first one is claimed by the rebase that began it, or by a repair that
--- says what is lost: a top without the claim has gone back behind that.
+-- Redis went back: by a failover to a replica that lagged, or by a restart without its last writes.
+-- Publishing on would leave a hole before these events. An epoch after the first one is claimed by its
+-- rebase, or by a repair that marks the loss. A top without the claim has gone back to before it.
 local is_claim = is_restore and (last == 0 or lost ~= '')
 local is_unclaimed = not is_claim and tonumber(epoch) > 1 and top_epoch < tonumber(epoch)
--- The number of a release is new. One that is used up already is of a leader that was frozen, while another one, and the
--- operator, went on.
+-- The number of a release is always new. If it is used up already, the call is of a leader that was frozen
+-- while another one, and the operator, went on.
 local is_late = mode == 'release' and first <= published
 if first > published + 1 or is_unclaimed or is_late then return {0, 'GAP', top or 'nothing'} end
 
--- Written at each call: the owner's name comes back where it was deleted, and a Redis that takes no writes says so before
--- it is asked about an event.
+-- Written at each call. So the owner's hash comes back if it was deleted, and a Redis that takes no writes
+-- says so before an event is at stake.
 local owned = redis.pcall('HSET', KEYS[2], 'format', format, 'log', log)
 if type(owned) == 'table' then return {0, 'SERVER', owned.err} end
 local now = redis.call('TIME')
@@ -76,14 +81,15 @@ if lost ~= '' then
   local marked = redis.pcall('HSET', KEYS[2], 'lost', lost, 'lost_at', string.format('%.0f', now_ms))
   if type(marked) == 'table' then return {0, 'SERVER', marked.err} end
 elseif owner[3] and now_ms - owner[4] < ttl * 1000 then
-  -- Older losses need no mark: a history that lacks such an event has expired, and so has every place before it.
+  -- Older losses need no mark: a history that lacks such an event has expired, and so has every place before
+  -- it.
   lost = owner[3]
 else
   lost = nil
 end
 
--- The id of the topic's event before this one, '' if it has none. Where that is not known for sure, an id that no place of
--- a client can be behind without a reset: so the hole shows.
+-- Returns the id of the topic's event before this one, or '' if there is none. If that is not known for sure,
+-- returns an id that shows the hole: clients at an earlier place are reset.
 local function previous(stream, begun, seq)
   local newest = redis.pcall('XREVRANGE', stream, '+', '-', 'COUNT', 1)
   if newest.err then return nil, newest.err end
@@ -92,7 +98,7 @@ local function previous(stream, begun, seq)
   if not prev then
     local exists = redis.pcall('EXISTS', begun)
     if type(exists) == 'table' then return nil, exists.err end
-    -- The history has not expired, it has vanished, with all that it held.
+    -- The history has not expired: it has vanished, with all of its entries.
     if exists == 1 then return below end
   end
   if lost then
@@ -102,7 +108,7 @@ local function previous(stream, begun, seq)
   return prev or ''
 end
 
--- Whether this number, which the history does not take, is taken by this very event.
+-- Whether the number that the history does not take belongs to this very event.
 local function is_repeat(stream, id, seq, uuid)
   local found = redis.pcall('XRANGE', stream, id, id)
   if found.err then return nil, found.err end
@@ -113,14 +119,14 @@ local function is_repeat(stream, id, seq, uuid)
     end
     return false
   end
-  -- Not there any more. What this relay has published before and history has trimmed since is a repeat; a number that
-  -- it has not reached yet, in a stream that is past it, was written by somebody else. So was what stands behind a parked
-  -- event, as later events of its topic wait for it.
+  -- The entry is not in the history. A number that this relay has passed is a repeat, whose entry was
+  -- trimmed. A number that it has not reached yet, in a stream that is past it, was written by another
+  -- program. So was an entry behind a parked event, because later events of its topic wait for it.
   return is_restore or (not is_release and seq <= published)
 end
 
--- What would be refused after XADD has to be known before it: an entry in the history that nobody was told of would be
--- taken for a repeat. (Redis 6 cannot be asked.)
+-- Returns the refusal of a PUBLISH. It must be known before XADD: a later call would take an entry whose
+-- message was never published for a repeat. (Redis 6 cannot be asked.)
 local function forbidden(live, public)
   if not redis.acl_check_cmd then return nil end
   for _, channel in ipairs({live, public}) do
@@ -140,7 +146,7 @@ for t = 1, topic_count do
   }
 end
 
--- Once for a topic in each call: permissions can change between two calls, and not within one.
+-- Runs once a topic in each call, because permissions can change between two calls and not within one.
 local function prepare(topic, seq)
   local refused = forbidden(topic.live, topic.public)
   if refused then return refused end
@@ -153,10 +159,10 @@ local function prepare(topic, seq)
 end
 
 local done, done_seq, done_uuid = 0, 0, '-'
-local told_live, told_public = 0, 0
+local live_receivers, public_receivers = 0, 0
 
--- Writes down how far this call has come, whatever comes of it: top must never be behind what histories hold. (A release
--- that stops in its middle has come nowhere: its number is used up behind its last event.)
+-- Writes how far this call has come, whatever its verdict: top must never be behind the histories. (A release
+-- that stops in its middle moves nothing, because its number is used up behind its last event.)
 local function finish(verdict, detail)
   if last > 0 and not (is_release and verdict ~= 'OK') then
     local seq, uuid = done_seq, done_uuid
@@ -166,7 +172,7 @@ local function finish(verdict, detail)
       if type(set) == 'table' then return {done, 'SERVER', set.err} end
     end
   elseif last == 0 and is_restore and tonumber(epoch) > top_epoch then
-    -- Claims the epoch, so that a relay of an earlier one is refused from here on.
+    -- Claims the epoch. From here on a relay of an earlier epoch is refused.
     local set = redis.pcall('HSET', KEYS[1], 'id', epoch .. '-0', 'event', '-')
     if type(set) == 'table' then return {done, 'SERVER', set.err} end
   end
@@ -177,8 +183,9 @@ for a = 11 + topic_count * 3, #ARGV, 7 do
   local topic, seq = topics[tonumber(ARGV[a])], tonumber(ARGV[a + 1])
   local uuid, kind, payload, keep = ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5]
   local stream, id = topic.stream, own_epoch .. '-' .. ARGV[a + 1]
-  -- Top has passed this number, so the event has arrived: the relay did not come to write that down. It is not added again,
-  -- also not to a history that has vanished since and would seem to end with it.
+  -- Top has passed this number, so the event has arrived, and the relay died or froze before it wrote that.
+  -- The event is not added again, also not to a history that has vanished since, which would then seem to end
+  -- with it.
   local has_arrived = mode == 'normal' and seq <= published
   if not has_arrived and not topic.is_prepared then
     local refused = prepare(topic, seq)
@@ -187,7 +194,8 @@ for a = 11 + topic_count * 3, #ARGV, 7 do
   local prev = topic.prev
   local added
   if not has_arrived and not topic.ttl_is_due then
-    -- Where the TTL is not due, there is a history that has one. If that has vanished, the new one needs its own.
+    -- If the TTL is not due, the history exists and has a TTL. If the history has vanished, the new one needs
+    -- a TTL of its own.
     added = redis.pcall('XADD', stream, 'NOMKSTREAM', 'MAXLEN', '~', keep, id,
       'event', uuid, 'type', kind, 'payload', payload, 'prev', prev)
     topic.ttl_is_due = not added
@@ -204,7 +212,7 @@ for a = 11 + topic_count * 3, #ARGV, 7 do
     if not repeated then return finish('CONFLICT', stream .. ' ' .. id) end
     is_new = false
   end
-  -- Also for a repeat: the relay notes that it was set.
+  -- Set also for a repeat, because the relay notes that it was set.
   if topic.ttl_is_due and not has_arrived then
     local set = redis.pcall('SET', topic.begun, '', 'EX', ttl + 60)
     if type(set) == 'table' and set.err then return finish('ERROR', set.err) end
@@ -213,25 +221,25 @@ for a = 11 + topic_count * 3, #ARGV, 7 do
     topic.ttl_is_due = false
   end
   if is_new then
-    -- Envelope first, bare payload second, in one script: a subscriber to both knows that the bare message right behind
-    -- an envelope is its twin, and that any other one came from somebody else.
-    local told = redis.pcall('PUBLISH', topic.live,
+    -- Envelope first, bare payload second, in one script. So a subscriber to both channels knows that the
+    -- bare message right behind an envelope is its twin, and that every other one came from another program.
+    local receivers = redis.pcall('PUBLISH', topic.live,
       '{"id":"' .. id .. '","prev":' .. (prev == '' and 'null' or '"' .. prev .. '"') .. ',"event":"' .. uuid ..
       '","type":"' .. kind .. '",' .. ARGV[a + 6] .. ',"payload":' .. payload .. '}')
-    if type(told) == 'table' then return finish('ERROR', told.err) end
-    told_live = told_live + told
-    -- Plain Redis subscribers do not receive repaired events again: they cannot tell a repeat. Readers of envelopes can,
-    -- and may have missed the event in the same moment as Redis forgot it.
+    if type(receivers) == 'table' then return finish('ERROR', receivers.err) end
+    live_receivers = live_receivers + receivers
+    -- Plain Redis subscribers do not receive restored events again, because they cannot tell a repeat.
+    -- Readers of envelopes can, and may have missed the event at the moment when Redis lost it.
     if not is_restore then
-      told = redis.pcall('PUBLISH', topic.public, payload)
-      if type(told) == 'table' then return finish('ERROR', told.err) end
-      told_public = told_public + told
+      receivers = redis.pcall('PUBLISH', topic.public, payload)
+      if type(receivers) == 'table' then return finish('ERROR', receivers.err) end
+      public_receivers = public_receivers + receivers
     end
   end
-  -- What a history holds of events that had arrived is looked up.
+  -- The history's end after events that had arrived is looked up.
   topic.prev = has_arrived and '?' or id
   topic.is_prepared = not has_arrived and topic.is_prepared
   done, done_seq, done_uuid = done + 1, seq, uuid
 end
 
-return finish('OK', told_live .. ' ' .. told_public)
+return finish('OK', live_receivers .. ' ' .. public_receivers)

@@ -1,7 +1,8 @@
-//! The relay's sink: publishes batches to Redis, one script call for a chunk of events.
+//! The relay's sink: publishes batches to Redis, one script call a chunk of events.
 //!
-//! A chunk lands as a prefix or not at all, and every reply is checked: pipelined single commands would reorder on a
-//! partial failure, and an unchecked reply would count as delivered what Redis refused.
+//! A chunk arrives whole, as a prefix, or not at all, and every reply is checked. Pipelined single commands
+//! would reorder events on a partial failure, and an unchecked reply would count a refused event as
+//! delivered.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -22,11 +23,12 @@ use crate::relay::failure::{self, Remedy};
 use crate::relay::{Batch, Delivery, Metrics, PublishError, PublishMode, Reached, Sink, StateHandle};
 use crate::trace;
 
-/// The version of the keys and entries that this program writes and reads: see `docs/redis.md`.
+/// The format of the keys and entries that this program writes and reads: see `docs/redis.md`.
 pub const FORMAT: u32 = 1;
-/// How many topics' heads are remembered, at least.
+/// The least number of topics whose heads are cached.
 const TOPIC_HEADS: usize = 50_000;
-/// Payload bytes of one script call: Redis serves nobody else while it runs one, so about a millisecond's worth.
+/// The most payload bytes of one script call. Redis serves no other client during the call: about a
+/// millisecond.
 const CHUNK_BYTES: usize = 1024 * 1024;
 
 /// Publishes to one Redis for one relay.
@@ -44,12 +46,12 @@ pub struct Publisher {
     state: StateHandle,
 }
 
-/// Part of a batch: what one script call takes.
+/// The part of a batch that one script call takes.
 #[derive(Debug, Clone, Copy)]
 struct Chunk<'a> {
     deliveries: &'a [Delivery<'a>],
     first: StreamId,
-    /// The last number that it uses up, if it uses up any.
+    /// The last number that the chunk uses up, if it uses up any.
     through: Option<StreamId>,
     mode: PublishMode,
     lost: Option<StreamId>,
@@ -58,21 +60,21 @@ struct Chunk<'a> {
 /// A topic of a chunk, as the script takes it.
 struct TopicArguments<'a> {
     topic: &'a Topic,
-    /// The id of its event before the chunk; `None` if the script has to look.
+    /// The id of the topic's event before the chunk; `None` if the script has to look it up.
     prev: Option<StreamId>,
     ttl_is_due: bool,
 }
 
-/// The script's answer.
+/// The script's answer: events done, verdict, detail.
 type Answer = (usize, String, String);
 
 impl Publisher {
-    /// A publisher for `relay` that hands Redis at most `chunk_events` at once. It connects when it first publishes.
+    /// Makes a publisher for `relay` with at most `chunk_events` a call. It connects when it first publishes.
     pub fn new(settings: Settings, relay: &str, chunk_events: usize) -> Self {
         Self::under(settings.keys(), settings, relay, chunk_events)
     }
 
-    /// The same under other names than those of the settings.
+    /// As [`Publisher::new`], with other names than those of the settings.
     pub(super) fn under(keys: Keys, settings: Settings, relay: &str, chunk_events: usize) -> Self {
         Self {
             top_key: keys.top(relay),
@@ -88,30 +90,30 @@ impl Publisher {
         }
     }
 
-    /// Counts and measures there.
+    /// Uses these metrics.
     #[must_use]
     pub fn with_metrics(mut self, metrics: Metrics) -> Self {
         self.metrics = metrics;
         self
     }
 
-    /// Lets whoever watches the relay know of each answer.
+    /// Reports each answer to the relay's state, for its watchdog.
     #[must_use]
     pub fn with_state(mut self, state: StateHandle) -> Self {
         self.state = state;
         self
     }
 
-    /// The connection, made if there is none. Give it back with [`Publisher::judge`].
+    /// Takes the connection, or makes one. [`Publisher::judge`] puts it back.
     async fn connection(&mut self) -> Result<MultiplexedConnection, PublishError> {
         if let Some(connection) = self.connection.take() {
             return Ok(connection);
         }
-        // The heads may be those of another server, or of this one before it lost something.
+        // The cached heads may be those of another server, or of this one before it lost data.
         self.heads.clear();
         self.settings.connect().await.map_err(|error| {
             let failure = match &error {
-                // What the server answers to a login or a greeting: a password that has changed is not a broken line.
+                // A changed password is the server's answer to a login, and not a broken connection.
                 ConnectError::Refused { source, .. } => Refusal::of(source).failure,
                 _ => failure::CONNECTION,
             };
@@ -119,7 +121,7 @@ impl Publisher {
         })
     }
 
-    /// Keeps the connection if it is as good as before, and turns an error into what to do about it.
+    /// Keeps the connection if it still works, and classifies an error.
     fn judge<T>(
         &mut self,
         connection: MultiplexedConnection,
@@ -133,7 +135,7 @@ impl Publisher {
             Err(error) => {
                 self.heads.clear();
                 let refusal = Refusal::of(&error);
-                // Not after a timeout or a broken connection; nor when the server at its end is no longer the primary.
+                // Dropped after a time-out, after it broke, and if its server is no longer the primary.
                 if refusal.is_reply && refusal.failure.remedy == Remedy::SetAside {
                     self.connection = Some(connection);
                 }
@@ -196,7 +198,7 @@ impl Publisher {
         invocation
     }
 
-    /// The topics of a chunk, each once, and for each event the index of its topic, from 1.
+    /// Returns the topics of a chunk, each once, and for each event the index of its topic, from 1.
     fn topics_of<'a>(&self, chunk: Chunk<'a>, now: Instant) -> (Vec<TopicArguments<'a>>, Vec<usize>) {
         let mut topics = Vec::new();
         let mut index_of: HashMap<&Topic, usize> = HashMap::new();
@@ -206,7 +208,7 @@ impl Publisher {
                 let head = self.heads.get(&event.topic);
                 topics.push(TopicArguments {
                     topic: &event.topic,
-                    // Of a chunk that is published once more the head may be this event's own, or a later one's.
+                    // If a chunk is published once more, the head may be this event's own id, or a later one.
                     prev: head.map(|head| head.last).filter(|last| last < id),
                     ttl_is_due: self.heads.ttl_is_due(head, now),
                 });
@@ -217,8 +219,7 @@ impl Publisher {
         (topics, indexes)
     }
 
-    /// Remembers the heads that a published chunk left behind. `now` is what the chunk's call went by: a TTL that has
-    /// become due since was not set by it.
+    /// Caches the heads that a chunk left behind. `now` is the time that its call used to decide on TTLs.
     fn remember(&mut self, deliveries: &[Delivery<'_>], now: Instant) {
         for Delivery { id, event } in deliveries {
             let ttl_set = match self.heads.get(&event.topic) {
@@ -229,16 +230,17 @@ impl Publisher {
         }
     }
 
-    /// Measures a chunk that Redis has: one look at the clock for all of its events.
-    fn measure(&self, chunk: Chunk<'_>, told: &str) {
-        if let Some((live, public)) = told.split_once(' ') {
+    /// Measures a published chunk, with one look at the clock for all of its events.
+    fn measure(&self, chunk: Chunk<'_>, receivers: &str) {
+        if let Some((live, public)) = receivers.split_once(' ') {
             self.metrics.received_by(live.parse().unwrap_or(0), public.parse().unwrap_or(0));
         }
         for Delivery { id, event } in chunk.deliveries {
             tracing::trace!(%id, event = %event.event_id, topic = %event.topic, "published");
         }
         if chunk.mode != PublishMode::Normal {
-            return; // How long these took says nothing about how long events take.
+            // The age of these events says nothing about the delay of new ones.
+            return;
         }
         let now = Utc::now();
         for delivery in chunk.deliveries {
@@ -247,11 +249,11 @@ impl Publisher {
         }
     }
 
-    /// What Redis holds of the owner of the keys and of the relay's top.
+    /// Reads the owner of the keys and the relay's top.
     async fn owner_and_top(&mut self) -> Result<(Owner, Top), PublishError> {
         let mut connection = self.connection().await?;
         let found = async {
-            // One after the other: the error of a pipeline has lost the server's own code.
+            // Two calls and not a pipeline, whose error lacks the server's code.
             let owner = connection.hmget(self.keys.log(), &["format", "log"]).await?;
             Ok((owner, connection.hmget(&self.top_key, &["id", "event"]).await?))
         }
@@ -259,14 +261,14 @@ impl Publisher {
         self.judge(connection, found).map_err(Refusal::retry)
     }
 
-    /// Waits until enough replicas have what was published. Too few is a failure: the batch comes again as a repeat.
+    /// Waits until enough replicas have the published events. If too few have, the batch is published again.
     async fn replicated(&mut self) -> Result<(), PublishError> {
         let wanted = self.settings.min_replicas;
         if wanted == 0 {
             return Ok(());
         }
         let mut connection = self.connection().await?;
-        // Less than the connection waits for an answer, so that the server's count comes before our own time-out.
+        // This is less than the connection's time-out, so that the server's count comes first.
         let timeout_ms = self.settings.response_timeout_ms / 2;
         let count =
             ::redis::cmd("WAIT").arg(wanted).arg(timeout_ms.max(1)).query_async::<u32>(&mut connection).await;
@@ -284,16 +286,16 @@ impl Publisher {
     }
 }
 
-/// The format and the identity of the log, as the owner's key has them.
+/// The format and the log's identity in the owner's key.
 type Owner = (Option<String>, Option<String>);
 /// The number and the event of a relay's top.
 type Top = (Option<String>, Option<String>);
 
-/// An error of the client's or the server's, judged.
+/// A classified error of the client or the server.
 struct Refusal {
     failure: failure::Failure,
     text: String,
-    /// The server said it, so the connection works.
+    /// Whether the server sent the error, so that the connection works.
     is_reply: bool,
 }
 
@@ -305,7 +307,7 @@ impl Refusal {
                 let reply = reply(code, error.detail());
                 Self { failure: failure::of_redis(&reply), text, is_reply: true }
             }
-            // The client replaces the server's own words.
+            // The client replaces the server's own words by this kind.
             None if error.kind() == ErrorKind::AuthenticationFailed => {
                 Self { failure: failure::of_redis("WRONGPASS"), text, is_reply: false }
             }
@@ -319,7 +321,7 @@ impl Refusal {
     }
 }
 
-/// The next part of a batch: bounded in events and bytes, never empty unless the batch is.
+/// Returns the next part of a batch: bounded in events and bytes, and empty only if the batch is.
 fn chunk_of<'b, 'e>(rest: &'b [Delivery<'e>], events: usize) -> &'b [Delivery<'e>] {
     let mut bytes = 0;
     let fits = rest
@@ -342,17 +344,18 @@ impl Sink for Publisher {
     async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
         if !batch.has_one_epoch() {
             return Err(PublishError::Stop(format!(
-                "a batch from {} on mixes epochs, and none of it was published: report this as a bug of aftercommit",
+                "a batch from {} on mixes epochs, and none of it was published: report this as a bug of \
+                 aftercommit",
                 batch.first
             )));
         }
         if batch.mode.is_restore() {
-            // This Redis lacks what it once had: the heads are of before that.
+            // This Redis has lost data, and the cached heads are from before the loss.
             self.heads.clear();
         }
         let all = batch.deliveries;
         let (mut done, mut first) = (0, batch.first);
-        // Once also for a batch without events: its numbers are used up.
+        // One call also for a batch without events, because it uses up numbers.
         loop {
             let deliveries = chunk_of(&all[done..], self.chunk_events);
             let is_last = done + deliveries.len() == all.len();
@@ -365,7 +368,7 @@ impl Sink for Publisher {
             let now = Instant::now();
             let (arrived, verdict, detail) = self.call(chunk, now).await?;
             if verdict != "OK" {
-                // Only a prefix arrived: the heads of this chunk's topics may be behind.
+                // Only a prefix arrived, so the cached heads of this chunk's topics may be behind.
                 self.heads.clear();
                 let refused = deliveries.get(arrived).map(|delivery| &delivery.event.topic);
                 return Err(self.refusal(done + arrived, refused, &verdict, &detail));
@@ -391,8 +394,8 @@ impl Sink for Publisher {
         let Some(id) = id else { return Ok(None) };
         let id = id.parse().map_err(|_| {
             PublishError::Stop(format!(
-                "the key {} in Redis holds the id '{id}', which no relay wrote: delete that key, and the relay \
-                 publishes again what Redis then lacks",
+                "the key {} in Redis holds the id '{id}', which no relay wrote: delete that key, and the \
+                 relay publishes again what Redis then lacks",
                 self.top_key
             ))
         })?;
@@ -404,7 +407,7 @@ impl Sink for Publisher {
         let history = self.keys.history(topic);
         let found = connection.xrevrange_count::<_, _, _, _, StreamRangeReply>(&history, "+", "-", 1).await;
         match self.judge(connection, found) {
-            // An id that cannot be read is of an entry that no relay wrote.
+            // An entry whose id cannot be read was not written by a relay.
             Ok(reply) => Ok(reply.ids.first().and_then(|entry| {
                 let event = entry.get::<String>("event").and_then(|event| EventId::parse_str(&event).ok());
                 Some(Reached { id: entry.id.parse().ok()?, event })
@@ -422,7 +425,7 @@ impl Sink for Publisher {
 }
 
 impl Publisher {
-    /// What to do about an answer other than OK, `at` being the first event that did not arrive, of `topic`.
+    /// Turns an answer other than OK into an error about the event at index `at`, which is of `topic`.
     fn refusal(&self, at: usize, topic: Option<&Topic>, verdict: &str, detail: &str) -> PublishError {
         let key = topic.map_or_else(|| self.top_key.clone(), |topic| self.keys.history(topic));
         match verdict {
@@ -436,8 +439,8 @@ impl Publisher {
             "CONFLICT" => PublishError::Poison {
                 at,
                 reason: format!(
-                    "another entry stands in {key} at or above the number of this event ({detail}), which no relay of this \
-                     log wrote: delete or rename that key"
+                    "another entry stands in {key} at or above the number of this event ({detail}), which no \
+                     relay of this log wrote: delete or rename that key"
                 ),
             },
             _ => {
@@ -454,9 +457,10 @@ impl Publisher {
 
     fn foreign(&self, log: &str) -> PublishError {
         PublishError::Stop(format!(
-            "the keys of this Redis belong to another log ({} names {log}; this log is {}): two logs cannot share \
-             them. Give one of the two services a namespace of its own ([redis] namespace, for its relay and its sse \
-             processes), or another Redis. If this database replaces that log for good, delete that key",
+            "the keys of this Redis belong to another log ({} names {log}; this log is {}): two logs cannot \
+             share them. Give one of the two services a namespace of its own ([redis] namespace, for its \
+             relay and its sse processes), or another Redis. If this database replaces that log for good, \
+             delete that key",
             self.keys.log(),
             self.log
         ))
@@ -464,14 +468,14 @@ impl Publisher {
 
     fn other_format(&self, format: &str) -> PublishError {
         PublishError::Stop(format!(
-            "the keys of this Redis have format {format}, and this aftercommit knows format {FORMAT}: run the version of \
-             aftercommit that wrote them, or a later one (see {})",
+            "the keys of this Redis have format {format}, and this aftercommit knows format {FORMAT}: run \
+             the version of aftercommit that wrote them, or a later one (see {})",
             self.keys.log()
         ))
     }
 }
 
-/// The mode as the script takes it.
+/// The mode's name in the script.
 fn word_of(mode: PublishMode) -> &'static str {
     match mode {
         PublishMode::Normal => "normal",
@@ -481,7 +485,7 @@ fn word_of(mode: PublishMode) -> &'static str {
     }
 }
 
-/// What an operator does about an event that is refused with an error of this class, before it is released.
+/// Advice to an operator for an event that is refused with an error of this class.
 fn advice(class: &str) -> &'static str {
     match class {
         "wrongtype" => ": another program uses this key; delete or rename it",

@@ -1,4 +1,4 @@
-//! A rehearsal of publishing: the real script under names of its own, before any event is published.
+//! A rehearsal of publishing: runs the real script under names of its own, before any event is published.
 
 use ::redis::AsyncCommands;
 use chrono::Utc;
@@ -13,20 +13,19 @@ use crate::relay::{Batch, Delivery, PublishError, PublishMode, Sink};
 /// The relay, topic and type of a rehearsal.
 const NAME: &str = "aftercommit-doctor";
 
-/// Publishes an event of no log, and the same one again, and removes what that has left in Redis. Nobody listens to its
-/// channels.
+/// Publishes an event of no log twice, and removes its keys from Redis. Nobody subscribes to its channels.
 ///
 /// # Errors
-/// Why an event could not be published, in Redis's words.
+/// Says, in Redis's words, why the event could not be published or its keys not removed.
 pub async fn rehearse(settings: &Settings) -> Result<(), String> {
-    // A colon is in no relay's name and in no namespace, so nobody else has these names; and a relay that may publish on
-    // few public channels may publish on these.
+    // No relay's name and no namespace contains a colon, so these names collide with none. A relay that may
+    // publish on few public channels may publish on these.
     let keys = match settings.namespace.as_str() {
         "" => Keys::new("aftercommit:doctor"),
         namespace => Keys::new(&format!("{namespace}:{NAME}")),
     };
     let topic = Topic::new(NAME).map_err(|error| error.to_string())?;
-    // What an earlier one left would make this one a repeat, which tries nothing.
+    // The keys of an earlier rehearsal would make this one a repeat, which tests nothing.
     remove(settings, &keys, &topic).await?;
     let published = publish(settings, keys.clone(), &topic).await;
     let removed = remove(settings, &keys, &topic).await;
@@ -34,7 +33,7 @@ pub async fn rehearse(settings: &Settings) -> Result<(), String> {
 }
 
 async fn publish(settings: &Settings, keys: Keys, topic: &Topic) -> Result<(), String> {
-    // Replicas are another check's part; the keys expire by themselves, should they not be removed.
+    // Replicas have a check of their own. The TTL removes the keys if this process cannot.
     let settings = Settings { min_replicas: 0, history_ttl_seconds: 1, ..settings.clone() };
     let mut sink = Publisher::under(keys, settings, NAME, 1);
     let event = Event {
@@ -48,9 +47,9 @@ async fn publish(settings: &Settings, keys: Keys, topic: &Topic) -> Result<(), S
     };
     let first = StreamId::new(1, 1);
     let deliveries = [Delivery { id: first, event: &event }];
-    // The same identities each time: two rehearsals at once do each other no harm.
+    // Every rehearsal uses the same identities, so that two at once do no harm to each other.
     sink.begin_lead(LogId::nil());
-    // The second time the history is asked whose entry that is.
+    // The second call makes the script look up the entry in the history.
     for (mode, through) in [(PublishMode::Normal, Some(first)), (PublishMode::Restore, None)] {
         let batch = Batch { mode, deliveries: &deliveries, first, through, lost: None };
         sink.publish(batch).await.map_err(|error| match error {

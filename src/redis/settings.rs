@@ -1,4 +1,4 @@
-//! The `[redis]` section, and connecting as it says.
+//! The `[redis]` section, and connections with its settings.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::error_text::error_text;
 use super::keys::{Keys, is_namespace};
 use crate::address::{self, AddressError};
 
-/// What an address looks like.
+/// The form of an address.
 const FORM: &str = "redis://[user:password@]host:port";
 /// Schemes that the driver knows, without TLS.
 const SCHEMES: [&str; 5] = ["redis", "valkey", "unix", "redis+unix", "valkey+unix"];
@@ -31,7 +31,7 @@ pub struct Settings {
     pub response_timeout_ms: u64,
     /// Replicas that must have a batch before the relay writes down that it is delivered; 0 asks for none.
     pub min_replicas: u32,
-    /// Keeps the keys and channels of several logs on one Redis apart; empty for none.
+    /// The prefix that keeps the keys and channels of several logs on one Redis apart; empty for none.
     pub namespace: String,
     /// About how many events the history of a topic keeps.
     pub history_max_events: u64,
@@ -41,25 +41,25 @@ pub struct Settings {
     pub history_ttl_seconds: u64,
 }
 
-/// Why there is no connection to Redis.
+/// Why a connection to Redis could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// No address was given.
     #[error("no Redis was named: set REDIS_URL, or url in the [redis] section")]
     NoUrl,
-    /// The address is not one.
+    /// The address is malformed.
     #[error("the redis url {0}")]
     Url(AddressError),
     /// The address names a database other than 0.
     #[error(
-        "the redis url names database {0}: pub/sub ignores database numbers, so they keep nothing apart. Take the number \
-         away, and set [redis] namespace where several logs share one Redis"
+        "the redis url names database {0}: pub/sub ignores database numbers, so they keep nothing apart. \
+         Take the number away, and set [redis] namespace where several logs share one Redis"
     )]
     DatabaseNumber(i64),
-    /// The namespace is not a name.
-    #[error("[redis] namespace '{0}' is not one: use at most 60 characters of A-Z a-z 0-9 . _ -")]
+    /// The namespace breaks the rules for names.
+    #[error("[redis] namespace '{0}' is not a namespace: use at most 60 characters of A-Z a-z 0-9 . _ -")]
     Namespace(String),
-    /// The server refused, or could not be reached.
+    /// The server refused the connection, or could not be reached.
     #[error("cannot connect to Redis at {address}: {}", refusal(.source))]
     Refused {
         /// Host and port, without user or password.
@@ -69,7 +69,7 @@ pub enum ConnectError {
     },
 }
 
-/// What was said, and what to look at where Redis itself said nothing.
+/// Returns the error's text. Adds advice if Redis itself did not answer.
 fn refusal(error: &RedisError) -> String {
     let is_away = error.is_io_error() || error.is_timeout() || error.is_connection_dropped();
     let advice = if is_away { " (is it running, and is REDIS_URL right?)" } else { "" };
@@ -77,10 +77,12 @@ fn refusal(error: &RedisError) -> String {
 }
 
 impl Settings {
-    /// A client for the address, with timeouts at the TCP level so that a peer that is gone is noticed.
+    /// Makes a client for the address, with time-outs at the TCP level, so that a dead peer is noticed.
     ///
     /// # Errors
-    /// [`ConnectError::NoUrl`] and [`ConnectError::Url`].
+    /// Returns [`ConnectError::NoUrl`] if no address is set, [`ConnectError::Url`] if it is malformed or asks
+    /// for TLS, [`ConnectError::DatabaseNumber`] if it names a database other than 0, and
+    /// [`ConnectError::Namespace`] if the namespace breaks the rules.
     pub fn client(&self) -> Result<Client, ConnectError> {
         let url = self.url.expose_secret();
         if url.is_empty() {
@@ -90,7 +92,7 @@ impl Settings {
             return Err(ConnectError::Url(AddressError::Tls));
         }
         address::check(url, &SCHEMES, FORM).map_err(ConnectError::Url)?;
-        // The driver's own words may quote the address.
+        // The driver's own message may quote the address.
         let malformed = |_: RedisError| ConnectError::Url(AddressError::Form(FORM));
         let info: ConnectionInfo = url.into_connection_info().map_err(malformed)?;
         if info.redis_settings().db() != 0 {
@@ -110,10 +112,11 @@ impl Settings {
         Client::open(info.set_tcp_settings(tcp)).map_err(malformed)
     }
 
-    /// One connection for commands.
+    /// Makes one connection for commands.
     ///
     /// # Errors
-    /// [`ConnectError`].
+    /// Fails as [`Settings::client`], and returns [`ConnectError::Refused`] if the server refuses the
+    /// connection or cannot be reached in time.
     pub async fn connect(&self) -> Result<MultiplexedConnection, ConnectError> {
         let client = self.client()?;
         let config = AsyncConnectionConfig::new()
@@ -140,8 +143,8 @@ impl Settings {
         Keys::new(&self.namespace)
     }
 
-    /// About how many entries a history keeps behind an event with a payload of so many bytes: as many of that size as
-    /// the limit of bytes holds, and the newest one always.
+    /// Returns about how many entries a history keeps behind an event with a payload of this size: as many of
+    /// that size as the limit of bytes allows, and at least one.
     pub(super) fn history_length(&self, payload_bytes: usize) -> u64 {
         let of_this_size = self.history_max_bytes / (payload_bytes as u64).max(1);
         of_this_size.min(self.history_max_events).max(1)
@@ -153,7 +156,7 @@ impl Settings {
     }
 }
 
-/// Host and port: what may be printed of an address.
+/// Host and port: the parts of an address that may be printed.
 fn address_of(client: &Client) -> String {
     client.get_connection_info().addr().to_string()
 }

@@ -1,22 +1,24 @@
-//! What the publisher remembers of topics: the last id, and when the history's TTL was last set. Bounded.
+//! The publisher's bounded cache of topics: the last id of each, and the time at which its history's TTL was
+//! last set.
 //!
-//! The relay is the only writer of the histories, so it can tell the script what the script would otherwise have to look
-//! up for every event (measured: 75k events/s asking, 118k told). For speed only: where the publisher has forgotten a
-//! topic, the script looks.
+//! Only the relay writes the histories, so it can pass these facts to the script, which would otherwise look
+//! them up for every event (measured: 118k events/s with the cache, 75k without). The cache is for speed
+//! only: the script looks up a topic that the cache has dropped.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::event::{StreamId, Topic};
 
-/// The newest event of a topic, as the relay published it.
+/// The newest event of a topic that the relay has published.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TopicHead {
     pub(super) last: StreamId,
     pub(super) ttl_set: Instant,
 }
 
-/// The heads of the topics used most recently: two generations, of which the older one is dropped when the newer is full.
+/// The heads of the most recently used topics, in two generations. The older one is dropped when the newer
+/// one is full.
 #[derive(Debug)]
 pub(super) struct TopicHeads {
     young: HashMap<Topic, TopicHead>,
@@ -27,13 +29,13 @@ pub(super) struct TopicHeads {
 }
 
 impl TopicHeads {
-    /// Remembers between `capacity` and twice as many topics.
+    /// Makes a cache that keeps between `capacity` and twice as many topics.
     pub(super) fn new(capacity: usize, ttl: Duration) -> Self {
         Self {
             young: HashMap::new(),
             old: HashMap::new(),
             capacity: capacity.max(1),
-            // A history then lives at least 95 % of its TTL, for one EXPIRE in many events.
+            // Each history then lives for at least 95 % of its TTL, and most events need no EXPIRE.
             ttl_due_after: ttl / 20,
         }
     }
@@ -42,7 +44,7 @@ impl TopicHeads {
         self.young.get(topic).or_else(|| self.old.get(topic)).copied()
     }
 
-    /// Whether the TTL of a topic with this head is to be set again.
+    /// Whether the TTL of a topic with this head must be set again.
     pub(super) fn ttl_is_due(&self, head: Option<TopicHead>, now: Instant) -> bool {
         head.is_none_or(|head| now.duration_since(head.ttl_set) >= self.ttl_due_after)
     }
@@ -58,7 +60,7 @@ impl TopicHeads {
         self.young.insert(topic.clone(), head);
     }
 
-    /// Forgets everything: for when it is not known what Redis holds.
+    /// Drops everything. Call it when it is not known what Redis holds.
     pub(super) fn clear(&mut self) {
         self.young.clear();
         self.old.clear();

@@ -1,28 +1,30 @@
-//! What is done about each failure of Redis and Postgres: the one table of it. Pure.
+//! The one table of failures of Redis and Postgres, and their remedies. Pure.
 //!
-//! Relays lose events by taking an error reply for a delivery, stall by taking a passing failure for a fatal one, and
-//! reorder by trying the rest of a batch after an error in its middle. So every error is one of these classes, one that
-//! nobody thought of is tried again, and nothing is ever counted as delivered that was not said to be.
+//! A relay loses events if it takes an error reply for a delivery. It stalls if it takes a passing failure
+//! for a fatal one. It reorders events if it tries the rest of a batch after an error in its middle. So every
+//! error has one of these classes, an unknown error is tried again, and an event counts as delivered only
+//! after a reply that says so.
 
-/// What the relay does.
+/// The relay's remedy for a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remedy {
-    /// The same events again, after a wait: the server or the way to it failed, and time may mend it.
+    /// Publish the same events again after a wait: the server or the connection failed, and time may mend it.
     Again,
-    /// The event is set aside: the server refuses this one for a reason of its own, and would for ever.
+    /// Set the event aside: the server refuses it for a reason of its own, and always would.
     SetAside,
-    /// The session with Postgres is made anew, after a wait.
+    /// Make a new session with Postgres, after a wait.
     NewSession,
-    /// Nothing is delivered until a person has changed something. Tried again all the same, so that no restart is needed.
+    /// Deliver nothing until a person has changed something. The relay still retries, so that no restart is
+    /// needed.
     Person,
 }
 
-/// A failure by its kind.
+/// A class of failures and its remedy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Failure {
-    /// Its name in metrics: one of a fixed set.
+    /// The class's name in metrics, one of a fixed set.
     pub class: &'static str,
-    /// What is done about it.
+    /// The remedy.
     pub remedy: Remedy,
 }
 
@@ -30,26 +32,26 @@ const fn failure(class: &'static str, remedy: Remedy) -> Failure {
     Failure { class, remedy }
 }
 
-/// No connection, or one that broke.
+/// No connection, or a broken one.
 pub const CONNECTION: Failure = failure("connection", Remedy::Again);
-/// No answer in time: it is not known what has arrived.
+/// No answer in time: it is unknown how much has arrived.
 pub const TIMEOUT: Failure = failure("timeout", Remedy::Again);
-/// One event is refused for a reason of its own.
+/// The sink refuses one event for a reason of its own.
 pub const REFUSED: Failure = failure("refused", Remedy::SetAside);
 /// Redis and Postgres do not belong together.
 pub const CONFLICT: Failure = failure("conflict", Remedy::Person);
-/// Redis lacks what was published: it is given again.
+/// Redis lacks published events; they are restored.
 pub const FORGOT: Failure = failure("forgot", Remedy::Again);
-/// Another relay wrote the position.
+/// Another relay wrote the next position.
 pub const FENCED: Failure = failure("fenced", Remedy::Again);
-/// A server that shows another position than the one that was written: a new session may find the primary.
+/// The server shows another position than the relay has written. A new session may find the primary.
 pub const STALE_READER: Failure = failure("stalereader", Remedy::NewSession);
-/// A Postgres that takes no writes. A new session may find the new primary.
+/// The Postgres server takes no writes. A new session may find the new primary.
 pub const READ_ONLY: Failure = failure("readonly", Remedy::NewSession);
 
-/// Redis's errors by their first word, which is their code.
+/// Redis's errors by their code, which is the first word.
 const REDIS: [(&str, Failure); 20] = [
-    // The server is not, or not yet, or no longer, one that takes writes. A new connection may find another one.
+    // The server takes no writes in its role or state. A new connection may find another server.
     ("LOADING", failure("loading", Remedy::Again)),
     ("READONLY", failure("readonly", Remedy::Again)),
     ("MASTERDOWN", failure("masterdown", Remedy::Again)),
@@ -58,25 +60,26 @@ const REDIS: [(&str, Failure); 20] = [
     ("ASK", failure("moved", Remedy::Again)),
     ("TRYAGAIN", failure("tryagain", Remedy::Again)),
     ("CROSSSLOT", failure("crossslot", Remedy::Again)),
-    // It takes none at the moment.
+    // The server takes no writes at the moment.
     ("OOM", failure("oom", Remedy::Again)),
     ("NOREPLICAS", failure("noreplicas", Remedy::Again)),
     ("MISCONF", failure("misconf", Remedy::Again)),
     ("BUSY", failure("busy", Remedy::Again)),
     ("UNKILLABLE", failure("busy", Remedy::Again)),
-    // It does not know our script (it restarted); the next call brings it.
+    // The server does not know our script, because it restarted. The next call sends the script.
     ("NOSCRIPT", failure("noscript", Remedy::Again)),
     ("EXECABORT", failure("execabort", Remedy::Again)),
-    // Who we are, or what we may do at all. A person mends it, but in Redis, so the relay just goes on trying.
+    // Login and general permissions. A person must fix these in Redis, so the relay keeps trying.
     ("NOAUTH", failure("auth", Remedy::Again)),
     ("WRONGPASS", failure("auth", Remedy::Again)),
     ("NOPROTO", failure("auth", Remedy::Again)),
-    // About one event: the type of its key, and what may be done with its key or channel.
+    // Errors about one event: its key has another type, or its key or channel is forbidden.
     ("WRONGTYPE", failure("wrongtype", Remedy::SetAside)),
     ("NOPERM", failure("noperm", Remedy::SetAside)),
 ];
 
-/// What Redis 7.0 says within a script instead of NOPERM, and what is too large for it: by what the text contains.
+/// Errors by a part of their text: the replies of Redis 7.0 within a script instead of NOPERM, and values
+/// that are too large.
 const REDIS_TEXTS: [(&str, Failure); 6] = [
     ("to run the", failure("auth", Remedy::Again)),
     ("can't run this command", failure("auth", Remedy::Again)),
@@ -86,7 +89,7 @@ const REDIS_TEXTS: [(&str, Failure); 6] = [
     ("too big", failure("toolarge", Remedy::SetAside)),
 ];
 
-/// What an error reply of Redis's is, given its text with the code first.
+/// Classifies an error reply of Redis by its text, which begins with the code.
 pub fn of_redis(reply: &str) -> Failure {
     let reply = reply.trim_start_matches('-');
     let permission = reply.starts_with("NOPERM") || reply.starts_with("ERR ");
@@ -100,7 +103,7 @@ pub fn of_redis(reply: &str) -> Failure {
         .map_or(failure("other", Remedy::Again), |(_, failure)| *failure)
 }
 
-/// What an error of Postgres's is, given its SQLSTATE; `None` for a connection that failed or broke.
+/// Classifies an error of Postgres by its SQLSTATE; `None` means that a connection failed or broke.
 pub fn of_postgres(sqlstate: Option<&str>) -> Failure {
     let Some(code) = sqlstate else { return failure("connection", Remedy::NewSession) };
     match code {
@@ -114,7 +117,7 @@ pub fn of_postgres(sqlstate: Option<&str>) -> Failure {
         "57P05" | "25P03" => failure("idletimeout", Remedy::NewSession),
         "25006" => READ_ONLY,
         "53300" => failure("toomanyconnections", Remedy::NewSession),
-        // A database that takes no connections at present.
+        // A database that does not accept connections at present.
         "55000" => failure("refusing", Remedy::NewSession),
         "53100" => failure("diskfull", Remedy::NewSession),
         "53200" => failure("outofmemory", Remedy::NewSession),
@@ -142,7 +145,8 @@ mod tests {
             "TRYAGAIN Multiple keys request during rehashing of slot",
             "OOM command not allowed when used memory > 'maxmemory'.",
             "NOREPLICAS Not enough good replicas to write.",
-            "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
+            "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to \
+             disk.",
             "NOAUTH Authentication required.",
             "NOSCRIPT No matching script.",
             "BUSY Redis is busy running a script.",
@@ -162,7 +166,8 @@ mod tests {
             "WRONGTYPE Operation against a key holding the wrong kind of value",
             "NOPERM this user has no permissions to access one of the keys used as arguments",
             "NOPERM this user has no permissions to access one of the channels used as arguments",
-            "ERR The user executing the script can't access at least one of the keys mentioned in the command arguments",
+            "ERR The user executing the script can't access at least one of the keys mentioned in the \
+             command arguments",
             "ERR The user executing the script can't publish to the channel mentioned in the command",
         ];
         for reply in replies {

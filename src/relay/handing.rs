@@ -1,8 +1,9 @@
-//! Handing a batch to the sink: together, or, where the sink goes on refusing, one event at a time.
+//! Hands a batch to the sink: as a whole, or one event at a time if the sink keeps refusing.
 //!
-//! Which of the events of a batch a server refuses it does not always say: a payload beyond its input buffer breaks the
-//! connection, a permission is checked for all keys of a script at once. Then each event is handed over alone. One that is
-//! refused while the sink takes everything else is refused for a reason of its own, whatever the error says.
+//! A server does not always say which event of a batch it refuses. A payload beyond its input buffer breaks
+//! the connection, and permissions are checked for all keys of a script at once. In such cases each event is
+//! handed over alone. If the sink refuses it while it takes everything else, then the event is at fault,
+//! whatever the error says.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::failure::Remedy;
 use super::sink::{Batch, PublishError, Sink};
 use crate::event::StreamId;
 
-/// Waits before the further tries of one event: connections break by chance, also several in a row.
+/// Waits before the further tries of one event. Connections break by chance, also several times in a row.
 const RETRY_WAITS: [Duration; 4] = [
     Duration::from_millis(50),
     Duration::from_millis(200),
@@ -18,7 +19,7 @@ const RETRY_WAITS: [Duration; 4] = [
     Duration::from_secs(1),
 ];
 
-/// How the events of a batch are handed over.
+/// How a batch is handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Handing {
     Together,
@@ -28,7 +29,7 @@ pub(super) enum Handing {
 /// Hands a batch to the sink.
 ///
 /// # Errors
-/// As [`Sink::publish`]. One by one, an event that is refused alone is [`PublishError::Poison`].
+/// Fails as [`Sink::publish`]. One by one, an event that is refused alone is [`PublishError::Poison`].
 pub(super) async fn hand_over<S: Sink>(
     sink: &mut S,
     batch: Batch<'_>,
@@ -43,25 +44,25 @@ pub(super) async fn hand_over<S: Sink>(
 async fn one_by_one<S: Sink>(sink: &mut S, batch: Batch<'_>) -> Result<(), PublishError> {
     let mut first = batch.first;
     for (at, delivery) in batch.deliveries.iter().enumerate() {
-        // A release's number is used up behind the last of its events.
+        // A release's number is used up behind the last of its events, in a call of its own.
         let through = batch.through.filter(|_| !batch.mode.is_release()).map(|_| delivery.id);
         let one = Batch { deliveries: std::slice::from_ref(delivery), first, through, ..batch };
         match alone(sink, one).await {
             Err(PublishError::Poison { reason, .. }) => return Err(PublishError::Poison { at, reason }),
             handed => handed?,
         }
-        // Where no numbers are used up, the sink stays where it is.
+        // If no numbers are used up, the sink's number does not move.
         first = through.map_or(first, |id| StreamId::new(id.epoch, id.seq + 1));
     }
-    // The numbers behind the last event.
+    // Uses up the numbers behind the last event.
     sink.publish(Batch { deliveries: &[], first, ..batch }).await
 }
 
 /// Hands over a batch of one event, and finds out whether a refusal is about that event.
 ///
-/// Each try stands between two batches without events, on the same connection where it holds. Only an event that is refused
-/// in every try, while the sink takes what is before and behind it, is refused for a reason of its own: a connection that
-/// was cut while the relay waited breaks at the batch before.
+/// Each try stands between two batches without events, on the same connection if it holds. The event is at
+/// fault only if the sink refuses it in every try and takes the empty batches before and behind it. A
+/// connection that was cut while the relay waited breaks at the empty batch before the event.
 async fn alone<S: Sink>(sink: &mut S, batch: Batch<'_>) -> Result<(), PublishError> {
     let nothing = Batch { deliveries: &[], through: None, ..batch };
     let mut waits = RETRY_WAITS.into_iter();
@@ -87,7 +88,7 @@ mod tests {
     use super::*;
     use crate::event::Event;
 
-    /// Hands over events with the numbers from 5 on, one by one, to a sink that answers so.
+    /// Hands over events with the numbers from 5 on, one by one, to a sink with these answers.
     async fn hand_over_to(
         count: u64,
         uses_numbers: bool,
@@ -101,7 +102,7 @@ mod tests {
             mode: PublishMode::Normal,
             deliveries: &deliveries,
             first: number(5),
-            // One more than there are events: of an event that was set aside.
+            // One number more than there are events: that of an event that was set aside.
             through: uses_numbers.then(|| number(5 + count)),
             lost: None,
         };

@@ -1,4 +1,4 @@
-//! What a relay counts and measures. `docs/metrics.md` lists all of it.
+//! A relay's metrics. `docs/metrics.md` lists all of them.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -12,16 +12,16 @@ use prometheus_client::registry::Registry;
 
 use super::failure;
 
-/// Upper bounds of everything that is measured in seconds: from what a local script call takes to what nobody waits for.
+/// Upper bounds of all durations, in seconds: from a local script call to the longest time-out.
 pub const SECONDS: [f64; 17] =
     [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0];
 /// Upper bounds of the events in a step.
 const EVENTS: [f64; 8] = [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0];
 
-/// The label of failures: one of the fixed set of [`super::failure`].
+/// The label of failures: one of the fixed set of classes in [`super::failure`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Class {
-    /// Its name.
+    /// The class's name.
     pub class: &'static str,
 }
 
@@ -32,14 +32,14 @@ pub struct Kind {
     pub kind: &'static str,
 }
 
-/// The label of what is emptied by rotation.
+/// The label of emptied slots.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Log {
     /// `event` or `checkpoint`.
     pub log: &'static str,
 }
 
-/// The label of who was told.
+/// The label of receivers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Channel {
     /// `live` (envelopes, for SSE servers) or `public` (bare payloads, for anybody).
@@ -59,15 +59,15 @@ pub struct Metrics {
     pub rotation_blocked: Gauge,
     /// Steps that delivered something.
     pub steps: Counter,
-    /// How long those took, in seconds.
+    /// Duration of those steps, in seconds.
     pub step_seconds: Histogram,
-    /// How many events those had.
+    /// Number of events of those steps.
     pub step_events: Histogram,
-    /// How long script calls took that succeeded, in seconds.
+    /// Duration of script calls that succeeded, in seconds.
     pub publish_seconds: Histogram,
-    /// From the begin of an event's transaction until Redis had it, in seconds.
+    /// Time from the beginning of an event's transaction until Redis had it, in seconds.
     pub commit_to_publish_seconds: Histogram,
-    /// Subscribers that Redis told, by channel.
+    /// Subscribers that received a message, by channel.
     pub receivers: Family<Channel, Counter>,
     /// Failures of Postgres or Redis, by class.
     pub failures: Family<Class, Counter>,
@@ -75,15 +75,15 @@ pub struct Metrics {
     pub retries: Counter,
     /// 1 from a failure until something succeeds.
     pub failing: Gauge,
-    /// Times that Redis was found to have forgotten something.
+    /// Repairs of a Redis that had forgotten events.
     pub repairs: Counter,
-    /// Events that Redis was given again.
+    /// Events restored to Redis.
     pub restored: Counter,
-    /// Times that another relay's row was found where this one's should go.
+    /// Times that another relay had inserted the row that this one tried to insert.
     pub fenced: Counter,
-    /// What made the relay look for events, by kind.
+    /// Causes that made the relay look for events, by kind.
     pub wake_ups: Family<Kind, Counter>,
-    /// 1 while notifications are heard.
+    /// 1 while the relay receives notifications.
     pub listening: Gauge,
     /// 1 while this process leads.
     pub leading: Gauge,
@@ -93,20 +93,21 @@ pub struct Metrics {
     pub has_leader: Gauge,
     /// 1 while an operator has paused the relay.
     pub paused: Gauge,
-    /// How long the oldest event that waits has waited, in seconds; 0 if none waits.
+    /// Age of the oldest pending event, in seconds; 0 if there is none.
     pub oldest_pending: Gauge<f64, AtomicU64>,
-    /// When it was last looked how long events wait, in seconds since 1970. What hangs on that look is no younger.
+    /// Time of the newest look at the backlog, in seconds since 1970. The gauges of the backlog are as old as
+    /// that.
     pub last_look: Gauge<f64, AtomicU64>,
-    /// Events that wait, at most.
+    /// The most events that can be pending.
     pub backlog: Gauge,
-    /// Events that are set aside at present.
+    /// Events that are parked at present.
     pub parked_events: Gauge,
-    /// Topics that wait behind one of those.
+    /// Topics with parked events.
     pub parked_topics: Gauge,
 }
 
 impl Default for Metrics {
-    /// Metrics that nobody asks for.
+    /// Metrics without a registry.
     fn default() -> Self {
         Self {
             published: Counter::default(),
@@ -141,7 +142,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Makes the metrics and puts them into the registry.
+    /// Makes the metrics and registers them.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         let registry = registry.sub_registry_with_prefix("aftercommit_relay");
@@ -159,18 +160,19 @@ impl Metrics {
         to.register("step_events", "How many events those steps had", self.step_events.clone());
         to.register(
             "publish_seconds",
-            "How long script calls to Redis took that succeeded",
+            "Duration of script calls to Redis that succeeded",
             self.publish_seconds.clone(),
         );
         to.register(
             "commit_to_publish_seconds",
-            "From the begin of an event's transaction, so an upper bound from its commit, until Redis had it",
+            "From the beginning of an event's transaction until Redis had it: an upper bound of the time \
+             since its commit",
             self.commit_to_publish_seconds.clone(),
         );
-        to.register("receivers", "Subscribers that Redis told, by channel", self.receivers.clone());
-        to.register("wake_ups", "What made the relay look for events, by kind", self.wake_ups.clone());
+        to.register("receivers", "Subscribers that received a message, by channel", self.receivers.clone());
+        to.register("wake_ups", "Causes that made the relay look for events, by kind", self.wake_ups.clone());
         to.register("rotations", "Slots emptied, by log", self.rotations.clone());
-        // There from the start, so that a rate has a zero to begin with.
+        // All series exist from the start, so that a rate begins at zero.
         for kind in ["notify", "poll", "reconnect"] {
             drop(self.wake_ups.get_or_create(&Kind { kind }));
         }
@@ -186,12 +188,8 @@ impl Metrics {
         to.register("failures", "Failures of Postgres or Redis, by class", self.failures.clone());
         to.register("retries", "Times that the same events were tried again", self.retries.clone());
         to.register("failing", "1 from a failure until something succeeds", self.failing.clone());
-        to.register("repairs", "Times that Redis had forgotten something", self.repairs.clone());
-        to.register(
-            "restored",
-            "Events that Redis was given again after it forgot them",
-            self.restored.clone(),
-        );
+        to.register("repairs", "Repairs of a Redis that had forgotten events", self.repairs.clone());
+        to.register("restored", "Events restored to a Redis that had forgotten them", self.restored.clone());
         for class in [failure::CONNECTION.class, failure::TIMEOUT.class] {
             drop(self.failures.get_or_create(&Class { class }));
         }
@@ -202,25 +200,25 @@ impl Metrics {
         to.register("leading", "1 while this process leads", self.leading.clone());
         to.register("leads_taken", "Times that this process took the lead", self.leads_taken.clone());
         to.register("has_leader", "1 while a relay of this name leads anywhere", self.has_leader.clone());
-        to.register("listening", "1 while notifications are heard", self.listening.clone());
+        to.register("listening", "1 while the relay receives notifications", self.listening.clone());
         to.register("paused", "1 while an operator has paused the relay", self.paused.clone());
         to.register(
             "oldest_pending_seconds",
-            "How long the oldest event that waits has waited; 0 if none waits",
+            "Age of the oldest pending event; 0 if there is none",
             self.oldest_pending.clone(),
         );
         to.register(
             "last_look_timestamp_seconds",
-            "When it was last looked how long events wait, in seconds since 1970",
+            "Time of the newest look at the backlog, in seconds since 1970",
             self.last_look.clone(),
         );
         to.register(
             "backlog",
-            "Events that wait, at most: row numbers taken since the position",
+            "The most events that can be pending: row numbers taken since the position",
             self.backlog.clone(),
         );
-        to.register("parked_events", "Events that are set aside at present", self.parked_events.clone());
-        to.register("parked_topics", "Topics that wait behind one of those", self.parked_topics.clone());
+        to.register("parked_events", "Events that are parked at present", self.parked_events.clone());
+        to.register("parked_topics", "Topics with parked events", self.parked_topics.clone());
         to.register(
             "rotation_blocked",
             "1 while something keeps an old slot from being emptied",
@@ -248,7 +246,7 @@ impl Metrics {
         self.step_events.observe(events as f64);
     }
 
-    /// Redis told so many subscribers of a chunk.
+    /// Counts the subscribers that received a chunk's messages, by channel.
     pub fn received_by(&self, live: u64, public: u64) {
         self.receivers.get_or_create(&Channel { channel: "live" }).inc_by(live);
         self.receivers.get_or_create(&Channel { channel: "public" }).inc_by(public);

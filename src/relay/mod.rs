@@ -1,15 +1,15 @@
 //! Moves the log to a sink, in order: one bounded step, and a loop around it.
 //!
-//! Guarantees: what the log holds reaches the sink in the order of the windows, each event under one number for ever,
-//! however often a relay dies and wherever. Knows neither Redis nor HTTP, and never reads a payload.
+//! Guarantees: the log's events reach the sink in the order of the windows. Each event keeps one number for
+//! ever, however often and wherever a relay dies. This module must not know Redis or HTTP, and never reads a
+//! payload.
 //!
-//! - [`Sink`]: what the relay needs of the place it publishes to.
-//! - [`step`]: one batch read, published and written down. All of the ordering is there.
-//! - [`reconcile`]: what the sink has, compared with the position; what it forgot is given again.
-//! - [`failure`]: what is done about each error of Redis and Postgres.
-//! - [`mod@run`]: leading, waking, waiting, retrying. All of the loops and timers are there.
+//! - [`Sink`]: the interface of the place that the relay publishes to.
+//! - [`step`]: one batch read, published and written down. It holds all of the ordering.
+//! - [`reconcile`]: compares the sink with the position, and restores the events that the sink has forgotten.
+//! - [`failure`]: the remedy for each error of Redis and Postgres.
+//! - [`mod@run`]: leading, waking, waiting, retrying. It holds all of the loops and timers.
 
-pub mod backoff;
 pub mod failure;
 mod handing;
 mod leader;

@@ -1,5 +1,5 @@
-//! Once a second, on a connection of its own: looks how long events wait, and writes down how this process is. Never in the
-//! way of a delivery, and also while this process does not lead.
+//! The monitor: once a second, it measures the backlog and writes this process's heartbeat. It has a
+//! connection of its own, so that it never delays a delivery, and also runs while this process does not lead.
 
 use std::time::{Duration, Instant};
 
@@ -16,12 +16,12 @@ use crate::log::{overview, read};
 use crate::{failpoint, postgres};
 
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long one look may take.
+/// The longest duration of one look.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
-/// What the pulse works with.
+/// The monitor's inputs.
 pub(super) struct Pulse {
     pub(super) database: postgres::Settings,
     pub(super) settings: Settings,
@@ -30,7 +30,7 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
-    /// Beats until `stop`, through every failure of Postgres.
+    /// Runs until `stop`, through every failure of Postgres.
     pub(super) async fn beat(self, stop: CancellationToken) {
         let process = process();
         let mut connection = None;
@@ -40,7 +40,7 @@ impl Pulse {
             let rate = self.rate(&mut counted);
             let beaten = timeout(PATIENCE, self.beat_once(&mut connection, &process, rate)).await;
             if let Err(error) = beaten.unwrap_or_else(|_| Err("Postgres did not answer in time".into())) {
-                tracing::debug!(%error, "no pulse");
+                tracing::debug!(%error, "cannot look at the backlog or write the heartbeat");
                 connection = None;
                 self.state.looked(None);
             }
@@ -53,7 +53,7 @@ impl Pulse {
         if let Some(mut connection) = connection {
             let ending = heartbeat::end(&mut connection, &self.settings.name, &process);
             if let Ok(Err(error)) = timeout(INTERVAL, ending).await {
-                tracing::debug!(%error, "the last heartbeat stays until it is old");
+                tracing::debug!(%error, "the last heartbeat could not be deleted; it expires");
             }
         }
     }
@@ -118,7 +118,7 @@ impl Pulse {
         }
     }
 
-    /// Events a second since the last time.
+    /// Events a second since the previous call.
     fn rate(&self, counted: &mut (Instant, u64)) -> f64 {
         let now = (Instant::now(), self.metrics.published.get());
         let (then, before) = std::mem::replace(counted, now);
@@ -127,12 +127,12 @@ impl Pulse {
     }
 }
 
-/// A time in seconds, which may be negative where clocks differ.
+/// Converts seconds. They may be negative if clocks differ.
 fn duration_of(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
 }
 
-/// Host, pid, and a part that no other start has: in containers of one name every relay is pid 1.
+/// Host, pid, and a part that is unique to this start: in containers of one name every relay is pid 1.
 fn process() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let host = host.or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| "unknown".to_owned());

@@ -1,4 +1,4 @@
-//! Publishing a batch around what is held, what cannot be read and what the sink refuses.
+//! Publishes a batch without the events that are held, unreadable or refused by the sink.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,13 +10,14 @@ use crate::log::Position;
 use crate::log::parked::Parked;
 use crate::log::read::{Row, Unreadable};
 
-/// What of a window is not published in its turn.
+/// The events of a window that are not published in their turn.
 #[derive(Debug)]
 pub(super) struct Exceptions {
-    /// Topics with parked events, and the number of the first one: later events of the topic wait behind it. Earlier ones
-    /// have been published, and are published again to a sink that has forgotten them.
+    /// Topics with parked events, and the number of each topic's first one. Later events of the topic wait
+    /// behind it. Earlier ones have been published, and are published again to a sink that has forgotten
+    /// them.
     held: HashMap<Topic, StreamId>,
-    /// Rows that the sink has already, although the position does not know.
+    /// Rows that the sink already has, although no position records it.
     delivered_before: HashSet<i64>,
     on_poison: OnPoison,
 }
@@ -30,12 +31,12 @@ impl Exceptions {
         Self { held, delivered_before, on_poison }
     }
 
-    /// The topic's events flow again.
+    /// Lets the topic's events flow again.
     pub(super) fn let_go(&mut self, topic: &Topic) {
         self.held.remove(topic);
     }
 
-    /// Has later events of these topics wait behind the parked ones with these numbers.
+    /// Makes later events of these topics wait behind the parked ones with these numbers.
     pub(super) fn hold<'a>(&mut self, parked: impl Iterator<Item = (&'a Topic, StreamId)>) {
         for (topic, id) in parked {
             let first = self.held.entry(topic.clone()).or_insert(id);
@@ -49,7 +50,7 @@ impl Exceptions {
     }
 }
 
-/// What of a batch is not published.
+/// The rows of a batch that are not published.
 #[derive(Debug, Default)]
 pub(super) struct SetAside {
     pub(super) parked: Vec<Parked>,
@@ -57,13 +58,14 @@ pub(super) struct SetAside {
 }
 
 impl SetAside {
-    /// How many numbers it uses up.
+    /// The number of rows, each of which uses up a number.
     pub(super) fn len(&self) -> usize {
         self.parked.len() + self.unreadable.len()
     }
 }
 
-/// Publishes a batch under the numbers that follow from the position, and returns what has to be set aside.
+/// Publishes a batch under the numbers that follow from the position, and returns the rows that must be set
+/// aside.
 pub(super) async fn publish_batch<S: Sink>(
     sink: &mut S,
     position: &Position,
@@ -103,7 +105,7 @@ pub(super) async fn publish_batch<S: Sink>(
     Ok(set_aside)
 }
 
-/// Why an event is set aside that nobody refused.
+/// The reason of an event that is parked without a refusal of its own.
 const WAITS: &str = "waits behind a parked event of its topic";
 
 /// How events are published.
@@ -114,13 +116,13 @@ pub(super) struct Publication {
     pub(super) span: (StreamId, StreamId),
     /// As in [`Batch`].
     pub(super) lost: Option<StreamId>,
-    /// Something of the span has been set aside already.
+    /// Whether some rows of the span have been set aside already.
     pub(super) has_set_aside: bool,
     pub(super) handing: Handing,
 }
 
-/// Publishes events under their numbers around what is held and what the sink refuses; returns these, in order, to be set
-/// aside.
+/// Publishes events under their numbers, without those that are held. Returns the events to set aside, in
+/// order: those that wait, and those that the sink refuses.
 pub(super) async fn publish<S: Sink>(
     sink: &mut S,
     Publication { mode, span: (first, through), lost, has_set_aside, handing }: Publication,
@@ -140,8 +142,9 @@ pub(super) async fn publish<S: Sink>(
             }
             !waits
         });
-        // Also when nothing is left: the numbers are used up, and the sink has to know. But its number must not pass what
-        // is not yet written down as set aside: a relay that goes on from there would take that for published.
+        // The call is made also without events, because the sink has to know that the numbers are used up.
+        // But the sink's number must not pass an event that is not yet written down as set aside: a relay
+        // that continued from there would count it as published.
         let through = (!has_set_aside && set_aside.is_empty()).then_some(through);
         match hand_over(sink, Batch { mode, deliveries: &rest, first, through, lost }, handing).await {
             Ok(()) => break,
@@ -150,7 +153,8 @@ pub(super) async fn publish<S: Sink>(
                 tracing::error!(%id, topic = %event.topic, event = %event.event_id, %reason, "parked");
                 set_aside.push(parked_of(&rest[at], &reason));
                 held_now.insert(&event.topic);
-                // Everything before it has arrived. If the sink forgets that meanwhile, the next call finds out.
+                // Everything before it has arrived. If the sink forgets that meanwhile, the next call finds
+                // out.
                 if let (Some(last), Some(_), false) = (rest[..at].last(), through, mode.is_release()) {
                     first = StreamId::new(last.id.epoch, last.id.seq + 1);
                 }
@@ -179,7 +183,7 @@ mod tests {
         Exceptions::new(held, delivered_before.iter().copied().collect(), on_poison)
     }
 
-    /// Publishes a row for each topic, under the numbers from 1 on, and returns what is set aside.
+    /// Publishes a row for each topic, under the numbers from 1 on, and returns the rows that are set aside.
     async fn publish_rows(
         rows: Vec<Row>,
         exceptions: &Exceptions,

@@ -1,10 +1,11 @@
-//! Comparing the sink with the position, and giving it again what it has forgotten.
+//! Compares the sink with the position, and restores the events that the sink has forgotten.
 //!
-//! The sink keeps the highest number that it has used up. Below the position, it has gone back: a failover to a replica
-//! that lagged, a restart without its last writes or without any. The log still has those events and the numbers that
-//! they had, so they are published again under them before anything else is. Above the position, at most a batch may
-//! have arrived that nobody wrote down, and it must be of the window that is open: otherwise Postgres has gone back, its
-//! new events would take numbers that clients have seen already, and a person has to decide.
+//! The sink keeps the highest number that it has used up. If that is below the position, the sink has gone
+//! back: by a failover to a replica that lagged, or a restart without its last writes or without any. The log
+//! still has those events and their numbers, so they are published again under these before anything else. If
+//! it is above the position, at most a batch may have arrived whose position was not written, and that batch
+//! must be of the open window. Otherwise Postgres has gone back, its new events would take numbers that
+//! clients have seen, and a person has to decide.
 
 use super::leader::staying_alive;
 use super::publication::{Publication, publish};
@@ -16,33 +17,33 @@ use crate::log::restore::DeliveredRanges;
 use crate::log::{Position, read};
 use crate::pluralize::pluralize;
 
-/// What the comparison found, and what was done about it.
+/// The result of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reconciled {
-    /// The sink has what the position says.
+    /// The sink has everything up to the position.
     InStep,
-    /// The sink had forgotten something and has been given it again.
+    /// The sink had forgotten events, and they were restored.
     Restored {
         /// Events published again.
         events: u64,
-        /// Numbers whose events the log no longer has, or that are older than histories are kept.
+        /// Numbers whose events the log no longer has, or that are older than the sink keeps events.
         missing: u64,
     },
 }
 
-/// Where the sink stands, seen from a position.
+/// The sink's state relative to a position.
 #[derive(Debug, PartialEq, Eq)]
 enum SinkState {
     InStep,
-    /// It lacks the numbers from this one on.
+    /// The sink lacks the numbers from this one on.
     Behind {
         from: u64,
     },
-    /// It has so many more.
+    /// The sink has used up `by` more numbers.
     Beyond {
         by: u64,
     },
-    /// It has numbers of a later epoch.
+    /// The sink has numbers of a later epoch.
     LaterEpoch,
 }
 
@@ -51,7 +52,8 @@ fn sink_state(position: &Position, reached: Option<Reached>) -> SinkState {
     let reached = match reached {
         Some(reached) if reached.id.epoch > position.epoch => return SinkState::LaterEpoch,
         Some(reached) if reached.id.epoch == position.epoch => reached.id.seq,
-        // Of an earlier epoch, or nothing. A rebase claims its epoch in the sink, which has gone back since.
+        // The sink's number is of an earlier epoch, or there is none. A rebase claims its epoch in the sink,
+        // so the sink has gone back since.
         _ if position.epoch > 1 => return SinkState::Behind { from: 1 },
         _ => 0,
     };
@@ -63,19 +65,21 @@ fn sink_state(position: &Position, reached: Option<Reached>) -> SinkState {
 }
 
 impl Step {
-    /// Compares the sink with the newest position, and restores what the sink lacks.
+    /// Compares the sink with the newest position, and restores the events that the sink lacks.
     ///
-    /// Call it before the first step, after [`PublishError::Forgot`], and now and then while idle.
+    /// Call it before the first step, after [`PublishError::Forgot`], and from time to time while idle.
     ///
     /// # Errors
-    /// [`PublishError::Stop`] if the sink has more than this log can have given it; else as [`Step::step`].
+    /// Returns [`PublishError::Stop`] if the sink has more than this log can have given it, and else fails as
+    /// [`Step::step`].
     pub async fn reconcile<S: Sink>(&mut self, sink: &mut S) -> Result<Reconciled, StepError> {
         let reached = sink.reached().await?;
         if sink_state(&self.position, reached) == SinkState::InStep {
             return Ok(Reconciled::InStep);
         }
-        // Another relay may have moved both. What the sink lacks is judged by a position from before it was asked, what
-        // it has beyond by one from after: so neither can seem so only because the other one went on meanwhile.
+        // Another relay may have moved both. The numbers that the sink lacks are judged by a position from
+        // before the sink was asked, and the numbers that it has beyond by one from after. So the progress of
+        // another relay looks like neither.
         self.reload().await?;
         let reached = sink.reached().await?;
         if let SinkState::Behind { from } = sink_state(&self.position, reached) {
@@ -89,14 +93,14 @@ impl Step {
         }
     }
 
-    /// The sink is beyond the position: in step all the same if that is a batch of the open window.
+    /// The sink is beyond the position: that is in step if its last event is an event of the open window.
     async fn explain(&mut self, by: u64, reached: Option<Reached>) -> Result<Reconciled, StepError> {
         let timeout = self.rules.timeout;
         let identity = answered(timeout, read::identity_of(&mut self.reader, &self.position, by)).await?;
         let expected = reached.and_then(|reached| reached.event);
         match (identity, expected) {
             (Some(identity), Some(expected)) if identity == expected => Ok(Reconciled::InStep),
-            // The last number went to an event that was set aside.
+            // The last number belongs to an event that was set aside.
             (Some(_), None) => Ok(Reconciled::InStep),
             _ => Err(beyond(&self.position, by).into()),
         }
@@ -107,12 +111,13 @@ impl Step {
         tracing::error!(
             reached = from - 1,
             published = end - 1,
-            "Redis has forgotten what was published; giving it again from the log"
+            "Redis has lost published events; restoring them from the log"
         );
         let (relay, timeout) = (self.rules.relay.clone(), self.rules.timeout);
         let begun = DeliveredRanges::from(&mut self.reader, &relay, epoch, from, sink.keeps());
         let mut stretches = answered(timeout, begun).await?;
-        // The numbers of an earlier epoch cannot be given again, and a sink without any number may have had some.
+        // The numbers of an earlier epoch cannot be restored, and a sink without any number may have had
+        // some.
         let before = (epoch > 1 && from == 1).then(|| StreamId::new(epoch, 0));
         let mut repair = Repair { first: from, next: from, events: 0, missing: 0, lost: before };
         while repair.next < end
@@ -137,7 +142,8 @@ impl Step {
             let given = deliveries.len() as u64;
             let mode = if stretch.is_release { PublishMode::RestoreRelease } else { PublishMode::Restore };
             self.republish(sink, mode, deliveries, repair.span(epoch, through), repair.lost).await?;
-            // Also if the rest fails: the next attempt goes on from here, and knows nothing of these.
+            // Counted also if the rest fails: the next attempt continues behind these events and does not
+            // count them.
             self.republished += given;
             repair.events += given;
             (repair.first, repair.next) = (through + 1, through + 1);
@@ -146,17 +152,17 @@ impl Step {
         if repair.next < end {
             repair.lose(epoch, end - 1);
         }
-        // The numbers of what is missing are used up all the same.
+        // The numbers of missing events are used up all the same.
         let span = repair.span(epoch, end - 1);
         self.republish(sink, PublishMode::Restore, Vec::new(), span, repair.lost).await?;
         let Repair { events, missing, .. } = repair;
-        tracing::warn!(events, missing, "Redis has again what the log has of it");
+        tracing::warn!(events, missing, "restored Redis from the log");
         Ok(Reconciled::Restored { events, missing })
     }
 
-    /// Publishes once more what has arrived under these numbers, and uses them up. What the sink refuses is set aside, as in a
-    /// step, and then the rest comes again: the sink's number passes nothing that the same call does not prove to be there,
-    /// or that is not yet written down as set aside.
+    /// Publishes once more the events that have arrived under these numbers, and uses the numbers up. Events
+    /// that the sink refuses are set aside, as in a step, and then the rest is published again. So the sink's
+    /// number passes only events that this call proves to be there, or that are written down as set aside.
     pub(super) async fn republish<S: Sink>(
         &mut self,
         sink: &mut S,
@@ -185,18 +191,19 @@ impl Step {
 struct Repair {
     /// The first number that the sink does not have.
     first: u64,
-    /// The next number to give again; those from `first` to here are lost.
+    /// The next number to restore. The numbers from `first` to here are lost.
     next: u64,
-    /// Events given again.
+    /// Events restored.
     events: u64,
-    /// Numbers that could not be given again.
+    /// Numbers that could not be restored.
     missing: u64,
     /// The highest of these.
     lost: Option<StreamId>,
 }
 
 impl Repair {
-    /// Numbers that are lost are used up with those behind them: in one call with the mark that they are.
+    /// The numbers that the next call uses up. Lost numbers are used up together with those behind them, in
+    /// the call that marks them as lost.
     fn span(&self, epoch: u64, through: u64) -> (StreamId, StreamId) {
         let last = through.max(self.first.saturating_sub(1));
         (StreamId::new(epoch, self.first), StreamId::new(epoch, last))
@@ -213,17 +220,17 @@ impl Repair {
 fn later_epoch(reached: Option<Reached>) -> StepError {
     let id = reached.map_or_else(String::new, |reached| reached.id.to_string());
     PublishError::Stop(format!(
-        "Redis is at {id}, of a later epoch than Postgres: Postgres was restored from a backup that is older than its last \
-         rebase. Run `aftercommit rebase`"
+        "Redis is at {id}, of a later epoch than Postgres: Postgres was restored from a backup that is older \
+         than its last rebase. Run `aftercommit rebase`"
     ))
     .into()
 }
 
 fn beyond(position: &Position, by: u64) -> PublishError {
     PublishError::Stop(format!(
-        "Redis has {} beyond {}-{}, where Postgres is, and not what Postgres would deliver next: \
-         Postgres went back (a restored backup, a failover that lost commits), or REDIS_URL names another Redis. Nothing \
-         was published. If Postgres was restored, run `aftercommit rebase`",
+        "Redis has {} beyond {}-{}, where Postgres is, and not what Postgres would deliver next: Postgres \
+         went back (a restored backup, a failover that lost commits), or REDIS_URL names another Redis. \
+         Nothing was published. If Postgres was restored, run `aftercommit rebase`",
         pluralize(by, "event"),
         position.epoch,
         position.next_seq - 1

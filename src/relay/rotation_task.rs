@@ -1,4 +1,5 @@
-//! Housekeeping beside the deliveries: rotation, on a connection of its own, so that a large TRUNCATE delays nobody.
+//! The rotation task: empties old slots of the log on a connection of its own, so that a large TRUNCATE
+//! delays no delivery.
 
 use std::time::Duration;
 
@@ -9,10 +10,11 @@ use super::state::StateHandle;
 use crate::log::rotate::{self, Blocked, Rotation};
 use crate::postgres;
 
-/// How often rotation looks whether a slot may be emptied.
+/// The time between two rotations.
 const INTERVAL: Duration = Duration::from_secs(30);
 
-/// Rotates the log until `stop`. What fails or is blocked is said once, and tried again at the next interval.
+/// Rotates the log until `stop`. A failure or an obstacle is logged once, and the rotation is tried again at
+/// the next interval.
 pub(super) async fn keep(
     database: postgres::Settings,
     relay: String,
@@ -21,7 +23,7 @@ pub(super) async fn keep(
     state: StateHandle,
     stop: CancellationToken,
 ) {
-    let mut said: Option<String> = None;
+    let mut logged: Option<String> = None;
     loop {
         let blocked = match rotate_once(&database, &relay, retention).await {
             Ok(rotation) => {
@@ -33,11 +35,11 @@ pub(super) async fn keep(
             }
             Err(error) => Some(format!("rotation failed: {error:#}")),
         };
-        if blocked != said {
+        if blocked != logged {
             if let Some(reason) = &blocked {
                 tracing::warn!(%reason, "the log keeps more than its retention");
             }
-            said.clone_from(&blocked);
+            logged.clone_from(&blocked);
         }
         metrics.rotation_blocked.set(i64::from(blocked.is_some()));
         state.rotation_blocked(blocked);
@@ -60,7 +62,7 @@ async fn rotate_once(
     Ok(rotation)
 }
 
-/// What is in the way, each with all that it keeps: one forgotten session mostly keeps several slots.
+/// Names each obstacle with all slots that it keeps. One forgotten session often keeps several slots.
 fn blocked_by(rotation: &Rotation) -> Option<String> {
     let mut kept: Vec<(&str, Vec<&str>)> = Vec::new();
     for Blocked { table, by } in &rotation.blocked {

@@ -1,4 +1,4 @@
-//! The loop: connect, lead, step, wait; and start over when something breaks.
+//! The loop: connects, leads, steps and waits, and starts over when something breaks.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +8,6 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::backoff::Backoff;
 use super::failure::{self, Failure, Remedy};
 use super::leader::{self, staying_alive};
 use super::monitor::Pulse;
@@ -16,18 +15,18 @@ use super::reconcile::Reconciled;
 use super::session::{self, SessionError};
 use super::state::{Role, StateHandle};
 use super::step::{Outcome, Rules, Step, StepError};
-use super::wake::chance;
 use super::{Metrics, PublishError, Settings, Sink, rotation_task, wake};
+use crate::backoff::Backoff;
 use crate::log;
 use crate::postgres::{self, ConnectError, SchemaError};
 
-/// Added to Postgres's own statement timeout: when nothing has come by then, the server is gone.
+/// Added to Postgres's own statement timeout. Without an answer by then, the server is gone.
 const PATIENCE_BEYOND_SERVER: Duration = Duration::from_secs(3);
 
-/// How often to look whether an operator has paused the relay while events flow.
+/// How often the relay looks for a pause while events flow.
 const PAUSE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why the deliveries of a session ended. The loop makes a new one.
+/// Why a session ended. The loop makes a new one.
 #[derive(Debug, thiserror::Error)]
 enum RunError {
     #[error(transparent)]
@@ -36,13 +35,13 @@ enum RunError {
     Step(#[from] StepError),
     #[error("Postgres: {}", postgres::error_text(.0))]
     Database(#[from] sqlx::Error),
-    /// The sink has refused everything for as long as a takeover may take.
+    /// The sink has refused everything for longer than a takeover takes.
     #[error("the lead is given up, as another relay may reach what this one cannot: {0}")]
     StoodDown(PublishError),
 }
 
 impl RunError {
-    /// Postgres's own words, where it said something.
+    /// Postgres's own error, if there is one.
     fn of_postgres(&self) -> Option<&sqlx::Error> {
         match self {
             Self::Session(SessionError::Connect(ConnectError::Refused { source, .. }))
@@ -55,8 +54,8 @@ impl RunError {
         }
     }
 
-    /// The same, or what is behind it where a prepared statement is known that was never prepared, or the other way
-    /// around: statements of one connection go to sessions of several.
+    /// Replaces errors about prepared statements that are unknown or exist already: they show that a pooler
+    /// sends one connection's statements to several sessions.
     fn explained(self) -> Self {
         let code = self.of_postgres().and_then(|error| error.as_database_error()?.code());
         match code.as_deref() {
@@ -77,7 +76,7 @@ impl RunError {
             Self::Step(StepError::Outbox(log::Error::StaleReader { .. })) => failure::STALE_READER,
             Self::Step(StepError::Outbox(_)) | Self::Session(SessionError::Outbox(_)) => failure::CONFLICT,
             Self::Session(SessionError::ReadOnly | SessionError::ReadsStandby) => failure::READ_ONLY,
-            // Addresses, schemas, poolers: what a person has set up.
+            // Addresses, schemas, poolers: a person's set-up.
             _ => Failure { class: "setup", remedy: Remedy::Person },
         }
     }
@@ -85,7 +84,8 @@ impl RunError {
 
 /// Delivers the log to `sink` until `shutdown`, through every failure of Postgres and of the sink.
 ///
-/// Delivered events stay in the log for `retention` at least. On shutdown the step in hand is finished and nothing more is begun.
+/// Delivered events stay in the log for at least `retention`. On shutdown the relay finishes the current step
+/// and begins nothing more.
 pub async fn run<S: Sink>(
     settings: &Settings,
     database: &postgres::Settings,
@@ -124,9 +124,9 @@ pub async fn run<S: Sink>(
         let failure = error.failure();
         metrics.failed(failure.class);
         state.failed(&error.to_string());
-        let mut wait = backoff.next(chance());
+        let mut wait = backoff.next_wait();
         if let RunError::StoodDown(_) = error {
-            // Long enough for each relay that stands by to ask for the lead.
+            // The wait gives each standby the time to ask for the lead.
             wait = wait.max(2 * settings.standby_interval());
         }
         let wait_ms = wait.as_millis() as u64;
@@ -156,7 +156,7 @@ async fn pause(wait: Duration, shutdown: &CancellationToken) {
     }
 }
 
-/// What the loop works with.
+/// The loop's inputs and state.
 struct Relay<'a, S> {
     settings: &'a Settings,
     database: &'a postgres::Settings,
@@ -165,14 +165,14 @@ struct Relay<'a, S> {
     state: &'a StateHandle,
     shutdown: CancellationToken,
     retention: Duration,
-    /// When it was last found that nobody has paused the relay.
+    /// When the relay last saw that it is not paused.
     pause_looked: Option<Instant>,
-    /// When the sink was last found to have what the position says; `None` when that is not known.
+    /// When the sink was last found to be in step; `None` if a comparison is due.
     compared: Option<Instant>,
 }
 
 impl<S: Sink> Relay<'_, S> {
-    /// One session with Postgres: stand by, lead, deliver. Ends well only at shutdown.
+    /// Runs one session with Postgres: stands by, leads, delivers. Returns `Ok` only at shutdown.
     async fn session(&mut self, backoff: &mut Backoff) -> Result<(), RunError> {
         let name = &self.settings.name;
         let mut writer = session::writer(self.database, self.settings).await?;
@@ -181,7 +181,7 @@ impl<S: Sink> Relay<'_, S> {
         }
         let reader = session::reader(self.database, self.settings, &mut writer).await?;
 
-        // Ends with the session, whichever way that ends.
+        // Cancelled when the session ends, whichever way it ends.
         let session = self.shutdown.child_token();
         let _ends_with_session = session.clone().drop_guard();
         let bell = Arc::new(Notify::new());
@@ -214,7 +214,7 @@ impl<S: Sink> Relay<'_, S> {
         self.deliver(&mut step, &bell, backoff).await
     }
 
-    /// Waits until this process may lead. False at shutdown.
+    /// Waits until this process may lead. Returns false at shutdown.
     async fn stand_by(&self, writer: &mut PgConnection) -> Result<bool, RunError> {
         while !self.shutdown.is_cancelled() {
             self.state.progressed();
@@ -235,11 +235,11 @@ impl<S: Sink> Relay<'_, S> {
         Ok(false)
     }
 
-    /// Steps until shutdown, waits while there is nothing to do, and tries again what the sink refused. A leader that
-    /// cannot reach the sink for long gives up the lead.
+    /// Steps until shutdown, waits while there is nothing to do, and tries again after a refusal of the sink.
+    /// A leader that cannot reach the sink for long gives up the lead.
     ///
-    /// `session` is the wait between sessions. It starts over only here: a lead that ends before it has done anything is no
-    /// success.
+    /// `session` is the backoff between sessions. It starts over only here, because a lead that ends before
+    /// it has done anything is no success.
     async fn deliver(
         &mut self,
         step: &mut Step,
@@ -270,8 +270,8 @@ impl<S: Sink> Relay<'_, S> {
                     self.metrics.fenced.inc();
                     tracing::warn!(%error, "fenced");
                     step.reload().await?;
-                    // Whoever wrote that row may still lead: let it.
-                    self.pause(step, backoff.next(chance())).await?;
+                    // The relay that wrote that row may still lead, so this one waits.
+                    self.pause(step, backoff.next_wait()).await?;
                 }
                 StepError::Publish(error) => {
                     let refused_for = refused_since.get_or_insert_with(Instant::now).elapsed();
@@ -282,7 +282,7 @@ impl<S: Sink> Relay<'_, S> {
                     }
                     // The next connection may reach another server, or this one without its last writes.
                     self.compared = None;
-                    let wait = backoff.next(chance());
+                    let wait = backoff.next_wait();
                     self.say(&error, wait);
                     self.pause(step, wait).await?;
                 }
@@ -305,9 +305,9 @@ impl<S: Sink> Relay<'_, S> {
         match error {
             PublishError::Retry { reason, .. } => {
                 self.metrics.retries.inc();
-                tracing::warn!(%reason, class, wait_ms, "publishing again");
+                tracing::warn!(%reason, class, wait_ms, "publish failed, retrying");
             }
-            PublishError::Forgot { .. } => tracing::warn!(%error, class, "comparing"),
+            PublishError::Forgot { .. } => tracing::warn!(%error, class, "comparing Redis with the position"),
             PublishError::Poison { .. } | PublishError::Stop(_) => {
                 tracing::error!(%error, class, wait_ms, "nothing is delivered until this is solved");
             }
@@ -319,8 +319,8 @@ impl<S: Sink> Relay<'_, S> {
         Ok(staying_alive(step.session(), self.settings.keepalive(), waiting).await?)
     }
 
-    /// One step, after a comparison where one is due; and, between two windows, what an operator has requested for parked
-    /// events.
+    /// Makes one step, after a comparison if one is due. Between two windows it carries out an operator's
+    /// request for parked events.
     async fn turn(&mut self, step: &mut Step) -> Result<Outcome, StepError> {
         if self.compared.is_none() {
             self.compare(step).await?;
@@ -334,7 +334,8 @@ impl<S: Sink> Relay<'_, S> {
         if is_idle && self.compared.is_some_and(|at| at.elapsed() >= self.settings.reconcile_interval()) {
             self.compare(step).await?;
         }
-        // No window is opened while something is requested, so that its turn comes with the end of the one that is open.
+        // No window is opened while a request is pending, so the request's turn comes at the end of the open
+        // window.
         if is_idle && step.apply_request(self.sink).await? {
             return Ok(Outcome::Delivered { published: 0, parked: 0 });
         }
@@ -343,7 +344,7 @@ impl<S: Sink> Relay<'_, S> {
 
     async fn compare(&mut self, step: &mut Step) -> Result<(), StepError> {
         let compared = step.reconcile(self.sink).await;
-        // Before the repair is: who has seen one counted sees what it restored.
+        // Count restored events before the repair, so that no scrape shows a repair without them.
         self.metrics.restored.inc_by(step.take_republished());
         if matches!(compared?, Reconciled::Restored { .. }) {
             self.metrics.repairs.inc();
@@ -365,15 +366,15 @@ impl<S: Sink> Relay<'_, S> {
     async fn wait(&self, bell: &Notify) {
         tokio::select! {
             () = self.shutdown.cancelled() => {}
-            // A ring during the last look is kept by the Notify, so nothing is slept through.
+            // The Notify keeps a ring that comes during a look, so no ring is missed.
             () = bell.notified() => {}
             () = tokio::time::sleep(self.settings.poll_interval()) => self.metrics.woken("poll"),
         }
     }
 
-    /// Whether an operator has paused the relay. Looked at before the first delivery of a session, and about once a
-    /// second, as a window that was open at the pause may be a large backlog (none is opened behind the pause); while it is
-    /// paused, at every turn, so that a resumed relay goes on at once.
+    /// Whether an operator has paused the relay. The relay looks before the first delivery of a session and
+    /// about once a second, because a window that was open at the pause may hold a large backlog. (No window
+    /// is opened after the pause.) While it is paused, it looks at every turn, so that it resumes at once.
     async fn is_paused(&mut self, step: &mut Step) -> Result<bool, RunError> {
         if self.pause_looked.is_some_and(|at| at.elapsed() < PAUSE_INTERVAL) {
             return Ok(false);

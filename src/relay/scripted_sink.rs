@@ -1,11 +1,11 @@
-//! A sink for unit tests of how events are handed over: it answers as a test says, and remembers what it was handed.
+//! A sink for unit tests of handing over: it answers as the test says, and records its calls.
 
 use std::time::Duration;
 
 use super::sink::{Batch, PublishError, Reached, Sink};
 use crate::event::{Event, EventId, EventType, LogId, Topic};
 
-/// What the sink was handed by one call: the numbers of the events, the first number, and the last one that is used up.
+/// One call to the sink: the numbers of its events, the first number, and the last one that it uses up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Call {
     pub(super) events: Vec<u64>,
@@ -13,12 +13,12 @@ pub(super) struct Call {
     pub(super) through: Option<u64>,
 }
 
-/// A call.
+/// Makes a call to compare with.
 pub(super) fn call<const N: usize>(events: [u64; N], first: u64, through: Option<u64>) -> Call {
     Call { events: events.into(), first, through }
 }
 
-/// Answers by the number of the call, from 0, and what it brings.
+/// Answers each call by its index, from 0, and its content.
 pub(super) struct ScriptedSink<F> {
     answer: F,
     pub(super) calls: Vec<Call>,
@@ -55,7 +55,7 @@ impl<F: FnMut(usize, &Call) -> Result<(), PublishError> + Send> Sink for Scripte
     }
 }
 
-/// An event of a row.
+/// Makes an event with this row id and topic.
 pub(super) fn event(id: i64, topic: &str) -> Event {
     Event {
         id,

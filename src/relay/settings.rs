@@ -10,17 +10,17 @@ use crate::log::read::Limit;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// The name under which the position is kept.
+    /// The name under which the position is stored.
     pub name: String,
-    /// Where health and metrics are served.
+    /// The address that serves health and metrics.
     pub listen: String,
-    /// How often to look without being told, in milliseconds.
+    /// The wait between two looks for events without a notification, in milliseconds.
     pub poll_interval_ms: u64,
-    /// Events of one step at most.
+    /// The most events of one step.
     pub batch_size: u32,
-    /// Events of one call to the sink at most.
+    /// The most events of one call to the sink.
     pub chunk_size: usize,
-    /// Bytes of payload of one step at most.
+    /// The most bytes of payload of one step.
     pub batch_bytes: u64,
     /// What to do with an event that the sink refuses for a reason of its own.
     pub on_poison: OnPoison,
@@ -30,11 +30,11 @@ pub struct Settings {
     pub backoff_max_ms: u64,
     /// How long a leader may be silent before Postgres ends its session and a standby takes over, in seconds.
     pub takeover_seconds: u64,
-    /// How often a standby asks whether it may lead, in milliseconds.
+    /// The wait between two attempts of a standby to take the lead, in milliseconds.
     pub standby_interval_ms: u64,
-    /// How often the idle leader compares Redis with its position, in milliseconds.
+    /// How often an idle leader compares Redis with its position, in milliseconds.
     pub reconcile_interval_ms: u64,
-    /// How long the oldest event may wait before the relay counts as not ready, in seconds.
+    /// The age of the oldest pending event above which the relay is not ready, in seconds.
     pub ready_max_pending_seconds: u64,
 }
 
@@ -42,31 +42,32 @@ pub struct Settings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnPoison {
-    /// Set it aside with all later events of its topic, in order.
+    /// Park it with all later events of its topic, in order.
     Park,
-    /// Deliver nothing until it is solved.
+    /// Deliver nothing until a person has solved the cause.
     Halt,
 }
 
-/// The longest name of a relay, in characters. The schema (`name_fits`) refuses what is not allowed here.
+/// The longest name of a relay, in characters. The schema's check `name_fits` has the same limit.
 const NAME_LENGTH_MAX: usize = 60;
 
 /// Why a relay cannot run with its settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
-    /// The name is none.
+    /// The name is empty, too long, or holds a character that is not allowed.
     #[error("relay.name has to be 1 to {NAME_LENGTH_MAX} characters of A-Z a-z 0-9 . _ -")]
     Name,
-    /// The waits contradict each other.
+    /// The shortest wait is longer than the longest one.
     #[error("relay.backoff_min_ms ({0}) is more than relay.backoff_max_ms ({1})")]
     Backoff(u64, u64),
 }
 
 impl Settings {
-    /// Whether a relay can run with them.
+    /// Checks that a relay can run with these settings.
     ///
     /// # Errors
-    /// [`SettingsError`].
+    /// Returns [`SettingsError::Name`] if the name breaks the rules, and [`SettingsError::Backoff`] if the
+    /// shortest wait is longer than the longest one.
     pub fn check(&self) -> Result<(), SettingsError> {
         let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if !(1..=NAME_LENGTH_MAX).contains(&self.name.len()) || !self.name.chars().all(is_allowed) {
@@ -86,12 +87,12 @@ impl Settings {
         Duration::from_millis(self.poll_interval_ms.max(1)).min(self.keepalive())
     }
 
-    /// How long the leader's session may be silent.
+    /// How long the leader's session may be silent before the server ends it.
     pub(super) fn takeover(&self) -> Duration {
         Duration::from_secs(self.takeover_seconds.max(1))
     }
 
-    /// How often it lets the server hear something: twice within that time, should one sign come late.
+    /// The time between two signs of life: a third of the takeover time, so that one of them may come late.
     pub(super) fn keepalive(&self) -> Duration {
         self.takeover() / 3
     }

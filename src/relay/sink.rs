@@ -1,4 +1,4 @@
-//! What the relay needs of the place it publishes to.
+//! The interface of the place that a relay publishes to.
 
 use std::future::Future;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::event::{Event, EventId, LogId, StreamId, Topic};
 /// An event and the number under which it is delivered.
 #[derive(Debug, Clone, Copy)]
 pub struct Delivery<'a> {
-    /// The place in the order of delivery; the same at every repeat.
+    /// The event's place in the order of delivery, the same at every repeat.
     pub id: StreamId,
     /// The event.
     pub event: &'a Event,
@@ -18,18 +18,19 @@ pub struct Delivery<'a> {
 /// Why a batch is published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PublishMode {
-    /// The position has come to it.
+    /// The events' turn has come.
     Normal,
-    /// It was set aside and an operator has released it: it keeps its number, and the release uses up a new one.
+    /// An operator has released parked events. They keep their numbers, and the release uses up a new one.
     Release,
-    /// The sink has forgotten it. Plain subscribers have received it already, and do not receive it again.
+    /// The sink has forgotten the events. Plain subscribers have received them, and do not receive them
+    /// again.
     Restore,
     /// The sink has forgotten a release.
     RestoreRelease,
 }
 
 impl PublishMode {
-    /// Whether the events keep earlier numbers than the batch uses up.
+    /// Whether the events keep numbers of their own, below those that the batch uses up.
     pub fn is_release(self) -> bool {
         matches!(self, Self::Release | Self::RestoreRelease)
     }
@@ -40,26 +41,28 @@ impl PublishMode {
     }
 }
 
-/// Events to publish, and the numbers that they use up. The numbers are of one epoch, and so are the events' own, which differ
-/// from these in a release only: the sink refuses a batch that mixes epochs.
+/// Events to publish, and the numbers that they use up. The numbers are of one epoch. The events' own numbers
+/// are of one epoch too, and differ from the used up ones only in a release. The sink refuses a batch that
+/// mixes epochs.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
-    /// Why.
+    /// The reason to publish.
     pub mode: PublishMode,
     /// The events in order of their numbers. May be empty: the numbers are used up all the same.
     pub deliveries: &'a [Delivery<'a>],
     /// The first number. A sink that lacks numbers before it has forgotten something.
     pub first: StreamId,
-    /// The last number, at or above the last delivery's: numbers of events that are set aside are not given to others.
-    /// `None` uses up none: it is not yet written down which of them are set aside.
+    /// The last number that is used up, at or above the last delivery's. The numbers of events that are set
+    /// aside are not given to others. `None` uses up no number, because it is not yet written down which of
+    /// the events are set aside.
     pub through: Option<StreamId>,
-    /// The highest number that the sink has forgotten and that cannot be given again. From then on the sink shows readers
-    /// of each topic that an event may be missing before its next one.
+    /// The highest number that the sink has forgotten and that cannot be restored. The sink then shows the
+    /// readers of each topic that an event may be missing before its next one.
     pub lost: Option<StreamId>,
 }
 
 impl Batch<'_> {
-    /// Whether no epochs are mixed.
+    /// Whether the batch holds to these rules on epochs.
     pub fn has_one_epoch(&self) -> bool {
         let epoch = self.first.epoch;
         let own = if self.mode.is_release() { self.epoch_of_events() } else { epoch };
@@ -73,54 +76,56 @@ impl Batch<'_> {
     }
 }
 
-/// How far a sink has come.
+/// The place that a sink has reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reached {
     /// The highest number that has been used up.
     pub id: StreamId,
-    /// The event that has it; `None` if that was not published, or is not known.
+    /// The event with that number. `None` if the number was used up without an event, or if that is not
+    /// known.
     pub event: Option<EventId>,
 }
 
-/// Why a batch was not, or not wholly, published: by what the relay should do.
+/// Why a batch was not published, or only in part. There is one variant for each remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// The sink or the way to it failed, and nothing is wrong with the events: the same batch again, after a wait.
-    /// How much of the batch has arrived may be unknown.
+    /// The sink or the connection failed, and the events are not at fault. Publish the same batch again after
+    /// a wait. It may be unknown how much of the batch has arrived.
     #[error("{reason}")]
     Retry {
-        /// Its kind.
+        /// The class and remedy.
         failure: Failure,
-        /// In words.
+        /// The reason, in words.
         reason: String,
     },
-    /// The event at index `at` of the batch is refused for a reason of its own; all before it have arrived.
+    /// The sink refuses the event at index `at` of the batch for a reason of its own. All events before it
+    /// have arrived.
     #[error("event {at} of the batch is refused: {reason}")]
     Poison {
-        /// Its index in the batch.
+        /// The event's index in the batch.
         at: usize,
         /// The sink's words.
         reason: String,
     },
-    /// The sink lacks numbers before this batch: [`super::Step::reconcile`] first.
-    #[error("the sink has reached {reached} only and lacks what was published after it")]
+    /// The sink lacks numbers before this batch. Call [`super::Step::reconcile`] first.
+    #[error("the sink has only reached {reached} and lacks the events after it")]
     Forgot {
         /// The highest number that it knows, or "nothing".
         reached: String,
     },
-    /// The sink holds something else under these numbers, or more than the log: going on would lose or repeat events, so
-    /// a person has to look.
+    /// The sink holds another event under these numbers, or more than the log. Going on would lose or repeat
+    /// events, so a person has to decide.
     #[error("{0}")]
     Stop(String),
 }
 
 impl PublishError {
-    /// A retry after a failure.
+    /// Makes a [`PublishError::Retry`].
     pub fn retry(failure: Failure, reason: impl Into<String>) -> Self {
         Self::Retry { failure, reason: reason.into() }
     }
 
-    /// What kind of failure it is.
+    /// The class and remedy of the error.
     pub fn failure(&self) -> Failure {
         match self {
             Self::Retry { failure, .. } => *failure,
@@ -133,31 +138,35 @@ impl PublishError {
 
 /// A place that takes events in order.
 pub trait Sink: Send {
-    /// A lead over this log begins. Another relay may have published since this one did, so what the sink remembers is
-    /// dropped; and from here on the sink refuses to publish where another log has published before.
+    /// Begins a lead over this log. The sink drops its cached state, because another relay may have published
+    /// since. From then on it refuses to publish where another log has published before.
     fn begin_lead(&mut self, log: LogId);
 
-    /// Publishes a batch in its order. A repeat of what has arrived already, under the same number, changes nothing.
+    /// Publishes a batch in its order. Events that have arrived already under the same numbers change
+    /// nothing.
     ///
     /// # Errors
-    /// [`PublishError`]; the events that have arrived are always a prefix of the batch.
+    /// Returns a [`PublishError`]. The events that have arrived are always a prefix of the batch.
     fn publish(&mut self, batch: Batch<'_>) -> impl Future<Output = Result<(), PublishError>> + Send;
 
-    /// How far the sink has come; `None` if it has never taken anything, or has forgotten all of it.
+    /// Returns the place that the sink has reached; `None` if it has never taken anything, or has forgotten
+    /// everything.
     ///
     /// # Errors
-    /// [`PublishError::Retry`], [`PublishError::Stop`].
+    /// Returns [`PublishError::Retry`] if the sink cannot be asked, and [`PublishError::Stop`] if its state
+    /// is not of this log or cannot be read.
     fn reached(&mut self) -> impl Future<Output = Result<Option<Reached>, PublishError>> + Send;
 
-    /// The newest event of a topic that the sink holds; `None` if it holds none.
+    /// Returns the newest event of a topic that the sink holds; `None` if it holds none.
     ///
     /// # Errors
-    /// [`PublishError::Retry`]; [`PublishError::Poison`] if the sink refuses to say, as it would refuse an event.
+    /// Returns [`PublishError::Retry`] if the sink cannot be asked, and [`PublishError::Poison`] if it
+    /// refuses the topic, as it would refuse an event.
     fn newest_of(
         &mut self,
         topic: &Topic,
     ) -> impl Future<Output = Result<Option<Reached>, PublishError>> + Send;
 
-    /// How long the sink keeps an event: what is older need not be given again to one that has forgotten it.
+    /// How long the sink keeps an event. Older events need not be restored.
     fn keeps(&self) -> Duration;
 }

@@ -1,4 +1,4 @@
-//! What a relay is doing right now, for readiness and status. Written by the loop, read by anyone.
+//! The current state of a relay, for readiness and status. The loop writes it, anybody may read it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,28 +16,29 @@ pub enum Role {
     Leading,
 }
 
-/// What the pulse saw in Postgres.
+/// The monitor's findings in Postgres.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BacklogStatus {
-    /// How long the oldest event that waits has waited.
+    /// The age of the oldest pending event, if there is one.
     pub oldest_pending: Option<Duration>,
-    /// Events that wait, at most.
+    /// The most events that can be pending.
     pub backlog_at_most: i64,
-    /// Events that are set aside.
+    /// Events that are parked.
     pub parked_events: i64,
-    /// Topics that wait behind one.
+    /// Topics with parked events.
     pub parked_topics: i64,
     /// Whether a relay of this name leads, here or elsewhere.
     pub has_leader: bool,
     /// Who paused the relay, and why.
     pub paused: Option<String>,
-    /// Rows that the position cannot stand beside.
+    /// Rows that contradict the position.
     pub contradiction: Option<String>,
-    /// Events a second, as the leading process said last.
+    /// Events a second, by the leading process's last heartbeat.
     pub rate: f64,
     /// The newest step.
     pub step: i64,
-    /// How long the newest event that this step delivered took, if it delivered one.
+    /// From the beginning of the newest event's transaction until this step delivered it, if the step
+    /// delivered one.
     pub latency: Option<Duration>,
 }
 
@@ -46,19 +47,19 @@ pub struct BacklogStatus {
 pub struct State {
     /// Whether this process leads.
     pub role: Role,
-    /// What failed last, until something succeeds.
+    /// The newest failure, until something succeeds.
     pub error: Option<String>,
-    /// When the last step or look succeeded.
+    /// When the loop last made a turn without a failure.
     pub last_success: Option<Instant>,
-    /// What keeps old slots of the log from being emptied, if anything does.
+    /// Why old slots of the log cannot be emptied, if so.
     pub rotation_blocked: Option<String>,
-    /// Whether notifications are heard.
+    /// Whether the relay receives notifications.
     pub listening: bool,
-    /// What the last look at Postgres has shown; `None` if that failed.
+    /// The monitor's last findings; `None` if it failed.
     pub outlook: Option<BacklogStatus>,
 }
 
-/// A shared, cheap handle on the state.
+/// A handle on the state. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct StateHandle {
     state: Arc<Mutex<State>>,
@@ -80,19 +81,18 @@ impl Default for StateHandle {
 }
 
 impl StateHandle {
-    /// The state now.
+    /// Returns a copy of the state.
     pub fn get(&self) -> State {
         self.lock().clone()
     }
 
-    /// Waits until the relay has come one thing further: its loop has progressed, or the sink has answered. For one who
-    /// watches whether it is stuck.
+    /// Waits until the relay makes progress: its loop turns, or the sink answers. For a watchdog.
     pub async fn turn(&self) {
         self.progressed.notified().await;
     }
 
-    /// The relay has come one thing further. Rung by the loop at each turn and by the sink at each answer, as one turn may
-    /// hold many answers; never by a timer.
+    /// Reports progress. The loop calls it at each turn, and the sink at each answer, because one turn may
+    /// hold many answers. No timer may call it.
     pub fn progressed(&self) {
         self.progressed.notify_one();
     }

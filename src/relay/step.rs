@@ -1,14 +1,15 @@
 //! One bounded step: a batch of the log read, published and written down.
 //!
-//! What may not change here is the order of effects, as each gap between two of them is a place to die:
+//! The order of these effects must not change, because a process can die between any two of them:
 //!
-//! 1. the window is written down (`checkpoint::open`, or together with 4);
-//! 2. a batch of it is read; the next one is read ahead while
-//! 3. the batch is published under the numbers that the position gives it;
-//! 4. the position behind the batch is written down, in one transaction with the events that were set aside.
+//! 1. The window is written down (`checkpoint::open`, or together with 4).
+//! 2. A batch of it is read. The next one is read ahead during 3.
+//! 3. The batch is published under the numbers that the position gives it.
+//! 4. The position behind the batch is written down, in one transaction with the events that were set aside.
 //!
-//! Dying after 1 or 2 loses nothing: the next relay finds the window and reads the same. Dying after 3 repeats the
-//! batch under the same numbers, and the sink refuses repeats. Reading ahead has no effect, so it may overlap anything.
+//! A death after 1 or 2 loses nothing: the next relay finds the window and reads the same rows. A death after
+//! 3 repeats the batch under the same numbers, and the sink refuses repeats. Reading ahead has no effect, so
+//! it may overlap anything.
 
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ use crate::log::parked::{self, Action, Parked};
 use crate::log::read::Limit;
 use crate::log::{Position, checkpoint, delivered_before, identity, read, release, unreadable};
 
-/// What a step did.
+/// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// There was nothing to deliver, and nothing was written.
@@ -37,21 +38,21 @@ pub enum Outcome {
     Delivered {
         /// Events published.
         published: usize,
-        /// Events set aside.
+        /// Rows set aside.
         parked: usize,
     },
 }
 
-/// Why a step failed. The position is as it was.
+/// Why a step failed. The position is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
-    /// The log.
+    /// The log could not be read or written.
     #[error(transparent)]
     Outbox(#[from] log::Error),
-    /// The sink.
+    /// The sink did not take the batch.
     #[error(transparent)]
     Publish(#[from] PublishError),
-    /// Postgres did not answer in time; its connections are not to be used any more.
+    /// Postgres did not answer in time. Its connections must not be used any more.
     #[error("Postgres did not answer within {0:?}")]
     NoAnswer(Duration),
 }
@@ -62,48 +63,52 @@ impl From<sqlx::Error> for StepError {
     }
 }
 
-/// What a step is allowed.
+/// The settings of a step.
 #[derive(Debug, Clone)]
 pub struct Rules {
     /// The relay's name.
     pub relay: String,
-    /// How much of the log is read at once.
+    /// The size of one read.
     pub limit: Limit,
-    /// What happens to an event that the sink refuses for a reason of its own.
+    /// What to do with an event that the sink refuses for a reason of its own.
     pub on_poison: OnPoison,
-    /// How long Postgres may take to answer. The server has its own limit; this one is for a server that is gone.
+    /// How long Postgres may take to answer. The server has a limit of its own; this one is for a server that
+    /// is gone.
     pub timeout: Duration,
-    /// How often the leader's session lets the server hear of it while the sink is busy.
+    /// How often the leader's session sends a sign of life while the sink is busy.
     pub keepalive: Duration,
 }
 
-/// A relay's hands: its two connections, its position, and what it has read ahead.
+/// The state of a leading relay: its two connections, its position, and the batch that it has read ahead.
 #[derive(Debug)]
 pub struct Step {
     pub(super) rules: Rules,
-    /// Holds the leader's lock and writes positions: a leader that lost its lock's session can write nothing either.
+    /// Holds the leader's lock and writes positions, so a leader that has lost the lock's session cannot
+    /// write either.
     pub(super) writer: PgConnection,
     pub(super) reader: PgConnection,
     pub(super) position: Position,
     log: LogId,
     ahead: Option<read::Batch>,
     pub(super) exceptions: Exceptions,
-    /// How often in a row the sink has refused what it was handed.
+    /// How often in a row the sink has refused a batch.
     refusals: u32,
-    /// Events that a sink which forgot was given again, since somebody asked.
+    /// Events restored to the sink since the last [`Step::take_republished`].
     pub(super) republished: u64,
 }
 
-/// After so many refusals in a row, events are handed over one by one: until then the server may be at fault.
+/// From this many refusals in a row on, events are handed over one by one. Before that, the server may be at
+/// fault.
 const REFUSALS_TOGETHER: u32 = 3;
-/// Parked events that are released at once.
+/// The most parked events of one release.
 const RELEASED_AT_ONCE: u32 = 256;
 
 impl Step {
-    /// Takes two prepared connections and loads, or begins, the position of the relay.
+    /// Takes two prepared connections and loads the relay's position, or begins one.
     ///
     /// # Errors
-    /// [`StepError::Outbox`], [`StepError::NoAnswer`].
+    /// Returns [`StepError::Outbox`] if the log cannot be read or written, and [`StepError::NoAnswer`] if
+    /// Postgres does not answer in time.
     pub async fn begin(
         rules: Rules,
         mut writer: PgConnection,
@@ -135,20 +140,22 @@ impl Step {
         &self.position
     }
 
-    /// How many events a sink which forgot was given again since the last call, also by comparisons that failed in the middle.
+    /// Returns how many events were restored to the sink since the last call, also by comparisons that failed
+    /// in the middle.
     pub(super) fn take_republished(&mut self) -> u64 {
         std::mem::take(&mut self.republished)
     }
 
-    /// The session that leads, for while the relay waits.
+    /// The session that leads, for signs of life while the relay waits.
     pub(super) fn session(&mut self) -> &mut PgConnection {
         &mut self.writer
     }
 
-    /// Reads the newest position again, for after another relay has written one.
+    /// Reads the newest position again, after another relay has written one.
     ///
     /// # Errors
-    /// [`StepError::Outbox`], [`StepError::NoAnswer`].
+    /// Returns [`StepError::Outbox`] if the log cannot be read or written, and [`StepError::NoAnswer`] if
+    /// Postgres does not answer in time.
     pub async fn reload(&mut self) -> Result<(), StepError> {
         self.ahead = None;
         let Rules { relay, timeout, .. } = &self.rules;
@@ -160,8 +167,10 @@ impl Step {
     /// Does one step.
     ///
     /// # Errors
-    /// [`StepError`]. After [`PublishError::Retry`] the same step may be tried again; after
-    /// [`log::Error::Fenced`], [`Step::reload`] first; after anything else of Postgres's, begin anew.
+    /// Returns [`StepError::Publish`] if the sink does not take the batch; after [`PublishError::Retry`] the
+    /// same step may be tried again. Returns [`StepError::Outbox`] if the log fails; call [`Step::reload`]
+    /// after [`log::Error::Fenced`], and begin anew after any other of these errors. Returns
+    /// [`StepError::NoAnswer`] if Postgres does not answer in time; then begin anew as well.
     pub async fn step<S: Sink>(&mut self, sink: &mut S) -> Result<Outcome, StepError> {
         if self.position.window.is_none() {
             let opened = checkpoint::open(&mut self.writer, &self.rules.relay, &self.position);
@@ -175,7 +184,7 @@ impl Step {
         let batch = match self.ahead.take() {
             Some(batch) => batch,
             None => {
-                // A large batch takes its time, which must not cost the lead.
+                // Reading a large batch takes time, and must not cost the lead.
                 let reading = Box::pin(read_batch(&mut self.reader, &self.position, after_id, &self.rules));
                 staying_alive(&mut self.writer, self.rules.keepalive, reading).await??
             }
@@ -204,8 +213,8 @@ impl Step {
         Ok(Outcome::Delivered { published: batch.rows.len() - parked, parked })
     }
 
-    /// Lets the sink's number pass a batch of which events are written down as set aside. The others come again: the sink may
-    /// have forgotten them meanwhile.
+    /// Lets the sink's number pass a batch, some of whose events are written down as set aside. The others
+    /// are published again, because the sink may have forgotten them meanwhile.
     async fn use_up_numbers<S: Sink>(
         &mut self,
         sink: &mut S,
@@ -240,16 +249,16 @@ impl Step {
         Ok(())
     }
 
-    /// How the sink is handed the next events.
+    /// How the next events are handed to the sink.
     pub(super) fn handing(&self) -> Handing {
         handing_after(self.refusals)
     }
 
-    /// Counts what the sink refuses, so that it is handed events one by one where it goes on refusing.
+    /// Counts the sink's refusals, so that events are handed over one by one if it keeps refusing.
     pub(super) fn counting<T>(&mut self, published: Result<T, PublishError>) -> Result<T, PublishError> {
         match &published {
             Ok(_) => self.refusals = 0,
-            // It is about one event; Redis does not say about which one.
+            // The refusal is about one event, and Redis does not say about which one.
             Err(PublishError::Retry { failure, .. }) if failure.remedy == Remedy::SetAside => {
                 self.refusals = REFUSALS_TOGETHER;
             }
@@ -258,7 +267,7 @@ impl Step {
         published
     }
 
-    /// Sets events aside that the position is past already.
+    /// Sets events aside that the position has passed already.
     pub(super) async fn set_aside(&mut self, set_aside: &[Parked]) -> Result<(), StepError> {
         let Rules { relay, timeout, .. } = &self.rules;
         let writing = async {
@@ -272,13 +281,14 @@ impl Step {
         Ok(())
     }
 
-    /// Carries out what an operator has requested for one topic's parked events. False if nothing is requested, or while a
-    /// window is open.
+    /// Carries out an operator's request for one topic's parked events. Returns false if there is no request,
+    /// or while a window is open.
     ///
-    /// The request names rows. Later events of the topic, which only waited behind them, flow on.
+    /// The request names rows. Later events of the topic that only waited behind them flow on.
     ///
     /// # Errors
-    /// As [`Step::step`]. Events that the sink refuses again stay parked, with its words.
+    /// Fails as [`Step::step`]. Events that the sink refuses again stay parked, with its words, and are no
+    /// error.
     pub async fn apply_request<S: Sink>(&mut self, sink: &mut S) -> Result<bool, StepError> {
         if self.position.window.is_some() {
             return Ok(false);
@@ -291,7 +301,7 @@ impl Step {
             Action::Release => self.release(sink, &topic).await,
         };
         match carried_out {
-            // Only now may later events of the topic be published: everything before them has been.
+            // Later events of the topic may be published only now, after everything before them.
             Ok(()) => {
                 self.exceptions.let_go(&topic);
             }
@@ -315,7 +325,7 @@ impl Step {
         Ok(())
     }
 
-    /// Gives up those of a topic's parked events whose discard is requested, and publishes the others.
+    /// Discards the topic's parked events with a requested discard, and publishes the others.
     async fn discard<S: Sink>(&mut self, sink: &mut S, topic: &Topic) -> Result<(), StepError> {
         self.count_held_as_released(sink, topic).await?;
         let Rules { relay, timeout, .. } = &self.rules;
@@ -323,8 +333,9 @@ impl Step {
         self.release(sink, topic).await
     }
 
-    /// Events that the sink holds have been released, or were delivered before they were parked: clients have them, so they
-    /// cannot be given up, and a sink that forgets them has to be given them again.
+    /// Marks the events that the sink holds as released. They were released, or delivered before they were
+    /// parked. Clients have them, so they cannot be discarded, and a sink that forgets them must receive them
+    /// again.
     async fn count_held_as_released<S: Sink>(
         &mut self,
         sink: &mut S,
@@ -333,7 +344,7 @@ impl Step {
         let Rules { relay, timeout, .. } = self.rules.clone();
         let asking = sink.newest_of(topic);
         let newest = match staying_alive(&mut self.writer, self.rules.keepalive, asking).await? {
-            // The sink refuses whatever concerns this topic. It has taken nothing if no release has begun.
+            // The sink refuses this topic. If no release has begun, it has taken nothing.
             Err(PublishError::Poison { .. })
                 if !answered(timeout, release::has_begun(&mut self.writer, &relay, topic)).await? =>
             {
@@ -353,7 +364,8 @@ impl Step {
             let mut events =
                 answered(timeout, parked::of_topic(&mut self.writer, &relay, topic, limit)).await?;
             let Some(epoch) = events.first().map(|(id, _)| id.epoch) else { return Ok(()) };
-            // Those of a later epoch make a batch of their own: a number alone does not say which of two came first.
+            // Events of a later epoch make a batch of their own, because a number alone does not tell which
+            // of two epochs came first.
             events.retain(|(id, _)| id.epoch == epoch);
             let deliveries: Vec<Delivery<'_>> =
                 events.iter().map(|(id, event)| Delivery { id: *id, event }).collect();
@@ -385,7 +397,7 @@ impl Step {
         }
     }
 
-    /// Takes the next number for these parked events. No window is open.
+    /// Takes the next number for the release of these parked events. No window may be open.
     async fn begin_release(
         &mut self,
         topic: &Topic,
@@ -404,7 +416,7 @@ fn handing_after(refusals: u32) -> Handing {
     if refusals < REFUSALS_TOGETHER { Handing::Together } else { Handing::OneByOne }
 }
 
-/// The position behind a batch and the events set aside from it, in one transaction.
+/// Writes the position behind a batch and the events set aside from it, in one transaction.
 async fn write_position(
     writer: &mut PgConnection,
     relay: &str,
@@ -422,8 +434,8 @@ async fn write_position(
         };
     }
     let mut tx = writer.begin().await.map_err(log::Error::from)?;
-    // Leaves the window open even at its end: settling opens the next one, whose horizon must come from a transaction
-    // that had no xid before, and this one gets its own from the parked rows.
+    // The window stays open even at its end. Closing it opens the next one, whose horizon must come from a
+    // transaction that had no xid before, and this transaction gets its xid from the parked rows.
     let to = checkpoint::advance(&mut tx, relay, from, last_id, events).await?;
     parked::park(&mut tx, relay, &set_aside.parked).await?;
     for (number, row) in &set_aside.unreadable {

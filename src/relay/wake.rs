@@ -1,4 +1,5 @@
-//! Waking up: a listener that says "look now". A hint only; the loop looks anyway every poll interval.
+//! The listener: wakes the loop at each notification. A notification is only a hint, because the loop also
+//! looks at every poll interval.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,15 +9,15 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Metrics;
-use super::backoff::Backoff;
 use super::state::StateHandle;
+use crate::backoff::Backoff;
 use crate::outbox::bell::CHANNEL;
 use crate::postgres::never_idle_out;
 
-/// A session of this age was none that ends as soon as it is made.
+/// A session that lasted this long was made for good, so the backoff starts over.
 const LASTED: Duration = Duration::from_secs(10);
 
-/// Listens until `stop`, and wakes at every notification, every reconnect and every doubt.
+/// Listens until `stop`. Wakes the loop at every notification, every reconnect and every lost connection.
 pub(super) async fn listen(
     options: PgConnectOptions,
     wake: Arc<Notify>,
@@ -36,11 +37,11 @@ pub(super) async fn listen(
         state.listening(false);
         metrics.listening.set(0);
         tracing::debug!(error = %ended, "the listener ended; polling until it is back");
-        // What was notified meanwhile is lost: look.
+        // Notifications sent meanwhile are lost, so look once.
         wake.notify_one();
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(backoff.next(chance())) => {}
+            () = tokio::time::sleep(backoff.next_wait()) => {}
         }
     }
 }
@@ -56,7 +57,7 @@ async fn listen_once(
         Err(error) => error,
         Ok(mut listener) => {
             let since = Instant::now();
-            // LISTEN is in force: look once for what was committed before it was.
+            // LISTEN is in force. Look once for events that were committed before.
             state.listening(true);
             metrics.listening.set(1);
             metrics.woken("reconnect");
@@ -67,7 +68,8 @@ async fn listen_once(
                         metrics.woken("notify");
                         wake.notify_one();
                     }
-                    // The connection is lost. The next one is made here, so that it is known whether there is one.
+                    // The connection is lost. The next one is made here and not by the driver, so that its
+                    // state is known.
                     ended => {
                         if since.elapsed() >= LASTED {
                             backoff.reset();
@@ -91,9 +93,4 @@ async fn listener(options: &PgConnectOptions) -> Result<PgListener, sqlx::Error>
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.listen(CHANNEL).await?;
     Ok(listener)
-}
-
-/// A number between 0 and 1 from the system's randomness, good enough to spread waits.
-pub(super) fn chance() -> f64 {
-    f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX)
 }

@@ -20,6 +20,7 @@ use super::topic::recent::RecentLimits;
 use super::topic::shared_topic::SharedTopic;
 use super::wire::naming::Naming;
 use super::wire::start::Start;
+use crate::backoff::random_fraction;
 use crate::event::{StreamId, Topic};
 use crate::redis::continuity::Loss;
 use crate::redis::subscriber::Inbox;
@@ -198,16 +199,11 @@ impl Shared {
     /// A random time after which a client reconnects: between `times` and twice `times` the setting.
     pub(crate) fn retry_after(&self, times: u32) -> Duration {
         let base = Duration::from_millis(self.settings.retry_ms) * times;
-        base + base.mul_f64(chance())
+        base + base.mul_f64(random_fraction())
     }
 
     /// Where a client begins that names no start.
     pub(crate) fn default_start() -> Start {
         Start::Latest
     }
-}
-
-/// A number between 0 and 1 from the system's randomness, good enough to spread clients.
-fn chance() -> f64 {
-    f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX)
 }

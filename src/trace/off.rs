@@ -1,43 +1,43 @@
-//! The same as `otlp`, for builds without it: no spans.
+//! The interface of `otlp` for builds without that feature: no spans.
 
 use super::{Settings, TraceError};
 use crate::event::{EventId, Topic, TraceParent};
 
-/// No span.
+/// A span that records nothing.
 #[derive(Debug, Default)]
 pub struct Span(());
 
 impl Span {
-    /// Nowhere.
+    /// Returns `None`: there is no span.
     pub fn place(&self) -> Option<TraceParent> {
         None
     }
 
-    /// Nothing.
+    /// Does nothing.
     pub fn answered(&mut self, _status: u16) {}
 
-    /// Nothing.
+    /// Does nothing.
     pub fn failed(&mut self, _class: &'static str) {}
 }
 
-/// What nothing is sent by.
+/// No-op exporter for builds without `otlp`.
 #[derive(Debug)]
 pub struct Exporter;
 
 impl Exporter {
-    /// Nothing.
+    /// Does nothing.
     pub fn end(self) {}
 }
 
-/// Refuses where traces are asked for.
+/// Starts nothing, and refuses settings that name a collector.
 ///
 /// # Errors
-/// [`TraceError::NotBuilt`].
+/// Returns [`TraceError::NotBuilt`] if the settings name a collector, and else fails as [`super::check`].
 pub fn start(settings: &Settings, _role: &str) -> Result<Option<Exporter>, TraceError> {
     super::check(settings).map(|()| None)
 }
 
-/// Nothing.
+/// Does nothing.
 pub fn failure() -> Option<&'static str> {
     None
 }

@@ -1,4 +1,4 @@
-//! Spans by OpenTelemetry, sent as OTLP over HTTP in batches by a thread of the exporter's own.
+//! OpenTelemetry spans, sent in batches as OTLP over HTTP by a thread of the exporter.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -16,20 +16,20 @@ use opentelemetry_sdk::trace::{Sampler, SamplingDecision, SamplingResult, SdkTra
 use super::{Settings, TraceError};
 use crate::event::{EventId, Topic, TraceParent};
 
-/// How long the collector may take to answer, and the last spans to get there when the process ends.
+/// How long the collector may take to answer, and how long the last spans may take when the process ends.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Links of one span: as many as one script call has events, and some.
+/// The most links of one span, above the number of events of one script call.
 const LINKS: u32 = 1024;
 
 static TRACER: OnceLock<BoxedTracer> = OnceLock::new();
 static FAILURE: OnceLock<String> = OnceLock::new();
 
-/// A span that ends when it is dropped; or none.
+/// A span that ends when it is dropped, or none.
 #[derive(Debug, Default)]
 pub struct Span(Option<BoxedSpan>);
 
 impl Span {
-    /// Where in its trace it is, if the trace is recorded.
+    /// Returns the span's place in its trace, if the trace is recorded.
     pub fn place(&self) -> Option<TraceParent> {
         let context = self.0.as_ref()?.span_context();
         context.is_sampled().then(|| TraceParent {
@@ -39,7 +39,7 @@ impl Span {
         })
     }
 
-    /// The request was answered with this status.
+    /// Records the status that answered the request.
     pub fn answered(&mut self, status: u16) {
         let Some(span) = &mut self.0 else { return };
         span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status)));
@@ -48,7 +48,7 @@ impl Span {
         }
     }
 
-    /// What it stands for has failed, with an error of this class.
+    /// Records that the operation failed with an error of this class.
     pub fn failed(&mut self, class: &'static str) {
         let Some(span) = &mut self.0 else { return };
         span.set_attribute(KeyValue::new("error.type", class));
@@ -56,12 +56,12 @@ impl Span {
     }
 }
 
-/// What sends the spans. Ended, it sends the last ones.
+/// The exporter. [`Exporter::end`] sends the last spans.
 #[derive(Debug)]
 pub struct Exporter(SdkTracerProvider);
 
 impl Exporter {
-    /// Sends what is left, within a few seconds. Blocks: not within a runtime.
+    /// Sends the remaining spans, within a few seconds. Blocks, so it must not run within a runtime.
     pub fn end(self) {
         if let Err(error) = self.0.shutdown_with_timeout(PATIENCE) {
             tracing::warn!(%error, "the last spans may not have reached the collector");
@@ -69,10 +69,11 @@ impl Exporter {
     }
 }
 
-/// Starts the traces of a process, if the settings name a collector. Once a process, and not within a runtime.
+/// Starts tracing in this process if the settings name a collector. Call it once, and not within a runtime.
 ///
 /// # Errors
-/// [`TraceError`].
+/// Fails as [`super::check`]. Returns [`TraceError::Endpoint`] if the exporter cannot be made, and
+/// [`TraceError::Started`] on the second call.
 pub fn start(settings: &Settings, role: &str) -> Result<Option<Exporter>, TraceError> {
     let Settings { otlp_endpoint, sample_ratio, service_name } = settings;
     super::check(settings)?;
@@ -108,12 +109,12 @@ pub fn start(settings: &Settings, role: &str) -> Result<Option<Exporter>, TraceE
     Ok(Some(Exporter(provider)))
 }
 
-/// Why no spans are sent although a collector was named, if so. It does not keep a process from its work.
+/// Returns why no spans are sent although the settings name a collector. The process works without them.
 pub fn failure() -> Option<&'static str> {
     FAILURE.get().map(String::as_str)
 }
 
-/// Plain HTTP asks for no certificates: they need not be there.
+/// Plain HTTP needs no CA certificates, so they may be missing.
 fn client_for(endpoint: &str) -> reqwest::Result<reqwest::blocking::Client> {
     let builder = reqwest::blocking::Client::builder().timeout(PATIENCE);
     let is_plain = endpoint.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"));
@@ -126,12 +127,12 @@ fn without_certificates(error: &reqwest::Error) -> String {
         cause = next;
     }
     format!(
-        "there are no CA certificates to check the https of [telemetry] otlp_endpoint by ({cause}): install the package \
-         ca-certificates, or name a file of them in SSL_CERT_FILE, and start this process again"
+        "there are no CA certificates to check the https of [telemetry] otlp_endpoint by ({cause}): install \
+         the package ca-certificates, or name a file of them in SSL_CERT_FILE, and start this process again"
     )
 }
 
-/// Records what is linked to a recorded trace; asks `0` about the rest.
+/// A sampler that records spans with a link to a recorded trace, and asks the inner sampler about the others.
 #[derive(Debug, Clone)]
 struct ByLinks(Sampler);
 

@@ -1,4 +1,4 @@
-//! The application's HTTP API: parse, run the command, ring the bell, answer.
+//! The application's HTTP API: parses a request, runs the command, rings the bell, answers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::http::{Json, Path, Problem, RequestTrace, no_route, request_timeout, 
 use crate::outbox::Bell;
 use crate::postgres::Pool;
 
-/// What the API's handlers work with.
+/// The state of the API's handlers.
 #[derive(Debug, Clone, FromRef)]
 pub struct ApiState {
     /// Connections to Postgres.
@@ -38,11 +38,11 @@ pub struct ApiState {
     pub settings: Settings,
 }
 
-/// New sessions whose bodies may be larger than those of other requests, that are read at the same time.
+/// The number of requests for new sessions with large bodies that are read at the same time.
 const LARGE_ORDERS_AT_ONCE: usize = 4;
 
-/// The API. Bodies over `max_body_bytes` are refused, except for the names of as many photos as a session may have, and so
-/// is a request that takes longer than `timeout`.
+/// The API. Refuses bodies over `max_body_bytes`, except a new session's, which may name all its photos.
+/// Refuses requests that take longer than `timeout`.
 pub fn router(state: ApiState, max_body_bytes: usize, timeout: Duration) -> Router {
     let order_bytes = commands::order_bytes_max(state.settings.max_photos).max(max_body_bytes);
     let large = LargeOrders { over: max_body_bytes, places: Arc::new(Semaphore::new(LARGE_ORDERS_AT_ONCE)) };
@@ -63,15 +63,15 @@ pub fn router(state: ApiState, max_body_bytes: usize, timeout: Duration) -> Rout
         .with_state(state)
 }
 
-/// The places of requests with large bodies.
+/// Limits the number of requests with large bodies.
 #[derive(Debug, Clone)]
 struct LargeOrders {
     over: usize,
     places: Arc<Semaphore>,
 }
 
-/// The middleware: a request with a large body, or one that does not tell its size, waits until few others are in hand. Its
-/// body is not read before that.
+/// Middleware: a request with a large body, or with one of unknown size, waits for one of a few places. Its
+/// body is not read before.
 async fn a_few_at_a_time(State(large): State<LargeOrders>, mut request: Request, next: Next) -> Response {
     let size = match request.body().size_hint().exact() {
         Some(bytes) if bytes <= large.over as u64 => Size::Small,
@@ -81,22 +81,22 @@ async fn a_few_at_a_time(State(large): State<LargeOrders>, mut request: Request,
     request.extensions_mut().insert(BodySize(size));
     let _place = match size {
         Size::Small => None,
-        // It is never closed.
+        // The semaphore is never closed.
         Size::Large | Size::Unknown => large.places.acquire().await.ok(),
     };
     next.run(request).await
 }
 
-/// What a request for a new session says of its body's size.
+/// The size of the body of a request for a new session, as far as its headers tell it.
 #[derive(Debug, Clone, Copy)]
 struct BodySize(Size);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Size {
-    /// No larger than other requests' bodies may be.
+    /// At most the limit for other requests' bodies.
     Small,
     Large,
-    /// It will be known at the end.
+    /// Not known before the end of the body.
     Unknown,
 }
 
@@ -152,7 +152,7 @@ struct ShownPhoto {
     reason: Option<String>,
 }
 
-/// What a photo and its session are after a command.
+/// A photo and its session after a command.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct SettledPhoto {
@@ -181,12 +181,10 @@ impl Failure {
     }
 }
 
-/// Whose uploads a request is about: this application's users have UUIDs.
+/// The id of the user, which must be a UUID in this application.
 fn uploader(user: &User) -> Result<Uuid, Problem> {
     user.id.as_uuid().ok_or_else(|| {
-        Problem::forbidden(
-            "uploads are for users whose id is a UUID: the token's claim 'sub' is valid, but is none",
-        )
+        Problem::forbidden("uploads need a user whose id is a UUID: the token's claim 'sub' is not a UUID")
     })
 }
 
@@ -198,8 +196,8 @@ async fn create(
 ) -> Result<Response, Error> {
     let uploader = uploader(&user)?;
     if size == Size::Large && !order.names_photos() {
-        let told = "a body this large may only name photos: send totalPhotos without anything else";
-        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, told).into());
+        let detail = "a body this large may only name photos: send totalPhotos alone, in a small body";
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail).into());
     }
     let mut connection = state.pool.acquire().await?;
     let (session, photo_ids) =
@@ -258,7 +256,7 @@ async fn settle(
     let (session, is_new) =
         commands::settle(&mut connection, uploader, session_id, photo_id, settled, trace).await?;
     if is_new {
-        // After the commit, never inside the transaction: see outbox::bell.
+        // After the commit, never inside the transaction: see `outbox::bell`.
         state.bell.ring();
     }
     let photo_status = match settled {

@@ -1,4 +1,4 @@
-//! Why a request of the application fails, and the answer that it gets.
+//! Errors of the application's requests, and the answers that clients receive.
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -9,30 +9,30 @@ use crate::http::Problem;
 use crate::outbox::AppendError;
 use crate::postgres;
 
-/// Why a request fails.
+/// A request fails.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     /// The client's request is wrong; the answer says how.
     #[error("the request was refused")]
     Refused(Problem),
-    /// The photo is in a state that does not allow it.
+    /// The photo's state does not allow the command.
     #[error(transparent)]
     Conflict(#[from] Conflict),
-    /// Postgres.
+    /// Postgres failed.
     #[error("Postgres: {}", postgres::error_text(.0))]
     Database(#[from] sqlx::Error),
-    /// The outbox.
+    /// Appending to the outbox failed.
     #[error("the outbox: {0}")]
     Append(#[from] AppendError),
-    /// A message that cannot be an event: a mistake of this program's.
+    /// A message cannot be an event. This is a defect of this program.
     #[error("a message of this application is not an event: {0}")]
     Event(#[from] EventError),
-    /// A row that this program cannot have written.
+    /// A row has a status that this version cannot have written.
     #[error("photo {photo} has the status '{status}', which this version does not know")]
     Status {
         /// The photo.
         photo: uuid::Uuid,
-        /// What the row holds.
+        /// The status in the row.
         status: String,
     },
 }
@@ -52,17 +52,21 @@ impl IntoResponse for Error {
             Self::Append(AppendError::Database(error)) => database_problem(&error),
             other => {
                 tracing::error!(error = %other, "a request failed");
-                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed; its log says why")
+                Problem::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "the server failed; see its log for the reason",
+                )
             }
         }
         .into_response()
     }
 }
 
-/// What became of the transaction may be unknown (a commit without an answer), so the answer does not say.
+/// The outcome of the transaction may be unknown (a commit without an answer), so the answer does not name
+/// one.
 fn database_problem(error: &sqlx::Error) -> Problem {
     tracing::error!(error = postgres::error_text(error), "a request failed in Postgres");
     Problem::unavailable(
-        "the database cannot be used at the moment; try again (repeating a request does no harm)",
+        "the database is not available at the moment; try again (repeating a request does no harm)",
     )
 }

@@ -1,4 +1,5 @@
-//! What clients are told: the messages' exact JSON, their topics and types. The order of the fields is part of it.
+//! The messages to clients: their exact JSON, topics and types. The order of the fields is part of the
+//! contract.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
@@ -7,9 +8,9 @@ use uuid::Uuid;
 use super::session::{Session, SessionStatus};
 use crate::event::{EventError, EventType, NewEvent, Topic};
 
-/// What topics of sessions begin with.
+/// The prefix of sessions' topics.
 pub(super) const SESSION_PREFIX: &str = "upload-session:";
-/// What topics of users begin with.
+/// The prefix of users' topics.
 pub(super) const USER_PREFIX: &str = "user-notifications:";
 
 pub(super) const PHOTO_UPLOADED: &str = "PHOTO_UPLOADED";
@@ -27,12 +28,12 @@ pub(super) fn user_topic(user: Uuid) -> Result<Topic, EventError> {
     topic_of_user(&user.to_string())
 }
 
-/// The same, of any user whose id makes a topic.
+/// The topic of notifications for a user with any id. Fails if the id cannot be a part of a topic.
 pub(super) fn topic_of_user(user: &str) -> Result<Topic, EventError> {
     Topic::new(format!("{USER_PREFIX}{user}"))
 }
 
-/// What has happened to a photo.
+/// The outcome of a photo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Settled {
     Uploaded,
@@ -89,8 +90,8 @@ fn whole_seconds<S: Serializer>(at: &DateTime<Utc>, serializer: S) -> Result<S::
     serializer.serialize_str(&at.to_rfc3339_opts(SecondsFormat::Secs, true))
 }
 
-/// The events of a photo that was settled: its own, and those of a session that is completed by it. `session` is as it
-/// stands after the photo.
+/// The events of a photo that was settled: its own, and those of the session if the photo completes it.
+/// `session` is the state after the photo.
 pub(super) fn events_of(
     session: &Session,
     photo_id: Uuid,

@@ -1,7 +1,7 @@
 //! The bundled application and first user of the outbox: photo uploads that report their progress live.
 //!
-//! Each command is load, decide, save, append, commit: the decision is a pure function of `session`, and state change
-//! and events are one transaction. Everything below it in the tree knows nothing of uploads.
+//! Each command is load, decide, save, append, commit. The decision is a pure function of `session`. The
+//! change of state and its events are one transaction. No other part of the library may know uploads.
 
 mod api;
 mod commands;

@@ -1,5 +1,5 @@
-//! Whose a session is: remembered, so that a stream can be opened again while Postgres is away, and so that ten thousand
-//! browsers that come back at once ask it once for each session.
+//! The owners of sessions, cached. So a stream can be opened again while Postgres is away, and ten thousand
+//! browsers that reconnect at once cause one query for each session.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,13 +14,14 @@ use super::store;
 use crate::http::Problem;
 use crate::postgres::Pool;
 
-/// How long an owner is believed without asking. Owners never change; sessions can be deleted.
+/// How long a cached owner is used without asking Postgres. Owners never change, but sessions can be deleted.
 const BELIEVED: Duration = Duration::from_secs(60);
-/// Sessions that are remembered, twice; when there are more, those that were not asked for lately are forgotten.
+/// The number of sessions in each of two generations of the cache. When the newer one is full, the older one
+/// is dropped.
 const REMEMBERED: usize = 50_000;
-/// How long a client waits for Postgres's answer.
+/// The longest time that a client waits for Postgres.
 const WAIT: Duration = Duration::from_secs(4);
-/// How long it waits where the owner is known, and only too old to be believed at once.
+/// The longest time that a client waits if the owner is cached but too old to be used at once.
 const WAIT_IF_KNOWN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +30,7 @@ struct Owner {
     asked: Instant,
 }
 
-/// Owners of sessions, two generations of them: the older one is dropped when the newer is full.
+/// Owners of sessions in two generations. The older one is dropped when the newer one is full.
 #[derive(Debug, Default)]
 struct Known {
     young: HashMap<Uuid, Owner>,
@@ -54,17 +55,17 @@ impl Known {
     }
 }
 
-/// Postgres's answer; an error has been logged where it happened, once for all who wait.
+/// The answer of Postgres. An error has been logged once, for all clients that wait.
 type Answer = Result<Option<Uuid>, Unanswered>;
 
-/// Why Postgres did not tell.
+/// The reason why there is no answer.
 #[derive(Debug, Clone, Copy)]
 enum Unanswered {
-    /// It is away, or failed.
+    /// Postgres is away, or the query failed.
     Away,
-    /// There is no such table: this database has no upload sessions at all.
+    /// The table does not exist: this database has no upload sessions.
     NoSchema,
-    /// This process's user may not read it.
+    /// The database user of this process may not read the table.
     NotAllowed,
 }
 
@@ -79,17 +80,18 @@ impl Unanswered {
         }
     }
 
-    /// What its client is told. That there are no uploads here is for good; a missing right is mended while it comes back.
+    /// The refusal that the client receives. A missing schema is final (404). A missing right can be granted
+    /// while the client retries (503).
     fn problem(self) -> Problem {
         match self {
             Self::Away => Problem::unavailable(
-                "whose session this is cannot be looked up: the database does not answer; try again",
+                "the owner of this session cannot be looked up: the database does not answer; try again",
             ),
             Self::NoSchema => Problem::not_found(
                 "there are no upload sessions here: this database has no schema 'uploads' (aftercommit migrate --uploads)",
             ),
             Self::NotAllowed => Problem::unavailable(
-                "whose session this is cannot be looked up: this server may not read uploads.session (aftercommit grants)",
+                "the owner of this session cannot be looked up: this server may not read uploads.session (aftercommit grants)",
             ),
         }
     }
@@ -100,11 +102,11 @@ type Question = Shared<BoxFuture<'static, Answer>>;
 #[derive(Debug, Default)]
 struct Memory {
     known: Known,
-    /// Questions that clients wait for. Nobody holds one but those clients, so there are no more than connections.
+    /// Queries in flight. Only the clients that wait hold them, so there are no more than connections.
     asked: HashMap<Uuid, WeakShared<BoxFuture<'static, Answer>>>,
 }
 
-/// Looks up whose a session is.
+/// Looks up the owners of sessions.
 #[derive(Debug)]
 pub(super) struct Owners {
     pool: Pool,
@@ -116,11 +118,12 @@ impl Owners {
         Self { pool, memory: Arc::default() }
     }
 
-    /// The owner of a session, or `None` if there is no such session. That there is none is not remembered: it may be
-    /// created the moment after.
+    /// The owner of a session, or `None` if there is no such session. A missing session is not cached,
+    /// because it may be created a moment later.
     ///
     /// # Errors
-    /// 503 where Postgres does not answer in time and the session is not known.
+    /// 503 if Postgres does not answer in time or its rights are missing, and the session is not cached. 404
+    /// if the database has no upload sessions.
     pub(super) async fn of(&self, session: Uuid) -> Result<Option<Uuid>, Error> {
         let known = locked(&self.memory).known.get(session);
         if let Some(owner) = known.filter(|owner| owner.asked.elapsed() < BELIEVED) {
@@ -130,7 +133,7 @@ impl Owners {
         match (tokio::time::timeout(wait, self.question(session)).await, known) {
             (Ok(Ok(found)), _) => Ok(found),
             (_, Some(owner)) => {
-                tracing::debug!("Postgres does not tell whose a session is; going by what was known");
+                tracing::debug!("Postgres does not tell the owner of a session; using the cached one");
                 Ok(Some(owner.user))
             }
             (Ok(Err(why)), None) => Err(why.problem().into()),
@@ -138,7 +141,7 @@ impl Owners {
         }
     }
 
-    /// The question that others have asked already, or a new one.
+    /// The query that other clients wait for already, or a new one.
     fn question(&self, session: Uuid) -> Question {
         let mut memory = locked(&self.memory);
         if let Some(asked) = memory.asked.get(&session).and_then(WeakShared::upgrade) {
@@ -153,7 +156,7 @@ impl Owners {
     }
 }
 
-/// Asks Postgres, and remembers its answer for all.
+/// Queries Postgres, and caches the answer.
 async fn ask(pool: Pool, asking: Asking) -> Answer {
     let session = asking.session;
     let answer = async {
@@ -170,13 +173,13 @@ async fn ask(pool: Pool, asking: Asking) -> Answer {
             Ok(found)
         }
         Err(error) => {
-            tracing::warn!(%error, "cannot ask Postgres whose a session is");
+            tracing::warn!(%error, "cannot look up the owner of a session in Postgres");
             Err(Unanswered::of(&error))
         }
     }
 }
 
-/// Takes a question off the list when it has been answered, and when all who waited have left.
+/// Removes a query when it has been answered, or when all clients that waited have left.
 #[derive(Debug)]
 struct Asking {
     session: Uuid,
@@ -185,7 +188,8 @@ struct Asking {
 
 impl Drop for Asking {
     fn drop(&mut self) {
-        // It may be that of a client who came while this one ended: then that one is asked once more, which is no harm.
+        // This may remove the query of a client that arrived while this one ended. Then the next client
+        // starts another query, which does no harm.
         locked(&self.memory).asked.remove(&self.session);
     }
 }
@@ -198,7 +202,7 @@ fn locked(memory: &Mutex<Memory>) -> MutexGuard<'_, Memory> {
 mod tests {
     use super::*;
 
-    /// Nobody listens there.
+    /// No server listens there.
     fn no_postgres() -> Pool {
         let settings = crate::postgres::Settings {
             url: "postgres://nobody@127.0.0.1:1/nothing".to_owned().into(),

@@ -1,4 +1,5 @@
-//! The rules of an upload session: what may happen to it, and what has happened then. Pure; no I/O and no clock.
+//! The rules of an upload session: which changes are allowed, and the state after them. Pure: no I/O and no
+//! clock.
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -8,7 +9,7 @@ pub(super) const REASON_LEN_MAX: usize = 500;
 /// The longest file name, in characters.
 pub(super) const FILE_NAME_LEN_MAX: usize = 255;
 
-/// A session's counts. The rows of its photos are the truth; these are kept with them under one lock.
+/// A session's counts. They are derived from the rows of its photos and stored with them under one lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Session {
     pub(super) id: Uuid,
@@ -18,7 +19,7 @@ pub(super) struct Session {
     pub(super) failed: u32,
 }
 
-/// What has become of a photo.
+/// The status of a photo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(super) enum PhotoStatus {
@@ -28,7 +29,7 @@ pub(super) enum PhotoStatus {
 }
 
 impl PhotoStatus {
-    /// The word that the database keeps.
+    /// The word that the database stores.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "PENDING",
@@ -42,7 +43,7 @@ impl PhotoStatus {
     }
 }
 
-/// What has become of a session.
+/// The status of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(super) enum SessionStatus {
@@ -50,16 +51,16 @@ pub(super) enum SessionStatus {
     Completed,
 }
 
-/// What a command decided.
+/// The decision of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// It was done before: nothing changes and nobody is told.
+    /// The photo has this status already: nothing changes, and no event is sent.
     Nothing,
-    /// The photo is settled, and this is what the session is then.
+    /// The photo is settled. Holds the session after that.
     Settled(Session),
 }
 
-/// Why a command is refused.
+/// A command is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Conflict {
     #[error("the photo has failed, and a failed photo cannot be completed")]
@@ -77,15 +78,15 @@ impl Session {
         }
     }
 
-    /// How much is uploaded, in percent, to one decimal. 100.0 is told only when all is uploaded, and not from where it
-    /// would be rounded to that.
+    /// The uploaded photos in percent, to one decimal. It is 100.0 only when all are uploaded: rounding never
+    /// reaches it earlier.
     pub(super) fn progress_percent(&self) -> f64 {
         const ALMOST: f64 = 99.9;
         let rounded = (f64::from(self.uploaded) * 1000.0 / f64::from(self.total.max(1))).round() / 10.0;
         if self.uploaded < self.total { rounded.min(ALMOST) } else { rounded }
     }
 
-    /// A photo that stands at `photo` is reported as uploaded.
+    /// Reports a photo as uploaded. `photo` is its status before.
     pub(super) fn complete(self, photo: PhotoStatus) -> Result<Decision, Conflict> {
         match photo {
             PhotoStatus::Pending => Ok(Decision::Settled(Self { uploaded: self.uploaded + 1, ..self })),
@@ -94,7 +95,7 @@ impl Session {
         }
     }
 
-    /// A photo that stands at `photo` is reported as failed.
+    /// Reports a photo as failed. `photo` is its status before.
     pub(super) fn fail(self, photo: PhotoStatus) -> Result<Decision, Conflict> {
         match photo {
             PhotoStatus::Pending => Ok(Decision::Settled(Self { failed: self.failed + 1, ..self })),

@@ -6,6 +6,6 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Photos that one session may have.
+    /// The largest number of photos in a session.
     pub max_photos: u32,
 }

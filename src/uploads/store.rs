@@ -1,4 +1,4 @@
-//! The application's rows: every statement on the schema `uploads`.
+//! The application's rows. All statements on the schema `uploads` are here.
 
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
@@ -43,7 +43,8 @@ pub(super) async fn insert_session(
     Ok(())
 }
 
-/// Loads a session and holds its row: all that changes a session, and all that appends to its topic, follow each other.
+/// Loads a session and locks its row. The lock serializes all changes of the session and all appends to its
+/// topic.
 pub(super) async fn lock_session(connection: &mut PgConnection, id: Uuid) -> Result<Option<Session>, Error> {
     let row = sqlx::query(
         "select id, user_id, total_count, uploaded_count, failed_count from uploads.session where id = $1 for update",
@@ -54,7 +55,7 @@ pub(super) async fn lock_session(connection: &mut PgConnection, id: Uuid) -> Res
     row.map(|row| session_of(&row)).transpose()
 }
 
-/// Loads a session as it is.
+/// Loads a session without a lock.
 pub(super) async fn session(connection: &mut PgConnection, id: Uuid) -> Result<Option<Session>, Error> {
     let row = sqlx::query(
         "select id, user_id, total_count, uploaded_count, failed_count from uploads.session where id = $1",
@@ -65,7 +66,7 @@ pub(super) async fn session(connection: &mut PgConnection, id: Uuid) -> Result<O
     row.map(|row| session_of(&row)).transpose()
 }
 
-/// Where a photo stands. The session's row is locked.
+/// The status of a photo. The caller holds the lock of its session.
 pub(super) async fn photo_status(
     connection: &mut PgConnection,
     session: Uuid,
@@ -80,7 +81,7 @@ pub(super) async fn photo_status(
     status.map(|status| status_of(photo, status)).transpose()
 }
 
-/// Saves what has happened to a photo and to its session.
+/// Saves the outcome of a photo, and the session after it.
 pub(super) async fn save(
     connection: &mut PgConnection,
     session: &Session,
@@ -114,7 +115,8 @@ pub(super) async fn save(
     Ok(())
 }
 
-/// A session as it is, with its photos in their order: in one statement, so that its counts are those of its photos.
+/// Loads a session with its photos in their order. One statement does it, so that the counts match the
+/// photos.
 pub(super) async fn session_with_photos(
     connection: &mut PgConnection,
     id: Uuid,

@@ -1,4 +1,4 @@
-//! The application's streams: who may open which, and how their events are named. Served by the SSE process.
+//! The application's streams: who may open them, and how their events are named. The SSE process serves them.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::http::{Connection, Path, Problem, Query, no_route};
 use crate::postgres::Pool;
 use crate::sse::{self, Hub, Naming, StreamGrant, StreamQuery, Topics};
 
-/// What the streams' handlers work with.
+/// The state of the streams' handlers.
 #[derive(Debug, Clone, FromRef)]
 pub struct StreamsState {
     hub: Hub,
@@ -27,18 +27,18 @@ pub struct StreamsState {
 }
 
 impl StreamsState {
-    /// Streams of `hub`; `pool` is asked whose a session is.
+    /// Streams of `hub`. The owners of sessions are read through `pool`.
     pub fn new(hub: Hub, verifier: Arc<Verifier>, pool: Pool) -> Self {
         Self { hub, verifier, owners: Arc::new(Owners::new(pool)) }
     }
 }
 
-/// How events are named: on a user's stream all are notifications, on a session's each is named by its type.
+/// Names all events of a user's stream `notification`, and each event of a session's stream by its type.
 pub fn naming(topic: &str) -> Naming {
     if topic.starts_with(USER_PREFIX) { Naming::Fixed("notification") } else { Naming::OfType }
 }
 
-/// The streams.
+/// Routes of the streams and of `/api/realtime/info`.
 pub fn router(state: StreamsState) -> Router {
     Router::new()
         .route("/api/upload/sessions/{session_id}/stream", get(session_stream))
@@ -84,10 +84,10 @@ async fn notification_stream(
     Ok(sse::open(&state.hub, grant, &headers, &query, connection).await)
 }
 
-/// The refusal of a user whose id makes no topic.
+/// The refusal if the user's id cannot be a part of a topic.
 fn no_channel() -> Problem {
     Problem::forbidden(
-        "the token's claim 'sub' names no notification channel: the channel is user-notifications:{sub}, and a topic has up to 200 characters of A-Z a-z 0-9 : . _ -; listen to another topic at /streams",
+        "this user has no notification channel: its name is 'user-notifications:' followed by the token's claim 'sub', and a topic has up to 200 characters of A-Z a-z 0-9 : . _ -; listen to another topic at /streams",
     )
 }
 
@@ -100,7 +100,7 @@ pub(super) struct Info {
     notification_stream_endpoint: &'static str,
 }
 
-/// What a client has to know to listen.
+/// The endpoints and message types that a client needs.
 pub(super) async fn info() -> axum::Json<Info> {
     axum::Json(Info {
         session_stream_endpoint: "/api/upload/sessions/{sessionId}/stream",

@@ -8,11 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never know.
-const PARTS: [(&str, &[&str], &[&str]); 19] = [
+const PARTS: [(&str, &[&str], &[&str]); 20] = [
     // What of a server's address may be told, wherever one is told.
     ("address", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("event", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     // Words for people, wherever something is told.
+    ("backoff", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("pluralize", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("printable", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("postgres", &["address"], &["redis", "axum", "hyper"]),
@@ -22,11 +23,15 @@ const PARTS: [(&str, &[&str], &[&str]); 19] = [
     // Spans are made where things happen: by the publisher, by the SSE server, and for each request.
     ("trace", &["address", "event"], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("failpoint", &[], &["sqlx", "redis", "axum", "hyper"]),
-    ("relay", &["event", "pluralize", "postgres", "outbox", "log", "failpoint"], &["redis", "axum", "hyper"]),
+    (
+        "relay",
+        &["backoff", "event", "pluralize", "postgres", "outbox", "log", "failpoint"],
+        &["redis", "axum", "hyper"],
+    ),
     ("redis", &["address", "event", "pluralize", "relay", "trace"], &["sqlx", "axum", "hyper"]),
     ("http", &["address", "event", "trace"], &["sqlx", "redis"]),
     ("auth", &["address", "failpoint", "http"], &["sqlx", "redis"]),
-    ("sse", &["event", "redis", "http", "auth", "trace"], &["sqlx"]),
+    ("sse", &["backoff", "event", "redis", "http", "auth", "trace"], &["sqlx"]),
     ("streams", &["event", "http", "auth", "sse"], &["sqlx", "redis"]),
     // Its charts show what the relay's pulse has seen, so that a sample costs no look at Postgres of its own.
     (

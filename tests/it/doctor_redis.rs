@@ -26,7 +26,7 @@ async fn a_redis_that_is_a_cluster_is_refused_in_words_also_where_the_cluster_is
         said.contains("WRONG    redis cluster: this Redis is a cluster; clusters are not supported"),
         "{said}"
     );
-    assert!(said.contains("fix: point REDIS_URL at a Redis of its own that is no cluster"), "{said}");
+    assert!(said.contains("fix: point REDIS_URL at a Redis that is not a cluster"), "{said}");
     Ok(())
 }
 

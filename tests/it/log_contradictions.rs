@@ -71,7 +71,11 @@ async fn assert_refused_and_mended(mut line: Line, admin: &mut PgConnection, wai
 /// A failure right after the lead was taken is no success: the backoff grows.
 #[tokio::test]
 async fn a_relay_that_leads_and_fails_at_once_waits_longer_each_time() {
-    let (line, mut admin) = line_of_six().await;
+    let relay = vec![("AFTERCOMMIT_RELAY_BACKOFF_MAX_MS", "2000".to_owned())];
+    let mut line = Line::with(Wiring { relay, ..Wiring::default() }).await;
+    line.append(6).await;
+    line.wait_until_whole().await;
+    let mut admin = line.system.database.connect().await;
     let begun = Instant::now();
     execute(&mut admin, "select setval('outbox.event_id_seq', 2); select outbox.append('t', 'T', '1')").await;
     let failures = "aftercommit_relay_failures_total{class=\"conflict\"}";

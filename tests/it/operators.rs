@@ -56,7 +56,7 @@ async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_ove
     commit(&system, &topic, "A", 3).await;
     wait_until_red(&relay, "paused", "paused by an operator").await;
     assert_eq!(does(&system, &["pause"]).await, format!("relay {name} is paused already\n"));
-    wait_until_red(&relay, "pending", "1 s are the limit").await;
+    wait_until_red(&relay, "pending", "the limit is 1 s").await;
     assert_eq!(relay.terminate().await, 0);
 
     let relay = system.start("relay").await;
@@ -225,7 +225,7 @@ LEADER
   waiting    nothing
   rate       0 events/s
   parked     nothing
-  rotation   nothing in its way
+  rotation   not blocked
 REDIS
 sse    DOWN: nothing answers at 127.0.0.1:1: Connection refused (os error 111)";
     assert_eq!(settled(&screen, &[(leader, "LEADER"), (redis, "REDIS"), (&name, "NAME")]), expected);
@@ -281,7 +281,7 @@ async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() -> TestR
         found.unwrap_or_else(|| panic!("{name} is not found: {after:#?}")).clone()
     };
     assert!(of("sequence cache").2.contains("cache 20"));
-    assert!(of("system identifier").2.contains("the log is of 42"));
+    assert!(of("system identifier").2.contains("the log belongs to 42"));
     assert!(of("prepared transactions").2.contains("forgotten"));
     let (_, verdict, evidence) = of("long transactions");
     assert_eq!(verdict, "warning");

@@ -78,7 +78,7 @@ async fn a_frozen_redis_turns_it_red_for_what_fails_and_for_how_long_events_wait
     let pid = line.redis.pid().ok_or("it does not run")?;
     signal(pid, "STOP").await?;
     commit(&line.system, &line.topic, "A", 2).await;
-    wait_until_red(&line.relay, "pending", "1 s are the limit").await;
+    wait_until_red(&line.relay, "pending", "the limit is 1 s").await;
     wait_until_red(&line.relay, "delivery", "Redis").await;
     signal(pid, "CONT").await?;
     wait_until_green(&line.relay).await;
@@ -145,7 +145,7 @@ async fn a_loop_that_is_stuck_turns_it_red_although_nothing_has_failed() {
     let relay = system.start("relay").await;
     wait_until_green(&relay).await;
     commit(&system, &system.redis.topic("stuck"), "A", 1).await;
-    wait_until_red(&relay, "pending", "1 s are the limit").await;
+    wait_until_red(&relay, "pending", "the limit is 1 s").await;
     wait_until_red(&relay, "delivery", "the last step succeeded").await;
 }
 

@@ -4,7 +4,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -296,14 +296,16 @@ async fn a_log_of_more_relays_than_a_move_can_tell_apart_is_refused_and_left_as_
     let moved = "update outbox.log set system_identifier = 42; select outbox.append('t', 'T', '1')";
     sqlx::raw_sql(moved).execute(&mut connection).await?;
     let epoch = Lineage { epoch: Some(2), is_copy: false };
+    let operator = Operator { who: "test".to_owned(), reason: "a move".to_owned() };
     {
-        let refused = Rebase::begin(&mut connection, "relay-1").await?.finish(epoch).await;
+        let refused =
+            Rebase::begin(&mut connection, "relay-1").await?.finish(epoch, &operator, &json!({})).await;
         assert!(matches!(refused, Err(RebaseError::TooManyRelays(9))));
     }
     let kept = checkpoint::newest(&mut connection, "relay-1").await?.ok_or("no position")?;
     assert_eq!(kept.epoch, 1);
     sqlx::raw_sql("delete from outbox.checkpoint where relay = 'relay-9'").execute(&mut connection).await?;
     let rebase = Rebase::begin(&mut connection, "relay-1").await?;
-    rebase.finish(epoch).await?.commit().await?;
+    rebase.finish(epoch, &operator, &json!({})).await?;
     Ok(())
 }

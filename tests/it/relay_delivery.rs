@@ -204,7 +204,7 @@ async fn a_pause_holds_every_event_that_is_committed_after_it_also_behind_an_ope
     append(&database, &topic, "151").await;
     assert_eq!(relay.drain().await, (0, 0));
 
-    assert!(pause::resume(&mut connection, &redis.relay_name()).await?);
+    assert!(pause::resume(&mut connection, &redis.relay_name(), &operator).await?);
     assert_eq!(relay.drain().await, (2, 0));
     assert_eq!(payloads(&history(&redis, &topic).await).last(), Some(&"151"));
     Ok(())

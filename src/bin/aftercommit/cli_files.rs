@@ -1,4 +1,5 @@
-//! `aftercommit completions|man`: what packages install beside the binary, made from the command line's own definition.
+//! `aftercommit completions|man`: files that packages install beside the binary, generated from the command
+//! line's definition.
 
 use std::path::PathBuf;
 
@@ -7,14 +8,14 @@ use clap_complete::Shell;
 
 use crate::ops::output;
 
-/// For which shell.
+/// The shell to generate completions for.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Completions {
     /// The shell.
     shell: Shell,
 }
 
-/// Where to.
+/// The directory to write man pages into.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Man {
     /// A directory that exists.
@@ -22,7 +23,7 @@ pub(crate) struct Man {
     dir: PathBuf,
 }
 
-/// Prints the completions of a shell.
+/// Prints the completions for a shell.
 pub(crate) fn completions(command: &mut clap::Command, args: &Completions) -> Result<()> {
     let mut text = Vec::new();
     clap_complete::generate(args.shell, command, "aftercommit", &mut text);
@@ -30,7 +31,7 @@ pub(crate) fn completions(command: &mut clap::Command, args: &Completions) -> Re
     Ok(())
 }
 
-/// Writes `aftercommit.1`, `aftercommit-status.1` and so on.
+/// Writes a man page for each command: `aftercommit.1`, `aftercommit-status.1` and so on.
 pub(crate) fn man(command: clap::Command, args: &Man) -> Result<()> {
     clap_mangen::generate_to(command, &args.dir)
         .with_context(|| format!("cannot write man pages into {}", args.dir.display()))

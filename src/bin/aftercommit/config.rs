@@ -1,9 +1,10 @@
 //! The configuration: defaults, then a file, then the environment, checked as a whole.
 //!
-//! - `layers`: the merged table, and what is wrong with what was merged.
-//! - `service_links`: variables that Kubernetes sets for its services, which are none of ours.
-//! - `bounds`: the numbers that can be meant.
-//! - `validate`: what each role needs of its settings. A role goes through it at its start; `config check` through all.
+//! - `layers`: merges the layers, and collects the problems of doing so.
+//! - `service_links`: variables that Kubernetes sets for its services, which are not settings.
+//! - `bounds`: the smallest and largest value of each number.
+//! - `validate`: the settings that each role needs. A role checks them when it starts; `config check` checks
+//!   them for all roles.
 
 mod bounds;
 mod layers;
@@ -21,7 +22,7 @@ use aftercommit::{auth, postgres, redis, relay, sse, trace, uploads};
 
 pub(crate) use layers::{DEFAULT_TOML, Layers};
 
-/// Everything that can be set.
+/// All settings.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
@@ -65,7 +66,7 @@ pub(crate) struct LogSettings {
     pub(crate) format: LogFormat,
 }
 
-/// How log lines look.
+/// The form of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum LogFormat {
@@ -80,12 +81,12 @@ pub(crate) struct ShutdownSettings {
     pub(crate) grace_seconds: u64,
 }
 
-/// One thing that is wrong with the configuration: a sentence that names the setting, and no secret.
+/// A problem with the configuration, as a sentence that names the setting and contains no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Problem {
-    /// What is wrong, and with which setting.
+    /// The problem and the setting.
     pub(crate) text: String,
-    /// Whether a setting that a role needs was not given, rather than given wrongly.
+    /// Whether a setting that a role needs is missing, rather than wrong.
     pub(crate) is_missing: bool,
 }
 
@@ -115,7 +116,7 @@ impl Config {
     /// Reads the defaults, `file` and the process's environment.
     ///
     /// # Errors
-    /// [`Invalid`]: each problem names the file or variable, the key, and what was expected.
+    /// [`Invalid`] with all problems. Each names the file or variable, the key, and the expected value.
     pub(crate) fn load(file: Option<&Path>) -> Result<Self, Invalid> {
         let layers = Layers::read(file, std::env::vars_os());
         match (layers.problems.is_empty(), Self::parse(layers.table)) {
@@ -124,7 +125,7 @@ impl Config {
         }
     }
 
-    /// Gives the merged table its types.
+    /// Converts the merged table into typed settings.
     pub(crate) fn parse(table: Table) -> Result<Self, Vec<Problem>> {
         let problems = bounds::check(&table);
         if !problems.is_empty() {

@@ -1,7 +1,7 @@
-//! Starting and ending: signals, and the time that is left after one.
+//! Start and end of a process: its listening sockets, signals, and the grace time after one.
 //!
-//! The first SIGTERM or SIGINT stops taking work and lets what is in hand finish within the grace time. The second one,
-//! or the end of that time, ends the process at once.
+//! The first SIGTERM or SIGINT stops new work and lets work in hand finish within the grace time. A second
+//! one, or the end of that time, ends the process at once.
 
 use std::future::Future;
 use std::io;
@@ -15,18 +15,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry;
 
-/// Lets a file that has reached the limit of its size (`ulimit -f`) be an error of the write, as a full disk is. Without a
-/// handler, the signal would end the process. Needs a runtime.
+/// Makes a file that has reached its size limit (`ulimit -f`) an error of the write, as a full disk is.
+/// Without a handler, the signal SIGXFSZ would end the process. Needs a Tokio runtime.
 pub(crate) fn survive_full_files() -> Result<()> {
     let file_size = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
-    // It stays in force when this is dropped.
+    // The handler stays in force after this is dropped.
     signal(file_size).map(drop).context("cannot handle SIGXFSZ")
 }
 
-/// How long the last line of a process may take that is ended at once.
+/// The time limit for writing the last log line of a process that ends at once.
 const LAST_LINE: Duration = Duration::from_millis(100);
 
-/// A token that the first signal cancels. The second signal ends the process with code 1.
+/// Returns a token that the first signal cancels. A second signal ends the process with code 1.
 pub(crate) fn shutdown_on_signal() -> Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
@@ -39,7 +39,7 @@ pub(crate) fn shutdown_on_signal() -> Result<CancellationToken> {
                 _ = interrupt.recv() => {}
             }
         };
-        // Obeyed first: what is said of it may wait for a reader.
+        // Obeyed before it is logged, because the log line may wait for a reader.
         any().await;
         stop.cancel();
         tracing::info!("stopping; a second signal ends at once");
@@ -51,7 +51,7 @@ pub(crate) fn shutdown_on_signal() -> Result<CancellationToken> {
     Ok(token)
 }
 
-/// Runs `work` to its end; once `shutdown` is cancelled it has `grace` left.
+/// Runs `work` to its end. Once `shutdown` is cancelled, `work` has `grace` left.
 pub(crate) async fn within_grace<T>(
     work: impl Future<Output = T>,
     shutdown: &CancellationToken,
@@ -67,18 +67,19 @@ pub(crate) async fn within_grace<T>(
         .with_context(|| format!("did not stop within {} s: ended without finishing", grace.as_secs()))
 }
 
-/// Connections that may wait to be accepted. All clients of a server that was restarted come back together, and one that
-/// finds no room waits a second, then two, then four: its kernel sends again only then. The standard library asks for 128.
+/// The number of connections that may wait to be accepted. All clients of a restarted server reconnect
+/// together. A client that finds no room sends again only after one second, then two, then four. The standard
+/// library would ask for 128.
 const BACKLOG: u32 = 4096;
 
-/// The host of an address to listen on, without brackets; its name is not looked up.
+/// Returns the host of an address to listen on, without brackets. Does not look its name up.
 ///
 /// # Errors
-/// A sentence that goes on behind the setting's name.
+/// A sentence that continues after the setting's name, if the address has no valid host and port.
 pub(crate) fn check_listen(text: &str) -> Result<&str, String> {
     let wrong = || {
         format!(
-            "is '{text}': it has to be an address and a port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::]:8080"
+            "is '{text}': it must be an address and a port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::]:8080"
         )
     };
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
@@ -92,7 +93,7 @@ pub(crate) fn check_listen(text: &str) -> Result<&str, String> {
     if is_host && is_port { Ok(bare) } else { Err(wrong()) }
 }
 
-/// Binds a listening socket.
+/// Binds a listening socket. `setting` is named in the error.
 pub(crate) async fn bind(listen: &str, setting: &str) -> Result<(TcpListener, SocketAddr)> {
     let listener = listen_on(listen).await.with_context(|| {
         format!("cannot listen on {listen}: is it taken? Set {setting} to another address")
@@ -101,12 +102,12 @@ pub(crate) async fn bind(listen: &str, setting: &str) -> Result<(TcpListener, So
     Ok((listener, address))
 }
 
-/// Listens on the first address of a name that can be had.
+/// Listens on the first address of a name that can be bound.
 async fn listen_on(name: &str) -> io::Result<TcpListener> {
     let mut failed = None;
     for address in tokio::net::lookup_host(name).await? {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // A restart finds the port free although connections of before are still being closed.
+        // So a restart can bind the port while connections of the previous process are still closing.
         socket.set_reuseaddr(true)?;
         match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
             Ok(listener) => return Ok(listener),

@@ -1,4 +1,4 @@
-//! The `aftercommit` binary: composition only. This file is the table of contents of all processes and commands.
+//! The `aftercommit` binary: composition only. This file lists all processes and commands.
 
 #[macro_use]
 mod telemetry;
@@ -23,7 +23,7 @@ use aftercommit::trace;
 
 use ops::pause::Wanted;
 
-/// The exit code of a command line that cannot be meant; the parser's own as well.
+/// The exit code for wrong usage, which the command line's parser uses too.
 const WRONG_USAGE: u8 = 2;
 
 /// A transactional outbox relay: Postgres to Redis to browsers, once, in order.
@@ -61,7 +61,7 @@ enum Command {
     /// Serve event streams to browsers.
     #[command(after_help = "Example: AFTERCOMMIT_SSE_LISTEN=127.0.0.1:9001 aftercommit sse")]
     Sse,
-    /// Run all of it in one process, with a private Postgres and Redis.
+    /// Run everything in one process, with a private Postgres and Redis.
     Dev(roles::dev::Args),
     /// Apply the database schema. Safe to run from many hosts at once.
     Migrate(migrate::Args),
@@ -70,16 +70,16 @@ enum Command {
     /// Check or show the configuration.
     #[command(subcommand, after_help = "Example: aftercommit config show --defaults")]
     Config(show_config::Command),
-    /// Show where each relay stands.
+    /// Show the state of each relay, of Redis and of the SSE server.
     Status(ops::status::Args),
-    /// Check everything that users trip over, and say how to mend it.
+    /// Check for common mistakes, and say how to fix them.
     Doctor(ops::doctor::Args),
-    /// Print the SQL that gives each role of Postgres what it needs.
+    /// Print the SQL that grants each Postgres role the rights it needs.
     Grants(ops::grants::Args),
     /// Look at events in the log.
     #[command(subcommand, after_help = "Example: aftercommit events list --state pending")]
     Events(ops::events::Command),
-    /// Deliver events once more, or parked ones at last.
+    /// Deliver events once more, or publish parked events.
     Replay(ops::replay::Args),
     /// List, release or discard parked events.
     #[command(subcommand, after_help = "Example: aftercommit parked list")]
@@ -113,7 +113,7 @@ fn main() -> ExitCode {
     code
 }
 
-/// Prints the parser's own words: a help on stdout, or what is wrong with the command line on stderr.
+/// Prints the parser's message: a help on stdout, or a mistake in the command line on stderr.
 fn help(error: &clap::Error) -> ExitCode {
     let printed = error.print();
     match u8::try_from(error.exit_code()) {
@@ -124,7 +124,7 @@ fn help(error: &clap::Error) -> ExitCode {
 }
 
 fn start(cli: Cli) -> ExitCode {
-    // Two crypto back ends in one build would panic at the first TLS handshake: name the one that is used.
+    // Two crypto back ends in one build would panic at the first TLS handshake, unless the used one is named.
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         telemetry::say_failure("a TLS provider is installed already");
         return ExitCode::FAILURE;
@@ -150,7 +150,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
     let config = config::Config::load(cli.config.as_deref())?;
     telemetry::init(&config.log, role_of(&cli.command).is_some())?;
-    // Commands that end at once make no spans, and a collector's wrong address must not keep an operator from them.
+    // Short commands make no spans, and a wrong address of the collector must not stop an operator from using
+    // them.
     let exporter = match role_of(&cli.command) {
         Some(role) => trace::start(&config.telemetry, role)?,
         None => None,
@@ -160,7 +161,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         lifecycle::survive_full_files()?;
         obey(cli.command, config).await
     });
-    // What is still running has been given its time; a thread stuck in a blocking call must not hold the exit.
+    // All roles have had their grace time. A thread stuck in a blocking call must not delay the exit.
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
     if let Some(exporter) = exporter {
         exporter.end();
@@ -168,7 +169,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     result
 }
 
-/// As what a process appears in traces, if it is one that stays.
+/// The role under which a long-running process appears in traces. `None` for short commands.
 fn role_of(command: &Command) -> Option<&'static str> {
     match command {
         Command::Api => Some("api"),
@@ -188,7 +189,7 @@ async fn obey(command: Command, config: config::Config) -> anyhow::Result<()> {
         Command::Dev(args) => roles::dev::run(config, args).await,
         Command::Migrate(args) => migrate::run(&config, args).await,
         Command::Token(args) => token::run(&config, &args),
-        // Needs no runtime: done before this.
+        // Handled above, because these need no runtime.
         Command::Config(_) | Command::Completions(_) | Command::Man(_) | Command::Grants(_) => Ok(()),
         Command::Status(args) => ops::status::run(&config, &args).await,
         Command::Doctor(args) => ops::doctor::run(&config, &args).await,

@@ -1,4 +1,4 @@
-//! `aftercommit migrate`: applies the schema of the outbox and, where it is asked for, that of the upload application.
+//! `aftercommit migrate`: applies the schema of the outbox and, if asked for, that of the upload application.
 
 use anyhow::{Context, Result};
 use sqlx::Connection;
@@ -10,7 +10,7 @@ use aftercommit::{outbox, uploads};
 
 use crate::config::Config;
 
-/// Which schemas.
+/// The schemas to apply.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 #[command(after_help = "Example: DATABASE_URL=postgres://u:p@db:5432/app aftercommit migrate
 
@@ -23,7 +23,7 @@ pub(crate) struct Args {
     pub(crate) uploads: bool,
 }
 
-/// Applies what is missing, and says what that was.
+/// Applies missing migrations, and prints their number.
 pub(crate) async fn run(config: &Config, args: Args) -> Result<()> {
     let (log, redis) = (&config.outbox, &config.redis);
     log::rotate::check(log.retention_seconds, redis.history_ttl_seconds, log.rotation_seconds)?;
@@ -40,7 +40,8 @@ pub(crate) async fn run(config: &Config, args: Args) -> Result<()> {
 }
 
 async fn apply(config: &Config, schema: &Schema) -> Result<()> {
-    // A connection of its own for each: after an error it may still hold the migration lock, and is closed with it.
+    // Each schema has a connection of its own: after an error it may still hold the migration lock, which
+    // closing it releases.
     let mut connection = config.database.connect("aftercommit migrate").await?;
     let applied = schema.apply(&mut connection).await?;
     connection.close().await?;

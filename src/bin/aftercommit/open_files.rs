@@ -1,25 +1,25 @@
-//! The limit of open files: every stream is one.
+//! The limit on open files. Every stream needs one file.
 
 use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Config;
 
-/// Files beside those of streams: Postgres, Redis, health, logs, and clients that are told to come back later.
+/// Files besides streams: Postgres, Redis, health checks, logs, and clients that are told to come back later.
 const BESIDE_STREAMS: u64 = 1_150;
 
-/// What an SSE process needs for all streams that the configuration allows.
+/// The number of files that an SSE process needs for all streams that the configuration allows.
 pub(crate) fn of_streams(config: &Config) -> u64 {
     config.sse.max_connections as u64 + BESIDE_STREAMS
 }
 
-/// What this process may be given; `None` for as many as it wants.
+/// The largest limit that this process may set; `None` if it is not limited.
 pub(crate) fn allowed() -> Option<u64> {
     getrlimit(Resource::Nofile).maximum
 }
 
-/// Raises this process's own limit as far as it needs and may. Shells and systemd start processes with 1,024, and allow more
-/// to those that ask.
+/// Raises this process's own limit as far as needed and allowed. Shells and systemd start processes with a
+/// limit of 1,024, which a process may raise.
 pub(crate) fn raise(needed: u64) -> Result<()> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= needed) {

@@ -1,4 +1,4 @@
-//! `aftercommit config check|show`: what the processes would run with.
+//! `aftercommit config check|show`: checks and shows the configuration that the processes would use.
 
 use std::path::Path;
 
@@ -11,13 +11,13 @@ use crate::config::validate::{self, Role};
 use crate::config::{Config, DEFAULT_TOML, Invalid, Layers};
 use crate::ops::output;
 
-/// Settings that are secrets as a whole.
+/// Settings whose whole value is secret.
 const SECRETS: [(&str, &str); 2] = [("jwt", "secret"), ("operator", "token")];
-/// Settings that are addresses, whatever was written there.
+/// Settings that are always treated as addresses.
 const ADDRESSES: [(&str, &str); 4] =
     [("database", "url"), ("redis", "url"), ("jwt", "jwks_url"), ("telemetry", "otlp_endpoint")];
 
-/// What to do with the configuration.
+/// The subcommands of `aftercommit config`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// Say whether the configuration is valid, for every role.
@@ -35,7 +35,7 @@ Names every problem, and exits with 1 if there is one. Connects to nothing:
     },
 }
 
-/// Runs the command. Needs no server.
+/// Runs the command. Connects to no server.
 pub(crate) fn run(command: &Command, file: Option<&Path>) -> Result<()> {
     match command {
         Command::Show { defaults: true } => output::text(DEFAULT_TOML),
@@ -53,8 +53,8 @@ pub(crate) fn run(command: &Command, file: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-/// Goes through everything that any role would refuse at its start. What was not given is only told: a machine on which one
-/// role runs has no settings of the others.
+/// Runs every check that any role makes when it starts. A missing setting is only reported, because a machine
+/// that runs one role lacks the settings of the others.
 fn check(file: Option<&Path>) -> Result<(), Invalid> {
     let Layers { table, mut problems } = Layers::read(file, std::env::vars_os());
     let mut notes = Vec::new();
@@ -63,7 +63,7 @@ fn check(file: Option<&Path>) -> Result<(), Invalid> {
         Ok(config) => {
             let (missing, wrong): (Vec<_>, Vec<_>) =
                 validate::problems(&Role::ALL, &config).into_iter().partition(|problem| problem.is_missing);
-            // What could not be read may be what seems to be missing.
+            // A setting that seems missing may be in a layer that could not be read.
             if problems.is_empty() {
                 notes.extend(missing.into_iter().map(|problem| problem.text));
             }
@@ -81,7 +81,7 @@ fn check(file: Option<&Path>) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Replaces what must not be printed: secrets, and those within addresses, wherever an address stands.
+/// Hides secrets, and the secrets within addresses, in any setting that holds an address.
 fn hide_secrets(table: &mut Table) {
     for (section, keys) in table.iter_mut() {
         for (key, value) in keys.as_table_mut().into_iter().flatten() {
@@ -104,7 +104,7 @@ fn hide(value: &mut Value, is_secret: bool, is_address: bool) {
 mod tests {
     use super::*;
 
-    /// The table as it is shown, with this text in one setting.
+    /// The table with this value in one setting, as it is shown.
     fn shown(section: &str, key: &str, text: &str) -> String {
         let mut table: Table = DEFAULT_TOML.parse().expect("defaults");
         let value = match &table[section][key] {

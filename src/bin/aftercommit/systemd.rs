@@ -1,5 +1,6 @@
-//! What systemd is told: that the process serves, how it is, that it still turns, and that it stops. One datagram each, to
-//! the socket that `NOTIFY_SOCKET` names; nothing where there is none.
+//! Notifies systemd that the process serves, how it is, that its loop still turns, and that it stops. Each
+//! notification is one datagram to the socket that `NOTIFY_SOCKET` names. Without that variable nothing is
+//! sent.
 
 use std::io;
 use std::os::unix::net::SocketAddr;
@@ -10,37 +11,37 @@ use tokio::net::UnixDatagram;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// A sign of life is due this many times within the time that systemd waits for one.
+/// The number of keepalives within systemd's watchdog time.
 const SIGNS: u32 = 4;
-/// How often the status is looked at, where no signs of life are asked for.
+/// The interval for checking the status, if no keepalives are requested.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a message waits for room: the socket takes few, and systemd may be busy.
+/// The time limit for sending a message. The socket holds few messages, and systemd may be busy.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The way to systemd. Cheap to clone.
+/// The connection to systemd. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Notifier {
     socket: Option<Arc<UnixDatagram>>,
-    /// How long systemd waits for a sign of life before it ends the process.
+    /// The watchdog time: systemd ends the process if no keepalive arrives within it.
     watchdog: Option<Duration>,
 }
 
-/// Tells systemd that the process stops, as soon as it is told to.
+/// A task that notifies systemd as soon as the process is asked to stop.
 #[derive(Debug)]
-#[must_use = "a process that has nothing in hand ends before this was told"]
+#[must_use = "without waiting, the process may end before systemd is notified"]
 pub(crate) struct Stopping(JoinHandle<()>);
 
 impl Stopping {
-    /// Waits until it has been told: the last thing that a process does.
+    /// Waits until systemd has been notified. Call it last, before the process ends.
     pub(crate) async fn wait(self) {
         if tokio::time::timeout(PATIENCE * 2, self.0).await.is_err() {
-            tracing::debug!("ended without having been told to stop");
+            tracing::debug!("ended before systemd was notified of the stop");
         }
     }
 }
 
 impl Notifier {
-    /// As `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` say. Must be called within a Tokio runtime.
+    /// Reads `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`. Must be called within a Tokio runtime.
     pub(crate) fn from_environment() -> Self {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let Some(address) = variable("NOTIFY_SOCKET") else { return Self::default() };
@@ -56,7 +57,7 @@ impl Notifier {
         Self { socket, watchdog: watchdog.map(Duration::from_micros) }
     }
 
-    /// The process serves from now on, until `shutdown`.
+    /// Notifies systemd that the process serves, and once `shutdown` is cancelled, that it stops.
     pub(crate) async fn serving(&self, shutdown: &CancellationToken) -> Stopping {
         self.send("READY=1").await;
         let (notifier, shutdown) = (self.clone(), shutdown.clone());
@@ -66,12 +67,13 @@ impl Notifier {
         }))
     }
 
-    /// Whenever `turn` has ended, gives a sign of life if one is due, and tells the status if it is another. For ever.
+    /// After each `turn`, sends a keepalive if one is due, and the status if it has changed. Never returns.
     ///
-    /// `turn` has to end with a turn of the process's own loop, so that a loop that is stuck gives no sign.
+    /// `turn` must complete with each turn of the process's own loop, so that a stuck loop sends no
+    /// keepalive.
     pub(crate) async fn watch(&self, mut turn: impl AsyncFnMut(), status: impl Fn() -> String) {
         let every = self.interval();
-        let (mut told, mut due) = (String::new(), Instant::now());
+        let (mut sent, mut due) = (String::new(), Instant::now());
         loop {
             turn().await;
             if Instant::now() < due {
@@ -82,14 +84,14 @@ impl Notifier {
                 self.send("WATCHDOG=1").await;
             }
             let status = status().replace('\n', " ");
-            if status != told {
+            if status != sent {
                 self.send(&format!("STATUS={status}")).await;
-                told = status;
+                sent = status;
             }
         }
     }
 
-    /// How often a sign of life is due.
+    /// The interval of keepalives, or of checking the status.
     pub(crate) fn interval(&self) -> Duration {
         self.watchdog.map_or(STATUS_INTERVAL, |within| within / SIGNS)
     }
@@ -98,8 +100,8 @@ impl Notifier {
         let Some(socket) = &self.socket else { return };
         match tokio::time::timeout(PATIENCE, socket.send(state.as_bytes())).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::debug!(%error, state, "systemd was not told"),
-            Err(_elapsed) => tracing::debug!(state, "systemd was not told: its socket is full"),
+            Ok(Err(error)) => tracing::debug!(%error, state, "systemd was not notified"),
+            Err(_elapsed) => tracing::debug!(state, "systemd was not notified: its socket is full"),
         }
     }
 }
@@ -107,12 +109,12 @@ impl Notifier {
 fn connect(address: &str) -> io::Result<UnixDatagram> {
     let socket = std::os::unix::net::UnixDatagram::unbound()?;
     socket.set_nonblocking(true)?;
-    // Not by Tokio's own, which knows no abstract names.
+    // Tokio's own constructor does not support abstract names.
     socket.connect_addr(&address_of(address)?)?;
     UnixDatagram::from_std(socket)
 }
 
-/// A path, or a name in the abstract namespace, which is written with an '@'.
+/// Parses a path, or a name in the abstract namespace, which begins with '@'.
 fn address_of(address: &str) -> io::Result<SocketAddr> {
     #[cfg(target_os = "linux")]
     if let Some(name) = address.strip_prefix('@') {

@@ -1,7 +1,8 @@
-//! What a process tells of itself: logs, as text or JSON lines on stderr, so that stdout holds data only; and the metrics
-//! that every process has.
+//! Logs on stderr, as text or JSON lines, so that stdout holds data only; and the metrics that every process
+//! has.
 //!
-//! Everything that is written to stderr goes through one queue (`line_queue`): no line can hold a process up or end it.
+//! Everything that is written to stderr goes through one queue (`line_queue`). So no line can block a process
+//! or end it.
 
 mod dropped;
 mod line_queue;
@@ -28,46 +29,48 @@ use crate::config::{LogFormat, LogSettings};
 pub(crate) use line_queue::LineQueue;
 pub(crate) use panics::end_the_process as end_the_process_by_panics;
 
-/// How long a short command waits for stderr to take what it says.
+/// The longest time that a short command waits for its lines to be written to stderr.
 const TO_BE_READ: Duration = Duration::from_secs(2);
 
-/// How log lines look, once that is known. Until then, and for short commands, lines are sentences.
+/// The form of log lines, set when a role has read its configuration. Before that, and in short commands,
+/// lines are sentences.
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 
-/// How urgent a line is that is not written by `tracing`.
+/// The level of a line that is not written by `tracing`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Level {
     Error,
     Warn,
 }
 
-/// The queue in front of stderr: of logs, and of all else that is said there.
+/// The queue in front of stderr, for logs and all other lines.
 pub(crate) fn stderr() -> &'static LineQueue {
     static QUEUE: OnceLock<LineQueue> = OnceLock::new();
     QUEUE.get_or_init(|| LineQueue::to(std::io::stderr(), lines_dropped))
 }
 
-/// The queue in front of stdout, for processes that stay. Short commands print by `ops::output`, which waits.
+/// The queue in front of stdout, for long-running processes. Short commands print by `ops::output`, which
+/// waits.
 pub(crate) fn stdout() -> &'static LineQueue {
     static QUEUE: OnceLock<LineQueue> = OnceLock::new();
     QUEUE.get_or_init(|| LineQueue::to(std::io::stdout(), |_| Vec::new()))
 }
 
-/// Says something on stderr, safe to show on a terminal, and waits for a moment until it is written, so that it stands before what is
-/// printed next.
+/// Writes text to stderr, made safe for terminals. Waits a moment until it is written, so that it precedes
+/// the output that follows.
 pub(crate) fn say(text: fmt::Arguments<'_>) {
     stderr().push(printable_lines(&text.to_string()).as_bytes());
     stderr().flush(TO_BE_READ);
 }
 
-/// Says one line on stderr. Never panics, as `eprintln!` does where stderr is closed or full.
+/// Writes one line to stderr. Never panics, as `eprintln!` does if stderr is closed or full.
 macro_rules! note {
     ($($text:tt)*) => {
         $crate::telemetry::say(format_args!("{}\n", format_args!($($text)*)))
     };
 }
 
-/// Says why a command failed: a sentence, or a log line where logs are for programs.
+/// Reports why a command failed: as a sentence, or as a log line if the log is JSON.
 pub(crate) fn say_failure(error: &str) {
     match FORMAT.get() {
         Some(LogFormat::Json) => stderr().push(&line(Level::Error, error)),
@@ -75,12 +78,12 @@ pub(crate) fn say_failure(error: &str) {
     }
 }
 
-/// Waits for a moment until what was said is written: the last thing that a process does.
+/// Waits a moment until all lines are written. Call it last, before the process ends.
 pub(crate) fn flush() {
     stderr().flush(TO_BE_READ);
 }
 
-/// A line in the form of the log's.
+/// Formats a line as the log does.
 fn line(level: Level, message: &str) -> Vec<u8> {
     let now = || Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
     let (long, short) = match level {
@@ -102,10 +105,10 @@ fn lines_dropped(lines: u64) -> Vec<u8> {
     line(Level::Warn, &format!("lines that stderr did not take were dropped: {lines}"))
 }
 
-/// Whether `[log]` can be used.
+/// Checks the `[log]` section.
 ///
 /// # Errors
-/// A sentence that names the setting.
+/// A sentence that names the setting, if the level is not valid.
 pub(crate) fn check(settings: &LogSettings) -> Result<()> {
     filter(settings).map(drop)
 }
@@ -115,9 +118,9 @@ fn filter(settings: &LogSettings) -> Result<EnvFilter> {
         .with_context(|| format!("log.level '{}' is not a level or a list of directives", settings.level))
 }
 
-/// Sets up logging for the process. `is_role`: it stays, and all that it says is a log line.
+/// Sets up logging for the process. `is_role` means a long-running process, whose lines are all log lines.
 pub(crate) fn init(settings: &LogSettings, is_role: bool) -> Result<()> {
-    // An event that cannot be formatted is left out: by default that would be told by a macro that panics.
+    // An event that cannot be formatted is left out. By default a macro that panics would report it.
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter(settings)?)
         .with_writer(ToStderr(settings.format))
@@ -133,13 +136,14 @@ pub(crate) fn init(settings: &LogSettings, is_role: bool) -> Result<()> {
     Ok(())
 }
 
-/// A line of the text log, safe to show on a terminal. Its colours stay: the formatter has escaped every other ESC.
+/// Makes a line of the text log safe for terminals. Keeps its colours: the formatter has escaped every other
+/// ESC.
 fn safe_line(line: &str) -> String {
     let parts: Vec<_> = line.split('\x1b').map(printable_lines).collect();
     parts.join("\x1b")
 }
 
-/// Where log lines go.
+/// Writes log lines to the queue in front of stderr.
 struct ToStderr(LogFormat);
 
 impl<'a> MakeWriter<'a> for ToStderr {
@@ -168,11 +172,11 @@ impl Write for ToQueue {
     }
 }
 
-/// A registry with what every process tells: which build it is, and what it costs the machine.
+/// A registry with the metrics of every process: its build, and its use of the machine.
 pub(crate) fn registry(role: &'static str) -> Registry {
     let mut registry = Registry::default();
     let build = Info::new([("version", env!("CARGO_PKG_VERSION")), ("role", role)]);
-    registry.register("aftercommit_build", "The version that runs, and as what", build);
+    registry.register("aftercommit_build", "The version and the role of this process", build);
     registry.register_collector(Box::new(process::Collector));
     registry.register_collector(Box::new(dropped::Collector));
     registry

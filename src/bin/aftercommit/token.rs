@@ -9,7 +9,7 @@ use aftercommit::auth::{self, UserId};
 use crate::config::Config;
 use crate::ops::output;
 
-/// What a token is made for.
+/// The claims of the token.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   aftercommit token --user 00000000-0000-4000-8000-000000000001 \\
@@ -18,15 +18,15 @@ pub(crate) struct Args {
     /// The user that the token speaks for.
     #[arg(long, value_name = "USER")]
     user: UserId,
-    /// How long it is valid, in seconds.
+    /// The token's lifetime in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     valid_for: u64,
-    /// A topic it opens, or `prefix*`. May be repeated.
+    /// Allow a topic, or `prefix*`. May be repeated.
     #[arg(long, value_name = "PATTERN")]
     subscribe: Vec<String>,
 }
 
-/// Prints a token that this configuration's servers accept.
+/// Prints a token that the servers with this configuration accept.
 pub(crate) fn run(config: &Config, args: &Args) -> Result<()> {
     let token = auth::issue_with(
         &config.jwt,

@@ -1,17 +1,17 @@
-// Asking an operator before something is changed, and asking the relay to change it.
+// Asks an operator for confirmation of a change, and sends the change to the relay.
 
 import { at, say } from "./dom.js";
 import { serverTime } from "./text.js";
 
-// How long the page waits for a change. The relay carries nothing out that it reads later: it is told until when. By itself
-// it takes half of that (LIMIT of change.rs).
+// The time that the page waits for a change. The relay receives the deadline and carries out nothing that it
+// reads later. Its own time limit is half of this (LIMIT of change.rs).
 const LIMIT_MS = 10_000;
 
-const LOOK_FIRST = "Look at what the page and the audit show before you repeat it.";
+const LOOK_FIRST = "Check the page and the audit log before you repeat it.";
 
 /**
- * Sends a change. Throws what the relay answers if it refuses; a sentence that says so if it may have been carried out all
- * the same. `signal` calls it off.
+ * Sends a change. Throws the relay's answer if it refuses the change, and a sentence that says so if the
+ * change may have been carried out all the same. `signal` cancels the request.
  */
 export async function post(path, body, { signal, limit = LIMIT_MS } = {}) {
   const controller = new AbortController();
@@ -27,7 +27,7 @@ export async function post(path, body, { signal, limit = LIMIT_MS } = {}) {
     }
     const seconds = Math.round(limit / 1000);
     throw new Error(
-      `The relay did not answer within ${seconds} s: it may have been carried out; if not, it will not be any more. ` +
+      `The relay did not answer within ${seconds} s: it may have been carried out; if not, it will not be carried out later. ` +
         LOOK_FIRST,
     );
   } finally {
@@ -57,8 +57,9 @@ async function answered(path, body, signal, before) {
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
 /**
- * Asks whether to do something, and why; then does it. `does(reason, signal)` answers with what is said when it is done.
- * While it fails, the question stays open with the complaint. "Cancel" and Escape call off what is under way, and say so.
+ * Asks for confirmation and a reason, then calls `does(reason, signal)`, which returns the text to show when
+ * it is done. If it fails, the dialog stays open with the error. "Cancel" and Escape cancel a request under
+ * way, and say so.
  */
 export function ask({ title, text, yes, isGrave = false, does }) {
   const dialog = at("ask");
@@ -105,7 +106,7 @@ export function ask({ title, text, yes, isGrave = false, does }) {
 
 let fading;
 
-/** Says for a while what was done; with `stays`, until something else is said or it is clicked on. */
+/** Shows a text for some seconds; with `stays`, until the next text or a click on it. */
 export function tell(text, { stays = false } = {}) {
   const told = at("told");
   told.hidden = false;

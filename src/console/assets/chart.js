@@ -1,23 +1,23 @@
-// A line over the last ten minutes. All charts share one axis of time, and one cursor.
+// Line charts of the last ten minutes. All charts share one time axis and one cursor.
 
 import { drawn, made, say } from "./dom.js";
 import { duration } from "./text.js";
 
 const SPAN_S = 600;
 const [WIDTH, HEIGHT] = [600, 100];
-// Samples further apart than this are not joined: nothing is known of the time between.
+// Samples further apart than this are not joined, because the time between them is unknown.
 const HOLE_S = 6;
 
 const charts = [];
 let samples = [];
 
-/** Takes the samples of the last ten minutes: [time in ms, backlog, lag, rate, latency]. */
+/** Sets the samples of the last ten minutes: [time in ms, backlog, lag, rate, latency]. */
 export function setSamples(all) {
   samples = all;
   charts.forEach((chart) => chart.draw());
 }
 
-/** Takes one more. */
+/** Adds a sample. */
 export function addSample(sample) {
   samples.push(sample);
   while (samples.length > 1 && samples[0][0] < sample[0] - SPAN_S * 1000) samples.shift();
@@ -25,8 +25,8 @@ export function addSample(sample) {
 }
 
 /**
- * A chart in `figure`: of column `column` of the samples, with numbers as `shown` writes them, on a scale that ends at
- * `least` at least. `quiet` is said while the newest sample has no number; `limit` draws a line.
+ * A chart in `figure` of the samples' column `column`. `shown` formats numbers. The scale ends at `least` or
+ * above. `quiet` is shown while the newest sample has no number. `limit` draws a line.
  */
 export class Chart {
   constructor(figure, { title, about, column, shown, least, steps, quiet }) {
@@ -60,7 +60,7 @@ export class Chart {
     charts.push(this);
   }
 
-  /** Draws what there is. */
+  /** Draws the samples. */
   draw() {
     const last = samples.at(-1);
     if (!last) return;
@@ -71,7 +71,7 @@ export class Chart {
     const y = (number) => HEIGHT - 1 - (HEIGHT - 2) * Math.min(number / top, 1);
     const lines = runs(known);
     const pointOf = (sample) => `${x(sample)} ${y(sample[this.column]).toFixed(1)}`;
-    // A sample all alone is drawn as a dot.
+    // A single sample is drawn as a dot.
     const open = (run) => `M${run.map(pointOf).join("L")}${run.length === 1 ? "h.01" : ""}`;
     const closed = (run) => `M${x(run[0])} ${HEIGHT}L${run.map(pointOf).join("L")}L${x(run.at(-1))} ${HEIGHT}Z`;
     this.line.setAttribute("d", lines.map(open).join(""));
@@ -85,7 +85,7 @@ export class Chart {
     this.plot.setAttribute("aria-label", `${this.title}: ${now} now, at most ${this.shown(most)} within ten minutes`);
   }
 
-  /** The number at the cursor, or now. */
+  /** Shows the number at the cursor, or the newest one. */
   read() {
     const last = samples.at(-1);
     const isNow = cursor === null;
@@ -97,7 +97,7 @@ export class Chart {
     say(this.end, isNow ? "now" : `${duration(Math.round(cursor))} ago`);
   }
 
-  /** The first round number that nothing passes. */
+  /** The smallest round number above all samples. */
   scale(most) {
     let top = this.least;
     while (top < most * 1.05) top = this.steps(top);
@@ -105,7 +105,7 @@ export class Chart {
   }
 }
 
-/** The step after this one of 1, 2, 5, 10, 20, 50 … */
+/** The step after `top`, out of 1, 2, 5, 10, 20, 50 … */
 export function decimal(top) {
   const digit = Math.round(top / 10 ** Math.floor(Math.log10(top) + 1e-9));
   return top * (digit === 2 ? 2.5 : 2);
@@ -113,7 +113,7 @@ export function decimal(top) {
 
 const TIMES = [10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400];
 
-/** The same for seconds, which from ten on are counted by sixties. */
+/** The step after `top` for seconds: from ten on, the steps follow minutes and hours. */
 export function time(top) {
   if (top < 5) return decimal(top);
   return TIMES.find((step) => step > top) ?? top * 2;
@@ -129,7 +129,7 @@ function runs(known) {
   return found;
 }
 
-/** The newest sample, or one a little older that has a number: deliveries come and go. */
+/** The newest sample with a number, if it is recent: some seconds have no deliveries. */
 function newest(column) {
   const last = samples.at(-1);
   return samples.findLast((sample) => sample[column] !== null && last[0] - sample[0] <= HOLE_S * 1000);

@@ -1,20 +1,25 @@
-// The stream of what there is to see. Comes back by itself, and says plainly while it is away.
+// The stream of events from the relay. It reconnects by itself, and the page says so while it is lost.
 //
-// One tab of a browser has the stream and tells the others what it hears. Over HTTP/1.1 a browser makes six connections to
-// a server: six streams would leave none for a change. The tabs agree without a lock, as locks need a secure context: a tab
-// that hears from no other opens the stream, and of two that have one the tab with the larger name closes its own.
+// One tab of a browser has the stream and passes its events to the other tabs. Over HTTP/1.1 a browser opens
+// six connections to a server, so six streams would leave none for a change. The tabs agree without a lock,
+// because locks need a secure context: a tab that hears from no other tab opens the stream. If two tabs have
+// one, the tab with the larger name closes its own.
 
 const NAMES = ["hello", "trend", "sample", "status", "lists"];
-// A sample comes each second: after this long without one the connection is dead, whatever the browser thinks.
+// A sample arrives each second. After this long without one, the connection counts as lost, whatever the
+// browser reports.
 const SILENCE_MS = 5000;
 const AGAIN_MS = 2000;
-// How long a new tab waits for one that has the stream, and how far such waits are spread.
+// How long a new tab waits for a tab that has the stream, and the range of random extra waits.
 const ANSWER_MS = 200;
 const SPREAD_MS = 300;
-// Samples that a tab which is opened later is given: ten minutes.
+// The number of samples that a new tab receives: ten minutes.
 const SAMPLES = 600;
 
-/** Follows the stream: `heard[name](data)` for each event; `linked(since)` with null while all is well, else since when not. */
+/**
+ * Follows the stream. Calls `heard[name](data)` for each event, and `linked(since)` with null while the
+ * stream is alive, otherwise with the time since which it is lost.
+ */
 export function follow(heard, linked) {
   new Tab(heard, linked).begin();
 }
@@ -45,7 +50,7 @@ class Tab {
     this.channel?.postMessage({ ...message, from: this.name });
   }
 
-  /** Opens the stream after a while, unless another tab has been heard by then. */
+  /** Opens the stream after a wait, unless another tab is heard before. */
   leadUnlessTold(after) {
     const before = this.last;
     const lead = () => {
@@ -55,7 +60,7 @@ class Tab {
     else lead();
   }
 
-  /** What another tab tells. */
+  /** Handles a message of another tab. */
   told({ kind, from, name, data, since }) {
     if (this.isGone) return;
     if (kind === "ask") {
@@ -65,13 +70,13 @@ class Tab {
     } else if (kind === "signed out") {
       location.reload();
     } else {
-      // It has a stream. Two are one too many.
+      // The other tab has a stream too. One must close.
       if (this.leads && from < this.name) this.close();
       if (!this.leads) this.take(kind, name, data, since);
     }
   }
 
-  /** What the tab that has the stream tells. */
+  /** Handles a message of the tab that has the stream. */
   take(kind, name, data, since) {
     this.last = Math.max(Date.now(), this.last + 1);
     if (kind === "lost") return this.lose(since);
@@ -97,7 +102,7 @@ class Tab {
     this.last = Date.now();
     const opened = new EventSource("/console/events");
     this.source = opened;
-    // Whoever was about to open one waits.
+    // Other tabs that are about to open a stream wait.
     this.tell({ kind: "lead" });
     for (const name of NAMES) {
       opened.addEventListener(name, (event) => {
@@ -111,7 +116,7 @@ class Tab {
     opened.onerror = () => {
       if (opened !== this.source) return;
       this.lose();
-      // Otherwise the browser tries again by itself.
+      // In any other state the browser retries by itself.
       if (opened.readyState === EventSource.CLOSED) this.again();
     };
   }
@@ -123,7 +128,7 @@ class Tab {
 
   async again() {
     const answer = await fetch("/console/session").catch(() => null);
-    // Signed out, or the relay was started anew: the page asks to sign in.
+    // The operator is signed out, or the relay was restarted: the page must ask to sign in.
     if (answer && (answer.status === 401 || answer.status === 403)) {
       this.tell({ kind: "signed out" });
       location.reload();
@@ -140,7 +145,7 @@ class Tab {
     if (Date.now() - this.last <= SILENCE_MS) return;
     if (this.leads && this.source.readyState === EventSource.CLOSED) return;
     this.lose();
-    // Without the stream: the tab that had it is gone, or asleep.
+    // No stream is alive: the tab that had it is gone or asleep.
     if (this.leads) this.open();
     else this.leadUnlessTold(spread());
   }

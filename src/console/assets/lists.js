@@ -1,13 +1,13 @@
-// What has happened: the parked topics, and what operators did.
+// The parked topics and the audit log.
 
 import { at, fill, made } from "./dom.js";
 import { ask, post } from "./ask.js";
 import { clock, count, counted } from "./text.js";
 
 const NOTHING_PARKED =
-  "Nothing is parked. An event that Redis refuses for a reason of its own would wait here, with those behind it.";
+  "Nothing is parked. An event that Redis refuses for a reason of its own would wait here, with the later ones of its topic.";
 
-/** Shows every relay's parked topics. */
+/** Shows the parked topics of all relays. */
 export function showParked(parked, own) {
   const topics = parked.flatMap(({ relay, topics }) => topics.map((topic) => ({ ...topic, relay })));
   const list = topics.length
@@ -33,7 +33,7 @@ function parkedTopic(topic, own) {
   return made("li", { "data-topic": topic.topic }, what, buttons);
 }
 
-/** Which ids they are: `1-101 to 1-102`. */
+/** A range of ids: `1-101 to 1-102`. */
 const range = ({ firstId, lastId }) => (lastId === firstId ? firstId : `${firstId} to ${lastId}`);
 
 /** A button that releases or discards a topic's parked events. */
@@ -42,13 +42,13 @@ function settle(topic, what) {
   const verb = isDiscard ? "Discard" : "Release";
   const events = counted(topic.events, "event");
   const them = topic.events === 1 ? "it" : "them";
-  // What is parked behind these after the question was asked is not part of the answer.
+  // The operator confirms only the events that the question names, not those that are parked later.
   const question = {
     title: `${verb} ${events} of ${topic.topic}?`,
     text: isDiscard
-      ? `Ids ${range(topic)}: clients will never get ${them}, and the topic flows on without. This cannot be undone.`
-      : `Ids ${range(topic)}: the relay publishes ${them} in order, and then lets the topic flow. Mend first what Redis ` +
-        `refused: otherwise the topic is parked again. It said: ${topic.reason}`,
+      ? `Ids ${range(topic)}: clients will never receive ${them}, and the topic continues without ${them}. This cannot be undone.`
+      : `Ids ${range(topic)}: the relay publishes ${them} in order, and then continues with the topic. First fix the cause: ` +
+        `otherwise the topic is parked again. Redis said: ${topic.reason}`,
     yes: `${verb} ${events}`,
     isGrave: isDiscard,
     does: async (reason, signal) => {
@@ -62,10 +62,10 @@ function settle(topic, what) {
 
 const COLUMNS = ["When", "What", "Who", "Events", "Why", "Of what"];
 
-/** Shows what operators did of late. */
+/** Shows the newest entries of the audit log. */
 export function showAudit(entries) {
   if (!entries.length) {
-    return fill(at("audit"), made("p", { class: "empty" }, "No operator has done anything yet."));
+    return fill(at("audit"), made("p", { class: "empty" }, "No operator action has been recorded yet."));
   }
   const heads = COLUMNS.map((name) => made("th", { scope: "col" }, name));
   const table = made("table", {}, made("thead", {}, made("tr", {}, ...heads)), made("tbody", {}, ...entries.map(done)));
@@ -85,7 +85,7 @@ function done(entry) {
   );
 }
 
-/** A selection in a few words: `relay main, topic order:42`. */
+/** A selection in short: `relay main, topic order:42`. */
 function chosen(value, name = "") {
   if (value === null || value === "") return "";
   if (Array.isArray(value)) {

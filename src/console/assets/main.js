@@ -1,4 +1,4 @@
-// The page: what the feed tells goes to the part that shows it.
+// The page. Passes each event of the feed to the part that shows it.
 
 import { at, say } from "./dom.js";
 import { post, tell } from "./ask.js";
@@ -12,11 +12,11 @@ import { count, duration, grow, rate, setClock } from "./text.js";
 let own = "";
 
 new Chart(at("chart-backlog"), {
-  title: "Backlog", about: "Events that wait, at most: row numbers taken since the position", column: 1,
+  title: "Backlog", about: "Pending events, at most: row numbers assigned since the position", column: 1,
   shown: count, least: 10, steps: decimal, quiet: "not known",
 });
 const lag = new Chart(at("chart-lag"), {
-  title: "Lag", about: "How long the oldest event that waits has waited", column: 2,
+  title: "Lag", about: "Age of the oldest pending event", column: 2,
   shown: (seconds) => (seconds === 0 ? "0 s" : duration(seconds)), least: 1, steps: time, quiet: "not known",
 });
 new Chart(at("chart-rate"), {
@@ -24,7 +24,7 @@ new Chart(at("chart-rate"), {
   shown: (n) => `${rate(n)}/s`, least: 10, steps: decimal, quiet: "not known",
 });
 new Chart(at("chart-latency"), {
-  title: "Latency", about: "From the beginning of an event’s transaction until it was written down as delivered", column: 4,
+  title: "Latency", about: "From the start of an event’s transaction until it was recorded as delivered", column: 4,
   shown: duration, least: 0.05, steps: time, quiet: "idle",
 });
 

@@ -1,17 +1,17 @@
-// Replay: look first, then confirm, then watch how far it is.
+// Replays: a preview, a confirmation, then the progress.
 
 import { age, at, fill, made } from "./dom.js";
 import { ask, post } from "./ask.js";
 import { clock, count, counted, duration, grow, rate as shortly } from "./text.js";
 
-// How long the page waits for the begin of a replay, which counts its events first: half of it is the relay's own limit
-// (REPLAY_LIMIT of change.rs).
+// The time that the page waits for the start of a replay, which counts its events first. The relay's own time
+// limit is half of this (REPLAY_LIMIT of change.rs).
 const REPLAY_LIMIT_MS = 120_000;
 
-// What the last look was for: only that is replayed. Null when the form has changed since.
+// The selection of the last preview. Only this is replayed. Null if the form has changed since.
 let looked = null;
 
-/** Makes the form work. */
+/** Connects the form's events. */
 export function prepare(own) {
   const form = at("replay");
   form.addEventListener("input", forget);
@@ -61,7 +61,7 @@ function row({ createdAt, topic, type, eventId }) {
   return made("tr", {}, ...cells, made("td", { class: "id" }, eventId));
 }
 
-/** The form's fields as a selection. Times are the browser's; the relay is told UTC. */
+/** The form's fields as a selection. Times are local in the form and sent as UTC. */
 function selectionOf(fields) {
   const selection = {};
   for (const name of ["topic", "type"]) {
@@ -79,14 +79,14 @@ function selectionOf(fields) {
   return selection;
 }
 
-/** How many events a second at most. */
+/** The largest number of events a second. */
 function rateOf(form) {
   const { validity, valueAsNumber, max } = form.elements.rate;
   if (!validity.valid) throw new Error(`Say how many events a second at most: 1 to ${count(max)}.`);
   return valueAsNumber;
 }
 
-/** How long it takes at that rate, as a sentence. */
+/** The duration at that rate, as a sentence. */
 const pace = (events, rate) =>
   `At most ${counted(rate, "event")} a second: ${duration(Math.max(1, Math.round(events / rate)))} or longer. `;
 
@@ -110,7 +110,7 @@ function confirm() {
   });
 }
 
-/** Shows the newest replays, also those of the command line, and how far each is. */
+/** Shows the newest replays, also those of the command line, and their progress. */
 export function showReplays(replays) {
   const list = at("replays");
   if (!replays.length) return fill(list);
@@ -118,10 +118,10 @@ export function showReplays(replays) {
   grow();
 }
 
-// Where each running replay was when this page first saw it, by its number.
+// The progress of each running replay when this page first saw it, by the replay's number.
 const first = new Map();
 
-/** How fast a running replay is and how long it takes still, once it has moved before this page's eyes. */
+/** The speed and the remaining time of a running replay, once it has progressed while this page is open. */
 function speed({ id, selected, copied, movedAt }) {
   if (!first.has(id)) first.set(id, { copied, movedAt });
   const from = first.get(id);
@@ -169,7 +169,7 @@ function takeUp({ id, selected, copied }) {
   return made("button", { "data-key": `replay ${id}`, click }, "Take up again");
 }
 
-/** Offers the relays to choose from, where there are several. */
+/** Offers a choice of relay, if there are several. */
 export function offerRelays(relays, own) {
   const select = at("replay-relay");
   const names = relays.map((relay) => relay.relay);

@@ -1,10 +1,10 @@
-// How things are: the verdict, the relays, and the servers beside them.
+// The verdict, the relays, Redis and the SSE server.
 
 import { age, at, fill, made, say } from "./dom.js";
 import { ask, post } from "./ask.js";
 import { counted, duration, grow, rate } from "./text.js";
 
-// The verdicts in words, with a sign that is known by its shape as well as by its colour.
+// The verdicts in words, each with a sign that differs by shape as well as by colour.
 const CHECK = "M5 12.5l4.5 4.5L19 7.5";
 const CROSS = "M6 6l12 12M18 6L6 18";
 const BANG = "M12 4v10M12 19v.5";
@@ -22,7 +22,7 @@ const VERDICTS = {
   unknown: ["…", DOTS],
 };
 
-/** Shows what the feed calls `status`. */
+/** Shows the feed's `status` event. */
 export function showStatus(status, own) {
   showVerdict(status, own);
   if (!status.error) {
@@ -49,7 +49,7 @@ function showVerdict(status, own) {
   if (relay) steer(button, relay);
 }
 
-/** Makes a button pause a relay, or resume it. */
+/** Makes a button pause or resume a relay. */
 function steer(button, relay) {
   const wants = relay.paused ? "resume" : "pause";
   if (button.dataset.wants === wants) return;
@@ -95,13 +95,13 @@ function showRelay(relay, isOwn) {
   if (relay.paused) row("Paused", age(relay.paused.since), ` by ${relay.paused.who}: ${relay.paused.reason}`);
   else drop(known, "Paused");
   row("Parked", parked(relay));
-  row("Rotation", leading?.rotationBlocked ? `blocked: ${leading.rotationBlocked}` : "nothing in its way");
+  row("Rotation", leading?.rotationBlocked ? `blocked: ${leading.rotationBlocked}` : "not blocked");
   const failing = relay.processes.filter((one) => one.error);
   if (failing.length) row("Error", ...failing.flatMap((one) => [`${one.process}: ${one.error}`]));
   else row("Error", ...lastError(relay));
 }
 
-/** What a relay's processes in a role have said, the newest first. */
+/** The processes of a relay in a role, by their newest heartbeat. */
 function newestOf(relay, role) {
   return relay.processes.filter((one) => one.role === role).sort((a, b) => Date.parse(b.at) - Date.parse(a.at));
 }
@@ -125,7 +125,7 @@ function lastError(relay) {
   return times.length ? ["none now; the last ", age(times.at(-1))] : ["none"];
 }
 
-/** Changes one row of a list only if its parts differ: whoever reads or selects is left alone. */
+/** Changes a row of a list only if its parts differ, so that a reader's selection stays. */
 function setRow(rows, known, name, parts) {
   const key = parts.map((part) => (typeof part === "string" ? part : part.dataset.age)).join(" ");
   let row = known.get(name);

@@ -1,4 +1,4 @@
-// Numbers and times as people read them.
+// Numbers and times for people to read.
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const one = new Intl.NumberFormat("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
@@ -9,7 +9,7 @@ export const count = (n) => whole.format(n);
 /** 1 event, 2 events */
 export const counted = (n, what) => `${count(n)} ${what}${n === 1 ? "" : "s"}`;
 
-/** Events a second: one decimal while that says something. */
+/** Events a second, with one decimal below ten. */
 export const rate = (n) => (n > 0 && n < 10 ? one.format(n) : whole.format(n));
 
 /** A duration in seconds: 12 ms, 1.4 s, 42 s, 3 min 20 s, 2 h 5 min, 3 d 4 h. */
@@ -25,10 +25,10 @@ export function duration(seconds) {
 
 const pair = (a, big, b, small) => (b ? `${a} ${big} ${b} ${small}` : `${a} ${big}`);
 
-// How far the server's clock is ahead of this one, in milliseconds: ages are the server's.
+// How far the server's clock is ahead of this one, in milliseconds. Ages are computed by the server's clock.
 let ahead = 0;
 
-/** Takes the server's time, in milliseconds. */
+/** Sets the server's time, in milliseconds. */
 export function setClock(server) {
   ahead = server - Date.now();
 }
@@ -36,13 +36,13 @@ export function setClock(server) {
 /** The server's time now, in milliseconds. */
 export const serverTime = () => Date.now() + ahead;
 
-/** How long ago something was, in the server's words. */
+/** The time since `time`, by the server's clock. */
 export function ago(time) {
   const seconds = (Date.now() + ahead - Date.parse(time)) / 1000;
   return seconds < 1.5 ? "just now" : `${duration(Math.round(seconds))} ago`;
 }
 
-/** A time of day, with the date if that is not today. */
+/** A time of day, with the date unless it is today. */
 export function clock(time) {
   const date = new Date(time);
   const isToday = date.toDateString() === new Date().toDateString();
@@ -50,7 +50,7 @@ export function clock(time) {
   return day + date.toLocaleTimeString("en-GB");
 }
 
-/** Lets every age on the page grow. */
+/** Updates every age on the page. */
 export function grow() {
   for (const element of document.querySelectorAll("[data-age]")) {
     const text = ago(element.dataset.age);

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use super::history_feed::{Fed, FeedError, HistoryFeed};
 use super::opening::Opening;
-use crate::sse::history::backoff::{Backoff, RETRY};
+use crate::backoff::Backoff;
+use crate::sse::history::repair_wait::{RepairWait, between_reads};
 use crate::sse::queue::send_queue::{Put, StreamTopic};
 use crate::sse::shared::Shared;
 use crate::sse::topic::attach::{Attached, Begin};
@@ -33,8 +34,10 @@ pub(crate) struct CatchUp {
     asked: StartAt,
     opening: Opening,
     feed: HistoryFeed,
-    /// Waits for Redis, and for the relay to repair it.
-    backoff: Backoff,
+    /// The wait after a failed read.
+    retry: Backoff,
+    /// The wait for the relay to repair Redis.
+    repair: RepairWait,
     /// The client has been told that Redis refuses the topic.
     has_told_refusal: bool,
     /// How the stream was continued, for the metrics.
@@ -49,10 +52,21 @@ impl CatchUp {
         asked: StartAt,
         opening: Opening,
     ) -> Self {
-        let backoff = Backoff::new(shared.settings.repair_wait());
+        let repair = RepairWait::new(shared.settings.repair_wait());
         let feed = HistoryFeed::new(shared.clone(), topic.clone(), stream.clone());
         let (has_told_refusal, outcome) = (false, "memory");
-        Self { shared, topic, stream, asked, opening, feed, backoff, has_told_refusal, outcome }
+        Self {
+            shared,
+            topic,
+            stream,
+            asked,
+            opening,
+            feed,
+            retry: between_reads(),
+            repair,
+            has_told_refusal,
+            outcome,
+        }
     }
 
     /// Attaches the client. Returns when it is attached, or gone.
@@ -164,13 +178,13 @@ impl CatchUp {
                     self.shared.join_anew(&topic);
                     joined.await;
                 }
-                Attached::Ahead if self.backoff.wait().await => {}
+                Attached::Ahead if self.repair.wait().await => {}
                 Attached::Ahead => return Some(ResetReason::UnknownId),
                 Attached::Behind => match self.feed(Some(cursor)).await {
                     Fed::To(here) | Fed::NothingBefore(here) => cursor = here,
                     Fed::Again => {}
                     // Redis may get back what it has forgotten.
-                    Fed::Forgotten if self.backoff.wait().await => {}
+                    Fed::Forgotten if self.repair.wait().await => {}
                     Fed::Forgotten | Fed::Unproven => return Some(ResetReason::HistoryGone),
                     Fed::Gone => return None,
                 },
@@ -192,7 +206,7 @@ impl CatchUp {
                 Put::Gone | Put::CutOff => Fed::Gone,
             },
             Ok(Fed::Again) => {
-                self.backoff.pause(RETRY).await;
+                tokio::time::sleep(self.retry.next_wait()).await;
                 Fed::Again
             }
             Ok(fed) => fed,
@@ -211,7 +225,7 @@ impl CatchUp {
             }
             FeedError::Read(error) => {
                 tracing::warn!(topic = %self.topic.topic, %error, "cannot read the history yet");
-                self.backoff.pause(RETRY).await;
+                tokio::time::sleep(self.retry.next_wait()).await;
             }
         }
     }

@@ -6,10 +6,10 @@
 //! history cannot fill is a reset. It runs once for a topic, however many clients wait for it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::backoff::{Backoff, RETRY};
 use super::read::{FIRST_READ, bytes_of_frames, next_count, read_after, read_newest};
+use super::repair_wait::{RepairWait, between_reads};
+use crate::backoff::Backoff;
 use crate::redis::history::ReadError;
 use crate::redis::subscriber::SubscribeError;
 use crate::sse::shared::Shared;
@@ -40,7 +40,7 @@ struct Join {
     topic: Arc<SharedTopic>,
     retry: Backoff,
     /// The wait for the relay to repair Redis.
-    repair: Backoff,
+    repair: RepairWait,
     /// Rounds that ended with an event that does not fit.
     holes: u32,
     /// Reads in a row that Redis refused.
@@ -50,8 +50,8 @@ struct Join {
 /// Joins a topic. Returns when it is live, or when the hub has released it.
 pub(crate) async fn run(shared: Arc<Shared>, topic: Arc<SharedTopic>) {
     shared.metrics.joins.inc();
-    let repair = Backoff::new(shared.settings.repair_wait());
-    let retry = Backoff::new(Duration::MAX);
+    let repair = RepairWait::new(shared.settings.repair_wait());
+    let retry = between_reads();
     let mut join = Join { shared, topic: topic.clone(), retry, repair, holes: 0, refusals: 0 };
     while !topic.is_released() && !join.round().await {}
     topic.set_refused(false);
@@ -79,7 +79,7 @@ impl Join {
             Err(SubscribeError::Lost) => {}
             Err(SubscribeError::Refused(reason)) => refuse(&self.shared, &self.topic, &reason),
         }
-        self.retry.pause(RETRY).await;
+        tokio::time::sleep(self.retry.next_wait()).await;
         false
     }
 
@@ -98,7 +98,7 @@ impl Join {
         } else {
             tracing::warn!(topic = %self.topic.topic, %error, "cannot join yet");
         }
-        self.retry.pause(RETRY).await;
+        tokio::time::sleep(self.retry.next_wait()).await;
         false
     }
 }

@@ -1,6 +1,6 @@
 //! Reads a topic's history: page by page, and to bring a topic to the end of it. Gives nothing to clients
 //! itself.
 
-pub(crate) mod backoff;
 pub(crate) mod join;
 pub(crate) mod read;
+pub(crate) mod repair_wait;

@@ -9,7 +9,7 @@ use crate::uploads::error::Error;
 use crate::uploads::session::{FILE_NAME_LEN_MAX, Session};
 use crate::uploads::store;
 
-/// What a client asks for: a number of photos, or their names.
+/// A request for a new session: a number of photos, or their names.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(in crate::uploads) struct Order {
@@ -23,8 +23,8 @@ struct PhotoOrder {
     file_name: String,
 }
 
-/// Bytes of the longest order: the names of as many photos as a session may have, each as long as it may be, with all of
-/// their characters escaped (`\ud83d\ude00`).
+/// The largest body of a request for a new session, in bytes: the largest number of photos, each with the
+/// longest name, all of whose characters are escaped (`\ud83d\ude00`).
 pub(in crate::uploads) fn order_bytes_max(max_photos: u32) -> usize {
     const PHOTO: usize = r#"{"fileName":""},"#.len() + 12 * FILE_NAME_LEN_MAX;
     // Some serializers put white space between tokens.
@@ -33,12 +33,12 @@ pub(in crate::uploads) fn order_bytes_max(max_photos: u32) -> usize {
 }
 
 impl Order {
-    /// Whether it names photos, and so may be large.
+    /// Whether the request names photos, and so may be large.
     pub(in crate::uploads) fn names_photos(&self) -> bool {
         self.photos.is_some()
     }
 
-    /// The photos' names, one for each photo.
+    /// The names of the photos; `None` for each photo without a name.
     fn names(self, max_photos: u32) -> Result<Vec<Option<String>>, Problem> {
         let limit = |count: usize| {
             if (1..=max_photos as usize).contains(&count) {
@@ -59,7 +59,7 @@ impl Order {
 }
 
 fn file_name(name: String) -> Result<String, Problem> {
-    // NUL is the one character that Postgres cannot keep in a text.
+    // NUL is the only character that Postgres cannot store in a text.
     if name.is_empty() || name.chars().count() > FILE_NAME_LEN_MAX || name.contains('\0') {
         return Err(Problem::bad_request(format!(
             "a fileName has 1 to {FILE_NAME_LEN_MAX} characters, none of them NUL"
@@ -68,7 +68,7 @@ fn file_name(name: String) -> Result<String, Problem> {
     Ok(name)
 }
 
-/// Creates the session and its photos, and returns them.
+/// Creates the session and its photos, and returns both.
 pub(in crate::uploads) async fn create(
     connection: &mut PgConnection,
     user_id: Uuid,

@@ -12,8 +12,8 @@ use crate::uploads::messages::{self, Settled};
 use crate::uploads::session::{Decision, Session, SessionStatus};
 use crate::uploads::store;
 
-/// Settles a photo of the caller's session, and returns the session as it is then, and whether anything changed. Its events
-/// carry `trace` along.
+/// Settles a photo of the caller's session. Returns the session after that, and whether anything changed. The
+/// events carry `trace`.
 pub(in crate::uploads) async fn settle(
     connection: &mut PgConnection,
     user_id: Uuid,
@@ -23,8 +23,8 @@ pub(in crate::uploads) async fn settle(
     trace: Option<TraceParent>,
 ) -> Result<(Session, bool), Error> {
     let mut tx = connection.begin().await?;
-    // Everybody who settles a photo of this session stands in line here: counts are never lost, and the topic's events
-    // are appended in the order in which they commit.
+    // All commands on photos of this session wait here for each other. So no count is lost, and the topic's
+    // events are appended in the order in which they commit.
     let session = store::lock_session(&mut tx, session_id).await?;
     let session = owned_by(user_id, session)?;
     let photo = store::photo_status(&mut tx, session_id, photo_id)
@@ -40,8 +40,8 @@ pub(in crate::uploads) async fn settle(
     };
     store::save(&mut tx, &after, photo_id, settled).await?;
     if after.status() == SessionStatus::Completed {
-        // Two sessions of one user may be completed at once, and share no row: this orders the user's topic. Always taken
-        // after the session's lock, so that no two transactions wait for each other.
+        // Two sessions of one user may complete at the same time and share no row; this lock orders the
+        // user's topic. It is always taken after the session's lock, so two transactions cannot deadlock.
         outbox::lock_topic(&mut tx, &messages::user_topic(user_id)?).await?;
     }
     let mut events = messages::events_of(&after, photo_id, settled, Utc::now())?;
@@ -53,7 +53,7 @@ pub(in crate::uploads) async fn settle(
     Ok((after, true))
 }
 
-/// The session, if there is one and it is this user's.
+/// The session, if it exists and belongs to this user.
 pub(in crate::uploads) fn owned_by(user_id: Uuid, session: Option<Session>) -> Result<Session, Problem> {
     match session {
         None => Err(Problem::not_found("there is no such session")),

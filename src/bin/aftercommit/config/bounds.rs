@@ -1,11 +1,13 @@
-//! Which numbers can be meant. A 0 that would stop a loop, and a time that no clock can hold, are refused before a process
-//! starts, for every setting and not only for those that somebody thought of.
+//! Bounds of all numbers. A 0 that would stop a loop, and a time that no clock can represent, are refused
+//! before a process starts. The bounds hold for every setting, not only for settings with a check of their
+//! own.
 
 use toml::{Table, Value};
 
 use super::Problem;
 
-/// Settings that may be 0, which then means "none", "at once" or "without a limit", as their comments say.
+/// Settings that may be 0. It means "none", "at once" or "unlimited", as their comments in
+/// `config/default.toml` say.
 const MAY_BE_ZERO: [&str; 9] = [
     "redis.min_replicas",
     "sse.max_connections_per_user",
@@ -18,12 +20,12 @@ const MAY_BE_ZERO: [&str; 9] = [
     "jwt.ticket_seconds",
 ];
 
-/// The largest value of a setting, by the unit that its name ends with: ten years, a day, a tebibyte, and a number that fits
-/// every type.
+/// The largest value of a setting by its unit, which is the suffix of its name: ten years, one day, one
+/// tebibyte, or a number that fits every type.
 const LARGEST: [(&str, i64); 4] =
     [("_seconds", 315_360_000), ("_ms", 86_400_000), ("_bytes", 1 << 40), ("", i32::MAX as i64)];
 
-/// Every integer that is out of its bounds.
+/// A problem for each integer that is out of bounds.
 pub(super) fn check(table: &Table) -> Vec<Problem> {
     let settings = table.iter().flat_map(|(section, keys)| {
         let keys = keys.as_table().into_iter().flatten();

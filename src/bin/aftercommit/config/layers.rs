@@ -1,7 +1,8 @@
-//! Merging the layers: defaults, then a file, then the environment.
+//! Merges the layers: defaults, then a file, then the environment.
 //!
-//! `config/default.toml` is compiled in and is the only home of defaults. Layers are merged as tables, so that a key that
-//! is in none of the defaults is a problem that names it, wherever it came from. No value is ever told: any may be a secret.
+//! `config/default.toml` is compiled in and is the only home of defaults. Layers are merged as tables, so
+//! that an unknown key is a problem that names the key, whichever layer it is in. Must not show any value,
+//! because any may be a secret.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -15,27 +16,27 @@ use super::{Problem, service_links};
 /// The commented defaults.
 pub(crate) const DEFAULT_TOML: &str = include_str!("../../../../config/default.toml");
 
-/// What every variable of ours begins with.
+/// The prefix of our environment variables.
 const PREFIX: &str = "AFTERCOMMIT_";
-/// Variables that other programs read as well, and the settings that they stand for. An empty one counts as not set.
+/// Variables that other programs use as well, with the settings they stand for. An empty one is ignored.
 const CONVENTIONAL: [(&str, &str, &str); 3] = [
     ("DATABASE_URL", "database", "url"),
     ("REDIS_URL", "redis", "url"),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "telemetry", "otlp_endpoint"),
 ];
-/// Variables under the prefix that are not settings: read by tests and scripts.
+/// Variables with the prefix that are not settings. Tests and scripts read them.
 const NOT_SETTINGS: [&str; 1] = ["AFTERCOMMIT_CONFIG"];
-/// What says which settings there are.
+/// Says where all settings are listed.
 const ALL_SETTINGS: &str = "`aftercommit config show --defaults` lists all settings";
 /// The largest configuration file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// The merged table, and what is wrong with what was to be merged.
+/// The merged table, and the problems of merging it.
 #[derive(Debug)]
 pub(crate) struct Layers {
-    /// Defaults, and over them all that could be read.
+    /// The defaults, overlaid with all values that could be read.
     pub(crate) table: Table,
-    /// What could not.
+    /// Values that could not be read.
     pub(crate) problems: Vec<Problem>,
 }
 
@@ -75,11 +76,11 @@ impl Layers {
         self.problems.push(Problem::new(text));
     }
 
-    /// The variables that are meant for us, in the order of their names.
+    /// Our variables, sorted by name.
     fn ours(&mut self, environment: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<(String, String)> {
         let mut ours = Vec::new();
         for (name, value) in environment {
-            // What is not UTF-8 in a name shows as a replacement, and then names no setting.
+            // A name that is not UTF-8 gets a replacement character, and so names no setting.
             let name = name.to_string_lossy().into_owned();
             let is_conventional = CONVENTIONAL.iter().any(|(conventional, ..)| *conventional == name);
             if !is_conventional && !name.starts_with(PREFIX) {
@@ -121,7 +122,7 @@ impl Layers {
         }
     }
 
-    /// `AFTERCOMMIT_<SECTION>_<KEY>`, whose value takes the type of the default.
+    /// Overlays `AFTERCOMMIT_<SECTION>_<KEY>`. Its value is converted to the type of the default.
     fn lay_variable(&mut self, name: &str, text: &str) {
         let Some(path) = name.strip_prefix(PREFIX).filter(|_| !NOT_SETTINGS.contains(&name)) else { return };
         let path = path.to_ascii_lowercase();
@@ -131,7 +132,7 @@ impl Layers {
         });
         let Some((section, key, default)) = found else {
             if !service_links::is_one(name, text) {
-                self.complain(format!("the environment variable {name} names no setting; {ALL_SETTINGS}"));
+                self.complain(format!("the environment variable {name} is not a setting; {ALL_SETTINGS}"));
             }
             return;
         };
@@ -139,7 +140,7 @@ impl Layers {
             Some(value) => self.set(section, key, value),
             None if text.is_empty() => {
                 let wanted = default.type_str();
-                self.complain(format!("{name} is empty: give it a value of type {wanted}, or do not set it"));
+                self.complain(format!("{name} is empty: set it to a value of type {wanted}, or unset it"));
             }
             None => self.complain(format!("{name} must be of type {}", default.type_str())),
         }
@@ -152,7 +153,7 @@ impl Layers {
     }
 }
 
-/// A variable's text as a value of the default's type.
+/// Converts a variable's text to the type of the default.
 fn typed(default: &Value, text: &str) -> Option<Value> {
     Some(match default {
         Value::Integer(_) => Value::Integer(text.trim().parse().ok()?),
@@ -166,7 +167,7 @@ fn typed(default: &Value, text: &str) -> Option<Value> {
     })
 }
 
-/// A file's table, or what is wrong with the file: never a word of what is in it.
+/// Reads a file's table. The error never quotes the file's content.
 fn overlay(path: &Path) -> Result<Table, String> {
     let cannot = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::IsADirectory => "is a directory".to_owned(),
@@ -185,13 +186,13 @@ fn overlay(path: &Path) -> Result<Table, String> {
     text.parse().map_err(|error: toml::de::Error| {
         let at = error.span().map_or(0, |span| span.start);
         let (line, column) = line_and_column(text.as_bytes(), at);
-        // Its own text, unlike the error's whole display, quotes nothing.
+        // The error's message quotes nothing, unlike its `Display`.
         let reason = error.message().replace('\n', ", ");
         format!("is not valid TOML: line {line}, column {column}: {reason}")
     })
 }
 
-/// Where in a text a byte is, from 1 on.
+/// The line and column of a byte in a text, counted from 1.
 fn line_and_column(text: &[u8], at: usize) -> (usize, usize) {
     let before = &text[..at.min(text.len())];
     let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;

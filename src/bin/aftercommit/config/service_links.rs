@@ -1,14 +1,16 @@
-//! Environment variables that Kubernetes sets in every container, for each service of the namespace (`enableServiceLinks`).
+//! Environment variables that Kubernetes sets in every container for each service of the namespace
+//! (`enableServiceLinks`).
 //!
-//! A service named `aftercommit-sse` gives variables that begin as settings do. Exactly the forms that the kubelet writes are
-//! known here, values included, so that a misspelt setting is still one.
+//! The variables of a service named `aftercommit-sse` begin with the prefix of our settings. Only the exact
+//! forms that the kubelet writes are recognized, values included, so that a misspelt setting is still
+//! reported.
 
 use std::net::{IpAddr, SocketAddr};
 
 /// Protocols of a service's ports.
 const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
 
-/// Whether a variable is one of them, for a service whose name begins with `aftercommit`.
+/// Whether a variable is such a service link, for a service whose name begins with `aftercommit`.
 pub(super) fn is_one(name: &str, value: &str) -> bool {
     let is_ours = |service: &str| service == "AFTERCOMMIT" || service.starts_with("AFTERCOMMIT_");
     if let Some(service) = name.strip_suffix("_SERVICE_HOST") {
@@ -53,7 +55,7 @@ impl<'a> Link<'a> {
     }
 }
 
-/// The address in `tcp://10.0.0.1:80`.
+/// The address in a URL such as `tcp://10.0.0.1:80`.
 fn url(value: &str, protocol: &str) -> Option<SocketAddr> {
     value.strip_prefix(&protocol.to_ascii_lowercase())?.strip_prefix("://")?.parse().ok()
 }

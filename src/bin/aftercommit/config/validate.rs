@@ -1,7 +1,8 @@
-//! What each role needs of its settings. A role goes through it before it binds or connects; `config check` goes through all.
+//! The settings that each role needs. A role checks its settings before it binds or connects; `config check`
+//! checks them for all roles.
 //!
-//! It calls what the roles build from the settings (the gate, the verifier, the connection's options), so that nothing is
-//! valid here that stops a role.
+//! The checks build the same objects as the roles (the gate, the verifier, the connection's options), so that
+//! settings that pass here do not stop a role.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,7 +16,7 @@ use aftercommit::{auth, trace};
 use super::{Config, Invalid, Problem};
 use crate::{lifecycle, telemetry};
 
-/// A process that stays.
+/// A long-running process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     Api,
@@ -26,21 +27,21 @@ pub(crate) enum Role {
 impl Role {
     pub(crate) const ALL: [Self; 3] = [Self::Api, Self::Sse, Self::Relay];
 
-    /// Whether this role can start with these settings.
+    /// Checks that this role can start with these settings.
     ///
     /// # Errors
-    /// [`Invalid`], with every problem.
+    /// [`Invalid`] with all problems.
     pub(crate) fn check(self, config: &Config) -> Result<(), Invalid> {
         let problems = problems(&[self], config);
         if problems.is_empty() { Ok(()) } else { Err(Invalid(problems)) }
     }
 }
 
-/// Everything that is wrong for these roles, each problem once.
+/// All problems for these roles, without duplicates.
 pub(crate) fn problems(roles: &[Role], config: &Config) -> Vec<Problem> {
-    let mut told = BTreeSet::new();
+    let mut seen = BTreeSet::new();
     let mut problems: Vec<Problem> = roles.iter().flat_map(|role| of_role(*role, config)).collect();
-    problems.retain(|problem| told.insert(problem.text.clone()));
+    problems.retain(|problem| seen.insert(problem.text.clone()));
     problems
 }
 
@@ -106,7 +107,7 @@ fn tokens(config: &Config) -> Vec<Problem> {
     auth::problems(&config.jwt).into_iter().map(problem).collect()
 }
 
-/// Times that contradict each other.
+/// Checks that the retention times do not contradict each other.
 fn retention(config: &Config) -> Vec<Problem> {
     let log = &config.outbox;
     let checked =
@@ -114,12 +115,12 @@ fn retention(config: &Config) -> Vec<Problem> {
     checked.err().map(|error| Problem::new(error.to_string())).into_iter().collect()
 }
 
-/// What is valid, and still deserves a look.
+/// Warnings about settings that are valid.
 pub(crate) fn warnings(config: &Config) -> Vec<String> {
     console_in_clear(config).into_iter().collect()
 }
 
-/// The operator's page is served over plain HTTP where others than this machine can reach it.
+/// The warning if other machines can reach the operator's page over plain HTTP.
 pub(crate) fn console_in_clear(config: &Config) -> Option<String> {
     let host = lifecycle::check_listen(&config.relay.listen).ok()?;
     let is_local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
@@ -128,7 +129,7 @@ pub(crate) fn console_in_clear(config: &Config) -> Option<String> {
     (is_open && !is_local).then(|| {
         format!(
             "relay.listen is {}: the operator's page and its token travel over plain HTTP there; listen on 127.0.0.1 behind \
-             a proxy that speaks TLS, or keep everybody but that proxy out",
+             a proxy that speaks TLS, or let only that proxy connect",
             config.relay.listen
         )
     })
@@ -206,7 +207,7 @@ mod tests {
         let found = problems(&Role::ALL, &config);
         assert_eq!(found.iter().filter(|problem| problem.is_missing).count(), 3, "{found:#?}");
         assert_eq!(found.len(), 3, "{found:#?}");
-        // A relay checks no tokens.
+        // A relay does not check tokens.
         assert_eq!(problems(&[Role::Relay], &config).len(), 2);
     }
 

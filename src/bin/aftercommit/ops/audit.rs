@@ -1,4 +1,4 @@
-//! `aftercommit audit`: what operators did, and why.
+//! `aftercommit audit`: shows what operators did and why.
 
 use anyhow::Result;
 use chrono::{DateTime, Utc};
@@ -9,14 +9,14 @@ use super::output::{self, Output};
 use super::time;
 use crate::config::Config;
 
-/// Which entries.
+/// The entries to show.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: aftercommit audit --since 7d")]
 pub(crate) struct Args {
     /// Only from this time on: RFC 3339, or 90s, 15m, 2h, 3d ago.
     #[arg(long, value_parser = time::parse, value_name = "TIME")]
     since: Option<DateTime<Utc>>,
-    /// How many at most.
+    /// The largest number of entries to show.
     #[arg(long, default_value_t = 20)]
     limit: u32,
     /// How to print the data.
@@ -24,7 +24,7 @@ pub(crate) struct Args {
     output: Output,
 }
 
-/// Prints the newest entries first.
+/// Prints the entries, newest first.
 pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
     let mut connection = super::connect(config).await?;
     let entries = audit::list(&mut connection, args.since, args.limit).await?;
@@ -32,7 +32,7 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
         return output::json(&entries);
     }
     if entries.is_empty() {
-        note!("no operator has done anything");
+        note!("no operator action has been recorded");
         return Ok(());
     }
     output::table(

@@ -1,4 +1,4 @@
-//! Asking before something is changed, and who it is that changes it.
+//! Asks for confirmation before a change, and identifies the operator for the audit log.
 
 use std::io::{BufRead, IsTerminal};
 
@@ -9,53 +9,53 @@ use aftercommit::ops::audit::Operator;
 use super::WrongUsage;
 use crate::telemetry;
 
-/// What a command that changes something wants to know of its operator.
+/// Confirmation and reason, for commands that change something.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Consent {
-    /// Do not ask.
+    /// Do not ask for confirmation.
     #[arg(long)]
     yes: bool,
-    /// Why, for the audit.
+    /// The reason, for the audit log.
     #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
 }
 
 impl Consent {
-    /// Refuses to go on without a reason: for what every client sees.
+    /// Requires a reason. For changes that every client sees.
     pub(super) fn needs_a_reason(&self) -> Result<()> {
         if self.reason.trim().is_empty() {
-            bail!(WrongUsage("say why, for the audit: --reason '...'".into()));
+            bail!(WrongUsage("give a reason for the audit log: --reason '...'".into()));
         }
         Ok(())
     }
 
-    /// Asks, unless that is not wanted.
+    /// Asks for confirmation of `what`, unless `--yes` was given.
     pub(super) fn to(&self, what: &str) -> Result<()> {
         if self.yes { Ok(()) } else { ask(what) }
     }
 
-    /// Who it is, for the audit.
+    /// The operator, for the audit log.
     pub(super) fn operator(&self) -> Operator {
         operator(&self.reason)
     }
 }
 
-/// Asks on the terminal; without one, `--yes` has to be given.
+/// Asks on the terminal. Without a terminal, `--yes` is required.
 fn ask(what: &str) -> Result<()> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
-        bail!("this would {what}: give --yes to do it without being asked");
+        bail!("this would {what}: use --yes to confirm");
     }
-    telemetry::say(format_args!("This will {what}. Go on? [y/N] "));
+    telemetry::say(format_args!("This will {what}. Continue? [y/N] "));
     let mut answer = String::new();
     stdin.lock().read_line(&mut answer).context("cannot read the answer")?;
     if !matches!(answer.trim(), "y" | "Y" | "yes") {
-        bail!("nothing was done");
+        bail!("cancelled: nothing was changed");
     }
     Ok(())
 }
 
-/// Who runs this command, and why, for the audit.
+/// The user who runs this command, and the reason, for the audit log.
 pub(super) fn operator(reason: &str) -> Operator {
     let who = std::env::var("SUDO_USER")
         .or_else(|_| std::env::var("USER"))

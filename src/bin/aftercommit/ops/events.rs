@@ -1,4 +1,4 @@
-//! `aftercommit events list|show`: looking at what is in the log.
+//! `aftercommit events list|show`: shows events of the log.
 
 use anyhow::{Result, bail};
 use chrono::{DateTime, Utc};
@@ -13,10 +13,10 @@ use super::output::{self, Output};
 use super::time;
 use crate::config::Config;
 
-/// Said of what the log has forgotten.
+/// Shown in place of a fact whose rows have been rotated.
 const GONE: &str = "no longer known: the checkpoints of that time have been rotated";
 
-/// What to look at.
+/// The subcommands of `aftercommit events`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// List events, newest first.
@@ -27,19 +27,19 @@ pub(crate) enum Command {
         /// Only events in this state.
         #[arg(long, value_enum)]
         state: Option<StateArg>,
-        /// How many at most.
+        /// The largest number of events to show.
         #[arg(long, default_value_t = 20)]
         limit: u32,
         /// How to print the data.
         #[arg(long, value_enum, default_value_t)]
         output: Output,
     },
-    /// Show an event's whole life: every row with this identity, or one row.
+    /// Show an event in detail: every row with this event id, or one row.
     #[command(after_help = "Examples:
   aftercommit events show 018f3c1e-0000-7000-8000-000000000001
   aftercommit events show 42 --output json")]
     Show {
-        /// An event id (UUID), or a row's number.
+        /// An event id (UUID) or a row number.
         event: String,
         /// How to print the data.
         #[arg(long, value_enum, default_value_t)]
@@ -47,7 +47,7 @@ pub(crate) enum Command {
     },
 }
 
-/// Which events are meant. Every part that is given must match.
+/// Selects events. An event must match every option that is given.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Filter {
     /// Only this topic.
@@ -117,13 +117,13 @@ async fn list(config: &Config, selection: &Selection, limit: u32, output: Output
     }
     print_rows(&events);
     if events.len() as u64 == u64::from(limit) {
-        note!("the newest {limit}; more with --limit");
+        note!("only the newest {limit} are shown; use --limit for more");
     }
     Ok(())
 }
 
-/// Prints events as a table. The event's id is left out: the row's number serves `events show` as well, and leaves room
-/// for the topic.
+/// Prints events as a table. It omits the event's id to leave room for the topic: `events show` accepts the
+/// row number too.
 pub(super) fn print_rows(events: &[EventRow]) {
     output::table(
         ["ROW", "STATE", "CREATED", "TYPE", "TOPIC"],
@@ -171,7 +171,7 @@ async fn show(config: &Config, event: &str, output: Output) -> Result<()> {
     Ok(())
 }
 
-/// An event, and what became of it.
+/// An event and its history, as JSON shows them.
 #[derive(Debug, Serialize)]
 struct Shown {
     #[serde(flatten)]
@@ -239,7 +239,7 @@ fn print_delivery(detail: &EventDetail, life: &Life) {
     say("stream id", life.stream_id.as_deref().unwrap_or(GONE));
 }
 
-/// When and why it was set aside, and what an operator did about it.
+/// Prints when and why the event was parked, and what an operator did about it.
 fn print_set_aside(life: &Life) {
     let say = |name: &str, text: &str| output::line(&format!("{name:<12} {text}"));
     let Some(parked) = &life.parked else { return };

@@ -1,4 +1,4 @@
-//! `aftercommit grants`: the SQL that gives each role what it needs, and nothing beside.
+//! `aftercommit grants`: prints the SQL that grants each role the rights it needs, and no others.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,21 +9,21 @@ use aftercommit::ops::rights::{self, Kind, Right, Role};
 
 use super::{WrongUsage, output};
 
-/// Bytes of a role's name that Postgres tells apart.
+/// The largest length of a role's name in Postgres, in bytes. Longer names are cut off.
 const NAME_BYTES_MAX: usize = 63;
 
-/// Which roles.
+/// The roles.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   aftercommit grants --writer app --relay relay --sse sse --operator ops | psql
   aftercommit grants --writer orders --writer invoices
 
-Prints SQL for the schema's owner to run, as often as wanted. It takes from
-PUBLIC what it has on the log, and gives each role what it needs: a writer may
-append, and no more. The roles must exist, and need the right to connect. One
-that plays several parts is named several times: a relay that serves the console
-is an operator too. `aftercommit doctor --role relay` looks whether all is
-there. The right to rebase is for the time of a rebase: take it back then.")]
+Prints SQL for the schema's owner to run; it can be run again at any time. It
+revokes all rights on the log from PUBLIC and grants each role the rights it
+needs: a writer may append, and no more. The roles must exist and have the right
+to connect. Name a role several times if it does several jobs: a relay that
+serves the console is an operator too. `aftercommit doctor --role relay` checks
+the result. Grant the right to rebase only for a rebase, and revoke it then.")]
 pub(crate) struct Args {
     /// Applications that append events.
     #[arg(long, value_name = "ROLE")]
@@ -63,11 +63,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let roles = args.roles();
     if roles.iter().all(|(_, names)| names.is_empty()) {
         bail!(WrongUsage(
-            "name roles of Postgres: --writer, --relay, --sse, --operator, --api or --rebase".into()
+            "name at least one Postgres role: --writer, --relay, --sse, --operator, --api or --rebase".into()
         ));
     }
     let mut sql = String::from(
-        "-- What each role of aftercommit needs, and nothing beside. Run it as the owner of the schema.\n\
+        "-- The rights that each role of aftercommit needs, and no others. Run it as the owner of the schema.\n\
          begin;\n\
          revoke all on schema outbox from public;\n\
          revoke all on all tables in schema outbox from public;\n\
@@ -87,8 +87,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// A role's name, quoted for SQL.
 fn quoted(name: &str) -> Result<String> {
     if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
-        let why =
-            format!("'{name}' is no name of a role: 1 to {NAME_BYTES_MAX} bytes, without control characters");
+        let why = format!(
+            "'{name}' is not a role's name: use 1 to {NAME_BYTES_MAX} bytes, without control characters"
+        );
         bail!(WrongUsage(why.into()));
     }
     Ok(format!("\"{}\"", name.replace('"', "\"\"")))
@@ -105,7 +106,7 @@ fn grant(sql: &mut String, role: Role, name: &str) -> Result<()> {
         return Ok(());
     }
     let tag = tag(name);
-    writeln!(sql, "do {tag} begin\n  -- The schema of the bundled application, where there is one.")?;
+    writeln!(sql, "do {tag} begin\n  -- The schema of the bundled application, if there is one.")?;
     writeln!(sql, "  if to_regnamespace('uploads') is not null then")?;
     for line in lines(&of_others, name) {
         writeln!(sql, "    {line}")?;
@@ -114,7 +115,7 @@ fn grant(sql: &mut String, role: Role, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// One statement for all that is granted on an object.
+/// One statement for each object, with all rights on it.
 fn lines(rights: &[Right], name: &str) -> Vec<String> {
     let mut objects: BTreeMap<(Kind, &str, &str), Vec<String>> = BTreeMap::new();
     for right in rights {
@@ -129,7 +130,7 @@ fn lines(rights: &[Right], name: &str) -> Vec<String> {
     objects.iter().map(statement).collect()
 }
 
-/// A quote for a block of SQL that its text does not hold.
+/// A dollar-quoting tag that does not occur in the text.
 fn tag(text: &str) -> String {
     let mut tag = "$grants$".to_owned();
     while text.contains(&tag) {

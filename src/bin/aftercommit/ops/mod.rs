@@ -1,4 +1,5 @@
-//! The ops commands: parse, connect, ask the log, print.
+//! The operator's commands: each parses its arguments, connects, calls the use case and prints. Must not
+//! contain the SQL of a use case; only doctor's checks have SQL of their own.
 
 pub(crate) mod audit;
 mod confirm;
@@ -26,12 +27,12 @@ use aftercommit::outbox::schema;
 
 use crate::config::Config;
 
-/// A command line that cannot be meant, where only the command itself can tell: exit code 2.
+/// Wrong usage that only the command itself can detect. Exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct WrongUsage(pub(crate) Cow<'static, str>);
 
-/// What is said where a list of relays would be empty: that there is none, and what waits for one.
+/// The line in place of an empty list of relays: no relay has run, and the events that wait for one.
 async fn no_relay(connection: &mut PgConnection) -> Result<String> {
     const NONE: &str = "no relay has run on this database yet";
     Ok(match undelivered::of_new_relay(connection).await? {
@@ -40,23 +41,16 @@ async fn no_relay(connection: &mut PgConnection) -> Result<String> {
     })
 }
 
-/// A connection for looking at the log, after making sure that the log is one that this binary understands.
+/// Connects to Postgres for reading the log, and checks that this binary understands the schema.
 async fn connect(config: &Config) -> Result<PgConnection> {
     let mut connection = config.database.connect("aftercommit ops").await?;
     schema::SCHEMA.check(&mut connection).await?;
     Ok(connection)
 }
 
-/// The same, planned for index look-ups only.
+/// The same, with query plans that use only index look-ups.
 async fn connect_for_lookups(config: &Config) -> Result<PgConnection> {
     let mut connection = connect(config).await?;
     read::prepare_session(&mut connection).await?;
     Ok(connection)
-}
-
-/// Tells relays at once. Losing it costs a poll interval.
-async fn ring(connection: &mut PgConnection) {
-    if let Err(error) = sqlx::query("notify outbox").execute(connection).await {
-        tracing::debug!(%error, "relays will find it by polling");
-    }
 }

@@ -1,7 +1,7 @@
-//! Printing: a table for people, JSON for programs; data on stdout, everything else on stderr.
+//! Prints a table for people, or JSON for programs. Data goes to stdout, everything else to stderr.
 //!
-//! All output passes here. Characters that would steer a terminal become visible on the way. JSON is exact
-//! for programs, and on a terminal a document of the same value.
+//! All output passes here. Characters that would control a terminal are made visible. JSON is exact for
+//! programs; on a terminal it is an equal document in printable characters.
 
 use std::io::{ErrorKind, IsTerminal, Write};
 
@@ -16,7 +16,7 @@ use aftercommit::pluralize::pluralize;
 use aftercommit::printable::{printable, printable_json};
 use aftercommit::{postgres, redis};
 
-/// How data is printed.
+/// The output format.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Output {
     /// Aligned columns.
@@ -26,7 +26,7 @@ pub(crate) enum Output {
     Json,
 }
 
-/// Writes data to stdout as it is. A reader that has seen enough (`| head`) ends the command, as it ends others.
+/// Writes data to stdout unchanged. A reader that stops early (`| head`) ends the command, as it ends others.
 pub(crate) fn text(text: &str) {
     let mut stdout = std::io::stdout().lock();
     if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -48,8 +48,8 @@ pub(super) fn json(data: &impl Serialize) -> Result<()> {
     Ok(())
 }
 
-/// Prints a table without borders. Cells are never broken over lines: what is too wide for the terminal stays whole, so
-/// that it can be copied.
+/// Prints a table without borders. A cell is never wrapped, even if it is too wide for the terminal, so that
+/// it can be copied.
 pub(super) fn table<const N: usize>(headers: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -68,19 +68,19 @@ pub(crate) fn line(text: &str) {
     self::text(&format!("{}\n", printable(text)));
 }
 
-/// Clears the terminal, where there is one.
+/// Clears the screen if stdout is a terminal.
 pub(super) fn clear() {
     if std::io::stdout().is_terminal() {
         text("\x1b[2J\x1b[H");
     }
 }
 
-/// A time as people read it, to the second.
+/// A time for people to read, to the second.
 pub(super) fn time(at: DateTime<Utc>) -> String {
     at.format("%Y-%m-%d %H:%M:%SZ").to_string()
 }
 
-/// An error with its causes, as far as the text of those above does not tell them already.
+/// An error with its causes. Leaves out a cause that the text contains already.
 pub(crate) fn error_text(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
@@ -92,7 +92,7 @@ pub(crate) fn error_text(error: &anyhow::Error) -> String {
         if !text.contains(&own) {
             text = if text.is_empty() { own } else { format!("{text}: {own}") };
         }
-        // What lies below says the same, in the driver's words.
+        // The driver's words below this error repeat it.
         if is_whole {
             break;
         }
@@ -100,7 +100,7 @@ pub(crate) fn error_text(error: &anyhow::Error) -> String {
     text
 }
 
-/// `200 events wait, the oldest for 18.0 s: start `aftercommit relay``.
+/// The number and age of waiting events: `200 events wait, the oldest for 18.0 s: start `aftercommit relay``.
 pub(super) fn undelivered(waiting: &Undelivered) -> String {
     let events = pluralize(waiting.events, "event");
     let (more, wait) = match (waiting.is_at_least, waiting.events) {
@@ -112,12 +112,12 @@ pub(super) fn undelivered(waiting: &Undelivered) -> String {
     format!("{events}{more} {wait}, the oldest for {age}: start `aftercommit relay`")
 }
 
-/// How long ago a time is.
+/// The time since `at`, for people to read.
 pub(super) fn ago(at: DateTime<Utc>) -> String {
     format!("{} ago", seconds((Utc::now() - at).as_seconds_f64()))
 }
 
-/// A length of time in its largest unit, to one decimal.
+/// A duration in its largest unit, to one decimal.
 pub(super) fn seconds(seconds: f64) -> String {
     match seconds {
         s if s < 0.0 => "0 s".to_owned(),

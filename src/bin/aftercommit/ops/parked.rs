@@ -11,6 +11,7 @@ use aftercommit::log::parked::{self, Action};
 use aftercommit::log::{overview, read};
 use aftercommit::ops::parked::{self as requests, Named, Outcome};
 use aftercommit::ops::parked_topics::{self, ParkedTopic};
+use aftercommit::ops::relays;
 use aftercommit::pluralize::pluralize;
 
 use super::confirm::Consent;
@@ -190,7 +191,7 @@ pub(super) async fn hand_over(
     let request =
         requests::request(&mut tx, &config.relay.name, named, how.action, &how.consent.operator()).await?;
     tx.commit().await?;
-    super::ring(connection).await;
+    relays::wake(connection).await;
     let limit = if how.is_waited_for { OUTCOME_LIMIT } else { Duration::ZERO };
     let outcomes = requests::wait(connection, &request, limit).await?;
     let events: u64 = outcomes.iter().map(|outcome| outcome.named).sum();

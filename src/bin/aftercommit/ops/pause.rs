@@ -1,17 +1,15 @@
 //! `aftercommit pause|resume`: stopping deliveries for a while, and going on.
 
-use anyhow::{Result, bail};
-use serde_json::json;
+use anyhow::Result;
 use sqlx::Connection;
 
-use aftercommit::log::checkpoint;
-use aftercommit::ops::{audit, pause};
+use aftercommit::ops::{pause, relays};
 
 use super::confirm::operator;
 use super::output;
 use crate::config::Config;
 
-/// Which relay, and why.
+/// The relay and the reason.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   aftercommit pause --reason 'Redis is being moved'
@@ -25,40 +23,36 @@ pub(crate) struct Args {
     /// The relay; [relay] name unless given.
     #[arg(value_name = "RELAY")]
     relay: Option<String>,
-    /// Why, for the audit.
+    /// The reason, for the audit.
     #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
 }
 
-/// What is asked for.
+/// The state that an operator asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// That nothing is delivered.
+    /// The relay delivers nothing.
     Paused,
-    /// That deliveries go on.
+    /// The relay delivers.
     Running,
 }
 
-/// Runs the command. Asking for what is already so is no error.
+/// Runs the command. Asking for the state in which the relay is already is no error.
 pub(crate) async fn run(config: &Config, args: &Args, wanted: Wanted) -> Result<()> {
     let relay = args.relay.as_ref().unwrap_or(&config.relay.name);
-    let mut connection = super::connect(config).await?;
-    if checkpoint::newest(&mut connection, relay).await?.is_none() {
-        bail!("no relay named '{relay}' has run on this log: `aftercommit relay list` shows those that have");
-    }
     let operator = operator(&args.reason);
+    let mut connection = super::connect(config).await?;
     let mut tx = connection.begin().await?;
-    let (changed, action, done) = match wanted {
-        Wanted::Paused => (pause::pause(&mut tx, relay, &operator).await?, "pause", "paused"),
-        Wanted::Running => (pause::resume(&mut tx, relay).await?, "resume", "running"),
+    let (changed, state) = match wanted {
+        Wanted::Paused => (pause::pause(&mut tx, relay, &operator).await?, "paused"),
+        Wanted::Running => (pause::resume(&mut tx, relay, &operator).await?, "running"),
     };
     if !changed {
-        output::line(&format!("relay {relay} is {done} already"));
+        output::line(&format!("relay {relay} is {state} already"));
         return Ok(());
     }
-    audit::write(&mut tx, &operator, action, &json!({ "relay": relay }), 0).await?;
     tx.commit().await?;
-    super::ring(&mut connection).await;
-    output::line(&format!("relay {relay} is {done}"));
+    relays::wake(&mut connection).await;
+    output::line(&format!("relay {relay} is {state}"));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Asking Redis and another process whether they are well, within a second.
+//! Asks Redis and another process for their health, within a second.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,20 +13,20 @@ use aftercommit::pluralize::pluralize;
 
 use super::output;
 
-/// How long an answer may take.
+/// The time limit of an answer.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How much of an answer is read.
+/// The largest part of an answer that is read, in bytes.
 const ANSWER_BYTES: u64 = 64 * 1024;
 
-/// What was answered.
+/// The health of a server.
 #[derive(Debug, Serialize)]
 pub(crate) struct Answer {
-    /// Whether all is well.
+    /// Whether the server is healthy.
     pub(super) ok: bool,
-    /// Whether it answers and something about it may hurt, such as a server that has no room for more clients.
+    /// Whether the server answers but reports a problem, such as no room for more clients.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) warns: bool,
-    /// In words.
+    /// The state of the server, in words.
     pub(super) says: String,
 }
 
@@ -48,7 +48,7 @@ impl fmt::Display for Answer {
     }
 }
 
-/// Asks Redis.
+/// Asks Redis for its state.
 pub(crate) async fn redis(settings: &aftercommit::redis::Settings) -> Answer {
     let answer = answered(async {
         let mut connection = settings.connect().await?;
@@ -99,14 +99,14 @@ pub(crate) async fn readiness(listen: &str) -> Answer {
     }
 }
 
-/// The reasons of the checks that are `wanted`.
+/// The reasons of the checks that `wanted` selects.
 fn reasons(body: &str, wanted: impl Fn(&serde_json::Value) -> bool) -> String {
     let parsed: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
     let checks = parsed["checks"].as_array().into_iter().flatten().filter(|check| wanted(check));
     checks.filter_map(|check| check["reason"].as_str()).collect::<Vec<_>>().join("; ")
 }
 
-/// What was answered in time; otherwise why not, in words.
+/// The answer, or in words why there was none in time.
 async fn answered<T>(asking: impl Future<Output = Result<T>>) -> Result<T, String> {
     match tokio::time::timeout(PATIENCE, asking).await {
         Ok(answered) => answered.map_err(|error| output::error_text(&error)),

@@ -9,7 +9,6 @@ use sqlx::PgConnection;
 use aftercommit::event::{EventId, StreamId, Topic};
 use aftercommit::log::contradiction::{self, Contradiction};
 use aftercommit::log::identity;
-use aftercommit::ops::audit;
 use aftercommit::ops::rebase::{Cluster, Lineage, Pending, Rebase};
 use aftercommit::pluralize::pluralize;
 use aftercommit::redis::keys::Keys;
@@ -122,14 +121,12 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
     // Looked at once more, now under the lock under which it is changed.
     let (found, rebase) = find(config, args, &mut connection, Purpose::Change).await?;
     let lineage = Lineage { epoch: found.changes_epoch().then(|| found.new_epoch()), is_copy: found.is_copy };
-    let mut tx = rebase.finish(lineage).await?;
-    let what = json!({
+    let findings = json!({
         "relay": config.relay.name, "cluster": cluster(found.cluster), "from": found.position.to_string(),
         "redis": found.reached.map(|reached| reached.id.to_string()), "epoch": lineage.epoch.unwrap_or(found.position.epoch),
         "copy": found.is_copy, "contradicted": !found.contradictions.is_empty(),
     });
-    audit::write(&mut tx, &args.consent.operator(), "rebase", &what, found.told.len() as u64).await?;
-    tx.commit().await?;
+    rebase.finish(lineage, &args.consent.operator(), &findings).await?;
     report(config, args, &found, true)
 }
 

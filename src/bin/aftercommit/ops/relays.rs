@@ -1,4 +1,4 @@
-//! `aftercommit relay list`: the relays of this log, one line each.
+//! `aftercommit relay list`: lists the relays of this log, one line each.
 
 use anyhow::Result;
 
@@ -8,7 +8,7 @@ use aftercommit::ops::verdict::Verdict;
 use super::output::{self, Output};
 use crate::config::Config;
 
-/// What to do with relays other than running one.
+/// The subcommands of `aftercommit relay`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// List the relays that have run on this log.

@@ -1,4 +1,5 @@
-//! `aftercommit status`: where each relay stands, and whether Redis and the SSE server answer. One screen.
+//! `aftercommit status`: shows on one screen the state of each relay, and whether Redis and the SSE server
+//! answer.
 
 use std::time::Duration;
 
@@ -16,14 +17,14 @@ use super::output::{self, Output};
 use super::probe::{self, Answer};
 use crate::config::Config;
 
-/// How to print it.
+/// The output options.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   aftercommit status
   aftercommit status --watch
   aftercommit status --output json | jq '.relays[].oldestPendingSeconds'")]
 pub(crate) struct Args {
-    /// Look again every so many seconds until Ctrl-C.
+    /// Repeat every SECONDS seconds until Ctrl-C.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
           value_parser = clap::value_parser!(u64).range(1..))]
     watch: Option<u64>,
@@ -32,22 +33,22 @@ pub(crate) struct Args {
     output: Output,
 }
 
-/// All that the screen shows.
+/// The content of the screen.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Status {
     relays: Vec<Judged>,
-    /// What waits where no relay has ever run.
+    /// The events that wait, if no relay has ever run.
     #[serde(skip_serializing_if = "Option::is_none")]
     undelivered: Option<Undelivered>,
-    /// Why the list of relays is empty, and what to do.
+    /// The reason for an empty list of relays, and what to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     no_relay: Option<String>,
     redis: Answer,
     sse: Answer,
 }
 
-/// A relay with the verdict on it.
+/// A relay and the verdict on it.
 #[derive(Debug, Serialize)]
 struct Judged {
     verdict: Verdict,
@@ -127,8 +128,8 @@ fn print_relay(relay: &RelayOverview, verdict: Verdict) {
     );
     for heard in &relay.processes {
         if let Some(error) = &heard.heartbeat.error {
-            let said = output::seconds((Utc::now() - heard.at).as_seconds_f64());
-            say("error", &format!("{} ({said} ago): {error}", heard.heartbeat.process));
+            let age = output::seconds((Utc::now() - heard.at).as_seconds_f64());
+            say("error", &format!("{} ({age} ago): {error}", heard.heartbeat.process));
         }
     }
     if let Some(rows) = &relay.contradiction {
@@ -139,7 +140,7 @@ fn print_relay(relay: &RelayOverview, verdict: Verdict) {
     }
     say("parked", &parked(relay));
     let blocked = leading.and_then(|heard| heard.heartbeat.rotation_blocked.clone());
-    say("rotation", &blocked.map_or_else(|| "nothing in its way".to_owned(), |by| format!("BLOCKED: {by}")));
+    say("rotation", &blocked.map_or_else(|| "not blocked".to_owned(), |by| format!("BLOCKED: {by}")));
 }
 
 fn waiting(relay: &RelayOverview) -> String {

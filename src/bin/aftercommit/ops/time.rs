@@ -1,14 +1,14 @@
-//! Times on the command line: RFC 3339, or how long ago.
+//! Times on the command line: RFC 3339, or a time ago.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-/// Reads `2026-01-31T10:00:00Z`, or `90s`, `15m`, `2h`, `3d` for so long ago.
+/// Parses `2026-01-31T10:00:00Z`, or `90s`, `15m`, `2h`, `3d` for a time that long ago.
 pub(super) fn parse(text: &str) -> Result<DateTime<Utc>, String> {
     if let Ok(at) = DateTime::parse_from_rfc3339(text) {
         return Ok(at.with_timezone(&Utc));
     }
     ago(text).and_then(|ago| Utc::now().checked_sub_signed(ago)).ok_or_else(|| {
-        format!("'{text}' is not a time: write 2026-01-31T10:00:00Z, or 90s, 15m, 2h or 3d for so long ago")
+        format!("'{text}' is not a time: write 2026-01-31T10:00:00Z, or 90s, 15m, 2h or 3d for a time ago")
     })
 }
 

@@ -1,4 +1,4 @@
-//! `aftercommit api`: the upload application's commands and queries.
+//! `aftercommit api`: serves the upload application's commands and queries.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::{lifecycle, open_files};
 
 const ROLE: &str = "aftercommit api";
 
-/// Files beside those of connections: Postgres, logs.
+/// Files besides those of connections: Postgres and logs.
 const FILES_BESIDE_CONNECTIONS: u64 = 100;
 
 /// Runs until a signal.
@@ -73,7 +73,8 @@ pub(crate) async fn serve(
     let server = Server::new(application, operations, Limits::default(), &config.http, door)?;
     let address = listener.local_addr()?;
     let stopping = notifier.serving(&shutdown).await;
-    // The loop that accepts connections, and not one of them: others may have them all.
+    // Watches the accept loop. A keepalive that needed a connection would fail when all connections are
+    // taken.
     let turns = server.turns();
     tokio::select! {
         () = server.serve(listener, shutdown) => {}

@@ -1,4 +1,4 @@
-//! `aftercommit dev`: all of it in one process, on a private Postgres and a private Redis.
+//! `aftercommit dev`: all roles in one process, with a private Postgres and a private Redis.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,25 +17,25 @@ use crate::config::{Config, validate};
 use crate::systemd::Notifier;
 use crate::{lifecycle, migrate, telemetry};
 
-/// How long the token that is printed is valid: a working day and then some.
+/// How long the printed token is valid: longer than a working day.
 const TOKEN_VALID_FOR: Duration = Duration::from_secs(24 * 3600);
 
-/// Where the data is kept.
+/// The data directory and the env file.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: aftercommit dev")]
 pub(crate) struct Args {
-    /// Where data is kept.
+    /// The directory for the data.
     #[arg(long, value_name = "DIR", default_value = local::DATA_DIR)]
     data_dir: PathBuf,
-    /// Keep nothing: temporary directories, removed at the end.
+    /// Use temporary directories and remove them at the end.
     #[arg(long, conflicts_with = "data_dir")]
     ephemeral: bool,
-    /// Where to write addresses and a token, once ready.
+    /// A file for addresses and a token, written once ready.
     #[arg(long, value_name = "FILE")]
     env_file: Option<PathBuf>,
 }
 
-/// The sockets of the three processes that this one stands for.
+/// The listening sockets of the three roles.
 struct Sockets {
     api: TcpListener,
     sse: TcpListener,
@@ -68,7 +68,7 @@ pub(crate) async fn run(mut config: Config, args: Args) -> Result<()> {
         Ok(()) => Box::pin(run_roles(&config, &args, &servers, &shutdown)).await,
         Err(invalid) => Err(invalid.into()),
     };
-    // Whatever happened: the roles have ended, now the servers under them may.
+    // The roles have ended, so their servers can stop, whatever the result.
     servers.stop().await.map_err(explained)?;
     ran
 }
@@ -85,7 +85,7 @@ async fn run_roles(
         sse: listen(&config.sse.listen).await?,
         relay: listen(&config.relay.listen).await?,
     };
-    // The operator's page asks the SSE server how it is, at the port that it has got.
+    // The operator's page checks the SSE server at the port that it was given.
     let config = &Config {
         sse: aftercommit::sse::Settings {
             listen: sockets.sse.local_addr().context("a listener without an address")?.to_string(),
@@ -93,9 +93,9 @@ async fn run_roles(
         },
         ..config.clone()
     };
-    // The sockets are there already: whoever connects from now on is served as soon as the role is up.
+    // The sockets listen already: clients that connect from now on are served as soon as their role is up.
     Guide::new(config, &sockets, servers)?.tell(args.env_file.as_deref())?;
-    // One that fails takes the others down: half of a demo would only puzzle.
+    // A role that fails stops the others: a part of the demo alone would confuse its user.
     let stop = shutdown.child_token();
     let all = async {
         let ran = tokio::try_join!(
@@ -115,7 +115,7 @@ async fn ends_all(role: impl Future<Output = Result<()>>, stop: &CancellationTok
     ended
 }
 
-/// Listens on the usual port, or on a free one if that is taken.
+/// Listens on the configured address, or on a free port if that one is taken.
 async fn listen(usual: &str) -> Result<TcpListener> {
     if let Ok(listener) = TcpListener::bind(usual).await {
         return Ok(listener);
@@ -123,7 +123,7 @@ async fn listen(usual: &str) -> Result<TcpListener> {
     TcpListener::bind("127.0.0.1:0").await.context("there is no free port on 127.0.0.1")
 }
 
-/// A secret, kept in a file with the data so that what it opens outlives a restart.
+/// A secret that is stored in a file with the data, so that tokens stay valid after a restart.
 fn secret(data_dir: Option<&Path>, file: &str) -> Result<SecretString> {
     let secret = match data_dir {
         None => local::random_secret(),
@@ -132,12 +132,12 @@ fn secret(data_dir: Option<&Path>, file: &str) -> Result<SecretString> {
     Ok(secret.into())
 }
 
-/// A private server's error with its cause, which its sentence leaves out.
+/// A private server's error, converted with its cause. Its own sentence leaves the cause out.
 fn explained(error: local::LocalError) -> anyhow::Error {
     anyhow::Error::new(error)
 }
 
-/// What somebody has to know to play with it.
+/// The addresses and credentials that a user of the demo needs.
 struct Guide {
     api: String,
     sse: String,
@@ -154,7 +154,7 @@ impl Guide {
         let url = |listener: &TcpListener| {
             anyhow::Ok(format!("http://{}", listener.local_addr().context("a listener without an address")?))
         };
-        // The same user at every start, so that a session of yesterday is still one's own.
+        // The user is the same at every start, so that yesterday's sessions still belong to them.
         let user = Uuid::from_u128(0x0195_0000_0000_7000_8000_0000_0000_0001);
         Ok(Self {
             api: url(&sockets.api)?,
@@ -168,7 +168,7 @@ impl Guide {
         })
     }
 
-    /// Tells how to use it.
+    /// Writes the env file and prints the guide.
     fn tell(&self, env_file: Option<&Path>) -> Result<()> {
         if let Some(path) = env_file {
             self.write_variables(path)?;
@@ -177,7 +177,7 @@ impl Guide {
         Ok(())
     }
 
-    /// Shell variables, in a file that only its owner reads: it holds a token and passwords.
+    /// Writes shell variables to a file that only its owner can read, because it holds a token and passwords.
     fn write_variables(&self, path: &Path) -> Result<()> {
         let text = format!(
             "API_URL={}\nSSE_URL={}\nRELAY_URL={}\nUSER_ID={}\nTOKEN={}\nOPERATOR_TOKEN={}\nDATABASE_URL={}\nREDIS_URL={}\n",
@@ -190,7 +190,7 @@ impl Guide {
             self.database.expose_secret(),
             self.redis.expose_secret()
         );
-        // Written beside and renamed, so that a reader never sees half of it.
+        // Written beside and renamed, so that a reader never sees a part of the file.
         let fresh = path.with_extension("new");
         local::write_private(&fresh, &text).map_err(explained)?;
         std::fs::rename(&fresh, path).with_context(|| format!("cannot write {}", path.display()))
@@ -238,7 +238,7 @@ Try it. A token for user {user}:
 
 "#
         );
-        // Not by a macro that panics where stdout is closed, nor by a call that waits for its reader.
+        // A macro would panic if stdout is closed, and a blocking call would wait for its reader.
         telemetry::stdout().push(text.as_bytes());
     }
 }

@@ -1,4 +1,4 @@
-//! The roles that the binary plays: each file wires one process.
+//! The roles of the binary. Each file wires one process together; it must not contain logic of its own.
 
 pub(crate) mod api;
 pub(crate) mod dev;
@@ -13,10 +13,10 @@ use aftercommit::trace;
 
 use crate::ops::output::error_text;
 
-/// How long one check of readiness may take.
+/// The time limit of one readiness check.
 const CHECK_LIMIT: Duration = Duration::from_secs(2);
 
-/// A check of readiness that is given up after a while.
+/// Runs a readiness check with a time limit.
 async fn check<T, E: Into<anyhow::Error>>(
     name: &'static str,
     asked: impl Future<Output = Result<T, E>>,
@@ -30,7 +30,7 @@ async fn check<T, E: Into<anyhow::Error>>(
     }
 }
 
-/// That no spans are sent, where they should be.
+/// A failing check if spans cannot be sent to the collector.
 fn traces() -> Option<Check> {
     trace::failure().map(|reason| Check::of("traces", Err::<String, _>(reason)))
 }

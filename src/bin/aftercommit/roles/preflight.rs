@@ -1,5 +1,5 @@
-//! Before a process serves: what can only be mended by a person ends it at once, with a sentence; a server that is away
-//! is waited for.
+//! Checks before a process serves. An error that only a person can fix ends the process at once, with a
+//! sentence. A server that is away is waited for.
 
 use anyhow::Result;
 use sqlx::Connection;
@@ -7,11 +7,11 @@ use sqlx::Connection;
 use aftercommit::postgres::{self, ConnectError, Schema, SchemaError};
 use aftercommit::redis;
 
-/// Makes sure that Postgres's address, login and schemas are right, if it answers at all.
+/// Checks Postgres's address, login and schemas, if it answers at all.
 pub(super) async fn postgres(settings: &postgres::Settings, role: &str, schemas: &[&Schema]) -> Result<()> {
     let mut connection = match settings.connect(role).await {
         Ok(connection) => connection,
-        // A relay says so itself, and goes on trying; the pool of an application's commands warns.
+        // The relay reports a pooler itself and keeps trying. In the api, the pool warns about it.
         Err(ConnectError::Pooled { .. }) => return Ok(()),
         Err(error) if is_away(&error) => {
             tracing::warn!(%error, "starting without Postgres; trying again until it is there");
@@ -33,26 +33,26 @@ pub(super) async fn postgres(settings: &postgres::Settings, role: &str, schemas:
             }
         }
     }
-    // Whatever becomes of it: nothing more is asked of it.
+    // The result of closing does not matter: the connection is not used again.
     drop(connection.close().await);
     Ok(())
 }
 
-/// Applies the schema that this process alone uses, if it is not there yet and Postgres answers.
+/// Applies the schema that only this process uses, if it is missing and Postgres answers.
 pub(super) async fn apply(settings: &postgres::Settings, role: &str, schema: &Schema) -> Result<()> {
     let mut connection = match settings.connect(role).await {
         Ok(connection) => connection,
-        // It has been said already.
+        // The check of Postgres before this one has logged it.
         Err(error) if is_away(&error) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
     let Err(missing @ (SchemaError::Missing { .. } | SchemaError::Behind { .. })) =
         schema.check(&mut connection).await
     else {
-        // Whatever else is wrong with it, the check of all schemas says.
+        // The check of all schemas reports every other problem.
         return postgres(settings, role, &[schema]).await;
     };
-    // One that may not make a schema is told who can.
+    // A user without the right to create a schema learns which command a user with that right must run.
     let applied = schema
         .apply(&mut connection)
         .await
@@ -62,7 +62,7 @@ pub(super) async fn apply(settings: &postgres::Settings, role: &str, schema: &Sc
     Ok(())
 }
 
-/// Makes sure that Redis's address and login are right, if it answers at all.
+/// Checks Redis's address and login, if it answers at all.
 pub(super) async fn redis(settings: &redis::Settings) -> Result<()> {
     match settings.connect().await {
         Ok(_connection) => Ok(()),
@@ -76,7 +76,7 @@ pub(super) async fn redis(settings: &redis::Settings) -> Result<()> {
     }
 }
 
-/// Whether time may mend it. A refused login or a database that is not there will not mend itself.
+/// Whether waiting may help. A refused login or a missing database needs a person.
 fn is_away(error: &ConnectError) -> bool {
     match error {
         ConnectError::NoUrl

@@ -21,11 +21,11 @@ use crate::ops::probe;
 use crate::systemd::Notifier;
 use crate::telemetry;
 
-/// Connections to health, metrics and the operator's page: few, so that whoever opens many leaves the relay the files that it
-/// needs for Postgres and Redis.
+/// The limit on connections for health, metrics and the operator's page. It is low, so that clients that open
+/// many connections leave the relay enough files for Postgres and Redis.
 const CONNECTIONS: usize = 256;
 
-/// How long answers in hand have at the end.
+/// The time limit for answers in hand when the process ends.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Runs until a signal.
@@ -42,7 +42,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     lifecycle::within_grace(serving, &shutdown, grace).await?
 }
 
-/// Delivers until `shutdown`; health and metrics are served on `listener`.
+/// Delivers until `shutdown`. Serves health, metrics and the operator's page on `listener`.
 pub(crate) async fn serve(
     config: &Config,
     listener: TcpListener,
@@ -81,21 +81,22 @@ pub(crate) async fn serve(
         .with_metrics(metrics.clone())
         .with_state(state.clone());
     let retention = Duration::from_secs(config.outbox.retention_seconds);
-    // The relay first: while it finishes its step, health is still told.
-    let told = CancellationToken::new();
-    let telling = tokio::spawn(server.serve(listener, told.clone()));
-    let showing = tokio::spawn(console.run(told.clone()));
+    // The relay stops first, so that health is served while it finishes its step.
+    let stop_http = CancellationToken::new();
+    let http_task = tokio::spawn(server.serve(listener, stop_http.clone()));
+    let console_task = tokio::spawn(console.run(stop_http.clone()));
     let stopping = notifier.serving(&shutdown).await;
     let watched = state.clone();
     tokio::select! {
         () = relay::run(&config.relay, &config.database, retention, &mut publisher, &metrics, &state, shutdown) => {}
-        // In the loop's own task: what blocks the one blocks the other.
+        // In the task of the relay's loop: if the loop is blocked, so are the keepalives.
         () = notifier.watch(async || watched.turn().await, || sentence(&watched.get())) => {}
     }
-    told.cancel();
-    showing.await?;
-    // Everything is delivered that will be. A peer that takes nothing must not make the end look like a failure.
-    match tokio::time::timeout(LAST_ANSWERS, telling).await {
+    stop_http.cancel();
+    console_task.await?;
+    // All deliveries have ended. A peer that does not read its answer must not make the exit look like a
+    // failure.
+    match tokio::time::timeout(LAST_ANSWERS, http_task).await {
         Ok(ended) => ended?,
         Err(_elapsed) => tracing::debug!("ended before every answer was taken"),
     }
@@ -103,7 +104,7 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// How Redis and the SSE server are, for the operator's page.
+/// The state of Redis and of the SSE server, for the operator's page.
 fn neighbours(config: &Config) -> Readiness {
     let (redis, sse) = (config.redis.clone(), config.sse.listen.clone());
     Readiness::new(move || {
@@ -115,7 +116,7 @@ fn neighbours(config: &Config) -> Readiness {
     })
 }
 
-/// How the relay is, for `systemctl status`.
+/// The relay's state in one sentence, for `systemctl status`.
 fn sentence(state: &State) -> String {
     let role = match state.role {
         Role::Leading => "delivering",
@@ -128,8 +129,8 @@ fn sentence(state: &State) -> String {
     }
 }
 
-/// What must hold: events are delivered in time, by this process or by another one of its name, and would be if there
-/// were any.
+/// Readiness: events are delivered in time, by this process or by another one of the same name, or would be
+/// if there were any.
 fn checks(state: &State, limit: Duration) -> Vec<Check> {
     let role = match state.role {
         Role::Leading => Ok("leading"),
@@ -146,21 +147,28 @@ fn checks(state: &State, limit: Duration) -> Vec<Check> {
         checks.push(Check::of("listener", listener));
     }
     if let Some(outlook) = &state.outlook {
-        let leader = if outlook.has_leader { Ok("there is one") } else { Err("no relay of this name leads") };
+        let leader = if outlook.has_leader {
+            Ok("a relay of this name leads")
+        } else {
+            Err("no relay of this name leads")
+        };
         checks.push(Check::of("leader", leader));
-        // Anybody may ask here: who it was, and why, is for those who may see the log.
+        // Everybody can read this answer. The operator and the reason are shown only to users who may read
+        // the log.
         let paused = match outlook.paused {
             Some(_) => Err("paused by an operator: `aftercommit status` tells by whom and why"),
             None => Ok("no"),
         };
         checks.push(Check::of("paused", paused));
         let log = outlook.contradiction.as_ref().map_or(Ok("fits the position"), |rows| {
-            Err(format!("it contradicts the position: {rows}; stop the relays and run `aftercommit rebase`"))
+            Err(format!(
+                "the log contradicts the position: {rows}; stop the relays and run `aftercommit rebase`"
+            ))
         });
         checks.push(Check::of("log", log));
         checks.push(Check::of("pending", pending(outlook.oldest_pending, limit)));
     } else {
-        checks.push(Check::of("pending", Err::<String, _>("how long events wait is not known")));
+        checks.push(Check::of("pending", Err::<String, _>("the age of the oldest pending event is unknown")));
     }
     checks
 }
@@ -182,7 +190,7 @@ fn pending(oldest: Option<Duration>, limit: Duration) -> Result<String, String> 
             Ok(format!("the oldest event has waited for {:.1} s", age.as_secs_f64()))
         }
         Some(age) => Err(format!(
-            "the oldest event has waited for {:.0} s; {} s are the limit",
+            "the oldest event has waited for {:.0} s; the limit is {} s",
             age.as_secs_f64(),
             limit.as_secs()
         )),

@@ -20,7 +20,7 @@ use crate::{lifecycle, open_files, telemetry};
 
 const ROLE: &str = "aftercommit sse";
 
-/// Connections beyond the streams: health, metrics, and clients that are told to come back later.
+/// Connections besides streams: health, metrics, and clients that are told to come back later.
 const CONNECTIONS_BEYOND_STREAMS: usize = 1000;
 
 /// Runs until a signal.
@@ -34,7 +34,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     lifecycle::within_grace(serving, &shutdown, grace).await?
 }
 
-/// Serves streams on `listener` until `shutdown`, and then until they have been ended.
+/// Serves streams on `listener` until `shutdown`, and then until all of them have ended.
 pub(crate) async fn serve(
     config: &Config,
     listener: TcpListener,
@@ -46,7 +46,7 @@ pub(crate) async fn serve(
     let mut registry = telemetry::registry("sse");
     let door = http::Metrics::register(&mut registry);
     let gate = OperatorGate::new(&config.operator, door.clone())?;
-    // No schema: streams of plain topics need none, and those of uploads say what they lack.
+    // No schema is checked: streams of plain topics need none, and those of uploads report a missing one.
     preflight::postgres(&config.database, ROLE, &[]).await?;
     preflight::redis(&config.redis).await?;
     let pool = config.database.lazy_pool(ROLE)?;
@@ -97,8 +97,8 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// How many streams there are. At the limit it stays ready, as it serves those whom it has and tells others politely to come
-/// back; were all servers unready then, a balancer would refuse those others for good.
+/// The number of streams. A full server stays ready: it serves the clients that it has, and tells others to
+/// come back later. If all servers were unready, a load balancer would refuse those others for good.
 fn connections(open: i64, room: usize) -> Check {
     let open = usize::try_from(open).unwrap_or(0);
     let of = format!("{open} of {}", pluralize(room as u64, "stream"));

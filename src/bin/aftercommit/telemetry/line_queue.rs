@@ -1,7 +1,7 @@
-//! A bounded queue of lines in front of stderr or stdout, with a thread of its own that writes them.
+//! A bounded queue of lines in front of stderr or stdout, with its own thread that writes them.
 //!
-//! Writing a line never waits for its reader, never fails and never panics. A line that cannot be written (a full
-//! disk, a closed pipe) or for which there is no room (a pipe that nobody reads) is dropped and counted.
+//! Pushing a line never waits for its reader, never fails and never panics. A line is dropped and counted if
+//! it cannot be written (a full disk, a closed pipe) or if the queue is full (a pipe that nobody reads).
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -11,15 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Bytes that wait to be written at most.
+/// The largest number of bytes that wait to be written.
 const QUEUED_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// How long until the next attempt, where the file takes nothing now and says so (`O_NONBLOCK`).
+/// The time until the next attempt if the file accepts no bytes now (`O_NONBLOCK`).
 const RETRY_AFTER: Duration = Duration::from_millis(10);
 
-/// Makes the line that says how many lines were dropped.
+/// Formats the line that reports dropped lines.
 type Notice = fn(dropped: u64) -> Vec<u8>;
 
-/// Lines on their way to one file. Cheap to clone.
+/// A queue of lines for one file. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct LineQueue(Arc<Shared>);
 
@@ -27,7 +27,7 @@ pub(crate) struct LineQueue(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    /// Lines that were dropped since the process started.
+    /// Lines dropped since the process started.
     dropped: AtomicU64,
 }
 
@@ -35,16 +35,16 @@ struct Shared {
 struct State {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// Whether the thread is writing a line at present.
+    /// Whether the thread is writing a line now.
     is_writing: bool,
     /// Lines dropped since the last notice.
     dropped_lines: u64,
-    /// Whether a flush was given up since the last line was written.
+    /// Whether a flush timed out and no line has been written since.
     is_stuck: bool,
 }
 
 impl LineQueue {
-    /// A queue in front of this file. `notice` makes the line that follows dropped ones.
+    /// Creates a queue in front of this file. `notice` formats the line that reports dropped ones.
     pub(super) fn to(file: impl AsFd, notice: Notice) -> Self {
         let queue = Self(Arc::new(Shared {
             state: Mutex::default(),
@@ -54,12 +54,12 @@ impl LineQueue {
         let Ok(file) = file.as_fd().try_clone_to_owned() else { return queue };
         let shared = queue.0.clone();
         let thread = std::thread::Builder::new().name("lines".to_owned());
-        // A process that can start no thread starts nothing else either: that is an error elsewhere.
+        // If no thread can be started here, none can be started elsewhere, and that error is reported there.
         drop(thread.spawn(move || shared.write_all(File::from(file), notice)));
         queue
     }
 
-    /// Takes lines, each with its end.
+    /// Appends lines, each with its line end. Drops them if the queue is full.
     pub(crate) fn push(&self, text: &[u8]) {
         let mut state = self.0.lock();
         if state.bytes + text.len() > QUEUED_BYTES_MAX {
@@ -72,14 +72,14 @@ impl LineQueue {
         self.0.changed.notify_all();
     }
 
-    /// Takes the last line of a process, also where there is no room left.
+    /// Appends the last line of a process, even if the queue is full.
     pub(super) fn push_last(&self, text: &[u8]) {
         self.0.lock().push(text);
         self.0.changed.notify_all();
     }
 
-    /// Waits until all is written, but not for longer than this. Where that was too short already, and nothing has been
-    /// written since, it does not wait at all.
+    /// Waits until all lines are written, up to this time limit. Does not wait at all if an earlier flush
+    /// timed out and no line has been written since.
     pub(crate) fn flush(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
         let mut state = self.0.lock();
@@ -94,7 +94,7 @@ impl LineQueue {
         }
     }
 
-    /// Lines that were dropped since the process started.
+    /// Lines dropped since the process started.
     pub(super) fn dropped(&self) -> u64 {
         self.0.dropped.load(Ordering::Relaxed)
     }
@@ -112,7 +112,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The thread: writes what comes, for ever.
+    /// The thread's loop: writes lines as they arrive. Never returns.
     fn write_all(&self, mut file: File, notice: Notice) {
         let mut is_torn = false;
         loop {
@@ -152,8 +152,8 @@ impl Shared {
     }
 }
 
-/// Writes one line by one call, so that lines of several processes do not mix. `is_torn`: a part of an earlier line stands
-/// before it. The error tells whether a part of this one was written.
+/// Writes one line by one call if possible, so that lines of several processes do not mix. `is_torn` means
+/// that a part of an earlier line precedes it. The error says whether a part of this line was written.
 fn write_line(file: &mut impl Write, line: &[u8], is_torn: bool) -> Result<(), bool> {
     let mended;
     let line = if is_torn {
@@ -237,7 +237,7 @@ mod tests {
         }
     }
 
-    /// Takes so many bytes, and then none for one call.
+    /// Accepts this many bytes, and then fails one call.
     struct Short(Vec<u8>, usize);
 
     impl Write for Short {

@@ -1,10 +1,11 @@
-//! A panic ends the process, whichever task it is in.
+//! A panic in any task ends the process.
 //!
-//! A task that is gone does not come back: streams would fall silent, keys would not be fetched, signals would not be
-//! obeyed, while health says that all is well. What the task had half changed, others would go by. Every process here can
-//! be killed at any point and started again without a loss, so that is what a panic amounts to: one line, exit code 1. It
-//! happens in the panic's own hook, so that it also holds for tasks of libraries and for panics that somebody catches.
-//! (Not by `panic = "abort"`: that would keep the line from a stderr which cannot be written at once, and leave a core.)
+//! A task that has panicked does not come back: streams would fall silent, keys would not be fetched, signals
+//! would be ignored, while health reports that all is well. Other tasks would use state that the task has
+//! changed by half. Every process here can be killed at any point and restarted without a loss. So a panic
+//! ends it with one line and exit code 1. This happens in the panic hook, so that it also covers tasks of
+//! libraries and panics that are caught. `panic = "abort"` is not used, because it would lose the line if
+//! stderr cannot be written at once, and leave a core dump.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::PanicHookInfo;
@@ -12,10 +13,10 @@ use std::time::Duration;
 
 use super::{Level, line, stderr};
 
-/// How long the last lines may take to be written.
+/// The time limit for writing the last lines.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
-/// From now on a panic ends the process.
+/// Makes every panic from now on end the process.
 pub(crate) fn end_the_process() {
     std::panic::set_hook(Box::new(|info| {
         stderr().push_last(&line(Level::Error, &sentence(info)));

@@ -1,4 +1,4 @@
-//! What the process costs the machine, read from `/proc` when somebody asks. Says nothing on systems without it.
+//! Metrics of the process's resources, read from `/proc` at each scrape. Empty on systems without `/proc`.
 
 use std::fmt;
 use std::fs;
@@ -33,14 +33,10 @@ impl prometheus_client::collector::Collector for Collector {
             ("process_virtual_memory_bytes", "Memory in the address space", bytes_of(&status, "VmSize:")),
             ("process_threads", "Threads", number_behind(&status, "Threads:")),
             ("process_open_fds", "Open file descriptors", open_fds),
-            (
-                "process_max_fds",
-                "File descriptors that it may open",
-                number_behind(&limits, "Max open files"),
-            ),
+            ("process_max_fds", "Limit on open file descriptors", number_behind(&limits, "Max open files")),
             (
                 "process_start_time_seconds",
-                "When it started, in seconds since 1970",
+                "Start time, in seconds since 1970",
                 boot.zip(start_ticks(&stat)).map(|(boot, ticks)| boot + ticks / TICKS_A_SECOND),
             ),
         ];
@@ -54,7 +50,8 @@ impl prometheus_client::collector::Collector for Collector {
     }
 }
 
-/// The nth field of `/proc/self/stat` as `man 5 proc` counts them. The second one is a name that may hold blanks.
+/// The nth field of `/proc/self/stat`, counted as in `man 5 proc`. The second field is a name that may
+/// contain blanks.
 fn field(stat: &str, nth: usize) -> Option<f64> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(nth - 3)?.parse().ok()
@@ -76,7 +73,7 @@ fn bytes_of(status: &str, key: &str) -> Option<f64> {
     number_behind(status, key).map(|kilobytes| kilobytes * 1024.0)
 }
 
-/// The first number behind a key at the beginning of a line. "unlimited" is none.
+/// The first number after a key at the beginning of a line. `None` for "unlimited".
 fn number_behind(text: &str, key: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(key))?.split_whitespace().next()?.parse().ok()
 }

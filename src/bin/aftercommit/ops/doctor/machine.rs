@@ -1,4 +1,4 @@
-//! What is looked at on this machine: tokens, ports, limits.
+//! Checks of this machine: tokens, ports, limits.
 
 use tokio::net::TcpListener;
 
@@ -8,7 +8,7 @@ use super::{Finding, RoleArg, Scope};
 use crate::config::Config;
 use crate::open_files;
 
-/// Looks at this machine and the configuration.
+/// Checks this machine and the configuration.
 pub(super) async fn examine(config: &Config, scope: Scope) -> Vec<Finding> {
     let mut findings = Vec::new();
     if scope.checks_tokens() {
@@ -35,7 +35,7 @@ async fn jwt(config: &Config) -> Finding {
             "jwt",
             config.jwt.jwks_url.contains("://127.0.0.1") || config.jwt.jwks_url.contains("://localhost"),
             evidence,
-            "use https: who can change that answer on its way can sign tokens",
+            "use https: an attacker who can change that answer in transit can sign tokens",
         ),
         Ok(evidence) => Finding::ok("jwt", evidence),
         Err(error) => Finding::wrong("jwt", error, "see [jwt] in the configuration; api and sse need it"),
@@ -55,7 +55,7 @@ fn open_files(config: &Config) -> Finding {
     )
 }
 
-/// Free, or taken by a process of ours.
+/// Checks that an address is free, or taken by a healthy process of ours.
 async fn port(check: &'static str, listen: &str) -> Finding {
     match TcpListener::bind(listen).await {
         Ok(_listener) => Finding::ok(check, format!("{listen} is free")),
@@ -65,7 +65,7 @@ async fn port(check: &'static str, listen: &str) -> Finding {
                 check,
                 answer.ok && !answer.warns,
                 answer.says,
-                "see which process listens there, and what its /readyz says; raise a limit, or start another process",
+                "find the process that listens there and see its /readyz; raise a limit, or start another process",
             )
         }
         Err(error) => {

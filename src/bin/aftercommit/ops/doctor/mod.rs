@@ -1,4 +1,4 @@
-//! `aftercommit doctor`: every check that this product's users trip over, with the evidence and the fix.
+//! `aftercommit doctor`: checks for common mistakes, with the evidence and the fix.
 
 mod machine;
 mod postgres;
@@ -16,20 +16,20 @@ use aftercommit::pluralize::pluralize;
 use super::output::{self, Output};
 use crate::config::Config;
 
-/// How to print it.
+/// The checks to make, and the output options.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   aftercommit doctor
   aftercommit doctor --role writer
   aftercommit doctor --output json | jq '.[] | select(.verdict == \"wrong\")'
 
-Exits with 1 if something is wrong. Changes nothing, but for a stream of one
-entry in Redis that it removes again.")]
+Exits with 1 if something is wrong. Changes nothing, except that it adds a
+stream of one entry to Redis and removes it again.")]
 pub(crate) struct Args {
-    /// What this user is to do; relay and operator unless given.
+    /// Make only this role's checks; by default all, as relay and operator.
     #[arg(long, value_enum, value_name = "ROLE")]
     role: Option<RoleArg>,
-    /// Name transactions that are open for longer than this, in seconds.
+    /// Report transactions that are open for longer than this, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     open_for: u32,
     /// How to print the data.
@@ -37,7 +37,7 @@ pub(crate) struct Args {
     output: Output,
 }
 
-/// A role as the command line takes it.
+/// A role on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum RoleArg {
     Relay,
@@ -47,12 +47,12 @@ enum RoleArg {
     Api,
 }
 
-/// What is looked at, by what this connection's users have to do.
+/// The checks to make: those that matter to one role, or all.
 #[derive(Debug, Clone, Copy)]
 struct Scope(Option<RoleArg>);
 
 impl Scope {
-    /// The roles whose rights in Postgres are needed.
+    /// The roles whose rights in Postgres are checked.
     fn roles(self) -> &'static [Role] {
         match self.0 {
             None => &[Role::Relay, Role::Operator],
@@ -68,7 +68,7 @@ impl Scope {
         self.0.is_none_or(|role| roles.contains(&role))
     }
 
-    /// Whether it may look into the log: others have no right to, and need none.
+    /// Whether the checks read the log. Only relays and operators have the right to, and need it.
     fn reads_the_log(self) -> bool {
         self.is_any_of(&[RoleArg::Relay, RoleArg::Operator])
     }
@@ -90,24 +90,24 @@ impl Scope {
     }
 }
 
-/// How a check turned out.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Outcome {
     Ok,
-    /// It works, and may hurt one day.
+    /// It works, and may cause trouble later.
     Warning,
     Wrong,
 }
 
-/// One check.
+/// A check and its result.
 #[derive(Debug, Serialize)]
 struct Finding {
     check: &'static str,
     verdict: Outcome,
-    /// What was seen.
+    /// The observation that led to the verdict.
     evidence: String,
-    /// What to do; empty if nothing.
+    /// The action that fixes it; empty if none is needed.
     fix: Cow<'static, str>,
 }
 
@@ -120,7 +120,7 @@ impl Finding {
         Self { check, verdict: Outcome::Wrong, evidence: evidence.into(), fix: fix.into() }
     }
 
-    /// Fine if `holds`, else a warning with a fix.
+    /// Ok if `holds`, otherwise a warning with a fix.
     fn should(
         check: &'static str,
         holds: bool,
@@ -133,7 +133,7 @@ impl Finding {
         Self { check, verdict: Outcome::Warning, evidence: evidence.into(), fix: fix.into() }
     }
 
-    /// Fine if `holds`, else wrong, with a fix.
+    /// Ok if `holds`, otherwise wrong, with a fix.
     fn must(
         check: &'static str,
         holds: bool,
@@ -144,7 +144,7 @@ impl Finding {
     }
 }
 
-/// Runs every check and prints what it found.
+/// Runs every check and prints the findings.
 pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
     let scope = Scope(args.role);
     let (postgres, redis) = tokio::join!(postgres::examine(config, scope, args.open_for), async {

@@ -1,4 +1,4 @@
-//! What is looked at in Postgres.
+//! Checks of Postgres.
 
 use anyhow::Result;
 use chrono::{DateTime, Utc};
@@ -15,14 +15,14 @@ use aftercommit::postgres::{SchemaError, State, shares_a_session};
 use super::{Finding, Outcome, Scope, output, rights};
 use crate::config::Config;
 
-/// Clocks further apart than this make ages and times in the log misleading, in seconds.
+/// The largest difference of clocks, in seconds. A larger one makes ages and times in the log misleading.
 const SKEW_MAX: f64 = 2.0;
-/// The oldest Postgres with what the schema needs, as `server_version_num`.
+/// The oldest Postgres that has the features which the schema needs, as `server_version_num`.
 const OLDEST: i32 = 130_000;
-/// From this one on a relay that is frozen loses the lead.
+/// The first version in which a frozen relay loses the lead.
 const ENDS_SILENT_SESSIONS: i32 = 140_000;
 
-/// Looks at Postgres. Transactions that are open for longer than `open_for` seconds are named.
+/// Checks Postgres. Reports transactions that are open for longer than `open_for` seconds.
 pub(super) async fn examine(config: &Config, scope: Scope, open_for: u32) -> Vec<Finding> {
     const FIX: &str = "see [database] in the configuration; the message names what is wrong";
     let connecting = config.database.connect("aftercommit doctor");
@@ -35,7 +35,7 @@ pub(super) async fn examine(config: &Config, scope: Scope, open_for: u32) -> Vec
         Ok(found) => findings.push(found),
         Err(error) => findings.push(Finding::wrong("encoding", output::error_text(&error), FIX)),
     }
-    // Rights first: without them the other checks cannot look.
+    // Rights come first: without them the other checks cannot run.
     let lacks_rights = match rights::examine(&mut connection, scope.roles()).await {
         Ok(found) => {
             findings.extend(found);
@@ -44,7 +44,7 @@ pub(super) async fn examine(config: &Config, scope: Scope, open_for: u32) -> Vec
         Err(error) => {
             findings.push(Finding::wrong(
                 "privileges",
-                format!("cannot be looked at: {}", output::error_text(&error)),
+                format!("cannot be checked: {}", output::error_text(&error)),
                 FIX,
             ));
             true
@@ -57,11 +57,13 @@ pub(super) async fn examine(config: &Config, scope: Scope, open_for: u32) -> Vec
         Ok(state) => findings.push(version(state)),
         Err(error) => {
             let fix = match error {
-                SchemaError::Ahead { .. } => "run the newer aftercommit: this one is of before the upgrade",
+                SchemaError::Ahead { .. } => "run the newer aftercommit: this one is older than the schema",
                 SchemaError::Missing { .. } | SchemaError::Behind { .. } => {
                     "run `aftercommit migrate` of this version"
                 }
-                SchemaError::NotAllowed { .. } => "as the evidence says, as the schema's owner",
+                SchemaError::NotAllowed { .. } => {
+                    "run the command that the evidence names, as the schema's owner"
+                }
                 SchemaError::Encoding | SchemaError::Migrate { .. } | SchemaError::Database(_) => FIX,
             };
             findings.push(Finding::wrong("schema", error.to_string(), fix));
@@ -78,16 +80,21 @@ pub(super) async fn examine(config: &Config, scope: Scope, open_for: u32) -> Vec
     findings
 }
 
-/// A schema that this binary can work with.
+/// The version of a schema that this binary can use.
 fn version(state: State) -> Finding {
     let evidence = match state {
         State::Serves { applied, known } => {
-            format!("version {applied}, which serves this binary as well; it knows {known}")
+            format!("version {applied}, which also works for this binary, whose version is {known}")
         }
         _ => "the version that this binary knows".to_owned(),
     };
     let is_current = matches!(state, State::Current { .. });
-    Finding::should("schema", is_current, evidence, "end the upgrade: start what is of the old version anew")
+    Finding::should(
+        "schema",
+        is_current,
+        evidence,
+        "finish the upgrade: restart the processes of the old version",
+    )
 }
 
 async fn look(
@@ -134,7 +141,7 @@ async fn server(connection: &mut PgConnection) -> Result<Vec<Finding>> {
             "postgres durability",
             row.try_get("is_durable")?,
             "fsync and full_page_writes",
-            "switch fsync and full_page_writes on: committed events can be lost without",
+            "switch fsync and full_page_writes on: without them committed events can be lost",
         ),
         Finding::must(
             "postgres role",
@@ -158,11 +165,11 @@ async fn encoding(connection: &mut PgConnection) -> Result<Finding> {
         "encoding",
         encoding != "SQL_ASCII",
         encoding,
-        "move the data into a database of encoding UTF8: this one takes bytes that are no text, and one such row stops its topic",
+        "move the data into a database with encoding UTF8: this one accepts bytes that are not text, and one such row stops its topic",
     ))
 }
 
-/// Ids below a position that are given out anew would never be delivered.
+/// Checks that the sequence is not behind: an event that gets an id below a position is never delivered.
 async fn sequence_is_ahead(connection: &mut PgConnection) -> Result<Finding> {
     let row = sqlx::query(
         "select (select case when s.is_called then s.last_value else 0::bigint end from outbox.event_id_seq s) as sequence,
@@ -176,7 +183,7 @@ async fn sequence_is_ahead(connection: &mut PgConnection) -> Result<Finding> {
         "sequence",
         sequence >= used,
         format!("outbox.event_id_seq is at {sequence}, and ids up to {used} have been used"),
-        "stop the writers and the relays, then run `aftercommit rebase`: what was appended below would never be delivered",
+        "stop the writers and the relays, then run `aftercommit rebase`: events that get ids below that would never be delivered",
     ))
 }
 
@@ -185,7 +192,7 @@ async fn pooler(config: &Config, connection: &mut PgConnection) -> Result<Findin
     Ok(Finding::must(
         "pooler",
         !shares_a_session(connection, &mut other).await?,
-        "sessions of our own",
+        "each connection has its own session",
         "point the relay's DATABASE_URL straight at Postgres: a pooler that shares sessions breaks its lock and LISTEN",
     ))
 }
@@ -203,7 +210,7 @@ async fn transactions(connection: &mut PgConnection, open_for: u32) -> Result<Fi
     Ok(Finding::should(
         "long transactions",
         open.is_none(),
-        open.unwrap_or_else(|| format!("none is open for {open_for} s")),
+        open.unwrap_or_else(|| format!("none is open for longer than {open_for} s")),
         "end it in its application, or with select pg_terminate_backend(pid); set idle_in_transaction_session_timeout",
     ))
 }
@@ -220,8 +227,8 @@ async fn prepared(connection: &mut PgConnection, open_for: u32) -> Result<Findin
     Ok(Finding::should(
         "prepared transactions",
         forgotten.is_none(),
-        forgotten.unwrap_or_else(|| "none is forgotten".to_owned()),
-        "COMMIT PREPARED or ROLLBACK PREPARED it: its events wait for that, and so does rotation",
+        forgotten.unwrap_or_else(|| format!("none is older than {open_for} s")),
+        "COMMIT PREPARED or ROLLBACK PREPARED it: until then its events and rotation wait",
     ))
 }
 
@@ -241,7 +248,7 @@ async fn sequence(connection: &mut PgConnection) -> Result<Finding> {
 
 async fn cluster(connection: &mut PgConnection) -> Result<Finding> {
     let foreign: Option<String> = sqlx::query_scalar(
-        "select format('the log is of %s, this is %s', l.system_identifier, c.system_identifier)
+        "select format('the log belongs to %s, this is %s', l.system_identifier, c.system_identifier)
          from outbox.log l cross join pg_control_system() c where l.system_identifier <> c.system_identifier",
     )
     .fetch_optional(connection)
@@ -249,8 +256,8 @@ async fn cluster(connection: &mut PgConnection) -> Result<Finding> {
     Ok(Finding::must(
         "system identifier",
         foreign.is_none(),
-        foreign.unwrap_or_else(|| "positions are of this cluster".to_owned()),
-        "the database was restored or moved: read about `aftercommit rebase`",
+        foreign.unwrap_or_else(|| "the log belongs to this cluster".to_owned()),
+        "the database was restored or moved: see `aftercommit help rebase`",
     ))
 }
 
@@ -263,7 +270,7 @@ async fn clock(connection: &mut PgConnection) -> Result<Finding> {
         "clock skew",
         skew.abs() <= SKEW_MAX,
         format!("Postgres's clock is {skew:+.3} s from this machine's"),
-        "keep both clocks by NTP: ages and times are told by them",
+        "synchronize both clocks by NTP: ages and times depend on them",
     ))
 }
 
@@ -271,7 +278,7 @@ async fn rotation(connection: &mut PgConnection) -> Result<Finding> {
     let heard = heartbeat::processes(connection).await?;
     let blocked: Vec<String> =
         heard.into_iter().filter_map(|heard| heard.heartbeat.rotation_blocked).collect();
-    let evidence = if blocked.is_empty() { "nothing in its way".to_owned() } else { blocked.join("; ") };
+    let evidence = if blocked.is_empty() { "not blocked".to_owned() } else { blocked.join("; ") };
     Ok(Finding::should(
         "rotation",
         blocked.is_empty(),
@@ -280,13 +287,13 @@ async fn rotation(connection: &mut PgConnection) -> Result<Finding> {
     ))
 }
 
-/// Whether each relay delivers: a conflict or a pause shows nowhere else.
+/// Checks that each relay delivers. Other checks do not show a conflict or a pause.
 async fn deliveries(config: &Config, connection: &mut PgConnection) -> Result<Vec<Finding>> {
     let limit = config.relay.ready_max_pending_seconds;
     read::prepare_session(connection).await?;
     let mut relays = overview::relays(connection).await?;
     for relay in relays.iter_mut().filter(|relay| relay.contradiction.is_none()) {
-        // A screen looks for signs; here there is time to look at all.
+        // The overview looks for cheap signs of a contradiction; doctor has the time to check all rows.
         let rows = contradictions::of_relay(connection, &relay.relay).await?;
         relay.contradiction = (!rows.is_empty()).then(|| contradiction::named(&rows));
     }
@@ -298,7 +305,7 @@ async fn deliveries(config: &Config, connection: &mut PgConnection) -> Result<Ve
     Ok(findings)
 }
 
-/// The relay of the configuration has never run, and events wait. Another one may be meant.
+/// The finding that the configured relay has never run while events wait. Perhaps another relay is meant.
 fn never_ran(name: &str, waiting: &Undelivered, others: bool) -> Finding {
     const CHECK: &str = "deliveries";
     let evidence = format!("relay {name} has never run here: {}", output::undelivered(waiting));
@@ -307,15 +314,15 @@ fn never_ran(name: &str, waiting: &Undelivered, others: bool) -> Finding {
             CHECK,
             false,
             evidence,
-            "start it, or give doctor the relay's own name: AFTERCOMMIT_RELAY_NAME",
+            "start it, or set AFTERCOMMIT_RELAY_NAME to the name of the relay that you mean",
         );
     }
     Finding::wrong(CHECK, evidence, "start one: aftercommit relay")
 }
 
-/// `at most 200 events wait, the oldest for 18.0 s`.
+/// The number and age of waiting events: `at most 200 events wait, the oldest for 18.0 s`.
 fn waits(relay: &RelayOverview) -> String {
-    let Some(age) = relay.oldest_pending_seconds else { return "no event waits that can be seen".to_owned() };
+    let Some(age) = relay.oldest_pending_seconds else { return "no waiting event is visible".to_owned() };
     let events = pluralize(relay.backlog_at_most.max(1).cast_unsigned(), "event");
     format!("at most {events} wait, the oldest for {}", output::seconds(age))
 }
@@ -342,7 +349,9 @@ fn delivery(relay: &RelayOverview, limit: u64) -> Finding {
             let evidence = format!("{evidence}: {}: start `aftercommit relay`", waits(relay));
             Finding::wrong(CHECK, evidence, "start one: aftercommit relay")
         }
-        Verdict::Paused => Finding::should(CHECK, false, evidence, "aftercommit resume, once it may deliver"),
+        Verdict::Paused => {
+            Finding::should(CHECK, false, evidence, "run aftercommit resume once it may deliver")
+        }
         Verdict::Parked => Finding::should(CHECK, false, evidence, "aftercommit parked list"),
     }
 }

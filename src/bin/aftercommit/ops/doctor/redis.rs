@@ -1,4 +1,4 @@
-//! What is looked at in Redis.
+//! Checks of Redis.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,13 +9,14 @@ use redis::aio::MultiplexedConnection;
 use super::{Finding, Scope, output};
 use crate::config::Config;
 
-/// A subscriber that lags behind by more than this is cut off by Redis, in bytes.
+/// The smallest output buffer for subscribers, in bytes. Redis disconnects a subscriber that lags behind by
+/// more.
 const PUBSUB_BUFFER_MIN: u64 = 32 * 1024 * 1024;
 
-/// How long a subscription may take to be confirmed.
+/// The time limit for the confirmation of a subscription.
 const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(3);
 
-/// Looks at Redis.
+/// Checks Redis.
 pub(super) async fn examine(config: &Config, scope: Scope) -> Vec<Finding> {
     const FIX: &str = "see [redis] in the configuration; the message names what is wrong";
     let mut connection = match config.redis.connect().await {
@@ -60,13 +61,13 @@ async fn look(config: &Config, scope: Scope, connection: &mut MultiplexedConnect
             "maxmemory-policy",
             policy == "noeviction" || of("maxmemory") == "0",
             format!("{policy}, maxmemory {}", of("maxmemory_human")),
-            "set maxmemory-policy noeviction: any other drops histories silently",
+            "set maxmemory-policy noeviction: any other policy drops histories silently",
         ),
         Finding::should(
             "persistence",
             is_saved,
             format!("aof_enabled {}, save {}", of("aof_enabled"), if is_saved { "set" } else { "not set" }),
-            "switch appendonly on: after a restart the relay has to give Redis everything again",
+            "switch appendonly on: otherwise the relay must publish everything again after a restart of Redis",
         ),
         Finding::must(
             "replicas",
@@ -79,7 +80,7 @@ async fn look(config: &Config, scope: Scope, connection: &mut MultiplexedConnect
         findings.push(Finding::wrong(
             "redis cluster",
             "this Redis is a cluster; clusters are not supported yet",
-            "point REDIS_URL at a Redis of its own that is no cluster, with replicas if it must survive a server",
+            "point REDIS_URL at a Redis that is not a cluster, with replicas if it must survive the loss of a server",
         ));
         return Ok(findings);
     }
@@ -93,7 +94,8 @@ async fn look(config: &Config, scope: Scope, connection: &mut MultiplexedConnect
     Ok(findings)
 }
 
-/// Subscribes as an SSE server does: to a topic's live channel, and to the channels of the kinds of topics that there are.
+/// Subscribes as an SSE server does: to a topic's live channel, and to a channel of each kind of topic in
+/// use.
 async fn subscriptions(config: &Config) -> Finding {
     const CHECK: &str = "redis subscriptions";
     let scratch = "aftercommit-doctor";
@@ -103,22 +105,22 @@ async fn subscriptions(config: &Config) -> Finding {
         channels.extend(["upload-session", "user-notifications"].map(|kind| format!("{kind}:{scratch}")));
     }
     match tokio::time::timeout(SUBSCRIBED_WITHIN, subscribe(config, &channels)).await {
-        Ok(Ok(())) => Finding::ok(CHECK, format!("{} can be heard", channels.join(", "))),
+        Ok(Ok(())) => Finding::ok(CHECK, format!("{} can be subscribed to", channels.join(", "))),
         Ok(Err((channel, why))) => Finding::wrong(
             CHECK,
-            format!("the channel {channel} cannot be heard: {why}"),
+            format!("the channel {channel} cannot be subscribed to: {why}"),
             "allow the user SUBSCRIBE, UNSUBSCRIBE and PING, and the channels: ACL SETUSER … &aftercommit:* and one &PREFIX:* \
              for each kind of topic, or &*",
         ),
         Err(_elapsed) => Finding::wrong(
             CHECK,
             format!("no confirmation within {} s", SUBSCRIBED_WITHIN.as_secs()),
-            "see what stands between here and Redis: a proxy must pass SUBSCRIBE on",
+            "check the path to Redis: a proxy must pass SUBSCRIBE on",
         ),
     }
 }
 
-/// Subscribes to each channel on a connection of its own kind; the first that is refused, and why.
+/// Subscribes to each channel. Returns the first channel that is refused, and the reason.
 async fn subscribe(config: &Config, channels: &[String]) -> Result<(), (String, String)> {
     let refused = |channel: &String, error: redis::RedisError| {
         (channel.clone(), aftercommit::redis::error_text(&error))
@@ -132,7 +134,7 @@ async fn subscribe(config: &Config, channels: &[String]) -> Result<(), (String, 
     Ok(())
 }
 
-/// A few topics that are in use, one of a kind; nothing where Postgres does not tell.
+/// A few topics in use, one of each kind.
 async fn newest_topics(config: &Config) -> Result<Vec<String>> {
     let mut connection = config.database.connect("aftercommit doctor").await?;
     let topics = sqlx::query_scalar(
@@ -145,7 +147,7 @@ async fn newest_topics(config: &Config) -> Result<Vec<String>> {
     Ok(topics)
 }
 
-/// Does what the relay does, by its own publishing script.
+/// Publishes as the relay does, by its own publishing script.
 async fn permissions(config: &Config) -> Finding {
     const CHECK: &str = "redis permissions";
     match aftercommit::redis::rehearse(&config.redis).await {
@@ -160,7 +162,7 @@ async fn permissions(config: &Config) -> Finding {
 }
 
 async fn limits(connection: &mut MultiplexedConnection) -> Vec<Finding> {
-    const NOT_TOLD: &str = "not told (CONFIG is not allowed)";
+    const NOT_TOLD: &str = "unknown (CONFIG is not allowed)";
     let buffer = setting(connection, "client-output-buffer-limit").await;
     let hard = buffer.as_deref().map(pubsub_hard_limit);
     let timeout = setting(connection, "timeout").await;
@@ -176,20 +178,20 @@ async fn limits(connection: &mut MultiplexedConnection) -> Vec<Finding> {
             "redis timeout",
             is_endless,
             timeout.map_or_else(|| NOT_TOLD.to_owned(), |seconds| format!("{seconds} s")),
-            "set timeout 0: idle connections of the relay are cut otherwise, and made again",
+            "set timeout 0: otherwise Redis closes idle connections of the relay, which must reconnect",
         ),
     ]
 }
 
-/// `normal 0 0 0 slave … pubsub 33554432 8388608 60`: the first number behind `pubsub`.
+/// The first number after `pubsub` in a setting such as `normal 0 0 0 slave … pubsub 33554432 8388608 60`.
 fn pubsub_hard_limit(setting: &str) -> u64 {
     let mut words = setting.split_whitespace().skip_while(|word| *word != "pubsub").skip(1);
     words.next().and_then(|word| word.parse().ok()).unwrap_or(0)
 }
 
-/// A setting of the server; `None` where it does not tell.
+/// A setting of the server; `None` if the server does not tell it.
 async fn setting(connection: &mut MultiplexedConnection, name: &str) -> Option<String> {
-    let mut asked = redis::cmd("CONFIG");
-    let told = asked.arg("GET").arg(name).query_async::<HashMap<String, String>>(connection).await;
-    told.ok()?.remove(name)
+    let mut command = redis::cmd("CONFIG");
+    let answer = command.arg("GET").arg(name).query_async::<HashMap<String, String>>(connection).await;
+    answer.ok()?.remove(name)
 }

@@ -1,4 +1,4 @@
-//! What roles may do in Postgres: too little, too much, and rows that are hidden from them.
+//! Checks of rights in Postgres: missing rights, excessive rights, and rows that are hidden from a role.
 
 use anyhow::Result;
 use sqlx::PgConnection;
@@ -7,17 +7,17 @@ use aftercommit::ops::rights::{self, Role};
 
 use super::Finding;
 
-/// The rights that are named one by one; more are counted.
+/// The largest number of rights that are named. Further ones are counted.
 const NAMED: usize = 12;
 
-/// What these roles need and this connection's user does not have.
+/// The rights that these roles need and this connection's user lacks.
 pub(super) async fn examine(connection: &mut PgConnection, roles: &[Role]) -> Result<Vec<Finding>> {
     let user: String = sqlx::query_scalar("select current_user::text").fetch_one(&mut *connection).await?;
     let mut findings = Vec::new();
     for role in roles {
         let missing = rights::missing(connection, *role).await?;
         findings.push(if missing.is_empty() {
-            Finding::ok("privileges", format!("{user} may do all that a role {role} does"))
+            Finding::ok("privileges", format!("{user} has all rights that the role {role} needs"))
         } else {
             let named: Vec<String> = missing.iter().take(NAMED).map(|right| format!("{right}")).collect();
             let more = missing.len().saturating_sub(NAMED);
@@ -29,7 +29,7 @@ pub(super) async fn examine(connection: &mut PgConnection, roles: &[Role]) -> Re
                 .collect();
             Finding::wrong(
                 "privileges",
-                format!("{user} lacks what a role {role} needs: {}{rest}", named.join(", ")),
+                format!("{user} lacks rights that the role {role} needs: {}{rest}", named.join(", ")),
                 format!(
                     "as the owner of the schema: aftercommit grants --{role} {user} | psql; or {}",
                     grants.join(" ")
@@ -45,7 +45,7 @@ fn quoted(user: &str) -> String {
     format!("\"{}\"", user.replace('"', "\"\""))
 }
 
-/// Row level security on tables of the log. It hides rows where an error would be right.
+/// Row level security on tables of the log. It hides rows silently.
 async fn hidden_rows(connection: &mut PgConnection) -> Result<Finding> {
     let tables: Option<String> = sqlx::query_scalar(
         "select string_agg(c.relname::text, ', ' order by c.relname)
@@ -60,13 +60,14 @@ async fn hidden_rows(connection: &mut PgConnection) -> Result<Finding> {
     Ok(Finding::wrong(
         "row level security",
         format!(
-            "on for {tables}: roles other than the owner see no rows there, and lose events or miss a pause"
+            "on for {tables}: other roles than the owner see no rows there, and so lose events or miss a pause"
         ),
         format!("switch it off for each: alter table outbox.{first} disable row level security"),
     ))
 }
 
-/// What others may do to the log, and where they may plant what the log's functions could call.
+/// Excessive rights of others on the log, and places where others could create objects that the log's
+/// functions would call.
 pub(super) async fn dangers(connection: &mut PgConnection) -> Result<Vec<Finding>> {
     let rights = rights::dangerous(connection).await?;
     let is_writable: bool = sqlx::query_scalar(
@@ -76,13 +77,17 @@ pub(super) async fn dangers(connection: &mut PgConnection) -> Result<Vec<Finding
     )
     .fetch_one(connection)
     .await?;
-    let evidence = if rights.is_empty() { "none but those of grants".to_owned() } else { rights.join(", ") };
+    let evidence = if rights.is_empty() {
+        "only those that `aftercommit grants` gives".to_owned()
+    } else {
+        rights.join(", ")
+    };
     Ok(vec![
         Finding::should(
             "rights on the log",
             rights.is_empty(),
             evidence,
-            "revoke them: who sets a row's id or takes rows away stops every topic. Writers need outbox.append alone: aftercommit grants --writer",
+            "revoke them: a role that sets a row's id or removes rows can stop every topic. Writers need only outbox.append: aftercommit grants --writer",
         ),
         Finding::should(
             "schema public",
@@ -90,9 +95,9 @@ pub(super) async fn dangers(connection: &mut PgConnection) -> Result<Vec<Finding
             if is_writable {
                 "every role may create objects in it"
             } else {
-                "not everybody may create objects in it"
+                "only some roles may create objects in it"
             },
-            "revoke create on schema public from public: what others plant there runs with the rights of whoever calls it",
+            "revoke create on schema public from public: a function that others create there runs with the rights of its caller",
         ),
     ])
 }

@@ -1,6 +1,8 @@
-//! How long to wait after the n-th failure in a row. Pure.
+//! Waits that grow with each failure in a row. This part sleeps nowhere: its callers do.
 
 use std::time::Duration;
+
+use uuid::Uuid;
 
 /// A wait that doubles with each failure up to a limit, with jitter, and starts over after a success.
 #[derive(Debug, Clone)]
@@ -11,23 +13,32 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Waits between `min` and `max`.
+    /// Waits that begin with `min`, at least a millisecond, and grow up to `max`.
     pub fn new(min: Duration, max: Duration) -> Self {
         Self { min: min.max(Duration::from_millis(1)), max: max.max(min), failures: 0 }
     }
 
-    /// The wait after one more failure. `chance` between 0 and 1 spreads the waits of many over the upper half, so that
-    /// they don't all come back at once.
-    pub fn next(&mut self, chance: f64) -> Duration {
+    /// The wait after one more failure: at least half of the doubled time. The random half spreads the waits of many
+    /// processes, so that they do not all come back at once.
+    pub fn next_wait(&mut self) -> Duration {
+        self.spread(random_fraction())
+    }
+
+    fn spread(&mut self, fraction: f64) -> Duration {
         let doubled = self.min.saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX));
         self.failures = (self.failures + 1).min(30);
-        doubled.min(self.max).mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0)
+        doubled.min(self.max).mul_f64(0.5 + fraction / 2.0)
     }
 
     /// Starts over.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
+}
+
+/// A random number between 0 and 1, good enough to spread waits.
+pub fn random_fraction() -> f64 {
+    f64::from(Uuid::new_v4().as_fields().0) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]
@@ -41,22 +52,22 @@ mod tests {
     #[test]
     fn waits_double_up_to_the_limit() {
         let mut backoff = backoff();
-        let waits: Vec<u128> = (0..8).map(|_| backoff.next(1.0).as_millis()).collect();
+        let waits: Vec<u128> = (0..8).map(|_| backoff.spread(1.0).as_millis()).collect();
         assert_eq!(waits, [50, 100, 200, 400, 800, 1600, 2000, 2000]);
     }
 
     #[test]
     fn a_wait_is_never_shorter_than_half() {
-        assert_eq!(backoff().next(0.0), Duration::from_millis(25));
+        assert_eq!(backoff().spread(0.0), Duration::from_millis(25));
     }
 
     #[test]
     fn a_success_starts_over_and_a_year_of_failures_does_not_overflow() {
         let mut backoff = backoff();
         for _ in 0..1_000_000 {
-            assert!(backoff.next(1.0) <= Duration::from_secs(2));
+            assert!(backoff.spread(1.0) <= Duration::from_secs(2));
         }
         backoff.reset();
-        assert_eq!(backoff.next(1.0), Duration::from_millis(50));
+        assert_eq!(backoff.spread(1.0), Duration::from_millis(50));
     }
 }
