@@ -91,7 +91,7 @@ async fn a_postgres_that_does_not_answer_turns_it_red_also_for_what_is_not_known
     let line = Line::with(wiring).await;
     wait_until_green(&line.relay).await;
     line.postgres().proxy.flow(Flow::Stall);
-    wait_until_red(&line.relay, "pending", "not known").await;
+    wait_until_red(&line.relay, "pending", "is unknown").await;
     line.postgres().proxy.flow(Flow::Pass);
     wait_until_green(&line.relay).await;
     line.postgres().proxy.flow(Flow::Refuse);

@@ -26,7 +26,7 @@ async fn a_redis_that_forgot_everything_is_given_everything_again_under_the_same
     assert_eq!(ids_of(&line).await?, ids);
     assert_eq!(line.history_of(&other).await, others);
     assert_eq!(line.metric("aftercommit_relay_restored_total").await, 1000);
-    line.relay.wait_for_log("Redis has forgotten").await;
+    line.relay.wait_for_log("Redis has lost published events").await;
     line.append(1).await;
     line.wait_until_whole().await;
     Ok(())

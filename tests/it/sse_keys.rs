@@ -391,7 +391,7 @@ async fn exactly_one_source_of_keys_may_be_named() {
     fails(&[("ALGORITHM", "ES256"), ("JWKS_URL", "https://u:tell-nobody@h/k")], "without user or password")
         .await;
     fails(&[("ALGORITHM", "ES256"), url, ("JWKS_COOLDOWN_SECONDS", "0")], "must be at least 1").await;
-    fails(&[("LEEWAY_SECONDS", "3601")], "3600 is the most").await;
+    fails(&[("LEEWAY_SECONDS", "3601")], "may be at most 3600").await;
 }
 
 #[tokio::test]
