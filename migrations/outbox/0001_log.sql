@@ -505,11 +505,12 @@ create index parked_id_idx on outbox.parked (id);
 
 -- Events that Redis has although a relay's position does not call them delivered: Postgres went back to
 -- before their delivery was written down. They use up numbers, and are not published again. Deleted with
--- their rows.
+-- their rows. An id alone does not name a row here: a sequence that was set back gives it once more.
 create table outbox.delivered_before (
-  relay text   not null references outbox.relay (name),
-  id    bigint not null,
-  primary key (relay, id)
+  relay    text   not null references outbox.relay (name),
+  id       bigint not null,
+  event_id uuid   not null,
+  primary key (relay, id, event_id)
 );
 
 -- The actions of operators, and their reasons. Read from its end, and by time.

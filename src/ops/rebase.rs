@@ -178,7 +178,7 @@ impl<'c> Rebase<'c> {
              where p.relay = $1 and e.id > $2
                and not (e.id <= p.high_id and pg_visible_in_snapshot(e.xid, p.lower))
                and not coalesce(e.id <= p.after_id and pg_visible_in_snapshot(e.xid, p.upper), false)
-               and not exists (select from outbox.delivered_before d where d.relay = $1 and d.id = e.id)
+               and not exists (select from outbox.delivered_before d where d.relay = $1 and (d.id, d.event_id) = (e.id, e.event_id))
              order by e.id limit $3",
         )
         .bind(&self.relay)
@@ -189,17 +189,23 @@ impl<'c> Rebase<'c> {
         rows.iter().map(pending_of).collect()
     }
 
-    /// Writes down that these rows have been delivered, whatever the position says.
+    /// Writes down that these events have been delivered, whatever the position says.
     ///
     /// # Errors
-    /// [`RebaseError::Outbox`].
-    pub async fn delivered_before(&mut self, ids: &[i64]) -> Result<(), RebaseError> {
-        sqlx::query("insert into outbox.delivered_before (relay, id) select $1, unnest($2::bigint[])")
-            .bind(&self.relay)
-            .bind(ids)
-            .execute(&mut *self.tx)
-            .await?;
-        self.delivered_before += ids.len() as u64;
+    /// [`RebaseError::Outbox`] if Postgres refuses.
+    pub async fn delivered_before(&mut self, told: &[Pending]) -> Result<(), RebaseError> {
+        let (ids, event_ids): (Vec<i64>, Vec<EventId>) =
+            told.iter().map(|event| (event.id, event.event_id)).unzip();
+        sqlx::query(
+            "insert into outbox.delivered_before (relay, id, event_id)
+             select $1, told.id, told.event_id from unnest($2::bigint[], $3::uuid[]) as told (id, event_id)",
+        )
+        .bind(&self.relay)
+        .bind(ids)
+        .bind(event_ids)
+        .execute(&mut *self.tx)
+        .await?;
+        self.delivered_before += told.len() as u64;
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use crate::log::contradictions::LOOKED_FOR;
 const DELIVERED: &str = "
   ((e.id <= p.high_id and pg_visible_in_snapshot(e.xid, p.lower))
    or coalesce(e.id <= p.after_id and pg_visible_in_snapshot(e.xid, p.upper), false)
-   or exists (select from outbox.delivered_before d where d.relay = p.relay and d.id = e.id))";
+   or exists (select from outbox.delivered_before d where d.relay = p.relay and (d.id, d.event_id) = (e.id, e.event_id)))";
 
 /// Rows of one id of which the relay has not delivered one.
 pub(super) async fn twice(connection: &mut PgConnection, relay: &str) -> Result<Vec<Contradiction>, Error> {
@@ -64,8 +64,8 @@ pub(super) async fn undelivered(connection: &mut PgConnection, relays: &[String]
     sqlx::query(sqlx::AssertSqlSafe(sql)).bind(relays).execute(&mut *connection).await?;
     number(connection, Order::BySequenceRun).await?;
     let sql = format!(
-        "insert into outbox.delivered_before (relay, id)
-         select p.relay, r.new_id
+        "insert into outbox.delivered_before (relay, id, event_id)
+         select p.relay, r.new_id, r.event_id
          from pg_temp.renumbered r
          join outbox.event e on e.tableoid = r.part and e.ctid = r.place
          join outbox.position p on {DELIVERED}

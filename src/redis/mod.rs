@@ -10,6 +10,7 @@ pub mod history;
 pub mod keys;
 mod publisher;
 mod rehearsal;
+mod reply_codes;
 mod settings;
 pub mod subscriber;
 mod topic_heads;

@@ -15,6 +15,7 @@ use chrono::Utc;
 use super::envelope;
 use super::error_text::{error_text, reply};
 use super::keys::Keys;
+use super::reply_codes;
 use super::settings::{ConnectError, Settings};
 use super::topic_heads::{TopicHead, TopicHeads};
 use crate::event::{EventId, LogId, StreamId, Topic};
@@ -277,7 +278,7 @@ impl Publisher {
             return Ok(());
         }
         Err(PublishError::retry(
-            failure::of_redis("NOREPLICAS"),
+            reply_codes::classify("NOREPLICAS"),
             format!(
                 "Redis: the batch has reached {} and [redis] min_replicas wants {wanted}",
                 pluralize(count.into(), "replica")
@@ -305,11 +306,11 @@ impl Refusal {
         match error.code() {
             Some(code) => {
                 let reply = reply(code, error.detail());
-                Self { failure: failure::of_redis(&reply), text, is_reply: true }
+                Self { failure: reply_codes::classify(&reply), text, is_reply: true }
             }
             // The client replaces the server's own words by this kind.
             None if error.kind() == ErrorKind::AuthenticationFailed => {
-                Self { failure: failure::of_redis("WRONGPASS"), text, is_reply: false }
+                Self { failure: reply_codes::classify("WRONGPASS"), text, is_reply: false }
             }
             None if error.is_timeout() => Self { failure: failure::TIMEOUT, text, is_reply: false },
             None => Self { failure: failure::CONNECTION, text, is_reply: false },
@@ -444,7 +445,7 @@ impl Publisher {
                 ),
             },
             _ => {
-                let failure = failure::of_redis(detail);
+                let failure = reply_codes::classify(detail);
                 let reason =
                     if detail.contains(&key) { detail.to_owned() } else { format!("{detail} ({key})") };
                 if verdict == "ERROR" && failure.remedy == Remedy::SetAside {

@@ -7,7 +7,7 @@
 //! - [`Sink`]: the interface of the place that the relay publishes to.
 //! - [`step`]: one batch read, published and written down. It holds all of the ordering.
 //! - [`reconcile`]: compares the sink with the position, and restores the events that the sink has forgotten.
-//! - [`failure`]: the remedy for each error of Redis and Postgres.
+//! - [`failure`]: the classes of failures and their remedies.
 //! - [`mod@run`]: leading, waking, waiting, retrying. It holds all of the loops and timers.
 
 pub mod failure;

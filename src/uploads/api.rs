@@ -231,7 +231,7 @@ async fn complete(
     RequestTrace(trace): RequestTrace,
     Path(ids): Path<(Uuid, Uuid)>,
 ) -> Result<Response, Error> {
-    settle(&state, &user, ids, &Settled::Uploaded, trace).await
+    resolve_photo(&state, &user, ids, &Settled::Uploaded, trace).await
 }
 
 async fn fail(
@@ -241,10 +241,10 @@ async fn fail(
     Path(ids): Path<(Uuid, Uuid)>,
     Json(failure): Json<Failure>,
 ) -> Result<Response, Error> {
-    settle(&state, &user, ids, &Settled::Failed { reason: failure.checked()? }, trace).await
+    resolve_photo(&state, &user, ids, &Settled::Failed { reason: failure.checked()? }, trace).await
 }
 
-async fn settle(
+async fn resolve_photo(
     state: &ApiState,
     user: &User,
     (session_id, photo_id): (Uuid, Uuid),
@@ -254,7 +254,7 @@ async fn settle(
     let uploader = uploader(user)?;
     let mut connection = state.pool.acquire().await?;
     let (session, is_new) =
-        commands::settle(&mut connection, uploader, session_id, photo_id, settled, trace).await?;
+        commands::resolve_photo(&mut connection, uploader, session_id, photo_id, settled, trace).await?;
     if is_new {
         // After the commit, never inside the transaction: see `outbox::bell`.
         state.bell.ring();

@@ -238,6 +238,21 @@ async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() -> Test
     Ok(())
 }
 
+/// A rebase of long ago has found an event in Redis, and the sequence gives its id once more.
+#[tokio::test]
+async fn a_row_with_the_id_of_one_that_was_delivered_before_is_refused_and_mended() -> TestResult {
+    let (mut line, mut admin) = line_of_six().await;
+    execute(
+        &mut admin,
+        "insert into outbox.delivered_before (relay, id, event_id)
+         select p.relay, e.id, e.event_id from outbox.position p, outbox.event e where e.id in (3, 4)",
+    )
+    .await;
+    execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
+    line.append(3).await;
+    assert_refused_and_mended(line, &mut admin, 3).await
+}
+
 /// Later rows have lower ids than the end of the window, which the relay has not reached.
 #[tokio::test]
 async fn a_rebase_looks_behind_the_open_window() {

@@ -1,7 +1,7 @@
 //! The commands: load, decide, save, append, commit. One transaction each, visible as such.
 
 mod create;
-mod settle;
+mod resolve_photo;
 
 pub(super) use create::{Order, create, order_bytes_max};
-pub(super) use settle::{owned_by, settle};
+pub(super) use resolve_photo::{owned_by, resolve_photo};

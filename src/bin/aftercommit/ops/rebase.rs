@@ -65,8 +65,8 @@ struct Findings {
     reached: Option<Reached>,
     /// Events that the position does not know to be delivered.
     pending: u64,
-    /// Of these, the rows of those that Redis has.
-    told: Vec<i64>,
+    /// How many of these Redis has.
+    told: u64,
     /// Rows that the log's positions cannot stand beside.
     contradictions: Vec<Contradiction>,
     /// Whether a window is open: its rows may have been published behind the position, and Redis may have forgotten that.
@@ -105,7 +105,7 @@ impl Findings {
     /// Events that clients have seen and this Postgres knows nothing of, where that can be said.
     fn lost(&self) -> Option<u64> {
         let reached = self.reached.filter(|reached| reached.id.epoch == self.position.epoch)?;
-        Some(reached.id.seq.saturating_sub(self.position.seq).saturating_sub(self.told.len() as u64))
+        Some(reached.id.seq.saturating_sub(self.position.seq).saturating_sub(self.told))
     }
 }
 
@@ -163,7 +163,7 @@ async fn find<'c>(
         position,
         reached,
         pending: 0,
-        told: Vec::new(),
+        told: 0,
         contradictions: rebase.contradictions().to_vec(),
         has_window: from.window.is_some(),
         is_copy: args.copy,
@@ -186,7 +186,7 @@ async fn find<'c>(
         found.pending += page.len() as u64;
         let told = seen.of(&mut redis, &page).await?;
         rebase.delivered_before(&told).await?;
-        found.told.extend(told);
+        found.told += told.len() as u64;
     }
     Ok((found, rebase))
 }
@@ -210,9 +210,10 @@ struct Seen {
 impl Seen {
     /// The rows whose events have been told. Each entry of a history stands for one row: a replay's copy has the same
     /// identity as the original and counts for itself.
-    async fn of(&mut self, redis: &mut MultiplexedConnection, pending: &[Pending]) -> Result<Vec<i64>> {
-        let mut rows = Vec::new();
-        for Pending { id, event_id, topic } in pending {
+    async fn of(&mut self, redis: &mut MultiplexedConnection, pending: &[Pending]) -> Result<Vec<Pending>> {
+        let mut told = Vec::new();
+        for event in pending {
+            let Pending { event_id, topic, .. } = event;
             if !self.topics.contains_key(topic) {
                 let mut counts = HashMap::new();
                 for event_id in event_ids::event_ids_after(redis, &self.keys, topic, self.after).await? {
@@ -223,10 +224,10 @@ impl Seen {
             let left = self.topics.get_mut(topic).and_then(|counts| counts.get_mut(event_id));
             if let Some(left) = left.filter(|left| **left > 0) {
                 *left -= 1;
-                rows.push(*id);
+                told.push(event.clone());
             }
         }
-        Ok(rows)
+        Ok(told)
     }
 }
 
@@ -243,7 +244,7 @@ fn report(config: &Config, args: &Args, found: &Findings, done: bool) -> Result<
             "relay": config.relay.name, "needed": found.is_needed(), "done": done,
             "cluster": cluster(found.cluster), "position": found.position.to_string(),
             "redis": found.reached.map(|reached| reached.id.to_string()), "epoch": found.new_epoch(),
-            "pending": found.pending, "told": found.told.len(), "lost": found.lost(),
+            "pending": found.pending, "told": found.told, "lost": found.lost(),
             "copy": found.is_copy, "contradictions": found.contradictions.len(),
         }));
     }
@@ -284,7 +285,7 @@ fn say(found: &Findings) {
     note!(
         "pending     {}, {} of them in Redis already: not published again",
         pluralize(found.pending, "event"),
-        found.told.len()
+        found.told
     );
     if let Some(lost @ 1..) = found.lost() {
         let lost = pluralize(lost, "event");

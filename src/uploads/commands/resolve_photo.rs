@@ -14,7 +14,7 @@ use crate::uploads::store;
 
 /// Settles a photo of the caller's session. Returns the session after that, and whether anything changed. The
 /// events carry `trace`.
-pub(in crate::uploads) async fn settle(
+pub(in crate::uploads) async fn resolve_photo(
     connection: &mut PgConnection,
     user_id: Uuid,
     session_id: Uuid,
