@@ -1,11 +1,11 @@
-//! What is asked for. `cargo test` hands the same arguments to every test program, so those of the usual test runner
-//! are understood or passed over.
+//! The arguments. `cargo test` passes the same arguments to every test program, so those of the usual test
+//! runner are understood or ignored.
 
 use std::time::Duration;
 
 /// How long the short form makes faults, as a part of the whole test suite.
 const SHORT: Duration = Duration::from_secs(20);
-/// The short form's seed, so that it is the same each time.
+/// The short form's seed: each run is the same.
 const SEED: u64 = 1;
 
 /// What to do.
@@ -16,16 +16,16 @@ pub(crate) struct Arguments {
     pub(crate) length: Duration,
     /// Print the plan and do nothing.
     pub(crate) plan: bool,
-    /// Say each fault as it is made.
+    /// Print each fault when it is made.
     pub(crate) verbose: bool,
-    /// Somebody asked for other tests.
+    /// The arguments select other tests.
     pub(crate) skip: bool,
-    /// Say what tests there are.
+    /// List the tests.
     pub(crate) list: bool,
 }
 
 impl Arguments {
-    /// Reads them; an error is what is wrong with them.
+    /// Parses the arguments. The error says which one is wrong.
     pub(crate) fn read(mut given: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut read =
             Self { seed: SEED, length: SHORT, plan: false, verbose: false, skip: false, list: false };

@@ -1,4 +1,5 @@
-//! Who listens: EventSources on both SSE servers in turn, some of which leave and come back all the time.
+//! Clients: EventSources that alternate between both SSE servers. Some of them disconnect and reconnect all
+//! the time.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -16,7 +17,7 @@ use crate::world::{Channel, World};
 
 /// Clients of each topic.
 const CLIENTS: usize = 3;
-/// What EventSource would wait is too long for a campaign of minutes.
+/// The reconnect time: the default of EventSource is too long for a campaign of minutes.
 const RECONNECT: Duration = Duration::from_millis(100);
 /// A stream without a heartbeat for so long is given up: twice the interval that the server was asked for.
 const SILENCE: Duration = Duration::from_secs(4);
@@ -43,7 +44,7 @@ pub(crate) enum Received {
 /// What the page of a client fetched after a reset: the events that its topic had had by then.
 pub(crate) type State = HashSet<Uuid>;
 
-/// What one client received.
+/// The receipts of one client.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Seen {
     pub(crate) channel: usize,
@@ -100,7 +101,7 @@ impl Clients {
             .sum()
     }
 
-    /// Ends them, and tells what each received.
+    /// Ends the clients and returns the events that each received.
     pub(crate) fn stop(self) -> Vec<Seen> {
         for task in &self.tasks {
             task.abort();

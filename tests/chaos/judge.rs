@@ -1,4 +1,4 @@
-//! How far Redis and each client are from the truth.
+//! Comparison of Redis and of each client with the log.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,8 +10,8 @@ use crate::payload;
 use crate::report::Numbers;
 use crate::truth::{ChannelTruth, Row, Truth};
 
-/// The log's own numbers: a topic's events are published in the order in which they were written, and copies in the order of
-/// their originals.
+/// The log's own numbers: a topic's events are published in the order in which they were written, and copies
+/// in the order of their originals.
 pub(crate) fn of_log(truth: &Truth, seed: u64, ledger: &Ledger) -> Numbers {
     let mut numbers = Numbers { invented: truth.altered, ..Numbers::default() };
     for channel in &truth.channels {
@@ -115,7 +115,8 @@ impl<'a> Account<'a> {
         let from = behind.map_or(0, |id| {
             rows.iter().position(|row| row.stream_id.is_some_and(|of| of > id)).unwrap_or(rows.len())
         });
-        // A place that names no event says nothing of where it is: what the page has fetched, it may be told again or not.
+        // A place that names no event says nothing of where it is: what the page has fetched, it may be told
+        // again or not.
         let is_nowhere = behind.is_none_or(|id| id.epoch == 0);
         let mut account = Self {
             of,
@@ -164,8 +165,8 @@ impl<'a> Account<'a> {
         }
     }
 
-    /// Whether this is an event that was told before a rebase, which did not find it in Redis any more: it is published once
-    /// more in the next epoch, behind the reset that says so.
+    /// Whether this is an event that was told before a rebase, which did not find it in Redis any more: it is
+    /// published once more in the next epoch, behind the reset that says so.
     fn has_another_id_by_now(&self, id: Option<StreamId>, told: u64) -> bool {
         let is_later = |row: &Row| {
             row.stream_id.map_or(row.was_told_before, |of| id.is_some_and(|id| of.epoch > id.epoch))
@@ -206,8 +207,8 @@ fn of_client(of: &ChannelTruth, ledger: &Ledger, client: &Seen) -> Numbers {
         match received {
             Received::Event { id, name_fits, told, .. } => account.event(*id, *told, *name_fits),
             Received::Foreign { data, connection } => {
-                // Each of them is published once, and no two are alike. It has no id by which a client that comes to the other
-                // server, which is slower, could be spared it.
+                // Each of them is published once, and no two are alike. It has no id by which a client that
+                // comes to the other server, which is slower, could be spared it.
                 let (is_known, is_new) =
                     (ledger.was_forged(client.channel, data), foreign.insert((connection, data)));
                 if !is_known || !is_new {

@@ -1,4 +1,4 @@
-//! The kinds of faults: their names, how long they last, and what a client may have to be told because of them.
+//! The kinds of faults: their names, their durations, and the resets that they may cause.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ pub(crate) enum Line {
     ClientSse,
 }
 
-/// What can be done to a connection.
+/// A fault of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Break {
     Cut,
@@ -48,7 +48,7 @@ pub(crate) enum Grant {
     Functions,
 }
 
-/// A key of Redis's that belongs to the relay.
+/// A Redis key of the relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Key {
     History,
@@ -57,7 +57,7 @@ pub(crate) enum Key {
     Log,
 }
 
-/// What is broken, or what somebody does.
+/// A kind of fault or of somebody's action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     RelayKilled,
@@ -126,7 +126,7 @@ pub(crate) enum Reach {
 }
 
 impl Kind {
-    /// How long it lasts at least and at most, in milliseconds.
+    /// Its shortest and its longest duration, in milliseconds.
     pub(crate) fn lasts_ms(self) -> (u64, u64) {
         match self {
             // Longer than a silent leader keeps the lead (`world::TAKEOVER_SECONDS`), most of the time.
@@ -168,7 +168,7 @@ impl Kind {
         }
     }
 
-    /// Whether Redis forgets something: then clients may have to be told that a place of theirs cannot be proven.
+    /// Whether Redis loses data: clients may then get resets because their position cannot be proven.
     pub(crate) fn loses(self) -> Option<Reach> {
         match self {
             Self::RedisLostItsData
@@ -176,7 +176,7 @@ impl Kind {
             | Self::RedisFlushed
             // Its last second of writes may be missing.
             | Self::RedisKilled
-            // In the new epoch nothing is given again that Redis lacked at that moment.
+            // In the new epoch, events that Redis lacked at that moment are not restored.
             | Self::SequenceReset
             | Self::KeyVanished(Key::Top | Key::Log)
             | Self::KeyOfWrongType(Key::Top | Key::Log) => Some(Reach::EveryTopic),
@@ -187,7 +187,8 @@ impl Kind {
         }
     }
 
-    /// Whether SSE servers may be unable to read Redis because of it: who comes then is let in, and told later.
+    /// Whether SSE servers may be unable to read Redis because of it: who comes then is let in, and told
+    /// later.
     pub(crate) fn blinds(self) -> Option<Reach> {
         match self {
             Self::RedisFrozen | Self::SseRightTaken(_) => Some(Reach::EveryTopic),
@@ -202,7 +203,8 @@ impl Kind {
         matches!(self, Self::ClockForward | Self::ClockBack)
     }
 
-    /// Whether it may be made while something is lost. A second log that wants the same names must not find them free.
+    /// Whether it may be made while something is lost. A second log that wants the same names must not find
+    /// them free.
     pub(crate) fn wants_all_to_be_there(self) -> bool {
         self == Self::StrangerCame
     }

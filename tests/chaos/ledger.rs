@@ -1,4 +1,4 @@
-//! What was done in a run, and when: the judges look here for the cause of what they find.
+//! The faults and actions of a run with their times: the judges look here for causes.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
@@ -13,20 +13,21 @@ use crate::kinds::Kind;
 #[derive(Debug, Clone)]
 pub(crate) struct Deed {
     pub(crate) kind: Kind,
-    /// The topic that it hit, where it hit one.
+    /// The topic that it hit, if it hit one.
     pub(crate) channel: usize,
     pub(crate) from: Instant,
     pub(crate) until: Instant,
 }
 
-/// Events that an operator wanted given up: those of a topic that were parked when they looked, up to the id that they named.
+/// Events that an operator wanted given up: those of a topic that were parked when they looked, up to the id
+/// that they named.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     pub(crate) channel: usize,
     pub(crate) named: HashSet<StreamId>,
 }
 
-/// What the judges have to know beside the faults.
+/// Facts for the judges besides the faults.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     requests: Mutex<Vec<Request>>,
@@ -45,7 +46,8 @@ impl Ledger {
         self.requests.lock().expect("requests").clone()
     }
 
-    /// Up to this id, a topic's history was destroyed for good: the relay repairs what a whole Redis forgot, and not that.
+    /// Up to this id, a topic's history was destroyed for good: the relay repairs what a whole Redis forgot,
+    /// and not that.
     pub(crate) fn destroyed(&self, channel: usize, through: StreamId) {
         let mut vanished = self.vanished.lock().expect("what vanished");
         let at = vanished.entry(channel).or_insert(through);
@@ -62,12 +64,13 @@ impl Ledger {
         self.set_back.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// How often that was said.
+    /// How often the sequence was set back.
     pub(crate) fn times_set_back(&self) -> u64 {
         self.set_back.load(Ordering::SeqCst)
     }
 
-    /// The transaction of these keys was under way when the sequence was set back: nothing in the log tells their order.
+    /// The transaction of these keys was under way when the sequence was set back: nothing in the log tells
+    /// their order.
     pub(crate) fn straddle(&self, keys: &[u64]) {
         self.straddling.lock().expect("keys").extend(keys);
     }
@@ -81,7 +84,7 @@ impl Ledger {
         self.forged.lock().expect("messages").entry(channel).or_default().push(message);
     }
 
-    /// Whether somebody published this on a topic's public channel.
+    /// Whether somebody else published this on a topic's public channel.
     pub(crate) fn was_forged(&self, channel: usize, told: &str) -> bool {
         let forged = self.forged.lock().expect("messages");
         forged.get(&channel).is_some_and(|messages| messages.iter().any(|message| message == told))

@@ -1,8 +1,8 @@
-//! The campaign: everything breaks at random, and at the end what Postgres committed is compared with what Redis holds and
-//! with what each client received. All numbers have to be 0.
+//! The campaign: random faults in all parts. At the end, the events that Postgres committed are compared with
+//! those in Redis and with those that each client received. All numbers must be 0.
 //!
-//! `make chaos SEED=1 MINUTES=5`; a short form of it is part of `make test`. The same seed makes the same plan of faults;
-//! what they hit is in the hands of the machine's scheduler.
+//! `make chaos SEED=1 MINUTES=5`; a short form is part of `make test`. The same seed makes the same plan of
+//! faults; their effect depends on timing.
 
 #[path = "../harness/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the plumbing of all tests; this one needs part of it")]
@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use truth::Truth;
 use world::World;
 
-/// How long everything may take to arrive when nothing is broken any more.
+/// The time limit for all events to arrive after the last fault.
 const SETTLING: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
     let report = runtime.block_on(campaign(&arguments, plan));
     println!("{report}");
     let is_clean = report.is_clean();
-    // In the words of the other test programs, for who reads the end of a log.
+    // In the format of the usual test runner.
     let (passed, failed) = (u8::from(is_clean), u8::from(!is_clean));
     let verdict = if is_clean { "ok" } else { "FAILED" };
     println!(

@@ -1,4 +1,5 @@
-//! The relay of another log on the same Redis: with names of its own it works beside ours; and with ours it must be refused.
+//! The relay of another log on the same Redis: with its own names it works beside ours; with ours it must be
+//! refused.
 
 use std::time::Duration;
 
@@ -47,7 +48,7 @@ impl Neighbour {
         }
     }
 
-    /// What the relay of a third log is started with by somebody who forgot to give it a namespace of its own.
+    /// The settings of a third log's relay without a namespace of its own.
     pub(crate) fn stranger(&self) -> &Settings {
         &self.stranger
     }

@@ -1,11 +1,12 @@
-//! The sixth number: what operators asked for, done to other rows than they named.
+//! The sixth number: operators' requests that were applied to other rows than they named.
 
 use aftercommit::event::StreamId;
 use sqlx::PgConnection;
 
 use crate::world::World;
 
-/// How many rows were given up that nobody named, and how many copies were made of rows that nobody asked for, or not made.
+/// How many rows were given up that nobody named, and how many copies were made of rows that nobody asked
+/// for, or not made.
 pub(crate) async fn misdirected(world: &World) -> usize {
     let mut connection = world.postgres().await;
     discarded_unasked(world, &mut connection).await + wrongly_copied(&mut connection).await

@@ -1,4 +1,4 @@
-//! What a run found, on one screen.
+//! The report of a run, on one screen.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -13,14 +13,14 @@ use crate::payload;
 use crate::truth::Truth;
 use crate::writers::Commits;
 
-/// How far something is from the truth.
+/// The difference between the received events and the log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Numbers {
     pub(crate) lost: usize,
     pub(crate) repeated: usize,
     pub(crate) reordered: usize,
     pub(crate) invented: usize,
-    /// How often clients were told to fetch everything anew, as it could not be proven to be whole.
+    /// The number of resets.
     pub(crate) resets: usize,
 }
 
@@ -135,7 +135,8 @@ impl Report {
             && [self.log, self.redis, self.clients].iter().all(Numbers::are_zero)
             && self.causeless.is_empty()
             && self.misdirected == 0
-            // An insert that a fault or the fence ended leaves one; a relay that updated would leave one a step.
+            // An insert that a fault or the fence ended leaves one; a relay that updated would leave one a
+            // step.
             && usize::try_from(self.dead_tuples[1]).is_ok_and(|dead| dead <= self.made.all())
     }
 }

@@ -1,7 +1,7 @@
-//! The fifth number: resets that nothing in the plan explains.
+//! The fifth number: resets that no fault explains.
 //!
-//! A reset is explained by a fault that can bring it about, on the topic that the fault hit, from the fault's beginning until
-//! some time after its end. Most of what is broken must bring about none.
+//! A fault explains a reset if it can cause one, on the topic that it hit, from its beginning until some time
+//! after its end. Most faults must cause none.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,7 +14,8 @@ use crate::ledger::Deed;
 use crate::plan::REPAIR;
 use crate::world::is_quiet;
 
-/// A client that was let in blindly is told within that time after Redis can be read: it is tried again all the time.
+/// A client that was let in blindly is told within that time after Redis can be read: it is tried again all
+/// the time.
 const SIGHT: Duration = Duration::from_secs(8);
 
 const FOREVER: Duration = Duration::from_secs(1 << 20);
@@ -42,7 +43,7 @@ pub(crate) fn without_cause(seen: &[Seen], deeds: &[Deed]) -> Vec<Causeless> {
     found
 }
 
-/// How many there are of each reason.
+/// The number of resets by reason.
 pub(crate) fn by_reason(found: &[Causeless]) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for reset in found {
@@ -52,12 +53,13 @@ pub(crate) fn by_reason(found: &[Causeless]) -> BTreeMap<String, usize> {
 }
 
 fn explains(deed: &Deed, channel: usize, from: Option<StreamId>, reason: &str, at: Instant) -> bool {
-    // The place of a client of a topic without events is a time; and where Redis is away, that is hidden until it can be judged.
+    // The place of a client of a topic without events is a time; and where Redis is away, that is hidden
+    // until it can be judged.
     let is_time = from.is_some_and(|from| from.epoch == 0);
     let (reach, time) = match reason {
         "joined_late" => (deed.kind.blinds(), SIGHT),
         "history_gone" if is_time && deed.kind.steps_clocks() => (Some(Reach::EveryTopic), REPAIR),
-        // On a topic whose next event comes late, the hole shows late.
+        // On a topic with rare events, a gap is detected late.
         "unknown_id" | "history_gone" | "gap" if deed.kind == Kind::SequenceReset && is_quiet(channel) => {
             (Some(Reach::EveryTopic), FOREVER)
         }

@@ -1,5 +1,5 @@
-//! Who our processes are: roles of Postgres with what `aftercommit grants` prints, and users of Redis with what
-//! `docs/redis.md` gives them. Rights are taken from these, and given back.
+//! The accounts of our processes: Postgres roles with the rights that `aftercommit grants` prints, and Redis
+//! users with those of `docs/redis.md`. Faults revoke their rights and grant them again.
 
 use sqlx::{AssertSqlSafe, PgConnection};
 

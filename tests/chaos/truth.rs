@@ -1,4 +1,4 @@
-//! What Postgres committed, and under which ids: read from the log alone, by the arithmetic of its checkpoints.
+//! The committed events and their ids, computed from the log and its checkpoints alone.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -28,23 +28,24 @@ pub(crate) struct Row {
     pub(crate) told: u64,
     /// Whether a rebase found it in Redis, and not in the position.
     pub(crate) was_told_before: bool,
-    /// The id that the log gives it; `None` where only Redis can know: it was published, and Postgres was not told.
+    /// The id that the log gives it; `None` where only Redis can know: it was published, and Postgres was not
+    /// told.
     pub(crate) stream_id: Option<StreamId>,
 }
 
 /// A topic's events.
 #[derive(Debug, Default)]
 pub(crate) struct ChannelTruth {
-    /// In the order in which they were published, without those that an operator gave up. For what writers wrote that is the
-    /// order of the log; a replay's copies come between as it happens.
+    /// In the order in which they were published, without those that an operator gave up. For what writers
+    /// wrote that is the order of the log; a replay's copies come between as it happens.
     pub(crate) rows: Vec<Row>,
     /// Events that an operator gave up, and their histories as the log has them.
     pub(crate) discarded: HashMap<StreamId, String>,
-    /// What Redis holds at the end.
+    /// The histories in Redis at the end.
     pub(crate) history: Vec<Entry>,
 }
 
-/// What was committed.
+/// The committed events of all topics.
 #[derive(Debug)]
 pub(crate) struct Truth {
     pub(crate) channels: Vec<ChannelTruth>,
@@ -52,10 +53,10 @@ pub(crate) struct Truth {
     pub(crate) altered: usize,
 }
 
-/// When nothing moves for so long, an operator looks whether the relay refuses the log.
+/// After this time without progress, an operator checks whether the relay refuses the log.
 const REFUSAL: Duration = Duration::from_secs(8);
 
-/// Waits until the log has been delivered and every client has come to the end. False if that does not happen.
+/// Waits until the log has been delivered and every client has reached the end. False after `limit`.
 pub(crate) async fn wait_until_complete(world: &World, clients: &Clients, limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
     let mut look = Instant::now() + REFUSAL;
@@ -148,7 +149,7 @@ impl Truth {
     }
 }
 
-/// How many events the log does not hold although their commit was confirmed.
+/// The number of events with a confirmed commit that the log lacks.
 pub(crate) async fn missing(world: &World, commits: &Commits) -> usize {
     let mut connection = world.postgres().await;
     let held: Vec<Uuid> = sqlx::query_scalar("select distinct event_id from outbox.event")
@@ -182,8 +183,8 @@ impl ChannelTruth {
         self.rows.iter().filter_map(|row| row.stream_id).map(|id| id.epoch).max().unwrap_or(0)
     }
 
-    /// Rows that were published in an epoch whose end Postgres did not see: they stand in Redis under the ids that they
-    /// were told with.
+    /// Rows that were published in an epoch whose end Postgres did not see: they stand in Redis under the ids
+    /// that they were told with.
     fn name_the_unnumbered(&mut self) {
         let known: std::collections::HashSet<StreamId> =
             self.rows.iter().filter_map(|row| row.stream_id).collect();
@@ -209,8 +210,8 @@ impl ChannelTruth {
     }
 }
 
-/// The ids of all rows that the relay has delivered or set aside: two checkpoints that follow each other name a window, the
-/// place in it, and how many numbers were used up between them.
+/// The ids of all rows that the relay has delivered or set aside: two checkpoints that follow each other name
+/// a window, the place in it, and how many numbers were used up between them.
 async fn numbers(connection: &mut PgConnection, relay: &str) -> HashMap<i64, StreamId> {
     let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
         "select w.id, before.epoch, before.next_seq + w.place - 1

@@ -1,5 +1,5 @@
-//! What is broken: a Postgres, a Redis, two relays, two SSE servers, and a proxy in front of each way that can fail; and
-//! beside them the relay of another log on the same Redis.
+//! The system under test: a Postgres, a Redis, two relays, two SSE servers, and a proxy on each connection
+//! that can fail; and the relay of another log on the same Redis.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -26,11 +26,11 @@ use crate::neighbour::Neighbour;
 use crate::payload;
 use crate::roles::{self, User};
 
-/// [relay] takeover_seconds.
+/// `[relay] takeover_seconds`.
 const TAKEOVER_SECONDS: &str = "2";
 /// Topics, each of a user's.
 const TOPICS: usize = 8;
-/// Where streams of a user's topic are.
+/// The path of streams of a user's topic.
 const STREAM: &str = "/api/upload/sessions/notifications/stream";
 
 /// One topic and who may listen to it.
@@ -58,11 +58,11 @@ pub(crate) struct Outlet {
     pub(crate) url: String,
 }
 
-/// Everything.
+/// All parts of the system under test.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) seed: u64,
-    /// Say what happens.
+    /// Print what happens.
     pub(crate) verbose: bool,
     pub(crate) system: System,
     pub(crate) postgres: OwnPostgres,
@@ -108,7 +108,8 @@ impl World {
             .set("AFTERCOMMIT_RELAY_BATCH_SIZE", "50")
             .set("AFTERCOMMIT_REDIS_RESPONSE_TIMEOUT_MS", "1000")
             .set("AFTERCOMMIT_REDIS_HISTORY_MAX_EVENTS", "1000000")
-            // A history is cut to as many entries as this holds of its newest one's size: none may be, however large it is.
+            // A history is cut to as many entries as this holds of its newest one's size: none may be,
+            // however large it is.
             .set("AFTERCOMMIT_REDIS_HISTORY_MAX_BYTES", "1099511627776")
             .set("AFTERCOMMIT_SSE_HEARTBEAT_SECONDS", "2")
             .set("AFTERCOMMIT_REDIS_CONNECT_TIMEOUT_MS", "1000");
@@ -192,29 +193,29 @@ impl World {
         usize::try_from(target).expect("an index") % self.channels.len()
     }
 
-    /// A writer's connection, which passes no proxy; as often tried as it takes.
+    /// A writer's connection, past the proxies. Retried until it succeeds.
     pub(crate) async fn writer(&self) -> PgConnection {
         connected(&roles::url(self.system.database.url(), "writer")).await
     }
 
-    /// The owner's connection, which passes no proxy; as often tried as it takes.
+    /// The owner's connection, past the proxies. Retried until it succeeds.
     pub(crate) async fn postgres(&self) -> PgConnection {
         connected(self.system.database.url()).await
     }
 
-    /// A connection that passes no proxy, if Redis runs.
+    /// A connection to Redis past the proxies, if it runs.
     pub(crate) async fn redis(&self) -> Option<MultiplexedConnection> {
         redis_settings_of(&self.redis_url).connect().await.ok()
     }
 
-    /// Runs a Redis command; what it answers is the caller's concern.
+    /// Runs a Redis command and returns its reply or error.
     pub(crate) async fn tell_redis(&self, words: &[&str]) -> redis::RedisResult<redis::Value> {
         let connected = redis_settings_of(&self.redis_url).connect().await;
         let mut connection = connected.map_err(|_| (redis::ErrorKind::Io, "Redis does not run"))?;
         redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await
     }
 
-    /// Starts Redis again where it was, with the data that it finds there.
+    /// Starts Redis at its address, with the data on disk.
     pub(crate) async fn restart_redis(&self, without_data: bool) {
         let mut server = self.redis.lock().await;
         drop(server.take());
@@ -224,12 +225,12 @@ impl World {
         *server = Some(start_redis(&self.redis_home, Some(self.redis_port), true).await);
     }
 
-    /// Has Redis write an RDB, which [`Self::restore_redis`] will find.
+    /// Makes Redis write an RDB for [`Self::restore_redis`].
     pub(crate) async fn save_redis(&self) -> redis::RedisResult<redis::Value> {
         self.tell_redis(&["save"]).await
     }
 
-    /// Starts Redis again with its last RDB, as who restores a backup does; then it appends again.
+    /// Starts Redis with its last RDB, as a restored backup, and turns the append-only file on again.
     pub(crate) async fn restore_redis(&self) {
         let mut server = self.redis.lock().await;
         drop(server.take());
@@ -237,7 +238,7 @@ impl World {
         *server = Some(start_redis(&self.redis_home, Some(self.redis_port), false).await);
         drop(server);
         self.tell_redis(&["config", "set", "appendonly", "yes"]).await.expect("an append-only file");
-        // A file that is not whole when the next fault comes would be no restart but a loss.
+        // With an incomplete file, the next restart would lose data.
         let deadline = Instant::now() + LIMIT;
         while !self.appends_to_a_whole_file().await {
             assert!(Instant::now() < deadline, "Redis does not write its append-only file");
@@ -339,7 +340,7 @@ impl World {
         counts
     }
 
-    /// Which of the relays leads, if one says so.
+    /// The index of the relay that leads, if one reports it.
     pub(crate) async fn leader(&self) -> Option<usize> {
         for (i, relay) in self.relays.iter().enumerate() {
             let relay = relay.lock().await;
@@ -351,7 +352,8 @@ impl World {
         None
     }
 
-    /// Starts what has ended as its role or user lacked something when it came, as a supervisor does.
+    /// Restarts processes that ended because their role or user lacked a right at their start, as a
+    /// supervisor does.
     pub(crate) async fn supervise(&self, until: CancellationToken) {
         while !until.is_cancelled() {
             for relay in &self.relays {
@@ -375,7 +377,7 @@ impl World {
         }
     }
 
-    /// How many processes have ended although nobody ended them. Those that a fault ended have been replaced.
+    /// The number of processes that ended by themselves. Processes that a fault ended have been replaced.
     pub(crate) async fn crashed(&self) -> usize {
         let mut crashed = 0;
         let mut unread_logs = self.unread.lock().await;
@@ -396,7 +398,7 @@ impl World {
         crashed
     }
 
-    /// What the processes that still run have said, for finding out what went wrong.
+    /// Prints the last lines of the running processes' logs.
     pub(crate) fn print_logs(&self) {
         let outlets = self.outlets.iter().map(|outlet| &outlet.process);
         for process in self.relays.iter().chain(outlets) {
@@ -437,7 +439,7 @@ impl Outlet {
         Self { process: Mutex::new(process), proxy, url }
     }
 
-    /// Puts a process in the place of one that has ended.
+    /// Replaces a process that has ended.
     pub(crate) async fn replace(&self, fresh: Process) {
         let (_, port) = fresh.address.rsplit_once(':').expect("an address with a port");
         self.proxy.lead_to(port.parse().expect("a port"));
@@ -445,7 +447,7 @@ impl Outlet {
     }
 }
 
-/// Whether the last that a process said is that Postgres or Redis does not let it.
+/// Whether the last line of a process says that Postgres or Redis refuses it.
 fn was_refused(process: &Process) -> bool {
     let refusals = ["permission denied for", "authentication failed", "NOPERM"];
     let log = process.log();

@@ -1,5 +1,5 @@
-//! Who writes events: transactions that roll back, commit late, roll back to savepoints, are prepared and forgotten, and one
-//! that stays open for the whole run.
+//! Writers of events: transactions that roll back, commit late, roll back to savepoints, are prepared and
+//! forgotten, and one that stays open for the whole run.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ const WRITERS: usize = 8;
 /// The transaction that stays prepared until somebody finds it.
 const FORGOTTEN: &str = "forgotten";
 
-/// When each event's commit was known to its writer, by key.
+/// The time when its writer learned of each event's commit, by key.
 pub(crate) type Commits = HashMap<u64, Instant>;
 
 /// Writers at work.
@@ -75,7 +75,7 @@ pub(crate) fn begin(world: &Arc<World>, seed: u64) -> Writers {
     Writers { stop, tasks, cleaned, cleaner, commits, keys }
 }
 
-/// What a run ends with: an event of each topic, so that there is an end to come to.
+/// The last event of each topic, which marks the end of a run.
 pub(crate) async fn close(world: &Arc<World>, keys: u64) {
     let mut writer = Writer {
         world: world.clone(),
@@ -92,7 +92,7 @@ pub(crate) async fn close(world: &Arc<World>, keys: u64) {
 }
 
 impl Writers {
-    /// Lets every transaction in hand come to its end. Tells what was committed, and the first key that is free.
+    /// Waits for the end of all open transactions. Returns the commits and the first free key.
     pub(crate) async fn finish(self) -> (Commits, u64) {
         self.stop.cancel();
         for task in self.tasks {
@@ -110,7 +110,7 @@ impl Writer {
         let mut connection = self.world.writer().await;
         while !self.stop.is_cancelled() {
             if self.transaction(&mut connection).await.is_err() {
-                // Whether it was committed, the log will tell.
+                // The log will show whether it was committed.
                 connection = self.world.writer().await;
             }
             self.pause(0, 30).await;

@@ -1,4 +1,4 @@
-//! A browser that knows nothing of us: Debian's Chromium, without a window, steered by WebDriver.
+//! An unmodified browser: Debian's Chromium, headless, driven by WebDriver.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -11,9 +11,9 @@ use tokio::process::{Child, Command};
 
 use super::front::program;
 use super::supervisor::{Supervisor, at_exit};
-use super::{LIMIT, eventually};
+use super::{LIMIT, eventually, str_of};
 
-/// What a browser needs to run as root, without a display, and without calling home.
+/// Options to run as root, without a display, and without calls home.
 const ARGUMENTS: [&str; 13] = [
     "--headless=new",
     "--no-sandbox",
@@ -89,11 +89,11 @@ impl Browser {
         let http = reqwest::Client::new();
         let sessions = format!("http://127.0.0.1:{port}/session");
         let made = post(&http, &sessions, &wanted).await;
-        // A browser outlives its driver: both are ended by their numbers, and then what they wrote goes.
+        // A browser outlives its driver: kill both by pid, then remove their files.
         let (driver_pid, browser_pid) = (driver.id().expect("it runs"), browser_in(&profile));
         let supervisor =
             at_exit(&format!("kill -KILL {driver_pid} {browser_pid}\nsleep 1\nrm -rf '{}'", home.display()));
-        let id = made["sessionId"].as_str().expect("a session");
+        let id = str_of(&made["sessionId"]);
         let session = format!("{sessions}/{id}");
         Self { http, session, _supervisor: supervisor, _driver: driver }
     }
@@ -104,7 +104,7 @@ impl Browser {
     }
 
     /// Sets a cookie of the page's site that scripts cannot read.
-    pub(crate) async fn has_cookie(&self, name: &str, value: &str) {
+    pub(crate) async fn set_cookie(&self, name: &str, value: &str) {
         let cookie = json!({ "cookie": { "name": name, "value": value, "httpOnly": true, "path": "/" } });
         post(&self.http, &format!("{}/cookie", self.session), &cookie).await;
     }
@@ -115,7 +115,7 @@ impl Browser {
         post(&self.http, &format!("{}/execute/sync", self.session), &body).await
     }
 
-    /// Asks the driver for something of this page; its refusal in words.
+    /// Sends a command for this page to the driver. An error is the driver's message.
     pub(super) async fn asks(&self, path: &str, body: &Value) -> Result<Value, String> {
         try_post(&self.http, &format!("{}/{path}", self.session), body).await
     }
@@ -130,8 +130,8 @@ impl Browser {
         serde_json::from_value(self.runs(script, &[]).await).expect("what the page has seen")
     }
 
-    /// Waits until what the page has seen is as wanted.
-    pub(crate) async fn sees(&self, what: &str, wanted: impl Fn(&Seen) -> bool) -> Seen {
+    /// Waits until the page has seen what `wanted` asks for.
+    pub(crate) async fn wait_until_seen(&self, what: &str, wanted: impl Fn(&Seen) -> bool) -> Seen {
         eventually(&format!("the page sees {what}"), async || {
             let seen = self.seen().await;
             wanted(&seen).then_some(seen)
@@ -147,7 +147,7 @@ fn browser_in(profile: &Path) -> u32 {
     pid.parse().expect("a number")
 }
 
-/// Starts a chromedriver. It ends at once where the port that it has picked for IPv4 is taken for IPv6: then once more.
+/// Starts a chromedriver. It exits at once if the port that it picked for IPv4 is in use for IPv6: retry.
 async fn start_driver(home: &Path) -> (Child, u16) {
     for _ in 0..5 {
         let mut driver = Command::new(program("chromedriver"))

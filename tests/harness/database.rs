@@ -9,7 +9,7 @@ use secrecy::ExposeSecret;
 
 use super::servers::servers;
 
-/// What the names of databases that tests make begin with.
+/// The prefix of the databases that tests create.
 const PREFIX: &str = "aftercommit_test_";
 
 /// A test's own database.
@@ -20,7 +20,7 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// One that somebody else has made.
+    /// An existing database.
     pub(crate) fn at(url: &str) -> Self {
         let (_, name) = url.rsplit_once('/').expect("a url with a database");
         Self { name: name.to_owned(), url: url.to_owned() }
@@ -102,7 +102,7 @@ async fn migrate(url: &str) {
     connection.close().await.expect("a goodbye");
 }
 
-/// Drops what earlier runs left on a server that outlives them, if nobody uses it.
+/// Drops unused databases that earlier runs left on a shared server.
 async fn drop_old(server: &mut PgConnection) {
     let unused: Vec<String> = sqlx::query_scalar(
         "select datname::text from pg_database d

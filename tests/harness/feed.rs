@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::sse::{Client, Event};
-use super::{Process, System, free_port};
+use super::{Process, System, free_port, new_event};
 
 /// The path of a user's own stream.
 pub(crate) const NOTIFICATIONS: &str = "/api/upload/sessions/notifications/stream";
@@ -41,18 +41,18 @@ impl Feed {
         self.system.token(self.user)
     }
 
-    /// Starts a server at an address that no other process is given by chance while there is none.
+    /// Starts a server at a reserved address, which no other process gets while the server is down.
     pub(crate) async fn sse(&self) -> Process {
         self.sse_at(&format!("127.0.0.1:{}", free_port())).await
     }
 
-    /// Starts a server at an address that another one had.
+    /// Starts a server at the address of an earlier one.
     pub(crate) async fn sse_at(&self, address: &str) -> Process {
         let settings = self.system.settings().clone().set("AFTERCOMMIT_SSE_LISTEN", address);
         Process::start("sse", &settings).await
     }
 
-    /// Kills a server, and starts another one at its address.
+    /// Kills a server and starts another one at its address.
     pub(crate) async fn replaced(&self, sse: Process) -> Process {
         let address = sse.address.clone();
         sse.kill().await;
@@ -89,8 +89,7 @@ impl Feed {
 }
 
 fn number_of(topic: &Topic, n: &u64) -> NewEvent {
-    let kind = EventType::new("N").expect("a type");
-    NewEvent::new(topic.clone(), kind, n).expect("an event")
+    new_event(topic, "N", n)
 }
 
 /// The numbers that a client has got.

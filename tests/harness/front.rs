@@ -1,4 +1,5 @@
-//! A reverse proxy in front of SSE servers: a real nginx or Caddy, run with the sample configuration that `docs/` gives.
+//! A reverse proxy in front of SSE servers: a real nginx or Caddy, run with the sample configuration that
+//! `docs/` gives.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,7 +11,7 @@ use tokio::process::{Child, Command};
 
 use super::{Process, eventually};
 
-/// Where the tables of the system keep programs that only root needs.
+/// Directories of programs that only root needs.
 const PLACES: [&str; 3] = ["/usr/sbin", "/usr/local/bin", "/opt/homebrew/bin"];
 
 /// Which proxy.
@@ -20,7 +21,7 @@ pub(crate) enum Kind {
     Caddy,
 }
 
-/// A running proxy with TLS on a loopback port. Everything that it writes is in a directory of its own.
+/// A running proxy with TLS on a loopback port. It writes only to its own directory.
 #[derive(Debug)]
 pub(crate) struct Front {
     child: Child,
@@ -29,7 +30,8 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    /// Starts a proxy in front of these servers. `changes` are made to the sample configuration beyond ports and paths.
+    /// Starts a proxy in front of these servers. `changes` are made to the sample configuration beyond ports
+    /// and paths.
     pub(crate) async fn start(kind: Kind, servers: [&Process; 2], changes: &[(&str, &str)]) -> Self {
         let home = TempDir::with_prefix("aftercommit-front-").expect("a directory");
         make_certificate(home.path()).await;
@@ -70,7 +72,7 @@ impl Front {
     }
 }
 
-/// A client for a proxy's certificate, which nobody has signed.
+/// An HTTP client that accepts the proxy's self-signed certificate.
 pub(crate) fn trusting() -> reqwest::Client {
     reqwest::Client::builder().danger_accept_invalid_certs(true).build().expect("a client")
 }
@@ -87,8 +89,8 @@ fn nginx(home: &Path, port: u16, servers: [&str; 2], changes: &[(&str, &str)]) -
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("{kind}_temp_path {home}/{kind};\n"))
         .concat();
-    // Root's nginx would give its work away to a user who may not read this directory; others' ignores the line. One process
-    // that does all: a worker would outlive a master that is killed at the end of a test.
+    // Root's nginx would give its work away to a user who may not read this directory; others' ignores the
+    // line. One process that does all: a worker would outlive a master that is killed at the end of a test.
     let main = format!(
         "user root;\ndaemon off;\nmaster_process off;\npid {home}/pid;\nerror_log {home}/error.log;\n\
          events {{}}\nhttp {{\naccess_log off;\n{temporary}include {home}/site.conf;\n}}\n"
@@ -121,7 +123,7 @@ fn caddy(home: &Path, port: u16, servers: [&str; 2], changes: &[(&str, &str)]) -
 struct Configuration(String);
 
 impl Configuration {
-    /// Replaces what must be there: a test of a sample must fail when the sample is no longer what it changes.
+    /// Replaces a text that must be there: a changed sample must fail its test.
     fn replacing(self, old: &str, new: &str) -> Self {
         assert!(self.0.contains(old), "the sample says {old:?}:\n{}", self.0);
         Self(self.0.replace(old, new))

@@ -7,7 +7,7 @@ use tokio::process::{Child, Command};
 use super::front::program;
 use super::supervisor::{Supervisor, at_exit};
 
-/// Set by who cannot make network namespaces, and knows that tests are left out then.
+/// Set on machines without network namespaces, to skip the tests that need them.
 const LEFT_OUT: &str = "TEST_WITHOUT_NAMESPACES";
 
 /// A network namespace with one end of a veth pair; this machine has the other end.
@@ -23,8 +23,8 @@ pub(crate) struct Host {
 impl Host {
     /// Makes a host and connects it.
     ///
-    /// `None` if that is not possible here and the environment says that it need not be. Otherwise that is a failure: a
-    /// test that did not run must not look like one that passed.
+    /// `None` if this machine cannot, and the environment allows to skip. Without that permission it panics:
+    /// a test that did not run must not look like one that passed.
     pub(crate) async fn new() -> Option<Self> {
         let unique = uuid::Uuid::new_v4().simple().to_string();
         let (name, cable) = (format!("ac{}", &unique[..8]), format!("ac{}", &unique[8..16]));
@@ -39,7 +39,7 @@ impl Host {
             return None;
         }
         let supervisor = at_exit(&format!("ip link del {cable}\nip netns del {name}"));
-        // A pair of addresses of a range for test benches, which is routed nowhere.
+        // Two addresses of 198.18.0.0/15, which is reserved for benchmarks and never routed.
         let subnet = u32::from_str_radix(&unique[16..20], 16).expect("hexadecimal digits");
         let address = |n| format!("198.19.{}.{}", subnet >> 8, (subnet & 0xfc) + n);
         let (ours, theirs) = (address(1), address(2));
@@ -65,7 +65,7 @@ impl Host {
         command.kill_on_drop(true).spawn().expect("a program on the other host")
     }
 
-    /// From now on nothing comes through, and nobody is told.
+    /// Drops all packets from now on, silently.
     pub(crate) async fn pull_the_cable(&self) {
         let pulled = ip(&["-n", &self.name, "link", "set", "cable", "down"]).await;
         assert!(pulled.status.success(), "{}", String::from_utf8_lossy(&pulled.stderr));

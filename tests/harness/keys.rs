@@ -1,4 +1,4 @@
-//! The names in Redis of a test's topics: each test has a namespace of its own, which its topics begin with.
+//! The Redis keys of a test's topics. Each test has its own namespace, the prefix of its topics.
 
 use aftercommit::event::Topic;
 use aftercommit::redis::keys::Keys;

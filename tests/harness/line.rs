@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::database::{database, database_on};
 use super::redis::settings_of;
-use super::{Process, Proxy, System, eventually};
+use super::{Process, Proxy, System, eventually, new_event};
 
 impl OwnPostgres {
     pub(crate) async fn new(server: PostgresServer) -> Self {
@@ -34,12 +34,12 @@ impl OwnPostgres {
         Command::new(self.server.data_directory().with_file_name("bin").join(name))
     }
 
-    /// Runs `pg_ctl`, which has to do it.
+    /// Runs `pg_ctl`, which must succeed.
     pub(crate) async fn control(&self, arguments: &[&str]) {
         assert!(self.tries_to(arguments).await, "pg_ctl {arguments:?}");
     }
 
-    /// Starts it after it was killed. False if it does not start yet.
+    /// Starts it after a kill. False if it does not start yet.
     pub(crate) async fn tries_to_start_again(&self) -> bool {
         self.tries_to(&["restart", "--mode", "immediate"]).await
     }
@@ -58,9 +58,9 @@ impl OwnPostgres {
         status.expect("pg_ctl").success()
     }
 
-    /// With the settings that it had; waits until it answers.
+    /// Starts it with its earlier settings and waits until it answers.
     pub(crate) async fn start_again(&self) {
-        // A restart finds its old settings, and starts a server that does not run.
+        // `restart` keeps the earlier settings, and also starts a server that is down.
         self.control(&["restart"]).await;
     }
 }
@@ -84,7 +84,7 @@ pub(crate) struct OwnPostgres {
     pub(crate) proxy: Proxy,
 }
 
-/// A relay and what it works on.
+/// A relay with its database and its Redis.
 #[derive(Debug)]
 pub(crate) struct Line {
     pub(crate) system: System,
@@ -95,7 +95,7 @@ pub(crate) struct Line {
     postgres: Option<OwnPostgres>,
     pub(crate) relay: Process,
     pub(crate) topic: Topic,
-    /// What was committed, in order.
+    /// The committed events, in order.
     pub(crate) appended: Vec<EventId>,
 }
 
@@ -160,7 +160,7 @@ impl Line {
         redis::cmd(words[0]).arg(&words[1..]).query_async(&mut self.redis().await).await
     }
 
-    /// Commits so many events to the line's topic.
+    /// Commits `count` events to the line's topic.
     pub(crate) async fn append(&mut self, count: usize) {
         let topic = self.topic.clone();
         let appended = self.append_to(&topic, count).await;
@@ -169,10 +169,7 @@ impl Line {
 
     pub(crate) async fn append_to(&self, topic: &Topic, count: usize) -> Vec<EventId> {
         let mut connection = self.system.database.connect().await;
-        let event_type = EventType::new("T").expect("a type");
-        let events: Vec<NewEvent> = (0..count)
-            .map(|n| NewEvent::new(topic.clone(), event_type.clone(), &n).expect("an event"))
-            .collect();
+        let events: Vec<NewEvent> = (0..count).map(|n| new_event(topic, "T", &n)).collect();
         outbox::append_all(&mut connection, &events).await.expect("an append");
         events.iter().map(NewEvent::event_id).collect()
     }
@@ -195,7 +192,7 @@ impl Line {
     }
 
     /// Waits until the history holds exactly what was committed, in order.
-    pub(crate) async fn has_arrived(&self) {
+    pub(crate) async fn wait_until_arrived(&self) {
         eventually("the history is whole", async || {
             (self.history().await.len() >= self.appended.len()).then_some(())
         })
@@ -203,10 +200,10 @@ impl Line {
         assert_eq!(self.history().await, self.appended, "{}", self.relay.log());
     }
 
-    /// The same, and waits until the relay has written down, a moment later, that nothing waits any more, of other topics
-    /// either.
-    pub(crate) async fn is_whole(&self) {
-        self.has_arrived().await;
+    /// The same, and waits until no event of any topic is pending in the log: the relay writes the position a
+    /// moment later than it publishes.
+    pub(crate) async fn wait_until_whole(&self) {
+        self.wait_until_arrived().await;
         let mut connection = self.system.database.connect().await;
         let waiting =
             "select exists (select from outbox.event_status where relay = $1 and state = 'pending')";
@@ -219,17 +216,17 @@ impl Line {
         .await;
     }
 
-    /// A number of the relay's metrics, 0 while it is not there.
+    /// The value of a metric of the relay, 0 if it is missing.
     pub(crate) async fn metric(&self, name: &str) -> u64 {
         metric_of(&self.relay, name).await
     }
 
     /// Waits until the relay leads.
-    pub(crate) async fn leads(&self) {
-        leads(&self.relay).await;
+    pub(crate) async fn wait_until_leading(&self) {
+        wait_until_leading(&self.relay).await;
     }
 
-    /// One more relay of the same name, on the way past the proxies.
+    /// One more relay of the same name, which bypasses the proxies.
     pub(crate) async fn another_relay(&self) -> Process {
         let settings = self.system.settings().clone();
         let settings = settings
@@ -245,8 +242,7 @@ impl Line {
             let mut connection = PgConnection::connect(&url).await.expect("a connection");
             let mut appended = Vec::new();
             while !until.is_cancelled() {
-                let event_type = EventType::new("T").expect("a type");
-                let event = NewEvent::new(topic.clone(), event_type, &appended.len()).expect("an event");
+                let event = new_event(&topic, "T", &appended.len());
                 outbox::append(&mut connection, &event).await.expect("an append");
                 appended.push(event.event_id());
                 // The pace of the load.
@@ -268,7 +264,7 @@ impl Line {
             .expect("a length")
     }
 
-    /// Puts another Redis in the place of this one: what was there is there no longer, password and address remain.
+    /// Replaces the Redis by an empty one. Password and address stay the same.
     pub(crate) async fn replace_redis(&mut self, fresh: RedisServer) {
         let password = self.redis_url.split([':', '@']).nth(2).expect("a password").to_owned();
         let mut connection =
@@ -281,7 +277,7 @@ impl Line {
         std::mem::replace(&mut self.redis, fresh).stop().await.expect("the old one stops");
     }
 
-    /// Has the relay publish a topic's parked events. There must be some.
+    /// Requests the release of a topic's parked events. Panics if there are none.
     pub(crate) async fn release(&self, topic: &Topic) {
         let mut connection = self.system.database.connect().await;
         let relay = self.system.redis.relay_name();
@@ -291,7 +287,7 @@ impl Line {
     }
 
     /// Waits until the relay has counted a failure of this class.
-    pub(crate) async fn fails_with(&self, class: &str) {
+    pub(crate) async fn wait_for_failure(&self, class: &str) {
         let name = format!("aftercommit_relay_failures_total{{class=\"{class}\"}}");
         eventually(&format!("a failure of class {class}"), async || {
             (self.metric(&name).await > 0).then_some(())
@@ -301,19 +297,19 @@ impl Line {
 }
 
 /// Waits until a relay leads.
-pub(crate) async fn leads(relay: &Process) {
+pub(crate) async fn wait_until_leading(relay: &Process) {
     eventually("the relay leads", async || {
         (metric_of(relay, "aftercommit_relay_leading").await == 1).then_some(())
     })
     .await;
 }
 
-/// A number of a process's metrics, 0 while it is not there.
+/// The value of a metric of a process, 0 if it is missing.
 pub(crate) async fn metric_of(process: &Process, name: &str) -> u64 {
     try_metric_of(process, name).await.expect("metrics")
 }
 
-/// The same of a process that may have been killed.
+/// The same for a process that may have been killed.
 pub(crate) async fn try_metric_of(process: &Process, name: &str) -> reqwest::Result<u64> {
     let text = reqwest::get(process.url("/metrics")).await?.text().await?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

@@ -1,4 +1,4 @@
-//! Who listens to bare payloads on a topic's own channel, as a program that knows nothing of us does.
+//! A plain Redis subscriber of a topic's public channel.
 
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ impl Listener {
         Self(pubsub)
     }
 
-    /// Hears so many messages, and nothing after them; returns the payloads.
-    pub(crate) async fn hears_exactly(&mut self, count: usize) -> Vec<String> {
+    /// Waits for `count` messages, and asserts that no more follow. Returns the payloads.
+    pub(crate) async fn wait_for_exactly(&mut self, count: usize) -> Vec<String> {
         let mut messages = self.0.on_message();
         let mut heard = Vec::new();
         while heard.len() < count {

@@ -12,10 +12,12 @@ mod page;
 mod process;
 mod proxy;
 mod redis;
+mod result;
 mod servers;
 mod sse;
 mod story;
 mod supervisor;
+mod values;
 
 pub(crate) use browser::{Browser, SeenEvent, origin_with_a_page};
 pub(crate) use database::{Database, database, database_on, empty_database};
@@ -23,25 +25,27 @@ pub(crate) use feed::{Feed, NOTIFICATIONS, numbers};
 pub(crate) use front::{Front, Kind as FrontKind, free_port, trusting};
 pub(crate) use host::Host;
 pub(crate) use line::{
-    Line, OwnPostgres, Wiring, leads, metric_of, start_postgres, start_redis, try_metric_of,
+    Line, OwnPostgres, Wiring, metric_of, start_postgres, start_redis, try_metric_of, wait_until_leading,
 };
 pub(crate) use listener::Listener;
 pub(crate) use process::{Process, Running, Settings, cli};
 pub(crate) use proxy::{Flow, Proxy};
 pub(crate) use redis::{Redis, redis, settings_of as redis_settings_of, shared_url};
+pub(crate) use result::{TestError, TestResult};
 pub(crate) use sse::{Client, Event, Parser, refusal_of};
 pub(crate) use story::{Session, System};
+pub(crate) use values::{items_of, new_event, str_of};
 
 use std::time::Duration;
 
-/// How long anything that should happen may take before a test fails, also on a machine that has much else to do. Where a
-/// time is promised, the test measures it. Shorter where tests are expected to fail (scripts/mutants).
+/// The longest wait before a test fails, long enough for a busy machine. A test of a promised time measures
+/// it. Shorter where tests are expected to fail (scripts/mutants).
 pub(crate) const LIMIT: Duration =
     Duration::from_secs(if option_env!("TEST_LIMIT_SHORT").is_some() { 20 } else { 60 });
 
-/// Looks until `look` finds something; panics with `what` after [`LIMIT`].
+/// Polls `look` until it returns a value; panics with `what` after [`LIMIT`].
 ///
-/// For what tells nobody that it has happened. Where there is a signal, wait for that.
+/// For states that nobody signals. If there is a signal, wait for the signal.
 pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = tokio::time::Instant::now() + LIMIT;
     loop {

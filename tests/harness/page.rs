@@ -1,4 +1,4 @@
-//! What a person does in a browser's page, and what they see there.
+//! Reading and using a page in the browser.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::browser::Browser;
-use super::eventually;
+use super::{eventually, items_of, str_of};
 
 /// How WebDriver writes a reference to an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
@@ -21,7 +21,7 @@ impl Browser {
     }
 
     /// Waits until the text of an element holds a part; returns the text.
-    pub(crate) async fn reads(&self, css: &str, part: &str) -> String {
+    pub(crate) async fn wait_for_text(&self, css: &str, part: &str) -> String {
         eventually(&format!("{css} reads '{part}'"), async || {
             self.text(css).await.filter(|text| text.contains(part))
         })
@@ -67,7 +67,7 @@ impl Browser {
     /// Opens another tab at this address, and goes on there. Returns the tab's handle.
     pub(crate) async fn opens_a_tab(&self, url: &str) -> String {
         let made = self.must("window/new", &json!({ "type": "tab" })).await;
-        let tab = made["handle"].as_str().expect("a handle").to_owned();
+        let tab = str_of(&made["handle"]).to_owned();
         self.goes_on_in(&tab).await;
         self.goes_to(url).await;
         tab
@@ -78,22 +78,22 @@ impl Browser {
         self.must("window", &json!({ "handle": tab })).await;
     }
 
-    /// Everything that the page has complained about so far on its console, warnings and errors. Each is told once.
+    /// The warnings and errors on the page's console since the last call.
     pub(crate) async fn complaints(&self) -> Vec<String> {
         let entries = self.must("se/log", &json!({ "type": "browser" })).await;
-        let entries = entries.as_array().expect("a list").iter();
+        let entries = items_of(&entries).iter();
         entries
             .filter(|entry| entry["level"] == "SEVERE" || entry["level"] == "WARNING")
-            .map(|entry| entry["message"].as_str().expect("a message").to_owned())
+            .map(|entry| str_of(&entry["message"]).to_owned())
             .collect()
     }
 
-    /// Runs a command of the browser's own protocol, for what WebDriver does not have.
+    /// Runs a command of the Chrome DevTools Protocol, for features that WebDriver lacks.
     pub(crate) async fn command(&self, name: &str, parameters: Value) -> Value {
         self.must("goog/cdp/execute", &json!({ "cmd": name, "params": parameters })).await
     }
 
-    /// Looks like a screen of this size, for somebody who prefers `scheme`: `light` or `dark`.
+    /// Emulates a screen of this size and a preferred color scheme, `light` or `dark`.
     pub(crate) async fn looks_like(&self, width: u32, height: u32, is_phone: bool, scheme: &str) {
         let screen = json!({ "width": width, "height": height, "deviceScaleFactor": 2, "mobile": is_phone });
         self.command("Emulation.setDeviceMetricsOverride", screen).await;
@@ -104,7 +104,7 @@ impl Browser {
     /// Takes a picture of the whole page, also of what is out of sight, as a PNG.
     pub(crate) async fn picture(&self, to: &Path) {
         let taken = self.command("Page.captureScreenshot", json!({ "captureBeyondViewport": true })).await;
-        let in_base64 = taken["data"].as_str().expect("a picture");
+        let in_base64 = str_of(&taken["data"]);
         let mut decoder = Command::new("base64")
             .arg("--decode")
             .stdin(Stdio::piped())

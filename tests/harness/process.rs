@@ -1,4 +1,4 @@
-//! The real binary as real processes: started with nothing but environment variables, killed with real signals.
+//! The real binary as real processes: configured by environment variables only, killed by real signals.
 
 use std::collections::BTreeMap;
 use std::process::{Output, Stdio};
@@ -34,7 +34,7 @@ impl Settings {
         self
     }
 
-    /// Has a shell run this first, such as a `ulimit`.
+    /// A shell command to run before the process starts, such as a `ulimit`.
     pub(crate) fn before(mut self, script: &str) -> Self {
         self.before = Some(script.to_owned());
         self
@@ -71,7 +71,7 @@ pub(crate) async fn cli(settings: &Settings, arguments: &[&str]) -> Output {
     tokio::time::timeout(LIMIT, running).await.expect("in time").expect("the binary runs")
 }
 
-/// A command that is under way; killed when dropped. Its outputs are pipes: what it says fits them.
+/// A running command, killed when dropped. Nobody reads its outputs before its end: they must fit into pipes.
 #[derive(Debug)]
 pub(crate) struct Running(Child);
 
@@ -82,7 +82,7 @@ impl Running {
         Self(command.spawn().expect("the binary starts"))
     }
 
-    /// With nobody at the other end of its stdout.
+    /// Starts it with a stdout whose reader is gone.
     pub(crate) fn unheard(settings: &Settings, arguments: &[&str]) -> Self {
         let (reader, writer) = std::io::pipe().expect("a pipe");
         drop(reader);
@@ -146,7 +146,8 @@ impl Process {
         Self { role: role.to_owned(), child, log, address }
     }
 
-    /// Starts a role whose stderr is this, and which tells nobody where it listens: at `address`, by its settings.
+    /// Starts a role with this stderr. The test cannot read its log, so `address` must be set by its
+    /// settings.
     pub(crate) fn start_unheard(
         arguments: &[&str],
         settings: &Settings,
@@ -171,8 +172,9 @@ impl Process {
         self.child.id().expect("it runs")
     }
 
-    /// Waits until the log has these words in it. (It is read from a pipe: what the process has said arrives a moment later.)
-    pub(crate) async fn says(&self, words: &str) {
+    /// Waits until the log contains these words. The log is read from a pipe, so a line arrives a moment
+    /// later.
+    pub(crate) async fn wait_for_log(&self, words: &str) {
         eventually(&format!("the {} says: {words}", self.role), async || {
             self.log().contains(words).then_some(())
         })
@@ -230,7 +232,7 @@ impl Process {
     }
 }
 
-/// Collects the log, and tells the address once there is one.
+/// Collects the log, and sends the address that it contains.
 async fn read_log(
     stderr: tokio::process::ChildStderr,
     log: Arc<Mutex<String>>,

@@ -1,4 +1,5 @@
-//! A TCP proxy in front of a real server: cuts, stalls, swallows one direction, or leads to another server.
+//! A TCP proxy in front of a real server: it cuts, stalls, drops one direction, or switches to another
+//! server.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -8,14 +9,14 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// What happens to bytes.
+/// How the proxy treats bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flow {
     /// They pass.
     Pass,
     /// They stay where they are, both ways: a half-open connection.
     Stall,
-    /// What the server says is dropped: its client does not know what has arrived.
+    /// Replies are dropped: the client does not know whether its request arrived.
     SwallowReplies,
     /// New connections are closed at once.
     Refuse,
@@ -115,7 +116,7 @@ async fn pump(
             has_swallowed = true;
             continue;
         }
-        // What was swallowed is missing in the middle of this connection: it is of no use any more.
+        // Bytes are missing in the middle of this connection: it cannot be used any more.
         if has_swallowed || to.write_all(&buffer[..read]).await.is_err() {
             return;
         }

@@ -1,5 +1,5 @@
-//! The servers that the tests of a process share: those of `TEST_DATABASE_URL` and `TEST_REDIS_URL` where set, containers
-//! with `TEST_CONTAINERS=1`, else private ones as `aftercommit dev` has.
+//! The servers that the tests of a process share: those of `TEST_DATABASE_URL` and `TEST_REDIS_URL` where
+//! set, containers with `TEST_CONTAINERS=1`, else private ones as `aftercommit dev` has.
 
 use std::sync::OnceLock;
 

@@ -1,5 +1,5 @@
-//! An EventSource of our own making, after WHATWG HTML 9.2: it reads a stream with a parser that shares nothing with the
-//! server's framing, and reconnects with its last event id.
+//! An EventSource client after WHATWG HTML 9.2. Its parser shares no code with the server's framing. It
+//! reconnects with its last event id.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -97,8 +97,8 @@ impl Parser {
     }
 }
 
-/// Why a client was told to come back later, if it was: that has status 200, as every stream has. Waits until the stream
-/// has told its place otherwise.
+/// The `refused` event of a response with status 200, if it has one. Returns `None` once the stream has sent
+/// its first id.
 pub(crate) async fn refusal_of(mut response: reqwest::Response) -> Option<serde_json::Value> {
     assert_eq!(response.headers()["content-type"], "text/event-stream");
     let (mut parser, mut refusal) = (Parser::default(), None);
@@ -132,7 +132,7 @@ struct Shared {
     changed: Notify,
 }
 
-/// A client that stays connected, and comes back, until it is dropped.
+/// A client that stays connected, and reconnects, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Client {
     shared: Arc<Shared>,
@@ -145,14 +145,14 @@ impl Drop for Client {
     }
 }
 
-/// How long a client waits before it reconnects: less than a browser, as tests have less time.
+/// The wait before a reconnect: shorter than a browser's, so that tests are quick.
 const RECONNECT: Duration = Duration::from_millis(50);
 
 impl Client {
     /// Connects as a browser with no id would; returns when the stream is open and its place is known.
     pub(crate) async fn open(url: &str, token: &str) -> Self {
         let client = Self::begin(url.to_owned(), token, None);
-        client.has_its_place().await;
+        client.wait_until_placed().await;
         client
     }
 
@@ -166,7 +166,7 @@ impl Client {
         Self::through(reqwest::Client::new(), url, token, last_event_id)
     }
 
-    /// Connects with this HTTP client, for what it trusts.
+    /// Connects with this HTTP client, which may trust a certificate of the test.
     pub(crate) fn through(
         http: reqwest::Client,
         url: String,
@@ -181,7 +181,7 @@ impl Client {
         Self { shared, task }
     }
 
-    async fn wait(&self, what: &str, holds: impl Fn(&Seen) -> bool) {
+    async fn wait_until(&self, what: &str, holds: impl Fn(&Seen) -> bool) {
         let waiting = async {
             loop {
                 let changed = self.shared.changed.notified();
@@ -199,8 +199,8 @@ impl Client {
     }
 
     /// All events so far, once there are `count` of them.
-    pub(crate) async fn events(&self, count: usize) -> Vec<Event> {
-        self.wait(&format!("{count} events"), |seen| seen.events.len() >= count).await;
+    pub(crate) async fn wait_for_events(&self, count: usize) -> Vec<Event> {
+        self.wait_until(&format!("{count} events"), |seen| seen.events.len() >= count).await;
         self.so_far()
     }
 
@@ -216,8 +216,8 @@ impl Client {
     }
 
     /// Waits until the stream's place is known.
-    pub(crate) async fn has_its_place(&self) {
-        self.wait("the stream's first id", |seen| !seen.last_event_id.is_empty()).await;
+    pub(crate) async fn wait_until_placed(&self) {
+        self.wait_until("the stream's first id", |seen| !seen.last_event_id.is_empty()).await;
     }
 
     /// The id that a reconnect would send.
@@ -226,24 +226,24 @@ impl Client {
     }
 
     /// The reconnect time that the server asked for, in milliseconds.
-    pub(crate) async fn retry(&self) -> u64 {
-        self.wait("a retry time", |seen| seen.retry.is_some()).await;
+    pub(crate) async fn wait_for_retry(&self) -> u64 {
+        self.wait_until("a retry time", |seen| seen.retry.is_some()).await;
         self.shared.seen.lock().expect("a lock").retry.expect("just seen")
     }
 
-    /// Waits for so many comments, which is what heartbeats are.
-    pub(crate) async fn comments(&self, count: usize) {
-        self.wait(&format!("{count} comments"), |seen| seen.comments >= count).await;
+    /// Waits for `count` comments. Heartbeats are comments.
+    pub(crate) async fn wait_for_comments(&self, count: usize) {
+        self.wait_until(&format!("{count} comments"), |seen| seen.comments >= count).await;
     }
 
-    /// Waits until the stream has been opened so many times.
-    pub(crate) async fn connections(&self, count: usize) {
-        self.wait(&format!("{count} connections"), |seen| seen.connections >= count).await;
+    /// Waits until the stream has been opened `count` times.
+    pub(crate) async fn wait_for_connections(&self, count: usize) {
+        self.wait_until(&format!("{count} connections"), |seen| seen.connections >= count).await;
     }
 
-    /// Waits until so many streams have ended.
-    pub(crate) async fn ends(&self, count: usize) {
-        self.wait(&format!("{count} ended streams"), |seen| seen.ends >= count).await;
+    /// Waits until `count` streams have ended.
+    pub(crate) async fn wait_for_ends(&self, count: usize) {
+        self.wait_until(&format!("{count} ended streams"), |seen| seen.ends >= count).await;
     }
 }
 

@@ -12,6 +12,7 @@ use super::database::{Database, database};
 use super::process::{Process, Settings};
 use super::redis::{Redis, redis, shared_url};
 use super::sse::Client;
+use super::{items_of, str_of};
 
 const SECRET: &str = "a secret of the tests, 32 bytes or more";
 
@@ -89,7 +90,7 @@ impl System {
         self.token_with(user, valid_for, &[])
     }
 
-    /// A token that allows to listen to the topics of these patterns.
+    /// A token for streams of topics that match these patterns.
     pub(crate) fn token_with(
         &self,
         user: impl Into<UserId>,
@@ -122,8 +123,8 @@ impl System {
         let response = response.expect("an answer");
         assert_eq!(response.status(), StatusCode::CREATED);
         let created: Value = response.json().await.expect("JSON");
-        let uuid = |value: &Value| Uuid::parse_str(value.as_str().expect("a text")).expect("a UUID");
-        let photos = created["photoIds"].as_array().expect("a list").iter().map(uuid).collect();
+        let uuid = |value: &Value| Uuid::parse_str(str_of(value)).expect("a UUID");
+        let photos = items_of(&created["photoIds"]).iter().map(uuid).collect();
         Session {
             id: uuid(&created["sessionId"]),
             user,

@@ -3,11 +3,11 @@
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use aftercommit::event::{EventType, NewEvent, RESERVED_TYPES, Topic};
+use aftercommit::event::{RESERVED_TYPES, Topic};
 use aftercommit::log::{Position, checkpoint, read};
 use aftercommit::outbox::{self, AppendError};
 
-use crate::harness::{Database, database};
+use crate::harness::{Database, TestResult, database, new_event};
 use crate::log_trust::Guest;
 
 pub(crate) async fn execute(admin: &mut PgConnection, sql: &str) {
@@ -15,7 +15,7 @@ pub(crate) async fn execute(admin: &mut PgConnection, sql: &str) {
 }
 
 #[tokio::test]
-async fn append_takes_every_form_of_a_payload() {
+async fn append_takes_every_form_of_a_payload() -> TestResult {
     let database = database().await;
     let mut connection = database.connect().await;
     for payload in ["'{\"n\":1}'", "'{ }'::json", "'{ }'::jsonb", "'[1]'::text", "'null'", "'\"x\"'::varchar"]
@@ -30,19 +30,18 @@ async fn append_takes_every_form_of_a_payload() {
         .bind("T")
         .bind("{ \"bound\": 1 }")
         .execute(&mut connection)
-        .await
-        .expect("a text that a driver binds");
+        .await?;
     let kept: Vec<String> = sqlx::query_scalar("select distinct payload::text from outbox.event order by 1")
         .fetch_all(&mut connection)
-        .await
-        .expect("payloads");
+        .await?;
     for expected in ["{\"n\":1}", "{ }", "{}", "{ \"bound\": 1 }"] {
         assert!(kept.iter().any(|payload| payload == expected), "{expected}: {kept:?}");
     }
+    Ok(())
 }
 
 #[tokio::test]
-async fn append_refuses_by_one_sentence_that_names_the_rule_and_quotes_no_payload() {
+async fn append_refuses_by_one_sentence_that_names_the_rule_and_quotes_no_payload() -> TestResult {
     let database = database().await;
     let mut connection = database.connect().await;
     let long = "x".repeat(201);
@@ -73,32 +72,30 @@ async fn append_refuses_by_one_sentence_that_names_the_rule_and_quotes_no_payloa
     for (arguments, rule) in refused {
         let sql = AssertSqlSafe(format!("select outbox.append({arguments})"));
         let error = sqlx::raw_sql(sql).execute(&mut connection).await.expect_err("a refusal");
-        let error = error.as_database_error().expect("Postgres refuses");
+        let error = error.as_database_error().ok_or("not an error of Postgres")?;
         let told = error.downcast_ref::<sqlx::postgres::PgDatabaseError>();
         assert!(told.message().contains(rule), "{}", told.message());
         assert_eq!(told.code(), "23514");
         assert!(told.detail().is_none() && !told.message().contains("secret"), "{told:?}");
     }
     let headers = [("h".to_owned(), Value::String("x".repeat(16_384)))].into_iter().collect();
-    let event = NewEvent::new(Topic::new("t").expect("a topic"), EventType::new("T").expect("a type"), &1);
-    let event = event.expect("an event").with_headers(headers);
+    let event = new_event(&Topic::new("t")?, "T", &1).with_headers(headers);
     let error = outbox::append_all(&mut connection, &[event]).await.expect_err("too many headers");
     assert!(
         matches!(error, AppendError::Refused { .. }) && error.to_string().contains("headers have"),
         "{error}"
     );
-    let rows: i64 = sqlx::query_scalar("select count(*) from outbox.event")
-        .fetch_one(&mut connection)
-        .await
-        .expect("rows");
+    let rows: i64 =
+        sqlx::query_scalar("select count(*) from outbox.event").fetch_one(&mut connection).await?;
     assert_eq!(rows, 0);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_writer_may_append_and_nothing_else() {
+async fn a_writer_may_append_and_nothing_else() -> TestResult {
     let database = database().await;
     let mut admin = database.connect().await;
-    let guest = Guest::new(&database).await;
+    let guest = Guest::new(&database).await?;
     let grants = format!(
         "grant usage on schema outbox to {0};
          grant execute on function outbox.append(text, text, json, jsonb, uuid), outbox.append(text, text, jsonb, jsonb, uuid),
@@ -107,10 +104,9 @@ async fn a_writer_may_append_and_nothing_else() {
     );
     execute(&mut admin, &grants).await;
     let mut writer = guest.connect().await;
-    let event = NewEvent::new(Topic::new("t").expect("a topic"), EventType::new("T").expect("a type"), &1);
-    let event = event.expect("an event");
-    outbox::append(&mut writer, &event).await.expect("an append");
-    outbox::append_all(&mut writer, &[event.clone(), event]).await.expect("two appends");
+    let event = new_event(&Topic::new("t")?, "T", &1);
+    outbox::append(&mut writer, &event).await?;
+    outbox::append_all(&mut writer, &[event.clone(), event]).await?;
     execute(&mut writer, "select outbox.append('t', 'T', '{}'); select outbox.append('t', 'T', '{}'::jsonb)")
         .await;
     for forbidden in [
@@ -126,37 +122,41 @@ async fn a_writer_may_append_and_nothing_else() {
         let code = error.as_database_error().and_then(|error| error.code()).map(String::from);
         assert_eq!(code.as_deref(), Some("42501"), "{forbidden}: {error}");
     }
-    writer.close().await.expect("a goodbye");
+    writer.close().await?;
     guest.leave(&mut admin).await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn headers_count_in_a_batch_and_their_size_is_known_without_them() {
+async fn headers_count_in_a_batch_and_their_size_is_known_without_them() -> TestResult {
     let database = database().await;
-    let (mut connection, position) = window_of(&database, 8, 10_000).await;
+    let (mut connection, position) = window_of(&database, 8, 10_000).await?;
     let limit = read::Limit { events: 100, bytes: 25_000 };
-    let chunk = read::batch(&mut connection, "main", &position, 0, limit).await.expect("a chunk");
+    let chunk = read::batch(&mut connection, "main", &position, 0, limit).await?;
     assert_eq!((chunk.rows.len(), chunk.is_last), (3, false));
     let all = read::Limit { events: 8, bytes: u64::MAX };
-    let chunk = read::batch(&mut connection, "main", &position, 0, all).await.expect("a chunk");
+    let chunk = read::batch(&mut connection, "main", &position, 0, all).await?;
     assert_eq!((chunk.rows.len(), chunk.is_last), (8, true), "the query says that nothing follows");
-    let sizes: Vec<i32> = sqlx::query_scalar("select distinct bytes from outbox.event")
-        .fetch_all(&mut connection)
-        .await
-        .expect("sizes");
+    let sizes: Vec<i32> =
+        sqlx::query_scalar("select distinct bytes from outbox.event").fetch_all(&mut connection).await?;
     assert_eq!(sizes, [10_010]);
+    Ok(())
 }
 
 /// A prepared session and an open window of `events` with headers of `bytes`.
-pub(crate) async fn window_of(database: &Database, events: usize, bytes: usize) -> (PgConnection, Position) {
+pub(crate) async fn window_of(
+    database: &Database,
+    events: usize,
+    bytes: usize,
+) -> TestResult<(PgConnection, Position)> {
     let mut connection = database.connect().await;
-    read::prepare_session(&mut connection).await.expect("a session");
-    let begun = checkpoint::load_or_begin(&mut connection, "main").await.expect("a position");
+    read::prepare_session(&mut connection).await?;
+    let begun = checkpoint::load_or_begin(&mut connection, "main").await?;
     for _ in 0..events {
         let sql =
             format!("select outbox.append('t', 'T', '1', jsonb_build_object('h', repeat('x', {bytes})))");
         execute(&mut connection, &sql).await;
     }
-    let opened = checkpoint::open(&mut connection, "main", &begun).await.expect("a look");
-    (connection, opened.expect("a window"))
+    let opened = checkpoint::open(&mut connection, "main", &begun).await?;
+    Ok((connection, opened.ok_or("no window")?))
 }

@@ -1,5 +1,5 @@
-//! What people see: each table, screen and help text, compared with a file in `tests/it/snapshots`. What differs from run
-//! to run is replaced. `UPDATE_SNAPSHOTS=1` writes the files anew: look at the difference before committing it.
+//! Each table, screen and help text, compared with a file in `tests/it/snapshots`. Values that change from
+//! run to run are replaced. `UPDATE_SNAPSHOTS=1` rewrites the files: read the diff before committing it.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -10,10 +10,11 @@ use regex::Regex;
 use aftercommit::event::Topic;
 
 use crate::commands::{commit, json};
-use crate::harness::{Settings, System, cli, eventually};
+use crate::harness::{Settings, System, TestResult, cli, eventually, items_of};
 
-/// What a command says, with what differs from run to run replaced by something as wide where it stands in a table.
-fn settled(text: &str, names: &[(String, &str)]) -> String {
+/// A command's output with the values that change from run to run replaced, in tables by text of the same
+/// width.
+fn settled(text: &str, names: &[(String, &str)]) -> TestResult<String> {
     let patterns = [
         (
             r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
@@ -35,23 +36,24 @@ fn settled(text: &str, names: &[(String, &str)]) -> String {
         text = text.replace(from, to);
     }
     for (pattern, with) in patterns {
-        text = Regex::new(pattern).expect("a pattern").replace_all(&text, with).into_owned();
+        text = Regex::new(pattern)?.replace_all(&text, with).into_owned();
     }
-    text.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+    Ok(text.lines().map(|line| line.trim_end().to_owned() + "\n").collect())
 }
 
 /// Compares with the snapshot of this name, or writes it.
-fn is_as_before(name: &str, text: &str) {
+fn assert_as_before(name: &str, text: &str) -> TestResult {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/snapshots").join(format!("{name}.txt"));
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
-        std::fs::write(&file, text).expect("a snapshot");
-        return;
+        std::fs::write(&file, text)?;
+        return Ok(());
     }
     let before = std::fs::read_to_string(&file).unwrap_or_default();
     assert_eq!(text, before, "{name} differs: UPDATE_SNAPSHOTS=1 rewrites {}", file.display());
+    Ok(())
 }
 
-/// A system with short names, so that what it prints is as wide as people's own.
+/// A system with short names, so that its tables are as wide as in production.
 struct Screens {
     system: System,
     topic: Topic,
@@ -85,46 +87,47 @@ impl Screens {
         said
     }
 
-    fn are_as_before(&self, name: &str) {
-        is_as_before(name, &settled(&self.text, &self.names));
+    fn assert_as_before(&self, name: &str) -> TestResult {
+        assert_as_before(name, &settled(&self.text, &self.names)?)
     }
 
-    async fn counts(&self, state: &str, count: usize) {
+    async fn wait_for_count(&self, state: &str, count: usize) {
         eventually(&format!("{count} are {state}"), async || {
             let listed = json(&self.system, &["events", "list", "--state", state]).await;
-            (listed.as_array().expect("a list").len() == count).then_some(())
+            (items_of(&listed).len() == count).then_some(())
         })
         .await;
     }
 }
 
 #[tokio::test]
-async fn screens_of_an_empty_log() {
+async fn screens_of_an_empty_log() -> TestResult {
     let mut screens = Screens::new().await;
     for command in ["status", "relay list", "events list", "parked list", "replay list", "audit"] {
         screens.shows(&command.split(' ').collect::<Vec<_>>()).await;
     }
-    screens.are_as_before("empty");
+    screens.assert_as_before("empty")?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn screens_of_deliveries_a_pause_and_a_replay() {
+async fn screens_of_deliveries_a_pause_and_a_replay() -> TestResult {
     let mut screens = Screens::new().await;
     let topic = screens.topic.clone();
     commit(&screens.system, &topic, "PAID", 1).await;
     screens.shows(&["events", "show", "1"]).await;
     let relay = screens.system.start("relay").await;
     screens.names.push((format!(":{}", relay.pid()), ":PID"));
-    screens.counts("delivered", 1).await;
+    screens.wait_for_count("delivered", 1).await;
     commit(&screens.system, &topic, "SHIPPED", 2).await;
-    screens.counts("delivered", 3).await;
+    screens.wait_for_count("delivered", 3).await;
     screens.shows(&["events", "list"]).await;
     screens.shows(&["events", "show", "3"]).await;
     screens.shows(&["replay", "--type", "SHIPPED", "--dry-run"]).await;
     screens.shows(&["replay", "--type", "SHIPPED"]).await;
     screens.shows(&["replay", "--type", "SHIPPED", "--yes"]).await;
     screens.shows(&["replay", "--type", "SHIPPED", "--yes", "--reason", "a lost cache"]).await;
-    screens.counts("delivered", 5).await;
+    screens.wait_for_count("delivered", 5).await;
     screens.shows(&["replay", "list"]).await;
     screens.shows(&["events", "show", "2"]).await;
     screens.shows(&["events", "show", "4"]).await;
@@ -144,19 +147,20 @@ async fn screens_of_deliveries_a_pause_and_a_replay() {
     }
     assert_eq!(relay.terminate().await, 0);
     screens.shows(&["rebase", "--dry-run"]).await;
-    screens.are_as_before("deliveries");
+    screens.assert_as_before("deliveries")?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn screens_of_parked_events() {
+async fn screens_of_parked_events() -> TestResult {
     let mut screens = Screens::new().await;
     let topic = screens.topic.clone();
     let mut redis = screens.system.redis.connect().await;
-    let _: () = redis.set(screens.system.redis.keys().history(&topic), "in the way").await.expect("a string");
+    let _: () = redis.set(screens.system.redis.keys().history(&topic), "in the way").await?;
     let relay = screens.system.start("relay").await;
     screens.names.push((format!(":{}", relay.pid()), ":PID"));
     commit(&screens.system, &topic, "PAID", 2).await;
-    screens.counts("parked", 2).await;
+    screens.wait_for_count("parked", 2).await;
     let lines = ["parked list", "replay --parked --dry-run", "events show 2", "parked release nothing --yes"];
     for command in lines {
         screens.shows(&command.split(' ').collect::<Vec<_>>()).await;
@@ -164,51 +168,54 @@ async fn screens_of_parked_events() {
     let name: &str = topic.as_str();
     screens.shows(&["parked", "discard", name, "--yes", "--reason", "a test order"]).await;
     eventually("nothing is parked", async || {
-        json(&screens.system, &["parked", "list"]).await.as_array().expect("a list").is_empty().then_some(())
+        items_of(&json(&screens.system, &["parked", "list"]).await).is_empty().then_some(())
     })
     .await;
     screens.shows(&["events", "show", "2"]).await;
-    screens.are_as_before("parked");
+    screens.assert_as_before("parked")?;
     assert_eq!(relay.terminate().await, 0);
+    Ok(())
 }
 
 #[tokio::test]
-async fn screens_of_one_parked_event_and_its_release() {
+async fn screens_of_one_parked_event_and_its_release() -> TestResult {
     let mut screens = Screens::new().await;
     let topic = screens.topic.clone();
     let name = topic.as_str();
     let mut redis = screens.system.redis.connect().await;
-    let _: () = redis.set(screens.system.redis.keys().history(&topic), "in the way").await.expect("a string");
+    let _: () = redis.set(screens.system.redis.keys().history(&topic), "in the way").await?;
     let relay = screens.system.start("relay").await;
     screens.names.push((format!(":{}", relay.pid()), ":PID"));
     commit(&screens.system, &topic, "PAID", 1).await;
-    screens.counts("parked", 1).await;
+    screens.wait_for_count("parked", 1).await;
     screens.shows(&["parked", "list"]).await;
     screens.shows(&["replay", "--parked", "--reason", "mended"]).await;
     screens.shows(&["parked", "release", name, "--reason", "mended"]).await;
-    let _: () = redis.del(screens.system.redis.keys().history(&topic)).await.expect("a deletion");
+    let _: () = redis.del(screens.system.redis.keys().history(&topic)).await?;
     screens.shows(&["parked", "release", name, "--yes", "--reason", "the key was deleted"]).await;
-    screens.counts("delivered", 1).await;
+    screens.wait_for_count("delivered", 1).await;
     screens.shows(&["events", "show", "1"]).await;
     screens.shows(&["replay", "--all", "--dry-run"]).await;
-    screens.are_as_before("released");
+    screens.assert_as_before("released")?;
     assert_eq!(relay.terminate().await, 0);
+    Ok(())
 }
 
 /// What each check finds depends on the machine; which checks there are, and how they are told, does not.
 #[tokio::test]
-async fn screen_of_the_doctor() {
+async fn screen_of_the_doctor() -> TestResult {
     let mut screens = Screens::new().await;
     let text = screens.shows(&["doctor"]).await;
     let lines = text.lines().map(|line| match line.split_once(": ") {
         Some((check, _)) if !line.starts_with(' ') => format!("{}\n", check.split_at(9).1),
         _ => String::new(),
     });
-    is_as_before("doctor", &lines.collect::<String>());
+    assert_as_before("doctor", &lines.collect::<String>())?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn what_the_usual_mistakes_say() {
+async fn what_the_usual_mistakes_say() -> TestResult {
     let mut screens = Screens::new().await;
     for command in [
         "events show x",
@@ -230,12 +237,13 @@ async fn what_the_usual_mistakes_say() {
     screens.shows(&["status"]).await;
     screens.system.set_again("DATABASE_URL", "postgres://u:p@one:5432,two:5432/app");
     screens.shows(&["status"]).await;
-    screens.are_as_before("mistakes");
+    screens.assert_as_before("mistakes")?;
+    Ok(())
 }
 
 /// Each number that `events show` computes is the one that Redis has.
 #[tokio::test]
-async fn the_stream_id_that_is_told_is_the_one_in_redis() {
+async fn the_stream_id_that_is_told_is_the_one_in_redis() -> TestResult {
     let system =
         System::new().await.set("AFTERCOMMIT_RELAY_BATCH_SIZE", "7").set("AFTERCOMMIT_RELAY_CHUNK_SIZE", "7");
     let topics = [system.redis.topic("a"), system.redis.topic("b")];
@@ -244,7 +252,7 @@ async fn the_stream_id_that_is_told_is_the_one_in_redis() {
     let relay = system.start("relay").await;
     eventually("delivered", async || {
         let listed = json(&system, &["events", "list", "--state", "delivered", "--limit", "100"]).await;
-        (listed.as_array().expect("a list").len() == 35).then_some(())
+        (items_of(&listed).len() == 35).then_some(())
     })
     .await;
     let mut redis = system.redis.connect().await;
@@ -254,28 +262,27 @@ async fn the_stream_id_that_is_told_is_the_one_in_redis() {
             .arg("-")
             .arg("+")
             .query_async(&mut redis)
-            .await
-            .expect("a history");
+            .await?;
         assert!(entries.len() >= 5);
         for (id, fields) in entries.iter().step_by(3) {
             let shown = json(&system, &["events", "show", &fields["event"]]).await;
             assert_eq!(shown[0]["streamId"], id.as_str(), "{shown}");
-            assert!(shown[0]["delivered"]["afterSeconds"].as_f64().expect("a time") > 0.0, "{shown}");
+            assert!(shown[0]["delivered"]["afterSeconds"].as_f64().ok_or("no time")? > 0.0, "{shown}");
         }
     }
-    // Once the checkpoints of that time have been rotated away, nobody guesses.
+    // Once the checkpoints of that time are rotated away, the command does not guess.
     let mut connection = system.database.connect().await;
     sqlx::query("delete from outbox.checkpoint c where n < (select max(n) from outbox.checkpoint)")
         .execute(&mut connection)
-        .await
-        .expect("a rotation");
+        .await?;
     let shown = json(&system, &["events", "show", "1"]).await;
     assert_eq!((&shown[0]["streamId"], &shown[0]["delivered"]), (&().into(), &().into()), "{shown}");
     assert_eq!(relay.terminate().await, 0);
+    Ok(())
 }
 
 #[tokio::test]
-async fn every_command_has_a_help_with_an_example_that_fits_80_columns() {
+async fn every_command_has_a_help_with_an_example_that_fits_80_columns() -> TestResult {
     let none = Settings::default();
     let commands = [
         "",
@@ -312,10 +319,11 @@ async fn every_command_has_a_help_with_an_example_that_fits_80_columns() {
     for command in commands {
         let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let output = cli(&none, &arguments).await;
-        let help = String::from_utf8(output.stdout).expect("UTF-8");
+        let help = String::from_utf8(output.stdout)?;
         assert!(help.contains("Example"), "{command}: no example\n{help}");
         assert!(help.lines().all(|line| line.chars().count() <= 80), "{command}: too wide\n{help}");
-        writeln!(text, "$ aftercommit {}\n{help}", arguments.join(" ")).expect("a text");
+        writeln!(text, "$ aftercommit {}\n{help}", arguments.join(" "))?;
     }
-    is_as_before("help", &settled(&text, &[]));
+    assert_as_before("help", &settled(&text, &[])?)?;
+    Ok(())
 }

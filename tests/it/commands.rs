@@ -6,11 +6,12 @@ use serde_json::Value;
 use sqlx::Connection;
 use uuid::Uuid;
 
-use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::event::{NewEvent, Topic};
 use aftercommit::outbox;
 
 use crate::harness::{
-    Client, Running, Settings, System, cli, database, empty_database, eventually, shared_url,
+    Client, Running, Settings, System, TestResult, cli, database, empty_database, eventually, items_of,
+    new_event, shared_url,
 };
 
 pub(crate) fn stdout(output: &Output) -> String {
@@ -21,7 +22,7 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("UTF-8")
 }
 
-/// The command fails with this exit code, and with one sentence on stderr that has this in it.
+/// Asserts that the command fails with this exit code and one sentence on stderr that contains the text.
 pub(crate) async fn assert_fails(settings: &Settings, arguments: &[&str], code: i32, sentence: &str) {
     let output = cli(settings, arguments).await;
     let said = stderr(&output);
@@ -31,7 +32,7 @@ pub(crate) async fn assert_fails(settings: &Settings, arguments: &[&str], code: 
 }
 
 #[tokio::test]
-async fn a_wrong_setting_is_named_wherever_it_comes_from() {
+async fn a_wrong_setting_is_named_wherever_it_comes_from() -> TestResult {
     let none = Settings::default();
     let cases = [
         ("AFTERCOMMIT_SSE_LISTN", "x", "AFTERCOMMIT_SSE_LISTN"),
@@ -42,22 +43,23 @@ async fn a_wrong_setting_is_named_wherever_it_comes_from() {
     for (name, value, expected) in cases {
         assert_fails(&none.clone().set(name, value), &["config", "check"], 1, expected).await;
     }
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = tempfile::tempdir()?;
     let file = dir.path().join("mine.toml");
-    let path = file.to_str().expect("a path");
+    let path = file.to_str().ok_or("no path")?;
     for (text, expected) in [
         ("[sse]\nlistn = \"x\"\n", "no setting 'listn' in [sse]"),
         ("[ssee]\nlisten = \"x\"\n", "no section [ssee]"),
         ("[sse]\nlisten = 5\n", "listen in [sse] must be of type string"),
         ("sse = \n", "not valid TOML"),
     ] {
-        std::fs::write(&file, text).expect("a file");
+        std::fs::write(&file, text)?;
         assert_fails(&none, &["--config", path, "config", "check"], 1, expected).await;
     }
     assert_fails(&none, &["--config", "/nowhere.toml", "config", "check"], 1, "/nowhere.toml").await;
     let good = cli(&none.set("AFTERCOMMIT_SSE_LISTEN", "127.0.0.1:9001"), &["config", "show"]).await;
     assert_eq!(good.status.code(), Some(0));
     assert!(stdout(&good).contains("listen = \"127.0.0.1:9001\""));
+    Ok(())
 }
 
 #[tokio::test]
@@ -72,30 +74,31 @@ async fn wrong_usage_is_a_2_and_help_a_0() {
 }
 
 #[tokio::test]
-async fn completions_and_man_pages_know_every_command() {
+async fn completions_and_man_pages_know_every_command() -> TestResult {
     let none = Settings::default();
     for shell in ["bash", "zsh", "fish"] {
         let printed = cli(&none, &["completions", shell]).await;
         assert_eq!(printed.status.code(), Some(0), "{}", stderr(&printed));
         assert!(stdout(&printed).contains("doctor"), "{shell}");
     }
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().to_str().expect("a path");
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().to_str().ok_or("no path")?;
     assert_eq!(cli(&none, &["man", "--dir", path]).await.status.code(), Some(0));
     for page in ["aftercommit.1", "aftercommit-status.1", "aftercommit-parked-release.1"] {
         let text = std::fs::read_to_string(dir.path().join(page)).expect(page);
         assert!(text.contains(".SH NAME"), "{page}");
     }
     assert_fails(&none, &["man", "--dir", "/nowhere/at/all"], 1, "/nowhere/at/all").await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_server_that_is_missing_or_wrong_is_one_clear_sentence() {
+async fn a_server_that_is_missing_or_wrong_is_one_clear_sentence() -> TestResult {
     let system = System::new().await;
     let settings = system.settings().clone();
     let wrong = |name: &str, url: &str| settings.clone().set(name, url);
-    let listening = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let taken = listening.local_addr().expect("an address").to_string();
+    let listening = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let taken = listening.local_addr()?.to_string();
 
     for role in ["api", "relay", "sse"] {
         assert_fails(&wrong("DATABASE_URL", ""), &[role], 1, "set DATABASE_URL").await;
@@ -115,6 +118,7 @@ async fn a_server_that_is_missing_or_wrong_is_one_clear_sentence() {
     }
     let secret = settings.clone().set("AFTERCOMMIT_JWT_SECRET", "short");
     assert_fails(&secret, &["api"], 1, "at least 32").await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -127,7 +131,7 @@ async fn a_role_waits_for_a_server_that_is_away_and_says_so_in_readiness() {
             (response.status().as_u16() == 503 && role == "sse" || role == "relay").then_some(())
         });
         told.await;
-        process.says("starting without Redis").await;
+        process.wait_for_log("starting without Redis").await;
         assert_eq!(process.terminate().await, 0);
     }
 }
@@ -147,20 +151,19 @@ async fn a_schema_that_is_missing_is_told_and_migrate_mends_it() {
     assert!(stderr(&cli(settings, &["migrate"]).await).contains("up to date"));
 }
 
-async fn schemas(system: &System) -> Vec<String> {
-    sqlx::query_scalar(
+async fn schemas(system: &System) -> TestResult<Vec<String>> {
+    Ok(sqlx::query_scalar(
         "select nspname::text from pg_namespace where nspname in ('outbox', 'uploads') order by 1",
     )
     .fetch_all(&mut system.database.connect().await)
-    .await
-    .expect("schemas")
+    .await?)
 }
 
 #[tokio::test]
-async fn migrate_brings_the_bundled_application_into_no_database_that_has_not_asked_for_it() {
+async fn migrate_brings_the_bundled_application_into_no_database_that_has_not_asked_for_it() -> TestResult {
     let system = System::with(empty_database().await, shared_url()).await;
     assert_eq!(cli(system.settings(), &["migrate"]).await.status.code(), Some(0));
-    assert_eq!(schemas(&system).await, ["outbox"]);
+    assert_eq!(schemas(&system).await?, ["outbox"]);
 
     // Plain streams work without it, and those of uploads say why they do not.
     let (_relay, sse) = (system.start("relay").await, system.start("sse").await);
@@ -169,43 +172,43 @@ async fn migrate_brings_the_bundled_application_into_no_database_that_has_not_as
     let token = system.token_with(user, std::time::Duration::from_secs(3600), &[topic.as_str()]);
     let client = Client::open(&sse.url(&format!("/streams/{topic}")), &token).await;
     commit(&system, &topic, "A", 1).await;
-    client.events(1).await;
+    client.wait_for_events(1).await;
     let stream = format!("/api/upload/sessions/{}/stream", Uuid::new_v4());
     let answer = system.http().get(sse.url(&stream)).bearer_auth(system.token(user)).send().await;
-    let answer = answer.expect("an answer");
+    let answer = answer?;
     assert_eq!(answer.status().as_u16(), 404);
-    let says = answer.text().await.expect("a text");
+    let says = answer.text().await?;
     assert!(says.contains("aftercommit migrate --uploads"), "{says}");
 
     // The api brings what it needs.
     let api = system.start("api").await;
-    api.says("applied the schema").await;
-    assert_eq!(schemas(&system).await, ["outbox", "uploads"]);
+    api.wait_for_log("applied the schema").await;
+    assert_eq!(schemas(&system).await?, ["outbox", "uploads"]);
     let session = system.session(&api, user, 1).await;
     let _client = session.listen(&sse).await;
 
     let asked = System::with(empty_database().await, shared_url()).await;
     assert_eq!(cli(asked.settings(), &["migrate", "--uploads"]).await.status.code(), Some(0));
-    assert_eq!(schemas(&asked).await, ["outbox", "uploads"]);
+    assert_eq!(schemas(&asked).await?, ["outbox", "uploads"]);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_printed_token_opens_the_api() {
+async fn a_printed_token_opens_the_api() -> TestResult {
     let system = System::new().await;
     let api = system.start("api").await;
     let user = Uuid::new_v4().to_string();
     let output = cli(system.settings(), &["token", "--user", &user]).await;
     let token = stdout(&output);
     let request = system.http().post(api.url("/api/upload/sessions")).bearer_auth(token.trim());
-    let response = request.json(&serde_json::json!({"totalPhotos": 1})).send().await.expect("an answer");
+    let response = request.json(&serde_json::json!({"totalPhotos": 1})).send().await?;
     assert_eq!(response.status().as_u16(), 201);
     assert_fails(system.settings(), &["token", "--user", ""], 2, "1 to 255 characters").await;
+    Ok(())
 }
 
 pub(crate) async fn commit(system: &System, topic: &Topic, kind: &str, count: u64) -> Vec<Uuid> {
-    let kind = EventType::new(kind).expect("a type");
-    let events: Vec<NewEvent> =
-        (0..count).map(|n| NewEvent::new(topic.clone(), kind.clone(), &n).expect("an event")).collect();
+    let events: Vec<NewEvent> = (0..count).map(|n| new_event(topic, kind, &n)).collect();
     let mut connection = system.database.connect().await;
     let ids = outbox::append_all(&mut connection, &events).await.expect("an append");
     connection.close().await.expect("a goodbye");
@@ -219,21 +222,21 @@ pub(crate) async fn json(system: &System, arguments: &[&str]) -> Value {
 }
 
 #[tokio::test]
-async fn status_and_events_tell_what_is_pending_and_what_is_delivered() {
+async fn status_and_events_tell_what_is_pending_and_what_is_delivered() -> TestResult {
     let system = System::new().await;
     let topic = system.redis.topic("ops");
     let ids = commit(&system, &topic, "A", 3).await;
     let status = json(&system, &["status"]).await;
-    assert!(status["relays"].as_array().expect("a list").is_empty(), "no relay has run: {status}");
+    assert!(items_of(&status["relays"]).is_empty(), "no relay has run: {status}");
     assert_eq!(status["undelivered"]["events"], 3, "{status}");
     let listed = json(&system, &["events", "list"]).await;
-    assert_eq!(listed.as_array().expect("a list").len(), 3);
-    assert!(listed.as_array().expect("a list").iter().all(|event| event["state"] == "pending"));
+    assert_eq!(items_of(&listed).len(), 3);
+    assert!(items_of(&listed).iter().all(|event| event["state"] == "pending"));
 
     let relay = system.start("relay").await;
     eventually("delivered", async || {
         let listed = json(&system, &["events", "list", "--state", "delivered"]).await;
-        (listed.as_array().expect("a list").len() == 3).then_some(())
+        (items_of(&listed).len() == 3).then_some(())
     })
     .await;
     let status = json(&system, &["status"]).await;
@@ -244,28 +247,29 @@ async fn status_and_events_tell_what_is_pending_and_what_is_delivered() {
     assert_eq!(relay.terminate().await, 0);
     commit(&system, &topic, "B", 2).await;
     let status = json(&system, &["status"]).await;
-    assert!(status["relays"][0]["oldestPendingSeconds"].as_f64().expect("an age") >= 0.0);
+    assert!(status["relays"][0]["oldestPendingSeconds"].as_f64().ok_or("no age")? >= 0.0);
 
     let pending = json(&system, &["events", "list", "--state", "pending", "--type", "B"]).await;
-    assert_eq!(pending.as_array().expect("a list").len(), 2);
+    assert_eq!(items_of(&pending).len(), 2);
     let shown = json(&system, &["events", "show", &ids[1].to_string()]).await;
     assert_eq!((&shown[0]["payload"], &shown[0]["state"]), (&1.into(), &"delivered".into()));
     let text = stdout(&cli(system.settings(), &["events", "show", &ids[1].to_string()]).await);
     assert!(text.contains("state        delivered since 20"), "{text}");
     assert_fails(system.settings(), &["events", "show", "x"], 2, "neither an event id").await;
     assert_fails(system.settings(), &["events", "show", &Uuid::new_v4().to_string()], 1, "no event").await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn replay_sends_what_was_delivered_once_more_marked_and_audited() {
+async fn replay_sends_what_was_delivered_once_more_marked_and_audited() -> TestResult {
     let system = System::new().await;
     let user = Uuid::new_v4();
-    let topic = Topic::new(format!("user-notifications:{user}")).expect("a topic");
+    let topic = Topic::new(format!("user-notifications:{user}"))?;
     let (_relay, sse) = (system.start("relay").await, system.start("sse").await);
     let url = sse.url("/api/upload/sessions/notifications/stream");
     let client = Client::open(&url, &system.token(user)).await;
     let ids = commit(&system, &topic, "A", 4).await;
-    client.events(4).await;
+    client.wait_for_events(4).await;
 
     assert_fails(system.settings(), &["replay", "--yes"], 2, "say which events").await;
     let dry = json(&system, &["replay", "--topic", topic.as_str(), "--dry-run"]).await;
@@ -275,53 +279,53 @@ async fn replay_sends_what_was_delivered_once_more_marked_and_audited() {
     let chosen = ["replay", "--event", &second, "--event", &fourth, "--yes", "--reason", "a test"];
     let done = json(&system, &chosen).await;
     assert_eq!(done["events"], 2, "{done}");
-    let events = client.events(6).await;
+    let events = client.wait_for_events(6).await;
     let data: Vec<&str> = events.iter().map(|event| event.data.as_str()).collect();
     assert_eq!(data, ["0", "1", "2", "3", "1", "3"]);
     let shown = json(&system, &["events", "show", &second]).await;
-    assert_eq!(shown.as_array().expect("a list").len(), 2, "the event and its copy");
+    assert_eq!(items_of(&shown).len(), 2, "the event and its copy");
     let mut connection = system.database.connect().await;
-    let (reason, count): (String, i64) = sqlx::query_as("select reason, events from outbox.audit")
-        .fetch_one(&mut connection)
-        .await
-        .expect("one audit row");
+    let (reason, count): (String, i64) =
+        sqlx::query_as("select reason, events from outbox.audit").fetch_one(&mut connection).await?;
     assert_eq!((reason.as_str(), count), ("a test", 2));
-    // Without a terminal and without --yes nobody could have agreed.
+    // Without a terminal and without --yes nobody can confirm.
     assert_fails(system.settings(), &["replay", "--all", "--reason", "x"], 1, "--yes").await;
     assert_fails(system.settings(), &["replay", "--all", "--yes"], 2, "--reason").await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn replay_releases_what_was_parked_once_redis_takes_it() {
+async fn replay_releases_what_was_parked_once_redis_takes_it() -> TestResult {
     use redis::AsyncCommands;
     let system = System::new().await;
     let user = Uuid::new_v4();
-    let topic = Topic::new(format!("user-notifications:{user}")).expect("a topic");
+    let topic = Topic::new(format!("user-notifications:{user}"))?;
     let key = system.redis.keys().history(&topic);
     let mut redis = system.redis.connect().await;
-    let _: () = redis.set(&key, "in the way").await.expect("a string");
+    let _: () = redis.set(&key, "in the way").await?;
     let (_relay, sse) = (system.start("relay").await, system.start("sse").await);
     commit(&system, &topic, "A", 3).await;
     eventually("parked", async || {
         let listed = json(&system, &["events", "list", "--state", "parked"]).await;
-        (listed.as_array().expect("a list").len() == 3).then_some(())
+        (items_of(&listed).len() == 3).then_some(())
     })
     .await;
     let status = json(&system, &["status"]).await;
     assert_eq!(status["relays"][0]["parkedEvents"], 3, "{status}");
-    let _: () = redis.del(&key).await.expect("a deletion");
+    let _: () = redis.del(&key).await?;
     let url = sse.url("/api/upload/sessions/notifications/stream");
     let client = Client::open(&url, &system.token(user)).await;
     let released = json(&system, &["replay", "--undelivered", "--yes", "--reason", "mended"]).await;
     assert_eq!(released["events"], 3, "{released}");
-    let events = client.events(3).await;
+    let events = client.wait_for_events(3).await;
     assert_eq!(events.iter().map(|event| event.data.as_str()).collect::<Vec<_>>(), ["0", "1", "2"]);
     commit(&system, &topic, "A", 1).await;
-    assert_eq!(client.events(4).await.len(), 4);
+    assert_eq!(client.wait_for_events(4).await.len(), 4);
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_event_that_does_not_fit_is_refused_by_sql_before_anything_is_written() {
+async fn an_event_that_does_not_fit_is_refused_by_sql_before_anything_is_written() -> TestResult {
     let database = database().await;
     let mut connection = database.connect().await;
     for (topic, kind, payload) in [
@@ -340,11 +344,10 @@ async fn an_event_that_does_not_fit_is_refused_by_sql_before_anything_is_written
             .await;
         assert!(appended.is_err(), "{topic} {kind}");
     }
-    let rows: i64 = sqlx::query_scalar("select count(*) from outbox.event")
-        .fetch_one(&mut connection)
-        .await
-        .expect("a count");
+    let rows: i64 =
+        sqlx::query_scalar("select count(*) from outbox.event").fetch_one(&mut connection).await?;
     assert_eq!(rows, 0);
+    Ok(())
 }
 
 #[tokio::test]
@@ -355,14 +358,15 @@ async fn a_reader_that_has_seen_enough_ends_a_command_without_a_word() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_told_once_and_with_what_to_do() {
+async fn a_wrong_password_is_told_once_and_with_what_to_do() -> TestResult {
     let database = database().await;
-    let (login, server) = database.url().split_once('@').expect("a url with a login");
-    let (user, _password) = login.rsplit_once(':').expect("a password");
+    let (login, server) = database.url().split_once('@').ok_or("no url with a login")?;
+    let (user, _password) = login.rsplit_once(':').ok_or("no password")?;
     let settings = Settings::default().set("DATABASE_URL", format!("{user}:wrong@{server}"));
     let output = cli(&settings, &["status"]).await;
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert_eq!(said.matches("password authentication failed").count(), 1, "{said}");
     assert!(said.contains("(check user and password in DATABASE_URL)"), "{said}");
+    Ok(())
 }

@@ -1,16 +1,17 @@
-//! The configuration as the real binary reads it: whose variables are whose, what is told of what is wrong, and no secret.
+//! The configuration as the real binary reads it: which variables it takes, how it reports errors, and that
+//! no secret appears.
 
 use std::fs;
 
 use crate::commands::{assert_fails, commit, stderr, stdout};
-use crate::harness::{Process, Settings, System, cli, eventually};
-use crate::operators::turns_green;
+use crate::harness::{Process, Settings, System, TestResult, cli, eventually};
+use crate::operators::wait_until_green;
 
-/// Stands in every secret of these tests.
+/// A part of every secret in these tests.
 const SECRET: &str = "tell-nobody";
 const USER: &str = "00000000-0000-4000-8000-000000000001";
 
-/// The command's exit code and outputs, none of which tells a secret.
+/// The command's exit code and outputs. Asserts that they contain no secret.
 async fn told(settings: &Settings, arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = cli(settings, arguments).await;
     let (out, err) = (stdout(&output), stderr(&output));
@@ -32,7 +33,7 @@ async fn a_variable_that_is_no_text_matters_only_if_it_is_ours_and_is_then_named
     {
         assert_eq!(told(&settings, arguments).await.0, Some(0), "{arguments:?}");
     }
-    turns_green(&Process::start("relay", &settings).await).await;
+    wait_until_green(&Process::start("relay", &settings).await).await;
     for name in ["DATABASE_URL", "REDIS_URL", "AFTERCOMMIT_JWT_SECRET", "OTEL_EXPORTER_OTLP_ENDPOINT"] {
         let settings = system.settings().clone().before(&odd(name));
         for arguments in [&["config", "check"][..], &["config", "show"], &["status"], &["relay"]] {
@@ -69,7 +70,7 @@ async fn service_links_of_kubernetes_stop_nothing_and_a_misspelt_setting_still_d
     let linked = service_links(system.settings().clone(), &services);
     assert_eq!(told(&linked, &["config", "check"]).await.0, Some(0));
     for role in ["api", "relay", "sse"] {
-        turns_green(&Process::start(role, &linked).await).await;
+        wait_until_green(&Process::start(role, &linked).await).await;
     }
     for (name, value) in [
         ("AFTERCOMMIT_SSE_PORT", "8081"),
@@ -93,7 +94,7 @@ async fn no_command_and_no_driver_tells_an_address_with_its_secrets() {
     assert!(said.contains("sslpassword, unheard_of"), "named without their values: {said}");
     told(&settings, &["doctor"]).await;
     let relay = Process::start("relay", &settings).await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     assert!(!relay.log().contains(SECRET), "{}", relay.log());
 
     let nowhere = "127.0.0.1:1/d";
@@ -181,10 +182,10 @@ async fn a_check_names_every_problem_by_its_setting_and_so_does_the_role() {
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_read_is_named_with_the_place_and_nothing_that_stands_there() {
-    let dir = tempfile::tempdir().expect("a directory");
+async fn a_file_that_cannot_be_read_is_named_with_the_place_and_nothing_that_stands_there() -> TestResult {
+    let dir = tempfile::tempdir()?;
     let file = dir.path().join("mine.toml");
-    let path = file.to_str().expect("a path");
+    let path = file.to_str().ok_or("no path")?;
     let none = Settings::default();
     let text = |text: &str| text.replace("SECRET", SECRET).into_bytes();
     for (text, said) in [
@@ -197,30 +198,33 @@ async fn a_file_that_cannot_be_read_is_named_with_the_place_and_nothing_that_sta
         ([&text("[jwt]\nsecret = 'SECRET")[..], b"\xff'\n"].concat(), "not UTF-8 (line 2)"),
         (vec![b'#'; 1024 * 1024 + 1], "has more than"),
     ] {
-        fs::write(&file, &text).expect("a file");
+        fs::write(&file, &text)?;
         for arguments in [&["config", "check"][..], &["config", "show"], &["status"]] {
             let (code, _, err) = told(&none, &[&["--config", path], arguments].concat()).await;
             assert_eq!(code, Some(1), "{err}");
             assert!(err.contains(path) && err.contains(said), "{said}: {err}");
         }
     }
-    let directory = dir.path().to_str().expect("a path");
+    let directory = dir.path().to_str().ok_or("no path")?;
     assert_fails(&none, &["--config", directory, "config", "check"], 1, "is a directory").await;
     assert_fails(&none, &["--config", "/nowhere.toml", "config", "check"], 1, "/nowhere.toml cannot").await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_empty_variable_is_not_set_where_others_use_it_and_is_told_where_it_can_mean_nothing() {
-    let dir = tempfile::tempdir().expect("a directory");
+async fn an_empty_variable_is_not_set_where_others_use_it_and_is_told_where_it_can_mean_nothing() -> TestResult
+{
+    let dir = tempfile::tempdir()?;
     let file = dir.path().join("mine.toml");
-    fs::write(&file, "[database]\nurl = \"postgres://h/d\"\n").expect("a file");
-    let path = file.to_str().expect("a path");
+    fs::write(&file, "[database]\nurl = \"postgres://h/d\"\n")?;
+    let path = file.to_str().ok_or("no path")?;
     let settings = Settings::default().set("DATABASE_URL", "").set("AFTERCOMMIT_SSE_CORS_ORIGINS", "");
     let (code, shown, said) = told(&settings, &["--config", path, "config", "show"]).await;
     assert_eq!(code, Some(0), "{said}");
     assert!(shown.contains("postgres://h/d") && shown.contains("cors_origins = []"), "{shown}");
     let settings = settings.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS", "");
     assert_fails(&settings, &["config", "check"], 1, "AFTERCOMMIT_SSE_MAX_CONNECTIONS is empty").await;
+    Ok(())
 }
 
 #[tokio::test]
@@ -241,7 +245,7 @@ async fn an_operators_page_in_clear_on_an_address_of_others_is_warned_of() {
 async fn readiness_tells_nobody_who_paused_a_relay_and_why() {
     let system = System::new().await;
     let relay = system.start("relay").await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     commit(&system, &system.redis.topic("paused"), "A", 1).await;
     let settings = system.settings().clone().set("USER", "mallory").set("SUDO_USER", "mallory");
     assert_eq!(cli(&settings, &["pause", "--reason", "a merger"]).await.status.code(), Some(0));

@@ -8,7 +8,7 @@ use aftercommit::event::Topic;
 
 use crate::commands::commit;
 use crate::console::{TOKEN, agrees, signed_in};
-use crate::harness::{Browser, System, redis_settings_of, start_redis};
+use crate::harness::{Browser, System, TestResult, redis_settings_of, start_redis};
 
 /// Takes pictures of the page as it is now: on a laptop and on a phone, in light and dark.
 async fn pictures_of(browser: &Browser, directory: &std::path::Path, name: &str) {
@@ -23,9 +23,9 @@ async fn pictures_of(browser: &Browser, directory: &std::path::Path, name: &str)
 
 #[tokio::test]
 #[ignore = "takes pictures of the page in its states, for people to look at"]
-async fn pictures() {
+async fn pictures() -> TestResult {
     let directory = std::env::temp_dir().join("aftercommit-console");
-    std::fs::create_dir_all(&directory).expect("a directory");
+    std::fs::create_dir_all(&directory)?;
     let redis = start_redis(Vec::new(), None).await;
     let system = System::with_redis(redis.url().expose_secret()).await.set("AFTERCOMMIT_RELAY_NAME", "main");
     let mut system = system.set("AFTERCOMMIT_OPERATOR_TOKEN", TOKEN);
@@ -46,15 +46,15 @@ async fn pictures() {
         tokio::time::sleep(std::time::Duration::from_millis(700)).await;
     }
     shoot(&browser, "delivering").await;
-    let mut connection = redis_settings_of(redis.url().expose_secret()).connect().await.expect("Redis");
+    let mut connection = redis_settings_of(redis.url().expose_secret()).connect().await?;
     for name in ["order:1042", "customer:7:notifications"] {
-        let _: () = connection.set(keys::history(&topic(name)), "in the way").await.expect("a string");
+        let _: () = connection.set(keys::history(&topic(name)), "in the way").await?;
         commit(&system, &topic(name), "ORDER_PAID", 3).await;
     }
-    browser.reads("#parked", "WRONGTYPE").await;
+    browser.wait_for_text("#parked", "WRONGTYPE").await;
     browser.write("#replay-topic", "order:42").await;
     browser.click("#replay-look").await;
-    browser.reads("#replay-found", "would be delivered").await;
+    browser.wait_for_text("#replay-found", "would be delivered").await;
     shoot(&browser, "parked").await;
     browser.click("#replay-run").await;
     agrees(&browser, "The mail service lost its queue").await;
@@ -69,7 +69,8 @@ async fn pictures() {
     }
     shoot(&browser, "paused").await;
     relay.kill().await;
-    browser.reads("#link", "Connection lost").await;
+    browser.wait_for_text("#link", "Connection lost").await;
     shoot(&browser, "lost").await;
     println!("see {}", directory.display());
+    Ok(())
 }

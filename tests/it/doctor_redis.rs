@@ -4,41 +4,42 @@ use std::process::Output;
 
 use secrecy::ExposeSecret;
 
-use crate::harness::{Settings, System, cli, redis_settings_of, start_redis};
+use crate::harness::{Settings, System, TestResult, cli, redis_settings_of, start_redis};
 
 /// What doctor says, and its exit code.
-async fn doctor(settings: &Settings) -> (Option<i32>, String) {
+async fn doctor(settings: &Settings) -> TestResult<(Option<i32>, String)> {
     let Output { status, stdout, .. } = cli(settings, &["doctor", "--role", "relay"]).await;
-    (status.code(), String::from_utf8(stdout).expect("text"))
+    Ok((status.code(), String::from_utf8(stdout)?))
 }
 
 #[tokio::test]
-async fn a_redis_that_is_a_cluster_is_refused_in_words_also_where_the_cluster_is_well() {
+async fn a_redis_that_is_a_cluster_is_refused_in_words_also_where_the_cluster_is_well() -> TestResult {
     let redis = start_redis(vec![("cluster-enabled", "yes".to_owned())], None).await;
-    let mut connection = redis_settings_of(redis.url().expose_secret()).connect().await.expect("Redis");
+    let mut connection = redis_settings_of(redis.url().expose_secret()).connect().await?;
     let mut slots = redis::cmd("CLUSTER");
     slots.arg("ADDSLOTSRANGE").arg(0).arg(16383);
-    slots.exec_async(&mut connection).await.expect("all slots are here");
+    slots.exec_async(&mut connection).await?;
     let system = System::with_redis(redis.url().expose_secret()).await;
-    let (code, said) = doctor(system.settings()).await;
+    let (code, said) = doctor(system.settings()).await?;
     assert_eq!(code, Some(1));
     assert!(
         said.contains("WRONG    redis cluster: this Redis is a cluster; clusters are not supported"),
         "{said}"
     );
     assert!(said.contains("fix: point REDIS_URL at a Redis that is not a cluster"), "{said}");
+    Ok(())
 }
 
 #[tokio::test]
-async fn each_right_that_the_publishing_script_needs_is_tried_and_nothing_is_left_behind() {
+async fn each_right_that_the_publishing_script_needs_is_tried_and_nothing_is_left_behind() -> TestResult {
     let redis = start_redis(Vec::new(), None).await;
-    let mut connection = redis_settings_of(redis.url().expose_secret()).connect().await.expect("Redis");
+    let mut connection = redis_settings_of(redis.url().expose_secret()).connect().await?;
     let system = System::with_redis(redis.url().expose_secret()).await;
     let url = format!("redis://relay:secret@127.0.0.1:{}", redis.port());
     let settings = system.settings().clone().set("REDIS_URL", url);
     let documented =
         include_str!("../../docs/redis.md").lines().find_map(|line| line.strip_prefix("user relay "));
-    let documented = documented.expect("the rights of the relay").replace(">…", ">secret");
+    let documented = documented.ok_or("no rights of the relay")?.replace(">…", ">secret");
     let commands = [
         "time",
         "hmget",
@@ -58,14 +59,14 @@ async fn each_right_that_the_publishing_script_needs_is_tried_and_nothing_is_lef
         let mut user = redis::cmd("ACL");
         user.arg("SETUSER").arg("relay").arg("reset");
         user.arg(documented.split(' ').collect::<Vec<_>>()).arg(rule.split_whitespace().collect::<Vec<_>>());
-        user.exec_async(&mut connection).await.expect("a user");
-        let (_, said) = doctor(&settings).await;
+        user.exec_async(&mut connection).await?;
+        let (_, said) = doctor(&settings).await?;
         let of_rights =
-            said.lines().find(|line| line.contains("redis permissions")).expect("a line").to_owned();
+            said.lines().find(|line| line.contains("redis permissions")).ok_or("no line")?.to_owned();
         let is_wrong = of_rights.starts_with("WRONG");
         assert_eq!(is_wrong, !rule.is_empty(), "{rule}: {of_rights}");
-        let left: Vec<String> =
-            redis::cmd("KEYS").arg("*").query_async(&mut connection).await.expect("the keys");
+        let left: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut connection).await?;
         assert!(left.is_empty(), "{rule}: {left:?}");
     }
+    Ok(())
 }

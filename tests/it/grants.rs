@@ -1,5 +1,5 @@
-//! Least privilege: the main stories under roles that have what `aftercommit grants` prints, and nothing beside; and what
-//! each of them may not do.
+//! Least privilege: the main stories under roles with exactly the rights that `aftercommit grants` prints,
+//! and the statements that each role may not run.
 
 use std::time::Duration;
 
@@ -9,17 +9,19 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::harness::keys;
-use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::event::{NewEvent, Topic};
 use aftercommit::log::rotate;
 use aftercommit::outbox;
 
 use crate::commands::{stderr, stdout};
 use crate::console::TOKEN;
-use crate::harness::{Client, Database, Process, Settings, System, cli, eventually};
+use crate::harness::{
+    Client, Database, Process, Settings, System, TestResult, cli, eventually, items_of, new_event, str_of,
+};
 
 const ROLES: [&str; 6] = ["writer", "relay", "sse", "operator", "api", "rebase"];
 
-/// A system, and a role of Postgres for each part that is played in it.
+/// A system with one Postgres role for each part.
 struct Cast {
     system: System,
     mark: String,
@@ -39,7 +41,7 @@ impl Cast {
         cast
     }
 
-    /// The same with the rights that are printed for them, but for a rebase's.
+    /// The same, with the printed rights of all roles except `rebase`.
     async fn with_rights() -> Self {
         let cast = Self::new().await;
         let sql = cast.printed(&ROLES[..5]).await;
@@ -101,33 +103,33 @@ impl Cast {
         serde_json::from_str(&said).expect("JSON")
     }
 
-    /// Appends as the writer, in the ways that there are.
-    async fn append(&self, topic: &Topic, events: u64) {
+    /// Appends as the writer, by each function of `outbox`.
+    async fn append(&self, topic: &Topic, events: u64) -> TestResult {
         let mut connection = self.connect("writer").await;
-        let kind = EventType::new("A").expect("a type");
-        let event = |n: u64| NewEvent::new(topic.clone(), kind.clone(), &n).expect("an event");
-        let mut tx = connection.begin().await.expect("a transaction");
-        outbox::lock_topic(&mut tx, topic).await.expect("a lock");
-        outbox::append(&mut tx, &event(0)).await.expect("an append");
+        let event = |n: u64| new_event(topic, "A", &n);
+        let mut tx = connection.begin().await?;
+        outbox::lock_topic(&mut tx, topic).await?;
+        outbox::append(&mut tx, &event(0)).await?;
         let others: Vec<NewEvent> = (1..events).map(event).collect();
-        outbox::append_all(&mut tx, &others).await.expect("appends");
-        tx.commit().await.expect("a commit");
+        outbox::append_all(&mut tx, &others).await?;
+        tx.commit().await?;
+        Ok(())
     }
 
-    async fn are(&self, state: &str, count: usize) {
+    async fn wait_for_count(&self, state: &str, count: usize) {
         eventually(&format!("{count} are {state}"), async || {
             let listed = self.json("operator", &["events", "list", "--state", state]).await;
-            (listed.as_array().expect("a list").len() == count).then_some(())
+            (items_of(&listed).len() == count).then_some(())
         })
         .await;
     }
 
-    /// What doctor finds for a role that is not fine, as `check: evidence; fix`.
+    /// The findings of doctor for a role that are not ok, as `check: evidence; fix`.
     async fn doctor(&self, role: &str) -> Vec<String> {
         let asked = if role == "rebase" { "operator" } else { role };
         let output = cli(&self.settings(role), &["doctor", "--role", asked, "--output", "json"]).await;
         let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
-        let text = |value: &Value| value.as_str().expect("a text").to_owned();
+        let text = |value: &Value| str_of(value).to_owned();
         let ours = [
             "privileges",
             "row level security",
@@ -152,37 +154,38 @@ impl Cast {
 }
 
 #[tokio::test]
-async fn the_story_from_a_commit_to_a_browser_runs_with_the_rights_that_are_printed() {
+async fn the_story_from_a_commit_to_a_browser_runs_with_the_rights_that_are_printed() -> TestResult {
     let cast = Cast::with_rights().await;
     let topic = cast.system.redis.topic("granted");
     let (relay, sse) = (cast.start("relay").await, cast.start("sse").await);
     let user = Uuid::new_v4();
     let token = cast.system.token_with(user, Duration::from_secs(3600), &[topic.as_str()]);
     let client = Client::open(&sse.url(&format!("/streams/{topic}")), &token).await;
-    cast.append(&topic, 3).await;
-    client.events(3).await;
+    cast.append(&topic, 3).await?;
+    client.wait_for_events(3).await;
 
     let api = cast.start("api").await;
     let session = cast.system.session(&api, user, 2).await;
     let stream = session.listen(&sse).await;
     session.settle_all(Some(1)).await;
-    stream.events(3).await;
+    stream.wait_for_events(3).await;
     for role in ["writer", "relay", "sse", "operator", "api"] {
         assert_eq!(cast.doctor(role).await, [""; 0], "{role}");
     }
     assert_eq!(relay.terminate().await, 0);
+    Ok(())
 }
 
 /// What a relay does now and then: it empties slots, and drops what was noted of their rows.
 #[tokio::test]
-async fn rotation_runs_with_the_rights_that_are_printed() {
+async fn rotation_runs_with_the_rights_that_are_printed() -> TestResult {
     let cast = Cast::with_rights().await;
     let topic = cast.system.redis.topic("old");
-    cast.append(&topic, 3).await;
+    cast.append(&topic, 3).await?;
     let mut owner = cast.system.database.connect().await;
-    outbox::schema::set_rotation(&mut owner, 1).await.expect("an interval");
+    outbox::schema::set_rotation(&mut owner, 1).await?;
     let relay = cast.start("relay").await;
-    cast.are("delivered", 3).await;
+    cast.wait_for_count("delivered", 3).await;
     relay.terminate().await;
     // As the relay's rotation does it, and more often.
     let mut connection = cast.connect("relay").await;
@@ -195,16 +198,17 @@ async fn rotation_runs_with_the_rights_that_are_printed() {
         (left == 0).then_some(())
     })
     .await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn operators_work_with_the_rights_that_are_printed() {
+async fn operators_work_with_the_rights_that_are_printed() -> TestResult {
     let cast = Cast::with_rights().await;
     let topic = cast.system.redis.topic("operated");
     let mut redis = cast.system.redis.connect().await;
     let relay = cast.start("relay").await;
-    cast.append(&topic, 2).await;
-    cast.are("delivered", 2).await;
+    cast.append(&topic, 2).await?;
+    cast.wait_for_count("delivered", 2).await;
     cast.does("operator", &["pause", "--reason", "a test"]).await;
     assert!(!cast.json("operator", &["status"]).await["relays"][0]["paused"].is_null());
     cast.does("operator", &["resume", "--reason", "a test"]).await;
@@ -212,16 +216,16 @@ async fn operators_work_with_the_rights_that_are_printed() {
         cast.does("operator", &["replay", "--all", "--yes", "--reason", "a test"]).await,
         "2 events replayed (replay 1)\n"
     );
-    cast.are("delivered", 4).await;
+    cast.wait_for_count("delivered", 4).await;
     cast.does("operator", &["replay", "list"]).await;
 
     let held = cast.system.redis.topic("held");
     for action in ["release", "discard"] {
-        let _: () = redis.del(keys::history(&held)).await.expect("a deletion");
-        let _: () = redis.set(keys::history(&held), "in the way").await.expect("a string");
-        cast.append(&held, 2).await;
-        cast.are("parked", 2).await;
-        let _: () = redis.del(keys::history(&held)).await.expect("a deletion");
+        let _: () = redis.del(keys::history(&held)).await?;
+        let _: () = redis.set(keys::history(&held), "in the way").await?;
+        cast.append(&held, 2).await?;
+        cast.wait_for_count("parked", 2).await;
+        let _: () = redis.del(keys::history(&held)).await?;
         let done = cast.does("operator", &["parked", action, held.as_str(), "--yes"]).await;
         assert_eq!(
             done,
@@ -232,14 +236,14 @@ async fn operators_work_with_the_rights_that_are_printed() {
     assert_eq!(shown[0]["state"], "delivered");
     cast.does("operator", &["relay", "list"]).await;
     let audit = cast.json("operator", &["audit"]).await;
-    let actions: Vec<&str> =
-        audit.as_array().expect("a list").iter().filter_map(|entry| entry["action"].as_str()).collect();
+    let actions: Vec<&str> = items_of(&audit).iter().filter_map(|entry| entry["action"].as_str()).collect();
     assert_eq!(actions, ["discard", "release", "replay", "resume", "pause"]);
     assert_eq!(relay.terminate().await, 0);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_relay_with_a_console_has_its_operators_rights_too() {
+async fn a_relay_with_a_console_has_its_operators_rights_too() -> TestResult {
     let cast = Cast::with_rights().await;
     let both = cast.name("relay");
     let output = cli(&Settings::default(), &["grants", "--operator", &both]).await;
@@ -247,8 +251,8 @@ async fn a_relay_with_a_console_has_its_operators_rights_too() {
     let settings = cast.settings("relay").set("AFTERCOMMIT_OPERATOR_TOKEN", TOKEN);
     let relay = Process::start("relay", &settings).await;
     let topic = cast.system.redis.topic("console");
-    cast.append(&topic, 1).await;
-    cast.are("delivered", 1).await;
+    cast.append(&topic, 1).await?;
+    cast.wait_for_count("delivered", 1).await;
     let name = cast.system.redis.relay_name();
     for (path, body) in [
         ("pause", serde_json::json!({ "relay": name, "reason": "x" })),
@@ -257,43 +261,45 @@ async fn a_relay_with_a_console_has_its_operators_rights_too() {
     ] {
         let request =
             cast.system.http().post(relay.url(&format!("/console/{path}"))).bearer_auth(TOKEN).json(&body);
-        let answer = request.send().await.expect("an answer");
-        assert_eq!(answer.status(), 200, "{path}: {}", answer.text().await.expect("a text"));
+        let answer = request.send().await?;
+        assert_eq!(answer.status(), 200, "{path}: {}", answer.text().await?);
     }
-    cast.are("delivered", 2).await;
+    cast.wait_for_count("delivered", 2).await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_rebase_runs_with_the_rights_that_are_printed_for_it() {
+async fn a_rebase_runs_with_the_rights_that_are_printed_for_it() -> TestResult {
     let mut cast = Cast::with_rights().await;
     let sql = cast.printed(&["rebase"]).await;
     cast.owner(&sql).await;
     let topic = cast.system.redis.topic("rebased");
     let relay = cast.start("relay").await;
-    cast.append(&topic, 3).await;
-    cast.are("delivered", 3).await;
+    cast.append(&topic, 3).await?;
+    cast.wait_for_count("delivered", 3).await;
     assert_eq!(relay.terminate().await, 0);
     let backup: Database = cast.system.database.copy().await;
     let relay = cast.start("relay").await;
-    cast.append(&topic, 2).await;
-    cast.are("delivered", 5).await;
+    cast.append(&topic, 2).await?;
+    cast.wait_for_count("delivered", 5).await;
     assert_eq!(relay.terminate().await, 0);
 
     cast.system.database = backup;
     let rebased = cast.json("rebase", &["rebase", "--yes", "--reason", "a test"]).await;
     assert_eq!((&rebased["done"], &rebased["lost"]), (&true.into(), &2.into()), "{rebased}");
     let _relay = cast.start("relay").await;
-    cast.append(&topic, 1).await;
-    cast.are("delivered", 4).await;
+    cast.append(&topic, 1).await?;
+    cast.wait_for_count("delivered", 4).await;
     assert!(
         cast.doctor("rebase").await.iter().any(|found| found.starts_with("rights on the log: ")),
         "to be taken back"
     );
+    Ok(())
 }
 
-/// A function that is added to the schema is in the list of rights, or nobody calls it but the schema's own.
+/// Each function of the schema is in the list of rights, unless only the schema's own functions call it.
 #[tokio::test]
-async fn every_function_is_granted_to_somebody_or_to_nobody_on_purpose() {
+async fn every_function_is_granted_to_somebody_or_to_nobody_on_purpose() -> TestResult {
     const INTERNAL: [&str; 1] = ["check_event"];
     let cast = Cast::new().await;
     let sql = cast.printed(&ROLES).await;
@@ -301,19 +307,19 @@ async fn every_function_is_granted_to_somebody_or_to_nobody_on_purpose() {
         "select distinct p.proname::text from pg_proc p where p.pronamespace = 'outbox'::regnamespace order by 1",
     )
     .fetch_all(&mut cast.system.database.connect().await)
-    .await
-    .expect("functions");
+    .await?;
     for function in functions {
         let is_granted = sql.contains(&format!("grant execute on function outbox.{function}("));
         assert_eq!(is_granted, !INTERNAL.contains(&function.as_str()), "{function}");
     }
+    Ok(())
 }
 
 /// Statements that a role is refused for want of a right.
 #[tokio::test]
-async fn no_role_may_do_what_it_does_not_need() {
+async fn no_role_may_do_what_it_does_not_need() -> TestResult {
     let cast = Cast::with_rights().await;
-    cast.append(&cast.system.redis.topic("kept"), 1).await;
+    cast.append(&cast.system.redis.topic("kept"), 1).await?;
     const EVENT: &str = "(event_id, topic, type, payload";
     const VALUES: &str = "(gen_random_uuid(), 't', 'T', '1'";
     let with = |column: &str, value: &str| {
@@ -361,17 +367,18 @@ async fn no_role_may_do_what_it_does_not_need() {
     ] {
         let mut connection = cast.connect(role).await;
         for sql in refused {
-            let mut tx = connection.begin().await.expect("a transaction");
+            let mut tx = connection.begin().await?;
             let done = sqlx::raw_sql(AssertSqlSafe(sql.as_str())).execute(&mut *tx).await;
             let code = done.err().and_then(|error| Some(error.as_database_error()?.code()?.into_owned()));
             assert_eq!(code.as_deref(), Some("42501"), "{role} may: {sql}");
-            tx.rollback().await.expect("a rollback");
+            tx.rollback().await?;
         }
     }
+    Ok(())
 }
 
 #[tokio::test]
-async fn the_doctor_names_what_a_role_lacks_what_others_have_too_much_and_what_mends_it() {
+async fn the_doctor_names_what_a_role_lacks_what_others_have_too_much_and_what_mends_it() -> TestResult {
     let cast = Cast::new().await;
     for role in ["writer", "relay", "sse", "operator", "api"] {
         let found = cast.doctor(role).await;
@@ -434,28 +441,30 @@ async fn the_doctor_names_what_a_role_lacks_what_others_have_too_much_and_what_m
         cast.owner(undone).await;
         assert_eq!(cast.doctor(role).await, [""; 0], "{undone}");
     }
-    cast.append(&cast.system.redis.topic("ids"), 5).await;
+    cast.append(&cast.system.redis.topic("ids"), 5).await?;
     cast.owner("select setval('outbox.event_id_seq', 2)").await;
     let found = cast.doctor("operator").await;
     assert!(
         found.iter().any(|found| found.starts_with("sequence: outbox.event_id_seq is at 2, and ids up to 5")),
         "{found:?}"
     );
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_database_that_takes_any_bytes_is_wrong() {
+async fn a_database_that_takes_any_bytes_is_wrong() -> TestResult {
     let system = System::new().await;
     let name = format!("aftercommit_test_{}", Uuid::new_v4().simple());
     let sql =
         format!("create database {name} encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C' template template0");
     let mut connection = system.database.connect().await;
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.expect("a database");
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await?;
     let url = system.database.url().replace(system.database.name(), &name);
     let output = cli(&system.settings().clone().set("DATABASE_URL", url), &["doctor"]).await;
     assert_eq!(output.status.code(), Some(1));
     let said = stdout(&output);
     assert!(said.contains("WRONG    encoding: SQL_ASCII\n         fix: move the data"), "{said}");
+    Ok(())
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! A history proves itself: what is missing in it, before it or behind a client's place is a reset, and never a silence.
+//! A history proves that it is complete: a client gets a reset where events are missing in it, before it, or
+//! after the client's position.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use uuid::Uuid;
 
 use aftercommit::event::Topic;
 
-use crate::harness::{Client, Event, Line, Process, eventually, keys, start_redis};
+use crate::harness::{Client, Event, Line, Process, TestResult, eventually, keys, new_event, start_redis};
 
 /// Id and `prev` of each entry of a topic's history.
 async fn links(line: &Line, topic: &Topic) -> Vec<(String, String)> {
@@ -36,16 +37,16 @@ async fn sse(line: &Line) -> Process {
 
 /// Resumes behind an id, and returns the first event.
 async fn first_event(line: &Line, sse: &Process, id: &str) -> Event {
-    Client::resume(&url(line, sse), &token(line), id).events(1).await.remove(0)
+    Client::resume(&url(line, sse), &token(line), id).wait_for_events(1).await.remove(0)
 }
 
 async fn restart_relay(line: &mut Line) {
     line.relay.signal("KILL").await;
     line.relay = line.system.start("relay").await;
-    line.leads().await;
+    line.wait_until_leading().await;
 }
 
-async fn is_repaired(line: &Line) {
+async fn wait_until_repaired(line: &Line) {
     eventually("a repair", async || {
         (line.metric("aftercommit_relay_repairs_total").await == 1).then_some(())
     })
@@ -59,36 +60,35 @@ async fn each_entry_names_the_event_before_it() {
     line.append(2).await;
     line.append_to(&other, 1).await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     // Also behind a relay that remembers nothing.
     restart_relay(&mut line).await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let expected = [("1-1", ""), ("1-2", "1-1"), ("1-4", "1-2"), ("1-5", "1-4")];
     assert_eq!(links(&line, &line.topic).await, pairs(&expected));
     assert_eq!(links(&line, &other).await, pairs(&[("1-3", "")]));
 }
 
-/// Of a Redis that has forgotten everything, the log gives again only what it still has the positions of.
+/// After a total loss of Redis, the relay restores only the events whose checkpoints are still in the log.
 #[tokio::test]
-async fn a_repair_that_has_to_leave_events_out_shows_the_hole_to_each_reader() {
+async fn a_repair_that_has_to_leave_events_out_shows_the_hole_to_each_reader() -> TestResult {
     let mut line = Line::new().await;
     let server = sse(&line).await;
     let quiet = line.system.redis.topic("quiet");
     line.append(5).await;
     line.append_to(&quiet, 1).await;
     line.append(2).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("KILL").await;
     // As after a rotation: the positions of the first eight numbers are gone.
     let mut database = line.system.database.connect().await;
     sqlx::query("delete from outbox.checkpoint where n < (select max(n) from outbox.checkpoint)")
         .execute(&mut database)
-        .await
-        .expect("a deletion");
-    line.command("flushall").await.expect("a flush");
+        .await?;
+    line.command("flushall").await?;
     line.relay = line.system.start("relay").await;
-    is_repaired(&line).await;
+    wait_until_repaired(&line).await;
     line.append_to(&line.topic, 1).await;
     line.append_to(&quiet, 1).await;
     eventually("both arrive", async || {
@@ -101,43 +101,45 @@ async fn a_repair_that_has_to_leave_events_out_shows_the_hole_to_each_reader() {
         let event = first_event(&line, &server, id).await;
         assert_eq!(event.event, "reset", "{id}: {event:?}");
     }
+    Ok(())
 }
 
 /// The positions of the first two are gone, as after a rotation, and those of the later ones are there.
 #[tokio::test]
-async fn a_repair_that_begins_in_the_middle_shows_the_hole_before_it() {
+async fn a_repair_that_begins_in_the_middle_shows_the_hole_before_it() -> TestResult {
     let mut line = Line::new().await;
     for _ in 0..4 {
         line.append(1).await;
-        line.is_whole().await;
+        line.wait_until_whole().await;
     }
     line.relay.signal("KILL").await;
     sqlx::query(
         "delete from outbox.checkpoint where n < (select max(n) from outbox.checkpoint where next_seq = 3)",
     )
     .execute(&mut line.system.database.connect().await)
-    .await
-    .expect("a deletion");
-    line.command("flushall").await.expect("a flush");
+    .await?;
+    line.command("flushall").await?;
     line.relay = line.system.start("relay").await;
-    is_repaired(&line).await;
+    wait_until_repaired(&line).await;
     assert_eq!(links(&line, &line.topic).await, pairs(&[("1-3", "1-2"), ("1-4", "1-3")]));
+    Ok(())
 }
 
-/// Its connection stays, and nobody compares: only the script can see it.
+/// The connection stays open and no comparison runs: only the script can detect the loss.
 #[tokio::test]
-async fn a_redis_that_goes_back_behind_an_open_connection_is_found_out_by_the_next_batch() {
+async fn a_redis_that_goes_back_behind_an_open_connection_is_found_out_by_the_next_batch() -> TestResult {
     let settings = vec![("AFTERCOMMIT_RELAY_RECONCILE_INTERVAL_MS", "3600000".to_owned())];
     let mut line = Line::with(crate::harness::Wiring { relay: settings, ..Default::default() }).await;
     line.append(5).await;
-    line.is_whole().await;
-    line.command("flushall").await.expect("a flush");
+    line.wait_until_whole().await;
+    line.command("flushall").await?;
     line.append(1).await;
-    line.has_arrived().await;
+    line.wait_until_arrived().await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_history_that_was_deleted_is_no_new_one_also_for_a_relay_that_remembers_nothing() {
+async fn a_history_that_was_deleted_is_no_new_one_also_for_a_relay_that_remembers_nothing() -> TestResult {
     let mut line = Line::new().await;
     let server = sse(&line).await;
     let before_the_first = {
@@ -145,10 +147,10 @@ async fn a_history_that_was_deleted_is_no_new_one_also_for_a_relay_that_remember
         client.last_event_id()
     };
     line.append(3).await;
-    line.is_whole().await;
-    line.words(&["del", &keys::history(&line.topic)]).await.expect("a deletion");
+    line.wait_until_whole().await;
+    line.words(&["del", &keys::history(&line.topic)]).await?;
     restart_relay(&mut line).await;
-    // Nothing is there yet, and yet nothing is proven, to a server that has not heard the events.
+    // The history is empty, but a server that has not received the events has no proof of that.
     let fresh = sse(&line).await;
     assert_eq!(first_event(&line, &fresh, &before_the_first).await.event, "reset");
     line.append_to(&line.topic, 1).await;
@@ -157,8 +159,9 @@ async fn a_history_that_was_deleted_is_no_new_one_also_for_a_relay_that_remember
     for id in [&before_the_first, "1-2"] {
         assert_eq!(first_event(&line, &fresh, id).await.event, "reset", "{id}");
     }
-    let ttl: i64 = line.redis().await.ttl(keys::history(&line.topic)).await.expect("a TTL");
+    let ttl: i64 = line.redis().await.ttl(keys::history(&line.topic)).await?;
     assert!(ttl > 0, "it expires as others do");
+    Ok(())
 }
 
 #[tokio::test]
@@ -173,72 +176,76 @@ async fn a_place_that_was_seen_in_the_future_or_too_long_ago_is_a_reset() {
     }
     // Clocks may differ a little.
     let client = Client::resume(&url(&line, &server), &token(&line), &seen(0));
-    client.has_its_place().await;
+    client.wait_until_placed().await;
     assert!(client.so_far().is_empty());
 }
 
 #[tokio::test]
-async fn clients_of_a_topic_whose_history_vanished_while_the_server_was_away_are_reset() {
+async fn clients_of_a_topic_whose_history_vanished_while_the_server_was_away_are_reset() -> TestResult {
     let mut line = Line::new().await;
     let url_of_redis = line.proxy.url(line.redis_settings().url.expose());
     let settings = line.system.settings().clone().set("AFTERCOMMIT_SSE_REPAIR_WAIT_MS", "100");
     let server = Process::start("sse", &settings.set("REDIS_URL", &url_of_redis)).await;
     let client = Client::open(&url(&line, &server), &token(&line)).await;
     line.append(3).await;
-    client.events(3).await;
-    line.words(&["del", &keys::history(&line.topic)]).await.expect("a deletion");
-    line.command("client kill type pubsub").await.expect("a cut");
-    let events = client.events(4).await;
+    client.wait_for_events(3).await;
+    line.words(&["del", &keys::history(&line.topic)]).await?;
+    line.command("client kill type pubsub").await?;
+    let events = client.wait_for_events(4).await;
     assert_eq!(events[3].event, "reset", "{events:?}");
+    Ok(())
 }
 
 /// The topic had no event when its client came, and its history has begun and vanished since.
 #[tokio::test]
-async fn clients_from_before_the_first_event_are_reset_when_its_history_vanished_while_the_server_was_away() {
+async fn clients_from_before_the_first_event_are_reset_when_its_history_vanished_while_the_server_was_away()
+-> TestResult {
     let mut line = Line::new().await;
     let server = sse(&line).await;
     let client = Client::open(&url(&line, &server), &token(&line)).await;
     server.signal("STOP").await;
-    line.command("client kill type pubsub").await.expect("a cut");
+    line.command("client kill type pubsub").await?;
     line.append(3).await;
-    line.is_whole().await;
-    line.words(&["del", &keys::history(&line.topic)]).await.expect("a deletion");
+    line.wait_until_whole().await;
+    line.words(&["del", &keys::history(&line.topic)]).await?;
     server.signal("CONT").await;
-    assert_eq!(client.events(1).await[0].event, "reset");
+    assert_eq!(client.wait_for_events(1).await[0].event, "reset");
+    Ok(())
 }
 
-/// Redis says that there has never been a history, and this server knows better.
+/// Redis denies that there was a history; this server remembers events of it.
 #[tokio::test]
-async fn a_place_from_before_a_reset_of_the_topic_is_reset_too() {
+async fn a_place_from_before_a_reset_of_the_topic_is_reset_too() -> TestResult {
     let mut line = Line::new().await;
     let server = sse(&line).await;
     let client = Client::open(&url(&line, &server), &token(&line)).await;
     let before_the_first = client.last_event_id();
     line.append(3).await;
-    client.events(3).await;
-    line.is_whole().await;
+    client.wait_for_events(3).await;
+    line.wait_until_whole().await;
     let history = keys::history(&line.topic);
     let begun = history.replace(":history", ":begun");
-    line.words(&["del", &history, &begun]).await.expect("a deletion");
-    line.command("client kill type pubsub").await.expect("a cut");
-    assert_eq!(client.events(4).await[3].event, "reset");
+    line.words(&["del", &history, &begun]).await?;
+    line.command("client kill type pubsub").await?;
+    assert_eq!(client.wait_for_events(4).await[3].event, "reset");
     assert_eq!(first_event(&line, &server, &before_the_first).await.event, "reset");
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_forged_event_on_a_live_channel_makes_no_later_event_a_repeat() {
+async fn a_forged_event_on_a_live_channel_makes_no_later_event_a_repeat() -> TestResult {
     let mut line = Line::new().await;
     let server = sse(&line).await;
     let client = Client::open(&url(&line, &server), &token(&line)).await;
     line.append(2).await;
-    client.events(2).await;
+    client.wait_for_events(2).await;
     let forged = |id: &str, prev: &str| {
         format!(r#"{{"id":"{id}","prev":"{prev}","event":"{}","type":"FORGED","payload":1}}"#, Uuid::new_v4())
     };
     let mut redis = line.redis().await;
-    // One that does not fit, and is dropped; and one that does.
+    // The first does not fit and is dropped; the second fits.
     for message in [forged("1-8000000", "1-7000000"), forged("1-9000000", "1-2")] {
-        let heard: usize = redis.publish(keys::live(&line.topic), message).await.expect("a publish");
+        let heard: usize = redis.publish(keys::live(&line.topic), message).await?;
         assert_eq!(heard, 1);
     }
     line.append(3).await;
@@ -251,62 +258,64 @@ async fn a_forged_event_on_a_live_channel_makes_no_later_event_a_repeat() {
     })
     .await;
     assert!(ids(&client).len() <= 5, "none twice: {:?}", ids(&client));
-    // A client that comes now is not hurt either.
+    // A new client is not affected either.
     let fresh = Client::open(&url(&line, &server), &token(&line)).await;
     line.append(1).await;
-    assert_eq!(fresh.events(1).await[0].id.as_deref(), Some("1-6"));
+    assert_eq!(fresh.wait_for_events(1).await[0].id.as_deref(), Some("1-6"));
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_foreign_message_after_a_repair_is_told() {
+async fn a_foreign_message_after_a_repair_is_told() -> TestResult {
     let mut line = Line::new().await;
     let server = sse(&line).await;
     let client = Client::open(&url(&line, &server), &token(&line)).await;
     line.append(1).await;
-    client.events(1).await;
-    line.command("flushall").await.expect("a flush");
-    is_repaired(&line).await;
-    // The same text as the restored event's payload, from somebody else.
+    client.wait_for_events(1).await;
+    line.command("flushall").await?;
+    wait_until_repaired(&line).await;
+    // Another sender publishes the same text as the restored payload.
     let channel = keys::public(&line.topic);
     eventually("the foreign message", async || {
         let _heard: usize = line.redis().await.publish(&channel, "0").await.expect("a publish");
         client.so_far().iter().any(|event| event.event == "message" && event.data == "0").then_some(())
     })
     .await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_history_is_bounded_in_bytes_too() {
+async fn a_history_is_bounded_in_bytes_too() -> TestResult {
     let settings = vec![("AFTERCOMMIT_REDIS_HISTORY_MAX_BYTES", "4000000".to_owned())];
     let line = Line::with(crate::harness::Wiring { relay: settings, ..Default::default() }).await;
-    let kind = aftercommit::event::EventType::new("T").expect("a type");
     let payload = "x".repeat(1_000_000);
     let mut database = line.system.database.connect().await;
     for _ in 0..12 {
-        let event = aftercommit::event::NewEvent::new(line.topic.clone(), kind.clone(), &payload);
-        aftercommit::outbox::append(&mut database, &event.expect("an event")).await.expect("an append");
+        let event = new_event(&line.topic, "T", &payload);
+        aftercommit::outbox::append(&mut database, &event).await?;
     }
     eventually("all are published", async || (line.delivered_in_all().await == 12).then_some(())).await;
-    let left: usize = line.redis().await.xlen(keys::history(&line.topic)).await.expect("a length");
+    let left: usize = line.redis().await.xlen(keys::history(&line.topic)).await?;
     assert!((1..=5).contains(&left), "{left} entries of a megabyte");
+    Ok(())
 }
 
 #[tokio::test]
-async fn two_logs_on_one_redis_are_told_apart_and_a_namespace_keeps_them_apart() {
+async fn two_logs_on_one_redis_are_told_apart_and_a_namespace_keeps_them_apart() -> TestResult {
     let mut line = Line::new().await;
     line.append(3).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     // Another service with a database of its own, and the same names in the same Redis.
     let other = crate::harness::database().await;
     let settings = line.system.settings().clone().set("DATABASE_URL", other.url());
     let intruder = Process::start("relay", &settings).await;
     let mut database = other.connect().await;
     let append = "select outbox.append($1, 'T', '0')";
-    sqlx::query(append).bind(line.topic.as_str()).execute(&mut database).await.expect("an append");
-    intruder.says("belong to another log").await;
-    intruder.says("[redis] namespace").await;
+    sqlx::query(append).bind(line.topic.as_str()).execute(&mut database).await?;
+    intruder.wait_for_log("belong to another log").await;
+    intruder.wait_for_log("[redis] namespace").await;
     line.append(2).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     intruder.kill().await;
     let apart = Process::start("relay", &settings.set("AFTERCOMMIT_REDIS_NAMESPACE", "apart")).await;
     let history = aftercommit::redis::keys::Keys::new("apart").history(&line.topic);
@@ -316,19 +325,20 @@ async fn two_logs_on_one_redis_are_told_apart_and_a_namespace_keeps_them_apart()
     })
     .await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     drop(apart);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_redis_with_keys_of_a_later_format_is_refused_in_words() {
+async fn a_redis_with_keys_of_a_later_format_is_refused_in_words() -> TestResult {
     let redis = start_redis(Vec::new(), None).await;
     let system = crate::harness::System::with_redis(redis.url().expose()).await;
-    let mut connection =
-        crate::harness::redis_settings_of(redis.url().expose()).connect().await.expect("Redis");
-    let _: () = connection.hset(system.redis.keys().log(), "format", 2).await.expect("a format");
+    let mut connection = crate::harness::redis_settings_of(redis.url().expose()).connect().await?;
+    let _: () = connection.hset(system.redis.keys().log(), "format", 2).await?;
     let relay = system.start("relay").await;
-    relay.says("have format 2, and this aftercommit knows format 1: run the version").await;
+    relay.wait_for_log("have format 2, and this aftercommit knows format 1: run the version").await;
+    Ok(())
 }
 
 /// What the tests need of a secret address.

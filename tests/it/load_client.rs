@@ -1,4 +1,4 @@
-//! The load client's own instruments: an account that notices nothing would find every server perfect.
+//! The instruments of the load client: they must notice missing, repeated and late events.
 
 use std::time::Duration;
 

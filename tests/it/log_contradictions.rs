@@ -1,5 +1,5 @@
-//! What an owner of the log can do to it by hand: nothing of it is lost, nothing is called delivered that is not, the relay
-//! says what is wrong, and `rebase` mends it.
+//! Manual changes by the owner of the log: no event is lost, no pending event counts as delivered, the relay
+//! reports the contradiction, and `rebase` repairs it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,36 +10,36 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::append_door::execute;
-use crate::harness::{Line, Wiring, cli, eventually, keys};
+use crate::harness::{Line, TestResult, Wiring, cli, eventually, keys};
 
 /// A line that has delivered six events, and a session of the log's owner.
 async fn line_of_six() -> (Line, PgConnection) {
     let mut line = Line::new().await;
     line.append(6).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let admin = line.system.database.connect().await;
     (line, admin)
 }
 
-async fn states(admin: &mut PgConnection) -> Vec<(String, i64)> {
-    sqlx::query_as("select state, count(*) from outbox.event_status group by 1 order by 1")
+async fn states(admin: &mut PgConnection) -> TestResult<Vec<(String, i64)>> {
+    Ok(sqlx::query_as("select state, count(*) from outbox.event_status group by 1 order by 1")
         .fetch_all(admin)
-        .await
-        .expect("states")
+        .await?)
 }
 
-/// The relay refuses, every screen says so, and after a rebase everything has arrived in order.
-async fn is_refused_and_mended(mut line: Line, admin: &mut PgConnection, waiting: i64) {
-    line.fails_with("conflict").await;
-    line.relay.says("contradicts the position").await;
-    line.relay.says("aftercommit rebase").await;
-    let states = states(admin).await;
+/// Asserts that the relay refuses, that every screen says so, and that all events arrive in order after a
+/// rebase.
+async fn assert_refused_and_mended(mut line: Line, admin: &mut PgConnection, waiting: i64) -> TestResult {
+    line.wait_for_failure("conflict").await;
+    line.relay.wait_for_log("contradicts the position").await;
+    line.relay.wait_for_log("aftercommit rebase").await;
+    let states = states(admin).await?;
     assert_eq!(
         states.iter().find(|(state, _)| state == "pending").map(|(_, n)| *n),
         Some(waiting),
         "{states:?}"
     );
-    // The relay says so there with its next sign of life.
+    // The relay reports it with its next keepalive.
     eventually("status says so", async || {
         let status = cli(line.system.settings(), &["status", "--output", "json"]).await;
         let status: Value = serde_json::from_slice(&status.stdout).expect("JSON");
@@ -51,7 +51,7 @@ async fn is_refused_and_mended(mut line: Line, admin: &mut PgConnection, waiting
     assert_eq!(doctor.status.code(), Some(1));
     let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert!(doctor.contains("contradicts the position"), "{doctor}");
-    let ready = reqwest::get(line.relay.url("/readyz")).await.expect("an answer");
+    let ready = reqwest::get(line.relay.url("/readyz")).await?;
     assert_eq!(ready.status(), 503);
 
     line.relay.signal("KILL").await;
@@ -64,16 +64,17 @@ async fn is_refused_and_mended(mut line: Line, admin: &mut PgConnection, waiting
     assert_eq!(again.stdout, b"nothing to rebase: Postgres and Redis belong together\n", "{again:?}");
     line.relay = line.system.start("relay").await;
     line.append(3).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
+    Ok(())
 }
 
-/// What fails right after the lead was taken is no success: the waits grow.
+/// A failure right after the lead was taken is no success: the backoff grows.
 #[tokio::test]
 async fn a_relay_that_leads_and_fails_at_once_waits_longer_each_time() {
     let relay = vec![("AFTERCOMMIT_RELAY_BACKOFF_MAX_MS", "2000".to_owned())];
     let mut line = Line::with(Wiring { relay, ..Wiring::default() }).await;
     line.append(6).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let mut admin = line.system.database.connect().await;
     let begun = Instant::now();
     execute(&mut admin, "select setval('outbox.event_id_seq', 2); select outbox.append('t', 'T', '1')").await;
@@ -84,64 +85,70 @@ async fn a_relay_that_leads_and_fails_at_once_waits_longer_each_time() {
 }
 
 #[tokio::test]
-async fn a_sequence_that_was_set_back_is_refused_and_mended() {
+async fn a_sequence_that_was_set_back_is_refused_and_mended() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
     line.append(9).await;
-    is_refused_and_mended(line, &mut admin, 9).await;
+    assert_refused_and_mended(line, &mut admin, 9).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn fewer_new_rows_than_were_delivered_are_refused_as_well() {
+async fn fewer_new_rows_than_were_delivered_are_refused_as_well() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     execute(&mut admin, "truncate outbox.event restart identity").await;
     line.append(2).await;
-    is_refused_and_mended(line, &mut admin, 2).await;
+    assert_refused_and_mended(line, &mut admin, 2).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_log_that_a_test_cleaner_emptied_is_refused_and_mended() {
+async fn a_log_that_a_test_cleaner_emptied_is_refused_and_mended() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     execute(&mut admin, "truncate outbox.event restart identity").await;
     line.append(9).await;
-    is_refused_and_mended(line, &mut admin, 9).await;
+    assert_refused_and_mended(line, &mut admin, 9).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_sequence_set_back_while_events_wait_gives_ids_twice_and_none_is_lost() {
+async fn a_sequence_set_back_while_events_wait_gives_ids_twice_and_none_is_lost() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     line.relay.signal("STOP").await;
     line.append(4).await;
     execute(&mut admin, "select setval('outbox.event_id_seq', 7)").await;
     line.append(4).await;
     line.relay.signal("CONT").await;
-    is_refused_and_mended(line, &mut admin, 8).await;
+    assert_refused_and_mended(line, &mut admin, 8).await?;
+    Ok(())
 }
 
-/// The rows that wait have higher ids than those that come later, and no id is given twice.
+/// Pending rows have higher ids than later rows, and no id is used twice.
 #[tokio::test]
-async fn a_sequence_set_back_behind_events_that_wait_leaves_their_order() {
+async fn a_sequence_set_back_behind_events_that_wait_leaves_their_order() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     line.relay.signal("STOP").await;
     line.append(4).await;
     execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
     line.append(3).await;
     line.relay.signal("CONT").await;
-    is_refused_and_mended(line, &mut admin, 7).await;
+    assert_refused_and_mended(line, &mut admin, 7).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_id_far_above_the_sequence_is_refused_before_it_hides_what_comes_later() {
+async fn an_id_far_above_the_sequence_is_refused_before_it_hides_what_comes_later() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     let sql = format!(
         "insert into outbox.event (id, topic, type, payload) values (1152921504606846976, '{}', 'T', '1') returning event_id",
         line.topic
     );
-    let by_hand = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await.expect("a row by hand");
-    line.fails_with("conflict").await;
+    let by_hand = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await?;
+    line.wait_for_failure("conflict").await;
     line.appended.push(by_hand);
     line.append(3).await;
-    is_refused_and_mended(line, &mut admin, 4).await;
+    assert_refused_and_mended(line, &mut admin, 4).await?;
+    Ok(())
 }
 
 #[tokio::test]
@@ -149,13 +156,13 @@ async fn a_sequence_that_counts_down_is_refused_at_the_append_or_by_the_relay() 
     let (mut line, mut admin) = line_of_six().await;
     execute(&mut admin, "alter sequence outbox.event_id_seq increment -1").await;
     line.append(2).await;
-    line.fails_with("conflict").await;
+    line.wait_for_failure("conflict").await;
     execute(&mut admin, "alter sequence outbox.event_id_seq increment 1").await;
-    is_refused_and_mended_in_any_order(line).await;
+    assert_refused_and_mended_in_any_order(line).await;
 }
 
-/// As [`is_refused_and_mended`], for rows whose ids tell nothing of their order.
-async fn is_refused_and_mended_in_any_order(mut line: Line) {
+/// As [`assert_refused_and_mended`], for rows whose ids say nothing about their order.
+async fn assert_refused_and_mended_in_any_order(mut line: Line) {
     line.relay.signal("KILL").await;
     eventually("it is mended", async || {
         cli(line.system.settings(), &["rebase", "--yes"]).await.status.success().then_some(())
@@ -169,46 +176,48 @@ async fn is_refused_and_mended_in_any_order(mut line: Line) {
 }
 
 #[tokio::test]
-async fn an_xid_chosen_by_hand_hides_no_row() {
+async fn an_xid_chosen_by_hand_hides_no_row() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     let sql = format!(
         "insert into outbox.event (xid, topic, type, payload) values ('3', '{}', 'T', '1') returning event_id",
         line.topic
     );
-    line.appended.push(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await.expect("a row"));
+    line.appended.push(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await?);
     line.append(2).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_xid_of_the_future_is_refused_and_mended() {
+async fn an_xid_of_the_future_is_refused_and_mended() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     let sql = format!(
         "insert into outbox.event (xid, topic, type, payload) values ('1099511627776', '{}', 'T', '1') returning event_id",
         line.topic
     );
-    line.appended.push(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await.expect("a row"));
-    is_refused_and_mended(line, &mut admin, 1).await;
+    line.appended.push(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await?);
+    assert_refused_and_mended(line, &mut admin, 1).await?;
+    Ok(())
 }
 
-/// Redis has forgotten what a dead relay published and did not come to write down; and the rows of its window are not the first
-/// of those that get new ids.
+/// Redis has lost the events that a dead relay published without recording them, and the rows of its window are
+/// not the first to get new ids.
 #[tokio::test]
-async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() {
+async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() -> TestResult {
     let failpoint = vec![("FAILPOINT", "batch_published@1".to_owned())];
     let mut line = Line::with(Wiring { relay: failpoint, ..Wiring::default() }).await;
     let (mut admin, mut writer) =
         (line.system.database.connect().await, line.system.database.connect().await);
-    // Its id is lower than those of the window, and it is not in the window.
+    // A row with a lower id than those of the window, outside of it.
     execute(&mut writer, "begin; select outbox.append('late', 'T', '1')").await;
     line.append(4).await;
-    line.relay.says("\"failpoint\":\"batch_published\"").await;
+    line.relay.wait_for_log("\"failpoint\":\"batch_published\"").await;
     line.relay.signal("KILL").await;
     execute(&mut writer, "commit").await;
-    let told = history(&line).await;
+    let told = history(&line).await?;
     assert!(!told.is_empty(), "something was published");
     let mut redis = line.redis().await;
-    let _: () = redis::cmd("FLUSHALL").query_async(&mut redis).await.expect("a loss");
+    let _: () = redis::cmd("FLUSHALL").query_async(&mut redis).await?;
     execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
     line.append(3).await;
 
@@ -216,8 +225,8 @@ async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     line.system.unset("FAILPOINT");
     line.relay = line.system.start("relay").await;
-    line.is_whole().await;
-    let now = history(&line).await;
+    line.wait_until_whole().await;
+    let now = history(&line).await?;
     for (id, event) in told {
         assert!(
             now.get(&id).is_none_or(|other| *other == event),
@@ -226,11 +235,12 @@ async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() {
         );
     }
     assert!(!now.values().any(|event| event.is_empty()) && now.len() == 7, "{now:?}");
+    Ok(())
 }
 
 /// A rebase of long ago has found an event in Redis, and the sequence gives its id once more.
 #[tokio::test]
-async fn a_row_with_the_id_of_one_that_was_delivered_before_is_refused_and_mended() {
+async fn a_row_with_the_id_of_one_that_was_delivered_before_is_refused_and_mended() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     execute(
         &mut admin,
@@ -240,10 +250,10 @@ async fn a_row_with_the_id_of_one_that_was_delivered_before_is_refused_and_mende
     .await;
     execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
     line.append(3).await;
-    is_refused_and_mended(line, &mut admin, 3).await;
+    assert_refused_and_mended(line, &mut admin, 3).await
 }
 
-/// The window ends with an id that later rows are below, and its relay has not come so far.
+/// Later rows have lower ids than the end of the window, which the relay has not reached.
 #[tokio::test]
 async fn a_rebase_looks_behind_the_open_window() {
     let failpoint = vec![("FAILPOINT", "window_written@1".to_owned())];
@@ -251,24 +261,24 @@ async fn a_rebase_looks_behind_the_open_window() {
     let mut admin = line.system.database.connect().await;
     execute(&mut admin, "select setval('outbox.event_id_seq', 100)").await;
     line.append(4).await;
-    line.relay.says("\"failpoint\":\"window_written\"").await;
+    line.relay.wait_for_log("\"failpoint\":\"window_written\"").await;
     line.relay.signal("KILL").await;
     execute(&mut admin, "select setval('outbox.event_id_seq', 10)").await;
     line.append(3).await;
-    // Nothing but the window's own ids tells of it now.
+    // Only the window's own ids show it now.
     execute(&mut admin, "select setval('outbox.event_id_seq', 200)").await;
     let output = cli(line.system.settings(), &["rebase", "--yes"]).await;
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(!String::from_utf8_lossy(&output.stdout).contains("nothing to rebase"), "{output:?}");
     line.system.unset("FAILPOINT");
     line.relay = line.system.start("relay").await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     assert_eq!(line.metric("aftercommit_relay_failures_total{class=\"conflict\"}").await, 0);
 }
 
 /// Ids and events of the line's topic.
-async fn history(line: &Line) -> BTreeMap<String, String> {
+async fn history(line: &Line) -> TestResult<BTreeMap<String, String>> {
     let mut redis = line.redis().await;
-    let entries: StreamRangeReply = redis.xrange_all(keys::history(&line.topic)).await.expect("a history");
-    entries.ids.iter().map(|entry| (entry.id.clone(), entry.get("event").unwrap_or_default())).collect()
+    let entries: StreamRangeReply = redis.xrange_all(keys::history(&line.topic)).await?;
+    Ok(entries.ids.iter().map(|entry| (entry.id.clone(), entry.get("event").unwrap_or_default())).collect())
 }

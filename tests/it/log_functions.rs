@@ -1,25 +1,25 @@
-//! What the functions and views of the log say, asked of Postgres alone.
+//! The functions and views of the log, tested with Postgres alone.
 
 use aftercommit::log::contradiction::Cause;
 use aftercommit::log::{Position, checkpoint, contradictions, read};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::append_door::execute;
-use crate::harness::{Database, database};
+use crate::harness::{Database, TestResult, database};
 
 const APPEND: &str = "select outbox.append('t', 'T', '1')";
 
 /// A log with a relay that has delivered nothing yet.
-async fn log() -> (Database, PgConnection, Position) {
+async fn log() -> TestResult<(Database, PgConnection, Position)> {
     let database = database().await;
     let mut admin = database.connect().await;
-    read::prepare_session(&mut admin).await.expect("a session");
-    let begun = checkpoint::load_or_begin(&mut admin, "main").await.expect("a position");
-    (database, admin, begun)
+    read::prepare_session(&mut admin).await?;
+    let begun = checkpoint::load_or_begin(&mut admin, "main").await?;
+    Ok((database, admin, begun))
 }
 
-async fn open(admin: &mut PgConnection, from: &Position) -> Position {
-    checkpoint::open(admin, "main", from).await.expect("a look").expect("a window")
+async fn open(admin: &mut PgConnection, from: &Position) -> TestResult<Position> {
+    Ok(checkpoint::open(admin, "main", from).await?.ok_or("no window")?)
 }
 
 async fn settle(admin: &mut PgConnection, opened: &Position, last_id: i64, events: u64) -> Position {
@@ -27,75 +27,73 @@ async fn settle(admin: &mut PgConnection, opened: &Position, last_id: i64, event
 }
 
 /// The state of each event, in order of id.
-async fn states(admin: &mut PgConnection) -> Vec<String> {
-    sqlx::query_scalar("select state from outbox.event_status order by id")
-        .fetch_all(admin)
-        .await
-        .expect("states")
+async fn states(admin: &mut PgConnection) -> TestResult<Vec<String>> {
+    Ok(sqlx::query_scalar("select state from outbox.event_status order by id").fetch_all(admin).await?)
 }
 
 #[tokio::test]
-async fn the_state_of_an_event_is_what_the_position_and_its_parked_row_say() {
-    let (_database, mut admin, begun) = log().await;
+async fn the_state_of_an_event_is_what_the_position_and_its_parked_row_say() -> TestResult {
+    let (_database, mut admin, begun) = log().await?;
     execute(&mut admin, &[APPEND; 2].join(";")).await;
-    let opened = open(&mut admin, &begun).await;
+    let opened = open(&mut admin, &begun).await?;
     let settled = settle(&mut admin, &opened, 2, 2).await;
-    // Three more in an open window, of which one is delivered; and one of a transaction that seems to be an old one.
+    // Three more in an open window, of which one is delivered; and one of a transaction with an old xid.
     execute(&mut admin, &[APPEND; 3].join(";")).await;
-    let opened = open(&mut admin, &settled).await;
-    checkpoint::advance(&mut admin, "main", &opened, 3, 1).await.expect("a position");
+    let opened = open(&mut admin, &settled).await?;
+    checkpoint::advance(&mut admin, "main", &opened, 3, 1).await?;
     execute(&mut admin, "insert into outbox.event (xid, topic, type, payload) values ('3', 't', 'T', '1')")
         .await;
     let expected = ["delivered", "delivered", "delivered", "pending", "pending", "pending"];
-    assert_eq!(states(&mut admin).await, expected);
+    assert_eq!(states(&mut admin).await?, expected);
     let park = "insert into outbox.parked (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason)
                 select 'main', 1, e.id, e.id, e.event_id, e.topic, e.type, e.payload, e.created_at, 'a test'
                 from outbox.event e where e.id <= 3;
                 update outbox.parked set settled_as = 'released' where id = 2;
                 update outbox.parked set settled_as = 'discarded' where id = 3";
     execute(&mut admin, park).await;
-    assert_eq!(states(&mut admin).await[..3], ["parked", "delivered", "discarded"]);
+    assert_eq!(states(&mut admin).await?[..3], ["parked", "delivered", "discarded"]);
     for unknown in ["requested = 'forget'", "settled_as = 'forgotten'"] {
         let sql = AssertSqlSafe(format!("update outbox.parked set {unknown}"));
         assert!(sqlx::raw_sql(sql).execute(&mut admin).await.is_err(), "{unknown}");
     }
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_event_that_was_committed_late_was_delivered_by_the_window_that_saw_it() {
-    let (database, mut admin, begun) = log().await;
+async fn an_event_that_was_committed_late_was_delivered_by_the_window_that_saw_it() -> TestResult {
+    let (database, mut admin, begun) = log().await?;
     let mut late = database.connect().await;
     execute(&mut late, "begin").await;
     execute(&mut late, APPEND).await;
     execute(&mut admin, APPEND).await;
-    let opened = open(&mut admin, &begun).await;
+    let opened = open(&mut admin, &begun).await?;
     let first = settle(&mut admin, &opened, 2, 1).await;
     execute(&mut late, "commit").await;
-    assert_eq!(states(&mut admin).await, ["pending", "delivered"]);
-    let opened = open(&mut admin, &first).await;
+    assert_eq!(states(&mut admin).await?, ["pending", "delivered"]);
+    let opened = open(&mut admin, &first).await?;
     let second = settle(&mut admin, &opened, 1, 1).await;
     let by: Vec<i64> =
         sqlx::query_scalar("select outbox.delivered_in('main', xid, id) from outbox.event order by id")
             .fetch_all(&mut admin)
-            .await
-            .expect("rows");
+            .await?;
     assert_eq!(by, [second.n, first.n]);
+    Ok(())
 }
 
 #[tokio::test]
-async fn of_the_transactions_that_were_running_those_count_that_have_committed_since() {
-    let (database, mut admin, begun) = log().await;
+async fn of_the_transactions_that_were_running_those_count_that_have_committed_since() -> TestResult {
+    let (database, mut admin, begun) = log().await?;
     let (mut writers, mut xids) = (Vec::new(), Vec::new());
     for _ in 0..3 {
         let mut writer = database.connect().await;
         execute(&mut writer, "begin").await;
         execute(&mut writer, APPEND).await;
         let xid = sqlx::query_scalar::<_, String>("select pg_current_xact_id()::text").fetch_one(&mut writer);
-        xids.push(xid.await.expect("an xid"));
+        xids.push(xid.await?);
         writers.push(writer);
     }
     execute(&mut admin, APPEND).await;
-    let opened = open(&mut admin, &begun).await;
+    let opened = open(&mut admin, &begun).await?;
     settle(&mut admin, &opened, 4, 1).await;
     execute(&mut writers[0], "commit").await;
     execute(&mut writers[1], "rollback").await;
@@ -107,30 +105,32 @@ async fn of_the_transactions_that_were_running_those_count_that_have_committed_s
     )
     .bind(&xids)
     .fetch_all(&mut admin)
-    .await
-    .expect("xids");
+    .await?;
     assert_eq!(ended, xids[..1]);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_sequence_below_what_is_delivered_is_found_before_it_does_harm() {
-    let (_database, mut admin, begun) = log().await;
+async fn a_sequence_below_what_is_delivered_is_found_before_it_does_harm() -> TestResult {
+    let (_database, mut admin, begun) = log().await?;
     execute(&mut admin, &[APPEND; 3].join(";")).await;
-    let opened = open(&mut admin, &begun).await;
+    let opened = open(&mut admin, &begun).await?;
     settle(&mut admin, &opened, 3, 3).await;
-    assert_eq!(contradictions::of_relay(&mut admin, "main").await.expect("a look"), []);
-    // As a test cleaner leaves it; nothing has been appended since.
+    assert_eq!(contradictions::of_relay(&mut admin, "main").await?, []);
+    // As a test cleaner leaves it, without an event since.
     execute(&mut admin, "truncate outbox.event; select setval('outbox.event_id_seq', 1)").await;
-    let found = contradictions::of_relay(&mut admin, "main").await.expect("a look");
+    let found = contradictions::of_relay(&mut admin, "main").await?;
     assert_eq!(found.iter().map(|row| (row.id, row.cause)).collect::<Vec<_>>(), [(1, Cause::Sequence)]);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_log_has_one_identity() {
-    let (_database, mut admin, _) = log().await;
+async fn a_log_has_one_identity() -> TestResult {
+    let (_database, mut admin, _) = log().await?;
     for only_row in [true, false] {
         let sql =
             format!("insert into outbox.log (only_row, system_identifier, format) values ({only_row}, 1, 1)");
         assert!(sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await.is_err(), "{only_row}");
     }
+    Ok(())
 }

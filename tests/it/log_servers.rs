@@ -1,4 +1,4 @@
-//! A log on a server that is behind another one, and on one whose storage is damaged.
+//! A log on a standby that lags, and on a server whose storage is damaged.
 
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
@@ -11,7 +11,7 @@ use aftercommit::ops::parked_topics;
 
 use crate::append_door::{execute, window_of};
 use crate::harness::{
-    Database, Line, OwnPostgres, Wiring, database_on, eventually, free_port, start_postgres,
+    Database, Line, OwnPostgres, TestResult, Wiring, database_on, eventually, free_port, start_postgres,
 };
 
 const LIMIT: read::Limit = read::Limit { events: 10, bytes: 1_000_000 };
@@ -23,7 +23,7 @@ where
     sqlx::query_scalar(sql).fetch_one(connection).await.expect(sql)
 }
 
-/// A standby of a server, in the server's own directory, which removes it. It replays until it is told not to.
+/// A standby of a server, in the server's own directory, which removes it.
 struct Standby {
     own: OwnPostgres,
     url: String,
@@ -31,23 +31,24 @@ struct Standby {
 }
 
 impl Standby {
-    async fn of(own: OwnPostgres) -> Self {
+    async fn of(own: OwnPostgres) -> TestResult<Self> {
         let data = own.server.data_directory().with_file_name("standby");
         let mut copy = own.program("pg_basebackup");
         copy.arg("--dbname").arg(own.url()).arg("--pgdata").arg(&data);
         copy.args(["--checkpoint", "fast", "--write-recovery-conf"]);
-        run(copy).await;
+        run(copy).await?;
         let port = free_port();
         let standby =
             Self { url: own.url().replace(&own.server.port().to_string(), &port.to_string()), own, data };
-        standby.control(&["start", "--wait", "--options", &format!("-p {port}")]).await;
-        standby
+        standby.control(&["start", "--wait", "--options", &format!("-p {port}")]).await?;
+        Ok(standby)
     }
 
-    async fn control(&self, arguments: &[&str]) {
+    async fn control(&self, arguments: &[&str]) -> TestResult {
         let mut control = self.own.program("pg_ctl");
         control.args(arguments).arg("--pgdata").arg(&self.data).arg("--log").arg(self.data.join("start.log"));
-        run(control).await;
+        run(control).await?;
+        Ok(())
     }
 
     async fn connect(&self) -> PgConnection {
@@ -56,26 +57,27 @@ impl Standby {
 }
 
 impl Drop for Standby {
-    /// Also where the test fails: nobody else ends it.
+    /// Stops the server also when the test fails.
     fn drop(&mut self) {
         let mut stop = self.own.program("pg_ctl").into_std();
         stop.args(["stop", "--silent", "--mode", "immediate", "--pgdata"]).arg(&self.data);
-        // A standby that has ended already is what is wanted.
+        // The standby may have ended already.
         let _status = stop.status();
     }
 }
 
-async fn run(mut command: Command) {
+async fn run(mut command: Command) -> TestResult {
     let ended = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().await;
-    assert!(ended.expect("it runs").success(), "{command:?}");
+    assert!(ended?.success(), "{command:?}");
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() {
+async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() -> TestResult {
     let own = OwnPostgres::new(start_postgres(Vec::new()).await).await;
     let database = database_on(&own.server).await;
-    let (mut writer, begun) = window_of(&database, 2, 1).await;
-    let standby = Standby::of(own).await;
+    let (mut writer, begun) = window_of(&database, 2, 1).await?;
+    let standby = Standby::of(own).await?;
     let mut reader = standby.connect().await;
     eventually("the standby shows the position", async || {
         read::batch(&mut reader, "main", &begun, 0, LIMIT).await.is_ok().then_some(())
@@ -87,9 +89,9 @@ async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() {
         (state == "paused").then_some(())
     })
     .await;
-    // The writer has delivered the window, and opened the next one over what the standby does not show.
+    // The writer closes the window and opens the next one, which the standby does not show.
     execute(&mut writer, "select outbox.append('t', 'T', '1')").await;
-    let position = checkpoint::close_window(&mut writer, "main", &begun, 2, 2).await.expect("a position");
+    let position = checkpoint::close_window(&mut writer, "main", &begun, 2, 2).await?;
     assert!(position.window.is_some());
     let read_there = read::batch(&mut reader, "main", &position, 0, LIMIT).await;
     assert!(matches!(read_there, Err(Error::StaleReader { n: 3, .. })), "{read_there:?}");
@@ -99,14 +101,15 @@ async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() {
     })
     .await;
     assert_eq!((chunk.rows.len(), chunk.is_last), (1, true));
+    Ok(())
 }
 
-/// The pages of large payloads are damaged, as a disk damages them: what the server then says is about one row.
+/// The pages of large payloads are damaged as by a disk: the server's error concerns one row.
 #[tokio::test]
-async fn a_row_whose_page_is_damaged_is_parked_by_name_and_the_rest_flows_on() {
+async fn a_row_whose_page_is_damaged_is_parked_by_name_and_the_rest_flows_on() -> TestResult {
     let mut line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("KILL").await;
     let damaged = line.system.redis.topic("damaged");
     let mut admin = line.system.database.connect().await;
@@ -123,12 +126,12 @@ async fn a_row_whose_page_is_damaged_is_parked_by_name_and_the_rest_flows_on() {
     .await;
     line.postgres().control(&["stop"]).await;
     let file = line.postgres().server.data_directory().join(file);
-    let pages = std::fs::OpenOptions::new().write(true).open(file).expect("the pages of large payloads");
-    pages.write_all_at(&[0xff; 8192], 0).expect("damage");
+    let pages = std::fs::OpenOptions::new().write(true).open(file)?;
+    pages.write_all_at(&[0xff; 8192], 0)?;
     drop(pages);
     line.postgres().start_again().await;
     line.relay = line.system.start("relay").await;
-    line.has_arrived().await;
+    line.wait_until_arrived().await;
     let mut admin = line.system.database.connect().await;
     let parked = eventually("it is parked", async || {
         let relay = line.system.redis.relay_name();
@@ -138,5 +141,6 @@ async fn a_row_whose_page_is_damaged_is_parked_by_name_and_the_rest_flows_on() {
     assert_eq!(parked.topic, damaged.as_str());
     assert!(parked.reason.contains("cannot be read"), "{}", parked.reason);
     line.append(1).await;
-    line.has_arrived().await;
+    line.wait_until_arrived().await;
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! What the log does not take on trust: roles, search paths, servers, settings and values.
+//! The log trusts neither roles, search paths, servers, settings nor values.
 
 use std::time::Duration;
 
@@ -6,7 +6,6 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
-use aftercommit::event::{EventType, NewEvent};
 use aftercommit::log;
 use aftercommit::log::rotate;
 use aftercommit::log::{Error, Position, checkpoint, read};
@@ -15,21 +14,22 @@ use aftercommit::outbox::schema::set_rotation;
 use aftercommit::postgres;
 
 use crate::append_door::{execute, window_of};
-use crate::harness::{Database, Line, cli, database, empty_database, eventually};
+use crate::harness::{Database, Line, TestResult, cli, database, empty_database, eventually, new_event};
 
-/// A role with a password, and the address of a database for it. Dropped with what it owns by [`Guest::leave`].
+/// A role with a password, and the address of a database for it. Dropped with what it owns by
+/// [`Guest::leave`].
 pub(crate) struct Guest {
     pub(crate) role: String,
     url: String,
 }
 
 impl Guest {
-    pub(crate) async fn new(database: &Database) -> Self {
+    pub(crate) async fn new(database: &Database) -> TestResult<Self> {
         let role = format!("guest_{}", Uuid::new_v4().simple());
         let mut admin = database.connect().await;
         execute(&mut admin, &format!("create role {role} login password 'guest'")).await;
-        let address = database.url().rsplit('@').next().expect("an address");
-        Self { url: format!("postgres://{role}:guest@{address}"), role }
+        let address = database.url().rsplit('@').next().ok_or("no address")?;
+        Ok(Self { url: format!("postgres://{role}:guest@{address}"), role })
     }
 
     pub(crate) async fn connect(&self) -> PgConnection {
@@ -53,7 +53,7 @@ fn settings(database: &Database) -> postgres::Settings {
 // --- search paths -----------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn every_function_and_every_connection_pins_its_search_path() {
+async fn every_function_and_every_connection_pins_its_search_path() -> TestResult {
     let database = database().await;
     let mut admin = database.connect().await;
     let unpinned: Vec<String> = sqlx::query_scalar(
@@ -62,26 +62,25 @@ async fn every_function_and_every_connection_pins_its_search_path() {
            and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)",
     )
     .fetch_all(&mut admin)
-    .await
-    .expect("functions");
+    .await?;
     assert!(unpinned.is_empty(), "{unpinned:?}");
-    let mut ours = settings(&database).connect("a test").await.expect("a connection");
-    let mut pooled = settings(&database).lazy_pool("a test").expect("a pool").acquire().await.expect("one");
+    let mut ours = settings(&database).connect("a test").await?;
+    let mut pooled = settings(&database).lazy_pool("a test")?.acquire().await?;
     for connection in [&mut ours, &mut *pooled] {
         for (setting, value) in [("search_path", "pg_catalog, pg_temp"), ("row_security", "off")] {
             let show = AssertSqlSafe(format!("show {setting}"));
-            let found: String =
-                sqlx::query_scalar(show).fetch_one(&mut *connection).await.expect("a setting");
+            let found: String = sqlx::query_scalar(show).fetch_one(&mut *connection).await?;
             assert_eq!(found, value, "{setting}");
         }
     }
+    Ok(())
 }
 
 #[tokio::test]
-async fn operators_and_functions_that_others_plant_never_run() {
+async fn operators_and_functions_that_others_plant_never_run() -> TestResult {
     let mut line = Line::new().await;
     let mut admin = line.system.database.connect().await;
-    let guest = Guest::new(&line.system.database).await;
+    let guest = Guest::new(&line.system.database).await?;
     execute(&mut admin, &format!("grant create on schema public to {}", guest.role)).await;
     let mut planter = guest.connect().await;
     execute(&mut planter, "create sequence public.trapped; grant all on sequence public.trapped to public")
@@ -115,13 +114,13 @@ async fn operators_and_functions_that_others_plant_never_run() {
     line.relay.signal("KILL").await;
     line.relay = line.system.start("relay").await;
     line.append(3).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     execute(
         &mut admin,
         "select outbox.append('t', 'T', '1'::json); select outbox.append('t', 'T', '{}'::jsonb)",
     )
     .await;
-    set_rotation(&mut admin, 7).await.expect("a rotation");
+    set_rotation(&mut admin, 7).await?;
     for command in [&["status"][..], &["doctor"], &["events", "list"], &["replay", "list"], &["migrate"]] {
         cli(line.system.settings(), command).await;
     }
@@ -130,45 +129,45 @@ async fn operators_and_functions_that_others_plant_never_run() {
         cli(line.system.settings(), &["rebase", "--dry-run"]).await.status.success().then_some(())
     })
     .await;
-    rotate::rotate(&mut admin, Duration::ZERO).await.expect("a rotation");
-    let trapped: bool = sqlx::query_scalar("select is_called from public.trapped")
-        .fetch_one(&mut admin)
-        .await
-        .expect("a trap");
+    rotate::rotate(&mut admin, Duration::ZERO).await?;
+    let trapped: bool =
+        sqlx::query_scalar("select is_called from public.trapped").fetch_one(&mut admin).await?;
     assert!(!trapped, "something planted has run");
     guest.leave(&mut admin).await;
+    Ok(())
 }
 
 // --- servers ----------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn a_server_that_lags_proves_nothing() {
+async fn a_server_that_lags_proves_nothing() -> TestResult {
     let database = database().await;
-    let (connection, begun) = window_of(&database, 2, 1).await;
-    connection.close().await.expect("a goodbye");
+    let (connection, begun) = window_of(&database, 2, 1).await?;
+    connection.close().await?;
     let lagging = database.copy().await;
     let mut writer = database.connect().await;
-    // It settles the window, and opens one over what the other server has never heard of.
+    // The writer closes the window and opens one that the lagging server does not have.
     execute(&mut writer, "select outbox.append('t', 'T', '1')").await;
     let last = 2;
-    let position = checkpoint::close_window(&mut writer, "main", &begun, last, 2).await.expect("a position");
+    let position = checkpoint::close_window(&mut writer, "main", &begun, last, 2).await?;
     let mut reader = lagging.connect().await;
     let limit = read::Limit { events: 10, bytes: 1_000_000 };
     let read_there = read::batch(&mut reader, "main", &position, 0, limit).await;
     assert!(matches!(read_there, Err(Error::StaleReader { n: 3, .. })), "{read_there:?}");
-    let read_here = read::batch(&mut writer, "main", &position, 0, limit).await.expect("a chunk");
+    let read_here = read::batch(&mut writer, "main", &position, 0, limit).await?;
     assert_eq!(read_here.rows.len(), 1);
-    // The same number, and another content: of a server that another relay has moved on.
+    // The same number with other contents: another relay has advanced that server.
     let other = Position { next_seq: 7, ..position };
     let read_there = read::batch(&mut writer, "main", &other, 0, limit).await;
     assert!(matches!(read_there, Err(Error::StaleReader { .. })), "{read_there:?}");
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_moved_log_is_refused_for_a_relay_name_that_is_new_to_it() {
+async fn a_moved_log_is_refused_for_a_relay_name_that_is_new_to_it() -> TestResult {
     let mut line = Line::new().await;
     line.append(2).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("KILL").await;
     let mut admin = line.system.database.connect().await;
     execute(&mut admin, "update outbox.log set system_identifier = 42").await;
@@ -176,15 +175,15 @@ async fn a_moved_log_is_refused_for_a_relay_name_that_is_new_to_it() {
     line.system.set_again("AFTERCOMMIT_RELAY_NAME", &name);
     line.relay = line.system.start("relay").await;
     line.append(2).await;
-    line.fails_with("conflict").await;
-    line.relay.says("another Postgres cluster").await;
+    line.wait_for_failure("conflict").await;
+    line.relay.wait_for_log("another Postgres cluster").await;
     let rows: i64 = sqlx::query_scalar("select count(*) from outbox.relay where name = $1")
         .bind(&name)
         .fetch_one(&mut admin)
-        .await
-        .expect("relays");
+        .await?;
     assert_eq!(rows, 0);
     assert_eq!(line.delivered().await, 2);
+    Ok(())
 }
 
 #[tokio::test]
@@ -197,13 +196,13 @@ async fn a_format_of_the_future_is_refused_with_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_copy_beside_its_original_gets_an_identity_and_numbers_of_its_own() {
+async fn a_copy_beside_its_original_gets_an_identity_and_numbers_of_its_own() -> TestResult {
     let mut line = Line::new().await;
     line.append(3).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("KILL").await;
     let mut admin = line.system.database.connect().await;
-    let identity = log::identity::of(&mut admin).await.expect("an identity");
+    let identity = log::identity::of(&mut admin).await?;
     let done = eventually("nobody leads", async || {
         let output = cli(line.system.settings(), &["rebase", "--copy", "--yes", "--output", "json"]).await;
         serde_json::from_slice::<Value>(&output.stdout).ok()
@@ -214,41 +213,41 @@ async fn a_copy_beside_its_original_gets_an_identity_and_numbers_of_its_own() {
         (&true.into(), &2.into(), &true.into()),
         "{done}"
     );
-    let copy = log::identity::of(&mut admin).await.expect("an identity");
+    let copy = log::identity::of(&mut admin).await?;
     assert!(copy.id != identity.id && copy.is_at_home());
+    Ok(())
 }
 
 // --- roles and settings -----------------------------------------------------------------------------------------------
 
 #[tokio::test]
-async fn a_role_that_cannot_deliver_cannot_keep_the_lead() {
+async fn a_role_that_cannot_deliver_cannot_keep_the_lead() -> TestResult {
     let mut line = Line::new().await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("KILL").await;
-    let guest = Guest::new(&line.system.database).await;
+    let guest = Guest::new(&line.system.database).await?;
     let mut admin = line.system.database.connect().await;
-    let key: i64 =
-        sqlx::query_scalar("select lead_key from outbox.relay").fetch_one(&mut admin).await.expect("a key");
+    let key: i64 = sqlx::query_scalar("select lead_key from outbox.relay").fetch_one(&mut admin).await?;
     let mut stranger = guest.connect().await;
-    sqlx::query("select pg_advisory_lock($1)").bind(key).execute(&mut stranger).await.expect("the lock");
+    sqlx::query("select pg_advisory_lock($1)").bind(key).execute(&mut stranger).await?;
     line.relay = line.system.start("relay").await;
     line.append(2).await;
-    line.is_whole().await;
-    line.relay.says(&guest.role).await;
-    let other: i64 =
-        sqlx::query_scalar("select lead_key from outbox.relay").fetch_one(&mut admin).await.expect("a key");
+    line.wait_until_whole().await;
+    line.relay.wait_for_log(&guest.role).await;
+    let other: i64 = sqlx::query_scalar("select lead_key from outbox.relay").fetch_one(&mut admin).await?;
     assert_ne!(key, other);
-    stranger.close().await.expect("a goodbye");
+    stranger.close().await?;
     guest.leave(&mut admin).await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn row_level_security_stops_a_relay_that_is_not_the_owner_and_loses_nothing() {
+async fn row_level_security_stops_a_relay_that_is_not_the_owner_and_loses_nothing() -> TestResult {
     let mut line = Line::new().await;
     line.append(1).await;
-    line.is_whole().await;
-    let guest = Guest::new(&line.system.database).await;
+    line.wait_until_whole().await;
+    let guest = Guest::new(&line.system.database).await?;
     let mut admin = line.system.database.connect().await;
     let grants = format!(
         "grant usage on schema outbox to {0}; grant all on all tables in schema outbox to {0};
@@ -263,8 +262,8 @@ async fn row_level_security_stops_a_relay_that_is_not_the_owner_and_loses_nothin
     line.system.set_again("DATABASE_URL", &guest.url);
     line.relay = line.system.start("relay").await;
     line.append(3).await;
-    line.fails_with("auth").await;
-    line.relay.says("row-level security").await;
+    line.wait_for_failure("auth").await;
+    line.relay.wait_for_log("row-level security").await;
     let doctor = cli(line.system.settings(), &["doctor"]).await;
     let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert!(doctor.contains("WRONG    row level security"), "{doctor}");
@@ -274,7 +273,7 @@ async fn row_level_security_stops_a_relay_that_is_not_the_owner_and_loses_nothin
          alter table outbox.pause disable row level security",
     )
     .await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     line.relay.signal("KILL").await;
     line.system.set_again("DATABASE_URL", &owners);
     eventually("the guest's sessions are gone", async || {
@@ -288,10 +287,11 @@ async fn row_level_security_stops_a_relay_that_is_not_the_owner_and_loses_nothin
     })
     .await;
     guest.leave(&mut admin).await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_server_that_ends_idle_sessions_ends_none_of_the_relays() {
+async fn a_server_that_ends_idle_sessions_ends_none_of_the_relays() -> TestResult {
     let line = Line::new().await;
     let mut admin = line.system.database.connect().await;
     let timeout =
@@ -311,10 +311,9 @@ async fn a_server_that_ends_idle_sessions_ends_none_of_the_relays() {
     })
     .await;
     for _ in 0..3 {
-        // One that nobody protects tells when the time is over.
+        // An unprotected session shows when the timeout has passed.
         let mut witness = line.system.database.connect().await;
-        let pid: i32 =
-            sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut witness).await.expect("a pid");
+        let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut witness).await?;
         eventually("the witness is ended", async || {
             let gone = "select not exists (select from pg_stat_activity where pid = $1)";
             sqlx::query_scalar::<_, bool>(gone)
@@ -326,15 +325,16 @@ async fn a_server_that_ends_idle_sessions_ends_none_of_the_relays() {
         })
         .await;
     }
-    let after: Option<Vec<i32>> = sqlx::query_scalar(pids).fetch_optional(&mut admin).await.expect("pids");
+    let after: Option<Vec<i32>> = sqlx::query_scalar(pids).fetch_optional(&mut admin).await?;
     assert_eq!(after, Some(before));
+    Ok(())
 }
 
 #[tokio::test]
-async fn what_a_killed_leader_said_is_not_held_against_its_successor() {
+async fn what_a_killed_leader_said_is_not_held_against_its_successor() -> TestResult {
     let mut line = Line::new().await;
     line.append(1).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
     let mut admin = line.system.database.connect().await;
     let said = format!(
         "insert into outbox.heartbeat (relay, process, role, published, rate, error, listen)
@@ -350,13 +350,13 @@ async fn what_a_killed_leader_said_is_not_held_against_its_successor() {
     let process: String =
         sqlx::query_scalar("select process from outbox.heartbeat where process <> 'dead:1:00000000'")
             .fetch_one(&mut admin)
-            .await
-            .expect("a process");
+            .await?;
     assert_eq!(process.split(':').count(), 3, "host, pid and a random part: {process}");
+    Ok(())
 }
 
-/// Waits until so many events are parked.
-async fn has_parked(admin: &mut PgConnection, events: i64) {
+/// Waits until `events` events are parked.
+async fn wait_until_parked(admin: &mut PgConnection, events: i64) {
     eventually("events are parked", async || {
         let count = "select count(*) from outbox.parked";
         let parked: i64 = sqlx::query_scalar(count).fetch_one(&mut *admin).await.expect("a count");
@@ -386,18 +386,18 @@ async fn a_time_that_no_client_can_hold_is_refused_and_stops_nothing_where_it_is
         execute(&mut admin, &insert(broken.as_str(), at)).await;
     }
     line.append(2).await;
-    has_parked(&mut admin, 2).await;
-    line.is_whole().await;
+    wait_until_parked(&mut admin, 2).await;
+    line.wait_until_whole().await;
     for command in [&["status"][..], &["events", "list"], &["parked", "list"]] {
         let output = cli(line.system.settings(), command).await;
         assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    line.relay.says("created_at cannot be read").await;
+    line.relay.wait_for_log("created_at cannot be read").await;
     assert!(!line.relay.has_ended());
 }
 
 #[tokio::test]
-async fn a_row_that_is_no_text_is_parked_by_name_and_the_rest_flows_on() {
+async fn a_row_that_is_no_text_is_parked_by_name_and_the_rest_flows_on() -> TestResult {
     let mut line = Line::new().await;
     line.relay.signal("KILL").await;
     let mut admin = line.system.database.connect().await;
@@ -410,15 +410,13 @@ async fn a_row_that_is_no_text_is_parked_by_name_and_the_rest_flows_on() {
     execute(&mut writer, &format!("select outbox.append('{broken}', 'T', '1')")).await;
     line.append(2).await;
     line.relay = line.system.start("relay").await;
-    has_parked(&mut admin, 2).await;
-    line.is_whole().await;
-    line.relay.says("a row that cannot be read is parked").await;
-    let held: Vec<String> = sqlx::query_scalar("select topic from outbox.parked order by seq")
-        .fetch_all(&mut admin)
-        .await
-        .expect("parked");
+    wait_until_parked(&mut admin, 2).await;
+    line.wait_until_whole().await;
+    line.relay.wait_for_log("a row that cannot be read is parked").await;
+    let held: Vec<String> =
+        sqlx::query_scalar("select topic from outbox.parked order by seq").fetch_all(&mut admin).await?;
     assert_eq!(held, [broken.to_string(), broken.to_string()], "what comes later waits");
-    // Releasing it refuses it again, and stops nothing.
+    // A release is refused again, and the other topics flow on.
     line.release(&broken).await;
     eventually("the request is refused", async || {
         let refused = "select bool_and(requested is null and settled_as is null) from outbox.parked";
@@ -426,13 +424,14 @@ async fn a_row_that_is_no_text_is_parked_by_name_and_the_rest_flows_on() {
     })
     .await;
     line.append(1).await;
-    line.is_whole().await;
-    has_parked(&mut admin, 2).await;
+    line.wait_until_whole().await;
+    wait_until_parked(&mut admin, 2).await;
     let doctor = cli(line.system.settings(), &["doctor"]).await;
     assert!(String::from_utf8_lossy(&doctor.stdout).contains("WRONG    encoding"));
+    Ok(())
 }
 
-/// A database of an encoding of its own, without a schema of ours.
+/// A database with this encoding and without our schemas.
 async fn database_of(encoding: &str) -> Database {
     let other = empty_database().await;
     let name = format!("{}_{}", other.name(), encoding.to_lowercase());
@@ -445,7 +444,7 @@ async fn database_of(encoding: &str) -> Database {
 }
 
 #[tokio::test]
-async fn a_database_of_no_encoding_is_refused_and_one_of_another_encoding_serves() {
+async fn a_database_of_no_encoding_is_refused_and_one_of_another_encoding_serves() -> TestResult {
     let mut line = Line::new().await;
     let ascii = database_of("SQL_ASCII").await;
     let settings = line.system.settings().clone().set("DATABASE_URL", ascii.url());
@@ -460,10 +459,10 @@ async fn a_database_of_no_encoding_is_refused_and_one_of_another_encoding_serves
     line.system.set_again("DATABASE_URL", latin.url());
     assert!(cli(line.system.settings(), &["migrate"]).await.status.success());
     line.relay = line.system.start("relay").await;
-    let event = NewEvent::new(line.topic.clone(), EventType::new("T").expect("a type"), &"é".repeat(1000));
-    let event = event.expect("an event");
-    outbox::append(&mut latin.connect().await, &event).await.expect("an append");
+    let event = new_event(&line.topic, "T", &"é".repeat(1000));
+    outbox::append(&mut latin.connect().await, &event).await?;
     line.appended.push(event.event_id());
     line.append(2).await;
-    line.is_whole().await;
+    line.wait_until_whole().await;
+    Ok(())
 }

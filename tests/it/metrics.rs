@@ -1,15 +1,15 @@
-//! Metrics: what each process serves is what docs/metrics.md lists, and it means what is written there. The alerts and the
-//! dashboard ask for nothing else.
+//! Metrics: each process serves the metrics that docs/metrics.md lists, with the meaning given there. Alerts
+//! and dashboard use no others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::harness::{Process, System, eventually};
-use crate::operators::turns_green;
+use crate::harness::{Process, System, TestResult, eventually, items_of, str_of};
+use crate::operators::wait_until_green;
 
-/// What one process serves: types by name, and the samples.
+/// The metrics of one process: types by name, and the samples.
 struct Served {
     types: BTreeMap<String, String>,
     samples: Vec<(String, f64)>,
@@ -69,7 +69,7 @@ async fn each_process_serves_what_the_documentation_lists_and_no_more() {
     let session = system.session(&api, user, 5).await;
     let client = session.listen(&sse).await;
     session.settle_all(Some(2)).await;
-    client.events(6).await;
+    client.wait_for_events(6).await;
 
     for (role, process) in [("api", &api), ("sse", &sse), ("relay", &relay)] {
         let served = Served::by(process).await;
@@ -104,13 +104,13 @@ async fn what_a_run_does_is_counted_and_measured_once_for_each_event() {
     let system = System::new().await;
     let (api, sse) = (system.start("api").await, system.start("sse").await);
     let relay = system.start("relay").await;
-    // Green is a leader that listens: from here on notifications are heard.
-    turns_green(&relay).await;
+    // A green relay leads and listens: it receives notifications from here on.
+    wait_until_green(&relay).await;
     let session = system.session(&api, Uuid::new_v4(), 5).await;
     let clients = [session.listen(&sse).await, session.listen(&sse).await];
     session.settle_all(None).await;
     for client in &clients {
-        client.events(6).await;
+        client.wait_for_events(6).await;
     }
     // Five photos, the session, and the user's notification that nobody listens to.
     let served = eventually("seven events are counted", async || {
@@ -139,7 +139,7 @@ async fn what_a_run_does_is_counted_and_measured_once_for_each_event() {
     assert_eq!(count("aftercommit_relay_leads_taken_total"), 1);
     assert_eq!((count("aftercommit_relay_leading"), count("aftercommit_relay_listening")), (1, 1));
 
-    // Counted when all clients have been given it.
+    // Counted once all clients have received it.
     let served = eventually("six events are counted", async || {
         let served = Served::by(&sse).await;
         (served.of("aftercommit_sse_commit_to_client_seconds_count") >= 6.0).then_some(served)
@@ -180,13 +180,14 @@ pub(crate) const DASHBOARD: &str = include_str!("../../ops/grafana/aftercommit.j
 const RUNBOOK: &str = include_str!("../../docs/runbook.md");
 
 #[test]
-fn the_dashboard_asks_for_metrics_that_there_are() {
-    let dashboard: Value = serde_json::from_str(DASHBOARD).expect("JSON");
-    let panels = dashboard["panels"].as_array().expect("panels");
+fn the_dashboard_asks_for_metrics_that_there_are() -> TestResult {
+    let dashboard: Value = serde_json::from_str(DASHBOARD)?;
+    let panels = items_of(&dashboard["panels"]);
     let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
-    let asked: Vec<_> = targets.map(|target| metrics_in(target["expr"].as_str().expect("a query"))).collect();
+    let asked: Vec<_> = targets.map(|target| metrics_in(str_of(&target["expr"]))).collect();
     assert!(asked.iter().all(|names| !names.is_empty()));
     assert_documented(&asked.into_iter().flatten().collect());
+    Ok(())
 }
 
 #[test]
@@ -218,7 +219,7 @@ fn alerts_ask_for_metrics_that_there_are_and_lead_into_the_runbook() {
     for anchor in anchors {
         assert!(headings.contains(anchor), "docs/runbook.md has no heading for #{anchor}: {headings:?}");
     }
-    // And the runbook knows each alert, so that whoever has only its name finds the scenario.
+    // The runbook names each alert, so that a search for the name finds the scenario.
     for line in ALERTS.lines() {
         let Some(alert) = line.trim().strip_prefix("- alert: ") else { continue };
         assert!(RUNBOOK.contains(&format!("`{alert}`")), "docs/runbook.md does not name {alert}");
@@ -226,20 +227,21 @@ fn alerts_ask_for_metrics_that_there_are_and_lead_into_the_runbook() {
 }
 
 #[test]
-fn prometheus_takes_the_alerts_and_they_fire_when_they_should() {
+fn prometheus_takes_the_alerts_and_they_fire_when_they_should() -> TestResult {
     let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/ops/prometheus/alerts.yml");
     let tests = concat!(env!("CARGO_MANIFEST_DIR"), "/ops/prometheus/alerts_test.yml");
     for arguments in [["check", "rules", rules], ["test", "rules", tests]] {
         let ran = std::process::Command::new("promtool").args(arguments).output();
-        let output = ran.expect("promtool, which make test installs");
+        let output = ran.map_err(|error| format!("promtool, which make test installs: {error}"))?;
         let said = [&output.stdout[..], &output.stderr].concat();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
     }
     // Each alert is tried, by name or among those that fire together.
-    let tried = std::fs::read_to_string(tests).expect("the tests");
+    let tried = std::fs::read_to_string(tests)?;
     for alert in ALERTS.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
         let fires = tried.contains(&format!("{{alertname=\"{alert}\"}}"))
             || tried.contains(&format!("        alertname: {alert}\n        exp_alerts:\n"));
         assert!(fires, "no test makes {alert} fire");
     }
+    Ok(())
 }

@@ -1,4 +1,5 @@
-//! The one gate for the operators' token: who guesses is slowed down and logged at every door, and keeps nobody else out.
+//! Rate limit of the operators' token: wrong guesses are slowed down and logged at every endpoint, and lock
+//! no other client out.
 
 use reqwest::StatusCode;
 
@@ -15,7 +16,7 @@ async fn system() -> System {
     System::new().await.set("AFTERCOMMIT_OPERATOR_TOKEN", TOKEN)
 }
 
-/// What a client of this address is answered, as a proxy would pass it on.
+/// The answer to a client of this address, given in the header of a proxy.
 async fn tried(system: &System, url: &str, token: &str, forwarded_for: Option<&str>) -> StatusCode {
     let mut request = system.http().get(url).bearer_auth(token);
     if let Some(address) = forwarded_for {
@@ -40,7 +41,7 @@ async fn at_every_door_guesses_are_counted_logged_and_soon_no_longer_looked_at()
         }
         let allowed = 6 + begun.elapsed().as_secs();
         assert!(wrong <= allowed, "{role}: {wrong} guesses were looked at, and {allowed} may be");
-        process.says("a wrong operators' token was sent").await;
+        process.wait_for_log("a wrong operators' token was sent").await;
         for secret in [TOKEN, "a guess"] {
             assert!(!process.log().contains(secret), "{role}: no token is logged");
         }
@@ -84,7 +85,7 @@ async fn behind_a_trusted_proxy_each_client_counts_and_nobody_elses_word_is_beli
         StatusCode::OK,
         "another one has not"
     );
-    sse.says("203.0.113.1").await;
+    sse.wait_for_log("203.0.113.1").await;
 
     let (wary, mut looked_at) = (system().await, 0);
     let (sse, path) = door(&wary, "sse").await;

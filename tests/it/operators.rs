@@ -1,24 +1,24 @@
-//! What a person on call does and sees: pausing, parked topics, the audit, status, and a readiness that tells the truth.
+//! The work of a person on call: pause, parked topics, audit, status and readiness.
 
 use serde_json::Value;
 use sqlx::AssertSqlSafe;
 
 use crate::commands::{assert_fails, commit, json, stdout};
-use crate::harness::{Process, System, cli, empty_database, eventually};
+use crate::harness::{Process, System, TestResult, cli, empty_database, eventually, items_of, str_of};
 
 /// Readiness as (status, checks that do not hold with their reasons).
 pub(crate) async fn not_ready(process: &Process) -> (u16, Vec<(String, String)>) {
     let response = reqwest::get(process.url("/readyz")).await.expect("an answer");
     let status = response.status().as_u16();
     let body: Value = response.json().await.expect("JSON");
-    let failing = body["checks"].as_array().expect("checks").iter().filter(|check| check["ok"] == false);
-    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let failing = items_of(&body["checks"]).iter().filter(|check| check["ok"] == false);
+    let text = |value: &Value| str_of(value).to_owned();
     (status, failing.map(|check| (text(&check["name"]), text(&check["reason"]))).collect())
 }
 
-/// Waits until this check does not hold for a reason with these words in it. (The first reason need not be the last: of a
-/// session that is ended first its end is known, and then why there is no other.)
-pub(crate) async fn turns_red(process: &Process, name: &str, reason: &str) {
+/// Waits until this check fails with a reason that contains these words. The reason may change: the end of a
+/// session is known before the reason why there is no new one.
+pub(crate) async fn wait_until_red(process: &Process, name: &str, reason: &str) {
     eventually(&format!("{name} is red: {reason}"), async || {
         let (status, failing) = not_ready(process).await;
         let found = failing.into_iter().find(|(check, why)| check == name && why.contains(reason));
@@ -27,13 +27,13 @@ pub(crate) async fn turns_red(process: &Process, name: &str, reason: &str) {
     .await;
 }
 
-pub(crate) async fn turns_green(process: &Process) {
+pub(crate) async fn wait_until_green(process: &Process) {
     eventually("readiness is green", async || (not_ready(process).await.0 == 200).then_some(())).await;
 }
 
 async fn delivered(system: &System) -> usize {
     let listed = json(system, &["events", "list", "--state", "delivered"]).await;
-    listed.as_array().expect("a list").len()
+    items_of(&listed).len()
 }
 
 async fn does(system: &System, arguments: &[&str]) -> String {
@@ -48,38 +48,37 @@ async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_ove
     let (name, topic) = (system.redis.relay_name(), system.redis.topic("ops"));
     assert_fails(system.settings(), &["pause"], 1, "no relay named").await;
     let relay = system.start("relay").await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     // A relay that is busy has looked for a pause a moment ago.
     commit(&system, &topic, "A", 1).await;
     eventually("the first is delivered", async || (delivered(&system).await == 1).then_some(())).await;
     assert_eq!(does(&system, &["pause", "--reason", "a move"]).await, format!("relay {name} is paused\n"));
     commit(&system, &topic, "A", 3).await;
-    turns_red(&relay, "paused", "paused by an operator").await;
+    wait_until_red(&relay, "paused", "paused by an operator").await;
     assert_eq!(does(&system, &["pause"]).await, format!("relay {name} is paused already\n"));
-    turns_red(&relay, "pending", "the limit is 1 s").await;
+    wait_until_red(&relay, "pending", "the limit is 1 s").await;
     assert_eq!(relay.terminate().await, 0);
 
     let relay = system.start("relay").await;
-    turns_red(&relay, "paused", "paused by an operator").await;
+    wait_until_red(&relay, "paused", "paused by an operator").await;
     assert_eq!(delivered(&system).await, 1);
     let status = json(&system, &["status"]).await;
     assert_eq!(status["relays"][0]["paused"]["reason"], "a move", "{status}");
     assert!(does(&system, &["relay", "list"]).await.contains("PAUSED"));
     does(&system, &["resume", "--reason", "moved"]).await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     assert_eq!(delivered(&system).await, 4);
     let audit = json(&system, &["audit"]).await;
-    let actions: Vec<&str> =
-        audit.as_array().expect("a list").iter().filter_map(|e| e["action"].as_str()).collect();
+    let actions: Vec<&str> = items_of(&audit).iter().filter_map(|e| e["action"].as_str()).collect();
     assert_eq!(actions, ["resume", "pause"]);
 }
 
 #[tokio::test]
-async fn a_dead_listener_turns_readiness_red_and_a_new_one_green_again() {
+async fn a_dead_listener_turns_readiness_red_and_a_new_one_green_again() -> TestResult {
     let system = System::new().await;
     let relay = system.start("relay").await;
-    turns_green(&relay).await;
-    // From a database of its own, as none can be closed to the session that closes it.
+    wait_until_green(&relay).await;
+    // From another database: a session cannot close its own.
     let elsewhere = empty_database().await;
     let mut server = elsewhere.connect().await;
     let allow = |allowed: bool| {
@@ -87,28 +86,28 @@ async fn a_dead_listener_turns_readiness_red_and_a_new_one_green_again() {
         sqlx::raw_sql(AssertSqlSafe(sql))
     };
     // While the database takes no new connections, the listener stays dead.
-    allow(false).execute(&mut server).await.expect("a setting");
+    allow(false).execute(&mut server).await?;
     let killed: i64 = sqlx::query_scalar(
         "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = $1",
     )
     .bind(format!("aftercommit relay {} listener", system.redis.relay_name()))
     .fetch_one(&mut server)
-    .await
-    .expect("a kill");
+    .await?;
     assert_eq!(killed, 1);
-    turns_red(&relay, "listener", "next poll").await;
-    allow(true).execute(&mut server).await.expect("a setting");
-    turns_green(&relay).await;
+    wait_until_red(&relay, "listener", "next poll").await;
+    allow(true).execute(&mut server).await?;
+    wait_until_green(&relay).await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn parked_events_are_listed_and_one_topic_is_released_while_another_is_discarded() {
+async fn parked_events_are_listed_and_one_topic_is_released_while_another_is_discarded() -> TestResult {
     use redis::AsyncCommands;
     let system = System::new().await;
     let topics = [system.redis.topic("kept"), system.redis.topic("given-up")];
     let mut redis = system.redis.connect().await;
     for topic in &topics {
-        let _: () = redis.set(crate::harness::keys::history(topic), "in the way").await.expect("a string");
+        let _: () = redis.set(crate::harness::keys::history(topic), "in the way").await?;
     }
     let relay = system.start("relay").await;
     for topic in &topics {
@@ -116,14 +115,14 @@ async fn parked_events_are_listed_and_one_topic_is_released_while_another_is_dis
     }
     let listed = eventually("parked", async || {
         let listed = json(&system, &["parked", "list"]).await;
-        (listed.as_array().expect("a list").len() == 2).then_some(listed)
+        (items_of(&listed).len() == 2).then_some(listed)
     })
     .await;
     assert_eq!((&listed[0]["events"], &listed[0]["firstId"]), (&2.into(), &"1-1".into()), "{listed}");
-    assert!(listed[0]["reason"].as_str().expect("a reason").contains("WRONGTYPE"), "{listed}");
+    assert!(str_of(&listed[0]["reason"]).contains("WRONGTYPE"), "{listed}");
     assert!(does(&system, &["status"]).await.contains("4 events, 2 topics held"));
     for topic in &topics {
-        let _: () = redis.del(crate::harness::keys::history(topic)).await.expect("a deletion");
+        let _: () = redis.del(crate::harness::keys::history(topic)).await?;
     }
     let (kept, given_up) = (topics[0].as_str(), topics[1].as_str());
     assert_fails(system.settings(), &["parked", "discard", given_up], 1, "--yes").await;
@@ -131,54 +130,50 @@ async fn parked_events_are_listed_and_one_topic_is_released_while_another_is_dis
     does(&system, &["parked", "release", kept, "--yes", "--reason", "mended"]).await;
     does(&system, &["parked", "discard", given_up, "--yes", "--reason", "a test"]).await;
     eventually("nothing is parked", async || {
-        json(&system, &["parked", "list"]).await.as_array().expect("a list").is_empty().then_some(())
+        items_of(&json(&system, &["parked", "list"]).await).is_empty().then_some(())
     })
     .await;
     commit(&system, &topics[1], "A", 1).await;
     eventually("the discarded topic flows", async || (delivered(&system).await == 3).then_some(())).await;
     let lengths: (u64, u64) = (
-        redis.xlen(crate::harness::keys::history(&topics[0])).await.expect("a length"),
-        redis.xlen(crate::harness::keys::history(&topics[1])).await.expect("a length"),
+        redis.xlen(crate::harness::keys::history(&topics[0])).await?,
+        redis.xlen(crate::harness::keys::history(&topics[1])).await?,
     );
     assert_eq!(lengths, (2, 1));
     assert_eq!(relay.terminate().await, 0);
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_events_life_tells_when_it_was_parked_who_released_it_and_when_it_arrived() {
+async fn an_events_life_tells_when_it_was_parked_who_released_it_and_when_it_arrived() -> TestResult {
     use redis::AsyncCommands;
     let system = System::new().await;
     let topic = system.redis.topic("released");
     let history = crate::harness::keys::history(&topic);
     let mut redis = system.redis.connect().await;
-    let _: () = redis.set(&history, "in the way").await.expect("a string");
+    let _: () = redis.set(&history, "in the way").await?;
     let _relay = system.start("relay").await;
     commit(&system, &topic, "A", 2).await;
     let state = async |state: &str| {
         eventually(state, async || {
             let listed = json(&system, &["events", "list", "--state", state]).await;
-            (listed.as_array().expect("a list").len() == 2).then_some(())
+            (items_of(&listed).len() == 2).then_some(())
         })
         .await;
     };
     state("parked").await;
-    let _: () = redis.del(&history).await.expect("a deletion");
+    let _: () = redis.del(&history).await?;
     does(&system, &["parked", "release", topic.as_str(), "--yes", "--reason", "mended"]).await;
     state("delivered").await;
 
-    let entries: Vec<(String, Vec<(String, String)>)> = redis.xrange_all(&history).await.expect("a history");
+    let entries: Vec<(String, Vec<(String, String)>)> = redis.xrange_all(&history).await?;
     for (row, (id, _)) in [1, 2].into_iter().zip(&entries) {
         let shown = &json(&system, &["events", "show", &row.to_string()]).await[0];
         let time = |name: &str| -> chrono::DateTime<chrono::Utc> {
             shown[name]["at"].as_str().and_then(|at| at.parse().ok()).expect("a time")
         };
         assert!(time("parked") < time("released") && time("released") < time("delivered"), "{shown}");
-        assert!(
-            shown["parked"]["because"]
-                .as_str()
-                .expect("a reason")
-                .contains(["WRONGTYPE", "waits behind"][row - 1])
-        );
+        assert!(str_of(&shown["parked"]["because"]).contains(["WRONGTYPE", "waits behind"][row - 1]));
         assert_eq!(shown["released"]["reason"], "mended", "{shown}");
         assert_eq!(shown["released"]["who"], json(&system, &["audit"]).await[0]["who"], "{shown}");
         assert_eq!(
@@ -191,9 +186,10 @@ async fn an_events_life_tells_when_it_was_parked_who_released_it_and_when_it_arr
     assert_eq!(entries.len(), 2);
     let again = json(&system, &["replay", "--topic", topic.as_str(), "--dry-run"]).await;
     assert_eq!(again["events"], 2, "what was released was delivered: {again}");
+    Ok(())
 }
 
-/// What a person sees, with what differs from run to run replaced.
+/// The output with the values that change from run to run replaced.
 fn settled(text: &str, replaced: &[(&str, &str)]) -> String {
     let mut text = text.to_owned();
     for (from, to) in replaced {
@@ -206,10 +202,10 @@ fn settled(text: &str, replaced: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test]
-async fn status_is_one_screen_that_says_first_how_the_relay_is() {
+async fn status_is_one_screen_that_says_first_how_the_relay_is() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_SSE_LISTEN", "127.0.0.1:1");
     let relay = system.start("relay").await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     commit(&system, &system.redis.topic("ops"), "A", 2).await;
     let name = system.redis.relay_name();
     let screen = eventually("idle again", async || {
@@ -217,8 +213,8 @@ async fn status_is_one_screen_that_says_first_how_the_relay_is() {
         (text.contains("1-2") && text.contains("0 events/s") && text.contains("nothing\n")).then_some(text)
     })
     .await;
-    let leader = screen.lines().find(|line| line.contains("leader")).expect("a leader");
-    let redis = screen.lines().find(|line| line.starts_with("redis")).expect("a line on Redis");
+    let leader = screen.lines().find(|line| line.contains("leader")).ok_or("no leader")?;
+    let redis = screen.lines().find(|line| line.starts_with("redis")).ok_or("no line on Redis")?;
     assert!(leader.contains(&format!(":{}:", relay.pid())) && leader.contains(" (Postgres pid "), "{leader}");
     assert!(redis.starts_with("redis  ok: Redis "), "{redis}");
     let expected = "\
@@ -237,33 +233,34 @@ sse    DOWN: nothing answers at 127.0.0.1:1: Connection refused (os error 111)";
     assert_eq!(relay.terminate().await, 0);
     let screen = does(&system, &["status"]).await;
     assert!(screen.contains(&format!("relay {name}: NO LEADER\n  leader     none: start one")), "{screen}");
+    Ok(())
 }
 
-/// The findings that are not fine, by check: verdict and evidence.
-async fn complaints(system: &System) -> Vec<(String, String, String)> {
+/// The findings that are not ok, as (check, verdict, evidence).
+async fn complaints(system: &System) -> TestResult<Vec<(String, String, String)>> {
     let output = cli(system.settings(), &["doctor", "--open-for", "0", "--output", "json"]).await;
-    let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let findings: Vec<Value> = serde_json::from_slice(&output.stdout)?;
     let is_wrong = findings.iter().any(|finding| finding["verdict"] == "wrong");
     assert_eq!(output.status.code(), Some(i32::from(is_wrong)), "{output:?}");
     assert!(findings.len() > 15, "{findings:#?}");
-    let text = |finding: &Value, key: &str| finding[key].as_str().expect("a text").to_owned();
-    findings
+    let text = |finding: &Value, key: &str| str_of(&finding[key]).to_owned();
+    Ok(findings
         .iter()
         .filter(|finding| finding["verdict"] != "ok")
         .map(|finding| {
             assert_ne!(text(finding, "fix"), "", "{finding}");
             (text(finding, "check"), text(finding, "verdict"), text(finding, "evidence"))
         })
-        .collect()
+        .collect())
 }
 
 #[tokio::test]
-async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() {
+async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() -> TestResult {
     let system = System::new().await;
-    // What the tests' own servers lack on purpose.
+    // The tests' own servers fail these checks on purpose.
     let expected = ["postgres durability", "persistence", "open files"];
     let mut connection = system.database.connect().await;
-    let before = complaints(&system).await;
+    let before = complaints(&system).await?;
     assert!(before.iter().all(|(check, ..)| expected.contains(&check.as_str())), "{before:#?}");
 
     for done in [
@@ -275,9 +272,9 @@ async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() {
         "begin",
         "select 'left open'",
     ] {
-        sqlx::raw_sql(done).execute(&mut connection).await.expect("what people do");
+        sqlx::raw_sql(done).execute(&mut connection).await?;
     }
-    let mut after = complaints(&system).await;
+    let mut after = complaints(&system).await?;
     after.retain(|finding| !before.contains(finding));
     let of = |name: &str| {
         let found = after.iter().find(|(check, ..)| check == name);
@@ -291,7 +288,7 @@ async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() {
     assert!(evidence.contains("idle in transaction") && evidence.contains("pid "), "{evidence}");
     assert_eq!(after.len(), 4, "{after:#?}");
     for end in ["rollback", "rollback prepared 'forgotten'"] {
-        sqlx::raw_sql(end).execute(&mut connection).await.expect("an end");
+        sqlx::raw_sql(end).execute(&mut connection).await?;
     }
 
     let away = system.set("REDIS_URL", "redis://127.0.0.1:1").set("AFTERCOMMIT_JWT_SECRET", "short");
@@ -305,4 +302,5 @@ async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() {
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
+    Ok(())
 }

@@ -1,12 +1,13 @@
 //! The log under every interleaving that a generator can think of, against a real Postgres.
 //!
-//! Writers begin, take xids, append, set and roll back savepoints, commit, roll back and prepare; two relays race, and
-//! die between any two effects; slots are emptied under them; the sink forgets what it was given; operators pause and resume.
-//! At the end every committed event has been delivered under one number, nothing else has, no number was given to two events,
-//! each topic is in order, and nothing that was committed during a pause came before its end.
+//! Writers begin, take xids, append, set and roll back savepoints, commit, roll back and prepare; two relays
+//! race, and die between any two effects; slots are emptied under them; the sink forgets what it was given;
+//! operators pause and resume. At the end every committed event has been delivered under one number, nothing
+//! else has, no number was given to two events, each topic is in order, and nothing that was committed during
+//! a pause came before its end.
 //!
-//! The reading rule avoids a trap (see `outbox.window_rows` in the first migration). Two tests here break the rule on
-//! purpose and demand that the same campaign notices: a check that cannot fail would prove nothing.
+//! The reading rule avoids a trap (see `outbox.window_rows` in the first migration). Two tests here break the
+//! rule on purpose and demand that the same campaign notices: a check that cannot fail would prove nothing.
 
 mod moves;
 mod sink;
@@ -22,7 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::event::Topic;
 use aftercommit::log;
 use aftercommit::log::{read, rotate};
 use aftercommit::outbox;
@@ -30,7 +31,7 @@ use aftercommit::relay::{OnPoison, Outcome, PublishError, Rules, Step, StepError
 
 use self::moves::{Move, moves};
 use self::sink::{Arrived, Fate, GatedSink};
-use crate::harness::{Database, database};
+use crate::harness::{Database, TestResult, database, new_event};
 
 const WRITERS: usize = 4;
 const TOPICS: usize = 3;
@@ -38,7 +39,7 @@ const RELAYS: usize = 2;
 const RELAY: &str = "property";
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A relay's process: its hands, or a step under way.
+/// A relay: idle, or with a step under way.
 enum RelayProcess {
     Dead,
     Resting(Box<Step>),
@@ -128,7 +129,7 @@ impl<'a> World<'a> {
             Move::NextSlot => {
                 self.admin("update test_slot set slot = (slot + 1) % 8").await;
             }
-            // As the retention sees to: what the sink lacks is still in the log.
+            // As the retention guarantees: events that the sink lacks are still in the log.
             Move::Rotate if !self.arrived.lock().expect("not poisoned").is_repaired() => {}
             Move::Rotate => {
                 let rotation = rotate::rotate(&mut self.admin, Duration::ZERO).await.expect("rotation");
@@ -136,7 +137,7 @@ impl<'a> World<'a> {
             }
             Move::Pause => self.pause().await,
             Move::Resume => self.resume().await,
-            // What has left the log cannot be given again.
+            // Events that have left the log cannot be restored.
             Move::Forget { .. } if self.rotated => {}
             Move::Forget { numbers } => {
                 let mut arrived = self.arrived.lock().expect("not poisoned");
@@ -160,7 +161,7 @@ impl<'a> World<'a> {
         self.paused = false;
     }
 
-    /// What is committed during a pause waits for its end.
+    /// Events that are committed during a pause wait for its end.
     fn commit(&mut self, events: Vec<Uuid>) {
         if self.paused {
             self.arrived.lock().expect("not poisoned").held.extend(&events);
@@ -197,7 +198,7 @@ impl<'a> World<'a> {
         }
         self.begin(writer).await;
         let name = Topic::new(format!("topic:{topic}")).expect("a topic");
-        let event = NewEvent::new(name, EventType::new("T").expect("a type"), &topic).expect("an event");
+        let event = new_event(&name, "T", &topic);
         let this = &mut self.writers[writer];
         let connection = this.connection.as_mut().expect("a connection");
         outbox::append(connection, &event).await.expect("an append");
@@ -326,7 +327,7 @@ impl<'a> World<'a> {
         self.relays[relay] = RelayProcess::Resting(step);
     }
 
-    /// Ends what is under way, lets a fresh relay deliver the rest, and compares.
+    /// Ends all transactions and steps, lets a fresh relay deliver the rest, and compares.
     async fn settle(mut self) -> Result<(), String> {
         self.resume().await;
         for relay in 0..RELAYS {
@@ -398,49 +399,47 @@ fn campaign(database: &Database, cases: u32) -> Result<(), String> {
     }
 }
 
-async fn in_a_thread_of_its_own(database: Database, cases: u32) -> Result<(), String> {
-    tokio::task::spawn_blocking(move || campaign(&database, cases))
-        .await
-        .expect("the campaign does not panic")
+async fn in_a_thread_of_its_own(database: Database, cases: u32) -> TestResult<Result<(), String>> {
+    Ok(tokio::task::spawn_blocking(move || campaign(&database, cases)).await?)
 }
 
 /// Replaces a part of the reading rule in this test's own database.
-async fn break_the_rule(database: &Database, part: &str, with: &str) {
+async fn break_the_rule(database: &Database, part: &str, with: &str) -> TestResult {
     let mut connection = database.connect().await;
     let rule: String = sqlx::query_scalar("select pg_get_functiondef('outbox.window_rows'::regproc)")
         .fetch_one(&mut connection)
-        .await
-        .expect("the rule");
+        .await?;
     assert!(rule.contains(part), "the rule reads otherwise now: {rule}");
-    sqlx::raw_sql(AssertSqlSafe(rule.replace(part, with)))
-        .execute(&mut connection)
-        .await
-        .expect("a broken rule");
-    connection.close().await.expect("a goodbye");
+    sqlx::raw_sql(AssertSqlSafe(rule.replace(part, with))).execute(&mut connection).await?;
+    connection.close().await?;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_writers_and_relays_do_every_committed_event_is_delivered_once_and_in_order() {
+async fn whatever_writers_and_relays_do_every_committed_event_is_delivered_once_and_in_order() -> TestResult {
     let database = database().await;
-    if let Err(complaint) = in_a_thread_of_its_own(database, 60).await {
+    if let Err(complaint) = in_a_thread_of_its_own(database, 60).await? {
         panic!("{complaint}");
     }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_the_horizon_the_same_campaign_finds_lost_events() {
+async fn without_the_horizon_the_same_campaign_finds_lost_events() -> TestResult {
     let database = database().await;
-    break_the_rule(&database, "$2::text::bigint - 1", "pg_snapshot_xmax($1)::text::bigint - 1").await;
-    let complaint = in_a_thread_of_its_own(database, 400).await.expect_err("the trap must be found");
+    break_the_rule(&database, "$2::text::bigint - 1", "pg_snapshot_xmax($1)::text::bigint - 1").await?;
+    let complaint = in_a_thread_of_its_own(database, 400).await?.expect_err("the trap must be found");
     eprintln!("without the horizon: {complaint}");
     assert!(complaint.contains("lost"), "{complaint}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_the_transactions_that_were_running_the_same_campaign_finds_lost_events() {
+async fn without_the_transactions_that_were_running_the_same_campaign_finds_lost_events() -> TestResult {
     let database = database().await;
     break_the_rule(&database, "select pg_snapshot_xip($1) as xid", "select pg_snapshot_xip('3:3:') as xid")
-        .await;
-    let complaint = in_a_thread_of_its_own(database, 400).await.expect_err("the loss must be found");
+        .await?;
+    let complaint = in_a_thread_of_its_own(database, 400).await?.expect_err("the loss must be found");
     assert!(complaint.contains("lost"), "{complaint}");
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Releasing and discarding parked events: what is named, and what is said of what became of it.
+//! Releasing and discarding parked events: the selection, and the report of the result.
 
 use redis::AsyncCommands;
 
@@ -7,29 +7,30 @@ use aftercommit::event::Topic;
 
 use crate::commands::{assert_fails, commit, json, stderr, stdout};
 use crate::console::block;
-use crate::harness::{System, cli, eventually};
+use crate::harness::{System, TestResult, cli, eventually, items_of};
 
-async fn unblock(system: &System, topic: &Topic) {
-    let _: () = system.redis.connect().await.del(keys::history(topic)).await.expect("a deletion");
+async fn unblock(system: &System, topic: &Topic) -> TestResult {
+    let _: () = system.redis.connect().await.del(keys::history(topic)).await?;
+    Ok(())
 }
 
-async fn are_parked(system: &System, topic: &Topic, events: u64) {
+async fn wait_until_parked(system: &System, topic: &Topic, events: u64) {
     eventually(&format!("{events} are parked"), async || {
         let listed = json(system, &["parked", "list"]).await;
-        let mut topics = listed.as_array().expect("a list").iter();
+        let mut topics = items_of(&listed).iter();
         topics.any(|one| one["topic"] == topic.as_str() && one["events"] == events).then_some(())
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_release_says_whether_it_has_worked_and_fails_where_it_was_refused_again() {
+async fn a_release_says_whether_it_has_worked_and_fails_where_it_was_refused_again() -> TestResult {
     let system = System::new().await;
     let topic = system.redis.topic("poisoned");
     block(&system, &topic).await;
     let _relay = system.start("relay").await;
     commit(&system, &topic, "A", 2).await;
-    are_parked(&system, &topic, 2).await;
+    wait_until_parked(&system, &topic, 2).await;
     let listed = json(&system, &["parked", "list"]).await;
     assert_eq!((&listed[0]["firstId"], &listed[0]["lastId"]), (&"1-1".into(), &"1-2".into()), "{listed}");
     let shown = cli(system.settings(), &["parked", "list"]).await;
@@ -41,7 +42,7 @@ async fn a_release_says_whether_it_has_worked_and_fails_where_it_was_refused_aga
     let says = stdout(&refused);
     assert!(says.starts_with(&format!("{topic}: 2 events refused again: ")), "{says}");
     assert!(stderr(&refused).contains("parked as before"), "{refused:?}");
-    unblock(&system, &topic).await;
+    unblock(&system, &topic).await?;
     let released = cli(system.settings(), &release).await;
     assert_eq!(
         (released.status.code(), stdout(&released)),
@@ -50,10 +51,11 @@ async fn a_release_says_whether_it_has_worked_and_fails_where_it_was_refused_aga
     assert_fails(system.settings(), &release, 1, "nothing of topic").await;
     let audit = json(&system, &["audit"]).await;
     assert_eq!(audit[0]["selection"]["through"], serde_json::json!(["1-2"]), "{audit}");
+    Ok(())
 }
 
 #[tokio::test]
-async fn undelivered_events_are_published_and_told_by_one_option() {
+async fn undelivered_events_are_published_and_told_by_one_option() -> TestResult {
     let system = System::new().await;
     let topic = system.redis.topic("undelivered");
     let undelivered = ["replay", "--undelivered", "--yes", "--reason", "mended"];
@@ -61,8 +63,8 @@ async fn undelivered_events_are_published_and_told_by_one_option() {
     assert_fails(system.settings(), &undelivered, 1, "2 events wait, the oldest for").await;
     block(&system, &topic).await;
     let relay = system.start("relay").await;
-    are_parked(&system, &topic, 2).await;
-    unblock(&system, &topic).await;
+    wait_until_parked(&system, &topic, 2).await;
+    unblock(&system, &topic).await?;
     let published = cli(system.settings(), &undelivered).await;
     assert_eq!(
         (published.status.code(), stdout(&published)),
@@ -75,23 +77,24 @@ async fn undelivered_events_are_published_and_told_by_one_option() {
     assert!(stderr(&waits).contains("at most 1 event wait for the relay"), "{waits:?}");
     let help = stdout(&cli(system.settings(), &["replay", "--help"]).await);
     assert!(help.contains("--undelivered\n"), "{help}");
+    Ok(())
 }
 
 #[tokio::test]
-async fn without_a_relay_a_request_is_written_down_and_told_as_not_done() {
+async fn without_a_relay_a_request_is_written_down_and_told_as_not_done() -> TestResult {
     let system = System::new().await;
     let topic = system.redis.topic("nobody");
     block(&system, &topic).await;
     let relay = system.start("relay").await;
     commit(&system, &topic, "A", 2).await;
-    are_parked(&system, &topic, 2).await;
+    wait_until_parked(&system, &topic, 2).await;
     assert_eq!(relay.terminate().await, 0);
-    unblock(&system, &topic).await;
+    unblock(&system, &topic).await?;
     let release = ["parked", "release", topic.as_str(), "--yes"];
     let waited = cli(system.settings(), &[&release[..], &["--output", "json"]].concat()).await;
     assert_eq!(waited.status.code(), Some(1), "{waited:?}");
     assert!(stderr(&waited).contains("none leads: start `aftercommit relay`"), "{waited:?}");
-    let told: serde_json::Value = serde_json::from_slice(&waited.stdout).expect("JSON");
+    let told: serde_json::Value = serde_json::from_slice(&waited.stdout)?;
     assert_eq!((&told["topics"][0]["waiting"], &told["topics"][0]["done"]), (&2.into(), &0.into()), "{told}");
     let handed = cli(system.settings(), &[&release[..], &["--no-wait"]].concat()).await;
     assert_eq!(stdout(&handed), "2 events handed to the relay\n");
@@ -99,7 +102,8 @@ async fn without_a_relay_a_request_is_written_down_and_told_as_not_done() {
     let _relay = system.start("relay").await;
     eventually("released", async || {
         let listed = json(&system, &["events", "list", "--state", "delivered"]).await;
-        (listed.as_array().expect("a list").len() == 2).then_some(())
+        (items_of(&listed).len() == 2).then_some(())
     })
     .await;
+    Ok(())
 }

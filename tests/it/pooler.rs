@@ -1,12 +1,11 @@
-//! PgBouncer in transaction mode in front of the application: it may, and the relay may not.
+//! PgBouncer in transaction mode: an application may use it, the relay may not.
 
 use std::process::{Child, Command, Stdio};
 
-use aftercommit::event::{EventType, NewEvent};
 use aftercommit::outbox;
 use sqlx::{Connection, PgConnection};
 
-use crate::harness::{Line, Process, Wiring, eventually};
+use crate::harness::{Line, Process, TestResult, Wiring, eventually, new_event};
 
 /// A running PgBouncer. Ended when dropped.
 struct PgBouncer {
@@ -24,15 +23,14 @@ impl Drop for PgBouncer {
 }
 
 impl PgBouncer {
-    /// In front of the line's Postgres. `ignored` are start-up parameters that it passes over.
-    async fn start(line: &Line, ignored: &str) -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
-        let port =
-            std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
+    /// Starts it in front of the line's Postgres. It ignores the start-up parameters in `ignored`.
+    async fn start(line: &Line, ignored: &str) -> TestResult<Self> {
+        let directory = tempfile::tempdir()?;
+        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr())?.port();
         let url = line.postgres().url();
-        let (_, rest) = url.split_once("://").expect("a url");
+        let (_, rest) = url.split_once("://").ok_or("no url")?;
         let (password, _) =
-            rest.split_once(':').and_then(|(_, rest)| rest.split_once('@')).expect("a password");
+            rest.split_once(':').and_then(|(_, rest)| rest.split_once('@')).ok_or("no password")?;
         let configuration = format!(
             "[databases]\n* = host=127.0.0.1 port={} user=postgres password={password}\n\
              [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\npool_mode = transaction\n\
@@ -40,18 +38,17 @@ impl PgBouncer {
             line.postgres().server.port()
         );
         let path = directory.path().join("pgbouncer.ini");
-        std::fs::write(&path, configuration).expect("a configuration");
+        std::fs::write(&path, configuration)?;
         let mut command = Command::new("pgbouncer");
-        // It refuses to be root, and reads its configuration before it becomes somebody else.
+        // It refuses to run as root, and reads its configuration before it changes its user.
         if std::fs::metadata("/proc/self").is_ok_and(|of| std::os::unix::fs::MetadataExt::uid(&of) == 0) {
             command.args(["-u", "nobody"]);
         }
         let child = command.arg(&path).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let bouncer =
-            Self { child: child.expect("pgbouncer, which make test installs"), port, _directory: directory };
+        let bouncer = Self { child: child?, port, _directory: directory };
         eventually("PgBouncer answers", async || PgConnection::connect(&bouncer.url()).await.ok().map(drop))
             .await;
-        bouncer
+        Ok(bouncer)
     }
 
     fn url(&self) -> String {
@@ -66,34 +63,35 @@ impl PgBouncer {
 }
 
 #[tokio::test]
-async fn an_application_may_append_through_a_pooler_while_the_relay_goes_straight() {
+async fn an_application_may_append_through_a_pooler_while_the_relay_goes_straight() -> TestResult {
     let mut line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
-    let bouncer = PgBouncer::start(&line, "extra_float_digits").await;
-    let mut connection = PgConnection::connect(&bouncer.url()).await.expect("a connection");
+    let bouncer = PgBouncer::start(&line, "extra_float_digits").await?;
+    let mut connection = PgConnection::connect(&bouncer.url()).await?;
     for n in 0..50 {
-        let event_type = EventType::new("T").expect("a type");
-        let event = NewEvent::new(line.topic.clone(), event_type, &n).expect("an event");
-        let mut tx = connection.begin().await.expect("a transaction");
-        outbox::append(&mut tx, &event).await.expect("an append");
+        let event = new_event(&line.topic, "T", &n);
+        let mut tx = connection.begin().await?;
+        outbox::append(&mut tx, &event).await?;
         if n % 5 == 0 {
-            tx.rollback().await.expect("a rollback");
+            tx.rollback().await?;
         } else {
-            tx.commit().await.expect("a commit");
+            tx.commit().await?;
             line.appended.push(event.event_id());
         }
     }
-    line.is_whole().await;
+    line.wait_until_whole().await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_relay_behind_a_pooler_says_so_and_delivers_nothing() {
+async fn a_relay_behind_a_pooler_says_so_and_delivers_nothing() -> TestResult {
     let line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
-    // One pooler refuses the relay's start-up parameters; the other passes over them, and shares its sessions.
+    // One pooler refuses the relay's start-up parameters; the other ignores them and shares its sessions.
     for ignored in ["extra_float_digits", "extra_float_digits, options"] {
-        let bouncer = PgBouncer::start(&line, ignored).await;
+        let bouncer = PgBouncer::start(&line, ignored).await?;
         let relay = bouncer.relay(&line).await;
         line.relay.signal("STOP").await;
-        relay.says("through a pooler").await;
+        relay.wait_for_log("through a pooler").await;
         line.relay.signal("CONT").await;
     }
+    Ok(())
 }

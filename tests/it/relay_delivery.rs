@@ -1,4 +1,4 @@
-//! What the relay does with the log and a real Redis when nothing breaks, and with events that Redis refuses.
+//! The relay with the log and a real Redis: deliveries without faults, and events that Redis refuses.
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ use aftercommit::outbox;
 use aftercommit::redis::Publisher;
 use aftercommit::relay::{Batch, Delivery, OnPoison, Outcome, PublishError, PublishMode, Rules, Sink, Step};
 
-use crate::harness::{Database, LIMIT, Redis, database, redis};
+use crate::harness::{Database, LIMIT, Redis, TestResult, database, new_event, redis};
 
-/// A relay whose steps the test takes one by one.
+/// A relay that the test runs step by step.
 pub(crate) struct Relay {
     pub(crate) step: Step,
     pub(crate) publisher: Publisher,
@@ -63,9 +63,7 @@ pub(crate) async fn append(database: &Database, topic: &Topic, payload: &str) ->
 
 pub(crate) async fn append_in(connection: &mut sqlx::PgConnection, topic: &Topic, payload: &str) -> EventId {
     let payload = serde_json::value::RawValue::from_string(payload.to_owned()).expect("JSON");
-    let event =
-        NewEvent::new(topic.clone(), EventType::new("T").expect("a type"), &payload).expect("an event");
-    outbox::append(connection, &event).await.expect("an append")
+    outbox::append(connection, &new_event(topic, "T", &payload)).await.expect("an append")
 }
 
 /// The history of a topic: id, event and payload of each entry.
@@ -89,14 +87,11 @@ pub(crate) fn payloads(history: &[(String, String, String)]) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn an_event_reaches_history_live_channel_and_public_channel_byte_for_byte() {
+async fn an_event_reaches_history_live_channel_and_public_channel_byte_for_byte() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("bytes");
-    let mut subscriber = redis.client().get_async_pubsub().await.expect("a subscriber");
-    subscriber
-        .subscribe(&[crate::harness::keys::live(&topic), crate::harness::keys::public(&topic)])
-        .await
-        .expect("a subscription");
+    let mut subscriber = redis.client().get_async_pubsub().await?;
+    subscriber.subscribe(&[crate::harness::keys::live(&topic), crate::harness::keys::public(&topic)]).await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
 
     let payload = r#"{ "b":1,   "a":1.50, "ü":"\u0000\ud800", "a":2 }"#;
@@ -112,52 +107,50 @@ async fn an_event_reaches_history_live_channel_and_public_channel_byte_for_byte(
     let at: i64 =
         sqlx::query_scalar("select floor(extract(epoch from created_at) * 1000)::bigint from outbox.event")
             .fetch_one(&mut database.connect().await)
-            .await
-            .expect("a time");
+            .await?;
     let envelope =
         format!(r#"{{"id":"1-1","prev":null,"event":"{event}","type":"T","at":{at},"payload":{payload}}}"#);
     assert_eq!(next().await, (crate::harness::keys::live(&topic), envelope));
     assert_eq!(next().await, (crate::harness::keys::public(&topic), payload.to_owned()));
     assert_eq!(history(&redis, &topic).await, [("1-1".to_owned(), event.to_string(), payload.to_owned())]);
+    Ok(())
 }
 
 #[tokio::test]
-async fn the_history_of_a_topic_expires_after_its_last_event() {
+async fn the_history_of_a_topic_expires_after_its_last_event() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("ttl");
     append(&database, &topic, "1").await;
     Relay::new(&database, &redis, OnPoison::Park).await.drain().await;
-    let ttl: i64 = redis.connect().await.ttl(crate::harness::keys::history(&topic)).await.expect("a ttl");
+    let ttl: i64 = redis.connect().await.ttl(crate::harness::keys::history(&topic)).await?;
     assert!((86_300..=86_400).contains(&ttl), "{ttl}");
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_transaction_that_rolled_back_leaves_nothing_and_takes_no_number() {
+async fn a_transaction_that_rolled_back_leaves_nothing_and_takes_no_number() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("rollback");
     let mut connection = database.connect().await;
-    let mut tx = connection.begin().await.expect("a transaction");
+    let mut tx = connection.begin().await?;
     append_in(&mut tx, &topic, "\"never\"").await;
-    tx.rollback().await.expect("a rollback");
+    tx.rollback().await?;
     append(&database, &topic, "\"seen\"").await;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_eq!(relay.drain().await, (1, 0));
     let history = history(&redis, &topic).await;
     assert_eq!(payloads(&history), ["\"seen\""]);
     assert_eq!(history[0].0, "1-1");
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_backlog_of_many_chunks_arrives_in_order_with_numbers_without_a_gap() {
+async fn a_backlog_of_many_chunks_arrives_in_order_with_numbers_without_a_gap() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topics = [redis.topic("a"), redis.topic("b"), redis.topic("c")];
     let mut connection = database.connect().await;
-    let events: Vec<NewEvent> = (0..1000)
-        .map(|n| {
-            NewEvent::new(topics[n % 3].clone(), EventType::new("T").expect("a type"), &n).expect("an event")
-        })
-        .collect();
-    outbox::append_all(&mut connection, &events).await.expect("an append");
+    let events: Vec<NewEvent> = (0..1000).map(|n| new_event(&topics[n % 3], "T", &n)).collect();
+    outbox::append_all(&mut connection, &events).await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_eq!(relay.drain().await, (1000, 0));
     for (t, topic) in topics.iter().enumerate() {
@@ -168,59 +161,62 @@ async fn a_backlog_of_many_chunks_arrives_in_order_with_numbers_without_a_gap() 
         assert_eq!(history(&redis, topic).await, expected);
     }
     assert_eq!(relay.step.position().next_seq, 1001);
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_idle_relay_writes_nothing() {
+async fn an_idle_relay_writes_nothing() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     append(&database, &redis.topic("one"), "1").await;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     relay.drain().await;
     let mut connection = database.connect().await;
     let rows = "select count(*) from outbox.checkpoint";
-    let before: i64 = sqlx::query_scalar(rows).fetch_one(&mut connection).await.expect("a count");
+    let before: i64 = sqlx::query_scalar(rows).fetch_one(&mut connection).await?;
     for _ in 0..20 {
         assert_eq!(relay.drain().await, (0, 0));
     }
-    let after: i64 = sqlx::query_scalar(rows).fetch_one(&mut connection).await.expect("a count");
+    let after: i64 = sqlx::query_scalar(rows).fetch_one(&mut connection).await?;
     assert_eq!(before, after);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_pause_holds_every_event_that_is_committed_after_it_also_behind_an_open_window() {
+async fn a_pause_holds_every_event_that_is_committed_after_it_also_behind_an_open_window() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("paused");
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     let mut connection = database.connect().await;
     // More than one step takes, so that the pause finds the window open.
-    let mut tx = connection.begin().await.expect("a transaction");
+    let mut tx = connection.begin().await?;
     for n in 0..150 {
         append_in(&mut tx, &topic, &n.to_string()).await;
     }
-    tx.commit().await.expect("a commit");
-    let first = relay.step.step(&mut relay.publisher).await.expect("a step");
+    tx.commit().await?;
+    let first = relay.step.step(&mut relay.publisher).await?;
     assert_eq!(first, Outcome::Delivered { published: 100, parked: 0 });
 
     let operator = Operator { who: "test".to_owned(), reason: "a move".to_owned() };
-    assert!(pause::pause(&mut connection, &redis.relay_name(), &operator).await.expect("a pause"));
+    assert!(pause::pause(&mut connection, &redis.relay_name(), &operator).await?);
     append(&database, &topic, "150").await;
-    // What was begun is brought to its end; nothing is begun.
+    // The relay completes the open window and opens no new one.
     assert_eq!(relay.drain().await, (50, 0));
     append(&database, &topic, "151").await;
     assert_eq!(relay.drain().await, (0, 0));
 
-    assert!(pause::resume(&mut connection, &redis.relay_name(), &operator).await.expect("a resumption"));
+    assert!(pause::resume(&mut connection, &redis.relay_name(), &operator).await?);
     assert_eq!(relay.drain().await, (2, 0));
     assert_eq!(payloads(&history(&redis, &topic).await).last(), Some(&"151"));
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_topic_whose_key_has_the_wrong_type_is_parked_and_all_else_flows() {
+async fn a_topic_whose_key_has_the_wrong_type_is_parked_and_all_else_flows() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let (bad, good) = (redis.topic("bad"), redis.topic("good"));
     let key = crate::harness::keys::history(&bad);
     let mut connection = redis.connect().await;
-    let _: () = connection.set(&key, "somebody else's").await.expect("a string");
+    let _: () = connection.set(&key, "somebody else's").await?;
     for n in 0..3 {
         append(&database, &bad, &format!("\"bad {n}\"")).await;
         append(&database, &good, &format!("\"good {n}\"")).await;
@@ -229,8 +225,9 @@ async fn a_topic_whose_key_has_the_wrong_type_is_parked_and_all_else_flows() {
     assert_eq!(relay.drain().await, (3, 3));
     assert_eq!(payloads(&history(&redis, &good).await), ["\"good 0\"", "\"good 1\"", "\"good 2\""]);
 
-    // Later events of the topic wait behind, also where Redis would take them, and for a relay that has just started.
-    let _: () = connection.del(&key).await.expect("a deletion");
+    // Later events of the topic are parked too, although Redis would accept them, also by a relay that has
+    // just started.
+    let _: () = connection.del(&key).await?;
     append(&database, &bad, "\"bad 3\"").await;
     assert_eq!(relay.drain().await, (0, 1));
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
@@ -240,11 +237,9 @@ async fn a_topic_whose_key_has_the_wrong_type_is_parked_and_all_else_flows() {
     // Released: everything in its order, then the topic flows again.
     let mut database_connection = database.connect().await;
     let name = redis.relay_name();
-    let requested = parked::request(&mut database_connection, &name, &bad, Action::Release, None)
-        .await
-        .expect("a request");
+    let requested = parked::request(&mut database_connection, &name, &bad, Action::Release, None).await?;
     assert_eq!(requested, 5);
-    assert!(relay.step.apply_request(&mut relay.publisher).await.expect("a release"));
+    assert!(relay.step.apply_request(&mut relay.publisher).await?);
     append(&database, &bad, "\"bad 5\"").await;
     assert_eq!(relay.drain().await, (1, 0));
     let history = history(&redis, &bad).await;
@@ -252,80 +247,83 @@ async fn a_topic_whose_key_has_the_wrong_type_is_parked_and_all_else_flows() {
     assert_eq!(payloads(&history), in_order);
     let ids: Vec<StreamId> = history.iter().map(|(id, _, _)| id.parse().expect("an id")).collect();
     assert!(ids.is_sorted(), "{ids:?}");
-    assert_eq!(parked::count(&mut database_connection, &name, &bad).await.expect("a count"), 0);
+    assert_eq!(parked::count(&mut database_connection, &name, &bad).await?, 0);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_release_that_redis_refuses_again_stays_parked() {
+async fn a_release_that_redis_refuses_again_stays_parked() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let bad = redis.topic("bad");
     let mut connection = redis.connect().await;
-    let _: () = connection.set(crate::harness::keys::history(&bad), "x").await.expect("a string");
+    let _: () = connection.set(crate::harness::keys::history(&bad), "x").await?;
     append(&database, &bad, "1").await;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_eq!(relay.drain().await, (0, 1));
     let mut database_connection = database.connect().await;
     let name = redis.relay_name();
-    parked::request(&mut database_connection, &name, &bad, Action::Release, None).await.expect("a request");
-    assert!(relay.step.apply_request(&mut relay.publisher).await.expect("an attempt"));
-    assert!(!relay.step.apply_request(&mut relay.publisher).await.expect("no request left"));
-    assert_eq!(parked::count(&mut database_connection, &name, &bad).await.expect("a count"), 1);
+    parked::request(&mut database_connection, &name, &bad, Action::Release, None).await?;
+    assert!(relay.step.apply_request(&mut relay.publisher).await?);
+    assert!(!relay.step.apply_request(&mut relay.publisher).await?);
+    assert_eq!(parked::count(&mut database_connection, &name, &bad).await?, 1);
+    Ok(())
 }
 
 #[tokio::test]
-async fn discarded_events_are_forgotten_and_the_topic_flows_again() {
+async fn discarded_events_are_forgotten_and_the_topic_flows_again() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let bad = redis.topic("bad");
     let key = crate::harness::keys::history(&bad);
     let mut connection = redis.connect().await;
-    let _: () = connection.set(&key, "x").await.expect("a string");
+    let _: () = connection.set(&key, "x").await?;
     append(&database, &bad, "1").await;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_eq!(relay.drain().await, (0, 1));
-    let _: () = connection.del(&key).await.expect("a deletion");
+    let _: () = connection.del(&key).await?;
     let mut database_connection = database.connect().await;
-    parked::request(&mut database_connection, &redis.relay_name(), &bad, Action::Discard, None)
-        .await
-        .expect("a request");
-    assert!(relay.step.apply_request(&mut relay.publisher).await.expect("a discard"));
+    parked::request(&mut database_connection, &redis.relay_name(), &bad, Action::Discard, None).await?;
+    assert!(relay.step.apply_request(&mut relay.publisher).await?);
     append(&database, &bad, "2").await;
     assert_eq!(relay.drain().await, (1, 0));
     assert_eq!(payloads(&history(&redis, &bad).await), ["2"]);
+    Ok(())
 }
 
-/// A release was written down and the relay died: whether it arrived cannot be asked where Redis refuses the key.
+/// A relay died after it had recorded a release. While Redis refuses the key, nobody can tell whether the
+/// event arrived.
 #[tokio::test]
-async fn a_discard_behind_a_release_is_refused_while_redis_does_not_say_what_it_has() {
+async fn a_discard_behind_a_release_is_refused_while_redis_does_not_say_what_it_has() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let bad = redis.topic("bad");
     let key = crate::harness::keys::history(&bad);
     let mut connection = redis.connect().await;
-    let _: () = connection.set(&key, "x").await.expect("a string");
+    let _: () = connection.set(&key, "x").await?;
     append(&database, &bad, "1").await;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_eq!(relay.drain().await, (0, 1));
     let (mut log, name) = (database.connect().await, redis.relay_name());
-    let parked = parked::of_topic(&mut log, &name, &bad, 1).await.expect("a parked event");
-    release::begin(&mut log, &name, relay.step.position(), &bad, parked[0].0).await.expect("a release");
-    relay.step.reload().await.expect("a position");
-    parked::request(&mut log, &name, &bad, Action::Discard, None).await.expect("a request");
-    assert!(relay.step.apply_request(&mut relay.publisher).await.expect("an attempt"));
-    assert_eq!(parked::count(&mut log, &name, &bad).await.expect("a count"), 1);
-    let _: () = connection.del(&key).await.expect("a deletion");
-    parked::request(&mut log, &name, &bad, Action::Discard, None).await.expect("a request");
-    assert!(relay.step.apply_request(&mut relay.publisher).await.expect("a discard"));
-    assert_eq!(parked::count(&mut log, &name, &bad).await.expect("a count"), 0);
+    let parked = parked::of_topic(&mut log, &name, &bad, 1).await?;
+    release::begin(&mut log, &name, relay.step.position(), &bad, parked[0].0).await?;
+    relay.step.reload().await?;
+    parked::request(&mut log, &name, &bad, Action::Discard, None).await?;
+    assert!(relay.step.apply_request(&mut relay.publisher).await?);
+    assert_eq!(parked::count(&mut log, &name, &bad).await?, 1);
+    let _: () = connection.del(&key).await?;
+    parked::request(&mut log, &name, &bad, Action::Discard, None).await?;
+    assert!(relay.step.apply_request(&mut relay.publisher).await?);
+    assert_eq!(parked::count(&mut log, &name, &bad).await?, 0);
     assert_eq!(history(&redis, &bad).await, []);
+    Ok(())
 }
 
 #[tokio::test]
-async fn another_entry_under_a_number_of_ours_parks_its_topic_and_nothing_is_overwritten() {
+async fn another_entry_under_a_number_of_ours_parks_its_topic_and_nothing_is_overwritten() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let (topic, other) = (redis.topic("conflict"), redis.topic("other"));
     let key = crate::harness::keys::history(&topic);
     let mut connection = redis.connect().await;
     let fields = [("event", "somebody-else"), ("type", "T"), ("payload", "0")];
-    let _: String = connection.xadd(&key, "1-1", &fields).await.expect("an entry");
+    let _: String = connection.xadd(&key, "1-1", &fields).await?;
     append(&database, &topic, "1").await;
     append(&database, &other, "2").await;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
@@ -333,13 +331,14 @@ async fn another_entry_under_a_number_of_ours_parks_its_topic_and_nothing_is_ove
     assert_eq!(payloads(&history(&redis, &topic).await), ["0"]);
     assert_eq!(payloads(&history(&redis, &other).await), ["2"]);
     let parked = parked_topics::list(&mut database.connect().await, &redis.relay_name(), 10).await;
-    let reason = &parked.expect("a list")[0].reason;
+    let reason = &parked?[0].reason;
     assert!(reason.contains(&key) && reason.contains("delete or rename that key"), "{reason}");
+    Ok(())
 }
 
-/// A leader that was frozen before it released, while another one, and the operator, went on.
+/// A leader was frozen before its release, while another leader went on.
 #[tokio::test]
-async fn a_release_whose_number_is_used_up_is_refused() {
+async fn a_release_whose_number_is_used_up_is_refused() -> TestResult {
     let redis = redis().await;
     let mut publisher = Publisher::new(redis.settings(), &redis.relay_name(), 7);
     publisher.begin_lead(LogId::new_v4());
@@ -347,17 +346,18 @@ async fn a_release_whose_number_is_used_up_is_refused() {
         let number = StreamId::new(1, seq);
         Batch { mode, deliveries: &[], first: number, through: Some(number), lost: None }
     };
-    publisher.publish(batch(PublishMode::Normal, 1)).await.expect("the first number");
-    publisher.publish(batch(PublishMode::Release, 2)).await.expect("a new number");
+    publisher.publish(batch(PublishMode::Normal, 1)).await?;
+    publisher.publish(batch(PublishMode::Release, 2)).await?;
     for used_up in [1, 2] {
         let refused = publisher.publish(batch(PublishMode::Release, used_up)).await;
         assert!(matches!(refused, Err(PublishError::Forgot { .. })), "{used_up}: {refused:?}");
     }
-    publisher.publish(batch(PublishMode::Normal, 2)).await.expect("a repeat");
+    publisher.publish(batch(PublishMode::Normal, 2)).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_release_from_an_earlier_epoch_that_stops_in_its_middle_moves_no_number() {
+async fn a_release_from_an_earlier_epoch_that_stops_in_its_middle_moves_no_number() -> TestResult {
     let redis = redis().await;
     let topic = redis.topic("released");
     let mut publisher = Publisher::new(redis.settings(), &redis.relay_name(), 7);
@@ -370,15 +370,15 @@ async fn a_release_from_an_earlier_epoch_that_stops_in_its_middle_moves_no_numbe
         through: None,
         lost: Some(claim),
     };
-    publisher.publish(batch).await.expect("a claim");
+    publisher.publish(batch).await?;
     let blocked = redis.topic("blocked");
     let events = [event(&topic, 1), event(&blocked, 2)];
     let deliveries: Vec<_> =
         (900..).zip(&events).map(|(seq, event)| Delivery { id: StreamId::new(1, seq), event }).collect();
-    // Somebody else's entry, behind which the second one would have to stand.
+    // A foreign entry with a higher id: the second event cannot be added before it.
     let key = crate::harness::keys::history(&blocked);
     let fields = [("event", "somebody-else"), ("type", "T"), ("payload", "0")];
-    let _: String = redis.connect().await.xadd(&key, "1-902", &fields).await.expect("an entry");
+    let _: String = redis.connect().await.xadd(&key, "1-902", &fields).await?;
     let number = StreamId::new(2, 1);
     let release = Batch {
         mode: PublishMode::Release,
@@ -389,7 +389,8 @@ async fn a_release_from_an_earlier_epoch_that_stops_in_its_middle_moves_no_numbe
     };
     let refused = publisher.publish(release).await;
     assert!(matches!(refused, Err(PublishError::Poison { at: 1, .. })), "{refused:?}");
-    assert_eq!(publisher.reached().await.expect("an answer").map(|reached| reached.id), Some(claim));
+    assert_eq!(publisher.reached().await?.map(|reached| reached.id), Some(claim));
+    Ok(())
 }
 
 fn event(topic: &Topic, id: i64) -> Event {
@@ -404,26 +405,28 @@ fn event(topic: &Topic, id: i64) -> Event {
     }
 }
 
-/// Without the comparison that a relay begins with: the owner can change while a connection stays.
+/// Without the comparison at the start: the owner of the keys can change while a connection stays open.
 #[tokio::test]
-async fn each_batch_is_refused_where_the_keys_belong_to_another_log_or_have_another_format() {
+async fn each_batch_is_refused_where_the_keys_belong_to_another_log_or_have_another_format() -> TestResult {
     let redis = redis().await;
     let first = StreamId::new(1, 1);
     let nothing =
         Batch { mode: PublishMode::Normal, deliveries: &[], first, through: Some(first), lost: None };
     let mut owner = Publisher::new(redis.settings(), &redis.relay_name(), 7);
     owner.begin_lead(LogId::new_v4());
-    owner.publish(nothing).await.expect("it becomes the owner");
+    owner.publish(nothing).await?;
     let mut other = Publisher::new(redis.settings(), &redis.relay_name(), 7);
     other.begin_lead(LogId::new_v4());
     let refused = other.publish(nothing).await.expect_err("a refusal").to_string();
     assert!(refused.contains("belong to another log"), "{refused}");
-    let _: () = redis.connect().await.hset(redis.keys().log(), "format", 2).await.expect("a format");
+    let _: () = redis.connect().await.hset(redis.keys().log(), "format", 2).await?;
     let refused = owner.publish(nothing).await.expect_err("a refusal").to_string();
     assert!(refused.contains("have format 2"), "{refused}");
+    Ok(())
 }
 
-/// What a batch of two epochs would lose: numbers of the later one that stand below the earlier one's are taken for repeats.
+/// In a batch of two epochs, numbers of the later epoch that are lower than those of the earlier one would be
+/// taken for repeats, and lost.
 #[tokio::test]
 async fn a_batch_that_mixes_epochs_is_refused_whole() {
     let redis = redis().await;

@@ -1,5 +1,5 @@
-//! The relay's own port beside its work: whoever crowds it, or takes no answers, keeps it neither from delivering nor from
-//! ending.
+//! The relay's HTTP port: many connections, or clients that read no answers, do not stop deliveries or the
+//! shutdown.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::commands::{commit, json};
-use crate::harness::{Process, System, eventually};
-use crate::operators::turns_green;
+use crate::harness::{Process, System, TestResult, eventually, items_of};
+use crate::operators::wait_until_green;
 
-/// Connections that the relay takes at most, as in `roles/relay.rs`.
+/// The relay's limit of connections, as in `roles/relay.rs`.
 const CONNECTIONS: usize = 256;
 
-/// What the relay opens beside them, generously; and connections that have given way and are not closed yet: as many as it
-/// accepts before it lets other tasks run (Tokio's budget).
+/// An upper limit of the relay's other files, and of displaced connections that are not closed yet: as many
+/// as it accepts before it lets other tasks run (Tokio's budget).
 const OTHER_FILES: u64 = 60 + 128;
 
 const METRICS: &[u8] = b"GET /metrics HTTP/1.1\r\nhost: relay\r\n\r\n";
@@ -27,7 +27,7 @@ async fn crowd(relay: &Process, size: usize) -> Vec<TcpStream> {
     crowd
 }
 
-/// How many files the relay has open, as it tells on a connection of its own, for which one of the crowd gives way.
+/// The relay's number of open files, by its own metric. The request displaces one connection of the crowd.
 async fn open_files(relay: &Process) -> u64 {
     let mut stream = TcpStream::connect(&relay.address).await.expect("a connection");
     stream.write_all(METRICS).await.expect("a request");
@@ -48,7 +48,7 @@ async fn open_files(relay: &Process) -> u64 {
 async fn a_crowd_at_the_port_takes_the_relay_no_more_than_its_limit_and_events_flow_on() {
     let system = System::new().await;
     let relay = system.start("relay").await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     let crowd = crowd(&relay, CONNECTIONS + 200).await;
     eventually("it has taken as many as it may", async || {
         (open_files(&relay).await >= CONNECTIONS as u64).then_some(())
@@ -61,26 +61,26 @@ async fn a_crowd_at_the_port_takes_the_relay_no_more_than_its_limit_and_events_f
     commit(&system, &system.redis.topic("crowded"), "A", 5).await;
     eventually("events flow", async || {
         let delivered = json(&system, &["events", "list", "--state", "delivered"]).await;
-        (delivered.as_array().expect("a list").len() == 5).then_some(())
+        (items_of(&delivered).len() == 5).then_some(())
     })
     .await;
     drop(crowd);
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
 }
 
 #[tokio::test]
-async fn a_peer_that_takes_no_answers_does_not_make_the_end_of_a_relay_look_like_a_failure() {
+async fn a_peer_that_takes_no_answers_does_not_make_the_end_of_a_relay_look_like_a_failure() -> TestResult {
     let system = System::new().await;
     let relay = system.start("relay").await;
-    turns_green(&relay).await;
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.set_recv_buffer_size(4096).expect("a setting");
-    let address = relay.address.parse().expect("an address");
-    let peer = socket.connect(address).await.expect("a connection");
+    wait_until_green(&relay).await;
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(4096)?;
+    let address = relay.address.parse()?;
+    let peer = socket.connect(address).await?;
     // Asks on and on until the relay, whose answers nobody takes, has read no further question for a while.
     loop {
         let Ok(writable) = tokio::time::timeout(Duration::from_secs(1), peer.writable()).await else { break };
-        writable.expect("a connection");
+        writable?;
         match peer.try_write(&METRICS.repeat(1000)) {
             Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => {
                 panic!("the relay hung up: {error}")
@@ -90,4 +90,5 @@ async fn a_peer_that_takes_no_answers_does_not_make_the_end_of_a_relay_look_like
     }
     assert_eq!(relay.terminate().await, 0, "within the grace time");
     drop(peer);
+    Ok(())
 }

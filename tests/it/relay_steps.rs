@@ -1,4 +1,4 @@
-//! Two relays that both believe that they lead, step by step, and a Redis that is not where the position is.
+//! Two relays that both believe to lead, step by step, and a Redis ahead of or behind the position.
 
 use std::time::Duration;
 
@@ -13,51 +13,54 @@ use aftercommit::relay::{
     Batch, Delivery, OnPoison, Outcome, PublishError, PublishMode, Reached, Reconciled, Sink, StepError,
 };
 
-use crate::harness::{Database, Redis, database, redis};
+use crate::harness::{Database, Redis, TestResult, database, redis};
 use crate::relay_delivery::{Relay, append, append_in, history, payloads};
 
-/// Commits these events at once: one window, of which a step takes a hundred.
-async fn append_together(database: &Database, topic: &Topic, numbers: std::ops::Range<u32>) {
+/// Commits these events in one transaction: one window, of which a step takes a hundred.
+async fn append_together(database: &Database, topic: &Topic, numbers: std::ops::Range<u32>) -> TestResult {
     let mut connection = database.connect().await;
-    let mut tx = connection.begin().await.expect("a transaction");
+    let mut tx = connection.begin().await?;
     for n in numbers {
         append_in(&mut tx, topic, &n.to_string()).await;
     }
-    tx.commit().await.expect("a commit");
+    tx.commit().await?;
+    Ok(())
 }
 
-async fn has_in_order(redis: &Redis, topic: &Topic, count: u32) {
+async fn assert_in_order(redis: &Redis, topic: &Topic, count: u32) {
     let in_order: Vec<String> = (0..count).map(|n| n.to_string()).collect();
     assert_eq!(payloads(&history(redis, topic).await), in_order);
 }
 
 /// A relay that has delivered the first hundred of 250 events and is frozen, and another one of its name.
-async fn frozen_and_other(database: &Database, redis: &Redis, topic: &Topic) -> (Relay, Relay) {
-    append_together(database, topic, 0..250).await;
+async fn frozen_and_other(database: &Database, redis: &Redis, topic: &Topic) -> TestResult<(Relay, Relay)> {
+    append_together(database, topic, 0..250).await?;
     let mut frozen = Relay::new(database, redis, OnPoison::Park).await;
-    let first = frozen.step.step(&mut frozen.publisher).await.expect("a step");
+    let first = frozen.step.step(&mut frozen.publisher).await?;
     assert_eq!(first, Outcome::Delivered { published: 100, parked: 0 });
-    (frozen, Relay::new(database, redis, OnPoison::Park).await)
+    Ok((frozen, Relay::new(database, redis, OnPoison::Park).await))
 }
 
 #[tokio::test]
-async fn what_a_relay_had_read_ahead_is_forgotten_when_another_one_has_moved_the_position() {
+async fn what_a_relay_had_read_ahead_is_forgotten_when_another_one_has_moved_the_position() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("fenced");
     // It has read the next hundred, when the other one delivers all the rest.
-    let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await;
+    let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await?;
     assert_eq!(other.drain().await, (150, 0));
     let fenced = frozen.step.step(&mut frozen.publisher).await;
     assert!(matches!(fenced, Err(StepError::Outbox(Error::Fenced { .. }))), "{fenced:?}");
-    frozen.step.reload().await.expect("a position");
+    frozen.step.reload().await?;
     append(&database, &topic, "250").await;
     assert_eq!(frozen.drain().await, (1, 0));
-    has_in_order(&redis, &topic, 251).await;
+    assert_in_order(&redis, &topic, 251).await;
+    Ok(())
 }
 
 /// A relay that died before it wrote the position leaves the sink beyond it, by events of the open window.
 #[tokio::test]
-async fn a_redis_beyond_the_position_is_in_step_only_where_it_ends_with_an_event_of_the_open_window() {
+async fn a_redis_beyond_the_position_is_in_step_only_where_it_ends_with_an_event_of_the_open_window()
+-> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("beyond");
     let mut ids = Vec::new();
@@ -67,8 +70,8 @@ async fn a_redis_beyond_the_position_is_in_step_only_where_it_ends_with_an_event
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     let mut connection = database.connect().await;
     let opened = checkpoint::open(&mut connection, &redis.relay_name(), relay.step.position()).await;
-    opened.expect("a look").expect("a window");
-    relay.step.reload().await.expect("a position");
+    opened?.ok_or("no window")?;
+    relay.step.reload().await?;
     let stranger = EventId::new_v4().to_string();
     let cases = [
         ("1-2", ids[1].as_str(), true),
@@ -80,8 +83,7 @@ async fn a_redis_beyond_the_position_is_in_step_only_where_it_ends_with_an_event
     ];
     for (id, event, is_in_step) in cases {
         let top = redis.keys().top(&redis.relay_name());
-        let _: () =
-            redis.connect().await.hset_multiple(&top, &[("id", id), ("event", event)]).await.expect("a top");
+        let _: () = redis.connect().await.hset_multiple(&top, &[("id", id), ("event", event)]).await?;
         let found = relay.step.reconcile(&mut relay.publisher).await;
         match found {
             Ok(found) => assert!(is_in_step && found == Reconciled::InStep, "{id} {event}: {found:?}"),
@@ -90,23 +92,25 @@ async fn a_redis_beyond_the_position_is_in_step_only_where_it_ends_with_an_event
         }
     }
     assert_eq!(history(&redis, &topic).await, [], "nothing was published");
+    Ok(())
 }
 
 #[tokio::test]
-async fn what_is_given_again_is_what_the_newest_position_has_delivered() {
+async fn what_is_given_again_is_what_the_newest_position_has_delivered() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("again");
-    let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await;
+    let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await?;
     assert_eq!(other.drain().await, (150, 0));
     let keys =
         [redis.keys().top(&redis.relay_name()), redis.keys().history(&topic), redis.keys().begun(&topic)];
-    let _: () = redis.connect().await.del(&keys).await.expect("Redis forgets");
-    let found = frozen.step.reconcile(&mut frozen.publisher).await.expect("a comparison");
+    let _: () = redis.connect().await.del(&keys).await?;
+    let found = frozen.step.reconcile(&mut frozen.publisher).await?;
     assert_eq!(found, Reconciled::Restored { events: 250, missing: 0 });
-    has_in_order(&redis, &topic, 250).await;
+    assert_in_order(&redis, &topic, 250).await;
+    Ok(())
 }
 
-/// The sink of a relay; before it is asked for the second time how far it has come, another relay goes on.
+/// A sink that lets another relay go on before it answers the second call of `reached`.
 struct Meanwhile<'a> {
     frozen: &'a mut aftercommit::redis::Publisher,
     other: Relay,
@@ -127,8 +131,8 @@ impl Sink for Meanwhile<'_> {
         self.asked += 1;
         if self.asked == 2 {
             self.other.drain().await;
-            // In a window of their own, which the frozen relay's position knows nothing of.
-            append_together(self.more.0, self.more.1, 250..253).await;
+            // In a new window, which the frozen relay does not know.
+            append_together(self.more.0, self.more.1, 250..253).await.expect("three more events");
             self.other.drain().await;
         }
         self.frozen.reached().await
@@ -144,36 +148,37 @@ impl Sink for Meanwhile<'_> {
 }
 
 #[tokio::test]
-async fn another_relay_that_goes_on_during_a_comparison_is_no_sign_that_postgres_went_back() {
+async fn another_relay_that_goes_on_during_a_comparison_is_no_sign_that_postgres_went_back() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("meanwhile");
-    let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await;
-    other.step.step(&mut other.publisher).await.expect("a step");
+    let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await?;
+    other.step.step(&mut other.publisher).await?;
     let Relay { step, publisher } = &mut frozen;
     let mut sink = Meanwhile { frozen: publisher, other, more: (&database, &topic), asked: 0 };
-    let found = step.reconcile(&mut sink).await.expect("a comparison");
+    let found = step.reconcile(&mut sink).await?;
     assert_eq!((found, sink.asked), (Reconciled::InStep, 2));
-    has_in_order(&redis, &topic, 253).await;
+    assert_in_order(&redis, &topic, 253).await;
+    Ok(())
 }
 
-/// As a replica that lagged has it: a part of what one checkpoint says was delivered.
+/// A replica that lagged has a part of the events of one checkpoint.
 #[tokio::test]
-async fn a_redis_that_went_back_into_the_middle_of_a_batch_is_given_the_rest_of_it() {
+async fn a_redis_that_went_back_into_the_middle_of_a_batch_is_given_the_rest_of_it() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("middle");
-    append_together(&database, &topic, 0..100).await;
+    append_together(&database, &topic, 0..100).await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     let mut connection = database.connect().await;
-    read::prepare_session(&mut connection).await.expect("a session");
+    read::prepare_session(&mut connection).await?;
     let opened = checkpoint::open(&mut connection, &redis.relay_name(), relay.step.position()).await;
-    let opened = opened.expect("a look").expect("a window");
+    let opened = opened?.ok_or("no window")?;
     let limit = read::Limit { events: 57, bytes: 1_000_000 };
-    let chunk = read::batch(&mut connection, &redis.relay_name(), &opened, 0, limit).await.expect("a chunk");
-    relay.step.reload().await.expect("a position");
+    let chunk = read::batch(&mut connection, &redis.relay_name(), &opened, 0, limit).await?;
+    relay.step.reload().await?;
     assert_eq!(relay.drain().await, (100, 0));
     let keys =
         [redis.keys().top(&redis.relay_name()), redis.keys().history(&topic), redis.keys().begun(&topic)];
-    let _: () = redis.connect().await.del(&keys).await.expect("Redis forgets");
+    let _: () = redis.connect().await.del(&keys).await?;
     let events: Vec<&Event> = chunk
         .rows
         .iter()
@@ -186,55 +191,57 @@ async fn a_redis_that_went_back_into_the_middle_of_a_batch_is_given_the_rest_of_
         (1..).zip(events).map(|(seq, event)| Delivery { id: StreamId::new(1, seq), event }).collect();
     let (first, through) = (StreamId::new(1, 1), Some(StreamId::new(1, 57)));
     let batch = Batch { mode: PublishMode::Normal, deliveries: &deliveries, first, through, lost: None };
-    relay.publisher.publish(batch).await.expect("what the replica had");
-    let found = relay.step.reconcile(&mut relay.publisher).await.expect("a comparison");
+    relay.publisher.publish(batch).await?;
+    let found = relay.step.reconcile(&mut relay.publisher).await?;
     assert_eq!(found, Reconciled::Restored { events: 43, missing: 0 });
-    has_in_order(&redis, &topic, 100).await;
+    assert_in_order(&redis, &topic, 100).await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_request_through_a_number_is_about_the_events_up_to_it() {
+async fn a_request_through_a_number_is_about_the_events_up_to_it() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("through");
     let key = redis.keys().history(&topic);
-    let _: () = redis.connect().await.set(&key, "of another type").await.expect("a key");
-    append_together(&database, &topic, 0..4).await;
+    let _: () = redis.connect().await.set(&key, "of another type").await?;
+    append_together(&database, &topic, 0..4).await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_eq!(relay.drain().await, (0, 4));
-    let _: () = redis.connect().await.del(&key).await.expect("a deletion");
+    let _: () = redis.connect().await.del(&key).await?;
     let mut connection = database.connect().await;
     let through = Some(StreamId::new(1, 2));
     let name = redis.relay_name();
     let requested = parked::request(&mut connection, &name, &topic, Action::Discard, through).await;
-    assert_eq!(requested.expect("a request"), 2);
-    assert!(relay.step.apply_request(&mut relay.publisher).await.expect("a discard"));
+    assert_eq!(requested?, 2);
+    assert!(relay.step.apply_request(&mut relay.publisher).await?);
     assert_eq!(payloads(&history(&redis, &topic).await), ["2", "3"], "these only waited");
+    Ok(())
 }
 
-/// Which of a batch's numbers its missing rows had is not known: the batch is left out whole.
+/// The numbers of missing rows are unknown: the whole batch is left out.
 #[tokio::test]
-async fn batches_of_which_the_log_has_lost_rows_are_not_given_again_under_numbers_of_others() {
+async fn batches_of_which_the_log_has_lost_rows_are_not_given_again_under_numbers_of_others() -> TestResult {
     let (database, redis) = (database().await, redis().await);
     let topic = redis.topic("rotated");
-    append_together(&database, &topic, 0..250).await;
+    append_together(&database, &topic, 0..250).await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_eq!(relay.drain().await, (250, 0));
     // Of the first and of the last batch.
     sqlx::query("delete from outbox.event where id in (5, 210)")
         .execute(&mut database.connect().await)
-        .await
-        .expect("a deletion");
+        .await?;
     let keys =
         [redis.keys().top(&redis.relay_name()), redis.keys().history(&topic), redis.keys().begun(&topic)];
-    let _: () = redis.connect().await.del(&keys).await.expect("Redis forgets");
-    let found = relay.step.reconcile(&mut relay.publisher).await.expect("a comparison");
+    let _: () = redis.connect().await.del(&keys).await?;
+    let found = relay.step.reconcile(&mut relay.publisher).await?;
     assert_eq!(found, Reconciled::Restored { events: 100, missing: 150 });
     let history = history(&redis, &topic).await;
     let expected = (100..200).map(|n| (format!("1-{}", n + 1), n.to_string()));
     assert!(history.iter().map(|(id, _, payload)| (id.clone(), payload.clone())).eq(expected), "{history:?}");
+    Ok(())
 }
 
-/// A sink whose Redis forgets a topic, and how far the relay has come, before the call that follows so many others.
+/// A sink whose Redis loses a topic and the relay's top after `calls_before` calls.
 struct ForgetsBefore<'a> {
     publisher: &'a mut aftercommit::redis::Publisher,
     redis: &'a Redis,
@@ -271,47 +278,50 @@ impl Sink for ForgetsBefore<'_> {
 }
 
 /// A batch of which the second event is refused.
-async fn partly_refused() -> (Database, Redis, Topic, Topic) {
+async fn partly_refused() -> TestResult<(Database, Redis, Topic, Topic)> {
     let (database, redis) = (database().await, redis().await);
     let (taken, refused) = (redis.topic("taken"), redis.topic("refused"));
     let key = crate::harness::keys::history(&refused);
-    let _: () = redis.connect().await.set(&key, "of another type").await.expect("a key");
+    let _: () = redis.connect().await.set(&key, "of another type").await?;
     let mut connection = database.connect().await;
-    let mut tx = connection.begin().await.expect("a transaction");
+    let mut tx = connection.begin().await?;
     append_in(&mut tx, &taken, "0").await;
     append_in(&mut tx, &refused, "1").await;
-    tx.commit().await.expect("a commit");
-    (database, redis, taken, refused)
+    tx.commit().await?;
+    Ok((database, redis, taken, refused))
 }
 
 #[tokio::test]
-async fn a_redis_that_forgets_a_batch_while_its_refused_event_is_written_down_is_given_the_rest_again() {
-    let (database, redis, taken, _) = partly_refused().await;
+async fn a_redis_that_forgets_a_batch_while_its_refused_event_is_written_down_is_given_the_rest_again()
+-> TestResult {
+    let (database, redis, taken, _) = partly_refused().await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
-    // The batch, and its rest behind the refused event.
+    // One call for the batch, one for its rest behind the refused event.
     let mut sink =
         ForgetsBefore { publisher: &mut relay.publisher, redis: &redis, topic: &taken, calls_before: 2 };
-    let outcome = relay.step.step(&mut sink).await.expect("a step");
+    let outcome = relay.step.step(&mut sink).await?;
     assert_eq!((outcome, sink.calls_before), (Outcome::Delivered { published: 1, parked: 1 }, u32::MAX));
-    has_in_order(&redis, &taken, 1).await;
-    assert_eq!(relay.step.reconcile(&mut relay.publisher).await.expect("a look"), Reconciled::InStep);
+    assert_in_order(&redis, &taken, 1).await;
+    assert_eq!(relay.step.reconcile(&mut relay.publisher).await?, Reconciled::InStep);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_redis_that_forgets_again_in_the_middle_of_a_repair_is_given_everything_again() {
-    let (database, redis, taken, refused) = partly_refused().await;
+async fn a_redis_that_forgets_again_in_the_middle_of_a_repair_is_given_everything_again() -> TestResult {
+    let (database, redis, taken, refused) = partly_refused().await?;
     let key = crate::harness::keys::history(&refused);
     let mut connection = redis.connect().await;
-    let _: () = connection.del(&key).await.expect("a deletion");
+    let _: () = connection.del(&key).await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_eq!(relay.drain().await, (2, 0));
     let keys =
         [redis.keys().top(&redis.relay_name()), redis.keys().history(&taken), redis.keys().begun(&taken)];
-    let _: () = connection.del(&keys).await.expect("Redis forgets");
-    let _: () = connection.set(&key, "of another type").await.expect("a key");
+    let _: () = connection.del(&keys).await?;
+    let _: () = connection.set(&key, "of another type").await?;
     let mut sink =
         ForgetsBefore { publisher: &mut relay.publisher, redis: &redis, topic: &taken, calls_before: 2 };
-    let found = relay.step.reconcile(&mut sink).await.expect("a repair");
+    let found = relay.step.reconcile(&mut sink).await?;
     assert!(matches!(found, Reconciled::Restored { .. }) && sink.calls_before > 2, "{found:?}");
-    has_in_order(&redis, &taken, 1).await;
+    assert_in_order(&redis, &taken, 1).await;
+    Ok(())
 }

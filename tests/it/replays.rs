@@ -1,4 +1,4 @@
-//! Replay: which events, how often, in which order, and what is left when its process dies.
+//! Replays: which events, how often, in which order, and the state after its process died.
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -10,9 +10,10 @@ use aftercommit::ops::browse::Selection;
 use aftercommit::ops::replay;
 
 use crate::commands::{assert_fails, commit, json, stdout};
-use crate::harness::{Running, System, cli, eventually};
+use crate::harness::{Running, System, TestResult, cli, eventually};
 
-/// A system whose relay has delivered this many events of each of two topics, `A` of the first and `B` of the second.
+/// A system whose relay has delivered this many events of each of two topics, `A` of the first and `B` of the
+/// second.
 async fn delivered(each: u64) -> (System, [Topic; 2], PgConnection) {
     let system = System::new().await;
     let topics = [system.redis.topic("one"), system.redis.topic("two")];
@@ -21,7 +22,7 @@ async fn delivered(each: u64) -> (System, [Topic; 2], PgConnection) {
         commit(&system, topic, kind, each).await;
     }
     let mut connection = system.database.connect().await;
-    all_delivered(&mut connection).await;
+    wait_until_all_delivered(&mut connection).await;
     assert_eq!(relay.terminate().await, 0);
     (system, topics, connection)
 }
@@ -30,7 +31,7 @@ async fn number(connection: &mut PgConnection, sql: &str) -> i64 {
     sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(connection).await.expect("a number")
 }
 
-async fn all_delivered(connection: &mut PgConnection) {
+async fn wait_until_all_delivered(connection: &mut PgConnection) {
     eventually("all is delivered", async || {
         let pending = "select count(*) from outbox.event_status where state <> 'delivered' or relay is null";
         (number(connection, pending).await == 0).then_some(())
@@ -67,16 +68,16 @@ async fn standing(system: &System) -> Value {
 }
 
 #[tokio::test]
-async fn a_replay_repeats_originals_and_copies_only_where_they_are_asked_for() {
+async fn a_replay_repeats_originals_and_copies_only_where_they_are_asked_for() -> TestResult {
     let (system, _, mut connection) = delivered(2).await;
     let forged = r#"select outbox.append('forged', 'A', '1', '{"replay":{"row":1,"replay":1}}')"#;
-    sqlx::query(forged).execute(&mut connection).await.expect("an original with a header of its own");
+    sqlx::query(forged).execute(&mut connection).await?;
     let _relay = system.start("relay").await;
-    all_delivered(&mut connection).await;
+    wait_until_all_delivered(&mut connection).await;
     let replays = async |more: &[&str]| {
         let output = cli(system.settings(), &[&ALL[..], more].concat()).await;
         assert_eq!(output.status.code(), Some(0), "{output:?}");
-        all_delivered(&mut system.database.connect().await).await;
+        wait_until_all_delivered(&mut system.database.connect().await).await;
         stdout(&output)
     };
     assert_eq!(replays(&[]).await, "5 events replayed (replay 1)\n");
@@ -84,13 +85,13 @@ async fn a_replay_repeats_originals_and_copies_only_where_they_are_asked_for() {
     assert_eq!(replays(&["--include-replays"]).await, "15 events replayed (replay 3)\n");
     let event: Uuid = sqlx::query_scalar("select event_id from outbox.event where id = 1")
         .fetch_one(&mut connection)
-        .await
-        .expect("an event");
+        .await?;
     let one = json(&system, &["replay", "--event", &event.to_string(), "--dry-run"]).await;
     assert_eq!(one["events"], 1, "{one}");
     let last = number(&mut connection, "select max(id) from outbox.event").await.to_string();
     let named = json(&system, &["replay", "--row", &last, "--dry-run"]).await;
     assert_eq!(named["events"], 1, "a row that is named is asked for: {named}");
+    Ok(())
 }
 
 const ALL: [&str; 5] = ["replay", "--all", "--yes", "--reason", "a test"];
@@ -121,26 +122,23 @@ async fn a_replay_killed_again_and_again_repeats_each_event_once_and_in_order() 
     assert_fails(system.settings(), &["replay", "--resume", "9"], 1, "no replay 9").await;
 
     let _relay = system.start("relay").await;
-    all_delivered(&mut connection).await;
+    wait_until_all_delivered(&mut connection).await;
 }
 
 #[tokio::test]
-async fn a_replay_killed_between_its_copies_and_its_progress_leaves_neither() {
+async fn a_replay_killed_between_its_copies_and_its_progress_leaves_neither() -> TestResult {
     let (system, _, mut connection) = delivered(20).await;
     let rows = originals(&mut connection).await;
     let running = Running::start(system.settings(), &[&ALL[..], &["--rate", "10"]].concat());
     eventually("it has begun", async || (copied(&mut connection, 1).await > 0).then_some(())).await;
     let mut other = system.database.connect().await;
     // While this lock is held, a batch can append its copies and not write down its progress.
-    let mut barrier = other.begin().await.expect("a transaction");
-    sqlx::query("select from outbox.replay where id = 1 for update")
-        .execute(&mut *barrier)
-        .await
-        .expect("a lock");
+    let mut barrier = other.begin().await?;
+    sqlx::query("select from outbox.replay where id = 1 for update").execute(&mut *barrier).await?;
     eventually("a batch waits", async || is_waiting(&mut connection, "with examined").await.then_some(()))
         .await;
     running.kill().await;
-    barrier.rollback().await.expect("an end");
+    barrier.rollback().await?;
     eventually("its death is seen", async || (standing(&system).await == "interrupted").then_some(())).await;
     let so_far = copied(&mut connection, 1).await;
     assert_eq!(repeated(&mut connection, 1).await.len() as i64, so_far);
@@ -148,10 +146,11 @@ async fn a_replay_killed_between_its_copies_and_its_progress_leaves_neither() {
     let done = json(&system, &["replay", "--resume", "1"]).await;
     assert_eq!((&done["events"], &done["missing"]), (&40.into(), &0.into()), "{done}");
     assert_eq!(repeated(&mut connection, 1).await, rows);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_replay_stopped_by_ctrl_c_says_how_to_go_on_and_nobody_else_can_take_a_running_one() {
+async fn a_replay_stopped_by_ctrl_c_says_how_to_go_on_and_nobody_else_can_take_a_running_one() -> TestResult {
     let (system, _, mut connection) = delivered(50).await;
     let running = Running::start(system.settings(), &[&ALL[..], &["--rate", "20"]].concat());
     eventually("it has begun", async || (copied(&mut connection, 1).await > 0).then_some(())).await;
@@ -160,7 +159,7 @@ async fn a_replay_stopped_by_ctrl_c_says_how_to_go_on_and_nobody_else_can_take_a
     running.interrupt().await;
     let output = running.end().await;
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let said = String::from_utf8(output.stderr).expect("UTF-8");
+    let said = String::from_utf8(output.stderr)?;
     assert!(said.contains("of 100: go on with `aftercommit replay --resume 1`"), "{said}");
     json(&system, &["replay", "--resume", "1"]).await;
     assert_eq!(repeated(&mut connection, 1).await, originals(&mut connection).await);
@@ -172,6 +171,7 @@ async fn a_replay_stopped_by_ctrl_c_says_how_to_go_on_and_nobody_else_can_take_a
         "{audit}"
     );
     assert_eq!(audit[0]["action"], "resume replay", "{audit}");
+    Ok(())
 }
 
 #[tokio::test]
@@ -189,23 +189,21 @@ async fn a_dry_run_counts_and_shows_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_selection_is_by_identity_row_topic_type_and_time_and_only_of_what_was_delivered() {
+async fn a_selection_is_by_identity_row_topic_type_and_time_and_only_of_what_was_delivered() -> TestResult {
     let (system, topics, mut connection) = delivered(5).await;
     let relay = system.redis.relay_name();
     let rows = originals(&mut connection).await;
     let event: Uuid = sqlx::query_scalar("select event_id from outbox.event where id = $1")
         .bind(rows[2])
         .fetch_one(&mut connection)
-        .await
-        .expect("an event");
+        .await?;
     let times: Vec<chrono::DateTime<chrono::Utc>> =
         sqlx::query_scalar("select distinct created_at from outbox.event order by 1")
             .fetch_all(&mut connection)
-            .await
-            .expect("two times");
+            .await?;
     // Appended since, and so not delivered: never part of a replay.
     commit(&system, &topics[0], "A", 3).await;
-    read::prepare_session(&mut connection).await.expect("a session");
+    read::prepare_session(&mut connection).await?;
     let all = Selection::default();
     let of_topic = Selection { topic: Some(topics[0].to_string()), ..all.clone() };
     for (selection, expected) in [
@@ -218,52 +216,50 @@ async fn a_selection_is_by_identity_row_topic_type_and_time_and_only_of_what_was
         (Selection { since: Some(times[1]), ..all.clone() }, &rows[5..]),
         (Selection { until: Some(times[1]), ..all.clone() }, &rows[..5]),
     ] {
-        let plan = replay::plan(&mut connection, &relay, &selection).await.expect("a plan");
-        let sample = replay::sample(&mut connection, &plan, 100).await.expect("a sample");
+        let plan = replay::plan(&mut connection, &relay, &selection).await?;
+        let sample = replay::sample(&mut connection, &plan, 100).await?;
         let ids: Vec<i64> = sample.iter().map(|event| event.id).collect();
         assert_eq!((ids.as_slice(), plan.events), (expected, expected.len() as u64), "{selection:?}");
     }
-    let nobody = replay::plan(&mut connection, "nobody", &all).await.expect("a plan");
+    let nobody = replay::plan(&mut connection, "nobody", &all).await?;
     assert_eq!(nobody.events, 0);
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_event_that_was_committed_late_and_not_delivered_yet_is_no_part_of_a_replay() {
+async fn an_event_that_was_committed_late_and_not_delivered_yet_is_no_part_of_a_replay() -> TestResult {
     let system = System::new().await;
     let topic = system.redis.topic("late");
     let mut writer = system.database.connect().await;
-    let mut late = writer.begin().await.expect("a transaction");
-    sqlx::query("select outbox.append($1, 'LATE', '1')")
-        .bind(topic.as_str())
-        .execute(&mut *late)
-        .await
-        .expect("an append");
+    let mut late = writer.begin().await?;
+    sqlx::query("select outbox.append($1, 'LATE', '1')").bind(topic.as_str()).execute(&mut *late).await?;
     let relay = system.start("relay").await;
     commit(&system, &topic, "A", 3).await;
     let mut connection = system.database.connect().await;
-    all_delivered(&mut connection).await;
+    wait_until_all_delivered(&mut connection).await;
     assert_eq!(relay.terminate().await, 0);
     // Its row comes before those that have been delivered.
-    late.commit().await.expect("a commit");
+    late.commit().await?;
     let (relay, all) = (system.redis.relay_name(), Selection::default());
-    let plan = replay::plan(&mut connection, &relay, &all).await.expect("a plan");
+    let plan = replay::plan(&mut connection, &relay, &all).await?;
     assert_eq!(plan.events, 3);
     let waits = "select count(*) from outbox.event_status where state = 'pending' and id = 1";
     assert_eq!(number(&mut connection, waits).await, 1);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_rate_is_never_exceeded() {
+async fn a_rate_is_never_exceeded() -> TestResult {
     let (system, _, mut connection) = delivered(150).await;
     json(&system, &[&ALL[..], &["--rate", "200"]].concat()).await;
     let took: f64 = sqlx::query_scalar(
         "select extract(epoch from moved_at - started_at)::float8 from outbox.replay where finished",
     )
     .fetch_one(&mut connection)
-    .await
-    .expect("a time");
+    .await?;
     // The last batch is not waited for.
     assert!(took >= 1.2, "300 events at 200/s took {took} s");
+    Ok(())
 }
 
 #[tokio::test]
@@ -288,28 +284,26 @@ async fn a_replay_of_everything_ends_although_events_keep_coming_and_although_an
     for replay in [1, 2] {
         assert_eq!(repeated(&mut connection, replay).await, rows);
     }
-    all_delivered(&mut connection).await;
+    wait_until_all_delivered(&mut connection).await;
     assert_eq!(relay.terminate().await, 0);
 }
 
 #[tokio::test]
-async fn events_that_left_the_log_before_their_turn_are_counted() {
+async fn events_that_left_the_log_before_their_turn_are_counted() -> TestResult {
     let (system, _, mut connection) = delivered(20).await;
     let running = Running::start(system.settings(), &[&ALL[..], &["--rate", "8"]].concat());
     eventually("it has begun", async || (copied(&mut connection, 1).await > 0).then_some(())).await;
     running.kill().await;
     eventually("its death is seen", async || (standing(&system).await == "interrupted").then_some(())).await;
-    // As a rotation does, which takes a day.
-    sqlx::query("delete from outbox.event where headers is null")
-        .execute(&mut connection)
-        .await
-        .expect("gone");
+    // As a rotation does after a day.
+    sqlx::query("delete from outbox.event where headers is null").execute(&mut connection).await?;
     let output = cli(system.settings(), &["replay", "--resume", "1"]).await;
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let copied = copied(&mut connection, 1).await;
-    let said = String::from_utf8(output.stderr).expect("UTF-8");
+    let said = String::from_utf8(output.stderr)?;
     let expected = format!("{} selected events had left the log", 40 - copied);
     assert!(copied < 40 && said.contains(&expected), "{said}");
+    Ok(())
 }
 
 /// Whether a session waits for a lock in a statement with this in it.

@@ -1,4 +1,4 @@
-//! What rotation must not empty, rule by rule, with slots of an hour, so that nothing depends on when a test runs.
+//! The rules of rotation one by one, with slots of an hour, so that no test depends on the time of day.
 
 use std::time::Duration;
 
@@ -8,20 +8,21 @@ use aftercommit::outbox::schema::set_rotation;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::append_door::execute;
-use crate::harness::{Database, database, eventually};
+use crate::harness::{Database, TestResult, database, eventually};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// A log whose slots take rows for an hour each.
-async fn log() -> (Database, PgConnection) {
+async fn log() -> TestResult<(Database, PgConnection)> {
     let database = database().await;
     let mut admin = database.connect().await;
-    read::prepare_session(&mut admin).await.expect("a session");
-    set_rotation(&mut admin, 3600).await.expect("a rotation");
-    (database, admin)
+    read::prepare_session(&mut admin).await?;
+    set_rotation(&mut admin, 3600).await?;
+    Ok((database, admin))
 }
 
-/// Inserts a row that is two hours old, into the slot of a time so many hours from now; returns the slot's table.
+/// Inserts a row that is two hours old, into the slot of a time so many hours from now; returns the slot's
+/// table.
 async fn insert(connection: &mut PgConnection, hours: i32) -> String {
     let sql = format!(
         "insert into outbox.event (slot, topic, type, payload, created_at)
@@ -31,7 +32,7 @@ async fn insert(connection: &mut PgConnection, hours: i32) -> String {
     sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(connection).await.expect("a row")
 }
 
-/// Has the relay deliver what it sees.
+/// Delivers all visible events as the relay does.
 async fn deliver(admin: &mut PgConnection) -> Position {
     let from = checkpoint::load_or_begin(admin, "main").await.expect("a position");
     let opened = match from.window {
@@ -57,8 +58,8 @@ async fn rows_in(admin: &mut PgConnection, table: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn the_slot_that_takes_rows_and_the_next_one_stay_also_where_what_they_hold_is_old() {
-    let (_database, mut admin) = log().await;
+async fn the_slot_that_takes_rows_and_the_next_one_stay_also_where_what_they_hold_is_old() -> TestResult {
+    let (_database, mut admin) = log().await?;
     for hours in [0, 1] {
         insert(&mut admin, hours).await;
     }
@@ -66,26 +67,28 @@ async fn the_slot_that_takes_rows_and_the_next_one_stay_also_where_what_they_hol
     deliver(&mut admin).await;
     let rotation = rotate_now(&mut admin, Duration::ZERO).await;
     assert_eq!((rotation.emptied, rotation.blocked), (vec![third], Vec::new()));
+    Ok(())
 }
 
 #[tokio::test]
-async fn what_no_relay_has_ever_read_stays() {
-    let (_database, mut admin) = log().await;
+async fn what_no_relay_has_ever_read_stays() -> TestResult {
+    let (_database, mut admin) = log().await?;
     let table = insert(&mut admin, 3).await;
     let rotation = rotate_now(&mut admin, Duration::ZERO).await;
     assert_eq!(rotation.emptied, Vec::<String>::new());
     assert!(rotation.blocked[0].by.contains("no relay has ever delivered"), "{rotation:?}");
     assert_eq!(rows_in(&mut admin, &table).await, 1);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_row_that_was_committed_late_stays_until_it_is_delivered() {
-    let (database, mut admin) = log().await;
+async fn a_row_that_was_committed_late_stays_until_it_is_delivered() -> TestResult {
+    let (database, mut admin) = log().await?;
     let mut late = database.connect().await;
     execute(&mut late, "begin").await;
     let table = insert(&mut late, 3).await;
     insert(&mut admin, 0).await;
-    // Behind the late row's id, without having seen it.
+    // The position passes the late row's id without having seen the row.
     deliver(&mut admin).await;
     execute(&mut late, "commit").await;
     let rotation = rotate_now(&mut admin, Duration::ZERO).await;
@@ -93,6 +96,7 @@ async fn a_row_that_was_committed_late_stays_until_it_is_delivered() {
     assert!(rotation.blocked[0].by.contains("relay main has not delivered"), "{rotation:?}");
     deliver(&mut admin).await;
     assert_eq!(rotate_now(&mut admin, Duration::ZERO).await.emptied, [table]);
+    Ok(())
 }
 
 /// Commits once a rotation waits for the lock of this table, and returns what the rotation did.
@@ -113,8 +117,8 @@ async fn commit_when_awaited(database: &Database, writer: &mut PgConnection, tab
 }
 
 #[tokio::test]
-async fn what_is_committed_while_a_rotation_waits_for_its_lock_stays() {
-    let (database, mut admin) = log().await;
+async fn what_is_committed_while_a_rotation_waits_for_its_lock_stays() -> TestResult {
+    let (database, mut admin) = log().await?;
     let mut writer = database.connect().await;
     eventually("a rotation has the lock right behind the commit", async || {
         let table = insert(&mut admin, 3).await;
@@ -124,12 +128,13 @@ async fn what_is_committed_while_a_rotation_waits_for_its_lock_stays() {
         let rotation = commit_when_awaited(&database, &mut writer, &table).await;
         assert_eq!(rotation.emptied, Vec::<String>::new());
         assert!(rows_in(&mut admin, &table).await >= 2);
-        // Where the commit was too late, the holder of the lock is named instead.
+        // If the commit came too late, the reason names the holder of the lock.
         let has_looked_again = rotation.blocked[0].by.contains("relay main has not delivered");
         deliver(&mut admin).await;
         has_looked_again.then_some(())
     })
     .await;
+    Ok(())
 }
 
 /// Inserts an older row of the relay's, from two hours ago, into a slot of positions.
@@ -145,9 +150,9 @@ async fn insert_position(connection: &mut PgConnection, n: i64, slot: i16) {
 }
 
 #[tokio::test]
-async fn positions_go_when_they_are_older_than_the_retention_and_than_every_event() {
-    let (_database, mut admin) = log().await;
-    checkpoint::load_or_begin(&mut admin, "main").await.expect("a position");
+async fn positions_go_when_they_are_older_than_the_retention_and_than_every_event() -> TestResult {
+    let (_database, mut admin) = log().await?;
+    checkpoint::load_or_begin(&mut admin, "main").await?;
     insert_position(&mut admin, -5, 7).await;
     assert_eq!(rotate_now(&mut admin, 3 * HOUR).await.emptied, Vec::<String>::new(), "it is younger");
     insert(&mut admin, 0).await;
@@ -156,12 +161,13 @@ async fn positions_go_when_they_are_older_than_the_retention_and_than_every_even
     assert_eq!(rotate_now(&mut admin, HOUR).await.emptied, Vec::<String>::new(), "an event is older");
     execute(&mut admin, "update outbox.event set created_at = now() - interval '1 hour'").await;
     assert_eq!(rotate_now(&mut admin, HOUR).await.emptied, ["checkpoint_7"]);
+    Ok(())
 }
 
 #[tokio::test]
-async fn the_slot_of_a_position_and_the_one_of_the_row_behind_it_stay_however_old() {
-    let (_database, mut admin) = log().await;
-    let position = checkpoint::load_or_begin(&mut admin, "main").await.expect("a position");
+async fn the_slot_of_a_position_and_the_one_of_the_row_behind_it_stay_however_old() -> TestResult {
+    let (_database, mut admin) = log().await?;
+    let position = checkpoint::load_or_begin(&mut admin, "main").await?;
     insert_position(&mut admin, -5, 9).await;
     execute(
         &mut admin,
@@ -169,16 +175,17 @@ async fn the_slot_of_a_position_and_the_one_of_the_row_behind_it_stay_however_ol
     )
     .await;
     assert_eq!(rotate_now(&mut admin, Duration::ZERO).await.emptied, Vec::<String>::new());
-    let found = checkpoint::newest(&mut admin, "main").await.expect("a look").expect("a position");
+    let found = checkpoint::newest(&mut admin, "main").await?.ok_or("no position")?;
     assert_eq!(found.n, position.n);
     execute(&mut admin, "update outbox.checkpoint set next_slot = 0").await;
     assert_eq!(rotate_now(&mut admin, Duration::ZERO).await.emptied, ["checkpoint_9"]);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_position_that_is_committed_while_a_rotation_waits_for_its_lock_stays() {
-    let (database, mut admin) = log().await;
-    checkpoint::load_or_begin(&mut admin, "main").await.expect("a position");
+async fn a_position_that_is_committed_while_a_rotation_waits_for_its_lock_stays() -> TestResult {
+    let (database, mut admin) = log().await?;
+    checkpoint::load_or_begin(&mut admin, "main").await?;
     let mut writer = database.connect().await;
     for n in 1..=5 {
         execute(&mut admin, "delete from outbox.checkpoint where slot = 7").await;
@@ -189,21 +196,23 @@ async fn a_position_that_is_committed_while_a_rotation_waits_for_its_lock_stays(
         assert_eq!(rotation.emptied, Vec::<String>::new());
         assert_eq!(rows_in(&mut admin, "checkpoint_7").await, 2, "attempt {n}");
     }
+    Ok(())
 }
 
 #[tokio::test]
-async fn the_slot_of_the_next_positions_is_an_empty_one_and_the_same_where_none_is() {
-    let (_database, mut admin) = log().await;
-    checkpoint::load_or_begin(&mut admin, "main").await.expect("a position");
+async fn the_slot_of_the_next_positions_is_an_empty_one_and_the_same_where_none_is() -> TestResult {
+    let (_database, mut admin) = log().await?;
+    checkpoint::load_or_begin(&mut admin, "main").await?;
     let after = "select outbox.slot_after(0::smallint, now() - interval '2 hours')";
     for slot in 1..=16 {
-        let next: i16 = sqlx::query_scalar(after).fetch_one(&mut admin).await.expect("a slot");
+        let next: i16 = sqlx::query_scalar(after).fetch_one(&mut admin).await?;
         assert_eq!(next, slot % 16);
         if slot < 16 {
             insert_position(&mut admin, -i64::from(slot), slot).await;
         }
     }
     let fresh = "select outbox.slot_after(5::smallint, now())";
-    let next: i16 = sqlx::query_scalar(fresh).fetch_one(&mut admin).await.expect("a slot");
+    let next: i16 = sqlx::query_scalar(fresh).fetch_one(&mut admin).await?;
     assert_eq!(next, 5, "it has taken rows for less than a rotation");
+    Ok(())
 }

@@ -1,10 +1,10 @@
-//! Where nothing is delivered, nothing is green.
+//! Without deliveries, no check is green.
 
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::commands::{commit, json, stdout};
-use crate::harness::{Client, System, cli, eventually};
+use crate::harness::{Client, System, TestResult, cli, eventually, items_of, str_of};
 
 /// What doctor finds under `deliveries`, as (verdict, evidence); its exit code fits its findings.
 async fn deliveries(system: &System) -> Vec<(String, String)> {
@@ -12,7 +12,7 @@ async fn deliveries(system: &System) -> Vec<(String, String)> {
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
     let is_wrong = findings.iter().any(|finding| finding["verdict"] == "wrong");
     assert_eq!(output.status.code(), Some(i32::from(is_wrong)), "{output:?}");
-    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let text = |value: &Value| str_of(value).to_owned();
     let found = findings.iter().filter(|finding| finding["check"] == "deliveries");
     found.map(|finding| (text(&finding["verdict"]), text(&finding["evidence"]))).collect()
 }
@@ -56,7 +56,7 @@ async fn a_relay_that_was_stopped_is_wrong_and_so_is_one_of_another_name() {
     let status = json(&system, &["status"]).await;
     assert_eq!(status["relays"][0]["verdict"], "noLeader", "{status}");
 
-    // One that is configured and has never run, beside one that has.
+    // A configured relay that has never run, beside one that has.
     let other = format!("{}-other", system.redis.relay_name());
     system.set_again("AFTERCOMMIT_RELAY_NAME", &other);
     let found = deliveries(&system).await;
@@ -66,7 +66,7 @@ async fn a_relay_that_was_stopped_is_wrong_and_so_is_one_of_another_name() {
 }
 
 #[tokio::test]
-async fn an_sse_server_without_room_says_so_wherever_it_is_asked() {
+async fn an_sse_server_without_room_says_so_wherever_it_is_asked() -> TestResult {
     let mut system = System::new().await.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS", "1");
     let sse = system.start("sse").await;
     let url = sse.url("/api/upload/sessions/notifications/stream");
@@ -74,15 +74,16 @@ async fn an_sse_server_without_room_says_so_wherever_it_is_asked() {
     let before = screen(&system).await;
     assert!(!before.contains("FULL"), "{before}");
     let _client = Client::open(&url, &system.token(Uuid::new_v4())).await;
-    let ready = system.http().get(sse.url("/readyz")).send().await.expect("an answer");
+    let ready = system.http().get(sse.url("/readyz")).send().await?;
     assert_eq!(ready.status().as_u16(), 200, "it serves those whom it has");
-    let ready: Value = ready.json().await.expect("JSON");
-    let checks = ready["checks"].as_array().expect("checks");
-    let full = checks.iter().find(|check| check["name"] == "connections").expect("a check");
+    let ready: Value = ready.json().await?;
+    let checks = items_of(&ready["checks"]);
+    let full = checks.iter().find(|check| check["name"] == "connections").ok_or("no check")?;
     assert_eq!((&full["ok"], &full["warning"]), (&true.into(), &true.into()), "{full}");
     let shown = screen(&system).await;
     assert!(shown.contains("FULL, 1 of 1 stream: new clients are told to come back later"), "{shown}");
     let doctor = stdout(&cli(system.settings(), &["doctor"]).await);
-    let line = doctor.lines().find(|line| line.contains("port of sse")).expect("a line");
+    let line = doctor.lines().find(|line| line.contains("port of sse")).ok_or("no line")?;
     assert!(line.starts_with("WARNING") && line.contains("FULL"), "{line}");
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Who gets a stream: by token, cookie or ticket, by claim, and from which sites.
+//! Access to streams: by token, cookie or ticket, by claim, and by site.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::event::Topic;
 use aftercommit::outbox;
 
-use crate::harness::{Client, Process, System};
+use crate::harness::{Client, Process, System, TestResult, new_event, str_of};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const NOTIFICATIONS: &str = "/api/upload/sessions/notifications/stream";
@@ -48,16 +48,16 @@ impl Door {
         self.get(path, Some(("authorization", &format!("Bearer {token}")))).await.status()
     }
 
-    async fn ask_for_ticket(&self, topic: &str, token: &str) -> Response {
+    async fn ask_for_ticket(&self, topic: &str, token: &str) -> TestResult<Response> {
         let request = self.system.http().post(self.sse.url("/api/stream-tickets")).bearer_auth(token);
-        request.json(&json!({ "topic": topic })).send().await.expect("an answer")
+        Ok(request.json(&json!({ "topic": topic })).send().await?)
     }
 
-    async fn ticket(&self, topic: &str, token: &str) -> String {
-        let response = self.ask_for_ticket(topic, token).await;
+    async fn ticket(&self, topic: &str, token: &str) -> TestResult<String> {
+        let response = self.ask_for_ticket(topic, token).await?;
         assert_eq!(response.status(), StatusCode::CREATED);
-        let body: Value = response.json().await.expect("JSON");
-        body["ticket"].as_str().expect("a text").to_owned()
+        let body: Value = response.json().await?;
+        Ok(str_of(&body["ticket"]).to_owned())
     }
 
     fn notifications(&self) -> String {
@@ -66,15 +66,14 @@ impl Door {
 }
 
 #[tokio::test]
-async fn any_topic_that_the_tokens_claim_allows_can_be_listened_to_and_no_other() {
+async fn any_topic_that_the_tokens_claim_allows_can_be_listened_to_and_no_other() -> TestResult {
     let door = Door::new().await;
     let _relay = door.system.start("relay").await;
     let token = door.token(&["orders:*", "news"]);
     let client = Client::open(&door.sse.url("/streams/orders:7"), &token).await;
-    let (topic, kind) = (Topic::new("orders:7").expect("a topic"), EventType::new("PAID").expect("a type"));
-    let event = NewEvent::new(topic, kind, &1).expect("an event");
-    outbox::append(&mut door.system.database.connect().await, &event).await.expect("an append");
-    let events = client.events(1).await;
+    let event = new_event(&Topic::new("orders:7")?, "PAID", &1);
+    outbox::append(&mut door.system.database.connect().await, &event).await?;
+    let events = client.wait_for_events(1).await;
     assert_eq!((events[0].event.as_str(), events[0].data.as_str()), ("PAID", "1"));
 
     assert_eq!(door.with_token("/streams/news", &token).await, StatusCode::OK);
@@ -84,10 +83,11 @@ async fn any_topic_that_the_tokens_claim_allows_can_be_listened_to_and_no_other(
     assert_eq!(door.with_token("/streams/orders:7", &door.token(&[])).await, StatusCode::FORBIDDEN);
     assert_eq!(door.with_token("/streams/not%20a%20topic", &token).await, StatusCode::BAD_REQUEST);
     assert_eq!(door.get("/streams/news", None).await.status(), StatusCode::UNAUTHORIZED);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_cookie_opens_streams_and_commands_do_not_take_it() {
+async fn a_cookie_opens_streams_and_commands_do_not_take_it() -> TestResult {
     let door = Door::new().await;
     let api = door.system.start("api").await;
     let cookie = format!("theme=dark; aftercommit_token={}", door.token(&[]));
@@ -95,15 +95,16 @@ async fn a_cookie_opens_streams_and_commands_do_not_take_it() {
     let other = format!("other_token={}", door.token(&[]));
     assert_eq!(door.get(NOTIFICATIONS, Some(("cookie", &other))).await.status(), StatusCode::UNAUTHORIZED);
     let request = door.system.http().post(api.url("/api/upload/sessions")).header("cookie", cookie);
-    let response = request.json(&json!({ "totalPhotos": 1 })).send().await.expect("an answer");
+    let response = request.json(&json!({ "totalPhotos": 1 })).send().await?;
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_ticket_opens_its_users_stream_of_its_topic_again_and_again_and_nothing_else() {
+async fn a_ticket_opens_its_users_stream_of_its_topic_again_and_again_and_nothing_else() -> TestResult {
     let door = Door::new().await;
     let token = door.token(&["orders:*"]);
-    let ticket = door.ticket(&door.notifications(), &token).await;
+    let ticket = door.ticket(&door.notifications(), &token).await?;
     let path = format!("{NOTIFICATIONS}?ticket={ticket}");
     for _ in 0..2 {
         assert_eq!(door.get(&path, None).await.status(), StatusCode::OK);
@@ -115,21 +116,22 @@ async fn a_ticket_opens_its_users_stream_of_its_topic_again_and_again_and_nothin
     let token_as_ticket = door.get(&format!("{NOTIFICATIONS}?ticket={token}"), None).await;
     assert_eq!(token_as_ticket.status(), StatusCode::UNAUTHORIZED);
     let more = door.system.http().post(door.sse.url(&format!("/api/stream-tickets?ticket={ticket}")));
-    let more = more.json(&json!({ "topic": "orders:7" })).send().await.expect("an answer");
+    let more = more.json(&json!({ "topic": "orders:7" })).send().await?;
     assert_eq!(more.status(), StatusCode::FORBIDDEN, "a ticket makes no tickets");
 
-    let orders = door.ticket("orders:7", &token).await;
+    let orders = door.ticket("orders:7", &token).await?;
     assert_eq!(door.get(&format!("/streams/orders:7?ticket={orders}"), None).await.status(), StatusCode::OK);
-    let not_allowed = door.ticket("secrets", &token).await;
+    let not_allowed = door.ticket("secrets", &token).await?;
     let refused = door.get(&format!("/streams/secrets?ticket={not_allowed}"), None).await;
     assert_eq!(refused.status(), StatusCode::FORBIDDEN, "the claim did not allow it");
-    assert_eq!(door.ask_for_ticket("not a topic", &token).await.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(door.ask_for_ticket("not a topic", &token).await?.status(), StatusCode::BAD_REQUEST);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_ticket_that_has_expired_opens_nothing() {
+async fn a_ticket_that_has_expired_opens_nothing() -> TestResult {
     let door = Door::with(System::new().await.set("AFTERCOMMIT_JWT_TICKET_SECONDS", "0")).await;
-    let ticket = door.ticket(&door.notifications(), &door.token(&[])).await;
+    let ticket = door.ticket(&door.notifications(), &door.token(&[])).await?;
     // Its last second is the one in which it was made.
     let mut status = StatusCode::OK;
     crate::harness::eventually("the ticket is refused", async || {
@@ -138,29 +140,32 @@ async fn a_ticket_that_has_expired_opens_nothing() {
     })
     .await;
     assert_eq!(status, StatusCode::UNAUTHORIZED);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_stream_that_a_ticket_opened_ends_when_the_token_behind_it_does() {
+async fn a_stream_that_a_ticket_opened_ends_when_the_token_behind_it_does() -> TestResult {
     let door = Door::new().await;
     let token = door.system.token_for(door.user, Duration::from_secs(2));
-    let ticket = door.ticket(&door.notifications(), &token).await;
+    let ticket = door.ticket(&door.notifications(), &token).await?;
     let response = door.get(&format!("{NOTIFICATIONS}?ticket={ticket}"), None).await;
-    let text = tokio::time::timeout(crate::harness::LIMIT, response.text()).await.expect("it ends");
-    assert!(text.expect("text").ends_with("event: token_expired\ndata: {\"reason\":\"token_expired\"}\n\n"));
+    let text = tokio::time::timeout(crate::harness::LIMIT, response.text()).await?;
+    assert!(text?.ends_with("event: token_expired\ndata: {\"reason\":\"token_expired\"}\n\n"));
+    Ok(())
 }
 
 #[tokio::test]
-async fn neither_tickets_nor_tokens_are_logged() {
+async fn neither_tickets_nor_tokens_are_logged() -> TestResult {
     let door = Door::with(System::new().await.set("AFTERCOMMIT_LOG_LEVEL", "trace")).await;
     let token = door.token(&[]);
-    let ticket = door.ticket(&door.notifications(), &token).await;
+    let ticket = door.ticket(&door.notifications(), &token).await?;
     assert_eq!(door.get(&format!("{NOTIFICATIONS}?ticket={ticket}"), None).await.status(), StatusCode::OK);
     let log = door.sse.log();
     assert!(log.contains("sse listens"), "{log}");
     for secret in [&token, &ticket] {
-        assert!(!log.contains(secret.rsplit('.').next().expect("a signature")), "{log}");
+        assert!(!log.contains(secret.rsplit('.').next().ok_or("no signature")?), "{log}");
     }
+    Ok(())
 }
 
 #[tokio::test]

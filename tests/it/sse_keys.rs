@@ -1,4 +1,5 @@
-//! Whose signature a token must carry: by key file, and by the issuer's list of keys (JWKS) while it turns, floods and fails.
+//! Verification of tokens: by key file, and by the issuer's list of keys (JWKS) during rotation, floods and
+//! failures.
 //!
 //! The keys in `keys/` are the tests' own and sign nothing else.
 
@@ -14,7 +15,9 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
-use crate::harness::{Browser, LIMIT, Process, System, cli, eventually, metric_of, refusal_of};
+use crate::harness::{
+    Browser, LIMIT, Process, System, TestResult, cli, eventually, metric_of, refusal_of, str_of,
+};
 
 const NOTIFICATIONS: &str = "/api/upload/sessions/notifications/stream";
 
@@ -112,11 +115,11 @@ impl Issuer {
     }
 }
 
-/// What becomes of a request for a stream.
+/// The outcome of a request for a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
     Opened,
-    /// As EventSource takes it: with status 200, and without a verdict.
+    /// A `refused` event with status 200, so that EventSource reconnects.
     ToComeBack,
     Refused(StatusCode),
 }
@@ -143,7 +146,7 @@ async fn open_with(http: &reqwest::Client, sse: &Process, path: &str, token: &st
 }
 
 /// Waits until the token gets this answer.
-async fn gets(sse: &Process, token: &str, told: Told) {
+async fn wait_until_token_gets(sse: &Process, token: &str, told: Told) {
     eventually(&format!("a token gets {told:?}"), async || (open(sse, token).await == told).then_some(()))
         .await;
 }
@@ -155,7 +158,7 @@ async fn readiness(sse: &Process) -> (StatusCode, String) {
 }
 
 /// Waits until readiness says this.
-async fn says(sse: &Process, text: &str) -> StatusCode {
+async fn wait_for_readiness(sse: &Process, text: &str) -> StatusCode {
     eventually(text, async || Some(readiness(sse).await).filter(|(_, says)| says.contains(text))).await.0
 }
 
@@ -176,24 +179,24 @@ async fn every_algorithm_is_checked_by_the_issuers_list() {
         let sse = issuer.system(signer).await.start("sse").await;
         assert_eq!(open(&sse, &signer.token(Some("a"))).await, Told::Opened, "{}", signer.name);
         assert_eq!(open(&sse, &signer.token(None)).await, Told::Opened, "there is but one key");
-        assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
+        assert_eq!(wait_for_readiness(&sse, "keys: 1, fetched").await, StatusCode::OK);
     }
 }
 
 #[tokio::test]
-async fn the_public_key_is_no_secret_that_signs() {
+async fn the_public_key_is_no_secret_that_signs() -> TestResult {
     let issuer = Issuer::listing(&[RS256.jwk("a", &json!({}))]).await;
     let system = issuer.system(RS256).await;
-    let public = std::fs::read(RS256.public_file).expect("a key");
+    let public = std::fs::read(RS256.public_file)?;
     let mut header = Header::new(Algorithm::HS256);
     header.kid = Some("a".to_owned());
-    let forged =
-        jsonwebtoken::encode(&header, &claims(), &EncodingKey::from_secret(&public)).expect("a token");
+    let forged = jsonwebtoken::encode(&header, &claims(), &EncodingKey::from_secret(&public))?;
     let by_list = system.start("sse").await;
     assert_eq!(open(&by_list, &forged).await, UNAUTHORIZED);
     let system = system.set("AFTERCOMMIT_JWT_JWKS_URL", "");
     let by_file = system.set("AFTERCOMMIT_JWT_PUBLIC_KEY_FILE", RS256.public_file).start("sse").await;
     assert_eq!(open(&by_file, &forged).await, UNAUTHORIZED);
+    Ok(())
 }
 
 #[tokio::test]
@@ -223,7 +226,8 @@ async fn a_new_key_is_taken_at_its_first_token_and_the_old_one_is_not_without_a_
 }
 
 #[tokio::test]
-async fn tokens_of_unknown_keys_have_the_list_fetched_no_oftener_than_allowed_and_hold_no_one_up() {
+async fn tokens_of_unknown_keys_have_the_list_fetched_no_oftener_than_allowed_and_hold_no_one_up()
+-> TestResult {
     let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
     let begun = Instant::now();
     let sse = issuer.system(ES256).await.start("sse").await;
@@ -239,18 +243,19 @@ async fn tokens_of_unknown_keys_have_the_list_fetched_no_oftener_than_allowed_an
         }
     };
     let (told, ()) = tokio::join!(join_all(tokens.iter().map(|token| open(token))), opens_meanwhile);
-    // Those for whom there was no place to wait come back; for the others the issuer was asked.
+    // Requests beyond the waiting room come back later; for the others the issuer was asked.
     assert!(told.iter().all(|told| [UNAUTHORIZED, Told::ToComeBack].contains(told)), "{told:?}");
     assert!(told.contains(&UNAUTHORIZED), "{told:?}");
     for token in &tokens[..5] {
         assert_eq!(open(token).await, UNAUTHORIZED);
     }
-    let allowed = 1 + usize::try_from(begun.elapsed().as_secs()).expect("a few seconds");
+    let allowed = 1 + usize::try_from(begun.elapsed().as_secs())?;
     assert!(issuer.asked.load(Ordering::SeqCst) <= allowed, "{issuer:?} in {:?}", begun.elapsed());
+    Ok(())
 }
 
 #[tokio::test]
-async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_come_back() {
+async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_come_back() -> TestResult {
     let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
     let sse = issuer.system(ES256).await.set("AFTERCOMMIT_JWT_JWKS_REFRESH_SECONDS", "1").start("sse").await;
     assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
@@ -263,7 +268,7 @@ async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_come
         (Status::OK, "<html>", "not a list of keys"),
     ] {
         issuer.answers(status, body);
-        assert_eq!(says(&sse, told).await, StatusCode::OK, "it can check tokens");
+        assert_eq!(wait_for_readiness(&sse, told).await, StatusCode::OK, "it can check tokens");
         assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
         // Between two fetches that fail, or after the one that is under way.
         assert_eq!(open(&sse, &ES256.token(Some("b"))).await, Told::ToComeBack);
@@ -277,7 +282,8 @@ async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_come
     // A ticket is asked for by a script, which reads the status.
     let request = reqwest::Client::new().post(sse.url("/api/stream-tickets"));
     let request = request.bearer_auth(ES256.token(Some("b"))).json(&json!({ "topic": "orders:1" }));
-    assert_eq!(request.send().await.expect("an answer").status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(request.send().await?.status(), StatusCode::SERVICE_UNAVAILABLE);
+    Ok(())
 }
 
 #[tokio::test]
@@ -290,24 +296,28 @@ async fn an_issuer_that_lists_no_key_of_use_has_withdrawn_those_that_it_listed()
     ] {
         assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
         issuer.lists(&list);
-        assert_eq!(says(&sse, told).await, StatusCode::SERVICE_UNAVAILABLE, "it takes no token");
+        assert_eq!(
+            wait_for_readiness(&sse, told).await,
+            StatusCode::SERVICE_UNAVAILABLE,
+            "it takes no token"
+        );
         assert_eq!(open(&sse, &ES256.token(Some("a"))).await, UNAUTHORIZED);
         issuer.lists(&[ES256.jwk("a", &json!({}))]);
-        assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
+        assert_eq!(wait_for_readiness(&sse, "keys: 1, fetched").await, StatusCode::OK);
     }
 }
 
 #[tokio::test]
-async fn a_list_that_does_not_come_to_an_end_is_given_up_and_fetched_again() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}/keys", listener.local_addr().expect("an address"));
+async fn a_list_that_does_not_come_to_an_end_is_given_up_and_fetched_again() -> TestResult {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}/keys", listener.local_addr()?);
     let (asked, mut connections) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok((mut connection, _)) = listener.accept().await {
             let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
             connection.write_all(head).await.expect("a head");
             asked.send(()).expect("the test waits for it");
-            // A space now and then, for ever: it is never idle.
+            // An endless trickle of spaces: the connection is never idle.
             tokio::spawn(async move {
                 while connection.write_all(b"1\r\n \r\n").await.is_ok() {
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -318,10 +328,11 @@ async fn a_list_that_does_not_come_to_an_end_is_given_up_and_fetched_again() {
     let system = System::new().await.set("AFTERCOMMIT_JWT_ALGORITHM", "ES256");
     let system = system.set("AFTERCOMMIT_JWT_JWKS_COOLDOWN_SECONDS", "1");
     let sse = system.set("AFTERCOMMIT_JWT_JWKS_URL", &url).start("sse").await;
-    assert_eq!(says(&sse, "no answer within 5 s").await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(wait_for_readiness(&sse, "no answer within 5 s").await, StatusCode::SERVICE_UNAVAILABLE);
     for _ in 0..2 {
-        tokio::time::timeout(LIMIT, connections.recv()).await.expect("it asks again").expect("an issuer");
+        tokio::time::timeout(LIMIT, connections.recv()).await?.ok_or("no issuer")?;
     }
+    Ok(())
 }
 
 #[tokio::test]
@@ -329,11 +340,14 @@ async fn a_server_starts_without_its_issuer_and_is_ready_when_that_is_there() {
     let issuer = Issuer::listing(&[]).await;
     issuer.answers(Status::BAD_GATEWAY, "");
     let sse = issuer.system(ES256).await.start("sse").await;
-    assert_eq!(says(&sse, "the issuer's keys cannot be fetched").await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(
+        wait_for_readiness(&sse, "the issuer's keys cannot be fetched").await,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
     assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::ToComeBack);
     issuer.lists(&[ES256.jwk("a", &json!({}))]);
-    gets(&sse, &ES256.token(Some("a")), Told::Opened).await;
-    assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
+    wait_until_token_gets(&sse, &ES256.token(Some("a")), Told::Opened).await;
+    assert_eq!(wait_for_readiness(&sse, "keys: 1, fetched").await, StatusCode::OK);
 }
 
 #[tokio::test]
@@ -343,9 +357,9 @@ async fn a_page_that_comes_while_the_issuer_is_away_comes_back_by_itself_and_get
     let sse = issuer.system(ES256).await.set("AFTERCOMMIT_SSE_RETRY_MS", "200").start("sse").await;
     let browser = Browser::start().await;
     browser.goes_to(&sse.url("/api/realtime/info")).await;
-    browser.has_cookie("aftercommit_token", &ES256.token(Some("a"))).await;
+    browser.set_cookie("aftercommit_token", &ES256.token(Some("a"))).await;
     browser.listens_to(NOTIFICATIONS).await;
-    let seen = browser.sees("two refusals", |seen| seen.errors >= 2).await;
+    let seen = browser.wait_until_seen("two refusals", |seen| seen.errors >= 2).await;
     assert_ne!(seen.ready_state, 2, "it has not given up");
     issuer.lists(&[ES256.jwk("a", &json!({}))]);
     // A stream that was refused is none.
@@ -353,7 +367,7 @@ async fn a_page_that_comes_while_the_issuer_is_away_comes_back_by_itself_and_get
         (metric_of(&sse, "aftercommit_sse_connections").await == 1).then_some(())
     })
     .await;
-    browser.sees("its stream open", |seen| seen.ready_state == 1).await;
+    browser.wait_until_seen("its stream open", |seen| seen.ready_state == 1).await;
 }
 
 #[tokio::test]
@@ -394,27 +408,28 @@ async fn doctor_tells_what_the_issuer_lists_and_what_is_wrong_with_it() {
 }
 
 #[tokio::test]
-async fn tickets_work_beside_the_issuers_keys_and_no_token_is_logged() {
+async fn tickets_work_beside_the_issuers_keys_and_no_token_is_logged() -> TestResult {
     let issuer = Issuer::listing(&[ES256.jwk("a", &json!({}))]).await;
     let sse = issuer.system(ES256).await.set("AFTERCOMMIT_LOG_LEVEL", "trace").start("sse").await;
     let token = ES256.token(Some("a"));
     let unknown = ES256.token(Some("unknown"));
     assert_eq!(open(&sse, &unknown).await, UNAUTHORIZED);
     let request = reqwest::Client::new().post(sse.url("/api/stream-tickets")).bearer_auth(&token);
-    let made = request.json(&json!({ "topic": "orders:1" })).send().await.expect("an answer");
+    let made = request.json(&json!({ "topic": "orders:1" })).send().await?;
     assert_eq!(made.status(), StatusCode::CREATED);
-    let ticket: Value = made.json().await.expect("JSON");
-    let url = sse.url(&format!("/streams/orders:1?ticket={}", ticket["ticket"].as_str().expect("a text")));
-    let opened = reqwest::get(url).await.expect("an answer").status();
+    let ticket: Value = made.json().await?;
+    let url = sse.url(&format!("/streams/orders:1?ticket={}", str_of(&ticket["ticket"])));
+    let opened = reqwest::get(url).await?.status();
     assert_eq!(opened, StatusCode::FORBIDDEN, "a good ticket for a topic that the claim does not allow");
     let log = sse.log();
     assert!(log.contains("fetched the issuer's keys"), "{log}");
-    for secret in [&token, &unknown, &ticket["ticket"].as_str().expect("a text").to_owned()] {
-        assert!(!log.contains(secret.rsplit('.').next().expect("a signature")), "{log}");
+    for secret in [&token, &unknown, &str_of(&ticket["ticket"]).to_owned()] {
+        assert!(!log.contains(secret.rsplit('.').next().ok_or("no signature")?), "{log}");
     }
+    Ok(())
 }
 
-/// Without any certificate of an authority, as in an image that has nothing but the binary.
+/// Without CA certificates, as in an image that contains only the binary.
 fn without_certificates(system: System) -> System {
     system.set("SSL_CERT_FILE", "/nowhere").set("SSL_CERT_DIR", "/nowhere")
 }
@@ -427,20 +442,20 @@ async fn without_ca_certificates_plain_http_works_and_https_is_not_ready_with_wh
     let plain = plain.set("OTEL_EXPORTER_OTLP_ENDPOINT", issuer.url.trim_end_matches("/keys"));
     let sse = plain.start("sse").await;
     assert_eq!(open(&sse, &ES256.token(Some("a"))).await, Told::Opened);
-    assert_eq!(says(&sse, "keys: 1, fetched").await, StatusCode::OK);
+    assert_eq!(wait_for_readiness(&sse, "keys: 1, fetched").await, StatusCode::OK);
     assert_eq!(sse.terminate().await, 0);
 
     let keys = plain.set("AFTERCOMMIT_JWT_JWKS_URL", "https://127.0.0.1:1/keys");
     for role in ["sse", "api"] {
         let process = keys.start(role).await;
-        assert_eq!(says(&process, "ca-certificates").await, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(wait_for_readiness(&process, "ca-certificates").await, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(process.terminate().await, 0);
     }
     let collector = without_certificates(System::new().await);
     let collector = collector.set("OTEL_EXPORTER_OTLP_ENDPOINT", "https://127.0.0.1:1");
     for role in ["sse", "api", "relay"] {
         let process = collector.start(role).await;
-        let status = says(&process, "no spans are sent: there are no CA certificates").await;
+        let status = wait_for_readiness(&process, "no spans are sent: there are no CA certificates").await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(process.terminate().await, 0);
     }

@@ -1,4 +1,4 @@
-//! How many streams there may be, how a client is refused, and what operators see of it.
+//! Limits of streams, the refusals that clients get, and the view of operators.
 
 use std::time::Duration;
 
@@ -7,38 +7,39 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
-use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::event::Topic;
 use aftercommit::outbox;
 
-use crate::harness::{Client, Process, System, eventually};
+use crate::harness::{Client, Process, System, TestResult, eventually, items_of, new_event};
 
 const PATH: &str = "/api/upload/sessions/notifications/stream";
 const OPERATOR: &str = "an operator of the tests";
 
 async fn notify(system: &System, user: Uuid, payload: &str) {
     let topic = Topic::new(format!("user-notifications:{user}")).expect("a topic");
-    let event = NewEvent::new(topic, EventType::new("N").expect("a type"), &payload).expect("an event");
+    let event = new_event(&topic, "N", &payload);
     outbox::append(&mut system.database.connect().await, &event).await.expect("an append");
 }
 
-/// Why a client was refused, as it was told.
-fn refusal(client: &Client) -> Value {
-    let told = client.so_far().into_iter().find(|event| event.event == "refused").expect("a refusal");
+/// The data of a client's `refused` event.
+fn refusal(client: &Client) -> TestResult<Value> {
+    let told = client.so_far().into_iter().find(|event| event.event == "refused").ok_or("no refusal")?;
     assert_eq!(told.id, None, "its place stays where it was");
-    serde_json::from_str(&told.data).expect("JSON")
+    Ok(serde_json::from_str(&told.data)?)
 }
 
 #[tokio::test]
-async fn past_the_limit_a_client_is_told_why_and_when_to_come_back_and_gets_in_when_there_is_room() {
+async fn past_the_limit_a_client_is_told_why_and_when_to_come_back_and_gets_in_when_there_is_room()
+-> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS", "1");
     let (_relay, sse, user) = (system.start("relay").await, system.start("sse").await, Uuid::new_v4());
     let (url, token) = (sse.url(PATH), system.token(user));
     let first = Client::open(&url, &token).await;
     let second = Client::begin(url, &token, None);
-    second.ends(1).await;
-    let wait = second.retry().await;
+    second.wait_for_ends(1).await;
+    let wait = second.wait_for_retry().await;
     assert!(wait >= 6000, "three times the usual wait");
-    let told = refusal(&second);
+    let told = refusal(&second)?;
     assert_eq!(told["reason"], "full");
     assert!(told["retryMs"].as_u64().is_some_and(|ms| ms >= 6000), "{told}");
     drop(first);
@@ -48,10 +49,11 @@ async fn past_the_limit_a_client_is_told_why_and_when_to_come_back_and_gets_in_w
         second.so_far().iter().any(|event| event.event == "notification").then_some(())
     })
     .await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn one_user_cannot_take_the_places_of_all() {
+async fn one_user_cannot_take_the_places_of_all() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS_PER_USER", "2");
     let system = system.set("AFTERCOMMIT_LOG_LEVEL", "info,aftercommit::sse=debug");
     let (sse, user) = (system.start("sse").await, Uuid::new_v4());
@@ -59,8 +61,8 @@ async fn one_user_cannot_take_the_places_of_all() {
     let _first = Client::open(&sse.url(PATH), &greedy).await;
     let second = Client::open(&sse.url(PATH), &greedy).await;
     let third = Client::begin(sse.url(PATH), &greedy, None);
-    third.ends(1).await;
-    assert_eq!(refusal(&third)["reason"], "user_limit");
+    third.wait_for_ends(1).await;
+    assert_eq!(refusal(&third)?["reason"], "user_limit");
     eventually("whoever looks closely finds who was refused", async || {
         sse.log()
             .lines()
@@ -71,6 +73,7 @@ async fn one_user_cannot_take_the_places_of_all() {
     Client::open(&sse.url(PATH), &modest).await;
     drop(second);
     eventually("room", async || (!third.last_event_id().is_empty()).then_some(())).await;
+    Ok(())
 }
 
 /// Why a stream of these topics is refused, if it is.
@@ -84,37 +87,39 @@ async fn refused(system: &System, sse: &Process, user: Uuid, topics: &[&str]) ->
 }
 
 #[tokio::test]
-async fn a_process_has_so_many_topics_and_makes_room_where_they_are_used_no_more() {
+async fn a_process_has_so_many_topics_and_makes_room_where_they_are_used_no_more() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_TOPICS", "3");
     let (sse, user) = (system.start("sse").await, Uuid::new_v4());
     let token = system.token_with(user, Duration::from_secs(3600), &["*"]);
     let held = Client::open(&sse.url("/streams?topic=a&topic=b"), &token).await;
-    let told = refused(&system, &sse, user, &["c", "d"]).await.expect("a refusal");
+    let told = refused(&system, &sse, user, &["c", "d"]).await.ok_or("no refusal")?;
     assert_eq!(told["reason"], "topics_full");
     assert!(told["retryMs"].as_u64() >= Some(6000), "{told}");
     assert_eq!(refused(&system, &sse, user, &["a", "b"]).await, None, "topics that are there anyway");
     drop(held);
-    // They would be kept for half a minute, and are let go of for those who want others.
+    // Unused topics are kept for half a minute, but are dropped when others need the room.
     eventually("room", async || refused(&system, &sse, user, &["d", "e", "f"]).await.is_none().then_some(()))
         .await;
     let metric = async |name: &str| crate::harness::metric_of(&sse, name).await;
     assert_eq!(metric("aftercommit_sse_topics_limit").await, 3);
     assert!(metric("aftercommit_sse_topics").await <= 3);
     assert!(metric("aftercommit_sse_refused_total{reason=\"topics_full\"}").await >= 1);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_user_has_so_many_topics_in_all_their_streams() {
+async fn a_user_has_so_many_topics_in_all_their_streams() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_TOPICS_PER_USER", "3");
     let (sse, user) = (system.start("sse").await, Uuid::new_v4());
     let token = system.token_with(user, Duration::from_secs(3600), &["*"]);
     let held = Client::open(&sse.url("/streams?topic=a&topic=b"), &token).await;
-    let told = refused(&system, &sse, user, &["a", "b"]).await.expect("a refusal");
+    let told = refused(&system, &sse, user, &["a", "b"]).await.ok_or("no refusal")?;
     assert_eq!(told["reason"], "user_topics_limit");
     assert_eq!(refused(&system, &sse, Uuid::new_v4(), &["a", "b"]).await, None, "another user");
     drop(held);
     eventually("room", async || refused(&system, &sse, user, &["a", "b"]).await.is_none().then_some(()))
         .await;
+    Ok(())
 }
 
 async fn connections(sse: &Process, query: &str, token: Option<&str>) -> Response {
@@ -126,15 +131,15 @@ async fn connections(sse: &Process, query: &str, token: Option<&str>) -> Respons
 }
 
 #[tokio::test]
-async fn operators_see_the_slowest_streams_first_and_nobody_else_does() {
+async fn operators_see_the_slowest_streams_first_and_nobody_else_does() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_OPERATOR_TOKEN", OPERATOR);
     let (_relay, sse, user) = (system.start("relay").await, system.start("sse").await, Uuid::new_v4());
     let token = system.token(user);
     let reader = Client::open(&sse.url(PATH), &token).await;
-    let mut stuck = tokio::net::TcpStream::connect(&sse.address).await.expect("a connection");
+    let mut stuck = tokio::net::TcpStream::connect(&sse.address).await?;
     let request = format!("GET {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
-    stuck.write_all(request.as_bytes()).await.expect("a request");
-    let address = stuck.local_addr().expect("an address").to_string();
+    stuck.write_all(request.as_bytes()).await?;
+    let address = stuck.local_addr()?.to_string();
     eventually("both streams", async || {
         let told: Value = connections(&sse, "", Some(OPERATOR)).await.json().await.expect("JSON");
         (told["open"] == 2).then_some(())
@@ -146,9 +151,9 @@ async fn operators_see_the_slowest_streams_first_and_nobody_else_does() {
     let slowest = eventually("something waits", async || {
         notify(&system, user, &payload).await;
         sent += 1;
-        reader.events(sent).await;
+        reader.wait_for_events(sent).await;
         let told: Value = connections(&sse, "?top=1", Some(OPERATOR)).await.json().await.expect("JSON");
-        let slowest = told["slowest"].as_array().expect("a list").clone();
+        let slowest = items_of(&told["slowest"]).clone();
         assert_eq!(slowest.len(), 1);
         (slowest[0]["queuedBytes"].as_u64() > Some(0) && slowest[0]["stuckMs"].as_u64() > Some(0))
             .then(|| slowest[0].clone())
@@ -164,6 +169,7 @@ async fn operators_see_the_slowest_streams_first_and_nobody_else_does() {
     for wrong in [None, Some("not the token"), Some(token.as_str())] {
         assert_eq!(connections(&sse, "", wrong).await.status(), StatusCode::UNAUTHORIZED);
     }
+    Ok(())
 }
 
 #[tokio::test]
@@ -175,7 +181,7 @@ async fn without_an_operators_token_nobody_is_let_in() {
 }
 
 #[tokio::test]
-async fn while_streams_are_ended_no_new_one_is_taken_so_that_a_client_goes_elsewhere() {
+async fn while_streams_are_ended_no_new_one_is_taken_so_that_a_client_goes_elsewhere() -> TestResult {
     let system = System::new().await.set("AFTERCOMMIT_SSE_DRAIN_SECONDS", "3");
     let sse = system.start("sse").await;
     let (address, token) = (sse.address.clone(), system.token(Uuid::new_v4()));
@@ -188,14 +194,16 @@ async fn while_streams_are_ended_no_new_one_is_taken_so_that_a_client_goes_elsew
         tokio::net::TcpStream::connect(&address).await.is_err().then_some(())
     })
     .await;
-    let still_open =
-        async |client: &Client| tokio::time::timeout(Duration::from_millis(1), client.ends(1)).await.is_err();
+    let still_open = async |client: &Client| {
+        tokio::time::timeout(Duration::from_millis(1), client.wait_for_ends(1)).await.is_err()
+    };
     let mut open = 0;
     for client in &clients {
         open += usize::from(still_open(client).await);
     }
     assert!(open > 0, "streams are ended one after the other");
-    assert_eq!(ending.await.expect("it ends"), 0);
+    assert_eq!(ending.await?, 0);
+    Ok(())
 }
 
 /// The soft limit of a process's open files.
@@ -213,27 +221,28 @@ async fn the_server_raises_its_limit_of_open_files_and_says_where_it_may_not() {
     let sse = Process::start("sse", &system.settings().clone().before("ulimit -Sn 300")).await;
     eventually("room for all streams", async || (open_files(&sse) >= 11_000).then_some(())).await;
     let sse = Process::start("sse", &system.settings().clone().before("ulimit -n 2000")).await;
-    sse.says("not enough open files").await;
+    sse.wait_for_log("not enough open files").await;
     assert_eq!(open_files(&sse), 2000);
 }
 
-/// How many connections may wait to be accepted at this address: of a socket that listens, that is what `Send-Q` tells.
+/// The backlog of the socket that listens at this address: `Send-Q` of `ss`.
 #[cfg(target_os = "linux")]
-async fn may_wait_at(address: &str) -> usize {
-    let port = address.rsplit(':').next().expect("a port");
+async fn may_wait_at(address: &str) -> TestResult<usize> {
+    let port = address.rsplit(':').next().ok_or("no port")?;
     let mut ss = tokio::process::Command::new("ss");
     ss.args(["-Hltn", "sport", "=", &format!(":{port}")]).env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
-    let output = ss.output().await.expect("ss, of iproute2");
-    let line = String::from_utf8(output.stdout).expect("UTF-8");
-    line.split_whitespace().nth(2).expect("a Send-Q").parse().expect("a number")
+    let output = ss.output().await?;
+    let line = String::from_utf8(output.stdout)?;
+    Ok(line.split_whitespace().nth(2).ok_or("no Send-Q")?.parse()?)
 }
 
-/// Clients that come back together would each wait a second and more where the kernel has no room for them.
+/// Without room in the backlog, clients that reconnect together would each wait a second or more.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn thousands_of_connections_may_wait_to_be_accepted() {
+async fn thousands_of_connections_may_wait_to_be_accepted() -> TestResult {
     let sse = System::new().await.start("sse").await;
-    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("a limit");
-    let most: usize = most.trim().parse().expect("a number");
-    assert_eq!(may_wait_at(&sse.address).await, most.min(4096));
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn")?;
+    let most: usize = most.trim().parse()?;
+    assert_eq!(may_wait_at(&sse.address).await?, most.min(4096));
+    Ok(())
 }

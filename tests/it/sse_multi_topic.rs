@@ -1,4 +1,4 @@
-//! One stream of several topics: one connection, and one id that holds a place in each of them.
+//! Streams of several topics: one connection, and one id with a position in each topic.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use reqwest::StatusCode;
 use serde_json::json;
 use uuid::Uuid;
 
-use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::event::Topic;
 use aftercommit::outbox;
 
-use crate::harness::{Client, Event, Process, System, eventually, metric_of};
+use crate::harness::{Client, Event, Process, System, TestResult, eventually, metric_of, new_event, str_of};
 
 /// An application of which this server knows nothing.
 struct Stage {
@@ -58,8 +58,7 @@ impl Stage {
     }
 
     async fn commit_payload(&self, name: &str, payload: &str) {
-        let kind = EventType::new("T").expect("a type");
-        let event = NewEvent::new(self.topic(name), kind, &payload).expect("an event");
+        let event = new_event(&self.topic(name), "T", &payload);
         let mut connection = self.system.database.connect().await;
         outbox::append(&mut connection, &event).await.expect("an append");
     }
@@ -84,7 +83,7 @@ async fn events_of_each_topic_come_in_order_and_a_client_that_comes_back_continu
         stage.commit("a", n).await;
         stage.commit("b", n).await;
     }
-    let events = client.events(40).await;
+    let events = client.wait_for_events(40).await;
     let expected = |name: &str, numbers: std::ops::Range<u64>| -> Vec<String> {
         numbers.map(|n| format!("{name}{n}")).collect()
     };
@@ -100,7 +99,7 @@ async fn events_of_each_topic_come_in_order_and_a_client_that_comes_back_continu
     // On a server that has never seen these topics, with the topics in another order.
     let second = stage.system.start("sse").await;
     let url = second.url(&stage.path(&["c", "a", "b"]));
-    let events = Client::resume(&url, &stage.token, &id).events(10).await;
+    let events = Client::resume(&url, &stage.token, &id).wait_for_events(10).await;
     assert_eq!(of(&events, "a"), Vec::<&str>::new());
     assert_eq!(of(&events, "b"), expected("b", 20..25));
     assert_eq!(of(&events, "c"), expected("c", 20..25), "nothing is lost of a topic that had no event yet");
@@ -112,15 +111,15 @@ async fn a_page_that_changes_its_topics_keeps_its_place_in_those_that_stay() {
     let client = stage.open(&["a", "b"]).await;
     stage.commit("a", 1).await;
     stage.commit("b", 1).await;
-    client.events(2).await;
+    client.wait_for_events(2).await;
     let id = client.last_event_id();
     drop(client);
     stage.commit("a", 2).await;
     stage.commit("b", 2).await;
     let client = stage.resume(&["b", "d"], &id);
-    assert_eq!(of(&client.events(1).await, "b"), ["b2"]);
+    assert_eq!(of(&client.wait_for_events(1).await, "b"), ["b2"]);
     stage.commit("d", 1).await;
-    assert_eq!(of(&client.events(2).await, "d"), ["d1"]);
+    assert_eq!(of(&client.wait_for_events(2).await, "d"), ["d1"]);
 }
 
 #[tokio::test]
@@ -129,17 +128,17 @@ async fn events_can_be_named_by_their_topic() {
     let url = stage.sse.url(&format!("{}&name=topic", stage.path(&["a", "b"])));
     let client = Client::open(&url, &stage.token).await;
     stage.commit("b", 1).await;
-    assert_eq!(client.events(1).await[0].event, stage.topic("b").as_str());
+    assert_eq!(client.wait_for_events(1).await[0].event, stage.topic("b").as_str());
 }
 
 #[tokio::test]
-async fn a_reset_is_for_one_topic_and_names_it() {
+async fn a_reset_is_for_one_topic_and_names_it() -> TestResult {
     let stage = Stage::new().await;
     let client = stage.open(&["a", "b"]).await;
     stage.commit("a", 1).await;
-    client.events(1).await;
+    client.wait_for_events(1).await;
     stage.commit("b", 1).await;
-    client.events(2).await;
+    client.wait_for_events(2).await;
     let id = client.last_event_id();
     drop(client);
     // A place past the end of one topic, and the right one in the other.
@@ -155,14 +154,15 @@ async fn a_reset_is_for_one_topic_and_names_it() {
     assert_ne!(wrong.join(","), id);
     let client = stage.resume(&["a", "b"], &wrong.join(","));
     stage.commit("b", 2).await;
-    let events = client.events(2).await;
-    let reset = events.iter().find(|event| event.event == "reset").expect("a reset");
-    let data: serde_json::Value = serde_json::from_str(&reset.data).expect("JSON");
+    let events = client.wait_for_events(2).await;
+    let reset = events.iter().find(|event| event.event == "reset").ok_or("no reset")?;
+    let data: serde_json::Value = serde_json::from_str(&reset.data)?;
     assert_eq!(data, json!({ "reason": "unknown_id", "topic": stage.topic("a").as_str(), "id": "1-1" }));
     assert_eq!(of(&events, "b"), ["b2"]);
-    // What is no id of such a stream at all is a reset of each topic.
-    let events = stage.resume(&["a", "b"], "1-1").events(2).await;
+    // A malformed id resets each topic.
+    let events = stage.resume(&["a", "b"], "1-1").wait_for_events(2).await;
     assert!(events.iter().all(|event| event.event == "reset" && event.data.contains("bad_id")), "{events:?}");
+    Ok(())
 }
 
 #[tokio::test]
@@ -179,15 +179,15 @@ async fn topics_far_behind_with_large_events_share_the_queue_of_the_stream() {
         }
     }
     let client = stage.resume(&names, &id);
-    let events = client.events(24).await;
+    let events = client.wait_for_events(24).await;
     for name in names {
         let heads: Vec<&str> = of(&events, name).iter().map(|payload| &payload[..3]).collect();
         assert_eq!(heads, (10..16).map(|n| format!("{name}{n}")).collect::<Vec<_>>());
     }
-    client.connections(1).await;
+    client.wait_for_connections(1).await;
 }
 
-/// The events fit into half of the queue; with the ids of thirty-two topics in front of them they are many times that.
+/// The events fit into half of the queue; with ids of 32 topics each, they are many times larger.
 #[tokio::test]
 async fn recent_events_of_many_topics_are_given_as_fast_as_the_client_reads() {
     let stage = Stage::with(System::new().await.set("AFTERCOMMIT_SSE_MAX_QUEUED_BYTES", "20000")).await;
@@ -198,66 +198,68 @@ async fn recent_events_of_many_topics_are_given_as_fast_as_the_client_reads() {
     for number in 0..200 {
         stage.commit("t00", number).await;
     }
-    first.events(200).await;
+    first.wait_for_events(200).await;
     let reads = metric_of(&stage.sse, "aftercommit_sse_history_reads_total").await;
     let client = stage.resume(&names, &begun);
-    let events = client.events(200).await;
+    let events = client.wait_for_events(200).await;
     let expected: Vec<String> = (0..200).map(|number| format!("t00{number}")).collect();
     assert_eq!(of(&events, "t00"), expected);
     assert_eq!(client.counts(), (1, 0), "one stream that has not ended");
     assert_eq!(metric_of(&stage.sse, "aftercommit_sse_history_reads_total").await, reads);
 }
 
-/// One of its topics cannot be joined for so long that the client is let in before, and cut off again.
+/// One topic cannot be joined for so long that the stream starts without it; then the client is cut off.
 #[tokio::test]
-async fn an_id_that_is_none_resets_each_topic_also_if_the_client_was_cut_off_meanwhile() {
+async fn an_id_that_is_none_resets_each_topic_also_if_the_client_was_cut_off_meanwhile() -> TestResult {
     let stage = Stage::new().await;
     let mut redis = stage.system.redis.connect().await;
     let key = crate::harness::keys::history(&stage.topic("b"));
-    redis::cmd("SET").arg(&key).arg("of another type").exec_async(&mut redis).await.expect("a key");
+    redis::cmd("SET").arg(&key).arg("of another type").exec_async(&mut redis).await?;
     let client = stage.resume(&["a", "b"], "nonsense");
-    assert_eq!(client.events(1).await[0].event, "reset");
+    assert_eq!(client.wait_for_events(1).await[0].event, "reset");
     let id = eventually("a place in each topic", async || {
         let id = client.last_event_id();
         (id.split(',').count() == 2).then_some(id)
     })
     .await;
     drop(client);
-    redis::cmd("DEL").arg(&key).exec_async(&mut redis).await.expect("no key");
+    redis::cmd("DEL").arg(&key).exec_async(&mut redis).await?;
     let client = stage.resume(&["a", "b"], &id);
-    // It may be told first that the topic was refused when it came.
+    // A `refused` event of the topic may come first.
     let reset =
         eventually("a reset", async || client.so_far().into_iter().find(|event| event.event == "reset"))
             .await;
     let topic = format!("\"topic\":\"{}\"", stage.topic("b"));
     assert!(reset.data.contains(&topic) && reset.data.contains("joined_late"), "{reset:?}");
+    Ok(())
 }
 
-/// The response would wait for two seconds, and the events of the topic that flows are more than the client may leave unread.
+/// The response would wait two seconds for the other topic; meanwhile the queue limit would be exceeded.
 #[tokio::test]
-async fn a_topic_that_cannot_be_joined_does_not_keep_the_events_of_another_one_from_flowing() {
+async fn a_topic_that_cannot_be_joined_does_not_keep_the_events_of_another_one_from_flowing() -> TestResult {
     let stage = Stage::with(System::new().await.set("AFTERCOMMIT_SSE_MAX_QUEUED_BYTES", "20000")).await;
     let mut redis = stage.system.redis.connect().await;
     let key = crate::harness::keys::history(&stage.topic("b"));
-    redis::cmd("SET").arg(&key).arg("of another type").exec_async(&mut redis).await.expect("a key");
+    redis::cmd("SET").arg(&key).arg("of another type").exec_async(&mut redis).await?;
     let paced_by = stage.open(&["a"]).await;
     let client = stage.resume(&["a", "b"], &paced_by.last_event_id());
     let expected: Vec<String> = (0..15).map(|number| format!("a{number}{}", "x".repeat(5000))).collect();
     for (number, payload) in expected.iter().enumerate() {
         stage.commit_payload("a", payload).await;
-        // One by one: many at once would be more than the client may leave unread, with good reason.
-        paced_by.events(number + 1).await;
+        // One by one: many at once would exceed the queue limit.
+        paced_by.wait_for_events(number + 1).await;
     }
-    let events = client.events(16).await;
+    let events = client.wait_for_events(16).await;
     assert!(events.iter().any(|event| event.event == "refused"), "it is told that one topic cannot be read");
     assert_eq!(of(&events, "a"), expected);
     assert_eq!(metric_of(&stage.sse, "aftercommit_sse_slow_closes_total").await, 0, "it was never cut off");
-    redis::cmd("DEL").arg(&key).exec_async(&mut redis).await.expect("no key");
-    let events = client.events(17).await;
+    redis::cmd("DEL").arg(&key).exec_async(&mut redis).await?;
+    let events = client.wait_for_events(17).await;
     assert!(events[16].event == "reset" && events[16].data.contains("joined_late"), "{:?}", events[16]);
+    Ok(())
 }
 
-/// On one processor the other topics tell their places before the client can read anything.
+/// On one worker thread, the ids of the other topics are queued before the client can read anything.
 #[tokio::test]
 async fn an_event_as_large_as_the_queue_leaves_room_for_the_places_of_the_other_topics() {
     let system = System::new().await.set("AFTERCOMMIT_SSE_MAX_QUEUED_BYTES", "20000");
@@ -271,21 +273,21 @@ async fn an_event_as_large_as_the_queue_leaves_room_for_the_places_of_the_other_
     }
     stage.commit_payload("t15", &large).await;
     // The events are there to be had.
-    stage.resume(&["t15"], &begun).events(2).await;
+    stage.resume(&["t15"], &begun).wait_for_events(2).await;
     names.reverse();
     let client = stage.resume(&names, &begun);
-    let events = client.events(2).await;
+    let events = client.wait_for_events(2).await;
     assert_eq!(of(&events, "t15"), ["t151", large.as_str()]);
     let url = format!("{}&from=last", stage.sse.url(&stage.path(&names)));
     let newest = Client::begin(url, &stage.token, None);
-    assert_eq!(of(&newest.events(16).await, "t15"), [large.as_str()]);
+    assert_eq!(of(&newest.wait_for_events(16).await, "t15"), [large.as_str()]);
     for client in [client, newest] {
         assert_eq!(client.counts(), (1, 0), "one stream that has not ended");
     }
 }
 
 #[tokio::test]
-async fn every_topic_must_be_allowed_and_there_must_be_some() {
+async fn every_topic_must_be_allowed_and_there_must_be_some() -> TestResult {
     let stage = Stage::new().await;
     let many: Vec<String> = (0..33).map(|n| format!("t{n}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
@@ -299,9 +301,9 @@ async fn every_topic_must_be_allowed_and_there_must_be_some() {
     let topics = [stage.topic("a"), stage.topic("b")];
     let request = stage.system.http().post(stage.sse.url("/api/stream-tickets")).bearer_auth(&stage.token);
     let names: Vec<&str> = topics.iter().map(Topic::as_str).collect();
-    let response = request.json(&json!({ "topics": names })).send().await.expect("an answer");
-    let body: serde_json::Value = response.json().await.expect("JSON");
-    let ticket = body["ticket"].as_str().expect("a ticket");
+    let response = request.json(&json!({ "topics": names })).send().await?;
+    let body: serde_json::Value = response.json().await?;
+    let ticket = str_of(&body["ticket"]);
     let with_ticket = async |names: &[&str]| {
         let url = stage.sse.url(&format!("{}&ticket={ticket}", stage.path(names)));
         stage.system.http().get(url).send().await.expect("an answer").status()
@@ -309,4 +311,5 @@ async fn every_topic_must_be_allowed_and_there_must_be_some() {
     assert_eq!(with_ticket(&["a", "b"]).await, StatusCode::OK);
     assert_eq!(with_ticket(&["b"]).await, StatusCode::OK);
     assert_eq!(with_ticket(&["a", "c"]).await, StatusCode::FORBIDDEN);
+    Ok(())
 }

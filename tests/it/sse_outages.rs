@@ -1,4 +1,5 @@
-//! Redis goes, forgets, drops the subscriber, falls silent, or loses a message: streams stay open and get every event once.
+//! Redis is killed, loses data, drops the subscriber, hangs, or loses a message: streams stay open and get
+//! every event once.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::harness::{
-    Client, Event, Feed, Flow, NOTIFICATIONS, Process, Proxy, System, eventually, metric_of, numbers,
-    redis_settings_of,
+    Client, Event, Feed, Flow, NOTIFICATIONS, Process, Proxy, System, TestResult, eventually, metric_of,
+    numbers, redis_settings_of,
 };
 
 /// A server and its clients, with a Redis of their own behind a proxy that only the server passes.
@@ -27,16 +28,16 @@ struct Outage {
     keeps_data: bool,
 }
 
-async fn start_redis(home: &Path, port: Option<u16>, keeps_data: bool) -> RedisServer {
+async fn start_redis(home: &Path, port: Option<u16>, keeps_data: bool) -> TestResult<RedisServer> {
     let home = Home::Kept(home.to_owned());
     let options = Options { home, port, durable: keeps_data, settings: Vec::new() };
-    RedisServer::start(&options).await.expect("a private Redis")
+    Ok(RedisServer::start(&options).await?)
 }
 
 impl Outage {
-    async fn new(keeps_data: bool, settings: &[(&str, &str)]) -> Self {
-        let home = tempfile::tempdir().expect("a directory");
-        let redis = start_redis(home.path(), None, keeps_data).await;
+    async fn new(keeps_data: bool, settings: &[(&str, &str)]) -> TestResult<Self> {
+        let home = tempfile::tempdir()?;
+        let redis = start_redis(home.path(), None, keeps_data).await?;
         let proxy = Proxy::to(redis.port()).await;
         let url = redis.url().expose_secret().to_owned();
         let mut system = System::with_redis(&url).await.set("AFTERCOMMIT_REDIS_RESPONSE_TIMEOUT_MS", "700");
@@ -46,7 +47,7 @@ impl Outage {
         let mut feed = Feed::with(system).await;
         feed.system.set_again("REDIS_URL", &proxy.url(&url));
         let sse = feed.system.start("sse").await;
-        Self { feed, redis, proxy, sse, home, keeps_data }
+        Ok(Self { feed, redis, proxy, sse, home, keeps_data })
     }
 
     fn keys(&self) -> Keys {
@@ -58,8 +59,8 @@ impl Outage {
     }
 
     /// A connection past the proxy.
-    async fn redis(&self) -> MultiplexedConnection {
-        self.redis_settings().connect().await.expect("a connection")
+    async fn redis(&self) -> TestResult<MultiplexedConnection> {
+        Ok(self.redis_settings().connect().await?)
     }
 
     async fn clients(&self) -> Vec<Client> {
@@ -71,21 +72,22 @@ impl Outage {
     }
 
     /// kill -9.
-    async fn kill_redis(&self) {
-        let pid = self.redis.pid().expect("it runs").to_string();
+    async fn kill_redis(&self) -> TestResult {
+        let pid = self.redis.pid().ok_or("it does not run")?.to_string();
         let killed = tokio::process::Command::new("/bin/kill").args(["-KILL", &pid]).status().await;
-        assert!(killed.expect("a kill").success());
+        assert!(killed?.success());
         eventually("Redis is gone", async || self.redis_settings().connect().await.err()).await;
+        Ok(())
     }
 
     /// Starts it where it was.
-    async fn start_redis_again(self) -> Self {
+    async fn start_redis_again(self) -> TestResult<Self> {
         let Self { feed, redis, proxy, sse, home, keeps_data } = self;
         let port = redis.port();
         drop(redis.stop().await); // Its supervisor says that it was killed.
-        let redis = start_redis(home.path(), Some(port), keeps_data).await;
+        let redis = start_redis(home.path(), Some(port), keeps_data).await?;
         assert_eq!(redis.port(), port);
-        Self { feed, redis, proxy, sse, home, keeps_data }
+        Ok(Self { feed, redis, proxy, sse, home, keeps_data })
     }
 
     /// How often the server has lost its subscription, for this reason.
@@ -94,60 +96,63 @@ impl Outage {
         log.lines().filter(|l| l.contains("the subscription to Redis ended") && l.contains(reason)).count()
     }
 
-    /// Waits until the clients have everything, each on the one stream that it opened, and no client was told a reset.
-    async fn all_have(&self, clients: &[Client], count: u64) {
+    /// Waits until the clients have everything, each on the one stream that it opened, and no client was told
+    /// a reset.
+    async fn wait_until_all_have(&self, clients: &[Client], count: u64) {
         for client in clients {
-            let events = client.events(usize::try_from(count).expect("a few")).await;
+            let events = client.wait_for_events(usize::try_from(count).expect("a few")).await;
             assert_eq!(numbers(&events), (0..count).collect::<Vec<_>>());
             assert_eq!(client.counts(), (1, 0), "one stream that has not ended");
         }
     }
 }
 
-/// Redis is killed for some seconds; afterwards everything arrives. Prints how long that took from its return on.
-async fn an_outage_is_survived(keeps_data: bool) {
-    let outage = Outage::new(keeps_data, &[]).await;
+/// Redis is killed for some seconds; afterwards everything arrives. Prints how long that took from its return
+/// on.
+async fn assert_outage_survived(keeps_data: bool) -> TestResult {
+    let outage = Outage::new(keeps_data, &[]).await?;
     let clients = outage.clients().await;
-    // One whose topic has no event in all that time.
+    // A client whose topic has no event meanwhile.
     let idle = outage.feed.system.token(Uuid::new_v4());
     let idle = Client::open(&outage.sse.url(NOTIFICATIONS), &idle).await;
     let stop = CancellationToken::new();
     let committing = outage.feed.keep_committing(stop.clone());
-    clients[0].events(50).await;
-    outage.kill_redis().await;
+    clients[0].wait_for_events(50).await;
+    outage.kill_redis().await?;
     // How long Redis is away.
     tokio::time::sleep(Duration::from_secs(3)).await;
     stop.cancel();
-    let count = committing.await.expect("commits");
-    let outage = outage.start_redis_again().await;
+    let count = committing.await?;
+    let outage = outage.start_redis_again().await?;
     let back = Instant::now();
-    outage.all_have(&clients, count).await;
+    outage.wait_until_all_have(&clients, count).await;
     let took = back.elapsed();
     println!("Redis back (data kept: {keeps_data}): {count} events at all clients after {took:.2?}");
     // Two seconds are the aim, met on an idle machine. The rest is for a machine that runs other tests too.
     assert!(took < Duration::from_secs(20), "{took:?}");
     assert_eq!((idle.counts(), idle.so_far().len()), ((1, 0), 0));
+    Ok(())
 }
 
 #[tokio::test]
-async fn streams_stay_open_while_redis_is_killed_and_are_whole_when_it_is_back() {
-    an_outage_is_survived(true).await;
+async fn streams_stay_open_while_redis_is_killed_and_are_whole_when_it_is_back() -> TestResult {
+    assert_outage_survived(true).await
 }
 
-/// The relay gives Redis again what the log has; the streams neither repeat it nor are they reset.
+/// The relay restores Redis from the log; streams get neither repeats nor resets.
 #[tokio::test]
-async fn streams_stay_open_and_whole_when_redis_comes_back_without_its_data() {
-    an_outage_is_survived(false).await;
+async fn streams_stay_open_and_whole_when_redis_comes_back_without_its_data() -> TestResult {
+    assert_outage_survived(false).await
 }
 
-/// Whoever connects while Redis is away is connected, but cannot know its place: it is told to fetch its state, whether it
-/// stays until Redis is back or comes back after it.
+/// A client that connects while Redis is down gets a stream without a position, and later a reset, whether it
+/// stays until Redis is back or reconnects afterwards.
 #[tokio::test]
-async fn a_stream_opened_while_redis_is_away_is_reset_also_if_it_was_cut_off_meanwhile() {
-    let outage = Outage::new(true, &[]).await;
+async fn a_stream_opened_while_redis_is_away_is_reset_also_if_it_was_cut_off_meanwhile() -> TestResult {
+    let outage = Outage::new(true, &[]).await?;
     outage.feed.commit(0..2).await;
     outage.feed.client(&outage.sse).await;
-    outage.kill_redis().await;
+    outage.kill_redis().await?;
     eventually("the server knows it", async || (outage.interruptions("") >= 1).then_some(())).await;
     let topic = outage.feed.topic();
     let token =
@@ -156,17 +161,17 @@ async fn a_stream_opened_while_redis_is_away_is_reset_also_if_it_was_cut_off_mea
     let stays = client(NOTIFICATIONS);
     let leaves = client(NOTIFICATIONS);
     let of_several = client(&format!("/streams?topic={topic}&topic=other"));
-    // Each of them an id of its own kind.
+    // Each of them has an id of a different kind.
     let mut ids = Vec::new();
     for client in [&stays, &leaves, &of_several] {
-        client.has_its_place().await;
+        client.wait_until_placed().await;
         ids.push(client.last_event_id());
     }
     assert_eq!((ids[0].as_str(), ids[1].as_str()), ("0-0", "0-0"));
     assert_eq!(ids[2].matches("=0-0").count(), 2, "{ids:?}");
     drop((leaves, of_several));
     outage.feed.commit(2..4).await;
-    let outage = outage.start_redis_again().await;
+    let outage = outage.start_redis_again().await?;
     let came_back = Client::resume(&outage.sse.url(NOTIFICATIONS), &token, &ids[1]);
     let came_back_to_several =
         Client::resume(&outage.sse.url(&format!("/streams?topic={topic}&topic=other")), &token, &ids[2]);
@@ -178,36 +183,38 @@ async fn a_stream_opened_while_redis_is_away_is_reset_also_if_it_was_cut_off_mea
         })
         .await;
     }
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_subscriber_that_redis_drops_again_and_again_loses_nothing() {
-    let outage = Outage::new(false, &[]).await;
+async fn a_subscriber_that_redis_drops_again_and_again_loses_nothing() -> TestResult {
+    let outage = Outage::new(false, &[]).await?;
     let clients = outage.clients().await;
     let stop = CancellationToken::new();
     let committing = outage.feed.keep_committing(stop.clone());
-    let mut redis = outage.redis().await;
+    let mut redis = outage.redis().await?;
     for round in 1..=5 {
         let before = clients[0].so_far().len();
-        clients[0].events(before + 20).await;
+        clients[0].wait_for_events(before + 20).await;
         let kill = redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").to_owned();
-        let killed: usize = kill.query_async(&mut redis).await.expect("a kill");
+        let killed: usize = kill.query_async(&mut redis).await?;
         assert_eq!(killed, 1, "the subscriber");
         eventually("it noticed", async || (outage.interruptions("") >= round).then_some(())).await;
     }
     stop.cancel();
-    let count = committing.await.expect("commits");
-    outage.all_have(&clients, count).await;
+    let count = committing.await?;
+    outage.wait_until_all_have(&clients, count).await;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_subscriber_that_redis_drops_for_a_full_output_buffer_loses_nothing() {
-    let outage = Outage::new(false, &[]).await;
+async fn a_subscriber_that_redis_drops_for_a_full_output_buffer_loses_nothing() -> TestResult {
+    let outage = Outage::new(false, &[]).await?;
     let clients = outage.clients().await;
-    let mut redis = outage.redis().await;
+    let mut redis = outage.redis().await?;
     let mut limit = redis::cmd("CONFIG");
     limit.arg("SET").arg("client-output-buffer-limit").arg("pubsub 65536 0 0");
-    limit.exec_async(&mut redis).await.expect("a limit");
+    limit.exec_async(&mut redis).await?;
     // A number with so many blanks in front: still JSON, and more than the limit in one message.
     let large = |n: u64| format!("{}{n}", " ".repeat(200_000));
     for n in 0..20 {
@@ -216,26 +223,27 @@ async fn a_subscriber_that_redis_drops_for_a_full_output_buffer_loses_nothing() 
         let payload = if n % 5 == 4 { large(n) } else { n.to_string() };
         let topic = outage.feed.topic();
         let append = sqlx::query(sql).bind(topic.as_str()).bind(payload).execute(&mut connection);
-        append.await.expect("an append");
-        clients[0].events(usize::try_from(n + 1).expect("a few")).await;
+        append.await?;
+        clients[0].wait_for_events(usize::try_from(n + 1)?).await;
     }
     for client in &clients {
-        let events = client.events(20).await;
+        let events = client.wait_for_events(20).await;
         let seen: Vec<u64> =
             events.iter().map(|event| event.data.trim().parse().expect("a number")).collect();
         assert_eq!(seen, (0..20).collect::<Vec<_>>());
         assert_eq!(client.counts(), (1, 0));
     }
     assert!(outage.interruptions("closed") >= 4, "{}", outage.sse.log());
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_subscription_that_fell_silent_is_noticed_by_ping() {
-    let outage = Outage::new(false, &[]).await;
+async fn a_subscription_that_fell_silent_is_noticed_by_ping() -> TestResult {
+    let outage = Outage::new(false, &[]).await?;
     let clients = outage.clients().await;
     outage.feed.commit(0..5).await;
-    outage.all_have(&clients, 5).await;
-    // Nothing is closed; nothing comes through any more.
+    outage.wait_until_all_have(&clients, 5).await;
+    // Nothing is closed, but no byte passes any more.
     outage.proxy.flow(Flow::Stall);
     outage.feed.commit(5..10).await;
     eventually("the silence is noticed", async || {
@@ -244,44 +252,47 @@ async fn a_subscription_that_fell_silent_is_noticed_by_ping() {
     .await;
     assert_eq!(clients[0].so_far().len(), 5);
     outage.proxy.flow(Flow::Pass);
-    outage.all_have(&clients, 10).await;
+    outage.wait_until_all_have(&clients, 10).await;
+    Ok(())
 }
 
-/// Puts an event into the history as the relay would, and tells nobody.
-async fn add_silently(outage: &Outage, n: u64) {
-    let mut redis = outage.redis().await;
+/// Adds an event to the history as the relay would, without a message.
+async fn add_silently(outage: &Outage, n: u64) -> TestResult {
+    let mut redis = outage.redis().await?;
     let event = Uuid::new_v4().to_string();
     let fields =
         [("event", event), ("type", "N".to_owned()), ("payload", n.to_string()), ("prev", format!("1-{n}"))];
     let id = format!("1-{}", n + 1);
-    let _id: String =
-        redis.xadd(outage.keys().history(&outage.feed.topic()), id, &fields).await.expect("an entry");
+    let _id: String = redis.xadd(outage.keys().history(&outage.feed.topic()), id, &fields).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_event_that_was_lost_without_a_trace_on_a_quiet_topic_is_found() {
-    let outage = Outage::new(false, &[("AFTERCOMMIT_SSE_VERIFY_SECONDS", "1")]).await;
+async fn an_event_that_was_lost_without_a_trace_on_a_quiet_topic_is_found() -> TestResult {
+    let outage = Outage::new(false, &[("AFTERCOMMIT_SSE_VERIFY_SECONDS", "1")]).await?;
     let clients = outage.clients().await;
     outage.feed.commit(0..2).await;
-    outage.all_have(&clients, 2).await;
-    add_silently(&outage, 2).await;
-    outage.all_have(&clients, 3).await;
+    outage.wait_until_all_have(&clients, 2).await;
+    add_silently(&outage, 2).await?;
+    outage.wait_until_all_have(&clients, 3).await;
     assert!(metric_of(&outage.sse, "aftercommit_sse_joins_total").await >= 2, "the first one and this");
+    Ok(())
 }
 
 #[tokio::test]
-async fn an_event_that_was_lost_is_found_also_while_others_publish_on_the_topic() {
-    let outage = Outage::new(false, &[("AFTERCOMMIT_SSE_VERIFY_SECONDS", "1")]).await;
+async fn an_event_that_was_lost_is_found_also_while_others_publish_on_the_topic() -> TestResult {
+    let outage = Outage::new(false, &[("AFTERCOMMIT_SSE_VERIFY_SECONDS", "1")]).await?;
     let client = outage.feed.client(&outage.sse).await;
     outage.feed.commit(0..2).await;
-    client.events(2).await;
-    add_silently(&outage, 2).await;
+    client.wait_for_events(2).await;
+    add_silently(&outage, 2).await?;
     // Their messages say nothing of what the relay has published.
-    let mut redis = outage.redis().await;
+    let mut redis = outage.redis().await?;
     eventually("the lost event", async || {
         let _heard: usize =
             redis.publish(outage.keys().public(&outage.feed.topic()), "noise").await.expect("a publish");
         client.so_far().iter().any(|event| event.id.as_deref() == Some("1-3")).then_some(())
     })
     .await;
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Whose a session is: asked once for all who come at once, and known while Postgres is away.
+//! Owners of sessions: one query for all clients that come at once, and cached while Postgres is down.
 
 use std::collections::HashSet;
 
@@ -9,10 +9,11 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use crate::harness::{
-    Client, OwnPostgres, Process, System, database_on, eventually, refusal_of, start_postgres, start_redis,
+    Client, OwnPostgres, Process, System, TestResult, database_on, eventually, refusal_of, start_postgres,
+    start_redis,
 };
 
-/// How long clients wait before they come back: a tenth of the usual.
+/// The clients' reconnect time: a tenth of the default.
 const RETRY_MS: &str = "200";
 
 /// A Postgres and a Redis of the test's own, and an SSE server on them.
@@ -44,11 +45,11 @@ impl Own {
 }
 
 /// A session without photos, past the API.
-async fn session_of(connection: &mut PgConnection, user: Uuid) -> Uuid {
+async fn session_of(connection: &mut PgConnection, user: Uuid) -> TestResult<Uuid> {
     let session = Uuid::new_v4();
     let sql = "insert into uploads.session (id, user_id, total_count) values ($1, $2, 1)";
-    sqlx::query(sql).bind(session).bind(user).execute(connection).await.expect("a session");
-    session
+    sqlx::query(sql).bind(session).bind(user).execute(connection).await?;
+    Ok(session)
 }
 
 /// The one number that this query finds.
@@ -57,12 +58,13 @@ async fn count(connection: &mut PgConnection, sql: &'static str) -> i64 {
 }
 
 #[tokio::test]
-async fn a_known_session_opens_while_postgres_is_stopped_and_an_unknown_one_is_told_to_come_back() {
+async fn a_known_session_opens_while_postgres_is_stopped_and_an_unknown_one_is_told_to_come_back()
+-> TestResult {
     let own = Own::new().await;
     let mut connection = own.system.database.connect().await;
     let user = Uuid::new_v4();
-    let known = session_of(&mut connection, user).await;
-    let unknown = session_of(&mut connection, user).await;
+    let known = session_of(&mut connection, user).await?;
+    let unknown = session_of(&mut connection, user).await?;
     assert_eq!(refusal_of(own.open(user, known).await).await, None);
 
     own.postgres.control(&["stop", "--mode", "fast"]).await;
@@ -70,21 +72,22 @@ async fn a_known_session_opens_while_postgres_is_stopped_and_an_unknown_one_is_t
     assert_eq!(own.open(Uuid::new_v4(), known).await.status(), StatusCode::FORBIDDEN);
     let refused = own.open(user, unknown).await;
     assert_eq!(refused.status(), StatusCode::OK, "EventSource gives up on any other");
-    assert_eq!(refusal_of(refused).await.expect("a refusal")["reason"], "unavailable");
+    assert_eq!(refusal_of(refused).await.ok_or("no refusal")?["reason"], "unavailable");
     let client = Client::begin(own.url(unknown), &own.system.token(user), None);
-    client.ends(1).await;
-    assert!(client.retry().await >= 600, "three times the usual wait");
+    client.wait_for_ends(1).await;
+    assert!(client.wait_for_retry().await >= 600, "three times the usual wait");
 
     own.postgres.start_again().await;
-    client.has_its_place().await;
+    client.wait_until_placed().await;
     let mut connection = own.system.database.connect().await;
-    let another = session_of(&mut connection, user).await;
+    let another = session_of(&mut connection, user).await?;
     assert_eq!(own.open(Uuid::new_v4(), another).await.status(), StatusCode::FORBIDDEN);
     assert_eq!(refusal_of(own.open(user, another).await).await, None);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_session_that_is_created_after_it_was_asked_for_is_found_at_once() {
+async fn a_session_that_is_created_after_it_was_asked_for_is_found_at_once() -> TestResult {
     let system = System::new().await;
     let sse = system.start("sse").await;
     let mut connection = system.database.connect().await;
@@ -95,21 +98,22 @@ async fn a_session_that_is_created_after_it_was_asked_for_is_found_at_once() {
     };
     assert_eq!(open().await, StatusCode::NOT_FOUND);
     let sql = "insert into uploads.session (id, user_id, total_count) values ($1, $2, 1)";
-    sqlx::query(sql).bind(session).bind(user).execute(&mut connection).await.expect("a session");
+    sqlx::query(sql).bind(session).bind(user).execute(&mut connection).await?;
     assert_eq!(open().await, StatusCode::OK);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_hundred_clients_of_one_session_at_once_ask_postgres_once() {
+async fn a_hundred_clients_of_one_session_at_once_ask_postgres_once() -> TestResult {
     let own = Own::new().await;
     let mut connection = own.system.database.connect().await;
     let user = Uuid::new_v4();
-    let session = session_of(&mut connection, user).await;
+    let session = session_of(&mut connection, user).await?;
     let scans = "select coalesce(seq_scan, 0) + coalesce(idx_scan, 0) from pg_stat_user_tables
                  where schemaname = 'uploads' and relname = 'session'";
     let before = count(&mut connection, scans).await;
-    let mut held = connection.begin().await.expect("a transaction");
-    sqlx::query("lock table uploads.session").execute(&mut *held).await.expect("a lock");
+    let mut held = connection.begin().await?;
+    sqlx::query("lock table uploads.session").execute(&mut *held).await?;
     let clients = futures_util::future::join_all((0..100).map(|_| own.open(user, session)));
     let release = async {
         let mut other = own.system.database.connect().await;
@@ -131,4 +135,5 @@ async fn a_hundred_clients_of_one_session_at_once_ask_postgres_once() {
         Some(count(&mut connection, scans).await - before).filter(|asked| *asked > 0)
     });
     assert_eq!(asked.await, 1);
+    Ok(())
 }

@@ -1,4 +1,5 @@
-//! Streams through real proxies, set up as docs/proxies/ says: over HTTP/2, at once, and past servers that are killed.
+//! Streams through real proxies, set up as docs/proxies/ says: over HTTP/2, at once, and past servers that
+//! are killed.
 
 use futures_util::StreamExt;
 use reqwest::{StatusCode, Version};
@@ -6,8 +7,8 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{
-    Client, Feed, Front, FrontKind, LIMIT, NOTIFICATIONS, Parser, Process, System, eventually, metric_of,
-    numbers, trusting,
+    Client, Feed, Front, FrontKind, LIMIT, NOTIFICATIONS, Parser, Process, System, TestResult, eventually,
+    metric_of, numbers, str_of, trusting,
 };
 
 /// A feed, two servers, and a proxy in front of them.
@@ -33,7 +34,7 @@ impl Edge {
     async fn client(&self) -> Client {
         let url = self.front.url(NOTIFICATIONS);
         let client = Client::through(trusting(), url, &self.feed.token(), None);
-        client.has_its_place().await;
+        client.wait_until_placed().await;
         client
     }
 
@@ -42,10 +43,10 @@ impl Edge {
     }
 }
 
-async fn each_event_arrives_before_the_next_is_committed(edge: Edge) {
+async fn each_event_arrives_before_the_next_is_committed(edge: Edge) -> TestResult {
     let request = trusting().get(edge.front.url(NOTIFICATIONS)).bearer_auth(edge.feed.token());
-    let response = tokio::time::timeout(LIMIT, request.send()).await.expect("the head at once");
-    let response = response.expect("an answer");
+    let response = tokio::time::timeout(LIMIT, request.send()).await?;
+    let response = response?;
     assert_eq!((response.status(), response.version()), (StatusCode::OK, Version::HTTP_2));
     assert_eq!(response.headers()["content-type"], "text/event-stream");
     assert_eq!(response.headers()["cache-control"], "no-store, no-transform");
@@ -53,49 +54,51 @@ async fn each_event_arrives_before_the_next_is_committed(edge: Edge) {
     let mut bytes = response.bytes_stream();
     let mut events = Vec::new();
     while parser.last_event_id().is_empty() {
-        let chunk = tokio::time::timeout(LIMIT, bytes.next()).await.expect("its place at once");
-        parser.feed(&chunk.expect("an open stream").expect("bytes"), |event| events.push(event));
+        let chunk = tokio::time::timeout(LIMIT, bytes.next()).await?;
+        parser.feed(&chunk.ok_or("no open stream")??, |event| events.push(event));
     }
     for n in 0..20 {
         edge.feed.commit([n]).await;
         while events.len() <= n as usize {
-            let chunk = tokio::time::timeout(LIMIT, bytes.next()).await.expect("an event at once");
-            parser.feed(&chunk.expect("an open stream").expect("bytes"), |event| events.push(event));
+            let chunk = tokio::time::timeout(LIMIT, bytes.next()).await?;
+            parser.feed(&chunk.ok_or("no open stream")??, |event| events.push(event));
         }
     }
     assert_eq!(numbers(&events), (0..20).collect::<Vec<_>>());
+    Ok(())
 }
 
 #[tokio::test]
-async fn through_nginx_each_event_arrives_before_the_next_is_committed() {
-    each_event_arrives_before_the_next_is_committed(Edge::new(FrontKind::Nginx).await).await;
+async fn through_nginx_each_event_arrives_before_the_next_is_committed() -> TestResult {
+    each_event_arrives_before_the_next_is_committed(Edge::new(FrontKind::Nginx).await).await
 }
 
-/// As many a nginx is set up: it then keeps back what is not a full buffer, unless the response asks it not to.
+/// A common setting of nginx: it holds back a partly filled buffer unless the response forbids it.
 #[tokio::test]
-async fn also_through_an_nginx_that_speaks_http_1_0_to_the_server() {
+async fn also_through_an_nginx_that_speaks_http_1_0_to_the_server() -> TestResult {
     let old = [("proxy_http_version 1.1;", "proxy_http_version 1.0;")];
     let edge = Edge::with(System::new().await, FrontKind::Nginx, &old).await;
-    each_event_arrives_before_the_next_is_committed(edge).await;
+    each_event_arrives_before_the_next_is_committed(edge).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn through_caddy_each_event_arrives_before_the_next_is_committed() {
-    each_event_arrives_before_the_next_is_committed(Edge::new(FrontKind::Caddy).await).await;
+async fn through_caddy_each_event_arrives_before_the_next_is_committed() -> TestResult {
+    each_event_arrives_before_the_next_is_committed(Edge::new(FrontKind::Caddy).await).await
 }
 
-async fn servers_that_are_killed_cost_nothing(kind: FrontKind) {
+async fn servers_that_are_killed_cost_nothing(kind: FrontKind) -> TestResult {
     let Edge { feed, servers: [first, second], front } = Edge::new(kind).await;
     let mut clients = Vec::new();
     for _ in 0..4 {
         let client = Client::through(trusting(), front.url(NOTIFICATIONS), &feed.token(), None);
-        client.has_its_place().await;
+        client.wait_until_placed().await;
         clients.push(client);
     }
     let stop = CancellationToken::new();
     let committing = feed.keep_committing(stop.clone());
     for client in &clients {
-        client.events(20).await;
+        client.wait_for_events(20).await;
     }
     // The streams of the one go to the other, while it is away.
     let address = first.address.clone();
@@ -108,60 +111,62 @@ async fn servers_that_are_killed_cost_nothing(kind: FrontKind) {
     // And the other way round, to a server that has seen none of them.
     let second = feed.replaced(second).await;
     for client in &clients {
-        client.ends(1).await;
+        client.wait_for_ends(1).await;
         let before = client.so_far().len();
-        client.events(before + 20).await;
+        client.wait_for_events(before + 20).await;
     }
     stop.cancel();
-    let count = committing.await.expect("commits");
+    let count = committing.await?;
     for client in &clients {
-        let events = client.events(usize::try_from(count).expect("a few")).await;
+        let events = client.wait_for_events(usize::try_from(count)?).await;
         assert_eq!(numbers(&events), (0..count).collect::<Vec<_>>(), "{:?}", client.counts());
     }
     drop((first, second));
+    Ok(())
 }
 
 #[tokio::test]
-async fn behind_nginx_servers_that_are_killed_cost_nothing() {
-    servers_that_are_killed_cost_nothing(FrontKind::Nginx).await;
+async fn behind_nginx_servers_that_are_killed_cost_nothing() -> TestResult {
+    servers_that_are_killed_cost_nothing(FrontKind::Nginx).await
 }
 
 #[tokio::test]
-async fn behind_caddy_servers_that_are_killed_cost_nothing() {
-    servers_that_are_killed_cost_nothing(FrontKind::Caddy).await;
+async fn behind_caddy_servers_that_are_killed_cost_nothing() -> TestResult {
+    servers_that_are_killed_cost_nothing(FrontKind::Caddy).await
 }
 
-async fn without_any_server_clients_are_told_to_come_back_and_lose_nothing(kind: FrontKind) {
+async fn without_any_server_clients_are_told_to_come_back_and_lose_nothing(kind: FrontKind) -> TestResult {
     let edge = Edge::new(kind).await;
     let client = edge.client().await;
     edge.feed.commit(0..5).await;
-    client.events(5).await;
+    client.wait_for_events(5).await;
     let Edge { feed, servers: [first, second], front } = edge;
     let address = first.address.clone();
     first.kill().await;
     second.kill().await;
-    // The end of its stream, and then the ends of streams that only say when to come back. (On any status but 200 this
-    // client would give up, as EventSource does.)
-    client.ends(3).await;
-    assert!((3000..=9000).contains(&client.retry().await));
+    // The end of its stream, and then the ends of streams that only say when to come back. (On any status but
+    // 200 this client would give up, as EventSource does.)
+    client.wait_for_ends(3).await;
+    assert!((3000..=9000).contains(&client.wait_for_retry().await));
     let request = trusting().get(front.url(NOTIFICATIONS)).header("origin", "https://app.example");
-    let answer = request.send().await.expect("an answer");
+    let answer = request.send().await?;
     assert_eq!(answer.status(), StatusCode::OK);
     assert_eq!(answer.headers()["content-type"], "text/event-stream");
     assert_eq!(answer.headers()["access-control-allow-origin"], "https://app.example");
     feed.commit(5..9).await;
     let _first = feed.sse_at(&address).await;
-    assert_eq!(numbers(&client.events(9).await), (0..9).collect::<Vec<_>>());
+    assert_eq!(numbers(&client.wait_for_events(9).await), (0..9).collect::<Vec<_>>());
+    Ok(())
 }
 
 #[tokio::test]
-async fn behind_nginx_without_any_server_clients_come_back_and_lose_nothing() {
-    without_any_server_clients_are_told_to_come_back_and_lose_nothing(FrontKind::Nginx).await;
+async fn behind_nginx_without_any_server_clients_come_back_and_lose_nothing() -> TestResult {
+    without_any_server_clients_are_told_to_come_back_and_lose_nothing(FrontKind::Nginx).await
 }
 
 #[tokio::test]
-async fn behind_caddy_without_any_server_clients_come_back_and_lose_nothing() {
-    without_any_server_clients_are_told_to_come_back_and_lose_nothing(FrontKind::Caddy).await;
+async fn behind_caddy_without_any_server_clients_come_back_and_lose_nothing() -> TestResult {
+    without_any_server_clients_are_told_to_come_back_and_lose_nothing(FrontKind::Caddy).await
 }
 
 async fn a_client_that_leaves_the_proxy_frees_its_place_at_the_server(kind: FrontKind) {
@@ -193,59 +198,61 @@ async fn heartbeats_keep_a_quiet_stream_open_past_the_read_timeout_of_nginx() {
     let system = System::new().await.set("AFTERCOMMIT_SSE_HEARTBEAT_SECONDS", "1");
     let edge = Edge::with(system, FrontKind::Nginx, &short).await;
     let client = edge.client().await;
-    client.comments(8).await;
+    client.wait_for_comments(8).await;
     assert_eq!(client.counts(), (1, 0), "one stream that has not ended");
 
-    // Without them nginx does end it: the timeout is in force.
+    // Without heartbeats nginx ends the stream: the timeout is in force.
     let edge = Edge::with(System::new().await, FrontKind::Nginx, &short).await;
     let client = edge.client().await;
-    client.ends(1).await;
+    client.wait_for_ends(1).await;
 }
 
 /// A ticket passes the proxy, also where the server behind it is killed, and is in none of its logs.
-async fn tickets_are_not_in_the_logs_of_the_proxy(kind: FrontKind) {
+async fn tickets_are_not_in_the_logs_of_the_proxy(kind: FrontKind) -> TestResult {
     let edge = Edge::new(kind).await;
     let topic = edge.feed.topic();
     let asking = trusting().post(edge.front.url("/api/stream-tickets")).bearer_auth(edge.feed.token());
-    let answer = asking.json(&json!({ "topic": topic.as_str() })).send().await.expect("an answer");
+    let answer = asking.json(&json!({ "topic": topic.as_str() })).send().await?;
     assert_eq!(answer.status(), StatusCode::CREATED);
-    let answer: Value = answer.json().await.expect("JSON");
-    let ticket = answer["ticket"].as_str().expect("a ticket").to_owned();
+    let answer: Value = answer.json().await?;
+    let ticket = str_of(&answer["ticket"]).to_owned();
     let path = format!("{NOTIFICATIONS}?ticket={ticket}");
-    let mut stream = trusting().get(edge.front.url(&path)).send().await.expect("an answer");
+    let mut stream = trusting().get(edge.front.url(&path)).send().await?;
     assert_eq!(stream.status(), StatusCode::OK);
     let Edge { servers: [first, second], front, .. } = edge;
     first.kill().await;
     second.kill().await;
     // Errors of all kinds: a stream that breaks off, and a server that is not there.
     while let Ok(Some(_)) = stream.chunk().await {}
-    let answer = trusting().get(front.url(&path)).send().await.expect("an answer");
+    let answer = trusting().get(front.url(&path)).send().await?;
     assert_eq!(answer.status(), StatusCode::OK);
     let logs = eventually("both requests in a log", async || {
         let logs = front.logs();
         (logs.matches(NOTIFICATIONS).count() >= 2).then_some(logs)
     })
     .await;
-    assert!(!logs.contains(ticket.rsplit('.').next().expect("a signature")), "{logs}");
+    assert!(!logs.contains(ticket.rsplit('.').next().ok_or("no signature")?), "{logs}");
+    Ok(())
 }
 
 #[tokio::test]
-async fn tickets_are_not_in_the_logs_of_nginx() {
-    tickets_are_not_in_the_logs_of_the_proxy(FrontKind::Nginx).await;
+async fn tickets_are_not_in_the_logs_of_nginx() -> TestResult {
+    tickets_are_not_in_the_logs_of_the_proxy(FrontKind::Nginx).await
 }
 
 #[tokio::test]
-async fn tickets_are_not_in_the_logs_of_caddy() {
-    tickets_are_not_in_the_logs_of_the_proxy(FrontKind::Caddy).await;
+async fn tickets_are_not_in_the_logs_of_caddy() -> TestResult {
+    tickets_are_not_in_the_logs_of_the_proxy(FrontKind::Caddy).await
 }
 
 #[tokio::test]
-async fn health_and_metrics_stay_behind_the_proxy() {
+async fn health_and_metrics_stay_behind_the_proxy() -> TestResult {
     for kind in [FrontKind::Nginx, FrontKind::Caddy] {
         let edge = Edge::new(kind).await;
         for path in ["/metrics", "/readyz", "/healthz", "/admin/connections"] {
-            let answer = trusting().get(edge.front.url(path)).send().await.expect("an answer");
+            let answer = trusting().get(edge.front.url(path)).send().await?;
             assert_eq!(answer.status(), StatusCode::NOT_FOUND, "{kind:?} {path}");
         }
     }
+    Ok(())
 }

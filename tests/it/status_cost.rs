@@ -1,20 +1,20 @@
-//! What looking costs: a few index look-ups, also where one transaction has taken hundreds of thousands of row numbers.
-//! Counted, not timed.
+//! The cost of `status`: a few index look-ups, also after one transaction has taken hundreds of thousands of
+//! row numbers. Counted, not timed.
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use aftercommit::log::{checkpoint, overview, read};
 
-use crate::harness::{Database, database};
+use crate::harness::{Database, TestResult, database};
 
 const ROWS: u64 = 200_000;
-/// Index entries and blocks that one look may touch: far from the 200,000 and the 3,000 of a walk over all.
+/// The limits of index entries and blocks for one look. A full scan touches 200,000 and 3,000.
 const ENTRIES: i64 = 5_000;
 const BLOCKS: i64 = 1_500;
 
 /// What this session has touched of the log so far, as (index entries, blocks).
-async fn touched(connection: &mut PgConnection) -> (i64, i64) {
-    sqlx::query_as(
+async fn touched(connection: &mut PgConnection) -> TestResult<(i64, i64)> {
+    Ok(sqlx::query_as(
         "select sum(pg_stat_get_xact_tuples_returned(i.indexrelid))::bigint,
                 (sum(pg_stat_get_xact_blocks_fetched(i.indexrelid))
                  + sum(pg_stat_get_xact_blocks_fetched(i.indrelid)) / 2)::bigint
@@ -22,82 +22,84 @@ async fn touched(connection: &mut PgConnection) -> (i64, i64) {
          where h.inhparent = 'outbox.event'::regclass",
     )
     .fetch_one(connection)
-    .await
-    .expect("counters")
+    .await?)
 }
 
-/// One look as `aftercommit status` and the relay's pulse take it, within the limits of what it may touch.
-async fn look(database: &Database) -> overview::RelayOverview {
+/// Reads the overview as `aftercommit status` and the relay's monitor do, and asserts its cost.
+async fn look(database: &Database) -> TestResult<overview::RelayOverview> {
     let mut connection = database.connect().await;
-    read::prepare_session(&mut connection).await.expect("a session");
+    read::prepare_session(&mut connection).await?;
     // The counters are the session's own, and those of this transaction at least.
-    let mut tx = connection.begin().await.expect("a transaction");
-    let relays = overview::relays(&mut tx).await.expect("an overview");
-    let (entries, blocks) = touched(&mut tx).await;
+    let mut tx = connection.begin().await?;
+    let relays = overview::relays(&mut tx).await?;
+    let (entries, blocks) = touched(&mut tx).await?;
     assert!(blocks > 0, "the counters count");
     assert!(entries < ENTRIES && blocks < BLOCKS, "{entries} index entries and {blocks} blocks");
-    relays.into_iter().next().expect("a relay")
+    Ok(relays.into_iter().next().ok_or("no relay")?)
 }
 
-async fn append(connection: &mut PgConnection, rows: u64) {
+async fn append(connection: &mut PgConnection, rows: u64) -> TestResult {
     let sql = format!(
         "insert into outbox.event (topic, type, payload) select 't', 'T', '1' from generate_series(1, {rows})"
     );
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.expect("an append");
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_look_costs_the_same_behind_a_large_transaction_that_is_open_rolled_back_or_committed() {
+async fn a_look_costs_the_same_behind_a_large_transaction_that_is_open_rolled_back_or_committed() -> TestResult
+{
     let database = database().await;
     let mut relay = database.connect().await;
-    read::prepare_session(&mut relay).await.expect("a session");
-    checkpoint::load_or_begin(&mut relay, "main").await.expect("a position");
-    assert_eq!(look(&database).await.oldest_pending_at, None, "nothing is there");
+    read::prepare_session(&mut relay).await?;
+    checkpoint::load_or_begin(&mut relay, "main").await?;
+    assert_eq!(look(&database).await?.oldest_pending_at, None, "nothing is there");
 
     let mut large = database.connect().await;
     let mut writer = database.connect().await;
     for ended in ["rollback", "commit"] {
-        sqlx::raw_sql("begin").execute(&mut large).await.expect("a transaction");
-        append(&mut large, ROWS).await;
-        let open = look(&database).await;
+        sqlx::raw_sql("begin").execute(&mut large).await?;
+        append(&mut large, ROWS).await?;
+        let open = look(&database).await?;
         assert!(open.oldest_is_sampled && open.oldest_pending_at.is_none(), "{open:?}");
-        sqlx::raw_sql(ended).execute(&mut large).await.expect("an end");
-        let after = look(&database).await;
+        sqlx::raw_sql(ended).execute(&mut large).await?;
+        let after = look(&database).await?;
         assert_eq!(after.oldest_pending_at.is_some(), ended == "commit", "{after:?}");
     }
-    append(&mut writer, 1).await;
+    append(&mut writer, 1).await?;
     // The rolled-back rows come first: what waits behind them is found by the samples.
-    let behind = look(&database).await;
+    let behind = look(&database).await?;
     assert!(behind.oldest_is_sampled && behind.oldest_pending_at.is_some(), "{behind:?}");
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_window_does_not_look_through_a_large_late_transaction_that_is_still_open() {
+async fn a_window_does_not_look_through_a_large_late_transaction_that_is_still_open() -> TestResult {
     let database = database().await;
     let mut relay = database.connect().await;
-    read::prepare_session(&mut relay).await.expect("a session");
-    let position = checkpoint::load_or_begin(&mut relay, "main").await.expect("a position");
+    read::prepare_session(&mut relay).await?;
+    let position = checkpoint::load_or_begin(&mut relay, "main").await?;
     let mut large = database.connect().await;
-    let mut open = large.begin().await.expect("a transaction");
-    append(&mut open, ROWS).await;
+    let mut open = large.begin().await?;
+    append(&mut open, ROWS).await?;
     let mut writer = database.connect().await;
-    append(&mut writer, 1).await;
+    append(&mut writer, 1).await?;
     // The window of the one event ends behind the open transaction's rows, which are late ones from now on.
-    let position = checkpoint::open(&mut relay, "main", &position).await.expect("a look").expect("an event");
+    let position = checkpoint::open(&mut relay, "main", &position).await?.ok_or("no event")?;
     let last = ROWS.cast_signed() + 1;
-    let position =
-        checkpoint::close_window(&mut relay, "main", &position, last, 1).await.expect("a position");
+    let position = checkpoint::close_window(&mut relay, "main", &position, last, 1).await?;
 
     let mut counted = database.connect().await;
-    read::prepare_session(&mut counted).await.expect("a session");
-    let mut tx = counted.begin().await.expect("a transaction");
-    assert!(checkpoint::open(&mut tx, "main", &position).await.expect("a look").is_none());
-    let (entries, blocks) = touched(&mut tx).await;
+    read::prepare_session(&mut counted).await?;
+    let mut tx = counted.begin().await?;
+    assert!(checkpoint::open(&mut tx, "main", &position).await?.is_none());
+    let (entries, blocks) = touched(&mut tx).await?;
     assert!(entries < ENTRIES && blocks < BLOCKS, "{entries} index entries and {blocks} blocks");
-    tx.rollback().await.expect("an end");
+    tx.rollback().await?;
 
-    open.commit().await.expect("a commit");
-    let opened = checkpoint::open(&mut relay, "main", &position).await.expect("a look");
+    open.commit().await?;
+    let opened = checkpoint::open(&mut relay, "main", &position).await?;
     assert!(opened.is_some(), "late, not lost");
-    assert!(look(&database).await.oldest_pending_at.is_some());
+    assert!(look(&database).await?.oldest_pending_at.is_some());
+    Ok(())
 }

@@ -1,4 +1,5 @@
-//! The mission's story with real processes: started late, killed in the middle, and with Redis stopped in the middle.
+//! The upload story with real processes: started late, killed in the middle, and with Redis stopped in the
+//! middle.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use uuid::Uuid;
 
 use aftercommit::local::{Home, RedisServer, redis::Options};
 
-use crate::harness::{Client, Event, Session, System};
+use crate::harness::{Client, Event, Session, System, TestResult};
 
 /// What the story of a session of ten with one failure must look like to every client.
 fn assert_story(session: &Session, events: &[Event], failing: usize) {
@@ -44,15 +45,15 @@ async fn three_processes_and_a_second_sse_server_tell_the_story_to_every_client(
     let notifications = session.listen_to_notifications(&servers[1]).await;
     session.settle_all(Some(4)).await;
     for client in &clients {
-        assert_story(&session, &client.events(11).await, 4);
+        assert_story(&session, &client.wait_for_events(11).await, 4);
     }
-    let told = notifications.events(1).await;
+    let told = notifications.wait_for_events(1).await;
     assert_eq!(told.len(), 1);
     assert!(told[0].data.contains("Upload session completed: 9 uploaded, 1 failed"));
 }
 
 #[tokio::test]
-async fn a_relay_that_starts_long_after_the_commits_delivers_them_all() {
+async fn a_relay_that_starts_long_after_the_commits_delivers_them_all() -> TestResult {
     let system = System::new().await;
     let (api, sse) = (system.start("api").await, system.start("sse").await);
     let session = system.session(&api, Uuid::new_v4(), 10).await;
@@ -62,10 +63,10 @@ async fn a_relay_that_starts_long_after_the_commits_delivers_them_all() {
     let mut connection = system.database.connect().await;
     sqlx::query("update outbox.event set created_at = created_at - interval '1 hour'")
         .execute(&mut connection)
-        .await
-        .expect("an hour");
+        .await?;
     let _relay = system.start("relay").await;
-    assert_story(&session, &client.events(11).await, 0);
+    assert_story(&session, &client.wait_for_events(11).await, 0);
+    Ok(())
 }
 
 #[tokio::test]
@@ -82,7 +83,7 @@ async fn a_relay_that_is_killed_and_started_again_repeats_nothing_and_loses_noth
             relay = system.start("relay").await;
         }
     }
-    let events = client.events(61).await;
+    let events = client.wait_for_events(61).await;
     let failing_none: Vec<&str> = events.iter().map(|event| event.event.as_str()).collect();
     assert_eq!(failing_none[..60], ["PHOTO_UPLOADED"; 60]);
     assert_eq!(failing_none[60], "SESSION_COMPLETED");
@@ -92,11 +93,11 @@ async fn a_relay_that_is_killed_and_started_again_repeats_nothing_and_loses_noth
 }
 
 #[tokio::test]
-async fn redis_stopped_and_started_with_its_data_is_an_interruption_and_no_more() {
-    let dir = tempfile::tempdir().expect("a directory");
+async fn redis_stopped_and_started_with_its_data_is_an_interruption_and_no_more() -> TestResult {
+    let dir = tempfile::tempdir()?;
     let options =
         |port| Options { home: Home::Kept(dir.path().to_owned()), port, durable: true, settings: Vec::new() };
-    let server = RedisServer::start(&options(None)).await.expect("a private Redis");
+    let server = RedisServer::start(&options(None)).await?;
     let (url, port) = (server.url().expose_secret().to_owned(), server.port());
     let system = System::with_redis(&url).await;
     let (api, _relay) = (system.start("api").await, system.start("relay").await);
@@ -107,30 +108,31 @@ async fn redis_stopped_and_started_with_its_data_is_an_interruption_and_no_more(
         assert_eq!(session.complete(photo).await.as_u16(), 200);
     }
     for client in &clients {
-        client.events(4).await;
+        client.wait_for_events(4).await;
     }
-    server.stop().await.expect("an orderly end");
+    server.stop().await?;
     for photo in 4..8 {
         assert_eq!(session.complete(photo).await.as_u16(), 200, "commands need no Redis");
     }
     // A client that comes while Redis is away is connected all the same.
     let late = Client::resume(&servers[0].url(&session.stream_path()), &session.token, "1-2");
-    late.connections(1).await;
-    let server = RedisServer::start(&options(Some(port))).await.expect("the same Redis again");
+    late.wait_for_connections(1).await;
+    let server = RedisServer::start(&options(Some(port))).await?;
     assert_eq!(server.port(), port);
     for photo in 8..10 {
         assert_eq!(session.complete(photo).await.as_u16(), 200);
     }
     for client in &clients {
-        let events = client.events(11).await;
+        let events = client.wait_for_events(11).await;
         assert_eq!(events.len(), 11);
         assert!(
             events.iter().zip(&session.photos).all(|(event, photo)| event.data.contains(&photo.to_string()))
         );
         assert_eq!(events[10].event, "SESSION_COMPLETED");
     }
-    let events = late.events(9).await;
+    let events = late.wait_for_events(9).await;
     assert!(events.iter().zip(&session.photos[2..]).all(|(e, photo)| e.data.contains(&photo.to_string())));
+    Ok(())
 }
 
 #[tokio::test]
@@ -143,14 +145,14 @@ async fn a_client_of_an_sse_server_that_is_killed_continues_on_another() {
     for photo in 0..3 {
         assert_eq!(session.complete(photo).await.as_u16(), 200);
     }
-    client.events(3).await;
+    client.wait_for_events(3).await;
     first.kill().await;
     for photo in 3..6 {
         assert_eq!(session.complete(photo).await.as_u16(), 200);
     }
     let second = system.start("sse").await;
     let rest = Client::resume(&second.url(&session.stream_path()), &session.token, &client.last_event_id());
-    let events = rest.events(4).await;
+    let events = rest.wait_for_events(4).await;
     assert_eq!(events.len(), 4);
     assert!(events.iter().zip(&session.photos[3..]).all(|(e, photo)| e.data.contains(&photo.to_string())));
 }
@@ -163,24 +165,24 @@ async fn a_standby_relay_takes_over_when_the_leader_is_killed() {
     let client = session.listen(&sse).await;
     let leader = system.start("relay").await;
     assert_eq!(session.complete(0).await.as_u16(), 200);
-    client.events(1).await;
+    client.wait_for_events(1).await;
     let _standby = system.start("relay").await;
     leader.kill().await;
     let begun = std::time::Instant::now();
     assert_eq!(session.complete(1).await.as_u16(), 200);
-    assert_eq!(client.events(3).await.len(), 3);
+    assert_eq!(client.wait_for_events(3).await.len(), 3);
     assert!(begun.elapsed() < Duration::from_secs(10), "took over after {:?}", begun.elapsed());
 }
 
 #[tokio::test]
-async fn every_role_ends_with_0_on_sigterm_and_sigint_in_the_middle_of_its_work() {
+async fn every_role_ends_with_0_on_sigterm_and_sigint_in_the_middle_of_its_work() -> TestResult {
     let system = System::new().await;
     let (api, relay, sse) =
         (system.start("api").await, system.start("relay").await, system.start("sse").await);
     let session = system.session(&api, Uuid::new_v4(), 2).await;
     let client = session.listen(&sse).await;
     assert_eq!(session.complete(0).await.as_u16(), 200);
-    client.events(1).await;
+    client.wait_for_events(1).await;
     for mut process in [relay, api, sse] {
         process.signal("INT").await;
         assert_eq!(process.exit_code().await, 0, "{}", process.log());
@@ -192,6 +194,7 @@ async fn every_role_ends_with_0_on_sigterm_and_sigint_in_the_middle_of_its_work(
     let client = Client::resume(&url, &session.token, "1-1");
     let complete = format!("/api/upload/sessions/{}/photos/{}/complete", session.id, session.photos[1]);
     let status = system.http().post(api.url(&complete)).bearer_auth(&session.token).send().await;
-    assert_eq!(status.expect("an answer").status().as_u16(), 200);
-    assert_eq!(client.events(2).await.len(), 2);
+    assert_eq!(status?.status().as_u16(), 200);
+    assert_eq!(client.wait_for_events(2).await.len(), 2);
+    Ok(())
 }

@@ -1,85 +1,82 @@
-//! An upgrade: what a version does with a schema that a later one has migrated, or is migrating.
+//! Upgrades: a version with a schema that a later one has migrated, or is migrating.
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection};
 use uuid::Uuid;
 
 use crate::commands::{assert_fails, commit, json, stderr};
-use crate::harness::{Database, System, cli, eventually};
-use crate::operators::turns_green;
+use crate::harness::{Database, System, TestResult, cli, eventually, items_of, str_of};
+use crate::operators::wait_until_green;
 
 /// What a later `aftercommit migrate` leaves behind, as far as this version can see it.
-async fn is_migrated_by_a_later_version(database: &Database, serves_from: &str) {
+async fn is_migrated_by_a_later_version(database: &Database, serves_from: &str) -> TestResult {
     let mut connection = database.connect().await;
     let later = format!(
         "insert into outbox.migration (version, description, success, checksum, execution_time)
          values (1000, 'later', true, '', 0);
          create or replace function outbox.serves_from() returns bigint language sql as 'select {serves_from}::bigint'"
     );
-    sqlx::raw_sql(AssertSqlSafe(later)).execute(&mut connection).await.expect("a later schema");
+    sqlx::raw_sql(AssertSqlSafe(later)).execute(&mut connection).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_later_schema_that_leaves_this_version_what_it_uses_serves_it_during_an_upgrade() {
+async fn a_later_schema_that_leaves_this_version_what_it_uses_serves_it_during_an_upgrade() -> TestResult {
     let system = System::new().await;
     let topic = system.redis.topic("upgrade");
     let newest = "(select max(version) from outbox.migration where version < 1000)";
-    is_migrated_by_a_later_version(&system.database, newest).await;
+    is_migrated_by_a_later_version(&system.database, newest).await?;
     let relay = system.start("relay").await;
-    turns_green(&relay).await;
+    wait_until_green(&relay).await;
     commit(&system, &topic, "A", 2).await;
     eventually("they are delivered", async || {
         let listed = json(&system, &["events", "list", "--state", "delivered"]).await;
-        (listed.as_array().expect("a list").len() == 2).then_some(())
+        (items_of(&listed).len() == 2).then_some(())
     })
     .await;
     assert!(stderr(&cli(system.settings(), &["migrate"]).await).contains("up to date"));
     let doctor = cli(system.settings(), &["doctor", "--output", "json"]).await;
-    let findings: Value = serde_json::from_slice(&doctor.stdout).expect("JSON");
-    let schema =
-        findings.as_array().expect("a list").iter().find(|f| f["check"] == "schema").expect("a verdict");
+    let findings: Value = serde_json::from_slice(&doctor.stdout)?;
+    let schema = items_of(&findings).iter().find(|f| f["check"] == "schema").ok_or("no verdict")?;
     assert_eq!(schema["verdict"], "warning", "{schema}");
-    assert!(
-        schema["evidence"].as_str().expect("a text").starts_with("version 1000, which also works for"),
-        "{schema}"
-    );
+    assert!(str_of(&schema["evidence"]).starts_with("version 1000, which also works for"), "{schema}");
+    Ok(())
 }
 
 #[tokio::test]
-async fn whether_a_later_schema_serves_this_version_must_be_known() {
+async fn whether_a_later_schema_serves_this_version_must_be_known() -> TestResult {
     let system = System::new().await;
-    is_migrated_by_a_later_version(&system.database, "1").await;
+    is_migrated_by_a_later_version(&system.database, "1").await?;
     let mut owner = system.database.connect().await;
     let role = format!("guest_{}", Uuid::new_v4().simple());
     let guest = format!(
         "create role {role} login password 'guest'; revoke execute on function outbox.serves_from() from public;
          grant usage on schema outbox to {role}; grant select on all tables in schema outbox to {role}"
     );
-    sqlx::raw_sql(AssertSqlSafe(guest)).execute(&mut owner).await.expect("a guest");
-    let address = system.database.url().rsplit('@').next().expect("an address");
+    sqlx::raw_sql(AssertSqlSafe(guest)).execute(&mut owner).await?;
+    let address = system.database.url().rsplit('@').next().ok_or("no address")?;
     let settings =
         system.settings().clone().set("DATABASE_URL", format!("postgres://{role}:guest@{address}"));
     assert_fails(&settings, &["status"], 1, "grant execute on function outbox.serves_from()").await;
-    sqlx::raw_sql("drop function outbox.serves_from()").execute(&mut owner).await.expect("no promise");
+    sqlx::raw_sql("drop function outbox.serves_from()").execute(&mut owner).await?;
     assert_fails(&settings, &["status"], 1, "newer than this binary").await;
     let away = format!("drop owned by {role}; drop role {role}");
-    sqlx::raw_sql(AssertSqlSafe(away)).execute(&mut owner).await.expect("no guest");
+    sqlx::raw_sql(AssertSqlSafe(away)).execute(&mut owner).await?;
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_later_version_that_migrates_at_the_same_time_and_wins_is_no_failure() {
+async fn a_later_version_that_migrates_at_the_same_time_and_wins_is_no_failure() -> TestResult {
     let system = System::new().await;
     let mut later = system.database.connect().await;
     // This version finds work to do, and then waits for the lock of the one that does more.
     sqlx::query("delete from outbox.migration where version = (select max(version) from outbox.migration)")
         .execute(&mut later)
-        .await
-        .expect("work");
+        .await?;
     sqlx::query("select pg_advisory_lock($1)")
         .bind(lock_of_migrations(system.database.name()))
         .execute(&mut later)
-        .await
-        .expect("the lock");
+        .await?;
     let settings = system.settings().clone();
     let migrating = tokio::spawn(async move { cli(&settings, &["migrate"]).await });
     eventually("it has found work, and waits", async || {
@@ -88,13 +85,15 @@ async fn a_later_version_that_migrates_at_the_same_time_and_wins_is_no_failure()
         sqlx::query_scalar::<_, bool>(waits).fetch_one(&mut later).await.expect("locks").then_some(())
     })
     .await;
-    is_migrated_by_a_later_version(&system.database, "1").await;
-    later.close().await.expect("the lock is free");
-    let output = migrating.await.expect("an end");
+    is_migrated_by_a_later_version(&system.database, "1").await?;
+    later.close().await?;
+    let output = migrating.await?;
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    Ok(())
 }
 
-/// The advisory lock that sqlx takes while it migrates a database: a CRC-32 of its name, times a number of its own.
+/// The advisory lock that sqlx takes while it migrates a database: a CRC-32 of its name, times a number of
+/// its own.
 fn lock_of_migrations(database: &str) -> i64 {
     let crc = database.bytes().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()))
@@ -103,10 +102,11 @@ fn lock_of_migrations(database: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn a_later_schema_that_takes_away_what_this_version_uses_is_refused() {
+async fn a_later_schema_that_takes_away_what_this_version_uses_is_refused() -> TestResult {
     let system = System::new().await;
-    is_migrated_by_a_later_version(&system.database, "1000").await;
+    is_migrated_by_a_later_version(&system.database, "1000").await?;
     for command in [&["relay"][..], &["status"], &["migrate"]] {
         assert_fails(system.settings(), command, 1, "newer than this binary").await;
     }
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! The upload application: its endpoints, its messages byte for byte, and what it does when many ask at once.
+//! The upload application: its endpoints, its messages byte for byte, and concurrent requests.
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -7,35 +7,35 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{Session, System, redis_settings_of, start_redis};
+use crate::harness::{Session, System, TestResult, items_of, redis_settings_of, start_redis, str_of};
 
-/// A text that `Uuid` and whole seconds are put into must be what came, byte for byte; only the time is taken as it is.
-fn with_time_of(message: &str, expected: &str) -> String {
-    let parsed: Value = serde_json::from_str(message).expect("JSON");
+/// The expected text with the message's own time, which must be a recent one in whole seconds of UTC.
+fn with_time_of(message: &str, expected: &str) -> TestResult<String> {
+    let parsed: Value = serde_json::from_str(message)?;
     let time = parsed["timestamp"].as_str().unwrap_or_default();
     if !time.is_empty() {
-        let parsed = chrono::DateTime::parse_from_rfc3339(time).expect("a time");
+        let parsed = chrono::DateTime::parse_from_rfc3339(time)?;
         assert!(time.len() == 20 && time.ends_with('Z'), "whole seconds in UTC: {time}");
         assert!(
             (chrono::Utc::now() - parsed.to_utc()).num_seconds().abs() < 60,
             "the time of the change: {time}"
         );
     }
-    expected.replace("<time>", time)
+    Ok(expected.replace("<time>", time))
 }
 
 #[tokio::test]
-async fn each_message_arrives_on_its_redis_channel_byte_for_byte() {
+async fn each_message_arrives_on_its_redis_channel_byte_for_byte() -> TestResult {
     // A Redis of its own, so that the names are those without a namespace.
     let redis = start_redis(Vec::new(), None).await;
     let url = redis.url().expose_secret().to_owned();
     let system = System::with_redis(&url).await.set("AFTERCOMMIT_REDIS_NAMESPACE", "");
     let (api, _relay) = (system.start("api").await, system.start("relay").await);
     let session = system.session(&api, Uuid::new_v4(), 3).await;
-    let client = redis_settings_of(&url).client().expect("a client");
-    let mut subscriber = client.get_async_pubsub().await.expect("a subscriber");
+    let client = redis_settings_of(&url).client()?;
+    let mut subscriber = client.get_async_pubsub().await?;
     let user_channel = format!("user-notifications:{}", session.user);
-    subscriber.subscribe(&[session.topic(), user_channel.clone()]).await.expect("a subscription");
+    subscriber.subscribe(&[session.topic(), user_channel.clone()]).await?;
 
     assert_eq!(session.complete(0).await, StatusCode::OK);
     assert_eq!(session.fail(1, "the \"disk\" is full: ü").await, StatusCode::OK);
@@ -65,16 +65,17 @@ async fn each_message_arrives_on_its_redis_channel_byte_for_byte() {
     let mut messages = subscriber.on_message();
     for (at, expected) in expected.iter().enumerate() {
         let message = tokio::time::timeout(crate::harness::LIMIT, messages.next()).await;
-        let message = message.expect("in time").expect("a message");
-        let text: String = message.get_payload().expect("text");
-        assert_eq!(text, with_time_of(&text, expected));
+        let message = message?.ok_or("no message")?;
+        let text: String = message.get_payload()?;
+        assert_eq!(text, with_time_of(&text, expected)?);
         let channel = if at == 4 { &user_channel } else { &session.topic() };
         assert_eq!(message.get_channel_name(), channel);
     }
+    Ok(())
 }
 
 #[tokio::test]
-async fn fifty_completes_at_once_count_to_fifty_and_complete_the_session_once() {
+async fn fifty_completes_at_once_count_to_fifty_and_complete_the_session_once() -> TestResult {
     let system = System::new().await;
     let (api, _relay, sse) =
         (system.start("api").await, system.start("relay").await, system.start("sse").await);
@@ -84,31 +85,31 @@ async fn fifty_completes_at_once_count_to_fifty_and_complete_the_session_once() 
     let statuses = join_all((0..50).map(|photo| session.complete(photo))).await;
     assert!(statuses.iter().all(|status| *status == StatusCode::OK), "{statuses:?}");
 
-    let events = client.events(51).await;
+    let events = client.wait_for_events(51).await;
     for (at, event) in events[..50].iter().enumerate() {
-        let data: Value = serde_json::from_str(&event.data).expect("JSON");
+        let data: Value = serde_json::from_str(&event.data)?;
         assert_eq!((event.event.as_str(), &data["uploadedCount"]), ("PHOTO_UPLOADED", &json!(at + 1)));
     }
     assert_eq!(events[50].event, "SESSION_COMPLETED");
-    assert_eq!(notifications.events(1).await.len(), 1);
+    assert_eq!(notifications.wait_for_events(1).await.len(), 1);
     assert_eq!(session.show().await["uploadedCount"], 50);
     // Exactly once: in the log itself nothing more was ever written.
-    assert_eq!(rows(&system, &session).await, 52);
+    assert_eq!(rows(&system, &session).await?, 52);
+    Ok(())
 }
 
 /// Rows in the log for a session, its user's included.
-async fn rows(system: &System, session: &Session) -> i64 {
+async fn rows(system: &System, session: &Session) -> TestResult<i64> {
     let mut connection = system.database.connect().await;
-    sqlx::query_scalar("select count(*) from outbox.event where topic in ($1, $2)")
+    Ok(sqlx::query_scalar("select count(*) from outbox.event where topic in ($1, $2)")
         .bind(session.topic())
         .bind(format!("user-notifications:{}", session.user))
         .fetch_one(&mut connection)
-        .await
-        .expect("a count")
+        .await?)
 }
 
 #[tokio::test]
-async fn a_repeat_is_a_200_that_changes_nothing_and_a_contradiction_a_409() {
+async fn a_repeat_is_a_200_that_changes_nothing_and_a_contradiction_a_409() -> TestResult {
     let system = System::new().await;
     let api = system.start("api").await;
     let session = system.session(&api, Uuid::new_v4(), 2).await;
@@ -122,11 +123,12 @@ async fn a_repeat_is_a_200_that_changes_nothing_and_a_contradiction_a_409() {
     assert_eq!((&shown["uploadedCount"], &shown["failedCount"]), (&json!(1), &json!(1)));
     assert_eq!(shown["status"], "COMPLETED");
     assert_eq!(shown["photos"][1]["reason"], "torn");
-    assert_eq!(rows(&system, &session).await, 4);
+    assert_eq!(rows(&system, &session).await?, 4);
+    Ok(())
 }
 
 #[tokio::test]
-async fn a_command_that_is_rolled_back_leaves_nothing_anywhere() {
+async fn a_command_that_is_rolled_back_leaves_nothing_anywhere() -> TestResult {
     let system = System::new().await;
     let (api, _relay, sse) =
         (system.start("api").await, system.start("relay").await, system.start("sse").await);
@@ -139,20 +141,20 @@ async fn a_command_that_is_rolled_back_leaves_nothing_anywhere() {
          create trigger refuse before insert on outbox.event for each row execute function refuse()",
     )
     .execute(&mut connection)
-    .await
-    .expect("a trigger");
+    .await?;
     assert_eq!(session.complete(0).await, StatusCode::SERVICE_UNAVAILABLE);
-    // Replaced and not dropped: the lock for that would stand across the relay's own.
+    // Replaced and not dropped: dropping takes a lock that conflicts with the relay's.
     let allow =
         "create or replace function refuse() returns trigger language plpgsql as $$ begin return new; end $$";
-    sqlx::raw_sql(allow).execute(&mut connection).await.expect("a trigger that lets everything pass");
+    sqlx::raw_sql(allow).execute(&mut connection).await?;
     assert_eq!(session.show().await["uploadedCount"], 0);
 
     assert_eq!(session.complete(1).await, StatusCode::OK);
-    let events = client.events(1).await;
+    let events = client.wait_for_events(1).await;
     assert_eq!(events.len(), 1);
     assert!(events[0].data.contains(&session.photos[1].to_string()));
-    assert_eq!(rows(&system, &session).await, 1);
+    assert_eq!(rows(&system, &session).await?, 1);
+    Ok(())
 }
 
 #[tokio::test]
@@ -168,7 +170,7 @@ async fn sessions_of_one_user_that_complete_at_once_notify_once_each() {
     let notifications = sessions[0].listen_to_notifications(&sse).await;
     let statuses = join_all(sessions.iter().map(|session| session.complete(0))).await;
     assert!(statuses.iter().all(|status| *status == StatusCode::OK), "{statuses:?}");
-    let events = notifications.events(12).await;
+    let events = notifications.wait_for_events(12).await;
     for session in &sessions {
         let told = events.iter().filter(|event| event.data.contains(&session.id.to_string())).count();
         assert_eq!(told, 1);
@@ -184,7 +186,7 @@ async fn ask(request: reqwest::RequestBuilder) -> u16 {
         assert_eq!(status.as_u16() == 401, response.headers().contains_key("www-authenticate"));
         let problem: Value = response.json().await.expect("JSON");
         assert_eq!(problem["status"], status.as_u16());
-        assert!(!problem["detail"].as_str().expect("a detail").is_empty());
+        assert!(!str_of(&problem["detail"]).is_empty());
     }
     status.as_u16()
 }
@@ -270,7 +272,7 @@ async fn a_request_that_cannot_be_understood_is_refused_with_a_reason() {
 }
 
 #[tokio::test]
-async fn info_health_and_metrics_need_no_token() {
+async fn info_health_and_metrics_need_no_token() -> TestResult {
     let system = System::new().await;
     let (api, relay, sse) =
         (system.start("api").await, system.start("relay").await, system.start("sse").await);
@@ -280,16 +282,17 @@ async fn info_health_and_metrics_need_no_token() {
             (ask_status(system.http().get(process.url("/readyz"))).await == 200).then_some(())
         })
         .await;
-        let metrics = system.http().get(process.url("/metrics")).send().await.expect("an answer");
-        assert!(metrics.text().await.expect("text").ends_with("# EOF\n"));
+        let metrics = system.http().get(process.url("/metrics")).send().await?;
+        assert!(metrics.text().await?.ends_with("# EOF\n"));
     }
     for process in [&api, &sse] {
-        let info = system.http().get(process.url("/api/realtime/info")).send().await.expect("an answer");
+        let info = system.http().get(process.url("/api/realtime/info")).send().await?;
         assert_eq!(
-            info.text().await.expect("text"),
+            info.text().await?,
             r#"{"sessionStreamEndpoint":"/api/upload/sessions/{sessionId}/stream","protocol":"SSE","messageTypes":["PHOTO_UPLOADED","PHOTO_FAILED","SESSION_COMPLETED","UPLOAD_SESSION_COMPLETED"],"notificationStreamEndpoint":"/api/upload/sessions/notifications/stream"}"#
         );
     }
+    Ok(())
 }
 
 async fn ask_status(request: reqwest::RequestBuilder) -> u16 {
@@ -297,7 +300,7 @@ async fn ask_status(request: reqwest::RequestBuilder) -> u16 {
 }
 
 #[tokio::test]
-async fn a_session_may_name_as_many_photos_as_it_may_have_each_with_the_longest_name() {
+async fn a_session_may_name_as_many_photos_as_it_may_have_each_with_the_longest_name() -> TestResult {
     let system = System::new().await;
     let api = system.start("api").await;
     let token = system.token(Uuid::new_v4());
@@ -310,14 +313,15 @@ async fn a_session_may_name_as_many_photos_as_it_may_have_each_with_the_longest_
     };
     let created = create(10_000).await;
     assert_eq!(created.status(), StatusCode::CREATED);
-    let created: Value = created.json().await.expect("JSON");
+    let created: Value = created.json().await?;
     assert_eq!(created["photoIds"].as_array().map(Vec::len), Some(10_000));
     let refused = create(10_001).await;
     assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
     let url = api.url(&format!("/api/upload/sessions/{}/photos/{}/fail", Uuid::nil(), Uuid::nil()));
     let large = json!({ "reason": "x".repeat(70_000) });
-    let refused = system.http().post(url).bearer_auth(&token).json(&large).send().await.expect("an answer");
+    let refused = system.http().post(url).bearer_auth(&token).json(&large).send().await?;
     assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE, "other bodies stay small");
+    Ok(())
 }
 
 #[tokio::test]
@@ -331,7 +335,7 @@ async fn a_session_is_shown_with_the_counts_of_its_photos_while_they_are_complet
         let (mut looks, mut done) = (0, 0);
         while done < PHOTOS {
             let shown = session.show().await;
-            let photos = shown["photos"].as_array().expect("a list");
+            let photos = items_of(&shown["photos"]);
             let of = |status: &str| photos.iter().filter(|photo| photo["status"] == status).count();
             let counts = (shown["uploadedCount"].as_u64(), shown["failedCount"].as_u64());
             assert_eq!(counts, (Some(of("UPLOADED") as u64), Some(of("FAILED") as u64)), "look {looks}");

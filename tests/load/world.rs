@@ -12,7 +12,7 @@ use crate::arguments::Scenario;
 use crate::cost::Cost;
 use crate::engine::Plan;
 use crate::harness::{
-    OwnPostgres, Process, System, database_on, leads, metric_of, start_postgres, start_redis,
+    OwnPostgres, Process, System, database_on, metric_of, start_postgres, start_redis, wait_until_leading,
 };
 
 /// How long the clients' token is valid.
@@ -43,7 +43,7 @@ impl World {
         // The tests' own is shorter than what a server has by default.
         system.unset("AFTERCOMMIT_SSE_DRAIN_SECONDS");
         let relay = system.start("relay").await;
-        leads(&relay).await;
+        wait_until_leading(&relay).await;
         let mut servers = Vec::new();
         for _ in 0..scenario.kind.servers() {
             servers.push(system.start("sse").await);

@@ -1,4 +1,4 @@
-//! Making the faults of a lane, one after the other, and mending each.
+//! Makes the faults of a lane one after the other, and repairs each.
 
 mod neighbours;
 mod operators;
@@ -17,7 +17,7 @@ use crate::ledger::Deed;
 use crate::plan::{Fault, Lane};
 use crate::world::World;
 
-/// Makes the faults of a lane at their times, and tells which it made.
+/// Makes the faults of a lane at their times, and returns those that it made.
 pub(crate) async fn make(world: Arc<World>, lane: Lane, begun: Instant, verbose: bool) -> Vec<Deed> {
     let mut made = Vec::new();
     for fault in lane.faults {
@@ -42,7 +42,7 @@ pub(crate) async fn make(world: Arc<World>, lane: Lane, begun: Instant, verbose:
     made
 }
 
-/// Makes a fault and mends it. False if there was nothing to make it with.
+/// Makes a fault and repairs it. False if the system was in no state for it.
 async fn one(world: &World, fault: &Fault) -> bool {
     let index = usize::try_from(fault.target % 2).expect("0 or 1");
     match fault.kind {

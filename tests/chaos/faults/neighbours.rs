@@ -1,4 +1,4 @@
-//! What others do on the same Redis, by mistake or on purpose.
+//! Actions of other programs on the same Redis, by mistake or on purpose.
 
 use crate::harness::Process;
 use crate::kinds::Kind;

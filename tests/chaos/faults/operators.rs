@@ -1,4 +1,4 @@
-//! What operators do, by the command line, while everything else breaks.
+//! Actions of operators on the command line, during all other faults.
 
 use std::process::Output;
 use std::time::Duration;
@@ -46,7 +46,7 @@ async fn operate(world: &World, arguments: &[&str]) -> Output {
     output
 }
 
-/// Lets the relays deliver, whatever it takes.
+/// Resumes the relays. Retried until it succeeds.
 pub(crate) async fn resume(world: &World) {
     loop {
         // It is no error where none is paused.
@@ -140,10 +140,11 @@ async fn settle_through(world: &World, kind: Kind, channel: usize, named: &[Stre
     operate(world, &arguments).await.status.success()
 }
 
-/// Sets the log's sequence back, lets writers go on for a moment, and does as the relay says: stop every relay, rebase.
+/// Sets the log's sequence back, lets writers go on for a moment, and does as the relay says: stop every
+/// relay, rebase.
 async fn set_back(world: &World, fault: &Fault) -> bool {
-    // So far that the sequence does not come to the ids of events that wait: of those that share an id with another one, not
-    // everything can be told.
+    // So far that the sequence does not come to the ids of events that wait: of those that share an id with
+    // another one, not everything can be told.
     let (by, least) = (3000 + fault.target % 3000, 800);
     let sql = format!(
         "select setval('outbox.event_id_seq', greatest(1, last_value - {by})) from outbox.event_id_seq where last_value > {least}"
@@ -177,7 +178,8 @@ async fn is_contradicted(world: &World) -> bool {
     asked.fetch_one(&mut world.postgres().await).await.unwrap_or(false)
 }
 
-/// What the relay asks for, where the log contradicts it once more: a window that was open hid that from the last rebase.
+/// What the relay asks for, where the log contradicts it once more: a window that was open hid that from the
+/// last rebase.
 pub(crate) async fn rebase_if_needed(world: &World) {
     let found = cli(&world.operator_settings("rebase"), &["rebase", "--dry-run", "--output", "json"]).await;
     let found: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap_or_default();

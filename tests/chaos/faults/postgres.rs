@@ -1,4 +1,4 @@
-//! What happens to Postgres: it dies, loses its sessions, and takes rights from the relays.
+//! Faults of Postgres: it dies, loses its sessions, and revokes rights of the relays.
 
 use std::time::Duration;
 
@@ -43,7 +43,8 @@ pub(super) async fn make(world: &World, fault: &Fault) {
     }
 }
 
-/// In the catalogue: `alter table` would wait for the writers' long transactions, and everybody would wait for it.
+/// In the catalogue: `alter table` would wait for the writers' long transactions, and everybody would wait
+/// for it.
 fn row_security(on: bool) -> String {
     format!(
         "update pg_class set relrowsecurity = {on}
@@ -52,7 +53,7 @@ fn row_security(on: bool) -> String {
     )
 }
 
-/// Runs SQL as the owner, as often as it takes: other faults take Postgres away.
+/// Runs SQL as the owner. Retried until it succeeds, because other faults stop Postgres.
 pub(super) async fn insist(world: &World, sql: &str) {
     while execute(&mut world.postgres().await, sql).await.is_err() {
         tokio::time::sleep(Duration::from_millis(50)).await;

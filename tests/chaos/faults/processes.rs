@@ -1,4 +1,4 @@
-//! What happens to our own processes: they die, stand still, cannot log, and have a wrong clock.
+//! Faults of our own processes: they die, freeze, cannot log, and have a wrong clock.
 
 use std::time::{Duration, Instant};
 

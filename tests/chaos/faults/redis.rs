@@ -1,4 +1,5 @@
-//! What happens to Redis: it dies, forgets all or single keys, comes back older, is full, and takes rights from our users.
+//! Faults of Redis: it dies, loses all or single keys, goes back in time, is full, and revokes rights of our
+//! users.
 
 use std::time::Duration;
 
@@ -129,8 +130,8 @@ async fn history_of_wrong_type(world: &World, fault: &Fault, channel: usize) {
     tell(world, &["eval", mends, "2", &history, &aside]).await;
 }
 
-/// While Redis refuses a topic an operator gives up some of its events, half of the times; all that is parked later is not
-/// meant.
+/// While Redis refuses a topic an operator gives up some of its events, half of the times; all that is parked
+/// later is not meant.
 async fn given_up(world: &World, fault: &Fault, channel: usize) {
     if fault.target & 1 << 21 != 0 {
         operators::give_up_some(world, fault, channel).await;
@@ -139,8 +140,8 @@ async fn given_up(world: &World, fault: &Fault, channel: usize) {
     }
 }
 
-/// What was parked is released, half of the times; else that is left to the operators of the other lane. Where other faults
-/// keep the relays from it for long, the end of the run does it.
+/// What was parked is released, half of the times; else that is left to the operators of the other lane.
+/// Where other faults keep the relays from it for long, the end of the run does it.
 async fn released(world: &World, fault: &Fault) {
     if fault.target & 1 << 20 != 0 && !world.release_parked(RELEASE).await {
         eprintln!("parked events are still waiting after {} s", RELEASE.as_secs());
@@ -185,7 +186,7 @@ async fn obey(world: &World, words: &[String]) {
     tell(world, &words.iter().map(String::as_str).collect::<Vec<_>>()).await;
 }
 
-/// A command that Redis has to obey.
+/// Runs a Redis command that must succeed.
 async fn tell(world: &World, words: &[&str]) {
     if let Err(error) = world.tell_redis(words).await {
         panic!("{words:?}: {error}");

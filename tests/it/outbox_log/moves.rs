@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::{RELAYS, TOPICS, WRITERS};
 
-/// One move of the world. Moves that make no sense at their moment do nothing, so that any sequence is a valid one.
+/// One move of the world. Moves that make no sense at their moment do nothing, so that any sequence is a
+/// valid one.
 #[derive(Debug, Clone)]
 pub(super) enum Move {
     TakeXid {

@@ -1,4 +1,5 @@
-//! A sink that keeps numbers the way Redis does, stops before it takes a batch until the test decides, and can forget.
+//! A sink that keeps numbers the way Redis does, stops before it takes a batch until the test decides, and
+//! can forget.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -15,7 +16,7 @@ use aftercommit::relay::{Batch, Delivery, PublishError, PublishMode, Reached, Si
 pub(super) struct Arrived {
     pub(super) by_number: BTreeMap<StreamId, (Uuid, Topic)>,
     pub(super) complaints: Vec<String>,
-    /// What was committed during the pause that lasts.
+    /// Events that were committed during the current pause.
     pub(super) held: HashSet<Uuid>,
     /// The highest number that a whole batch has used up, and its event.
     top: Option<Reached>,
@@ -53,7 +54,7 @@ impl Arrived {
             .then(|| Reached { id: kept, event: self.by_number.get(&kept).map(|(event, _)| *event) });
     }
 
-    /// Whether it has been given again what it forgot.
+    /// Whether all forgotten events have been restored.
     pub(super) fn is_repaired(&self) -> bool {
         self.top.map_or(0, |top| top.id.seq) >= self.forgotten
     }
@@ -64,11 +65,11 @@ impl Arrived {
     }
 }
 
-/// What a test decides about a batch that a relay wants to publish.
+/// The test's decision about a batch that a relay wants to publish.
 #[derive(Debug)]
 pub(super) enum Fate {
     Arrive,
-    /// Only the first so many arrive, and the relay never hears of it.
+    /// Only the first `published` events arrive, and the relay gets no answer.
     Die {
         published: usize,
     },
