@@ -21,7 +21,7 @@ async fn log() -> TestResult<(Database, PgConnection)> {
     Ok((database, admin))
 }
 
-/// Inserts a row that is two hours old, into the slot of a time so many hours from now; returns the slot's
+/// Inserts a row that is two hours old into the slot of a later time; returns the slot's
 /// table.
 async fn insert(connection: &mut PgConnection, hours: i32) -> String {
     let sql = format!(
