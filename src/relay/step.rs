@@ -390,6 +390,8 @@ impl Step {
                 answered(timeout, release::mark_released(&mut self.writer, &relay, topic, *id)).await?;
             }
             if let Err(PublishError::Poison { .. }) = &published {
+                // The topic is held from the refused event on: the events before it do not wait any more.
+                self.exceptions = load_exceptions(&mut self.writer, &self.rules).await?;
                 let mode = PublishMode::RestoreRelease;
                 self.republish(sink, mode, arrived.to_vec(), (number, number), None).await?;
             }

@@ -325,3 +325,51 @@ async fn a_redis_that_forgets_again_in_the_middle_of_a_repair_is_given_everythin
     assert_in_order(&redis, &taken, 1).await;
     Ok(())
 }
+
+/// A sink that takes two events of a release, and refuses the third.
+struct RefusesThird<'a>(&'a mut aftercommit::redis::Publisher);
+
+impl Sink for RefusesThird<'_> {
+    fn begin_lead(&mut self, log: LogId) {
+        self.0.begin_lead(log);
+    }
+
+    async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
+        if batch.mode != PublishMode::Release {
+            return self.0.publish(batch).await;
+        }
+        self.0.publish(Batch { deliveries: &batch.deliveries[..2], through: None, ..batch }).await?;
+        Err(PublishError::Poison { at: 2, reason: "refused".to_owned() })
+    }
+
+    async fn reached(&mut self) -> Result<Option<Reached>, PublishError> {
+        self.0.reached().await
+    }
+
+    async fn newest_of(&mut self, topic: &Topic) -> Result<Option<Reached>, PublishError> {
+        self.0.newest_of(topic).await
+    }
+
+    fn keeps(&self) -> Duration {
+        self.0.keeps()
+    }
+}
+
+#[tokio::test]
+async fn what_arrived_of_a_release_that_is_refused_in_its_middle_is_not_parked_again() -> TestResult {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("refused");
+    let key = crate::harness::keys::history(&topic);
+    let mut connection = redis.connect().await;
+    let _: () = connection.set(&key, "of another type").await?;
+    append_together(&database, &topic, 0..4).await?;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (0, 4));
+    let _: () = connection.del(&key).await?;
+    let (mut log, name) = (database.connect().await, redis.relay_name());
+    parked::request(&mut log, &name, &topic, Action::Release, None).await?;
+    assert!(relay.step.apply_request(&mut RefusesThird(&mut relay.publisher)).await?);
+    assert_eq!(parked::count(&mut log, &name, &topic).await?, 2);
+    assert_eq!(payloads(&history(&redis, &topic).await), ["0", "1"]);
+    Ok(())
+}
