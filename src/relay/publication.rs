@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use super::handing::{Handing, hand_over};
 use super::settings::OnPoison;
-use super::sink::{Batch, Delivery, PublishError, PublishMode, Sink};
-use crate::event::{StreamId, Topic};
+use super::sink::{Batch, Delivery, PublishError, PublishMode, Reached, Sink};
+use crate::event::{Event, StreamId, Topic};
 use crate::log::Position;
 use crate::log::parked::Parked;
 use crate::log::read::{Row, Unreadable};
@@ -55,6 +55,8 @@ impl Exceptions {
 pub(super) struct SetAside {
     pub(super) parked: Vec<Parked>,
     pub(super) unreadable: Vec<(StreamId, Unreadable)>,
+    /// As in [`Published`].
+    pub(super) has_arrived_before: bool,
 }
 
 impl SetAside {
@@ -100,7 +102,9 @@ pub(super) async fn publish_batch<S: Sink>(
     }
     let (mode, has_set_aside) = (PublishMode::Normal, set_aside.len() > 0);
     let publication = Publication { mode, span, lost: None, has_set_aside, handing };
-    set_aside.parked.extend(publish(sink, publication, deliveries, exceptions).await?);
+    let published = publish(sink, publication, deliveries, exceptions).await?;
+    set_aside.has_arrived_before = published.has_arrived_before;
+    set_aside.parked.extend(published.parked);
     set_aside.parked.sort_by_key(|parked| parked.id);
     Ok(set_aside)
 }
@@ -121,50 +125,91 @@ pub(super) struct Publication {
     pub(super) handing: Handing,
 }
 
-/// Publishes events under their numbers, without those that are held. Returns the events to set aside, in
-/// order: those that wait, and those that the sink refuses.
+/// The result of publishing.
+#[derive(Debug, Default)]
+pub(super) struct Published {
+    /// The events to set aside, in order: those that wait, and those that the sink refuses.
+    pub(super) parked: Vec<Parked>,
+    /// Whether events were left out that had arrived in an earlier try. The sink's number does not pass them
+    /// before a call has proved that they are still there.
+    pub(super) has_arrived_before: bool,
+}
+
+/// Publishes events under their numbers, without those that are held.
 pub(super) async fn publish<S: Sink>(
     sink: &mut S,
-    Publication { mode, span: (first, through), lost, has_set_aside, handing }: Publication,
-    mut rest: Vec<Delivery<'_>>,
+    Publication { mode, span: (mut first, through), lost, has_set_aside, handing }: Publication,
+    mut all: Vec<Delivery<'_>>,
     exceptions: &Exceptions,
-) -> Result<Vec<Parked>, PublishError> {
-    let Exceptions { delivered_before, on_poison, .. } = exceptions;
-    rest.retain(|delivery| !delivered_before.contains(&delivery.event.id));
-    let mut set_aside: Vec<Parked> = Vec::new();
+) -> Result<Published, PublishError> {
+    all.retain(|delivery| !exceptions.delivered_before.contains(&delivery.event.id));
+    let mut rest = all.clone();
+    let mut published = Published::default();
     let mut held_now: HashSet<&Topic> = HashSet::new();
-    let mut first = first;
     loop {
         rest.retain(|delivery| {
             let waits = exceptions.holds(delivery) || held_now.contains(&delivery.event.topic);
             if waits {
-                set_aside.push(parked_of(delivery, WAITS));
+                published.parked.push(parked_of(delivery, WAITS));
             }
             !waits
         });
         // The call is made also without events, because the sink has to know that the numbers are used up.
         // But the sink's number must not pass an event that is not yet written down as set aside: a relay
         // that continued from there would count it as published.
-        let through = (!has_set_aside && set_aside.is_empty()).then_some(through);
-        match hand_over(sink, Batch { mode, deliveries: &rest, first, through, lost }, handing).await {
+        let is_whole = !has_set_aside && published.parked.is_empty() && !published.has_arrived_before;
+        let through = is_whole.then_some(through);
+        let batch = Batch { mode, deliveries: &rest, first, through, lost };
+        let (at, reason) = match hand_over(sink, batch, handing).await {
             Ok(()) => break,
-            Err(PublishError::Poison { at, reason }) if *on_poison == OnPoison::Park && at < rest.len() => {
-                let Delivery { id, event } = rest[at];
-                tracing::error!(%id, topic = %event.topic, event = %event.event_id, %reason, "parked");
-                set_aside.push(parked_of(&rest[at], &reason));
-                held_now.insert(&event.topic);
-                // Everything before it has arrived. If the sink forgets that meanwhile, the next call finds
-                // out.
-                if let (Some(last), Some(_), false) = (rest[..at].last(), through, mode.is_release()) {
-                    first = StreamId::new(last.id.epoch, last.id.seq + 1);
-                }
-                rest.drain(..=at);
-            }
+            Err(PublishError::Poison { at, reason }) if at < rest.len() => (at, reason),
             Err(error) => return Err(error),
+        };
+        // Everything before it has arrived. If the sink forgets that meanwhile, the next call finds out.
+        if let (Some(last), Some(_), false) = (rest[..at].last(), through, mode.is_release()) {
+            first = StreamId::new(last.id.epoch, last.id.seq + 1);
+        }
+        rest.drain(..at);
+        let refused = rest[0];
+        let Delivery { id, event: Event { topic, event_id, .. } } = refused;
+        if let Some(newest) = newest_behind(sink, mode, &refused, &all).await? {
+            rest.retain(|delivery| delivery.event.topic != *topic || delivery.id > newest);
+            published.has_arrived_before = true;
+        } else if exceptions.on_poison == OnPoison::Park {
+            tracing::error!(%id, %topic, event = %event_id, %reason, "parked");
+            published.parked.push(parked_of(&rest.remove(0), &reason));
+            held_now.insert(topic);
+        } else {
+            return Err(PublishError::Poison { at, reason });
         }
     }
-    set_aside.sort_by_key(|parked| parked.id);
-    Ok(set_aside)
+    published.parked.sort_by_key(|parked| parked.id);
+    Ok(published)
+}
+
+/// Returns the number of the newest event of the refused one's topic in the sink, if that event stands behind
+/// it in the same batch. Then the refused event has arrived too, in an earlier try: the later events of a
+/// topic are published only behind it. Its entry has vanished since, and the sink cannot take it again below
+/// the newest one.
+async fn newest_behind<S: Sink>(
+    sink: &mut S,
+    mode: PublishMode,
+    refused: &Delivery<'_>,
+    batch: &[Delivery<'_>],
+) -> Result<Option<StreamId>, PublishError> {
+    if mode != PublishMode::Normal {
+        return Ok(None);
+    }
+    let newest = match sink.newest_of(&refused.event.topic).await {
+        // It refuses the whole topic.
+        Err(PublishError::Poison { .. }) => None,
+        newest => newest?,
+    };
+    let Some(Reached { id, event: Some(event) }) = newest else { return Ok(None) };
+    let is_of_batch = batch.iter().any(|delivery| {
+        delivery.id == id && delivery.event.event_id == event && delivery.event.topic == refused.event.topic
+    });
+    Ok((is_of_batch && id > refused.id).then_some(id))
 }
 
 fn parked_of(delivery: &Delivery<'_>, reason: &str) -> Parked {
@@ -176,6 +221,7 @@ mod tests {
     use super::super::failure;
     use super::super::scripted_sink::{Call, ScriptedSink, call, event};
     use super::*;
+    use crate::event::EventId;
 
     fn exceptions(held: &[(&str, u64)], delivered_before: &[i64], on_poison: OnPoison) -> Exceptions {
         let topic = |name: &str| Topic::new(name).expect("a topic");
@@ -275,6 +321,76 @@ mod tests {
         let failed = |_: usize, _: &Call| Err(PublishError::retry(failure::TIMEOUT, "no"));
         let (published, calls) = publish_rows(rows(&["a"]), &none, failed).await;
         assert!(matches!(published, Err(PublishError::Retry { .. })) && calls.len() == 1);
+    }
+
+    /// Publishes two events of a topic to a sink that refuses the first one of a batch, if there is one, and
+    /// whose newest event is this.
+    async fn publish_behind_a_newest(
+        newest: impl Fn(&[Event]) -> (u64, EventId),
+        on_poison: OnPoison,
+    ) -> (Result<SetAside, PublishError>, Vec<Call>) {
+        let events = [event(1, "a"), event(2, "a")];
+        let mut sink = ScriptedSink::new(|_, call: &Call| match call.events[..] {
+            [] => Ok(()),
+            _ => Err(PublishError::Poison { at: 0, reason: "another entry".to_owned() }),
+        });
+        let (seq, event) = newest(&events);
+        sink.newest = Some(Reached { id: StreamId::new(1, seq), event: Some(event) });
+        let (position, none) = (Position::before_everything(), exceptions(&[], &[], on_poison));
+        let rows = events.map(Row::Event);
+        let published = publish_batch(&mut sink, &position, &rows, &none, Handing::Together).await;
+        (published, sink.calls)
+    }
+
+    #[tokio::test]
+    async fn an_event_behind_which_the_sink_holds_another_of_its_batch_has_arrived_before() {
+        for on_poison in [OnPoison::Park, OnPoison::Halt] {
+            let (published, calls) =
+                publish_behind_a_newest(|events| (2, events[1].event_id), on_poison).await;
+            let set_aside = published.expect("all has arrived");
+            assert_eq!((set_aside.len(), set_aside.has_arrived_before), (0, true));
+            let nothing_is_passed = [call([1, 2], 1, Some(2)), call([], 1, None)];
+            assert_eq!(calls, nothing_is_passed, "no number is passed without a proof");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_behind_which_the_sink_holds_another_program_s_entry_is_parked() {
+        let of_another_program = |events: &[Event]| (3, events[1].event_id);
+        let of_itself = |events: &[Event]| (1, events[0].event_id);
+        let unknown = |_: &[Event]| (2, EventId::new_v4());
+        for parked in [
+            publish_behind_a_newest(of_another_program, OnPoison::Park).await,
+            publish_behind_a_newest(of_itself, OnPoison::Park).await,
+            publish_behind_a_newest(unknown, OnPoison::Park).await,
+        ] {
+            let set_aside = parked.0.expect("the event is parked");
+            assert_eq!(numbers(&set_aside), [(1, false), (2, true)]);
+            assert!(!set_aside.has_arrived_before);
+        }
+    }
+
+    /// A repair proves its events itself, and parks what it cannot give back.
+    #[tokio::test]
+    async fn an_event_that_a_repair_cannot_give_back_is_parked_whatever_stands_behind_it() {
+        let events = [event(1, "a"), event(2, "a")];
+        let mut sink = ScriptedSink::new(|_, call: &Call| match call.events[..] {
+            [] => Ok(()),
+            _ => Err(PublishError::Poison { at: 0, reason: "another entry".to_owned() }),
+        });
+        sink.newest = Some(Reached { id: StreamId::new(1, 2), event: Some(events[1].event_id) });
+        let number = |seq| StreamId::new(1, seq);
+        let deliveries = (1..).zip(&events).map(|(seq, event)| Delivery { id: number(seq), event });
+        let publication = Publication {
+            mode: PublishMode::Restore,
+            span: (number(1), number(2)),
+            lost: None,
+            has_set_aside: false,
+            handing: Handing::Together,
+        };
+        let none = exceptions(&[], &[], OnPoison::Park);
+        let published = publish(&mut sink, publication, deliveries.collect(), &none).await.expect("parked");
+        assert_eq!((published.parked.len(), published.has_arrived_before), (2, false));
     }
 
     #[tokio::test]

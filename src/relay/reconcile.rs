@@ -175,7 +175,7 @@ impl Step {
             let publication = Publication { mode, span, lost, has_set_aside: false, handing: self.handing() };
             let publishing = publish(sink, publication, deliveries.clone(), &self.exceptions);
             let published = staying_alive(&mut self.writer, self.rules.keepalive, publishing).await?;
-            let parked = self.counting(published)?;
+            let parked = self.counting(published)?.parked;
             if parked.is_empty() {
                 return Ok(());
             }

@@ -22,11 +22,13 @@ pub(super) fn call<const N: usize>(events: [u64; N], first: u64, through: Option
 pub(super) struct ScriptedSink<F> {
     answer: F,
     pub(super) calls: Vec<Call>,
+    /// The newest event of every topic.
+    pub(super) newest: Option<Reached>,
 }
 
 impl<F: FnMut(usize, &Call) -> Result<(), PublishError> + Send> ScriptedSink<F> {
     pub(super) fn new(answer: F) -> Self {
-        Self { answer, calls: Vec::new() }
+        Self { answer, calls: Vec::new(), newest: None }
     }
 }
 
@@ -47,7 +49,7 @@ impl<F: FnMut(usize, &Call) -> Result<(), PublishError> + Send> Sink for Scripte
     }
 
     async fn newest_of(&mut self, _topic: &Topic) -> Result<Option<Reached>, PublishError> {
-        Ok(None)
+        Ok(self.newest)
     }
 
     fn keeps(&self) -> Duration {

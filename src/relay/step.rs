@@ -206,7 +206,7 @@ impl Step {
         failpoint::reach("batch_published").await;
         self.write_down(&batch, last_id, &set_aside).await?;
         failpoint::reach("checkpoint_written").await;
-        if set_aside.len() > 0 {
+        if set_aside.len() > 0 || set_aside.has_arrived_before {
             self.use_up_numbers(sink, &batch, &set_aside).await?;
         }
         let parked = set_aside.len();
@@ -214,7 +214,7 @@ impl Step {
     }
 
     /// Lets the sink's number pass a batch, some of whose events are written down as set aside. The others
-    /// are published again, because the sink may have forgotten them meanwhile.
+    /// are published again, because the sink may have forgotten them since they arrived.
     async fn use_up_numbers<S: Sink>(
         &mut self,
         sink: &mut S,
@@ -296,11 +296,7 @@ impl Step {
         let Rules { relay, timeout, .. } = self.rules.clone();
         let requested = answered(timeout, parked::next_request(&mut self.writer, &relay)).await?;
         let Some((topic, action)) = requested else { return Ok(false) };
-        let carried_out = match action {
-            Action::Discard => self.discard(sink, &topic).await,
-            Action::Release => self.release(sink, &topic).await,
-        };
-        match carried_out {
+        match self.carry_out(sink, &topic, action).await {
             // Later events of the topic may be published only now, after everything before them.
             Ok(()) => {
                 self.exceptions.let_go(&topic);
@@ -326,16 +322,23 @@ impl Step {
     }
 
     /// Discards the topic's parked events with a requested discard, and publishes the others.
-    async fn discard<S: Sink>(&mut self, sink: &mut S, topic: &Topic) -> Result<(), StepError> {
+    async fn carry_out<S: Sink>(
+        &mut self,
+        sink: &mut S,
+        topic: &Topic,
+        action: Action,
+    ) -> Result<(), StepError> {
         self.count_held_as_released(sink, topic).await?;
-        let Rules { relay, timeout, .. } = &self.rules;
-        answered(*timeout, parked::discard(&mut self.writer, relay, topic)).await?;
+        if action == Action::Discard {
+            let Rules { relay, timeout, .. } = &self.rules;
+            answered(*timeout, parked::discard(&mut self.writer, relay, topic)).await?;
+        }
         self.release(sink, topic).await
     }
 
     /// Marks the events that the sink holds as released. They were released, or delivered before they were
-    /// parked. Clients have them, so they cannot be discarded, and a sink that forgets them must receive them
-    /// again.
+    /// parked. Clients have them, so they cannot be discarded; they are not published once more, because some
+    /// of their entries may be gone; and a sink that forgets them must receive them again.
     async fn count_held_as_released<S: Sink>(
         &mut self,
         sink: &mut S,
