@@ -39,12 +39,6 @@ pub enum AddressError {
         "has an '@' behind its host: in user and password, write / as %2F, ? as %3F, # as %23, @ as %40 and % as %25"
     )]
     Ambiguous,
-    /// TLS is asked for, and there is none.
-    #[error(
-        "asks for TLS, which is not supported for Redis yet: use redis:// on a private network, or to a TLS proxy on this \
-         machine (stunnel, Envoy)"
-    )]
-    Tls,
 }
 
 /// The parts of `scheme://userinfo@host/path?query#fragment`, as they are written.

@@ -8,10 +8,11 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::streams::{StreamId as RawEntry, StreamRangeReply};
 use ::redis::{AsyncCommands, RedisError, RedisResult};
 
+use super::connect::ConnectError;
 use super::continuity::{Absence, Link, Loss, Prev};
 use super::error_text::error_text;
 use super::keys::Keys;
-use super::settings::{ConnectError, Settings};
+use super::settings::Settings;
 use crate::event::{EventType, StreamId, Topic};
 
 /// An entry of a history.
@@ -286,6 +287,9 @@ mod tests {
     fn settings(address: std::net::SocketAddr) -> Settings {
         Settings {
             url: format!("redis://{address}").into(),
+            tls_ca_file: String::new(),
+            tls_cert_file: String::new(),
+            tls_key_file: String::new(),
             connect_timeout_ms: 300,
             response_timeout_ms: 300,
             min_replicas: 0,

@@ -2,6 +2,7 @@
 //!
 //! Must know no Postgres, no HTTP and no application. The crate of the same name is written `::redis` here.
 
+mod connect;
 pub mod continuity;
 pub mod delivered_uuids;
 pub mod envelope;
@@ -13,11 +14,14 @@ mod rehearsal;
 mod reply_codes;
 mod settings;
 pub mod subscriber;
+mod tls;
 mod topic_heads;
 
+pub use connect::ConnectError;
 pub use error_text::error_text;
 pub use history::History;
 pub use publisher::{FORMAT, Publisher};
 pub use rehearsal::rehearse;
-pub use settings::{ConnectError, Settings};
+pub use settings::Settings;
 pub use subscriber::Subscriber;
+pub use tls::TlsError;

@@ -12,11 +12,12 @@ use ::redis::streams::StreamRangeReply;
 use ::redis::{AsyncCommands, ErrorKind, RedisError, Script};
 use chrono::Utc;
 
+use super::connect::ConnectError;
 use super::envelope;
 use super::error_text::{error_text, reply};
 use super::keys::Keys;
 use super::reply_codes;
-use super::settings::{ConnectError, Settings};
+use super::settings::Settings;
 use super::topic_heads::{TopicHead, TopicHeads};
 use crate::event::{EventId, LogId, StreamId, Topic};
 use crate::pluralize::pluralize;

@@ -146,6 +146,10 @@ impl Line {
         self.redis_settings().connect().await.expect("a connection")
     }
 
+    pub(crate) fn redis_client(&self) -> redis::Client {
+        redis::Client::open(self.redis_url.as_str()).expect("a client")
+    }
+
     pub(crate) fn redis_settings(&self) -> RedisSettings {
         settings_of(&self.redis_url)
     }

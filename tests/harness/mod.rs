@@ -1,6 +1,7 @@
 //! The plumbing of the tests: servers, databases, processes and clients. Everything here is real.
 
 mod browser;
+mod certificates;
 mod database;
 mod feed;
 mod front;
@@ -20,6 +21,7 @@ mod supervisor;
 mod values;
 
 pub(crate) use browser::{Browser, SeenEvent, origin_with_a_page};
+pub(crate) use certificates::Certificates;
 pub(crate) use database::{Database, database, database_on, empty_database};
 pub(crate) use feed::{Feed, NOTIFICATIONS, numbers};
 pub(crate) use front::{Front, Kind as FrontKind, free_port, trusting};

@@ -23,6 +23,9 @@ pub(crate) async fn redis() -> Redis {
 pub(crate) fn settings_of(url: &str) -> Settings {
     Settings {
         url: url.to_owned().into(),
+        tls_ca_file: String::new(),
+        tls_cert_file: String::new(),
+        tls_key_file: String::new(),
         connect_timeout_ms: 3000,
         response_timeout_ms: 5000,
         min_replicas: 0,
@@ -52,7 +55,7 @@ impl Redis {
     }
 
     pub(crate) fn client(&self) -> redis::Client {
-        self.settings().client().expect("a client")
+        redis::Client::open(shared_url()).expect("a client")
     }
 
     pub(crate) async fn connect(&self) -> MultiplexedConnection {

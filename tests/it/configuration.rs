@@ -136,14 +136,6 @@ async fn no_command_and_no_driver_tells_an_address_with_its_secrets() {
 }
 
 #[tokio::test]
-async fn tls_to_redis_is_no_malformed_address() {
-    let system = System::new().await.set("REDIS_URL", "rediss://127.0.0.1:6380");
-    for arguments in [&["relay"][..], &["sse"], &["config", "check"]] {
-        assert_fails(system.settings(), arguments, 1, "TLS, which is not supported for Redis yet").await;
-    }
-}
-
-#[tokio::test]
 async fn a_check_names_every_problem_by_its_setting_and_so_does_the_role() {
     let system = System::new().await;
     let wrong = [

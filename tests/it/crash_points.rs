@@ -22,7 +22,7 @@ async fn line_that_stops_at(place: &str, nth: u32) -> (Line, Listener) {
         ..Wiring::default()
     })
     .await;
-    let client = line.redis_settings().client().expect("a client");
+    let client = line.redis_client();
     let listener = Listener::to(&client, &line.topic).await;
     (line, listener)
 }
@@ -181,7 +181,7 @@ async fn a_relay_that_dies_in_a_restore_with_events_refused_and_not_yet_set_asid
 async fn a_relay_that_is_killed_again_and_again_under_load_delivers_again_within_seconds() -> TestResult {
     let kills = std::env::var("KILLS").map_or(15, |text| text.parse().expect("KILLS is a number"));
     let mut line = Line::new().await;
-    let client = line.redis_settings().client()?;
+    let client = line.redis_client();
     let mut listener = Listener::to(&client, &line.topic).await;
     let stop = CancellationToken::new();
     let writer = line.keep_appending(stop.clone());

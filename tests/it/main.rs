@@ -21,6 +21,7 @@ mod outages;
 mod pooler;
 mod postgres_failures;
 mod rebase;
+mod redis_addresses;
 mod relay_delivery;
 mod relay_failures;
 mod relay_leadership;

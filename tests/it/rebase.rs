@@ -29,7 +29,7 @@ async fn rebase(line: &Line, arguments: &[&str]) -> TestResult<Value> {
 }
 
 async fn listener(line: &Line) -> Listener {
-    let client = line.redis_settings().client().expect("a client");
+    let client = line.redis_client();
     Listener::to(&client, &line.topic).await
 }
 

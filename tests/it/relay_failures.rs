@@ -244,7 +244,7 @@ async fn an_answer_that_never_comes_back_is_asked_for_again_and_repeats_nothing(
     let mut line = Line::with(Wiring { relay, ..Wiring::default() }).await;
     line.append(1).await;
     line.wait_until_whole().await;
-    let client = line.redis_settings().client()?;
+    let client = line.redis_client();
     let mut listener = Listener::to(&client, &line.topic).await;
     line.proxy.flow(Flow::SwallowReplies);
     line.append(2).await;

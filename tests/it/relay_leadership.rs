@@ -63,7 +63,7 @@ async fn a_relay_that_leads_again_tells_what_was_published_while_it_did_not() ->
     line.relay.wait_for_log("standing by").await;
     other.kill().await;
     line.wait_until_leading().await;
-    let client = line.redis_settings().client()?;
+    let client = line.redis_client();
     let mut live = client.get_async_pubsub().await?;
     live.subscribe(crate::harness::keys::live(&line.topic)).await?;
     line.append(1).await;

@@ -316,7 +316,7 @@ async fn ids_of(line: &Line) -> TestResult<Vec<String>> {
 }
 
 fn aftercommit_client(url: &str) -> redis::Client {
-    crate::harness::redis_settings_of(url).client().expect("a client")
+    redis::Client::open(url).expect("a client")
 }
 
 pub(crate) async fn tell(server: &aftercommit::local::RedisServer, words: &[&str]) -> redis::Value {

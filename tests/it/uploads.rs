@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{Session, System, TestResult, items_of, redis_settings_of, start_redis, str_of};
+use crate::harness::{Session, System, TestResult, items_of, start_redis, str_of};
 
 /// The expected text with the message's own time, which must be a recent one in whole seconds of UTC.
 fn with_time_of(message: &str, expected: &str) -> TestResult<String> {
@@ -32,7 +32,7 @@ async fn each_message_arrives_on_its_redis_channel_byte_for_byte() -> TestResult
     let system = System::with_redis(&url).await.set("AFTERCOMMIT_REDIS_NAMESPACE", "");
     let (api, _relay) = (system.start("api").await, system.start("relay").await);
     let session = system.session(&api, Uuid::new_v4(), 3).await;
-    let client = redis_settings_of(&url).client()?;
+    let client = redis::Client::open(url.as_str())?;
     let mut subscriber = client.get_async_pubsub().await?;
     let user_channel = format!("user-notifications:{}", session.user);
     subscriber.subscribe(&[session.topic(), user_channel.clone()]).await?;

@@ -15,9 +15,9 @@ mod writer;
 
 use std::time::Duration;
 
-use ::redis::aio::{PubSubSink, PubSubStream};
+use ::redis::aio::{PubSub, PubSubSink, PubSubStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -82,7 +82,7 @@ async fn keep_connected(
 ) {
     let mut wait = RECONNECT.0;
     loop {
-        match connect(&settings).await {
+        match settings.connect_pubsub().await.map(PubSub::split) {
             Ok((sink, stream)) => {
                 let since = Instant::now();
                 let reason = serve(&settings, sink, stream, &mut commands, &inbox).await;
@@ -99,15 +99,6 @@ async fn keep_connected(
         }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(RECONNECT.1);
-    }
-}
-
-async fn connect(settings: &Settings) -> Result<(PubSubSink, PubSubStream), String> {
-    let client = settings.client().map_err(|error| error.to_string())?;
-    match timeout(settings.connect_timeout(), client.get_async_pubsub()).await {
-        Ok(Ok(pubsub)) => Ok(pubsub.split()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_elapsed) => Err("Redis did not answer in time".to_owned()),
     }
 }
 

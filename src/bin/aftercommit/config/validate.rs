@@ -94,7 +94,7 @@ fn postgres(config: &Config) -> Option<Problem> {
 }
 
 fn redis(config: &Config) -> Option<Problem> {
-    let error = config.redis.client().err()?;
+    let error = config.redis.check().err()?;
     let is_missing = matches!(error, RedisError::NoUrl);
     Some(Problem { text: format!("redis.url: {error}"), is_missing })
 }
@@ -165,7 +165,7 @@ mod tests {
             ("DATABASE_URL", "postgres://u:tell-nobody/x@h/d", "has an '@' behind its host"),
             ("DATABASE_URL", "postgres://a,b/d", "database.url: "),
             ("REDIS_URL", "http://h", "redis.url: "),
-            ("REDIS_URL", "rediss://:tell-nobody@h:6379", "TLS, which is not supported for Redis yet"),
+            ("REDIS_URL", "rediss://:tell-nobody@h:6379/#insecure", "certificates are always checked"),
             ("REDIS_URL", "redis://h:6379/zero", "redis.url: "),
             ("AFTERCOMMIT_JWT_SECRET", "short", "jwt.secret has 5 bytes"),
             ("AFTERCOMMIT_JWT_LEEWAY_SECONDS", "3601", "leeway_seconds is 3601"),

@@ -66,7 +66,7 @@ pub(super) async fn apply(settings: &postgres::Settings, role: &str, schema: &Sc
 pub(super) async fn redis(settings: &redis::Settings) -> Result<()> {
     match settings.connect().await {
         Ok(_connection) => Ok(()),
-        Err(redis::ConnectError::Refused { address, source })
+        Err(redis::ConnectError::Refused { address, source, .. })
             if source.is_io_error() || source.is_timeout() || source.is_connection_dropped() =>
         {
             tracing::warn!(%address, error = redis::error_text(&source), "starting without Redis; trying again until it is there");

@@ -125,9 +125,8 @@ async fn subscribe(config: &Config, channels: &[String]) -> Result<(), (String, 
     let refused = |channel: &String, error: redis::RedisError| {
         (channel.clone(), aftercommit::redis::error_text(&error))
     };
-    let of_first = |error: redis::RedisError| (channels.join(", "), aftercommit::redis::error_text(&error));
-    let client = config.redis.client().map_err(|error| (channels.join(", "), error.to_string()))?;
-    let mut connection = client.get_async_pubsub().await.map_err(of_first)?;
+    let connected = config.redis.connect_pubsub().await;
+    let mut connection = connected.map_err(|error| (channels.join(", "), error.to_string()))?;
     for channel in channels {
         connection.subscribe(channel).await.map_err(|error| refused(channel, error))?;
     }

@@ -1,0 +1,45 @@
+//! Certificates for servers with TLS: a CA, a server's certificate for `localhost` alone, and a client's.
+
+use std::path::PathBuf;
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use tempfile::TempDir;
+
+/// PEM files in a directory of their own, which servers of other users may read.
+#[derive(Debug)]
+pub(crate) struct Certificates {
+    directory: TempDir,
+}
+
+impl Certificates {
+    /// Makes a CA and the certificates that it signs.
+    pub(crate) fn new() -> Self {
+        let directory = TempDir::with_prefix("aftercommit-certificates-").expect("a directory");
+        let made = Self { directory };
+        let key = KeyPair::generate().expect("a key");
+        let mut ca = CertificateParams::new(Vec::new()).expect("parameters");
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        ca.distinguished_name.push(DnType::CommonName, "a CA of the tests");
+        let certificate = ca.self_signed(&key).expect("a CA");
+        std::fs::write(made.path("ca.pem"), certificate.pem()).expect("a file");
+        let issuer = Issuer::new(ca, key);
+        for (name, for_name) in [("server", "localhost"), ("client", "client")] {
+            let key = KeyPair::generate().expect("a key");
+            let parameters = CertificateParams::new(vec![for_name.to_owned()]).expect("parameters");
+            let certificate = parameters.signed_by(&key, &issuer).expect("a certificate");
+            std::fs::write(made.path(&format!("{name}.pem")), certificate.pem()).expect("a file");
+            std::fs::write(made.path(&format!("{name}.key")), key.serialize_pem()).expect("a file");
+        }
+        made
+    }
+
+    /// A file: `ca.pem`, `server.pem`, `server.key`, `client.pem` or `client.key`.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The same as text.
+    pub(crate) fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+}
