@@ -203,6 +203,28 @@ pub fn check(text: &str, schemes: &[&str], form: &'static str) -> Result<(), Add
     Ok(())
 }
 
+/// The addresses of the several hosts that one address names, each as an address of its own with this scheme and the same
+/// user and password; and the name behind them. `None` if the text cannot be taken apart.
+pub fn each_host(text: &str, scheme: &str) -> Option<(Vec<String>, String)> {
+    let Parts { userinfo, host, path, .. } = Parts::of(text)?;
+    let userinfo = userinfo.map_or_else(String::new, |userinfo| format!("{userinfo}@"));
+    let hosts = host.split(',').map(|host| format!("{scheme}://{userinfo}{host}")).collect();
+    Some((hosts, path.trim_start_matches('/').to_owned()))
+}
+
+/// The scheme of an address, in lower case.
+pub fn scheme(text: &str) -> Option<String> {
+    Some(Parts::of(text)?.scheme.to_ascii_lowercase())
+}
+
+/// Whether an address holds a password.
+pub fn holds_a_password(text: &str) -> bool {
+    Parts::of(text).is_some_and(|parts| {
+        parts.userinfo.is_some_and(|userinfo| userinfo.contains(':'))
+            || parts.parameters().any(|(_, name)| matches!(&*name, "password" | "pass" | "passfile"))
+    })
+}
+
 /// Whether an address is nothing but scheme, host and path, and so holds nothing that is hidden.
 pub fn is_bare(text: &str) -> bool {
     Parts::of(text)
@@ -277,6 +299,24 @@ mod tests {
         }
         assert_eq!(shown("postgres://u:secret"), "postgres://***");
         assert_eq!(shown("postgres://u:secret/d"), "postgres://***");
+    }
+
+    #[test]
+    fn an_address_of_several_hosts_is_taken_apart() {
+        let (hosts, name) = each_host("redis+sentinel://u:p@a:1,b,[::1]:2/main", "redis").expect("parts");
+        assert_eq!(hosts, ["redis://u:p@a:1", "redis://u:p@b", "redis://u:p@[::1]:2"]);
+        assert_eq!(name, "main");
+    }
+
+    #[test]
+    fn a_password_in_an_address_is_found() {
+        for with in ["redis://:p@h", "redis://u:p@h", "postgres://h/d?password=p", "unix:///s?user=u&pass=p"]
+        {
+            assert!(holds_a_password(with), "{with}");
+        }
+        for without in ["redis://u@h", "redis://h:1", "postgres://u@h/d?user=u", "unix:///s?user=u"] {
+            assert!(!holds_a_password(without), "{without}");
+        }
     }
 
     #[test]

@@ -31,6 +31,7 @@
 pub mod address;
 pub mod event;
 pub mod outbox;
+pub mod password_command;
 pub mod postgres;
 
 #[cfg(feature = "server")]

@@ -34,6 +34,7 @@ pub use pool::Pool;
 pub use schema::{Schema, SchemaError, State};
 
 use crate::address::{self, AddressError};
+use crate::password_command::{Password, PasswordCommand, PasswordError};
 
 /// The form of an address.
 const FORM: &str = "postgres://user:password@host:port/database";
@@ -65,6 +66,8 @@ const PARAMETERS: [&str; 18] = [
 pub struct Settings {
     /// `postgres://user:password@host:port/database`.
     pub url: SecretString,
+    /// A program that prints the password, instead of one in the address.
+    pub password_command: PasswordCommand,
     /// The most connections of a pool.
     pub max_connections: u32,
     /// How long to wait for a connection, in milliseconds.
@@ -88,6 +91,12 @@ pub enum ConnectError {
          the primary also after a failover (a DNS name or a proxy that follows it)"
     )]
     SeveralHosts,
+    /// The password is given twice.
+    #[error("the database url holds a password, and [database] password_command is set: keep one of them")]
+    TwoPasswords,
+    /// The program gave no password.
+    #[error("[database] {0}")]
+    Password(#[from] PasswordError),
     /// The server did not answer in time.
     #[error(
         "Postgres at {address} did not answer within {waited_ms} ms: is it running, and is the address right?"
@@ -150,8 +159,9 @@ impl Settings {
     /// Builds the options for one connection under the given `application_name`.
     ///
     /// # Errors
-    /// Returns [`ConnectError::NoUrl`] if no address is set, [`ConnectError::Url`] if it is malformed, and
-    /// [`ConnectError::SeveralHosts`] if it names more than one host.
+    /// Returns [`ConnectError::NoUrl`] if no address is set, [`ConnectError::Url`] if it is malformed,
+    /// [`ConnectError::SeveralHosts`] if it names more than one host, and [`ConnectError::TwoPasswords`] if a
+    /// program gives the password too.
     pub fn options(&self, application_name: &str) -> Result<PgConnectOptions, ConnectError> {
         let url = self.url.expose_secret();
         if url.is_empty() {
@@ -160,6 +170,9 @@ impl Settings {
         address::check(url, &["postgres", "postgresql"], FORM).map_err(ConnectError::Url)?;
         if names_several_hosts(url) {
             return Err(ConnectError::SeveralHosts);
+        }
+        if self.password_command.is_set() && address::holds_a_password(url) {
+            return Err(ConnectError::TwoPasswords);
         }
         // The driver's own message may quote the address.
         let malformed = |_: sqlx::Error| ConnectError::Url(AddressError::Form(FORM));
@@ -184,11 +197,12 @@ impl Settings {
     /// Opens a single connection, outside any pool.
     ///
     /// # Errors
-    /// Returns the errors of [`Settings::options`], [`ConnectError::Timeout`] if the server does not answer
+    /// Returns the errors of [`Settings::options`], [`ConnectError::Password`] if the program gives no
+    /// password, [`ConnectError::Timeout`] if the server does not answer
     /// in time, [`ConnectError::Pooled`] if a pooler drops the start-up options, and
     /// [`ConnectError::Refused`] if the server refuses or cannot be reached.
     pub async fn connect(&self, application_name: &str) -> Result<PgConnection, ConnectError> {
-        let options = self.options(application_name)?;
+        let options = with_password(self.options(application_name)?, &self.password_command).await?;
         let address = address_of(&options);
         let connecting = async {
             let mut connection = options.connect().await?;
@@ -201,7 +215,12 @@ impl Settings {
         match tokio::time::timeout(Duration::from_millis(self.acquire_timeout_ms), connecting).await {
             Ok(Ok((connection, true))) => Ok(connection),
             Ok(Ok((_connection, false))) => Err(ConnectError::Pooled { address }),
-            Ok(Err(source)) => Err(ConnectError::Refused { address, source }),
+            Ok(Err(source)) => {
+                if is_refused_login(&source) {
+                    self.password_command.forget().await;
+                }
+                Err(ConnectError::Refused { address, source })
+            }
             Err(_) => Err(ConnectError::Timeout { address, waited_ms: self.acquire_timeout_ms }),
         }
     }
@@ -209,17 +228,39 @@ impl Settings {
     /// Makes a pool that connects at its first use, so that a process can start while Postgres is away.
     ///
     /// # Errors
-    /// Returns [`ConnectError::NoUrl`] if no address is set, [`ConnectError::Url`] if it is malformed, and
-    /// [`ConnectError::SeveralHosts`] if it names more than one host.
+    /// Fails as [`Settings::options`].
     #[cfg(feature = "server")]
     pub fn lazy_pool(&self, application_name: &str) -> Result<Pool, ConnectError> {
+        let options = self.options(application_name)?;
         let pool = PgPoolOptions::new()
             .max_connections(self.max_connections)
             .acquire_timeout(Duration::from_millis(self.acquire_timeout_ms))
             .after_connect(|connection, _| Box::pin(warn_if_unpinned(connection)))
-            .connect_lazy_with(self.options(application_name)?);
-        Ok(Pool::new(pool))
+            .connect_lazy_with(options);
+        Ok(Pool::new(pool, self.password_command.clone()))
     }
+}
+
+/// Adds the password of the program, if one is set.
+async fn with_password(
+    options: PgConnectOptions,
+    command: &PasswordCommand,
+) -> Result<PgConnectOptions, PasswordError> {
+    if !command.is_set() {
+        return Ok(options);
+    }
+    let Password { password, user, .. } = command.password().await?;
+    let options = options.password(password.expose_secret());
+    Ok(match user {
+        Some(user) => options.username(&user),
+        None => options,
+    })
+}
+
+/// Whether the server refuses the user or the password.
+fn is_refused_login(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("28P01" | "28000"))
 }
 
 /// The search path of every connection. No other role can create anything in it.

@@ -11,6 +11,9 @@ use prometheus_client::registry::Registry;
 use sqlx::pool::PoolConnection;
 use sqlx::{PgPool, Postgres, Transaction};
 
+use super::{is_refused_login, with_password};
+use crate::password_command::PasswordCommand;
+
 /// Upper bounds of waits, in seconds. A free connection takes microseconds, a new one milliseconds, an
 /// exhausted pool seconds.
 const WAIT_SECONDS: [f64; 12] = [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0];
@@ -19,13 +22,14 @@ const WAIT_SECONDS: [f64; 12] = [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 
 #[derive(Debug, Clone)]
 pub struct Pool {
     inner: PgPool,
+    password_command: PasswordCommand,
     waits: Histogram,
     failures: Counter,
 }
 
 impl Pool {
-    pub(super) fn new(inner: PgPool) -> Self {
-        Self { inner, waits: Histogram::new(WAIT_SECONDS), failures: Counter::default() }
+    pub(super) fn new(inner: PgPool, password_command: PasswordCommand) -> Self {
+        Self { inner, password_command, waits: Histogram::new(WAIT_SECONDS), failures: Counter::default() }
     }
 
     /// Registers the pool's metrics. Call it once in a process.
@@ -50,7 +54,7 @@ impl Pool {
     /// Postgres refuses or cannot be reached.
     pub async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
         let asked = Instant::now();
-        let acquired = self.inner.acquire().await;
+        let acquired = self.with_newest_password(self.inner.acquire()).await;
         self.waits.observe(asked.elapsed().as_secs_f64());
         if acquired.is_err() {
             self.failures.inc();
@@ -65,12 +69,33 @@ impl Pool {
     /// Fails as [`Self::acquire`], and if Postgres refuses to begin a transaction.
     pub async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         let asked = Instant::now();
-        let begun = self.inner.begin().await;
+        let begun = self.with_newest_password(self.inner.begin()).await;
         self.waits.observe(asked.elapsed().as_secs_f64());
         if begun.is_err() {
             self.failures.inc();
         }
         begun
+    }
+
+    /// Takes a connection. New ones log in with the newest password; open ones need none, because Postgres asks
+    /// for it at the login only.
+    async fn with_newest_password<T>(
+        &self,
+        taking: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
+        if !self.password_command.is_set() {
+            return taking.await;
+        }
+        let options = (*self.inner.connect_options()).clone();
+        let options = with_password(options, &self.password_command)
+            .await
+            .map_err(|error| sqlx::Error::Configuration(error.into()))?;
+        self.inner.set_connect_options(options);
+        let taken = taking.await;
+        if taken.as_ref().is_err_and(is_refused_login) {
+            self.password_command.forget().await;
+        }
+        taken
     }
 
     /// Closes the pool: waits for the connections in use, and hands out none any more.

@@ -5,21 +5,38 @@ use std::time::Duration;
 use ::redis::aio::{MultiplexedConnection, PubSub};
 use ::redis::io::tcp::{TcpSettings, socket2};
 use ::redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisError,
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
+    RedisConnectionInfo, RedisError, RedisResult, Value,
 };
 use secrecy::ExposeSecret;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::error_text::error_text;
 use super::keys::is_namespace;
+use super::login::Passwords;
+use super::sentinel::{self, Address, SentinelError, Sentinels};
 use super::settings::Settings;
 use super::tls::{self, TlsError};
 use crate::address::{self, AddressError};
+use crate::password_command::PasswordError;
 
 /// The form of an address.
-const FORM: &str = "redis://[user:password@]host:port, rediss:// for TLS, or unix:///PATH";
+const FORM: &str = "redis://[user:password@]host:port, rediss:// for TLS, unix:///PATH, or \
+                    redis+sentinel://host,host,host/SERVICE";
 /// The schemes of addresses, without and with TLS.
-const SCHEMES: [&str; 7] = ["redis", "valkey", "unix", "redis+unix", "valkey+unix", "rediss", "valkeys"];
+const SCHEMES: [&str; 9] = [
+    "redis",
+    "valkey",
+    "unix",
+    "redis+unix",
+    "valkey+unix",
+    "rediss",
+    "valkeys",
+    "redis+sentinel",
+    "rediss+sentinel",
+];
+/// The port of a server whose address names none.
+const REDIS_PORT: u16 = 6379;
 
 /// Why a connection to Redis could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +62,21 @@ pub enum ConnectError {
          set [redis] tls_ca_file; in a password write # as %23"
     )]
     Fragment,
+    /// The password is given twice.
+    #[error("the redis url holds a password, and [redis] password_command is set: keep one of them")]
+    TwoPasswords,
+    /// The program gave no password.
+    #[error("[redis] {0}")]
+    Password(#[from] PasswordError),
+    /// The sentinels name no primary.
+    #[error("cannot connect to Redis: {0}")]
+    Sentinels(#[from] SentinelError),
+    /// The sentinels name a server that is not a primary, or not yet.
+    #[error("Redis at {address} is not the primary that the sentinels take it for: a failover is not over")]
+    NotPrimary {
+        /// Host and port.
+        address: String,
+    },
     /// The certificates cannot be used.
     #[error(transparent)]
     Certificates(#[from] TlsError),
@@ -79,30 +111,79 @@ fn refusal(error: &RedisError, is_tls: &bool) -> String {
     }
 }
 
+/// The meaning of the address.
+enum Target {
+    /// This server.
+    Server(ConnectionInfo),
+    /// The primary that sentinels name. The address of `info` is that of the first sentinel.
+    Sentinels { sentinels: Sentinels, info: ConnectionInfo },
+}
+
+/// A connection for commands, and the version of the primary that it leads to.
+#[derive(Debug)]
+pub(super) struct Connected {
+    pub(super) connection: MultiplexedConnection,
+    pub(super) version: u64,
+}
+
+/// A connection for subscriptions.
+pub(super) struct Subscribed {
+    pub(super) pubsub: PubSub,
+    /// As in [`Connected`].
+    pub(super) version: u64,
+    /// When its password has to be replaced. A connection with subscriptions cannot log in again.
+    pub(super) renew_at: Option<Instant>,
+}
+
 impl Settings {
     /// Checks everything that can be checked without a connection.
     ///
     /// # Errors
     /// Returns [`ConnectError::NoUrl`] if no address is set, [`ConnectError::Url`] if it is malformed,
     /// [`ConnectError::Fragment`] if it has a fragment, [`ConnectError::DatabaseNumber`] if it names a
-    /// database other than 0, [`ConnectError::Namespace`] if the namespace breaks the rules, and
-    /// [`ConnectError::Certificates`] if the certificates cannot be used.
+    /// database other than 0, [`ConnectError::TwoPasswords`] if a program gives the password too,
+    /// [`ConnectError::Namespace`] if the namespace breaks the rules, and [`ConnectError::Certificates`] if
+    /// the certificates cannot be used.
     pub fn check(&self) -> Result<(), ConnectError> {
-        self.client().map(|_client| ())
+        self.target().map(|_target| ())
     }
 
     /// Makes one connection for commands.
     ///
     /// # Errors
-    /// Fails as [`Settings::check`], and returns [`ConnectError::Handshake`] if the two sides do not agree on
-    /// TLS, and [`ConnectError::Refused`] if the server refuses the connection or cannot be reached in time.
+    /// Fails as [`Settings::check`], and returns [`ConnectError::Password`] if the program gives no password,
+    /// [`ConnectError::Sentinels`] if the sentinels name no primary, [`ConnectError::NotPrimary`] if that
+    /// server does not know of it, [`ConnectError::Handshake`] if the two sides do not agree on TLS, and
+    /// [`ConnectError::Refused`] if the server refuses the connection or cannot be reached in time.
     pub async fn connect(&self) -> Result<MultiplexedConnection, ConnectError> {
-        let client = self.client()?;
-        let config = AsyncConnectionConfig::new()
+        Ok(self.connect_for_long().await?.connection)
+    }
+
+    /// The same for a connection that is kept: its user compares the version.
+    pub(super) async fn connect_for_long(&self) -> Result<Connected, ConnectError> {
+        let (info, version) = self.server().await?;
+        let client = self.client_to(info)?;
+        let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.connect_timeout()))
             .set_response_timeout(Some(self.response_timeout()));
+        if self.password_command.is_set() {
+            // The driver would report the program's failure as its own.
+            self.password_command.password().await?;
+            let user = client.get_connection_info().redis_settings().username().map(str::to_owned);
+            config =
+                config.set_credentials_provider(Passwords { command: self.password_command.clone(), user });
+        }
         let connected = client.get_multiplexed_async_connection_with_config(&config).await;
-        connected.map_err(|source| self.refused(&client, source))
+        let mut connection = self.heard(&client, connected).await?;
+        if version > 0 {
+            let role = ::redis::cmd("ROLE").query_async::<Vec<Value>>(&mut connection).await;
+            let role = self.heard(&client, role).await?;
+            let is_primary = role.first().is_some_and(|role| *role == Value::BulkString(b"master".to_vec()));
+            if !is_primary {
+                return Err(ConnectError::NotPrimary { address: address_of(&client) });
+            }
+        }
+        Ok(Connected { connection, version })
     }
 
     /// Makes one connection for subscriptions.
@@ -110,24 +191,71 @@ impl Settings {
     /// # Errors
     /// Fails as [`Settings::connect`].
     pub async fn connect_pubsub(&self) -> Result<PubSub, ConnectError> {
-        let client = self.client()?;
-        let connecting = timeout(self.connect_timeout(), client.get_async_pubsub());
-        let connected = connecting.await.unwrap_or_else(|_elapsed| Err(timed_out()));
-        connected.map_err(|source| self.refused(&client, source))
+        Ok(self.subscribe_for_long().await?.pubsub)
     }
 
-    fn refused(&self, client: &Client, source: RedisError) -> ConnectError {
-        // The parts of an address that may be printed.
-        let server = client.get_connection_info().addr();
-        let (address, is_tls) = (server.to_string(), is_tls(server));
-        match tls::handshake_problem(&source, self) {
+    /// The same for a connection that is kept.
+    pub(super) async fn subscribe_for_long(&self) -> Result<Subscribed, ConnectError> {
+        let (mut info, version) = self.server().await?;
+        let mut renew_at = None;
+        if self.password_command.is_set() {
+            let password = self.password_command.password().await?;
+            let login = Passwords::login(info.redis_settings().username(), &password);
+            let redis = info.redis_settings().clone();
+            info =
+                info.set_redis_settings(redis.set_username(login.username()).set_password(login.password()));
+            renew_at = password.renew_at;
+        }
+        let client = self.client_to(info)?;
+        let connecting = timeout(self.connect_timeout(), client.get_async_pubsub());
+        let connected = connecting.await.unwrap_or_else(|_elapsed| Err(timed_out()));
+        Ok(Subscribed { pubsub: self.heard(&client, connected).await?, version, renew_at })
+    }
+
+    /// Counts the changes of the primary behind sentinels.
+    pub(super) fn primary_version(&self) -> u64 {
+        self.primary.version()
+    }
+
+    /// Returns when the sentinels name another primary than that of this version; never without sentinels.
+    pub(super) async fn primary_changed_since(&self, version: u64) {
+        self.primary.changed_since(version).await;
+    }
+
+    /// Turns the driver's error into one of ours.
+    async fn heard<T>(&self, client: &Client, answer: RedisResult<T>) -> Result<T, ConnectError> {
+        let source = match answer {
+            Ok(answer) => return Ok(answer),
+            Err(source) => source,
+        };
+        if source.kind() == ErrorKind::AuthenticationFailed {
+            self.password_command.forget().await;
+        }
+        let (address, is_tls) = (address_of(client), is_tls(client.get_connection_info().addr()));
+        Err(match tls::handshake_problem(&source, self) {
             Some(problem) => ConnectError::Handshake { address, problem },
             None => ConnectError::Refused { address, is_tls, source },
+        })
+    }
+
+    /// Finds the server, with the version of the primary.
+    async fn server(&self) -> Result<(ConnectionInfo, u64), ConnectError> {
+        match self.target()? {
+            Target::Server(info) => Ok((info, 0)),
+            Target::Sentinels { sentinels, info } => {
+                let (Address { host, port }, version) = self.primary.find(&sentinels).await?;
+                let address = match info.addr() {
+                    ConnectionAddr::TcpTls { .. } => {
+                        ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+                    }
+                    _ => ConnectionAddr::Tcp(host, port),
+                };
+                Ok((info.set_addr(address), version))
+            }
         }
     }
 
-    /// Makes a client for the address, with time-outs at the TCP level, so that a dead peer is noticed.
-    fn client(&self) -> Result<Client, ConnectError> {
+    fn target(&self) -> Result<Target, ConnectError> {
         let url = self.url.expose_secret();
         if url.is_empty() {
             return Err(ConnectError::NoUrl);
@@ -136,25 +264,71 @@ impl Settings {
         if url.contains('#') {
             return Err(ConnectError::Fragment);
         }
-        // The driver's own message may quote the address.
-        let malformed = |_: RedisError| ConnectError::Url(AddressError::Form(FORM));
-        let info: ConnectionInfo = url.into_connection_info().map_err(malformed)?;
-        if info.redis_settings().db() != 0 {
-            return Err(ConnectError::DatabaseNumber(info.redis_settings().db()));
+        if self.password_command.is_set() && address::holds_a_password(url) {
+            return Err(ConnectError::TwoPasswords);
         }
         if !is_namespace(&self.namespace) {
             return Err(ConnectError::Namespace(self.namespace.clone()));
+        }
+        let scheme = match address::scheme(url).as_deref() {
+            Some("redis+sentinel") => "redis",
+            Some("rediss+sentinel") => "rediss",
+            _ => {
+                let info = self.server_at(url)?;
+                self.client_to(info.clone())?;
+                return Ok(Target::Server(info));
+            }
+        };
+        let (hosts, service) = address::each_host(url, scheme).ok_or(malformed())?;
+        if service.is_empty() || service.contains('/') || url.contains('?') {
+            return Err(malformed());
+        }
+        let clients = hosts.iter().map(|host| self.client_to(self.as_sentinel(self.server_at(host)?)));
+        let sentinels = Sentinels { clients: clients.collect::<Result<_, _>>()?, service };
+        let first = hosts.first().ok_or(malformed())?;
+        Ok(Target::Sentinels { sentinels, info: self.server_at(first)? })
+    }
+
+    /// Reads the address of one server.
+    fn server_at(&self, url: &str) -> Result<ConnectionInfo, ConnectError> {
+        // The driver's own message may quote the address.
+        let info: ConnectionInfo = url.into_connection_info().map_err(|_error| malformed())?;
+        if info.redis_settings().db() != 0 {
+            return Err(ConnectError::DatabaseNumber(info.redis_settings().db()));
         }
         let keepalive = socket2::TcpKeepalive::new()
             .with_time(Duration::from_secs(10))
             .with_interval(Duration::from_secs(5))
             .with_retries(3);
+        // A dead peer is noticed.
         let tcp = TcpSettings::default()
             .set_nodelay(true)
             .set_keepalive(keepalive)
             .set_user_timeout(Duration::from_secs(20));
+        Ok(info.set_tcp_settings(tcp))
+    }
+
+    /// A sentinel has a port and users of its own.
+    fn as_sentinel(&self, info: ConnectionInfo) -> ConnectionInfo {
+        let address = match info.addr().clone() {
+            ConnectionAddr::Tcp(host, REDIS_PORT) => ConnectionAddr::Tcp(host, sentinel::PORT),
+            ConnectionAddr::TcpTls { host, port: REDIS_PORT, insecure, tls_params } => {
+                ConnectionAddr::TcpTls { host, port: sentinel::PORT, insecure, tls_params }
+            }
+            other => other,
+        };
+        let mut login = RedisConnectionInfo::default();
+        if !self.sentinel_user.is_empty() {
+            login = login.set_username(&self.sentinel_user);
+        }
+        if !self.sentinel_password.expose_secret().is_empty() {
+            login = login.set_password(self.sentinel_password.expose_secret());
+        }
+        info.set_addr(address).set_redis_settings(login)
+    }
+
+    fn client_to(&self, info: ConnectionInfo) -> Result<Client, ConnectError> {
         let is_tls = is_tls(info.addr());
-        let info = info.set_tcp_settings(tcp);
         if is_tls {
             tls::choose_cryptography();
         }
@@ -162,8 +336,17 @@ impl Settings {
             Some(certificates) => Client::build_with_tls(info, certificates),
             None => Client::open(info),
         }
-        .map_err(malformed)
+        .map_err(|_error| malformed())
     }
+}
+
+fn malformed() -> ConnectError {
+    ConnectError::Url(AddressError::Form(FORM))
+}
+
+/// Host and port: the parts of an address that may be printed.
+fn address_of(client: &Client) -> String {
+    client.get_connection_info().addr().to_string()
 }
 
 fn is_tls(server: &ConnectionAddr) -> bool {

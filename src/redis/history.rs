@@ -8,7 +8,7 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::streams::{StreamId as RawEntry, StreamRangeReply};
 use ::redis::{AsyncCommands, RedisError, RedisResult};
 
-use super::connect::ConnectError;
+use super::connect::{ConnectError, Connected};
 use super::continuity::{Absence, Link, Loss, Prev};
 use super::error_text::error_text;
 use super::keys::Keys;
@@ -78,9 +78,11 @@ pub struct History {
 
 /// A connection, and the attempt that made it.
 #[derive(Debug, Clone)]
-struct Connected {
+struct Connection {
     attempt: u64,
     connection: MultiplexedConnection,
+    /// The version of the primary that it leads to.
+    version: u64,
 }
 
 /// The result of the newest attempt to connect.
@@ -88,7 +90,7 @@ struct Connected {
 enum Kept {
     /// There was no attempt yet, or its connection broke.
     Nothing,
-    Connection(Connected),
+    Connection(Connection),
     Failure {
         attempt: u64,
         error: Arc<ConnectError>,
@@ -113,7 +115,7 @@ impl History {
     /// Returns [`ReadError::Connect`] if there is no connection, [`ReadError::Redis`] if Redis fails or does
     /// not answer in time, and [`ReadError::Id`] if an entry's id cannot be read.
     pub async fn newest(&self, topic: &Topic, count: usize) -> Result<Vec<Entry>, ReadError> {
-        let Connected { attempt, mut connection } = self.link().await?;
+        let Connection { attempt, mut connection, .. } = self.link().await?;
         let reply: StreamRangeReply = self
             .checked(attempt, connection.xrevrange_count(self.keys.history(topic), "+", "-", count).await)?;
         let mut entries = entries_of(topic, reply)?;
@@ -133,7 +135,7 @@ impl History {
         id: Option<StreamId>,
         count: usize,
     ) -> Result<Vec<Entry>, ReadError> {
-        let Connected { attempt, mut connection } = self.link().await?;
+        let Connection { attempt, mut connection, .. } = self.link().await?;
         let start = id.map_or_else(|| "-".to_owned(), |id| id.to_string());
         let reply: StreamRangeReply = self
             .checked(attempt, connection.xrange_count(self.keys.history(topic), start, "+", count).await)?;
@@ -150,7 +152,7 @@ impl History {
         &self,
         topics: &[Topic],
     ) -> Result<Vec<Result<Option<StreamId>, ReadError>>, ReadError> {
-        let Connected { attempt, mut connection } = self.link().await?;
+        let Connection { attempt, mut connection, .. } = self.link().await?;
         let mut pipeline = ::redis::pipe();
         for topic in topics {
             pipeline.xrevrange_count(self.keys.history(topic), "+", "-", 1);
@@ -169,7 +171,7 @@ impl History {
     /// Returns [`ReadError::Connect`] if there is no connection, and [`ReadError::Redis`] if Redis fails or
     /// does not answer in time.
     pub async fn absence(&self, topic: &Topic) -> Result<Option<Absence>, ReadError> {
-        let Connected { attempt, mut connection } = self.link().await?;
+        let Connection { attempt, mut connection, .. } = self.link().await?;
         let answer: RedisResult<(bool, bool, Option<u64>)> = ::redis::pipe()
             // Both in one transaction, so that no history begins between the two look-ups.
             .atomic()
@@ -188,7 +190,7 @@ impl History {
     /// Returns [`ReadError::Connect`] if there is no connection, and [`ReadError::Redis`] if Redis fails or
     /// does not answer in time.
     pub async fn loss(&self) -> Result<Option<Loss>, ReadError> {
-        let Connected { attempt, mut connection } = self.link().await?;
+        let Connection { attempt, mut connection, .. } = self.link().await?;
         let answer: RedisResult<(Option<String>, Option<u64>)> =
             connection.hmget(self.keys.log(), &["lost", "lost_at"]).await;
         let (through, at_ms) = self.checked(attempt, answer)?;
@@ -202,7 +204,7 @@ impl History {
     /// Returns [`ReadError::Connect`] if there is no connection, and [`ReadError::Redis`] if Redis fails or
     /// does not answer in time.
     pub async fn ping(&self) -> Result<(), ReadError> {
-        let Connected { attempt, mut connection } = self.link().await?;
+        let Connection { attempt, mut connection, .. } = self.link().await?;
         let pong: Result<String, RedisError> = ::redis::cmd("PING").query_async(&mut connection).await;
         self.checked(attempt, pong).map(|_pong| ())
     }
@@ -214,7 +216,7 @@ impl History {
     /// Returns the connection, or makes a new one. A caller that waits while another one connects takes over
     /// that attempt's failure if the attempt began after the call. Otherwise each caller would wait for the
     /// time-outs of all callers before it.
-    async fn link(&self) -> Result<Connected, ReadError> {
+    async fn link(&self) -> Result<Connection, ReadError> {
         let begun_before = self.attempts.load(Ordering::Relaxed);
         if let Some(known) = self.known(begun_before) {
             return known;
@@ -224,9 +226,9 @@ impl History {
             return known;
         }
         let attempt = self.attempts.fetch_add(1, Ordering::Relaxed) + 1;
-        match self.settings.connect().await {
-            Ok(connection) => {
-                let connected = Connected { attempt, connection };
+        match self.settings.connect_for_long().await {
+            Ok(Connected { connection, version }) => {
+                let connected = Connection { attempt, connection, version };
                 *self.kept() = Kept::Connection(connected.clone());
                 Ok(connected)
             }
@@ -239,13 +241,15 @@ impl History {
     }
 
     /// Returns the connection, or the failure of an attempt that is newer than `begun_before`.
-    fn known(&self, begun_before: u64) -> Option<Result<Connected, ReadError>> {
+    fn known(&self, begun_before: u64) -> Option<Result<Connection, ReadError>> {
         match &*self.kept() {
-            Kept::Connection(link) => Some(Ok(link.clone())),
+            Kept::Connection(link) if link.version == self.settings.primary_version() => {
+                Some(Ok(link.clone()))
+            }
             Kept::Failure { attempt, error } if *attempt > begun_before => {
                 Some(Err(ReadError::Connect(error.clone())))
             }
-            Kept::Failure { .. } | Kept::Nothing => None,
+            Kept::Connection(_) | Kept::Failure { .. } | Kept::Nothing => None,
         }
     }
 
@@ -285,19 +289,9 @@ mod tests {
     use super::*;
 
     fn settings(address: std::net::SocketAddr) -> Settings {
-        Settings {
-            url: format!("redis://{address}").into(),
-            tls_ca_file: String::new(),
-            tls_cert_file: String::new(),
-            tls_key_file: String::new(),
-            connect_timeout_ms: 300,
-            response_timeout_ms: 300,
-            min_replicas: 0,
-            namespace: String::new(),
-            history_max_bytes: 1,
-            history_max_events: 1,
-            history_ttl_seconds: 1,
-        }
+        let mut settings = Settings::at(format!("redis://{address}"));
+        (settings.connect_timeout_ms, settings.response_timeout_ms) = (300, 300);
+        settings
     }
 
     #[tokio::test]

@@ -7,12 +7,11 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use ::redis::aio::MultiplexedConnection;
 use ::redis::streams::StreamRangeReply;
 use ::redis::{AsyncCommands, ErrorKind, RedisError, Script};
 use chrono::Utc;
 
-use super::connect::ConnectError;
+use super::connect::{ConnectError, Connected};
 use super::envelope;
 use super::error_text::{error_text, reply};
 use super::keys::Keys;
@@ -42,7 +41,7 @@ pub struct Publisher {
     log: LogId,
     chunk_events: usize,
     script: Script,
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Connected>,
     heads: TopicHeads,
     metrics: Metrics,
     state: StateHandle,
@@ -107,13 +106,15 @@ impl Publisher {
     }
 
     /// Takes the connection, or makes one. [`Publisher::judge`] puts it back.
-    async fn connection(&mut self) -> Result<MultiplexedConnection, PublishError> {
-        if let Some(connection) = self.connection.take() {
-            return Ok(connection);
+    async fn connection(&mut self) -> Result<Connected, PublishError> {
+        let version = self.settings.primary_version();
+        // A server that is no longer the primary may still take writes.
+        if let Some(connected) = self.connection.take().filter(|connected| connected.version == version) {
+            return Ok(connected);
         }
         // The cached heads may be those of another server, or of this one before it lost data.
         self.heads.clear();
-        self.settings.connect().await.map_err(|error| {
+        self.settings.connect_for_long().await.map_err(|error| {
             let failure = match &error {
                 // A changed password is the server's answer to a login, and not a broken connection.
                 ConnectError::Refused { source, .. } => Refusal::of(source).failure,
@@ -124,14 +125,10 @@ impl Publisher {
     }
 
     /// Keeps the connection if it still works, and classifies an error.
-    fn judge<T>(
-        &mut self,
-        connection: MultiplexedConnection,
-        result: Result<T, RedisError>,
-    ) -> Result<T, Refusal> {
+    fn judge<T>(&mut self, connected: Connected, result: Result<T, RedisError>) -> Result<T, Refusal> {
         match result {
             Ok(value) => {
-                self.connection = Some(connection);
+                self.connection = Some(connected);
                 Ok(value)
             }
             Err(error) => {
@@ -139,7 +136,7 @@ impl Publisher {
                 let refusal = Refusal::of(&error);
                 // Dropped after a time-out, after it broke, and if its server is no longer the primary.
                 if refusal.is_reply && refusal.failure.remedy == Remedy::SetAside {
-                    self.connection = Some(connection);
+                    self.connection = Some(connected);
                 }
                 Err(refusal)
             }
@@ -147,16 +144,16 @@ impl Publisher {
     }
 
     async fn call(&mut self, chunk: Chunk<'_>, now: Instant) -> Result<Answer, PublishError> {
-        let mut connection = self.connection().await?;
+        let mut connected = self.connection().await?;
         let traces = chunk.deliveries.iter().filter_map(|delivery| delivery.event.trace);
         let mut span = trace::publish(traces, chunk.deliveries.len());
         let begun = Instant::now();
-        let answer = self.invocation(chunk, now).invoke_async::<Answer>(&mut connection).await;
+        let answer = self.invocation(chunk, now).invoke_async::<Answer>(&mut connected.connection).await;
         if answer.is_ok() {
             self.metrics.publish_seconds.observe(begun.elapsed().as_secs_f64());
         }
         self.state.progressed();
-        let answer = self.judge(connection, answer);
+        let answer = self.judge(connected, answer);
         match &answer {
             Ok((_, verdict, _)) if verdict == "OK" => {}
             Ok(_) => span.failed("refused"),
@@ -253,14 +250,15 @@ impl Publisher {
 
     /// Reads the owner of the keys and the relay's top.
     async fn owner_and_top(&mut self) -> Result<(Owner, Top), PublishError> {
-        let mut connection = self.connection().await?;
+        let mut connected = self.connection().await?;
+        let connection = &mut connected.connection;
         let found = async {
             // Two calls and not a pipeline, whose error lacks the server's code.
             let owner = connection.hmget(self.keys.log(), &["format", "log"]).await?;
             Ok((owner, connection.hmget(&self.top_key, &["id", "event"]).await?))
         }
         .await;
-        self.judge(connection, found).map_err(Refusal::retry)
+        self.judge(connected, found).map_err(Refusal::retry)
     }
 
     /// Waits until enough replicas have the published events. If too few have, the batch is published again.
@@ -269,12 +267,13 @@ impl Publisher {
         if wanted == 0 {
             return Ok(());
         }
-        let mut connection = self.connection().await?;
+        let mut connected = self.connection().await?;
+        let connection = &mut connected.connection;
         // This is less than the connection's time-out, so that the server's count comes first.
         let timeout_ms = self.settings.response_timeout_ms / 2;
         let count =
-            ::redis::cmd("WAIT").arg(wanted).arg(timeout_ms.max(1)).query_async::<u32>(&mut connection).await;
-        let count = self.judge(connection, count).map_err(Refusal::retry)?;
+            ::redis::cmd("WAIT").arg(wanted).arg(timeout_ms.max(1)).query_async::<u32>(connection).await;
+        let count = self.judge(connected, count).map_err(Refusal::retry)?;
         if count >= wanted {
             return Ok(());
         }
@@ -405,10 +404,12 @@ impl Sink for Publisher {
     }
 
     async fn newest_of(&mut self, topic: &Topic) -> Result<Option<Reached>, PublishError> {
-        let mut connection = self.connection().await?;
+        let mut connected = self.connection().await?;
         let history = self.keys.history(topic);
-        let found = connection.xrevrange_count::<_, _, _, _, StreamRangeReply>(&history, "+", "-", 1).await;
-        match self.judge(connection, found) {
+        let newest =
+            connected.connection.xrevrange_count::<_, _, _, _, StreamRangeReply>(&history, "+", "-", 1);
+        let newest = newest.await;
+        match self.judge(connected, newest) {
             // An entry whose id cannot be read was not written by a relay.
             Ok(reply) => Ok(reply.ids.first().and_then(|entry| {
                 let event = entry.get::<String>("event").and_then(|event| EventId::parse_str(&event).ok());

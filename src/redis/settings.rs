@@ -6,13 +6,22 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::keys::Keys;
+use super::sentinel::Primary;
+use crate::password_command::PasswordCommand;
 
 /// The `[redis]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// `redis://[user:password@]host:port`, with TLS `rediss://`, or `unix:///PATH`.
+    /// `redis://[user:password@]host:port`, with TLS `rediss://`; `unix:///PATH`; or
+    /// `redis+sentinel://[user:password@]host,host,host/SERVICE`, with TLS `rediss+sentinel://`.
     pub url: SecretString,
+    /// A program that prints the password, instead of one in the address.
+    pub password_command: PasswordCommand,
+    /// The user at the sentinels; empty for their default one.
+    pub sentinel_user: String,
+    /// The password at the sentinels; empty for none.
+    pub sentinel_password: SecretString,
     /// A PEM file with the certificates of the CAs that may sign the server's; empty for the machine's CAs.
     pub tls_ca_file: String,
     /// A PEM file with the client's certificate; empty for none.
@@ -33,9 +42,33 @@ pub struct Settings {
     pub history_max_bytes: u64,
     /// How long a history is kept after its last event, in seconds.
     pub history_ttl_seconds: u64,
+    /// The primary that the sentinels name. Clones of these settings share it.
+    #[serde(skip)]
+    pub(super) primary: Primary,
 }
 
 impl Settings {
+    /// Settings for the Redis at this address, with a history that keeps 10,000 events or 16 MiB for a day.
+    pub fn at(url: impl Into<SecretString>) -> Self {
+        Self {
+            url: url.into(),
+            password_command: PasswordCommand::default(),
+            sentinel_user: String::new(),
+            sentinel_password: SecretString::default(),
+            tls_ca_file: String::new(),
+            tls_cert_file: String::new(),
+            tls_key_file: String::new(),
+            connect_timeout_ms: 3000,
+            response_timeout_ms: 5000,
+            min_replicas: 0,
+            namespace: String::new(),
+            history_max_events: 10_000,
+            history_max_bytes: 16 * 1024 * 1024,
+            history_ttl_seconds: 86_400,
+            primary: Primary::default(),
+        }
+    }
+
     /// How long to wait for a connection.
     pub fn connect_timeout(&self) -> Duration {
         Duration::from_millis(self.connect_timeout_ms)

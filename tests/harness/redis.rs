@@ -21,19 +21,7 @@ pub(crate) async fn redis() -> Redis {
 
 /// Settings for a Redis at this address.
 pub(crate) fn settings_of(url: &str) -> Settings {
-    Settings {
-        url: url.to_owned().into(),
-        tls_ca_file: String::new(),
-        tls_cert_file: String::new(),
-        tls_key_file: String::new(),
-        connect_timeout_ms: 3000,
-        response_timeout_ms: 5000,
-        min_replicas: 0,
-        namespace: String::new(),
-        history_max_events: 10_000,
-        history_max_bytes: 16 * 1024 * 1024,
-        history_ttl_seconds: 86_400,
-    }
+    Settings::at(url)
 }
 
 impl Redis {
@@ -46,7 +34,9 @@ impl Redis {
     }
 
     pub(crate) fn settings(&self) -> Settings {
-        Settings { namespace: self.prefix.clone(), ..settings_of(&servers().redis_url) }
+        let mut settings = settings_of(&servers().redis_url);
+        settings.namespace = self.prefix.clone();
+        settings
     }
 
     /// The names of the test's namespace.

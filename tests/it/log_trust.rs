@@ -44,6 +44,7 @@ impl Guest {
 fn settings(database: &Database) -> postgres::Settings {
     postgres::Settings {
         url: database.url().to_owned().into(),
+        password_command: Default::default(),
         max_connections: 2,
         acquire_timeout_ms: 20_000,
         statement_timeout_ms: 20_000,

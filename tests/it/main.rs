@@ -22,11 +22,13 @@ mod pooler;
 mod postgres_failures;
 mod rebase;
 mod redis_addresses;
+mod redis_sentinels;
 mod relay_delivery;
 mod relay_failures;
 mod relay_leadership;
 mod relay_repair;
 mod relay_steps;
+mod rotating_passwords;
 
 mod load_client;
 mod sse_access;

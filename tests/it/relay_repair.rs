@@ -3,7 +3,6 @@
 
 use aftercommit::event::{StreamId, Topic};
 use aftercommit::log::parked::{self, Action};
-use aftercommit::redis::Settings as RedisSettings;
 use aftercommit::redis::continuity::Prev;
 use aftercommit::redis::history::History;
 use secrecy::ExposeSecret;
@@ -145,7 +144,8 @@ async fn a_history_that_vanished_between_two_tries_of_its_newest_event_does_not_
 
 /// The `prev` of the first entry of the line's history.
 async fn first_prev(line: &Line) -> TestResult<Prev> {
-    let settings = RedisSettings { namespace: line.system.redis.relay_name(), ..line.redis_settings() };
+    let mut settings = line.redis_settings();
+    settings.namespace = line.system.redis.relay_name();
     Ok(History::new(settings).from(&line.topic, None, 1).await?[0].prev)
 }
 

@@ -12,7 +12,13 @@ use crate::config::{Config, DEFAULT_TOML, Invalid, Layers};
 use crate::ops::output;
 
 /// Settings whose whole value is secret.
-const SECRETS: [(&str, &str); 2] = [("jwt", "secret"), ("operator", "token")];
+const SECRETS: [(&str, &str); 5] = [
+    ("jwt", "secret"),
+    ("operator", "token"),
+    ("database", "password_command"),
+    ("redis", "password_command"),
+    ("redis", "sentinel_password"),
+];
 /// Settings that are always treated as addresses.
 const ADDRESSES: [(&str, &str); 4] =
     [("database", "url"), ("redis", "url"), ("jwt", "jwks_url"), ("telemetry", "otlp_endpoint")];
@@ -135,7 +141,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(secrets, 4);
+        assert_eq!(secrets, 7);
     }
 
     #[test]

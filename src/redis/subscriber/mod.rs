@@ -15,7 +15,7 @@ mod writer;
 
 use std::time::Duration;
 
-use ::redis::aio::{PubSub, PubSubSink, PubSubStream};
+use ::redis::aio::PubSub;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +26,7 @@ use inbox::{InboxSender, channel};
 pub use writer::SubscribeError;
 use writer::{Command, Writer};
 
+use super::connect::Subscribed;
 use super::settings::Settings;
 use crate::event::Topic;
 
@@ -82,10 +83,11 @@ async fn keep_connected(
 ) {
     let mut wait = RECONNECT.0;
     loop {
-        match settings.connect_pubsub().await.map(PubSub::split) {
-            Ok((sink, stream)) => {
+        match settings.subscribe_for_long().await {
+            Ok(Subscribed { pubsub, version, renew_at }) => {
                 let since = Instant::now();
-                let reason = serve(&settings, sink, stream, &mut commands, &inbox).await;
+                let outdated = outdated(&settings, version, renew_at);
+                let reason = serve(&settings, pubsub, &mut commands, &inbox, outdated).await;
                 tracing::warn!(%reason, "the subscription to Redis ended; every topic is joined anew");
                 // A connection that ends at once, as with a wrong password, is not retried at once.
                 if since.elapsed() > RECONNECT.1 {
@@ -102,20 +104,36 @@ async fn keep_connected(
     }
 }
 
-/// Serves one connection until its reader or its writer ends, and returns the reason.
+/// Returns the reason for another connection, when there is one.
+async fn outdated(settings: &Settings, version: u64, renew_at: Option<Instant>) -> &'static str {
+    let expiring = async {
+        match renew_at {
+            Some(time) => tokio::time::sleep_until(time).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = settings.primary_changed_since(version) => "another server is the primary",
+        () = expiring => "the password is about to expire",
+    }
+}
+
+/// Serves one connection until its reader or its writer ends, or it is outdated, and returns the reason.
 async fn serve(
     settings: &Settings,
-    sink: PubSubSink,
-    stream: PubSubStream,
+    pubsub: PubSub,
     commands: &mut mpsc::UnboundedReceiver<Command>,
     inbox: &InboxSender,
+    outdated: impl Future<Output = &'static str>,
 ) -> String {
+    let (sink, stream) = pubsub.split();
     let reading = reader::read(stream, settings.keys(), inbox.clone());
     let mut reader = AbortOnDropHandle::new(tokio::spawn(reading));
     let writer = Writer::new(settings, sink);
     let reason = tokio::select! {
         ended = &mut reader => return ended.unwrap_or_else(|panic| panic.to_string()),
         reason = writer.run(commands) => reason,
+        reason = outdated => reason.to_owned(),
     };
     // The caller reports the interruption next: no message of this connection may follow that.
     reader.abort();

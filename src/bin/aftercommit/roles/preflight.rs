@@ -72,6 +72,14 @@ pub(super) async fn redis(settings: &redis::Settings) -> Result<()> {
             tracing::warn!(%address, error = redis::error_text(&source), "starting without Redis; trying again until it is there");
             Ok(())
         }
+        Err(
+            error @ (redis::ConnectError::Sentinels(_)
+            | redis::ConnectError::NotPrimary { .. }
+            | redis::ConnectError::Password(_)),
+        ) => {
+            tracing::warn!(%error, "starting without Redis; trying again until it is there");
+            Ok(())
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -82,8 +90,10 @@ fn is_away(error: &ConnectError) -> bool {
         ConnectError::NoUrl
         | ConnectError::Url(_)
         | ConnectError::SeveralHosts
+        | ConnectError::TwoPasswords
         | ConnectError::Pooled { .. } => false,
-        ConnectError::Timeout { .. } => true,
+        // The program may ask a server that is away.
+        ConnectError::Timeout { .. } | ConnectError::Password(_) => true,
         ConnectError::Refused { source, .. } => !is_for_a_person(source),
     }
 }

@@ -1,0 +1,293 @@
+//! Passwords from a program: `password_command` of the sections `[redis]` and `[database]`.
+//!
+//! The program's output is the password, or a JSON object with `password` and, where they apply, `user` and
+//! an expiry: `expires_at` (RFC 3339, or seconds since 1970) or `expires_in` (seconds). So one mechanism
+//! serves tokens of a cloud's IAM, a vault, and files.
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+
+/// How long the program may take.
+const RUN_LIMIT: Duration = Duration::from_secs(10);
+/// The most bytes of its output. A token of a cloud has a few thousand.
+const OUTPUT_BYTES: u64 = 64 * 1024;
+/// A password without an expiry serves the connections of this time, so that a hundred connections that are
+/// made at once do not start a hundred programs.
+const REUSED_FOR: Duration = Duration::from_secs(5);
+/// The part of its life after which a password is replaced. The rest is left for a program that fails for a
+/// while.
+const RENEWED_AFTER: f64 = 0.8;
+/// The most bytes of the program's own words that an error repeats.
+const WORDS_BYTES: usize = 300;
+
+/// A program that prints a password. Clones share its newest one.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(from = "String")]
+pub struct PasswordCommand {
+    /// For `/bin/sh -c`; empty if there is none. It may hold secrets itself.
+    command: SecretString,
+    newest: Arc<Mutex<Option<Password>>>,
+}
+
+impl From<String> for PasswordCommand {
+    fn from(command: String) -> Self {
+        Self { command: command.into(), newest: Arc::default() }
+    }
+}
+
+/// A password, as the program gave it.
+#[derive(Debug, Clone)]
+pub struct Password {
+    /// The password.
+    pub password: SecretString,
+    /// The user that it belongs to, if the program names one.
+    pub user: Option<String>,
+    /// When to ask for the next one; `None` if this one does not expire.
+    pub renew_at: Option<Instant>,
+    /// When it must not be used any more.
+    expires_at: Option<Instant>,
+    asked_at: Instant,
+}
+
+/// Why a program gave no password. Holds nothing of its output.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PasswordError {
+    /// It could not be run.
+    #[error("password_command could not be run: {0}")]
+    Run(String),
+    /// It took too long, and was ended.
+    #[error("password_command did not end within {} s", RUN_LIMIT.as_secs())]
+    TooSlow,
+    /// It failed.
+    #[error("password_command failed ({status}): {words}")]
+    Failed {
+        /// Its exit status.
+        status: String,
+        /// The end of what it wrote to stderr.
+        words: String,
+    },
+    /// Its output cannot be used.
+    #[error("the output of password_command {0}")]
+    Output(&'static str),
+}
+
+/// The JSON form of the output.
+#[derive(Deserialize)]
+struct Printed {
+    password: Option<SecretString>,
+    user: Option<String>,
+    expires_at: Option<Moment>,
+    expires_in: Option<f64>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Moment {
+    Seconds(f64),
+    Text(String),
+}
+
+impl PasswordCommand {
+    /// Whether a program is set.
+    pub fn is_set(&self) -> bool {
+        !self.command.expose_secret().trim().is_empty()
+    }
+
+    /// Returns the newest password, and runs the program first if that one is old. Callers at the same time
+    /// share one run. If the program fails, a password that has not expired is returned.
+    ///
+    /// # Errors
+    /// Returns a [`PasswordError`] if the program fails and there is no password that still holds.
+    pub async fn password(&self) -> Result<Password, PasswordError> {
+        let mut newest = self.newest.lock().await;
+        let now = Instant::now();
+        if let Some(password) = newest.as_ref().filter(|password| password.is_fresh(now)) {
+            return Ok(password.clone());
+        }
+        match run(self.command.expose_secret()).await.and_then(|output| password_in(&output, Utc::now())) {
+            Ok(password) => Ok(newest.insert(password).clone()),
+            Err(error) => match newest.as_ref().filter(|password| password.expires_at > Some(now)) {
+                Some(password) => {
+                    tracing::warn!(%error, "the last password is used until it expires");
+                    Ok(password.clone())
+                }
+                None => Err(error),
+            },
+        }
+    }
+
+    /// Forgets the newest password, because a server has refused it.
+    pub async fn forget(&self) {
+        *self.newest.lock().await = None;
+    }
+}
+
+impl Password {
+    fn is_fresh(&self, now: Instant) -> bool {
+        self.renew_at.unwrap_or(self.asked_at + REUSED_FOR) > now
+    }
+}
+
+async fn run(command: &str) -> Result<Vec<u8>, PasswordError> {
+    let failed = |error: std::io::Error| PasswordError::Run(error.to_string());
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", command])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed)?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let ended = async {
+        let (output, words, status) = tokio::join!(read(stdout), read(stderr), child.wait());
+        Ok((output?, words?, status?))
+    };
+    let (output, words, status) =
+        timeout(RUN_LIMIT, ended).await.map_err(|_elapsed| PasswordError::TooSlow)?.map_err(failed)?;
+    if !status.success() {
+        let words = words.trim_ascii_end();
+        let end = &words[words.len().saturating_sub(WORDS_BYTES)..];
+        let words = String::from_utf8_lossy(end).into_owned();
+        return Err(PasswordError::Failed { status: status.to_string(), words });
+    }
+    Ok(output)
+}
+
+/// Reads at most [`OUTPUT_BYTES`]. A program that prints more fails by a broken pipe.
+async fn read(from: Option<impl tokio::io::AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(from) = from {
+        from.take(OUTPUT_BYTES).read_to_end(&mut bytes).await?;
+    }
+    Ok(bytes)
+}
+
+fn password_in(output: &[u8], now: DateTime<Utc>) -> Result<Password, PasswordError> {
+    let text = std::str::from_utf8(output).map_err(|_| PasswordError::Output("is not UTF-8"))?;
+    let asked_at = Instant::now();
+    let Some(printed) =
+        serde_json::from_str::<Printed>(text).ok().filter(|_| text.trim_start().starts_with('{'))
+    else {
+        let password = text.trim_end_matches(['\r', '\n']);
+        if password.is_empty() {
+            return Err(PasswordError::Output("is empty"));
+        }
+        let password = password.to_owned().into();
+        return Ok(Password { password, user: None, renew_at: None, expires_at: None, asked_at });
+    };
+    let password = printed.password.ok_or(PasswordError::Output("is a JSON object without 'password'"))?;
+    let lives = match (printed.expires_at, printed.expires_in) {
+        (None, None) => None,
+        (None, Some(seconds)) => Some(seconds),
+        (Some(moment), None) => Some(seconds_until(&moment, now)?),
+        (Some(_), Some(_)) => return Err(PasswordError::Output("has both 'expires_at' and 'expires_in'")),
+    };
+    let lives = lives.map(|seconds| Duration::try_from_secs_f64(seconds).ok().filter(|life| !life.is_zero()));
+    let lives = match lives {
+        Some(None) => return Err(PasswordError::Output("is a password that has expired")),
+        // The clock of tokio ends earlier than the times that a program may name.
+        Some(Some(life)) => Some(life.min(Duration::from_secs(365 * 24 * 3600))),
+        None => None,
+    };
+    Ok(Password {
+        password,
+        user: printed.user,
+        renew_at: lives.map(|life| asked_at + life.mul_f64(RENEWED_AFTER)),
+        expires_at: lives.map(|life| asked_at + life),
+        asked_at,
+    })
+}
+
+fn seconds_until(moment: &Moment, now: DateTime<Utc>) -> Result<f64, PasswordError> {
+    match moment {
+        Moment::Seconds(at) => Ok(at - now.timestamp_millis() as f64 / 1000.0),
+        Moment::Text(text) => match (DateTime::parse_from_rfc3339(text), text.parse::<f64>()) {
+            (Ok(at), _) => Ok((at.with_timezone(&Utc) - now).as_seconds_f64()),
+            (Err(_), Ok(at)) => seconds_until(&Moment::Seconds(at), now),
+            (Err(_), Err(_)) => Err(PasswordError::Output("names an 'expires_at' that is no time")),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(output: &str) -> Result<(String, Option<String>, Option<u64>), String> {
+        let now = DateTime::from_timestamp(1000, 0).expect("a time");
+        let password = password_in(output.as_bytes(), now).map_err(|error| error.to_string())?;
+        let lives = password.expires_at.map(|at| (at - password.asked_at).as_secs());
+        Ok((password.password.expose_secret().to_owned(), password.user, lives))
+    }
+
+    #[test]
+    fn the_output_is_the_password_or_an_object_with_an_expiry() {
+        let plain = |text: &str| Ok((text.to_owned(), None, None));
+        assert_eq!(of("s3cret\n"), plain("s3cret"));
+        assert_eq!(of(" with spaces \r\n"), plain(" with spaces "));
+        assert_eq!(of("{not json"), plain("{not json"));
+        assert_eq!(of("\"quoted\""), plain("\"quoted\""));
+        assert_eq!(of(r#"{"password":"p"}"#), plain("p"));
+        let ends = |user: Option<&str>, lives| Ok(("p".to_owned(), user.map(str::to_owned), Some(lives)));
+        assert_eq!(of(r#"{"password":"p","user":"u","expires_in":60,"more":1}"#), ends(Some("u"), 60));
+        assert_eq!(of(r#"{"password":"p","expires_at":1060}"#), ends(None, 60));
+        assert_eq!(of(r#"{"password":"p","expires_at":"1060"}"#), ends(None, 60));
+        assert_eq!(of(r#"{"password":"p","expires_at":"1970-01-01T01:17:40+01:00"}"#), ends(None, 60));
+    }
+
+    #[test]
+    fn an_output_that_cannot_be_used_is_told_without_its_content() {
+        for (output, words) in [
+            ("\n", "is empty"),
+            (r#"{"secret":"tell-nobody"}"#, "without 'password'"),
+            (r#"{"password":"tell-nobody","expires_at":"soon"}"#, "no time"),
+            (r#"{"password":"tell-nobody","expires_at":999}"#, "has expired"),
+            (r#"{"password":"tell-nobody","expires_in":0}"#, "has expired"),
+            (r#"{"password":"tell-nobody","expires_in":1,"expires_at":2000}"#, "both"),
+        ] {
+            let error = of(output).expect_err(output);
+            assert!(error.contains(words) && !error.contains("nobody"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_runs_once_for_many_connections_and_again_before_its_password_expires() {
+        let runs = tempfile::NamedTempFile::new().expect("a file");
+        let file = runs.path().display();
+        // It lives for two seconds.
+        let command = format!(
+            "echo run >>{file}; [ $(wc -l <{file}) -lt 3 ] || exit 7
+             echo '{{\"password\":\"'$(wc -l <{file})'\",\"expires_in\":2}}'"
+        );
+        let command = PasswordCommand::from(command);
+        let ask = async || command.password().await.map(|it| it.password.expose_secret().trim().to_owned());
+        let (one, other) = tokio::join!(ask(), ask());
+        assert_eq!((one.expect("a password"), other.expect("a password")), ("1".into(), "1".into()));
+        let renew_at = command.password().await.expect("a password").renew_at.expect("an expiry");
+        tokio::time::sleep_until(renew_at).await;
+        assert_eq!(ask().await.expect("a password"), "2");
+        let second = command.password().await.expect("a password");
+        tokio::time::sleep_until(second.renew_at.expect("an expiry")).await;
+        assert_eq!(ask().await.expect("it still holds"), "2", "the program fails, and the password holds");
+        tokio::time::sleep_until(second.expires_at.expect("an expiry")).await;
+        assert!(matches!(ask().await, Err(PasswordError::Failed { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_program_that_fails_is_told_in_its_own_words() {
+        let error =
+            PasswordCommand::from("echo secret; echo no vault >&2; exit 3".to_owned()).password().await;
+        let error = error.expect_err("it fails").to_string();
+        assert_eq!(error, "password_command failed (exit status: 3): no vault");
+    }
+}

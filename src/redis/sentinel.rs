@@ -1,0 +1,183 @@
+//! The primary behind sentinels: which server it is, and when another one takes its place.
+//!
+//! All sentinels are asked, and the server that most of them name is the primary: one that is cut off from
+//! the others may still name the old one. While a connection is in use, they are asked again each second,
+//! because an old primary that is cut off from them goes on taking writes, which it will lose.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use ::redis::{AsyncConnectionConfig, Client, RedisError};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::error_text::error_text;
+
+/// How long a sentinel may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// How often the sentinels are asked again.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The port of a sentinel whose address names none.
+pub(super) const PORT: u16 = 26379;
+
+/// The sentinels of one service.
+#[derive(Debug, Clone)]
+pub(super) struct Sentinels {
+    pub(super) clients: Vec<Client>,
+    /// The name under which they watch the primary.
+    pub(super) service: String,
+}
+
+/// Why the sentinels name no primary.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SentinelError {
+    /// None of them answered.
+    #[error("no sentinel answers ({0}): check the hosts, and [redis] sentinel_user and sentinel_password")]
+    Silent(String),
+    /// None of them knows the service.
+    #[error("no sentinel knows a primary called '{0}': check the name behind the hosts")]
+    Unknown(String),
+}
+
+/// Host and port of a server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Address {
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+impl Sentinels {
+    /// Returns the server that most sentinels name, as soon as no other one can have more.
+    async fn primary(&self) -> Result<Address, SentinelError> {
+        let mut asked: FuturesUnordered<_> = self.clients.iter().map(|client| self.ask(client)).collect();
+        let mut named: HashMap<Address, usize> = HashMap::new();
+        let (mut problem, mut knows) = (String::new(), true);
+        while let Some(answer) = asked.next().await {
+            match answer {
+                Ok(Some(address)) => {
+                    let votes = named.entry(address.clone()).or_default();
+                    *votes += 1;
+                    if *votes * 2 > self.clients.len() {
+                        return Ok(address);
+                    }
+                }
+                Ok(None) => knows = false,
+                Err(error) => problem = error,
+            }
+        }
+        let most = named.into_iter().max_by_key(|(_, votes)| *votes);
+        most.map(|(address, _)| address).ok_or_else(|| match knows {
+            true => SentinelError::Silent(problem),
+            false => SentinelError::Unknown(self.service.clone()),
+        })
+    }
+
+    async fn ask(&self, client: &Client) -> Result<Option<Address>, String> {
+        let limits = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(ANSWER_LIMIT))
+            .set_response_timeout(Some(ANSWER_LIMIT));
+        let asking = async {
+            let mut connection = client.get_multiplexed_async_connection_with_config(&limits).await?;
+            let mut command = ::redis::cmd("SENTINEL");
+            command.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.service);
+            command.query_async::<Option<(String, u16)>>(&mut connection).await
+        };
+        let at = client.get_connection_info().addr();
+        match timeout(ANSWER_LIMIT, asking).await {
+            Ok(Ok(answer)) => Ok(answer.map(|(host, port)| Address { host, port })),
+            Ok(Err(error)) => Err(format!("{at}: {}", error_text(&error))),
+            Err(_elapsed) => Err(format!("{at}: {}", error_text(&timed_out()))),
+        }
+    }
+}
+
+fn timed_out() -> RedisError {
+    std::io::Error::from(std::io::ErrorKind::TimedOut).into()
+}
+
+/// The newest primary that the sentinels named, shared by all connections with the same settings.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Primary(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    newest: watch::Sender<Newest>,
+    /// Set when the task that keeps asking has begun.
+    is_followed: OnceLock<()>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Newest {
+    address: Option<Address>,
+    /// Counts the changes.
+    version: u64,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { newest: watch::Sender::new(Newest::default()), is_followed: OnceLock::new() }
+    }
+}
+
+impl Shared {
+    async fn ask(&self, sentinels: &Sentinels) -> Result<(Address, u64), SentinelError> {
+        let address = sentinels.primary().await?;
+        self.newest.send_if_modified(|newest| {
+            let is_new = newest.address.as_ref() != Some(&address);
+            if is_new {
+                if let Some(before) = &newest.address {
+                    tracing::warn!(%before, now = %address, "the sentinels name another primary");
+                }
+                newest.address = Some(address.clone());
+                newest.version += 1;
+            }
+            is_new
+        });
+        Ok((address, self.newest.borrow().version))
+    }
+}
+
+impl Primary {
+    /// Asks for the primary, and keeps asking from now on. Returns it with the version under which it is
+    /// known.
+    pub(super) async fn find(&self, sentinels: &Sentinels) -> Result<(Address, u64), SentinelError> {
+        self.0.is_followed.get_or_init(|| {
+            tokio::spawn(follow(Arc::downgrade(&self.0), sentinels.clone()));
+        });
+        self.0.ask(sentinels).await
+    }
+
+    /// Counts the changes of the primary; 0 without sentinels.
+    pub(super) fn version(&self) -> u64 {
+        self.0.newest.borrow().version
+    }
+
+    /// Returns when the primary is not that of this version any more; never without sentinels.
+    pub(super) async fn changed_since(&self, version: u64) {
+        let mut newest = self.0.newest.subscribe();
+        // The sender lives as long as this.
+        let _changed = newest.wait_for(|newest| newest.version != version).await;
+    }
+}
+
+/// Keeps asking as long as somebody holds the settings.
+async fn follow(shared: Weak<Shared>, sentinels: Sentinels) {
+    loop {
+        sleep(ASK_INTERVAL).await;
+        let Some(shared) = shared.upgrade() else { return };
+        if let Err(error) = shared.ask(&sentinels).await {
+            tracing::debug!(%error, "the primary stays as it is");
+        }
+    }
+}

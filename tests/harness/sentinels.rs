@@ -1,0 +1,109 @@
+//! A primary with two replicas, and three sentinels that replace it.
+
+use std::process::Stdio;
+
+use aftercommit::local::RedisServer;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use super::front::free_port;
+use super::line::start_redis;
+use super::{eventually, redis_settings_of};
+
+/// The user of relays, SSE servers, replicas and sentinels, at every server.
+const USER: &str = "app";
+const PASSWORD: &str = "of-the-servers";
+const SENTINEL_PASSWORD: &str = "of-the-sentinels";
+
+/// The servers. All of them end when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Sentinels {
+    /// The first one is the primary at the start.
+    pub(crate) servers: Vec<RedisServer>,
+    ports: Vec<u16>,
+    _sentinels: Vec<Child>,
+    _directory: TempDir,
+}
+
+impl Sentinels {
+    pub(crate) async fn start() -> Self {
+        let mut servers: Vec<RedisServer> = Vec::new();
+        for _ in 0..3 {
+            let mut settings = vec![
+                ("user", format!("{USER} on >{PASSWORD} ~* &* +@all")),
+                ("masteruser", USER.to_owned()),
+                ("masterauth", PASSWORD.to_owned()),
+                ("repl-diskless-sync-delay", "0".to_owned()),
+            ];
+            if let Some(primary) = servers.first() {
+                settings.push(("replicaof", format!("127.0.0.1 {}", primary.port())));
+            }
+            servers.push(start_redis(settings, None).await);
+        }
+        let directory = TempDir::with_prefix("aftercommit-sentinels-").expect("a directory");
+        let ports: Vec<u16> = (0..3).map(|_| free_port()).collect();
+        let primary = servers[0].port();
+        let start = |port: &u16| {
+            let file = directory.path().join(format!("{port}.conf"));
+            let configuration = format!(
+                "port {port}\nbind 127.0.0.1\ndir {}\nlogfile {port}.log\nrequirepass {SENTINEL_PASSWORD}\n\
+                 sentinel sentinel-pass {SENTINEL_PASSWORD}\n\
+                 sentinel monitor main 127.0.0.1 {primary} 2\nsentinel auth-user main {USER}\n\
+                 sentinel auth-pass main {PASSWORD}\nsentinel down-after-milliseconds main 1000\n\
+                 sentinel failover-timeout main 3000\n",
+                directory.path().display()
+            );
+            std::fs::write(&file, configuration).expect("a file");
+            let mut command = Command::new("redis-server");
+            command.arg(&file).arg("--sentinel").stdin(Stdio::null());
+            command.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+            command.spawn().expect("a sentinel")
+        };
+        let sentinels = ports.iter().map(start).collect();
+        let started = Self { servers, ports, _sentinels: sentinels, _directory: directory };
+        started.wait_until_watched().await;
+        started
+    }
+
+    /// Each sentinel knows the two others, and both replicas.
+    async fn wait_until_watched(&self) {
+        for port in &self.ports {
+            let url = format!("redis://:{SENTINEL_PASSWORD}@127.0.0.1:{port}");
+            eventually("a sentinel knows the others", async || {
+                let mut connection = redis_settings_of(&url).connect().await.ok()?;
+                let mut command = redis::cmd("SENTINEL");
+                let known: std::collections::HashMap<String, String> =
+                    command.arg("MASTER").arg("main").query_async(&mut connection).await.ok()?;
+                let count = |name: &str| known.get(name).cloned().unwrap_or_default();
+                (count("num-other-sentinels") == "2" && count("num-slaves") == "2").then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// The address with all sentinels.
+    pub(crate) fn url(&self) -> String {
+        let hosts: Vec<String> = self.ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        format!("redis+sentinel://{USER}:{PASSWORD}@{}/main", hosts.join(","))
+    }
+
+    pub(crate) fn password(&self) -> &'static str {
+        SENTINEL_PASSWORD
+    }
+
+    /// Waits until another server than this one is the primary, and returns its index.
+    pub(crate) async fn wait_for_another_primary_than(&self, before: usize) -> usize {
+        eventually("another primary", async || {
+            for (at, server) in self.servers.iter().enumerate().filter(|(at, _)| *at != before) {
+                let url = format!("redis://{USER}:{PASSWORD}@127.0.0.1:{}", server.port());
+                let mut connection = redis_settings_of(&url).connect().await.ok()?;
+                let role: Vec<redis::Value> = redis::cmd("ROLE").query_async(&mut connection).await.ok()?;
+                if role.first() == Some(&redis::Value::BulkString(b"master".to_vec())) {
+                    return Some(at);
+                }
+            }
+            None
+        })
+        .await
+    }
+}

@@ -1,0 +1,76 @@
+//! A Redis behind sentinels: relays and SSE servers follow a failover, and nothing is lost or repeated.
+
+use tokio_util::sync::CancellationToken;
+
+use crate::commands::{assert_fails, stdout};
+use crate::harness::{Feed, Sentinels, System, TestResult, cli, numbers};
+
+async fn system_of(sentinels: &Sentinels) -> System {
+    System::with_redis(&sentinels.url())
+        .await
+        .set("AFTERCOMMIT_REDIS_SENTINEL_PASSWORD", sentinels.password())
+        .set("AFTERCOMMIT_REDIS_RESPONSE_TIMEOUT_MS", "700")
+        .set("AFTERCOMMIT_REDIS_CONNECT_TIMEOUT_MS", "700")
+}
+
+async fn signal(pid: u32, name: &str) -> TestResult {
+    let sent = tokio::process::Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
+    assert!(sent.await?.success(), "{name}");
+    Ok(())
+}
+
+/// Commits events all the time while the primary is struck twice. The second time it comes back, as a server
+/// that believes for a moment that it is the primary.
+#[tokio::test]
+async fn a_client_gets_every_event_once_over_failovers() -> TestResult {
+    let sentinels = Sentinels::start().await;
+    let feed = Feed::with(system_of(&sentinels).await).await;
+    let sse = feed.sse().await;
+    let client = feed.client(&sse).await;
+    let stop = CancellationToken::new();
+    let committing = feed.keep_committing(stop.clone());
+    client.wait_for_events(50).await;
+
+    let first = sentinels.servers[0].pid().ok_or("no pid")?;
+    signal(first, "STOP").await?;
+    let second = sentinels.wait_for_another_primary_than(0).await;
+    let reached = client.so_far().len();
+    client.wait_for_events(reached + 50).await;
+    signal(first, "CONT").await?;
+    let reached = client.so_far().len();
+    client.wait_for_events(reached + 50).await;
+
+    signal(sentinels.servers[second].pid().ok_or("no pid")?, "KILL").await?;
+    sentinels.wait_for_another_primary_than(second).await;
+    let reached = client.so_far().len();
+    client.wait_for_events(reached + 50).await;
+    stop.cancel();
+    let committed = committing.await?;
+    let events = client.wait_for_events(usize::try_from(committed)?).await;
+    assert_eq!(numbers(&events), (0..committed).collect::<Vec<_>>(), "{}", feed.relay.log());
+    assert!(events.iter().all(|event| event.event != "reset"), "nothing was reset");
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_mistake_with_sentinels_is_one_sentence() -> TestResult {
+    let sentinels = Sentinels::start().await;
+    let system = system_of(&sentinels).await;
+    for (name, value, sentence) in [
+        (
+            "REDIS_URL",
+            sentinels.url().replace("/main", "/other"),
+            "no sentinel knows a primary called 'other'",
+        ),
+        ("AFTERCOMMIT_REDIS_SENTINEL_PASSWORD", "wrong".to_owned(), "sentinel_user and sentinel_password"),
+        ("REDIS_URL", "redis+sentinel://127.0.0.1:1/main".to_owned(), "no sentinel answers"),
+        ("REDIS_URL", "redis+sentinel://127.0.0.1:1".to_owned(), "redis+sentinel://host,host,host/SERVICE"),
+    ] {
+        let settings = system.settings().clone().set(name, value);
+        let found = stdout(&cli(&settings, &["doctor", "--role", "sse", "--output", "json"]).await);
+        assert!(found.contains(sentence), "{sentence}: {found}");
+    }
+    let settings = system.settings().clone().set("REDIS_URL", "redis+sentinel://127.0.0.1:1");
+    assert_fails(&settings, &["relay"], 1, "is not of the form").await;
+    Ok(())
+}
