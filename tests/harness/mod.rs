@@ -15,6 +15,7 @@ mod redis;
 mod result;
 mod servers;
 mod sse;
+mod standby;
 mod story;
 mod supervisor;
 mod values;
@@ -33,6 +34,7 @@ pub(crate) use proxy::{Flow, Proxy};
 pub(crate) use redis::{Redis, redis, settings_of as redis_settings_of, shared_url};
 pub(crate) use result::{TestError, TestResult};
 pub(crate) use sse::{Client, Event, Parser, refusal_of};
+pub(crate) use standby::Standby;
 pub(crate) use story::{Session, System};
 pub(crate) use values::{items_of, new_event, str_of};
 
