@@ -100,6 +100,8 @@ pub(crate) enum Kind {
     /// Row level security on the log's tables.
     RowSecurity,
     Line(Line, Break),
+    /// New connections of the relays lead to a standby that lags: all of them, or some.
+    StandbyRead,
     Paused,
     Replayed,
     /// An operator releases some of the events that are parked at that moment.
@@ -131,6 +133,7 @@ impl Kind {
         match self {
             // Longer than a silent leader keeps the lead (`world::TAKEOVER_SECONDS`), most of the time.
             Self::RelayFrozen => (1500, 4500),
+            Self::StandbyRead => (2000, 6000),
             Self::RelayKilled | Self::SseKilled | Self::RedisKilled | Self::RedisLostItsData => (50, 1200),
             Self::SseFrozen | Self::RedisFrozen => (200, 2500),
             Self::RedisFull | Self::RedisReadOnly | Self::RedisRestored => (300, 1500),
@@ -241,6 +244,7 @@ impl fmt::Display for Kind {
             Self::PostgresRestarted => "Postgres restarted",
             Self::SessionsTerminated => "sessions terminated",
             Self::RowSecurity => "row level security",
+            Self::StandbyRead => "standby read",
             Self::Paused => "paused",
             Self::Replayed => "replayed",
             Self::ParkedReleased => "parked events released",

@@ -160,6 +160,8 @@ const DECKS: [Deck; 10] = [
             Kind::Line(Line::RelayPostgres, Break::Stall),
             Kind::Line(Line::RelayPostgres, Break::Swallow),
             Kind::Line(Line::RelayPostgres, Break::Refuse),
+            Kind::StandbyRead,
+            Kind::StandbyRead,
         ],
         (1500, 5000),
     ),

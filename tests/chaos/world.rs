@@ -1,5 +1,5 @@
-//! The system under test: a Postgres, a Redis, two relays, two SSE servers, and a proxy on each connection
-//! that can fail; and the relay of another log on the same Redis.
+//! The system under test: a Postgres with a standby, a Redis, two relays, two SSE servers, and a proxy on
+//! each connection that can fail; and the relay of another log on the same Redis.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::harness::{
-    Database, LIMIT, OwnPostgres, Process, Proxy, Settings, System, database_on, redis_settings_of,
+    Database, LIMIT, OwnPostgres, Process, Proxy, Settings, Standby, System, database_on, redis_settings_of,
     start_postgres, try_metric_of,
 };
 use crate::ledger::Ledger;
@@ -65,6 +65,8 @@ pub(crate) struct World {
     /// Print what happens.
     pub(crate) verbose: bool,
     pub(crate) system: System,
+    /// Above the server, so that it ends first.
+    pub(crate) standby: Standby,
     pub(crate) postgres: OwnPostgres,
     redis_home: PathBuf,
     pub(crate) redis: Mutex<Option<RedisServer>>,
@@ -93,6 +95,7 @@ impl World {
         let database = database_on(&server).await;
         roles::make(&mut database.connect().await).await;
         let postgres = OwnPostgres::new(server).await;
+        let standby = Standby::of(&postgres).await.expect("a standby");
         let directory = tempfile::tempdir().expect("a directory");
         let redis_home = directory.path().join("redis");
         let redis = start_redis(&redis_home, None, true).await;
@@ -136,6 +139,7 @@ impl World {
             seed,
             verbose,
             system,
+            standby,
             postgres,
             redis_home,
             redis: Mutex::new(Some(redis)),

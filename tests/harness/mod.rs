@@ -17,6 +17,7 @@ mod result;
 mod sentinels;
 mod servers;
 mod sse;
+mod standby;
 mod story;
 mod supervisor;
 mod values;
@@ -37,6 +38,7 @@ pub(crate) use redis::{Redis, redis, settings_of as redis_settings_of, shared_ur
 pub(crate) use result::{TestError, TestResult};
 pub(crate) use sentinels::Sentinels;
 pub(crate) use sse::{Client, Event, Parser, refusal_of};
+pub(crate) use standby::Standby;
 pub(crate) use story::{Session, System};
 pub(crate) use values::{items_of, new_event, str_of};
 

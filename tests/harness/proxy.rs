@@ -1,5 +1,5 @@
-//! A TCP proxy in front of a real server: it cuts, stalls, drops one direction, or switches to another
-//! server.
+//! A TCP proxy in front of a real server: it cuts, stalls, drops one direction, switches to another server,
+//! or leads some connections to another one.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -22,6 +22,34 @@ pub(crate) enum Flow {
     Refuse,
 }
 
+/// Where new connections lead.
+#[derive(Debug)]
+struct Route {
+    server: SocketAddr,
+    detour: Option<Detour>,
+}
+
+/// Some connections lead to another server.
+#[derive(Debug)]
+struct Detour {
+    server: SocketAddr,
+    /// A bit for each of the next 64 connections, and so on: 1 leads aside.
+    pattern: u64,
+    /// How many led aside.
+    connections: u64,
+}
+
+impl Route {
+    /// Where the next connection leads.
+    fn next(&mut self) -> SocketAddr {
+        let Some(detour) = &mut self.detour else { return self.server };
+        let leads_aside = detour.pattern & 1;
+        detour.pattern = detour.pattern.rotate_right(1);
+        detour.connections += leads_aside;
+        if leads_aside == 1 { detour.server } else { self.server }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Direction {
     ToServer,
@@ -32,7 +60,7 @@ enum Direction {
 #[derive(Debug)]
 pub(crate) struct Proxy {
     port: u16,
-    upstream: Arc<Mutex<SocketAddr>>,
+    route: Arc<Mutex<Route>>,
     flow: watch::Sender<Flow>,
     cuts: watch::Sender<u64>,
 }
@@ -43,17 +71,17 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let proxy = Self {
             port: listener.local_addr().expect("an address").port(),
-            upstream: Arc::new(Mutex::new(SocketAddr::from(([127, 0, 0, 1], port)))),
+            route: Arc::new(Mutex::new(Route { server: local(port), detour: None })),
             flow: watch::Sender::new(Flow::Pass),
             cuts: watch::Sender::new(0),
         };
-        let (upstream, flow, cuts) = (proxy.upstream.clone(), proxy.flow.clone(), proxy.cuts.clone());
+        let (route, flow, cuts) = (proxy.route.clone(), proxy.flow.clone(), proxy.cuts.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 if *flow.borrow() == Flow::Refuse {
                     continue;
                 }
-                let address = *upstream.lock().expect("not poisoned");
+                let address = route.lock().expect("not poisoned").next();
                 tokio::spawn(serve(client, address, flow.subscribe(), cuts.subscribe()));
             }
         });
@@ -62,7 +90,7 @@ impl Proxy {
 
     /// The same url with this proxy's port.
     pub(crate) fn url(&self, url: &str) -> String {
-        let port = self.upstream.lock().expect("not poisoned").port();
+        let port = self.route.lock().expect("not poisoned").server.port();
         let through = url.replace(&format!("127.0.0.1:{port}"), &format!("127.0.0.1:{}", self.port));
         assert_ne!(through, url, "the url leads to the proxy's server");
         through
@@ -79,9 +107,28 @@ impl Proxy {
 
     /// New connections lead to this server on 127.0.0.1; the old ones are closed.
     pub(crate) fn lead_to(&self, port: u16) {
-        self.upstream.lock().expect("not poisoned").set_port(port);
+        self.route.lock().expect("not poisoned").server = local(port);
         self.cut();
     }
+
+    /// The new connections whose bit of the pattern is 1 lead to this server on 127.0.0.1. The old ones are
+    /// closed.
+    pub(crate) fn lead_aside(&self, port: u16, pattern: u64) {
+        let detour = Detour { server: local(port), pattern, connections: 0 };
+        self.route.lock().expect("not poisoned").detour = Some(detour);
+        self.cut();
+    }
+
+    /// All connections lead to the proxy's server again; the old ones are closed. Returns how many led aside.
+    pub(crate) fn lead_back(&self) -> u64 {
+        let detour = self.route.lock().expect("not poisoned").detour.take();
+        self.cut();
+        detour.map_or(0, |detour| detour.connections)
+    }
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 async fn serve(

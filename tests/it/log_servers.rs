@@ -1,17 +1,15 @@
 //! A log on a standby that lags, and on a server whose storage is damaged.
 
 use std::os::unix::fs::FileExt;
-use std::process::Stdio;
 
 use sqlx::PgConnection;
-use tokio::process::Command;
 
 use aftercommit::log::{Error, checkpoint, read};
 use aftercommit::ops::parked_topics;
 
 use crate::append_door::{execute, window_of};
 use crate::harness::{
-    Database, Line, OwnPostgres, TestResult, Wiring, database_on, eventually, free_port, start_postgres,
+    Line, OwnPostgres, Standby, TestResult, Wiring, database_on, eventually, start_postgres,
 };
 
 const LIMIT: read::Limit = read::Limit { events: 10, bytes: 1_000_000 };
@@ -23,79 +21,25 @@ where
     sqlx::query_scalar(sql).fetch_one(connection).await.expect(sql)
 }
 
-/// A standby of a server, in the server's own directory, which removes it.
-struct Standby {
-    own: OwnPostgres,
-    url: String,
-    data: std::path::PathBuf,
-}
-
-impl Standby {
-    async fn of(own: OwnPostgres) -> TestResult<Self> {
-        let data = own.server.data_directory().with_file_name("standby");
-        let mut copy = own.program("pg_basebackup");
-        copy.arg("--dbname").arg(own.url()).arg("--pgdata").arg(&data);
-        copy.args(["--checkpoint", "fast", "--write-recovery-conf"]);
-        run(copy).await?;
-        let port = free_port();
-        let standby =
-            Self { url: own.url().replace(&own.server.port().to_string(), &port.to_string()), own, data };
-        standby.control(&["start", "--wait", "--options", &format!("-p {port}")]).await?;
-        Ok(standby)
-    }
-
-    async fn control(&self, arguments: &[&str]) -> TestResult {
-        let mut control = self.own.program("pg_ctl");
-        control.args(arguments).arg("--pgdata").arg(&self.data).arg("--log").arg(self.data.join("start.log"));
-        run(control).await?;
-        Ok(())
-    }
-
-    async fn connect(&self) -> PgConnection {
-        Database::at(&self.url).connect().await
-    }
-}
-
-impl Drop for Standby {
-    /// Stops the server also when the test fails.
-    fn drop(&mut self) {
-        let mut stop = self.own.program("pg_ctl").into_std();
-        stop.args(["stop", "--silent", "--mode", "immediate", "--pgdata"]).arg(&self.data);
-        // The standby may have ended already.
-        let _status = stop.status();
-    }
-}
-
-async fn run(mut command: Command) -> TestResult {
-    let ended = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().await;
-    assert!(ended?.success(), "{command:?}");
-    Ok(())
-}
-
 #[tokio::test]
 async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() -> TestResult {
     let own = OwnPostgres::new(start_postgres(Vec::new()).await).await;
     let database = database_on(&own.server).await;
     let (mut writer, begun) = window_of(&database, 2, 1).await?;
-    let standby = Standby::of(own).await?;
+    let standby = Standby::of(&own).await?;
     let mut reader = standby.connect().await;
     eventually("the standby shows the position", async || {
         read::batch(&mut reader, "main", &begun, 0, LIMIT).await.is_ok().then_some(())
     })
     .await;
-    execute(&mut reader, "select pg_wal_replay_pause()").await;
-    eventually("it replays nothing more", async || {
-        let state: String = ask(&mut reader, "select pg_get_wal_replay_pause_state()").await;
-        (state == "paused").then_some(())
-    })
-    .await;
+    standby.pause().await?;
     // The writer closes the window and opens the next one, which the standby does not show.
     execute(&mut writer, "select outbox.append('t', 'T', '1')").await;
     let position = checkpoint::close_window(&mut writer, "main", &begun, 2, 2).await?;
     assert!(position.window.is_some());
     let read_there = read::batch(&mut reader, "main", &position, 0, LIMIT).await;
     assert!(matches!(read_there, Err(Error::StaleReader { n: 3, .. })), "{read_there:?}");
-    execute(&mut reader, "select pg_wal_replay_resume()").await;
+    standby.resume().await?;
     let chunk = eventually("it has caught up", async || {
         read::batch(&mut reader, "main", &position, 0, LIMIT).await.ok()
     })

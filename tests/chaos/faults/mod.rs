@@ -68,6 +68,7 @@ async fn one(world: &World, fault: &Fault) -> bool {
         Kind::StrangerCame | Kind::NeighbourWrote | Kind::PublicForged | Kind::LiveForged => {
             return neighbours::make(world, fault).await;
         }
+        Kind::StandbyRead => return postgres::read_standby(world, fault).await,
         Kind::Line(line, how) => way(proxy(world, line, index), how, fault.lasts).await,
         _ => redis::make(world, fault).await,
     }

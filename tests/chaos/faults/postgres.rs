@@ -1,4 +1,5 @@
-//! Faults of Postgres: it dies, loses its sessions, and revokes rights of the relays.
+//! Faults of Postgres: it dies, loses its sessions, revokes rights of the relays, and has a standby that they
+//! read by accident.
 
 use std::time::Duration;
 
@@ -41,6 +42,26 @@ pub(super) async fn make(world: &World, fault: &Fault) {
             }
         }
     }
+}
+
+/// Leads new connections of the relays to the standby, as a proxy that splits reads does or a name of several
+/// addresses: all, or some. Then a leader's writer may be on the primary and its reader on the standby.
+/// For two thirds of the time the standby replays nothing. False if no connection came to it.
+pub(super) async fn read_standby(world: &World, fault: &Fault) -> bool {
+    let (standby, proxy) = (&world.standby, &world.postgres.proxy);
+    // Every second one falls into step with the relays: a writer, a writer, and then the leader's reader.
+    let some = fault.target.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let pattern = if fault.target.is_multiple_of(8) { u64::MAX } else { some };
+    standby.pause().await.expect("a standby that lags");
+    proxy.lead_aside(standby.port(), pattern);
+    // A leader whose connections both lead to the primary would keep them.
+    for _ in 0..2 {
+        tokio::time::sleep(fault.lasts / 3).await;
+        proxy.cut();
+    }
+    standby.resume().await.expect("a standby that catches up");
+    tokio::time::sleep(fault.lasts / 3).await;
+    proxy.lead_back() > 0
 }
 
 /// In the catalogue: `alter table` would wait for the writers' long transactions, and everybody would wait
