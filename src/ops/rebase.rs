@@ -164,21 +164,27 @@ impl<'c> Rebase<'c> {
         self.cluster
     }
 
-    /// The relay's pending events behind a row, in order of id, `limit` at most.
+    /// The relay's pending events behind `after`, `limit` at most. They are in order of id, and rows of one id
+    /// in order of their event ids, because a sequence that was set back gives ids twice.
     ///
     /// # Errors
     /// [`RebaseError::Outbox`].
-    pub async fn pending(&mut self, after_id: i64, limit: i64) -> Result<Vec<Pending>, RebaseError> {
-        // By the rows' own numbers and the position's, which fit each other in whichever cluster they were made.
+    pub async fn pending(
+        &mut self,
+        after: Option<&Pending>,
+        limit: i64,
+    ) -> Result<Vec<Pending>, RebaseError> {
+        // By the rows' own numbers and the position's: they fit each other, whichever cluster made them.
         let sql = format!(
             "select e.id, e.event_id, e.topic
              from outbox.event e, outbox.position p
-             where p.relay = $1 and e.id > $2 and not {IN_REDIS}
-             order by e.id limit $3",
+             where p.relay = $1 and (e.id, e.event_id) > ($2, $3) and not {IN_REDIS}
+             order by e.id, e.event_id limit $4",
         );
         let rows = sqlx::query(AssertSqlSafe(sql))
             .bind(&self.relay)
-            .bind(after_id)
+            .bind(after.map_or(0, |last| last.id))
+            .bind(after.map_or_else(EventId::nil, |last| last.event_id))
             .bind(limit)
             .fetch_all(&mut *self.tx)
             .await?;
