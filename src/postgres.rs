@@ -37,6 +37,8 @@ use crate::address::{self, AddressError};
 
 /// The form of an address.
 const FORM: &str = "postgres://user:password@host:port/database";
+/// How long to wait for a connection, new or from a pool. Shorter than the time-outs of requests.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The query parameters of an address that the driver knows. The driver logs every other one with its value.
 const PARAMETERS: [&str; 18] = [
     "sslmode",
@@ -67,8 +69,6 @@ pub struct Settings {
     pub url: SecretString,
     /// The most connections of a pool.
     pub max_connections: u32,
-    /// How long to wait for a connection, in milliseconds.
-    pub acquire_timeout_ms: u64,
     /// How long a statement may take, in milliseconds.
     pub statement_timeout_ms: u64,
 }
@@ -198,11 +198,11 @@ impl Settings {
             }
             Ok((connection, is_pinned))
         };
-        match tokio::time::timeout(Duration::from_millis(self.acquire_timeout_ms), connecting).await {
+        match tokio::time::timeout(ACQUIRE_TIMEOUT, connecting).await {
             Ok(Ok((connection, true))) => Ok(connection),
             Ok(Ok((_connection, false))) => Err(ConnectError::Pooled { address }),
             Ok(Err(source)) => Err(ConnectError::Refused { address, source }),
-            Err(_) => Err(ConnectError::Timeout { address, waited_ms: self.acquire_timeout_ms }),
+            Err(_) => Err(ConnectError::Timeout { address, waited_ms: ACQUIRE_TIMEOUT.as_millis() as u64 }),
         }
     }
 
@@ -215,7 +215,7 @@ impl Settings {
     pub fn lazy_pool(&self, application_name: &str) -> Result<Pool, ConnectError> {
         let pool = PgPoolOptions::new()
             .max_connections(self.max_connections)
-            .acquire_timeout(Duration::from_millis(self.acquire_timeout_ms))
+            .acquire_timeout(ACQUIRE_TIMEOUT)
             .after_connect(|connection, _| Box::pin(warn_if_unpinned(connection)))
             .connect_lazy_with(self.options(application_name)?);
         Ok(Pool::new(pool))

@@ -19,14 +19,15 @@ const SCHEMES: [&str; 5] = ["redis", "valkey", "unix", "redis+unix", "valkey+uni
 /// Schemes that ask for TLS.
 const TLS_SCHEMES: [&str; 2] = ["rediss", "valkeys"];
 
+/// How long to wait for a connection. A Redis that is there accepts within milliseconds, also across regions.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The `[redis]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// `redis://[user:password@]host:port`.
     pub url: SecretString,
-    /// How long to wait for a connection, in milliseconds.
-    pub connect_timeout_ms: u64,
     /// How long to wait for an answer, in milliseconds.
     pub response_timeout_ms: u64,
     /// Replicas that must have a batch before the relay writes down that it is delivered; 0 asks for none.
@@ -120,17 +121,12 @@ impl Settings {
     pub async fn connect(&self) -> Result<MultiplexedConnection, ConnectError> {
         let client = self.client()?;
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.connect_timeout()))
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(self.response_timeout()));
         client
             .get_multiplexed_async_connection_with_config(&config)
             .await
             .map_err(|source| ConnectError::Refused { address: address_of(&client), source })
-    }
-
-    /// How long to wait for a connection.
-    pub fn connect_timeout(&self) -> Duration {
-        Duration::from_millis(self.connect_timeout_ms)
     }
 
     /// How long to wait for an answer.

@@ -207,7 +207,6 @@ mod tests {
         let settings = crate::postgres::Settings {
             url: "postgres://nobody@127.0.0.1:1/nothing".to_owned().into(),
             max_connections: 1,
-            acquire_timeout_ms: 1000,
             statement_timeout_ms: 1000,
         };
         settings.lazy_pool("nobody").expect("a url")

@@ -23,7 +23,6 @@ pub(crate) async fn redis() -> Redis {
 pub(crate) fn settings_of(url: &str) -> Settings {
     Settings {
         url: url.to_owned().into(),
-        connect_timeout_ms: 3000,
         response_timeout_ms: 5000,
         min_replicas: 0,
         namespace: String::new(),

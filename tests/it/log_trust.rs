@@ -45,7 +45,6 @@ fn settings(database: &Database) -> postgres::Settings {
     postgres::Settings {
         url: database.url().to_owned().into(),
         max_connections: 2,
-        acquire_timeout_ms: 20_000,
         statement_timeout_ms: 20_000,
     }
 }

@@ -26,7 +26,7 @@ use inbox::{InboxSender, channel};
 pub use writer::SubscribeError;
 use writer::{Command, Writer};
 
-use super::settings::Settings;
+use super::settings::{CONNECT_TIMEOUT, Settings};
 use crate::event::Topic;
 
 /// Waits between attempts to connect: from the first, doubling, to the second.
@@ -104,7 +104,7 @@ async fn keep_connected(
 
 async fn connect(settings: &Settings) -> Result<(PubSubSink, PubSubStream), String> {
     let client = settings.client().map_err(|error| error.to_string())?;
-    match timeout(settings.connect_timeout(), client.get_async_pubsub()).await {
+    match timeout(CONNECT_TIMEOUT, client.get_async_pubsub()).await {
         Ok(Ok(pubsub)) => Ok(pubsub.split()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_elapsed) => Err("Redis did not answer in time".to_owned()),
