@@ -283,11 +283,11 @@ create view outbox.position as
 
 -- Whether a position (the last four arguments) calls the row (id, xid) delivered. The only place that knows.
 --
--- `lower` alone does not decide: in a log that was moved, newer rows can have lower xids, which the old snapshot
--- seems to see. Without a position (nulls) nothing is delivered.
+-- `lower` alone does not decide: in a log that was moved, newer rows can have lower xids, which the old
+-- snapshot seems to see. Without a position (nulls) nothing is delivered.
 --
--- The planner puts the body in place of each call, which it does only for a function without settings. So this
--- function pins no search path, and names the schema of every function and operator instead.
+-- The planner puts the body in place of each call, which it does only for a function without settings. So
+-- this function pins no search path, and names the schema of every function and operator instead.
 create function outbox.is_delivered(
   id bigint, xid xid8, high_id bigint, lower pg_snapshot, after_id bigint, upper pg_snapshot
 ) returns boolean

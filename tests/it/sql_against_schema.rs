@@ -1,5 +1,5 @@
-//! Every SQL statement in `src` is prepared against the schema. So a column that is renamed in a migration turns
-//! up here, also in a statement that no other test runs.
+//! Every SQL statement in `src` is prepared against the schema. So a column that is renamed in a migration
+//! turns up here, also in a statement that no other test runs.
 
 use std::fs;
 use std::path::Path;
