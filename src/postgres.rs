@@ -38,6 +38,8 @@ use crate::password_command::{Password, PasswordCommand, PasswordError};
 
 /// The form of an address.
 const FORM: &str = "postgres://user:password@host:port/database";
+/// How long to wait for a connection, new or from a pool. Shorter than the time-outs of requests.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The query parameters of an address that the driver knows. The driver logs every other one with its value.
 const PARAMETERS: [&str; 18] = [
     "sslmode",
@@ -70,8 +72,6 @@ pub struct Settings {
     pub password_command: PasswordCommand,
     /// The most connections of a pool.
     pub max_connections: u32,
-    /// How long to wait for a connection, in milliseconds.
-    pub acquire_timeout_ms: u64,
     /// How long a statement may take, in milliseconds.
     pub statement_timeout_ms: u64,
 }
@@ -212,7 +212,7 @@ impl Settings {
             }
             Ok((connection, is_pinned))
         };
-        match tokio::time::timeout(Duration::from_millis(self.acquire_timeout_ms), connecting).await {
+        match tokio::time::timeout(ACQUIRE_TIMEOUT, connecting).await {
             Ok(Ok((connection, true))) => Ok(connection),
             Ok(Ok((_connection, false))) => Err(ConnectError::Pooled { address }),
             Ok(Err(source)) => {
@@ -221,7 +221,7 @@ impl Settings {
                 }
                 Err(ConnectError::Refused { address, source })
             }
-            Err(_) => Err(ConnectError::Timeout { address, waited_ms: self.acquire_timeout_ms }),
+            Err(_) => Err(ConnectError::Timeout { address, waited_ms: ACQUIRE_TIMEOUT.as_millis() as u64 }),
         }
     }
 
@@ -234,7 +234,7 @@ impl Settings {
         let options = self.options(application_name)?;
         let pool = PgPoolOptions::new()
             .max_connections(self.max_connections)
-            .acquire_timeout(Duration::from_millis(self.acquire_timeout_ms))
+            .acquire_timeout(ACQUIRE_TIMEOUT)
             .after_connect(|connection, _| Box::pin(warn_if_unpinned(connection)))
             .connect_lazy_with(options);
         Ok(Pool::new(pool, self.password_command.clone()))

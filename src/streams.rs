@@ -2,7 +2,6 @@
 //! streams across sites. Must not know any application.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, FromRef, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -14,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::auth::{self, AuthError, Listener, TICKET_TOPICS_MAX, User, Verifier};
 use crate::event::{EventError, TOPIC_LEN_MAX, Topic};
-use crate::http::{Connection, Json, Path, Problem, Query, request_timeout};
+use crate::http::{Connection, Json, Path, Problem, Query, REQUEST_TIMEOUT, request_timeout};
 use crate::sse::{self, Hub, MultiTopic, StreamGrant, StreamQuery, Topics};
 
 /// The largest size of a stream's URL in bytes: `/streams`, the largest number of topics, each of the largest
@@ -51,8 +50,8 @@ impl StreamsState {
 }
 
 /// Serves `GET /streams/{topic}`, `GET /streams?topic=a&topic=b` and `POST /api/stream-tickets`. The last one
-/// may take `timeout`.
-pub fn router(state: StreamsState, timeout: Duration) -> Router {
+/// may take [`REQUEST_TIMEOUT`].
+pub fn router(state: StreamsState) -> Router {
     let streams = Router::new()
         .route("/streams", get(multi_topic))
         .route("/streams/{topic}", get(stream))
@@ -60,7 +59,7 @@ pub fn router(state: StreamsState, timeout: Duration) -> Router {
     Router::new()
         .route("/api/stream-tickets", post(ticket))
         .layer(DefaultBodyLimit::max(TICKET_REQUEST_BYTES_MAX))
-        .layer(middleware::from_fn_with_state(timeout, request_timeout))
+        .layer(middleware::from_fn_with_state(REQUEST_TIMEOUT, request_timeout))
         .merge(streams)
         .with_state(state)
 }

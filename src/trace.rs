@@ -34,8 +34,6 @@ pub struct Settings {
     pub otlp_endpoint: String,
     /// The share, from 0 to 1, of requests without a trace of their own that begin a recorded one.
     pub sample_ratio: f64,
-    /// `service.name` of the spans, to which `-api`, `-relay` or `-sse` is added.
-    pub service_name: String,
 }
 
 /// Why tracing could not start.

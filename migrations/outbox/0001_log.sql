@@ -281,6 +281,23 @@ create view outbox.position as
     select c.* from outbox.checkpoint c where c.relay = r.name order by c.n desc limit 1
   ) newest;
 
+-- Whether a position (the last four arguments) calls the row (id, xid) delivered. The only place that knows.
+--
+-- `lower` alone does not decide: in a log that was moved, newer rows can have lower xids, which the old
+-- snapshot seems to see. Without a position (nulls) nothing is delivered.
+--
+-- The planner puts the body in place of each call, which it does only for a function without settings. So
+-- this function pins no search path, and names the schema of every function and operator instead.
+create function outbox.is_delivered(
+  id bigint, xid xid8, high_id bigint, lower pg_snapshot, after_id bigint, upper pg_snapshot
+) returns boolean
+language sql immutable parallel safe as $$
+  select coalesce(
+    ($1 operator(pg_catalog.<=) $3 and pg_catalog.pg_visible_in_snapshot($2, $4))
+    or ($1 operator(pg_catalog.<=) $5 and pg_catalog.pg_visible_in_snapshot($2, $6)),
+    false)
+$$;
+
 -- Returns the slot of the checkpoint after one in `slot`, to which the relay has written since `since`. It
 -- stays the same for rotation_seconds. Then it is the next empty slot, or the same one if no slot is empty.
 create function outbox.slot_after(slot smallint, since timestamptz) returns smallint
@@ -592,9 +609,7 @@ begin
   select min(c.n), max(c.n) into low, high from outbox.checkpoint c where c.relay = $1;
   while low <= high loop
     middle := low + (high - low) / 2::bigint;
-    select c.n,
-           c.high_id >= $3 and pg_visible_in_snapshot($2, c.lower)
-           or (c.upper is not null and $3 <= c.after_id and pg_visible_in_snapshot($2, c.upper)) as covers
+    select c.n, outbox.is_delivered($3, $2, c.high_id, c.lower, c.after_id, c.upper) as covers
       into probe
       from outbox.checkpoint c
       where c.relay = $1 and c.n >= middle and c.n <= high
@@ -636,10 +651,7 @@ create view outbox.event_status as
   from outbox.event e
   left join outbox.position p on true
   cross join lateral (
-    select coalesce(
-      (e.id <= p.high_id and pg_visible_in_snapshot(e.xid, p.lower))
-      or (p.upper is not null and e.id <= p.after_id and pg_visible_in_snapshot(e.xid, p.upper)),
-      false) as delivered
+    select outbox.is_delivered(e.id, e.xid, p.high_id, p.lower, p.after_id, p.upper) as delivered
   ) d
   left join outbox.parked parked on parked.relay = p.relay and parked.id = e.id;
 

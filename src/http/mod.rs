@@ -32,7 +32,7 @@ pub use operator::{
 };
 pub use problem::Problem;
 pub use proxies::{ProxyError, TrustedProxies};
-pub use request_timeout::request_timeout;
+pub use request_timeout::{REQUEST_TIMEOUT, request_timeout};
 pub use serve::{Connection, Limits, RESERVED_CONNECTIONS, Server, Turns, no_route};
 pub use settings::Settings;
 pub use trace::{RequestTrace, traced};

@@ -8,6 +8,9 @@ use axum::response::{IntoResponse, Response};
 
 use super::Problem;
 
+/// How long a request may take, its body included. Shorter than the 60 s that most proxies wait.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Middleware: answers 503 if the answer has not begun after `limit`, for example because the request's body
 /// does not arrive. It drops the handler, which rolls back its transaction. Streams may take longer, because
 /// their answer begins at once.

@@ -46,7 +46,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 4096,
-            head: Duration::from_secs(30),
+            head: Duration::from_secs(15),
             head_bytes: 16 * 1024,
             unacknowledged: Duration::from_secs(30),
             send_buffer: 256 * 1024,

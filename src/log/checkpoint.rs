@@ -86,41 +86,7 @@ pub async fn open(
     relay: &str,
     from: &Position,
 ) -> Result<Option<Position>, Error> {
-    let to = from.following();
-    // The horizon must be assigned after the snapshot. pg_current_snapshot() is the statement's own snapshot,
-    // taken before the statement runs. pg_current_xact_id() assigns an xid while it runs, because this
-    // transaction has none before.
-    let row = sqlx::query(
-        "insert into outbox.checkpoint
-           (relay, n, slot, next_slot, slot_since, lower, lower_horizon, high_id, upper, upper_horizon,
-            after_id, epoch, next_seq)
-         select $1, $2, $3, outbox.slot_after($3, since.at), since.at, $4::text::pg_snapshot, $5::text::xid8,
-                $6, pg_current_snapshot(), pg_current_xact_id(), 0, $7, $8
-         from (
-           select coalesce(
-             (select b.slot_since from outbox.checkpoint b
-              where b.relay = $1 and b.n = $2 - 1::bigint and b.slot = $3),
-             clock_timestamp()) as at
-         ) since
-         where not exists (select from outbox.pause where relay = $1)
-           and not exists (
-             select from outbox.parked where relay = $1 and requested is not null and settled_as is null)
-           and outbox.has_more($4::text::pg_snapshot, $5::text::xid8, $6)
-         returning next_slot, upper::text, upper_horizon::text",
-    )
-    .bind(relay)
-    .bind(to.n)
-    .bind(to.slot)
-    .bind(&to.lower.0)
-    .bind(&to.lower_horizon.0)
-    .bind(to.high_id)
-    .bind(to.epoch.cast_signed())
-    .bind(to.next_seq.cast_signed())
-    .fetch_optional(connection)
-    .await
-    .map_err(|error| fenced_or(error, relay, from.n))?;
-    let Some(row) = row else { return Ok(None) };
-    Ok(Some(Position { next_slot: row.try_get("next_slot")?, window: window_of(&row, 0)?, ..to }))
+    insert_and_open(connection, relay, &from.following(), OnlyIfFound(true)).await
 }
 
 /// Writes that the window's events up to `after_id` have been delivered, and leaves the window open. `events`
@@ -152,7 +118,24 @@ pub async fn close_window(
     last_id: i64,
     events: u64,
 ) -> Result<Position, Error> {
-    let to = from.closed(last_id, events);
+    let to = insert_and_open(connection, relay, &from.closed(last_id, events), OnlyIfFound(false)).await?;
+    to.ok_or_else(|| Error::Database(sqlx::Error::RowNotFound))
+}
+
+/// Whether a row is inserted only if it opens a window.
+struct OnlyIfFound(bool);
+
+/// Inserts the position `to`, which has no window, and opens one in the same row under the conditions of
+/// [`open`].
+async fn insert_and_open(
+    connection: &mut PgConnection,
+    relay: &str,
+    to: &Position,
+    only: OnlyIfFound,
+) -> Result<Option<Position>, Error> {
+    // The horizon must be assigned after the snapshot. pg_current_snapshot() is the statement's own snapshot,
+    // taken before the statement runs. pg_current_xact_id() assigns an xid while it runs, because this
+    // transaction has none before. `offset 0` keeps the conditions from being evaluated several times.
     let row = sqlx::query(
         "insert into outbox.checkpoint
            (relay, n, slot, next_slot, slot_since, lower, lower_horizon, high_id, upper, upper_horizon,
@@ -171,7 +154,9 @@ pub async fn close_window(
              and not exists (
                select from outbox.parked where relay = $1 and requested is not null and settled_as is null)
              and outbox.has_more($4::text::pg_snapshot, $5::text::xid8, $6) as found
+           offset 0
          ) next
+         where next.found or not $9
          returning next_slot, upper::text, upper_horizon::text",
     )
     .bind(relay)
@@ -182,10 +167,12 @@ pub async fn close_window(
     .bind(to.high_id)
     .bind(to.epoch.cast_signed())
     .bind(to.next_seq.cast_signed())
-    .fetch_one(connection)
+    .bind(only.0)
+    .fetch_optional(connection)
     .await
-    .map_err(|error| fenced_or(error, relay, from.n))?;
-    Ok(Position { next_slot: row.try_get("next_slot")?, window: window_of(&row, 0)?, ..to })
+    .map_err(|error| fenced_or(error, relay, to.n - 1))?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(Position { next_slot: row.try_get("next_slot")?, window: window_of(&row, 0)?, ..to.clone() }))
 }
 
 /// Inserts one row, and returns the position with the slot of the next row.

@@ -65,6 +65,7 @@ impl RelayOverview {
 /// # Errors
 /// [`Error`].
 pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>, Error> {
+    let oldest = waiting::oldest();
     let sql = format!(
         "select p.relay, p.epoch, p.next_seq, p.n, p.created_at as moved_at, behind.id as behind,
                 greatest(newest.id, behind.id) as newest,
@@ -99,9 +100,8 @@ pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>,
          cross join lateral (select greatest(p.high_id, p.after_id) as id) behind
          cross join (
            select case when is_called then last_value else 0 end as id from outbox.event_id_seq) newest
-         left join lateral ({}) oldest on true
-         order by p.relay",
-        waiting::oldest()
+         left join lateral ({oldest}) oldest on true
+         order by p.relay"
     );
     let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut *connection).await?;
     let mut relays = Vec::new();

@@ -79,8 +79,8 @@ pub(super) async fn sampled(
 ) -> Result<Option<(DateTime<Utc>, f64)>, Error> {
     let sql = format!(
         "select shown.created_at, extract(epoch from clock_timestamp() - shown.created_at)::float8 as waited
-         from generate_series(1, $3) nth
-         cross join lateral (select $1 + ($2 - $1) * nth / $3 as last_id) piece
+         from generate_series(1, $3::bigint) nth
+         cross join lateral (select $1::bigint + ($2::bigint - $1) * nth / $3 as last_id) piece
          cross join lateral (
            select e.created_at, e.id from outbox.event e
            where e.id > piece.last_id - $4 and e.id <= piece.last_id

@@ -120,8 +120,7 @@ const SELECTED: &str = "
            case when k.settled_as = 'released' then 'delivered'
                 when k.settled_as is not null then k.settled_as
                 when k.seq is not null then 'parked'
-                when (e.id <= p.high_id and pg_visible_in_snapshot(e.xid, p.lower))
-                     or (p.upper is not null and e.id <= p.after_id and pg_visible_in_snapshot(e.xid, p.upper)) then 'delivered'
+                when outbox.is_delivered(e.id, e.xid, p.high_id, p.lower, p.after_id, p.upper) then 'delivered'
                 else 'pending' end as state,
            k.settled_at, k.parked_at
     from outbox.event e

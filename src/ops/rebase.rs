@@ -18,10 +18,10 @@
 //! In every case, what Redis has and the position does not know of is written down, so that nobody is told of it twice.
 
 use sqlx::postgres::PgRow;
-use sqlx::{Connection, PgConnection, Postgres, Row, Transaction};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, Transaction};
 
 use super::audit::{self, Operator};
-use super::renumber;
+use super::renumber::{self, IN_REDIS};
 use crate::event::{EventId, Topic};
 use crate::log::contradiction::Contradiction;
 use crate::log::contradictions;
@@ -164,28 +164,30 @@ impl<'c> Rebase<'c> {
         self.cluster
     }
 
-    /// The relay's pending events behind a row, in order of id, `limit` at most.
+    /// The relay's pending events behind `after`, `limit` at most. They are in order of id, and rows of one id
+    /// in order of their event ids, because a sequence that was set back gives ids twice.
     ///
     /// # Errors
     /// [`RebaseError::Outbox`].
-    pub async fn pending(&mut self, after_id: i64, limit: i64) -> Result<Vec<Pending>, RebaseError> {
-        // By the rows' own numbers and the position's, which fit each other in whichever cluster they were made. What
-        // `lower` sees has an id of at most `high_id`: in a log that was moved, newer rows have lower transaction ids,
-        // which the old snapshot seems to see.
-        let rows = sqlx::query(
+    pub async fn pending(
+        &mut self,
+        after: Option<&Pending>,
+        limit: i64,
+    ) -> Result<Vec<Pending>, RebaseError> {
+        // By the rows' own numbers and the position's: they fit each other, whichever cluster made them.
+        let sql = format!(
             "select e.id, e.event_id, e.topic
              from outbox.event e, outbox.position p
-             where p.relay = $1 and e.id > $2
-               and not (e.id <= p.high_id and pg_visible_in_snapshot(e.xid, p.lower))
-               and not coalesce(e.id <= p.after_id and pg_visible_in_snapshot(e.xid, p.upper), false)
-               and not exists (select from outbox.delivered_before d where d.relay = $1 and (d.id, d.event_id) = (e.id, e.event_id))
-             order by e.id limit $3",
-        )
-        .bind(&self.relay)
-        .bind(after_id)
-        .bind(limit)
-        .fetch_all(&mut *self.tx)
-        .await?;
+             where p.relay = $1 and (e.id, e.event_id) > ($2, $3) and not {IN_REDIS}
+             order by e.id, e.event_id limit $4",
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(&self.relay)
+            .bind(after.map_or(0, |last| last.id))
+            .bind(after.map_or_else(EventId::nil, |last| last.event_id))
+            .bind(limit)
+            .fetch_all(&mut *self.tx)
+            .await?;
         rows.iter().map(pending_of).collect()
     }
 
@@ -266,9 +268,8 @@ impl<'c> Rebase<'c> {
         sqlx::query(
             "with relay as (select p.*, row_number() over (order by p.relay)::int - 1 as bit from outbox.position p)
              update outbox.event e set xid = ($1 + coalesce((
-               select sum(1 << relay.bit) from relay
-               where (e.id <= relay.high_id and pg_visible_in_snapshot(e.xid, relay.lower))
-                  or coalesce(e.id <= relay.after_id and pg_visible_in_snapshot(e.xid, relay.upper), false)), 0))::text::xid8",
+               select sum(1 << p.bit) from relay p
+               where outbox.is_delivered(e.id, e.xid, p.high_id, p.lower, p.after_id, p.upper)), 0))::text::xid8",
         )
         .bind(FIRST_XID)
         .execute(&mut *self.tx)

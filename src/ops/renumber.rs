@@ -8,17 +8,19 @@ use crate::log::Error;
 use crate::log::contradiction::Contradiction;
 use crate::log::contradictions::LOOKED_FOR;
 
-/// Whether the relay of the position `p` has delivered the row `e`, as SQL.
-const DELIVERED: &str = "
-  ((e.id <= p.high_id and pg_visible_in_snapshot(e.xid, p.lower))
-   or coalesce(e.id <= p.after_id and pg_visible_in_snapshot(e.xid, p.upper), false)
-   or exists (select from outbox.delivered_before d where d.relay = p.relay and (d.id, d.event_id) = (e.id, e.event_id)))";
+/// Whether Redis has the row `e` from the relay of the position `p`, as SQL: by that position, or because an earlier
+/// rebase has found it there.
+pub(super) const IN_REDIS: &str = "
+  (outbox.is_delivered(e.id, e.xid, p.high_id, p.lower, p.after_id, p.upper)
+   or exists (
+     select from outbox.delivered_before d
+     where d.relay = p.relay and (d.id, d.event_id) = (e.id, e.event_id)))";
 
 /// Rows of one id of which the relay has not delivered one.
 pub(super) async fn twice(connection: &mut PgConnection, relay: &str) -> Result<Vec<Contradiction>, Error> {
     let sql = format!(
         "select e.id from outbox.event e join outbox.position p on p.relay = $1
-         group by e.id having count(*) > 1 and not bool_and({DELIVERED}) order by e.id limit $2"
+         group by e.id having count(*) > 1 and not bool_and({IN_REDIS}) order by e.id limit $2"
     );
     let ids: Vec<i64> = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
         .bind(relay)
@@ -58,7 +60,7 @@ pub(super) async fn undelivered(connection: &mut PgConnection, relays: &[String]
         "insert into pg_temp.renumbered (part, place, old_id, xid, event_id)
          select e.tableoid, e.ctid, e.id, e.xid, e.event_id
          from outbox.event e
-         where exists (select from outbox.position p where p.relay = any ($1) and not {DELIVERED})"
+         where exists (select from outbox.position p where p.relay = any ($1) and not {IN_REDIS})"
     );
     begin(connection).await?;
     sqlx::query(sqlx::AssertSqlSafe(sql)).bind(relays).execute(&mut *connection).await?;
@@ -68,7 +70,7 @@ pub(super) async fn undelivered(connection: &mut PgConnection, relays: &[String]
          select p.relay, r.new_id, r.event_id
          from pg_temp.renumbered r
          join outbox.event e on e.tableoid = r.part and e.ctid = r.place
-         join outbox.position p on {DELIVERED}
+         join outbox.position p on {IN_REDIS}
          on conflict do nothing"
     );
     sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut *connection).await?;

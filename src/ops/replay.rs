@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::audit::{self, Operator};
 use super::browse::{EventRow, Selection, row_of};
-use super::replay_sql::{self as sql, DeliveredSnapshot};
+use super::replay_sql::{self as sql, DeliveredSnapshot, LOCK_KEY, REPLAYS};
 use crate::log::Error;
 use crate::log::position::Snapshot;
 
@@ -290,19 +290,19 @@ async fn step(connection: &mut PgConnection, replay: &mut Replay, batch: u32) ->
 /// # Errors
 /// [`ReplayError::Log`].
 pub async fn list(connection: &mut PgConnection, limit: u32) -> Result<Vec<Replay>, ReplayError> {
-    let text = format!("{} order by r.id desc limit $1", sql::REPLAYS);
+    let text = format!("{REPLAYS} order by r.id desc limit $1");
     let rows = sqlx::query(AssertSqlSafe(text)).bind(i64::from(limit)).fetch_all(connection).await?;
     rows.iter().map(|row| Ok(replay_of(row)?)).collect()
 }
 
 /// The replay `id`, with the lock that shows that it is running.
 async fn take(connection: &mut PgConnection, id: i64) -> Result<Replay, ReplayError> {
-    let text = format!("select pg_try_advisory_lock({})", sql::LOCK_KEY);
+    let text = format!("select pg_try_advisory_lock({LOCK_KEY})");
     let taken: bool = sqlx::query_scalar(AssertSqlSafe(text)).bind(id).fetch_one(&mut *connection).await?;
     if !taken {
         return Err(ReplayError::Running(id));
     }
-    let text = format!("{} where r.id = $1", sql::REPLAYS);
+    let text = format!("{REPLAYS} where r.id = $1");
     let row = sqlx::query(AssertSqlSafe(text)).bind(id).fetch_optional(&mut *connection).await?;
     match row {
         Some(row) => Ok(replay_of(&row)?),
@@ -314,7 +314,7 @@ async fn take(connection: &mut PgConnection, id: i64) -> Result<Replay, ReplayEr
 }
 
 async fn release(connection: &mut PgConnection, id: i64) -> Result<(), ReplayError> {
-    let text = format!("select pg_advisory_unlock({})", sql::LOCK_KEY);
+    let text = format!("select pg_advisory_unlock({LOCK_KEY})");
     sqlx::query(AssertSqlSafe(text)).bind(id).execute(connection).await?;
     Ok(())
 }

@@ -50,8 +50,7 @@ const MATCHING: &str = "
     select e.*
     from outbox.event e
     where e.id > $11 and e.id <= (select last_id from examined)
-      and (pg_visible_in_snapshot(e.xid, $8::text::pg_snapshot)
-           or (e.id <= $10 and pg_visible_in_snapshot(e.xid, $9::text::pg_snapshot)))
+      and outbox.is_delivered(e.id, e.xid, $12, $8::text::pg_snapshot, $10, $9::text::pg_snapshot)
       and not exists (
         select from outbox.parked k
         where k.relay = $1 and k.id = e.id and k.settled_as is distinct from 'released')

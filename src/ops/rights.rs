@@ -98,13 +98,14 @@ const APPENDING: [&str; 5] = [
     "lock_topic(text)",
 ];
 /// What everybody who reads positions calls.
-const READING: [&str; 8] = [
+const READING: [&str; 9] = [
     "serves_from()",
     "rotation_seconds()",
     "contradictions(xid8, bigint, bigint)",
     "signs_of_contradiction(xid8, bigint, bigint)",
     "has_more(pg_snapshot, xid8, bigint)",
     "ended_since(pg_snapshot, xid8)",
+    "is_delivered(bigint, xid8, bigint, pg_snapshot, bigint, pg_snapshot)",
     "delivered_in(text, xid8, bigint)",
     "delivered_at(text, xid8, bigint)",
 ];

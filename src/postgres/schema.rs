@@ -193,7 +193,8 @@ impl Schema {
         if !exists {
             return Ok(State::Missing);
         }
-        let newest = format!("select max(version) from {} where success", self.table());
+        let table = self.table();
+        let newest = format!("select max(version) from {table} where success");
         let applied: Option<i64> =
             sqlx::query_scalar(AssertSqlSafe(newest)).fetch_one(&mut *connection).await?;
         let Some(applied) = applied else { return Ok(State::Missing) };

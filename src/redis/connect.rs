@@ -15,7 +15,7 @@ use super::error_text::error_text;
 use super::keys::is_namespace;
 use super::login::Passwords;
 use super::sentinel::{self, Address, SentinelError, Sentinels};
-use super::settings::Settings;
+use super::settings::{CONNECT_TIMEOUT, Settings};
 use super::tls::{self, TlsError};
 use crate::address::{self, AddressError};
 use crate::password_command::PasswordError;
@@ -164,7 +164,7 @@ impl Settings {
         let (info, version) = self.server().await?;
         let client = self.client_to(info)?;
         let mut config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.connect_timeout()))
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(self.response_timeout()));
         if self.password_command.is_set() {
             // The driver would report the program's failure as its own.
@@ -207,7 +207,7 @@ impl Settings {
             renew_at = password.renew_at;
         }
         let client = self.client_to(info)?;
-        let connecting = timeout(self.connect_timeout(), client.get_async_pubsub());
+        let connecting = timeout(CONNECT_TIMEOUT, client.get_async_pubsub());
         let connected = connecting.await.unwrap_or_else(|_elapsed| Err(timed_out()));
         Ok(Subscribed { pubsub: self.heard(&client, connected).await?, version, renew_at })
     }

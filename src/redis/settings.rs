@@ -9,6 +9,9 @@ use super::keys::Keys;
 use super::sentinel::Primary;
 use crate::password_command::PasswordCommand;
 
+/// How long to wait for a connection. A Redis that is there accepts within milliseconds, also across regions.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The `[redis]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,8 +31,6 @@ pub struct Settings {
     pub tls_cert_file: String,
     /// A PEM file with the key of the client's certificate.
     pub tls_key_file: String,
-    /// How long to wait for a connection, in milliseconds.
-    pub connect_timeout_ms: u64,
     /// How long to wait for an answer, in milliseconds.
     pub response_timeout_ms: u64,
     /// Replicas that must have a batch before the relay writes down that it is delivered; 0 asks for none.
@@ -58,7 +59,6 @@ impl Settings {
             tls_ca_file: String::new(),
             tls_cert_file: String::new(),
             tls_key_file: String::new(),
-            connect_timeout_ms: 3000,
             response_timeout_ms: 5000,
             min_replicas: 0,
             namespace: String::new(),
@@ -67,11 +67,6 @@ impl Settings {
             history_ttl_seconds: 86_400,
             primary: Primary::default(),
         }
-    }
-
-    /// How long to wait for a connection.
-    pub fn connect_timeout(&self) -> Duration {
-        Duration::from_millis(self.connect_timeout_ms)
     }
 
     /// How long to wait for an answer.

@@ -25,6 +25,8 @@ const PATIENCE_BEYOND_SERVER: Duration = Duration::from_secs(3);
 
 /// How often the relay looks for a pause while events flow.
 const PAUSE_INTERVAL: Duration = Duration::from_secs(1);
+/// The first wait after a failure. Most failures are over by then: a connection that a restart has broken.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
 
 /// Why a session ended. The loop makes a new one.
 #[derive(Debug, thiserror::Error)]
@@ -143,10 +145,8 @@ pub async fn run<S: Sink>(
 }
 
 fn backoff_of(settings: &Settings) -> Backoff {
-    Backoff::new(
-        Duration::from_millis(settings.backoff_min_ms),
-        Duration::from_millis(settings.backoff_max_ms),
-    )
+    let max = Duration::from_millis(settings.backoff_max_ms);
+    Backoff::new(BACKOFF_MIN.min(max), max)
 }
 
 async fn sleep_unless_stopped(wait: Duration, shutdown: &CancellationToken) {

@@ -29,10 +29,6 @@ pub struct Settings {
     pub max_held_bytes: usize,
     /// How long a client may read nothing although bytes wait, in seconds.
     pub write_timeout_seconds: u64,
-    /// How long a request's head may take, also how long a kept-alive connection may be idle, in seconds.
-    pub head_timeout_seconds: u64,
-    /// How long a request for a ticket may take, in milliseconds.
-    pub request_timeout_ms: u64,
     /// Recent events kept for each topic.
     pub recent_events: usize,
     /// Recent events kept for all topics together, in bytes.
@@ -69,16 +65,6 @@ impl Settings {
 
     pub(super) fn repair_wait(&self) -> Duration {
         Duration::from_millis(self.repair_wait_ms)
-    }
-
-    /// How long a request's head may take.
-    pub fn head_timeout(&self) -> Duration {
-        Duration::from_secs(self.head_timeout_seconds.max(1))
-    }
-
-    /// How long a request that is for no stream may take.
-    pub fn request_timeout(&self) -> Duration {
-        Duration::from_millis(self.request_timeout_ms)
     }
 
     /// Over how long streams are ended at shutdown.

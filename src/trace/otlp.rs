@@ -75,7 +75,7 @@ impl Exporter {
 /// Fails as [`super::check`]. Returns [`TraceError::Endpoint`] if the exporter cannot be made, and
 /// [`TraceError::Started`] on the second call.
 pub fn start(settings: &Settings, role: &str) -> Result<Option<Exporter>, TraceError> {
-    let Settings { otlp_endpoint, sample_ratio, service_name } = settings;
+    let Settings { otlp_endpoint, sample_ratio } = settings;
     super::check(settings)?;
     if otlp_endpoint.is_empty() {
         return Ok(None);
@@ -102,7 +102,7 @@ pub fn start(settings: &Settings, role: &str) -> Result<Option<Exporter>, TraceE
         .with_batch_exporter(exporter)
         .with_sampler(ByLinks(sampler))
         .with_max_links_per_span(LINKS)
-        .with_resource(Resource::builder().with_service_name(format!("{service_name}-{role}")).build())
+        .with_resource(Resource::builder().with_service_name(format!("aftercommit-{role}")).build())
         .build();
     let tracer = BoxedTracer::new(Box::new(provider.tracer("aftercommit")));
     TRACER.set(tracer).map_err(|_| TraceError::Started)?;

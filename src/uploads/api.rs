@@ -1,7 +1,6 @@
 //! The application's HTTP API: parses a request, runs the command, rings the bell, answers.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, FromRef, Request, State};
 use axum::http::StatusCode;
@@ -21,7 +20,7 @@ use super::session::{PhotoStatus, REASON_LEN_MAX, Session, SessionStatus};
 use super::{Settings, store, streams};
 use crate::auth::{User, Verifier};
 use crate::event::TraceParent;
-use crate::http::{Json, Path, Problem, RequestTrace, no_route, request_timeout, traced};
+use crate::http::{Json, Path, Problem, REQUEST_TIMEOUT, RequestTrace, no_route, request_timeout, traced};
 use crate::outbox::Bell;
 use crate::postgres::Pool;
 
@@ -42,8 +41,8 @@ pub struct ApiState {
 const LARGE_ORDERS_AT_ONCE: usize = 4;
 
 /// The API. Refuses bodies over `max_body_bytes`, except a new session's, which may name all its photos.
-/// Refuses requests that take longer than `timeout`.
-pub fn router(state: ApiState, max_body_bytes: usize, timeout: Duration) -> Router {
+/// Refuses requests that take longer than [`REQUEST_TIMEOUT`].
+pub fn router(state: ApiState, max_body_bytes: usize) -> Router {
     let order_bytes = commands::order_bytes_max(state.settings.max_photos).max(max_body_bytes);
     let large = LargeOrders { over: max_body_bytes, places: Arc::new(Semaphore::new(LARGE_ORDERS_AT_ONCE)) };
     let create = post(create)
@@ -58,7 +57,7 @@ pub fn router(state: ApiState, max_body_bytes: usize, timeout: Duration) -> Rout
         .fallback(no_route)
         .method_not_allowed_fallback(streams::no_method)
         .layer(DefaultBodyLimit::max(max_body_bytes))
-        .layer(middleware::from_fn_with_state(timeout, request_timeout))
+        .layer(middleware::from_fn_with_state(REQUEST_TIMEOUT, request_timeout))
         .layer(middleware::from_fn(traced))
         .with_state(state)
 }

@@ -208,7 +208,6 @@ mod tests {
             url: "postgres://nobody@127.0.0.1:1/nothing".to_owned().into(),
             password_command: Default::default(),
             max_connections: 1,
-            acquire_timeout_ms: 1000,
             statement_timeout_ms: 1000,
         };
         settings.lazy_pool("nobody").expect("a url")

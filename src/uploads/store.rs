@@ -104,7 +104,7 @@ pub(super) async fn save(
     sqlx::query(
         "update uploads.session
          set uploaded_count = $2, failed_count = $3,
-             completed_at = case when $2 + $3 = total_count then now() end
+             completed_at = case when $2::integer + $3::integer = total_count then now() end
          where id = $1",
     )
     .bind(session.id)

@@ -105,7 +105,6 @@ impl World {
         let system = System::with(Database::at(database.url()), &User::Sse.url(&sse_redis.url(&redis_url)))
             .await
             .set("AFTERCOMMIT_RELAY_TAKEOVER_SECONDS", TAKEOVER_SECONDS)
-            .set("AFTERCOMMIT_RELAY_STANDBY_INTERVAL_MS", "100")
             .set("AFTERCOMMIT_RELAY_RECONCILE_INTERVAL_MS", "300")
             .set("AFTERCOMMIT_RELAY_BACKOFF_MAX_MS", "300")
             .set("AFTERCOMMIT_RELAY_BATCH_SIZE", "50")
@@ -114,8 +113,7 @@ impl World {
             // A history is cut to as many entries as this holds of its newest one's size: none may be,
             // however large it is.
             .set("AFTERCOMMIT_REDIS_HISTORY_MAX_BYTES", "1099511627776")
-            .set("AFTERCOMMIT_SSE_HEARTBEAT_SECONDS", "2")
-            .set("AFTERCOMMIT_REDIS_CONNECT_TIMEOUT_MS", "1000");
+            .set("AFTERCOMMIT_SSE_HEARTBEAT_SECONDS", "2");
         let sse = clock.iter().fold(system.settings().clone(), |settings, clock| clock.of(settings));
         let sse = sse.set("DATABASE_URL", roles::url(database.url(), "sse"));
         let relay = sse

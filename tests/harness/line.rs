@@ -125,7 +125,6 @@ impl Line {
             .set("AFTERCOMMIT_RELAY_BACKOFF_MAX_MS", "200")
             .set("AFTERCOMMIT_RELAY_RECONCILE_INTERVAL_MS", "200")
             .set("AFTERCOMMIT_RELAY_TAKEOVER_SECONDS", "2")
-            .set("AFTERCOMMIT_RELAY_STANDBY_INTERVAL_MS", "100")
             .set("AFTERCOMMIT_REDIS_RESPONSE_TIMEOUT_MS", "700");
         for (name, value) in wiring.relay {
             system = system.set(name, &value);

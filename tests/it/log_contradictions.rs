@@ -10,7 +10,9 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::append_door::execute;
-use crate::harness::{Line, TestResult, Wiring, cli, eventually, keys};
+use crate::harness::{Line, TestResult, Wiring, cli, database, eventually, keys};
+use aftercommit::log::checkpoint;
+use aftercommit::ops::rebase::Rebase;
 
 /// A line that has delivered six events, and a session of the log's owner.
 async fn line_of_six() -> (Line, PgConnection) {
@@ -251,6 +253,23 @@ async fn a_row_with_the_id_of_one_that_was_delivered_before_is_refused_and_mende
     execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
     line.append(3).await;
     assert_refused_and_mended(line, &mut admin, 3).await
+}
+
+#[tokio::test]
+async fn a_page_of_pending_events_that_ends_between_two_rows_of_one_id_skips_neither() -> TestResult {
+    let database = database().await;
+    let mut admin = database.connect().await;
+    checkpoint::load_or_begin(&mut admin, "main").await?;
+    let append = "select outbox.append('t', 'T', '1') from generate_series(1, 3)";
+    execute(&mut admin, &format!("{append}; select setval('outbox.event_id_seq', 1); {append}")).await;
+    let mut rebase = Rebase::begin(&mut admin, "main").await?;
+    let (mut ids, mut last): (Vec<i64>, _) = (Vec::new(), None);
+    while let Some(next) = rebase.pending(last.as_ref(), 1).await?.pop() {
+        ids.push(next.id);
+        last = Some(next);
+    }
+    assert_eq!(ids, [1, 2, 2, 3, 3, 4]);
+    Ok(())
 }
 
 /// Later rows have lower ids than the end of the window, which the relay has not reached.

@@ -134,3 +134,36 @@ async fn a_log_has_one_identity() -> TestResult {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn the_one_function_without_a_path_is_planned_in_place_and_runs_nothing_that_others_plant() -> TestResult
+{
+    let (_database, mut admin, _) = log().await?;
+    execute(&mut admin, APPEND).await;
+    execute(
+        &mut admin,
+        "create function public.trap(bigint, bigint) returns boolean language plpgsql as
+           $$ begin raise 'planted'; end $$;
+         create operator public.<= (function = public.trap, leftarg = bigint, rightarg = bigint);
+         create function public.pg_visible_in_snapshot(xid8, pg_snapshot) returns boolean language plpgsql as
+           $$ begin raise 'planted'; end $$;
+         set search_path = public, pg_catalog",
+    )
+    .await;
+    assert!(
+        sqlx::raw_sql("select 1::bigint <= 1::bigint").execute(&mut admin).await.is_err(),
+        "it is a trap"
+    );
+    let is_delivered =
+        "select outbox.is_delivered(e.id, e.xid, 1, pg_current_snapshot(), 0, null) from outbox.event e";
+    assert!(sqlx::query_scalar::<_, bool>(is_delivered).fetch_one(&mut admin).await?);
+    let nothing = "select outbox.is_delivered(1, '3', null, null, null, null)";
+    assert!(!sqlx::query_scalar::<_, bool>(nothing).fetch_one(&mut admin).await?);
+    let plan: Vec<String> =
+        sqlx::query_scalar("explain (verbose, costs off) select state from outbox.event_status")
+            .fetch_all(&mut admin)
+            .await?;
+    let plan = plan.join("\n");
+    assert!(plan.contains("pg_visible_in_snapshot") && !plan.contains("is_delivered"), "{plan}");
+    Ok(())
+}

@@ -12,6 +12,7 @@ mod log_trust;
 mod outbox_log;
 mod rotation;
 mod rotation_rules;
+mod sql_against_schema;
 mod status_cost;
 
 mod crash_points;

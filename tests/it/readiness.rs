@@ -182,7 +182,7 @@ async fn the_api_and_the_sse_server_are_red_without_what_they_need() -> TestResu
     let system = System::with_redis(&to_redis.url(redis.url().expose_secret())).await;
     let to_postgres = Proxy::to(port_of(system.database.url())?).await;
     let database = to_postgres.url(system.database.url());
-    let system = system.set("DATABASE_URL", &database).set("AFTERCOMMIT_DATABASE_ACQUIRE_TIMEOUT_MS", "500");
+    let system = system.set("DATABASE_URL", &database);
     let (api, sse) = (system.start("api").await, system.start("sse").await);
     let of_the_api = (&api, &to_postgres, "postgres", "is the address right");
     let of_the_sse = (&sse, &to_redis, "redis", "cannot connect");

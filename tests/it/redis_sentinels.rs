@@ -10,7 +10,6 @@ async fn system_of(sentinels: &Sentinels) -> System {
         .await
         .set("AFTERCOMMIT_REDIS_SENTINEL_PASSWORD", sentinels.password())
         .set("AFTERCOMMIT_REDIS_RESPONSE_TIMEOUT_MS", "700")
-        .set("AFTERCOMMIT_REDIS_CONNECT_TIMEOUT_MS", "700")
 }
 
 async fn signal(pid: u32, name: &str) -> TestResult {

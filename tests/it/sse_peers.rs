@@ -61,8 +61,10 @@ async fn to_the_end(connection: &mut TcpStream) -> TestResult<String> {
 
 #[tokio::test]
 async fn a_request_whose_head_never_ends_is_cut_off() -> TestResult {
-    let system = System::new().await.set("AFTERCOMMIT_SSE_HEAD_TIMEOUT_SECONDS", "1");
+    let system = System::new().await;
     let sse = system.start("sse").await;
+    // A client that sends nothing.
+    let mut silent = TcpStream::connect(&sse.address).await?;
     let connection = TcpStream::connect(&sse.address).await?;
     let (mut from, mut to) = connection.into_split();
     // An endless trickle of bytes: the connection is never idle.
@@ -80,8 +82,6 @@ async fn a_request_whose_head_never_ends_is_cut_off() -> TestResult {
     assert!(ended.is_ok(), "the server ends it");
     assert!(!String::from_utf8_lossy(&bytes).contains("200"));
     dawdling.abort();
-    // And a client that sends nothing.
-    let mut silent = TcpStream::connect(&sse.address).await?;
     assert!(!to_the_end(&mut silent).await?.contains("200"));
     Ok(())
 }

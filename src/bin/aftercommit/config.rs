@@ -55,7 +55,6 @@ pub(crate) struct OutboxSettings {
 pub(crate) struct ApiSettings {
     pub(crate) listen: String,
     pub(crate) max_body_bytes: usize,
-    pub(crate) request_timeout_ms: u64,
 }
 
 /// The `[log]` section.

@@ -181,7 +181,6 @@ mod tests {
             ("AFTERCOMMIT_RELAY_NAME", "a b", "relay.name "),
             ("AFTERCOMMIT_RELAY_NAME", "a{b}", "relay.name "),
             ("AFTERCOMMIT_RELAY_NAME", "a:b", "relay.name "),
-            ("AFTERCOMMIT_RELAY_BACKOFF_MIN_MS", "5000", "relay.backoff_min_ms"),
             ("AFTERCOMMIT_SSE_CORS_ORIGINS", "*", "sse.cors_origins"),
             ("AFTERCOMMIT_SSE_CORS_ORIGINS", "https://app.example,null", "sse.cors_origins"),
             ("AFTERCOMMIT_LOG_LEVEL", "a=b=c", "log.level"),

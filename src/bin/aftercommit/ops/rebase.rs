@@ -178,15 +178,17 @@ async fn find<'c>(
         claim(&mut sink, found.new_epoch(), is_behind).await?;
     }
     let mut seen = Seen { keys: config.redis.keys(), after: position, topics: HashMap::new() };
-    let mut after_id = 0;
+    let mut last = None;
     loop {
-        let page = rebase.pending(after_id, PAGE).await?;
-        let Some(last) = page.last() else { break };
-        after_id = last.id;
+        let page = rebase.pending(last.as_ref(), PAGE).await?;
+        if page.is_empty() {
+            break;
+        }
         found.pending += page.len() as u64;
         let told = seen.of(&mut redis, &page).await?;
         rebase.delivered_before(&told).await?;
         found.told += told.len() as u64;
+        last = page.into_iter().next_back();
     }
     Ok((found, rebase))
 }

@@ -56,7 +56,6 @@ pub(crate) async fn serve(
         bell: Bell::start(config.database.options("aftercommit bell")?),
         settings: config.uploads.clone(),
     };
-    let timeout = Duration::from_millis(config.api.request_timeout_ms);
     let asked = pool.clone();
     let readiness = Readiness::new(move || {
         let pool = asked.clone();
@@ -68,7 +67,7 @@ pub(crate) async fn serve(
                 .collect()
         }
     });
-    let application = uploads::router(state, config.api.max_body_bytes, timeout);
+    let application = uploads::router(state, config.api.max_body_bytes);
     let operations = http::operations(registry, readiness);
     let server = Server::new(application, operations, Limits::default(), &config.http, door)?;
     let address = listener.local_addr()?;

@@ -70,12 +70,11 @@ pub(crate) async fn serve(
     let for_operators =
         sse::admin(hub.clone()).layer(axum::middleware::from_fn_with_state(gate, http::operators_only));
     let application = uploads::streams_router(of_uploads)
-        .merge(streams::router(of_any_topic, config.sse.request_timeout()))
+        .merge(streams::router(of_any_topic))
         .layer(axum::middleware::from_fn_with_state(origins, http::cors))
         .merge(for_operators);
     let limits = Limits {
         connections: config.sse.max_connections + CONNECTIONS_BEYOND_STREAMS,
-        head: config.sse.head_timeout(),
         head_bytes: streams::HEAD_BYTES_MAX,
         ..Limits::default()
     };
