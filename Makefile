@@ -3,7 +3,7 @@
 # Tests wait for servers more than they compute.
 export RUST_TEST_THREADS ?= 4
 
-.PHONY: help demo test chaos load mutants test-containers lint fmt
+.PHONY: help demo test test-postgres chaos load mutants test-containers lint fmt
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,11 @@ demo: ## Install what is missing, build, and play the story; EXIT=1 ends after i
 test: ## Install what is missing, and run every test on private servers
 	@scripts/install-servers
 	cargo test --locked
+
+VERSIONS ?= 13 14 15 16 17 18
+test-postgres: ## Run the core's tests on each major version of Postgres: VERSIONS="13 18", ONLY=modules
+	@scripts/install-servers
+	@ONLY="$(ONLY)" scripts/test-postgres $(VERSIONS)
 
 SEED ?= 1
 MINUTES ?= 3

@@ -112,6 +112,7 @@ impl Servers {
         let lock = data_dir.as_ref().map(DataDir::lock);
         let postgres = postgres::Options {
             home: home("postgres"),
+            programs: None,
             port: options.postgres_port,
             durable: options.durable,
             settings: options.postgres_settings.clone(),

@@ -36,6 +36,9 @@ const REACHABLE: &str = "/var/lib/aftercommit-dev";
 pub struct Options {
     /// The place of its data.
     pub home: Home,
+    /// The directory of `initdb`, `pg_ctl` and `postgres`. `None` means the version that wrote the data, or
+    /// else the newest installed one.
+    pub programs: Option<PathBuf>,
     /// The preferred port. If it is taken, another free one is used.
     pub port: Option<u16>,
     /// Commits reach the disk. Tests switch this off to be faster.
@@ -78,7 +81,10 @@ impl PostgresServer {
         let account = Account::for_postgres()?;
         let (home, temporary) = home_of(&options.home, account.as_ref())?;
         let data = home.join("data");
-        let programs = programs_for(&data).await?;
+        let programs = match &options.programs {
+            Some(programs) => programs.clone(),
+            None => programs_for(&data).await?,
+        };
         write_programs(&home.join("bin"), &programs, &home, account.as_ref())?;
         stop_leftover(&home, &data).await?;
         let password = password(&home.join("password"))?;

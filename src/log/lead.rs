@@ -5,6 +5,8 @@
 //! replaced. Replacing it needs no care for work in progress, because two leaders do no harm (see
 //! `relay::leader`).
 
+use std::time::Duration;
+
 use sqlx::{PgConnection, Row};
 
 use super::{Error, identity};
@@ -85,6 +87,33 @@ pub async fn stranger(connection: &mut PgConnection, relay: &str) -> Result<Opti
     let Some(row) = row else { return Ok(None) };
     let role: Option<String> = row.try_get("role")?;
     Ok(Some(Stranger { role: role.unwrap_or_default(), key: row.try_get("lead_key")? }))
+}
+
+/// Ends the session of a relay that holds the lead and has been idle for longer than `silence`, on servers
+/// that do not end idle sessions themselves (before PostgreSQL 14). It ends only sessions of its own role,
+/// because the server refuses others. Returns whether it ended one.
+///
+/// # Errors
+/// Returns [`Error::Database`] if Postgres refuses the statement or the connection breaks.
+pub async fn end_silent(
+    connection: &mut PgConnection,
+    relay: &str,
+    silence: Duration,
+) -> Result<bool, Error> {
+    let sql = "
+        select coalesce(bool_or(pg_terminate_backend(a.pid)), false)
+        from outbox.relay r
+        join pg_locks l
+          on l.locktype = 'advisory' and l.granted and l.objsubid = 1::smallint
+          and l.database = (select oid from pg_database where datname = current_database())
+          and l.classid::bigint = (r.lead_key >> 32) & 4294967295
+          and l.objid::bigint = r.lead_key & 4294967295
+        join pg_stat_activity a on a.pid = l.pid
+        where r.name = $1 and current_setting('server_version_num')::int < 140000
+          and a.usename = current_user and starts_with(a.application_name, 'aftercommit relay ')
+          and starts_with(a.state, 'idle')
+          and a.state_change < clock_timestamp() - make_interval(secs => $2)";
+    Ok(sqlx::query_scalar(sql).bind(relay).bind(silence.as_secs_f64()).fetch_one(connection).await?)
 }
 
 /// Gives the relay a new key, so that the stranger's lock means nothing. Does nothing if the key has changed

@@ -1,11 +1,11 @@
 //! The lead: a session advisory lock for each relay name, held by a session that sends signs of life.
 //!
 //! The lead only saves work. Two leaders do no harm, because the checkpoint's primary key lets only one of
-//! them write each row (`log::checkpoint`, `Error::Fenced`), and the sink refuses repeats. The lock ends with its session. The server ends the
-//! sessions of a killed process at once. A process that is frozen or cut off from the network would keep the
-//! lock until the server notices. So the session asks the server to end it after a silence
-//! (`idle_session_timeout`, PostgreSQL 14 and later; before that, only TCP keepalive notices). The leader
-//! also sends signs of life while it waits for the sink.
+//! them write each row (`log::checkpoint`, `Error::Fenced`), and the sink refuses repeats. The lock ends with
+//! its session. The server ends the sessions of a killed process at once. A process that is frozen or cut off
+//! from the network would keep the lock until the server notices. So the session asks the server to end it
+//! after a silence (`idle_session_timeout`, PostgreSQL 14 and later; before that, a relay that stands by ends
+//! it). The leader also sends signs of life while it waits for the sink.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -15,16 +15,23 @@ use sqlx::PgConnection;
 use crate::log;
 use crate::log::lead;
 
-/// The first version of Postgres that ends silent sessions, as `server_version_num`.
-const ENDS_SILENT_SESSIONS: i32 = 140_000;
-
 /// Tries to take the lead of `relay` for as long as `connection` lives. A stranger's lock on the lead is made
-/// void.
-pub(super) async fn try_lead(connection: &mut PgConnection, relay: &str) -> Result<bool, log::Error> {
+/// void. If the server does not end the session of a leader that has been silent for longer than `silence`,
+/// this does, and a later try takes the lead.
+pub(super) async fn try_lead(
+    connection: &mut PgConnection,
+    relay: &str,
+    silence: Duration,
+) -> Result<bool, log::Error> {
     if lead::try_take(connection, relay).await? {
         return Ok(true);
     }
-    let Some(stranger) = lead::stranger(connection, relay).await? else { return Ok(false) };
+    let Some(stranger) = lead::stranger(connection, relay).await? else {
+        if lead::end_silent(connection, relay, silence).await? {
+            tracing::warn!("the relay that led was silent: its session has been ended");
+        }
+        return Ok(false);
+    };
     tracing::warn!(
         role = %stranger.role,
         "a role that may not write positions holds the lock of the lead, so no relay led: using a new lock"
@@ -43,17 +50,13 @@ pub(super) async fn end_when_silent(
         .bind(&milliseconds)
         .execute(&mut *connection)
         .await?;
-    let version: i32 = sqlx::query_scalar("select current_setting('server_version_num')::int")
-        .fetch_one(&mut *connection)
-        .await?;
-    if version < ENDS_SILENT_SESSIONS {
-        tracing::warn!(version, "this Postgres cannot end silent sessions: a frozen relay keeps the lead");
-        return Ok(());
-    }
-    sqlx::query("select set_config('idle_session_timeout', $1, false)")
-        .bind(&milliseconds)
-        .execute(connection)
-        .await?;
+    // Before PostgreSQL 14 there is no such setting: `lead::end_silent` takes its place.
+    sqlx::query(
+        "select set_config(s.name, $1, false) from pg_settings s where s.name = 'idle_session_timeout'",
+    )
+    .bind(&milliseconds)
+    .execute(connection)
+    .await?;
     Ok(())
 }
 

@@ -218,7 +218,7 @@ impl<S: Sink> Relay<'_, S> {
     async fn stand_by(&self, writer: &mut PgConnection) -> Result<bool, RunError> {
         while !self.shutdown.is_cancelled() {
             self.state.progressed();
-            let asked = leader::try_lead(writer, &self.settings.name);
+            let asked = leader::try_lead(writer, &self.settings.name, self.settings.takeover());
             match timeout(self.timeout(), asked).await {
                 Ok(Ok(true)) => return Ok(true),
                 Ok(Ok(false)) => {}

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::database::{database, database_on};
 use super::redis::settings_of;
+use super::servers::start_postgres;
 use super::{Process, Proxy, System, eventually, new_event};
 
 impl OwnPostgres {
@@ -29,9 +30,10 @@ impl OwnPostgres {
         self.server.url(local::postgres::DATABASE).expose_secret().to_owned()
     }
 
-    /// A program of its version.
+    /// A program of its version, or the one on PATH if its installation lacks it.
     pub(crate) fn program(&self, name: &str) -> Command {
-        Command::new(self.server.data_directory().with_file_name("bin").join(name))
+        let own = self.server.data_directory().with_file_name("bin").join(name);
+        Command::new(if own.exists() { own } else { name.into() })
     }
 
     /// Runs `pg_ctl`, which must succeed.
@@ -317,13 +319,6 @@ pub(crate) async fn try_metric_of(process: &Process, name: &str) -> reqwest::Res
     let text = reqwest::get(process.url("/metrics")).await?.text().await?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     Ok(line.map_or(0, |number| number.parse().expect("a number")))
-}
-
-/// A Postgres of the test's own.
-pub(crate) async fn start_postgres(settings: Vec<(&str, String)>) -> PostgresServer {
-    let settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    let options = local::postgres::Options { home: Home::Ephemeral, port: None, durable: false, settings };
-    PostgresServer::start(&options).await.expect("a private Postgres")
 }
 
 /// A Redis of the test's own.

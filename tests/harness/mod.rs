@@ -28,15 +28,14 @@ pub(crate) use database::{Database, database, database_on, empty_database};
 pub(crate) use feed::{Feed, NOTIFICATIONS, numbers};
 pub(crate) use front::{Front, Kind as FrontKind, free_port, trusting};
 pub(crate) use host::Host;
-pub(crate) use line::{
-    Line, OwnPostgres, Wiring, metric_of, start_postgres, start_redis, try_metric_of, wait_until_leading,
-};
+pub(crate) use line::{Line, OwnPostgres, Wiring, metric_of, start_redis, try_metric_of, wait_until_leading};
 pub(crate) use listener::Listener;
 pub(crate) use process::{Process, Running, Settings, cli};
 pub(crate) use proxy::{Flow, Proxy};
 pub(crate) use redis::{Redis, redis, settings_of as redis_settings_of, shared_url};
 pub(crate) use result::{TestError, TestResult};
 pub(crate) use sentinels::Sentinels;
+pub(crate) use servers::start_postgres;
 pub(crate) use sse::{Client, Event, Parser, refusal_of};
 pub(crate) use standby::Standby;
 pub(crate) use story::{Session, System};

@@ -1,9 +1,11 @@
 //! The servers that the tests of a process share: those of `TEST_DATABASE_URL` and `TEST_REDIS_URL` where
-//! set, containers with `TEST_CONTAINERS=1`, else private ones as `aftercommit dev` has.
+//! set, containers with `TEST_CONTAINERS=1`, else private ones as `aftercommit dev` has. `TEST_POSTGRES_BIN`
+//! names the directory of the private Postgres's programs.
 
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use aftercommit::local::{self, PostgresServer, RedisServer};
+use aftercommit::local::{self, Home, PostgresServer, RedisServer};
 use secrecy::ExposeSecret;
 use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerAsync, ContainerRequest, Image, ImageExt};
@@ -54,13 +56,8 @@ async fn start() -> Servers {
         Some(url) => url,
         None if in_containers => postgres_container(&mut alive).await,
         None => {
-            let options = local::postgres::Options {
-                home: local::Home::Ephemeral,
-                port: None,
-                durable: false,
-                settings: POSTGRES_SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
-            };
-            let server = PostgresServer::start(&options).await.expect("a private Postgres");
+            let settings = POSTGRES_SETTINGS.map(|(name, value)| (name, value.to_owned())).into();
+            let server = start_postgres(settings).await;
             let url = server.url(local::postgres::DATABASE).expose_secret().to_owned();
             alive.push(Alive::Postgres(server));
             url
@@ -70,7 +67,7 @@ async fn start() -> Servers {
         Some(url) => url,
         None if in_containers => redis_container(&mut alive).await,
         None => {
-            let home = local::Home::Ephemeral;
+            let home = Home::Ephemeral;
             let options = local::redis::Options { home, port: None, durable: false, settings: Vec::new() };
             let server = RedisServer::start(&options).await.expect("a private Redis");
             let url = server.url().expose_secret().to_owned();
@@ -79,6 +76,15 @@ async fn start() -> Servers {
         }
     };
     Servers { database_url, redis_url, _alive: alive }
+}
+
+/// A private Postgres, of the programs in `TEST_POSTGRES_BIN` where set.
+pub(crate) async fn start_postgres(settings: Vec<(&str, String)>) -> PostgresServer {
+    let settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    let programs = std::env::var_os("TEST_POSTGRES_BIN").filter(|bin| !bin.is_empty()).map(PathBuf::from);
+    let options =
+        local::postgres::Options { home: Home::Ephemeral, programs, port: None, durable: false, settings };
+    PostgresServer::start(&options).await.expect("a private Postgres")
 }
 
 async fn postgres_container(alive: &mut Vec<Alive>) -> String {

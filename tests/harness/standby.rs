@@ -1,5 +1,7 @@
 //! A streaming standby of a test's own Postgres, whose replay can be paused.
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::Stdio;
 
@@ -22,14 +24,22 @@ pub(crate) struct Standby {
 }
 
 impl Standby {
-    /// Copies the server and follows it. By a slot, the server keeps the WAL that it has not received.
+    /// Copies the stopped server's files, starts it again, and follows it. (Not every installation has
+    /// `pg_basebackup`.) By a slot, the server keeps the WAL that the standby has not received.
     pub(crate) async fn of(primary: &OwnPostgres) -> TestResult<Self> {
         let data = primary.server.data_directory().with_file_name("standby");
-        let mut copy = primary.program("pg_basebackup");
-        copy.arg("--dbname").arg(primary.url()).arg("--pgdata").arg(&data);
-        copy.args(["--checkpoint", "fast", "--no-sync", "--write-recovery-conf"]);
-        copy.args(["--create-slot", "--slot", "standby"]);
+        primary.control(&["stop"]).await;
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(primary.server.data_directory()).arg(&data);
         run(copy).await?;
+        primary.start_again().await;
+        let mut admin = Database::at(&primary.url()).connect().await;
+        sqlx::raw_sql("select pg_create_physical_replication_slot('standby', true)")
+            .execute(&mut admin)
+            .await?;
+        let mut settings = OpenOptions::new().append(true).open(data.join("postgresql.auto.conf"))?;
+        writeln!(settings, "primary_conninfo = '{}'\nprimary_slot_name = 'standby'", primary.url())?;
+        std::fs::write(data.join("standby.signal"), "")?;
         let port = free_port();
         let mut start = primary.program("pg_ctl");
         start.args(["start", "--wait", "--options", &options(primary, port).await?]);
@@ -56,14 +66,19 @@ impl Standby {
     pub(crate) async fn pause(&self) -> TestResult {
         let mut connection = self.connect().await;
         sqlx::raw_sql("select pg_wal_replay_pause()").execute(&mut connection).await?;
-        loop {
-            // It pauses at the next record, or soon if none comes.
-            let state = sqlx::query_scalar::<_, String>("select pg_get_wal_replay_pause_state()");
-            if state.fetch_one(&mut connection).await? == "paused" {
-                return Ok(());
-            }
+        let version: i32 = sqlx::query_scalar("select current_setting('server_version_num')::int")
+            .fetch_one(&mut connection)
+            .await?;
+        // Before version 14, a server only tells whether it was asked to pause.
+        let is_paused = match version {
+            ..140_000 => "select pg_is_wal_replay_paused()",
+            _ => "select pg_get_wal_replay_pause_state() = 'paused'",
+        };
+        // It pauses at the next record, or soon if none comes.
+        while !sqlx::query_scalar::<_, bool>(is_paused).fetch_one(&mut connection).await? {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
+        Ok(())
     }
 
     /// It shows again what it receives.

@@ -25,8 +25,8 @@ where
 async fn a_standby_that_lags_proves_nothing_and_one_that_has_caught_up_does() -> TestResult {
     let own = OwnPostgres::new(start_postgres(Vec::new()).await).await;
     let database = database_on(&own.server).await;
-    let (mut writer, begun) = window_of(&database, 2, 1).await?;
     let standby = Standby::of(&own).await?;
+    let (mut writer, begun) = window_of(&database, 2, 1).await?;
     let mut reader = standby.connect().await;
     eventually("the standby shows the position", async || {
         read::batch(&mut reader, "main", &begun, 0, LIMIT).await.is_ok().then_some(())

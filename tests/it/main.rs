@@ -10,6 +10,7 @@ mod log_functions;
 mod log_servers;
 mod log_trust;
 mod outbox_log;
+mod postgres_version;
 mod rotation;
 mod rotation_rules;
 mod sql_against_schema;

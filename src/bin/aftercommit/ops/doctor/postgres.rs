@@ -19,8 +19,6 @@ use crate::config::Config;
 const SKEW_MAX: f64 = 2.0;
 /// The oldest Postgres that has the features which the schema needs, as `server_version_num`.
 const OLDEST: i32 = 130_000;
-/// The first version in which a frozen relay loses the lead.
-const ENDS_SILENT_SESSIONS: i32 = 140_000;
 
 /// Checks Postgres. Reports transactions that are open for longer than `open_for` seconds.
 pub(super) async fn examine(config: &Config, scope: Scope, open_for: u32) -> Vec<Finding> {
@@ -130,13 +128,7 @@ async fn server(connection: &mut PgConnection) -> Result<Vec<Finding>> {
     let version: String = row.try_get("version")?;
     let (used, room): (i64, i64) = (row.try_get("used")?, row.try_get("room")?);
     Ok(vec![
-        Finding::must("postgres version", number >= OLDEST, &version, "upgrade to PostgreSQL 13 or later"),
-        Finding::should(
-            "frozen relays",
-            number >= ENDS_SILENT_SESSIONS,
-            format!("PostgreSQL {version}"),
-            "PostgreSQL 14 or later ends the session of a relay that is frozen, so that a standby takes over",
-        ),
+        Finding::must("postgres version", number >= OLDEST, version, "upgrade to PostgreSQL 13 or later"),
         Finding::must(
             "postgres durability",
             row.try_get("is_durable")?,
