@@ -24,6 +24,11 @@ impl Keys {
         Self { prefix }
     }
 
+    /// Returns patterns that match all keys and live channels, and all public channels.
+    pub fn patterns(&self) -> (String, String) {
+        (format!("aftercommit:{}*", self.prefix), format!("{}*", self.prefix))
+    }
+
     /// Returns the stream with a topic's history. It has one entry an event, with the id `<epoch>-<seq>` and
     /// the fields `event`, `type`, `payload` and `prev`.
     ///

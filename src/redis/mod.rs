@@ -13,6 +13,7 @@ mod login;
 mod publisher;
 mod rehearsal;
 mod reply_codes;
+pub mod rights;
 mod sentinel;
 mod settings;
 pub mod subscriber;

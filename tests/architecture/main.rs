@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never know.
-const PARTS: [(&str, &[&str], &[&str]); 20] = [
+const PARTS: [(&str, &[&str], &[&str]); 21] = [
     // What of a server's address may be told, wherever one is told.
     ("address", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("event", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
@@ -16,7 +16,8 @@ const PARTS: [(&str, &[&str], &[&str]); 20] = [
     ("backoff", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("pluralize", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("printable", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
-    ("postgres", &["address"], &["redis", "axum", "hyper"]),
+    ("password_command", &[], &["sqlx", "redis", "axum", "hyper"]),
+    ("postgres", &["address", "password_command"], &["redis", "axum", "hyper"]),
     ("outbox", &["event", "postgres"], &["redis", "axum", "hyper"]),
     ("log", &["event", "postgres", "outbox"], &["redis", "axum", "hyper"]),
     ("ops", &["event", "pluralize", "postgres", "outbox", "log"], &["redis", "axum", "hyper"]),
@@ -28,7 +29,11 @@ const PARTS: [(&str, &[&str], &[&str]); 20] = [
         &["backoff", "event", "pluralize", "postgres", "outbox", "log", "failpoint"],
         &["redis", "axum", "hyper"],
     ),
-    ("redis", &["address", "event", "pluralize", "relay", "trace"], &["sqlx", "axum", "hyper"]),
+    (
+        "redis",
+        &["address", "event", "password_command", "pluralize", "relay", "trace"],
+        &["sqlx", "axum", "hyper"],
+    ),
     ("http", &["address", "event", "trace"], &["sqlx", "redis"]),
     ("auth", &["address", "failpoint", "http"], &["sqlx", "redis"]),
     ("sse", &["backoff", "event", "redis", "http", "auth", "trace"], &["sqlx"]),

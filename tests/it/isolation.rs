@@ -208,31 +208,3 @@ async fn a_history_of_another_type_does_not_end_the_verification_of_others() -> 
     wait_for_refusal(&refused).await;
     Ok(())
 }
-
-/// The rights that `docs/redis.md` prints, for relay and SSE server.
-async fn give_documented_rights(line: &Line) -> TestResult {
-    for rule in include_str!("../../docs/redis.md").lines().filter_map(|line| line.strip_prefix("user ")) {
-        let rule = format!("acl setuser {}", rule.replace(">…", ">secret"));
-        line.command(&rule).await?;
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn relay_and_sse_server_work_with_the_rights_that_the_docs_print() -> TestResult {
-    let mut line = Line::new().await;
-    give_documented_rights(&line).await?;
-    let url = |user: &str| format!("redis://{user}:secret@127.0.0.1:{}", line.redis.port());
-    let settings = line.system.settings().clone();
-    line.relay.signal("KILL").await;
-    line.relay = Process::start("relay", &settings.clone().set("REDIS_URL", url("relay"))).await;
-    let sse = Process::start("sse", &settings.set("REDIS_URL", url("sse"))).await;
-    let token = line.system.token_with(Uuid::new_v4(), Duration::from_secs(600), &[line.topic.as_str()]);
-    let client = Client::open(&sse.url(&format!("/streams/{}", line.topic)), &token).await;
-    line.append(3).await;
-    client.wait_for_events(3).await;
-    line.wait_until_whole().await;
-    let forbidden = line.words(&["acl", "dryrun", "sse", "publish", &keys::live(&line.topic), "x"]).await;
-    assert!(format!("{forbidden:?}").contains("no permissions"), "{forbidden:?}");
-    Ok(())
-}

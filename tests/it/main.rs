@@ -24,6 +24,7 @@ mod pooler;
 mod postgres_failures;
 mod rebase;
 mod redis_addresses;
+mod redis_rights;
 mod redis_sentinels;
 mod relay_delivery;
 mod relay_failures;

@@ -1,4 +1,5 @@
-//! `aftercommit grants`: prints the SQL that grants each role the rights it needs, and no others.
+//! `aftercommit grants`: prints the SQL, or the ACL of Redis, that grants each role the rights it needs, and no
+//! others.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -6,6 +7,8 @@ use std::fmt::Write;
 use anyhow::{Result, bail};
 
 use aftercommit::ops::rights::{self, Kind, Right, Role};
+use aftercommit::redis::keys::{Keys, is_namespace};
+use aftercommit::redis::rights::{self as redis_rights, RedisRole};
 
 use super::{WrongUsage, output};
 
@@ -17,13 +20,18 @@ const NAME_BYTES_MAX: usize = 63;
 #[command(after_help = "Examples:
   aftercommit grants --writer app --relay relay --sse sse --operator ops | psql
   aftercommit grants --writer orders --writer invoices
+  aftercommit grants --redis --relay relay --sse sse --operator ops | redis-cli
 
 Prints SQL for the schema's owner to run; it can be run again at any time. It
 revokes all rights on the log from PUBLIC and grants each role the rights it
 needs: a writer may append, and no more. The roles must exist and have the right
 to connect. Name a role several times if it does several jobs: a relay that
 serves the console is an operator too. `aftercommit doctor --role relay` checks
-the result. Grant the right to rebase only for a rebase, and revoke it then.")]
+the result. Grant the right to rebase only for a rebase, and revoke it then.
+
+With --redis, it prints one ACL SETUSER a user of Redis: each replaces the
+user's rights and leaves its passwords. Writers need none. Keep the users with
+ACL SAVE or CONFIG REWRITE, and in a cluster run the lines on every node.")]
 pub(crate) struct Args {
     /// Applications that append events.
     #[arg(long, value_name = "ROLE")]
@@ -43,6 +51,12 @@ pub(crate) struct Args {
     /// Operators who may rebase: it writes to the whole log.
     #[arg(long, value_name = "ROLE")]
     rebase: Vec<String>,
+    /// Print the rights in Redis instead of those in Postgres.
+    #[arg(long)]
+    redis: bool,
+    /// The namespace of the rights in Redis: the value of [redis] namespace.
+    #[arg(long, value_name = "NAME", default_value = "", requires = "redis", hide_default_value = true)]
+    namespace: String,
 }
 
 impl Args {
@@ -58,13 +72,17 @@ impl Args {
     }
 }
 
-/// Prints the SQL.
+/// Prints the SQL, or the ACL.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let roles = args.roles();
     if roles.iter().all(|(_, names)| names.is_empty()) {
         bail!(WrongUsage(
-            "name at least one Postgres role: --writer, --relay, --sse, --operator, --api or --rebase".into()
+            "name at least one role: --writer, --relay, --sse, --operator, --api or --rebase".into()
         ));
+    }
+    if args.redis {
+        output::text(&acl(args)?);
+        return Ok(());
     }
     let mut sql = String::from(
         "-- The rights that each role of aftercommit needs, and no others. Run it as the owner of the schema.\n\
@@ -82,6 +100,37 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     sql.push_str("commit;\n");
     output::text(&sql);
     Ok(())
+}
+
+/// One command for each user of Redis.
+fn acl(args: &Args) -> Result<String> {
+    if !args.writer.is_empty() || !args.api.is_empty() {
+        bail!(WrongUsage("writers and the api need no rights in Redis: leave --writer and --api out".into()));
+    }
+    if !is_namespace(&args.namespace) {
+        let why = format!("'{}' is not a namespace: use at most 60 of A-Z a-z 0-9 . _ -", args.namespace);
+        bail!(WrongUsage(why.into()));
+    }
+    let names = Keys::new(&args.namespace);
+    let mut acl = String::new();
+    for (role, users) in [
+        (RedisRole::Relay, &args.relay),
+        (RedisRole::Sse, &args.sse),
+        (RedisRole::Operator, &args.operator),
+        // It claims an epoch, as a relay does.
+        (RedisRole::Relay, &args.rebase),
+    ] {
+        for user in users {
+            if user.is_empty() || !user.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"'".contains(&byte))
+            {
+                let why =
+                    format!("'{user}' is not a user of Redis: use letters, digits and signs but quotes");
+                bail!(WrongUsage(why.into()));
+            }
+            writeln!(acl, "ACL SETUSER {user} {}", redis_rights::rules(role, &names))?;
+        }
+    }
+    Ok(acl)
 }
 
 /// A role's name, quoted for SQL.

@@ -6,6 +6,8 @@ use std::time::Duration;
 use anyhow::Result;
 use redis::aio::MultiplexedConnection;
 
+use aftercommit::event::Topic;
+
 use super::{Finding, Scope, output};
 use crate::config::Config;
 
@@ -98,19 +100,14 @@ async fn look(config: &Config, scope: Scope, connection: &mut MultiplexedConnect
 /// use.
 async fn subscriptions(config: &Config) -> Finding {
     const CHECK: &str = "redis subscriptions";
-    let scratch = "aftercommit-doctor";
-    let mut channels = vec![format!("aftercommit:{{{scratch}}}:live")];
-    channels.extend(newest_topics(config).await.unwrap_or_default());
-    if channels.len() == 1 {
-        channels.extend(["upload-session", "user-notifications"].map(|kind| format!("{kind}:{scratch}")));
-    }
+    let channels = channels_of(config).await;
     match tokio::time::timeout(SUBSCRIBED_WITHIN, subscribe(config, &channels)).await {
         Ok(Ok(())) => Finding::ok(CHECK, format!("{} can be subscribed to", channels.join(", "))),
         Ok(Err((channel, why))) => Finding::wrong(
             CHECK,
             format!("the channel {channel} cannot be subscribed to: {why}"),
-            "allow the user SUBSCRIBE, UNSUBSCRIBE and PING, and the channels: ACL SETUSER … &aftercommit:* and one &PREFIX:* \
-             for each kind of topic, or &*",
+            "give the SSE server's Redis user its rights: `aftercommit grants --redis --sse USER | redis-cli`; to narrow \
+             them, keep &aftercommit:* and one &PREFIX:* for each kind of topic",
         ),
         Err(_elapsed) => Finding::wrong(
             CHECK,
@@ -118,6 +115,20 @@ async fn subscriptions(config: &Config) -> Finding {
             "check the path to Redis: a proxy must pass SUBSCRIBE on",
         ),
     }
+}
+
+/// A live channel, and a public channel of each kind of topic in use, in the configured namespace.
+async fn channels_of(config: &Config) -> Vec<String> {
+    let keys = config.redis.keys();
+    let scratch = |kind: &str| Topic::new(format!("{kind}aftercommit-doctor"));
+    let mut in_use: Vec<Topic> = newest_topics(config).await.unwrap_or_default();
+    if in_use.is_empty() {
+        in_use.extend(
+            ["upload-session:", "user-notifications:"].into_iter().filter_map(|kind| scratch(kind).ok()),
+        );
+    }
+    let live = scratch("").ok().map(|topic| keys.live(&topic));
+    live.into_iter().chain(in_use.iter().map(|topic| keys.public(topic))).collect()
 }
 
 /// Subscribes to each channel. Returns the first channel that is refused, and the reason.
@@ -134,16 +145,16 @@ async fn subscribe(config: &Config, channels: &[String]) -> Result<(), (String, 
 }
 
 /// A few topics in use, one of each kind.
-async fn newest_topics(config: &Config) -> Result<Vec<String>> {
+async fn newest_topics(config: &Config) -> Result<Vec<Topic>> {
     let mut connection = config.database.connect("aftercommit doctor").await?;
-    let topics = sqlx::query_scalar(
+    let topics: Vec<String> = sqlx::query_scalar(
         "select max(newest.topic)
          from (select e.topic, e.id from outbox.event e order by e.id desc limit 1000) newest
          group by pg_catalog.split_part(newest.topic, ':', 1) order by max(newest.id) desc limit 5",
     )
     .fetch_all(&mut connection)
     .await?;
-    Ok(topics)
+    Ok(topics.into_iter().filter_map(|topic| Topic::new(topic).ok()).collect())
 }
 
 /// Publishes as the relay does, by its own publishing script.
@@ -154,8 +165,7 @@ async fn permissions(config: &Config) -> Finding {
         Err(why) => Finding::wrong(
             CHECK,
             why,
-            "give the relay's Redis user the rights that docs/redis.md prints: the keys and channels of aftercommit:*, the \
-             public channels, @read, @write, @pubsub, @scripting, TIME and WAIT",
+            "give the relay's Redis user its rights: `aftercommit grants --redis --relay USER | redis-cli`",
         ),
     }
 }

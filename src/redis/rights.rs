@@ -1,0 +1,37 @@
+//! The rights that each role needs in Redis, as rules of its ACL.
+
+use super::keys::Keys;
+
+/// A user of Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RedisRole {
+    /// Publishes events. Also what a rebase needs, which claims an epoch.
+    Relay,
+    /// Reads histories and subscribes.
+    Sse,
+    /// Reads what `status`, `doctor` and `rebase --dry-run` show.
+    Operator,
+}
+
+/// Every connection.
+const ANY: &str = "+ping +info +role";
+/// Reading histories and what repairs have recorded.
+const READING: &str = "+xrange +xrevrange +exists +hget +hmget";
+/// The publishing script: it runs with its user's rights. `del` is for the doctor's rehearsal.
+const PUBLISHING: &str = "+eval +evalsha +script|load +time +hset +xadd +set +expire +publish +wait +del";
+/// Subscriptions. A topic's absence is read in a transaction.
+const SUBSCRIBING: &str = "+subscribe +unsubscribe +multi +exec";
+
+/// Returns the rules of a user with this role, for `ACL SETUSER`. They replace the user's other rules, and
+/// leave its passwords.
+///
+/// Keys and channels are those of the namespace. Without one, a public channel may have any name.
+pub fn rules(role: RedisRole, names: &Keys) -> String {
+    let (keys, public) = names.patterns();
+    let (channels, commands) = match role {
+        RedisRole::Relay => (format!(" &{keys} &{public}"), format!("{READING} {PUBLISHING}")),
+        RedisRole::Sse => (format!(" &{keys} &{public}"), format!("{READING} {SUBSCRIBING}")),
+        RedisRole::Operator => (String::new(), format!("{READING} +config|get")),
+    };
+    format!("on resetkeys resetchannels -@all ~{keys}{channels} {ANY} {commands}")
+}
