@@ -13,6 +13,7 @@
 //! [`Settings::connect`] refuses such a pooler. A pool for an application's commands warns once; `alter role
 //! ... set search_path = pg_catalog, pg_temp` pins the path there.
 
+mod hosts;
 #[cfg(feature = "server")]
 mod pool;
 mod schema;
@@ -68,6 +69,9 @@ const PARAMETERS: [&str; 18] = [
 pub struct Settings {
     /// `postgres://user:password@host:port/database`.
     pub url: SecretString,
+    /// The address of relays and operators' commands, which need sessions of their own; empty: `url`. For
+    /// applications whose `url` leads to a pooler.
+    pub direct_url: SecretString,
     /// A program that prints the password, instead of one in the address.
     pub password_command: PasswordCommand,
     /// The most connections of a pool.
@@ -85,12 +89,23 @@ pub enum ConnectError {
     /// The address is malformed.
     #[error("the database url {0}")]
     Url(AddressError),
-    /// The address names several hosts.
+    /// The several hosts of the address cannot be told apart.
     #[error(
-        "the database url names several hosts, and only one is supported: give the one address that leads to \
-         the primary also after a failover (a DNS name or a proxy that follows it)"
+        "the database url names several hosts by parameters: write them as postgres://user@a:5432,b:5432/database"
     )]
-    SeveralHosts,
+    Hosts,
+    /// The address asks for a standby.
+    #[error(
+        "the database url asks for a standby by target_session_attrs: only the primary will do here \
+         (target_session_attrs=read-write)"
+    )]
+    WantsAStandby,
+    /// None of the hosts is a primary.
+    #[error("cannot connect to Postgres: none of the hosts is a primary ({answers})")]
+    NoPrimary {
+        /// The answer of each host, without user or password.
+        answers: String,
+    },
     /// The password is given twice.
     #[error("the database url holds a password, and [database] password_command is set: keep one of them")]
     TwoPasswords,
@@ -156,24 +171,57 @@ pub fn error_text(error: &sqlx::Error) -> String {
 }
 
 impl Settings {
-    /// Builds the options for one connection under the given `application_name`.
+    /// Checks everything that can be checked without a connection.
     ///
     /// # Errors
-    /// Returns [`ConnectError::NoUrl`] if no address is set, [`ConnectError::Url`] if it is malformed,
-    /// [`ConnectError::SeveralHosts`] if it names more than one host, and [`ConnectError::TwoPasswords`] if a
-    /// program gives the password too.
-    pub fn options(&self, application_name: &str) -> Result<PgConnectOptions, ConnectError> {
-        let url = self.url.expose_secret();
+    /// Returns [`ConnectError::NoUrl`] if no address is set, [`ConnectError::Url`] if one is malformed,
+    /// [`ConnectError::Hosts`] or [`ConnectError::WantsAStandby`] if its several hosts cannot be used, and
+    /// [`ConnectError::TwoPasswords`] if a program gives the password too.
+    pub fn check(&self) -> Result<(), ConnectError> {
+        self.hosts(&self.url, "")?;
+        self.hosts(self.direct(), "").map(|_hosts| ())
+    }
+
+    /// Builds the options for one session under the given `application_name`: to the primary, with the newest
+    /// password.
+    ///
+    /// # Errors
+    /// Fails as [`Settings::check`], and returns [`ConnectError::Password`] if the program gives no password,
+    /// and [`ConnectError::NoPrimary`] if none of several hosts is one.
+    pub async fn options(&self, application_name: &str) -> Result<PgConnectOptions, ConnectError> {
+        let mut hosts = self.hosts(self.direct(), application_name)?;
+        for host in &mut hosts {
+            *host = with_password(host.clone(), &self.password_command).await?;
+        }
+        match hosts.len() {
+            1 => Ok(hosts.remove(0)),
+            _ => hosts::primary(&hosts).await,
+        }
+    }
+
+    fn direct(&self) -> &SecretString {
+        if self.direct_url.expose_secret().is_empty() { &self.url } else { &self.direct_url }
+    }
+
+    /// Builds the options for each host of an address, without the program's password.
+    fn hosts(
+        &self,
+        url: &SecretString,
+        application_name: &str,
+    ) -> Result<Vec<PgConnectOptions>, ConnectError> {
+        let url = url.expose_secret();
         if url.is_empty() {
             return Err(ConnectError::NoUrl);
         }
         address::check(url, &["postgres", "postgresql"], FORM).map_err(ConnectError::Url)?;
-        if names_several_hosts(url) {
-            return Err(ConnectError::SeveralHosts);
-        }
         if self.password_command.is_set() && address::holds_a_password(url) {
             return Err(ConnectError::TwoPasswords);
         }
+        addresses_of(url)?.iter().map(|url| self.host(url, application_name)).collect()
+    }
+
+    /// Builds the options for an address of one host.
+    fn host(&self, url: &str, application_name: &str) -> Result<PgConnectOptions, ConnectError> {
         // The driver's own message may quote the address.
         let malformed = |_: sqlx::Error| ConnectError::Url(AddressError::Form(FORM));
         let options = PgConnectOptions::from_str(&for_the_driver(url)).map_err(malformed)?;
@@ -197,12 +245,11 @@ impl Settings {
     /// Opens a single connection, outside any pool.
     ///
     /// # Errors
-    /// Returns the errors of [`Settings::options`], [`ConnectError::Password`] if the program gives no
-    /// password, [`ConnectError::Timeout`] if the server does not answer
-    /// in time, [`ConnectError::Pooled`] if a pooler drops the start-up options, and
-    /// [`ConnectError::Refused`] if the server refuses or cannot be reached.
+    /// Returns the errors of [`Settings::options`], [`ConnectError::Timeout`] if the server does not answer in
+    /// time, [`ConnectError::Pooled`] if a pooler drops the start-up options, and [`ConnectError::Refused`] if
+    /// the server refuses or cannot be reached.
     pub async fn connect(&self, application_name: &str) -> Result<PgConnection, ConnectError> {
-        let options = with_password(self.options(application_name)?, &self.password_command).await?;
+        let options = self.options(application_name).await?;
         let address = address_of(&options);
         let connecting = async {
             let mut connection = options.connect().await?;
@@ -228,16 +275,17 @@ impl Settings {
     /// Makes a pool that connects at its first use, so that a process can start while Postgres is away.
     ///
     /// # Errors
-    /// Fails as [`Settings::options`].
+    /// Fails as [`Settings::check`].
     #[cfg(feature = "server")]
     pub fn lazy_pool(&self, application_name: &str) -> Result<Pool, ConnectError> {
-        let options = self.options(application_name)?;
+        let hosts = self.hosts(&self.url, application_name)?;
+        let has_standbys = hosts.len() > 1;
         let pool = PgPoolOptions::new()
             .max_connections(self.max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            .after_connect(|connection, _| Box::pin(warn_if_unpinned(connection)))
-            .connect_lazy_with(options);
-        Ok(Pool::new(pool, self.password_command.clone()))
+            .after_connect(move |connection, _| Box::pin(checked(connection, has_standbys)))
+            .connect_lazy_with(hosts[0].clone());
+        Ok(Pool::new(pool, hosts, self.password_command.clone()))
     }
 }
 
@@ -270,6 +318,17 @@ async fn is_pinned(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     // The simple protocol, because a pooler may not know prepared statements.
     let row = sqlx::raw_sql("select pg_catalog.current_setting('search_path')").fetch_one(connection).await?;
     Ok(row.try_get::<String, _>(0)? == PINNED)
+}
+
+/// Refuses a standby, where one of several hosts may be one. Warns about a pooler.
+#[cfg(feature = "server")]
+async fn checked(connection: &mut PgConnection, has_standbys: bool) -> Result<(), sqlx::Error> {
+    if has_standbys
+        && sqlx::query_scalar("select pg_catalog.pg_is_in_recovery()").fetch_one(&mut *connection).await?
+    {
+        return Err(sqlx::Error::Protocol("this host is a standby".to_owned()));
+    }
+    warn_if_unpinned(connection).await
 }
 
 #[cfg(feature = "server")]
@@ -335,6 +394,11 @@ fn for_the_driver(url: &str) -> Cow<'_, str> {
         });
     }
     known
+}
+
+/// Returns an address for each host that the address names.
+fn addresses_of(url: &str) -> Result<Vec<String>, ConnectError> {
+    if names_several_hosts(url) { hosts::addresses(url) } else { Ok(vec![url.to_owned()]) }
 }
 
 /// Whether libpq would try several servers: `postgres://a,b/db`, or `?host=a,b`. The driver would take the

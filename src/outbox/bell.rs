@@ -12,6 +12,8 @@ use sqlx::{ConnectOptions, Connection};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::postgres::Settings;
+
 /// The channel that relays listen on.
 pub const CHANNEL: &str = "outbox";
 
@@ -26,13 +28,40 @@ pub struct Bell {
     rings: mpsc::Sender<()>,
 }
 
+/// The place where a bell's connection comes from.
+enum Source {
+    Options(Box<PgConnectOptions>),
+    Settings(Settings, &'static str),
+}
+
+impl Source {
+    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        match self {
+            Self::Options(options) => options.connect().await,
+            Self::Settings(settings, name) => {
+                let options = settings.options(name).await;
+                options.map_err(|error| sqlx::Error::Configuration(error.into()))?.connect().await
+            }
+        }
+    }
+}
+
 impl Bell {
     /// Starts the task that rings, on a connection that is made at the first ring. The task ends when the
     /// last handle is dropped. Must be called within a Tokio runtime.
     pub fn start(options: PgConnectOptions) -> Self {
+        Self::of(Source::Options(Box::new(options)))
+    }
+
+    /// The same, with an address and a password of these settings, which are looked up for each connection.
+    pub fn start_with(settings: Settings, application_name: &'static str) -> Self {
+        Self::of(Source::Settings(settings, application_name))
+    }
+
+    fn of(source: Source) -> Self {
         // One place: a ring that finds it taken is covered by the ring that waits there.
         let (rings, wanted) = mpsc::channel(1);
-        tokio::spawn(ringer(options, wanted));
+        tokio::spawn(ringer(source, wanted));
         Self { rings }
     }
 
@@ -43,10 +72,10 @@ impl Bell {
     }
 }
 
-async fn ringer(options: PgConnectOptions, mut wanted: mpsc::Receiver<()>) {
+async fn ringer(source: Source, mut wanted: mpsc::Receiver<()>) {
     let mut connection: Option<PgConnection> = None;
     while wanted.recv().await.is_some() {
-        match timeout(RING_TIMEOUT, ring(&options, connection.take())).await {
+        match timeout(RING_TIMEOUT, ring(&source, connection.take())).await {
             Ok(Ok(rung)) => connection = Some(rung),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "notify failed; relays poll");
@@ -64,13 +93,10 @@ async fn ringer(options: PgConnectOptions, mut wanted: mpsc::Receiver<()>) {
     }
 }
 
-async fn ring(
-    options: &PgConnectOptions,
-    connection: Option<PgConnection>,
-) -> Result<PgConnection, sqlx::Error> {
+async fn ring(source: &Source, connection: Option<PgConnection>) -> Result<PgConnection, sqlx::Error> {
     let mut connection = match connection {
         Some(connection) => connection,
-        None => options.connect().await?,
+        None => source.connect().await?,
     };
     sqlx::query("notify outbox").execute(&mut connection).await?;
     Ok(connection)

@@ -1,6 +1,7 @@
 //! A pool of connections that measures how long its users wait for one.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -9,27 +10,43 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{PgPool, Postgres, Transaction};
 
-use super::{is_refused_login, with_password};
+use super::{ConnectError, hosts, is_refused_login, with_password};
 use crate::password_command::PasswordCommand;
 
 /// Upper bounds of waits, in seconds. A free connection takes microseconds, a new one milliseconds, an
 /// exhausted pool seconds.
 const WAIT_SECONDS: [f64; 12] = [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0];
 
+/// A connection that takes longer than this may be tried at a host that is not the primary any more.
+const ASK_AFTER: Duration = Duration::from_millis(200);
+
 /// The connections of a process's commands. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Pool {
     inner: PgPool,
+    /// The hosts of the address, of which one is the primary.
+    hosts: Arc<[PgConnectOptions]>,
     password_command: PasswordCommand,
     waits: Histogram,
     failures: Counter,
 }
 
 impl Pool {
-    pub(super) fn new(inner: PgPool, password_command: PasswordCommand) -> Self {
-        Self { inner, password_command, waits: Histogram::new(WAIT_SECONDS), failures: Counter::default() }
+    pub(super) fn new(
+        inner: PgPool,
+        hosts: Vec<PgConnectOptions>,
+        password_command: PasswordCommand,
+    ) -> Self {
+        Self {
+            inner,
+            hosts: hosts.into(),
+            password_command,
+            waits: Histogram::new(WAIT_SECONDS),
+            failures: Counter::default(),
+        }
     }
 
     /// Registers the pool's metrics. Call it once in a process.
@@ -54,7 +71,7 @@ impl Pool {
     /// Postgres refuses or cannot be reached.
     pub async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
         let asked = Instant::now();
-        let acquired = self.with_newest_password(self.inner.acquire()).await;
+        let acquired = self.taking(self.inner.acquire()).await;
         self.waits.observe(asked.elapsed().as_secs_f64());
         if acquired.is_err() {
             self.failures.inc();
@@ -69,7 +86,7 @@ impl Pool {
     /// Fails as [`Self::acquire`], and if Postgres refuses to begin a transaction.
     pub async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         let asked = Instant::now();
-        let begun = self.with_newest_password(self.inner.begin()).await;
+        let begun = self.taking(self.inner.begin()).await;
         self.waits.observe(asked.elapsed().as_secs_f64());
         if begun.is_err() {
             self.failures.inc();
@@ -77,31 +94,57 @@ impl Pool {
         begun
     }
 
-    /// Takes a connection. New ones log in with the newest password; open ones need none, because Postgres asks
-    /// for it at the login only.
-    async fn with_newest_password<T>(
+    /// Takes a connection. New ones go to the primary and log in with the newest password; open ones need none,
+    /// because Postgres asks for it at the login only.
+    async fn taking<T>(
         &self,
         taking: impl Future<Output = Result<T, sqlx::Error>>,
     ) -> Result<T, sqlx::Error> {
-        if !self.password_command.is_set() {
-            return taking.await;
+        if self.password_command.is_set() {
+            let options = (*self.inner.connect_options()).clone();
+            self.inner
+                .set_connect_options(with_password(options, &self.password_command).await.map_err(refused)?);
         }
-        let options = (*self.inner.connect_options()).clone();
-        let options = with_password(options, &self.password_command)
-            .await
-            .map_err(|error| sqlx::Error::Configuration(error.into()))?;
-        self.inner.set_connect_options(options);
-        let taken = taking.await;
+        let taken = tokio::select! {
+            taken = taking => taken,
+            never = self.follow_the_primary() => match never {},
+        };
         if taken.as_ref().is_err_and(is_refused_login) {
             self.password_command.forget().await;
         }
         taken
     }
 
+    /// Leads the pool's next tries to the primary. The pool itself tries the same host again and again.
+    async fn follow_the_primary(&self) -> std::convert::Infallible {
+        if self.hosts.len() == 1 {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(ASK_AFTER).await;
+            match self.primary().await {
+                Ok(options) => self.inner.set_connect_options(options),
+                Err(error) => tracing::debug!(%error, "no primary yet"),
+            }
+        }
+    }
+
+    async fn primary(&self) -> Result<PgConnectOptions, ConnectError> {
+        let mut hosts = Vec::with_capacity(self.hosts.len());
+        for host in self.hosts.iter() {
+            hosts.push(with_password(host.clone(), &self.password_command).await?);
+        }
+        hosts::primary(&hosts).await
+    }
+
     /// Closes the pool: waits for the connections in use, and hands out none any more.
     pub async fn close(&self) {
         self.inner.close().await;
     }
+}
+
+fn refused(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> sqlx::Error {
+    sqlx::Error::Configuration(error.into())
 }
 
 /// The pool's own numbers, read at each scrape.

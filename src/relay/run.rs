@@ -185,10 +185,9 @@ impl<S: Sink> Relay<'_, S> {
         let session = self.shutdown.child_token();
         let _ends_with_session = session.clone().drop_guard();
         let bell = Arc::new(Notify::new());
-        let listener = self.database.options(&format!("aftercommit relay {name} listener"));
-        let options = listener.map_err(SessionError::from)?;
         tokio::spawn(wake::listen(
-            options,
+            self.database.clone(),
+            name.clone(),
             bell.clone(),
             self.state.clone(),
             self.metrics.clone(),

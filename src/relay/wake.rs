@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -12,19 +12,21 @@ use super::Metrics;
 use super::state::StateHandle;
 use crate::backoff::Backoff;
 use crate::outbox::bell::CHANNEL;
-use crate::postgres::never_idle_out;
+use crate::postgres::{Settings, never_idle_out};
 
 /// A session that lasted this long was made for good, so the backoff starts over.
 const LASTED: Duration = Duration::from_secs(10);
 
 /// Listens until `stop`. Wakes the loop at every notification, every reconnect and every lost connection.
 pub(super) async fn listen(
-    options: PgConnectOptions,
+    database: Settings,
+    relay: String,
     wake: Arc<Notify>,
     state: StateHandle,
     metrics: Metrics,
     stop: CancellationToken,
 ) {
+    let name = format!("aftercommit relay {relay} listener");
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
         let ended = tokio::select! {
@@ -32,7 +34,7 @@ pub(super) async fn listen(
                 metrics.listening.set(0);
                 return;
             }
-            ended = listen_once(&options, &wake, &state, &metrics, &mut backoff) => ended,
+            ended = listen_once(&database, &name, &wake, &state, &metrics, &mut backoff) => ended,
         };
         state.listening(false);
         metrics.listening.set(0);
@@ -47,13 +49,14 @@ pub(super) async fn listen(
 }
 
 async fn listen_once(
-    options: &PgConnectOptions,
+    database: &Settings,
+    name: &str,
     wake: &Notify,
     state: &StateHandle,
     metrics: &Metrics,
     backoff: &mut Backoff,
 ) -> sqlx::Error {
-    match listener(options).await {
+    match listener(database, name).await {
         Err(error) => error,
         Ok(mut listener) => {
             let since = Instant::now();
@@ -82,14 +85,15 @@ async fn listen_once(
     }
 }
 
-async fn listener(options: &PgConnectOptions) -> Result<PgListener, sqlx::Error> {
+async fn listener(database: &Settings, name: &str) -> Result<PgListener, sqlx::Error> {
+    let options = database.options(name).await.map_err(|error| sqlx::Error::Configuration(error.into()))?;
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(Duration::from_secs(5))
         .max_lifetime(None)
         .idle_timeout(None)
         .after_connect(|connection, _| Box::pin(never_idle_out(connection)))
-        .connect_lazy_with(options.clone());
+        .connect_lazy_with(options);
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.listen(CHANNEL).await?;
     Ok(listener)

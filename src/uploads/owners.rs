@@ -206,6 +206,7 @@ mod tests {
     fn no_postgres() -> Pool {
         let settings = crate::postgres::Settings {
             url: "postgres://nobody@127.0.0.1:1/nothing".to_owned().into(),
+            direct_url: Default::default(),
             password_command: Default::default(),
             max_connections: 1,
             statement_timeout_ms: 1000,

@@ -45,6 +45,7 @@ impl Guest {
 fn settings(database: &Database) -> postgres::Settings {
     postgres::Settings {
         url: database.url().to_owned().into(),
+        direct_url: Default::default(),
         password_command: Default::default(),
         max_connections: 2,
         statement_timeout_ms: 20_000,

@@ -20,8 +20,13 @@ const SECRETS: [(&str, &str); 5] = [
     ("redis", "sentinel_password"),
 ];
 /// Settings that are always treated as addresses.
-const ADDRESSES: [(&str, &str); 4] =
-    [("database", "url"), ("redis", "url"), ("jwt", "jwks_url"), ("telemetry", "otlp_endpoint")];
+const ADDRESSES: [(&str, &str); 5] = [
+    ("database", "url"),
+    ("database", "direct_url"),
+    ("redis", "url"),
+    ("jwt", "jwks_url"),
+    ("telemetry", "otlp_endpoint"),
+];
 
 /// The subcommands of `aftercommit config`.
 #[derive(Debug, clap::Subcommand)]
@@ -141,7 +146,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(secrets, 7);
+        assert_eq!(secrets, 8);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use aftercommit::local::RedisServer;
 
 use super::{kill, operators};
+use crate::harness::LIMIT;
 use crate::kinds::{Key, Kind};
 use crate::plan::Fault;
 use crate::roles::User;
@@ -120,9 +121,10 @@ async fn history_of_wrong_type(world: &World, fault: &Fault, channel: usize) {
     let topic = &world.channels[channel].topic;
     let (history, aside) = (world.system.redis.keys().history(topic), format!("aside:{topic}"));
     // Each in one script: nothing may be published in between, which would then be destroyed.
-    let breaks = "if redis.call('exists', KEYS[1]) == 1 then redis.call('rename', KEYS[1], KEYS[2]) end
+    let breaks =
+        "if redis.call('type', KEYS[1]).ok == 'stream' then redis.call('rename', KEYS[1], KEYS[2]) end
                   return redis.call('set', KEYS[1], 'of another type')";
-    let mends = "redis.call('del', KEYS[1])
+    let mends = "if redis.call('type', KEYS[1]).ok == 'string' then redis.call('del', KEYS[1]) end
                  if redis.call('exists', KEYS[2]) == 1 then redis.call('rename', KEYS[2], KEYS[1]) end";
     tell(world, &["eval", breaks, "2", &history, &aside]).await;
     tokio::time::sleep(fault.lasts).await;
@@ -186,13 +188,17 @@ async fn obey(world: &World, words: &[String]) {
     tell(world, &words.iter().map(String::as_str).collect::<Vec<_>>()).await;
 }
 
-/// Runs a Redis command that must succeed. A time-out on a busy machine says nothing: every command here may
-/// run twice.
+/// Runs a Redis command that must succeed. On a busy machine connections and answers time out, which says
+/// nothing: every command here may run twice.
 async fn tell(world: &World, words: &[&str]) {
+    let deadline = tokio::time::Instant::now() + LIMIT;
     loop {
         match world.tell_redis(words).await {
             Ok(_reply) => return,
-            Err(error) if error.is_timeout() => eprintln!("{words:?}: {error}; again"),
+            Err(error) if error.code().is_none() && tokio::time::Instant::now() < deadline => {
+                eprintln!("{words:?}: {error}; again");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
             Err(error) => panic!("{words:?}: {error}"),
         }
     }

@@ -88,7 +88,7 @@ fn listen(setting: &str, text: &str) -> Option<Problem> {
 }
 
 fn postgres(config: &Config) -> Option<Problem> {
-    let error = config.database.options("aftercommit").err()?;
+    let error = config.database.check().err()?;
     let is_missing = matches!(error, PostgresError::NoUrl);
     Some(Problem { text: format!("database.url: {error}"), is_missing })
 }

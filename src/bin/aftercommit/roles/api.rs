@@ -53,7 +53,7 @@ pub(crate) async fn serve(
     let state = ApiState {
         pool: pool.clone(),
         verifier: verifier.clone(),
-        bell: Bell::start(config.database.options("aftercommit bell")?),
+        bell: Bell::start_with(config.database.clone(), "aftercommit bell"),
         settings: config.uploads.clone(),
     };
     let asked = pool.clone();

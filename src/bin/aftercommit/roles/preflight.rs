@@ -89,11 +89,12 @@ fn is_away(error: &ConnectError) -> bool {
     match error {
         ConnectError::NoUrl
         | ConnectError::Url(_)
-        | ConnectError::SeveralHosts
+        | ConnectError::Hosts
+        | ConnectError::WantsAStandby
         | ConnectError::TwoPasswords
         | ConnectError::Pooled { .. } => false,
         // The program may ask a server that is away.
-        ConnectError::Timeout { .. } | ConnectError::Password(_) => true,
+        ConnectError::Timeout { .. } | ConnectError::NoPrimary { .. } | ConnectError::Password(_) => true,
         ConnectError::Refused { source, .. } => !is_for_a_person(source),
     }
 }
