@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// How long the program may take.
 const RUN_LIMIT: Duration = Duration::from_secs(10);
@@ -26,6 +26,8 @@ const REUSED_FOR: Duration = Duration::from_secs(5);
 /// The part of its life after which a password is replaced. The rest is left for a program that fails for a
 /// while.
 const RENEWED_AFTER: f64 = 0.8;
+/// The wait after a program that failed.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The most bytes of the program's own words that an error repeats.
 const WORDS_BYTES: usize = 300;
 
@@ -122,6 +124,20 @@ impl PasswordCommand {
                 }
                 None => Err(error),
             },
+        }
+    }
+
+    /// Returns the password that replaces the one which has to be renewed at this time, when there is one. While
+    /// the program fails there is none, and connections keep the old one.
+    pub async fn replacement(&self, renew_at: Instant) -> Password {
+        sleep_until(renew_at).await;
+        loop {
+            match self.password().await {
+                Ok(password) if password.renew_at != Some(renew_at) => return password,
+                Ok(_old) => {}
+                Err(error) => tracing::warn!(%error, "there is no new password"),
+            }
+            sleep(RETRY_AFTER).await;
         }
     }
 
@@ -277,10 +293,13 @@ mod tests {
         tokio::time::sleep_until(renew_at).await;
         assert_eq!(ask().await.expect("a password"), "2");
         let second = command.password().await.expect("a password");
-        tokio::time::sleep_until(second.renew_at.expect("an expiry")).await;
+        let renew_at = second.renew_at.expect("an expiry");
+        tokio::time::sleep_until(renew_at).await;
         assert_eq!(ask().await.expect("it still holds"), "2", "the program fails, and the password holds");
         tokio::time::sleep_until(second.expires_at.expect("an expiry")).await;
         assert!(matches!(ask().await, Err(PasswordError::Failed { .. })));
+        let replaced = tokio::time::timeout(Duration::from_secs(2), command.replacement(renew_at)).await;
+        assert!(replaced.is_err(), "nothing replaces it while the program fails");
     }
 
     #[tokio::test]

@@ -131,7 +131,7 @@ pub(super) struct Subscribed {
     pub(super) pubsub: PubSub,
     /// As in [`Connected`].
     pub(super) version: u64,
-    /// When its password has to be replaced. A connection with subscriptions cannot log in again.
+    /// When its password has to be renewed. A connection with subscriptions cannot log in again.
     pub(super) renew_at: Option<Instant>,
 }
 

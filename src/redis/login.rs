@@ -1,19 +1,16 @@
 //! Logins with passwords of `password_command`: open connections log in again before a password expires.
 
 use std::pin::Pin;
-use std::time::Duration;
 
 use ::redis::{BasicAuth, ErrorKind, RedisError, RedisResult, StreamingCredentialsProvider};
 use futures_util::{Stream, stream};
 use secrecy::ExposeSecret;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::Instant;
 
 use crate::password_command::{Password, PasswordCommand};
 
 /// The user that Redis takes for a login without one.
 const DEFAULT_USER: &str = "default";
-/// The wait after a program that failed.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The passwords of a program, for the driver, which asks for them as long as a connection lives.
 pub(super) struct Passwords {
@@ -53,18 +50,8 @@ impl StreamingCredentialsProvider for Passwords {
                     return Some((item, Next::After(renew_at)));
                 }
                 let Next::After(Some(renew_at)) = next else { return std::future::pending().await };
-                sleep_until(renew_at).await;
-                loop {
-                    match command.password().await {
-                        // Of a program that fails, the old password is returned as long as it holds.
-                        Ok(password) if password.renew_at != Some(renew_at) => {
-                            return Some((login(&password), Next::After(password.renew_at)));
-                        }
-                        Ok(_old) => {}
-                        Err(error) => tracing::warn!(%error, "no new password for Redis"),
-                    }
-                    sleep(RETRY_AFTER).await;
-                }
+                let password = command.replacement(renew_at).await;
+                Some((login(&password), Next::After(password.renew_at)))
             }
         }))
     }

@@ -27,7 +27,7 @@ async fn logins(redis: &RedisServer) -> TestResult<(u64, Vec<String>)> {
 }
 
 fn write(path: &Path, password: &str) -> TestResult {
-    let text = format!(r#"{{"password":"{password}","user":"app","expires_in":4}}"#);
+    let text = format!(r#"{{"password":"{password}","user":"app","expires_in":8}}"#);
     std::fs::write(path, text)?;
     Ok(())
 }
@@ -56,10 +56,18 @@ async fn open_connections_to_redis_log_in_again_and_follow_a_new_password() -> T
     let (_, still) = logins(&redis).await?;
     assert!(connections.iter().all(|id| still.contains(id)), "{connections:?} {still:?}");
 
+    // A program that fails takes nothing away before the password expires.
+    std::fs::remove_file(&file)?;
+    sse.wait_for_log("the last password is used until it expires").await;
+    let ended = sse.log().matches("the subscription to Redis ended").count();
+    feed.commit(10..15).await;
+    client.wait_for_events(15).await;
+    assert_eq!(sse.log().matches("the subscription to Redis ended").count(), ended, "{}", sse.log());
+
     tell(&redis, &["acl", "setuser", "app", "resetpass", ">second"]).await?;
     write(&file, "second")?;
     tell(&redis, &["client", "kill", "user", "app"]).await?;
-    feed.commit(10..20).await;
+    feed.commit(15..20).await;
     assert_eq!(numbers(&client.wait_for_events(20).await), (0..20).collect::<Vec<_>>());
     Ok(())
 }

@@ -108,13 +108,13 @@ async fn keep_connected(
 async fn outdated(settings: &Settings, version: u64, renew_at: Option<Instant>) -> &'static str {
     let expiring = async {
         match renew_at {
-            Some(time) => tokio::time::sleep_until(time).await,
+            Some(time) => drop(settings.password_command.replacement(time).await),
             None => std::future::pending().await,
         }
     };
     tokio::select! {
         () = settings.primary_changed_since(version) => "another server is the primary",
-        () = expiring => "the password is about to expire",
+        () = expiring => "the password has been replaced",
     }
 }
 
