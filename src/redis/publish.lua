@@ -1,19 +1,30 @@
 -- Publishes a chunk of events in order: the whole chunk, or a prefix of it and the reason for the stop.
 --
--- KEYS[1]  the relay's top, a hash: `id`, the highest number that the relay has used up, and `event`, the
--- event with that number (or -) KEYS[2]  the owner of these keys, a hash: `format`, `log` (the log's
--- identity), and, after a repair that had to leave out events, `lost` (histories may miss events up to this
--- number) and `lost_at` (milliseconds) KEYS[3…] the history streams of the chunk's topics
+-- KEYS[1]   the relay's top, a hash: `id`, the highest number that the relay has used up, and `event`, the
+--           event with that number (or -)
+-- KEYS[2]   the owner of these keys, a hash: `format`; `log`, the log's identity; and, after a repair that
+--           had to leave out events, `lost`, up to which number histories may miss events, and `lost_at`
+--           (milliseconds)
+-- KEYS[3…]  the history streams of the chunk's topics
 --
--- ARGV[1]  version of the format ARGV[2]  identity of the log ARGV[3]  epoch of the chunk's numbers ARGV[4]
--- first number of the chunk ARGV[5]  last number that the chunk uses up (0: none) ARGV[6]  seconds that a
--- history is kept after its last event ARGV[7]  normal, release (the events keep earlier numbers), restore
--- (Redis has forgotten the events) or restore-release ARGV[8]  the highest number that cannot be restored (''
--- if there is none) ARGV[9]  epoch of the events' own numbers ARGV[10] number of topics then three for each
--- topic: its public channel; the id of its previous event ('' if there is none, '?' if the relay does not
--- know it); '1' if the history's TTL is due then seven for each event: index of its topic; number; event
--- uuid; type; payload; about how many entries the history keeps; further members of the envelope's JSON
--- object
+-- ARGV[1]   version of the format
+-- ARGV[2]   identity of the log
+-- ARGV[3]   epoch of the chunk's numbers
+-- ARGV[4]   first number of the chunk
+-- ARGV[5]   last number that the chunk uses up (0: none)
+-- ARGV[6]   seconds that a history is kept after its last event
+-- ARGV[7]   normal; release (the events keep earlier numbers); restore (Redis has forgotten the events); or
+--           restore-release
+-- ARGV[8]   the highest number that cannot be restored ('' if there is none)
+-- ARGV[9]   epoch of the events' own numbers
+-- ARGV[10]  number of topics
+-- then three for each topic:
+--           its public channel
+--           the id of its previous event ('' if there is none, '?' if the relay does not know it)
+--           '1' if the history's TTL is due
+-- then seven for each event:
+--           index of its topic; number; event uuid; type; payload; about how many entries the history keeps;
+--           further members of the envelope's JSON object
 --
 -- Returns {events done, verdict, detail}. The verdicts and their details:
 -- OK        "<live> <public>": how many subscribers received the messages

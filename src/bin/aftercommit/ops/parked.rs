@@ -40,17 +40,19 @@ pub(crate) enum Command {
   aftercommit parked release order:42 --through 1-102
 
 Mend first what Redis refused: `aftercommit parked list` says what that was.
-What is meant is what is parked at the moment of the command, and never what is
-parked later. Waits for the relay, and says what became of it; exits with 1 if
-Redis has refused it again or no relay has taken it up.")]
+The request is about the events that are parked at the moment of the command, or
+up to --through. Later events of the topic only wait behind them: they follow at
+once. Waits for the relay, and says how it ended; exits with 1 if Redis has
+refused an event again or no relay has taken it up.")]
     Release(Chosen),
     /// Give up a topic's parked events, then let it flow.
     #[command(after_help = "Examples:
   aftercommit parked discard order:42 --reason 'a test left it there'
   aftercommit parked discard order:42 --through 1-102
 
-Clients never get what is discarded. What is meant is what is parked at the
-moment of the command, and never what is parked later.")]
+Clients never get a discarded event. The request is about the events that are
+parked at the moment of the command, or up to --through, and never about events
+that are parked later: these only wait behind them, and are published then.")]
     Discard(Chosen),
 }
 
