@@ -81,6 +81,17 @@ impl Standby {
         Ok(())
     }
 
+    /// Makes it the primary. The old one must be dead.
+    pub(crate) async fn promote(&self) -> TestResult {
+        let mut promote = Command::new(&self.pg_ctl);
+        promote.args(["promote", "--wait", "--pgdata"]).arg(&self.data);
+        run(promote).await
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
     /// It shows again what it receives.
     pub(crate) async fn resume(&self) -> TestResult {
         sqlx::raw_sql("select pg_wal_replay_resume()").execute(&mut self.connect().await).await?;

@@ -22,6 +22,7 @@ mod isolation;
 mod outages;
 mod pooler;
 mod postgres_failures;
+mod postgres_hosts;
 mod rebase;
 mod redis_addresses;
 mod redis_rights;
