@@ -217,6 +217,12 @@ pub fn scheme(text: &str) -> Option<String> {
     Some(Parts::of(text)?.scheme.to_ascii_lowercase())
 }
 
+/// The decoded value of a query parameter.
+pub fn parameter(text: &str, name: &str) -> Option<String> {
+    let (pair, _) = Parts::of(text)?.parameters().find(|(_, known)| known == name)?;
+    Some(decoded(pair.split_once('=')?.1).into_owned())
+}
+
 /// Whether an address holds a password.
 pub fn holds_a_password(text: &str) -> bool {
     Parts::of(text).is_some_and(|parts| {
@@ -306,6 +312,13 @@ mod tests {
         let (hosts, name) = each_host("redis+sentinel://u:p@a:1,b,[::1]:2/main", "redis").expect("parts");
         assert_eq!(hosts, ["redis://u:p@a:1", "redis://u:p@b", "redis://u:p@[::1]:2"]);
         assert_eq!(name, "main");
+    }
+
+    #[test]
+    fn a_parameter_is_found_and_decoded() {
+        let address = "postgres://h/d?sslmode=require&sslrootcert=%2Fetc%2Fca.pem";
+        assert_eq!(parameter(address, "sslrootcert").as_deref(), Some("/etc/ca.pem"));
+        assert_eq!(parameter(address, "sslcert"), None);
     }
 
     #[test]

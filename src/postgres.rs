@@ -63,6 +63,10 @@ const PARAMETERS: [&str; 18] = [
     "options",
 ];
 
+/// The parameters of an address that name files.
+const FILES: [&str; 7] =
+    ["sslrootcert", "ssl-root-cert", "ssl-ca", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
+
 /// The `[database]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -112,6 +116,16 @@ pub enum ConnectError {
     /// The program gave no password.
     #[error("[database] {0}")]
     Password(#[from] PasswordError),
+    /// A file that the address names cannot be read.
+    #[error("cannot read {parameter} {path} of the database url: {source}")]
+    File {
+        /// The parameter.
+        parameter: &'static str,
+        /// Its value.
+        path: String,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// The server did not answer in time.
     #[error(
         "Postgres at {address} did not answer within {waited_ms} ms: is it running, and is the address right?"
@@ -148,7 +162,7 @@ pub fn error_text(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => match error.code().as_deref() {
             Some("28P01" | "28000") => {
-                format!("{} (check user and password in DATABASE_URL)", error.message())
+                format!("{} (check user, password and sslcert in DATABASE_URL)", error.message())
             }
             Some("3D000") => format!("{} (create it, or name another one in DATABASE_URL)", error.message()),
             Some("53300") => {
@@ -159,7 +173,13 @@ pub fn error_text(error: &sqlx::Error) -> String {
             }
             _ => error.message().to_owned(),
         },
-        sqlx::Error::Io(error) => format!("{error} (is it running, and is the address right?)"),
+        sqlx::Error::Io(error) => match certificate_advice(error) {
+            Some(advice) => format!("{error} ({advice})"),
+            None => format!("{error} (is it running, and is the address right?)"),
+        },
+        sqlx::Error::Tls(error) => {
+            format!("{error} (check sslmode, sslrootcert, sslcert and sslkey in DATABASE_URL)")
+        }
         // One cause is a proxy with nothing behind it, which ends the connection.
         sqlx::Error::Protocol(text) => {
             let text = text.split(" (sqlx_postgres::").next().unwrap_or(text);
@@ -170,13 +190,45 @@ pub fn error_text(error: &sqlx::Error) -> String {
     }
 }
 
+/// Whether the two sides do not agree on TLS, which does not mend itself.
+pub fn is_tls(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Tls(_) => true,
+        sqlx::Error::Io(error) => certificate_advice(error).is_some(),
+        _ => false,
+    }
+}
+
+/// Returns the parameter of the address that mends a failed handshake.
+#[cfg(feature = "server")]
+fn certificate_advice(error: &std::io::Error) -> Option<&'static str> {
+    use rustls::{CertificateError, Error};
+    let advice = match error.get_ref()?.downcast_ref::<Error>()? {
+        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+            "set sslrootcert in DATABASE_URL to the certificate of the CA that signed the server's"
+        }
+        Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "write a host in DATABASE_URL for which the server's certificate was issued",
+        Error::InvalidCertificate(_) => "give the server a valid certificate, and check this machine's clock",
+        _ => "check sslmode, sslrootcert, sslcert and sslkey in DATABASE_URL, and the server's TLS settings",
+    };
+    Some(advice)
+}
+
+#[cfg(not(feature = "server"))]
+fn certificate_advice(_error: &std::io::Error) -> Option<&'static str> {
+    None
+}
+
 impl Settings {
     /// Checks everything that can be checked without a connection.
     ///
     /// # Errors
     /// Returns [`ConnectError::NoUrl`] if no address is set, [`ConnectError::Url`] if one is malformed,
-    /// [`ConnectError::Hosts`] or [`ConnectError::WantsAStandby`] if its several hosts cannot be used, and
-    /// [`ConnectError::TwoPasswords`] if a program gives the password too.
+    /// [`ConnectError::Hosts`] or [`ConnectError::WantsAStandby`] if its several hosts cannot be used,
+    /// [`ConnectError::File`] if a file that it names cannot be read, and [`ConnectError::TwoPasswords`] if a
+    /// program gives the password too.
     pub fn check(&self) -> Result<(), ConnectError> {
         self.hosts(&self.url, "")?;
         self.hosts(self.direct(), "").map(|_hosts| ())
@@ -222,6 +274,14 @@ impl Settings {
 
     /// Builds the options for an address of one host.
     fn host(&self, url: &str, application_name: &str) -> Result<PgConnectOptions, ConnectError> {
+        for parameter in FILES {
+            // The driver reports a missing file as a broken connection.
+            if let Some(path) = address::parameter(url, parameter)
+                && let Err(source) = std::fs::File::open(&path)
+            {
+                return Err(ConnectError::File { parameter, path, source });
+            }
+        }
         // The driver's own message may quote the address.
         let malformed = |_: sqlx::Error| ConnectError::Url(AddressError::Form(FORM));
         let options = PgConnectOptions::from_str(&for_the_driver(url)).map_err(malformed)?;

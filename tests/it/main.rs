@@ -23,6 +23,7 @@ mod outages;
 mod pooler;
 mod postgres_failures;
 mod postgres_hosts;
+mod postgres_tls;
 mod rebase;
 mod redis_addresses;
 mod redis_rights;

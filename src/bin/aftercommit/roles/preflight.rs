@@ -91,11 +91,12 @@ fn is_away(error: &ConnectError) -> bool {
         | ConnectError::Url(_)
         | ConnectError::Hosts
         | ConnectError::WantsAStandby
+        | ConnectError::File { .. }
         | ConnectError::TwoPasswords
         | ConnectError::Pooled { .. } => false,
         // The program may ask a server that is away.
         ConnectError::Timeout { .. } | ConnectError::NoPrimary { .. } | ConnectError::Password(_) => true,
-        ConnectError::Refused { source, .. } => !is_for_a_person(source),
+        ConnectError::Refused { source, .. } => !is_for_a_person(source) && !postgres::is_tls(source),
     }
 }
 
