@@ -235,7 +235,7 @@ async fn what_the_usual_mistakes_say() -> TestResult {
     screens.shows(&["status"]).await;
     screens.system.set_again("DATABASE_URL", "postgres://u:p@127.0.0.1:1/app");
     screens.shows(&["status"]).await;
-    screens.system.set_again("DATABASE_URL", "postgres://u:p@one:5432,two:5432/app");
+    screens.system.set_again("DATABASE_URL", "postgres://u:p@127.0.0.1:1,127.0.0.1:2/app");
     screens.shows(&["status"]).await;
     screens.assert_as_before("mistakes")?;
     Ok(())
