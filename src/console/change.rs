@@ -31,8 +31,8 @@ const COMMIT_LIMIT: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked {
     at: Instant,
-    /// What is left of the page's time; scripts do not say.
-    patience: Option<Duration>,
+    /// The rest of the page's time limit; scripts send none.
+    remaining: Option<Duration>,
 }
 
 impl<S: Sync> FromRequestParts<S> for Asked {
@@ -40,11 +40,11 @@ impl<S: Sync> FromRequestParts<S> for Asked {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Error> {
         let at = Instant::now();
-        let Some(before) = parts.headers.get(BEFORE) else { return Ok(Self { at, patience: None }) };
+        let Some(before) = parts.headers.get(BEFORE) else { return Ok(Self { at, remaining: None }) };
         let before: Option<i64> = before.to_str().ok().and_then(|text| text.parse().ok());
         let left = before.ok_or(Error::NoTime)?.saturating_sub(Utc::now().timestamp_millis());
         match u64::try_from(left) {
-            Ok(left @ 1..) => Ok(Self { at, patience: Some(Duration::from_millis(left)) }),
+            Ok(left @ 1..) => Ok(Self { at, remaining: Some(Duration::from_millis(left)) }),
             _ => Err(Error::TooOld),
         }
     }
@@ -53,7 +53,7 @@ impl<S: Sync> FromRequestParts<S> for Asked {
 impl Asked {
     /// By when it must be done, if it may take `limit` at most.
     pub(super) fn deadline(self, limit: Duration) -> Deadline {
-        let time = self.patience.map_or(limit, |patience| patience.min(limit));
+        let time = self.remaining.map_or(limit, |remaining| remaining.min(limit));
         Deadline { at: self.at + time }
     }
 }

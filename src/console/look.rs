@@ -21,7 +21,7 @@ use crate::ops::verdict::Verdict;
 use crate::pluralize::pluralize;
 
 /// The time limit for reading the log once.
-const PATIENCE: Duration = Duration::from_secs(3);
+const LOG_TIMEOUT: Duration = Duration::from_secs(3);
 /// The interval for checking Redis and the SSE server.
 const NEIGHBOURS_EVERY: Duration = Duration::from_secs(5);
 /// The number of parked topics of a relay, of audit entries and of replays that the page shows.
@@ -88,7 +88,7 @@ impl Looker {
     pub(super) async fn look(&mut self, shared: &Shared) -> Snapshot {
         let is_due = self.asked.is_none_or(|asked| asked.elapsed() >= NEIGHBOURS_EVERY);
         let neighbours = async { if is_due { Some(shared.parts.neighbours.look().await) } else { None } };
-        let log = timeout(PATIENCE, look_at_log(&mut self.connection, shared));
+        let log = timeout(LOG_TIMEOUT, look_at_log(&mut self.connection, shared));
         let (log, neighbours) = tokio::join!(log, neighbours);
         if let Some(neighbours) = neighbours {
             (self.neighbours, self.asked) = (neighbours, Some(Instant::now()));
@@ -100,7 +100,7 @@ impl Looker {
             }
             Ok(Err(error)) => (Some(error.to_string()), Vec::new()),
             Err(_elapsed) => {
-                (Some(format!("Postgres did not answer within {} s", PATIENCE.as_secs())), Vec::new())
+                (Some(format!("Postgres did not answer within {} s", LOG_TIMEOUT.as_secs())), Vec::new())
             }
         };
         if error.is_some() {
@@ -114,7 +114,7 @@ impl Looker {
     pub(super) async fn rest(&mut self) {
         if let Some(connection) = self.connection.take() {
             // The connection is dropped even if closing it fails.
-            let _closed = timeout(PATIENCE, connection.close()).await;
+            let _closed = timeout(LOG_TIMEOUT, connection.close()).await;
         }
         *self = Self::default();
     }

@@ -89,7 +89,7 @@ pub(crate) fn of_clients(truth: &Truth, ledger: &Ledger, seen: &[Seen]) -> Numbe
     numbers
 }
 
-/// A stretch of what a client was told: from its beginning, or from a reset, to the next one.
+/// The events that a client was told between two resets, or before the first one.
 struct Account<'a> {
     of: &'a ChannelTruth,
     rows: &'a [Row],

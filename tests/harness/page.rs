@@ -79,7 +79,7 @@ impl Browser {
     }
 
     /// The warnings and errors on the page's console since the last call.
-    pub(crate) async fn complaints(&self) -> Vec<String> {
+    pub(crate) async fn console_errors(&self) -> Vec<String> {
         let entries = self.must("se/log", &json!({ "type": "browser" })).await;
         let entries = items_of(&entries).iter();
         entries

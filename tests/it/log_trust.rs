@@ -309,7 +309,7 @@ async fn a_server_that_ends_idle_sessions_ends_none_of_the_relays() -> TestResul
     )
     .await;
     let pids = "select array_agg(pid order by pid) from pg_stat_activity
-                where datname = current_database() and application_name similar to 'aftercommit relay % (reader|listener|pulse)'
+                where datname = current_database() and application_name similar to 'aftercommit relay % (reader|listener|monitor)'
                 having count(*) = 3";
     let before: Vec<i32> = eventually("the relay's sessions are there", async || {
         sqlx::query_scalar(pids).fetch_optional(&mut admin).await.expect("pids")

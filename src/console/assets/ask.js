@@ -64,12 +64,12 @@ const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?
 export function ask({ title, text, yes, isGrave = false, does }) {
   const dialog = at("ask");
   const form = dialog.querySelector("form");
-  const [reason, button, no, complaint] = [at("ask-reason"), at("ask-yes"), at("ask-no"), at("ask-complaint")];
+  const [reason, button, no, errorText] = [at("ask-reason"), at("ask-yes"), at("ask-no"), at("ask-error")];
   say(at("ask-title"), title);
   say(at("ask-text"), text);
   say(button, yes);
   button.className = isGrave ? "grave" : "primary";
-  complaint.hidden = true;
+  errorText.hidden = true;
   reason.value = "";
   let underWay = null;
   const isAsked = () => form.onsubmit === submit && dialog.open;
@@ -83,7 +83,7 @@ export function ask({ title, text, yes, isGrave = false, does }) {
     event.preventDefault();
     if (underWay) return;
     works(new AbortController());
-    complaint.hidden = true;
+    errorText.hidden = true;
     try {
       const says = await does(reason.value.trim(), underWay.signal);
       works(null);
@@ -92,8 +92,8 @@ export function ask({ title, text, yes, isGrave = false, does }) {
     } catch (error) {
       works(null);
       if (!isAsked()) return tell(error.message, { stays: true });
-      say(complaint, error.message);
-      complaint.hidden = false;
+      say(errorText, error.message);
+      errorText.hidden = false;
     }
   }
   form.onsubmit = submit;

@@ -23,7 +23,7 @@ export function prepare(own) {
     try {
       await look(form, own());
     } catch (error) {
-      complain(error.message);
+      showError(error.message);
     } finally {
       button.disabled = false;
     }
@@ -38,7 +38,7 @@ function forget() {
   fill(at("replay-found"));
 }
 
-const complain = (text) => fill(at("replay-found"), made("p", { class: "complaint", role: "alert" }, text));
+const showError = (text) => fill(at("replay-found"), made("p", { class: "error-text", role: "alert" }, text));
 
 async function look(form, own) {
   const [selection, rate] = [selectionOf(new FormData(form)), rateOf(form)];
@@ -157,7 +157,7 @@ function takeUp({ id, selected, copied }) {
     try {
       rate = rateOf(at("replay"));
     } catch (error) {
-      return complain(error.message);
+      return showError(error.message);
     }
     const text = `${left} may be left. ${pace(selected - copied, rate)}It goes on behind the last one; nothing is sent twice.`;
     const does = async (reason, signal) => {

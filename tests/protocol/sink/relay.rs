@@ -92,7 +92,7 @@ impl State {
         let doing = match standing(&at, &self.redis) {
             Standing::InStep => Doing::Ready,
             Standing::Behind(from) if self.relays[r].is_connected(self.incarnation) => {
-                Doing::Holding(self.stretch(rules, &at, from))
+                Doing::Holding(self.missing_batch(rules, &at, from))
             }
             Standing::Beyond(by) if is_newest && is_explained(&self.log, &at, &self.redis, by) => {
                 Doing::Ready
@@ -111,7 +111,7 @@ impl State {
 
     /// What the sink lacks from a number on, up to the end of a step whose rows are kept, or of those that
     /// are not.
-    fn stretch(&self, rules: &Rules, at: &Position, from: u64) -> Batch {
+    fn missing_batch(&self, rules: &Rules, at: &Position, from: u64) -> Batch {
         let number = |seq| Id::new(at.epoch, seq);
         // What the sink had of earlier epochs nobody can give back.
         let is_of_this_epoch = self.redis.top.is_some_and(|top| top.id.epoch == at.epoch);
