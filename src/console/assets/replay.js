@@ -145,13 +145,13 @@ function shown(replay) {
     { "data-standing": standing },
     made("p", {}, name, ` ${how}${missing}, begun `, age(replay.startedAt), ` by ${replay.who}: ${replay.reason}`),
     made("progress", { max: all, value: standing === "finished" ? all : copied, "aria-label": `Replay ${id}` }),
-    standing === "interrupted" ? takeUp(replay) : null,
+    standing === "interrupted" ? resume(replay) : null,
   );
 }
 
-function takeUp({ id, selected, copied }) {
+function resume({ id, selected, copied }) {
   const left = counted(selected - copied, "event");
-  const title = `Take up replay ${id} again?`;
+  const title = `Resume replay ${id}?`;
   const click = () => {
     let rate;
     try {
@@ -164,9 +164,9 @@ function takeUp({ id, selected, copied }) {
       await post("replay/resume", { id, rate, reason }, { signal });
       return `Replay ${id} goes on.`;
     };
-    ask({ title, text, yes: "Take up again", does });
+    ask({ title, text, yes: "Resume", does });
   };
-  return made("button", { "data-key": `replay ${id}`, click }, "Take up again");
+  return made("button", { "data-key": `replay ${id}`, click }, "Resume");
 }
 
 /** Offers a choice of relay, if there are several. */
