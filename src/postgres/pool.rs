@@ -54,7 +54,7 @@ impl Pool {
     /// Postgres refuses or cannot be reached.
     pub async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
         let asked = Instant::now();
-        let acquired = self.with_newest_password(self.inner.acquire()).await;
+        let acquired = self.with_newest_password(Box::pin(self.inner.acquire())).await;
         self.waits.observe(asked.elapsed().as_secs_f64());
         if acquired.is_err() {
             self.failures.inc();
@@ -69,7 +69,7 @@ impl Pool {
     /// Fails as [`Self::acquire`], and if Postgres refuses to begin a transaction.
     pub async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         let asked = Instant::now();
-        let begun = self.with_newest_password(self.inner.begin()).await;
+        let begun = self.with_newest_password(Box::pin(self.inner.begin())).await;
         self.waits.observe(asked.elapsed().as_secs_f64());
         if begun.is_err() {
             self.failures.inc();
@@ -77,8 +77,8 @@ impl Pool {
         begun
     }
 
-    /// Takes a connection. New ones log in with the newest password; open ones need none, because Postgres asks
-    /// for it at the login only.
+    /// Takes a connection. New ones log in with the newest password; open ones need none, because Postgres
+    /// asks for it at the login only.
     async fn with_newest_password<T>(
         &self,
         taking: impl Future<Output = Result<T, sqlx::Error>>,
