@@ -1,9 +1,10 @@
-//! A change that an operator asks for: carried out within a time limit and while they wait for it, or not at all.
+//! A change that an operator asks for: carried out within a time limit and while they wait for it, or not at
+//! all.
 //!
-//! A request can wait unseen: in the browser for a free connection, in the kernel for a relay that is frozen. By the time
-//! it is read, its operator may have decided otherwise. So the page says until when it waits, by this relay's clock, and
-//! what is read later is refused. When the page gives up, it closes the connection: the handler is dropped with it, and
-//! with the handler its transaction.
+//! A request can wait unseen: in the browser for a free connection, in the kernel for a relay that is frozen.
+//! By the time it is read, its operator may have decided otherwise. So the page says until when it waits, by
+//! this relay's clock, and what is read later is refused. When the page gives up, it closes the connection:
+//! the handler is dropped with it, and with the handler its transaction.
 
 use std::time::Duration;
 
@@ -22,7 +23,8 @@ pub(super) const BEFORE: HeaderName = HeaderName::from_static("aftercommit-befor
 
 /// How long a change may take here. `LIMIT_MS` of `ask.js`, how long the page waits, is twice that.
 pub(super) const LIMIT: Duration = Duration::from_secs(5);
-/// The same for the begin of a replay, which counts its events first. `REPLAY_LIMIT_MS` of `replay.js` is twice that.
+/// The same for the begin of a replay, which counts its events first. `REPLAY_LIMIT_MS` of `replay.js` is
+/// twice that.
 pub(super) const REPLAY_LIMIT: Duration = Duration::from_secs(60);
 /// How long a commit may take before nobody waits for its answer.
 const COMMIT_LIMIT: Duration = Duration::from_secs(2);
@@ -79,12 +81,14 @@ impl Deadline {
         }
     }
 
-    /// Makes sure, right before the step that cannot be undone, that the time is not over and the operator still waits.
+    /// Makes sure, right before the step that cannot be undone, that the time is not over and the operator
+    /// still waits.
     ///
     /// # Errors
     /// [`Error::Late`].
     pub(super) async fn is_ahead(self) -> Result<(), Error> {
-        // The server drops a handler when it sees that the connection has been closed. This lets it look once more.
+        // The server drops a handler when it sees that the connection has been closed. This lets it look once
+        // more.
         tokio::task::yield_now().await;
         if self.at <= Instant::now() { Err(Error::Late) } else { Ok(()) }
     }

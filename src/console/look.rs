@@ -155,9 +155,9 @@ fn judge(relay: RelayOverview, limit: u64) -> Judged {
 /// Explains a verdict, and names the action if the page has no button for it.
 fn sentence(relay: &RelayOverview, verdict: Verdict, limit: u64) -> String {
     match verdict {
-        Verdict::NoLeader => {
-            "Nothing is delivered, because no relay of this name leads. Start one: aftercommit relay".to_owned()
-        }
+        Verdict::NoLeader => "Nothing is delivered, because no relay of this name leads. Start one: \
+             aftercommit relay"
+            .to_owned(),
         Verdict::Paused => {
             let (who, reason) = relay.paused.as_ref().map_or(("", ""), |pause| (&pause.who, &pause.reason));
             format!("Nothing is delivered until it is resumed. {who} paused it: {reason}")
@@ -184,7 +184,9 @@ fn sentence(relay: &RelayOverview, verdict: Verdict, limit: u64) -> String {
         ),
         Verdict::Delivering => match relay.oldest_pending_seconds {
             None if relay.oldest_is_sampled => {
-                "No event is waiting, as far as can be seen behind the rows of open or rolled-back transactions.".to_owned()
+                "No event is waiting, as far as can be seen behind the rows of open or rolled-back \
+                 transactions."
+                    .to_owned()
             }
             None => "Nothing waits: all that committed has been delivered.".to_owned(),
             Some(age) => format!(

@@ -202,7 +202,8 @@ async fn set_aside(
     explanation: &mut Explanation,
 ) -> Result<(), Error> {
     let found = sqlx::query(
-        "select k.epoch || '-' || k.seq as number, k.parked_at, k.reason as because, k.settled_as, k.settled_at,
+        "select k.epoch || '-' || k.seq as number, k.parked_at, k.reason as because,
+                k.settled_as, k.settled_at,
                 extract(epoch from k.settled_at - $3)::float8 as after_seconds, first.number as behind,
                 a.who, a.reason, a.at
          from outbox.parked k

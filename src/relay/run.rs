@@ -133,7 +133,12 @@ pub async fn run<S: Sink>(
         }
         let wait_ms = wait.as_millis() as u64;
         if failure.remedy == Remedy::Person {
-            tracing::error!(%error, class = failure.class, wait_ms, "nothing is delivered until this is solved");
+            tracing::error!(
+                %error,
+                class = failure.class,
+                wait_ms,
+                "nothing is delivered until this is solved"
+            );
         } else {
             tracing::warn!(%error, class = failure.class, wait_ms, "the relay starts over");
         }

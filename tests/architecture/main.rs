@@ -1,5 +1,5 @@
-//! Keeps the tree as ARCHITECTURE.md draws it: imports point one way, each part knows only what it may, files and
-//! functions stay readable. Fast: it reads the sources and compiles nothing.
+//! Keeps the tree as ARCHITECTURE.md draws it: imports point one way, each part knows only what it may, files
+//! and functions stay readable. Fast: it reads the sources and compiles nothing.
 
 mod circles;
 mod mutants;
@@ -7,7 +7,8 @@ mod mutants;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never know.
+/// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never
+/// know.
 const PARTS: [(&str, &[&str], &[&str]); 21] = [
     // What of a server's address may be told, wherever one is told.
     ("address", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
@@ -38,7 +39,8 @@ const PARTS: [(&str, &[&str], &[&str]); 21] = [
     ("auth", &["address", "failpoint", "http"], &["sqlx", "redis"]),
     ("sse", &["backoff", "event", "redis", "http", "auth", "trace"], &["sqlx"]),
     ("streams", &["event", "http", "auth", "sse"], &["sqlx", "redis"]),
-    // Its charts show what the relay's monitor has measured, so that a sample costs no look at Postgres of its own.
+    // Its charts show what the relay's monitor has measured, so that a sample costs no look at Postgres of
+    // its own.
     (
         "console",
         &["event", "pluralize", "postgres", "outbox", "log", "ops", "relay", "http"],
@@ -99,7 +101,8 @@ fn sources(folder: &str) -> Vec<Source> {
     found
 }
 
-/// Whether a line of code names this crate: `name::…` or `::name::…`, and not as a part of another path or word.
+/// Whether a line of code names this crate: `name::…` or `::name::…`, and not as a part of another path or
+/// word.
 fn names(line: &str, name: &str) -> bool {
     let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
     line.match_indices(name).any(|(at, _)| {
@@ -191,8 +194,8 @@ fn the_generic_parts_know_nothing_of_uploads() {
     assert_none(&violations);
 }
 
-/// `println!` and its like panic where nobody reads, and wait where somebody does not: each program that writes here has a
-/// door of its own for that (`telemetry::say`, `note!`, `ops::output`).
+/// `println!` and its like panic where nobody reads, and wait where somebody does not: each program that
+/// writes here has a door of its own for that (`telemetry::say`, `note!`, `ops::output`).
 #[test]
 fn nothing_prints_by_a_macro_that_panics() {
     let mut violations = Vec::new();

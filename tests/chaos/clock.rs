@@ -28,7 +28,8 @@ impl Clock {
         Some(clock)
     }
 
-    /// A process that is started with these has this clock. Time that only passes is left alone, as every system does it.
+    /// A process that is started with these has this clock. Time that only passes is left alone, as every
+    /// system does it.
     pub(crate) fn of(&self, settings: Settings) -> Settings {
         settings
             .set("LD_PRELOAD", self.faketime)

@@ -135,7 +135,8 @@ impl<'a> Account<'a> {
             if lost > 0 {
                 let first = rows[..from].iter().find(is_lost);
                 eprintln!(
-                    "a client was reset to {behind:?}, and its page lacked {lost}, the first of them {first:?}"
+                    "a client was reset to {behind:?}, and its page lacked {lost}, the first of them \
+                     {first:?}"
                 );
             }
             account.numbers.lost += lost;
@@ -159,7 +160,8 @@ impl<'a> Account<'a> {
             let discarded = id.and_then(|id| self.of.discarded.get(&id));
             let shown = id.map(|id| id.to_string());
             eprintln!(
-                "a client was told {shown:?} (row {place:?}): {}; it was to be told from {from:?} on; {discarded:?}",
+                "a client was told {shown:?} (row {place:?}): {}; it was to be told \
+                 from {from:?} on; {discarded:?}",
                 self.numbers
             );
         }
@@ -186,7 +188,8 @@ impl<'a> Account<'a> {
             let first = (self.from..end).find(is_lost).map(|place| &self.rows[place]);
             let told = self.told.iter().min().map(|place| &self.rows[*place]);
             eprintln!(
-                "a client was not told {lost} rows from {} to {end}, the first of them {first:?}; it was told {} from {told:?} on",
+                "a client was not told {lost} rows from {} to {end}, the first of them {first:?}; it was \
+                 told {} from {told:?} on",
                 self.from,
                 self.told.len()
             );

@@ -37,7 +37,8 @@ async fn discarded_unasked(world: &World, connection: &mut PgConnection) -> usiz
 /// Each replay copies each row that it names once, and no other.
 async fn wrongly_copied(connection: &mut PgConnection) -> usize {
     let wrong: i64 = sqlx::query_scalar(
-        "select coalesce(sum(abs(r.selected - made.right_ones) + made.all_of_them - made.right_ones), 0)::bigint
+        "select coalesce(
+           sum(abs(r.selected - made.right_ones) + made.all_of_them - made.right_ones), 0)::bigint
          from outbox.replay r
          cross join lateral (
            select count(*) as all_of_them,

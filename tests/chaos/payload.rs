@@ -1,7 +1,8 @@
-//! The payload of an event: a function of the run's seed and of the event's key, so that nobody has to remember it.
+//! The payload of an event: a function of the run's seed and of the event's key, so that nobody has to
+//! remember it.
 //!
-//! The event's identity names its key. So Redis and the log can be compared with what the writer wrote, byte for byte,
-//! and so can each client by way of the log.
+//! The event's identity names its key. So Redis and the log can be compared with what the writer wrote, byte
+//! for byte, and so can each client by way of the log.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 

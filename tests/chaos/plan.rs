@@ -1,9 +1,12 @@
-//! The plan of faults: made up front from the seed, so that the same seed makes the same faults at the same times.
+//! The plan of faults: made up front from the seed, so that the same seed makes the same faults at the same
+//! times.
 //!
-//! Lanes run beside each other, so that faults of different lanes overlap; within a lane one follows the other, so that
-//! no fault mends what another one has broken. Each lane deals its faults from a shuffled deck: every one comes up.
+//! Lanes run beside each other, so that faults of different lanes overlap; within a lane one follows the
+//! other, so that no fault mends what another one has broken. Each lane deals its faults from a shuffled
+//! deck: every one comes up.
 //!
-//! The first part of each phase is careful: no fault in it makes Redis forget. There a reset that says so has no cause.
+//! The first part of each phase is careful: no fault in it makes Redis forget. There a reset that says so has
+//! no cause.
 
 use std::fmt;
 use std::time::Duration;
@@ -33,8 +36,8 @@ pub(crate) struct Lane {
 #[derive(Debug)]
 pub(crate) struct Plan(pub(crate) Vec<Lane>);
 
-/// What a lane deals from: its name, its kinds (more often the more often they stand here), and the pauses between them,
-/// in milliseconds.
+/// What a lane deals from: its name, its kinds (more often the more often they stand here), and the pauses
+/// between them, in milliseconds.
 type Deck = (&'static str, &'static [Kind], (u64, u64));
 
 const DECKS: [Deck; 10] = [
@@ -238,7 +241,8 @@ fn lane(seed: u64, length: Duration, (name, kinds, (least, most)): &Deck) -> Lan
         let next = deck.iter().rposition(|kind| phases.allows(*kind, at));
         let Some(next) = next else {
             let mut more = kinds.to_vec();
-            // Among what waits still, of which there is a deck at most: what had to wait does not come all at once.
+            // Among what waits still, of which there is a deck at most: what had to wait does not come all at
+            // once.
             more.extend(deck);
             more.truncate(2 * kinds.len());
             deck = more;

@@ -268,11 +268,14 @@ async fn a_log_that_cannot_be_seen_is_the_verdict_until_it_can() -> TestResult {
         sqlx::raw_sql(AssertSqlSafe(sql))
     };
     allow(false).execute(&mut server).await?;
-    sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where datname = $1 and application_name like $2")
-        .bind(system.database.name())
-        .bind("aftercommit console%")
-        .execute(&mut server)
-        .await?;
+    sqlx::query(
+        "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1
+         and application_name like $2",
+    )
+    .bind(system.database.name())
+    .bind("aftercommit console%")
+    .execute(&mut server)
+    .await?;
     browser.wait_for_text("#verdict", "cannot see the log").await;
     browser.wait_for_text("#relays", "Position").await;
     allow(true).execute(&mut server).await?;

@@ -77,7 +77,8 @@ impl<'a> World<'a> {
             "truncate outbox.event, outbox.checkpoint, outbox.relay cascade;
              drop table if exists test_slot; create table test_slot as select 0::smallint as slot;
              create or replace function outbox.slot_at(at timestamptz) returns smallint language sql stable
-             as 'select ((slot + case when at > now() then 1 else 0 end) % 8)::smallint from public.test_slot'",
+             as 'select ((slot + case when at > now() then 1 else 0 end) % 8)::smallint
+                 from public.test_slot'",
         )
         .execute(&mut admin)
         .await
@@ -368,7 +369,8 @@ impl<'a> World<'a> {
         }
         if lost + invented + repeated + reordered > 0 {
             violations.push(format!(
-                "of {} committed events: lost {lost}, invented {invented}, repeated {repeated}, reordered {reordered}",
+                "of {} committed events: lost {lost}, invented {invented}, repeated {repeated}, reordered \
+                 {reordered}",
                 self.committed.len()
             ));
         }

@@ -148,7 +148,8 @@ impl Run {
         Ok(())
     }
 
-    /// Waits for the clients. What does not come is a fault of the run, which goes on to tell how many miss what.
+    /// Waits for the clients. What does not come is a fault of the run, which goes on to tell how many miss
+    /// what.
     async fn until(&mut self, what: &str, holds: impl Fn(&Standing) -> bool) -> io::Result<()> {
         let begun = Instant::now();
         loop {

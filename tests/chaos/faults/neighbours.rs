@@ -57,7 +57,8 @@ fn told(message: &str) -> String {
 fn live_message(target: u64) -> String {
     let envelope = |id: &str, prev: &str| {
         format!(
-            "{{\"id\":\"{id}\",\"prev\":{prev},\"event\":\"{}\",\"type\":\"FORGED\",\"at\":\"2020-01-01T00:00:00Z\",\"payload\":{{\"forged\":{target}}}}}",
+            "{{\"id\":\"{id}\",\"prev\":{prev},\"event\":\"{}\",\"type\":\"FORGED\",\
+             \"at\":\"2020-01-01T00:00:00Z\",\"payload\":{{\"forged\":{target}}}}}",
             uuid::Uuid::from_u128(u128::from(target))
         )
     };

@@ -147,7 +147,8 @@ async fn set_back(world: &World, fault: &Fault) -> bool {
     // another one, not everything can be told.
     let (by, least) = (3000 + fault.target % 3000, 800);
     let sql = format!(
-        "select setval('outbox.event_id_seq', greatest(1, last_value - {by})) from outbox.event_id_seq where last_value > {least}"
+        "select setval('outbox.event_id_seq', greatest(1, last_value - {by})) from outbox.event_id_seq
+         where last_value > {least}"
     );
     let stands = sqlx::query_scalar::<_, i64>("select last_value from outbox.event_id_seq");
     if !stands.fetch_one(&mut world.postgres().await).await.is_ok_and(|stands| stands > least) {
@@ -173,7 +174,8 @@ async fn set_back(world: &World, fault: &Fault) -> bool {
 async fn is_contradicted(world: &World) -> bool {
     let sql = "select exists (
                  select from outbox.position p
-                 cross join lateral outbox.contradictions(p.lower_horizon, p.high_id, 1) x where p.relay = $1)";
+                 cross join lateral outbox.contradictions(p.lower_horizon, p.high_id, 1) x
+                 where p.relay = $1)";
     let asked = sqlx::query_scalar(sql).bind(world.system.redis.relay_name());
     asked.fetch_one(&mut world.postgres().await).await.unwrap_or(false)
 }
@@ -223,7 +225,8 @@ async fn make_way(world: &World) {
     let mut connection = world.postgres().await;
     let idle = format!(
         "select pg_terminate_backend(pid) from pg_stat_activity
-         where state = 'idle in transaction' and usename = 'chaos_writer' and xact_start < now() - interval '{IDLE}'"
+         where state = 'idle in transaction' and usename = 'chaos_writer'
+           and xact_start < now() - interval '{IDLE}'"
     );
     // Tried again in a moment.
     drop(execute(&mut connection, &idle).await);

@@ -278,8 +278,8 @@ impl State {
         has_earlier.then(|| Id::new(item.id.epoch, item.id.seq - 1))
     }
 
-    /// Writes down what has been published, and what was set aside: then a comparison finds the sink behind, and gives it
-    /// these numbers once more.
+    /// Writes down what has been published, and what was set aside: then a comparison finds the sink behind,
+    /// and gives it these numbers once more.
     pub(super) fn write_down(&mut self, rules: &Rules, r: usize) {
         let Doing::Published(batch) = self.relays[r].doing.clone() else { return };
         if batch.call.occasion == Occasion::Release {
@@ -396,8 +396,8 @@ impl State {
         }
     }
 
-    /// Writes a row that uses up the next number, and which parked events it is for, before any of them is published: so it
-    /// is known whose number it is, whatever happens then.
+    /// Writes a row that uses up the next number, and which parked events it is for, before any of them is
+    /// published: so it is known whose number it is, whatever happens then.
     fn begin_release(&mut self, rules: &Rules, r: usize, named: &[Parked]) -> Option<Id> {
         let mut at = self.relays[r].at;
         let number = Id::new(at.epoch, at.next_seq);

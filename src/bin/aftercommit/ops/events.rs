@@ -145,7 +145,11 @@ async fn show(config: &Config, event: &str, output: Output) -> Result<()> {
         (Ok(row), _) => Selection { rows: vec![row], ..Selection::default() },
         (_, Ok(id)) => Selection { events: vec![id], ..Selection::default() },
         _ => bail!(WrongUsage(
-            format!("'{event}' is neither an event id (a UUID) nor a row's number: `aftercommit events list` shows both").into()
+            format!(
+                "'{event}' is neither an event id (a UUID) nor a row's number: `aftercommit events list` \
+                 shows both"
+            )
+            .into()
         )),
     };
     let mut connection = super::connect_for_lookups(config).await?;

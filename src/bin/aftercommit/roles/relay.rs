@@ -36,7 +36,11 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         tracing::warn!("{warning}");
     }
     let (listener, address) = lifecycle::bind(&config.relay.listen, "AFTERCOMMIT_RELAY_LISTEN").await?;
-    tracing::info!(%address, relay = %config.relay.name, "relay serves health, metrics and the operator's page");
+    tracing::info!(
+        %address,
+        relay = %config.relay.name,
+        "relay serves health, metrics and the operator's page"
+    );
     let grace = Duration::from_secs(config.shutdown.grace_seconds);
     let serving = serve(&config, listener, shutdown.clone(), Notifier::from_environment());
     lifecycle::within_grace(serving, &shutdown, grace).await?
@@ -87,8 +91,9 @@ pub(crate) async fn serve(
     let console_task = tokio::spawn(console.run(stop_http.clone()));
     let stopping = notifier.serving(&shutdown).await;
     let watched = state.clone();
+    let (settings, database) = (&config.relay, &config.database);
     tokio::select! {
-        () = relay::run(&config.relay, &config.database, retention, &mut publisher, &metrics, &state, shutdown) => {}
+        () = relay::run(settings, database, retention, &mut publisher, &metrics, &state, shutdown) => {}
         // In the task of the relay's loop: if the loop is blocked, so are the keepalives.
         () = notifier.watch(async || watched.wait_for_progress().await, || sentence(&watched.get())) => {}
     }
