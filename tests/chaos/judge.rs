@@ -94,9 +94,9 @@ struct Account<'a> {
     of: &'a ChannelTruth,
     rows: &'a [Row],
     places: &'a HashMap<StreamId, usize>,
-    /// The first row that it is to be told of.
+    /// The first row that the client must receive.
     from: usize,
-    /// What it need not be told of, as its page has fetched it.
+    /// The state that its page has fetched: these rows may be missing.
     state: Option<&'a State>,
     /// Behind the last row that it was told of.
     end: usize,
@@ -167,8 +167,8 @@ impl<'a> Account<'a> {
         }
     }
 
-    /// Whether this is an event that was told before a rebase, which did not find it in Redis any more: it is
-    /// published once more in the next epoch, behind the reset that says so.
+    /// Whether the client received this event before a rebase that no longer found it in Redis. The relay
+    /// then publishes it again in the next epoch, behind the reset.
     fn has_another_id_by_now(&self, id: Option<StreamId>, told: u64) -> bool {
         let is_later = |row: &Row| {
             row.stream_id.map_or(row.was_told_before, |of| id.is_some_and(|id| of.epoch > id.epoch))

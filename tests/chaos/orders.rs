@@ -5,8 +5,8 @@ use sqlx::PgConnection;
 
 use crate::world::World;
 
-/// How many rows were given up that nobody named, and how many copies were made of rows that nobody asked
-/// for, or not made.
+/// The number of discarded rows that no operator named, plus the number of copies that replays made without
+/// a request or failed to make.
 pub(crate) async fn misdirected(world: &World) -> usize {
     let mut connection = world.postgres().await;
     discarded_unasked(world, &mut connection).await + wrongly_copied(&mut connection).await

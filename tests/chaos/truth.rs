@@ -15,7 +15,7 @@ use crate::payload;
 use crate::world::{Entry, World};
 use crate::writers::Commits;
 
-/// One row of the log that clients are to be told of.
+/// One row of the log that clients must receive.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
     pub(crate) id: i64,
@@ -23,13 +23,13 @@ pub(crate) struct Row {
     pub(crate) event_type: String,
     /// Which replay made it, and of which row.
     pub(crate) copy_of: Option<(i64, i64)>,
-    /// [`payload::mark`] of its payload, and of what a client is told of it.
+    /// [`payload::mark`] of its payload, and of the data that a client receives.
     pub(crate) payload: u64,
     pub(crate) told: u64,
     /// Whether a rebase found it in Redis, and not in the position.
     pub(crate) was_told_before: bool,
-    /// The id that the log gives it; `None` where only Redis can know: it was published, and Postgres was not
-    /// told.
+    /// The id that the log gives it; `None` if only Redis knows it, because the publish was not recorded in
+    /// Postgres.
     pub(crate) stream_id: Option<StreamId>,
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct ChannelTruth {
 #[derive(Debug)]
 pub(crate) struct Truth {
     pub(crate) channels: Vec<ChannelTruth>,
-    /// Rows that are not what their writers wrote, byte for byte.
+    /// Rows that differ from the bytes that their writers wrote.
     pub(crate) altered: usize,
 }
 

@@ -44,7 +44,7 @@ impl Browser {
         self.must(&format!("element/{element}/value"), &json!({ "text": text })).await;
     }
 
-    /// Writes in place of what a field holds.
+    /// Replaces the text of a field.
     pub(crate) async fn rewrite(&self, css: &str, text: &str) {
         let element = eventually(&format!("there is {css}"), async || self.find(css).await).await;
         self.must(&format!("element/{element}/clear"), &json!({})).await;
@@ -101,7 +101,7 @@ impl Browser {
         self.command("Emulation.setEmulatedMedia", preferred).await;
     }
 
-    /// Takes a picture of the whole page, also of what is out of sight, as a PNG.
+    /// Takes a picture of the whole page, including the parts out of sight, as a PNG.
     pub(crate) async fn picture(&self, to: &Path) {
         let taken = self.command("Page.captureScreenshot", json!({ "captureBeyondViewport": true })).await;
         let in_base64 = str_of(&taken["data"]);

@@ -16,11 +16,11 @@ use crate::world::World;
 
 /// How long an operator waits for something that can be released or discarded.
 const LOOK: Duration = Duration::from_secs(3);
-/// How long a rebase may take to be let in, with all that else goes wrong.
+/// The time limit for a rebase to start, during all other faults.
 const REBASE: Duration = Duration::from_secs(240);
 /// How long an operator keeps an eye on the relay after a rebase.
 const ATTENTION: Duration = Duration::from_secs(6);
-/// A transaction that is idle for so long is in the way of a rebase, and is ended.
+/// A transaction that is idle for this long blocks a rebase, and the operator ends it.
 const IDLE: &str = "500 ms";
 
 /// False if there was nothing to do.
@@ -180,8 +180,7 @@ async fn is_contradicted(world: &World) -> bool {
     asked.fetch_one(&mut world.postgres().await).await.unwrap_or(false)
 }
 
-/// What the relay asks for, where the log contradicts it once more: a window that was open hid that from the
-/// last rebase.
+/// Rebases again if the log still contradicts the relay: an open window hid that from the last rebase.
 pub(crate) async fn rebase_if_needed(world: &World) {
     let found = cli(&world.operator_settings("rebase"), &["rebase", "--dry-run", "--output", "json"]).await;
     let found: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap_or_default();
