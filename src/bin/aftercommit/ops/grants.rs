@@ -54,7 +54,7 @@ pub(crate) struct Args {
     /// Print the rights in Redis instead of those in Postgres.
     #[arg(long)]
     redis: bool,
-    /// The namespace of the rights in Redis: the value of [redis] namespace.
+    /// With --redis: the value of [redis] namespace.
     #[arg(long, value_name = "NAME", default_value = "", requires = "redis", hide_default_value = true)]
     namespace: String,
 }
