@@ -1,7 +1,7 @@
 //! Addresses of servers (URLs): which of their parts may be shown, and what makes one ambiguous.
 //!
-//! An address is taken apart first, and only what is known to be harmless is shown: scheme, user, host, port, path, and
-//! the query parameters of `SHOWN`. Everything else may be a secret, and is replaced.
+//! An address is taken apart first, and only what is known to be harmless is shown: scheme, user, host, port,
+//! path, and the query parameters of `SHOWN`. Everything else may be a secret, and is replaced.
 
 use std::borrow::Cow;
 
@@ -36,7 +36,8 @@ pub enum AddressError {
     Form(&'static str),
     /// An `@` stands where it can only belong to a user or a password that was not escaped.
     #[error(
-        "has an '@' behind its host: in user and password, write / as %2F, ? as %3F, # as %23, @ as %40 and % as %25"
+        "has an '@' behind its host: in user and password, write / as %2F, ? as %3F, # as %23, @ as %40 and \
+         % as %25"
     )]
     Ambiguous,
 }
@@ -77,8 +78,8 @@ impl<'a> Parts<'a> {
         pairs.map(|pair| (pair, decoded(pair.split('=').next().unwrap_or(pair))))
     }
 
-    /// Whether an `@` stands behind the host, outside the value of a known parameter: what looks like the host is then a
-    /// part of a password that holds a `/`, a `?` or a `#`.
+    /// Whether an `@` stands behind the host, outside the value of a known parameter: what looks like the
+    /// host is then a part of a password that holds a `/`, a `?` or a `#`.
     fn is_ambiguous(&self) -> bool {
         let is_known = |name: &str| SHOWN.contains(&name) || SECRET.contains(&name);
         self.path.contains('@')
@@ -168,7 +169,8 @@ fn decoded(text: &str) -> Cow<'_, str> {
     String::from_utf8_lossy(&bytes).into_owned().into()
 }
 
-/// The address without its secrets. A text that cannot be taken apart for certain is hidden, except for its scheme.
+/// The address without its secrets. A text that cannot be taken apart for certain is hidden, except for its
+/// scheme.
 pub fn shown(text: &str) -> String {
     if text.is_empty() {
         return String::new();
@@ -188,7 +190,8 @@ pub fn shown(text: &str) -> String {
     )
 }
 
-/// Whether the text is an address with one of these schemes, whose host cannot be confused with a part of its password.
+/// Whether the text is an address with one of these schemes, whose host cannot be confused with a part of its
+/// password.
 ///
 /// # Errors
 /// [`AddressError::Form`] with `form`, and [`AddressError::Ambiguous`].
@@ -203,8 +206,8 @@ pub fn check(text: &str, schemes: &[&str], form: &'static str) -> Result<(), Add
     Ok(())
 }
 
-/// The addresses of the several hosts that one address names, each as an address of its own with this scheme and the same
-/// user and password; and the name behind them. `None` if the text cannot be taken apart.
+/// The addresses of the several hosts that one address names, each as an address of its own with this scheme
+/// and the same user and password; and the name behind them. `None` if the text cannot be taken apart.
 pub fn each_host(text: &str, scheme: &str) -> Option<(Vec<String>, String)> {
     let Parts { userinfo, host, path, .. } = Parts::of(text)?;
     let userinfo = userinfo.map_or_else(String::new, |userinfo| format!("{userinfo}@"));
@@ -237,7 +240,8 @@ pub fn is_bare(text: &str) -> bool {
         .is_some_and(|parts| parts.userinfo.is_none() && parts.query.is_none() && parts.fragment.is_none())
 }
 
-/// The address without the query parameters that `is_known` does not know, and the names of those, where they may be shown.
+/// The address without the query parameters that `is_known` does not know, and the names of those, where they
+/// may be shown.
 pub fn with_known_parameters(text: &str, is_known: impl Fn(&str) -> bool) -> (Cow<'_, str>, Vec<String>) {
     let Some(parts) = Parts::of(text).filter(|parts| parts.query.is_some()) else {
         return (Cow::Borrowed(text), Vec::new());

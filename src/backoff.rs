@@ -18,8 +18,8 @@ impl Backoff {
         Self { min: min.max(Duration::from_millis(1)), max: max.max(min), failures: 0 }
     }
 
-    /// The wait after one more failure: at least half of the doubled time. The random half spreads the waits of many
-    /// processes, so that they do not all come back at once.
+    /// The wait after one more failure: at least half of the doubled time. The random half spreads the waits
+    /// of many processes, so that they do not all come back at once.
     pub fn next_wait(&mut self) -> Duration {
         self.spread(random_fraction())
     }

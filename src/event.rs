@@ -36,13 +36,19 @@ pub const RESERVED_TYPES: [&str; 7] =
 #[derive(Debug, thiserror::Error)]
 pub enum EventError {
     /// The topic is empty, too long, or holds a character outside `A-Z a-z 0-9 : . _ -`.
-    #[error("'{}' is not a topic: use 1 to 200 characters of A-Z a-z 0-9 : . _ - (and neither . nor ..)", shorten(.0))]
+    #[error(
+        "'{}' is not a topic: use 1 to 200 characters of A-Z a-z 0-9 : . _ - (and neither . nor ..)",
+        shorten(.0)
+    )]
     Topic(String),
     /// The type is empty, too long, or holds a character outside `A-Z a-z 0-9 . _ -`.
     #[error("'{}' is not an event type: use 1 to 100 characters of A-Z a-z 0-9 . _ -", shorten(.0))]
     Type(String),
     /// The type is one of [`RESERVED_TYPES`].
-    #[error("'{name}' is not an event type: the server and the browser use {} themselves", RESERVED_TYPES.join(", "))]
+    #[error(
+        "'{name}' is not an event type: the server and the browser use {} themselves",
+        RESERVED_TYPES.join(", ")
+    )]
     ReservedType {
         /// The name.
         name: String,
@@ -271,9 +277,9 @@ pub struct Event {
 
 /// The place of an event in the order of delivery: `<epoch>-<seq>`.
 ///
-/// The relay gives it to an event (`relay::publication::publish_batch`); a writer never knows it. `seq` counts the
-/// deliveries of a relay without a gap. `epoch` grows when that count cannot go on (a
-/// restored database). The pair is the entry's id in the Redis stream, and the `id:` that a browser sees.
+/// The relay gives it to an event (`relay::publication::publish_batch`); a writer never knows it. `seq`
+/// counts the deliveries of a relay without a gap. `epoch` grows when that count cannot go on (a restored
+/// database). The pair is the entry's id in the Redis stream, and the `id:` that a browser sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct StreamId {

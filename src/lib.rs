@@ -2,8 +2,8 @@
 //! milliseconds.
 //!
 //! ```text
-//!  your transaction          Postgres           relay            Redis              SSE server      browser
-//!  state change + append ──▶ outbox.event ──▶ step, in order ──▶ history + live ──▶ fan-out ──────▶ EventSource
+//!  your transaction          Postgres         relay              Redis              SSE server  browser
+//!  state change + append ──▶ outbox.event ──▶ step, in order ──▶ history + live ──▶ fan-out ──▶ EventSource
 //! ```
 //!
 //! The modules are listed in the order of that flow. A module uses only those above it:

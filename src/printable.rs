@@ -1,13 +1,14 @@
 //! Text from outside, made safe to show on a terminal or in a log.
 //!
-//! Topics, payloads, headers, reasons, names and the words of other servers can hold characters that move a terminal's
-//! cursor, change its colours, reorder or hide what stands beside them. Here they become visible: `\u{1b}`.
+//! Topics, payloads, headers, reasons, names and the words of other servers can hold characters that move a
+//! terminal's cursor, change its colours, reorder or hide what stands beside them. Here they become visible:
+//! `\u{1b}`.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// The text with each character that steers a terminal or hides text written as its escape; also line breaks and tabs. For
-/// whatever stands on one line: a cell of a table, a value, a log message.
+/// The text with each character that steers a terminal or hides text written as its escape; also line breaks
+/// and tabs. For whatever stands on one line: a cell of a table, a value, a log message.
 pub fn printable(text: &str) -> Cow<'_, str> {
     escaped(text, |c| is_unsafe(c) || matches!(c, '\n' | '\t'))
 }
@@ -17,8 +18,8 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
     escaped(text, is_unsafe)
 }
 
-/// A JSON document of the same value that is safe to show: inside strings such characters become JSON's own escapes, and
-/// outside, where only white space can be one of them, spaces.
+/// A JSON document of the same value that is safe to show: inside strings such characters become JSON's own
+/// escapes, and outside, where only white space can be one of them, spaces.
 pub fn printable_json(document: &str) -> Cow<'_, str> {
     if !document.chars().any(is_unsafe) {
         return Cow::Borrowed(document);
@@ -58,11 +59,12 @@ fn push_json_escape(to: &mut String, c: char) {
     }
 }
 
-/// Whether a character steers a terminal, reorders text or is invisible. Line breaks and tabs are not among them.
+/// Whether a character steers a terminal, reorders text or is invisible. Line breaks and tabs are not among
+/// them.
 ///
-/// Control characters of both ranges, and what Unicode calls default ignorable: bidirectional marks, zero-width
-/// characters, fillers, tags. Without the variation selectors of emoji, which change how a character looks and no more;
-/// with the line and paragraph separators.
+/// Control characters of both ranges, and what Unicode calls default ignorable: bidirectional marks,
+/// zero-width characters, fillers, tags. Without the variation selectors of emoji, which change how a
+/// character looks and no more; with the line and paragraph separators.
 fn is_unsafe(c: char) -> bool {
     match c {
         '\n' | '\t' => false,

@@ -129,7 +129,8 @@ fn allowed(listener: Listener, topics: &[Topic]) -> Result<User, Problem> {
     let user = listener.of_topics(topics.iter().map(Topic::as_str))?;
     match unlisted {
         Some(topic) => Err(Problem::forbidden(format!(
-            "the token's claim 'subscribe' does not allow the topic {topic}: get one that lists it, or its beginning and *"
+            "the token's claim 'subscribe' does not allow the topic {topic}: get one that lists it, or its \
+             beginning and *"
         ))),
         None => Ok(user),
     }

@@ -420,8 +420,8 @@ end
 $$;
 
 -- Returns signs of contradictions at a bounded cost, for readers that only look. Differs from
--- outbox.contradictions in two points: it looks for `behind` rows only in the ten transactions right after the
--- position, one row for each, and it reports a sequence that stands below high_id, before that does harm.
+-- outbox.contradictions in two points: it looks for `behind` rows only in the ten transactions right after
+-- the position, one row for each, and it reports a sequence that stands below high_id, before that does harm.
 create function outbox.signs_of_contradiction(lower_horizon xid8, high_id bigint, max_rows bigint)
 returns table (row_id bigint, cause text)
 language plpgsql stable

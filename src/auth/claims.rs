@@ -17,7 +17,8 @@ const NO_EXP: &str =
 const NO_SUB: &str = "a required claim is missing, or is not a text: 'sub', the user's id";
 const NO_ISS: &str =
     "a required claim is missing, or is not a text: 'iss', because this server sets [jwt] issuer";
-const NO_AUD: &str = "a required claim is missing, or is neither a text nor a list of texts: 'aud', because this server sets [jwt] audience";
+const NO_AUD: &str = "a required claim is missing, or is neither a text nor a list of texts: 'aud', because \
+                      this server sets [jwt] audience";
 const WRONG_NBF: &str =
     "the claim 'nbf' (the time from which the token is valid) is not a number of seconds since 1970";
 const WRONG_SUB: &str =

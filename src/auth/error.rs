@@ -8,7 +8,8 @@ use crate::http::Problem;
 pub enum AuthError {
     /// No key was configured.
     #[error(
-        "no key for tokens: set AFTERCOMMIT_JWT_SECRET (at least {SECRET_BYTES_MIN} bytes), or [jwt] algorithm with public_key_file or jwks_url"
+        "no key for tokens: set AFTERCOMMIT_JWT_SECRET (at least {SECRET_BYTES_MIN} bytes), or [jwt] \
+         algorithm with public_key_file or jwks_url"
     )]
     NoKey,
     /// More than one source of keys.
@@ -51,12 +52,14 @@ pub enum AuthError {
     },
     /// The leeway is too long.
     #[error(
-        "[jwt] leeway_seconds is {0} and may be at most {LEEWAY_SECONDS_MAX}: synchronize the clocks of both machines by NTP"
+        "[jwt] leeway_seconds is {0} and may be at most {LEEWAY_SECONDS_MAX}: synchronize the clocks of both \
+         machines by NTP"
     )]
     Leeway(u64),
     /// Tokens cannot be issued without the signing key.
     #[error(
-        "this command signs tokens with HS256 only: set AFTERCOMMIT_JWT_SECRET and leave [jwt] algorithm at HS256"
+        "this command signs tokens with HS256 only: set AFTERCOMMIT_JWT_SECRET and leave [jwt] algorithm at \
+         HS256"
     )]
     CannotSign,
     /// The token is not valid.

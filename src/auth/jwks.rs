@@ -36,8 +36,8 @@ const WAITING_MAX: usize = 256;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FetchError {
     #[error(
-        "there are no CA certificates to check https by ({}): install the package ca-certificates, or name a file of them \
-         in SSL_CERT_FILE",
+        "there are no CA certificates to check https by ({}): install the package ca-certificates, or name a \
+         file of them in SSL_CERT_FILE",
         innermost(.0)
     )]
     NoCertificates(#[source] reqwest::Error),

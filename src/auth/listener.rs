@@ -115,7 +115,8 @@ impl Listener {
                 name => format!(", in the cookie {name}"),
             };
             Problem::unauthorized(format!(
-                "send a token: as Authorization: Bearer <token>{cookie}, or a ticket from POST /api/stream-tickets as ?ticket="
+                "send a token: as Authorization: Bearer <token>{cookie}, or a ticket \
+                 from POST /api/stream-tickets as ?ticket="
             ))
         })?;
         Ok(Self { user: verifier.verify(token).await?, only: None })

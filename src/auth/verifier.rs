@@ -250,7 +250,8 @@ fn source_of(settings: &Settings) -> Result<Source, AuthError> {
         (Algorithm::HS256, true, true) => Ok(Source::Fixed(DecodingKey::from_secret(secret_of(settings)?))),
         (Algorithm::HS256, ..) => Err(AuthError::Sources(
             algorithm,
-            "HS256 is checked with the secret; for public_key_file or jwks_url set algorithm to RS256, ES256 or EdDSA",
+            "HS256 is checked with the secret; for public_key_file or jwks_url set algorithm to RS256, ES256 \
+             or EdDSA",
         )),
         (_, true, true) => Err(AuthError::NoKey),
         (_, false, false) => Err(AuthError::Sources(

@@ -69,7 +69,8 @@ async fn a_token_cannot_choose_its_algorithm() {
     let token = signed(&claims, jsonwebtoken::Algorithm::HS384);
     assert_eq!(
         refused(&token, &settings(SECRET)).await,
-        "the token is not valid: its algorithm ('alg') is not the configured one; sign it with [jwt] algorithm of this server"
+        "the token is not valid: its algorithm ('alg') is not the configured one; sign it with [jwt] \
+         algorithm of this server"
     );
     let none = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ4In0.";
     assert!(refused(none, &settings(SECRET)).await.contains("it needs 'alg'"));

@@ -54,7 +54,8 @@ fn done(says: String) -> Answer {
     Ok(axum::Json(Done { says }))
 }
 
-/// `POST /console/parked/release`: the relay publishes a topic's parked events in order; then the topic flows.
+/// `POST /console/parked/release`: the relay publishes a topic's parked events in order; then the topic
+/// flows.
 pub(super) async fn release(
     State(shared): State<Arc<Shared>>,
     Extension(identity): Extension<Identity>,

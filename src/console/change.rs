@@ -1,9 +1,10 @@
-//! A change that an operator asks for: carried out within a time limit and while they wait for it, or not at all.
+//! A change that an operator asks for: carried out within a time limit and while they wait for it, or not at
+//! all.
 //!
-//! A request can wait unseen: in the browser for a free connection, in the kernel for a relay that is frozen. By the time
-//! it is read, its operator may have decided otherwise. So the page says until when it waits, by this relay's clock, and
-//! what is read later is refused. When the page gives up, it closes the connection: the handler is dropped with it, and
-//! with the handler its transaction.
+//! A request can wait unseen: in the browser for a free connection, in the kernel for a relay that is frozen.
+//! By the time it is read, its operator may have decided otherwise. So the page says until when it waits, by
+//! this relay's clock, and what is read later is refused. When the page gives up, it closes the connection:
+//! the handler is dropped with it, and with the handler its transaction.
 
 use std::time::Duration;
 
@@ -22,7 +23,8 @@ pub(super) const BEFORE: HeaderName = HeaderName::from_static("aftercommit-befor
 
 /// How long a change may take here. `LIMIT_MS` of `ask.js`, how long the page waits, is twice that.
 pub(super) const LIMIT: Duration = Duration::from_secs(5);
-/// The same for the begin of a replay, which counts its events first. `REPLAY_LIMIT_MS` of `replay.js` is twice that.
+/// The same for the begin of a replay, which counts its events first. `REPLAY_LIMIT_MS` of `replay.js` is
+/// twice that.
 pub(super) const REPLAY_LIMIT: Duration = Duration::from_secs(60);
 /// How long a commit may take before nobody waits for its answer.
 const COMMIT_LIMIT: Duration = Duration::from_secs(2);
@@ -31,8 +33,8 @@ const COMMIT_LIMIT: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked {
     at: Instant,
-    /// What is left of the page's time; scripts do not say.
-    patience: Option<Duration>,
+    /// The rest of the page's time limit; scripts send none.
+    remaining: Option<Duration>,
 }
 
 impl<S: Sync> FromRequestParts<S> for Asked {
@@ -40,11 +42,11 @@ impl<S: Sync> FromRequestParts<S> for Asked {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Error> {
         let at = Instant::now();
-        let Some(before) = parts.headers.get(BEFORE) else { return Ok(Self { at, patience: None }) };
+        let Some(before) = parts.headers.get(BEFORE) else { return Ok(Self { at, remaining: None }) };
         let before: Option<i64> = before.to_str().ok().and_then(|text| text.parse().ok());
         let left = before.ok_or(Error::NoTime)?.saturating_sub(Utc::now().timestamp_millis());
         match u64::try_from(left) {
-            Ok(left @ 1..) => Ok(Self { at, patience: Some(Duration::from_millis(left)) }),
+            Ok(left @ 1..) => Ok(Self { at, remaining: Some(Duration::from_millis(left)) }),
             _ => Err(Error::TooOld),
         }
     }
@@ -53,7 +55,7 @@ impl<S: Sync> FromRequestParts<S> for Asked {
 impl Asked {
     /// By when it must be done, if it may take `limit` at most.
     pub(super) fn deadline(self, limit: Duration) -> Deadline {
-        let time = self.patience.map_or(limit, |patience| patience.min(limit));
+        let time = self.remaining.map_or(limit, |remaining| remaining.min(limit));
         Deadline { at: self.at + time }
     }
 }
@@ -79,12 +81,14 @@ impl Deadline {
         }
     }
 
-    /// Makes sure, right before the step that cannot be undone, that the time is not over and the operator still waits.
+    /// Makes sure, right before the step that cannot be undone, that the time is not over and the operator
+    /// still waits.
     ///
     /// # Errors
     /// [`Error::Late`].
     pub(super) async fn is_ahead(self) -> Result<(), Error> {
-        // The server drops a handler when it sees that the connection has been closed. This lets it look once more.
+        // The server drops a handler when it sees that the connection has been closed. This lets it look once
+        // more.
         tokio::task::yield_now().await;
         if self.at <= Instant::now() { Err(Error::Late) } else { Ok(()) }
     }

@@ -21,7 +21,7 @@ use crate::ops::verdict::Verdict;
 use crate::pluralize::pluralize;
 
 /// The time limit for reading the log once.
-const PATIENCE: Duration = Duration::from_secs(3);
+const LOG_TIMEOUT: Duration = Duration::from_secs(3);
 /// The interval for checking Redis and the SSE server.
 const NEIGHBOURS_EVERY: Duration = Duration::from_secs(5);
 /// The number of parked topics of a relay, of audit entries and of replays that the page shows.
@@ -88,7 +88,7 @@ impl Looker {
     pub(super) async fn look(&mut self, shared: &Shared) -> Snapshot {
         let is_due = self.asked.is_none_or(|asked| asked.elapsed() >= NEIGHBOURS_EVERY);
         let neighbours = async { if is_due { Some(shared.parts.neighbours.look().await) } else { None } };
-        let log = timeout(PATIENCE, look_at_log(&mut self.connection, shared));
+        let log = timeout(LOG_TIMEOUT, look_at_log(&mut self.connection, shared));
         let (log, neighbours) = tokio::join!(log, neighbours);
         if let Some(neighbours) = neighbours {
             (self.neighbours, self.asked) = (neighbours, Some(Instant::now()));
@@ -100,7 +100,7 @@ impl Looker {
             }
             Ok(Err(error)) => (Some(error.to_string()), Vec::new()),
             Err(_elapsed) => {
-                (Some(format!("Postgres did not answer within {} s", PATIENCE.as_secs())), Vec::new())
+                (Some(format!("Postgres did not answer within {} s", LOG_TIMEOUT.as_secs())), Vec::new())
             }
         };
         if error.is_some() {
@@ -114,7 +114,7 @@ impl Looker {
     pub(super) async fn rest(&mut self) {
         if let Some(connection) = self.connection.take() {
             // The connection is dropped even if closing it fails.
-            let _closed = timeout(PATIENCE, connection.close()).await;
+            let _closed = timeout(LOG_TIMEOUT, connection.close()).await;
         }
         *self = Self::default();
     }
@@ -155,9 +155,9 @@ fn judge(relay: RelayOverview, limit: u64) -> Judged {
 /// Explains a verdict, and names the action if the page has no button for it.
 fn sentence(relay: &RelayOverview, verdict: Verdict, limit: u64) -> String {
     match verdict {
-        Verdict::NoLeader => {
-            "Nothing is delivered, because no relay of this name leads. Start one: aftercommit relay".to_owned()
-        }
+        Verdict::NoLeader => "Nothing is delivered, because no relay of this name leads. Start one: \
+             aftercommit relay"
+            .to_owned(),
         Verdict::Paused => {
             let (who, reason) = relay.paused.as_ref().map_or(("", ""), |pause| (&pause.who, &pause.reason));
             format!("Nothing is delivered until it is resumed. {who} paused it: {reason}")
@@ -184,7 +184,9 @@ fn sentence(relay: &RelayOverview, verdict: Verdict, limit: u64) -> String {
         ),
         Verdict::Delivering => match relay.oldest_pending_seconds {
             None if relay.oldest_is_sampled => {
-                "No event is waiting, as far as can be seen behind the rows of open or rolled-back transactions.".to_owned()
+                "No event is waiting, as far as can be seen behind the rows of open or rolled-back \
+                 transactions."
+                    .to_owned()
             }
             None => "Nothing waits: all that committed has been delivered.".to_owned(),
             Some(age) => format!(

@@ -14,8 +14,8 @@ const CONSOLE: &str = include_str!("assets/console.html");
 const SIGN_IN: &str = include_str!("assets/sign-in.html");
 const NO_TOKEN: &str = include_str!("assets/no-token.html");
 
-/// Places in the sign-in page: for a complaint, and for making the browser repeat its request.
-const COMPLAINT_PLACE: &str = "<!-- complaint -->";
+/// Places in the sign-in page: for an error, and for making the browser repeat its request.
+const ERROR_PLACE: &str = "<!-- error -->";
 const ONCE_MORE_PLACE: &str = "<!-- once more -->";
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
@@ -83,16 +83,16 @@ pub(super) async fn console(State(shared): State<Arc<Shared>>, headers: HeaderMa
     html(StatusCode::OK, SIGN_IN.replace(ONCE_MORE_PLACE, once_more))
 }
 
-/// A complaint on the sign-in page.
+/// An error on the sign-in page.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Complaint {
+pub(super) enum SignInError {
     NotAForm,
     NoName,
     WrongToken,
     TooMany,
 }
 
-impl Complaint {
+impl SignInError {
     fn text(self) -> &'static str {
         match self {
             Self::NotAForm => "The form is not complete. Please try again.",
@@ -103,10 +103,10 @@ impl Complaint {
     }
 }
 
-/// The sign-in page with a complaint.
-pub(super) fn sign_in(status: StatusCode, complaint: Complaint) -> Response {
-    let text = format!("<p class=\"complaint\" role=\"alert\">{}</p>", complaint.text());
-    html(status, SIGN_IN.replace(COMPLAINT_PLACE, &text))
+/// The sign-in page with an error.
+pub(super) fn sign_in(status: StatusCode, error: SignInError) -> Response {
+    let text = format!("<p class=\"error-text\" role=\"alert\">{}</p>", error.text());
+    html(status, SIGN_IN.replace(ERROR_PLACE, &text))
 }
 
 /// The page if no token is configured. It says how to set one.

@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::access::{self, COOKIE, Identity};
-use super::pages::{self, Complaint};
+use super::pages::{self, SignInError};
 use super::{PATH, Shared, sessions};
 use crate::http::{Connection, OperatorRefusal};
 
@@ -40,17 +40,17 @@ pub(super) async fn sign_in(State(shared): State<Arc<Shared>>, request: Request)
     let extensions = request.extensions().clone();
     let form: Result<Form<SignIn>, FormRejection> = Form::from_request(request, &()).await;
     let Ok(Form(form)) = form else {
-        return pages::sign_in(StatusCode::BAD_REQUEST, Complaint::NotAForm);
+        return pages::sign_in(StatusCode::BAD_REQUEST, SignInError::NotAForm);
     };
     let Some(who) = name(&form.who) else {
-        return pages::sign_in(StatusCode::BAD_REQUEST, Complaint::NoName);
+        return pages::sign_in(StatusCode::BAD_REQUEST, SignInError::NoName);
     };
     match shared.parts.gate.admit(Some(form.token.expose_secret().trim()), &extensions) {
         Ok(()) => {}
         Err(OperatorRefusal::TooMany(_)) => {
-            return pages::sign_in(StatusCode::TOO_MANY_REQUESTS, Complaint::TooMany);
+            return pages::sign_in(StatusCode::TOO_MANY_REQUESTS, SignInError::TooMany);
         }
-        Err(_) => return pages::sign_in(StatusCode::UNAUTHORIZED, Complaint::WrongToken),
+        Err(_) => return pages::sign_in(StatusCode::UNAUTHORIZED, SignInError::WrongToken),
     }
     let client = extensions.get::<Connection>().map(|connection| connection.client);
     tracing::info!(?client, who, "an operator has signed in to the console");

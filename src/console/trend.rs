@@ -29,15 +29,15 @@ pub(super) struct Sample(i64, Option<i64>, Option<f64>, Option<f64>, Option<f64>
 impl Sample {
     /// A sample of the monitor's numbers. Has a latency only if the relay has delivered since the step
     /// `before`.
-    fn of(outlook: Option<&BacklogStatus>, before: Option<i64>) -> Self {
+    fn of(status: Option<&BacklogStatus>, before: Option<i64>) -> Self {
         Self(
             Utc::now().timestamp_millis(),
-            outlook.map(|outlook| outlook.backlog_at_most),
-            outlook.map(|outlook| rounded(outlook.oldest_pending.unwrap_or_default())),
-            outlook.map(|outlook| outlook.rate),
-            outlook
-                .filter(|outlook| before.is_some_and(|step| step != outlook.step))
-                .and_then(|outlook| outlook.latency)
+            status.map(|status| status.backlog_at_most),
+            status.map(|status| rounded(status.oldest_pending.unwrap_or_default())),
+            status.map(|status| status.rate),
+            status
+                .filter(|status| before.is_some_and(|step| step != status.step))
+                .and_then(|status| status.latency)
                 .map(rounded),
         )
     }
@@ -93,9 +93,9 @@ pub(super) async fn sample(shared: &Shared, stop: &CancellationToken) {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let outlook = shared.parts.state.get().outlook;
-        shared.trend.add(Sample::of(outlook.as_ref(), before));
-        before = outlook.map(|outlook| outlook.step).or(before);
+        let status = shared.parts.state.get().backlog;
+        shared.trend.add(Sample::of(status.as_ref(), before));
+        before = status.map(|status| status.step).or(before);
     }
 }
 
@@ -103,7 +103,7 @@ pub(super) async fn sample(shared: &Shared, stop: &CancellationToken) {
 mod tests {
     use super::*;
 
-    fn outlook(step: i64, latency: Option<Duration>) -> BacklogStatus {
+    fn status(step: i64, latency: Option<Duration>) -> BacklogStatus {
         BacklogStatus {
             oldest_pending: None,
             backlog_at_most: 3,
@@ -121,10 +121,10 @@ mod tests {
     #[test]
     fn a_latency_is_shown_once_and_what_is_not_known_is_no_zero() {
         let took = Some(Duration::from_micros(12_345));
-        let Sample(_, backlog, oldest, rate, latency) = Sample::of(Some(&outlook(7, took)), Some(6));
+        let Sample(_, backlog, oldest, rate, latency) = Sample::of(Some(&status(7, took)), Some(6));
         assert_eq!((backlog, oldest, rate, latency), (Some(3), Some(0.0), Some(5.0), Some(0.012)));
-        assert_eq!(Sample::of(Some(&outlook(7, took)), Some(7)).4, None);
-        assert_eq!(Sample::of(Some(&outlook(7, took)), None).4, None);
+        assert_eq!(Sample::of(Some(&status(7, took)), Some(7)).4, None);
+        assert_eq!(Sample::of(Some(&status(7, took)), None).4, None);
         let Sample(_, backlog, oldest, rate, latency) = Sample::of(None, Some(7));
         assert_eq!((backlog, oldest, rate, latency), (None, None, None, None));
     }

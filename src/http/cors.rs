@@ -11,8 +11,8 @@ use axum::response::{IntoResponse, Response};
 /// Request headers that a page may send. They cover clients that open a stream with `fetch` (they set
 /// `Cache-Control` as EventSource does), libraries that mark their requests, and libraries that trace them.
 const HEADERS: HeaderValue = HeaderValue::from_static(
-    "accept, authorization, baggage, cache-control, content-type, last-event-id, pragma, sentry-trace, traceparent, \
-     tracestate, x-requested-with",
+    "accept, authorization, baggage, cache-control, content-type, last-event-id, pragma, sentry-trace, \
+     traceparent, tracestate, x-requested-with",
 );
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST");
 /// How long a browser may cache the answer to a preflight, in seconds.
@@ -26,8 +26,9 @@ pub struct Origins(Arc<[String]>);
 /// A text that is not an origin as browsers write it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "sse.cors_origins contains '{0}', which no browser sends or which stands for any site: write each origin as browsers do, such \
-     as https://app.example or http://localhost:3000 (no *, no null, no path, lower case, no usual port)"
+    "sse.cors_origins contains '{0}', which no browser sends or which stands for any site: write each origin \
+     as browsers do, such as https://app.example or http://localhost:3000 (no *, no null, no path, lower \
+     case, no usual port)"
 )]
 pub struct OriginError(String);
 

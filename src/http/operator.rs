@@ -30,7 +30,8 @@ pub struct OperatorSettings {
 /// The operators' token is too short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "operator.token has {0} bytes and needs at least {OPERATOR_TOKEN_BYTES_MIN}: make one with `openssl rand -hex 32`"
+    "operator.token has {0} bytes and needs at least {OPERATOR_TOKEN_BYTES_MIN}: make one with \
+     `openssl rand -hex 32`"
 )]
 pub struct ShortOperatorToken(usize);
 

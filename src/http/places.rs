@@ -181,10 +181,21 @@ impl Places {
         let peer = peer.map_or_else(String::new, |peer| peer.to_string());
         match closed {
             Closed::GaveWay => {
-                tracing::warn!(times, limit, %peer, "all connections are taken: closing those that have been idle for longest");
+                tracing::warn!(
+                    times,
+                    limit,
+                    %peer,
+                    "all connections are taken: closing those that have been idle for longest"
+                );
             }
             Closed::Peer => {
-                tracing::warn!(times, limit = self.0.room.of_a_peer, %peer, "a peer has as many connections without a valid token as [http] max_connections_per_peer allows: closing its idle ones, refusing new ones");
+                tracing::warn!(
+                    times,
+                    limit = self.0.room.of_a_peer,
+                    %peer,
+                    "a peer has as many connections without a valid token as [http] max_connections_per_peer \
+                     allows: closing its idle ones, refusing new ones"
+                );
             }
             Closed::Full => {
                 tracing::warn!(times, limit, %peer, "all connections are taken: refusing new ones")

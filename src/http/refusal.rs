@@ -42,7 +42,8 @@ fn explained(written: &[u8], head_bytes: usize) -> Option<Vec<u8>> {
         "431" => (
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             format!(
-                "the head of this request has more than {head_bytes} bytes or more than 100 headers: send fewer cookies, headers or topics"
+                "the head of this request has more than {head_bytes} bytes or more than 100 headers: send \
+                 fewer cookies, headers or topics"
             ),
         ),
         "414" => (

@@ -92,7 +92,11 @@ impl Drop for Supervisor {
     /// Waits, so that the server's port and directory are free after the drop.
     fn drop(&mut self) {
         if let Err(error) = self.close() {
-            tracing::warn!(server = self.server, %error, "the supervisor of a private server cannot be waited for");
+            tracing::warn!(
+                server = self.server,
+                %error,
+                "the supervisor of a private server cannot be waited for"
+            );
         }
     }
 }

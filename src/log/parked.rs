@@ -1,8 +1,8 @@
 //! Parked events: events that the sink refuses for a reason of their own, and the later events of their
 //! topics.
 //!
-//! This part only stores them. `relay::publication` decides that an event is parked, and `relay::handing` which event
-//! of a batch the sink refuses.
+//! This part only stores them. `relay::publication` decides that an event is parked, and `relay::handing`
+//! which event of a batch the sink refuses.
 //!
 //! A parked event keeps its number. Its row holds a copy of its payload, so that it does not hold back
 //! rotation.

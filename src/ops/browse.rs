@@ -60,7 +60,8 @@ pub struct Selection {
     /// In this state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<EventState>,
-    /// For a replay: also the copies that earlier replays made. Rows that are named by number count in any case.
+    /// For a replay: also the copies that earlier replays made. Rows that are named by number count in any
+    /// case.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub include_replays: bool,
 }
@@ -105,7 +106,8 @@ pub struct EventDetail {
     pub row: EventRow,
     /// The transaction that appended it.
     pub transaction: String,
-    /// When it was delivered, set aside or given up; `None` while it is pending, or when the checkpoints of that time are gone.
+    /// When it was delivered, set aside or given up; `None` while it is pending, or when the checkpoints of
+    /// that time are gone.
     pub since: Option<DateTime<Utc>>,
     /// The headers.
     pub headers: Option<serde_json::Value>,
@@ -120,7 +122,8 @@ const SELECTED: &str = "
            case when k.settled_as = 'released' then 'delivered'
                 when k.settled_as is not null then k.settled_as
                 when k.seq is not null then 'parked'
-                when outbox.is_delivered(e.id, e.xid, p.high_id, p.lower, p.after_id, p.upper) then 'delivered'
+                when outbox.is_delivered(e.id, e.xid, p.high_id, p.lower, p.after_id, p.upper)
+                  then 'delivered'
                 else 'pending' end as state,
            k.settled_at, k.parked_at
     from outbox.event e
@@ -181,7 +184,8 @@ pub async fn show(
     limit: u32,
 ) -> Result<Vec<EventDetail>, Error> {
     let sql = format!(
-        "{SELECTED} select id, event_id, topic, type, created_at, state, xid::text as transaction, headers, payload::text,
+        "{SELECTED} select id, event_id, topic, type, created_at, state, xid::text as transaction,
+                headers, payload::text,
                 case when parked_at is not null then coalesce(settled_at, parked_at)
                      when state = 'delivered' then outbox.delivered_at($1, xid, id) end as since
          from status where ($8::text is null or state = $8) order by id limit $9"

@@ -1,7 +1,8 @@
-//! An event's whole life: in which window it came, which step delivered it and under which number, or why it has not been.
+//! Explains an event: its window, the step that delivered it and its number, or why it is still pending.
 //!
-//! None of it is stored with the event. A number is a function of the log: that of the step's first event, plus the rows of
-//! its chunk before this one. Where the checkpoints of that time have been rotated away, it is no longer known.
+//! None of this is stored with the event. Its number is computed from the log: the number of the step's first
+//! event, plus the count of the chunk's rows before this one. It is unknown once the checkpoints of that time
+//! have been rotated away.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -10,14 +11,14 @@ use sqlx::{PgConnection, Row};
 use super::browse::{EventDetail, EventRow, EventState};
 use crate::log::{Error, overview, time};
 
-/// Copies of one row that are told of at most.
+/// The most copies of one row that are listed.
 const COPIES: i64 = 100;
 
-/// What became of an event after its commit, as far as the log still knows.
+/// The facts that the log still holds about an event after its commit.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Life {
-    /// The window that it came in.
+pub struct Explanation {
+    /// The window that the event is in.
     pub window: Option<WindowOf>,
     /// How it was set aside.
     pub parked: Option<SetAside>,
@@ -89,24 +90,28 @@ pub struct Delivered {
     pub after_seconds: f64,
 }
 
-/// Tells what became of an event.
+/// Explains what happened to an event since its commit.
 ///
 /// Call [`crate::log::read::prepare_session`] on the connection first.
 ///
 /// # Errors
 /// [`Error`].
-pub async fn of(connection: &mut PgConnection, relay: &str, event: &EventDetail) -> Result<Life, Error> {
-    let mut life = Life { copy_of: copied_row(event), ..Life::default() };
-    life.copies = copies(connection, &event.row).await?;
+pub async fn of(
+    connection: &mut PgConnection,
+    relay: &str,
+    event: &EventDetail,
+) -> Result<Explanation, Error> {
+    let mut explanation = Explanation { copy_of: copied_row(event), ..Explanation::default() };
+    explanation.copies = copies(connection, &event.row).await?;
     let is = |state: EventState| event.row.state == state.as_str();
     if is(EventState::Pending) {
-        life.waits_because = Some(why_it_waits(connection, relay).await?);
-        life.window = open_window(connection, relay, event).await?;
-        return Ok(life);
+        explanation.waits_because = Some(why_it_waits(connection, relay).await?);
+        explanation.window = open_window(connection, relay, event).await?;
+        return Ok(explanation);
     }
-    find_delivery(connection, relay, event, &mut life).await?;
-    set_aside(connection, relay, &event.row, &mut life).await?;
-    Ok(life)
+    find_delivery(connection, relay, event, &mut explanation).await?;
+    set_aside(connection, relay, &event.row, &mut explanation).await?;
+    Ok(explanation)
 }
 
 fn copied_row(event: &EventDetail) -> Option<i64> {
@@ -138,21 +143,23 @@ async fn find_delivery(
     connection: &mut PgConnection,
     relay: &str,
     event: &EventDetail,
-    life: &mut Life,
+    explanation: &mut Explanation,
 ) -> Result<(), Error> {
-    // The step before is needed as well: it tells the window and the first number. Without it, the oldest checkpoint that is
-    // kept covers the event, and the one that settled it is gone.
+    // The previous step is needed as well: it holds the window and the first number. If it is missing, the
+    // oldest checkpoint that is kept covers the event, and the checkpoint that settled it is gone.
     let row = sqlx::query(
         "select step.n, step.created_at, extract(epoch from step.created_at - $4)::float8 as after_seconds,
                 before.lower::text, before.upper::text, before.epoch, before.next_seq, chunk.earlier,
                 chunk.events = step.next_seq - before.next_seq and step.epoch = before.epoch as is_whole,
                 opener.n as opener, opener.created_at as opened_at
          from outbox.checkpoint step
-         join outbox.checkpoint before on before.relay = step.relay and before.n = step.n - 1 and before.upper is not null
+         join outbox.checkpoint before
+           on before.relay = step.relay and before.n = step.n - 1 and before.upper is not null
          cross join lateral (
            select count(*) as events, count(*) filter (where w.id < $3) as earlier
            from outbox.window_rows(
-             before.lower, before.lower_horizon, before.high_id, before.upper, before.after_id, step.next_seq - before.next_seq) w
+             before.lower, before.lower_horizon, before.high_id, before.upper, before.after_id,
+             step.next_seq - before.next_seq) w
          ) chunk
          cross join lateral (
            select c.n, c.created_at from outbox.checkpoint c
@@ -167,13 +174,13 @@ async fn find_delivery(
     .fetch_optional(connection)
     .await?;
     let Some(row) = row else { return Ok(()) };
-    life.window = Some(WindowOf {
+    explanation.window = Some(WindowOf {
         checkpoint: row.try_get("opener")?,
         opened_at: time::shown(&row, "opened_at")?,
         lower: row.try_get("lower")?,
         upper: row.try_get("upper")?,
     });
-    life.delivered = Some(Delivered {
+    explanation.delivered = Some(Delivered {
         checkpoint: Some(row.try_get("n")?),
         at: time::shown(&row, "created_at")?,
         after_seconds: row.try_get("after_seconds")?,
@@ -181,29 +188,31 @@ async fn find_delivery(
     // Where rows of the chunk have been rotated away, the count says nothing.
     if row.try_get("is_whole")? {
         let (epoch, first): (i64, i64) = (row.try_get("epoch")?, row.try_get("next_seq")?);
-        life.stream_id = Some(format!("{epoch}-{}", first + row.try_get::<i64, _>("earlier")?));
+        explanation.stream_id = Some(format!("{epoch}-{}", first + row.try_get::<i64, _>("earlier")?));
     }
     Ok(())
 }
 
-/// What is known of an event that was set aside: its number, why, and what an operator did about it. One that was released
-/// was delivered then, and not by the step that set it aside.
+/// Adds the facts about an event that was set aside: its number, the reason, and the operator's decision. A
+/// released event was delivered at its release, and not by the step that set it aside.
 async fn set_aside(
     connection: &mut PgConnection,
     relay: &str,
     row: &EventRow,
-    life: &mut Life,
+    explanation: &mut Explanation,
 ) -> Result<(), Error> {
     let found = sqlx::query(
-        "select k.epoch || '-' || k.seq as number, k.parked_at, k.reason as because, k.settled_as, k.settled_at,
-                extract(epoch from k.settled_at - $3)::float8 as after_seconds, first.number as behind, a.who, a.reason, a.at
+        "select k.epoch || '-' || k.seq as number, k.parked_at, k.reason as because,
+                k.settled_as, k.settled_at,
+                extract(epoch from k.settled_at - $3)::float8 as after_seconds, first.number as behind,
+                a.who, a.reason, a.at
          from outbox.parked k
          left join lateral (
            select a.* from outbox.audit a
            where a.action = case when k.settled_as = 'discarded' then 'discard' else 'release' end
              and a.at between k.parked_at and coalesce(k.settled_at, 'infinity')
              and a.selection @> jsonb_build_object('relay', k.relay, 'topics', jsonb_build_array(k.topic))
-           -- One from before it was noted when: the first that came.
+           -- A row from before settled_at was recorded: take the first audit row.
            order by case when k.settled_at is null then a.at end, a.at desc limit 1
          ) a on true
          left join lateral (
@@ -221,10 +230,10 @@ async fn set_aside(
     .await?;
     let Some(found) = found else { return Ok(()) };
     let settled_as: Option<String> = found.try_get("settled_as")?;
-    life.stream_id = Some(found.try_get("number")?);
-    life.parked = Some(SetAside {
+    explanation.stream_id = Some(found.try_get("number")?);
+    explanation.parked = Some(SetAside {
         at: time::shown(&found, "parked_at")?,
-        checkpoint: life.delivered.take().and_then(|step| step.checkpoint),
+        checkpoint: explanation.delivered.take().and_then(|step| step.checkpoint),
         because: found.try_get("because")?,
         behind: found.try_get("behind")?,
     });
@@ -233,10 +242,10 @@ async fn set_aside(
         None => None,
     };
     match settled_as.as_deref() {
-        Some("discarded") => life.discarded = by_hand,
+        Some("discarded") => explanation.discarded = by_hand,
         Some(_released) => {
-            life.released = by_hand;
-            life.delivered = Some(Delivered {
+            explanation.released = by_hand;
+            explanation.delivered = Some(Delivered {
                 checkpoint: None,
                 at: time::shown(&found, "settled_at")?,
                 after_seconds: found.try_get("after_seconds")?,

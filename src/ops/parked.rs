@@ -1,7 +1,7 @@
 //! Releasing and discarding parked events: of one topic or several, by the ids that the operator has seen.
 //!
-//! A request names events up to an id. What is parked behind it later is not part of it. The relay carries it out, as it
-//! alone knows what of the topic is under way; [`wait`] tells how that ended.
+//! A request names events up to an id. What is parked behind it later is not part of it. The relay carries it
+//! out, as it alone knows what of the topic is under way; [`wait`] tells how that ended.
 
 use std::time::Duration;
 
@@ -33,7 +33,8 @@ pub struct Named {
     pub events: u64,
 }
 
-/// The parked events of a topic up to the id `through`; all that are parked now without it. `None` if there are none.
+/// The parked events of a topic up to the id `through`; all that are parked now without it. `None` if there
+/// are none.
 ///
 /// # Errors
 /// [`Error`].
@@ -107,8 +108,8 @@ pub struct Request {
     asked_at: DateTime<Utc>,
 }
 
-/// Asks the relay to release or discard what is named, and writes that into the audit. Call it in a transaction; ring the
-/// bell after its commit.
+/// Asks the relay to release or discard what is named, and writes that into the audit. Call it in a
+/// transaction; ring the bell after its commit.
 ///
 /// # Errors
 /// [`RequestError`]; roll the transaction back.

@@ -1,7 +1,7 @@
 //! Pausing a relay, and letting it deliver again.
 //!
-//! The relay looks at the row of `outbox.pause` in the statements that open a window (`log::checkpoint`), and once a
-//! second while one is open (`relay::run`).
+//! The relay looks at the row of `outbox.pause` in the statements that open a window (`log::checkpoint`), and
+//! once a second while one is open (`relay::run`).
 
 use serde_json::json;
 use sqlx::PgConnection;
@@ -28,7 +28,8 @@ pub async fn pause(tx: &mut PgConnection, relay: &str, operator: &Operator) -> R
     record(tx, done.rows_affected(), "pause", relay, operator).await
 }
 
-/// Lets `relay` deliver again and writes that into the audit. Returns false, and writes nothing, if it was not paused.
+/// Lets `relay` deliver again and writes that into the audit. Returns false, and writes nothing, if it was
+/// not paused.
 ///
 /// Call it in a transaction, and [`relays::wake`] after its commit.
 ///

@@ -2,20 +2,21 @@
 //!
 //! What can have happened:
 //!
-//! - **The same cluster went back** (a point-in-time restore, a failover that lost commits). Positions and transaction
-//!   numbers still fit each other, but Redis has numbers that this Postgres would give to other events. A higher epoch
-//!   puts every new number above them.
-//! - **The log is in another cluster** (dump and restore, logical replication). Transaction numbers of the old cluster
-//!   mean nothing in this one, so every row gets a new one: rows that the same relays have delivered get the same one, from
-//!   the few that lie below any that this cluster will ever give out again, and each relay's position becomes a snapshot
-//!   that sees just the numbers of what it has delivered.
+//! - **The same cluster went back** (a point-in-time restore, a failover that lost commits). Positions and
+//!   transaction numbers still fit each other, but Redis has numbers that this Postgres would give to other
+//!   events. A higher epoch puts every new number above them.
+//! - **The log is in another cluster** (dump and restore, logical replication). Transaction numbers of the
+//!   old cluster mean nothing in this one, so every row gets a new one: rows that the same relays have
+//!   delivered get the same one, from the few that lie below any that this cluster will ever give out again,
+//!   and each relay's position becomes a snapshot that sees just the numbers of what it has delivered.
 //!
-//! - **The log contradicts the positions** (a sequence that was set back, ids chosen by hand: see [`crate::log::contradiction`]).
-//!   What is not delivered gets new ids behind everything that is, in order.
-//! - **The log is a copy** that shall live beside its original. It gets an identity of its own, so that Redis can tell the two
-//!   apart.
+//! - **The log contradicts the positions** (a sequence that was set back, ids chosen by hand: see
+//!   [`crate::log::contradiction`]). What is not delivered gets new ids behind everything that is, in order.
+//! - **The log is a copy** that shall live beside its original. It gets an identity of its own, so that Redis
+//!   can tell the two apart.
 //!
-//! In every case, what Redis has and the position does not know of is written down, so that nobody is told of it twice.
+//! In every case, what Redis has and the position does not know of is written down, so that nobody is told of
+//! it twice.
 
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, Transaction};
@@ -30,8 +31,8 @@ use crate::log::{Error, checkpoint, identity, lead};
 
 /// The first xid that a cluster gives out (`FirstNormalTransactionId`).
 const FIRST_XID: i64 = 3;
-/// Relays that a log can have when it moves: every combination of them takes an xid, and a fresh cluster has used up
-/// some seven hundred.
+/// Relays that a log can have when it moves: every combination of them takes an xid, and a fresh cluster has
+/// used up some seven hundred.
 const MAX_RELAYS: usize = 8;
 
 /// Why a log was not rebased. Nothing was changed.
@@ -45,7 +46,8 @@ pub enum RebaseError {
     Unknown(String),
     /// More relays than a move can tell apart.
     #[error(
-        "the log has {0} relays and can be moved with at most {MAX_RELAYS}: delete those that no longer exist from outbox.relay"
+        "the log has {0} relays and can be moved with at most {MAX_RELAYS}: delete those that no longer \
+         exist from outbox.relay"
     )]
     TooManyRelays(usize),
     /// The log.
@@ -109,7 +111,8 @@ impl<'c> Rebase<'c> {
     /// [`RebaseError`].
     pub async fn begin(connection: &'c mut PgConnection, relay: &str) -> Result<Self, RebaseError> {
         let mut tx = connection.begin().await?;
-        // Appends wait; readers do not. Without a limit of its own: the session's statement timeout bounds the wait.
+        // Appends wait; readers do not. Without a limit of its own: the session's statement timeout bounds
+        // the wait.
         sqlx::raw_sql("lock table outbox.event, outbox.checkpoint, outbox.relay in exclusive mode")
             .execute(&mut *tx)
             .await?;
@@ -164,8 +167,8 @@ impl<'c> Rebase<'c> {
         self.cluster
     }
 
-    /// The relay's pending events behind `after`, `limit` at most. They are in order of id, and rows of one id
-    /// in order of their event ids, because a sequence that was set back gives ids twice.
+    /// The relay's pending events behind `after`, `limit` at most. They are in order of id, and rows of one
+    /// id in order of their event ids, because a sequence that was set back gives ids twice.
     ///
     /// # Errors
     /// [`RebaseError::Outbox`].
@@ -211,11 +214,12 @@ impl<'c> Rebase<'c> {
         Ok(())
     }
 
-    /// Gives the log its new lineage, writes that into the audit with the findings that led to it, and commits.
+    /// Gives the log its new lineage, writes that into the audit with the findings that led to it, and
+    /// commits.
     ///
     /// # Errors
-    /// [`RebaseError::TooManyRelays`] if the log was moved and more relays than can be translated have run on it;
-    /// [`RebaseError::Outbox`] if Postgres refuses. Then nothing has changed.
+    /// [`RebaseError::TooManyRelays`] if the log was moved and more relays than can be translated have run on
+    /// it; [`RebaseError::Outbox`] if Postgres refuses. Then nothing has changed.
     pub async fn finish(
         mut self,
         lineage: Lineage,
@@ -266,10 +270,12 @@ impl<'c> Rebase<'c> {
         }
         // A row's number says which relays have delivered it: one bit for each, in the order of their names.
         sqlx::query(
-            "with relay as (select p.*, row_number() over (order by p.relay)::int - 1 as bit from outbox.position p)
+            "with relay as (
+               select p.*, row_number() over (order by p.relay)::int - 1 as bit from outbox.position p)
              update outbox.event e set xid = ($1 + coalesce((
                select sum(1 << p.bit) from relay p
-               where outbox.is_delivered(e.id, e.xid, p.high_id, p.lower, p.after_id, p.upper)), 0))::text::xid8",
+               where outbox.is_delivered(e.id, e.xid, p.high_id, p.lower, p.after_id, p.upper)),
+               0))::text::xid8",
         )
         .bind(FIRST_XID)
         .execute(&mut *self.tx)
@@ -293,7 +299,8 @@ impl<'c> Rebase<'c> {
             checkpoint::insert(&mut self.tx, relay, position).await?;
             // A replay that was interrupted goes on with what has been delivered by now, up to its last row.
             sqlx::query(
-                "update outbox.replay set lower = $2::text::pg_snapshot, upper = null where relay = $1 and not finished",
+                "update outbox.replay set lower = $2::text::pg_snapshot, upper = null
+                 where relay = $1 and not finished",
             )
             .bind(relay)
             .bind(&position.lower.0)

@@ -1,4 +1,5 @@
-//! Giving rows new ids behind everything that is delivered, in order: for rows that a position cannot stand beside.
+//! Giving rows new ids behind everything that is delivered, in order: for rows that a position cannot stand
+//! beside.
 //!
 //! Only within a rebase, whose lock keeps appends and relays away.
 
@@ -8,8 +9,8 @@ use crate::log::Error;
 use crate::log::contradiction::Contradiction;
 use crate::log::contradictions::LOOKED_FOR;
 
-/// Whether Redis has the row `e` from the relay of the position `p`, as SQL: by that position, or because an earlier
-/// rebase has found it there.
+/// Whether Redis has the row `e` from the relay of the position `p`, as SQL: by that position, or because an
+/// earlier rebase has found it there.
 pub(super) const IN_REDIS: &str = "
   (outbox.is_delivered(e.id, e.xid, p.high_id, p.lower, p.after_id, p.upper)
    or exists (
@@ -30,8 +31,8 @@ pub(super) async fn twice(connection: &mut PgConnection, relay: &str) -> Result<
     Ok(ids.into_iter().map(|id| Contradiction::of(id, "twice")).collect())
 }
 
-/// Rows that were appended after the open window, with ids that will be delivered by its end. The relay has no reason to refuse
-/// them before that.
+/// Rows that were appended after the open window, with ids that will be delivered by its end. The relay has
+/// no reason to refuse them before that.
 pub(super) async fn behind_the_window(
     connection: &mut PgConnection,
     relay: &str,
@@ -53,8 +54,8 @@ pub(super) async fn behind_the_window(
     Ok(ids.into_iter().map(|id| Contradiction::of(id, "behind")).collect())
 }
 
-/// Gives what one of these relays has not delivered new ids and this transaction's xid, so that it is new to every relay. A
-/// relay that has delivered such a row all the same is told so.
+/// Gives what one of these relays has not delivered new ids and this transaction's xid, so that it is new to
+/// every relay. A relay that has delivered such a row all the same is told so.
 pub(super) async fn undelivered(connection: &mut PgConnection, relays: &[String]) -> Result<(), Error> {
     let sql = format!(
         "insert into pg_temp.renumbered (part, place, old_id, xid, event_id)
@@ -77,15 +78,19 @@ pub(super) async fn undelivered(connection: &mut PgConnection, relays: &[String]
     apply(connection, "pg_current_xact_id()").await
 }
 
-/// Gives new ids to what was appended after the log was moved, where its sequence was not moved with it: those rows have ids
-/// that the positions call delivered. Known by their time, as nothing else tells them from older ones.
+/// Gives new ids to what was appended after the log was moved, where its sequence was not moved with it:
+/// those rows have ids that the positions call delivered. Known by their time, as nothing else tells them
+/// from older ones.
 pub(super) async fn appended_since_the_move(connection: &mut PgConnection) -> Result<(), Error> {
     begin(connection).await?;
     sqlx::query(
         "insert into pg_temp.renumbered (part, place, old_id, xid, event_id)
          select e.tableoid, e.ctid, e.id, e.xid, e.event_id
          from outbox.event e
-         cross join (select case when is_called then last_value else last_value - 1::bigint end as id from outbox.event_id_seq) taken
+         cross join (
+           select case when is_called then last_value else last_value - 1::bigint end as id
+           from outbox.event_id_seq
+         ) taken
          cross join (select max(high_id) as id, max(created_at) as moved_at from outbox.position) delivered
          where taken.id < delivered.id and e.id <= taken.id and e.created_at > delivered.moved_at",
     )
@@ -127,16 +132,18 @@ enum Order {
     BySequenceRun,
 }
 
-/// What tells, as SQL, that a row was appended after the sequence was set back: the sequence has come to its id again, and its
-/// transaction is newer than all rows that are older for certain. These have ids that the sequence has not come to again, or
-/// ids that it has given to a newer row. Where there are none, a row is newer than a position that calls its id delivered, or
-/// that has a window open over higher ids.
+/// What tells, as SQL, that a row was appended after the sequence was set back: the sequence has come to its
+/// id again, and its transaction is newer than all rows that are older for certain. These have ids that the
+/// sequence has not come to again, or ids that it has given to a newer row. Where there are none, a row is
+/// newer than a position that calls its id delivered, or that has a window open over higher ids.
 ///
-/// Of a transaction that was under way when the sequence was set back, nothing tells what it appended before and what after.
+/// Of a transaction that was under way when the sequence was set back, nothing tells what it appended before
+/// and what after.
 const APPENDED_AFTER: &str = "
   with delivered as materialized (
     select p.high_id, p.lower_horizon, p.upper_horizon, (
-             select max(w.old_id) from pg_temp.renumbered w where pg_visible_in_snapshot(w.xid, p.upper)) as window_id
+             select max(w.old_id) from pg_temp.renumbered w
+             where pg_visible_in_snapshot(w.xid, p.upper)) as window_id
     from outbox.position p
   )
   select r.part, r.place, r.old_id, r.old_id <= sequence.id and r.xid >= run.first_xid as is_after
@@ -145,7 +152,8 @@ const APPENDED_AFTER: &str = "
   left join lateral (
     select n.xid as newest
     from (
-      select k.xid, k.old_id, first_value(k.xid) over (partition by k.old_id order by k.xid desc) as newest_of_id
+      select k.xid, k.old_id,
+             first_value(k.xid) over (partition by k.old_id order by k.xid desc) as newest_of_id
       from pg_temp.renumbered k
     ) n
     where n.old_id > sequence.id or n.xid < n.newest_of_id
@@ -163,8 +171,8 @@ const APPENDED_AFTER: &str = "
     order by k.xid limit 1
   ) run on true";
 
-/// Chooses the new ids: behind all that keep theirs, in the order of the old ones; those that the sequence gave before it was
-/// set back come before those that it gave afterwards.
+/// Chooses the new ids: behind all that keep theirs, in the order of the old ones; those that the sequence
+/// gave before it was set back come before those that it gave afterwards.
 async fn number(connection: &mut PgConnection, order: Order) -> Result<(), Error> {
     let rows = match order {
         Order::ById => "select part, place, old_id, false as is_after from pg_temp.renumbered",
@@ -181,7 +189,8 @@ async fn number(connection: &mut PgConnection, order: Order) -> Result<(), Error
              (select case when is_called then last_value else 0 end from outbox.event_id_seq),
              (select max(greatest(high_id, after_id)) from outbox.position),
              (select max(e.id) from outbox.event e
-              where not exists (select from pg_temp.renumbered k where k.part = e.tableoid and k.place = e.ctid)), 0) as id
+              where not exists (
+                select from pg_temp.renumbered k where k.part = e.tableoid and k.place = e.ctid)), 0) as id
          ) base
          where r.part = ordered.part and r.place = ordered.at",
     );

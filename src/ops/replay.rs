@@ -1,13 +1,14 @@
 //! Replay: delivered events once more, as copies that go the normal way.
 //!
-//! A copy has the same event id and a header `replay` that names the row it repeats, so that a client can tell. It is a
-//! new row, and so gets a new number: clients that have seen the original see the copy as well.
+//! A copy has the same event id and a header `replay` that names the row it repeats, so that a client can
+//! tell. It is a new row, and so gets a new number: clients that have seen the original see the copy as well.
 //!
-//! What a replay repeats is delivered when it begins: what the relay had delivered by then. So a copy is never repeated by the
-//! replay that made it, and a replay ends however much is appended meanwhile. It runs in batches. Each is one short
-//! transaction that appends copies and writes down how far it is, so that whoever dies at any moment has lost and repeated
-//! nothing: [`resume`] goes on. Copies follow each other in the order of their originals, and a topic's live events keep
-//! their own order; how the two mix is left open.
+//! What a replay repeats is delivered when it begins: what the relay had delivered by then. So a copy is
+//! never repeated by the replay that made it, and a replay ends however much is appended meanwhile. It runs
+//! in batches. Each is one short transaction that appends copies and writes down how far it is, so that
+//! whoever dies at any moment has lost and repeated nothing: [`resume`] goes on. Copies follow each other in
+//! the order of their originals, and a topic's live events keep their own order; how the two mix is left
+//! open.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -44,7 +45,8 @@ pub enum ReplayError {
     Finished(i64),
     /// Another process has moved it on, which a session lock should prevent.
     #[error(
-        "another process has moved replay {0} on: nothing was sent twice. Is there a pooler in transaction mode between?"
+        "another process has moved replay {0} on: nothing was sent twice. Is there a pooler in transaction \
+         mode between?"
     )]
     Overtaken(i64),
     /// The log could not be read or written.
@@ -167,8 +169,8 @@ pub async fn sample(
     Ok(found)
 }
 
-/// Writes down that a plan is to be carried out, and the audit row, in one transaction; takes the lock that shows others
-/// that it is running. Nothing is repeated yet: [`run`] does that.
+/// Writes down that a plan is to be carried out, and the audit row, in one transaction; takes the lock that
+/// shows others that it is running. Nothing is repeated yet: [`run`] does that.
 ///
 /// # Errors
 /// [`ReplayError::Log`]; nothing has begun then.
@@ -181,7 +183,8 @@ pub async fn begin(
     let id: i64 = sqlx::query_scalar(
         "insert into outbox.replay
            (relay, who, reason, selection, lower, upper, after_id, through_id, selected, done_id)
-         values ($1, $2 || ' as ' || session_user, $3, $4, $5::text::pg_snapshot, $6::text::pg_snapshot, $7, $8, $9, $10)
+         values ($1, $2 || ' as ' || session_user, $3, $4, $5::text::pg_snapshot, $6::text::pg_snapshot,
+                 $7, $8, $9, $10)
          returning id",
     )
     .bind(&plan.relay)
@@ -222,14 +225,15 @@ pub async fn resume(
     Ok(replay)
 }
 
-/// Carries a replay on until it is done or `stop` is cancelled, at most `rate` events a second; tells `progress` after each
-/// batch. Rings the bell for relays. Gives back the lock of [`begin`] or [`resume`], so use their connection, and for
-/// nothing else meanwhile.
+/// Carries a replay on until it is done or `stop` is cancelled, at most `rate` events a second; tells
+/// `progress` after each batch. Rings the bell for relays. Gives back the lock of [`begin`] or [`resume`], so
+/// use their connection, and for nothing else meanwhile.
 ///
 /// Whether it is done is in its [`Replay::standing`].
 ///
 /// # Errors
-/// [`ReplayError::Overtaken`], [`ReplayError::Log`]; what is committed by then stays, and [`resume`] goes on behind it.
+/// [`ReplayError::Overtaken`], [`ReplayError::Log`]; what is committed by then stays, and [`resume`] goes on
+/// behind it.
 pub async fn run(
     connection: &mut PgConnection,
     replay: &mut Replay,

@@ -38,10 +38,11 @@ pub(super) const REPLAYS: &str = "
          ) as held
   from outbox.replay r";
 
-/// The next matching rows: parameters 1 to 13 of [`bind`], then 14, how many at most, and 15, whether copies count.
+/// The next matching rows: parameters 1 to 13 of [`bind`], then 14, how many at most, and 15, whether copies
+/// count.
 ///
-/// A copy is told by its header and by the rows between which its replay has written down that its copies lie: a header
-/// alone can be anybody's.
+/// A copy is told by its header and by the rows between which its replay has written down that its copies
+/// lie: a header alone can be anybody's.
 const MATCHING: &str = "
   with examined as (
     select case when count(*) < $13 then $12 else max(next.id) end as last_id
@@ -81,31 +82,37 @@ pub(super) fn sample() -> String {
     )
 }
 
-/// Appends copies of the next matching events in their order, and moves the replay, parameter 16, on. No row, and nothing
-/// to be committed, if it no longer stands where this process believes, or a rebase has given it other snapshots. A copy belongs
-/// to no request: it leaves the trace of its original behind.
+/// Appends copies of the next matching events in their order, and moves the replay, parameter 16, on. No row,
+/// and nothing to be committed, if it no longer stands where this process believes, or a rebase has given it
+/// other snapshots. A copy belongs to no request: it leaves the trace of its original behind.
 pub(super) fn copy() -> String {
     format!(
         "{MATCHING}, sized as (
-           select m.*, sum(pg_column_size(m.payload)) over (order by m.id) - pg_column_size(m.payload) as bytes_before
+           select m.*,
+                  sum(pg_column_size(m.payload)) over (order by m.id) - pg_column_size(m.payload)
+                    as bytes_before
            from matching m
          ), copied as (
            insert into outbox.event (event_id, topic, type, payload, headers)
            select s.event_id, s.topic, s.type, s.payload,
                   coalesce(s.headers, '{{}}') - 'traceparent' - 'tracestate'
-                  || jsonb_build_object('replay', jsonb_build_object('row', s.id, 'reason', $17::text, 'replay', $16::bigint))
+                  || jsonb_build_object(
+                       'replay', jsonb_build_object('row', s.id, 'reason', $17::text, 'replay', $16::bigint))
            from sized s where s.bytes_before < {BATCH_BYTES}
            order by s.id
            returning id
          ), batch as (
            select c.events, c.first_copy, c.last_copy,
-                  case when c.events < m.events or c.events = $14 then m.last_id else (select last_id from examined) end as done_id
+                  case when c.events < m.events or c.events = $14 then m.last_id
+                       else (select last_id from examined) end as done_id
            from (select count(*) as events, min(id) as first_copy, max(id) as last_copy from copied) c,
-                (select count(*) as events, max(id) filter (where bytes_before < {BATCH_BYTES}) as last_id from sized) m
+                (select count(*) as events, max(id) filter (where bytes_before < {BATCH_BYTES}) as last_id
+                 from sized) m
          )
          update outbox.replay r
          set done_id = b.done_id, copied = r.copied + b.events, finished = b.done_id >= r.through_id,
-             first_copy = coalesce(r.first_copy, b.first_copy), last_copy = coalesce(b.last_copy, r.last_copy),
+             first_copy = coalesce(r.first_copy, b.first_copy),
+             last_copy = coalesce(b.last_copy, r.last_copy),
              moved_at = clock_timestamp()
          from batch b
          where r.id = $16 and r.done_id = $11 and not r.finished and r.lower::text = $8
@@ -140,7 +147,8 @@ pub(super) fn bind<'q>(
         .bind(selection.include_replays)
 }
 
-/// What the relay has delivered by now, of the rows that the selection may reach. Nothing if it has never run.
+/// What the relay has delivered by now, of the rows that the selection may reach. Nothing if it has never
+/// run.
 pub(super) async fn delivered_now(
     connection: &mut PgConnection,
     relay: &str,

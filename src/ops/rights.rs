@@ -1,5 +1,5 @@
-//! What each role may do in Postgres, and nothing beside: `aftercommit grants` prints it, `aftercommit doctor` looks
-//! whether it is there. One list, so that both say the same.
+//! What each role may do in Postgres, and nothing beside: `aftercommit grants` prints it,
+//! `aftercommit doctor` looks whether it is there. One list, so that both say the same.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,7 +21,8 @@ pub enum Role {
     Operator,
     /// The bundled upload application, `aftercommit api`.
     Api,
-    /// `aftercommit rebase`, which writes to the whole log: beside the operator's rights, and not for every day.
+    /// `aftercommit rebase`, which writes to the whole log: beside the operator's rights, and not for every
+    /// day.
     Rebase,
 }
 
@@ -243,8 +244,8 @@ impl List {
     }
 }
 
-/// Of a role's rights, those that this connection's user does not have. What is not there at all, such as the schema of an
-/// application that is not installed, is no missing right.
+/// Of a role's rights, those that this connection's user does not have. What is not there at all, such as the
+/// schema of an application that is not installed, is no missing right.
 ///
 /// # Errors
 /// [`Error`].
@@ -259,19 +260,25 @@ pub async fn missing(connection: &mut PgConnection, role: Role) -> Result<Vec<Ri
                 needed (kind, schema, object, privilege, columns, nth)
          join pg_catalog.pg_namespace n on n.nspname = needed.schema::name
          left join pg_catalog.pg_class c
-           on needed.kind in ('table', 'sequence') and c.relnamespace = n.oid and c.relname = needed.object::name
+           on needed.kind in ('table', 'sequence') and c.relnamespace = n.oid
+             and c.relname = needed.object::name
          left join pg_catalog.pg_proc p
            on needed.kind = 'function' and p.pronamespace = n.oid
-           and pg_catalog.format('%s(%s)', p.proname, pg_catalog.oidvectortypes(p.proargtypes)) = needed.object
+           and pg_catalog.format('%s(%s)', p.proname, pg_catalog.oidvectortypes(p.proargtypes))
+               = needed.object
          where not case
            when needed.kind = 'schema' then pg_catalog.has_schema_privilege(n.oid, needed.privilege)
-           when needed.kind = 'sequence' then coalesce(pg_catalog.has_sequence_privilege(c.oid, needed.privilege), true)
-           when needed.kind = 'function' then coalesce(pg_catalog.has_function_privilege(p.oid, needed.privilege), true)
-           when needed.columns = '' then coalesce(pg_catalog.has_table_privilege(c.oid, needed.privilege), true)
+           when needed.kind = 'sequence'
+             then coalesce(pg_catalog.has_sequence_privilege(c.oid, needed.privilege), true)
+           when needed.kind = 'function'
+             then coalesce(pg_catalog.has_function_privilege(p.oid, needed.privilege), true)
+           when needed.columns = ''
+             then coalesce(pg_catalog.has_table_privilege(c.oid, needed.privilege), true)
            else coalesce((
              select pg_catalog.bool_and(pg_catalog.has_column_privilege(c.oid, a.attnum, needed.privilege))
              from pg_catalog.pg_attribute a
-             where a.attrelid = c.oid and a.attname = any (pg_catalog.string_to_array(needed.columns, ', ')::name[])), true)
+             where a.attrelid = c.oid
+               and a.attname = any (pg_catalog.string_to_array(needed.columns, ', ')::name[])), true)
          end
          order by needed.nth",
     )
@@ -290,7 +297,8 @@ pub async fn missing(connection: &mut PgConnection, role: Role) -> Result<Vec<Ri
     Ok(missing)
 }
 
-/// Rights of others on the log that no role of ours has: they can set a row's id or time, or take rows away. One line each.
+/// Rights of others on the log that no role of ours has: they can set a row's id or time, or take rows away.
+/// One line each.
 ///
 /// # Errors
 /// [`Error`].

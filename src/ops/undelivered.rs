@@ -33,7 +33,8 @@ pub async fn of_new_relay(connection: &mut PgConnection) -> Result<Option<Undeli
                 extract(epoch from clock_timestamp() - oldest.created_at)::float8 as oldest_seconds
          from (select e.created_at from outbox.event e order by e.id limit 1) oldest
          cross join (
-           select count(*) as events from (select from outbox.event e order by e.id limit $1::bigint + 1) counted
+           select count(*) as events
+             from (select from outbox.event e order by e.id limit $1::bigint + 1) counted
          ) seen",
     )
     .bind(COUNTED)

@@ -45,8 +45,8 @@ impl Verdict {
     }
 }
 
-/// Whether the process that leads says that it fails; or, until the leader has said anything, one that tries to lead. What a
-/// process said before it ended says nothing of its successor.
+/// Whether the process that leads says that it fails; or, until the leader has said anything, one that tries
+/// to lead. What a process said before it ended says nothing of its successor.
 fn fails(relay: &RelayOverview) -> bool {
     let of = |role: &str| {
         let of_role = relay.processes.iter().filter(|heard| heard.heartbeat.role == role && heard.is_fresh());

@@ -71,7 +71,7 @@ impl Pool {
     /// Postgres refuses or cannot be reached.
     pub async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
         let asked = Instant::now();
-        let acquired = self.taking(self.inner.acquire()).await;
+        let acquired = self.taking(Box::pin(self.inner.acquire())).await;
         self.waits.observe(asked.elapsed().as_secs_f64());
         if acquired.is_err() {
             self.failures.inc();
@@ -86,7 +86,7 @@ impl Pool {
     /// Fails as [`Self::acquire`], and if Postgres refuses to begin a transaction.
     pub async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         let asked = Instant::now();
-        let begun = self.taking(self.inner.begin()).await;
+        let begun = self.taking(Box::pin(self.inner.begin())).await;
         self.waits.observe(asked.elapsed().as_secs_f64());
         if begun.is_err() {
             self.failures.inc();

@@ -239,7 +239,9 @@ proptest! {
     }
 
     #[test]
-    fn a_reader_that_gets_to_the_end_of_a_whole_history_has_everything(seqs in proptest::collection::btree_set(1_u64..99, 1..20)) {
+    fn a_reader_that_gets_to_the_end_of_a_whole_history_has_everything(
+        seqs in proptest::collection::btree_set(1_u64..99, 1..20),
+    ) {
         let ids: Vec<u64> = seqs.into_iter().collect();
         let links: Vec<Link> =
             ids.iter().enumerate().map(|(at, seq)| link(*seq, (at > 0).then(|| ids[at - 1]))).collect();

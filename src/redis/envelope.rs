@@ -77,7 +77,10 @@ mod tests {
 
     #[test]
     fn an_envelope_keeps_the_payload_byte_for_byte() {
-        let text = r#"{"id":"1-42","prev":null,"event":"018f3c1e-0000-7000-8000-000000000001","type":"T","payload":{ "b":1,  "a":1.50 }}"#;
+        let text = concat!(
+            r#"{"id":"1-42","prev":null,"event":"018f3c1e-0000-7000-8000-000000000001","type":"T","#,
+            r#""payload":{ "b":1,  "a":1.50 }}"#
+        );
         let envelope = Envelope::parse(text).expect("an envelope");
         assert_eq!(envelope.id, StreamId::new(1, 42));
         assert_eq!(envelope.prev, None);
@@ -88,7 +91,11 @@ mod tests {
     fn an_envelope_of_an_earlier_relay_has_no_time_and_one_of_a_later_relay_may_say_more() {
         let of = |facts: &str| {
             let text = format!(
-                r#"{{"id":"1-2","prev":"1-1","event":"018f3c1e-0000-7000-8000-000000000001","type":"T",{facts}"payload":1}}"#
+                concat!(
+                    r#"{{"id":"1-2","prev":"1-1","event":"018f3c1e-0000-7000-8000-000000000001","#,
+                    r#""type":"T",{facts}"payload":1}}"#
+                ),
+                facts = facts
             );
             let envelope = Envelope::parse(&text).expect("an envelope");
             (envelope.at, envelope.trace.map(str::to_owned))

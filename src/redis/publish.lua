@@ -236,8 +236,8 @@ for a = 11 + topic_count * 3, #ARGV, 7 do
     -- Envelope first, bare payload second, in one script. So a subscriber to both channels knows that the
     -- bare message right behind an envelope is its twin, and that every other one came from another program.
     local receivers = redis.pcall('PUBLISH', topic.live,
-      '{"id":"' .. id .. '","prev":' .. (prev == '' and 'null' or '"' .. prev .. '"') .. ',"event":"' .. uuid ..
-      '","type":"' .. kind .. '",' .. ARGV[a + 6] .. ',"payload":' .. payload .. '}')
+      '{"id":"' .. id .. '","prev":' .. (prev == '' and 'null' or '"' .. prev .. '"') ..
+      ',"event":"' .. uuid .. '","type":"' .. kind .. '",' .. ARGV[a + 6] .. ',"payload":' .. payload .. '}')
     if type(receivers) == 'table' then return finish('ERROR', receivers.err) end
     live_receivers = live_receivers + receivers
     -- Plain Redis subscribers do not receive restored events again, because they cannot tell a repeat.

@@ -1,5 +1,5 @@
-//! The classes of failures and their remedies, and the table of Postgres's errors. Pure. The sink has the table of
-//! its own server's errors.
+//! The classes of failures and their remedies, and the table of Postgres's errors. Pure. The sink has the
+//! table of its own server's errors.
 //!
 //! A relay loses events if it takes an error reply for a delivery. It stalls if it takes a passing failure
 //! for a fatal one. It reorders events if it tries the rest of a batch after an error in its middle. So every

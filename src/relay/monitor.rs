@@ -16,40 +16,40 @@ use crate::log::{overview, read};
 use crate::{failpoint, postgres};
 
 const INTERVAL: Duration = Duration::from_secs(1);
-/// The longest duration of one look.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// The time limit of one measurement, with its heartbeat.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 /// The monitor's inputs.
-pub(super) struct Pulse {
+pub(super) struct Monitor {
     pub(super) database: postgres::Settings,
     pub(super) settings: Settings,
     pub(super) metrics: Metrics,
     pub(super) state: StateHandle,
 }
 
-impl Pulse {
+impl Monitor {
     /// Runs until `stop`, through every failure of Postgres.
-    pub(super) async fn beat(self, stop: CancellationToken) {
+    pub(super) async fn run(self, stop: CancellationToken) {
         let process = process();
         let mut connection = None;
         let mut counted = (Instant::now(), self.metrics.published.get());
         while !stop.is_cancelled() {
-            failpoint::reach("pulse").await;
+            failpoint::reach("monitor").await;
             let rate = self.rate(&mut counted);
-            let beaten = timeout(PATIENCE, self.beat_once(&mut connection, &process, rate)).await;
-            if let Err(error) = beaten.unwrap_or_else(|_| Err("Postgres did not answer in time".into())) {
+            let measured = timeout(TIMEOUT, self.measure(&mut connection, &process, rate)).await;
+            if let Err(error) = measured.unwrap_or_else(|_| Err("Postgres did not answer in time".into())) {
                 tracing::debug!(%error, "cannot look at the backlog or write the heartbeat");
                 connection = None;
-                self.state.looked(None);
+                self.state.backlog(None);
             }
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(INTERVAL) => {}
             }
         }
-        failpoint::reach("pulse_ended").await;
+        failpoint::reach("monitor_ended").await;
         if let Some(mut connection) = connection {
             let ending = heartbeat::end(&mut connection, &self.settings.name, &process);
             if let Ok(Err(error)) = timeout(INTERVAL, ending).await {
@@ -58,7 +58,7 @@ impl Pulse {
         }
     }
 
-    async fn beat_once(
+    async fn measure(
         &self,
         connection: &mut Option<PgConnection>,
         process: &str,
@@ -66,14 +66,14 @@ impl Pulse {
     ) -> Result<(), Failed> {
         let name = &self.settings.name;
         if connection.is_none() {
-            let mut made = self.database.connect(&format!("aftercommit relay {name} pulse")).await?;
+            let mut made = self.database.connect(&format!("aftercommit relay {name} monitor")).await?;
             read::prepare_session(&mut made).await?;
             *connection = Some(made);
         }
         let Some(connection) = connection else { return Ok(()) };
         connection.ping().await?;
         let relays = overview::relays(connection).await?;
-        let outlook = relays.iter().find(|relay| relay.relay == *name).map(|relay| BacklogStatus {
+        let status = relays.iter().find(|relay| relay.relay == *name).map(|relay| BacklogStatus {
             oldest_pending: relay.oldest_pending_seconds.map(duration_of),
             parked_events: relay.parked_events,
             parked_topics: relay.parked_topics,
@@ -85,17 +85,17 @@ impl Pulse {
             step: relay.step,
             latency: relay.latency_seconds.map(duration_of),
         });
-        if let Some(outlook) = &outlook {
-            let age = outlook.oldest_pending.map_or(0.0, |age| age.as_secs_f64());
+        if let Some(status) = &status {
+            let age = status.oldest_pending.map_or(0.0, |age| age.as_secs_f64());
             self.metrics.oldest_pending.set(age);
-            self.metrics.backlog.set(outlook.backlog_at_most);
-            self.metrics.parked_events.set(outlook.parked_events);
-            self.metrics.parked_topics.set(outlook.parked_topics);
-            self.metrics.has_leader.set(i64::from(outlook.has_leader));
-            self.metrics.paused.set(i64::from(outlook.paused.is_some()));
+            self.metrics.backlog.set(status.backlog_at_most);
+            self.metrics.parked_events.set(status.parked_events);
+            self.metrics.parked_topics.set(status.parked_topics);
+            self.metrics.has_leader.set(i64::from(status.has_leader));
+            self.metrics.paused.set(i64::from(status.paused.is_some()));
         }
         self.metrics.last_look.set(Utc::now().timestamp_millis() as f64 / 1000.0);
-        self.state.looked(outlook);
+        self.state.backlog(status);
         heartbeat::beat(connection, name, &self.heartbeat(process, rate)).await?;
         Ok(())
     }

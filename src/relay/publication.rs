@@ -94,7 +94,11 @@ pub(super) async fn publish_batch<S: Sink>(
                 }
             }
             Row::Unreadable(unreadable) => {
-                tracing::error!(row = unreadable.id, reason = %unreadable.reason, "a row that cannot be read is parked");
+                tracing::error!(
+                    row = unreadable.id,
+                    reason = %unreadable.reason,
+                    "a row that cannot be read is parked"
+                );
                 held.extend(&unreadable.topic);
                 set_aside.unreadable.push((number(i), unreadable.clone()));
             }

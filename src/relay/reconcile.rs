@@ -115,32 +115,32 @@ impl Step {
         );
         let (relay, timeout) = (self.rules.relay.clone(), self.rules.timeout);
         let begun = DeliveredRanges::from(&mut self.reader, &relay, epoch, from, sink.keeps());
-        let mut stretches = answered(timeout, begun).await?;
+        let mut ranges = answered(timeout, begun).await?;
         // The numbers of an earlier epoch cannot be restored, and a sink without any number may have had
         // some.
         let before = (epoch > 1 && from == 1).then(|| StreamId::new(epoch, 0));
         let mut repair = Repair { first: from, next: from, events: 0, missing: 0, lost: before };
         while repair.next < end
-            && let Some(stretch) = answered(timeout, stretches.next(&mut self.reader)).await?
+            && let Some(range) = answered(timeout, ranges.next(&mut self.reader)).await?
         {
-            let through = (stretch.first + stretch.count).min(end) - 1;
+            let through = (range.first + range.count).min(end) - 1;
             if through < repair.next {
                 continue;
             }
-            if stretch.first > repair.next {
-                repair.lose(epoch, stretch.first - 1);
+            if range.first > repair.next {
+                repair.lose(epoch, range.first - 1);
             }
-            let Some(events) = stretch.events else {
+            let Some(events) = range.events else {
                 repair.lose(epoch, through);
                 continue;
             };
             let deliveries: Vec<Delivery<'_>> = events
                 .iter()
-                .filter(|(id, _)| stretch.is_release || (repair.next..end).contains(&id.seq))
+                .filter(|(id, _)| range.is_release || (repair.next..end).contains(&id.seq))
                 .map(|(id, event)| Delivery { id: *id, event })
                 .collect();
             let given = deliveries.len() as u64;
-            let mode = if stretch.is_release { PublishMode::RestoreRelease } else { PublishMode::Restore };
+            let mode = if range.is_release { PublishMode::RestoreRelease } else { PublishMode::Restore };
             self.republish(sink, mode, deliveries, repair.span(epoch, through), repair.lost).await?;
             // Counted also if the rest fails: the next attempt continues behind these events and does not
             // count them.

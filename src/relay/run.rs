@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::failure::{self, Failure, Remedy};
 use super::leader::{self, staying_alive};
-use super::monitor::Pulse;
+use super::monitor::Monitor;
 use super::reconcile::Reconciled;
 use super::session::{self, SessionError};
 use super::state::{Role, StateHandle};
@@ -21,7 +21,7 @@ use crate::log;
 use crate::postgres::{self, ConnectError, SchemaError};
 
 /// Added to Postgres's own statement timeout. Without an answer by then, the server is gone.
-const PATIENCE_BEYOND_SERVER: Duration = Duration::from_secs(3);
+const TIMEOUT_MARGIN: Duration = Duration::from_secs(3);
 
 /// How often the relay looks for a pause while events flow.
 const PAUSE_INTERVAL: Duration = Duration::from_secs(1);
@@ -97,13 +97,13 @@ pub async fn run<S: Sink>(
     state: &StateHandle,
     shutdown: CancellationToken,
 ) {
-    let pulse = Pulse {
+    let monitor = Monitor {
         database: database.clone(),
         settings: settings.clone(),
         metrics: metrics.clone(),
         state: state.clone(),
     };
-    let pulse = tokio::spawn(pulse.beat(shutdown.clone()));
+    let monitor = tokio::spawn(monitor.run(shutdown.clone()));
     let mut backoff = backoff_of(settings);
     let mut relay = Relay {
         settings,
@@ -133,14 +133,19 @@ pub async fn run<S: Sink>(
         }
         let wait_ms = wait.as_millis() as u64;
         if failure.remedy == Remedy::Person {
-            tracing::error!(%error, class = failure.class, wait_ms, "nothing is delivered until this is solved");
+            tracing::error!(
+                %error,
+                class = failure.class,
+                wait_ms,
+                "nothing is delivered until this is solved"
+            );
         } else {
             tracing::warn!(%error, class = failure.class, wait_ms, "the relay starts over");
         }
         sleep_unless_stopped(wait, &shutdown).await;
     }
-    if let Err(error) = pulse.await {
-        tracing::debug!(%error, "the pulse ended on its own");
+    if let Err(error) = monitor.await {
+        tracing::debug!(%error, "the monitor ended on its own");
     }
 }
 
@@ -402,6 +407,6 @@ impl<S: Sink> Relay<'_, S> {
     }
 
     fn timeout(&self) -> Duration {
-        Duration::from_millis(self.database.statement_timeout_ms) + PATIENCE_BEYOND_SERVER
+        Duration::from_millis(self.database.statement_timeout_ms) + TIMEOUT_MARGIN
     }
 }

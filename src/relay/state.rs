@@ -56,7 +56,7 @@ pub struct State {
     /// Whether the relay receives notifications.
     pub listening: bool,
     /// The monitor's last findings; `None` if it failed.
-    pub outlook: Option<BacklogStatus>,
+    pub backlog: Option<BacklogStatus>,
 }
 
 /// A handle on the state. Cheap to clone.
@@ -74,7 +74,7 @@ impl Default for StateHandle {
             last_success: None,
             rotation_blocked: None,
             listening: false,
-            outlook: None,
+            backlog: None,
         };
         Self { state: Arc::new(Mutex::new(state)), progressed: Arc::default() }
     }
@@ -87,7 +87,7 @@ impl StateHandle {
     }
 
     /// Waits until the relay makes progress: its loop turns, or the sink answers. For a watchdog.
-    pub async fn turn(&self) {
+    pub async fn wait_for_progress(&self) {
         self.progressed.notified().await;
     }
 
@@ -119,8 +119,8 @@ impl StateHandle {
         self.lock().listening = listening;
     }
 
-    pub(super) fn looked(&self, outlook: Option<BacklogStatus>) {
-        self.lock().outlook = outlook;
+    pub(super) fn backlog(&self, backlog: Option<BacklogStatus>) {
+        self.lock().backlog = backlog;
     }
 
     pub(super) fn failed(&self, error: &str) {

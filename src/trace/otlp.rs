@@ -16,8 +16,8 @@ use opentelemetry_sdk::trace::{Sampler, SamplingDecision, SamplingResult, SdkTra
 use super::{Settings, TraceError};
 use crate::event::{EventId, Topic, TraceParent};
 
-/// How long the collector may take to answer, and how long the last spans may take when the process ends.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// The time limit of an answer of the collector, and of sending the last spans when the process ends.
+const TIMEOUT: Duration = Duration::from_secs(3);
 /// The most links of one span, above the number of events of one script call.
 const LINKS: u32 = 1024;
 
@@ -63,7 +63,7 @@ pub struct Exporter(SdkTracerProvider);
 impl Exporter {
     /// Sends the remaining spans, within a few seconds. Blocks, so it must not run within a runtime.
     pub fn end(self) {
-        if let Err(error) = self.0.shutdown_with_timeout(PATIENCE) {
+        if let Err(error) = self.0.shutdown_with_timeout(TIMEOUT) {
             tracing::warn!(%error, "the last spans may not have reached the collector");
         }
     }
@@ -94,7 +94,7 @@ pub fn start(settings: &Settings, role: &str) -> Result<Option<Exporter>, TraceE
         .with_http_client(client)
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(format!("{}/v1/traces", otlp_endpoint.trim_end_matches('/')))
-        .with_timeout(PATIENCE)
+        .with_timeout(TIMEOUT)
         .build()
         .map_err(|error| TraceError::Endpoint { reason: error.to_string() })?;
     let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(*sample_ratio)));
@@ -116,7 +116,7 @@ pub fn failure() -> Option<&'static str> {
 
 /// Plain HTTP needs no CA certificates, so they may be missing.
 fn client_for(endpoint: &str) -> reqwest::Result<reqwest::blocking::Client> {
-    let builder = reqwest::blocking::Client::builder().timeout(PATIENCE);
+    let builder = reqwest::blocking::Client::builder().timeout(TIMEOUT);
     let is_plain = endpoint.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"));
     if is_plain { builder.tls_certs_only([]).build() } else { builder.build() }
 }

@@ -176,9 +176,11 @@ mod tests {
     fn an_uploaded_photo_is_told_byte_for_byte() {
         assert_eq!(
             payloads(&session(47, 0), &Settled::Uploaded),
-            [
-                r#"{"type":"PHOTO_UPLOADED","sessionId":"00000000-0000-0000-0000-000000000001","photoId":"00000000-0000-0000-0000-000000000003","uploadedCount":47,"totalCount":100,"progressPercent":47.0,"timestamp":"2025-11-11T10:30:00Z"}"#
-            ]
+            [concat!(
+                r#"{"type":"PHOTO_UPLOADED","sessionId":"00000000-0000-0000-0000-000000000001","#,
+                r#""photoId":"00000000-0000-0000-0000-000000000003","uploadedCount":47,"#,
+                r#""totalCount":100,"progressPercent":47.0,"timestamp":"2025-11-11T10:30:00Z"}"#,
+            )]
         );
     }
 
@@ -188,9 +190,21 @@ mod tests {
         assert_eq!(
             payloads(&session(99, 1), &Settled::Failed { reason }),
             [
-                r#"{"type":"PHOTO_FAILED","sessionId":"00000000-0000-0000-0000-000000000001","photoId":"00000000-0000-0000-0000-000000000003","reason":"disk \"full\"","failedCount":1,"totalCount":100,"timestamp":"2025-11-11T10:30:00Z"}"#,
-                r#"{"type":"SESSION_COMPLETED","sessionId":"00000000-0000-0000-0000-000000000001","uploadedCount":99,"failedCount":1,"totalCount":100,"timestamp":"2025-11-11T10:30:00Z"}"#,
-                r#"{"type":"UPLOAD_SESSION_COMPLETED","message":"Upload session completed: 99 uploaded, 1 failed","sessionId":"00000000-0000-0000-0000-000000000001"}"#,
+                concat!(
+                    r#"{"type":"PHOTO_FAILED","sessionId":"00000000-0000-0000-0000-000000000001","#,
+                    r#""photoId":"00000000-0000-0000-0000-000000000003","reason":"disk \"full\"","#,
+                    r#""failedCount":1,"totalCount":100,"timestamp":"2025-11-11T10:30:00Z"}"#,
+                ),
+                concat!(
+                    r#"{"type":"SESSION_COMPLETED","sessionId":"00000000-0000-0000-0000-000000000001","#,
+                    r#""uploadedCount":99,"failedCount":1,"totalCount":100,"#,
+                    r#""timestamp":"2025-11-11T10:30:00Z"}"#,
+                ),
+                concat!(
+                    r#"{"type":"UPLOAD_SESSION_COMPLETED","#,
+                    r#""message":"Upload session completed: 99 uploaded, 1 failed","#,
+                    r#""sessionId":"00000000-0000-0000-0000-000000000001"}"#,
+                ),
             ]
         );
     }

@@ -88,10 +88,12 @@ impl Unanswered {
                 "the owner of this session cannot be looked up: the database does not answer; try again",
             ),
             Self::NoSchema => Problem::not_found(
-                "there are no upload sessions here: this database has no schema 'uploads' (aftercommit migrate --uploads)",
+                "there are no upload sessions here: this database has no schema 'uploads' \
+                 (aftercommit migrate --uploads)",
             ),
             Self::NotAllowed => Problem::unavailable(
-                "the owner of this session cannot be looked up: this server may not read uploads.session (aftercommit grants)",
+                "the owner of this session cannot be looked up: this server may not read uploads.session \
+                 (aftercommit grants)",
             ),
         }
     }

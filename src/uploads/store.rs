@@ -47,7 +47,8 @@ pub(super) async fn insert_session(
 /// topic.
 pub(super) async fn lock_session(connection: &mut PgConnection, id: Uuid) -> Result<Option<Session>, Error> {
     let row = sqlx::query(
-        "select id, user_id, total_count, uploaded_count, failed_count from uploads.session where id = $1 for update",
+        "select id, user_id, total_count, uploaded_count, failed_count from uploads.session
+         where id = $1 for update",
     )
     .bind(id)
     .fetch_optional(connection)
@@ -93,7 +94,8 @@ pub(super) async fn save(
         Settled::Failed { reason } => (PhotoStatus::Failed, Some(reason)),
     };
     sqlx::query(
-        "update uploads.photo set status = $3, fail_reason = $4, settled_at = now() where session_id = $1 and id = $2",
+        "update uploads.photo set status = $3, fail_reason = $4, settled_at = now()
+         where session_id = $1 and id = $2",
     )
     .bind(session.id)
     .bind(photo)

@@ -87,7 +87,9 @@ async fn notification_stream(
 /// The refusal if the user's id cannot be a part of a topic.
 fn no_channel() -> Problem {
     Problem::forbidden(
-        "this user has no notification channel: its name is 'user-notifications:' followed by the token's claim 'sub', and a topic has up to 200 characters of A-Z a-z 0-9 : . _ -; listen to another topic at /streams",
+        "this user has no notification channel: its name is 'user-notifications:' followed by the token's \
+         claim 'sub', and a topic has up to 200 characters of A-Z a-z 0-9 : . _ -; listen to another topic \
+         at /streams",
     )
 }
 

@@ -1,5 +1,5 @@
-//! Keeps the tree as ARCHITECTURE.md draws it: imports point one way, each part knows only what it may, files and
-//! functions stay readable. Fast: it reads the sources and compiles nothing.
+//! Keeps the tree as ARCHITECTURE.md draws it: imports point one way, each part knows only what it may, files
+//! and functions stay readable. Fast: it reads the sources and compiles nothing.
 
 mod circles;
 mod mutants;
@@ -7,7 +7,8 @@ mod mutants;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never know.
+/// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never
+/// know.
 const PARTS: [(&str, &[&str], &[&str]); 21] = [
     // What of a server's address may be told, wherever one is told.
     ("address", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
@@ -38,7 +39,8 @@ const PARTS: [(&str, &[&str], &[&str]); 21] = [
     ("auth", &["address", "failpoint", "http"], &["sqlx", "redis"]),
     ("sse", &["backoff", "event", "redis", "http", "auth", "trace"], &["sqlx"]),
     ("streams", &["event", "http", "auth", "sse"], &["sqlx", "redis"]),
-    // Its charts show what the relay's pulse has seen, so that a sample costs no look at Postgres of its own.
+    // Its charts show what the relay's monitor has measured, so that a sample costs no look at Postgres of
+    // its own.
     (
         "console",
         &["event", "pluralize", "postgres", "outbox", "log", "ops", "relay", "http"],
@@ -99,7 +101,8 @@ fn sources(folder: &str) -> Vec<Source> {
     found
 }
 
-/// Whether a line of code names this crate: `name::…` or `::name::…`, and not as a part of another path or word.
+/// Whether a line of code names this crate: `name::…` or `::name::…`, and not as a part of another path or
+/// word.
 fn names(line: &str, name: &str) -> bool {
     let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
     line.match_indices(name).any(|(at, _)| {
@@ -130,13 +133,13 @@ fn parts_used(line: &str) -> Vec<&'static str> {
     used
 }
 
-fn complain(complaints: &[String]) {
-    assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
+fn assert_none(violations: &[String]) {
+    assert!(violations.is_empty(), "\n{}\n", violations.join("\n"));
 }
 
 #[test]
 fn imports_point_one_way() {
-    let mut complaints = Vec::new();
+    let mut violations = Vec::new();
     let mut seen = 0;
     for source in sources("src") {
         let Some((part, may_use, _)) = PARTS.iter().find(|(part, ..)| Some(*part) == source.part()) else {
@@ -146,18 +149,18 @@ fn imports_point_one_way() {
             for used in parts_used(line) {
                 seen += 1;
                 if used != *part && !may_use.contains(&used) {
-                    complaints.push(format!("{}: {part} must not use {used}: {line}", source.path.display()));
+                    violations.push(format!("{}: {part} must not use {used}: {line}", source.path.display()));
                 }
             }
         }
     }
     assert!(seen > 50, "the scanner sees imports ({seen})");
-    complain(&complaints);
+    assert_none(&violations);
 }
 
 #[test]
 fn each_part_knows_only_the_crates_that_it_may() {
-    let mut complaints = Vec::new();
+    let mut violations = Vec::new();
     for source in sources("src") {
         let Some((part, _, never)) = PARTS.iter().find(|(part, ..)| Some(*part) == source.part()) else {
             continue;
@@ -168,34 +171,34 @@ fn each_part_knows_only_the_crates_that_it_may() {
                 let is_part = **name == "redis" && line.contains("crate::redis");
                 !is_part && names(line, name)
             }) {
-                complaints.push(format!(
+                violations.push(format!(
                     "{}: {part} must not know the crate {forbidden}: {line}",
                     source.path.display()
                 ));
             }
         }
     }
-    complain(&complaints);
+    assert_none(&violations);
 }
 
 #[test]
 fn the_generic_parts_know_nothing_of_uploads() {
-    let mut complaints = Vec::new();
+    let mut violations = Vec::new();
     for source in
         sources("src").iter().filter(|source| GENERIC.iter().any(|part| Some(*part) == source.part()))
     {
         for line in source.code().filter(|line| line.to_lowercase().contains("upload")) {
-            complaints.push(format!("{}: {line}", source.path.display()));
+            violations.push(format!("{}: {line}", source.path.display()));
         }
     }
-    complain(&complaints);
+    assert_none(&violations);
 }
 
-/// `println!` and its like panic where nobody reads, and wait where somebody does not: each program that writes here has a
-/// door of its own for that (`telemetry::say`, `note!`, `ops::output`).
+/// `println!` and its like panic where nobody reads, and wait where somebody does not: each program that
+/// writes here has a door of its own for that (`telemetry::say`, `note!`, `ops::output`).
 #[test]
 fn nothing_prints_by_a_macro_that_panics() {
-    let mut complaints = Vec::new();
+    let mut violations = Vec::new();
     for source in sources("src") {
         for line in source.code() {
             let words = line.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '!'));
@@ -203,38 +206,38 @@ fn nothing_prints_by_a_macro_that_panics() {
                 .into_iter()
                 .any(|word| ["print!", "println!", "eprint!", "eprintln!", "dbg!"].contains(&word))
             {
-                complaints.push(format!("{}: {line}", source.path.display()));
+                violations.push(format!("{}: {line}", source.path.display()));
             }
         }
     }
-    complain(&complaints);
+    assert_none(&violations);
 }
 
 #[test]
 fn every_file_says_what_it_is_and_can_be_read_in_one_sitting() {
-    let mut complaints = Vec::new();
+    let mut violations = Vec::new();
     for source in sources("src").into_iter().chain(sources("tests")) {
         let name = source.path.display();
         if !source.text.starts_with("//!") {
-            complaints.push(format!("{name}: does not begin with what it is (//!)"));
+            violations.push(format!("{name}: does not begin with what it is (//!)"));
         }
         let lines = source.text.lines().count();
         if lines > FILE_LINES_MAX {
-            complaints.push(format!("{name}: has {lines} lines, and {FILE_LINES_MAX} are the limit"));
+            violations.push(format!("{name}: has {lines} lines, and {FILE_LINES_MAX} are the limit"));
         }
         for (function, lines) in functions(&source.text) {
             if lines > FUNCTION_LINES_MAX {
-                complaints.push(format!(
+                violations.push(format!(
                     "{name}: {function} has {lines} lines, and {FUNCTION_LINES_MAX} are the limit"
                 ));
             }
         }
         if source.path.file_stem().is_some_and(|stem| NAMES_THAT_SAY_NOTHING.iter().any(|name| stem == *name))
         {
-            complaints.push(format!("{name}: a name that says nothing"));
+            violations.push(format!("{name}: a name that says nothing"));
         }
     }
-    complain(&complaints);
+    assert_none(&violations);
 }
 
 /// Each function's signature line and length, going by rustfmt's indentation.
@@ -295,15 +298,15 @@ fn every_test_that_the_sse_checklist_names_exists() {
     let text = fs::read_to_string("docs/sse-checklist.md").expect("the checklist");
     // Every second piece between backticks is code.
     let named = text.split('`').skip(1).step_by(2).filter_map(|code| code.rsplit_once("::"));
-    let (mut complaints, mut seen) = (Vec::new(), 0);
+    let (mut violations, mut seen) = (Vec::new(), 0);
     for (file, test) in named.filter(|(_, test)| test.len() > 25) {
         seen += 1;
         let path = if file.ends_with(".rs") { file.to_owned() } else { format!("tests/it/{file}.rs") };
         let source = fs::read_to_string(&path).unwrap_or_default();
         if !source.contains(&format!("fn {test}(")) {
-            complaints.push(format!("{path} has no test {test}"));
+            violations.push(format!("{path} has no test {test}"));
         }
     }
     assert!(seen > 50, "the checklist names tests: {seen}");
-    complain(&complaints);
+    assert_none(&violations);
 }

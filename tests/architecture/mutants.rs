@@ -1,5 +1,5 @@
-//! The lists of mutants fit the sources: a line that has been rewritten is found by the next run of the tests, and not by the
-//! next run of all mutants, which takes hours.
+//! The lists of mutants fit the sources: a line that has been rewritten is found by the next run of the
+//! tests, and not by the next run of all mutants, which takes hours.
 
 use std::fs;
 use std::path::Path;

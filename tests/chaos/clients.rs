@@ -19,7 +19,8 @@ use crate::world::{Channel, World};
 const CLIENTS: usize = 3;
 /// The reconnect time: the default of EventSource is too long for a campaign of minutes.
 const RECONNECT: Duration = Duration::from_millis(100);
-/// A stream without a heartbeat for so long is given up: twice the interval that the server was asked for.
+/// The client reconnects after this time without a heartbeat: twice the interval that the server was asked
+/// for.
 const SILENCE: Duration = Duration::from_secs(4);
 
 /// Something that a client received.
@@ -29,7 +30,7 @@ pub(crate) enum Received {
     Event { id: Option<StreamId>, name_fits: bool, told: u64, at: Instant },
     /// A message without a place: somebody else published it, or so the server says.
     Foreign { data: String, connection: usize },
-    /// Go on behind this place; what lay before it was fetched in another way.
+    /// A reset: the stream goes on behind this place, and the page fetched the earlier state itself.
     Reset {
         /// Where it was before.
         from: Option<StreamId>,
@@ -41,7 +42,7 @@ pub(crate) enum Received {
     },
 }
 
-/// What the page of a client fetched after a reset: the events that its topic had had by then.
+/// The state that a client's page fetched after a reset: all events of its topic so far.
 pub(crate) type State = HashSet<Uuid>;
 
 /// The receipts of one client.
@@ -91,7 +92,7 @@ impl Clients {
         })
     }
 
-    /// How many pages still fetch what their topic had come to at a reset.
+    /// The number of pages that still fetch their topic's state after a reset.
     pub(crate) fn fetching(&self) -> usize {
         let is_fetching =
             |received: &&Received| matches!(received, Received::Reset { state, .. } if state.get().is_none());

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::harness::Settings;
 
-/// Where distributions put it.
+/// The paths at which distributions install libfaketime.
 const PLACES: [&str; 4] = [
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
     "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
@@ -20,7 +20,7 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// A clock that is right; none where there is no such library.
+    /// A correct clock; `None` if libfaketime is not installed.
     pub(crate) fn find(directory: &Path) -> Option<Self> {
         let faketime = PLACES.into_iter().find(|place| Path::new(place).exists())?;
         let clock = Self { faketime, file: directory.join("clock") };
@@ -28,7 +28,8 @@ impl Clock {
         Some(clock)
     }
 
-    /// A process that is started with these has this clock. Time that only passes is left alone, as every system does it.
+    /// The environment variables that give a process this clock. The monotonic clock stays unchanged, as when
+    /// a real clock is set.
     pub(crate) fn of(&self, settings: Settings) -> Settings {
         settings
             .set("LD_PRELOAD", self.faketime)

@@ -89,14 +89,14 @@ pub(crate) fn of_clients(truth: &Truth, ledger: &Ledger, seen: &[Seen]) -> Numbe
     numbers
 }
 
-/// A stretch of what a client was told: from its beginning, or from a reset, to the next one.
+/// The events that a client was told between two resets, or before the first one.
 struct Account<'a> {
     of: &'a ChannelTruth,
     rows: &'a [Row],
     places: &'a HashMap<StreamId, usize>,
-    /// The first row that it is to be told of.
+    /// The first row that the client must receive.
     from: usize,
-    /// What it need not be told of, as its page has fetched it.
+    /// The state that its page has fetched: these rows may be missing.
     state: Option<&'a State>,
     /// Behind the last row that it was told of.
     end: usize,
@@ -135,7 +135,8 @@ impl<'a> Account<'a> {
             if lost > 0 {
                 let first = rows[..from].iter().find(is_lost);
                 eprintln!(
-                    "a client was reset to {behind:?}, and its page lacked {lost}, the first of them {first:?}"
+                    "a client was reset to {behind:?}, and its page lacked {lost}, the first of them \
+                     {first:?}"
                 );
             }
             account.numbers.lost += lost;
@@ -159,14 +160,15 @@ impl<'a> Account<'a> {
             let discarded = id.and_then(|id| self.of.discarded.get(&id));
             let shown = id.map(|id| id.to_string());
             eprintln!(
-                "a client was told {shown:?} (row {place:?}): {}; it was to be told from {from:?} on; {discarded:?}",
+                "a client was told {shown:?} (row {place:?}): {}; it was to be told \
+                 from {from:?} on; {discarded:?}",
                 self.numbers
             );
         }
     }
 
-    /// Whether this is an event that was told before a rebase, which did not find it in Redis any more: it is
-    /// published once more in the next epoch, behind the reset that says so.
+    /// Whether the client received this event before a rebase that no longer found it in Redis. The relay
+    /// then publishes it again in the next epoch, behind the reset.
     fn has_another_id_by_now(&self, id: Option<StreamId>, told: u64) -> bool {
         let is_later = |row: &Row| {
             row.stream_id.map_or(row.was_told_before, |of| id.is_some_and(|id| of.epoch > id.epoch))
@@ -186,7 +188,8 @@ impl<'a> Account<'a> {
             let first = (self.from..end).find(is_lost).map(|place| &self.rows[place]);
             let told = self.told.iter().min().map(|place| &self.rows[*place]);
             eprintln!(
-                "a client was not told {lost} rows from {} to {end}, the first of them {first:?}; it was told {} from {told:?} on",
+                "a client was not told {lost} rows from {} to {end}, the first of them {first:?}; it was \
+                 told {} from {told:?} on",
                 self.from,
                 self.told.len()
             );

@@ -119,7 +119,7 @@ pub(crate) enum Kind {
     LiveForged,
 }
 
-/// Where a client may be told that it has to fetch its state anew, because of a fault.
+/// The clients that a fault may reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reach {
     EveryTopic,
@@ -190,8 +190,8 @@ impl Kind {
         }
     }
 
-    /// Whether SSE servers may be unable to read Redis because of it: who comes then is let in, and told
-    /// later.
+    /// Whether SSE servers may be unable to read Redis because of it: they accept clients all the same, and
+    /// send resets later.
     pub(crate) fn blinds(self) -> Option<Reach> {
         match self {
             Self::RedisFrozen | Self::SseRightTaken(_) => Some(Reach::EveryTopic),
@@ -201,7 +201,7 @@ impl Kind {
         }
     }
 
-    /// Whether times that servers told before are wrong by the time that they are brought back.
+    /// Whether times that servers sent before may be wrong when clients send them back.
     pub(crate) fn steps_clocks(self) -> bool {
         matches!(self, Self::ClockForward | Self::ClockBack)
     }

@@ -19,8 +19,8 @@ pub(crate) struct Deed {
     pub(crate) until: Instant,
 }
 
-/// Events that an operator wanted given up: those of a topic that were parked when they looked, up to the id
-/// that they named.
+/// A request to discard: the events of a topic that were parked when the operator looked, up to the id that
+/// the operator named.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     pub(crate) channel: usize,
@@ -46,8 +46,8 @@ impl Ledger {
         self.requests.lock().expect("requests").clone()
     }
 
-    /// Up to this id, a topic's history was destroyed for good: the relay repairs what a whole Redis forgot,
-    /// and not that.
+    /// A topic's history up to this id was destroyed for good: the relay repairs a Redis that lost data, but
+    /// not a single deleted history.
     pub(crate) fn destroyed(&self, channel: usize, through: StreamId) {
         let mut vanished = self.vanished.lock().expect("what vanished");
         let at = vanished.entry(channel).or_insert(through);

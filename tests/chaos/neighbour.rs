@@ -19,7 +19,7 @@ const NAMESPACE: &str = "neighbour";
 #[derive(Debug)]
 pub(crate) struct Neighbour {
     url: String,
-    /// Its relay. Nobody kills it; it lives through what Redis and Postgres go through.
+    /// Its relay. No fault kills it, but it meets all faults of Redis and Postgres.
     _relay: Process,
     /// A third log, whose relay is given our names.
     stranger: Settings,

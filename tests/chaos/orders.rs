@@ -5,8 +5,8 @@ use sqlx::PgConnection;
 
 use crate::world::World;
 
-/// How many rows were given up that nobody named, and how many copies were made of rows that nobody asked
-/// for, or not made.
+/// The number of discarded rows that no operator named, plus the number of copies that replays made without
+/// a request or failed to make.
 pub(crate) async fn misdirected(world: &World) -> usize {
     let mut connection = world.postgres().await;
     discarded_unasked(world, &mut connection).await + wrongly_copied(&mut connection).await
@@ -37,7 +37,8 @@ async fn discarded_unasked(world: &World, connection: &mut PgConnection) -> usiz
 /// Each replay copies each row that it names once, and no other.
 async fn wrongly_copied(connection: &mut PgConnection) -> usize {
     let wrong: i64 = sqlx::query_scalar(
-        "select coalesce(sum(abs(r.selected - made.right_ones) + made.all_of_them - made.right_ones), 0)::bigint
+        "select coalesce(
+           sum(abs(r.selected - made.right_ones) + made.all_of_them - made.right_ones), 0)::bigint
          from outbox.replay r
          cross join lateral (
            select count(*) as all_of_them,

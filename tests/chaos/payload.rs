@@ -1,7 +1,8 @@
-//! The payload of an event: a function of the run's seed and of the event's key, so that nobody has to remember it.
+//! The payload of an event: a function of the run's seed and of the event's key, so that nobody has to
+//! remember it.
 //!
-//! The event's identity names its key. So Redis and the log can be compared with what the writer wrote, byte for byte,
-//! and so can each client by way of the log.
+//! The event's identity names its key. So the judge can compare Redis and the log with the written payloads,
+//! byte for byte, and each client with the log.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -71,12 +72,13 @@ pub(crate) fn raw(seed: u64, key: u64) -> Box<RawValue> {
     RawValue::from_string(of(seed, key)).expect("it is JSON")
 }
 
-/// What a stream's `data` shows of a payload: one line.
+/// A payload as a stream's `data` shows it: one line.
 pub(crate) fn as_told(payload: &str) -> String {
     payload.trim_matches([' ', '\t', '\r', '\n']).replace(['\r', '\n'], " ")
 }
 
-/// Stands for bytes where there are too many to keep: different ones have different marks, as good as always.
+/// A hash that stands for bytes where there are too many to keep. Different bytes almost always have
+/// different marks.
 pub(crate) fn mark(bytes: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     bytes.hash(&mut hasher);

@@ -1,9 +1,12 @@
-//! The plan of faults: made up front from the seed, so that the same seed makes the same faults at the same times.
+//! The plan of faults: made up front from the seed, so that the same seed makes the same faults at the same
+//! times.
 //!
-//! Lanes run beside each other, so that faults of different lanes overlap; within a lane one follows the other, so that
-//! no fault mends what another one has broken. Each lane deals its faults from a shuffled deck: every one comes up.
+//! Lanes run at the same time, so faults of different lanes overlap. Within a lane the faults follow each
+//! other, so that no fault repairs the damage of another one. Each lane deals its faults from a shuffled
+//! deck, so that each kind comes up.
 //!
-//! The first part of each phase is careful: no fault in it makes Redis forget. There a reset that says so has no cause.
+//! The first part of each phase is careful: no fault in it makes Redis forget. A reset that names lost events
+//! has no cause there.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,7 +21,7 @@ pub(crate) struct Fault {
     pub(crate) kind: Kind,
     /// How long it lasts.
     pub(crate) lasts: Duration,
-    /// Which one of several it hits, where that is not for the moment to decide.
+    /// A random number that chooses the target, if the fault has several.
     pub(crate) target: u64,
 }
 
@@ -33,8 +36,8 @@ pub(crate) struct Lane {
 #[derive(Debug)]
 pub(crate) struct Plan(pub(crate) Vec<Lane>);
 
-/// What a lane deals from: its name, its kinds (more often the more often they stand here), and the pauses between them,
-/// in milliseconds.
+/// The deck of a lane: its name, its kinds (a kind that is listed twice comes twice as often), and the pauses
+/// between faults, in milliseconds.
 type Deck = (&'static str, &'static [Kind], (u64, u64));
 
 const DECKS: [Deck; 10] = [
@@ -181,11 +184,11 @@ const DECKS: [Deck; 10] = [
     ),
 ];
 
-/// Nothing is broken before, so that every process has started.
+/// The time without faults at the start, in which every process starts.
 const QUIET: Duration = Duration::from_millis(1500);
 /// The longest phase.
 const PHASE: Duration = Duration::from_secs(80);
-/// After the last fault that makes Redis forget: until all of it has been given again.
+/// The time after the last fault that makes Redis forget, in which the relays restore everything.
 pub(crate) const REPAIR: Duration = Duration::from_secs(20);
 
 /// Which faults are made when.
@@ -238,7 +241,8 @@ fn lane(seed: u64, length: Duration, (name, kinds, (least, most)): &Deck) -> Lan
         let next = deck.iter().rposition(|kind| phases.allows(*kind, at));
         let Some(next) = next else {
             let mut more = kinds.to_vec();
-            // Among what waits still, of which there is a deck at most: what had to wait does not come all at once.
+            // Shuffle a new deck into the waiting kinds, of which at most a deck is kept, so that delayed
+            // faults do not all come at once.
             more.extend(deck);
             more.truncate(2 * kinds.len());
             deck = more;

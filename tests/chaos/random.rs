@@ -1,5 +1,5 @@
-//! Numbers from a seed: the same ones on every machine and with every version of every crate, so that a plan can be
-//! repeated from its seed alone.
+//! Numbers from a seed: the same ones on every machine and with every version of every crate, so that a plan
+//! can be repeated from its seed alone.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// The stream of numbers of this seed and name. Those of different names have nothing to do with each other.
+    /// The stream of numbers of this seed and name. Streams of different names are independent.
     pub(crate) fn new(seed: u64, name: &str) -> Self {
         // FNV-1a over the name.
         let name = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
@@ -42,7 +42,7 @@ impl Random {
         &all[self.below(all.len())]
     }
 
-    /// True in so many of a hundred cases.
+    /// True with this probability, in percent.
     pub(crate) fn percent(&mut self, of_a_hundred: u64) -> bool {
         self.between(0, 100) < of_a_hundred
     }

@@ -111,14 +111,14 @@ pub(crate) struct Report {
     pub(crate) missing: usize,
     /// Everything arrived in the time that it was given.
     pub(crate) complete: bool,
-    /// Processes that ended and that nobody ended.
+    /// Processes that ended without a fault that ended them.
     pub(crate) crashed: usize,
     pub(crate) log: Numbers,
     pub(crate) redis: Numbers,
     pub(crate) clients: Numbers,
     /// Resets that no fault explains, by their reasons.
     pub(crate) causeless: BTreeMap<String, usize>,
-    /// What operators asked for, done to other rows than they named.
+    /// Operators' requests that were applied to other rows than they named.
     pub(crate) misdirected: usize,
     pub(crate) listeners: usize,
     pub(crate) connections: usize,

@@ -14,8 +14,8 @@ use crate::ledger::Deed;
 use crate::plan::REPAIR;
 use crate::world::is_quiet;
 
-/// A client that was let in blindly is told within that time after Redis can be read: it is tried again all
-/// the time.
+/// The time after Redis is readable again in which a server resets the clients that it accepted without
+/// reading it.
 const SIGHT: Duration = Duration::from_secs(8);
 
 const FOREVER: Duration = Duration::from_secs(1 << 20);

@@ -15,7 +15,7 @@ use crate::payload;
 use crate::world::{Entry, World};
 use crate::writers::Commits;
 
-/// One row of the log that clients are to be told of.
+/// One row of the log that clients must receive.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
     pub(crate) id: i64,
@@ -23,13 +23,13 @@ pub(crate) struct Row {
     pub(crate) event_type: String,
     /// Which replay made it, and of which row.
     pub(crate) copy_of: Option<(i64, i64)>,
-    /// [`payload::mark`] of its payload, and of what a client is told of it.
+    /// [`payload::mark`] of its payload, and of the data that a client receives.
     pub(crate) payload: u64,
     pub(crate) told: u64,
     /// Whether a rebase found it in Redis, and not in the position.
     pub(crate) was_told_before: bool,
-    /// The id that the log gives it; `None` where only Redis can know: it was published, and Postgres was not
-    /// told.
+    /// The id that the log gives it; `None` if only Redis knows it, because the publish was not recorded in
+    /// Postgres.
     pub(crate) stream_id: Option<StreamId>,
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct ChannelTruth {
 #[derive(Debug)]
 pub(crate) struct Truth {
     pub(crate) channels: Vec<ChannelTruth>,
-    /// Rows that are not what their writers wrote, byte for byte.
+    /// Rows that differ from the bytes that their writers wrote.
     pub(crate) altered: usize,
 }
 
@@ -111,11 +111,16 @@ impl Truth {
         let of = &mut self.channels[channel];
         let mut rows = sqlx::query(
             "select e.id, e.event_id, e.type, e.payload::text as payload,
-                    (e.headers->'replay'->>'replay')::bigint as replay, (e.headers->'replay'->>'row')::bigint as original,
-                    exists (select from outbox.delivered_before d where d.relay = $2 and (d.id, d.event_id) = (e.id, e.event_id)) as was_told_before,
-                    k.epoch, k.seq, format('parked %s as %s, discarded %s', k.parked_at, k.reason, k.settled_at) as history
+                    (e.headers->'replay'->>'replay')::bigint as replay,
+                    (e.headers->'replay'->>'row')::bigint as original,
+                    exists (
+                      select from outbox.delivered_before d
+                      where d.relay = $2 and (d.id, d.event_id) = (e.id, e.event_id)) as was_told_before,
+                    k.epoch, k.seq,
+                    format('parked %s as %s, discarded %s', k.parked_at, k.reason, k.settled_at) as history
              from outbox.event e
-             left join outbox.parked k on k.relay = $2 and k.id = e.id and k.event_id = e.event_id and k.settled_as = 'discarded'
+             left join outbox.parked k on k.relay = $2 and k.id = e.id and k.event_id = e.event_id
+               and k.settled_as = 'discarded'
              where e.topic = $1 order by e.id",
         )
         .bind(world.channels[channel].topic.as_str())
@@ -220,11 +225,13 @@ async fn numbers(connection: &mut PgConnection, relay: &str) -> HashMap<i64, Str
           and step.epoch = before.epoch and step.next_seq > before.next_seq
          cross join lateral (
            select r.id, r.event_id, row_number() over (order by r.id) as place
-           from outbox.window_rows(before.lower, before.lower_horizon, before.high_id, before.upper, before.after_id,
+           from outbox.window_rows(before.lower, before.lower_horizon, before.high_id, before.upper,
+             before.after_id,
                                    step.next_seq - before.next_seq) r
          ) w
          where before.relay = $1 and before.upper is not null
-           and not exists (select from outbox.delivered_before d where d.relay = $1 and (d.id, d.event_id) = (w.id, w.event_id))",
+           and not exists (select from outbox.delivered_before d
+                           where d.relay = $1 and (d.id, d.event_id) = (w.id, w.event_id))",
     )
     .bind(relay)
     .fetch_all(connection)

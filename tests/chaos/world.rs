@@ -80,7 +80,7 @@ pub(crate) struct World {
     pub(crate) neighbour: Neighbour,
     pub(crate) clock: Option<Clock>,
     pub(crate) ledger: Ledger,
-    /// Held while a role or a user lacks something: who finds that at its start ends, and says so on stderr.
+    /// Held while a role or a user lacks a right: a process that starts then ends, and says so on stderr.
     pub(crate) rights: Mutex<()>,
     /// Ends of pipes that nobody reads, and the addresses of those who write to them.
     pub(crate) unread: Mutex<HashMap<String, std::io::PipeReader>>,

@@ -17,7 +17,7 @@ use crate::random::Random;
 use crate::world::World;
 
 const WRITERS: usize = 8;
-/// The transaction that stays prepared until somebody finds it.
+/// The transaction that stays prepared until an operator finds it.
 const FORGOTTEN: &str = "forgotten";
 
 /// The time when its writer learned of each event's commit, by key.

@@ -64,7 +64,7 @@ impl Front {
         format!("https://localhost:{}{path}", self.port)
     }
 
-    /// Everything that it has logged.
+    /// Its log so far.
     pub(crate) fn logs(&self) -> String {
         let files = std::fs::read_dir(self.home.path()).expect("its directory").flatten();
         let logs = files.filter(|file| file.path().extension().is_some_and(|extension| extension == "log"));

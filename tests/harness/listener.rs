@@ -16,7 +16,7 @@ pub(crate) struct Listener(PubSub);
 
 impl Listener {
     pub(crate) async fn to(client: &redis::Client, topic: &Topic) -> Self {
-        let mut pubsub = client.get_async_pubsub().await.expect("ears");
+        let mut pubsub = client.get_async_pubsub().await.expect("a connection for the subscription");
         pubsub.subscribe(super::keys::public(topic)).await.expect("a subscription");
         Self(pubsub)
     }

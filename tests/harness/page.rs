@@ -44,7 +44,7 @@ impl Browser {
         self.must(&format!("element/{element}/value"), &json!({ "text": text })).await;
     }
 
-    /// Writes in place of what a field holds.
+    /// Replaces the text of a field.
     pub(crate) async fn rewrite(&self, css: &str, text: &str) {
         let element = eventually(&format!("there is {css}"), async || self.find(css).await).await;
         self.must(&format!("element/{element}/clear"), &json!({})).await;
@@ -79,7 +79,7 @@ impl Browser {
     }
 
     /// The warnings and errors on the page's console since the last call.
-    pub(crate) async fn complaints(&self) -> Vec<String> {
+    pub(crate) async fn console_errors(&self) -> Vec<String> {
         let entries = self.must("se/log", &json!({ "type": "browser" })).await;
         let entries = items_of(&entries).iter();
         entries
@@ -101,7 +101,7 @@ impl Browser {
         self.command("Emulation.setEmulatedMedia", preferred).await;
     }
 
-    /// Takes a picture of the whole page, also of what is out of sight, as a PNG.
+    /// Takes a picture of the whole page, including the parts out of sight, as a PNG.
     pub(crate) async fn picture(&self, to: &Path) {
         let taken = self.command("Page.captureScreenshot", json!({ "captureBeyondViewport": true })).await;
         let in_base64 = str_of(&taken["data"]);

@@ -13,7 +13,7 @@ use testcontainers_modules::{postgres, redis};
 
 use super::supervisor::{Supervisor, at_exit};
 
-/// What the outbox's test needs beyond the defaults, and what many tests at once need.
+/// Settings beyond the defaults, for the outbox's test and for many tests at once.
 const POSTGRES_SETTINGS: [(&str, &str); 3] =
     [("max_prepared_transactions", "50"), ("max_connections", "400"), ("shared_buffers", "64MB")];
 

@@ -98,7 +98,8 @@ async fn a_writer_may_append_and_nothing_else() -> TestResult {
     let guest = Guest::new(&database).await?;
     let grants = format!(
         "grant usage on schema outbox to {0};
-         grant execute on function outbox.append(text, text, json, jsonb, uuid), outbox.append(text, text, jsonb, jsonb, uuid),
+         grant execute on function outbox.append(text, text, json, jsonb, uuid),
+           outbox.append(text, text, jsonb, jsonb, uuid),
            outbox.append(text, text, text, jsonb, uuid), outbox.append_all to {0}",
         guest.role
     );

@@ -204,8 +204,7 @@ async fn a_file_that_cannot_be_read_is_named_with_the_place_and_nothing_that_sta
 }
 
 #[tokio::test]
-async fn an_empty_variable_is_not_set_where_others_use_it_and_is_told_where_it_can_mean_nothing() -> TestResult
-{
+async fn an_empty_variable_of_others_is_ignored_and_an_empty_one_of_ours_is_an_error() -> TestResult {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("mine.toml");
     fs::write(&file, "[database]\nurl = \"postgres://h/d\"\n")?;

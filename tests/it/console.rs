@@ -95,7 +95,7 @@ async fn peak(browser: &Browser, chart: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn the_page_shows_deliveries_as_they_happen_and_complains_of_nothing() {
+async fn the_page_shows_deliveries_as_they_happen_and_logs_no_error() {
     let (system, relay) = system().await;
     let browser = signed_in(&relay).await;
     assert_eq!(browser.text("#operator").await.as_deref(), Some("Ana"));
@@ -118,7 +118,7 @@ async fn the_page_shows_deliveries_as_they_happen_and_complains_of_nothing() {
     let committed = told(&system, &["events", "list", "--limit", "100000"]).await;
     let last = format!("1-{}", items_of(&committed).len());
     browser.wait_for_text("#relays", &last).await;
-    assert_eq!(browser.complaints().await, [""; 0]);
+    assert_eq!(browser.console_errors().await, [""; 0]);
 }
 
 #[tokio::test]
@@ -161,7 +161,7 @@ async fn a_pause_is_asked_for_with_a_reason_shown_at_once_and_ended_from_the_pag
     assert_eq!(audit(&system).await, [entry("resume", "moved", 0), entry("pause", "a move", 0)]);
     let shown = browser.wait_for_text("#audit", "a move").await;
     assert!(shown.contains("resume") && shown.contains("Ana"), "{shown}");
-    assert_eq!(browser.complaints().await, [""; 0]);
+    assert_eq!(browser.console_errors().await, [""; 0]);
 }
 
 #[tokio::test]
@@ -201,7 +201,7 @@ async fn a_parked_topic_is_released_and_another_one_discarded() -> TestResult {
     assert_eq!(lengths, (2, 0));
     let expected = [entry("discard", "a test left it there", 2), entry("release", "mended", 2)];
     assert_eq!(audit(&system).await, expected);
-    assert_eq!(browser.complaints().await, [""; 0]);
+    assert_eq!(browser.console_errors().await, [""; 0]);
     Ok(())
 }
 
@@ -218,7 +218,7 @@ async fn what_fails_is_said_where_it_was_asked_for() -> TestResult {
     sqlx::query("delete from outbox.parked").execute(&mut connection).await?;
     browser.write("#ask-reason", "a test").await;
     browser.click("#ask-yes").await;
-    browser.wait_for_text("#ask-complaint", "Nothing of topic").await;
+    browser.wait_for_text("#ask-error", "Nothing of topic").await;
     browser.click("#ask-no").await;
     browser.wait_for_text("#parked", "Nothing is parked").await;
     assert_eq!(audit(&system).await, []);
@@ -268,11 +268,14 @@ async fn a_log_that_cannot_be_seen_is_the_verdict_until_it_can() -> TestResult {
         sqlx::raw_sql(AssertSqlSafe(sql))
     };
     allow(false).execute(&mut server).await?;
-    sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where datname = $1 and application_name like $2")
-        .bind(system.database.name())
-        .bind("aftercommit console%")
-        .execute(&mut server)
-        .await?;
+    sqlx::query(
+        "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1
+         and application_name like $2",
+    )
+    .bind(system.database.name())
+    .bind("aftercommit console%")
+    .execute(&mut server)
+    .await?;
     browser.wait_for_text("#verdict", "cannot see the log").await;
     browser.wait_for_text("#relays", "Position").await;
     allow(true).execute(&mut server).await?;
@@ -334,7 +337,7 @@ async fn a_replay_is_looked_at_first_then_confirmed_then_followed_to_its_end() -
     assert_eq!(audit(&system).await, [entry("replay", "a client's bug", 5)]);
     let length: u64 = system.redis.connect().await.xlen(keys::history(&topic)).await?;
     assert_eq!(length, 17);
-    assert_eq!(browser.complaints().await, [""; 0]);
+    assert_eq!(browser.console_errors().await, [""; 0]);
     Ok(())
 }
 
@@ -370,7 +373,7 @@ async fn a_replay_keeps_to_the_rate_that_the_page_was_given_and_shows_how_far_it
     .fetch_one(&mut system.database.connect().await)
     .await?;
     assert!(took >= 8.5, "90 events at 10/s took {took} s");
-    assert_eq!(browser.complaints().await, [""; 0]);
+    assert_eq!(browser.console_errors().await, [""; 0]);
 
     let body = serde_json::json!({
         "relay": system.redis.relay_name(), "selection": { "topic": topic }, "rate": 0, "reason": "x",

@@ -140,7 +140,7 @@ async fn a_wrong_token_is_refused_and_guessing_is_slowed_down() -> TestResult {
     browser.write("#who", "Eve").await;
     browser.write("#token", "a wrong one, long enough").await;
     browser.click("button.primary").await;
-    browser.wait_for_text(".complaint", "not the operators’ token").await;
+    browser.wait_for_text(".error-text", "not the operators’ token").await;
     let guess = async |token: &str| {
         let request = system.http().get(relay.url("/console/session")).bearer_auth(token);
         request.send().await.expect("an answer")
@@ -176,7 +176,7 @@ async fn a_signed_out_page_asks_to_sign_in_and_its_stream_has_ended() -> TestRes
     tokio::time::timeout(LIMIT, ended).await?;
     browser.click("#sign-out").await;
     browser.wait_for_text("h1", "Sign in").await;
-    assert_eq!(browser.complaints().await, [""; 0]);
+    assert_eq!(browser.console_errors().await, [""; 0]);
     Ok(())
 }
 

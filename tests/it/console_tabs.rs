@@ -98,8 +98,8 @@ async fn a_discard_that_nobody_answered_in_time_is_told_as_such_and_does_not_hap
     browser.write("#ask-reason", "a mistake").await;
     relay.signal("STOP").await;
     browser.click("#ask-yes").await;
-    let complaint = browser.wait_for_text("#ask-complaint", "did not answer within 10 s").await;
-    assert!(complaint.contains("it may have been carried out"), "{complaint}");
+    let text = browser.wait_for_text("#ask-error", "did not answer within 10 s").await;
+    assert!(text.contains("it may have been carried out"), "{text}");
     browser.click("#ask-no").await;
     thaws(&system, &relay, &browser).await?;
     let parked = told(&system, &["parked", "list"]).await;

@@ -1,4 +1,5 @@
-//! `doctor` tries in Redis what the relay does there: its own publishing script, with the rights of its own user.
+//! `doctor` tries in Redis what the relay does there: its own publishing script, with the rights of its own
+//! user.
 
 use std::process::Output;
 

@@ -92,6 +92,6 @@ async fn the_page_shows_it_as_text_that_neither_hides_nor_runs_backwards() -> Te
         let text = browser.wait_for_text(part, r"\u{202e}drow").await;
         assert!(is_inert(&text.replace('\t', " ")), "{part}: {text:?}");
     }
-    assert_eq!(browser.complaints().await, [""; 0]);
+    assert_eq!(browser.console_errors().await, [""; 0]);
     Ok(())
 }

@@ -304,7 +304,8 @@ async fn every_function_is_granted_to_somebody_or_to_nobody_on_purpose() -> Test
     let cast = Cast::new().await;
     let sql = cast.printed(&ROLES).await;
     let functions: Vec<String> = sqlx::query_scalar(
-        "select distinct p.proname::text from pg_proc p where p.pronamespace = 'outbox'::regnamespace order by 1",
+        "select distinct p.proname::text from pg_proc p where p.pronamespace = 'outbox'::regnamespace
+         order by 1",
     )
     .fetch_all(&mut cast.system.database.connect().await)
     .await?;

@@ -51,7 +51,8 @@ fn an_event_that_comes_late_is_new_and_one_that_comes_again_is_not() {
 }
 
 /// A response in chunks that do not end where lines do, with every kind of line and of line break.
-const RESPONSE: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n\
+const RESPONSE: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
+    Transfer-Encoding: chunked\r\n\r\n\
     10\r\nretry: 2500\n\nid:\r\n\
     1c;x=y\r\n 1-7\r\nevent: LOAD\r\ndata: {}\r\r\n\
     D\r\n\r\n:beat\n\nid: \r\n\

@@ -142,7 +142,8 @@ async fn a_sequence_set_back_behind_events_that_wait_leaves_their_order() -> Tes
 async fn an_id_far_above_the_sequence_is_refused_before_it_hides_what_comes_later() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     let sql = format!(
-        "insert into outbox.event (id, topic, type, payload) values (1152921504606846976, '{}', 'T', '1') returning event_id",
+        "insert into outbox.event (id, topic, type, payload) values (1152921504606846976, '{}', 'T', '1')
+         returning event_id",
         line.topic
     );
     let by_hand = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await?;
@@ -181,7 +182,8 @@ async fn assert_refused_and_mended_in_any_order(mut line: Line) {
 async fn an_xid_chosen_by_hand_hides_no_row() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     let sql = format!(
-        "insert into outbox.event (xid, topic, type, payload) values ('3', '{}', 'T', '1') returning event_id",
+        "insert into outbox.event (xid, topic, type, payload) values ('3', '{}', 'T', '1')
+         returning event_id",
         line.topic
     );
     line.appended.push(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await?);
@@ -194,7 +196,8 @@ async fn an_xid_chosen_by_hand_hides_no_row() -> TestResult {
 async fn an_xid_of_the_future_is_refused_and_mended() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
     let sql = format!(
-        "insert into outbox.event (xid, topic, type, payload) values ('1099511627776', '{}', 'T', '1') returning event_id",
+        "insert into outbox.event (xid, topic, type, payload) values ('1099511627776', '{}', 'T', '1')
+         returning event_id",
         line.topic
     );
     line.appended.push(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut admin).await?);
@@ -202,8 +205,8 @@ async fn an_xid_of_the_future_is_refused_and_mended() -> TestResult {
     Ok(())
 }
 
-/// Redis has lost the events that a dead relay published without recording them, and the rows of its window are
-/// not the first to get new ids.
+/// Redis has lost the events that a dead relay published without recording them, and the rows of its window
+/// are not the first to get new ids.
 #[tokio::test]
 async fn no_number_is_given_twice_by_a_rebase_that_finds_a_window_open() -> TestResult {
     let failpoint = vec![("FAILPOINT", "batch_published@1".to_owned())];

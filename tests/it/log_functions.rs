@@ -45,7 +45,8 @@ async fn the_state_of_an_event_is_what_the_position_and_its_parked_row_say() -> 
         .await;
     let expected = ["delivered", "delivered", "delivered", "pending", "pending", "pending"];
     assert_eq!(states(&mut admin).await?, expected);
-    let park = "insert into outbox.parked (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason)
+    let park = "insert into outbox.parked (relay, epoch, seq, id, event_id, topic, type, payload, created_at,
+                reason)
                 select 'main', 1, e.id, e.id, e.event_id, e.topic, e.type, e.payload, e.created_at, 'a test'
                 from outbox.event e where e.id <= 3;
                 update outbox.parked set settled_as = 'released' where id = 2;
@@ -136,8 +137,7 @@ async fn a_log_has_one_identity() -> TestResult {
 }
 
 #[tokio::test]
-async fn the_one_function_without_a_path_is_planned_in_place_and_runs_nothing_that_others_plant() -> TestResult
-{
+async fn the_one_function_without_a_path_is_planned_in_place_and_runs_nothing_planted() -> TestResult {
     let (_database, mut admin, _) = log().await?;
     execute(&mut admin, APPEND).await;
     execute(

@@ -58,13 +58,15 @@ async fn a_row_whose_page_is_damaged_is_parked_by_name_and_the_rest_flows_on() -
     let damaged = line.system.redis.topic("damaged");
     let mut admin = line.system.database.connect().await;
     let append = format!(
-        "select outbox.append('{damaged}', 'T', (select to_json(string_agg(gen_random_uuid()::text, '')) from generate_series(1, 9999)))"
+        "select outbox.append('{damaged}', 'T',
+         (select to_json(string_agg(gen_random_uuid()::text, '')) from generate_series(1, 9999)))"
     );
     execute(&mut admin, &append).await;
     line.append(2).await;
     let file: String = ask(
         &mut admin,
-        "select pg_relation_filepath(c.reltoastrelid::regclass) from outbox.event e join pg_class c on c.oid = e.tableoid
+        "select pg_relation_filepath(c.reltoastrelid::regclass) from outbox.event e
+         join pg_class c on c.oid = e.tableoid
          order by e.bytes desc limit 1",
     )
     .await;

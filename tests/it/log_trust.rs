@@ -52,7 +52,7 @@ fn settings(database: &Database) -> postgres::Settings {
     }
 }
 
-// --- search paths -----------------------------------------------------------------------------------------------------
+// --- search paths ---
 
 #[tokio::test]
 async fn every_function_and_every_connection_pins_its_search_path() -> TestResult {
@@ -100,7 +100,8 @@ async fn operators_and_functions_that_others_plant_never_run() -> TestResult {
         let plant = format!(
             "create function public.trap_{nth}({left}, {right}) returns {left} language plpgsql as
              $$ begin perform nextval('public.trapped'); return $1; end $$;
-             create operator public.{operator} (function = public.trap_{nth}, leftarg = {left}, rightarg = {right})"
+             create operator public.{operator} (function = public.trap_{nth}, leftarg = {left},
+               rightarg = {right})"
         );
         execute(&mut planter, &plant).await;
     }
@@ -140,7 +141,7 @@ async fn operators_and_functions_that_others_plant_never_run() -> TestResult {
     Ok(())
 }
 
-// --- servers ----------------------------------------------------------------------------------------------------------
+// --- servers ---
 
 #[tokio::test]
 async fn a_server_that_lags_proves_nothing() -> TestResult {
@@ -221,7 +222,7 @@ async fn a_copy_beside_its_original_gets_an_identity_and_numbers_of_its_own() ->
     Ok(())
 }
 
-// --- roles and settings -----------------------------------------------------------------------------------------------
+// --- roles and settings ---
 
 #[tokio::test]
 async fn a_role_that_cannot_deliver_cannot_keep_the_lead() -> TestResult {
@@ -254,8 +255,10 @@ async fn row_level_security_stops_a_relay_that_is_not_the_owner_and_loses_nothin
     let mut admin = line.system.database.connect().await;
     let grants = format!(
         "grant usage on schema outbox to {0}; grant all on all tables in schema outbox to {0};
-         grant all on all sequences in schema outbox to {0}; grant execute on all functions in schema outbox to {0};
-         alter table outbox.event enable row level security; alter table outbox.parked enable row level security;
+         grant all on all sequences in schema outbox to {0};
+         grant execute on all functions in schema outbox to {0};
+         alter table outbox.event enable row level security;
+         alter table outbox.parked enable row level security;
          alter table outbox.pause enable row level security",
         guest.role
     );
@@ -272,7 +275,8 @@ async fn row_level_security_stops_a_relay_that_is_not_the_owner_and_loses_nothin
     assert!(doctor.contains("WRONG    row level security"), "{doctor}");
     execute(
         &mut admin,
-        "alter table outbox.event disable row level security; alter table outbox.parked disable row level security;
+        "alter table outbox.event disable row level security;
+         alter table outbox.parked disable row level security;
          alter table outbox.pause disable row level security",
     )
     .await;
@@ -310,7 +314,8 @@ async fn a_server_that_ends_idle_sessions_ends_none_of_the_relays() -> TestResul
     )
     .await;
     let pids = "select array_agg(pid order by pid) from pg_stat_activity
-                where datname = current_database() and application_name similar to 'aftercommit relay % (reader|listener|pulse)'
+                where datname = current_database()
+                  and application_name similar to 'aftercommit relay % (reader|listener|monitor)'
                 having count(*) = 3";
     let before: Vec<i32> = eventually("the relay's sessions are there", async || {
         sqlx::query_scalar(pids).fetch_optional(&mut admin).await.expect("pids")
@@ -371,7 +376,7 @@ async fn wait_until_parked(admin: &mut PgConnection, events: i64) {
     .await;
 }
 
-// --- values -----------------------------------------------------------------------------------------------------------
+// --- values ---
 
 #[tokio::test]
 async fn a_time_that_no_client_can_hold_is_refused_and_stops_nothing_where_it_is_not() {

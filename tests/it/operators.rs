@@ -238,7 +238,7 @@ sse    DOWN: nothing answers at 127.0.0.1:1: Connection refused (os error 111)";
 }
 
 /// The findings that are not ok, as (check, verdict, evidence).
-async fn complaints(system: &System) -> TestResult<Vec<(String, String, String)>> {
+async fn findings_not_ok(system: &System) -> TestResult<Vec<(String, String, String)>> {
     let output = cli(system.settings(), &["doctor", "--open-for", "0", "--output", "json"]).await;
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout)?;
     let is_wrong = findings.iter().any(|finding| finding["verdict"] == "wrong");
@@ -265,7 +265,7 @@ async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() -> TestR
         // As such a server is installed, every role may create objects there.
         expected.push("schema public");
     }
-    let before = complaints(&system).await?;
+    let before = findings_not_ok(&system).await?;
     assert!(before.iter().all(|(check, ..)| expected.contains(&check.as_str())), "{before:#?}");
 
     for done in [
@@ -279,7 +279,7 @@ async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() -> TestR
     ] {
         sqlx::raw_sql(done).execute(&mut connection).await?;
     }
-    let mut after = complaints(&system).await?;
+    let mut after = findings_not_ok(&system).await?;
     after.retain(|finding| !before.contains(finding));
     let of = |name: &str| {
         let found = after.iter().find(|(check, ..)| check == name);

@@ -132,7 +132,8 @@ async fn a_transaction_that_stays_open_and_one_that_is_prepared_and_forgotten_co
     }
     let dead = dead_tuples(&mut line.system.database.connect().await).await?;
     println!(
-        "{events} events: {free:.0} a second without, {held:.0} with both held ({:+.1} %); {dead} dead tuples",
+        "{events} events: {free:.0} a second without, {held:.0} with both held ({:+.1} %); {dead} dead \
+         tuples",
         (held / free - 1.0) * 100.0
     );
     assert_eq!(dead, 0);

@@ -37,7 +37,7 @@ const WRITERS: usize = 4;
 const TOPICS: usize = 3;
 const RELAYS: usize = 2;
 const RELAY: &str = "property";
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A relay: idle, or with a step under way.
 enum RelayProcess {
@@ -77,7 +77,8 @@ impl<'a> World<'a> {
             "truncate outbox.event, outbox.checkpoint, outbox.relay cascade;
              drop table if exists test_slot; create table test_slot as select 0::smallint as slot;
              create or replace function outbox.slot_at(at timestamptz) returns smallint language sql stable
-             as 'select ((slot + case when at > now() then 1 else 0 end) % 8)::smallint from public.test_slot'",
+             as 'select ((slot + case when at > now() then 1 else 0 end) % 8)::smallint
+                 from public.test_slot'",
         )
         .execute(&mut admin)
         .await
@@ -292,8 +293,8 @@ impl<'a> World<'a> {
             relay: RELAY.to_owned(),
             limit,
             on_poison: OnPoison::Halt,
-            timeout: PATIENCE,
-            keepalive: PATIENCE,
+            timeout: TIMEOUT,
+            keepalive: TIMEOUT,
         };
         Step::begin(rules, writer, reader).await.expect("a position")
     }
@@ -350,7 +351,7 @@ impl<'a> World<'a> {
 
     fn verdict(&self) -> Result<(), String> {
         let arrived = self.arrived.lock().expect("not poisoned");
-        let mut complaints = arrived.complaints.clone();
+        let mut violations = arrived.violations.clone();
         let mut times: HashMap<Uuid, usize> = HashMap::new();
         for (event, _) in arrived.by_number.values() {
             *times.entry(*event).or_default() += 1;
@@ -367,16 +368,17 @@ impl<'a> World<'a> {
             }
         }
         if lost + invented + repeated + reordered > 0 {
-            complaints.push(format!(
-                "of {} committed events: lost {lost}, invented {invented}, repeated {repeated}, reordered {reordered}",
+            violations.push(format!(
+                "of {} committed events: lost {lost}, invented {invented}, repeated {repeated}, reordered \
+                 {reordered}",
                 self.committed.len()
             ));
         }
-        if complaints.is_empty() { Ok(()) } else { Err(complaints.join("; ")) }
+        if violations.is_empty() { Ok(()) } else { Err(violations.join("; ")) }
     }
 }
 
-/// Runs the campaign on a database and returns the first complaint, shrunk, with the moves that lead to it.
+/// Runs the campaign on a database and returns the first violation, shrunk, with the moves that lead to it.
 fn campaign(database: &Database, cases: u32) -> Result<(), String> {
     let runtime = tokio::runtime::Handle::current();
     let config = Config { cases, max_shrink_iters: 30, failure_persistence: None, ..Config::default() };
@@ -418,8 +420,8 @@ async fn break_the_rule(database: &Database, part: &str, with: &str) -> TestResu
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_writers_and_relays_do_every_committed_event_is_delivered_once_and_in_order() -> TestResult {
     let database = database().await;
-    if let Err(complaint) = in_a_thread_of_its_own(database, 60).await? {
-        panic!("{complaint}");
+    if let Err(violation) = in_a_thread_of_its_own(database, 60).await? {
+        panic!("{violation}");
     }
     Ok(())
 }
@@ -428,9 +430,9 @@ async fn whatever_writers_and_relays_do_every_committed_event_is_delivered_once_
 async fn without_the_horizon_the_same_campaign_finds_lost_events() -> TestResult {
     let database = database().await;
     break_the_rule(&database, "$2::text::bigint - 1", "pg_snapshot_xmax($1)::text::bigint - 1").await?;
-    let complaint = in_a_thread_of_its_own(database, 400).await?.expect_err("the trap must be found");
-    eprintln!("without the horizon: {complaint}");
-    assert!(complaint.contains("lost"), "{complaint}");
+    let violation = in_a_thread_of_its_own(database, 400).await?.expect_err("the trap must be found");
+    eprintln!("without the horizon: {violation}");
+    assert!(violation.contains("lost"), "{violation}");
     Ok(())
 }
 
@@ -439,7 +441,7 @@ async fn without_the_transactions_that_were_running_the_same_campaign_finds_lost
     let database = database().await;
     break_the_rule(&database, "select pg_snapshot_xip($1) as xid", "select pg_snapshot_xip('3:3:') as xid")
         .await?;
-    let complaint = in_a_thread_of_its_own(database, 400).await?.expect_err("the loss must be found");
-    assert!(complaint.contains("lost"), "{complaint}");
+    let violation = in_a_thread_of_its_own(database, 400).await?.expect_err("the loss must be found");
+    assert!(violation.contains("lost"), "{violation}");
     Ok(())
 }

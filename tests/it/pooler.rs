@@ -33,7 +33,8 @@ impl PgBouncer {
             rest.split_once(':').and_then(|(_, rest)| rest.split_once('@')).ok_or("no password")?;
         let configuration = format!(
             "[databases]\n* = host=127.0.0.1 port={} user=postgres password={password}\n\
-             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\npool_mode = transaction\n\
+             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+             pool_mode = transaction\n\
              auth_type = any\ndefault_pool_size = 3\nignore_startup_parameters = {ignored}\n",
             line.postgres().server.port()
         );

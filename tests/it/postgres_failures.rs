@@ -12,7 +12,8 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use crate::harness::{Line, TestResult, Wiring, eventually};
 
 const END_SESSIONS: &str = "select pg_terminate_backend(pid) from pg_stat_activity
-                            where datname = current_database() and application_name like 'aftercommit relay%'";
+                            where datname = current_database()
+                              and application_name like 'aftercommit relay%'";
 
 /// A line that delivers, and a session of an admin.
 async fn line_and_admin(wiring: Wiring) -> (Line, PgConnection) {
@@ -90,7 +91,8 @@ async fn a_postgres_that_takes_no_writes_is_not_led_from_even_while_there_is_not
     assert_survived(
         "alter database {database} set default_transaction_read_only = on",
         "readonly",
-        "set default_transaction_read_only = off; alter database {database} reset default_transaction_read_only",
+        "set default_transaction_read_only = off;
+         alter database {database} reset default_transaction_read_only",
     )
     .await;
 }

@@ -171,7 +171,7 @@ async fn assert_ends_by_a_panic(mut process: Process) {
 
 #[tokio::test]
 async fn a_panic_in_a_task_that_nobody_waits_for_ends_its_process() {
-    let system = System::new().await.set("FAILPOINT", "panic:pulse@3");
+    let system = System::new().await.set("FAILPOINT", "panic:monitor@3");
     assert_ends_by_a_panic(system.start("relay").await).await;
     let system = System::new()
         .await
@@ -186,12 +186,12 @@ async fn a_panic_in_a_task_that_nobody_waits_for_ends_its_process() {
 
 #[tokio::test]
 async fn a_panic_ends_a_process_also_while_it_shuts_down_and_where_nobody_reads_what_it_says() -> TestResult {
-    let system = System::new().await.set("FAILPOINT", "panic:pulse_ended");
+    let system = System::new().await.set("FAILPOINT", "panic:monitor_ended");
     let relay = system.start("relay").await;
     wait_until_green(&relay).await;
     relay.signal("TERM").await;
     assert_ends_by_a_panic(relay).await;
-    let settings = system.settings().clone().set("FAILPOINT", "panic:pulse@3");
+    let settings = system.settings().clone().set("FAILPOINT", "panic:monitor@3");
     for stderr in ALL {
         let (mut relay, _held) = start_with(stderr, "relay", &settings)?;
         assert_eq!(relay.exit_code().await, 1, "{stderr:?}");

@@ -31,7 +31,9 @@ impl Prometheus {
         std::fs::write(home.path().join("alerts.yml"), rules)?;
         let targets: Vec<&str> = processes.iter().map(|process| process.address.as_str()).collect();
         let configuration = serde_json::json!({
-            "global": { "scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms" },
+            "global": {
+                "scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"
+            },
             "rule_files": ["alerts.yml"],
             "scrape_configs": [{ "job_name": "aftercommit", "static_configs": [{ "targets": targets }] }],
         });

@@ -159,7 +159,7 @@ async fn a_transaction_that_is_left_open_is_no_event_that_waits() -> TestResult 
     sqlx::raw_sql("begin; select outbox.append('left-open', 'T', '1')").execute(&mut open).await?;
     commit(&system, &topic, "A", 1).await;
     wait_until_published(&relay, 1).await;
-    // Beyond the limit, with the gap open: the pulse has looked several times.
+    // Beyond the limit, with the gap open: the monitor has measured several times.
     let waited = std::time::Instant::now();
     eventually("the limit is over", async || (waited.elapsed().as_secs() >= 3).then_some(())).await;
     let (_, failing) = not_ready(&relay).await;

@@ -1,5 +1,5 @@
-//! Least privilege in Redis: the main story under users with exactly the rights that `aftercommit grants --redis`
-//! prints, and the commands that each user may not run.
+//! Least privilege in Redis: the main story under users with exactly the rights that
+//! `aftercommit grants --redis` prints, and the commands that each user may not run.
 
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;

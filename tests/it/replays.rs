@@ -178,7 +178,8 @@ async fn a_replay_stopped_by_ctrl_c_says_how_to_go_on_and_nobody_else_can_take_a
 async fn a_dry_run_counts_and_shows_and_changes_nothing() {
     let (system, topics, mut connection) = delivered(8).await;
     let everything = "select (select count(*) from outbox.event) + (select count(*) from outbox.audit)
-                        + (select count(*) from outbox.replay) + (select last_value from outbox.event_id_seq)";
+                        + (select count(*) from outbox.replay) 
+                        + (select last_value from outbox.event_id_seq)";
     let before = number(&mut connection, everything).await;
     let output = cli(system.settings(), &["replay", "--topic", topics[1].as_str(), "--dry-run"]).await;
     assert_eq!(output.status.code(), Some(0), "{output:?}");

@@ -116,7 +116,8 @@ async fn a_clock_that_jumps_loses_nothing_and_fails_no_insert() -> TestResult {
     line.wait_until_whole().await;
     eventually("the slot of thirty hours ago goes, as it is delivered and old", async || {
         rotate_now(&mut admin).await;
-        let old = "select count(*) from outbox.event where created_at between now() - interval '31 hours' and now() - interval '29 hours'";
+        let old = "select count(*) from outbox.event
+                   where created_at between now() - interval '31 hours' and now() - interval '29 hours'";
         (sqlx::query_scalar::<_, i64>(old).fetch_one(&mut admin).await.expect("a count") == 0).then_some(())
     })
     .await;

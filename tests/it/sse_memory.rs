@@ -56,7 +56,8 @@ impl Large {
         socket.set_recv_buffer_size(4096)?;
         let mut stuck = socket.connect(sse.address.parse()?).await?;
         let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nLast-Event-ID: {last_event_id}\r\n\r\n",
+            "GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nLast-Event-ID: \
+             {last_event_id}\r\n\r\n",
             self.token
         );
         stuck.write_all(request.as_bytes()).await?;

@@ -47,8 +47,7 @@ async fn append(connection: &mut PgConnection, rows: u64) -> TestResult {
 }
 
 #[tokio::test]
-async fn a_look_costs_the_same_behind_a_large_transaction_that_is_open_rolled_back_or_committed() -> TestResult
-{
+async fn a_look_costs_the_same_behind_a_large_open_rolled_back_or_committed_transaction() -> TestResult {
     let database = database().await;
     let mut relay = database.connect().await;
     read::prepare_session(&mut relay).await?;

@@ -216,7 +216,7 @@ async fn each_answer_of_redis_is_a_sign_that_the_relay_is_not_stuck() -> TestRes
     let first = StreamId::new(1, 1);
     let batch = Batch { mode: PublishMode::Normal, deliveries: &[], first, through: Some(first), lost: None };
     publisher.publish(batch).await?;
-    timeout(LIMIT, state.turn()).await?;
+    timeout(LIMIT, state.wait_for_progress()).await?;
     Ok(())
 }
 

@@ -14,7 +14,8 @@ async fn is_migrated_by_a_later_version(database: &Database, serves_from: &str) 
     let later = format!(
         "insert into outbox.migration (version, description, success, checksum, execution_time)
          values (1000, 'later', true, '', 0);
-         create or replace function outbox.serves_from() returns bigint language sql as 'select {serves_from}::bigint'"
+         create or replace function outbox.serves_from() returns bigint language sql
+           as 'select {serves_from}::bigint'"
     );
     sqlx::raw_sql(AssertSqlSafe(later)).execute(&mut connection).await?;
     Ok(())
@@ -50,7 +51,8 @@ async fn whether_a_later_schema_serves_this_version_must_be_known() -> TestResul
     let mut owner = system.database.connect().await;
     let role = format!("guest_{}", Uuid::new_v4().simple());
     let guest = format!(
-        "create role {role} login password 'guest'; revoke execute on function outbox.serves_from() from public;
+        "create role {role} login password 'guest';
+         revoke execute on function outbox.serves_from() from public;
          grant usage on schema outbox to {role}; grant select on all tables in schema outbox to {role}"
     );
     sqlx::raw_sql(AssertSqlSafe(guest)).execute(&mut owner).await?;

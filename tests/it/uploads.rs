@@ -44,22 +44,42 @@ async fn each_message_arrives_on_its_redis_channel_byte_for_byte() -> TestResult
     let (id, photos) = (session.id, &session.photos);
     let expected = [
         format!(
-            r#"{{"type":"PHOTO_UPLOADED","sessionId":"{id}","photoId":"{}","uploadedCount":1,"totalCount":3,"progressPercent":33.3,"timestamp":"<time>"}}"#,
-            photos[0]
+            concat!(
+                r#"{{"type":"PHOTO_UPLOADED","sessionId":"{id}","photoId":"{}","uploadedCount":1,"#,
+                r#""totalCount":3,"progressPercent":33.3,"timestamp":"<time>"}}"#,
+            ),
+            photos[0],
+            id = id
         ),
         format!(
-            r#"{{"type":"PHOTO_FAILED","sessionId":"{id}","photoId":"{}","reason":"the \"disk\" is full: ü","failedCount":1,"totalCount":3,"timestamp":"<time>"}}"#,
-            photos[1]
+            concat!(
+                r#"{{"type":"PHOTO_FAILED","sessionId":"{id}","photoId":"{}","#,
+                r#""reason":"the \"disk\" is full: ü","failedCount":1,"totalCount":3,"timestamp":"<time>"}}"#,
+            ),
+            photos[1],
+            id = id
         ),
         format!(
-            r#"{{"type":"PHOTO_UPLOADED","sessionId":"{id}","photoId":"{}","uploadedCount":2,"totalCount":3,"progressPercent":66.7,"timestamp":"<time>"}}"#,
-            photos[2]
+            concat!(
+                r#"{{"type":"PHOTO_UPLOADED","sessionId":"{id}","photoId":"{}","uploadedCount":2,"#,
+                r#""totalCount":3,"progressPercent":66.7,"timestamp":"<time>"}}"#,
+            ),
+            photos[2],
+            id = id
         ),
         format!(
-            r#"{{"type":"SESSION_COMPLETED","sessionId":"{id}","uploadedCount":2,"failedCount":1,"totalCount":3,"timestamp":"<time>"}}"#
+            concat!(
+                r#"{{"type":"SESSION_COMPLETED","sessionId":"{id}","uploadedCount":2,"failedCount":1,"#,
+                r#""totalCount":3,"timestamp":"<time>"}}"#,
+            ),
+            id = id
         ),
         format!(
-            r#"{{"type":"UPLOAD_SESSION_COMPLETED","message":"Upload session completed: 2 uploaded, 1 failed","sessionId":"{id}"}}"#
+            concat!(
+                r#"{{"type":"UPLOAD_SESSION_COMPLETED","#,
+                r#""message":"Upload session completed: 2 uploaded, 1 failed","sessionId":"{id}"}}"#,
+            ),
+            id = id
         ),
     ];
     let mut messages = subscriber.on_message();
@@ -289,7 +309,12 @@ async fn info_health_and_metrics_need_no_token() -> TestResult {
         let info = system.http().get(process.url("/api/realtime/info")).send().await?;
         assert_eq!(
             info.text().await?,
-            r#"{"sessionStreamEndpoint":"/api/upload/sessions/{sessionId}/stream","protocol":"SSE","messageTypes":["PHOTO_UPLOADED","PHOTO_FAILED","SESSION_COMPLETED","UPLOAD_SESSION_COMPLETED"],"notificationStreamEndpoint":"/api/upload/sessions/notifications/stream"}"#
+            concat!(
+                r#"{"sessionStreamEndpoint":"/api/upload/sessions/{sessionId}/stream","protocol":"SSE","#,
+                r#""messageTypes":["PHOTO_UPLOADED","PHOTO_FAILED","SESSION_COMPLETED","#,
+                r#""UPLOAD_SESSION_COMPLETED"],"#,
+                r#""notificationStreamEndpoint":"/api/upload/sessions/notifications/stream"}"#,
+            )
         );
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! What is asked for. `cargo test` hands the same arguments to every test program, so those of the usual test runner are
-//! passed over; without any a short storm is run, as a part of the whole test suite.
+//! What is asked for. `cargo test` hands the same arguments to every test program, so those of the usual test
+//! runner are passed over; without any a short storm is run, as a part of the whole test suite.
 
 use std::time::Duration;
 

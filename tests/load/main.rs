@@ -1,8 +1,8 @@
-//! The load client: very many real connections on a real server, each with an exact account of what it was given, and
-//! percentiles from commit to client.
+//! The load client: very many real connections on a real server, each with an exact account of what it was
+//! given, and percentiles from commit to client.
 //!
-//! `make load` runs all scenarios on the release build; docs/load.md says how to read what they print. Without arguments
-//! a short storm is run, as a part of `make test`.
+//! `make load` runs all scenarios on the release build; docs/load.md says how to read what they print.
+//! Without arguments a short storm is run, as a part of `make test`.
 
 #[path = "../harness/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the plumbing of all tests; this one needs part of it")]

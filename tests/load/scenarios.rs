@@ -15,8 +15,8 @@ use crate::writer;
 
 /// Connections under way at once when there is no hurry: few enough for any server's accept queue.
 const UNHURRIED: usize = 256;
-/// How long clients may take to be where they should be, before it counts as never.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The time limit for the clients to reach an expected state.
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// How long events are committed at most, which the ledger is made for.
 const LONGEST: Duration = Duration::from_secs(600);
 /// How often it is asked how far the clients are.
@@ -74,7 +74,7 @@ impl Run {
         self.until("every client is connected", |clients| clients.returning == 0).await?;
         let everybody = self.scenario.connections as u64;
         // Those who never read cannot tell; the server can.
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while self.world.metric("aftercommit_sse_connections").await < everybody && Instant::now() < deadline
         {
             sleep(LOOK).await;
@@ -133,7 +133,7 @@ impl Run {
     async fn stuck(&mut self) -> io::Result<()> {
         let expected = self.scenario.stuck() as u64;
         let everybody = self.scenario.connections as u64;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut cut_off = 0;
         while cut_off < expected && Instant::now() < deadline {
             sleep(LOOK).await;
@@ -148,7 +148,8 @@ impl Run {
         Ok(())
     }
 
-    /// Waits for the clients. What does not come is a fault of the run, which goes on to tell how many miss what.
+    /// Waits for the clients. What does not come is a fault of the run, which goes on to tell how many miss
+    /// what.
     async fn until(&mut self, what: &str, holds: impl Fn(&Standing) -> bool) -> io::Result<()> {
         let begun = Instant::now();
         loop {
@@ -157,8 +158,8 @@ impl Run {
                 eprintln!("{:>7.2} s: {what}", begun.elapsed().as_secs_f64());
                 return Ok(());
             }
-            if begun.elapsed() > PATIENCE {
-                self.faults.push(format!("not within {} s: {what}; {standing:?}", PATIENCE.as_secs()));
+            if begun.elapsed() > TIMEOUT {
+                self.faults.push(format!("not within {} s: {what}; {standing:?}", TIMEOUT.as_secs()));
                 return Ok(());
             }
             sleep(LOOK).await;

@@ -74,7 +74,7 @@ enum Command {
     Status(ops::status::Args),
     /// Check for common mistakes, and say how to fix them.
     Doctor(ops::doctor::Args),
-    /// Print the SQL, or the ACL of Redis, that grants each role the rights it needs.
+    /// Print the SQL or Redis ACL that grants each role the rights it needs.
     Grants(ops::grants::Args),
     /// Look at events in the log.
     #[command(subcommand, after_help = "Example: aftercommit events list --state pending")]

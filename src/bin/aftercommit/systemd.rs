@@ -16,7 +16,7 @@ const SIGNS: u32 = 4;
 /// The interval for checking the status, if no keepalives are requested.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// The time limit for sending a message. The socket holds few messages, and systemd may be busy.
-const PATIENCE: Duration = Duration::from_secs(1);
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The connection to systemd. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -34,7 +34,7 @@ pub(crate) struct Stopping(JoinHandle<()>);
 impl Stopping {
     /// Waits until systemd has been notified. Call it last, before the process ends.
     pub(crate) async fn wait(self) {
-        if tokio::time::timeout(PATIENCE * 2, self.0).await.is_err() {
+        if tokio::time::timeout(SEND_TIMEOUT * 2, self.0).await.is_err() {
             tracing::debug!("ended before systemd was notified of the stop");
         }
     }
@@ -98,7 +98,7 @@ impl Notifier {
 
     async fn send(&self, state: &str) {
         let Some(socket) = &self.socket else { return };
-        match tokio::time::timeout(PATIENCE, socket.send(state.as_bytes())).await {
+        match tokio::time::timeout(SEND_TIMEOUT, socket.send(state.as_bytes())).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::debug!(%error, state, "systemd was not notified"),
             Err(_elapsed) => tracing::debug!(state, "systemd was not notified: its socket is full"),

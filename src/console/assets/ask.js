@@ -15,15 +15,15 @@ const LOOK_FIRST = "Check the page and the audit log before you repeat it.";
  */
 export async function post(path, body, { signal, limit = LIMIT_MS } = {}) {
   const controller = new AbortController();
-  const callOff = () => controller.abort();
-  signal?.addEventListener("abort", callOff);
-  const timer = setTimeout(callOff, limit);
+  const cancel = () => controller.abort();
+  signal?.addEventListener("abort", cancel);
+  const timer = setTimeout(cancel, limit);
   try {
     return await answered(path, body, controller.signal, serverTime() + limit);
   } catch (error) {
     if (!controller.signal.aborted) throw error;
     if (signal?.aborted) {
-      throw new Error(`Called off before the relay answered: it may have been carried out already. ${LOOK_FIRST}`);
+      throw new Error(`Cancelled before the relay answered: it may have been carried out already. ${LOOK_FIRST}`);
     }
     const seconds = Math.round(limit / 1000);
     throw new Error(
@@ -32,7 +32,7 @@ export async function post(path, body, { signal, limit = LIMIT_MS } = {}) {
     );
   } finally {
     clearTimeout(timer);
-    signal?.removeEventListener("abort", callOff);
+    signal?.removeEventListener("abort", cancel);
   }
 }
 
@@ -49,7 +49,7 @@ async function answered(path, body, signal, before) {
   });
   if (answer.status === 401) location.reload();
   const told = answer.status === 204 ? null : await answer.json().catch(() => null);
-  if (signal.aborted) throw new Error("called off");
+  if (signal.aborted) throw new Error("cancelled");
   if (!answer.ok) throw new Error(sentence(told?.detail ?? `The relay answered with ${answer.status}.`));
   return told;
 }
@@ -64,12 +64,12 @@ const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?
 export function ask({ title, text, yes, isGrave = false, does }) {
   const dialog = at("ask");
   const form = dialog.querySelector("form");
-  const [reason, button, no, complaint] = [at("ask-reason"), at("ask-yes"), at("ask-no"), at("ask-complaint")];
+  const [reason, button, no, errorText] = [at("ask-reason"), at("ask-yes"), at("ask-no"), at("ask-error")];
   say(at("ask-title"), title);
   say(at("ask-text"), text);
   say(button, yes);
   button.className = isGrave ? "grave" : "primary";
-  complaint.hidden = true;
+  errorText.hidden = true;
   reason.value = "";
   let underWay = null;
   const isAsked = () => form.onsubmit === submit && dialog.open;
@@ -77,13 +77,12 @@ export function ask({ title, text, yes, isGrave = false, does }) {
     underWay = controller;
     if (form.onsubmit !== submit) return;
     button.disabled = controller !== null;
-    say(no, controller ? "Call off" : "Cancel");
   };
   async function submit(event) {
     event.preventDefault();
     if (underWay) return;
     works(new AbortController());
-    complaint.hidden = true;
+    errorText.hidden = true;
     try {
       const says = await does(reason.value.trim(), underWay.signal);
       works(null);
@@ -92,8 +91,8 @@ export function ask({ title, text, yes, isGrave = false, does }) {
     } catch (error) {
       works(null);
       if (!isAsked()) return tell(error.message, { stays: true });
-      say(complaint, error.message);
-      complaint.hidden = false;
+      say(errorText, error.message);
+      errorText.hidden = false;
     }
   }
   form.onsubmit = submit;

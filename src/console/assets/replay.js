@@ -23,7 +23,7 @@ export function prepare(own) {
     try {
       await look(form, own());
     } catch (error) {
-      complain(error.message);
+      showError(error.message);
     } finally {
       button.disabled = false;
     }
@@ -38,7 +38,7 @@ function forget() {
   fill(at("replay-found"));
 }
 
-const complain = (text) => fill(at("replay-found"), made("p", { class: "complaint", role: "alert" }, text));
+const showError = (text) => fill(at("replay-found"), made("p", { class: "error-text", role: "alert" }, text));
 
 async function look(form, own) {
   const [selection, rate] = [selectionOf(new FormData(form)), rateOf(form)];
@@ -145,28 +145,28 @@ function shown(replay) {
     { "data-standing": standing },
     made("p", {}, name, ` ${how}${missing}, begun `, age(replay.startedAt), ` by ${replay.who}: ${replay.reason}`),
     made("progress", { max: all, value: standing === "finished" ? all : copied, "aria-label": `Replay ${id}` }),
-    standing === "interrupted" ? takeUp(replay) : null,
+    standing === "interrupted" ? resume(replay) : null,
   );
 }
 
-function takeUp({ id, selected, copied }) {
+function resume({ id, selected, copied }) {
   const left = counted(selected - copied, "event");
-  const title = `Take up replay ${id} again?`;
+  const title = `Resume replay ${id}?`;
   const click = () => {
     let rate;
     try {
       rate = rateOf(at("replay"));
     } catch (error) {
-      return complain(error.message);
+      return showError(error.message);
     }
     const text = `${left} may be left. ${pace(selected - copied, rate)}It goes on behind the last one; nothing is sent twice.`;
     const does = async (reason, signal) => {
       await post("replay/resume", { id, rate, reason }, { signal });
       return `Replay ${id} goes on.`;
     };
-    ask({ title, text, yes: "Take up again", does });
+    ask({ title, text, yes: "Resume", does });
   };
-  return made("button", { "data-key": `replay ${id}`, click }, "Take up again");
+  return made("button", { "data-key": `replay ${id}`, click }, "Resume");
 }
 
 /** Offers a choice of relay, if there are several. */

@@ -127,8 +127,8 @@ impl CatchUp {
         true
     }
 
-    /// Looks for a start in the history. Breaks with the cursor behind the events that the client has been given,
-    /// or with `None` if it is gone; otherwise continues with another start.
+    /// Looks for a start in the history. Breaks with the cursor behind the events that the client has been
+    /// given, or with `None` if it is gone; otherwise continues with another start.
     async fn find_in_history(&mut self, start: StartAt) -> ControlFlow<Option<Cursor>, StartAt> {
         if start == StartAt::Last {
             return ControlFlow::Continue(match self.feed.find_last().await {

@@ -11,7 +11,8 @@ pub(crate) fn between_reads() -> Backoff {
     Backoff::new(Duration::from_millis(50), Duration::from_secs(1))
 }
 
-/// The wait for the relay to give Redis the events that it forgot: it ends, and looks come less and less often.
+/// The wait for the relay to give Redis the events that it forgot: it ends, and looks come less and less
+/// often.
 #[derive(Debug)]
 pub(crate) struct RepairWait {
     lasts: Duration,

@@ -1,6 +1,6 @@
 //! The send queue of one stream: fan-out fills it without waiting, the connection empties it, and tasks that
-//! feed it from the history wait for room. Fan-out into a queue that is too full ends the connection: the client comes
-//! back with its last id. Must not know topics' order.
+//! feed it from the history wait for room. Fan-out into a queue that is too full ends the connection: the
+//! client comes back with its last id. Must not know topics' order.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};

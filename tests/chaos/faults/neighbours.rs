@@ -5,7 +5,7 @@ use crate::kinds::Kind;
 use crate::plan::Fault;
 use crate::world::World;
 
-/// False if it was not done.
+/// Returns false if the fault was not made.
 pub(super) async fn make(world: &World, fault: &Fault) -> bool {
     let channel = world.channel_of(fault.target);
     match fault.kind {
@@ -53,11 +53,13 @@ fn told(message: &str) -> String {
     message.to_owned()
 }
 
-/// What no relay publishes: no JSON, half an envelope, an id far ahead, and one of the past behind nothing.
+/// A message that no relay publishes: no JSON, half an envelope, an id far ahead, or an old id without a
+/// predecessor.
 fn live_message(target: u64) -> String {
     let envelope = |id: &str, prev: &str| {
         format!(
-            "{{\"id\":\"{id}\",\"prev\":{prev},\"event\":\"{}\",\"type\":\"FORGED\",\"at\":\"2020-01-01T00:00:00Z\",\"payload\":{{\"forged\":{target}}}}}",
+            "{{\"id\":\"{id}\",\"prev\":{prev},\"event\":\"{}\",\"type\":\"FORGED\",\
+             \"at\":\"2020-01-01T00:00:00Z\",\"payload\":{{\"forged\":{target}}}}}",
             uuid::Uuid::from_u128(u128::from(target))
         )
     };

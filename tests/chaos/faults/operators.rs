@@ -16,11 +16,11 @@ use crate::world::World;
 
 /// How long an operator waits for something that can be released or discarded.
 const LOOK: Duration = Duration::from_secs(3);
-/// How long a rebase may take to be let in, with all that else goes wrong.
+/// The time limit for a rebase to start, during all other faults.
 const REBASE: Duration = Duration::from_secs(240);
 /// How long an operator keeps an eye on the relay after a rebase.
 const ATTENTION: Duration = Duration::from_secs(6);
-/// A transaction that is idle for so long is in the way of a rebase, and is ended.
+/// A transaction that is idle for this long blocks a rebase, and the operator ends it.
 const IDLE: &str = "500 ms";
 
 /// False if there was nothing to do.
@@ -147,7 +147,8 @@ async fn set_back(world: &World, fault: &Fault) -> bool {
     // another one, not everything can be told.
     let (by, least) = (3000 + fault.target % 3000, 800);
     let sql = format!(
-        "select setval('outbox.event_id_seq', greatest(1, last_value - {by})) from outbox.event_id_seq where last_value > {least}"
+        "select setval('outbox.event_id_seq', greatest(1, last_value - {by})) from outbox.event_id_seq
+         where last_value > {least}"
     );
     let stands = sqlx::query_scalar::<_, i64>("select last_value from outbox.event_id_seq");
     if !stands.fetch_one(&mut world.postgres().await).await.is_ok_and(|stands| stands > least) {
@@ -173,13 +174,13 @@ async fn set_back(world: &World, fault: &Fault) -> bool {
 async fn is_contradicted(world: &World) -> bool {
     let sql = "select exists (
                  select from outbox.position p
-                 cross join lateral outbox.contradictions(p.lower_horizon, p.high_id, 1) x where p.relay = $1)";
+                 cross join lateral outbox.contradictions(p.lower_horizon, p.high_id, 1) x
+                 where p.relay = $1)";
     let asked = sqlx::query_scalar(sql).bind(world.system.redis.relay_name());
     asked.fetch_one(&mut world.postgres().await).await.unwrap_or(false)
 }
 
-/// What the relay asks for, where the log contradicts it once more: a window that was open hid that from the
-/// last rebase.
+/// Rebases again if the log still contradicts the relay: an open window hid that from the last rebase.
 pub(crate) async fn rebase_if_needed(world: &World) {
     let found = cli(&world.operator_settings("rebase"), &["rebase", "--dry-run", "--output", "json"]).await;
     let found: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap_or_default();
@@ -223,7 +224,8 @@ async fn make_way(world: &World) {
     let mut connection = world.postgres().await;
     let idle = format!(
         "select pg_terminate_backend(pid) from pg_stat_activity
-         where state = 'idle in transaction' and usename = 'chaos_writer' and xact_start < now() - interval '{IDLE}'"
+         where state = 'idle in transaction' and usename = 'chaos_writer'
+           and xact_start < now() - interval '{IDLE}'"
     );
     // Tried again in a moment.
     drop(execute(&mut connection, &idle).await);

@@ -70,7 +70,8 @@ fn row_security(on: bool) -> String {
     format!(
         "update pg_class set relrowsecurity = {on}
          where relnamespace = 'outbox'::regnamespace and relkind in ('r', 'p')
-           and (relname like 'event%' or relname like 'checkpoint%' or relname in ('parked', 'pause', 'relay'))"
+           and (relname like 'event%' or relname like 'checkpoint%'
+                or relname in ('parked', 'pause', 'relay'))"
     )
 }
 

@@ -86,7 +86,7 @@ async fn pid(world: &World) -> u32 {
     world.redis.lock().await.as_ref().and_then(RedisServer::pid).expect("it runs")
 }
 
-/// Gives a key another type, then deletes it. A program that writes the key meanwhile has mended it.
+/// Gives a key another type, then deletes it. A program that writes the key meanwhile repairs it.
 const PUT_IN_THE_WAY: &str =
     "if redis.call('exists', KEYS[1]) == 0 then redis.call('rpush', KEYS[1], 'in the way') end";
 const TAKE_AWAY: &str = "if redis.call('type', KEYS[1]).ok == 'list' then redis.call('del', KEYS[1]) end";
@@ -142,8 +142,8 @@ async fn given_up(world: &World, fault: &Fault, channel: usize) {
     }
 }
 
-/// What was parked is released, half of the times; else that is left to the operators of the other lane.
-/// Where other faults keep the relays from it for long, the end of the run does it.
+/// Releases the parked events, half of the times; otherwise the operators of the other lane do. If other
+/// faults delay the relays for long, the end of the run releases them.
 async fn released(world: &World, fault: &Fault) {
     if fault.target & 1 << 20 != 0 && !world.release_parked(RELEASE).await {
         eprintln!("parked events are still waiting after {} s", RELEASE.as_secs());

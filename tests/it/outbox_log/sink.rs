@@ -15,7 +15,7 @@ use aftercommit::relay::{Batch, Delivery, PublishError, PublishMode, Reached, Si
 #[derive(Debug, Default)]
 pub(super) struct Arrived {
     pub(super) by_number: BTreeMap<StreamId, (Uuid, Topic)>,
-    pub(super) complaints: Vec<String>,
+    pub(super) violations: Vec<String>,
     /// Events that were committed during the current pause.
     pub(super) held: HashSet<Uuid>,
     /// The highest number that a whole batch has used up, and its event.
@@ -28,18 +28,18 @@ impl Arrived {
     fn take(&mut self, id: StreamId, event: Uuid, topic: &Topic) {
         if let Some((other, _)) = self.by_number.get(&id) {
             if *other != event {
-                self.complaints.push(format!("number {id} was given to {other} and to {event}"));
+                self.violations.push(format!("number {id} was given to {other} and to {event}"));
             }
             return;
         }
         if self.held.contains(&event) {
-            self.complaints.push(format!("{id} arrived, which was committed during a pause"));
+            self.violations.push(format!("{id} arrived, which was committed during a pause"));
         }
         // As in Redis: a topic's history only grows at its end.
         if let Some((last, _)) = self.by_number.iter().rfind(|(_, (_, t))| t == topic)
             && *last > id
         {
-            self.complaints.push(format!("{id} arrived in {topic} after {last}"));
+            self.violations.push(format!("{id} arrived in {topic} after {last}"));
         }
         self.by_number.insert(id, (event, topic.clone()));
     }

@@ -10,8 +10,9 @@ use socket2::{Domain, Socket, Type};
 use super::event_stream::{EventStream, Field, LineTooLong};
 use super::response::{Malformed, Response};
 
-/// What the kernel holds for a client that never reads: little, so that the server notices soon. Others have the kernel's
-/// own measure: with a window smaller than a segment of the loopback device, the sender waits for a timer again and again.
+/// What the kernel holds for a client that never reads: little, so that the server notices soon. Others have
+/// the kernel's own measure: with a window smaller than a segment of the loopback device, the sender waits
+/// for a timer again and again.
 const RECEIVE_BUFFER_OF_STUCK: usize = 16 * 1024;
 
 /// An open connection, or one that is being opened.

@@ -1,5 +1,6 @@
-//! Splits an event stream into fields (WHATWG HTML 9.2.6). Each byte is looked at once, and nothing is allocated for an
-//! event: a line that arrived whole is handed on where it lies, and only one that was cut in two is copied.
+//! Splits an event stream into fields (WHATWG HTML 9.2.6). Each byte is looked at once, and nothing is
+//! allocated for an event: a line that arrived whole is handed on where it lies, and only one that was cut in
+//! two is copied.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Percentiles of durations in buckets of fixed size: recording is an addition, and no value is off by more than 1 %.
+//! Percentiles of durations in buckets of fixed size: recording is an addition, and no value is off by more
+//! than 1 %.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! When each event was committed: written by the writer, read by the clients, in one process and by one clock.
+//! When each event was committed: written by the writer, read by the clients, in one process and by one
+//! clock.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,7 +13,8 @@ pub(crate) struct Ledger {
 
 #[derive(Debug)]
 struct Events {
-    /// When each commit was sent, in nanoseconds since the run began; 0 for one that was not. Number 1 is at 0.
+    /// When each commit was sent, in nanoseconds since the run began; 0 for one that was not. Number 1 is at
+    /// 0.
     sent: Box<[AtomicU64]>,
     /// The highest number whose commit is known to have happened.
     committed: AtomicU32,
@@ -55,7 +57,8 @@ impl Ledger {
         self.topics[topic].committed.load(Ordering::Acquire)
     }
 
-    /// The time from just before an event's commit was sent until `now`. `None` for an event that nobody committed.
+    /// The time from just before an event's commit was sent until `now`. `None` for an event that nobody
+    /// committed.
     pub(crate) fn age(&self, topic: usize, number: u32, now: Instant) -> Option<Duration> {
         let place = (number as usize).checked_sub(1)?;
         let nanos = self.topics[topic].sent.get(place)?.load(Ordering::Acquire);

@@ -1,7 +1,7 @@
 //! Very many EventSources in one thread, each with an exact account of what it was given.
 //!
-//! Knows nothing of the tests around it: it takes addresses, topics and a token, and a ledger that says when each event was
-//! committed.
+//! Knows nothing of the tests around it: it takes addresses, topics and a token, and a ledger that says when
+//! each event was committed.
 
 mod account;
 mod client;

@@ -1,4 +1,5 @@
-//! The loop: one thread, one epoll, no task and no timer for a connection. Ten thousand clients cost what their bytes cost.
+//! The loop: one thread, one epoll, no task and no timer for a connection. Ten thousand clients cost what
+//! their bytes cost.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -269,8 +270,9 @@ impl Reactor {
     }
 }
 
-/// The address that a client connects from: one alone has too few ports for all, and each run has its own ones. The ports of
-/// the run before are taken for a minute yet, and looking for a free one among thousands of those took milliseconds.
+/// The address that a client connects from: one alone has too few ports for all, and each run has its own
+/// ones. The ports of the run before are taken for a minute yet, and looking for a free one among thousands
+/// of those took milliseconds.
 fn source_of(client: usize) -> Option<IpAddr> {
     let [.., high, low] = std::process::id().to_be_bytes();
     let place = u8::try_from(client / CLIENTS_OF_ADDRESS).unwrap_or(u8::MAX).min(250);

@@ -1,5 +1,5 @@
-//! Reads one HTTP/1.1 response as its bytes arrive: the head, then a body that is chunked, of a given length, or as long as
-//! the connection. Body bytes are handed on where they lie.
+//! Reads one HTTP/1.1 response as its bytes arrive: the head, then a body that is chunked, of a given length,
+//! or as long as the connection. Body bytes are handed on where they lie.
 
 /// What is wrong with a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

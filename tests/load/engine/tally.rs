@@ -9,8 +9,8 @@ use super::histogram::Histogram;
 #[derive(Debug, Clone)]
 pub(crate) struct Tally {
     begun: Instant,
-    /// From just before an event's commit was sent until a client had read it; without what a client missed while it was
-    /// told to be away.
+    /// From just before an event's commit was sent until a client had read it; without what a client missed
+    /// while it was told to be away.
     pub(crate) latency: Histogram,
     /// Events that reached a client, repeats not counted.
     pub(crate) deliveries: u64,

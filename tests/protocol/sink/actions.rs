@@ -184,7 +184,8 @@ pub(super) fn progress(rules: &Rules, state: &State, actions: &mut Vec<Action>) 
     }
 }
 
-/// How many numbers releases use up at most: two relays that both believe that they lead take a new one again and again.
+/// How many numbers releases use up at most: two relays that both believe that they lead take a new one again
+/// and again.
 const RELEASES: usize = 3;
 
 fn relay_steps(rules: &Rules, state: &State, r: u8, actions: &mut Vec<Action>) {

@@ -128,7 +128,8 @@ impl Redis {
         if rules.refuses_a_gap && call.first.seq > published.saturating_add(1) {
             return (Answer::Gap, vec![]);
         }
-        // Its number is new: another one is of a leader that was frozen meanwhile, or was used up by a repair.
+        // Its number is new: another one is of a leader that was frozen meanwhile, or was used up by a
+        // repair.
         let is_numbered_release = rules.releases_use_up_a_number && call.occasion == Occasion::Release;
         if is_numbered_release && call.first.seq != published + 1 {
             return (Answer::Gap, vec![]);
@@ -147,7 +148,8 @@ impl Redis {
         let mut newest = None;
         for (at, (item, prev)) in call.items.iter().zip(prevs).enumerate() {
             let id = call.id_of(item);
-            // Also where the topic is refused by now: another relay was told that it arrived, and parks nothing.
+            // Also where the topic is refused by now: another relay was told that it arrived, and parks
+            // nothing.
             let has_arrived =
                 rules.used_up_is_arrived && call.occasion == Occasion::Normal && id.seq <= published;
             let stop = if around.fails_at == Some(at) {

@@ -92,7 +92,7 @@ impl State {
         let doing = match standing(&at, &self.redis) {
             Standing::InStep => Doing::Ready,
             Standing::Behind(from) if self.relays[r].is_connected(self.incarnation) => {
-                Doing::Holding(self.stretch(rules, &at, from))
+                Doing::Holding(self.missing_batch(rules, &at, from))
             }
             Standing::Beyond(by) if is_newest && is_explained(&self.log, &at, &self.redis, by) => {
                 Doing::Ready
@@ -111,7 +111,7 @@ impl State {
 
     /// What the sink lacks from a number on, up to the end of a step whose rows are kept, or of those that
     /// are not.
-    fn stretch(&self, rules: &Rules, at: &Position, from: u64) -> Batch {
+    fn missing_batch(&self, rules: &Rules, at: &Position, from: u64) -> Batch {
         let number = |seq| Id::new(at.epoch, seq);
         // What the sink had of earlier epochs nobody can give back.
         let is_of_this_epoch = self.redis.top.is_some_and(|top| top.id.epoch == at.epoch);
@@ -278,8 +278,8 @@ impl State {
         has_earlier.then(|| Id::new(item.id.epoch, item.id.seq - 1))
     }
 
-    /// Writes down what has been published, and what was set aside: then a comparison finds the sink behind, and gives it
-    /// these numbers once more.
+    /// Writes down what has been published, and what was set aside: then a comparison finds the sink behind,
+    /// and gives it these numbers once more.
     pub(super) fn write_down(&mut self, rules: &Rules, r: usize) {
         let Doing::Published(batch) = self.relays[r].doing.clone() else { return };
         if batch.call.occasion == Occasion::Release {
@@ -396,8 +396,8 @@ impl State {
         }
     }
 
-    /// Writes a row that uses up the next number, and which parked events it is for, before any of them is published: so it
-    /// is known whose number it is, whatever happens then.
+    /// Writes a row that uses up the next number, and which parked events it is for, before any of them is
+    /// published: so it is known whose number it is, whatever happens then.
     fn begin_release(&mut self, rules: &Rules, r: usize, named: &[Parked]) -> Option<Id> {
         let mut at = self.relays[r].at;
         let number = Id::new(at.epoch, at.next_seq);

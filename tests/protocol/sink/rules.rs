@@ -30,7 +30,8 @@ pub(super) struct Rules {
     pub(super) parks_before_it_uses_up: bool,
     /// A batch whose numbers the sink has used up has arrived, and changes nothing.
     pub(super) used_up_is_arrived: bool,
-    /// A relay writes to the log by the session that holds the leader's lock: one that led before can write nothing more.
+    /// A relay writes to the log by the session that holds the leader's lock: one that led before can write
+    /// nothing more.
     pub(super) one_lead_in_the_log: bool,
     /// A reader compares each event's `prev` with the id before it.
     pub(super) reader_compares_prev: bool,

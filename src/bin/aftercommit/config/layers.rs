@@ -49,13 +49,13 @@ impl Layers {
         let mut layers = Self { table: Table::new(), problems: Vec::new() };
         match DEFAULT_TOML.parse() {
             Ok(table) => layers.table = table,
-            Err(error) => layers.complain(format!("config/default.toml is not valid TOML: {error}")),
+            Err(error) => layers.add_problem(format!("config/default.toml is not valid TOML: {error}")),
         }
         if let Some(path) = file {
             match overlay(path) {
                 Ok(overlay) => layers.lay_over(overlay, &path.display().to_string()),
                 Err(reason) => {
-                    layers.complain(format!("the configuration file {} {reason}", path.display()));
+                    layers.add_problem(format!("the configuration file {} {reason}", path.display()));
                 }
             }
         }
@@ -72,7 +72,7 @@ impl Layers {
         layers
     }
 
-    fn complain(&mut self, text: impl Into<String>) {
+    fn add_problem(&mut self, text: impl Into<String>) {
         self.problems.push(Problem::new(text));
     }
 
@@ -88,7 +88,9 @@ impl Layers {
             }
             match value.into_string() {
                 Ok(value) => ours.push((name, value)),
-                Err(_) => self.complain(format!("the value of the environment variable {name} is not UTF-8")),
+                Err(_) => {
+                    self.add_problem(format!("the value of the environment variable {name} is not UTF-8"))
+                }
             }
         }
         ours.sort();
@@ -98,11 +100,11 @@ impl Layers {
     fn lay_over(&mut self, overlay: Table, origin: &str) {
         for (section, value) in overlay {
             let Some(known) = self.table.get_mut(&section).and_then(Value::as_table_mut) else {
-                self.complain(format!("{origin}: there is no section [{section}]; {ALL_SETTINGS}"));
+                self.add_problem(format!("{origin}: there is no section [{section}]; {ALL_SETTINGS}"));
                 continue;
             };
             let Value::Table(keys) = value else {
-                self.complain(format!("{origin}: [{section}] must be a section"));
+                self.add_problem(format!("{origin}: [{section}] must be a section"));
                 continue;
             };
             for (key, value) in keys {
@@ -132,7 +134,7 @@ impl Layers {
         });
         let Some((section, key, default)) = found else {
             if !service_links::is_one(name, text) {
-                self.complain(format!("the environment variable {name} is not a setting; {ALL_SETTINGS}"));
+                self.add_problem(format!("the environment variable {name} is not a setting; {ALL_SETTINGS}"));
             }
             return;
         };
@@ -140,9 +142,9 @@ impl Layers {
             Some(value) => self.set(section, key, value),
             None if text.is_empty() => {
                 let wanted = default.type_str();
-                self.complain(format!("{name} is empty: set it to a value of type {wanted}, or unset it"));
+                self.add_problem(format!("{name} is empty: set it to a value of type {wanted}, or unset it"));
             }
-            None => self.complain(format!("{name} must be of type {}", default.type_str())),
+            None => self.add_problem(format!("{name} must be of type {}", default.type_str())),
         }
     }
 

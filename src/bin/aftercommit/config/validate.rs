@@ -128,8 +128,8 @@ pub(crate) fn console_in_clear(config: &Config) -> Option<String> {
         OperatorGate::new(&config.operator, http::Metrics::default()).is_ok_and(|gate| gate.can_open());
     (is_open && !is_local).then(|| {
         format!(
-            "relay.listen is {}: the operator's page and its token travel over plain HTTP there; listen on 127.0.0.1 behind \
-             a proxy that speaks TLS, or let only that proxy connect",
+            "relay.listen is {}: the operator's page and its token travel over plain HTTP there; listen on \
+             127.0.0.1 behind a proxy that speaks TLS, or let only that proxy connect",
             config.relay.listen
         )
     })

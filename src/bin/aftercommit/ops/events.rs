@@ -6,7 +6,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use aftercommit::ops::browse::{self, EventDetail, EventRow, EventState, Selection};
-use aftercommit::ops::explain::{self, ByHand, Delivered, Life};
+use aftercommit::ops::explain::{self, ByHand, Delivered, Explanation};
 
 use super::WrongUsage;
 use super::output::{self, Output};
@@ -145,7 +145,11 @@ async fn show(config: &Config, event: &str, output: Output) -> Result<()> {
         (Ok(row), _) => Selection { rows: vec![row], ..Selection::default() },
         (_, Ok(id)) => Selection { events: vec![id], ..Selection::default() },
         _ => bail!(WrongUsage(
-            format!("'{event}' is neither an event id (a UUID) nor a row's number: `aftercommit events list` shows both").into()
+            format!(
+                "'{event}' is neither an event id (a UUID) nor a row's number: `aftercommit events list` \
+                 shows both"
+            )
+            .into()
         )),
     };
     let mut connection = super::connect_for_lookups(config).await?;
@@ -156,8 +160,8 @@ async fn show(config: &Config, event: &str, output: Output) -> Result<()> {
     }
     let mut shown = Vec::new();
     for detail in found {
-        let life = explain::of(&mut connection, relay, &detail).await?;
-        shown.push(Shown { detail, life });
+        let explanation = explain::of(&mut connection, relay, &detail).await?;
+        shown.push(Shown { detail, explanation });
     }
     if output == Output::Json {
         return output::json(&shown);
@@ -177,29 +181,29 @@ struct Shown {
     #[serde(flatten)]
     detail: EventDetail,
     #[serde(flatten)]
-    life: Life,
+    explanation: Explanation,
 }
 
-fn print_shown(Shown { detail, life }: &Shown) {
+fn print_shown(Shown { detail, explanation }: &Shown) {
     let say = |name: &str, text: &str| output::line(&format!("{name:<12} {text}"));
     let row = &detail.row;
     say("event", &row.event_id.to_string());
-    let copy = life.copy_of.map_or(String::new(), |original| format!(", a copy of row {original}"));
+    let copy = explanation.copy_of.map_or(String::new(), |original| format!(", a copy of row {original}"));
     say("row", &format!("{}{copy}", row.id));
     say("topic", &row.topic);
     say("type", &row.event_type);
     let since = detail.since.map_or(String::new(), |at| format!(" since {}", output::time(at)));
     say("state", &format!("{}{since}", row.state));
-    if let Some(reason) = &life.waits_because {
+    if let Some(reason) = &explanation.waits_because {
         say("because", reason);
     }
     say(
         "appended",
         &format!("{}, transaction {}, committed", output::time(row.created_at), detail.transaction),
     );
-    print_delivery(detail, life);
-    if !life.copies.is_empty() {
-        let rows: Vec<String> = life.copies.iter().map(ToString::to_string).collect();
+    print_delivery(detail, explanation);
+    if !explanation.copies.is_empty() {
+        let rows: Vec<String> = explanation.copies.iter().map(ToString::to_string).collect();
         say("replayed", &format!("as row {}", rows.join(", ")));
     }
     if let Some(headers) = &detail.headers {
@@ -208,10 +212,10 @@ fn print_shown(Shown { detail, life }: &Shown) {
     say("payload", &detail.payload.to_string());
 }
 
-fn print_delivery(detail: &EventDetail, life: &Life) {
+fn print_delivery(detail: &EventDetail, explanation: &Explanation) {
     let say = |name: &str, text: &str| output::line(&format!("{name:<12} {text}"));
     let is_pending = detail.row.state == EventState::Pending.as_str();
-    match &life.window {
+    match &explanation.window {
         Some(window) => {
             let at = output::time(window.opened_at);
             say("window", &format!("opened {at} by checkpoint {}", window.checkpoint));
@@ -223,9 +227,9 @@ fn print_delivery(detail: &EventDetail, life: &Life) {
     if is_pending {
         return;
     }
-    print_set_aside(life);
-    let is_parked_for_good = life.parked.is_some() && life.delivered.is_none();
-    match &life.delivered {
+    print_set_aside(explanation);
+    let is_parked_for_good = explanation.parked.is_some() && explanation.delivered.is_none();
+    match &explanation.delivered {
         Some(Delivered { checkpoint, at, after_seconds }) => {
             let by = checkpoint.map_or(String::new(), |n| format!(" by checkpoint {n}"));
             say(
@@ -236,20 +240,20 @@ fn print_delivery(detail: &EventDetail, life: &Life) {
         None if is_parked_for_good => {}
         None => say("delivered", GONE),
     }
-    say("stream id", life.stream_id.as_deref().unwrap_or(GONE));
+    say("stream id", explanation.stream_id.as_deref().unwrap_or(GONE));
 }
 
 /// Prints when and why the event was parked, and what an operator did about it.
-fn print_set_aside(life: &Life) {
+fn print_set_aside(explanation: &Explanation) {
     let say = |name: &str, text: &str| output::line(&format!("{name:<12} {text}"));
-    let Some(parked) = &life.parked else { return };
+    let Some(parked) = &explanation.parked else { return };
     let by = parked.checkpoint.map_or(String::new(), |n| format!(" by checkpoint {n}"));
     say("parked", &format!("{}{by}", output::time(parked.at)));
     say("", &parked.because);
     if let Some(first) = &parked.behind {
         say("behind", &format!("{first}: `aftercommit parked list` shows why"));
     }
-    for (name, done) in [("released", &life.released), ("discarded", &life.discarded)] {
+    for (name, done) in [("released", &explanation.released), ("discarded", &explanation.discarded)] {
         if let Some(ByHand { at, who, reason }) = done {
             say(name, &format!("{} by {who}", output::time(*at)));
             say("", reason);

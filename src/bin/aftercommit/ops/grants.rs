@@ -1,5 +1,5 @@
-//! `aftercommit grants`: prints the SQL, or the ACL of Redis, that grants each role the rights it needs, and no
-//! others.
+//! `aftercommit grants`: prints the SQL, or the ACL of Redis, that grants each role the rights it needs, and
+//! no others.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -54,7 +54,7 @@ pub(crate) struct Args {
     /// Print the rights in Redis instead of those in Postgres.
     #[arg(long)]
     redis: bool,
-    /// The namespace of the rights in Redis: the value of [redis] namespace.
+    /// With --redis: the value of [redis] namespace.
     #[arg(long, value_name = "NAME", default_value = "", requires = "redis", hide_default_value = true)]
     namespace: String,
 }
@@ -85,7 +85,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     let mut sql = String::from(
-        "-- The rights that each role of aftercommit needs, and no others. Run it as the owner of the schema.\n\
+        "-- The rights that each role of aftercommit needs, and no others. Run it as the owner \
+         of the schema.\n\
          begin;\n\
          revoke all on schema outbox from public;\n\
          revoke all on all tables in schema outbox from public;\n\
@@ -205,9 +206,8 @@ mod tests {
         let lines = lines(&rights::of(Role::Operator), "\"ops\"");
         let has = |line: &str| assert!(lines.iter().any(|known| known == line), "{line}: {lines:#?}");
         has("grant usage on schema outbox to \"ops\";");
-        has(
-            "grant insert (event_id, topic, type, payload, headers), select on table outbox.event to \"ops\";",
-        );
+        has("grant insert (event_id, topic, type, payload, headers), \
+             select on table outbox.event to \"ops\";");
         has("grant select, update (requested) on table outbox.parked to \"ops\";");
     }
 }

@@ -221,7 +221,8 @@ async fn judge(config: &Config, connection: &mut PgConnection, outcomes: &[Outco
         let (events, seconds) = (pluralize(waiting, "event"), OUTCOME_LIMIT.as_secs());
         let why = why_not(config, connection).await?;
         bail!(
-            "the relay has not dealt with {events} within {seconds} s{why}; it will, unless it is told otherwise"
+            "the relay has not dealt with {events} within {seconds} s{why}; it will, unless it is told \
+             otherwise"
         );
     }
     Ok(())

@@ -14,7 +14,7 @@ use aftercommit::pluralize::pluralize;
 use super::output;
 
 /// The time limit of an answer.
-const PATIENCE: Duration = Duration::from_secs(1);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// The largest part of an answer that is read, in bytes.
 const ANSWER_BYTES: u64 = 64 * 1024;
 
@@ -108,8 +108,8 @@ fn reasons(body: &str, wanted: impl Fn(&serde_json::Value) -> bool) -> String {
 
 /// The answer, or in words why there was none in time.
 async fn answered<T>(asking: impl Future<Output = Result<T>>) -> Result<T, String> {
-    match tokio::time::timeout(PATIENCE, asking).await {
+    match tokio::time::timeout(ANSWER_TIMEOUT, asking).await {
         Ok(answered) => answered.map_err(|error| output::error_text(&error)),
-        Err(_elapsed) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+        Err(_elapsed) => Err(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())),
     }
 }

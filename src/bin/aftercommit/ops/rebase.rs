@@ -69,7 +69,8 @@ struct Findings {
     told: u64,
     /// Rows that the log's positions cannot stand beside.
     contradictions: Vec<Contradiction>,
-    /// Whether a window is open: its rows may have been published behind the position, and Redis may have forgotten that.
+    /// Whether a window is open: its rows may have been published behind the position, and Redis may have
+    /// forgotten that.
     has_window: bool,
     /// Whether the log is to become one of its own.
     is_copy: bool,
@@ -81,8 +82,9 @@ impl Findings {
         self.position.epoch.max(self.reached.map_or(0, |reached| reached.id.epoch)) + 1
     }
 
-    /// Whether numbers go on in another epoch. A log that only contradicts its positions has given out none wrongly; but rows
-    /// of an open window that get new ids can come in another order than the one in which they were published.
+    /// Whether numbers go on in another epoch. A log that only contradicts its positions has given out none
+    /// wrongly; but rows of an open window that get new ids can come in another order than the one in which
+    /// they were published.
     fn changes_epoch(&self) -> bool {
         self.is_copy
             || self.cluster == Cluster::Other
@@ -123,7 +125,8 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
     let lineage = Lineage { epoch: found.changes_epoch().then(|| found.new_epoch()), is_copy: found.is_copy };
     let findings = json!({
         "relay": config.relay.name, "cluster": cluster(found.cluster), "from": found.position.to_string(),
-        "redis": found.reached.map(|reached| reached.id.to_string()), "epoch": lineage.epoch.unwrap_or(found.position.epoch),
+        "redis": found.reached.map(|reached| reached.id.to_string()),
+        "epoch": lineage.epoch.unwrap_or(found.position.epoch),
         "copy": found.is_copy, "contradicted": !found.contradictions.is_empty(),
     });
     rebase.finish(lineage, &args.consent.operator(), &findings).await?;
@@ -169,11 +172,13 @@ async fn find<'c>(
         is_copy: args.copy,
     };
     if args.copy {
-        // Its keys are of a namespace of its own, which the relay claims: this log's old identity has nothing there.
+        // Its keys are of a namespace of its own, which the relay claims: this log's old identity has nothing
+        // there.
         return Ok((found, rebase));
     }
     if purpose == Purpose::Change && found.changes_epoch() {
-        // A Redis that is behind the position has forgotten events which cannot be given again in the new epoch.
+        // A Redis that is behind the position has forgotten events which cannot be given again in the new
+        // epoch.
         let is_behind = reached.is_none_or(|reached| reached.id < position) && position.seq > 0;
         claim(&mut sink, found.new_epoch(), is_behind).await?;
     }
@@ -193,9 +198,9 @@ async fn find<'c>(
     Ok((found, rebase))
 }
 
-/// Claims the new epoch in Redis before its histories are read: a relay that was frozen while it led, and wakes up now, is
-/// refused there from here on. If the rebase fails after this, the relay says that Redis is of a later epoch, and the rebase
-/// is to be run again.
+/// Claims the new epoch in Redis before its histories are read: a relay that was frozen while it led, and
+/// wakes up now, is refused there from here on. If the rebase fails after this, the relay says that Redis is
+/// of a later epoch, and the rebase is to be run again.
 async fn claim(sink: &mut Publisher, epoch: u64, has_lost: bool) -> Result<()> {
     let (first, lost) = (StreamId::new(epoch, 1), has_lost.then(|| StreamId::new(epoch, 0)));
     let nothing = Batch { mode: PublishMode::Restore, deliveries: &[], first, through: None, lost };
@@ -210,8 +215,8 @@ struct Seen {
 }
 
 impl Seen {
-    /// The rows whose events have been told. Each entry of a history stands for one row: a replay's copy has the same
-    /// identity as the original and counts for itself.
+    /// The rows whose events have been told. Each entry of a history stands for one row: a replay's copy has
+    /// the same identity as the original and counts for itself.
     async fn of(&mut self, redis: &mut MultiplexedConnection, pending: &[Pending]) -> Result<Vec<Pending>> {
         let mut told = Vec::new();
         for event in pending {

@@ -180,7 +180,8 @@ impl Guide {
     /// Writes shell variables to a file that only its owner can read, because it holds a token and passwords.
     fn write_variables(&self, path: &Path) -> Result<()> {
         let text = format!(
-            "API_URL={}\nSSE_URL={}\nRELAY_URL={}\nUSER_ID={}\nTOKEN={}\nOPERATOR_TOKEN={}\nDATABASE_URL={}\nREDIS_URL={}\n",
+            "API_URL={}\nSSE_URL={}\nRELAY_URL={}\nUSER_ID={}\nTOKEN={}\nOPERATOR_TOKEN={}\n\
+             DATABASE_URL={}\nREDIS_URL={}\n",
             self.api,
             self.sse,
             self.relay,

@@ -69,7 +69,11 @@ pub(super) async fn redis(settings: &redis::Settings) -> Result<()> {
         Err(redis::ConnectError::Refused { address, source, .. })
             if source.is_io_error() || source.is_timeout() || source.is_connection_dropped() =>
         {
-            tracing::warn!(%address, error = redis::error_text(&source), "starting without Redis; trying again until it is there");
+            tracing::warn!(
+                %address,
+                error = redis::error_text(&source),
+                "starting without Redis; trying again until it is there"
+            );
             Ok(())
         }
         Err(

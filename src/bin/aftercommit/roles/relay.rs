@@ -36,7 +36,11 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         tracing::warn!("{warning}");
     }
     let (listener, address) = lifecycle::bind(&config.relay.listen, "AFTERCOMMIT_RELAY_LISTEN").await?;
-    tracing::info!(%address, relay = %config.relay.name, "relay serves health, metrics and the operator's page");
+    tracing::info!(
+        %address,
+        relay = %config.relay.name,
+        "relay serves health, metrics and the operator's page"
+    );
     let grace = Duration::from_secs(config.shutdown.grace_seconds);
     let serving = serve(&config, listener, shutdown.clone(), Notifier::from_environment());
     lifecycle::within_grace(serving, &shutdown, grace).await?
@@ -87,10 +91,11 @@ pub(crate) async fn serve(
     let console_task = tokio::spawn(console.run(stop_http.clone()));
     let stopping = notifier.serving(&shutdown).await;
     let watched = state.clone();
+    let (settings, database) = (&config.relay, &config.database);
     tokio::select! {
-        () = relay::run(&config.relay, &config.database, retention, &mut publisher, &metrics, &state, shutdown) => {}
+        () = relay::run(settings, database, retention, &mut publisher, &metrics, &state, shutdown) => {}
         // In the task of the relay's loop: if the loop is blocked, so are the keepalives.
-        () = notifier.watch(async || watched.turn().await, || sentence(&watched.get())) => {}
+        () = notifier.watch(async || watched.wait_for_progress().await, || sentence(&watched.get())) => {}
     }
     stop_http.cancel();
     console_task.await?;
@@ -146,8 +151,8 @@ fn checks(state: &State, limit: Duration) -> Vec<Check> {
         };
         checks.push(Check::of("listener", listener));
     }
-    if let Some(outlook) = &state.outlook {
-        let leader = if outlook.has_leader {
+    if let Some(status) = &state.backlog {
+        let leader = if status.has_leader {
             Ok("a relay of this name leads")
         } else {
             Err("no relay of this name leads")
@@ -155,18 +160,18 @@ fn checks(state: &State, limit: Duration) -> Vec<Check> {
         checks.push(Check::of("leader", leader));
         // Everybody can read this answer. The operator and the reason are shown only to users who may read
         // the log.
-        let paused = match outlook.paused {
+        let paused = match status.paused {
             Some(_) => Err("paused by an operator: `aftercommit status` tells by whom and why"),
             None => Ok("no"),
         };
         checks.push(Check::of("paused", paused));
-        let log = outlook.contradiction.as_ref().map_or(Ok("fits the position"), |rows| {
+        let log = status.contradiction.as_ref().map_or(Ok("fits the position"), |rows| {
             Err(format!(
                 "the log contradicts the position: {rows}; stop the relays and run `aftercommit rebase`"
             ))
         });
         checks.push(Check::of("log", log));
-        checks.push(Check::of("pending", pending(outlook.oldest_pending, limit)));
+        checks.push(Check::of("pending", pending(status.oldest_pending, limit)));
     } else {
         checks.push(Check::of("pending", Err::<String, _>("the age of the oldest pending event is unknown")));
     }

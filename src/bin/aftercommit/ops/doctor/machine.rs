@@ -65,7 +65,8 @@ async fn port(check: &'static str, listen: &str) -> Finding {
                 check,
                 answer.ok && !answer.warns,
                 answer.says,
-                "find the process that listens there and see its /readyz; raise a limit, or start another process",
+                "find the process that listens there and see its /readyz; raise a limit, or start another \
+                 process",
             )
         }
         Err(error) => {

@@ -117,7 +117,8 @@ async fn look(
 
 async fn server(connection: &mut PgConnection) -> Result<Vec<Finding>> {
     let row = sqlx::query(
-        "select current_setting('server_version_num')::int as number, current_setting('server_version') as version,
+        "select current_setting('server_version_num')::int as number,
+                current_setting('server_version') as version,
                 current_setting('fsync') = 'on' and current_setting('full_page_writes') = 'on' as is_durable,
                 pg_is_in_recovery() as is_standby, current_setting('max_connections')::bigint as room,
                 (select count(*) from pg_stat_activity where backend_type = 'client backend') as used",
@@ -157,14 +158,16 @@ async fn encoding(connection: &mut PgConnection) -> Result<Finding> {
         "encoding",
         encoding != "SQL_ASCII",
         encoding,
-        "move the data into a database with encoding UTF8: this one accepts bytes that are not text, and one such row stops its topic",
+        "move the data into a database with encoding UTF8: this one accepts bytes that are not text, and one \
+         such row stops its topic",
     ))
 }
 
 /// Checks that the sequence is not behind: an event that gets an id below a position is never delivered.
 async fn sequence_is_ahead(connection: &mut PgConnection) -> Result<Finding> {
     let row = sqlx::query(
-        "select (select case when s.is_called then s.last_value else 0::bigint end from outbox.event_id_seq s) as sequence,
+        "select (select case when s.is_called then s.last_value else 0::bigint end
+                 from outbox.event_id_seq s) as sequence,
                 greatest((select max(greatest(p.high_id, p.after_id)) from outbox.position p),
                          (select max(e.id) from outbox.event e), 0::bigint) as used",
     )
@@ -175,7 +178,8 @@ async fn sequence_is_ahead(connection: &mut PgConnection) -> Result<Finding> {
         "sequence",
         sequence >= used,
         format!("outbox.event_id_seq is at {sequence}, and ids up to {used} have been used"),
-        "stop the writers and the relays, then run `aftercommit rebase`: events that get ids below that would never be delivered",
+        "stop the writers and the relays, then run `aftercommit rebase`: events that get ids below that \
+         would never be delivered",
     ))
 }
 
@@ -185,16 +189,20 @@ async fn pooler(config: &Config, connection: &mut PgConnection) -> Result<Findin
         "pooler",
         !shares_a_session(connection, &mut other).await?,
         "each connection has its own session",
-        "point the relay's DATABASE_URL straight at Postgres: a pooler that shares sessions breaks its lock and LISTEN",
+        "point the relay's DATABASE_URL straight at Postgres: a pooler that shares sessions breaks its lock \
+         and LISTEN",
     ))
 }
 
 async fn transactions(connection: &mut PgConnection, open_for: u32) -> Result<Finding> {
     let open: Option<String> = sqlx::query_scalar(
-        "select string_agg(format('pid %s (%s, %s) open for %s: %s', pid, coalesce(nullif(application_name, ''), 'unnamed'),
-                                  state, date_trunc('second', clock_timestamp() - xact_start), left(query, 60)), '; ')
+        "select string_agg(format('pid %s (%s, %s) open for %s: %s', pid,
+                                  coalesce(nullif(application_name, ''), 'unnamed'), state,
+                                  date_trunc('second', clock_timestamp() - xact_start), left(query, 60)),
+                           '; ')
          from pg_stat_activity
-         where datname = current_database() and pid <> pg_backend_pid() and xact_start < clock_timestamp() - make_interval(secs => $1)",
+         where datname = current_database() and pid <> pg_backend_pid()
+           and xact_start < clock_timestamp() - make_interval(secs => $1)",
     )
     .bind(f64::from(open_for))
     .fetch_one(connection)
@@ -203,7 +211,8 @@ async fn transactions(connection: &mut PgConnection, open_for: u32) -> Result<Fi
         "long transactions",
         open.is_none(),
         open.unwrap_or_else(|| format!("none is open for longer than {open_for} s")),
-        "end it in its application, or with select pg_terminate_backend(pid); set idle_in_transaction_session_timeout",
+        "end it in its application, or with select pg_terminate_backend(pid); \
+         set idle_in_transaction_session_timeout",
     ))
 }
 

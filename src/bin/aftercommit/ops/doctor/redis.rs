@@ -69,7 +69,8 @@ async fn look(config: &Config, scope: Scope, connection: &mut MultiplexedConnect
             "persistence",
             is_saved,
             format!("aof_enabled {}, save {}", of("aof_enabled"), if is_saved { "set" } else { "not set" }),
-            "switch appendonly on: otherwise the relay must publish everything again after a restart of Redis",
+            "switch appendonly on: otherwise the relay must publish everything again after a restart of \
+             Redis",
         ),
         Finding::must(
             "replicas",
@@ -82,7 +83,8 @@ async fn look(config: &Config, scope: Scope, connection: &mut MultiplexedConnect
         findings.push(Finding::wrong(
             "redis cluster",
             "this Redis is a cluster; clusters are not supported yet",
-            "point REDIS_URL at a Redis that is not a cluster, with replicas if it must survive the loss of a server",
+            "point REDIS_URL at a Redis that is not a cluster, with replicas if it must survive the loss of \
+             a server",
         ));
         return Ok(findings);
     }
@@ -106,8 +108,8 @@ async fn subscriptions(config: &Config) -> Finding {
         Ok(Err((channel, why))) => Finding::wrong(
             CHECK,
             format!("the channel {channel} cannot be subscribed to: {why}"),
-            "give the SSE server's Redis user its rights: `aftercommit grants --redis --sse USER | redis-cli`; to narrow \
-             them, keep &aftercommit:* and one &PREFIX:* for each kind of topic",
+            "give the SSE server's Redis user its rights: `aftercommit grants --redis --sse USER | \
+             redis-cli`; to narrow them, keep &aftercommit:* and one &PREFIX:* for each kind of topic",
         ),
         Err(_elapsed) => Finding::wrong(
             CHECK,

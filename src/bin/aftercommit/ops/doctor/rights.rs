@@ -60,7 +60,8 @@ async fn hidden_rows(connection: &mut PgConnection) -> Result<Finding> {
     Ok(Finding::wrong(
         "row level security",
         format!(
-            "on for {tables}: other roles than the owner see no rows there, and so lose events or miss a pause"
+            "on for {tables}: other roles than the owner see no rows there, and so lose events or miss a \
+             pause"
         ),
         format!("switch it off for each: alter table outbox.{first} disable row level security"),
     ))
@@ -87,7 +88,8 @@ pub(super) async fn dangers(connection: &mut PgConnection) -> Result<Vec<Finding
             "rights on the log",
             rights.is_empty(),
             evidence,
-            "revoke them: a role that sets a row's id or removes rows can stop every topic. Writers need only outbox.append: aftercommit grants --writer",
+            "revoke them: a role that sets a row's id or removes rows can stop every topic. Writers need \
+             only outbox.append: aftercommit grants --writer",
         ),
         Finding::should(
             "schema public",
@@ -97,7 +99,8 @@ pub(super) async fn dangers(connection: &mut PgConnection) -> Result<Vec<Finding
             } else {
                 "only some roles may create objects in it"
             },
-            "revoke create on schema public from public: a function that others create there runs with the rights of its caller",
+            "revoke create on schema public from public: a function that others create there runs with the \
+             rights of its caller",
         ),
     ])
 }

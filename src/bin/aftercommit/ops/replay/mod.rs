@@ -65,7 +65,8 @@ pub(crate) struct Args {
     parked: bool,
     /// Go on with a replay that was interrupted.
     #[arg(long, value_name = "ID",
-          conflicts_with_all = ["undelivered", "parked", "include_replays", "event", "row", "topic", "event_type", "since", "until", "all", "dry_run"])]
+          conflicts_with_all = ["undelivered", "parked", "include_replays", "event", "row", "topic",
+                                "event_type", "since", "until", "all", "dry_run"])]
     resume: Option<i64>,
     /// Only these event ids. May be given several times.
     #[arg(long, value_name = "UUID")]
@@ -131,7 +132,9 @@ async fn copy(config: &Config, args: &Args) -> Result<()> {
     };
     if selection.is_everything() != args.all {
         bail!(WrongUsage(
-            "say which events: --event, --row, --topic, --type, --since or --until; or --all for every one, and nothing beside it".into()
+            "say which events: --event, --row, --topic, --type, --since or --until; or --all for every one, \
+             and nothing beside it"
+                .into()
         ));
     }
     if !args.dry_run {
