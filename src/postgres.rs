@@ -13,6 +13,7 @@
 //! [`Settings::connect`] refuses such a pooler. A pool for an application's commands warns once; `alter role
 //! ... set search_path = pg_catalog, pg_temp` pins the path there.
 
+mod error;
 mod hosts;
 #[cfg(feature = "server")]
 mod pool;
@@ -30,6 +31,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 
+pub use error::{ConnectError, error_text, is_tls};
 #[cfg(feature = "server")]
 pub use pool::Pool;
 pub use schema::{Schema, SchemaError, State};
@@ -82,143 +84,6 @@ pub struct Settings {
     pub max_connections: u32,
     /// How long a statement may take, in milliseconds.
     pub statement_timeout_ms: u64,
-}
-
-/// Why a connection could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// No address was given.
-    #[error("no Postgres was named: set DATABASE_URL, or url in the [database] section")]
-    NoUrl,
-    /// The address is malformed.
-    #[error("the database url {0}")]
-    Url(AddressError),
-    /// The several hosts of the address cannot be told apart.
-    #[error(
-        "the database url names several hosts by parameters: write them as postgres://user@a:5432,b:5432/database"
-    )]
-    Hosts,
-    /// The address asks for a standby.
-    #[error(
-        "the database url asks for a standby by target_session_attrs: only the primary will do here \
-         (target_session_attrs=read-write)"
-    )]
-    WantsAStandby,
-    /// None of the hosts is a primary.
-    #[error("cannot connect to Postgres: none of the hosts is a primary ({answers})")]
-    NoPrimary {
-        /// The answer of each host, without user or password.
-        answers: String,
-    },
-    /// The password is given twice.
-    #[error("the database url holds a password, and [database] password_command is set: keep one of them")]
-    TwoPasswords,
-    /// The program gave no password.
-    #[error("[database] {0}")]
-    Password(#[from] PasswordError),
-    /// A file that the address names cannot be read.
-    #[error("cannot read {parameter} {path} of the database url: {source}")]
-    File {
-        /// The parameter.
-        parameter: &'static str,
-        /// Its value.
-        path: String,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// The server did not answer in time.
-    #[error(
-        "Postgres at {address} did not answer within {waited_ms} ms: is it running, and is the address right?"
-    )]
-    Timeout {
-        /// Host, port and database, without user or password.
-        address: String,
-        /// How long the process waited, in milliseconds.
-        waited_ms: u64,
-    },
-    /// A pooler drops the session's start-up options.
-    #[error(
-        "Postgres at {address} is reached through a pooler that shares sessions and drops their settings \
-         (PgBouncer in transaction mode?): relays and operators' commands need sessions of their own. Point \
-         DATABASE_URL straight at Postgres; applications may keep the pooler"
-    )]
-    Pooled {
-        /// Host, port and database, without user or password.
-        address: String,
-    },
-    /// The server refused the connection, or could not be reached.
-    #[error("cannot connect to Postgres at {address}: {}", error_text(.source))]
-    Refused {
-        /// Host, port and database, without user or password.
-        address: String,
-        /// The cause.
-        source: sqlx::Error,
-    },
-}
-
-/// Turns a failure of Postgres or of the connection into words for a person. Adds advice for the common
-/// causes, and removes the place in the driver's source that the driver appends.
-pub fn error_text(error: &sqlx::Error) -> String {
-    match error {
-        sqlx::Error::Database(error) => match error.code().as_deref() {
-            Some("28P01" | "28000") => {
-                format!("{} (check user, password and sslcert in DATABASE_URL)", error.message())
-            }
-            Some("3D000") => format!("{} (create it, or name another one in DATABASE_URL)", error.message()),
-            Some("53300") => {
-                format!(
-                    "{} (raise max_connections there, or lower [database] max_connections here)",
-                    error.message()
-                )
-            }
-            _ => error.message().to_owned(),
-        },
-        sqlx::Error::Io(error) => match certificate_advice(error) {
-            Some(advice) => format!("{error} ({advice})"),
-            None => format!("{error} (is it running, and is the address right?)"),
-        },
-        sqlx::Error::Tls(error) => {
-            format!("{error} (check sslmode, sslrootcert, sslcert and sslkey in DATABASE_URL)")
-        }
-        // One cause is a proxy with nothing behind it, which ends the connection.
-        sqlx::Error::Protocol(text) => {
-            let text = text.split(" (sqlx_postgres::").next().unwrap_or(text);
-            format!("{text} (is the address right, and is Postgres running behind it?)")
-        }
-        sqlx::Error::PoolTimedOut => "no connection came free, or could be made, in time".to_owned(),
-        other => other.to_string(),
-    }
-}
-
-/// Whether the two sides do not agree on TLS, which does not mend itself.
-pub fn is_tls(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Tls(_) => true,
-        sqlx::Error::Io(error) => certificate_advice(error).is_some(),
-        _ => false,
-    }
-}
-
-/// Returns the parameter of the address that mends a failed handshake.
-#[cfg(feature = "server")]
-fn certificate_advice(error: &std::io::Error) -> Option<&'static str> {
-    use rustls::{CertificateError, Error};
-    let advice = match error.get_ref()?.downcast_ref::<Error>()? {
-        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
-            "set sslrootcert in DATABASE_URL to the certificate of the CA that signed the server's"
-        }
-        Error::InvalidCertificate(
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => "write a host in DATABASE_URL for which the server's certificate was issued",
-        Error::InvalidCertificate(_) => "give the server a valid certificate, and check this machine's clock",
-        _ => "check sslmode, sslrootcert, sslcert and sslkey in DATABASE_URL, and the server's TLS settings",
-    };
-    Some(advice)
-}
-
-#[cfg(not(feature = "server"))]
-fn certificate_advice(_error: &std::io::Error) -> Option<&'static str> {
-    None
 }
 
 impl Settings {
@@ -484,17 +349,7 @@ fn address_of(options: &PgConnectOptions) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{error_text, names_several_hosts};
-
-    #[test]
-    fn what_is_no_postgres_is_told_without_the_place_in_the_library() {
-        let error =
-            sqlx::Error::Protocol("unexpected response: 0x00 (sqlx_postgres::connection::tls:95)".to_owned());
-        assert_eq!(
-            error_text(&error),
-            "unexpected response: 0x00 (is the address right, and is Postgres running behind it?)"
-        );
-    }
+    use super::names_several_hosts;
 
     #[test]
     fn several_hosts_are_seen_and_a_comma_in_a_password_is_none() {

@@ -8,7 +8,8 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 
-use super::{ConnectError, address_of, error_text};
+use super::address_of;
+use super::error::{ConnectError, error_text};
 
 /// How long one host may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);

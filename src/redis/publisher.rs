@@ -415,7 +415,7 @@ impl Sink for Publisher {
                 let event = entry.get::<String>("event").and_then(|event| EventId::parse_str(&event).ok());
                 Some(Reached { id: entry.id.parse().ok()?, event })
             })),
-            Err(Refusal { failure, text, is_reply: true }) if failure.remedy == Remedy::SetAside => {
+            Err(Refusal { failure, text, is_reply: true }) if failure.class == "wrongtype" => {
                 Err(PublishError::Poison { at: 0, reason: format!("{text} ({history})") })
             }
             Err(refusal) => Err(refusal.retry()),

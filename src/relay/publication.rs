@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::failure::Remedy;
 use super::handing::{Handing, hand_over};
 use super::settings::OnPoison;
 use super::sink::{Batch, Delivery, PublishError, PublishMode, Reached, Sink};
@@ -207,6 +208,7 @@ async fn newest_behind<S: Sink>(
     let newest = match sink.newest_of(&refused.event.topic).await {
         // It refuses the whole topic.
         Err(PublishError::Poison { .. }) => None,
+        Err(PublishError::Retry { failure, .. }) if failure.remedy == Remedy::SetAside => None,
         newest => newest?,
     };
     let Some(Reached { id, event: Some(event) }) = newest else { return Ok(None) };

@@ -338,7 +338,8 @@ impl Step {
 
     /// Marks the events that the sink holds as released. They were released, or delivered before they were
     /// parked. Clients have them, so they cannot be discarded; they are not published once more, because some
-    /// of their entries may be gone; and a sink that forgets them must receive them again.
+    /// of their entries may be gone; and a sink that forgets them must receive them again. If the sink refuses to
+    /// say, the request is refused: the events may have arrived in a try that broke off.
     async fn count_held_as_released<S: Sink>(
         &mut self,
         sink: &mut S,
@@ -347,11 +348,15 @@ impl Step {
         let Rules { relay, timeout, .. } = self.rules.clone();
         let asking = sink.newest_of(topic);
         let newest = match staying_alive(&mut self.writer, self.rules.keepalive, asking).await? {
-            // The sink refuses this topic. If no release has begun, it has taken nothing.
+            // There is no history in the topic's place. If no release has begun, it has taken nothing.
             Err(PublishError::Poison { .. })
                 if !answered(timeout, release::has_begun(&mut self.writer, &relay, topic)).await? =>
             {
                 None
+            }
+            Err(PublishError::Retry { failure, reason }) if failure.remedy == Remedy::SetAside => {
+                let reason = format!("it is not known which of these events clients have: {reason}");
+                return Err(PublishError::Poison { at: 0, reason }.into());
             }
             answer => self.counting(answer)?,
         };

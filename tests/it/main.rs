@@ -28,6 +28,7 @@ mod rebase;
 mod redis_addresses;
 mod redis_rights;
 mod redis_sentinels;
+mod relay_arrivals;
 mod relay_delivery;
 mod relay_failures;
 mod relay_leadership;

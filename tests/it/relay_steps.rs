@@ -11,14 +11,17 @@ use aftercommit::log::read::{self, Row};
 use aftercommit::log::{Error, checkpoint};
 use aftercommit::relay::{
     Batch, Delivery, OnPoison, Outcome, PublishError, PublishMode, Reached, Reconciled, Sink, StepError,
-    failure,
 };
 
 use crate::harness::{Database, Redis, TestResult, database, redis};
 use crate::relay_delivery::{Relay, append, append_in, history, payloads};
 
 /// Commits these events in one transaction: one window, of which a step takes a hundred.
-async fn append_together(database: &Database, topic: &Topic, numbers: std::ops::Range<u32>) -> TestResult {
+pub(crate) async fn append_together(
+    database: &Database,
+    topic: &Topic,
+    numbers: std::ops::Range<u32>,
+) -> TestResult {
     let mut connection = database.connect().await;
     let mut tx = connection.begin().await?;
     for n in numbers {
@@ -324,122 +327,6 @@ async fn a_redis_that_forgets_again_in_the_middle_of_a_repair_is_given_everythin
     let found = relay.step.reconcile(&mut sink).await?;
     assert!(matches!(found, Reconciled::Restored { .. }) && sink.calls_before > 2, "{found:?}");
     assert_in_order(&redis, &taken, 1).await;
-    Ok(())
-}
-
-/// A sink whose connection breaks behind a call, and whose Redis then loses all of a topic but its newest
-/// entry.
-struct KeepsTheNewestEntry<'a> {
-    publisher: &'a mut aftercommit::redis::Publisher,
-    redis: &'a Redis,
-    topic: &'a Topic,
-    calls_before: u32,
-}
-
-impl Sink for KeepsTheNewestEntry<'_> {
-    fn begin_lead(&mut self, log: LogId) {
-        self.publisher.begin_lead(log);
-    }
-
-    async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
-        let published = self.publisher.publish(batch).await;
-        self.calls_before = self.calls_before.wrapping_sub(1);
-        if self.calls_before != 0 {
-            return published;
-        }
-        let key = self.redis.keys().history(self.topic);
-        let mut connection = self.redis.connect().await;
-        let trimmed: u64 = redis::cmd("XTRIM")
-            .arg(key)
-            .arg(&["MAXLEN", "1"])
-            .query_async(&mut connection)
-            .await
-            .expect("entries go");
-        assert!(trimmed > 0);
-        Err(PublishError::retry(failure::CONNECTION, "cut"))
-    }
-
-    async fn reached(&mut self) -> Result<Option<Reached>, PublishError> {
-        self.publisher.reached().await
-    }
-
-    async fn newest_of(&mut self, topic: &Topic) -> Result<Option<Reached>, PublishError> {
-        self.publisher.newest_of(topic).await
-    }
-
-    fn keeps(&self) -> Duration {
-        self.publisher.keeps()
-    }
-}
-
-/// Publishes a refused event and two that are taken, in a try that breaks off and whose Redis loses the first
-/// of these. The sink's number stays before the refused event, and does not tell that the others arrived.
-async fn arrived_behind_a_refused_event() -> TestResult<(Redis, Relay, [Topic; 2])> {
-    let (database, redis) = (database().await, redis().await);
-    let (refused, taken) = (redis.topic("refused"), redis.topic("taken"));
-    let _: () = redis.connect().await.set(redis.keys().history(&refused), "of another type").await?;
-    let mut connection = database.connect().await;
-    let mut tx = connection.begin().await?;
-    append_in(&mut tx, &refused, "0").await;
-    append_in(&mut tx, &taken, "1").await;
-    append_in(&mut tx, &taken, "2").await;
-    tx.commit().await?;
-    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
-    let mut sink = KeepsTheNewestEntry {
-        publisher: &mut relay.publisher,
-        redis: &redis,
-        topic: &taken,
-        calls_before: 2,
-    };
-    let broken = relay.step.step(&mut sink).await;
-    assert!(matches!(broken, Err(StepError::Publish(PublishError::Retry { .. }))), "{broken:?}");
-    Ok((redis, relay, [refused, taken]))
-}
-
-#[tokio::test]
-async fn an_event_that_arrived_in_a_try_that_broke_off_is_not_parked_when_its_entry_is_gone() -> TestResult {
-    let (redis, mut relay, [_, taken]) = arrived_behind_a_refused_event().await?;
-    assert_eq!(relay.drain().await, (2, 1));
-    assert_eq!(payloads(&history(&redis, &taken).await), ["2"]);
-    assert_eq!(relay.step.reconcile(&mut relay.publisher).await?, Reconciled::InStep);
-    Ok(())
-}
-
-#[tokio::test]
-async fn the_numbers_of_events_that_arrived_in_a_try_that_broke_off_are_used_up() -> TestResult {
-    let (redis, mut relay, [refused, taken]) = arrived_behind_a_refused_event().await?;
-    let _: () = redis.connect().await.del(redis.keys().history(&refused)).await?;
-    assert_eq!(relay.drain().await, (3, 0));
-    assert_eq!(payloads(&history(&redis, &taken).await), ["2"]);
-    assert_eq!(relay.step.reconcile(&mut relay.publisher).await?, Reconciled::InStep);
-    Ok(())
-}
-
-#[tokio::test]
-async fn an_event_that_arrived_in_a_release_that_broke_off_is_released_when_its_entry_is_gone() -> TestResult
-{
-    let (database, redis) = (database().await, redis().await);
-    let topic = redis.topic("refused");
-    let key = redis.keys().history(&topic);
-    let mut connection = redis.connect().await;
-    let _: () = connection.set(&key, "of another type").await?;
-    append_together(&database, &topic, 0..3).await?;
-    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
-    assert_eq!(relay.drain().await, (0, 3));
-    let _: () = connection.del(&key).await?;
-    let (mut log, name) = (database.connect().await, redis.relay_name());
-    parked::request(&mut log, &name, &topic, Action::Release, None).await?;
-    let mut sink = KeepsTheNewestEntry {
-        publisher: &mut relay.publisher,
-        redis: &redis,
-        topic: &topic,
-        calls_before: 1,
-    };
-    let broken = relay.step.apply_request(&mut sink).await;
-    assert!(matches!(broken, Err(StepError::Publish(PublishError::Retry { .. }))), "{broken:?}");
-    assert!(relay.step.apply_request(&mut relay.publisher).await?);
-    assert_eq!(parked::count(&mut log, &name, &topic).await?, 0);
-    assert_eq!(payloads(&history(&redis, &topic).await), ["2"]);
     Ok(())
 }
 
