@@ -159,7 +159,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         lifecycle::survive_full_files()?;
-        obey(cli.command, config).await
+        Box::pin(obey(cli.command, config)).await
     });
     // All roles have had their grace time. A thread stuck in a blocking call must not delay the exit.
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
