@@ -80,7 +80,8 @@ pub enum ConnectError {
 pub fn error_text(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => match error.code().as_deref() {
-            Some("28P01" | "28000") => {
+            Some("28P01") => format!("{} (check user and password in DATABASE_URL)", error.message()),
+            Some("28000") => {
                 format!("{} (check user, password and sslcert in DATABASE_URL)", error.message())
             }
             Some("3D000") => format!("{} (create it, or name another one in DATABASE_URL)", error.message()),

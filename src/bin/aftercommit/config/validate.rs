@@ -163,7 +163,7 @@ mod tests {
         for (name, value, expected) in [
             ("DATABASE_URL", "mysql://u:tell-nobody@h/d", "database.url: "),
             ("DATABASE_URL", "postgres://u:tell-nobody/x@h/d", "has an '@' behind its host"),
-            ("DATABASE_URL", "postgres://a,b/d", "database.url: "),
+            ("DATABASE_URL", "postgres://a,b/d?target_session_attrs=standby", "database.url: "),
             ("REDIS_URL", "http://h", "redis.url: "),
             ("REDIS_URL", "rediss://:tell-nobody@h:6379/#insecure", "certificates are always checked"),
             ("REDIS_URL", "redis://h:6379/zero", "redis.url: "),
