@@ -3,12 +3,11 @@
 //! A copy has the same event id and a header `replay` that names the row it repeats, so that a client can
 //! tell. It is a new row, and so gets a new number: clients that have seen the original see the copy as well.
 //!
-//! What a replay repeats is delivered when it begins: what the relay had delivered by then. So a copy is
-//! never repeated by the replay that made it, and a replay ends however much is appended meanwhile. It runs
-//! in batches. Each is one short transaction that appends copies and writes down how far it is, so that
-//! whoever dies at any moment has lost and repeated nothing: [`resume`] goes on. Copies follow each other in
-//! the order of their originals, and a topic's live events keep their own order; how the two mix is left
-//! open.
+//! A replay repeats the events that the relay had delivered when the replay began. So it never repeats its
+//! own copies, and it ends however much is appended meanwhile. It runs in batches. Each is one short
+//! transaction that appends copies and writes down how far it is. A process that dies at any moment has lost
+//! and repeated nothing: [`resume`] goes on. Copies follow each other in the order of their originals, and a
+//! topic's live events keep their own order; how the two mix is left open.
 
 use std::num::NonZeroU32;
 use std::time::Duration;

@@ -160,9 +160,9 @@ pub trait Sink: Send {
     /// Returns the newest event of a topic that the sink holds; `None` if it holds none.
     ///
     /// # Errors
-    /// Returns [`PublishError::Retry`] if the sink cannot be asked, or refuses to say it of this topic (then with
-    /// [`Remedy::SetAside`](failure::Remedy::SetAside)), and [`PublishError::Poison`] if something else stands in
-    /// the topic's place.
+    /// Returns [`PublishError::Retry`] if the sink cannot be asked, or refuses to say it of this topic (then
+    /// with [`Remedy::SetAside`](failure::Remedy::SetAside)), and [`PublishError::Poison`] if something else
+    /// stands in the topic's place.
     fn newest_of(
         &mut self,
         topic: &Topic,
