@@ -6,23 +6,24 @@ use ::redis::aio::{MultiplexedConnection, PubSub};
 use ::redis::io::tcp::{TcpSettings, socket2};
 use ::redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
-    RedisConnectionInfo, RedisError, RedisResult, Value,
+    ProtocolVersion, PushInfo, RedisConnectionInfo, RedisError, RedisResult, Value,
 };
 use secrecy::ExposeSecret;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use super::error_text::error_text;
+use super::connect_error::ConnectError;
+use super::endpoint::Endpoint;
 use super::keys::is_namespace;
 use super::login::Passwords;
-use super::sentinel::{self, Address, SentinelError, Sentinels};
+use super::sentinel::{self, Sentinels};
 use super::settings::{CONNECT_TIMEOUT, Settings};
-use super::tls::{self, TlsError};
+use super::tls;
 use crate::address::{self, AddressError};
-use crate::password_command::PasswordError;
 
 /// The form of an address.
-const FORM: &str = "redis://[user:password@]host:port, rediss:// for TLS, unix:///PATH, or \
-                    redis+sentinel://host,host,host/SERVICE";
+const FORM: &str = "redis://[user:password@]host:port (several hosts of a cluster with commas), rediss:// for TLS, \
+                    unix:///PATH, or redis+sentinel://host,host,host/SERVICE";
 /// The schemes of addresses, without and with TLS.
 const SCHEMES: [&str; 9] = [
     "redis",
@@ -38,83 +39,10 @@ const SCHEMES: [&str; 9] = [
 /// The port of a server whose address names none.
 const REDIS_PORT: u16 = 6379;
 
-/// Why a connection to Redis could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// No address was given.
-    #[error("no Redis was named: set REDIS_URL, or url in the [redis] section")]
-    NoUrl,
-    /// The address is malformed.
-    #[error("the redis url {0}")]
-    Url(AddressError),
-    /// The address names a database other than 0.
-    #[error(
-        "the redis url names database {0}: pub/sub ignores database numbers, so they keep nothing apart. \
-         Take the number away, and set [redis] namespace where several logs share one Redis"
-    )]
-    DatabaseNumber(i64),
-    /// The namespace breaks the rules for names.
-    #[error("[redis] namespace '{0}' is not a namespace: use at most 60 characters of A-Z a-z 0-9 . _ -")]
-    Namespace(String),
-    /// The address has a fragment, which would switch the check of certificates off.
-    #[error(
-        "the redis url has a '#', and means nothing by it: certificates are always checked. For a private CA \
-         set [redis] tls_ca_file; in a password write # as %23"
-    )]
-    Fragment,
-    /// The password is given twice.
-    #[error("the redis url holds a password, and [redis] password_command is set: keep one of them")]
-    TwoPasswords,
-    /// The program gave no password.
-    #[error("[redis] {0}")]
-    Password(#[from] PasswordError),
-    /// The sentinels name no primary.
-    #[error("cannot connect to Redis: {0}")]
-    Sentinels(#[from] SentinelError),
-    /// The sentinels name a server that is not a primary, or not yet.
-    #[error("Redis at {address} is not the primary that the sentinels take it for: a failover is not over")]
-    NotPrimary {
-        /// Host and port.
-        address: String,
-    },
-    /// The certificates cannot be used.
-    #[error(transparent)]
-    Certificates(#[from] TlsError),
-    /// The TLS handshake failed for a reason that does not go away by itself.
-    #[error("cannot connect to Redis at {address} by TLS: {problem}")]
-    Handshake {
-        /// Host and port.
-        address: String,
-        /// The problem, and the setting that mends it.
-        problem: String,
-    },
-    /// The server refused the connection, or could not be reached.
-    #[error("cannot connect to Redis at {address}: {}", refusal(.source, .is_tls))]
-    Refused {
-        /// Host and port, without user or password.
-        address: String,
-        /// Whether the address asks for TLS.
-        is_tls: bool,
-        /// The cause.
-        source: RedisError,
-    },
-}
-
-/// Returns the error's text. Adds advice if Redis itself did not answer.
-fn refusal(error: &RedisError, is_tls: &bool) -> String {
-    let text = error_text(error);
-    let is_away = error.is_io_error() || error.is_timeout() || error.is_connection_dropped();
-    match is_tls {
-        _ if !is_away => text,
-        true => format!("{text} (is it running, does it speak TLS at this port, and is REDIS_URL right?)"),
-        false => format!("{text} (is it running, does it want TLS (rediss://), and is REDIS_URL right?)"),
-    }
-}
-
 /// The meaning of the address.
 enum Target {
-    /// This server.
-    Server(ConnectionInfo),
+    /// This server; of several ones, the first that answers: they are of one cluster.
+    Servers(Vec<ConnectionInfo>),
     /// The primary that sentinels name. The address of `info` is that of the first sentinel.
     Sentinels { sentinels: Sentinels, info: ConnectionInfo },
 }
@@ -161,11 +89,53 @@ impl Settings {
 
     /// The same for a connection that is kept: its user compares the version.
     pub(super) async fn connect_for_long(&self) -> Result<Connected, ConnectError> {
-        let (info, version) = self.server().await?;
+        let (servers, version) = self.servers().await?;
+        let mut failure = ConnectError::NoUrl;
+        for info in servers {
+            match self.connect_to(info, version, None).await {
+                Ok(connected) => return Ok(connected),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    /// Connects to this server of a cluster, with the user and the certificates of the address.
+    pub(super) async fn connect_at(&self, endpoint: &Endpoint) -> Result<Connected, ConnectError> {
+        self.connect_to(self.info_at(endpoint).await?, 0, None).await
+    }
+
+    /// The same for a connection that is used for subscriptions too: it speaks RESP3, and what the server
+    /// sends on its own goes to `pushes`.
+    pub(super) async fn subscribe_at(
+        &self,
+        endpoint: &Endpoint,
+        pushes: mpsc::UnboundedSender<PushInfo>,
+    ) -> Result<Connected, ConnectError> {
+        let info = self.info_at(endpoint).await?;
+        let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        self.connect_to(info.set_redis_settings(redis), 0, Some(pushes)).await
+    }
+
+    async fn info_at(&self, endpoint: &Endpoint) -> Result<ConnectionInfo, ConnectError> {
+        let (servers, _version) = self.servers().await?;
+        let seed = servers.into_iter().next().ok_or(malformed())?;
+        Ok(at(seed, endpoint.clone()))
+    }
+
+    async fn connect_to(
+        &self,
+        info: ConnectionInfo,
+        version: u64,
+        pushes: Option<mpsc::UnboundedSender<PushInfo>>,
+    ) -> Result<Connected, ConnectError> {
         let client = self.client_to(info)?;
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(self.response_timeout()));
+        if let Some(pushes) = pushes {
+            config = config.set_push_sender(pushes);
+        }
         if self.password_command.is_set() {
             // The driver would report the program's failure as its own.
             self.password_command.password().await?;
@@ -186,17 +156,10 @@ impl Settings {
         Ok(Connected { connection, version })
     }
 
-    /// Makes one connection for subscriptions.
-    ///
-    /// # Errors
-    /// Fails as [`Settings::connect`].
-    pub async fn connect_pubsub(&self) -> Result<PubSub, ConnectError> {
-        Ok(self.subscribe_for_long().await?.pubsub)
-    }
-
-    /// The same for a connection that is kept.
+    /// Makes one connection for subscriptions, which is kept.
     pub(super) async fn subscribe_for_long(&self) -> Result<Subscribed, ConnectError> {
-        let (mut info, version) = self.server().await?;
+        let (servers, version) = self.servers().await?;
+        let mut info = servers.into_iter().next().ok_or(malformed())?;
         let mut renew_at = None;
         if self.password_command.is_set() {
             let password = self.password_command.password().await?;
@@ -238,21 +201,27 @@ impl Settings {
         })
     }
 
-    /// Finds the server, with the version of the primary.
-    async fn server(&self) -> Result<(ConnectionInfo, u64), ConnectError> {
+    /// Finds the servers that may be connected to, with the version of the primary.
+    async fn servers(&self) -> Result<(Vec<ConnectionInfo>, u64), ConnectError> {
         match self.target()? {
-            Target::Server(info) => Ok((info, 0)),
+            Target::Servers(servers) => Ok((servers, 0)),
             Target::Sentinels { sentinels, info } => {
-                let (Address { host, port }, version) = self.primary.find(&sentinels).await?;
-                let address = match info.addr() {
-                    ConnectionAddr::TcpTls { .. } => {
-                        ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
-                    }
-                    _ => ConnectionAddr::Tcp(host, port),
-                };
-                Ok((info.set_addr(address), version))
+                let (endpoint, version) = self.primary.find(&sentinels).await?;
+                Ok((vec![at(info, endpoint)], version))
             }
         }
+    }
+
+    /// Host and port of the servers that the address names; `None` if it names sentinels.
+    pub(super) fn seeds(&self) -> Result<Option<Vec<Endpoint>>, ConnectError> {
+        let Target::Servers(servers) = self.target()? else { return Ok(None) };
+        let endpoints = servers.iter().map(|info| match info.addr() {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                Some(Endpoint { host: host.clone(), port: *port })
+            }
+            _ => None,
+        });
+        Ok(endpoints.collect())
     }
 
     fn target(&self) -> Result<Target, ConnectError> {
@@ -273,10 +242,20 @@ impl Settings {
         let scheme = match address::scheme(url).as_deref() {
             Some("redis+sentinel") => "redis",
             Some("rediss+sentinel") => "rediss",
-            _ => {
-                let info = self.server_at(url)?;
-                self.client_to(info.clone())?;
-                return Ok(Target::Server(info));
+            scheme => {
+                let several =
+                    scheme.filter(|_| url.contains(',')).and_then(|it| address::each_host(url, &it));
+                let servers = match several {
+                    Some((hosts, name)) if name.is_empty() && !url.contains('?') => hosts,
+                    Some(_) => return Err(malformed()),
+                    None => vec![url.to_owned()],
+                };
+                let servers = servers.iter().map(|url| self.server_at(url));
+                let servers = servers.collect::<Result<Vec<_>, _>>()?;
+                for info in &servers {
+                    self.client_to(info.clone())?;
+                }
+                return Ok(Target::Servers(servers));
             }
         };
         let (hosts, service) = address::each_host(url, scheme).ok_or(malformed())?;
@@ -338,6 +317,17 @@ impl Settings {
         }
         .map_err(|_error| malformed())
     }
+}
+
+/// The same address with another host and port.
+fn at(info: ConnectionInfo, Endpoint { host, port }: Endpoint) -> ConnectionInfo {
+    let address = match info.addr() {
+        ConnectionAddr::TcpTls { .. } => {
+            ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+        }
+        _ => ConnectionAddr::Tcp(host, port),
+    };
+    info.set_addr(address)
 }
 
 fn malformed() -> ConnectError {

@@ -89,7 +89,7 @@ pub fn contiguous_end(entries: &[Link]) -> usize {
 
 /// A loss: events that a repair had to leave out. Each topic may miss an event up to this number, and its
 /// history does not show that before the topic's next event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Loss {
     /// The highest missing number.
     pub through: StreamId,

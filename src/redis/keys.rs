@@ -74,6 +74,16 @@ impl Keys {
     pub fn log(&self) -> String {
         format!("aftercommit:{}log", self.prefix)
     }
+
+    /// As [`Keys::top`], for a server of a cluster: the tag stands for a slot of that server.
+    pub(super) fn top_at(&self, relay: &str, tag: &str) -> String {
+        format!("aftercommit:{}{{{tag}}}:{relay}:top", self.prefix)
+    }
+
+    /// As [`Keys::log`], for a server of a cluster.
+    pub(super) fn log_at(&self, tag: &str) -> String {
+        format!("aftercommit:{}{{{tag}}}:log", self.prefix)
+    }
 }
 
 /// Whether a name may be a namespace: at most 60 characters of `A-Z a-z 0-9 . _ -`. Empty is allowed.
@@ -118,6 +128,8 @@ mod tests {
         assert_eq!(keys.topic_of_public("upload-session:42"), Some("upload-session:42"));
         assert_eq!(keys.top("main"), "aftercommit:main:top");
         assert_eq!(keys.log(), "aftercommit:log");
+        assert_eq!(keys.top_at("main", "23"), "aftercommit:{23}:main:top");
+        assert_eq!(keys.log_at("23"), "aftercommit:{23}:log");
     }
 
     #[test]

@@ -2,13 +2,16 @@
 //!
 //! Must know no Postgres, no HTTP and no application. The crate of the same name is written `::redis` here.
 
+mod cluster;
 mod connect;
+mod connect_error;
 pub mod continuity;
-pub mod delivered_uuids;
+mod endpoint;
 pub mod envelope;
 mod error_text;
 pub mod history;
 pub mod keys;
+mod links;
 mod login;
 mod publisher;
 mod rehearsal;
@@ -16,11 +19,13 @@ mod reply_codes;
 pub mod rights;
 mod sentinel;
 mod settings;
+mod slot_map;
+mod slots;
 pub mod subscriber;
 mod tls;
-mod topic_heads;
 
-pub use connect::ConnectError;
+pub use cluster::Primary;
+pub use connect_error::ConnectError;
 pub use error_text::error_text;
 pub use history::History;
 pub use publisher::{FORMAT, Publisher};

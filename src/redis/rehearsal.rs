@@ -1,9 +1,7 @@
 //! A rehearsal of publishing: runs the real script under names of its own, before any event is published.
 
-use ::redis::AsyncCommands;
 use chrono::Utc;
 
-use super::error_text::error_text;
 use super::keys::Keys;
 use super::publisher::Publisher;
 use super::settings::Settings;
@@ -25,17 +23,17 @@ pub async fn rehearse(settings: &Settings) -> Result<(), String> {
         namespace => Keys::new(&format!("{namespace}:{NAME}")),
     };
     let topic = Topic::new(NAME).map_err(|error| error.to_string())?;
-    // The keys of an earlier rehearsal would make this one a repeat, which tests nothing.
-    remove(settings, &keys, &topic).await?;
-    let published = publish(settings, keys.clone(), &topic).await;
-    let removed = remove(settings, &keys, &topic).await;
-    published.and(removed)
-}
-
-async fn publish(settings: &Settings, keys: Keys, topic: &Topic) -> Result<(), String> {
     // Replicas have a check of their own. The TTL removes the keys if this process cannot.
     let settings = Settings { min_replicas: 0, history_ttl_seconds: 1, ..settings.clone() };
     let mut sink = Publisher::under(keys, settings, NAME, 1);
+    // The keys of an earlier rehearsal would make this one a repeat, which tests nothing.
+    remove(&mut sink, &topic).await?;
+    let published = publish(&mut sink, &topic).await;
+    let removed = remove(&mut sink, &topic).await;
+    published.and(removed)
+}
+
+async fn publish(sink: &mut Publisher, topic: &Topic) -> Result<(), String> {
     let event = Event {
         id: 1,
         event_id: EventId::nil(),
@@ -49,6 +47,7 @@ async fn publish(settings: &Settings, keys: Keys, topic: &Topic) -> Result<(), S
     let deliveries = [Delivery { id: first, event: &event }];
     // Every rehearsal uses the same identities, so that two at once do no harm to each other.
     sink.begin_lead(LogId::nil());
+    sink.reached().await.map_err(|error| error.to_string())?;
     // The second call makes the script look up the entry in the history.
     for (mode, through) in [(PublishMode::Normal, Some(first)), (PublishMode::Restore, None)] {
         let batch = Batch { mode, deliveries: &deliveries, first, through, lost: None };
@@ -60,8 +59,6 @@ async fn publish(settings: &Settings, keys: Keys, topic: &Topic) -> Result<(), S
     Ok(())
 }
 
-async fn remove(settings: &Settings, keys: &Keys, topic: &Topic) -> Result<(), String> {
-    let mut connection = settings.connect().await.map_err(|error| error.to_string())?;
-    let names = [keys.history(topic), keys.begun(topic), keys.top(NAME), keys.log()];
-    connection.del::<_, ()>(&names).await.map_err(|error| error_text(&error))
+async fn remove(sink: &mut Publisher, topic: &Topic) -> Result<(), String> {
+    sink.remove_keys(topic).await.map_err(|error| error.to_string())
 }

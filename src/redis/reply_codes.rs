@@ -31,9 +31,12 @@ const REDIS: [(&str, Failure); 20] = [
     ("NOPERM", failure("noperm", Remedy::SetAside)),
 ];
 
-/// Errors by a part of their text: the replies of Redis 7.0 within a script instead of NOPERM, and values
-/// that are too large.
-const REDIS_TEXTS: [(&str, Failure); 6] = [
+/// Errors by a part of their text: the replies within a script instead of MOVED, and instead of NOPERM in
+/// Redis 7.0; and values that are too large.
+const REDIS_TEXTS: [(&str, Failure); 8] = [
+    // A script's words for MOVED and CLUSTERDOWN.
+    ("a non local key in a cluster node", failure("moved", Remedy::Again)),
+    ("while the cluster is down", failure("clusterdown", Remedy::Again)),
     ("to run the", failure("auth", Remedy::Again)),
     ("can't run this command", failure("auth", Remedy::Again)),
     ("can't access at least one of the keys", failure("noperm", Remedy::SetAside)),
@@ -41,6 +44,11 @@ const REDIS_TEXTS: [(&str, Failure); 6] = [
     ("string exceeds maximum allowed size", failure("toolarge", Remedy::SetAside)),
     ("too big", failure("toolarge", Remedy::SetAside)),
 ];
+
+/// Whether an error with this code says that another server of the cluster has the slot, or none at present.
+pub(super) fn is_about_slots(code: &str) -> bool {
+    matches!(code, "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN")
+}
 
 /// Classifies an error reply of Redis by its text, which begins with the code.
 pub(super) fn classify(reply: &str) -> Failure {

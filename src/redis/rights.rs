@@ -22,16 +22,27 @@ const PUBLISHING: &str = "+eval +evalsha +script|load +time +hset +xadd +set +ex
 /// Subscriptions. A topic's absence is read in a transaction.
 const SUBSCRIBING: &str = "+subscribe +unsubscribe +multi +exec";
 
+/// What a cluster needs more: its slots, and sharded pub/sub, which Redis before 7.0 does not know.
+const SLOTS: &str = "+cluster|slots +cluster|nodes";
+const SHARDED_PUBLISHING: &str = "+spublish";
+const SHARDED_SUBSCRIBING: &str = "+ssubscribe +sunsubscribe";
+
 /// Returns the rules of a user with this role, for `ACL SETUSER`. They replace the user's other rules, and
 /// leave its passwords.
 ///
 /// Keys and channels are those of the namespace. Without one, a public channel may have any name.
-pub fn rules(role: RedisRole, names: &Keys) -> String {
+pub fn rules(role: RedisRole, names: &Keys, is_of_cluster: bool) -> String {
     let (keys, public) = names.patterns();
-    let (channels, commands) = match role {
-        RedisRole::Relay => (format!(" &{keys} &{public}"), format!("{READING} {PUBLISHING}")),
-        RedisRole::Sse => (format!(" &{keys} &{public}"), format!("{READING} {SUBSCRIBING}")),
-        RedisRole::Operator => (String::new(), format!("{READING} +config|get")),
+    let (channels, commands, sharded) = match role {
+        RedisRole::Relay => {
+            (format!(" &{keys} &{public}"), format!("{READING} {PUBLISHING}"), SHARDED_PUBLISHING)
+        }
+        RedisRole::Sse => {
+            (format!(" &{keys} &{public}"), format!("{READING} {SUBSCRIBING}"), SHARDED_SUBSCRIBING)
+        }
+        RedisRole::Operator => (String::new(), format!("{READING} +config|get"), ""),
     };
-    format!("on resetkeys resetchannels -@all ~{keys}{channels} {ANY} {commands}")
+    let of_cluster = if is_of_cluster { format!(" {SLOTS} {sharded}") } else { String::new() };
+    let rules = format!("on resetkeys resetchannels -@all ~{keys}{channels} {ANY} {commands}{of_cluster}");
+    rules.trim_end().to_owned()
 }

@@ -5,7 +5,6 @@
 //! because an old primary that is cut off from them goes on taking writes, which it will lose.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use super::endpoint::Endpoint;
 use super::error_text::error_text;
 
 /// How long a sentinel may take to answer.
@@ -44,24 +44,11 @@ pub enum SentinelError {
     Unknown(String),
 }
 
-/// Host and port of a server.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Address {
-    pub(super) host: String,
-    pub(super) port: u16,
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
-    }
-}
-
 impl Sentinels {
     /// Returns the server that most sentinels name, as soon as no other one can have more.
-    async fn primary(&self) -> Result<Address, SentinelError> {
+    async fn primary(&self) -> Result<Endpoint, SentinelError> {
         let mut asked: FuturesUnordered<_> = self.clients.iter().map(|client| self.ask(client)).collect();
-        let mut named: HashMap<Address, usize> = HashMap::new();
+        let mut named: HashMap<Endpoint, usize> = HashMap::new();
         let (mut problem, mut knows) = (String::new(), true);
         while let Some(answer) = asked.next().await {
             match answer {
@@ -83,7 +70,7 @@ impl Sentinels {
         })
     }
 
-    async fn ask(&self, client: &Client) -> Result<Option<Address>, String> {
+    async fn ask(&self, client: &Client) -> Result<Option<Endpoint>, String> {
         let limits = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(ANSWER_LIMIT))
             .set_response_timeout(Some(ANSWER_LIMIT));
@@ -95,7 +82,7 @@ impl Sentinels {
         };
         let at = client.get_connection_info().addr();
         match timeout(ANSWER_LIMIT, asking).await {
-            Ok(Ok(answer)) => Ok(answer.map(|(host, port)| Address { host, port })),
+            Ok(Ok(answer)) => Ok(answer.map(|(host, port)| Endpoint { host, port })),
             Ok(Err(error)) => Err(format!("{at}: {}", error_text(&error))),
             Err(_elapsed) => Err(format!("{at}: {}", error_text(&timed_out()))),
         }
@@ -119,7 +106,7 @@ struct Shared {
 
 #[derive(Debug, Clone, Default)]
 struct Newest {
-    address: Option<Address>,
+    address: Option<Endpoint>,
     /// Counts the changes.
     version: u64,
 }
@@ -131,7 +118,7 @@ impl Default for Shared {
 }
 
 impl Shared {
-    async fn ask(&self, sentinels: &Sentinels) -> Result<(Address, u64), SentinelError> {
+    async fn ask(&self, sentinels: &Sentinels) -> Result<(Endpoint, u64), SentinelError> {
         let address = sentinels.primary().await?;
         self.newest.send_if_modified(|newest| {
             let is_new = newest.address.as_ref() != Some(&address);
@@ -151,7 +138,7 @@ impl Shared {
 impl Primary {
     /// Asks for the primary, and keeps asking from now on. Returns it with the version under which it is
     /// known.
-    pub(super) async fn find(&self, sentinels: &Sentinels) -> Result<(Address, u64), SentinelError> {
+    pub(super) async fn find(&self, sentinels: &Sentinels) -> Result<(Endpoint, u64), SentinelError> {
         self.0.is_followed.get_or_init(|| {
             tokio::spawn(follow(Arc::downgrade(&self.0), sentinels.clone()));
         });

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::keys::Keys;
 use super::sentinel::Primary;
+use super::slot_map::Topology;
 use crate::password_command::PasswordCommand;
 
 /// How long to wait for a connection. A Redis that is there accepts within milliseconds, also across regions.
@@ -16,7 +17,8 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// `redis://[user:password@]host:port`, with TLS `rediss://`; `unix:///PATH`; or
+    /// `redis://[user:password@]host:port`, with TLS `rediss://`; several hosts with commas for a cluster;
+    /// `unix:///PATH`; or
     /// `redis+sentinel://[user:password@]host,host,host/SERVICE`, with TLS `rediss+sentinel://`.
     pub url: SecretString,
     /// A program that prints the password, instead of one in the address.
@@ -46,6 +48,9 @@ pub struct Settings {
     /// The primary that the sentinels name. Clones of these settings share it.
     #[serde(skip)]
     pub(super) primary: Primary,
+    /// The servers of a cluster. Clones of these settings share it.
+    #[serde(skip)]
+    pub(super) topology: Topology,
 }
 
 impl Settings {
@@ -66,6 +71,7 @@ impl Settings {
             history_max_bytes: 16 * 1024 * 1024,
             history_ttl_seconds: 86_400,
             primary: Primary::default(),
+            topology: Topology::default(),
         }
     }
 

@@ -77,6 +77,8 @@ pub struct Metrics {
     pub failing: Gauge,
     /// Repairs of a Redis that had forgotten events.
     pub repairs: Counter,
+    /// Servers of a cluster that lack events, because they are or were away.
+    pub servers_behind: Gauge,
     /// Events restored to Redis.
     pub restored: Counter,
     /// Times that another relay had inserted the row that this one tried to insert.
@@ -124,6 +126,7 @@ impl Default for Metrics {
             retries: Counter::default(),
             failing: Gauge::default(),
             repairs: Counter::default(),
+            servers_behind: Gauge::default(),
             restored: Counter::default(),
             fenced: Counter::default(),
             wake_ups: Family::default(),
@@ -189,6 +192,11 @@ impl Metrics {
         to.register("retries", "Times that the same events were tried again", self.retries.clone());
         to.register("failing", "1 from a failure until something succeeds", self.failing.clone());
         to.register("repairs", "Repairs of a Redis that had forgotten events", self.repairs.clone());
+        to.register(
+            "redis_servers_behind",
+            "Servers of the Redis Cluster that lack events, because they are or were away",
+            self.servers_behind.clone(),
+        );
         to.register("restored", "Events restored to a Redis that had forgotten them", self.restored.clone());
         for class in [failure::CONNECTION.class, failure::TIMEOUT.class] {
             drop(self.failures.get_or_create(&Class { class }));

@@ -31,7 +31,7 @@ pub enum Reconciled {
     },
 }
 
-/// The sink's state relative to a position.
+/// The state of one server of the sink, relative to a position.
 #[derive(Debug, PartialEq, Eq)]
 enum SinkState {
     InStep,
@@ -45,6 +45,23 @@ enum SinkState {
     },
     /// The sink has numbers of a later epoch.
     LaterEpoch,
+}
+
+/// The lowest number that a server of the sink lacks, if one does.
+fn lacks(position: &Position, servers: &[Option<Reached>]) -> Option<u64> {
+    let behind = |reached: &Option<Reached>| match sink_state(position, *reached) {
+        SinkState::Behind { from } => Some(from),
+        _ => None,
+    };
+    servers.iter().filter_map(behind).min()
+}
+
+/// The server of the sink that is most beyond the position, if one is.
+fn furthest_beyond(position: &Position, servers: &[Option<Reached>]) -> Option<Reached> {
+    let is_beyond = |reached: &&Option<Reached>| {
+        matches!(sink_state(position, **reached), SinkState::Beyond { .. } | SinkState::LaterEpoch)
+    };
+    servers.iter().filter(is_beyond).flatten().max_by_key(|reached| reached.id).copied()
 }
 
 fn sink_state(position: &Position, reached: Option<Reached>) -> SinkState {
@@ -73,35 +90,39 @@ impl Step {
     /// Returns [`PublishError::Stop`] if the sink has more than this log can have given it, and else fails as
     /// [`Step::step`].
     pub async fn reconcile<S: Sink>(&mut self, sink: &mut S) -> Result<Reconciled, StepError> {
-        let reached = sink.reached().await?;
-        if sink_state(&self.position, reached) == SinkState::InStep {
+        let servers = sink.reached().await?;
+        if servers.iter().all(|reached| sink_state(&self.position, *reached) == SinkState::InStep) {
             return Ok(Reconciled::InStep);
         }
         // Another relay may have moved both. The numbers that the sink lacks are judged by a position from
         // before the sink was asked, and the numbers that it has beyond by one from after. So the progress of
         // another relay looks like neither.
         self.reload().await?;
-        let reached = sink.reached().await?;
-        if let SinkState::Behind { from } = sink_state(&self.position, reached) {
-            return self.restore(sink, from).await;
+        let servers = sink.reached().await?;
+        let lacks = lacks(&self.position, &servers);
+        if furthest_beyond(&self.position, &servers).is_some() {
+            self.reload().await?;
+            if let Some(reached) = furthest_beyond(&self.position, &servers) {
+                self.explain(reached).await?;
+            }
         }
-        self.reload().await?;
-        match sink_state(&self.position, reached) {
-            SinkState::Beyond { by } => self.explain(by, reached).await,
-            SinkState::LaterEpoch => Err(later_epoch(reached)),
-            SinkState::InStep | SinkState::Behind { .. } => Ok(Reconciled::InStep),
+        match lacks {
+            Some(from) => self.restore(sink, from).await,
+            None => Ok(Reconciled::InStep),
         }
     }
 
     /// The sink is beyond the position: that is in step if its last event is an event of the open window.
-    async fn explain(&mut self, by: u64, reached: Option<Reached>) -> Result<Reconciled, StepError> {
+    async fn explain(&mut self, reached: Reached) -> Result<(), StepError> {
+        let SinkState::Beyond { by } = sink_state(&self.position, Some(reached)) else {
+            return Err(later_epoch(reached));
+        };
         let timeout = self.rules.timeout;
         let identity = answered(timeout, read::identity_of(&mut self.reader, &self.position, by)).await?;
-        let expected = reached.and_then(|reached| reached.event);
-        match (identity, expected) {
-            (Some(identity), Some(expected)) if identity == expected => Ok(Reconciled::InStep),
+        match (identity, reached.event) {
+            (Some(identity), Some(expected)) if identity == expected => Ok(()),
             // The last number belongs to an event that was set aside.
-            (Some(_), None) => Ok(Reconciled::InStep),
+            (Some(_), None) => Ok(()),
             _ => Err(beyond(&self.position, by).into()),
         }
     }
@@ -111,7 +132,7 @@ impl Step {
         tracing::error!(
             reached = from - 1,
             published = end - 1,
-            "Redis has lost published events; restoring them from the log"
+            "Redis lacks numbers that were published; comparing it with the log and restoring its events"
         );
         let (relay, timeout) = (self.rules.relay.clone(), self.rules.timeout);
         let begun = DeliveredRanges::from(&mut self.reader, &relay, epoch, from, sink.keeps());
@@ -217,8 +238,7 @@ impl Repair {
     }
 }
 
-fn later_epoch(reached: Option<Reached>) -> StepError {
-    let id = reached.map_or_else(String::new, |reached| reached.id.to_string());
+fn later_epoch(Reached { id, .. }: Reached) -> StepError {
     PublishError::Stop(format!(
         "Redis is at {id}, of a later epoch than Postgres: Postgres was restored from a backup that is older \
          than its last rebase. Run `aftercommit rebase`"
@@ -256,6 +276,22 @@ mod tests {
         assert_eq!(sink_state(&at(5), reached(1, 900)), SinkState::Behind { from: 1 });
         // The epoch has not been claimed, or the sink went back behind that.
         assert_eq!(sink_state(&at(1), reached(1, 900)), SinkState::Behind { from: 1 });
+    }
+
+    #[test]
+    fn of_several_servers_the_one_that_lacks_most_is_given_events_from_there_on() {
+        let servers = [reached(2, 4), reached(2, 2), reached(2, 3)];
+        assert_eq!((lacks(&at(5), &servers), furthest_beyond(&at(5), &servers)), (Some(3), None));
+        assert_eq!(lacks(&at(5), &[reached(2, 4), None]), Some(1));
+        assert_eq!(lacks(&at(5), &[reached(2, 4), reached(2, 9)]), None);
+    }
+
+    #[test]
+    fn of_several_servers_the_one_that_is_furthest_beyond_has_to_be_explained() {
+        let servers = [reached(2, 6), reached(2, 2), reached(2, 7)];
+        assert_eq!((lacks(&at(5), &servers), furthest_beyond(&at(5), &servers)), (Some(3), reached(2, 7)));
+        let servers = [reached(3, 1), reached(2, 9)];
+        assert_eq!(furthest_beyond(&at(5), &servers), reached(3, 1));
     }
 
     #[test]

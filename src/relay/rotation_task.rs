@@ -25,15 +25,19 @@ pub(super) async fn keep(
 ) {
     let mut logged: Option<String> = None;
     loop {
-        let blocked = match rotate_once(&database, &relay, retention).await {
-            Ok(rotation) => {
-                for table in &rotation.emptied {
-                    metrics.emptied(table);
-                    tracing::info!(%table, "emptied a slot of the log");
+        let blocked = match state.get().behind {
+            // Only the log still has the events that they lack.
+            Some(servers) => Some(format!("{servers} lacks events that the log has to give it")),
+            None => match rotate_once(&database, &relay, retention).await {
+                Ok(rotation) => {
+                    for table in &rotation.emptied {
+                        metrics.emptied(table);
+                        tracing::info!(%table, "emptied a slot of the log");
+                    }
+                    blocked_by(&rotation)
                 }
-                blocked_by(&rotation)
-            }
-            Err(error) => Some(format!("rotation failed: {error:#}")),
+                Err(error) => Some(format!("rotation failed: {error:#}")),
+            },
         };
         if blocked != logged {
             if let Some(reason) = &blocked {

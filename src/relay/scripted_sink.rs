@@ -44,8 +44,8 @@ impl<F: FnMut(usize, &Call) -> Result<(), PublishError> + Send> Sink for Scripte
         answer
     }
 
-    async fn reached(&mut self) -> Result<Option<Reached>, PublishError> {
-        Ok(None)
+    async fn reached(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
+        Ok(vec![None])
     }
 
     async fn newest_of(&mut self, _topic: &Topic) -> Result<Option<Reached>, PublishError> {

@@ -99,7 +99,7 @@ pub enum PublishError {
         reason: String,
     },
     /// The sink refuses the event at index `at` of the batch for a reason of its own. All events before it
-    /// have arrived.
+    /// have arrived, and so may have later ones of other topics.
     #[error("event {at} of the batch is refused: {reason}")]
     Poison {
         /// The event's index in the batch.
@@ -146,16 +146,16 @@ pub trait Sink: Send {
     /// nothing.
     ///
     /// # Errors
-    /// Returns a [`PublishError`]. The events that have arrived are always a prefix of the batch.
+    /// Returns a [`PublishError`]. The events that have arrived are always a prefix of those of each topic.
     fn publish(&mut self, batch: Batch<'_>) -> impl Future<Output = Result<(), PublishError>> + Send;
 
-    /// Returns the place that the sink has reached; `None` if it has never taken anything, or has forgotten
-    /// everything.
+    /// Returns the place that each server of the sink has reached that can be asked; `None` for one that has
+    /// never taken anything, or has forgotten everything.
     ///
     /// # Errors
     /// Returns [`PublishError::Retry`] if the sink cannot be asked, and [`PublishError::Stop`] if its state
     /// is not of this log or cannot be read.
-    fn reached(&mut self) -> impl Future<Output = Result<Option<Reached>, PublishError>> + Send;
+    fn reached(&mut self) -> impl Future<Output = Result<Vec<Option<Reached>>, PublishError>> + Send;
 
     /// Returns the newest event of a topic that the sink holds; `None` if it holds none.
     ///

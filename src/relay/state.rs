@@ -53,6 +53,8 @@ pub struct State {
     pub last_success: Option<Instant>,
     /// Why old slots of the log cannot be emptied, if so.
     pub rotation_blocked: Option<String>,
+    /// Servers of the sink that lack events, if there are any. The log keeps these events.
+    pub behind: Option<String>,
     /// Whether the relay receives notifications.
     pub listening: bool,
     /// The monitor's last findings; `None` if it failed.
@@ -73,6 +75,7 @@ impl Default for StateHandle {
             error: None,
             last_success: None,
             rotation_blocked: None,
+            behind: None,
             listening: false,
             backlog: None,
         };
@@ -95,6 +98,11 @@ impl StateHandle {
     /// hold many answers. No timer may call it.
     pub fn progressed(&self) {
         self.progressed.notify_one();
+    }
+
+    /// Notes which servers of the sink lack events. The sink calls it.
+    pub fn behind(&self, servers: Option<String>) {
+        self.lock().behind = servers;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

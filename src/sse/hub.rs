@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-use super::history::join;
+use super::history::{foreign, join};
 use super::metrics::Metrics;
 use super::settings::Settings;
 use super::shared::{Shared, Work};
@@ -48,7 +48,7 @@ impl Hub {
     pub async fn run(&self, shutdown: CancellationToken) {
         let shared = &self.0;
         let work = shared.work.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Work { mut inbox, mut joins } = work.expect("a hub is run once");
+        let Work { mut inbox, mut joins, bare } = work.expect("a hub is run once");
         let receiving = async {
             while let Some(message) = inbox.next().await {
                 shared.receive(message);
@@ -66,6 +66,7 @@ impl Hub {
         tokio::select! {
             () = receiving => {}
             () = joining => {}
+            () = foreign::verify(shared, bare) => {}
             () = ticker::run(shared) => {}
             () = draining => {}
         }
@@ -103,6 +104,21 @@ impl Shared {
                     self.join_anew(&topic);
                 }
             }
+            PubSubMessage::Moved(topics) => {
+                self.metrics.interruptions.inc();
+                let moved: Vec<_> = {
+                    let known = self.topics();
+                    topics.iter().filter_map(|topic| known.get(topic.as_str()).cloned()).collect()
+                };
+                for topic in moved {
+                    self.join_anew(&topic);
+                }
+            }
+            PubSubMessage::Bare { topic, text } => {
+                if let Some(topic) = self.topics().get(topic.as_str()).cloned() {
+                    self.must_verify(topic, text);
+                }
+            }
             PubSubMessage::Envelope { topic, text } => {
                 let Some(topic) = self.topics().get(topic.as_str()).cloned() else { return };
                 match Envelope::parse(&text) {
@@ -118,9 +134,14 @@ impl Shared {
             }
             PubSubMessage::Foreign { topic, text } => {
                 let Some(topic) = self.topics().get(topic.as_str()).cloned() else { return };
-                self.deliver(&topic, TopicMessage::Foreign(self.budget.block(frame::foreign(&text))));
+                self.deliver_foreign(&topic, &text);
             }
         }
+    }
+
+    /// Gives a message of another program to its topic.
+    pub(super) fn deliver_foreign(&self, topic: &Arc<SharedTopic>, text: &str) {
+        self.deliver(topic, TopicMessage::Foreign(self.budget.block(frame::foreign(text))));
     }
 
     /// Frames an event once, for all clients, and gives it to its topic.

@@ -26,6 +26,8 @@ use crate::redis::continuity::Loss;
 use crate::redis::subscriber::Inbox;
 use crate::redis::{self, History, Subscriber};
 
+/// Bare messages that may wait to be verified.
+const BARE_MESSAGES: usize = 4096;
 /// Reads of histories that may be under way at once.
 const READS_AT_ONCE: usize = 32;
 
@@ -47,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) work: Mutex<Option<Work>>,
     /// Topics that have to be brought to the end of their histories.
     joins: mpsc::UnboundedSender<Arc<SharedTopic>>,
+    /// Bare messages that may be of another program.
+    bare: mpsc::Sender<(Arc<SharedTopic>, String)>,
     pub(crate) recent_limits: RecentLimits,
     /// The bytes that are held for all streams.
     pub(crate) budget: ByteBudget,
@@ -69,6 +73,7 @@ pub(crate) struct Shared {
 pub(crate) struct Work {
     pub(crate) inbox: Inbox,
     pub(crate) joins: mpsc::UnboundedReceiver<Arc<SharedTopic>>,
+    pub(crate) bare: mpsc::Receiver<(Arc<SharedTopic>, String)>,
 }
 
 impl Shared {
@@ -82,6 +87,7 @@ impl Shared {
         let stop = CancellationToken::new();
         let (subscriber, inbox) = Subscriber::start(redis.clone(), stop.clone());
         let (joins, to_join) = mpsc::unbounded_channel();
+        let (bare, to_verify) = mpsc::channel(BARE_MESSAGES);
         let recent_limits = RecentLimits {
             events: settings.recent_events,
             bytes: settings.recent_bytes_of_topic(),
@@ -96,8 +102,9 @@ impl Shared {
             pages: Pages::default(),
             subscriber,
             naming,
-            work: Mutex::new(Some(Work { inbox, joins: to_join })),
+            work: Mutex::new(Some(Work { inbox, joins: to_join, bare: to_verify })),
             joins,
+            bare,
             recent_limits,
             budget: ByteBudget::new(settings.max_held_bytes),
             pending_bytes: Arc::default(),
@@ -164,6 +171,15 @@ impl Shared {
     pub(crate) fn must_join(&self, topic: &Arc<SharedTopic>) {
         // Without a receiver the process is ending.
         let _sent = self.joins.send(topic.clone());
+    }
+
+    /// Has the hub's task find out whether a bare message is of another program.
+    pub(crate) fn must_verify(&self, topic: Arc<SharedTopic>, text: String) {
+        if self.bare.try_send((topic, text)).is_err() {
+            tracing::warn!(
+                "messages of other programs come faster than they can be verified; some are dropped"
+            );
+        }
     }
 
     /// Releases topics that no stream has used for the grace time.

@@ -32,7 +32,7 @@ const PARTS: [(&str, &[&str], &[&str]); 21] = [
     ),
     (
         "redis",
-        &["address", "event", "password_command", "pluralize", "relay", "trace"],
+        &["address", "backoff", "event", "password_command", "pluralize", "relay", "trace"],
         &["sqlx", "axum", "hyper"],
     ),
     ("http", &["address", "event", "trace"], &["sqlx", "redis"]),

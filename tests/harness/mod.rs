@@ -2,6 +2,7 @@
 
 mod browser;
 mod certificates;
+mod cluster;
 mod database;
 mod feed;
 mod front;
@@ -24,6 +25,7 @@ mod values;
 
 pub(crate) use browser::{Browser, SeenEvent, origin_with_a_page};
 pub(crate) use certificates::Certificates;
+pub(crate) use cluster::Cluster;
 pub(crate) use database::{Database, database, database_on, empty_database};
 pub(crate) use feed::{Feed, NOTIFICATIONS, numbers};
 pub(crate) use front::{Front, Kind as FrontKind, free_port, trusting};

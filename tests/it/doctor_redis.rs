@@ -15,24 +15,6 @@ async fn doctor(settings: &Settings) -> TestResult<(Option<i32>, String)> {
 }
 
 #[tokio::test]
-async fn a_redis_that_is_a_cluster_is_refused_in_words_also_where_the_cluster_is_well() -> TestResult {
-    let redis = start_redis(vec![("cluster-enabled", "yes".to_owned())], None).await;
-    let mut connection = redis_settings_of(redis.url().expose_secret()).connect().await?;
-    let mut slots = redis::cmd("CLUSTER");
-    slots.arg("ADDSLOTSRANGE").arg(0).arg(16383);
-    slots.exec_async(&mut connection).await?;
-    let system = System::with_redis(redis.url().expose_secret()).await;
-    let (code, said) = doctor(system.settings()).await?;
-    assert_eq!(code, Some(1));
-    assert!(
-        said.contains("WRONG    redis cluster: this Redis is a cluster; clusters are not supported"),
-        "{said}"
-    );
-    assert!(said.contains("fix: point REDIS_URL at a Redis that is not a cluster"), "{said}");
-    Ok(())
-}
-
-#[tokio::test]
 async fn each_right_that_the_publishing_script_needs_is_tried_and_nothing_is_left_behind() -> TestResult {
     let redis = start_redis(Vec::new(), None).await;
     let mut connection = redis_settings_of(redis.url().expose_secret()).connect().await?;

@@ -26,6 +26,7 @@ mod postgres_hosts;
 mod postgres_tls;
 mod rebase;
 mod redis_addresses;
+mod redis_cluster;
 mod redis_rights;
 mod redis_sentinels;
 mod relay_arrivals;

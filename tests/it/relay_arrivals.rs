@@ -45,7 +45,7 @@ impl Sink for KeepsTheNewestEntry<'_> {
         Err(PublishError::retry(failure::CONNECTION, "cut"))
     }
 
-    async fn reached(&mut self) -> Result<Option<Reached>, PublishError> {
+    async fn reached(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
         self.publisher.reached().await
     }
 
@@ -141,7 +141,7 @@ impl Sink for RefusesToSay<'_> {
         self.0.publish(batch).await
     }
 
-    async fn reached(&mut self) -> Result<Option<Reached>, PublishError> {
+    async fn reached(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
         self.0.reached().await
     }
 

@@ -389,7 +389,7 @@ async fn a_release_from_an_earlier_epoch_that_stops_in_its_middle_moves_no_numbe
     };
     let refused = publisher.publish(release).await;
     assert!(matches!(refused, Err(PublishError::Poison { at: 1, .. })), "{refused:?}");
-    assert_eq!(publisher.reached().await?.map(|reached| reached.id), Some(claim));
+    assert_eq!(publisher.reached().await?[0].map(|reached| reached.id), Some(claim));
     Ok(())
 }
 

@@ -131,7 +131,7 @@ impl Sink for Meanwhile<'_> {
         self.frozen.publish(batch).await
     }
 
-    async fn reached(&mut self) -> Result<Option<Reached>, PublishError> {
+    async fn reached(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
         self.asked += 1;
         if self.asked == 2 {
             self.other.drain().await;
@@ -268,7 +268,7 @@ impl Sink for ForgetsBefore<'_> {
         self.publisher.publish(batch).await
     }
 
-    async fn reached(&mut self) -> Result<Option<Reached>, PublishError> {
+    async fn reached(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
         self.publisher.reached().await
     }
 
@@ -346,7 +346,7 @@ impl Sink for RefusesThird<'_> {
         Err(PublishError::Poison { at: 2, reason: "refused".to_owned() })
     }
 
-    async fn reached(&mut self) -> Result<Option<Reached>, PublishError> {
+    async fn reached(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
         self.0.reached().await
     }
 

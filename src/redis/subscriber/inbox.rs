@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::mpsc;
 
+use crate::event::Topic;
+
 /// Messages that may wait. Beyond this the connection is given up and every topic is joined anew.
 const QUEUE_MESSAGES: usize = 65_536;
 /// The same in bytes of text.
@@ -27,15 +29,25 @@ pub enum PubSubMessage {
         /// The message; bytes that are not UTF-8 are replaced.
         text: String,
     },
+    /// A bare payload that came alone from a cluster: of another program, or of an event whose envelope went
+    /// another way, because the slot of its topic is moving.
+    Bare {
+        /// The topic.
+        topic: String,
+        /// The message; bytes that are not UTF-8 are replaced.
+        text: String,
+    },
     /// The connection ended: no topic is subscribed any more, and messages may have been missed.
     Interrupted,
+    /// The same for some topics: their server is gone, or their slots have moved.
+    Moved(Vec<Topic>),
 }
 
 impl PubSubMessage {
     fn bytes(&self) -> usize {
         match self {
-            Self::Envelope { text, .. } | Self::Foreign { text, .. } => text.len(),
-            Self::Interrupted => 0,
+            Self::Envelope { text, .. } | Self::Foreign { text, .. } | Self::Bare { text, .. } => text.len(),
+            Self::Interrupted | Self::Moved(_) => 0,
         }
     }
 }
@@ -77,6 +89,11 @@ impl InboxSender {
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
         is_sent
+    }
+
+    /// Reports that topics are not subscribed any more. Waits as [`InboxSender::interrupted`] does.
+    pub(super) async fn moved(&self, topics: Vec<Topic>) -> bool {
+        self.messages.send(PubSubMessage::Moved(topics)).await.is_ok()
     }
 
     /// Reports the end of a connection. Waits for room, because this message must not be lost. Returns false

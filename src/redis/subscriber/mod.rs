@@ -8,8 +8,13 @@
 //! Two tasks serve a connection. The `reader` owns the read half and fills the `inbox`; the `writer` sends
 //! SUBSCRIBE, UNSUBSCRIBE and PING. The reader must never wait for the writer or for the consumer of the
 //! inbox: Redis drops a subscriber whose output buffer is full.
+//!
+//! In a cluster there is such a connection to each server (`cluster`, `node`), and each topic is subscribed at
+//! the server that has it, where both of its messages are published.
 
+mod cluster;
 mod inbox;
+mod node;
 mod reader;
 mod writer;
 
@@ -28,6 +33,8 @@ use writer::{Command, Writer};
 
 use super::connect::Subscribed;
 use super::settings::Settings;
+use super::slot_map::Layout;
+use crate::backoff::Backoff;
 use crate::event::Topic;
 
 /// Waits between attempts to connect: from the first, doubling, to the second.
@@ -50,7 +57,7 @@ impl Subscriber {
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = keep_connected(settings, received, sender) => {}
+                () = run(settings, received, sender) => {}
             }
         });
         (Self { commands }, inbox)
@@ -75,13 +82,26 @@ impl Subscriber {
     }
 }
 
+/// Runs as the servers are found: one, or a cluster.
+async fn run(settings: Settings, commands: mpsc::UnboundedReceiver<Command>, inbox: InboxSender) {
+    let mut wait = Backoff::new(RECONNECT.0, RECONNECT.1);
+    loop {
+        match settings.layout().await {
+            Ok(Layout::Cluster(map)) => return cluster::run(settings, map, commands, inbox).await,
+            Ok(Layout::Single | Layout::Unknown) => return keep_connected(settings, commands, inbox).await,
+            Err(error) => tracing::debug!(%error, "no subscription to Redis yet"),
+        }
+        tokio::time::sleep(wait.next_wait()).await;
+    }
+}
+
 /// Connects again and again. Returns when the consumer of the inbox is gone.
 async fn keep_connected(
     settings: Settings,
     mut commands: mpsc::UnboundedReceiver<Command>,
     inbox: InboxSender,
 ) {
-    let mut wait = RECONNECT.0;
+    let mut wait = Backoff::new(RECONNECT.0, RECONNECT.1);
     loop {
         match settings.subscribe_for_long().await {
             Ok(Subscribed { pubsub, version, renew_at }) => {
@@ -91,7 +111,7 @@ async fn keep_connected(
                 tracing::warn!(%reason, "the subscription to Redis ended; every topic is joined anew");
                 // A connection that ends at once, as with a wrong password, is not retried at once.
                 if since.elapsed() > RECONNECT.1 {
-                    wait = RECONNECT.0;
+                    wait.reset();
                 }
                 if !inbox.interrupted().await {
                     return;
@@ -99,8 +119,7 @@ async fn keep_connected(
             }
             Err(error) => tracing::debug!(%error, "no subscription to Redis yet"),
         }
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(RECONNECT.1);
+        tokio::time::sleep(wait.next_wait()).await;
     }
 }
 

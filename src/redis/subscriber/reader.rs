@@ -1,7 +1,6 @@
 //! The task that reads a subscriber connection: it classifies each message and puts it into the inbox. Never
 //! waits for anything but the socket.
 
-use ::redis::Msg;
 use ::redis::aio::PubSubStream;
 use futures_util::StreamExt;
 
@@ -17,43 +16,58 @@ const MESSAGE_BYTES: usize = PAYLOAD_BYTES_MAX + 64 * 1024;
 
 /// Reads until the connection ends or the inbox has no room, and returns the reason.
 pub(super) async fn read(mut stream: PubSubStream, keys: Keys, inbox: InboxSender) -> String {
-    let mut twin = None;
+    let mut classifier = Classifier { keys, is_of_cluster: false, twin: None };
     while let Some(message) = stream.next().await {
-        if let Some(message) = classify(&message, &keys, &mut twin)
+        if let Some(message) = classifier.classify(message.get_channel_name(), message.get_payload_bytes())
             && !inbox.push(message)
         {
-            return "messages came faster than they could be processed".to_owned();
+            return TOO_FAST.to_owned();
         }
     }
     "the connection was closed".to_owned()
 }
 
-/// The bare payload that follows an envelope: its topic, and the payload.
-type Twin = (String, String);
+/// The reason for giving up a connection whose messages have no room.
+pub(super) const TOO_FAST: &str = "messages came faster than they could be processed";
 
-/// Tells an event's envelope from its twin and from messages of other programs. Returns `None` for a twin and
-/// for a message that is dropped. `twin` holds the bare payload that the script publishes right behind the
-/// last envelope.
-fn classify(message: &Msg, keys: &Keys, twin: &mut Option<Twin>) -> Option<PubSubMessage> {
-    let channel = message.get_channel_name();
-    let expected = twin.take();
-    let bytes = message.get_payload_bytes();
-    if bytes.len() > MESSAGE_BYTES {
-        tracing::warn!(
-            channel,
-            bytes = bytes.len(),
-            limit = MESSAGE_BYTES,
-            "a message of another program is too large; dropped"
-        );
-        return None;
-    }
-    let text = String::from_utf8_lossy(bytes).into_owned();
-    if let Some(topic) = keys.topic_of_live(channel) {
+/// The bare payload that follows an envelope: its topic, and the payload.
+pub(super) type Twin = (String, String);
+
+/// Tells an event's envelope from its twin and from messages of other programs.
+pub(super) struct Classifier {
+    pub(super) keys: Keys,
+    /// In a cluster a twin can come without its envelope.
+    pub(super) is_of_cluster: bool,
+    /// The bare payload that the script publishes right behind the last envelope.
+    pub(super) twin: Option<Twin>,
+}
+
+impl Classifier {
+    /// Returns `None` for a twin and for a message that is dropped.
+    pub(super) fn classify(&mut self, channel: &str, bytes: &[u8]) -> Option<PubSubMessage> {
+        let expected = self.twin.take();
+        if bytes.len() > MESSAGE_BYTES {
+            tracing::warn!(
+                channel,
+                bytes = bytes.len(),
+                limit = MESSAGE_BYTES,
+                "a message of another program is too large; dropped"
+            );
+            return None;
+        }
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        if let Some(topic) = self.keys.topic_of_live(channel) {
+            let topic = topic.to_owned();
+            self.twin = envelope::twin_of(&text).map(|payload| (topic.clone(), payload.to_owned()));
+            return Some(PubSubMessage::Envelope { topic, text });
+        }
+        let topic = self.keys.topic_of_public(channel)?;
+        let is_twin = expected.is_some_and(|(of, payload)| of == topic && payload == text);
         let topic = topic.to_owned();
-        *twin = envelope::twin_of(&text).map(|payload| (topic.clone(), payload.to_owned()));
-        return Some(PubSubMessage::Envelope { topic, text });
+        match (is_twin, self.is_of_cluster) {
+            (true, _) => None,
+            (false, false) => Some(PubSubMessage::Foreign { topic, text }),
+            (false, true) => Some(PubSubMessage::Bare { topic, text }),
+        }
     }
-    let topic = keys.topic_of_public(channel)?;
-    let is_twin = expected.is_some_and(|(of, payload)| of == topic && payload == text);
-    (!is_twin).then(|| PubSubMessage::Foreign { topic: topic.to_owned(), text })
 }

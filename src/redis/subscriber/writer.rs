@@ -30,7 +30,7 @@ pub enum SubscribeError {
 }
 
 /// Where the answer to a subscription goes. Dropping it reports [`SubscribeError::Lost`].
-type Confirm = oneshot::Sender<Result<(), SubscribeError>>;
+pub(super) type Confirm = oneshot::Sender<Result<(), SubscribeError>>;
 
 pub(super) enum Command {
     Subscribe(Topic, Confirm),

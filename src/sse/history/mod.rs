@@ -1,6 +1,7 @@
 //! Reads a topic's history: page by page, and to bring a topic to the end of it. Gives nothing to clients
 //! itself.
 
+pub(crate) mod foreign;
 pub(crate) mod join;
 pub(crate) mod read;
 pub(crate) mod repair_wait;

@@ -119,8 +119,8 @@ impl Sink for GatedSink {
         Ok(())
     }
 
-    async fn reached(&mut self) -> Result<Option<Reached>, PublishError> {
-        Ok(self.arrived.lock().expect("not poisoned").top)
+    async fn reached(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
+        Ok(vec![self.arrived.lock().expect("not poisoned").top])
     }
 
     async fn newest_of(&mut self, topic: &Topic) -> Result<Option<Reached>, PublishError> {

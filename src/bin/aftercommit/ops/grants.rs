@@ -31,7 +31,7 @@ the result. Grant the right to rebase only for a rebase, and revoke it then.
 
 With --redis, it prints one ACL SETUSER a user of Redis: each replaces the
 user's rights and leaves its passwords. Writers need none. Keep the users with
-ACL SAVE or CONFIG REWRITE, and in a cluster run the lines on every node.")]
+ACL SAVE or CONFIG REWRITE. With --cluster, run the lines on every server of it.")]
 pub(crate) struct Args {
     /// Applications that append events.
     #[arg(long, value_name = "ROLE")]
@@ -57,6 +57,9 @@ pub(crate) struct Args {
     /// With --redis: the value of [redis] namespace.
     #[arg(long, value_name = "NAME", default_value = "", requires = "redis", hide_default_value = true)]
     namespace: String,
+    /// With --redis: the rights in a cluster. Run the lines on every server of it.
+    #[arg(long, requires = "redis")]
+    cluster: bool,
 }
 
 impl Args {
@@ -128,7 +131,7 @@ fn acl(args: &Args) -> Result<String> {
                     format!("'{user}' is not a user of Redis: use letters, digits and signs but quotes");
                 bail!(WrongUsage(why.into()));
             }
-            writeln!(acl, "ACL SETUSER {user} {}", redis_rights::rules(role, &names))?;
+            writeln!(acl, "ACL SETUSER {user} {}", redis_rights::rules(role, &names, args.cluster))?;
         }
     }
     Ok(acl)

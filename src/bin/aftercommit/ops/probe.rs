@@ -51,6 +51,9 @@ impl fmt::Display for Answer {
 /// Asks Redis for its state.
 pub(crate) async fn redis(settings: &aftercommit::redis::Settings) -> Answer {
     let answer = answered(async {
+        if let Some(primaries) = settings.connect_to_primaries().await? {
+            return cluster(primaries);
+        }
         let mut connection = settings.connect().await?;
         let info: String =
             redis::cmd("INFO").query_async(&mut connection).await.context("INFO is refused")?;
@@ -71,6 +74,15 @@ pub(crate) async fn redis(settings: &aftercommit::redis::Settings) -> Answer {
         Ok(says) => Answer::good(says),
         Err(says) => Answer { ok: false, warns: false, says },
     }
+}
+
+/// A cluster is healthy if each of its primaries can be reached.
+fn cluster(primaries: Vec<aftercommit::redis::Primary>) -> Result<String> {
+    let count = primaries.len();
+    for primary in primaries {
+        primary.connection?;
+    }
+    Ok(format!("Redis Cluster of {}", pluralize(count as u64, "primary server")))
 }
 
 /// Asks a process's `/readyz`.

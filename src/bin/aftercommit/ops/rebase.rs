@@ -11,10 +11,8 @@ use aftercommit::log::contradiction::{self, Contradiction};
 use aftercommit::log::identity;
 use aftercommit::ops::rebase::{Cluster, Lineage, Pending, Rebase};
 use aftercommit::pluralize::pluralize;
-use aftercommit::redis::keys::Keys;
-use aftercommit::redis::{Publisher, delivered_uuids};
+use aftercommit::redis::{History, Publisher};
 use aftercommit::relay::{Batch, PublishMode, Reached, Sink};
-use redis::aio::MultiplexedConnection;
 
 use super::confirm::Consent;
 use super::output::{self, Output};
@@ -157,14 +155,14 @@ async fn find<'c>(
     let mut sink = Publisher::new(config.redis.clone(), &config.relay.name, 1);
     sink.begin_lead(log);
     // The Redis of a copy is the one of its original, or holds nothing yet.
-    let reached = if args.copy { None } else { sink.reached().await? };
-    let mut redis = config.redis.connect().await?;
+    let servers = if args.copy { Vec::new() } else { sink.reached().await? };
+    let furthest = servers.iter().flatten().max_by_key(|reached| reached.id).copied();
     let from = rebase.position();
     let position = StreamId::new(from.epoch, from.next_seq - 1);
     let mut found = Findings {
         cluster: rebase.cluster(),
         position,
-        reached,
+        reached: furthest,
         pending: 0,
         told: 0,
         contradictions: rebase.contradictions().to_vec(),
@@ -179,10 +177,12 @@ async fn find<'c>(
     if purpose == Purpose::Change && found.changes_epoch() {
         // A Redis that is behind the position has forgotten events which cannot be given again in the new
         // epoch.
-        let is_behind = reached.is_none_or(|reached| reached.id < position) && position.seq > 0;
+        let lacks = |reached: &Option<Reached>| reached.is_none_or(|reached| reached.id < position);
+        let is_behind = position.seq > 0 && servers.iter().any(lacks);
         claim(&mut sink, found.new_epoch(), is_behind).await?;
     }
-    let mut seen = Seen { keys: config.redis.keys(), after: position, topics: HashMap::new() };
+    let mut seen =
+        Seen { history: History::new(config.redis.clone()), after: position, topics: HashMap::new() };
     let mut last = None;
     loop {
         let page = rebase.pending(last.as_ref(), PAGE).await?;
@@ -190,7 +190,7 @@ async fn find<'c>(
             break;
         }
         found.pending += page.len() as u64;
-        let told = seen.of(&mut redis, &page).await?;
+        let told = seen.of(&page).await?;
         rebase.delivered_before(&told).await?;
         found.told += told.len() as u64;
         last = page.into_iter().next_back();
@@ -209,7 +209,7 @@ async fn claim(sink: &mut Publisher, epoch: u64, has_lost: bool) -> Result<()> {
 
 /// What histories hold behind the position, by topic.
 struct Seen {
-    keys: Keys,
+    history: History,
     after: StreamId,
     topics: HashMap<Topic, HashMap<EventId, u32>>,
 }
@@ -217,13 +217,13 @@ struct Seen {
 impl Seen {
     /// The rows whose events have been told. Each entry of a history stands for one row: a replay's copy has
     /// the same identity as the original and counts for itself.
-    async fn of(&mut self, redis: &mut MultiplexedConnection, pending: &[Pending]) -> Result<Vec<Pending>> {
+    async fn of(&mut self, pending: &[Pending]) -> Result<Vec<Pending>> {
         let mut told = Vec::new();
         for event in pending {
             let Pending { event_id, topic, .. } = event;
             if !self.topics.contains_key(topic) {
                 let mut counts = HashMap::new();
-                for event_id in delivered_uuids::after(redis, &self.keys, topic, self.after).await? {
+                for event_id in self.history.uuids_after(topic, self.after).await? {
                     *counts.entry(event_id).or_insert(0) += 1;
                 }
                 self.topics.insert(topic.clone(), counts);

@@ -64,8 +64,8 @@ pub(super) async fn apply(settings: &postgres::Settings, role: &str, schema: &Sc
 
 /// Checks Redis's address and login, if it answers at all.
 pub(super) async fn redis(settings: &redis::Settings) -> Result<()> {
-    match settings.connect().await {
-        Ok(_connection) => Ok(()),
+    match settings.look_up().await {
+        Ok(()) => Ok(()),
         Err(redis::ConnectError::Refused { address, source, .. })
             if source.is_io_error() || source.is_timeout() || source.is_connection_dropped() =>
         {
@@ -79,6 +79,7 @@ pub(super) async fn redis(settings: &redis::Settings) -> Result<()> {
         Err(
             error @ (redis::ConnectError::Sentinels(_)
             | redis::ConnectError::NotPrimary { .. }
+            | redis::ConnectError::NoSlots(_)
             | redis::ConnectError::Password(_)),
         ) => {
             tracing::warn!(%error, "starting without Redis; trying again until it is there");

@@ -7,8 +7,11 @@ use anyhow::Result;
 use redis::aio::MultiplexedConnection;
 
 use aftercommit::event::Topic;
+use aftercommit::redis::subscriber::SubscribeError;
+use aftercommit::redis::{Primary, Subscriber};
+use tokio_util::sync::CancellationToken;
 
-use super::{Finding, Scope, output};
+use super::{Finding, Outcome, Scope, output};
 use crate::config::Config;
 
 /// The smallest output buffer for subscribers, in bytes. Redis disconnects a subscriber that lags behind by
@@ -18,15 +21,90 @@ const PUBSUB_BUFFER_MIN: u64 = 32 * 1024 * 1024;
 /// The time limit for the confirmation of a subscription.
 const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(3);
 
-/// Checks Redis.
+/// The wait before a subscription that was lost is tried again.
+const TRIED_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// Checks Redis: its server, or each primary of a cluster.
 pub(super) async fn examine(config: &Config, scope: Scope) -> Vec<Finding> {
-    const FIX: &str = "see [redis] in the configuration; the message names what is wrong";
-    let mut connection = match config.redis.connect().await {
-        Ok(connection) => connection,
+    let mut findings = match config.redis.connect_to_primaries().await {
         Err(error) => return vec![Finding::wrong("redis", error.to_string(), FIX)],
+        Ok(Some(primaries)) => examine_cluster(config, primaries).await,
+        Ok(None) => match config.redis.connect().await {
+            Ok(mut connection) => examine_server(config, &mut connection, REDIS_MIN).await,
+            Err(error) => vec![Finding::wrong("redis", error.to_string(), FIX)],
+        },
     };
+    if findings.iter().any(|finding| finding.check == "redis" && finding.verdict == Outcome::Wrong) {
+        return findings;
+    }
+    if scope.publishes() {
+        findings.push(permissions(config).await);
+    }
+    if scope.subscribes() {
+        findings.push(subscriptions(config).await);
+    }
+    findings
+}
+
+const FIX: &str = "see [redis] in the configuration; the message names what is wrong";
+/// The oldest version, and the oldest one of a cluster, which has sharded pub/sub from then on.
+const REDIS_MIN: (u32, u32) = (6, 2);
+const CLUSTER_MIN: (u32, u32) = (7, 0);
+
+async fn examine_cluster(config: &Config, primaries: Vec<Primary>) -> Vec<Finding> {
+    let shown = |primary: &Primary| format!("{} ({})", primary.address, primary.slots);
+    let all = primaries.iter().map(shown).collect::<Vec<_>>().join(", ");
+    let mut findings = Vec::new();
+    let mut of_each: Vec<(String, Vec<Finding>)> = Vec::new();
+    for Primary { address, connection, .. } in primaries {
+        match connection {
+            Ok(mut connection) => {
+                let found = examine_server(config, &mut connection, CLUSTER_MIN).await;
+                of_each.push((address, found));
+            }
+            Err(error) => findings.push(Finding::wrong(
+                "redis cluster",
+                error.to_string(),
+                "start this server or its replica: its topics wait",
+            )),
+        }
+    }
+    findings.insert(0, Finding::ok("redis cluster", all));
+    findings.extend(joined(of_each));
+    findings
+}
+
+/// One finding a check: the gravest of the servers, with the addresses of the servers that have it.
+fn joined(of_each: Vec<(String, Vec<Finding>)>) -> Vec<Finding> {
+    let mut joined: Vec<(Finding, Vec<String>)> = Vec::new();
+    for (address, findings) in of_each {
+        for finding in findings {
+            match joined.iter_mut().find(|(known, _)| known.check == finding.check) {
+                None => joined.push((finding, vec![address.clone()])),
+                Some((known, _)) if finding.verdict < known.verdict => {}
+                Some(graver) if finding.verdict > graver.0.verdict => {
+                    *graver = (finding, vec![address.clone()])
+                }
+                Some((_, addresses)) => addresses.push(address.clone()),
+            }
+        }
+    }
+    let named = |(mut finding, addresses): (Finding, Vec<String>)| {
+        if finding.verdict != Outcome::Ok {
+            finding.evidence = format!("{} (at {})", finding.evidence, addresses.join(", "));
+        }
+        finding
+    };
+    joined.into_iter().map(named).collect()
+}
+
+async fn examine_server(
+    config: &Config,
+    connection: &mut MultiplexedConnection,
+    oldest: (u32, u32),
+) -> Vec<Finding> {
     let mut findings = vec![Finding::ok("redis", "answers")];
-    match look(config, scope, &mut connection).await {
+    match look(config, connection, oldest).await {
         Ok(found) => findings.extend(found),
         Err(error) => findings.push(Finding::wrong(
             "redis",
@@ -37,7 +115,11 @@ pub(super) async fn examine(config: &Config, scope: Scope) -> Vec<Finding> {
     findings
 }
 
-async fn look(config: &Config, scope: Scope, connection: &mut MultiplexedConnection) -> Result<Vec<Finding>> {
+async fn look(
+    config: &Config,
+    connection: &mut MultiplexedConnection,
+    oldest: (u32, u32),
+) -> Result<Vec<Finding>> {
     let text: String = redis::cmd("INFO").query_async(connection).await?;
     let info: HashMap<&str, &str> = text.lines().filter_map(|line| line.trim().split_once(':')).collect();
     let of = |name: &str| info.get(name).copied().unwrap_or("?");
@@ -49,9 +131,9 @@ async fn look(config: &Config, scope: Scope, connection: &mut MultiplexedConnect
     let mut findings = vec![
         Finding::must(
             "redis version",
-            version >= vec![6, 2],
+            version >= vec![oldest.0, oldest.1],
             of("redis_version"),
-            "upgrade to Redis 6.2 or later",
+            format!("upgrade to Redis {}.{} or later", oldest.0, oldest.1),
         ),
         Finding::must(
             "redis role",
@@ -79,71 +161,59 @@ async fn look(config: &Config, scope: Scope, connection: &mut MultiplexedConnect
             "start the replicas, or lower [redis] min_replicas: nothing is delivered without them",
         ),
     ];
-    if of("cluster_enabled") == "1" {
-        findings.push(Finding::wrong(
-            "redis cluster",
-            "this Redis is a cluster; clusters are not supported yet",
-            "point REDIS_URL at a Redis that is not a cluster, with replicas if it must survive the loss of \
-             a server",
-        ));
-        return Ok(findings);
-    }
-    if scope.publishes() {
-        findings.push(permissions(config).await);
-    }
-    if scope.subscribes() {
-        findings.push(subscriptions(config).await);
-    }
     findings.extend(limits(connection).await);
     Ok(findings)
 }
 
-/// Subscribes as an SSE server does: to a topic's live channel, and to a channel of each kind of topic in
-/// use.
+/// Subscribes as an SSE server does, to a topic of each kind in use.
 async fn subscriptions(config: &Config) -> Finding {
     const CHECK: &str = "redis subscriptions";
-    let channels = channels_of(config).await;
-    match tokio::time::timeout(SUBSCRIBED_WITHIN, subscribe(config, &channels)).await {
-        Ok(Ok(())) => Finding::ok(CHECK, format!("{} can be subscribed to", channels.join(", "))),
-        Ok(Err((channel, why))) => Finding::wrong(
+    let topics = topics_to_try(config).await;
+    let stop = CancellationToken::new();
+    let _stopped = stop.clone().drop_guard();
+    let (subscriber, _inbox) = Subscriber::start(config.redis.clone(), stop);
+    for topic in &topics {
+        let why = match tokio::time::timeout(SUBSCRIBED_WITHIN, subscribe(&subscriber, topic)).await {
+            Ok(Ok(())) => continue,
+            Ok(Err(why)) => why,
+            Err(_elapsed) => {
+                return Finding::wrong(
+                    CHECK,
+                    format!("no confirmation within {} s", SUBSCRIBED_WITHIN.as_secs()),
+                    "check the path to Redis: a proxy must pass SUBSCRIBE on",
+                );
+            }
+        };
+        return Finding::wrong(
             CHECK,
-            format!("the channel {channel} cannot be subscribed to: {why}"),
+            format!("the channels of the topic {topic} cannot be subscribed to: {why}"),
             "give the SSE server's Redis user its rights: `aftercommit grants --redis --sse USER | \
              redis-cli`; to narrow them, keep &aftercommit:* and one &PREFIX:* for each kind of topic",
-        ),
-        Err(_elapsed) => Finding::wrong(
-            CHECK,
-            format!("no confirmation within {} s", SUBSCRIBED_WITHIN.as_secs()),
-            "check the path to Redis: a proxy must pass SUBSCRIBE on",
-        ),
-    }
-}
-
-/// A live channel, and a public channel of each kind of topic in use, in the configured namespace.
-async fn channels_of(config: &Config) -> Vec<String> {
-    let keys = config.redis.keys();
-    let scratch = |kind: &str| Topic::new(format!("{kind}aftercommit-doctor"));
-    let mut in_use: Vec<Topic> = newest_topics(config).await.unwrap_or_default();
-    if in_use.is_empty() {
-        in_use.extend(
-            ["upload-session:", "user-notifications:"].into_iter().filter_map(|kind| scratch(kind).ok()),
         );
     }
-    let live = scratch("").ok().map(|topic| keys.live(&topic));
-    live.into_iter().chain(in_use.iter().map(|topic| keys.public(topic))).collect()
+    let names = topics.iter().map(Topic::to_string).collect::<Vec<_>>().join(", ");
+    Finding::ok(CHECK, format!("{names} can be subscribed to"))
 }
 
-/// Subscribes to each channel. Returns the first channel that is refused, and the reason.
-async fn subscribe(config: &Config, channels: &[String]) -> Result<(), (String, String)> {
-    let refused = |channel: &String, error: redis::RedisError| {
-        (channel.clone(), aftercommit::redis::error_text(&error))
-    };
-    let connected = config.redis.connect_pubsub().await;
-    let mut connection = connected.map_err(|error| (channels.join(", "), error.to_string()))?;
-    for channel in channels {
-        connection.subscribe(channel).await.map_err(|error| refused(channel, error))?;
+/// Subscribes to a topic. A subscription that is lost is tried again.
+async fn subscribe(subscriber: &Subscriber, topic: &Topic) -> Result<(), String> {
+    loop {
+        match subscriber.subscribe(topic.clone()).await {
+            Ok(()) => return Ok(()),
+            Err(SubscribeError::Refused(why)) => return Err(why),
+            Err(SubscribeError::Lost) => tokio::time::sleep(TRIED_AGAIN_AFTER).await,
+        }
     }
-    Ok(())
+}
+
+/// A topic of each kind in use, or of each kind of the bundled application.
+async fn topics_to_try(config: &Config) -> Vec<Topic> {
+    let scratch = |kind: &str| Topic::new(format!("{kind}aftercommit-doctor")).ok();
+    let in_use: Vec<Topic> = newest_topics(config).await.unwrap_or_default();
+    match in_use.is_empty() {
+        true => ["upload-session:", "user-notifications:"].into_iter().filter_map(scratch).collect(),
+        false => in_use,
+    }
 }
 
 /// A few topics in use, one of each kind.

@@ -5,7 +5,9 @@
 -- KEYS[2]   the owner of these keys, a hash: `format`; `log`, the log's identity; and, after a repair that
 --           had to leave out events, `lost`, up to which number histories may miss events, and `lost_at`
 --           (milliseconds)
--- KEYS[3…]  the history streams of the chunk's topics
+-- KEYS[3…]  the history streams of the chunk's topics. In a cluster, where the keys of a call must be of one
+--           slot, they are arguments: the script then runs with the flag allow-cross-slot-keys, at the server
+--           that has all of these slots.
 --
 -- ARGV[1]   version of the format
 -- ARGV[2]   identity of the log
@@ -17,11 +19,16 @@
 --           restore-release
 -- ARGV[8]   the highest number that cannot be restored ('' if there is none)
 -- ARGV[9]   epoch of the events' own numbers
--- ARGV[10]  number of topics
--- then three for each topic:
+-- ARGV[10]  the number that this server has reached, as far as the relay knows: the one before the chunk's
+--           first, or in a cluster that of the last call to this server
+-- ARGV[11]  restored events with a number above this one (a release's own) have never been published: so
+--           their bare payloads are published too ('' if all of them have been)
+-- ARGV[12]  number of topics
+-- then three for each topic, and in a cluster four:
 --           its public channel
 --           the id of its previous event ('' if there is none, '?' if the relay does not know it)
 --           '1' if the history's TTL is due
+--           its history stream
 -- then seven for each event:
 --           index of its topic; number; event uuid; type; payload; about how many entries the history keeps;
 --           further members of the envelope's JSON object
@@ -38,7 +45,10 @@
 local format, log = ARGV[1], ARGV[2]
 local epoch, first, last = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local ttl, mode, lost = tonumber(ARGV[6]), ARGV[7], ARGV[8]
-local own_epoch, topic_count = ARGV[9], tonumber(ARGV[10])
+local own_epoch, known, untold = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
+local topic_count = tonumber(ARGV[12])
+local is_cluster = topic_count > 0 and not KEYS[3]
+local publish_live = is_cluster and 'SPUBLISH' or 'PUBLISH'
 local is_release = mode == 'release' or mode == 'restore-release'
 local is_restore = mode == 'restore' or mode == 'restore-release'
 
@@ -79,7 +89,7 @@ local is_unclaimed = not is_claim and tonumber(epoch) > 1 and top_epoch < tonumb
 -- The number of a release is always new. If it is used up already, the call is of a leader that was frozen
 -- while another one, and the operator, went on.
 local is_late = mode == 'release' and first <= published
-if first > published + 1 or is_unclaimed or is_late then return {0, 'GAP', top or 'nothing'} end
+if known > published or is_unclaimed or is_late then return {0, 'GAP', top or 'nothing'} end
 
 -- Written at each call. So the owner's hash comes back if it was deleted, and a Redis that takes no writes
 -- says so before an event is at stake.
@@ -136,24 +146,26 @@ local function is_repeat(stream, id, seq, uuid)
   return is_restore or (not is_release and seq <= published)
 end
 
--- Returns the refusal of a PUBLISH. It must be known before XADD: a later call would take an entry whose
+-- Returns the refusal of a message. It must be known before XADD: a later call would take an entry whose
 -- message was never published for a repeat. (Redis 6 cannot be asked.)
 local function forbidden(live, public)
   if not redis.acl_check_cmd then return nil end
-  for _, channel in ipairs({live, public}) do
-    if not redis.acl_check_cmd('PUBLISH', channel, '') then
-      return 'NOPERM the relay may not PUBLISH on the channel ' .. channel
-    end
+  if not redis.acl_check_cmd(publish_live, live, '') then
+    return 'NOPERM the relay may not ' .. publish_live .. ' on the channel ' .. live
+  end
+  if not redis.acl_check_cmd('PUBLISH', public, '') then
+    return 'NOPERM the relay may not PUBLISH on the channel ' .. public
   end
 end
 
-local topics = {}
+local topics, a_topic = {}, is_cluster and 4 or 3
 for t = 1, topic_count do
-  local a = 11 + (t - 1) * 3
+  local a = 13 + (t - 1) * a_topic
+  local stream = KEYS[2 + t] or ARGV[a + 3]
   -- As Keys::begun and Keys::live make them.
-  local base = string.sub(KEYS[2 + t], 1, -string.len('history') - 1)
+  local base = string.sub(stream, 1, -string.len('history') - 1)
   topics[t] = {
-    stream = KEYS[2 + t], begun = base .. 'begun', live = base .. 'live',
+    stream = stream, begun = base .. 'begun', live = base .. 'live',
     public = ARGV[a], prev = ARGV[a + 1], ttl_is_due = ARGV[a + 2] == '1'
   }
 end
@@ -191,7 +203,7 @@ local function finish(verdict, detail)
   return {done, verdict, detail}
 end
 
-for a = 11 + topic_count * 3, #ARGV, 7 do
+for a = 13 + topic_count * a_topic, #ARGV, 7 do
   local topic, seq = topics[tonumber(ARGV[a])], tonumber(ARGV[a + 1])
   local uuid, kind, payload, keep = ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5]
   local stream, id = topic.stream, own_epoch .. '-' .. ARGV[a + 1]
@@ -235,14 +247,14 @@ for a = 11 + topic_count * 3, #ARGV, 7 do
   if is_new then
     -- Envelope first, bare payload second, in one script. So a subscriber to both channels knows that the
     -- bare message right behind an envelope is its twin, and that every other one came from another program.
-    local receivers = redis.pcall('PUBLISH', topic.live,
+    local receivers = redis.pcall(publish_live, topic.live,
       '{"id":"' .. id .. '","prev":' .. (prev == '' and 'null' or '"' .. prev .. '"') ..
       ',"event":"' .. uuid .. '","type":"' .. kind .. '",' .. ARGV[a + 6] .. ',"payload":' .. payload .. '}')
     if type(receivers) == 'table' then return finish('ERROR', receivers.err) end
     live_receivers = live_receivers + receivers
     -- Plain Redis subscribers do not receive restored events again, because they cannot tell a repeat.
     -- Readers of envelopes can, and may have missed the event at the moment when Redis lost it.
-    if not is_restore then
+    if not is_restore or (untold and (is_release and first or seq) > untold) then
       receivers = redis.pcall('PUBLISH', topic.public, payload)
       if type(receivers) == 'table' then return finish('ERROR', receivers.err) end
       public_receivers = public_receivers + receivers

@@ -1,0 +1,154 @@
+//! The part of a batch that one call of the script takes, and the call's arguments.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use ::redis::{Script, ScriptInvocation};
+
+use super::FORMAT;
+use super::topic_heads::TopicHeads;
+use crate::event::{LogId, StreamId, Topic};
+use crate::redis::envelope;
+use crate::redis::keys::Keys;
+use crate::redis::settings::Settings;
+use crate::relay::{Delivery, PublishMode};
+
+/// The most payload bytes of one script call. Redis serves no other client during the call: about a
+/// millisecond.
+const CHUNK_BYTES: usize = 1024 * 1024;
+
+/// The part of a batch that one call takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Chunk<'a> {
+    pub(super) deliveries: &'a [Delivery<'a>],
+    pub(super) first: StreamId,
+    /// The last number that the chunk uses up, if it uses up any.
+    pub(super) through: Option<StreamId>,
+    pub(super) mode: PublishMode,
+    pub(super) lost: Option<StreamId>,
+}
+
+/// What a call takes from the server that it goes to.
+#[derive(Debug)]
+pub(super) struct Receiver<'a> {
+    pub(super) top_key: &'a str,
+    pub(super) log_key: &'a str,
+    /// The number that the server has reached, as far as this publisher knows.
+    pub(super) known: u64,
+    /// Restored events above this number have never been published.
+    pub(super) untold: Option<u64>,
+    pub(super) is_of_cluster: bool,
+}
+
+/// A topic of a chunk, as the script takes it.
+struct TopicArguments<'a> {
+    topic: &'a Topic,
+    /// The id of the topic's event before the chunk; `None` if the script has to look it up.
+    prev: Option<StreamId>,
+    ttl_is_due: bool,
+}
+
+/// What all calls of one publisher share.
+#[derive(Debug)]
+pub(super) struct Caller<'p> {
+    pub(super) settings: &'p Settings,
+    pub(super) keys: &'p Keys,
+    pub(super) script: &'p Script,
+    pub(super) heads: &'p TopicHeads,
+    pub(super) log: LogId,
+    /// The time that decides on TTLs.
+    pub(super) now: Instant,
+}
+
+impl<'p> Caller<'p> {
+    /// The call of the script for a chunk.
+    pub(super) fn call(&self, chunk: Chunk<'_>, to: &Receiver<'_>) -> ScriptInvocation<'p> {
+        let mut invocation = self.script.prepare_invoke();
+        invocation.key(to.top_key).key(to.log_key);
+        let (topics, indexes) = self.topics_of(chunk);
+        invocation
+            .arg(FORMAT)
+            .arg(self.log.to_string())
+            .arg(chunk.first.epoch)
+            .arg(chunk.first.seq)
+            .arg(chunk.through.map_or(0, |id| id.seq))
+            .arg(self.settings.history_ttl_seconds.max(1))
+            .arg(word_of(chunk.mode))
+            .arg(chunk.lost.map_or_else(String::new, |lost| lost.to_string()))
+            .arg(chunk.deliveries.first().map_or(chunk.first.epoch, |delivery| delivery.id.epoch))
+            .arg(to.known)
+            .arg(to.untold.map_or_else(String::new, |untold| untold.to_string()))
+            .arg(topics.len());
+        for TopicArguments { topic, prev, ttl_is_due } in &topics {
+            invocation
+                .arg(self.keys.public(topic))
+                .arg(prev.map_or_else(|| "?".to_owned(), |prev| prev.to_string()))
+                .arg(u8::from(*ttl_is_due));
+            let history = self.keys.history(topic);
+            if to.is_of_cluster {
+                invocation.arg(history)
+            } else {
+                invocation.key(history)
+            };
+        }
+        // As in the script.
+        let number = |id: StreamId| if chunk.mode.is_release() { chunk.first.seq } else { id.seq };
+        let is_restored = |id| chunk.mode.is_restore() && to.untold.is_none_or(|untold| number(id) <= untold);
+        for (Delivery { id, event }, index) in chunk.deliveries.iter().zip(indexes) {
+            invocation
+                .arg(index)
+                .arg(id.seq)
+                .arg(event.event_id.to_string())
+                .arg(event.event_type.as_str())
+                .arg(&event.payload)
+                .arg(self.settings.history_length(event.payload.len()))
+                .arg(envelope::facts_of(event, is_restored(*id)));
+        }
+        invocation
+    }
+
+    /// Returns the topics of a chunk, each once, and for each event the index of its topic, from 1.
+    fn topics_of<'a>(&self, chunk: Chunk<'a>) -> (Vec<TopicArguments<'a>>, Vec<usize>) {
+        let mut topics = Vec::new();
+        let mut index_of: HashMap<&Topic, usize> = HashMap::new();
+        let mut indexes = Vec::with_capacity(chunk.deliveries.len());
+        for Delivery { id, event } in chunk.deliveries {
+            let index = *index_of.entry(&event.topic).or_insert_with(|| {
+                let head = self.heads.get(&event.topic);
+                topics.push(TopicArguments {
+                    topic: &event.topic,
+                    // If a chunk is published once more, the head may be this event's own id, or a later one.
+                    prev: head.map(|head| head.last).filter(|last| last < id),
+                    ttl_is_due: self.heads.ttl_is_due(head, self.now),
+                });
+                topics.len()
+            });
+            indexes.push(index);
+        }
+        (topics, indexes)
+    }
+}
+
+/// The mode's name in the script.
+fn word_of(mode: PublishMode) -> &'static str {
+    match mode {
+        PublishMode::Normal => "normal",
+        PublishMode::Release => "release",
+        PublishMode::Restore => "restore",
+        PublishMode::RestoreRelease => "restore-release",
+    }
+}
+
+/// Returns the next part of a batch: bounded in events and bytes, and empty only if the batch is.
+pub(super) fn chunk_of<'b, 'e>(rest: &'b [Delivery<'e>], events: usize) -> &'b [Delivery<'e>] {
+    let mut bytes = 0;
+    let fits = rest
+        .iter()
+        .take(events)
+        .take_while(|delivery| {
+            bytes += delivery.event.payload.len();
+            bytes <= CHUNK_BYTES
+        })
+        .count();
+    &rest[..fits.max(1).min(rest.len())]
+}

@@ -1,0 +1,278 @@
+//! Comparing how far each server has come: reading the tops, and writing them anew after slots have moved.
+
+use std::collections::{BTreeSet, HashSet};
+use std::time::{Duration, Instant};
+
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{AsyncCommands, RedisResult};
+use futures_util::future::join_all;
+
+use super::refusal::Refusal;
+use super::server::Server;
+use super::tops::{Reach, Top, reaches};
+use super::{FORMAT, Publisher};
+use crate::event::{EventId, StreamId, Topic};
+use crate::redis::keys::Keys;
+use crate::redis::settings::Settings;
+use crate::redis::slots::{SlotSet, tag_of};
+use crate::relay::failure;
+use crate::relay::{PublishError, Reached};
+
+/// How long a server may take to say how far it has come. Then it counts as away.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Keys that are read at once.
+const KEYS_AT_ONCE: usize = 1024;
+
+impl Publisher {
+    /// Finds out how far each server has come that can be reached.
+    pub(super) async fn compare(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
+        self.group().await?;
+        if self.map.is_none() {
+            let owned = self.servers[0].owned(&self.settings).await?;
+            let server = &self.servers[0];
+            self.check_owner(server, owned.format.as_deref(), owned.log.as_deref())?;
+            return Ok(vec![owned.reached(&server.top_key)?]);
+        }
+        let found = self.look().await?;
+        self.is_compared = true;
+        (0..self.servers.len()).for_each(|server| self.note_if_whole(server));
+        self.tell();
+        Ok(found)
+    }
+
+    /// Removes the keys of this publisher and of one topic.
+    pub(in crate::redis) async fn remove_keys(&mut self, topic: &Topic) -> Result<(), PublishError> {
+        self.group().await?;
+        let (history, begun) = (self.keys.history(topic), self.keys.begun(topic));
+        let owner = self.map.as_ref().and_then(|map| map.index_of(topic.as_str())).unwrap_or_default();
+        let settings = &self.settings;
+        let removing = self.servers.iter_mut().enumerate().map(async |(at, server)| {
+            let mut names = vec![server.top_key.clone(), server.log_key.clone()];
+            if at == owner {
+                names.extend([history.clone(), begun.clone()]);
+            }
+            let removing = server.on_connection(settings, async |connected| {
+                for name in names {
+                    connected.connection.del::<_, ()>(name).await?;
+                }
+                Ok(())
+            });
+            removing.await.map_err(Refusal::retry)
+        });
+        self.is_compared = false;
+        join_all(removing).await.into_iter().collect()
+    }
+
+    fn check_owner(
+        &self,
+        server: &Server,
+        format: Option<&str>,
+        log: Option<&str>,
+    ) -> Result<(), PublishError> {
+        if let Some(format) = format.filter(|format| *format != FORMAT.to_string()) {
+            return Err(self.other_format(server, format));
+        }
+        if let Some(log) = log.filter(|log| *log != self.log.to_string()) {
+            return Err(self.foreign(server, log));
+        }
+        Ok(())
+    }
+
+    async fn look(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
+        let settings = &self.settings;
+        let looking = self.servers.iter_mut().map(async |server| {
+            let looked = tokio::time::timeout(PATIENCE, server.owned(settings)).await;
+            looked.unwrap_or_else(|_elapsed| Err(of_time()))
+        });
+        let found = join_all(looking).await;
+        if let (false, Some(Err(error))) = (found.iter().any(Result::is_ok), found.first()) {
+            self.settings.topology.doubt();
+            return Err(PublishError::retry(error.failure(), error.to_string()));
+        }
+        let mut is_written_down = true;
+        for (server, owned) in self.servers.iter().zip(&found) {
+            let Ok(owned) = owned else { continue };
+            self.check_owner(server, owned.format.as_deref(), owned.log.as_deref())?;
+            is_written_down &= owned.slots.as_deref() == Some(server.slots.to_string().as_str());
+        }
+        for (server, owned) in self.servers.iter_mut().zip(&found) {
+            match owned {
+                Ok(_) => server.away = None,
+                Err(error) => {
+                    self.settings.topology.doubt();
+                    server.away = Some(error.to_string());
+                    (server.is_behind, server.is_in_step) = (true, false);
+                    server.moved_at = Some(Instant::now());
+                }
+            }
+        }
+        let mut reach: Vec<Reach> = Vec::new();
+        if is_written_down {
+            for (server, owned) in self.servers.iter().zip(&found) {
+                let reached = match owned {
+                    Ok(owned) => owned.reached(&server.top_key)?,
+                    Err(_) => None,
+                };
+                reach.push(reached.map(|reached| (reached.id, reached.event)));
+            }
+        } else {
+            reach = self.write_slots_down().await?;
+        }
+        let mut all = Vec::new();
+        for (server, reach) in self.servers.iter_mut().zip(reach) {
+            if server.away.is_some() {
+                continue;
+            }
+            let (id, event) = reach.unzip();
+            // It is where this publisher's last call left it, and the batches since had no event for it.
+            server.is_in_step &= id.is_some() && id == server.reached;
+            server.reached = id;
+            all.push(match self.passed.filter(|passed| server.is_in_step && Some(*passed) > id) {
+                Some(passed) => Some(Reached { id: passed, event: None }),
+                None => id.map(|id| Reached { id, event: event.flatten() }),
+            });
+        }
+        Ok(all)
+    }
+
+    /// Reads the tops in all slots, writes a new one at each server with the slots that it has now, and
+    /// removes those that are left over.
+    async fn write_slots_down(&mut self) -> Result<Vec<Reach>, PublishError> {
+        // Where the tops are, and were.
+        let lowest = self.servers.iter().filter_map(|server| server.slots.lowest());
+        let likely: BTreeSet<u16> = lowest.chain(self.former_slots.iter().copied()).collect();
+        let mut found = self.read_tops(|slot| likely.contains(&slot)).await?;
+        let all = found.iter().flatten();
+        let spoken_for: HashSet<u16> = all.flat_map(|(_, top, _)| top.slots.iter()).collect();
+        let is_spoken_for = |server: &Server| server.slots.iter().all(|slot| spoken_for.contains(&slot));
+        if !self.servers.iter().all(is_spoken_for) {
+            found = self.read_tops(|_slot| true).await?;
+        }
+        let (keys, relay, settings) = (&self.keys, &self.relay, &self.settings);
+        let tops: Vec<Top> = found.iter().flatten().map(|(_, top, _)| top.clone()).collect();
+        // A loss is one of all servers: it costs a reset where there was none, and hides none.
+        let lost = found.iter().flatten().filter_map(|(_, _, lost)| lost.clone()).max();
+        let reach = reaches(&tops, self.servers.iter().map(|server| &server.slots));
+        let mut found = found.into_iter();
+        for (server, reach) in self.servers.iter_mut().zip(&reach) {
+            if server.away.is_some() {
+                continue;
+            }
+            let lowest = server.slots.lowest();
+            let left_over = found.next().unwrap_or_default();
+            let left_over = left_over.into_iter().map(|(slot, ..)| slot).filter(|slot| Some(*slot) != lowest);
+            let left_over: Vec<String> = left_over
+                .flat_map(|slot| {
+                    let tag = tag_of(slot);
+                    [keys.top_at(relay, &tag), keys.log_at(&tag)]
+                })
+                .collect();
+            write_top(server, settings, reach, lost.as_ref(), &left_over).await?;
+        }
+        self.former_slots.clear();
+        Ok(reach)
+    }
+
+    /// Reads the tops in some slots, at each server that is not away.
+    async fn read_tops(
+        &mut self,
+        is_wanted: impl Fn(u16) -> bool,
+    ) -> Result<Vec<Vec<(u16, Top, Lost)>>, PublishError> {
+        let (keys, relay, settings) = (&self.keys, &self.relay, &self.settings);
+        let is_wanted = &is_wanted;
+        let reading = self.servers.iter_mut().filter(|server| server.away.is_none()).map(async |server| {
+            let slots: Vec<u16> = server.slots.iter().filter(|slot| is_wanted(*slot)).collect();
+            let mut found: Vec<(u16, Top, Lost)> = Vec::new();
+            for some in slots.chunks(KEYS_AT_ONCE) {
+                found.extend(tops_in(server, settings, keys, relay, some).await?);
+            }
+            Ok::<_, PublishError>(found)
+        });
+        join_all(reading).await.into_iter().collect()
+    }
+}
+
+/// The number and the time of a loss that a server has recorded.
+type Lost = Option<(StreamId, u64)>;
+
+/// Finds the tops in these slots of a server, with the losses recorded beside them.
+async fn tops_in(
+    server: &mut Server,
+    settings: &Settings,
+    keys: &Keys,
+    relay: &str,
+    slots: &[u16],
+) -> Result<Vec<(u16, Top, Lost)>, PublishError> {
+    if slots.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut pipeline = ::redis::pipe();
+    for slot in slots {
+        pipeline.cmd("HMGET").arg(keys.top_at(relay, &tag_of(*slot))).arg(&["id", "event", "slots"]);
+    }
+    type Raw = (Option<String>, Option<String>, Option<String>);
+    let raw = server.on_connection(settings, async |connected| {
+        pipeline.query_async::<Vec<Raw>>(&mut connected.connection).await
+    });
+    let mut found = Vec::new();
+    for (slot, (id, event, spoken_for)) in slots.iter().zip(raw.await.map_err(Refusal::retry)?) {
+        let Some(spoken_for) = spoken_for else { continue };
+        let id = id.and_then(|id| id.parse().ok());
+        let event = event.and_then(|event| EventId::parse_str(&event).ok());
+        let top = Top { id, event, slots: SlotSet::parse(&spoken_for) };
+        let log_key = keys.log_at(&tag_of(*slot));
+        let lost = server.on_connection(settings, async |connected| {
+            connected
+                .connection
+                .hmget::<_, _, (Option<String>, Option<u64>)>(log_key, &["lost", "lost_at"])
+                .await
+        });
+        let (through, at) = lost.await.map_err(Refusal::retry)?;
+        found.push((*slot, top, through.and_then(|through| through.parse().ok()).zip(at)));
+    }
+    Ok(found)
+}
+
+/// Writes a server's top, and then removes the ones that are left over.
+async fn write_top(
+    server: &mut Server,
+    settings: &Settings,
+    reach: &Reach,
+    lost: Option<&(StreamId, u64)>,
+    left_over: &[String],
+) -> Result<(), PublishError> {
+    let (top_key, log_key, slots) =
+        (server.top_key.clone(), server.log_key.clone(), server.slots.to_string());
+    let writing = server.on_connection(settings, async |connected| {
+        let connection = &mut connected.connection;
+        match reach {
+            None => {
+                // A number that stood there spoke for fewer slots.
+                connection.del::<_, ()>(&top_key).await?;
+                connection.hset::<_, _, _, ()>(&top_key, "slots", slots).await?;
+            }
+            Some((id, event)) => {
+                let event = event.map_or_else(|| "-".to_owned(), |event| event.to_string());
+                let fields = ["id", &id.to_string(), "event", &event, "slots", &slots];
+                set(&mut *connection, &top_key, &fields).await?;
+            }
+        }
+        if let Some((through, at)) = lost {
+            set(connection, &log_key, &["lost", &through.to_string(), "lost_at", &at.to_string()]).await?;
+        }
+        for key in left_over {
+            connection.del::<_, ()>(key).await?;
+        }
+        Ok(())
+    });
+    writing.await.map_err(Refusal::retry)
+}
+
+/// HSET with several fields, for which the driver would send HMSET.
+async fn set(connection: &mut MultiplexedConnection, key: &str, fields: &[&str]) -> RedisResult<()> {
+    ::redis::cmd("HSET").arg(key).arg(fields).query_async(connection).await
+}
+
+fn of_time() -> PublishError {
+    PublishError::retry(failure::TIMEOUT, "Redis: no answer in time")
+}

@@ -1,0 +1,167 @@
+//! The servers of a cluster: following their slots, and leaving behind those that fail.
+//!
+//! A server that is left behind lacks the numbers behind its top. The position goes on without it. When it is
+//! back, `publish` says that the sink forgot something, and the relay gives that server what it lacks from the
+//! log, as it does for a server that went back.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+
+use super::refusal::of_connecting;
+use super::server::Server;
+use super::{OF_CLUSTER, Publisher, SCRIPT};
+use crate::event::StreamId;
+use crate::redis::slot_map::{Layout, SlotMap};
+use crate::relay::PublishError;
+
+/// How long a server may fail before it is left behind.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often a server that is away is tried.
+const TRIED_EVERY: Duration = Duration::from_millis(500);
+/// How long such a try may take, while the topics of the other servers wait.
+const TRY_LIMIT: Duration = Duration::from_millis(100);
+
+impl Publisher {
+    /// Follows the slots before a batch is published.
+    ///
+    /// # Errors
+    /// Returns [`PublishError::Retry`] if it cannot be found out whether this is a cluster, and
+    /// [`PublishError::Forgot`] if servers have to be compared first: slots have moved, or a server is back.
+    pub(super) async fn follow(&mut self) -> Result<(), PublishError> {
+        self.group().await?;
+        if self.map.is_none() {
+            return Ok(());
+        }
+        self.try_away().await;
+        if !self.is_compared {
+            return Err(PublishError::Forgot {
+                reached: "an unknown number at one of its servers".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Makes the list of servers, when it is first used and after slots have moved.
+    pub(super) async fn group(&mut self) -> Result<(), PublishError> {
+        match self.settings.layout().await.map_err(|error| of_connecting(&error))? {
+            Layout::Cluster(map) if self.map.as_ref() == Some(&map) => {}
+            Layout::Cluster(map) => self.regroup(map),
+            Layout::Single | Layout::Unknown if self.servers.is_empty() => {
+                self.servers.push(Server::only(&self.keys, &self.relay));
+            }
+            Layout::Single | Layout::Unknown => {}
+        }
+        Ok(())
+    }
+
+    fn regroup(&mut self, map: Arc<SlotMap>) {
+        if self.map.is_none() {
+            self.script = ::redis::Script::new(&format!("{OF_CLUSTER}{SCRIPT}"));
+        }
+        let mut before = std::mem::take(&mut self.servers);
+        self.former_slots.extend(before.iter().filter_map(|server| server.slots.lowest()));
+        let mut slots = map.slots();
+        for primary in map.primaries() {
+            let slots = slots.remove(primary).unwrap_or_default();
+            let server = Server::of_cluster(&self.keys, &self.relay, primary.clone(), slots);
+            // The same server, or one that took the place of another.
+            let is_it = |old: &Server| old.endpoint == server.endpoint || old.top_key == server.top_key;
+            let at = before.iter().position(|old| old.endpoint == server.endpoint);
+            let at = at.or_else(|| before.iter().position(is_it));
+            self.servers.push(match at {
+                Some(at) => server.follows(before.swap_remove(at)),
+                None => server,
+            });
+        }
+        self.map = Some(map);
+        self.is_compared = false;
+        self.heads.clear();
+    }
+
+    /// Tries the servers that are away, from time to time.
+    async fn try_away(&mut self) {
+        let settings = &self.settings;
+        let is_due = |server: &Server| {
+            server.away.is_some() && server.moved_at.is_none_or(|tried| tried.elapsed() >= TRIED_EVERY)
+        };
+        let trying = self.servers.iter_mut().filter(|server| is_due(server)).map(async |server| {
+            server.moved_at = Some(Instant::now());
+            let pinging = server.ping(settings);
+            let is_back = matches!(tokio::time::timeout(TRY_LIMIT, pinging).await, Ok(Ok(())));
+            if is_back {
+                (server.away, server.failing_since) = (None, None);
+            }
+            is_back
+        });
+        if join_all(trying).await.contains(&true) {
+            // What it lacks comes before anything new.
+            self.is_compared = false;
+        }
+    }
+
+    /// Leaves servers behind that have failed for long enough.
+    ///
+    /// # Errors
+    /// Returns the failure if the server may still be waited for, if it is the only one, if no other one
+    /// answers, or if it holds the events of a release.
+    pub(super) async fn leave_behind(
+        &mut self,
+        failed: Vec<(usize, PublishError)>,
+        has_answer: bool,
+        since: Instant,
+        holds_release: impl Fn(&(usize, PublishError)) -> bool,
+    ) -> Result<(), PublishError> {
+        self.settings.topology.doubt();
+        let mut waits = self.map.is_none();
+        for failure in &failed {
+            let has_failed = self.servers[failure.0].has_failed_for(since, PATIENCE);
+            waits |= !has_failed || holds_release(failure);
+        }
+        if waits || !(has_answer || self.any_answers(&failed).await) {
+            let first = failed.into_iter().next().map(|(_, error)| error);
+            return first.map_or(Ok(()), Err);
+        }
+        for (at, error) in failed {
+            let server = &mut self.servers[at];
+            tracing::error!(server = server.name(), %error, "a server of the cluster is left behind: its topics wait");
+            server.untold = server.untold.or(server.reached).or(Some(StreamId::new(1, 0)));
+            (server.is_behind, server.is_in_step) = (true, false);
+            server.moved_at = Some(Instant::now());
+            server.away = Some(error.to_string());
+        }
+        self.tell();
+        Ok(())
+    }
+
+    /// Whether a server answers that is neither away nor one of these.
+    async fn any_answers(&mut self, failed: &[(usize, PublishError)]) -> bool {
+        let settings = &self.settings;
+        let others =
+            self.servers.iter_mut().enumerate().filter(|(at, server)| {
+                server.away.is_none() && failed.iter().all(|(failed, _)| failed != at)
+            });
+        let pings = others.map(async |(_, server)| {
+            matches!(tokio::time::timeout(PATIENCE, server.ping(settings)).await, Ok(Ok(())))
+        });
+        join_all(pings).await.contains(&true)
+    }
+
+    /// Notes if a server that was left behind has all that it lacked.
+    pub(super) fn note_if_whole(&mut self, server: usize) {
+        let server = &mut self.servers[server];
+        if server.is_behind && server.away.is_none() && server.reached >= self.passed {
+            (server.is_behind, server.untold) = (false, None);
+            tracing::warn!(server = server.name(), "a server of the cluster has what it lacked");
+            self.tell();
+        }
+    }
+
+    /// Tells the relay which servers lack events: the log keeps them as long.
+    pub(super) fn tell(&self) {
+        let behind: Vec<String> = self.servers.iter().filter(|it| it.is_behind).map(Server::name).collect();
+        self.metrics.servers_behind.set(behind.len().try_into().unwrap_or(i64::MAX));
+        self.state.behind((!behind.is_empty()).then(|| behind.join(", ")));
+    }
+}

@@ -1,0 +1,220 @@
+//! One server that takes events: its connection, its keys, and how far it has come.
+
+use std::time::{Duration, Instant};
+
+use ::redis::{AsyncCommands, RedisError, RedisResult, ScriptInvocation};
+
+use super::refusal::{Refusal, of_connecting};
+use crate::event::{EventId, StreamId};
+use crate::redis::connect::Connected;
+use crate::redis::endpoint::Endpoint;
+use crate::redis::keys::Keys;
+use crate::redis::settings::Settings;
+use crate::redis::slots::{SlotSet, tag_of};
+use crate::relay::failure::Remedy;
+use crate::relay::{PublishError, Reached};
+
+/// The script's answer: events done, verdict, detail.
+pub(super) type Answer = (usize, String, String);
+
+/// A server of the sink.
+#[derive(Debug)]
+pub(super) struct Server {
+    /// `None` for the one server of an address that leads to no cluster.
+    pub(super) endpoint: Option<Endpoint>,
+    /// The slots that it has, if it is of a cluster.
+    pub(super) slots: SlotSet,
+    pub(super) top_key: String,
+    pub(super) log_key: String,
+    connection: Option<Connected>,
+    /// The highest number that it has used up, as far as this publisher knows.
+    pub(super) reached: Option<StreamId>,
+    /// When a call last used up a number.
+    pub(super) moved_at: Option<Instant>,
+    /// Since when its calls fail.
+    pub(super) failing_since: Option<Instant>,
+    /// Why it was left behind, until it answers again.
+    pub(super) away: Option<String>,
+    /// Whether it lacks no event up to the number that this publisher has passed.
+    pub(super) is_in_step: bool,
+    /// Whether it was left behind and has not been given what it lacks.
+    pub(super) is_behind: bool,
+    /// Of what it lacks, the numbers above this one have never been published.
+    pub(super) untold: Option<StreamId>,
+}
+
+/// The facts that a server's own keys hold.
+#[derive(Debug)]
+pub(super) struct Owned {
+    pub(super) format: Option<String>,
+    pub(super) log: Option<String>,
+    pub(super) id: Option<String>,
+    pub(super) event: Option<String>,
+    pub(super) slots: Option<String>,
+}
+
+impl Server {
+    /// The one server that has all keys.
+    pub(super) fn only(keys: &Keys, relay: &str) -> Self {
+        Self::with(None, SlotSet::default(), keys.top(relay), keys.log())
+    }
+
+    /// A server of a cluster. Its own keys are in the lowest of its slots.
+    pub(super) fn of_cluster(keys: &Keys, relay: &str, endpoint: Endpoint, slots: SlotSet) -> Self {
+        let tag = tag_of(slots.lowest().unwrap_or_default());
+        Self::with(Some(endpoint), slots, keys.top_at(relay, &tag), keys.log_at(&tag))
+    }
+
+    fn with(endpoint: Option<Endpoint>, slots: SlotSet, top_key: String, log_key: String) -> Self {
+        Self {
+            endpoint,
+            slots,
+            top_key,
+            log_key,
+            connection: None,
+            reached: None,
+            moved_at: None,
+            failing_since: None,
+            away: None,
+            is_in_step: false,
+            is_behind: false,
+            untold: None,
+        }
+    }
+
+    /// Takes over what is known of the same server from before the slots moved.
+    pub(super) fn follows(mut self, before: Self) -> Self {
+        if self.endpoint == before.endpoint {
+            self.connection = before.connection;
+            self.away = before.away;
+        }
+        if self.top_key == before.top_key {
+            (self.untold, self.is_behind) = (before.untold, before.is_behind);
+        }
+        self
+    }
+
+    /// Its name in messages.
+    pub(super) fn name(&self) -> String {
+        self.endpoint.as_ref().map_or_else(|| "Redis".to_owned(), |endpoint| format!("Redis at {endpoint}"))
+    }
+
+    /// Makes a connection if there is none. Returns whether it is new.
+    pub(super) async fn connect(&mut self, settings: &Settings) -> Result<bool, PublishError> {
+        let version = settings.primary_version();
+        // A server that is no longer the primary may still take writes.
+        if self.connection.as_ref().is_some_and(|connected| connected.version == version) {
+            return Ok(false);
+        }
+        self.connection = None;
+        let connecting = match &self.endpoint {
+            Some(endpoint) => settings.connect_at(endpoint).await,
+            None => settings.connect_for_long().await,
+        };
+        self.connection = Some(connecting.map_err(|error| of_connecting(&error))?);
+        Ok(true)
+    }
+
+    /// Calls the script.
+    pub(super) async fn call(
+        &mut self,
+        settings: &Settings,
+        invocation: &ScriptInvocation<'_>,
+    ) -> Result<Answer, Refusal> {
+        self.on_connection(settings, async |connected| {
+            invocation.invoke_async::<Answer>(&mut connected.connection).await
+        })
+        .await
+    }
+
+    /// Uses the connection, and keeps it if it still works.
+    pub(super) async fn on_connection<T>(
+        &mut self,
+        settings: &Settings,
+        work: impl AsyncFnOnce(&mut Connected) -> RedisResult<T>,
+    ) -> Result<T, Refusal> {
+        if let Err(error) = self.connect(settings).await {
+            return Err(Refusal { failure: error.failure(), text: error.to_string(), is_reply: false });
+        }
+        // Taken: a call that is given up leaves no connection with an answer under way.
+        let Some(mut connected) = self.connection.take() else {
+            return Err(Refusal::of(&RedisError::from(std::io::Error::from(
+                std::io::ErrorKind::NotConnected,
+            ))));
+        };
+        match work(&mut connected).await {
+            Ok(value) => {
+                self.connection = Some(connected);
+                Ok(value)
+            }
+            Err(error) => {
+                let refusal = Refusal::of(&error);
+                // Dropped after a time-out, after it broke, and if its server is no longer the primary.
+                if refusal.is_reply && refusal.failure.remedy == Remedy::SetAside {
+                    self.connection = Some(connected);
+                }
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Reads the owner of the keys and the relay's top.
+    pub(super) async fn owned(&mut self, settings: &Settings) -> Result<Owned, PublishError> {
+        let (log_key, top_key) = (self.log_key.clone(), self.top_key.clone());
+        let read = self.on_connection(settings, async |connected| {
+            let connection = &mut connected.connection;
+            // Two calls and not a pipeline, whose error lacks the server's code.
+            let (format, log) = connection.hmget(log_key, &["format", "log"]).await?;
+            let (id, event, slots) = connection.hmget(top_key, &["id", "event", "slots"]).await?;
+            Ok(Owned { format, log, id, event, slots })
+        });
+        read.await.map_err(Refusal::retry)
+    }
+
+    /// Checks that it answers.
+    pub(super) async fn ping(&mut self, settings: &Settings) -> Result<(), Refusal> {
+        self.on_connection(settings, async |connected| {
+            ::redis::cmd("PING").query_async::<String>(&mut connected.connection).await.map(|_pong| ())
+        })
+        .await
+    }
+
+    /// Waits until this many replicas have what was written over this connection, and returns how many have.
+    pub(super) async fn replicated(&mut self, settings: &Settings, wanted: u32) -> Result<u32, PublishError> {
+        // This is less than the connection's time-out, so that the server's count comes first.
+        let timeout_ms = (settings.response_timeout_ms / 2).max(1);
+        let count = self.on_connection(settings, async |connected| {
+            ::redis::cmd("WAIT").arg(wanted).arg(timeout_ms).query_async(&mut connected.connection).await
+        });
+        count.await.map_err(Refusal::retry)
+    }
+
+    /// Notes that a call was taken, and the last number that it used up.
+    pub(super) fn took(&mut self, through: Option<StreamId>, now: Instant) {
+        self.failing_since = None;
+        if let Some(through) = through {
+            self.reached = self.reached.max(Some(through));
+            self.moved_at = Some(now);
+        }
+    }
+
+    /// Whether it has failed for this long.
+    pub(super) fn has_failed_for(&mut self, since: Instant, patience: Duration) -> bool {
+        self.failing_since.get_or_insert(since).elapsed() >= patience
+    }
+}
+
+impl Owned {
+    /// The top, if it can be read.
+    pub(super) fn reached(&self, top_key: &str) -> Result<Option<Reached>, PublishError> {
+        let Some(id) = &self.id else { return Ok(None) };
+        let id = id.parse().map_err(|_| {
+            PublishError::Stop(format!(
+                "the key {top_key} in Redis holds the id '{id}', which no relay wrote: delete that key, and the \
+                 relay publishes again what Redis then lacks"
+            ))
+        })?;
+        let event = self.event.as_deref().and_then(|event| EventId::parse_str(event).ok());
+        Ok(Some(Reached { id, event }))
+    }
+}

@@ -1,0 +1,369 @@
+//! A Redis Cluster: topics at all of its servers, slots that move, servers that fail or go back. Nothing is
+//! lost or repeated, and the topics of the other servers flow on.
+
+use std::time::Duration;
+
+use redis::AsyncCommands;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use aftercommit::event::Topic;
+use aftercommit::outbox;
+
+use crate::commands::{assert_fails, stdout};
+use crate::harness::{
+    Client, Cluster, Event, Process, System, TestResult, cli, eventually, metric_of, new_event, numbers,
+    start_redis,
+};
+
+/// A topic at each primary, with a client of its own at each of two SSE servers.
+struct Stage {
+    cluster: Cluster,
+    system: System,
+    relay: Process,
+    sse: Vec<Process>,
+    topics: Vec<Topic>,
+    token: String,
+}
+
+impl Stage {
+    async fn new(cluster: Cluster) -> Self {
+        let url = cluster.url();
+        Self::with(cluster, System::with_redis(&url).await, &url).await
+    }
+
+    /// The SSE servers reach Redis by an address of their own.
+    async fn with(cluster: Cluster, mut system: System, sse_url: &str) -> Self {
+        let prefix = system.redis.topic("").to_string();
+        let mut topics = Vec::new();
+        for at in 0..3 {
+            topics.push(cluster.topic_at(&prefix, at).await);
+        }
+        let relay = system.start("relay").await;
+        system.set_again("REDIS_URL", sse_url);
+        let sse = vec![system.start("sse").await, system.start("sse").await];
+        for sse in &sse {
+            let is_ready = async || {
+                let answer = system.http().get(sse.url("/readyz")).send().await.ok()?;
+                answer.status().is_success().then_some(())
+            };
+            eventually("an SSE server is ready", is_ready).await;
+        }
+        let token = system.token_with(Uuid::new_v4(), Duration::from_secs(3600), &[&format!("{prefix}*")]);
+        Self { cluster, system, relay, sse, topics, token }
+    }
+
+    /// A client of each topic at each server, topic by topic.
+    async fn clients(&self) -> Vec<Client> {
+        let mut clients = Vec::new();
+        for topic in &self.topics {
+            for sse in &self.sse {
+                clients.push(Client::open(&sse.url(&format!("/streams/{topic}")), &self.token).await);
+            }
+        }
+        clients
+    }
+
+    fn keep_committing(&self, until: CancellationToken) -> JoinHandle<u64> {
+        keep_committing(&self.system, &self.topics, until)
+    }
+
+    /// Waits until each of these clients has got so many more events.
+    async fn wait_for_more(&self, clients: &[Client], more: usize) {
+        for (at, client) in clients.iter().enumerate() {
+            let reached = client.so_far().len();
+            let waiting =
+                tokio::time::timeout(Duration::from_secs(40), client.wait_for_events(reached + more));
+            let logs = || format!("{}\n{}", self.relay.log(), self.sse[at % 2].log());
+            assert!(waiting.await.is_ok(), "client {at} waits\n{}", logs());
+        }
+    }
+
+    /// Every client has every number once and in order, and was not reset.
+    async fn assert_all_have(&self, clients: &[Client], committed: u64) -> TestResult {
+        for (at, client) in clients.iter().enumerate() {
+            let all = usize::try_from(committed)?;
+            let waiting = tokio::time::timeout(Duration::from_secs(40), client.wait_for_events(all)).await;
+            let log = format!("{}\n{}", self.relay.log(), self.sse[at % 2].log());
+            let Ok(events) = waiting else {
+                panic!("client {at} has {} of {all}\n{log}", client.so_far().len());
+            };
+            let resets: Vec<&Event> = events.iter().filter(|event| event.event == "reset").collect();
+            assert!(resets.is_empty(), "client {at}: {resets:?}\n{log}");
+            let got = numbers(&events);
+            let wrong = (0..).zip(&got).find(|(expected, number)| expected != *number);
+            assert!(wrong.is_none(), "client {at}: {wrong:?}, {} events\n{log}", got.len());
+        }
+        Ok(())
+    }
+}
+
+/// Commits 0, 1, 2, … to each topic until told to stop; returns how many.
+fn keep_committing(system: &System, topics: &[Topic], until: CancellationToken) -> JoinHandle<u64> {
+    let (database, topics) = (system.database.url().to_owned(), topics.to_vec());
+    tokio::spawn(async move {
+        use sqlx::Connection;
+        let mut connection = sqlx::PgConnection::connect(&database).await.expect("a connection");
+        let mut count = 0;
+        while !until.is_cancelled() {
+            for topic in &topics {
+                let event = new_event(topic, "N", &count);
+                outbox::append(&mut connection, &event).await.expect("an append");
+            }
+            count += 1;
+            // The pace of the load.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        count
+    })
+}
+
+#[tokio::test]
+async fn topics_at_all_servers_flow_and_a_message_of_another_program_comes_once() -> TestResult {
+    let stage = Stage::new(Cluster::start().await).await;
+    let clients = stage.clients().await;
+    let stop = CancellationToken::new();
+    let committing = stage.keep_committing(stop.clone());
+    for client in &clients {
+        client.wait_for_events(50).await;
+    }
+    stop.cancel();
+    let committed = committing.await?;
+    stage.assert_all_have(&clients, committed).await?;
+    let keys = stage.system.redis.keys();
+    for (at, topic) in stage.topics.iter().enumerate() {
+        let mut connection = stage.cluster.connect_to(at).await.ok_or("no connection")?;
+        let length: u64 = connection.xlen(keys.history(topic)).await?;
+        assert_eq!(length, committed, "the history is at its server");
+        // From another server than the topic's.
+        let mut elsewhere = stage.cluster.connect_to((at + 1) % 3).await.ok_or("no connection")?;
+        let _: () = elsewhere.publish(keys.public(topic), "{\"type\":\"FOREIGN\"}").await?;
+    }
+    for client in &clients {
+        let events = client.wait_for_events(usize::try_from(committed)? + 1).await;
+        assert_eq!(events.last().map(|event| event.event.as_str()), Some("FOREIGN"));
+        assert_eq!(events.iter().filter(|event| event.event == "FOREIGN").count(), 1);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_gets_every_event_once_over_a_failover() -> TestResult {
+    let stage = Stage::new(Cluster::start().await).await;
+    let clients = stage.clients().await;
+    let stop = CancellationToken::new();
+    let committing = stage.keep_committing(stop.clone());
+    clients[0].wait_for_events(50).await;
+    stage.cluster.signal(0, "KILL").await;
+    stage.cluster.wait_for_failover_of(0).await;
+    stage.wait_for_more(&clients, 50).await;
+    stop.cancel();
+    stage.assert_all_have(&clients, committing.await?).await
+}
+
+/// The replica lacks events that clients have. They are given again, and repeat nothing.
+#[tokio::test]
+async fn a_replica_that_lagged_is_given_what_it_lacks() -> TestResult {
+    let stage = Stage::new(Cluster::start().await).await;
+    let clients = stage.clients().await;
+    let stop = CancellationToken::new();
+    let committing = stage.keep_committing(stop.clone());
+    clients[2].wait_for_events(50).await;
+    stage.cluster.cut_replica_of(1).await;
+    let reached = clients[2].so_far().len();
+    clients[2].wait_for_events(reached + 50).await;
+    stage.cluster.signal(1, "KILL").await;
+    let new = stage.cluster.wait_for_failover_of(1).await;
+    stage.wait_for_more(&clients, 50).await;
+    stop.cancel();
+    let committed = committing.await?;
+    stage.assert_all_have(&clients, committed).await?;
+    let mut connection = stage.cluster.connect_to(new).await.ok_or("no connection")?;
+    let length: u64 = connection.xlen(stage.system.redis.keys().history(&stage.topics[1])).await?;
+    assert_eq!(length, committed, "the history is whole");
+    Ok(())
+}
+
+/// Its connection stays open: only its numbers show that it has forgotten everything.
+#[tokio::test]
+async fn a_server_that_is_emptied_is_given_everything_again() -> TestResult {
+    let stage = Stage::new(Cluster::start().await).await;
+    let clients = stage.clients().await;
+    let stop = CancellationToken::new();
+    let committing = stage.keep_committing(stop.clone());
+    clients[2].wait_for_events(50).await;
+    let mut connection = stage.cluster.connect_to(1).await.ok_or("no connection")?;
+    let () = redis::cmd("FLUSHALL").query_async(&mut connection).await?;
+    stage.wait_for_more(&clients, 50).await;
+    stop.cancel();
+    let committed = committing.await?;
+    stage.assert_all_have(&clients, committed).await?;
+    let length: u64 = connection.xlen(stage.system.redis.keys().history(&stage.topics[1])).await?;
+    assert_eq!(length, committed, "the history is whole");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_topics_of_the_other_servers_flow_on_while_one_is_frozen() -> TestResult {
+    // The others take commands without it.
+    let cluster = Cluster::with(&[("cluster-require-full-coverage", "no")]).await;
+    let stage = Stage::new(cluster).await;
+    let clients = stage.clients().await;
+    let stop = CancellationToken::new();
+    let committing = stage.keep_committing(stop.clone());
+    clients[0].wait_for_events(50).await;
+    // Nobody takes its place.
+    stage.cluster.signal(3, "KILL").await;
+    stage.cluster.signal(0, "STOP").await;
+    let behind = async || {
+        let behind = metric_of(&stage.relay, "aftercommit_relay_redis_servers_behind").await;
+        (behind > 0).then_some(())
+    };
+    eventually("a server is left behind", behind).await;
+    let stopped_at = clients[0].so_far().len();
+    stage.wait_for_more(&clients[2..], 200).await;
+    assert_eq!(clients[0].so_far().len(), stopped_at, "its topic waits");
+    stage.cluster.signal(0, "CONT").await;
+    clients[0].wait_for_events(stopped_at + 200).await;
+    stop.cancel();
+    let committed = committing.await?;
+    stage.assert_all_have(&clients, committed).await?;
+    let whole = async || {
+        let behind = metric_of(&stage.relay, "aftercommit_relay_redis_servers_behind").await;
+        (behind == 0).then_some(())
+    };
+    eventually("no server is behind", whole).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_relay_that_starts_while_a_server_is_away_delivers_the_topics_of_the_others() -> TestResult {
+    let cluster = Cluster::with(&[("cluster-require-full-coverage", "no")]).await;
+    let mut stage = Stage::new(cluster).await;
+    let clients = stage.clients().await;
+    let stop = CancellationToken::new();
+    let committing = stage.keep_committing(stop.clone());
+    clients[0].wait_for_events(50).await;
+    stage.cluster.signal(3, "KILL").await;
+    stage.cluster.signal(0, "STOP").await;
+    let relay = stage.system.start("relay").await;
+    std::mem::replace(&mut stage.relay, relay).kill().await;
+    stage.wait_for_more(&clients[2..], 100).await;
+    stage.cluster.signal(0, "CONT").await;
+    let reached = clients[0].so_far().len();
+    clients[0].wait_for_events(reached + 100).await;
+    stop.cancel();
+    let committed = committing.await?;
+    stage.assert_all_have(&clients, committed).await
+}
+
+#[tokio::test]
+async fn slots_move_under_load_and_nothing_is_lost_or_repeated() -> TestResult {
+    let stage = Stage::new(Cluster::start().await).await;
+    let clients = stage.clients().await;
+    let stop = CancellationToken::new();
+    let committing = stage.keep_committing(stop.clone());
+    clients[0].wait_for_events(50).await;
+    for (from, to) in [(0, 1), (1, 2), (2, 0), (0, 2)] {
+        stage.cluster.move_slot(&stage.topics[0], from, to).await;
+        stage.wait_for_more(&clients, 50).await;
+    }
+    stop.cancel();
+    stage.assert_all_have(&clients, committing.await?).await
+}
+
+/// Two services with a database and a relay each, three SSE servers, one cluster: kept apart by namespace.
+#[tokio::test]
+async fn several_databases_share_one_cluster() -> TestResult {
+    let first = Stage::new(Cluster::start().await).await;
+    let url = first.cluster.url();
+    let other = System::with_redis(&url).await;
+    let mut other_topics = Vec::new();
+    let prefix = other.redis.topic("").to_string();
+    for at in 0..3 {
+        other_topics.push(first.cluster.topic_at(&prefix, at).await);
+    }
+    let relay = other.start("relay").await;
+    let sse = other.start("sse").await;
+    let token = other.token_with(Uuid::new_v4(), Duration::from_secs(3600), &[&format!("{prefix}*")]);
+    let clients = first.clients().await;
+    let mut other_clients = Vec::new();
+    for topic in &other_topics {
+        other_clients.push(Client::open(&sse.url(&format!("/streams/{topic}")), &token).await);
+    }
+    let stop = CancellationToken::new();
+    let committing = first.keep_committing(stop.clone());
+    let committing_elsewhere = keep_committing(&other, &other_topics, stop.clone());
+    for client in clients.iter().chain(&other_clients) {
+        client.wait_for_events(100).await;
+    }
+    stop.cancel();
+    first.assert_all_have(&clients, committing.await?).await?;
+    let committed = committing_elsewhere.await?;
+    for client in &other_clients {
+        let events = client.wait_for_events(usize::try_from(committed)?).await;
+        assert_eq!(numbers(&events), (0..committed).collect::<Vec<_>>(), "{}", relay.log());
+    }
+    Ok(())
+}
+
+/// The users have exactly the rights that `grants` prints.
+#[tokio::test]
+async fn the_story_runs_under_the_printed_rights_and_doctor_finds_nothing_wrong() -> TestResult {
+    let cluster = Cluster::start().await;
+    let system = System::with_redis(&cluster.url()).await;
+    let namespace = system.redis.relay_name();
+    let arguments = ["grants", "--redis", "--cluster", "--namespace", &namespace];
+    let users = ["--relay", "relay", "--sse", "sse", "--operator", "operator"];
+    let lines = stdout(&cli(system.settings(), &[&arguments[..], &users[..]].concat()).await);
+    for at in 0..cluster.servers.len() {
+        let mut admin = cluster.connect_to(at).await.ok_or("no connection")?;
+        for line in lines.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            redis::cmd(words[0]).arg(&words[1..]).arg(">secret").exec_async(&mut admin).await?;
+        }
+    }
+    let url = cluster.url();
+    let url_of = |user: &str| url.replace("app:of-the-cluster", &format!("{user}:secret"));
+    let mut stage = Stage::with(cluster, system.set("REDIS_URL", &url_of("relay")), &url_of("sse")).await;
+    let clients = stage.clients().await;
+    let stop = CancellationToken::new();
+    let committing = stage.keep_committing(stop.clone());
+    stage.wait_for_more(&clients, 20).await;
+    stage.cluster.move_slot(&stage.topics[0], 0, 1).await;
+    stage.wait_for_more(&clients, 20).await;
+    stop.cancel();
+    stage.assert_all_have(&clients, committing.await?).await?;
+    for (user, role) in [("relay", "relay"), ("sse", "sse"), ("operator", "operator")] {
+        stage.system.set_again("REDIS_URL", &url_of(user));
+        let found = stdout(&cli(stage.system.settings(), &["doctor", "--role", role]).await);
+        assert!(!found.contains("WRONG    redis"), "{user}: {found}");
+        assert!(found.contains("redis cluster: 127.0.0.1:"), "{user}: {found}");
+        let status = cli(stage.system.settings(), &["status"]).await;
+        assert_eq!(status.status.code(), Some(0), "{user}: {}", stdout(&status));
+        assert!(stdout(&status).contains("Redis Cluster of 3 primary servers"), "{}", stdout(&status));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_mistake_with_a_cluster_is_one_sentence() -> TestResult {
+    let (one, other) = (start_redis(Vec::new(), None).await, start_redis(Vec::new(), None).await);
+    let system = System::new().await;
+    let password = |server: &aftercommit::local::RedisServer| {
+        secrecy::ExposeSecret::expose_secret(&server.url()).to_owned()
+    };
+    let (one, other) = (password(&one), password(&other));
+    let several = format!("{one},127.0.0.1:{}", other.rsplit(':').next().unwrap_or_default());
+    let settings = system.settings().clone().set("REDIS_URL", &several);
+    assert_fails(&settings, &["relay"], 1, "is no node of a cluster: name one server").await;
+    let settings = system.settings().clone().set("REDIS_URL", "redis://127.0.0.1:1,127.0.0.1:2/main");
+    assert_fails(&settings, &["relay"], 1, "is not of the form").await;
+    // A cluster without slots: nobody has given it any yet.
+    let node = start_redis(vec![("cluster-enabled", "yes".to_owned())], None).await;
+    let settings = system.settings().clone().set("REDIS_URL", password(&node));
+    let found = stdout(&cli(&settings, &["doctor", "--role", "relay", "--output", "json"]).await);
+    assert!(found.contains("no server of the cluster has the slot"), "{found}");
+    Ok(())
+}
