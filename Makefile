@@ -22,13 +22,14 @@ test-postgres: ## Run the core's tests on each major version of Postgres: VERSIO
 
 SEED ?= 1
 MINUTES ?= 3
-chaos: ## Break everything at random and compare: SEED, MINUTES; the same seed makes the same faults
+TARGET ?= single
+chaos: ## Break everything at random and compare: SEED, MINUTES, TARGET=single|sentinel|cluster
 	@scripts/install-servers
-	cargo test --locked --test chaos -- --seed $(SEED) --minutes $(MINUTES)
+	cargo test --locked --test chaos -- --seed $(SEED) --minutes $(MINUTES) --target $(TARGET)
 
 SCENARIO ?= fanout
 ARGS ?=
-load: ## Load a release build with real connections: SCENARIO=fanout|storm|rolling|stuck, ARGS
+load: ## Load a release build with real connections: SCENARIO=fanout|storm|rolling|stuck|drain, ARGS
 	@scripts/install-servers
 	cargo build --release --locked
 	cargo test --release --locked --test load -- $(SCENARIO) $(ARGS)

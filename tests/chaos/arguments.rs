@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::targets::Target;
+
 /// How long the short form makes faults, as a part of the whole test suite.
 const SHORT: Duration = Duration::from_secs(20);
 /// The short form's seed: each run is the same.
@@ -14,6 +16,8 @@ pub(crate) struct Arguments {
     pub(crate) seed: u64,
     /// How long faults are made.
     pub(crate) length: Duration,
+    /// Other servers than one Redis.
+    pub(crate) target: Option<Target>,
     /// Print the plan and do nothing.
     pub(crate) plan: bool,
     /// Print each fault when it is made.
@@ -27,13 +31,21 @@ pub(crate) struct Arguments {
 impl Arguments {
     /// Parses the arguments. The error says which one is wrong.
     pub(crate) fn read(mut given: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut read =
-            Self { seed: SEED, length: SHORT, plan: false, verbose: false, skip: false, list: false };
+        let mut read = Self {
+            seed: SEED,
+            length: SHORT,
+            target: None,
+            plan: false,
+            verbose: false,
+            skip: false,
+            list: false,
+        };
         let mut filters = Vec::new();
         while let Some(argument) = given.next() {
             match argument.as_str() {
                 "--seed" => read.seed = number(&argument, given.next())?,
                 "--minutes" => read.length = minutes(number(&argument, given.next())?)?,
+                "--target" => read.target = target(given.next())?,
                 "--short" => read.length = SHORT,
                 "--plan" => read.plan = true,
                 "--verbose" => read.verbose = true,
@@ -51,6 +63,15 @@ impl Arguments {
 fn number<T: std::str::FromStr>(name: &str, value: Option<String>) -> Result<T, String> {
     let value = value.ok_or(format!("{name} wants a number behind it"))?;
     value.parse().map_err(|_| format!("{name} {value}: not a number"))
+}
+
+fn target(name: Option<String>) -> Result<Option<Target>, String> {
+    match name.as_deref() {
+        Some("single") => Ok(None),
+        Some("sentinel") => Ok(Some(Target::Sentinel)),
+        Some("cluster") => Ok(Some(Target::Cluster)),
+        _ => Err("--target wants single, sentinel or cluster behind it".to_owned()),
+    }
 }
 
 fn minutes(minutes: f64) -> Result<Duration, String> {

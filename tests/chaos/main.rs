@@ -23,6 +23,7 @@ mod random;
 mod report;
 mod resets;
 mod roles;
+mod targets;
 mod truth;
 mod world;
 mod writers;
@@ -62,9 +63,17 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    let report = runtime.block_on(campaign(&arguments, plan));
-    println!("{report}");
-    let is_clean = report.is_clean();
+    let is_clean = runtime.block_on(async {
+        let Arguments { seed, length, verbose, .. } = arguments;
+        if let Some(target) = arguments.target {
+            let report = targets::run(target, seed, length, verbose).await;
+            println!("{report}");
+            return report.is_clean();
+        }
+        let report = campaign(&arguments, plan).await;
+        println!("{report}");
+        report.is_clean()
+    });
     // In the format of the usual test runner.
     let (passed, failed) = (u8::from(is_clean), u8::from(!is_clean));
     let verdict = if is_clean { "ok" } else { "FAILED" };

@@ -82,13 +82,7 @@ impl Cluster {
             self.wait_for_info(at, "cluster_state:ok").await;
         }
         for at in PRIMARIES..self.servers.len() {
-            eventually("a replica follows", async || {
-                let mut connection = self.connect_to(at).await?;
-                let info: String =
-                    redis::cmd("INFO").arg("replication").query_async(&mut connection).await.ok()?;
-                info.contains("master_link_status:up").then_some(())
-            })
-            .await;
+            eventually("a replica follows", async || self.replication_has(at, "link_status:up").await).await;
         }
     }
 
@@ -194,21 +188,58 @@ impl Cluster {
         assert!(sent.await.expect("kill").success(), "{name}");
     }
 
-    /// Has the replica of this server fall behind, until it takes its place.
-    pub(crate) async fn cut_replica_of(&self, at: usize) {
-        let configured = self.ask_server(at + PRIMARIES, &["CONFIG", "SET", "masterauth", "wrong"]).await;
+    /// Has a replica fall behind its primary.
+    pub(crate) async fn cut_off(&self, primary: usize, replica: usize) {
+        let configured = self.ask_server(replica, &["CONFIG", "SET", "masterauth", "wrong"]).await;
         assert!(configured.is_some(), "the replica takes another password");
-        self.ask_server(at, &["CLIENT", "KILL", "TYPE", "REPLICA"]).await;
+        self.ask_server(primary, &["CLIENT", "KILL", "TYPE", "REPLICA"]).await;
         eventually("the replica is cut off", async || {
-            let mut connection = self.connect_to(at + PRIMARIES).await?;
-            let info: String =
-                redis::cmd("INFO").arg("replication").query_async(&mut connection).await.ok()?;
-            info.contains("master_link_status:down").then_some(())
+            self.replication_has(replica, "link_status:down").await
         })
         .await;
     }
 
-    async fn ask_server(&self, at: usize, command: &[&str]) -> Option<redis::Value> {
+    /// Lets a server follow others again.
+    pub(crate) async fn let_in(&self, server: usize) {
+        let configured = self.ask_server(server, &["CONFIG", "SET", "masterauth", PASSWORD]).await;
+        assert!(configured.is_some(), "the server takes its password back");
+    }
+
+    /// Whether INFO says this of a server's replication.
+    async fn replication_has(&self, at: usize, text: &str) -> Option<()> {
+        let mut connection = self.connect_to(at).await?;
+        let info: String = redis::cmd("INFO").arg("replication").query_async(&mut connection).await.ok()?;
+        info.contains(text).then_some(())
+    }
+
+    /// The server that has a topic, if all servers say the same and each primary has a replica that follows.
+    pub(crate) async fn settled_owner_of(&self, topic: &Topic) -> Option<usize> {
+        let owner = self.owner_of(topic, 0).await?;
+        for asked in 0..self.servers.len() {
+            if self.owner_of(topic, asked).await? != owner {
+                return None;
+            }
+            let mut connection = self.connect_to(asked).await?;
+            let info: String =
+                redis::cmd("INFO").arg("replication").query_async(&mut connection).await.ok()?;
+            let is_whole = info.contains("master_link_status:up") || info.contains("state=online");
+            is_whole.then_some(())?;
+        }
+        Some(owner)
+    }
+
+    /// Waits until all other servers say that another one than this has the topic.
+    pub(crate) async fn wait_for_takeover(&self, topic: &Topic, before: usize) {
+        eventually("another primary", async || {
+            for asked in (0..self.servers.len()).filter(|asked| *asked != before) {
+                (self.owner_of(topic, asked).await? != before).then_some(())?;
+            }
+            Some(())
+        })
+        .await;
+    }
+
+    pub(crate) async fn ask_server(&self, at: usize, command: &[&str]) -> Option<redis::Value> {
         let mut connection = self.connect_to(at).await?;
         redis::cmd(command[0]).arg(&command[1..]).query_async(&mut connection).await.ok()
     }

@@ -91,6 +91,35 @@ impl Sentinels {
         SENTINEL_PASSWORD
     }
 
+    /// The primary, if there is one that both others follow.
+    pub(crate) async fn settled_primary(&self) -> Option<usize> {
+        let mut primary = None;
+        for at in 0..self.servers.len() {
+            let info = self.ask(at, &["INFO", "replication"]).await?;
+            let info: String = redis::from_redis_value(info).ok()?;
+            if info.contains("role:master") {
+                // The old one may not know of the new one yet.
+                (primary.is_none() && info.matches("state=online").count() == 2).then_some(())?;
+                primary = Some(at);
+            }
+        }
+        primary
+    }
+
+    /// Sends a signal to a server.
+    pub(crate) async fn signal(&self, at: usize, name: &str) {
+        let pid = self.servers[at].pid().expect("a pid").to_string();
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(pid).status();
+        assert!(sent.await.expect("kill").success(), "{name}");
+    }
+
+    /// Runs a command at a server; `None` if that fails.
+    pub(crate) async fn ask(&self, at: usize, command: &[&str]) -> Option<redis::Value> {
+        let url = format!("redis://{USER}:{PASSWORD}@127.0.0.1:{}", self.servers[at].port());
+        let mut connection = redis_settings_of(&url).connect().await.ok()?;
+        redis::cmd(command[0]).arg(&command[1..]).query_async(&mut connection).await.ok()
+    }
+
     /// Waits until another server than this one is the primary, and returns its index.
     pub(crate) async fn wait_for_another_primary_than(&self, before: usize) -> usize {
         eventually("another primary", async || {

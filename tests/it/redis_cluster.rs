@@ -170,7 +170,7 @@ async fn a_replica_that_lagged_is_given_what_it_lacks() -> TestResult {
     let stop = CancellationToken::new();
     let committing = stage.keep_committing(stop.clone());
     clients[2].wait_for_events(50).await;
-    stage.cluster.cut_replica_of(1).await;
+    stage.cluster.cut_off(1, 4).await;
     let reached = clients[2].so_far().len();
     clients[2].wait_for_events(reached + 50).await;
     stage.cluster.signal(1, "KILL").await;

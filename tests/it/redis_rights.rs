@@ -128,7 +128,10 @@ async fn what_is_not_printed_is_refused() -> TestResult {
 async fn the_docs_show_the_printed_lines_and_a_wrong_name_is_refused() -> TestResult {
     let system = System::new().await;
     let docs = include_str!("../../docs/redis.md").replace(" \\\n  ", " ");
-    for line in printed(&system, "").await.lines() {
+    let users = ["--relay", "relay", "--sse", "sse", "--operator", "operator"];
+    let of_cluster = [&["grants", "--redis", "--cluster"], &users[..]].concat();
+    let of_cluster = stdout(&cli(system.settings(), &of_cluster).await);
+    for line in printed(&system, "").await.lines().chain(of_cluster.lines()) {
         assert!(docs.contains(line), "docs/redis.md lacks: {line}");
     }
     for (arguments, sentence) in [

@@ -14,6 +14,8 @@ pub(crate) enum Kind {
     Rolling,
     /// One in a hundred never reads.
     Stuck,
+    /// There are none: a backlog is delivered into one Redis, and into a cluster.
+    Drain,
 }
 
 /// A run.
@@ -45,8 +47,13 @@ pub(crate) enum Wanted {
 }
 
 /// The scenarios by name, with what each is by default.
-const NAMES: [(&str, Kind); 4] =
-    [("fanout", Kind::Fanout), ("storm", Kind::Storm), ("rolling", Kind::Rolling), ("stuck", Kind::Stuck)];
+const NAMES: [(&str, Kind); 5] = [
+    ("fanout", Kind::Fanout),
+    ("storm", Kind::Storm),
+    ("rolling", Kind::Rolling),
+    ("stuck", Kind::Stuck),
+    ("drain", Kind::Drain),
+];
 
 /// The default of `sse.max_connections`.
 const ROOM: usize = 10_000;
@@ -69,6 +76,8 @@ impl Scenario {
             Kind::Storm => (10_000, 1, 10.0, 5, 200),
             Kind::Rolling => (5000, 20, 20.0, 5, 200),
             Kind::Stuck => (1000, 1, 100.0, 60, 1000),
+            // The backlog of so many seconds at this rate.
+            Kind::Drain => (0, 1000, 20_000.0, 10, 200),
         };
         let (length, away) = (Duration::from_secs(seconds), Duration::from_secs(2));
         Self { kind, connections, topics, rate, length, bytes, away, room: ROOM }

@@ -10,6 +10,7 @@ mod harness;
 
 mod arguments;
 mod cost;
+mod drain;
 mod engine;
 mod report;
 mod scenarios;
@@ -18,7 +19,7 @@ mod writer;
 
 use std::process::ExitCode;
 
-use arguments::Wanted;
+use arguments::{Kind, Wanted};
 
 fn main() -> ExitCode {
     let scenario = match Wanted::read(std::env::args().skip(1)) {
@@ -35,10 +36,15 @@ fn main() -> ExitCode {
     };
     // One thread besides the clients': the processors are the server's.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let is_clean = match runtime.expect("a runtime").block_on(scenarios::run(scenario)) {
-        Ok(report) => {
+    let runtime = runtime.expect("a runtime");
+    let ran = match scenario.kind {
+        Kind::Drain => Ok(runtime.block_on(drain::run(&scenario))),
+        _ => runtime.block_on(scenarios::run(scenario)).map(|report| (report.to_string(), report.is_clean())),
+    };
+    let is_clean = match ran {
+        Ok((report, is_clean)) => {
             println!("{report}");
-            report.is_clean()
+            is_clean
         }
         Err(error) => {
             eprintln!("error: {error}");

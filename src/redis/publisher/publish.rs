@@ -186,8 +186,12 @@ impl Publisher {
             .filter_map(|(at, server)| wanted.next_if(|part| part.server == at).map(|_part| server))
             .collect();
         let connecting = servers.into_iter().map(async |server| (server.connect(settings).await, server));
-        let connected = join_all(connecting).await;
-        if connected.iter().any(|(connecting, _)| matches!(connecting, Ok(true))) {
+        let mut connected = join_all(connecting).await;
+        let mut is_fresh = false;
+        for (_, server) in &mut connected {
+            is_fresh |= std::mem::take(&mut server.is_fresh);
+        }
+        if is_fresh {
             // The cached heads may be those of another server, or of this one before it lost data.
             self.heads.clear();
         }

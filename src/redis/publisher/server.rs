@@ -27,6 +27,8 @@ pub(super) struct Server {
     pub(super) top_key: String,
     pub(super) log_key: String,
     connection: Option<Connected>,
+    /// Whether the connection is new since the last call of the script.
+    pub(super) is_fresh: bool,
     /// The highest number that it has used up, as far as this publisher knows.
     pub(super) reached: Option<StreamId>,
     /// When a call last used up a number.
@@ -72,6 +74,7 @@ impl Server {
             top_key,
             log_key,
             connection: None,
+            is_fresh: false,
             reached: None,
             moved_at: None,
             failing_since: None,
@@ -99,12 +102,12 @@ impl Server {
         self.endpoint.as_ref().map_or_else(|| "Redis".to_owned(), |endpoint| format!("Redis at {endpoint}"))
     }
 
-    /// Makes a connection if there is none. Returns whether it is new.
-    pub(super) async fn connect(&mut self, settings: &Settings) -> Result<bool, PublishError> {
+    /// Makes a connection if there is none.
+    pub(super) async fn connect(&mut self, settings: &Settings) -> Result<(), PublishError> {
         let version = settings.primary_version();
         // A server that is no longer the primary may still take writes.
         if self.connection.as_ref().is_some_and(|connected| connected.version == version) {
-            return Ok(false);
+            return Ok(());
         }
         self.connection = None;
         let connecting = match &self.endpoint {
@@ -112,7 +115,8 @@ impl Server {
             None => settings.connect_for_long().await,
         };
         self.connection = Some(connecting.map_err(|error| of_connecting(&error))?);
-        Ok(true)
+        self.is_fresh = true;
+        Ok(())
     }
 
     /// Calls the script.

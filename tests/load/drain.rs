@@ -1,0 +1,115 @@
+//! How fast a backlog is delivered: into one Redis, and into a cluster of three servers beside it. Both drain
+//! the same events, one after the other, and what arrived is counted in the histories.
+
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use aftercommit::event::{EventType, NewEvent, Topic};
+use aftercommit::outbox;
+use redis::AsyncCommands;
+use secrecy::ExposeSecret;
+use serde_json::value::RawValue;
+use sqlx::Connection;
+
+use crate::arguments::Scenario;
+use crate::cost::Cost;
+use crate::harness::{
+    Cluster, System, database_on, metric_of, redis_settings_of, start_postgres, start_redis,
+};
+
+/// Events of one commit.
+const EVENTS_A_COMMIT: usize = 1000;
+/// The time limit for delivering the backlog.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Runs both. Returns what to print, and whether every event arrived.
+pub(crate) async fn run(scenario: &Scenario) -> (String, bool) {
+    let events = (scenario.rate * scenario.length.as_secs_f64()).ceil() as usize;
+    let single = start_redis(Vec::new(), None).await;
+    let pid = single.pid().expect("a pid");
+    let one = drain(scenario, events, "one server", single.url().expose_secret(), &[pid]).await;
+    let cluster = Cluster::start().await;
+    // The primaries.
+    let pids: Vec<u32> = cluster.servers[..3].iter().filter_map(|server| server.pid()).collect();
+    let three = drain(scenario, events, "three servers", &cluster.url(), &pids).await;
+    let (topics, bytes) = (scenario.topics, scenario.bytes);
+    let mut table = format!("drain     {events} events of {bytes} bytes, {topics} topics\n");
+    table.push_str("redis          events/s  µs an event: relay  redis  arrived\n");
+    for drained in [&one, &three] {
+        writeln!(table, "{drained}").expect("a String");
+    }
+    (table, one.arrived == events && three.arrived == events)
+}
+
+/// The result of one drain.
+struct Drained {
+    name: &'static str,
+    events: usize,
+    took: Duration,
+    relay: Duration,
+    redis: Duration,
+    arrived: usize,
+}
+
+impl std::fmt::Display for Drained {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { name, events, took, relay, redis, arrived } = self;
+        let each = |cpu: &Duration| cpu.as_secs_f64() * 1e6 / *events as f64;
+        let rate = *events as f64 / took.as_secs_f64();
+        write!(f, "{name:<14} {rate:>8.0}  {:>18.1}  {:>5.1}  {arrived}", each(relay), each(redis))
+    }
+}
+
+async fn drain(scenario: &Scenario, events: usize, name: &'static str, url: &str, pids: &[u32]) -> Drained {
+    let durable = ["fsync", "full_page_writes", "synchronous_commit"];
+    let server = start_postgres(durable.map(|name| (name, "on".to_owned())).into()).await;
+    let system = System::with(database_on(&server).await, url).await;
+    let topics: Vec<Topic> = (0..scenario.topics).map(|n| system.redis.topic(&format!("load:{n}"))).collect();
+    append(&system, &topics, events, scenario.bytes).await;
+    let cost_of = |pids: &[u32]| pids.iter().filter_map(|pid| Cost::of(*pid)).sum::<Cost>().cpu;
+    let redis_before = cost_of(pids);
+    let begun = Instant::now();
+    let relay = system.start("relay").await;
+    let mut published = 0;
+    while published < events && begun.elapsed() < TIMEOUT {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        published = metric_of(&relay, "aftercommit_relay_published_total").await as usize;
+    }
+    let took = begun.elapsed();
+    let (relay, redis) = (cost_of(&[relay.pid()]), cost_of(pids) - redis_before);
+    let keys = system.redis.keys();
+    let arrived = count(url, topics.iter().map(|topic| keys.history(topic)).collect()).await;
+    Drained { name, events, took, relay, redis, arrived }
+}
+
+async fn append(system: &System, topics: &[Topic], events: usize, bytes: usize) {
+    let payload = RawValue::from_string(format!("\"{}\"", "x".repeat(bytes.max(2) - 2))).expect("JSON");
+    let event_type = EventType::new("LOAD").expect("a type");
+    let mut connection = sqlx::PgConnection::connect(system.database.url()).await.expect("a connection");
+    let numbers: Vec<usize> = (0..events).collect();
+    for some in numbers.chunks(EVENTS_A_COMMIT) {
+        let event = |n: &usize| {
+            let topic = topics[n % topics.len()].clone();
+            NewEvent::new(topic, event_type.clone(), &payload).expect("an event")
+        };
+        let events: Vec<NewEvent> = some.iter().map(event).collect();
+        outbox::append_all(&mut connection, &events).await.expect("an append");
+    }
+}
+
+/// Events in the histories of these topics.
+async fn count(url: &str, histories: Vec<String>) -> usize {
+    let settings = redis_settings_of(url);
+    let mut servers = match settings.connect_to_primaries().await.expect("the servers") {
+        None => vec![settings.connect().await.expect("a connection")],
+        Some(primaries) => primaries.into_iter().map(|it| it.connection.expect("a connection")).collect(),
+    };
+    let mut events = 0;
+    for history in histories {
+        for server in &mut servers {
+            // A server of a cluster that does not have it says so.
+            events += server.xlen::<_, usize>(&history).await.unwrap_or_default();
+        }
+    }
+    events
+}
