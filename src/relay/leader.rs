@@ -8,7 +8,7 @@
 //! it). The leader also sends signs of life while it waits for the sink.
 
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 
@@ -57,6 +57,20 @@ pub(super) async fn end_when_silent(
     .bind(&milliseconds)
     .execute(connection)
     .await?;
+    Ok(())
+}
+
+/// Sends a sign of life between works that are each too short for [`staying_alive`] to send one, if the last
+/// one is this old.
+pub(super) async fn stay_alive(
+    session: &mut PgConnection,
+    every: Duration,
+    last: &mut Instant,
+) -> Result<(), sqlx::Error> {
+    if last.elapsed() >= every {
+        sqlx::query("select 1").execute(session).await?;
+        *last = Instant::now();
+    }
     Ok(())
 }
 

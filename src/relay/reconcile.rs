@@ -7,7 +7,9 @@
 //! must be of the open window. Otherwise Postgres has gone back, its new events would take numbers that
 //! clients have seen, and a person has to decide.
 
-use super::leader::staying_alive;
+use std::time::Instant;
+
+use super::leader::{stay_alive, staying_alive};
 use super::publication::{Publication, publish};
 use super::sink::{Delivery, PublishError, PublishMode, Reached, Sink};
 use super::step::{Step, StepError, answered};
@@ -132,7 +134,7 @@ impl Step {
         tracing::error!(
             reached = from - 1,
             published = end - 1,
-            "Redis lacks numbers that were published; comparing it with the log and restoring its events"
+            "Redis lacks published events; restoring them from the log"
         );
         let (relay, timeout) = (self.rules.relay.clone(), self.rules.timeout);
         let begun = DeliveredRanges::from(&mut self.reader, &relay, epoch, from, sink.keeps());
@@ -141,9 +143,12 @@ impl Step {
         // some.
         let before = (epoch > 1 && from == 1).then(|| StreamId::new(epoch, 0));
         let mut repair = Repair { first: from, next: from, events: 0, missing: 0, lost: before };
+        let mut alive = Instant::now();
         while repair.next < end
             && let Some(range) = answered(timeout, ranges.next(&mut self.reader)).await?
         {
+            // A long repair of many short ranges must not cost the lead.
+            stay_alive(&mut self.writer, self.rules.keepalive, &mut alive).await?;
             let through = (range.first + range.count).min(end) - 1;
             if through < repair.next {
                 continue;

@@ -113,6 +113,17 @@ impl Sentinels {
         assert!(sent.await.expect("kill").success(), "{name}");
     }
 
+    /// Asks a sentinel for a failover; it may refuse, while another one is not over.
+    pub(crate) async fn fail_over(&self) {
+        let url = format!("redis://:{SENTINEL_PASSWORD}@127.0.0.1:{}", self.ports[0]);
+        eventually("a sentinel begins a failover", async || {
+            let mut connection = redis_settings_of(&url).connect().await.ok()?;
+            let mut command = redis::cmd("SENTINEL");
+            command.arg("FAILOVER").arg("main").query_async::<String>(&mut connection).await.ok()
+        })
+        .await;
+    }
+
     /// Runs a command at a server; `None` if that fails.
     pub(crate) async fn ask(&self, at: usize, command: &[&str]) -> Option<redis::Value> {
         let url = format!("redis://{USER}:{PASSWORD}@127.0.0.1:{}", self.servers[at].port());

@@ -25,9 +25,29 @@ async fn a_redis_that_forgot_everything_is_given_everything_again_under_the_same
     assert_eq!(ids_of(&line).await?, ids);
     assert_eq!(line.history_of(&other).await, others);
     assert_eq!(line.metric("aftercommit_relay_restored_total").await, 1000);
-    line.relay.wait_for_log("Redis has lost published events").await;
+    line.relay.wait_for_log("Redis lacks published events").await;
     line.append(1).await;
     line.wait_until_whole().await;
+    Ok(())
+}
+
+/// Each of its many ranges is published in no time, so none of them is a reason for a sign of life.
+#[tokio::test]
+async fn a_repair_that_takes_longer_than_a_takeover_keeps_the_lead() -> TestResult {
+    let relay = vec![
+        ("AFTERCOMMIT_RELAY_BATCH_SIZE", "1".to_owned()),
+        ("AFTERCOMMIT_RELAY_TAKEOVER_SECONDS", "1".to_owned()),
+    ];
+    let mut line = Line::with(Wiring { relay, ..Wiring::default() }).await;
+    line.append(1500).await;
+    line.wait_until_whole().await;
+    line.command("flushall").await?;
+    wait_until_repaired(&line).await;
+    line.wait_until_whole().await;
+    let log = line.relay.log();
+    assert!(!log.contains("the relay starts over"), "{log}");
+    let restoring = log.lines().filter(|line| line.contains("restoring them from the log")).count();
+    assert_eq!(restoring, 1, "{log}");
     Ok(())
 }
 

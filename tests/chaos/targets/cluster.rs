@@ -15,7 +15,7 @@ pub(super) async fn fail(cluster: &Cluster, random: &mut Random, topics: &[Topic
     let topic = &topics[random.below(topics.len())];
     let primary = owner_of(cluster, topic).await;
     let replica = (primary + SERVERS / 2) % SERVERS;
-    match random.between(0, 7) {
+    match random.between(0, 6) {
         0 => {
             // Short enough for nobody to take its place, or long enough.
             frozen(cluster, primary, random.millis(100, 900)).await;
@@ -50,10 +50,6 @@ pub(super) async fn fail(cluster: &Cluster, random: &mut Random, topics: &[Topic
             };
             cluster.move_slot(topic, primary, to).await;
             "slot moved"
-        }
-        5 => {
-            cluster.ask_server(primary, &["FLUSHALL"]).await;
-            "server emptied"
         }
         _ => {
             let kind = *random.one_of(&["NORMAL", "PUBSUB"]);

@@ -21,8 +21,9 @@ pub(super) async fn fail(sentinels: &Sentinels, random: &mut Random) -> &'static
             "server frozen until a replica took over"
         }
         2 => {
-            sentinels.ask(primary, &["FLUSHALL"]).await;
-            "server emptied"
+            sentinels.fail_over().await;
+            sentinels.wait_for_another_primary_than(primary).await;
+            "failover asked for"
         }
         _ => {
             let kind = *random.one_of(&["NORMAL", "PUBSUB"]);
