@@ -11,6 +11,7 @@ pub mod history;
 pub mod keys;
 mod login;
 mod publisher;
+mod refusal;
 mod rehearsal;
 mod reply_codes;
 pub mod rights;

@@ -8,13 +8,13 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use ::redis::streams::StreamRangeReply;
-use ::redis::{AsyncCommands, ErrorKind, RedisError, Script};
+use ::redis::{AsyncCommands, RedisError, Script};
 use chrono::Utc;
 
 use super::connect::{ConnectError, Connected};
 use super::envelope;
-use super::error_text::{error_text, reply};
 use super::keys::Keys;
+use super::refusal::Refusal;
 use super::reply_codes;
 use super::settings::Settings;
 use super::topic_heads::{TopicHead, TopicHeads};
@@ -43,6 +43,8 @@ pub struct Publisher {
     script: Script,
     connection: Option<Connected>,
     heads: TopicHeads,
+    /// The highest number that a call in this lead may have brought.
+    taken: Option<StreamId>,
     metrics: Metrics,
     state: StateHandle,
 }
@@ -85,6 +87,7 @@ impl Publisher {
             script: Script::new(include_str!("publish.lua")),
             connection: None,
             heads: TopicHeads::new(TOPIC_HEADS, settings.history_ttl()),
+            taken: None,
             metrics: Metrics::default(),
             state: StateHandle::default(),
             settings,
@@ -145,6 +148,9 @@ impl Publisher {
 
     async fn call(&mut self, chunk: Chunk<'_>, now: Instant) -> Result<Answer, PublishError> {
         let mut connected = self.connection().await?;
+        let before = self.taken;
+        // Noted before the call, which can be dropped in its middle.
+        self.note_taken(chunk, chunk.deliveries.len());
         let traces = chunk.deliveries.iter().filter_map(|delivery| delivery.event.trace);
         let mut span = trace::publish(traces, chunk.deliveries.len());
         let begun = Instant::now();
@@ -156,10 +162,27 @@ impl Publisher {
         let answer = self.judge(connected, answer);
         match &answer {
             Ok((_, verdict, _)) if verdict == "OK" => {}
-            Ok(_) => span.failed("refused"),
-            Err(refusal) => span.failed(refusal.failure.class),
+            Ok((arrived, ..)) => {
+                self.taken = before;
+                self.note_taken(chunk, *arrived);
+                span.failed("refused");
+            }
+            Err(refusal) => {
+                if refusal.is_reply {
+                    // The server has not run the script.
+                    self.taken = before;
+                }
+                span.failed(refusal.failure.class);
+            }
         }
         answer.map_err(Refusal::retry)
+    }
+
+    /// Notes that so many of the chunk's events may have arrived.
+    fn note_taken(&mut self, chunk: Chunk<'_>, events: usize) {
+        if chunk.mode == PublishMode::Normal {
+            self.taken = self.taken.max(chunk.deliveries[..events].last().map(|delivery| delivery.id));
+        }
     }
 
     fn invocation(&self, chunk: Chunk<'_>, now: Instant) -> ::redis::ScriptInvocation<'_> {
@@ -292,36 +315,6 @@ type Owner = (Option<String>, Option<String>);
 /// The number and the event of a relay's top.
 type Top = (Option<String>, Option<String>);
 
-/// A classified error of the client or the server.
-struct Refusal {
-    failure: failure::Failure,
-    text: String,
-    /// Whether the server sent the error, so that the connection works.
-    is_reply: bool,
-}
-
-impl Refusal {
-    fn of(error: &RedisError) -> Self {
-        let text = error_text(error);
-        match error.code() {
-            Some(code) => {
-                let reply = reply(code, error.detail());
-                Self { failure: reply_codes::classify(&reply), text, is_reply: true }
-            }
-            // The client replaces the server's own words by this kind.
-            None if error.kind() == ErrorKind::AuthenticationFailed => {
-                Self { failure: reply_codes::classify("WRONGPASS"), text, is_reply: false }
-            }
-            None if error.is_timeout() => Self { failure: failure::TIMEOUT, text, is_reply: false },
-            None => Self { failure: failure::CONNECTION, text, is_reply: false },
-        }
-    }
-
-    fn retry(self) -> PublishError {
-        PublishError::retry(self.failure, format!("Redis: {}", self.text))
-    }
-}
-
 /// Returns the next part of a batch: bounded in events and bytes, and empty only if the batch is.
 fn chunk_of<'b, 'e>(rest: &'b [Delivery<'e>], events: usize) -> &'b [Delivery<'e>] {
     let mut bytes = 0;
@@ -340,6 +333,7 @@ impl Sink for Publisher {
     fn begin_lead(&mut self, log: LogId) {
         self.log = log;
         self.heads.clear();
+        self.taken = None;
     }
 
     async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
@@ -420,6 +414,10 @@ impl Sink for Publisher {
             }
             Err(refusal) => Err(refusal.retry()),
         }
+    }
+
+    fn may_have_taken(&self, id: StreamId) -> bool {
+        self.taken.is_some_and(|taken| id <= taken)
     }
 
     fn keeps(&self) -> Duration {
