@@ -587,6 +587,9 @@ create table outbox.replay (
   upper      pg_snapshot,
   after_id   bigint      not null,
   through_id bigint      not null,
+  -- When the relay's deliveries were looked at. An event that was parked then is not repeated, whatever has
+  -- become of it since.
+  seen_at    timestamptz not null,
   -- The number of events that it found when it began.
   selected   bigint      not null,
   -- All rows up to done_id are done. `copied` counts their copies, whose row ids are from first_copy to
