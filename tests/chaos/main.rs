@@ -92,7 +92,9 @@ async fn campaign(arguments: &Arguments, plan: Plan) -> Report {
     let lanes: Vec<_> = plan
         .0
         .into_iter()
-        .map(|lane| tokio::spawn(faults::make(world.clone(), lane, begun, arguments.verbose)))
+        .map(|lane| {
+            tokio::spawn(faults::make(world.clone(), lane, (begun, arguments.length), arguments.verbose))
+        })
         .collect();
     let mut deeds = Vec::new();
     for lane in lanes {

@@ -17,7 +17,7 @@ use crate::world::World;
 /// How long an operator waits for something that can be released or discarded.
 const LOOK: Duration = Duration::from_secs(3);
 /// The time limit for a rebase to start, during all other faults.
-const REBASE: Duration = Duration::from_secs(240);
+const REBASE: Duration = Duration::from_secs(600);
 /// How long an operator keeps an eye on the relay after a rebase.
 const ATTENTION: Duration = Duration::from_secs(6);
 /// How long an operator waits until no transaction of a writer is open.
