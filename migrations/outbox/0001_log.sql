@@ -504,9 +504,13 @@ create table outbox.parked (
                                   and created_at < '10000-01-01 00:00:00+00'),
   reason     text        not null,
   parked_at  timestamptz not null default clock_timestamp(),
+  -- Whether clients may have received the event: it was published before it was parked, or by a release, in a
+  -- try whose end nobody knows. Redis, which has forgotten it by now, cannot be asked.
+  may_have_arrived boolean not null default false,
   -- An operator's request for this row. The relay carries it out, because only the relay knows which events
-  -- of the topic are in progress.
-  requested  text        constraint requested_is_known check (requested in ('release', 'discard')),
+  -- of the topic are in progress. Only `discard_arrived` gives up an event that may have arrived.
+  requested  text        constraint requested_is_known
+                           check (requested in ('release', 'discard', 'discard_arrived')),
   settled_as text        constraint settled_as_is_known check (settled_as in ('discarded', 'released')),
   settled_at timestamptz,
   -- The number that the event's newest release used up. The event is published under its own number.
@@ -583,6 +587,9 @@ create table outbox.replay (
   upper      pg_snapshot,
   after_id   bigint      not null,
   through_id bigint      not null,
+  -- When the relay's deliveries were looked at. An event that was parked then is not repeated, whatever has
+  -- become of it since.
+  seen_at    timestamptz not null,
   -- The number of events that it found when it began.
   selected   bigint      not null,
   -- All rows up to done_id are done. `copied` counts their copies, whose row ids are from first_copy to

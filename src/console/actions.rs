@@ -31,6 +31,9 @@ pub(super) struct OfTopic {
     reason: String,
     /// The last id that is meant. Without it, all events that are parked when the request arrives.
     through: Option<String>,
+    /// Whether a discard is also about events that clients may have received.
+    #[serde(default, rename = "mayHaveArrived")]
+    may_have_arrived: bool,
 }
 
 /// A relay, and the reason.
@@ -72,7 +75,8 @@ pub(super) async fn discard(
     asked: Asked,
     Json(asked_for): Json<OfTopic>,
 ) -> Answer {
-    request(&shared, identity, asked, &asked_for, Action::Discard).await
+    let action = if asked_for.may_have_arrived { Action::DiscardArrived } else { Action::Discard };
+    request(&shared, identity, asked, &asked_for, action).await
 }
 
 /// Hands the request to the relay, and answers with its outcome, or that the outcome is not known yet.

@@ -25,6 +25,8 @@ pub struct Parked {
     pub event: Event,
     /// The sink's words, or that the event waits behind another one.
     pub reason: String,
+    /// Whether clients may have received it in an earlier try, which the sink has forgotten.
+    pub may_have_arrived: bool,
 }
 
 /// An operator's request for a topic's parked events.
@@ -32,8 +34,10 @@ pub struct Parked {
 pub enum Action {
     /// Publish them in order, and then let the topic flow.
     Release,
-    /// Give them up, and then let the topic flow.
+    /// Give them up, and then let the topic flow. Refused if clients may have received one of them.
     Discard,
+    /// Give them up, also those that clients may have received.
+    DiscardArrived,
 }
 
 impl Action {
@@ -42,6 +46,7 @@ impl Action {
         match self {
             Self::Release => "release",
             Self::Discard => "discard",
+            Self::DiscardArrived => "discard_arrived",
         }
     }
 }
@@ -55,13 +60,13 @@ pub async fn park(connection: &mut PgConnection, relay: &str, parked: &[Parked])
     for one in parked {
         sqlx::query(
             "insert into outbox.parked
-               (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason)
-             values ($1, $2, $3, $4, $5, $6, $7, $8::json, $9, $10)
+               (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason, may_have_arrived)
+             values ($1, $2, $3, $4, $5, $6, $7, $8::json, $9, $10, $11)
              -- A repair can meet an event that was released long ago, and the sink can refuse it again.
              on conflict (relay, epoch, seq) do update
                set payload = excluded.payload, reason = excluded.reason, parked_at = excluded.parked_at,
                    settled_as = null, settled_at = null, requested = null, release_epoch = null,
-                   release_seq = null
+                   release_seq = null, may_have_arrived = true
                where parked.settled_as = 'released'",
         )
         .bind(relay)
@@ -74,6 +79,7 @@ pub async fn park(connection: &mut PgConnection, relay: &str, parked: &[Parked])
         .bind(&one.event.payload)
         .bind(one.event.created_at)
         .bind(&one.reason)
+        .bind(one.may_have_arrived)
         .execute(&mut *connection)
         .await?;
     }
@@ -122,6 +128,7 @@ pub async fn next_request(
     let Some(row) = row else { return Ok(None) };
     let action = match row.try_get::<&str, _>("requested")? {
         "discard" => Action::Discard,
+        "discard_arrived" => Action::DiscardArrived,
         _ => Action::Release,
     };
     Ok(Some((topic_of(&row)?, action)))
@@ -210,21 +217,57 @@ fn numbered_event(row: &PgRow) -> Result<(StreamId, Event), Error> {
 }
 
 /// Marks as discarded the topic's parked events with a requested discard. Their rows stay, so that a restore
-/// leaves the events out as well.
+/// leaves the events out as well. Returns false, and discards nothing, if clients may have received one of
+/// them and the request does not say that this does not matter.
 ///
 /// # Errors
 /// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
 /// refuses the statement or the connection breaks.
-pub async fn discard(connection: &mut PgConnection, relay: &str, topic: &Topic) -> Result<(), Error> {
-    sqlx::query(
-        "update outbox.parked set settled_as = 'discarded', settled_at = clock_timestamp(), requested = null
-         where relay = $1 and topic = $2 and requested = 'discard' and settled_as is null",
+pub async fn discard(connection: &mut PgConnection, relay: &str, topic: &Topic) -> Result<bool, Error> {
+    let is_refused: bool = sqlx::query_scalar(
+        "with refused as materialized (
+           select exists (
+             select from outbox.parked
+             where relay = $1 and topic = $2 and requested = 'discard' and may_have_arrived
+               and settled_as is null) as found),
+         discarded as (
+           update outbox.parked p
+           set settled_as = 'discarded', settled_at = clock_timestamp(), requested = null
+           from refused
+           where p.relay = $1 and p.topic = $2 and p.requested in ('discard', 'discard_arrived')
+             and p.settled_as is null and not refused.found)
+         select found from refused",
     )
     .bind(relay)
     .bind(topic.as_str())
-    .execute(connection)
+    .fetch_one(connection)
     .await?;
-    Ok(())
+    Ok(!is_refused)
+}
+
+/// Returns how many of a topic's parked events clients may have received, up to and including `through`.
+///
+/// # Errors
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
+pub async fn may_have_arrived(
+    connection: &mut PgConnection,
+    relay: &str,
+    topic: &Topic,
+    through: StreamId,
+) -> Result<u64, Error> {
+    let count: i64 = sqlx::query_scalar(
+        "select count(*) from outbox.parked
+         where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4) and may_have_arrived
+           and settled_as is null",
+    )
+    .bind(relay)
+    .bind(topic.as_str())
+    .bind(through.epoch.cast_signed())
+    .bind(through.seq.cast_signed())
+    .fetch_one(connection)
+    .await?;
+    Ok(count.cast_unsigned())
 }
 
 /// Deletes the rows of events that have left the log and were settled longer ago than `retention`, so that no

@@ -28,7 +28,7 @@ pub async fn begin(
     let mut tx = connection.begin().await?;
     let to = checkpoint::insert(&mut tx, relay, &from.releasing()).await?;
     sqlx::query(
-        "update outbox.parked set release_epoch = $5, release_seq = $6
+        "update outbox.parked set release_epoch = $5, release_seq = $6, may_have_arrived = true
          where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4) and settled_as is null",
     )
     .bind(relay)
@@ -41,6 +41,58 @@ pub async fn begin(
     .await?;
     tx.commit().await?;
     Ok(to)
+}
+
+/// Returns those of a topic's parked events, up to and including `through`, that clients cannot have received
+/// so far.
+///
+/// # Errors
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
+pub async fn not_arrived(
+    connection: &mut PgConnection,
+    relay: &str,
+    topic: &Topic,
+    through: StreamId,
+) -> Result<Vec<StreamId>, Error> {
+    let numbers: Vec<(i64, i64)> = sqlx::query_as(
+        "select epoch, seq from outbox.parked
+         where relay = $1 and topic = $2 and (epoch, seq) <= ($3, $4) and not may_have_arrived
+           and settled_as is null
+         order by epoch, seq",
+    )
+    .bind(relay)
+    .bind(topic.as_str())
+    .bind(through.epoch.cast_signed())
+    .bind(through.seq.cast_signed())
+    .fetch_all(connection)
+    .await?;
+    Ok(numbers.iter().map(|(e, s)| StreamId::new(e.cast_unsigned(), s.cast_unsigned())).collect())
+}
+
+/// Writes that these parked events, whose release the sink has refused, have not arrived by it either.
+///
+/// # Errors
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
+pub async fn have_not_arrived(
+    connection: &mut PgConnection,
+    relay: &str,
+    refused: &[StreamId],
+) -> Result<(), Error> {
+    let (epochs, seqs): (Vec<i64>, Vec<i64>) =
+        refused.iter().map(|id| (id.epoch.cast_signed(), id.seq.cast_signed())).unzip();
+    sqlx::query(
+        "update outbox.parked set may_have_arrived = false
+         where relay = $1 and settled_as is null
+           and (epoch, seq) in (select * from unnest($2::bigint[], $3::bigint[]))",
+    )
+    .bind(relay)
+    .bind(epochs)
+    .bind(seqs)
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Marks a topic's parked events up to and including `through` as released, if their release has begun. Their

@@ -88,6 +88,18 @@ pub enum RequestError {
         /// How many the request would be about.
         found: u64,
     },
+    /// Clients may have received some of the events that are to be discarded.
+    #[error(
+        "clients may have received {} of topic '{topic}': an earlier try broke off, or Redis has forgotten \
+         them. Nothing was discarded: release them, or discard with --may-have-arrived",
+        pluralize(*events, "event")
+    )]
+    MayHaveArrived {
+        /// The topic.
+        topic: Topic,
+        /// How many of the named events.
+        events: u64,
+    },
     /// The log could not be read or written.
     #[error(transparent)]
     Log(#[from] Error),
@@ -122,6 +134,12 @@ pub async fn request(
 ) -> Result<Request, RequestError> {
     let mut events = 0;
     for one in &named {
+        if action == Action::Discard {
+            let events = parked::may_have_arrived(tx, relay, &one.topic, one.through).await?;
+            if events > 0 {
+                return Err(RequestError::MayHaveArrived { topic: one.topic.clone(), events });
+            }
+        }
         let found = ask_relay(tx, relay, one, action).await?;
         if found != one.events {
             return Err(RequestError::Changed { topic: one.topic.clone(), named: one.events, found });
@@ -173,7 +191,7 @@ impl Outcome {
     pub fn says(&self) -> String {
         let done = match self.action {
             Action::Release => "released",
-            Action::Discard => "discarded",
+            Action::Discard | Action::DiscardArrived => "discarded",
         };
         let mut parts = Vec::new();
         if self.done > 0 || self.is_done() {

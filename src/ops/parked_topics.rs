@@ -22,7 +22,9 @@ pub struct ParkedTopic {
     pub since: DateTime<Utc>,
     /// What the first one was refused with.
     pub reason: String,
-    /// `release` or `discard`, if that was requested and has not been done yet.
+    /// How many of them clients may have received.
+    pub may_have_arrived: i64,
+    /// `release`, `discard` or `discard_arrived`, if that was requested and has not been done yet.
     pub requested: Option<String>,
 }
 
@@ -32,7 +34,8 @@ pub struct ParkedTopic {
 /// [`Error`].
 pub async fn list(connection: &mut PgConnection, relay: &str, limit: u32) -> Result<Vec<ParkedTopic>, Error> {
     let rows = sqlx::query(
-        "select k.topic, count(*) as events, min(k.parked_at) as since, min(k.requested) as requested,
+        "select k.topic, count(*) as events, count(*) filter (where k.may_have_arrived) as may_have_arrived,
+                min(k.parked_at) as since, min(k.requested) as requested,
                 (array_agg(k.reason order by k.epoch, k.seq))[1] as reason,
                 (array_agg(k.epoch || '-' || k.seq order by k.epoch, k.seq))[1] as first_id,
                 (array_agg(k.epoch || '-' || k.seq order by k.epoch desc, k.seq desc))[1] as last_id
@@ -53,6 +56,7 @@ pub async fn list(connection: &mut PgConnection, relay: &str, limit: u32) -> Res
                 since: row.try_get("since")?,
                 reason: row.try_get("reason")?,
                 last_id: row.try_get("last_id")?,
+                may_have_arrived: row.try_get("may_have_arrived")?,
                 requested: row.try_get("requested")?,
             })
         })

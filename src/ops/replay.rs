@@ -181,9 +181,9 @@ pub async fn begin(
     let mut tx = connection.begin().await?;
     let id: i64 = sqlx::query_scalar(
         "insert into outbox.replay
-           (relay, who, reason, selection, lower, upper, after_id, through_id, selected, done_id)
+           (relay, who, reason, selection, lower, upper, after_id, through_id, selected, done_id, seen_at)
          values ($1, $2 || ' as ' || session_user, $3, $4, $5::text::pg_snapshot, $6::text::pg_snapshot,
-                 $7, $8, $9, $10)
+                 $7, $8, $9, $10, $11)
          returning id",
     )
     .bind(&plan.relay)
@@ -196,6 +196,7 @@ pub async fn begin(
     .bind(plan.delivered.through_id)
     .bind(plan.events.cast_signed())
     .bind(plan.delivered.from_id)
+    .bind(plan.delivered.seen_at)
     .fetch_one(&mut *tx)
     .await?;
     let what = serde_json::json!({ "relay": plan.relay, "replay": id, "selection": plan.selection });
@@ -350,6 +351,7 @@ fn replay_of(row: &PgRow) -> Result<Replay, Error> {
             after_id: row.try_get("after_id")?,
             from_id: done_id,
             through_id: row.try_get("through_id")?,
+            seen_at: row.try_get("seen_at")?,
         },
         done_id,
     })

@@ -1,5 +1,6 @@
 //! The statements of a replay: all of them walk the log by row number, in steps of bounded size.
 
+use chrono::{DateTime, Utc};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
@@ -24,6 +25,8 @@ pub(super) struct DeliveredSnapshot {
     pub(super) after_id: i64,
     pub(super) from_id: i64,
     pub(super) through_id: i64,
+    /// By the clock of Postgres.
+    pub(super) seen_at: DateTime<Utc>,
 }
 
 /// Replays with what they repeat as text, and whether somebody holds their lock.
@@ -38,8 +41,11 @@ pub(super) const REPLAYS: &str = "
          ) as held
   from outbox.replay r";
 
-/// The next matching rows: parameters 1 to 13 of [`bind`], then 14, how many at most, and 15, whether copies
-/// count.
+/// The next matching rows: parameters 1 to 13 of [`bind`], then 14, how many at most, 15, whether copies
+/// count, and 16, when the deliveries were looked at.
+///
+/// An event that was parked at that time is not repeated when it has been released since: the replay was
+/// confirmed without it. One that was parked later is: it had been delivered.
 ///
 /// A copy is told by its header and by the rows between which its replay has written down that its copies
 /// lie: a header alone can be anybody's.
@@ -54,7 +60,9 @@ const MATCHING: &str = "
       and outbox.is_delivered(e.id, e.xid, $12, $8::text::pg_snapshot, $10, $9::text::pg_snapshot)
       and not exists (
         select from outbox.parked k
-        where k.relay = $1 and k.id = e.id and k.settled_as is distinct from 'released')
+        where k.relay = $1 and k.id = e.id
+          and (k.settled_as = 'discarded'
+               or k.parked_at <= $16 and (k.settled_at is null or k.settled_at > $16)))
       and (cardinality($2::uuid[]) = 0 or e.event_id = any ($2))
       and (cardinality($3::bigint[]) = 0 or e.id = any ($3))
       and ($4::text is null or e.topic = $4)
@@ -82,7 +90,7 @@ pub(super) fn sample() -> String {
     )
 }
 
-/// Appends copies of the next matching events in their order, and moves the replay, parameter 16, on. No row,
+/// Appends copies of the next matching events in their order, and moves the replay, parameter 17, on. No row,
 /// and nothing to be committed, if it no longer stands where this process believes, or a rebase has given it
 /// other snapshots. A copy belongs to no request: it leaves the trace of its original behind.
 pub(super) fn copy() -> String {
@@ -97,7 +105,7 @@ pub(super) fn copy() -> String {
            select s.event_id, s.topic, s.type, s.payload,
                   coalesce(s.headers, '{{}}') - 'traceparent' - 'tracestate'
                   || jsonb_build_object(
-                       'replay', jsonb_build_object('row', s.id, 'reason', $17::text, 'replay', $16::bigint))
+                       'replay', jsonb_build_object('row', s.id, 'reason', $18::text, 'replay', $17::bigint))
            from sized s where s.bytes_before < {BATCH_BYTES}
            order by s.id
            returning id
@@ -115,12 +123,12 @@ pub(super) fn copy() -> String {
              last_copy = coalesce(b.last_copy, r.last_copy),
              moved_at = clock_timestamp()
          from batch b
-         where r.id = $16 and r.done_id = $11 and not r.finished and r.lower::text = $8
+         where r.id = $17 and r.done_id = $11 and not r.finished and r.lower::text = $8
          returning r.copied, r.done_id, r.finished, r.moved_at"
     )
 }
 
-/// Binds parameters 1 to 15 of a statement.
+/// Binds parameters 1 to 16 of a statement.
 pub(super) fn bind<'q>(
     text: &'q str,
     relay: &'q str,
@@ -145,6 +153,7 @@ pub(super) fn bind<'q>(
         .bind(EXAMINED)
         .bind(limit.map(i64::from))
         .bind(selection.include_replays)
+        .bind(delivered.seen_at)
 }
 
 /// What the relay has delivered by now, of the rows that the selection may reach. Nothing if it has never
@@ -155,7 +164,8 @@ pub(super) async fn delivered_now(
     selection: &Selection,
 ) -> Result<DeliveredSnapshot, Error> {
     let row = sqlx::query(
-        "select lower::text, upper::text, after_id, greatest(high_id, after_id) as through_id
+        "select lower::text, upper::text, after_id, greatest(high_id, after_id) as through_id,
+                clock_timestamp() as seen_at
          from outbox.position where relay = $1",
     )
     .bind(relay)
@@ -169,6 +179,7 @@ pub(super) async fn delivered_now(
             after_id: 0,
             from_id: 0,
             through_id: 0,
+            seen_at: DateTime::UNIX_EPOCH,
         },
     };
     if let (Some(first), Some(last)) = (selection.rows.iter().min(), selection.rows.iter().max()) {
@@ -185,5 +196,6 @@ fn snapshot_of(row: &PgRow) -> Result<DeliveredSnapshot, Error> {
         after_id: row.try_get("after_id")?,
         from_id: 0,
         through_id: row.try_get("through_id")?,
+        seen_at: row.try_get("seen_at")?,
     })
 }

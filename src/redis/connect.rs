@@ -44,7 +44,7 @@ enum Target {
     /// This server; of several ones, the first that answers: they are of one cluster.
     Servers(Vec<ConnectionInfo>),
     /// The primary that sentinels name. The address of `info` is that of the first sentinel.
-    Sentinels { sentinels: Sentinels, info: ConnectionInfo },
+    Sentinels { sentinels: Sentinels, info: Box<ConnectionInfo> },
 }
 
 /// A connection for commands, and the version of the primary that it leads to.
@@ -207,7 +207,7 @@ impl Settings {
             Target::Servers(servers) => Ok((servers, 0)),
             Target::Sentinels { sentinels, info } => {
                 let (endpoint, version) = self.primary.find(&sentinels).await?;
-                Ok((vec![at(info, endpoint)], version))
+                Ok((vec![at(*info, endpoint)], version))
             }
         }
     }
@@ -244,7 +244,7 @@ impl Settings {
             Some("rediss+sentinel") => "rediss",
             scheme => {
                 let several =
-                    scheme.filter(|_| url.contains(',')).and_then(|it| address::each_host(url, &it));
+                    scheme.filter(|_| url.contains(',')).and_then(|it| address::each_host(url, it));
                 let servers = match several {
                     Some((hosts, name)) if name.is_empty() && !url.contains('?') => hosts,
                     Some(_) => return Err(malformed()),
@@ -265,7 +265,7 @@ impl Settings {
         let clients = hosts.iter().map(|host| self.client_to(self.as_sentinel(self.server_at(host)?)));
         let sentinels = Sentinels { clients: clients.collect::<Result<_, _>>()?, service };
         let first = hosts.first().ok_or(malformed())?;
-        Ok(Target::Sentinels { sentinels, info: self.server_at(first)? })
+        Ok(Target::Sentinels { sentinels, info: Box::new(self.server_at(first)?) })
     }
 
     /// Reads the address of one server.

@@ -7,6 +7,7 @@
 //! - [`Sink`]: the interface of the place that the relay publishes to.
 //! - [`step`]: one batch read, published and written down. It holds all of the ordering.
 //! - [`reconcile`]: compares the sink with the position, and restores the events that the sink has forgotten.
+//! - `requests`: releases and discards of parked events, as operators ask for them.
 //! - [`failure`]: the classes of failures and their remedies.
 //! - [`mod@run`]: leading, waking, waiting, retrying. It holds all of the loops and timers.
 
@@ -17,6 +18,7 @@ pub mod metrics;
 mod monitor;
 mod publication;
 pub mod reconcile;
+mod requests;
 mod rotation_task;
 pub mod run;
 #[cfg(test)]

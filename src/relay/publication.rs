@@ -74,7 +74,7 @@ pub(super) async fn publish_batch<S: Sink>(
     position: &Position,
     rows: &[Row],
     exceptions: &Exceptions,
-    handing: Handing,
+    Tries { handing, is_first }: Tries,
 ) -> Result<SetAside, PublishError> {
     let mut set_aside = SetAside::default();
     if rows.is_empty() {
@@ -89,7 +89,8 @@ pub(super) async fn publish_batch<S: Sink>(
             Row::Event(event) => {
                 let delivery = Delivery { id: number(i), event };
                 if held.contains(&event.topic) {
-                    set_aside.parked.push(parked_of(&delivery, WAITS));
+                    let may_have_arrived = !is_first || sink.may_have_taken(delivery.id);
+                    set_aside.parked.push(parked_of(&delivery, WAITS, may_have_arrived));
                 } else {
                     deliveries.push(delivery);
                 }
@@ -106,12 +107,20 @@ pub(super) async fn publish_batch<S: Sink>(
         }
     }
     let (mode, has_set_aside) = (PublishMode::Normal, set_aside.len() > 0);
-    let publication = Publication { mode, span, lost: None, has_set_aside, handing };
+    let publication = Publication { mode, span, lost: None, has_set_aside, handing, is_first };
     let published = publish(sink, publication, deliveries, exceptions).await?;
     set_aside.has_arrived_before = published.has_arrived_before;
     set_aside.parked.extend(published.parked);
     set_aside.parked.sort_by_key(|parked| parked.id);
     Ok(set_aside)
+}
+
+/// What is known of the tries of a batch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tries {
+    pub(super) handing: Handing,
+    /// Whether nobody has published any of it before this lead.
+    pub(super) is_first: bool,
 }
 
 /// The reason of an event that is parked without a refusal of its own.
@@ -128,6 +137,8 @@ pub(super) struct Publication {
     /// Whether some rows of the span have been set aside already.
     pub(super) has_set_aside: bool,
     pub(super) handing: Handing,
+    /// As in [`Tries`].
+    pub(super) is_first: bool,
 }
 
 /// The result of publishing.
@@ -143,7 +154,7 @@ pub(super) struct Published {
 /// Publishes events under their numbers, without those that are held.
 pub(super) async fn publish<S: Sink>(
     sink: &mut S,
-    Publication { mode, span: (mut first, through), lost, has_set_aside, handing }: Publication,
+    Publication { mode, span: (mut first, through), lost, has_set_aside, handing, is_first }: Publication,
     mut all: Vec<Delivery<'_>>,
     exceptions: &Exceptions,
 ) -> Result<Published, PublishError> {
@@ -155,7 +166,8 @@ pub(super) async fn publish<S: Sink>(
         rest.retain(|delivery| {
             let waits = exceptions.holds(delivery) || held_now.contains(&delivery.event.topic);
             if waits {
-                published.parked.push(parked_of(delivery, WAITS));
+                let may_have_arrived = !is_first || sink.may_have_taken(delivery.id);
+                published.parked.push(parked_of(delivery, WAITS, may_have_arrived));
             }
             !waits
         });
@@ -181,8 +193,10 @@ pub(super) async fn publish<S: Sink>(
             rest.retain(|delivery| delivery.event.topic != *topic || delivery.id > newest);
             published.has_arrived_before = true;
         } else if exceptions.on_poison == OnPoison::Park {
-            tracing::error!(%id, %topic, event = %event_id, %reason, "parked");
-            published.parked.push(parked_of(&rest.remove(0), &reason));
+            // If an earlier try has brought it, the sink has forgotten that since.
+            let may_have_arrived = !is_first || sink.may_have_taken(id);
+            tracing::error!(%id, %topic, event = %event_id, %reason, may_have_arrived, "parked");
+            published.parked.push(parked_of(&rest.remove(0), &reason, may_have_arrived));
             held_now.insert(topic);
         } else {
             return Err(PublishError::Poison { at, reason });
@@ -218,8 +232,9 @@ async fn newest_behind<S: Sink>(
     Ok((is_of_batch && id > refused.id).then_some(id))
 }
 
-fn parked_of(delivery: &Delivery<'_>, reason: &str) -> Parked {
-    Parked { id: delivery.id, event: delivery.event.clone(), reason: reason.to_owned() }
+fn parked_of(delivery: &Delivery<'_>, reason: &str, may_have_arrived: bool) -> Parked {
+    let (id, event) = (delivery.id, delivery.event.clone());
+    Parked { id, event, reason: reason.to_owned(), may_have_arrived }
 }
 
 #[cfg(test)]
@@ -228,6 +243,8 @@ mod tests {
     use super::super::scripted_sink::{Call, ScriptedSink, call, event};
     use super::*;
     use crate::event::EventId;
+
+    const FIRST: Tries = Tries { handing: Handing::Together, is_first: true };
 
     fn exceptions(held: &[(&str, u64)], delivered_before: &[i64], on_poison: OnPoison) -> Exceptions {
         let topic = |name: &str| Topic::new(name).expect("a topic");
@@ -243,7 +260,7 @@ mod tests {
     ) -> (Result<SetAside, PublishError>, Vec<Call>) {
         let mut sink = ScriptedSink::new(answer);
         let position = Position::before_everything();
-        let published = publish_batch(&mut sink, &position, &rows, exceptions, Handing::Together).await;
+        let published = publish_batch(&mut sink, &position, &rows, exceptions, FIRST).await;
         (published, sink.calls)
     }
 
@@ -344,7 +361,7 @@ mod tests {
         sink.newest = Some(Reached { id: StreamId::new(1, seq), event: Some(event) });
         let (position, none) = (Position::before_everything(), exceptions(&[], &[], on_poison));
         let rows = events.map(Row::Event);
-        let published = publish_batch(&mut sink, &position, &rows, &none, Handing::Together).await;
+        let published = publish_batch(&mut sink, &position, &rows, &none, FIRST).await;
         (published, sink.calls)
     }
 
@@ -393,10 +410,33 @@ mod tests {
             lost: None,
             has_set_aside: false,
             handing: Handing::Together,
+            is_first: false,
         };
         let none = exceptions(&[], &[], OnPoison::Park);
         let published = publish(&mut sink, publication, deliveries.collect(), &none).await.expect("parked");
         assert_eq!((published.parked.len(), published.has_arrived_before), (2, false));
+        assert!(published.parked.iter().all(|parked| parked.may_have_arrived), "{published:?}");
+    }
+
+    /// Parks two events of a topic and the second one's neighbour, and returns which of them may have arrived.
+    async fn parks_what_may_have_arrived(is_first: bool, taken: u64) -> Vec<bool> {
+        let mut sink = ScriptedSink::new(|_, call: &Call| match call.events[..] {
+            [] => Ok(()),
+            _ => Err(PublishError::Poison { at: 0, reason: "no".to_owned() }),
+        });
+        sink.taken = taken;
+        let (position, none) = (Position::before_everything(), exceptions(&[], &[], OnPoison::Park));
+        let tries = Tries { is_first, ..FIRST };
+        let rows = rows(&["a", "a", "b"]);
+        let set_aside = publish_batch(&mut sink, &position, &rows, &none, tries).await.expect("parked");
+        set_aside.parked.iter().map(|parked| parked.may_have_arrived).collect()
+    }
+
+    #[tokio::test]
+    async fn an_event_that_was_tried_before_may_have_arrived() {
+        assert_eq!(parks_what_may_have_arrived(true, 0).await, [false; 3]);
+        assert_eq!(parks_what_may_have_arrived(true, 2).await, [true, true, false]);
+        assert_eq!(parks_what_may_have_arrived(false, 0).await, [true; 3], "by another relay");
     }
 
     #[tokio::test]

@@ -198,7 +198,9 @@ impl Step {
         lost: Option<StreamId>,
     ) -> Result<(), StepError> {
         loop {
-            let publication = Publication { mode, span, lost, has_set_aside: false, handing: self.handing() };
+            let handing = self.handing();
+            let publication =
+                Publication { mode, span, lost, has_set_aside: false, handing, is_first: false };
             let publishing = publish(sink, publication, deliveries.clone(), &self.exceptions);
             let published = staying_alive(&mut self.writer, self.rules.keepalive, publishing).await?;
             let parked = self.counting(published)?.parked;

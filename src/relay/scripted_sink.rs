@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::sink::{Batch, PublishError, Reached, Sink};
-use crate::event::{Event, EventId, EventType, LogId, Topic};
+use crate::event::{Event, EventId, EventType, LogId, StreamId, Topic};
 
 /// One call to the sink: the numbers of its events, the first number, and the last one that it uses up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,11 +24,13 @@ pub(super) struct ScriptedSink<F> {
     pub(super) calls: Vec<Call>,
     /// The newest event of every topic.
     pub(super) newest: Option<Reached>,
+    /// The highest number that may have arrived.
+    pub(super) taken: u64,
 }
 
 impl<F: FnMut(usize, &Call) -> Result<(), PublishError> + Send> ScriptedSink<F> {
     pub(super) fn new(answer: F) -> Self {
-        Self { answer, calls: Vec::new(), newest: None }
+        Self { answer, calls: Vec::new(), newest: None, taken: 0 }
     }
 }
 
@@ -50,6 +52,10 @@ impl<F: FnMut(usize, &Call) -> Result<(), PublishError> + Send> Sink for Scripte
 
     async fn newest_of(&mut self, _topic: &Topic) -> Result<Option<Reached>, PublishError> {
         Ok(self.newest)
+    }
+
+    fn may_have_taken(&self, id: StreamId) -> bool {
+        id.seq <= self.taken
     }
 
     fn keeps(&self) -> Duration {

@@ -168,6 +168,10 @@ pub trait Sink: Send {
         topic: &Topic,
     ) -> impl Future<Output = Result<Option<Reached>, PublishError>> + Send;
 
+    /// Whether a call in [`PublishMode::Normal`] since the begin of the lead may have brought the event of
+    /// this number, or one behind it. True if a call broke off whose answer is not known.
+    fn may_have_taken(&self, id: StreamId) -> bool;
+
     /// How long the sink keeps an event. Older events need not be restored.
     fn keeps(&self) -> Duration;
 }

@@ -17,17 +17,17 @@ use sqlx::{Connection, PgConnection};
 use tokio::time;
 
 use super::failure::Remedy;
-use super::handing::{Handing, hand_over};
+use super::handing::Handing;
 use super::leader::staying_alive;
-use super::publication::{Exceptions, SetAside, publish_batch};
+use super::publication::{Exceptions, SetAside, Tries, publish_batch};
 use super::settings::OnPoison;
-use super::sink::{Batch, Delivery, PublishError, PublishMode, Reached, Sink};
-use crate::event::{LogId, StreamId, Topic};
+use super::sink::{Delivery, PublishError, PublishMode, Sink};
+use crate::event::{LogId, StreamId};
 use crate::failpoint;
 use crate::log;
-use crate::log::parked::{self, Action, Parked};
+use crate::log::parked::{self, Parked};
 use crate::log::read::Limit;
-use crate::log::{Position, checkpoint, delivered_before, identity, read, release, unreadable};
+use crate::log::{Position, checkpoint, delivered_before, identity, read, unreadable};
 
 /// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +89,9 @@ pub struct Step {
     pub(super) reader: PgConnection,
     pub(super) position: Position,
     log: LogId,
+    /// Whether this relay has opened the window itself since it loaded the position. Of another window nobody
+    /// knows how much was published.
+    has_opened: bool,
     ahead: Option<read::Batch>,
     pub(super) exceptions: Exceptions,
     /// How often in a row the sink has refused a batch.
@@ -100,8 +103,6 @@ pub struct Step {
 /// From this many refusals in a row on, events are handed over one by one. Before that, the server may be at
 /// fault.
 const REFUSALS_TOGETHER: u32 = 3;
-/// The most parked events of one release.
-const RELEASED_AT_ONCE: u32 = 256;
 
 impl Step {
     /// Takes two prepared connections and loads the relay's position, or begins one.
@@ -123,6 +124,7 @@ impl Step {
             reader,
             position,
             log,
+            has_opened: false,
             ahead: None,
             exceptions,
             refusals: 0,
@@ -158,6 +160,7 @@ impl Step {
     /// Postgres does not answer in time.
     pub async fn reload(&mut self) -> Result<(), StepError> {
         self.ahead = None;
+        self.has_opened = false;
         let Rules { relay, timeout, .. } = &self.rules;
         self.position = answered(*timeout, checkpoint::load_or_begin(&mut self.writer, relay)).await?;
         self.exceptions = load_exceptions(&mut self.writer, &self.rules).await?;
@@ -178,6 +181,7 @@ impl Step {
                 None => return Ok(Outcome::Idle),
                 Some(position) => self.position = position,
             }
+            self.has_opened = true;
             failpoint::reach("window_written").await;
         }
         let after_id = self.position.window.as_ref().map_or(0, |w| w.after_id);
@@ -197,8 +201,8 @@ impl Step {
             }
             read_batch(&mut self.reader, &self.position, last_id, &self.rules).await.map(Some)
         };
-        let handing = handing_after(self.refusals);
-        let publishing = publish_batch(sink, &self.position, &batch.rows, &self.exceptions, handing);
+        let tries = Tries { handing: handing_after(self.refusals), is_first: self.has_opened };
+        let publishing = publish_batch(sink, &self.position, &batch.rows, &self.exceptions, tries);
         let both = Box::pin(async { tokio::join!(publishing, reading) });
         let (set_aside, ahead) = staying_alive(&mut self.writer, self.rules.keepalive, both).await?;
         let set_aside = self.counting(set_aside)?;
@@ -243,6 +247,8 @@ impl Step {
         let Rules { relay, timeout, .. } = &self.rules;
         let written = write_position(&mut self.writer, relay, &self.position, batch, last_id, set_aside);
         self.position = answered(*timeout, written).await?;
+        // The row that closes a window opens the next one.
+        self.has_opened |= self.position.window.as_ref().is_some_and(|window| window.after_id == 0);
         let unreadable = set_aside.unreadable.iter().filter_map(|(id, row)| Some((row.topic.as_ref()?, *id)));
         let parked = set_aside.parked.iter().map(|parked| (&parked.event.topic, parked.id));
         self.exceptions.hold(parked.chain(unreadable));
@@ -280,146 +286,6 @@ impl Step {
         self.exceptions.hold(set_aside.iter().map(|parked| (&parked.event.topic, parked.id)));
         Ok(())
     }
-
-    /// Carries out an operator's request for one topic's parked events. Returns false if there is no request,
-    /// or while a window is open.
-    ///
-    /// The request names rows. Later events of the topic that only waited behind them flow on.
-    ///
-    /// # Errors
-    /// Fails as [`Step::step`]. Events that the sink refuses again stay parked, with its words, and are no
-    /// error.
-    pub async fn apply_request<S: Sink>(&mut self, sink: &mut S) -> Result<bool, StepError> {
-        if self.position.window.is_some() {
-            return Ok(false);
-        }
-        let Rules { relay, timeout, .. } = self.rules.clone();
-        let requested = answered(timeout, parked::next_request(&mut self.writer, &relay)).await?;
-        let Some((topic, action)) = requested else { return Ok(false) };
-        match self.carry_out(sink, &topic, action).await {
-            // Later events of the topic may be published only now, after everything before them.
-            Ok(()) => {
-                self.exceptions.let_go(&topic);
-            }
-            Err(StepError::Publish(PublishError::Poison { reason, .. })) => {
-                self.refuse_request(&topic, &reason).await?;
-            }
-            // A row that could not be read when it was parked cannot be read now.
-            Err(StepError::Outbox(error)) if read::is_about_a_row(&error) => {
-                self.refuse_request(&topic, &format!("it cannot be read: {error}")).await?;
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(true)
-    }
-
-    async fn refuse_request(&mut self, topic: &Topic, reason: &str) -> Result<(), StepError> {
-        let Rules { relay, timeout, .. } = &self.rules;
-        let refused = parked::refuse_request(&mut self.writer, relay, topic, reason);
-        answered(*timeout, refused).await?;
-        self.exceptions = load_exceptions(&mut self.writer, &self.rules).await?;
-        Ok(())
-    }
-
-    /// Discards the topic's parked events with a requested discard, and publishes the others.
-    async fn carry_out<S: Sink>(
-        &mut self,
-        sink: &mut S,
-        topic: &Topic,
-        action: Action,
-    ) -> Result<(), StepError> {
-        self.count_held_as_released(sink, topic).await?;
-        if action == Action::Discard {
-            let Rules { relay, timeout, .. } = &self.rules;
-            answered(*timeout, parked::discard(&mut self.writer, relay, topic)).await?;
-        }
-        self.release(sink, topic).await
-    }
-
-    /// Marks the events that the sink holds as released. They were released, or delivered before they were
-    /// parked. Clients have them, so they cannot be discarded; they are not published once more, because some
-    /// of their entries may be gone; and a sink that forgets them must receive them again. If the sink refuses to
-    /// say, the request is refused: the events may have arrived in a try that broke off.
-    async fn count_held_as_released<S: Sink>(
-        &mut self,
-        sink: &mut S,
-        topic: &Topic,
-    ) -> Result<(), StepError> {
-        let Rules { relay, timeout, .. } = self.rules.clone();
-        let asking = sink.newest_of(topic);
-        let newest = match staying_alive(&mut self.writer, self.rules.keepalive, asking).await? {
-            // There is no history in the topic's place. If no release has begun, it has taken nothing.
-            Err(PublishError::Poison { .. })
-                if !answered(timeout, release::has_begun(&mut self.writer, &relay, topic)).await? =>
-            {
-                None
-            }
-            Err(PublishError::Retry { failure, reason }) if failure.remedy == Remedy::SetAside => {
-                let reason = format!("it is not known which of these events clients have: {reason}");
-                return Err(PublishError::Poison { at: 0, reason }.into());
-            }
-            answer => self.counting(answer)?,
-        };
-        let Some(Reached { id, event: Some(event) }) = newest else { return Ok(()) };
-        answered(timeout, release::mark_held_released(&mut self.writer, &relay, topic, (id, event))).await
-    }
-
-    /// Publishes a topic's parked events in order.
-    async fn release<S: Sink>(&mut self, sink: &mut S, topic: &Topic) -> Result<(), StepError> {
-        let Rules { relay, timeout, .. } = self.rules.clone();
-        loop {
-            let limit = self.rules.limit.events.min(RELEASED_AT_ONCE);
-            let mut events =
-                answered(timeout, parked::of_topic(&mut self.writer, &relay, topic, limit)).await?;
-            let Some(epoch) = events.first().map(|(id, _)| id.epoch) else { return Ok(()) };
-            // Events of a later epoch make a batch of their own, because a number alone does not tell which
-            // of two epochs came first.
-            events.retain(|(id, _)| id.epoch == epoch);
-            let deliveries: Vec<Delivery<'_>> =
-                events.iter().map(|(id, event)| Delivery { id: *id, event }).collect();
-            let number = self.begin_release(topic, &deliveries).await?;
-            failpoint::reach("release_written").await;
-            let batch = Batch {
-                mode: PublishMode::Release,
-                deliveries: &deliveries,
-                first: number,
-                through: Some(number),
-                lost: None,
-            };
-            let publishing = hand_over(sink, batch, self.handing());
-            let published = staying_alive(&mut self.writer, self.rules.keepalive, publishing).await?;
-            failpoint::reach("released").await;
-            let arrived = match &published {
-                Ok(()) => &deliveries[..],
-                Err(PublishError::Poison { at, .. }) => &deliveries[..*at],
-                Err(_) => &[],
-            };
-            if let Some(Delivery { id, .. }) = arrived.last() {
-                answered(timeout, release::mark_released(&mut self.writer, &relay, topic, *id)).await?;
-            }
-            if let Err(PublishError::Poison { .. }) = &published {
-                // The topic is held from the refused event on: the events before it do not wait any more.
-                self.exceptions = load_exceptions(&mut self.writer, &self.rules).await?;
-                let mode = PublishMode::RestoreRelease;
-                self.republish(sink, mode, arrived.to_vec(), (number, number), None).await?;
-            }
-            self.counting(published)?;
-        }
-    }
-
-    /// Takes the next number for the release of these parked events. No window may be open.
-    async fn begin_release(
-        &mut self,
-        topic: &Topic,
-        deliveries: &[Delivery<'_>],
-    ) -> Result<StreamId, StepError> {
-        let Rules { relay, timeout, .. } = &self.rules;
-        let number = StreamId::new(self.position.epoch, self.position.next_seq);
-        let through = deliveries.last().map_or(number, |last| last.id);
-        let begun = release::begin(&mut self.writer, relay, &self.position, topic, through);
-        self.position = answered(*timeout, begun).await?;
-        Ok(number)
-    }
 }
 
 fn handing_after(refusals: u32) -> Handing {
@@ -455,7 +321,10 @@ async fn write_position(
     Ok(to)
 }
 
-async fn load_exceptions(writer: &mut PgConnection, rules: &Rules) -> Result<Exceptions, StepError> {
+pub(super) async fn load_exceptions(
+    writer: &mut PgConnection,
+    rules: &Rules,
+) -> Result<Exceptions, StepError> {
     let held = answered(rules.timeout, parked::held_topics(writer, &rules.relay)).await?;
     let before = answered(rules.timeout, delivered_before::of(writer, &rules.relay)).await?;
     Ok(Exceptions::new(held, before, rules.on_poison))

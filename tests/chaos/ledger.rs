@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use aftercommit::event::StreamId;
@@ -33,8 +32,6 @@ pub(crate) struct Ledger {
     requests: Mutex<Vec<Request>>,
     vanished: Mutex<HashMap<usize, StreamId>>,
     forged: Mutex<HashMap<usize, Vec<String>>>,
-    set_back: AtomicU64,
-    straddling: Mutex<HashSet<u64>>,
 }
 
 impl Ledger {
@@ -57,26 +54,6 @@ impl Ledger {
     /// The last id that a topic's history may lack.
     pub(crate) fn may_lack(&self, channel: usize) -> Option<StreamId> {
         self.vanished.lock().expect("what vanished").get(&channel).copied()
-    }
-
-    /// The log's sequence is about to be set back, or has just been.
-    pub(crate) fn sets_sequence_back(&self) {
-        self.set_back.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// How often the sequence was set back.
-    pub(crate) fn times_set_back(&self) -> u64 {
-        self.set_back.load(Ordering::SeqCst)
-    }
-
-    /// The transaction of these keys was under way when the sequence was set back: nothing in the log tells
-    /// their order.
-    pub(crate) fn straddle(&self, keys: &[u64]) {
-        self.straddling.lock().expect("keys").extend(keys);
-    }
-
-    pub(crate) fn straddles(&self, key: u64) -> bool {
-        self.straddling.lock().expect("keys").contains(&key)
     }
 
     /// A message that no relay published.

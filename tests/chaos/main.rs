@@ -20,6 +20,7 @@ mod orders;
 mod payload;
 mod plan;
 mod random;
+mod repairs;
 mod report;
 mod resets;
 mod roles;
@@ -34,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use arguments::Arguments;
 use plan::Plan;
+use repairs::Repairs;
 use report::Report;
 use tokio_util::sync::CancellationToken;
 use truth::Truth;
@@ -94,11 +96,14 @@ async fn campaign(arguments: &Arguments, plan: Plan) -> Report {
         let (world, until) = (world.clone(), supervisors_end.clone());
         tokio::spawn(async move { world.supervise(until).await })
     };
+    let repairs = Repairs::watch(world.clone(), supervisors_end.clone());
     let begun = Instant::now();
     let lanes: Vec<_> = plan
         .0
         .into_iter()
-        .map(|lane| tokio::spawn(faults::make(world.clone(), lane, begun, arguments.verbose)))
+        .map(|lane| {
+            tokio::spawn(faults::make(world.clone(), lane, (begun, arguments.length), arguments.verbose))
+        })
         .collect();
     let mut deeds = Vec::new();
     for lane in lanes {
@@ -115,9 +120,10 @@ async fn campaign(arguments: &Arguments, plan: Plan) -> Report {
     let complete = truth::wait_until_complete(&world, &clients, SETTLING).await;
     supervisors_end.cancel();
     supervisor.await.expect("a supervisor");
+    let repairs = repairs.await.expect("a watch");
     let truth = Truth::read(&world).await;
     let seen = clients.stop();
-    let causeless = resets::without_cause(&seen, &deeds);
+    let causeless = resets::without_cause(&seen, &deeds, &repairs);
     if arguments.verbose {
         for reset in &causeless {
             let at = (reset.at - begun).as_secs_f64();
@@ -134,7 +140,7 @@ async fn campaign(arguments: &Arguments, plan: Plan) -> Report {
         missing: truth::missing(&world, &commits).await,
         complete,
         crashed: world.crashed().await,
-        log: judge::of_log(&truth, arguments.seed, &world.ledger),
+        log: judge::of_log(&truth, arguments.seed),
         redis: judge::of_redis(&truth, &world.ledger),
         clients: judge::of_clients(&truth, &world.ledger, &seen),
         causeless: resets::by_reason(&causeless),

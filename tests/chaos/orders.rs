@@ -26,29 +26,35 @@ async fn discarded_unasked(world: &World, connection: &mut PgConnection) -> usiz
             world.channels[request.channel].topic.as_str() == topic && request.named.contains(&id)
         })
     };
-    discarded
+    let ids = discarded
         .iter()
-        .filter(|(topic, epoch, seq)| {
-            !is_named(topic, StreamId::new(epoch.cast_unsigned(), seq.cast_unsigned()))
-        })
+        .map(|(topic, epoch, seq)| (topic, StreamId::new(epoch.cast_unsigned(), seq.cast_unsigned())));
+    ids.filter(|(topic, id)| !is_named(topic, *id))
+        .inspect(|(topic, id)| eprintln!("nobody has asked to discard {id} of {topic}"))
         .count()
 }
 
 /// Each replay copies each row that it names once, and no other.
 async fn wrongly_copied(connection: &mut PgConnection) -> usize {
-    let wrong: i64 = sqlx::query_scalar(
-        "select coalesce(
-           sum(abs(r.selected - made.right_ones) + made.all_of_them - made.right_ones), 0)::bigint
+    let replays: Vec<(i64, i64, i64, i64)> = sqlx::query_as(
+        "select r.id, r.selected, made.right_ones, made.all_of_them
          from outbox.replay r
          cross join lateral (
            select count(*) as all_of_them,
                   count(distinct (c.headers->'replay'->>'row'))
                     filter (where c.topic = r.selection->>'topic') as right_ones
            from outbox.event c where (c.headers->'replay'->>'replay')::bigint = r.id
-         ) made",
+         ) made
+         where r.selected <> made.right_ones or made.all_of_them <> made.right_ones",
     )
-    .fetch_one(connection)
+    .fetch_all(connection)
     .await
     .expect("replays");
-    usize::try_from(wrong).expect("a count")
+    let wrong = replays.iter().map(|(id, selected, right, all)| {
+        eprintln!(
+            "replay {id} was asked for {selected} events and has made {all} copies, {right} of them right"
+        );
+        (selected - right).unsigned_abs() + (all - right).unsigned_abs()
+    });
+    usize::try_from(wrong.sum::<u64>()).expect("a count")
 }

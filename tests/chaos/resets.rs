@@ -12,6 +12,7 @@ use crate::clients::{Received, Seen};
 use crate::kinds::{Kind, Reach};
 use crate::ledger::Deed;
 use crate::plan::REPAIR;
+use crate::repairs::Repairs;
 use crate::world::is_quiet;
 
 /// The time after Redis is readable again in which a server resets the clients that it accepted without
@@ -29,12 +30,12 @@ pub(crate) struct Causeless {
 }
 
 /// The resets that nothing explains.
-pub(crate) fn without_cause(seen: &[Seen], deeds: &[Deed]) -> Vec<Causeless> {
+pub(crate) fn without_cause(seen: &[Seen], deeds: &[Deed], repairs: &Repairs) -> Vec<Causeless> {
     let mut found = Vec::new();
     for client in seen {
         for received in &client.received {
             if let Received::Reset { from, reason, at, .. } = received
-                && !deeds.iter().any(|deed| explains(deed, client.channel, *from, reason, *at))
+                && !deeds.iter().any(|deed| explains(deed, repairs, client.channel, *from, reason, *at))
             {
                 found.push(Causeless { channel: client.channel, reason: reason.clone(), at: *at });
             }
@@ -52,7 +53,14 @@ pub(crate) fn by_reason(found: &[Causeless]) -> BTreeMap<String, usize> {
     counts
 }
 
-fn explains(deed: &Deed, channel: usize, from: Option<StreamId>, reason: &str, at: Instant) -> bool {
+fn explains(
+    deed: &Deed,
+    repairs: &Repairs,
+    channel: usize,
+    from: Option<StreamId>,
+    reason: &str,
+    at: Instant,
+) -> bool {
     // The place of a client of a topic without events is a time; and where Redis is away, that is hidden
     // until it can be judged.
     let is_time = from.is_some_and(|from| from.epoch == 0);
@@ -63,7 +71,10 @@ fn explains(deed: &Deed, channel: usize, from: Option<StreamId>, reason: &str, a
         "unknown_id" | "history_gone" | "gap" if deed.kind == Kind::SequenceReset && is_quiet(channel) => {
             (Some(Reach::EveryTopic), FOREVER)
         }
-        "unknown_id" | "history_gone" | "gap" => (deed.kind.loses(), REPAIR),
+        "unknown_id" | "history_gone" | "gap" => {
+            let whole = repairs.after(deed.until).map(|whole| whole - deed.until + SIGHT);
+            (deed.kind.loses(), whole.unwrap_or(FOREVER).max(REPAIR))
+        }
         // A client that comes back from an earlier epoch is told, however late.
         "rebased" => ((deed.kind == Kind::SequenceReset).then_some(Reach::EveryTopic), FOREVER),
         _ => (None, Duration::ZERO),

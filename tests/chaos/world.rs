@@ -12,7 +12,7 @@ use aftercommit::log::parked::{self, Action};
 use redis::aio::MultiplexedConnection;
 use secrecy::ExposeSecret;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -82,6 +82,8 @@ pub(crate) struct World {
     pub(crate) ledger: Ledger,
     /// Held while a role or a user lacks a right: a process that starts then ends, and says so on stderr.
     pub(crate) rights: Mutex<()>,
+    /// Each writer's transaction holds it, and somebody who needs a log without open ones waits for it.
+    pub(crate) transactions: RwLock<()>,
     /// Ends of pipes that nobody reads, and the addresses of those who write to them.
     pub(crate) unread: Mutex<HashMap<String, std::io::PipeReader>>,
     _directory: tempfile::TempDir,
@@ -152,6 +154,7 @@ impl World {
             clock,
             ledger: Ledger::default(),
             rights: Mutex::default(),
+            transactions: RwLock::default(),
             unread: Mutex::default(),
             _directory: directory,
         }

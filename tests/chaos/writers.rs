@@ -122,7 +122,8 @@ impl Writer {
     }
 
     async fn transaction(&mut self, connection: &mut PgConnection) -> Result<(), outbox::AppendError> {
-        let set_back = self.world.ledger.times_set_back();
+        let world = self.world.clone();
+        let _open = world.transactions.read().await;
         execute(connection, "begin").await?;
         if self.random.percent(50) {
             // An xid now and ids later: what a snapshot's xmax does not tell of.
@@ -146,9 +147,6 @@ impl Writer {
                 self.append(connection, topic).await?;
                 execute(connection, "rollback to savepoint s").await?;
             }
-        }
-        if self.world.ledger.times_set_back() != set_back {
-            self.world.ledger.straddle(&keys);
         }
         self.dawdle().await;
         self.end(connection, &keys).await
@@ -205,14 +203,18 @@ impl Writer {
         channels[self.random.below(channels.len())].topic.clone()
     }
 
-    /// One transaction for the whole run: nothing may wait for it. When Postgres ends it, another begins.
+    /// One transaction for the whole run: nothing may wait for it. When Postgres or an operator ends it,
+    /// another begins.
     async fn hold_open(&mut self) {
         let topic = self.world.channels.last().expect("a channel").topic.clone();
+        let world = self.world.clone();
         while !self.stop.is_cancelled() {
+            let _open = world.transactions.read().await;
             let mut connection = self.world.writer().await;
             let Ok(()) = execute(&mut connection, "begin").await else { continue };
             let Ok(key) = self.append(&mut connection, &topic).await else { continue };
-            while !self.stop.is_cancelled() {
+            let is_asked_to_end = || world.transactions.try_read().is_err();
+            while !self.stop.is_cancelled() && !is_asked_to_end() {
                 self.pause(100, 300).await;
                 if execute(&mut connection, "select 1").await.is_err() {
                     break;
@@ -234,6 +236,8 @@ impl Writer {
     }
 
     async fn forget(&mut self, topic: &Topic) -> Result<(), outbox::AppendError> {
+        let world = self.world.clone();
+        let _open = world.transactions.read().await;
         let mut connection = self.world.writer().await;
         execute(&mut connection, "begin").await?;
         let there: bool = sqlx::query_scalar("select exists (select from pg_prepared_xacts where gid = $1)")

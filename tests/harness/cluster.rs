@@ -59,8 +59,8 @@ impl Cluster {
         for at in 0..self.servers.len() {
             self.tell(at, &["SET-CONFIG-EPOCH", &(at + 1).to_string()]).await;
         }
-        for at in 1..self.servers.len() {
-            let (port, bus_port) = (self.servers[at].port().to_string(), bus_ports[at].to_string());
+        for (server, bus_port) in self.servers.iter().zip(bus_ports).skip(1) {
+            let (port, bus_port) = (server.port().to_string(), bus_port.to_string());
             self.tell(0, &["MEET", "127.0.0.1", &port, &bus_port]).await;
         }
         for at in 0..PRIMARIES {

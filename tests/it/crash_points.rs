@@ -117,7 +117,7 @@ async fn a_discard_behind_a_release_that_broke_off_gives_up_only_what_never_arri
     line.relay.signal("KILL").await;
     let mut connection = line.system.database.connect().await;
     let relay = line.system.redis.relay_name();
-    parked::request(&mut connection, &relay, &topic, Action::Discard, None).await?;
+    parked::request(&mut connection, &relay, &topic, Action::DiscardArrived, None).await?;
     line.system.unset("FAILPOINT");
     line.relay = line.system.start("relay").await;
     let fates = "select settled_as, count(*) from outbox.parked where relay = $1 group by 1 order by 1";

@@ -1,15 +1,18 @@
-//! Events that arrived in a try that broke off: they are neither parked nor discarded, whatever their entries are now.
+//! Events that arrived in a try that broke off: they are neither parked nor discarded, whatever their entries
+//! are now. What Redis has forgotten since is discarded only if the operator says so.
 
 use std::time::Duration;
 
 use redis::AsyncCommands;
 use sqlx::Connection;
 
-use aftercommit::event::{LogId, Topic};
+use aftercommit::event::{LogId, StreamId, Topic};
 use aftercommit::log::parked::{self, Action};
+use aftercommit::ops::audit::Operator;
+use aftercommit::ops::parked::{self as requests, RequestError};
 use aftercommit::relay::{Batch, OnPoison, PublishError, Reached, Reconciled, Sink, StepError, failure};
 
-use crate::harness::{Redis, TestResult, database, redis};
+use crate::harness::{Database, Redis, TestResult, database, redis};
 use crate::relay_delivery::{Relay, append_in, history, payloads};
 use crate::relay_steps::append_together;
 
@@ -51,6 +54,10 @@ impl Sink for KeepsTheNewestEntry<'_> {
 
     async fn newest_of(&mut self, topic: &Topic) -> Result<Option<Reached>, PublishError> {
         self.publisher.newest_of(topic).await
+    }
+
+    fn may_have_taken(&self, id: StreamId) -> bool {
+        self.publisher.may_have_taken(id)
     }
 
     fn keeps(&self) -> Duration {
@@ -149,6 +156,10 @@ impl Sink for RefusesToSay<'_> {
         Err(PublishError::retry(failure::REFUSED, "NOPERM"))
     }
 
+    fn may_have_taken(&self, id: StreamId) -> bool {
+        self.0.may_have_taken(id)
+    }
+
     fn keeps(&self) -> Duration {
         self.0.keeps()
     }
@@ -170,6 +181,162 @@ async fn nothing_is_discarded_while_redis_refuses_to_say_what_it_has() -> TestRe
     parked::request(&mut log, &name, &topic, Action::Discard, None).await?;
     assert!(relay.step.apply_request(&mut RefusesToSay(&mut relay.publisher)).await?);
     assert_eq!(parked::count(&mut log, &name, &topic).await?, 2);
+    parked::request(&mut log, &name, &topic, Action::Discard, None).await?;
+    assert!(relay.step.apply_request(&mut relay.publisher).await?);
+    assert_eq!(parked::count(&mut log, &name, &topic).await?, 0);
+    Ok(())
+}
+
+/// A sink whose connection breaks behind its first call, and whose Redis then loses what that call brought.
+struct ForgetsItsFirstCall<'a> {
+    publisher: &'a mut aftercommit::redis::Publisher,
+    redis: &'a Redis,
+    topic: &'a Topic,
+}
+
+impl Sink for ForgetsItsFirstCall<'_> {
+    fn begin_lead(&mut self, log: LogId) {
+        self.publisher.begin_lead(log);
+    }
+
+    async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
+        self.publisher.publish(batch).await?;
+        forget_and_refuse(self.redis, self.topic).await.expect("Redis forgets");
+        Err(PublishError::retry(failure::CONNECTION, "cut"))
+    }
+
+    async fn reached(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
+        self.publisher.reached().await
+    }
+
+    async fn newest_of(&mut self, topic: &Topic) -> Result<Option<Reached>, PublishError> {
+        self.publisher.newest_of(topic).await
+    }
+
+    fn may_have_taken(&self, id: StreamId) -> bool {
+        self.publisher.may_have_taken(id)
+    }
+
+    fn keeps(&self) -> Duration {
+        self.publisher.keeps()
+    }
+}
+
+/// Redis loses everything of a topic and the relay's top, and then refuses the topic.
+async fn forget_and_refuse(redis: &Redis, topic: &Topic) -> TestResult {
+    let keys = redis.keys();
+    let lost = [keys.top(&redis.relay_name()), keys.history(topic), keys.begun(topic)];
+    let mut connection = redis.connect().await;
+    let _: () = connection.del(&lost).await?;
+    let _: () = connection.set(keys.history(topic), "of another type").await?;
+    Ok(())
+}
+
+/// A discard gives up the topic's parked events only if it says that clients may have them.
+async fn assert_discarded_only_knowingly(
+    database: &Database,
+    redis: &Redis,
+    relay: &mut Relay,
+    topic: &Topic,
+    events: u64,
+) -> TestResult {
+    let (mut log, name) = (database.connect().await, redis.relay_name());
+    let named = requests::name(&mut log, &name, topic, None).await?.expect("they are parked");
+    assert_eq!(named.events, events);
+    let operator = Operator { who: "test".to_owned(), reason: "a test".to_owned() };
+    let mut tx = log.begin().await?;
+    let asked = requests::request(&mut tx, &name, vec![named.clone()], Action::Discard, &operator).await;
+    assert!(
+        matches!(&asked, Err(RequestError::MayHaveArrived { events: n, .. }) if *n == events),
+        "{asked:?}"
+    );
+    tx.rollback().await?;
+    // Asked for all the same, as before a release that began meanwhile.
+    let _: () = redis.connect().await.del(redis.keys().history(topic)).await?;
+    parked::request(&mut log, &name, topic, Action::Discard, None).await?;
+    assert!(relay.step.apply_request(&mut relay.publisher).await?);
+    assert_eq!(parked::count(&mut log, &name, topic).await?, events);
+    let mut tx = log.begin().await?;
+    requests::request(&mut tx, &name, vec![named], Action::DiscardArrived, &operator).await?;
+    tx.commit().await?;
+    assert!(relay.step.apply_request(&mut relay.publisher).await?);
+    assert_eq!(parked::count(&mut log, &name, topic).await?, 0);
+    assert_eq!(history(redis, topic).await, []);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_event_that_redis_forgot_before_the_position_knew_of_it_is_discarded_only_knowingly() -> TestResult
+{
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("forgotten");
+    append_together(&database, &topic, 0..2).await?;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    let mut sink = ForgetsItsFirstCall { publisher: &mut relay.publisher, redis: &redis, topic: &topic };
+    let broken = relay.step.step(&mut sink).await;
+    assert!(matches!(broken, Err(StepError::Publish(PublishError::Retry { .. }))), "{broken:?}");
+    assert_eq!(relay.drain().await, (0, 2));
+    assert_discarded_only_knowingly(&database, &redis, &mut relay, &topic, 2).await
+}
+
+#[tokio::test]
+async fn an_event_that_another_relay_may_have_published_is_discarded_only_knowingly() -> TestResult {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("forgotten");
+    append_together(&database, &topic, 0..2).await?;
+    let mut died = Relay::new(&database, &redis, OnPoison::Park).await;
+    let mut sink = ForgetsItsFirstCall { publisher: &mut died.publisher, redis: &redis, topic: &topic };
+    died.step.step(&mut sink).await.expect_err("it dies");
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (0, 2));
+    assert_discarded_only_knowingly(&database, &redis, &mut relay, &topic, 2).await
+}
+
+#[tokio::test]
+async fn an_event_that_a_repair_could_not_give_back_is_discarded_only_knowingly() -> TestResult {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("forgotten");
+    append_together(&database, &topic, 0..2).await?;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (2, 0));
+    forget_and_refuse(&redis, &topic).await?;
+    relay.step.reconcile(&mut relay.publisher).await?;
+    assert_discarded_only_knowingly(&database, &redis, &mut relay, &topic, 2).await
+}
+
+#[tokio::test]
+async fn an_event_whose_release_redis_forgot_is_discarded_only_knowingly() -> TestResult {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("forgotten");
+    let key = redis.keys().history(&topic);
+    let _: () = redis.connect().await.set(&key, "of another type").await?;
+    append_together(&database, &topic, 0..2).await?;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (0, 2));
+    let _: () = redis.connect().await.del(&key).await?;
+    let (mut log, name) = (database.connect().await, redis.relay_name());
+    parked::request(&mut log, &name, &topic, Action::Release, None).await?;
+    let mut sink = ForgetsItsFirstCall { publisher: &mut relay.publisher, redis: &redis, topic: &topic };
+    let broken = relay.step.apply_request(&mut sink).await;
+    assert!(matches!(broken, Err(StepError::Publish(PublishError::Retry { .. }))), "{broken:?}");
+    assert_discarded_only_knowingly(&database, &redis, &mut relay, &topic, 2).await
+}
+
+/// The script says itself that it has not taken them.
+#[tokio::test]
+async fn events_whose_release_is_refused_can_be_discarded_as_before() -> TestResult {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("refused");
+    let key = redis.keys().history(&topic);
+    let _: () = redis.connect().await.set(&key, "of another type").await?;
+    append_together(&database, &topic, 0..2).await?;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (0, 2));
+    let (mut log, name) = (database.connect().await, redis.relay_name());
+    parked::request(&mut log, &name, &topic, Action::Release, None).await?;
+    assert!(relay.step.apply_request(&mut relay.publisher).await?);
+    assert_eq!(parked::count(&mut log, &name, &topic).await?, 2);
+    let _: () = redis.connect().await.del(&key).await?;
     parked::request(&mut log, &name, &topic, Action::Discard, None).await?;
     assert!(relay.step.apply_request(&mut relay.publisher).await?);
     assert_eq!(parked::count(&mut log, &name, &topic).await?, 0);

@@ -305,11 +305,11 @@ async fn a_discard_behind_a_release_is_refused_while_redis_does_not_say_what_it_
     let parked = parked::of_topic(&mut log, &name, &bad, 1).await?;
     release::begin(&mut log, &name, relay.step.position(), &bad, parked[0].0).await?;
     relay.step.reload().await?;
-    parked::request(&mut log, &name, &bad, Action::Discard, None).await?;
+    parked::request(&mut log, &name, &bad, Action::DiscardArrived, None).await?;
     assert!(relay.step.apply_request(&mut relay.publisher).await?);
     assert_eq!(parked::count(&mut log, &name, &bad).await?, 1);
     let _: () = connection.del(&key).await?;
-    parked::request(&mut log, &name, &bad, Action::Discard, None).await?;
+    parked::request(&mut log, &name, &bad, Action::DiscardArrived, None).await?;
     assert!(relay.step.apply_request(&mut relay.publisher).await?);
     assert_eq!(parked::count(&mut log, &name, &bad).await?, 0);
     assert_eq!(history(&redis, &bad).await, []);

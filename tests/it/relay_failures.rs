@@ -303,5 +303,7 @@ async fn a_key_that_is_forbidden_parks_its_topic_among_others_of_its_chunk() -> 
     // The error concerns one event: the whole batch is not retried unchanged.
     let refusals = line.metric("aftercommit_relay_failures_total{class=\"noperm\"}").await;
     assert_eq!(refusals, 1, "{}", line.relay.log());
+    let arrived = sqlx::query_scalar::<_, bool>("select bool_or(may_have_arrived) from outbox.parked");
+    assert!(!arrived.fetch_one(&mut connection).await?, "Redis has not run the script");
     Ok(())
 }

@@ -146,6 +146,10 @@ impl Sink for Meanwhile<'_> {
         self.frozen.newest_of(topic).await
     }
 
+    fn may_have_taken(&self, id: StreamId) -> bool {
+        self.frozen.may_have_taken(id)
+    }
+
     fn keeps(&self) -> Duration {
         self.frozen.keeps()
     }
@@ -276,6 +280,10 @@ impl Sink for ForgetsBefore<'_> {
         self.publisher.newest_of(topic).await
     }
 
+    fn may_have_taken(&self, id: StreamId) -> bool {
+        self.publisher.may_have_taken(id)
+    }
+
     fn keeps(&self) -> Duration {
         self.publisher.keeps()
     }
@@ -352,6 +360,10 @@ impl Sink for RefusesThird<'_> {
 
     async fn newest_of(&mut self, topic: &Topic) -> Result<Option<Reached>, PublishError> {
         self.0.newest_of(topic).await
+    }
+
+    fn may_have_taken(&self, id: StreamId) -> bool {
+        self.0.may_have_taken(id)
     }
 
     fn keeps(&self) -> Duration {

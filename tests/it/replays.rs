@@ -2,10 +2,12 @@
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use aftercommit::event::Topic;
 use aftercommit::log::read;
+use aftercommit::ops::audit::Operator;
 use aftercommit::ops::browse::Selection;
 use aftercommit::ops::replay;
 
@@ -95,6 +97,39 @@ async fn a_replay_repeats_originals_and_copies_only_where_they_are_asked_for() -
 }
 
 const ALL: [&str; 5] = ["replay", "--all", "--yes", "--reason", "a test"];
+
+#[tokio::test]
+async fn a_replay_leaves_out_what_was_parked_when_it_was_confirmed_and_released_before_it_came_there()
+-> TestResult {
+    let (system, [topic, _], mut connection) = delivered(2).await;
+    read::prepare_session(&mut connection).await?;
+    let relay = system.redis.relay_name();
+    let park = "insert into outbox.parked
+                  (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason, settled_as,
+                   settled_at)
+                select $1, 1, e.id, e.id, e.event_id, e.topic, e.type, e.payload, e.created_at, 'refused', $3,
+                       case when $3 is not null then clock_timestamp() end
+                from outbox.event e where e.id = any ($2)";
+    let rows = originals(&mut connection).await;
+    let parked = sqlx::query(park).bind(&relay).bind(&rows[..1]).bind(None::<&str>);
+    parked.execute(&mut connection).await?;
+    let selection = Selection { topic: Some(topic.to_string()), ..Selection::default() };
+    let plan = replay::plan(&mut connection, &relay, &selection).await?;
+    assert_eq!(plan.events, 1);
+    let operator = Operator { who: "test".to_owned(), reason: "a test".to_owned() };
+    let mut replay = replay::begin(&mut connection, &plan, &operator).await?;
+    let released = "update outbox.parked set settled_as = 'released', settled_at = clock_timestamp()";
+    sqlx::query(released).execute(&mut connection).await?;
+    // A repair could not give it back.
+    let parked = sqlx::query(park).bind(&relay).bind(&rows[1..2]).bind(None::<&str>);
+    parked.execute(&mut connection).await?;
+    let stop = CancellationToken::new();
+    replay::run(&mut connection, &mut replay, None, &stop, |_| {}).await?;
+    assert_eq!((replay.copied, replay.missing), (1, 0));
+    assert_eq!(repeated(&mut connection, replay.id).await, rows[1..2]);
+    assert_eq!(replay::plan(&mut connection, &relay, &selection).await?.events, 1, "one is released now");
+    Ok(())
+}
 
 #[tokio::test]
 async fn a_replay_killed_again_and_again_repeats_each_event_once_and_in_order() {

@@ -23,6 +23,7 @@ function parkedTopic(topic, own) {
     `${counted(topic.events, "event")} since `,
     made("time", { datetime: topic.since }, clock(topic.since)),
     `, ${range(topic)}; later ones wait behind`,
+    topic.mayHaveArrived ? `; clients may have ${counted(topic.mayHaveArrived, "event")}` : "",
     topic.relay === own ? "" : `; relay ${topic.relay}`,
   );
   const what = made("div", {}, made("h3", {}, topic.topic), about, made("p", { class: "why" }, topic.reason));
@@ -36,6 +37,10 @@ function parkedTopic(topic, own) {
 /** A range of ids: `1-101 to 1-102`. */
 const range = ({ firstId, lastId }) => (lastId === firstId ? firstId : `${firstId} to ${lastId}`);
 
+/** That clients may have received some of the events, if so: a release brings these under their old ids. */
+const already = ({ mayHaveArrived }) =>
+  mayHaveArrived ? ` (but may have received ${count(mayHaveArrived)} of them before)` : "";
+
 /** A button that releases or discards a topic's parked events. */
 function settle(topic, what) {
   const isDiscard = what === "discard";
@@ -46,14 +51,16 @@ function settle(topic, what) {
   const question = {
     title: `${verb} ${events} of ${topic.topic}?`,
     text: isDiscard
-      ? `Ids ${range(topic)}: clients will never receive ${them}, and the topic continues without ${them}. This cannot be undone.`
+      ? `Ids ${range(topic)}: clients will never receive ${them}${already(topic)}, and the topic continues without ${them}. This cannot be undone.`
       : `Ids ${range(topic)}: the relay publishes ${them} in order, and then continues with the topic. First fix the cause: ` +
         `otherwise the topic is parked again. Redis said: ${topic.reason}`,
     yes: `${verb} ${events}`,
     isGrave: isDiscard,
     does: async (reason, signal) => {
       const named = { relay: topic.relay, topic: topic.topic, through: topic.lastId };
-      return (await post(`parked/${what}`, { ...named, reason }, { signal })).says;
+      // The question says that clients may have some of them.
+      const mayHaveArrived = isDiscard && topic.mayHaveArrived > 0;
+      return (await post(`parked/${what}`, { ...named, mayHaveArrived, reason }, { signal })).says;
     },
   };
   const names = { "data-key": `${what} ${topic.relay} ${topic.topic}`, "aria-label": `${verb} ${events} of ${topic.topic}` };

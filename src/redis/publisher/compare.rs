@@ -151,7 +151,7 @@ impl Publisher {
         let (keys, relay, settings) = (&self.keys, &self.relay, &self.settings);
         let tops: Vec<Top> = found.iter().flatten().map(|(_, top, _)| top.clone()).collect();
         // A loss is one of all servers: it costs a reset where there was none, and hides none.
-        let lost = found.iter().flatten().filter_map(|(_, _, lost)| lost.clone()).max();
+        let lost = found.iter().flatten().filter_map(|(_, _, lost)| *lost).max();
         let reach = reaches(&tops, self.servers.iter().map(|server| &server.slots));
         let mut found = found.into_iter();
         for (server, reach) in self.servers.iter_mut().zip(&reach) {

@@ -61,6 +61,8 @@ pub struct Publisher {
     /// been told.
     passed: Option<StreamId>,
     heads: TopicHeads,
+    /// The highest number that a call in this lead may have brought.
+    taken: Option<StreamId>,
     metrics: Metrics,
     state: StateHandle,
 }
@@ -85,6 +87,7 @@ impl Publisher {
             is_compared: false,
             passed: None,
             heads: TopicHeads::new(TOPIC_HEADS, settings.history_ttl()),
+            taken: None,
             metrics: Metrics::default(),
             state: StateHandle::default(),
             settings,

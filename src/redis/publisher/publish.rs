@@ -59,7 +59,7 @@ impl Sink for Publisher {
     fn begin_lead(&mut self, log: LogId) {
         self.log = log;
         self.heads.clear();
-        (self.is_compared, self.passed) = (false, None);
+        (self.is_compared, self.passed, self.taken) = (false, None, None);
         self.servers.iter_mut().for_each(|server| server.is_in_step = false);
     }
 
@@ -127,6 +127,10 @@ impl Sink for Publisher {
         }
     }
 
+    fn may_have_taken(&self, id: StreamId) -> bool {
+        self.taken.is_some_and(|taken| id <= taken)
+    }
+
     fn keeps(&self) -> Duration {
         self.settings.history_ttl()
     }
@@ -153,7 +157,16 @@ impl Publisher {
                 parts_of(chunk, &self.servers, owner, now).map_err(uncovered)?
             }
         };
-        let answers = self.call(&parts, now).await;
+        let before = self.taken;
+        // Noted before the calls, which can be dropped in their middle.
+        for part in &parts {
+            self.note_taken(part.chunk(), part.at.len());
+        }
+        let (answers, brought): (Vec<_>, Vec<_>) = self.call(&parts, now).await.into_iter().unzip();
+        self.taken = before;
+        for (part, events) in parts.iter().zip(brought) {
+            self.note_taken(part.chunk(), events);
+        }
         let Outcome { taken, failed, refused } = self.heed(&parts, answers, now);
         if refused.is_some() || !failed.is_empty() {
             // Only a prefix arrived, so the cached heads of this chunk's topics may be behind.
@@ -177,8 +190,16 @@ impl Publisher {
         }
     }
 
-    /// Calls the script at each part's server.
-    async fn call(&mut self, parts: &[Part<'_>], now: Instant) -> Vec<Result<Answer, PublishError>> {
+    /// Notes that so many of the chunk's events may have arrived.
+    fn note_taken(&mut self, chunk: Chunk<'_>, events: usize) {
+        if chunk.mode == PublishMode::Normal {
+            self.taken = self.taken.max(chunk.deliveries[..events].last().map(|delivery| delivery.id));
+        }
+    }
+
+    /// Calls the script at each part's server. Returns the answers, and how many of the part's events may have
+    /// arrived.
+    async fn call(&mut self, parts: &[Part<'_>], now: Instant) -> Vec<(Result<Answer, PublishError>, usize)> {
         let settings = &self.settings;
         let mut wanted = parts.iter().peekable();
         let servers = self.servers.iter_mut().enumerate();
@@ -206,7 +227,9 @@ impl Publisher {
         let (metrics, state) = (&self.metrics, &self.state);
         let is_of_cluster = self.map.is_some();
         let calls = parts.iter().zip(connected).map(async |(part, (connecting, server))| {
-            connecting?;
+            if let Err(error) = connecting {
+                return (Err(error), 0);
+            }
             let chunk = part.chunk();
             let traces = chunk.deliveries.iter().filter_map(|delivery| delivery.event.trace);
             let mut span = trace::publish(traces, chunk.deliveries.len());
@@ -242,7 +265,14 @@ impl Publisher {
                 Ok(_) => span.failed("refused"),
                 Err(refusal) => span.failed(refusal.failure.class),
             }
-            answer.map_err(Refusal::retry)
+            let brought = match &answer {
+                Ok((_, verdict, _)) if verdict == "OK" => chunk.deliveries.len(),
+                Ok((arrived, ..)) => *arrived,
+                // The server has not run the script.
+                Err(Refusal { is_reply: true, .. }) => 0,
+                Err(_) => chunk.deliveries.len(),
+            };
+            (answer.map_err(Refusal::retry), brought)
         });
         join_all(calls).await
     }

@@ -129,6 +129,11 @@ impl Sink for GatedSink {
         Ok(newest.map(|(id, (event, _))| Reached { id: *id, event: Some(*event) }))
     }
 
+    /// Nothing is parked here.
+    fn may_have_taken(&self, _id: StreamId) -> bool {
+        true
+    }
+
     fn keeps(&self) -> Duration {
         Duration::from_secs(3600)
     }

@@ -156,6 +156,12 @@ fn parked_events_under_two_relays() {
 }
 
 #[test]
+fn discarded_events_and_a_redis_that_goes_back() {
+    let bounds = Bounds { refusals: 1, discards: 1, redis_goes_back: 1, events: 0, kills: 1, ..QUIET };
+    holds("sink, discarded events and Redis goes back", bounds);
+}
+
+#[test]
 fn released_events_and_a_redis_that_goes_back() {
     let bounds = Bounds { refusals: 1, redis_goes_back: 1, departures: 1, ..QUIET };
     holds("sink, released events and Redis goes back", bounds);

@@ -60,8 +60,20 @@ fn a_discard_without_named_rows_takes_later_ones() {
 #[test]
 fn a_discard_that_does_not_ask_the_sink_gives_up_what_was_told() {
     let bounds = Bounds { refusals: 1, discards: 1, kills: 1, ..QUIET };
-    let rules = Rules { discards_ask_the_sink: false, ..Rules::PROTOCOL };
+    // A discard that is told not to spare what may have arrived has only this proof.
+    let rules = Rules {
+        discards_ask_the_sink: false,
+        discards_spare_what_may_have_arrived: false,
+        ..Rules::PROTOCOL
+    };
     breaks("a discard behind a release that broke off", GIVEN_UP, rules, bounds);
+}
+
+#[test]
+fn a_discard_of_what_may_have_arrived_gives_up_what_was_told() {
+    let bounds = Bounds { refusals: 1, discards: 1, redis_goes_back: 1, events: 0, kills: 1, ..QUIET };
+    let rules = Rules { discards_spare_what_may_have_arrived: false, ..Rules::PROTOCOL };
+    breaks("a discard of what Redis has forgotten", GIVEN_UP, rules, bounds);
 }
 
 #[test]

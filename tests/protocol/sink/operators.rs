@@ -12,8 +12,6 @@ impl State {
     pub(super) fn request(&mut self, topic: u8, is_discard: bool) {
         let Some(through) = self.log.waiting(topic).map(|parked| parked.row).max() else { return };
         if is_discard {
-            let named = self.log.waiting(topic).map(|parked| 1 << self.log.event(parked.row).uuid);
-            self.discarded |= named.fold(0, |all, bit: u8| all | bit);
             self.causes.discard = true;
             self.left.discards -= 1;
         }

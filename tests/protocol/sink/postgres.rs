@@ -59,6 +59,8 @@ pub(super) struct Parked {
     pub(super) fate: Fate,
     /// The number that its newest release used up.
     pub(super) release: Option<Id>,
+    /// Whether clients may have received it in an earlier try.
+    pub(super) may_have_arrived: bool,
 }
 
 /// What an operator wants done with a topic's parked events.

@@ -63,6 +63,7 @@ impl Relay {
         self.tails = [None; 2];
         self.held = 0;
         self.delivered_before = 0;
+        self.is_tried = false;
     }
 }
 
@@ -76,6 +77,7 @@ impl State {
         self.log.lead = Some(r);
         relay.held = self.log.held();
         relay.delivered_before = self.log.delivered_before;
+        relay.is_tried = relay.at.has_window();
         relay.doing = Doing::Loaded;
     }
 
@@ -152,7 +154,7 @@ impl State {
             items,
             lost,
         };
-        Batch { call, first: number(from), rows: vec![], aside: vec![], request: None }
+        Batch { call, first: number(from), rows: vec![], aside: vec![], request: None, fresh: vec![] }
     }
 
     /// Whether a delivered row stood in the sink under this number.
@@ -184,6 +186,7 @@ impl State {
             if !self.write_row(rules, r, at) {
                 return;
             }
+            self.relays[r].is_tried = false;
         }
         if !self.relays[r].is_connected(self.incarnation) {
             return self.relays[r].stop();
@@ -203,7 +206,8 @@ impl State {
         let through = through.filter(|_| aside.is_empty() || !rules.parks_before_it_uses_up);
         let first = Id::new(at.epoch, at.next_seq);
         let call = Call { occasion: Occasion::Normal, first, through, items, lost: None };
-        self.relays[r].doing = Doing::Holding(Batch { call, first, rows, aside, request: None });
+        self.relays[r].doing =
+            Doing::Holding(Batch { call, first, rows, aside, request: None, fresh: vec![] });
     }
 
     /// Calls the script with the batch in hand, and does what its answer asks for.
@@ -229,7 +233,11 @@ impl State {
             Answer::Gap => relay.doing = Doing::Loaded,
             Answer::Ahead => relay.stop(),
             Answer::Conflict | Answer::MixedEpochs => relay.doing = Doing::Stopped { is_conflict: true },
-            Answer::Failed(_) => {}
+            Answer::Failed(_) => {
+                relay.is_tried |= batch.call.occasion == Occasion::Normal;
+                batch.fresh.clear();
+                relay.doing = Doing::Holding(batch);
+            }
             Answer::Refused(at) => match batch.call.occasion {
                 Occasion::Normal if batch.request.is_none() => {
                     let topic = batch.call.items[at].topic;
@@ -294,6 +302,7 @@ impl State {
                 let (first, rows) = (batch.first, batch.rows.clone());
                 self.log.steps.push(Step { first, rows, is_release: false });
             }
+            let is_tried = std::mem::take(&mut self.relays[r].is_tried);
             for (id, row) in &batch.aside {
                 let topic = self.log.event(*row).topic;
                 self.log.parked.push(Parked {
@@ -302,6 +311,7 @@ impl State {
                     topic,
                     fate: Fate::Waiting,
                     release: None,
+                    may_have_arrived: is_tried,
                 });
                 self.relays[r].held |= 1 << topic;
             }
@@ -336,10 +346,16 @@ impl State {
             if rules.discards_ask_the_sink {
                 self.mark_held_released(request.topic);
             }
+            let is_spared = |parked: &Parked| parked.row <= through && parked.may_have_arrived;
+            let is_refused = self.log.waiting(request.topic).any(is_spared);
+            // A Redis that has lost it since cannot be asked.
+            if rules.discards_spare_what_may_have_arrived && is_refused {
+                return self.finish_request(r, request);
+            }
             for row in self.log.waiting(request.topic).filter(|p| p.row <= through).map(|p| p.row) {
-                // A Redis that lost it since cannot be asked.
-                let is_told = (self.heard | self.reader.told) & (1 << self.log.event(row).uuid) != 0;
-                self.broken.discarded_after_told |= is_told && !self.causes.redis && !self.causes.vanished;
+                let uuid = 1 << self.log.event(row).uuid;
+                self.broken.discarded_after_told |= (self.heard | self.reader.told) & uuid != 0;
+                self.discarded |= if row <= request.through { uuid } else { 0 };
             }
             self.log.settle(request.topic, through, Fate::Discarded);
             return self.finish_request(r, request);
@@ -394,6 +410,10 @@ impl State {
             }
             None => self.finish_request(r, request),
         }
+        for parked in &mut self.log.parked {
+            let is_refused = batch.fresh.contains(&parked.row) && !batch.rows.contains(&parked.row);
+            parked.may_have_arrived &= !is_refused;
+        }
     }
 
     /// Writes a row that uses up the next number, and which parked events it is for, before any of them is
@@ -410,6 +430,7 @@ impl State {
         for parked in &mut self.log.parked {
             if named.iter().any(|named| named.id == parked.id) {
                 parked.release = Some(number);
+                parked.may_have_arrived = true;
             }
         }
         Some(number)
@@ -418,9 +439,11 @@ impl State {
     fn hold_release(&mut self, r: usize, request: Request, named: &[Parked], first: Id, through: Option<Id>) {
         let items = named.iter().map(|parked| self.item(parked.id, parked.row)).collect();
         let rows = named.iter().map(|parked| parked.row).collect();
+        let fresh = named.iter().filter(|parked| !parked.may_have_arrived).map(|parked| parked.row);
+        let fresh = fresh.collect();
         let call = Call { occasion: Occasion::Release, first, through, items, lost: None };
         self.relays[r].doing =
-            Doing::Holding(Batch { call, first, rows, aside: vec![], request: Some(request) });
+            Doing::Holding(Batch { call, first, rows, aside: vec![], request: Some(request), fresh });
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Rules {
     pub(super) releases_use_up_a_number: bool,
     /// Before a discard, what the sink has of a release that broke off counts as released.
     pub(super) discards_ask_the_sink: bool,
+    /// What may have arrived in a try that broke off, and that the sink has forgotten, is not discarded.
+    pub(super) discards_spare_what_may_have_arrived: bool,
     /// The numbers of parked events are used up in the sink after they are written down as parked.
     pub(super) parks_before_it_uses_up: bool,
     /// A batch whose numbers the sink has used up has arrived, and changes nothing.
@@ -56,6 +58,7 @@ impl Rules {
         first_is_known: true,
         releases_use_up_a_number: true,
         discards_ask_the_sink: true,
+        discards_spare_what_may_have_arrived: true,
         parks_before_it_uses_up: true,
         used_up_is_arrived: true,
         one_lead_in_the_log: true,

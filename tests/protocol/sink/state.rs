@@ -35,6 +35,8 @@ pub(super) struct Batch {
     pub(super) aside: Vec<(Id, u8)>,
     /// The operator's request that it carries out.
     pub(super) request: Option<Request>,
+    /// Rows of a release that cannot have arrived before it.
+    pub(super) fresh: Vec<u8>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -46,6 +48,8 @@ pub(super) struct Relay {
     /// Topics whose events wait, as bits.
     pub(super) held: u8,
     pub(super) delivered_before: u8,
+    /// Whether some of the next batch may have been published, by this relay or by another one.
+    pub(super) is_tried: bool,
     /// The last id of each topic that it published in this lead.
     pub(super) tails: [Option<Id>; 2],
 }
@@ -119,6 +123,7 @@ impl State {
             at: log.position,
             held: 0,
             delivered_before: 0,
+            is_tried: false,
             tails: [None; 2],
         };
         Self {

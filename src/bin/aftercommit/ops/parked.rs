@@ -50,10 +50,22 @@ refused an event again or no relay has taken it up.")]
   aftercommit parked discard order:42 --reason 'a test left it there'
   aftercommit parked discard order:42 --through 1-102
 
-Clients never get a discarded event. The request is about the events that are
-parked at the moment of the command, or up to --through, and never about events
-that are parked later: these only wait behind them, and are published then.")]
-    Discard(Chosen),
+Clients never get a discarded event. An event that clients may have received is
+refused: release it, or say --may-have-arrived. `parked list` tells how many.
+The request is about the events that are parked at the moment of the command, or
+up to --through, and never about events that are parked later: these only wait
+behind them, and are published then.")]
+    Discard(Discarded),
+}
+
+/// Which events to give up.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Discarded {
+    #[command(flatten)]
+    chosen: Chosen,
+    /// Also events that clients may have received.
+    #[arg(long)]
+    may_have_arrived: bool,
 }
 
 /// Whose parked events.
@@ -83,7 +95,10 @@ pub(crate) async fn run(config: &Config, command: &Command) -> Result<()> {
     match command {
         Command::List { limit, output } => list(config, *limit, *output).await,
         Command::Release(chosen) => request(config, chosen, Action::Release).await,
-        Command::Discard(chosen) => request(config, chosen, Action::Discard).await,
+        Command::Discard(Discarded { chosen, may_have_arrived: true }) => {
+            request(config, chosen, Action::DiscardArrived).await
+        }
+        Command::Discard(Discarded { chosen, .. }) => request(config, chosen, Action::Discard).await,
     }
 }
 
@@ -119,7 +134,12 @@ fn row(topic: &ParkedTopic) -> [String; 7] {
         topic.last_id.clone(),
         output::time(topic.since),
         topic.requested.clone().unwrap_or_else(|| "-".to_owned()),
-        topic.reason.clone(),
+        match u64::try_from(topic.may_have_arrived) {
+            Ok(events @ 1..) => {
+                format!("{}; clients may have {}", topic.reason, pluralize(events, "event"))
+            }
+            _ => topic.reason.clone(),
+        },
     ]
 }
 
@@ -136,7 +156,7 @@ async fn request(config: &Config, chosen: &Chosen, action: Action) -> Result<()>
     let named = name(&mut connection, &config.relay.name, &topics, chosen.through).await?;
     let verb = match action {
         Action::Release => "publish, in order,",
-        Action::Discard => "give up, for good,",
+        Action::Discard | Action::DiscardArrived => "give up, for good,",
     };
     chosen.consent.to(&format!("{verb} {}", described(&named)))?;
     let how = How { action, consent: &chosen.consent, is_waited_for: !chosen.no_wait, output: chosen.output };
