@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aftercommit::event::StreamId;
-use aftercommit::log::checkpoint;
+use aftercommit::log::{Position, checkpoint};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +13,7 @@ use crate::world::World;
 
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// The times at which Redis was seen to have all numbers that the log has given out.
+/// The times at which a relay had just written a position, and Redis had all numbers up to it.
 #[derive(Debug, Default)]
 pub(crate) struct Repairs(Vec<Instant>);
 
@@ -21,10 +21,16 @@ impl Repairs {
     /// Looks at both stores until then.
     pub(crate) fn watch(world: Arc<World>, until: CancellationToken) -> JoinHandle<Self> {
         tokio::spawn(async move {
-            let mut repairs = Self::default();
+            let (mut repairs, mut before) = (Self::default(), None);
             while !until.is_cancelled() {
-                if is_whole(&world).await == Some(true) {
-                    repairs.0.push(Instant::now());
+                if let Some((position, is_whole)) = look(&world).await {
+                    // A rebase writes a position too, of a new epoch, and repairs nothing.
+                    let has_moved =
+                        before.is_some_and(|(epoch, n)| position.epoch == epoch && position.n > n);
+                    if is_whole && has_moved {
+                        repairs.0.push(Instant::now());
+                    }
+                    before = Some((position.epoch, position.n));
                 }
                 tokio::time::sleep(INTERVAL).await;
             }
@@ -38,13 +44,14 @@ impl Repairs {
     }
 }
 
-/// Whether Redis has used up all numbers of the position. The position is read first: the number of Redis only
-/// grows from there, unless it forgets.
-async fn is_whole(world: &World) -> Option<bool> {
+/// The position, and whether Redis has used up all of its numbers. The position is read first: the number of
+/// Redis only grows from there, unless it forgets.
+async fn look(world: &World) -> Option<(Position, bool)> {
     let relay = world.system.redis.relay_name();
     let position = checkpoint::newest(&mut world.postgres().await, &relay).await.ok()??;
     let top = world.tell_redis(&["hget", &world.system.redis.keys().top(&relay), "id"]).await.ok()?;
     let top: String = redis::from_redis_value(top).ok()?;
     let top: StreamId = top.parse().ok()?;
-    Some(top >= StreamId::new(position.epoch, position.next_seq - 1))
+    let is_whole = top >= StreamId::new(position.epoch, position.next_seq - 1);
+    Some((position, is_whole))
 }
