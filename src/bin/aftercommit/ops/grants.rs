@@ -31,8 +31,7 @@ the result. Grant the right to rebase only for a rebase, and revoke it then.
 
 With --redis, it prints one ACL SETUSER a user of Redis: each replaces the
 user's rights and leaves its passwords. Writers need none. Keep the users with
-ACL SAVE or CONFIG REWRITE. With --cluster, run the lines on every server of the
-cluster.")]
+ACL SAVE or CONFIG REWRITE. With --cluster, run the lines on each of its servers.")]
 pub(crate) struct Args {
     /// Applications that append events.
     #[arg(long, value_name = "ROLE")]
@@ -58,7 +57,7 @@ pub(crate) struct Args {
     /// With --redis: the value of [redis] namespace.
     #[arg(long, value_name = "NAME", default_value = "", requires = "redis", hide_default_value = true)]
     namespace: String,
-    /// With --redis: the rights in a cluster. Run the lines on every server of it.
+    /// With --redis: the rights in a cluster.
     #[arg(long, requires = "redis")]
     cluster: bool,
 }

@@ -31,7 +31,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     tracing::info!(%address, "sse listens");
     let grace = config.sse.drain() + Duration::from_secs(config.shutdown.grace_seconds);
     let serving = serve(&config, listener, shutdown.clone(), Notifier::from_environment());
-    lifecycle::within_grace(serving, &shutdown, grace).await?
+    Box::pin(lifecycle::within_grace(serving, &shutdown, grace)).await?
 }
 
 /// Serves streams on `listener` until `shutdown`, and then until all of them have ended.
