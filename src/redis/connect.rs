@@ -243,8 +243,7 @@ impl Settings {
             Some("redis+sentinel") => "redis",
             Some("rediss+sentinel") => "rediss",
             scheme => {
-                let several =
-                    scheme.filter(|_| url.contains(',')).and_then(|it| address::each_host(url, it));
+                let several = scheme.filter(|_| url.contains(',')).and_then(|it| address::each_host(url, it));
                 let servers = match several {
                     Some((hosts, name)) if name.is_empty() && !url.contains('?') => hosts,
                     Some(_) => return Err(malformed()),

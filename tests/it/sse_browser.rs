@@ -113,7 +113,8 @@ async fn a_page_that_is_refused_comes_back_by_itself_and_gets_in() {
 
 #[tokio::test]
 async fn a_page_is_told_of_a_reset_and_of_its_tokens_end() -> TestResult {
-    let feed = Feed::with(quick().await).await;
+    // Shorter than the token lives.
+    let feed = Feed::with(quick().await.set("AFTERCOMMIT_SSE_REPAIR_WAIT_MS", "500")).await;
     let sse = feed.sse().await;
     feed.commit(0..2).await;
     let first = feed.client(&sse).await;

@@ -31,7 +31,7 @@ the result. Grant the right to rebase only for a rebase, and revoke it then.
 
 With --redis, it prints one ACL SETUSER a user of Redis: each replaces the
 user's rights and leaves its passwords. Writers need none. Keep the users with
-ACL SAVE or CONFIG REWRITE. With --cluster, run the lines on each of its servers.")]
+ACL SAVE or CONFIG REWRITE. With --cluster, run the lines on all of its servers.")]
 pub(crate) struct Args {
     /// Applications that append events.
     #[arg(long, value_name = "ROLE")]
