@@ -3,10 +3,7 @@
 
 use secrecy::ExposeSecret;
 
-use crate::harness::{
-    Flow, Line, Listener, TestResult, Wiring, eventually, new_event, redis_settings_of as settings_of,
-    start_redis,
-};
+use crate::harness::{Flow, Line, Listener, TestResult, Wiring, eventually, new_event};
 
 /// Breaks Redis by commands, waits until the failure is counted, repairs Redis, and waits until all events
 /// have arrived.
