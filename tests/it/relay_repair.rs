@@ -39,7 +39,7 @@ async fn a_repair_that_takes_longer_than_a_takeover_keeps_the_lead() -> TestResu
         ("AFTERCOMMIT_RELAY_TAKEOVER_SECONDS", "1".to_owned()),
     ];
     let mut line = Line::with(Wiring { relay, ..Wiring::default() }).await;
-    line.append(800).await;
+    line.append(600).await;
     line.wait_until_whole().await;
     line.command("flushall").await?;
     wait_until_repaired(&line).await;
