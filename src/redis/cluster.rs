@@ -78,8 +78,8 @@ impl Settings {
     /// Connects to each primary of a cluster. Returns `None` if this is no cluster.
     ///
     /// # Errors
-    /// Fails if it cannot be found out which primaries there are. A primary that cannot be reached is an error
-    /// of its own.
+    /// Fails if it cannot be found out which primaries there are. A primary that cannot be reached is an
+    /// error of its own.
     pub async fn connect_to_primaries(&self) -> Result<Option<Vec<Primary>>, ConnectError> {
         let Layout::Cluster(map) = self.layout().await? else { return Ok(None) };
         let mut slots = map.slots();

@@ -120,8 +120,8 @@ impl History {
         entries_of(topic, reply)
     }
 
-    /// Returns the UUIDs of the events in a topic's history behind `id`, in order, as far as the history keeps
-    /// them. Clients may have received these events.
+    /// Returns the UUIDs of the events in a topic's history behind `id`, in order, as far as the history
+    /// keeps them. Clients may have received these events.
     ///
     /// # Errors
     /// Returns [`ReadError::Connect`] if there is no connection, and [`ReadError::Redis`] if Redis fails or
@@ -141,9 +141,9 @@ impl History {
         }
     }
 
-    /// Returns the newest id of each topic, in one round trip to each server, and `None` for a topic without a
-    /// history. A topic that Redis refuses is an error of its own, and so is each topic of a server that does
-    /// not answer.
+    /// Returns the newest id of each topic, in one round trip to each server, and `None` for a topic without
+    /// a history. A topic that Redis refuses is an error of its own, and so is each topic of a server that
+    /// does not answer.
     ///
     /// # Errors
     /// Returns [`ReadError::Connect`] if there is no connection, and [`ReadError::Redis`] if Redis does not

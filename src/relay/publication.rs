@@ -418,7 +418,8 @@ mod tests {
         assert!(published.parked.iter().all(|parked| parked.may_have_arrived), "{published:?}");
     }
 
-    /// Parks two events of a topic and the second one's neighbour, and returns which of them may have arrived.
+    /// Parks two events of a topic and the second one's neighbour, and returns which of them may have
+    /// arrived.
     async fn parks_what_may_have_arrived(is_first: bool, taken: u64) -> Vec<bool> {
         let mut sink = ScriptedSink::new(|_, call: &Call| match call.events[..] {
             [] => Ok(()),

@@ -75,8 +75,8 @@ impl Step {
 
     /// Marks the events that the sink holds as released. They were released, or delivered before they were
     /// parked. Clients have them, so they cannot be discarded; they are not published once more, because some
-    /// of their entries may be gone; and a sink that forgets them must receive them again. If the sink refuses to
-    /// say, the request is refused: the events may have arrived in a try that broke off.
+    /// of their entries may be gone; and a sink that forgets them must receive them again. If the sink
+    /// refuses to say, the request is refused: the events may have arrived in a try that broke off.
     async fn count_held_as_released<S: Sink>(
         &mut self,
         sink: &mut S,

@@ -197,8 +197,8 @@ impl Publisher {
         }
     }
 
-    /// Calls the script at each part's server. Returns the answers, and how many of the part's events may have
-    /// arrived.
+    /// Calls the script at each part's server. Returns the answers, and how many of the part's events may
+    /// have arrived.
     async fn call(&mut self, parts: &[Part<'_>], now: Instant) -> Vec<(Result<Answer, PublishError>, usize)> {
         let settings = &self.settings;
         let mut wanted = parts.iter().peekable();
@@ -299,7 +299,8 @@ impl Publisher {
                 self.remember(chunk.deliveries, now);
                 let server = &mut self.servers[part.server];
                 server.took(chunk.through, now);
-                // A batch in its turn goes only to servers that have been compared, and given what they lacked.
+                // A batch in its turn goes only to servers that have been compared, and given what they
+                // lacked.
                 server.is_in_step |= chunk.mode == PublishMode::Normal || chunk.through >= self.passed;
                 self.note_if_whole(part.server);
                 outcome.taken.push(part.server);

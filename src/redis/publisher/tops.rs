@@ -19,8 +19,8 @@ pub(super) struct Top {
     pub(super) slots: SlotSet,
 }
 
-/// What a server has reached: the number up to which none of its slots lacks an event, and the event with that
-/// number.
+/// What a server has reached: the number up to which none of its slots lacks an event, and the event with
+/// that number.
 pub(super) type Reach = Option<(StreamId, Option<EventId>)>;
 
 /// Returns what the slots of each server have reached. Of several tops that speak for a slot the lowest

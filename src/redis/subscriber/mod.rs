@@ -9,8 +9,8 @@
 //! SUBSCRIBE, UNSUBSCRIBE and PING. The reader must never wait for the writer or for the consumer of the
 //! inbox: Redis drops a subscriber whose output buffer is full.
 //!
-//! In a cluster there is such a connection to each server (`cluster`, `node`), and each topic is subscribed at
-//! the server that has it, where both of its messages are published.
+//! In a cluster there is such a connection to each server (`cluster`, `node`), and each topic is subscribed
+//! at the server that has it, where both of its messages are published.
 
 mod cluster;
 mod inbox;

@@ -1,6 +1,6 @@
-//! The campaign on other servers: a Redis Cluster, or a Redis behind sentinels. Random faults of these servers
-//! and of our processes, one after the other. At the end, the events that Postgres committed are compared with
-//! the histories and with the events that each client received. All numbers must be 0.
+//! The campaign on other servers: a Redis Cluster, or a Redis behind sentinels. Random faults of these
+//! servers and of our processes, one after the other. At the end, the events that Postgres committed are
+//! compared with the histories and with the events that each client received. All numbers must be 0.
 
 mod cluster;
 mod sentinel;
