@@ -120,6 +120,8 @@ pub async fn run<S: Sink>(
         state.progressed();
         let ended = Box::pin(relay.session(&mut backoff)).await;
         metrics.leading.set(0);
+        // The next leader finds out for itself. (The state stays, so that nothing is rotated before that.)
+        metrics.servers_behind.set(0);
         state.role(Role::Disconnected);
         let Err(error) = ended else { break };
         let error = error.explained();

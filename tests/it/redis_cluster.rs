@@ -69,7 +69,7 @@ impl Stage {
         keep_committing(&self.system, &self.topics, until)
     }
 
-    /// Waits until each of these clients has got so many more events.
+    /// Waits until each of these clients has received `more` further events.
     async fn wait_for_more(&self, clients: &[Client], more: usize) {
         for (at, client) in clients.iter().enumerate() {
             let reached = client.so_far().len();

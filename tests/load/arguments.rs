@@ -76,7 +76,7 @@ impl Scenario {
             Kind::Storm => (10_000, 1, 10.0, 5, 200),
             Kind::Rolling => (5000, 20, 20.0, 5, 200),
             Kind::Stuck => (1000, 1, 100.0, 60, 1000),
-            // The backlog of so many seconds at this rate.
+            // The backlog is `rate` times `length`.
             Kind::Drain => (0, 1000, 20_000.0, 10, 200),
         };
         let (length, away) = (Duration::from_secs(seconds), Duration::from_secs(2));

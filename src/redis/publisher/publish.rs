@@ -190,7 +190,7 @@ impl Publisher {
         }
     }
 
-    /// Notes that so many of the chunk's events may have arrived.
+    /// Notes that the first `events` events of the chunk may have arrived.
     fn note_taken(&mut self, chunk: Chunk<'_>, events: usize) {
         if chunk.mode == PublishMode::Normal {
             self.taken = self.taken.max(chunk.deliveries[..events].last().map(|delivery| delivery.id));

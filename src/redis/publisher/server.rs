@@ -31,7 +31,7 @@ pub(super) struct Server {
     pub(super) is_fresh: bool,
     /// The highest number that it has used up, as far as this publisher knows.
     pub(super) reached: Option<StreamId>,
-    /// When a call last used up a number.
+    /// When a call last used up a number; of a server that is away, when it was last tried.
     pub(super) moved_at: Option<Instant>,
     /// Since when its calls fail.
     pub(super) failing_since: Option<Instant>,
