@@ -206,8 +206,23 @@ async fn apply(connection: &mut PgConnection, xid: &str) -> Result<(), Error> {
     );
     let parked = "update outbox.parked k set id = r.new_id
          from pg_temp.renumbered r where k.id = r.old_id and k.event_id = r.event_id";
-    for sql in [event, parked.to_owned(), "drop table pg_temp.renumbered".to_owned()] {
-        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut *connection).await?;
+    for sql in [COPIES, &event, parked, "drop table pg_temp.renumbered"] {
+        sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut *connection).await?;
     }
     Ok(())
 }
+
+/// Extends what a replay knows of the place of its copies, so that copies with new ids still count as copies.
+/// It comes before the rows change, because it finds them at their old places.
+const COPIES: &str = "
+  with moved as (
+    select r.id, min(n.new_id) as first_id, max(n.new_id) as last_id
+    from pg_temp.renumbered n
+    join outbox.event e on e.tableoid = n.part and e.ctid = n.place
+    join outbox.replay r on n.old_id between r.first_copy and r.last_copy
+      and e.headers->'replay' @> jsonb_build_object('replay', r.id)
+    group by r.id
+  )
+  update outbox.replay r
+  set first_copy = least(r.first_copy, m.first_id), last_copy = greatest(r.last_copy, m.last_id)
+  from moved m where r.id = m.id";

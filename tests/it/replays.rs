@@ -99,6 +99,25 @@ async fn a_replay_repeats_originals_and_copies_only_where_they_are_asked_for() -
 const ALL: [&str; 5] = ["replay", "--all", "--yes", "--reason", "a test"];
 
 #[tokio::test]
+async fn copies_that_a_rebase_gave_new_ids_are_copies_to_the_next_replay() -> TestResult {
+    let (system, [topic, _], mut connection) = delivered(2).await;
+    let output = cli(system.settings(), &ALL).await;
+    assert_eq!(stdout(&output), "4 events replayed (replay 1)\n");
+    // Two events wait behind the copies, with ids that were given before.
+    sqlx::query("select setval('outbox.event_id_seq', 6)").execute(&mut connection).await?;
+    commit(&system, &topic, "C", 2).await;
+    let output = cli(system.settings(), &["rebase", "--yes"]).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let moved = "select count(*) from outbox.event where headers ? 'replay' and id > 8";
+    assert_eq!(number(&mut connection, moved).await, 4, "all copies have new ids");
+    let _relay = system.start("relay").await;
+    wait_until_all_delivered(&mut connection).await;
+    let plan = json(&system, &["replay", "--all", "--dry-run"]).await;
+    assert_eq!(plan["events"], 6, "the originals: {plan}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_replay_leaves_out_what_was_parked_when_it_was_confirmed_and_released_before_it_came_there()
 -> TestResult {
     let (system, [topic, _], mut connection) = delivered(2).await;
