@@ -42,6 +42,8 @@ pub mod console;
 #[cfg(feature = "server")]
 mod failpoint;
 #[cfg(feature = "server")]
+mod generations;
+#[cfg(feature = "server")]
 pub mod http;
 #[cfg(feature = "server")]
 pub mod local;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::event::StreamId;
+
 /// A `pg_snapshot`, as Postgres writes it. Only Postgres interprets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot(pub(crate) String);
@@ -77,6 +79,11 @@ impl Position {
             epoch: 1,
             next_seq: 1,
         }
+    }
+
+    /// The id that the event with this number gets in the position's epoch.
+    pub fn stream_id(&self, seq: u64) -> StreamId {
+        StreamId::new(self.epoch, seq)
     }
 
     /// The next row with the same content. Its insert decides which slot follows.

@@ -80,7 +80,7 @@ pub(super) async fn publish_batch<S: Sink>(
     if rows.is_empty() {
         return Ok(set_aside);
     }
-    let number = |i: usize| StreamId::new(position.epoch, position.next_seq + i as u64);
+    let number = |i: usize| position.stream_id(position.next_seq + i as u64);
     let span = (number(0), number(rows.len() - 1));
     let mut deliveries = Vec::with_capacity(rows.len());
     let mut held: HashSet<&Topic> = HashSet::new();

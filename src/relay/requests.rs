@@ -163,7 +163,7 @@ impl Step {
         deliveries: &[Delivery<'_>],
     ) -> Result<StreamId, StepError> {
         let Rules { relay, timeout, .. } = &self.rules;
-        let number = StreamId::new(self.position.epoch, self.position.next_seq);
+        let number = self.position.stream_id(self.position.next_seq);
         let through = deliveries.last().map_or(number, |last| last.id);
         let begun = release::begin(&mut self.writer, relay, &self.position, topic, through);
         self.position = answered(*timeout, begun).await?;

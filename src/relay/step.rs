@@ -22,7 +22,7 @@ use super::leader::staying_alive;
 use super::publication::{Exceptions, SetAside, Tries, publish_batch};
 use super::settings::OnPoison;
 use super::sink::{Delivery, PublishError, PublishMode, Sink};
-use crate::event::{LogId, StreamId};
+use crate::event::LogId;
 use crate::failpoint;
 use crate::log;
 use crate::log::parked::{self, Parked};
@@ -225,12 +225,11 @@ impl Step {
         batch: &read::Batch,
         set_aside: &SetAside,
     ) -> Result<(), StepError> {
-        let number = |seq| StreamId::new(self.position.epoch, seq);
         let first = self.position.next_seq - batch.rows.len() as u64;
-        let span = (number(first), number(self.position.next_seq - 1));
+        let span = (self.position.stream_id(first), self.position.stream_id(self.position.next_seq - 1));
         let numbered = (first..).zip(&batch.rows);
         let arrived = numbered.filter_map(|(seq, row)| match row {
-            read::Row::Event(event) => Some(Delivery { id: number(seq), event }),
+            read::Row::Event(event) => Some(Delivery { id: self.position.stream_id(seq), event }),
             read::Row::Unreadable(_) => None,
         });
         let arrived =

@@ -11,13 +11,13 @@ use uuid::Uuid;
 
 use super::error::Error;
 use super::store;
+use crate::generations::Generations;
 use crate::http::Problem;
 use crate::postgres::Pool;
 
 /// How long a cached owner is used without asking Postgres. Owners never change, but sessions can be deleted.
 const BELIEVED: Duration = Duration::from_secs(60);
-/// The number of sessions in each of two generations of the cache. When the newer one is full, the older one
-/// is dropped.
+/// The least number of sessions that a full cache keeps.
 const REMEMBERED: usize = 50_000;
 /// The longest time that a client waits for Postgres.
 const WAIT: Duration = Duration::from_secs(4);
@@ -28,31 +28,6 @@ const WAIT_IF_KNOWN: Duration = Duration::from_secs(1);
 struct Owner {
     user: Uuid,
     asked: Instant,
-}
-
-/// Owners of sessions in two generations. The older one is dropped when the newer one is full.
-#[derive(Debug, Default)]
-struct Known {
-    young: HashMap<Uuid, Owner>,
-    old: HashMap<Uuid, Owner>,
-}
-
-impl Known {
-    fn get(&self, session: Uuid) -> Option<Owner> {
-        self.young.get(&session).or_else(|| self.old.get(&session)).copied()
-    }
-
-    fn set(&mut self, session: Uuid, owner: Owner) {
-        if self.young.len() >= REMEMBERED && !self.young.contains_key(&session) {
-            self.old = std::mem::take(&mut self.young);
-        }
-        self.young.insert(session, owner);
-    }
-
-    fn forget(&mut self, session: Uuid) {
-        self.young.remove(&session);
-        self.old.remove(&session);
-    }
 }
 
 /// The answer of Postgres. An error has been logged once, for all clients that wait.
@@ -101,9 +76,9 @@ impl Unanswered {
 
 type Question = Shared<BoxFuture<'static, Answer>>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Memory {
-    known: Known,
+    known: Generations<Uuid, Owner>,
     /// Queries in flight. Only the clients that wait hold them, so there are no more than connections.
     asked: HashMap<Uuid, WeakShared<BoxFuture<'static, Answer>>>,
 }
@@ -117,7 +92,8 @@ pub(super) struct Owners {
 
 impl Owners {
     pub(super) fn new(pool: Pool) -> Self {
-        Self { pool, memory: Arc::default() }
+        let memory = Memory { known: Generations::new(REMEMBERED), asked: HashMap::new() };
+        Self { pool, memory: Arc::new(Mutex::new(memory)) }
     }
 
     /// The owner of a session, or `None` if there is no such session. A missing session is not cached,
@@ -127,7 +103,7 @@ impl Owners {
     /// 503 if Postgres does not answer in time or its rights are missing, and the session is not cached. 404
     /// if the database has no upload sessions.
     pub(super) async fn of(&self, session: Uuid) -> Result<Option<Uuid>, Error> {
-        let known = locked(&self.memory).known.get(session);
+        let known = locked(&self.memory).known.get(&session);
         if let Some(owner) = known.filter(|owner| owner.asked.elapsed() < BELIEVED) {
             return Ok(Some(owner.user));
         }
@@ -169,8 +145,8 @@ async fn ask(pool: Pool, asking: Asking) -> Answer {
         Ok(found) => {
             let mut memory = locked(&asking.memory);
             match found {
-                Some(user) => memory.known.set(session, Owner { user, asked: Instant::now() }),
-                None => memory.known.forget(session),
+                Some(user) => memory.known.set(&session, Owner { user, asked: Instant::now() }),
+                None => memory.known.remove(&session),
             }
             Ok(found)
         }
@@ -224,23 +200,9 @@ mod tests {
     async fn without_postgres_an_owner_that_was_known_once_is_believed_on() {
         let owners = Owners::new(no_postgres());
         let (session, user) = (Uuid::new_v4(), Uuid::new_v4());
-        locked(&owners.memory).known.set(session, Owner { user, asked: long_ago() });
+        locked(&owners.memory).known.set(&session, Owner { user, asked: long_ago() });
         assert_eq!(owners.of(session).await.expect("an owner"), Some(user));
         assert!(owners.of(Uuid::new_v4()).await.is_err());
         assert!(locked(&owners.memory).asked.is_empty(), "no question outlives those who wait for it");
-    }
-
-    #[test]
-    fn memory_is_bounded_and_keeps_what_is_new() {
-        let mut known = Known::default();
-        let owner = Owner { user: Uuid::nil(), asked: Instant::now() };
-        let id = |n: usize| Uuid::from_u128(n as u128);
-        for n in 0..3 * REMEMBERED {
-            known.set(id(n), owner);
-            known.set(id(n), owner);
-        }
-        assert_eq!(known.young.len() + known.old.len(), 2 * REMEMBERED);
-        assert!(known.get(id(0)).is_none());
-        assert!(known.get(id(2 * REMEMBERED - 1)).is_some() && known.get(id(3 * REMEMBERED - 1)).is_some());
     }
 }

@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 
 /// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never
 /// know.
-const PARTS: [(&str, &[&str], &[&str]); 21] = [
+const PARTS: [(&str, &[&str], &[&str]); 22] = [
     // What of a server's address may be told, wherever one is told.
     ("address", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("event", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     // Words for people, wherever something is told.
     ("backoff", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
+    ("generations", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("pluralize", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("printable", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("password_command", &[], &["sqlx", "redis", "axum", "hyper"]),
@@ -32,7 +33,7 @@ const PARTS: [(&str, &[&str], &[&str]); 21] = [
     ),
     (
         "redis",
-        &["address", "backoff", "event", "password_command", "pluralize", "relay", "trace"],
+        &["address", "backoff", "event", "generations", "password_command", "pluralize", "relay", "trace"],
         &["sqlx", "axum", "hyper"],
     ),
     ("http", &["address", "event", "trace"], &["sqlx", "redis"]),
@@ -46,7 +47,7 @@ const PARTS: [(&str, &[&str], &[&str]); 21] = [
         &["event", "pluralize", "postgres", "outbox", "log", "ops", "relay", "http"],
         &["redis", "hyper"],
     ),
-    ("uploads", &["event", "postgres", "outbox", "http", "auth", "sse"], &["redis"]),
+    ("uploads", &["event", "generations", "postgres", "outbox", "http", "auth", "sse"], &["redis"]),
     ("local", &[], &["sqlx", "axum"]),
 ];
 
