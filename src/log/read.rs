@@ -15,7 +15,7 @@ use sqlx::{PgConnection, Row as _};
 
 use super::contradiction::Contradiction;
 use super::contradictions::LOOKED_FOR;
-use super::position::{Position, Window};
+use super::position::{Position, Snapshot, Window};
 use super::{Error, time};
 use crate::event::{Event, EventId, EventType, Topic};
 
@@ -253,6 +253,14 @@ pub async fn identity_of(
     .bind(nth.cast_signed())
     .fetch_optional(connection)
     .await?)
+}
+
+/// Returns the session's present snapshot: which transactions have ended.
+///
+/// # Errors
+/// Returns [`Error::Database`] if Postgres refuses the statement or the connection breaks.
+pub async fn snapshot(connection: &mut PgConnection) -> Result<Snapshot, Error> {
+    Ok(Snapshot(sqlx::query_scalar("select pg_current_snapshot()::text").fetch_one(connection).await?))
 }
 
 /// Makes the session prefer index scans and keep its plans. That suits every query on the log, also on a

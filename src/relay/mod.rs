@@ -13,9 +13,11 @@
 
 pub mod failure;
 mod handing;
+mod idle;
 mod leader;
 pub mod metrics;
 mod monitor;
+mod news;
 mod publication;
 pub mod reconcile;
 mod requests;

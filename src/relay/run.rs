@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::{self, Failure, Remedy};
+use super::idle::Pace;
 use super::leader::{self, staying_alive};
 use super::monitor::Monitor;
 use super::reconcile::Reconciled;
@@ -163,6 +164,15 @@ async fn sleep_unless_stopped(wait: Duration, shutdown: &CancellationToken) {
     }
 }
 
+/// The reason why a wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    /// A notification came.
+    ByBell,
+    /// The time was up, or the relay is to end.
+    Otherwise,
+}
+
 /// The loop's inputs and state.
 struct Relay<'a, S> {
     settings: &'a Settings,
@@ -254,10 +264,11 @@ impl<S: Sink> Relay<'_, S> {
     ) -> Result<(), RunError> {
         let mut backoff = backoff_of(self.settings);
         let mut refused_since = None;
+        let mut pace = Pace::new(self.settings.poll_interval());
         while !self.shutdown.is_cancelled() {
             self.state.progressed();
             if self.is_paused(step).await? {
-                self.wait(bell).await;
+                self.wait(bell, &pace).await;
                 continue;
             }
             let error = match self.turn(step).await {
@@ -266,7 +277,15 @@ impl<S: Sink> Relay<'_, S> {
                     session.reset();
                     refused_since = None;
                     self.succeeded();
-                    self.after(outcome, bell).await;
+                    match outcome {
+                        Outcome::Delivered { published, parked } => {
+                            self.metrics.published.inc_by(published as u64);
+                            self.metrics.parked.inc_by(parked as u64);
+                            pace.found();
+                        }
+                        Outcome::Idle if self.wait(bell, &pace).await == Woken::ByBell => step.expect_news(),
+                        Outcome::Idle => {}
+                    }
                     continue;
                 }
                 Err(error) => error,
@@ -332,7 +351,8 @@ impl<S: Sink> Relay<'_, S> {
             self.compare(step).await?;
         }
         let begun = Instant::now();
-        let outcome = step.step(self.sink).await?;
+        let has_news = step.has_news().await?;
+        let outcome = if has_news { step.step(self.sink).await? } else { Outcome::Idle };
         if let Outcome::Delivered { published, parked } = outcome {
             self.metrics.stepped(begun.elapsed(), published + parked);
         }
@@ -342,8 +362,11 @@ impl<S: Sink> Relay<'_, S> {
         }
         // No window is opened while a request is pending, so the request's turn comes at the end of the open
         // window.
-        if is_idle && step.apply_request(self.sink).await? {
+        if is_idle && has_news && step.apply_request(self.sink).await? {
             return Ok(Outcome::Delivered { published: 0, parked: 0 });
+        }
+        if is_idle {
+            step.found_nothing();
         }
         Ok(outcome)
     }
@@ -359,22 +382,16 @@ impl<S: Sink> Relay<'_, S> {
         Ok(())
     }
 
-    async fn after(&self, outcome: Outcome, bell: &Notify) {
-        match outcome {
-            Outcome::Delivered { published, parked } => {
-                self.metrics.published.inc_by(published as u64);
-                self.metrics.parked.inc_by(parked as u64);
-            }
-            Outcome::Idle => self.wait(bell).await,
-        }
-    }
-
-    async fn wait(&self, bell: &Notify) {
+    /// Waits until it is time for another look.
+    async fn wait(&self, bell: &Notify, pace: &Pace) -> Woken {
         tokio::select! {
-            () = self.shutdown.cancelled() => {}
+            () = self.shutdown.cancelled() => Woken::Otherwise,
             // The Notify keeps a ring that comes during a look, so no ring is missed.
-            () = bell.notified() => {}
-            () = tokio::time::sleep(self.settings.poll_interval()) => self.metrics.woken("poll"),
+            () = bell.notified() => Woken::ByBell,
+            () = tokio::time::sleep(pace.wait()) => {
+                self.metrics.woken("poll");
+                Woken::Otherwise
+            }
         }
     }
 

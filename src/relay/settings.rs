@@ -14,7 +14,7 @@ pub struct Settings {
     pub name: String,
     /// The address that serves health and metrics.
     pub listen: String,
-    /// The wait between two looks for events without a notification, in milliseconds.
+    /// The longest wait between two looks for events without a notification, in milliseconds.
     pub poll_interval_ms: u64,
     /// The most events of one step.
     pub batch_size: u32,

@@ -18,6 +18,7 @@ use tokio::time;
 
 use super::failure::Remedy;
 use super::handing::Handing;
+use super::idle::LastLook;
 use super::leader::staying_alive;
 use super::publication::{Exceptions, SetAside, Tries, publish_batch};
 use super::settings::OnPoison;
@@ -93,6 +94,7 @@ pub struct Step {
     /// knows how much was published.
     has_opened: bool,
     ahead: Option<read::Batch>,
+    pub(super) last_look: LastLook,
     pub(super) exceptions: Exceptions,
     /// How often in a row the sink has refused a batch.
     refusals: u32,
@@ -126,6 +128,7 @@ impl Step {
             log,
             has_opened: false,
             ahead: None,
+            last_look: LastLook::default(),
             exceptions,
             refusals: 0,
             republished: 0,

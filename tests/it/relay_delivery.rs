@@ -1,6 +1,6 @@
 //! The relay with the log and a real Redis: deliveries without faults, and events that Redis refuses.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use redis::AsyncCommands;
@@ -15,7 +15,7 @@ use aftercommit::outbox;
 use aftercommit::redis::Publisher;
 use aftercommit::relay::{Batch, Delivery, OnPoison, Outcome, PublishError, PublishMode, Rules, Sink, Step};
 
-use crate::harness::{Database, LIMIT, Redis, TestResult, database, new_event, redis};
+use crate::harness::{Database, LIMIT, Line, Redis, TestResult, Wiring, database, new_event, redis};
 
 /// A relay that the test runs step by step.
 pub(crate) struct Relay {
@@ -179,6 +179,21 @@ async fn an_idle_relay_writes_nothing() -> TestResult {
     let after: i64 = sqlx::query_scalar(rows).fetch_one(&mut connection).await?;
     assert_eq!(before, after);
     Ok(())
+}
+
+/// Without a notification and with a poll interval of many seconds.
+#[tokio::test]
+async fn events_that_follow_each_other_are_found_without_a_notification() {
+    let relay = ["AFTERCOMMIT_RELAY_POLL_INTERVAL_MS", "AFTERCOMMIT_RELAY_TAKEOVER_SECONDS"];
+    let relay = relay.map(|name| (name, "60000".to_owned())).into();
+    let mut line = Line::with(Wiring { relay, ..Wiring::default() }).await;
+    line.wait_until_leading().await;
+    let begun = Instant::now();
+    for _ in 0..20 {
+        line.append(1).await;
+        line.wait_until_arrived().await;
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "a second an event: {:?}", begun.elapsed());
 }
 
 #[tokio::test]
@@ -456,4 +471,45 @@ async fn a_batch_that_mixes_epochs_is_refused_whole() {
         assert!(refused.contains("mixes epochs"), "{refused}");
     }
     assert_eq!(history(&redis, &topic).await, []);
+}
+
+/// Two chunks are under way at once. The one behind a refused event has reached Redis too, and must do
+/// nothing there.
+#[tokio::test]
+async fn a_chunk_that_was_sent_behind_a_refused_event_leaves_nothing() -> TestResult {
+    let redis = redis().await;
+    let (good, bad) = (redis.topic("good"), redis.topic("bad"));
+    let mut publisher = Publisher::new(redis.settings(), &redis.relay_name(), 2);
+    publisher.begin_lead(LogId::new_v4());
+    // The first chunk goes alone, so the second one is refused while the third is under way.
+    let topics = [&good, &good, &good, &bad, &good, &good, &good];
+    let events: Vec<Event> = (1..).zip(topics).map(|(id, topic)| event(topic, id)).collect();
+    let number = |n: u64| StreamId::new(1, n);
+    let deliveries: Vec<Delivery<'_>> =
+        (1..).zip(&events).map(|(n, event)| Delivery { id: number(n), event }).collect();
+    let _: () = redis.connect().await.set(crate::harness::keys::history(&bad), "somebody else's").await?;
+    let whole = Batch {
+        mode: PublishMode::Normal,
+        deliveries: &deliveries,
+        first: number(1),
+        through: Some(number(7)),
+        lost: None,
+    };
+    let refused = publisher.publish(whole).await;
+    assert!(matches!(refused, Err(PublishError::Poison { at: 3, .. })), "{refused:?}");
+    assert_eq!(history(&redis, &good).await.len(), 3, "the third chunk has done nothing");
+    assert!(publisher.may_have_taken(number(3)) && !publisher.may_have_taken(number(4)));
+
+    // Numbers that are not said protect nothing, so the next chunk is not sent before the answer.
+    let rest = Batch { deliveries: &deliveries[3..], first: number(4), through: None, ..whole };
+    let refused = publisher.publish(rest).await;
+    assert!(matches!(refused, Err(PublishError::Poison { at: 0, .. })), "{refused:?}");
+    assert_eq!(history(&redis, &good).await.len(), 3);
+
+    let _: () = redis.connect().await.del(crate::harness::keys::history(&bad)).await?;
+    publisher.publish(Batch { deliveries: &deliveries[3..], first: number(4), ..whole }).await?;
+    let arrived: Vec<EventId> = events.iter().filter(|it| it.topic == good).map(|it| it.event_id).collect();
+    let told: Vec<String> = history(&redis, &good).await.into_iter().map(|(_, event, _)| event).collect();
+    assert_eq!(told, arrived.iter().map(ToString::to_string).collect::<Vec<_>>());
+    Ok(())
 }
