@@ -23,6 +23,8 @@ pub(crate) struct Neighbour {
     _relay: Process,
     /// A third log, whose relay is given our names.
     stranger: Settings,
+    /// The third log's identity.
+    stranger_log: String,
 }
 
 impl Neighbour {
@@ -38,12 +40,15 @@ impl Neighbour {
             outbox::schema::SCHEMA.apply(&mut connection).await.expect("a migration");
             urls.push(url);
         }
-        append(&mut PgConnection::connect(&urls[1]).await.expect("a connection")).await.expect("an event");
+        let mut third = PgConnection::connect(&urls[1]).await.expect("a connection");
+        append(&mut third).await.expect("an event");
+        let log = sqlx::query_scalar("select id::text from outbox.log").fetch_one(&mut third).await;
         let of = |url: &str| system.settings().clone().set("REDIS_URL", redis_url).set("DATABASE_URL", url);
         let settings = of(&urls[0]).set("AFTERCOMMIT_REDIS_NAMESPACE", NAMESPACE);
         Self {
             _relay: Process::start("relay", &settings).await,
             stranger: of(&urls[1]),
+            stranger_log: log.expect("an identity"),
             url: urls.swap_remove(0),
         }
     }
@@ -51,6 +56,17 @@ impl Neighbour {
     /// The settings of a third log's relay without a namespace of its own.
     pub(crate) fn stranger(&self) -> &Settings {
         &self.stranger
+    }
+
+    /// Takes our keys away from the third log, as the relay's error tells an operator to. It owns them if it
+    /// came to a Redis that had lost its owner while our relays were away. Fails while Redis does not answer.
+    pub(crate) async fn take_keys_back(&self, world: &World) -> redis::RedisResult<()> {
+        let owner = world.system.redis.keys().log();
+        let log: Option<String> = redis::from_redis_value(world.tell_redis(&["hget", &owner, "log"]).await?)?;
+        if log.as_deref() == Some(&self.stranger_log) {
+            world.tell_redis(&["del", &owner]).await?;
+        }
+        Ok(())
     }
 
     /// Appends events now and then.

@@ -1,5 +1,6 @@
-//! How fast a backlog is delivered: into one Redis, and into a cluster of three servers beside it. Both drain
-//! the same events, one after the other, and what arrived is counted in the histories.
+//! How fast a backlog is delivered: into one Redis, and into a cluster of three servers beside it, next to the
+//! floor of a bare loop. All three take the same events, one after the other. The events that arrived are
+//! counted in the histories.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use sqlx::Connection;
 
 use crate::arguments::Scenario;
 use crate::cost::Cost;
+use crate::floor;
 use crate::harness::{
     Cluster, System, database_on, metric_of, redis_settings_of, start_postgres, start_redis,
 };
@@ -25,6 +27,7 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 /// Runs both. Returns what to print, and whether every event arrived.
 pub(crate) async fn run(scenario: &Scenario) -> (String, bool) {
     let events = (scenario.rate * scenario.length.as_secs_f64()).ceil() as usize;
+    let floor = floor::run(events, scenario.topics, scenario.bytes).await;
     let single = start_redis(Vec::new(), None).await;
     let pid = single.pid().expect("a pid");
     let one = drain(scenario, events, "one server", single.url().expose_secret(), &[pid]).await;
@@ -34,9 +37,14 @@ pub(crate) async fn run(scenario: &Scenario) -> (String, bool) {
     let three = drain(scenario, events, "three servers", &cluster.url(), &pids).await;
     let (topics, bytes) = (scenario.topics, scenario.bytes);
     let mut table = format!("drain     {events} events of {bytes} bytes, {topics} topics\n");
-    table.push_str("redis          events/s  µs an event: relay  redis  arrived\n");
+    table.push_str("redis          events/s  µs an event: relay  redis  arrived  of the floor\n");
+    let at_floor = events as f64 / floor.took.as_secs_f64();
+    let redis = floor.redis.as_secs_f64() * 1e6 / events as f64;
+    writeln!(table, "the floor      {at_floor:>8.0}  {:>18}  {redis:>5.1}  {events:>7}          1.00", "")
+        .expect("a String");
     for drained in [&one, &three] {
-        writeln!(table, "{drained}").expect("a String");
+        let ratio = drained.rate() / at_floor;
+        writeln!(table, "{drained}  {ratio:>12.2}").expect("a String");
     }
     (table, one.arrived == events && three.arrived == events)
 }
@@ -53,10 +61,17 @@ struct Drained {
 
 impl std::fmt::Display for Drained {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { name, events, took, relay, redis, arrived } = self;
+        let Self { name, events, relay, redis, arrived, .. } = self;
         let each = |cpu: &Duration| cpu.as_secs_f64() * 1e6 / *events as f64;
-        let rate = *events as f64 / took.as_secs_f64();
-        write!(f, "{name:<14} {rate:>8.0}  {:>18.1}  {:>5.1}  {arrived}", each(relay), each(redis))
+        let rate = self.rate();
+        write!(f, "{name:<14} {rate:>8.0}  {:>18.1}  {:>5.1}  {arrived:>7}", each(relay), each(redis))
+    }
+}
+
+impl Drained {
+    /// Events a second.
+    fn rate(&self) -> f64 {
+        self.events as f64 / self.took.as_secs_f64()
     }
 }
 

@@ -12,6 +12,7 @@ mod arguments;
 mod cost;
 mod drain;
 mod engine;
+mod floor;
 mod report;
 mod scenarios;
 mod world;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use ::redis::{Script, ScriptInvocation};
+use ::redis::{Cmd, Script};
 
 use super::FORMAT;
 use super::topic_heads::TopicHeads;
@@ -11,7 +11,7 @@ use crate::event::{LogId, StreamId, Topic};
 use crate::redis::envelope;
 use crate::redis::keys::Keys;
 use crate::redis::settings::Settings;
-use crate::relay::{Delivery, PublishMode};
+use crate::relay::{Batch, Delivery, PublishMode};
 
 /// The most payload bytes of one script call. Redis serves no other client during the call: about a
 /// millisecond.
@@ -62,12 +62,17 @@ pub(super) struct Caller<'p> {
 
 impl<'p> Caller<'p> {
     /// The call of the script for a chunk.
-    pub(super) fn call(&self, chunk: Chunk<'_>, to: &Receiver<'_>) -> ScriptInvocation<'p> {
-        let mut invocation = self.script.prepare_invoke();
-        invocation.key(to.top_key).key(to.log_key);
+    pub(super) fn call(&self, chunk: Chunk<'_>, to: &Receiver<'_>) -> Cmd {
         let (topics, indexes) = self.topics_of(chunk);
-        invocation
-            .arg(FORMAT)
+        let keys = if to.is_of_cluster { 2 } else { 2 + topics.len() };
+        let mut call = ::redis::cmd("EVALSHA");
+        call.arg(self.script.get_hash()).arg(keys).arg(to.top_key).arg(to.log_key);
+        if !to.is_of_cluster {
+            topics.iter().for_each(|topic| {
+                call.arg(self.keys.history(topic.topic));
+            });
+        }
+        call.arg(FORMAT)
             .arg(self.log.to_string())
             .arg(chunk.first.epoch)
             .arg(chunk.first.seq)
@@ -80,31 +85,26 @@ impl<'p> Caller<'p> {
             .arg(to.untold.map_or_else(String::new, |untold| untold.to_string()))
             .arg(topics.len());
         for TopicArguments { topic, prev, ttl_is_due } in &topics {
-            invocation
-                .arg(self.keys.public(topic))
+            call.arg(self.keys.public(topic))
                 .arg(prev.map_or_else(|| "?".to_owned(), |prev| prev.to_string()))
                 .arg(u8::from(*ttl_is_due));
-            let history = self.keys.history(topic);
             if to.is_of_cluster {
-                invocation.arg(history)
-            } else {
-                invocation.key(history)
-            };
+                call.arg(self.keys.history(topic));
+            }
         }
         // As in the script.
         let number = |id: StreamId| if chunk.mode.is_release() { chunk.first.seq } else { id.seq };
         let is_restored = |id| chunk.mode.is_restore() && to.untold.is_none_or(|untold| number(id) <= untold);
         for (Delivery { id, event }, index) in chunk.deliveries.iter().zip(indexes) {
-            invocation
-                .arg(index)
+            call.arg(index)
                 .arg(id.seq)
-                .arg(event.event_id.to_string())
+                .arg(&*event.event_id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()))
                 .arg(event.event_type.as_str())
                 .arg(&event.payload)
                 .arg(self.settings.history_length(event.payload.len()))
                 .arg(envelope::facts_of(event, is_restored(*id)));
         }
-        invocation
+        call
     }
 
     /// Returns the topics of a chunk, each once, and for each event the index of its topic, from 1.
@@ -139,8 +139,48 @@ fn word_of(mode: PublishMode) -> &'static str {
     }
 }
 
+/// The chunks of a batch, in order, each with the index of its first event. A batch without events has one
+/// chunk as well, which uses up the numbers.
+#[derive(Debug)]
+pub(super) struct Chunks<'a> {
+    batch: Batch<'a>,
+    events: usize,
+    done: usize,
+    first: StreamId,
+    has_ended: bool,
+}
+
+impl<'a> Chunks<'a> {
+    /// Chunks of at most `events` events, and of as many bytes as one call may carry.
+    pub(super) fn of(batch: Batch<'a>, events: usize) -> Self {
+        Self { batch, events, done: 0, first: batch.first, has_ended: false }
+    }
+}
+
+impl<'a> Iterator for Chunks<'a> {
+    type Item = (usize, Chunk<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.has_ended {
+            return None;
+        }
+        let Batch { mode, deliveries: all, through, lost, .. } = self.batch;
+        let (at, first) = (self.done, self.first);
+        let deliveries = chunk_of(&all[at..], self.events);
+        self.done += deliveries.len();
+        self.has_ended = self.done == all.len();
+        let through = match (through, deliveries.last()) {
+            (Some(_), Some(_)) if !self.has_ended && mode.is_release() => None,
+            (Some(_), Some(last)) if !self.has_ended => Some(last.id),
+            (through, _) => through,
+        };
+        self.first = through.map_or(first, |through| StreamId::new(through.epoch, through.seq + 1));
+        Some((at, Chunk { deliveries, first, through, mode, lost }))
+    }
+}
+
 /// Returns the next part of a batch: bounded in events and bytes, and empty only if the batch is.
-pub(super) fn chunk_of<'b, 'e>(rest: &'b [Delivery<'e>], events: usize) -> &'b [Delivery<'e>] {
+fn chunk_of<'b, 'e>(rest: &'b [Delivery<'e>], events: usize) -> &'b [Delivery<'e>] {
     let mut bytes = 0;
     let fits = rest
         .iter()

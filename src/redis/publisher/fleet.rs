@@ -58,7 +58,7 @@ impl Publisher {
 
     fn regroup(&mut self, map: Arc<SlotMap>) {
         if self.map.is_none() {
-            self.script = ::redis::Script::new(&format!("{OF_CLUSTER}{SCRIPT}"));
+            self.script = Arc::new(::redis::Script::new(&format!("{OF_CLUSTER}{SCRIPT}")));
         }
         let mut before = std::mem::take(&mut self.servers);
         self.former_slots.extend(before.iter().filter_map(|server| server.slots.lowest()));

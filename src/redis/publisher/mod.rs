@@ -10,6 +10,7 @@
 mod chunk;
 mod compare;
 mod fleet;
+mod flight;
 mod part;
 mod publish;
 mod refusal;
@@ -48,7 +49,7 @@ pub struct Publisher {
     relay: String,
     log: LogId,
     chunk_events: usize,
-    script: Script,
+    script: Arc<Script>,
     /// The servers that take events; none before the first use.
     servers: Vec<Server>,
     /// The slots, if this is a cluster.
@@ -80,7 +81,7 @@ impl Publisher {
             relay: relay.to_owned(),
             log: LogId::nil(),
             chunk_events: chunk_events.max(1),
-            script: Script::new(SCRIPT),
+            script: Arc::new(Script::new(SCRIPT)),
             servers: Vec::new(),
             map: None,
             former_slots: Vec::new(),

@@ -1,14 +1,17 @@
 //! Publishing a batch: chunk by chunk, and each chunk at all servers at once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use ::redis::AsyncCommands;
 use ::redis::streams::StreamRangeReply;
 use chrono::Utc;
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::future::{BoxFuture, join_all};
+use futures_util::stream::FuturesOrdered;
 
-use super::chunk::{Caller, Chunk, Receiver, chunk_of};
+use super::chunk::{Caller, Chunk, Chunks, Receiver};
+use super::flight::{Call, Landed, fly};
 use super::part::{Part, only_part, parts_of};
 use super::refusal::Refusal;
 use super::server::{Answer, Server};
@@ -20,10 +23,6 @@ use crate::redis::reply_codes;
 use crate::relay::failure::{self, Failure, Remedy};
 use crate::relay::{Batch, Delivery, PublishError, PublishMode, Reached, Sink};
 use crate::trace;
-
-/// How long one server of a cluster may take. It is then tried again, and left behind if it goes on like
-/// that: the topics of the other servers wait for it.
-const PATIENCE_OF_CLUSTER: Duration = Duration::from_secs(2);
 
 /// The server of a topic is away: nothing can be said of the topic, and nothing released.
 const AWAY: Failure = Failure { class: "away", remedy: Remedy::SetAside };
@@ -76,30 +75,15 @@ impl Sink for Publisher {
             // This Redis has lost data, and the cached heads are from before the loss.
             self.heads.clear();
         }
-        let all = batch.deliveries;
-        let (mut done, mut first) = (0, batch.first);
-        let mut written = BTreeSet::new();
-        // One call also for a batch without events, because it uses up numbers.
-        loop {
-            let deliveries = chunk_of(&all[done..], self.chunk_events);
-            let is_last = done + deliveries.len() == all.len();
-            let through = match (batch.through, deliveries.last()) {
-                (Some(_), Some(_)) if !is_last && batch.mode.is_release() => None,
-                (Some(_), Some(last)) if !is_last => Some(last.id),
-                (through, _) => through,
-            };
-            let chunk = Chunk { deliveries, first, through, mode: batch.mode, lost: batch.lost };
-            written.extend(self.publish_chunk(chunk).await.map_err(|error| match error {
-                PublishError::Poison { at, reason } => PublishError::Poison { at: done + at, reason },
-                other => other,
-            })?);
-            done += deliveries.len();
-            if is_last {
-                self.passed = self.passed.max(batch.through);
-                return self.replicated(written).await;
-            }
-            first = through.map_or(first, |through| StreamId::new(through.epoch, through.seq + 1));
-        }
+        // The cached heads are dropped with the connection.
+        self.servers.iter_mut().for_each(Server::drop_given_up);
+        let before = self.taken;
+        let mut brought = None;
+        let published = self.publish_chunks(batch, &mut brought).await;
+        self.taken = before.max(brought);
+        let written = published?;
+        self.passed = self.passed.max(batch.through);
+        self.replicated(written).await
     }
 
     async fn reached(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
@@ -147,8 +131,61 @@ impl Publisher {
         }
     }
 
-    /// Publishes a chunk at all servers that take a part of it, and returns those that took events.
-    async fn publish_chunk(&mut self, chunk: Chunk<'_>) -> Result<Vec<usize>, PublishError> {
+    /// Publishes a batch chunk by chunk, and returns the servers that took events. `brought` becomes the
+    /// highest number of those that may have arrived.
+    async fn publish_chunks(
+        &mut self,
+        batch: Batch<'_>,
+        brought: &mut Option<StreamId>,
+    ) -> Result<BTreeSet<usize>, PublishError> {
+        let mut chunks = Chunks::of(batch, self.chunk_events);
+        let (mut flights, mut starts) = (FuturesOrdered::new(), VecDeque::new());
+        let mut written = BTreeSet::new();
+        // The failure of the first chunk that failed, and one that kept a later chunk from being sent.
+        let (mut failed, mut unsent) = (None, None);
+        loop {
+            while failed.is_none() && unsent.is_none() && flights.len() < self.calls_at_once(&batch) {
+                let Some((at, chunk)) = chunks.next() else { break };
+                match self.send(chunk).await {
+                    Ok(flight) => {
+                        starts.push_back(at);
+                        flights.push_back(flight);
+                    }
+                    Err(error) => unsent = Some(error),
+                }
+            }
+            let (Some(landed), Some(at)) = (flights.next().await, starts.pop_front()) else { break };
+            *brought = self.ended(&landed).max(*brought);
+            if failed.is_some() {
+                // The server has refused this chunk, because it lacks the one before.
+                continue;
+            }
+            match self.heed_all(landed).await {
+                Ok(taken) => written.extend(taken),
+                Err(PublishError::Poison { at: of_chunk, reason }) => {
+                    failed = Some(PublishError::Poison { at: at + of_chunk, reason });
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        match failed.or(unsent) {
+            Some(error) => Err(error),
+            None => Ok(written),
+        }
+    }
+
+    /// How many chunks may be under way at once. Two keep one server busy without a pause. That is safe where
+    /// each call says the number that the call before it reaches: the server refuses it behind a call that
+    /// failed. Before the first answer, the server may lack the script, and calls could change places.
+    fn calls_at_once(&self, batch: &Batch<'_>) -> usize {
+        let says_numbers = batch.mode == PublishMode::Normal && batch.through.is_some();
+        let has_script = self.servers.first().is_some_and(|server| server.has_script);
+        if self.map.is_none() && says_numbers && has_script { 2 } else { 1 }
+    }
+
+    /// Makes the calls for a chunk, one for each server that takes a part of it. They are sent when the
+    /// flight is first polled.
+    async fn send<'a>(&mut self, chunk: Chunk<'a>) -> Result<BoxFuture<'a, Landed<'a>>, PublishError> {
         let now = Instant::now();
         let parts = match &self.map {
             None => vec![only_part(chunk)],
@@ -157,19 +194,102 @@ impl Publisher {
                 parts_of(chunk, &self.servers, owner, now).map_err(uncovered)?
             }
         };
-        let before = self.taken;
-        // Noted before the calls, which can be dropped in their middle.
-        for part in &parts {
-            self.note_taken(part.chunk(), part.at.len());
+        let connected = self.connect(&parts).await;
+        let calls = parts.iter().zip(connected).map(|(part, connected)| {
+            connected?;
+            // Noted before the calls, which can be dropped in their middle.
+            self.note_taken(part.chunk());
+            self.call_of(part, now)
+        });
+        let calls = calls.collect();
+        // The next chunk is made while this one is under way. If any of it fails, the heads are dropped.
+        parts.iter().for_each(|part| self.remember(part.chunk().deliveries, now));
+        Ok(fly(chunk, parts, calls, now))
+    }
+
+    /// Connects to the servers of these parts, all at once.
+    async fn connect(&mut self, parts: &[Part<'_>]) -> Vec<Result<(), PublishError>> {
+        let settings = &self.settings;
+        let mut wanted = parts.iter().peekable();
+        let servers = self.servers.iter_mut().enumerate();
+        let servers: Vec<&mut Server> = servers
+            .filter_map(|(at, server)| wanted.next_if(|part| part.server == at).map(|_part| server))
+            .collect();
+        let connecting = servers.into_iter().map(async |server| {
+            let connected = server.connect(settings).await;
+            (connected, std::mem::take(&mut server.is_fresh))
+        });
+        let (connected, fresh): (Vec<_>, Vec<_>) = join_all(connecting).await.into_iter().unzip();
+        if fresh.contains(&true) {
+            // The cached heads may be those of another server, or of this one before it lost data.
+            self.heads.clear();
         }
-        let (answers, brought): (Vec<_>, Vec<_>) = self.call(&parts, now).await.into_iter().unzip();
-        self.taken = before;
-        for (part, events) in parts.iter().zip(brought) {
-            self.note_taken(part.chunk(), events);
+        connected
+    }
+
+    /// The call for one part.
+    fn call_of(&mut self, part: &Part<'_>, now: Instant) -> Result<Call, PublishError> {
+        let is_of_cluster = self.map.is_some();
+        let chunk = part.chunk();
+        let traces = chunk.deliveries.iter().filter_map(|delivery| delivery.event.trace);
+        let span = trace::publish(traces, chunk.deliveries.len());
+        let server = &self.servers[part.server];
+        let in_epoch = |id: StreamId| if id.epoch == chunk.first.epoch { id.seq } else { 0 };
+        let known = match is_of_cluster {
+            false => chunk.first.seq - 1,
+            true => server.reached.map_or(0, in_epoch),
+        };
+        let untold = server.untold.map(in_epoch);
+        let (top_key, log_key) = (&*server.top_key, &*server.log_key);
+        let to = Receiver { top_key, log_key, known, untold, is_of_cluster };
+        let caller = Caller {
+            settings: &self.settings,
+            keys: &self.keys,
+            script: &self.script,
+            heads: &self.heads,
+            log: self.log,
+            now,
+        };
+        let command = caller.call(chunk, &to);
+        let connection = self.servers[part.server].lend().ok_or_else(|| {
+            PublishError::retry(failure::CONNECTION, "Redis: the connection is gone".to_owned())
+        })?;
+        Ok(Call { script: self.script.clone(), command, connection, span, is_of_cluster })
+    }
+
+    /// Notes that the events of a chunk may have arrived.
+    fn note_taken(&mut self, chunk: Chunk<'_>) {
+        if chunk.mode == PublishMode::Normal {
+            self.taken = self.taken.max(chunk.deliveries.last().map(|delivery| delivery.id));
         }
+    }
+
+    /// Notes that the calls of a chunk have ended, and returns the highest number that may have arrived.
+    fn ended(&mut self, landed: &Landed<'_>) -> Option<StreamId> {
+        let mut brought = None;
+        for (part, answered) in landed.parts.iter().zip(&landed.answered) {
+            self.state.progressed();
+            if let Some(took) = answered.took {
+                self.servers[part.server].ended(answered.still_works);
+                if answered.still_works {
+                    self.metrics.publish_seconds.observe(took.as_secs_f64());
+                }
+            }
+            let chunk = part.chunk();
+            if chunk.mode == PublishMode::Normal {
+                brought = brought.max(chunk.deliveries[..answered.brought].last().map(|it| it.id));
+            }
+        }
+        brought
+    }
+
+    /// Heeds the answers to a chunk's calls, and returns the servers that took events.
+    async fn heed_all(&mut self, landed: Landed<'_>) -> Result<Vec<usize>, PublishError> {
+        let Landed { chunk, parts, answered, now } = landed;
+        let answers = answered.into_iter().map(|answered| answered.answer).collect();
         let Outcome { taken, failed, refused } = self.heed(&parts, answers, now);
         if refused.is_some() || !failed.is_empty() {
-            // Only a prefix arrived, so the cached heads of this chunk's topics may be behind.
+            // Only a prefix arrived, so the cached heads of this chunk's topics may be wrong.
             self.heads.clear();
         }
         let refused = match refused {
@@ -188,93 +308,6 @@ impl Publisher {
             Some(error) => Err(error),
             None => Ok(taken),
         }
-    }
-
-    /// Notes that the first `events` events of the chunk may have arrived.
-    fn note_taken(&mut self, chunk: Chunk<'_>, events: usize) {
-        if chunk.mode == PublishMode::Normal {
-            self.taken = self.taken.max(chunk.deliveries[..events].last().map(|delivery| delivery.id));
-        }
-    }
-
-    /// Calls the script at each part's server. Returns the answers, and how many of the part's events may
-    /// have arrived.
-    async fn call(&mut self, parts: &[Part<'_>], now: Instant) -> Vec<(Result<Answer, PublishError>, usize)> {
-        let settings = &self.settings;
-        let mut wanted = parts.iter().peekable();
-        let servers = self.servers.iter_mut().enumerate();
-        let servers: Vec<&mut Server> = servers
-            .filter_map(|(at, server)| wanted.next_if(|part| part.server == at).map(|_part| server))
-            .collect();
-        let connecting = servers.into_iter().map(async |server| (server.connect(settings).await, server));
-        let mut connected = join_all(connecting).await;
-        let mut is_fresh = false;
-        for (_, server) in &mut connected {
-            is_fresh |= std::mem::take(&mut server.is_fresh);
-        }
-        if is_fresh {
-            // The cached heads may be those of another server, or of this one before it lost data.
-            self.heads.clear();
-        }
-        let caller = Caller {
-            settings,
-            keys: &self.keys,
-            script: &self.script,
-            heads: &self.heads,
-            log: self.log,
-            now,
-        };
-        let (metrics, state) = (&self.metrics, &self.state);
-        let is_of_cluster = self.map.is_some();
-        let calls = parts.iter().zip(connected).map(async |(part, (connecting, server))| {
-            if let Err(error) = connecting {
-                return (Err(error), 0);
-            }
-            let chunk = part.chunk();
-            let traces = chunk.deliveries.iter().filter_map(|delivery| delivery.event.trace);
-            let mut span = trace::publish(traces, chunk.deliveries.len());
-            let in_epoch = |id: StreamId| if id.epoch == chunk.first.epoch { id.seq } else { 0 };
-            let known = match is_of_cluster {
-                false => chunk.first.seq - 1,
-                true => server.reached.map_or(0, in_epoch),
-            };
-            let (top_key, log_key) = (server.top_key.clone(), server.log_key.clone());
-            let to = Receiver {
-                top_key: &top_key,
-                log_key: &log_key,
-                known,
-                untold: server.untold.map(in_epoch),
-                is_of_cluster,
-            };
-            let call = caller.call(chunk, &to);
-            let begun = Instant::now();
-            let calling = server.call(settings, &call);
-            let answer = match is_of_cluster {
-                false => calling.await,
-                true => tokio::time::timeout(PATIENCE_OF_CLUSTER, calling).await.unwrap_or_else(|_elapsed| {
-                    let text = "no answer in time".to_owned();
-                    Err(Refusal { failure: failure::TIMEOUT, text, is_reply: false })
-                }),
-            };
-            if answer.is_ok() {
-                metrics.publish_seconds.observe(begun.elapsed().as_secs_f64());
-            }
-            state.progressed();
-            match &answer {
-                Ok((_, verdict, _)) if verdict == "OK" => {}
-                Ok(_) => span.failed("refused"),
-                Err(refusal) => span.failed(refusal.failure.class),
-            }
-            let brought = match &answer {
-                Ok((_, verdict, _)) if verdict == "OK" => chunk.deliveries.len(),
-                Ok((arrived, ..)) => *arrived,
-                // The server has not run the script.
-                Err(Refusal { is_reply: true, .. }) => 0,
-                Err(_) => chunk.deliveries.len(),
-            };
-            (answer.map_err(Refusal::retry), brought)
-        });
-        join_all(calls).await
     }
 
     /// Heeds the answers: what was taken is measured and remembered.
@@ -296,8 +329,8 @@ impl Publisher {
             };
             if verdict == "OK" {
                 self.measure(chunk, &detail);
-                self.remember(chunk.deliveries, now);
                 let server = &mut self.servers[part.server];
+                server.has_script = true;
                 server.took(chunk.through, now);
                 // A batch in its turn goes only to servers that have been compared, and given what they
                 // lacked.
@@ -316,7 +349,7 @@ impl Publisher {
         outcome
     }
 
-    /// Caches the heads that a chunk left behind. `now` is the time that its call used to decide on TTLs.
+    /// Caches the heads that a chunk leaves behind. `now` is the time that its call used to decide on TTLs.
     fn remember(&mut self, deliveries: &[Delivery<'_>], now: Instant) {
         for Delivery { id, event } in deliveries {
             let ttl_set = match self.heads.get(&event.topic) {

@@ -6,7 +6,7 @@ use crate::redis::connect_error::ConnectError;
 use crate::redis::error_text::{error_text, reply};
 use crate::redis::reply_codes;
 use crate::relay::PublishError;
-use crate::relay::failure;
+use crate::relay::failure::{self, Remedy};
 
 /// A classified error of the client or the server.
 #[derive(Debug)]
@@ -32,6 +32,12 @@ impl Refusal {
             None if error.is_timeout() => Self { failure: failure::TIMEOUT, text, is_reply: false },
             None => Self { failure: failure::CONNECTION, text, is_reply: false },
         }
+    }
+
+    /// Whether the connection still works: not after a time-out, not after it broke, and not if its server is
+    /// no longer the primary.
+    pub(super) fn keeps_connection(&self) -> bool {
+        self.is_reply && self.failure.remedy == Remedy::SetAside
     }
 
     pub(super) fn retry(self) -> PublishError {

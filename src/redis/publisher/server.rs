@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use ::redis::{AsyncCommands, RedisError, RedisResult, ScriptInvocation};
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{AsyncCommands, RedisError, RedisResult};
 
 use super::refusal::{Refusal, of_connecting};
 use crate::event::{EventId, StreamId};
@@ -11,7 +12,6 @@ use crate::redis::endpoint::Endpoint;
 use crate::redis::keys::Keys;
 use crate::redis::settings::Settings;
 use crate::redis::slots::{SlotSet, tag_of};
-use crate::relay::failure::Remedy;
 use crate::relay::{PublishError, Reached};
 
 /// The script's answer: events done, verdict, detail.
@@ -27,8 +27,12 @@ pub(super) struct Server {
     pub(super) top_key: String,
     pub(super) log_key: String,
     connection: Option<Connected>,
+    /// Calls of the script that have been sent and have not ended.
+    calls_under_way: u32,
     /// Whether the connection is new since the last call of the script.
     pub(super) is_fresh: bool,
+    /// Whether a call of the script was taken over this connection. So the server has the script.
+    pub(super) has_script: bool,
     /// The highest number that it has used up, as far as this publisher knows.
     pub(super) reached: Option<StreamId>,
     /// When a call last used up a number; of a server that is away, when it was last tried.
@@ -74,7 +78,9 @@ impl Server {
             top_key,
             log_key,
             connection: None,
+            calls_under_way: 0,
             is_fresh: false,
+            has_script: false,
             reached: None,
             moved_at: None,
             failing_since: None,
@@ -89,6 +95,7 @@ impl Server {
     pub(super) fn follows(mut self, before: Self) -> Self {
         if self.endpoint == before.endpoint {
             self.connection = before.connection;
+            self.has_script = before.has_script;
             self.away = before.away;
         }
         if self.top_key == before.top_key {
@@ -115,20 +122,30 @@ impl Server {
             None => settings.connect_for_long().await,
         };
         self.connection = Some(connecting.map_err(|error| of_connecting(&error))?);
-        self.is_fresh = true;
+        (self.is_fresh, self.has_script) = (true, false);
         Ok(())
     }
 
-    /// Calls the script.
-    pub(super) async fn call(
-        &mut self,
-        settings: &Settings,
-        invocation: &ScriptInvocation<'_>,
-    ) -> Result<Answer, Refusal> {
-        self.on_connection(settings, async |connected| {
-            invocation.invoke_async::<Answer>(&mut connected.connection).await
-        })
-        .await
+    /// The connection, for a call of the script that runs beside others. End it by [`Server::ended`].
+    pub(super) fn lend(&mut self) -> Option<MultiplexedConnection> {
+        let connection = self.connection.as_ref()?.connection.clone();
+        self.calls_under_way += 1;
+        Some(connection)
+    }
+
+    /// Notes that a call has ended, and keeps the connection if it still works.
+    pub(super) fn ended(&mut self, still_works: bool) {
+        self.calls_under_way = self.calls_under_way.saturating_sub(1);
+        if !still_works {
+            self.connection = None;
+        }
+    }
+
+    /// Drops the connection if calls were given up, whose answers may be under way.
+    pub(super) fn drop_given_up(&mut self) {
+        if std::mem::take(&mut self.calls_under_way) > 0 {
+            self.connection = None;
+        }
     }
 
     /// Uses the connection, and keeps it if it still works.
@@ -137,6 +154,7 @@ impl Server {
         settings: &Settings,
         work: impl AsyncFnOnce(&mut Connected) -> RedisResult<T>,
     ) -> Result<T, Refusal> {
+        self.drop_given_up();
         if let Err(error) = self.connect(settings).await {
             return Err(Refusal { failure: error.failure(), text: error.to_string(), is_reply: false });
         }
@@ -153,8 +171,7 @@ impl Server {
             }
             Err(error) => {
                 let refusal = Refusal::of(&error);
-                // Dropped after a time-out, after it broke, and if its server is no longer the primary.
-                if refusal.is_reply && refusal.failure.remedy == Remedy::SetAside {
+                if refusal.keeps_connection() {
                     self.connection = Some(connected);
                 }
                 Err(refusal)

@@ -1,9 +1,14 @@
 //! Actions of other programs on the same Redis, by mistake or on purpose.
 
+use std::time::Duration;
+
 use crate::harness::Process;
 use crate::kinds::Kind;
 use crate::plan::Fault;
 use crate::world::World;
+
+/// How often Redis is asked while it is away.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Returns false if the fault was not made.
 pub(super) async fn make(world: &World, fault: &Fault) -> bool {
@@ -13,6 +18,9 @@ pub(super) async fn make(world: &World, fault: &Fault) -> bool {
             let stranger = Process::start("relay", world.neighbour.stranger()).await;
             tokio::time::sleep(fault.lasts).await;
             stranger.kill().await;
+            while world.neighbour.take_keys_back(world).await.is_err() {
+                tokio::time::sleep(LOOK).await;
+            }
             true
         }
         Kind::NeighbourWrote => {
