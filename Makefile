@@ -3,7 +3,7 @@
 # Tests wait for servers more than they compute.
 export RUST_TEST_THREADS ?= 4
 
-.PHONY: help demo test test-postgres chaos load mutants test-containers lint fmt
+.PHONY: help demo test test-postgres chaos load bench mutants test-containers lint fmt
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,10 +29,19 @@ chaos: ## Break everything at random and compare: SEED, MINUTES, TARGET=single|s
 
 SCENARIO ?= fanout
 ARGS ?=
-load: ## Load a release build with real connections: SCENARIO=fanout|storm|rolling|stuck|drain, ARGS
+load: ## Load a release build with real connections: SCENARIO=fanout|storm|rolling|stuck|drain|append, ARGS
 	@scripts/install-servers
 	cargo build --release --locked
 	cargo test --release --locked --test load -- $(SCENARIO) $(ARGS)
+
+bench: ## Drain, append and latency, each beside its floor, on a release build
+	@scripts/install-servers
+	cargo build --release --locked
+	cargo test --release --locked --test load -- drain
+	cargo test --release --locked --test load -- append
+	cargo test --release --locked --test load -- fanout --connections 1 --rate 20 --seconds 15 --no-bell
+	cargo test --release --locked --test load -- fanout --connections 1 --rate 1000 --seconds 15 --no-bell
+	cargo test --release --locked --test load -- fanout --connections 1 --rate 1000 --seconds 15
 
 ONLY ?=
 mutants: ## Take conditions out one at a time, and expect tests to fail: ONLY=a word of their names or files

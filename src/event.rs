@@ -21,7 +21,7 @@ pub const TOPIC_LEN_MAX: usize = 200;
 pub const TYPE_LEN_MAX: usize = 100;
 /// The largest payload that `append` takes, in bytes of JSON text (1 MiB).
 ///
-/// The schema holds the same limit as a check (`payload_fits`), so that rows written by plain SQL obey it
+/// The schema's functions have the same limit (`outbox.is_event`), so that rows appended by plain SQL obey it
 /// too.
 pub const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
 

@@ -198,20 +198,6 @@ async fn number(connection: &mut PgConnection, order: Order) -> Result<(), Error
     Ok(())
 }
 
-/// Writes the new ids into the log and wherever rows are named.
-async fn apply(connection: &mut PgConnection, xid: &str) -> Result<(), Error> {
-    let event = format!(
-        "update outbox.event e set id = r.new_id, xid = {xid}
-         from pg_temp.renumbered r where e.tableoid = r.part and e.ctid = r.place"
-    );
-    let parked = "update outbox.parked k set id = r.new_id
-         from pg_temp.renumbered r where k.id = r.old_id and k.event_id = r.event_id";
-    for sql in [COPIES, &event, parked, "drop table pg_temp.renumbered"] {
-        sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut *connection).await?;
-    }
-    Ok(())
-}
-
 /// Extends what a replay knows of the place of its copies, so that copies with new ids still count as copies.
 /// It comes before the rows change, because it finds them at their old places.
 const COPIES: &str = "
@@ -226,3 +212,17 @@ const COPIES: &str = "
   update outbox.replay r
   set first_copy = least(r.first_copy, m.first_id), last_copy = greatest(r.last_copy, m.last_id)
   from moved m where r.id = m.id";
+
+/// Writes the new ids into the log and wherever rows are named.
+async fn apply(connection: &mut PgConnection, xid: &str) -> Result<(), Error> {
+    let event = format!(
+        "update outbox.event e set id = r.new_id, xid = {xid}
+         from pg_temp.renumbered r where e.tableoid = r.part and e.ctid = r.place"
+    );
+    let parked = "update outbox.parked k set id = r.new_id
+         from pg_temp.renumbered r where k.id = r.old_id and k.event_id = r.event_id";
+    for sql in [COPIES, &event, parked, "drop table pg_temp.renumbered"] {
+        sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut *connection).await?;
+    }
+    Ok(())
+}

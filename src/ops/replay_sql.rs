@@ -101,12 +101,15 @@ pub(super) fn copy() -> String {
                     as bytes_before
            from matching m
          ), copied as (
-           insert into outbox.event (event_id, topic, type, payload, headers)
-           select s.event_id, s.topic, s.type, s.payload,
-                  coalesce(s.headers, '{{}}') - 'traceparent' - 'tracestate'
-                  || jsonb_build_object(
-                       'replay', jsonb_build_object('row', s.id, 'reason', $18::text, 'replay', $17::bigint))
-           from sized s where s.bytes_before < {BATCH_BYTES}
+           insert into outbox.event (event_id, topic, type, payload, headers, bytes)
+           select s.event_id, s.topic, s.type, s.payload, copy.headers, outbox.bytes_of(s.payload, copy.headers)
+           from sized s
+           cross join lateral (
+             select coalesce(s.headers, '{{}}') - 'traceparent' - 'tracestate'
+                    || jsonb_build_object('replay', jsonb_build_object(
+                         'row', s.id, 'reason', $18::text, 'replay', $17::bigint)) as headers
+           ) copy
+           where s.bytes_before < {BATCH_BYTES}
            order by s.id
            returning id
          ), batch as (

@@ -112,9 +112,10 @@ const READING: [&str; 9] = [
 ];
 const WINDOW: &str = "window_rows(pg_snapshot, xid8, bigint, pg_snapshot, bigint, bigint)";
 const SLOT_AFTER: &str = "slot_after(smallint, timestamp with time zone)";
+const BYTES_OF: &str = "bytes_of(json, jsonb)";
 const SLOT_AT: &str = "slot_at(timestamp with time zone)";
 /// What a copy of an event is given; everything else of a row is the log's own.
-const COPIED: &str = "event_id, topic, type, payload, headers";
+const COPIED: &str = "event_id, topic, type, payload, headers, bytes";
 const EVENT_SLOTS: u8 = 8;
 const CHECKPOINT_SLOTS: u8 = 16;
 
@@ -213,7 +214,7 @@ impl List {
         // A replay appends copies, whose xid, id, slot and time are the log's own.
         self.add(Kind::Table, "outbox", "event", "insert", COPIED);
         self.add(Kind::Sequence, "outbox", "event_id_seq", "usage", "");
-        self.execute(&[SLOT_AT]);
+        self.execute(&[SLOT_AT, BYTES_OF]);
     }
 
     fn api(&mut self) {

@@ -29,8 +29,7 @@ pub async fn set_rotation(connection: &mut PgConnection, seconds: u32) -> Result
     // The value is a function and not a row of a table, so that an append reads no table.
     let sql = format!(
         "create or replace function outbox.rotation_seconds() returns integer
-         language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp
-         as $$ begin return {seconds}; end $$"
+         language sql stable parallel safe as $$ select {seconds} $$"
     );
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
     Ok(())

@@ -31,10 +31,16 @@ async fn append_takes_every_form_of_a_payload() -> TestResult {
         .bind("{ \"bound\": 1 }")
         .execute(&mut connection)
         .await?;
+    execute(
+        &mut connection,
+        "select outbox.append_all(array['t', 't'], array['T', 'T'], array['1', '{\"all\": 1}']::json[]);
+         select outbox.append_all('{}', '{}', '{}')",
+    )
+    .await;
     let kept: Vec<String> = sqlx::query_scalar("select distinct payload::text from outbox.event order by 1")
         .fetch_all(&mut connection)
         .await?;
-    for expected in ["{\"n\":1}", "{ }", "{}", "{ \"bound\": 1 }"] {
+    for expected in ["{\"n\":1}", "{ }", "{}", "{ \"bound\": 1 }", "{\"all\": 1}"] {
         assert!(kept.iter().any(|payload| payload == expected), "{expected}: {kept:?}");
     }
     Ok(())
@@ -77,6 +83,18 @@ async fn append_refuses_by_one_sentence_that_names_the_rule_and_quotes_no_payloa
         assert!(told.message().contains(rule), "{}", told.message());
         assert_eq!(told.code(), "23514");
         assert!(told.detail().is_none() && !told.message().contains("secret"), "{told:?}");
+    }
+    for arrays in [
+        "array['t', null], array['T', 'T'], array['1', '2']::json[]",
+        "array['t', 't'], array['T'], array['1', '2']::json[]",
+        "array['t', 't'], array['T', 'T'], array['1']::json[]",
+        "array['t', 't'], array['T', 'T'], array['1', '2']::json[], null, array[gen_random_uuid()]",
+    ] {
+        let sql = AssertSqlSafe(format!("select outbox.append_all({arrays})"));
+        let error = sqlx::raw_sql(sql).execute(&mut connection).await.expect_err("a refusal");
+        let error = error.as_database_error().ok_or("not an error of Postgres")?;
+        let told = error.downcast_ref::<sqlx::postgres::PgDatabaseError>();
+        assert!(told.message().contains("never null") && told.detail().is_none(), "{told:?}");
     }
     let headers = [("h".to_owned(), Value::String("x".repeat(16_384)))].into_iter().collect();
     let event = new_event(&Topic::new("t")?, "T", &1).with_headers(headers);

@@ -42,7 +42,7 @@ async fn deliver(admin: &mut PgConnection) -> Position {
             None => return from,
         },
     };
-    let limit = read::Limit { events: 1000, bytes: 1_000_000 };
+    let limit = read::Limit { events: 1000, bytes: u64::MAX };
     let rows = read::batch(admin, "main", &opened, 0, limit).await.expect("a chunk").rows;
     let last = rows.last().expect("a row").id();
     checkpoint::close_window(admin, "main", &opened, last, rows.len() as u64).await.expect("a position")

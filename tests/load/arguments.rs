@@ -16,6 +16,8 @@ pub(crate) enum Kind {
     Stuck,
     /// There are none: a backlog is delivered into one Redis, and into a cluster.
     Drain,
+    /// There are none: events are appended, beside rows of a plain table.
+    Append,
 }
 
 /// A run.
@@ -30,6 +32,8 @@ pub(crate) struct Scenario {
     pub(crate) length: Duration,
     /// Bytes of a payload.
     pub(crate) bytes: usize,
+    /// Whether writers ring the bell after a commit.
+    pub(crate) rings: bool,
     /// How long the clients of a storm stay away.
     pub(crate) away: Duration,
     /// Streams that a server takes.
@@ -47,12 +51,13 @@ pub(crate) enum Wanted {
 }
 
 /// The scenarios by name, with what each is by default.
-const NAMES: [(&str, Kind); 5] = [
+const NAMES: [(&str, Kind); 6] = [
     ("fanout", Kind::Fanout),
     ("storm", Kind::Storm),
     ("rolling", Kind::Rolling),
     ("stuck", Kind::Stuck),
     ("drain", Kind::Drain),
+    ("append", Kind::Append),
 ];
 
 /// The default of `sse.max_connections`.
@@ -78,9 +83,10 @@ impl Scenario {
             Kind::Stuck => (1000, 1, 100.0, 60, 1000),
             // The backlog is `rate` times `length`.
             Kind::Drain => (0, 1000, 20_000.0, 10, 200),
+            Kind::Append => (0, 1, 1.0, 1, 200),
         };
         let (length, away) = (Duration::from_secs(seconds), Duration::from_secs(2));
-        Self { kind, connections, topics, rate, length, bytes, away, room: ROOM }
+        Self { kind, connections, topics, rate, length, bytes, rings: true, away, room: ROOM }
     }
 
     /// The short form: small and quick, also in a debug build.
@@ -112,6 +118,7 @@ impl Wanted {
                 "--away" => scenario.away = seconds(given.next())?,
                 "--bytes" => scenario.bytes = positive(&argument, given.next())?,
                 "--room" => scenario.room = positive(&argument, given.next())?,
+                "--no-bell" => scenario.rings = false,
                 "--list" => return Ok(Self::List),
                 "--test-threads" | "--format" | "--color" | "--skip" | "--logfile" => drop(given.next()),
                 flag if flag.starts_with('-') => {}

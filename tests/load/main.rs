@@ -8,6 +8,7 @@
 #[expect(dead_code, unused_imports, reason = "the plumbing of all tests; this one needs part of it")]
 mod harness;
 
+mod append;
 mod arguments;
 mod cost;
 mod drain;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
     let runtime = runtime.expect("a runtime");
     let ran = match scenario.kind {
         Kind::Drain => Ok(runtime.block_on(drain::run(&scenario))),
+        Kind::Append => Ok((runtime.block_on(append::run(scenario.bytes)), true)),
         _ => runtime.block_on(scenarios::run(scenario)).map(|report| (report.to_string(), report.is_clean())),
     };
     let is_clean = match ran {

@@ -1,4 +1,4 @@
-//! Commits numbered events at a steady pace, as an application would: append, commit, ring the bell.
+//! Commits numbered events at a steady pace, as an application would: append, commit, ring the bell (or not).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ pub(crate) struct Written {
 /// Begins to write. A full ledger ends it.
 pub(crate) fn begin(world: &World, scenario: &Scenario, ledger: Arc<Ledger>) -> Writer {
     let stop = CancellationToken::new();
-    let (rate, bytes) = (scenario.rate, scenario.bytes);
+    let (rate, bytes, rings) = (scenario.rate, scenario.bytes, scenario.rings);
     let (url, topics) = (world.system.database.url().to_owned(), world.topics.clone());
     let until = stop.clone();
     let task = tokio::spawn(async move {
@@ -62,7 +62,9 @@ pub(crate) fn begin(world: &World, scenario: &Scenario, ledger: Arc<Ledger>) -> 
             transaction.commit().await.expect("a commit");
             written.commits.record(sent.elapsed());
             ledger.is_committed(topic, number);
-            bell.ring();
+            if rings {
+                bell.ring();
+            }
             written.events += 1;
         }
         written.took = begun.elapsed();
