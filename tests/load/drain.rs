@@ -14,10 +14,10 @@ use sqlx::Connection;
 
 use crate::arguments::Scenario;
 use crate::cost::Cost;
-use crate::floor;
 use crate::harness::{
     Cluster, System, database_on, metric_of, redis_settings_of, start_postgres, start_redis,
 };
+use crate::publish_floor;
 
 /// Events of one commit.
 const EVENTS_A_COMMIT: usize = 1000;
@@ -27,7 +27,7 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 /// Runs both. Returns what to print, and whether every event arrived.
 pub(crate) async fn run(scenario: &Scenario) -> (String, bool) {
     let events = (scenario.rate * scenario.length.as_secs_f64()).ceil() as usize;
-    let floor = floor::run(events, scenario.topics, scenario.bytes).await;
+    let floor = publish_floor::run(events, scenario.topics, scenario.bytes).await;
     let single = start_redis(Vec::new(), None).await;
     let pid = single.pid().expect("a pid");
     let one = drain(scenario, events, "one server", single.url().expose_secret(), &[pid]).await;

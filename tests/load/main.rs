@@ -13,7 +13,7 @@ mod arguments;
 mod cost;
 mod drain;
 mod engine;
-mod floor;
+mod publish_floor;
 mod report;
 mod scenarios;
 mod world;

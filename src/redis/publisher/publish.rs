@@ -271,7 +271,7 @@ impl Publisher {
             self.state.progressed();
             if let Some(took) = answered.took {
                 self.servers[part.server].ended(answered.still_works);
-                if answered.still_works {
+                if answered.answer.is_ok() {
                     self.metrics.publish_seconds.observe(took.as_secs_f64());
                 }
             }
