@@ -3,7 +3,7 @@
 # Tests wait for servers more than they compute.
 export RUST_TEST_THREADS ?= 4
 
-.PHONY: help demo test test-postgres chaos load bench mutants test-containers lint fmt
+.PHONY: help demo test test-postgres test-clients chaos load bench mutants test-containers lint fmt
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,11 @@ VERSIONS ?= 13 14 15 16 17 18
 test-postgres: ## Run the core's tests on each major version of Postgres: VERSIONS="13 18", ONLY=modules
 	@scripts/install-servers
 	@ONLY="$(ONLY)" scripts/test-postgres $(VERSIONS)
+
+test-clients: ## Test the browser client with node and in Chromium, at a real server
+	@scripts/install-servers --with-npm
+	cargo build --locked
+	cd clients/js && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && npm test --silent
 
 SEED ?= 1
 MINUTES ?= 3
