@@ -64,7 +64,7 @@ export class Process {
     running.add(this.child);
     this.ended = new Promise((resolve) => {
       this.child.on("error", (error) => resolve(error.message));
-      this.child.on("exit", (code, signal) => resolve(signal ?? code));
+      this.child.on("close", (code, signal) => resolve(signal ?? code));
     }).finally(() => running.delete(this.child));
     const said = new Promise((resolve) => {
       for (const stream of [this.child.stdout, this.child.stderr]) {
@@ -77,8 +77,8 @@ export class Process {
     const died = this.ended.then((how) => {
       throw new Error(`${this.name} ended (${how}):\n${this.output}`);
     });
-    died.catch(() => {}); // Waited for by `ready` only: a process that a test ends has not died.
     this.ready = Promise.race([said, died]);
+    this.ready.catch(() => {}); // Matters to those who wait for it: a process that a test ends has not died.
   }
 
   /** Ends the process with `signal` and returns its exit code, or the signal. */
@@ -98,7 +98,7 @@ export class Dev {
     const file = join(directory, "env");
     const anyPort = Object.fromEntries(
       ["API", "SSE", "RELAY"].map((role) => [`AFTERCOMMIT_${role}_LISTEN`, "127.0.0.1:0"]));
-    const env = { AFTERCOMMIT_JWT_SECRET: dev.secret, ...anyPort };
+    const env = { AFTERCOMMIT_JWT_SECRET: dev.secret, AFTERCOMMIT_SSE_DRAIN_SECONDS: "0", ...anyPort };
     const command = [AFTERCOMMIT, "dev", "--ephemeral", "--env-file", file];
     dev.process = new Process(command, { env, ready: /aftercommit is up/ });
     atEnd(t, () => dev.process.end());
@@ -131,6 +131,24 @@ export class Dev {
     atEnd(t, () => server.end());
     await server.ready;
     return server;
+  }
+
+  /** The first `count` events of a topic, as a client receives them from the beginning of its history. */
+  async reads(topic, count) {
+    const token = (await this.runs("token", "--user", "test", "--subscribe", topic)).trim();
+    const url = `${this.env.SSE_URL}/streams/${topic}?from=earliest`;
+    const signal = AbortSignal.timeout(LIMIT);
+    const response = await fetch(url, { headers: { Authorization: `Bearer ${token}` }, signal });
+    if (!response.ok) throw new Error(`${url}: ${response.status} ${await response.text()}`);
+    let text = "";
+    const events = () => text.split("\n\n").slice(0, -1)
+      .map((block) => Object.fromEntries(block.split("\n").map((line) => line.split(/: ?(.*)/s, 2))))
+      .filter(({ data }) => data !== undefined);
+    for await (const bytes of response.body.pipeThrough(new TextDecoderStream())) {
+      text += bytes;
+      if (events().length >= count) break;
+    }
+    return events();
   }
 
   /** Waits until that many sessions wait for locks of others. */
