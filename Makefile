@@ -3,7 +3,8 @@
 # Tests wait for servers more than they compute.
 export RUST_TEST_THREADS ?= 4
 
-.PHONY: help demo test test-postgres test-clients chaos load bench mutants test-containers lint fmt
+.PHONY: help demo test test-examples test-postgres test-clients chaos load bench mutants test-containers \
+  lint fmt
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +15,9 @@ demo: ## Install what is missing, build, and play the story; EXIT=1 ends after i
 test: ## Install what is missing, and run every test on private servers
 	@scripts/install-servers
 	cargo test --locked
+
+test-examples: ## Install what the examples need, and play them in a browser; run the recipes
+	@scripts/test-examples
 
 VERSIONS ?= 13 14 15 16 17 18
 test-postgres: ## Run the core's tests on each major version of Postgres: VERSIONS="13 18", ONLY=modules

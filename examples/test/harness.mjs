@@ -116,6 +116,14 @@ export class Dev {
     return (await this.pool.query(sql, values)).rows;
   }
 
+  /** A session of its own in the database, which ends with the test. */
+  async session(t) {
+    const session = new pg.Client({ connectionString: this.env.DATABASE_URL });
+    await session.connect();
+    atEnd(t, () => session.end());
+    return session;
+  }
+
   /** Runs a command of `aftercommit` to its end, and returns its output. */
   async runs(...command) {
     const process = new Process([AFTERCOMMIT, ...command], { env: this.env });
@@ -154,7 +162,8 @@ export class Dev {
   /** Waits until that many sessions wait for locks of others. */
   waitingForLocks(count) {
     const sql = "select from pg_stat_activity where wait_event_type = 'Lock'";
-    return eventually(`${count} sessions wait for locks`, async () => (await this.query(sql)).length >= count);
+    return eventually(`${count} sessions wait for locks`, async () =>
+      (await this.query(sql)).length >= count);
   }
 
   /** The events of a topic in the log, in order. */

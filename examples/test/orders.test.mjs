@@ -122,7 +122,7 @@ for (const [name, command] of Object.entries(APPS)) {
 
     await t.test("two requests of one customer at once leave their events in order", async () => {
       // The first request has appended its event, and cannot commit: the test holds the row that it needs.
-      const holder = await dev.pool.connect();
+      const holder = await dev.session(t);
       await holder.query("begin; update stock set amount = amount where item = 'book'");
       const placing = ana.post("/orders", { item: "book" }, 201);
       await dev.waitingForLocks(1);
@@ -130,7 +130,6 @@ for (const [name, command] of Object.entries(APPS)) {
       const paying = ana.post("/orders/1/pay");
       await Promise.race([dev.waitingForLocks(2), paying.then(() => browser.waits("#order-1", /paid/))]);
       await holder.query("commit");
-      holder.release();
       await Promise.all([placing, paying]);
       await assertSeen(browser, dev, ana.topic, 1);
     });
