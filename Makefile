@@ -64,6 +64,7 @@ test-containers: ## Run every test on containers: TEST_POSTGRES_IMAGE, TEST_REDI
 
 lint: ## Formatting, lints and documentation (warnings denied), and dependencies
 	cargo fmt --check
+	cargo fmt --check --manifest-path examples/orders-rust/Cargo.toml
 	cargo clippy --locked --all-targets -- --deny warnings
 	cargo clippy --locked --no-default-features -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps
@@ -77,3 +78,4 @@ lint: ## Formatting, lints and documentation (warnings denied), and dependencies
 
 fmt: ## Format the sources
 	cargo fmt
+	cargo fmt --manifest-path examples/orders-rust/Cargo.toml

@@ -1,9 +1,6 @@
 // An unmodified Chromium, headless, driven by WebDriver.
 
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { Process, atEnd, eventually } from "./harness.mjs";
+import { Process, atEnd, directoryFor, eventually } from "./harness.mjs";
 
 const ELEMENT = "element-6066-11e4-a52e-4f735466cecf"; // the key of an element in WebDriver's answers
 
@@ -17,8 +14,7 @@ export class Browser {
   /** Starts a browser with a profile of its own; it ends with the test. */
   static async start(t) {
     const browser = new Browser();
-    const profile = mkdtempSync(join(tmpdir(), "aftercommit-browser-"));
-    atEnd(t, () => rmSync(profile, { recursive: true, force: true, maxRetries: 20 }));
+    const profile = directoryFor(t);
     const started = /started successfully on port (\d+)/;
     browser.driver = new Process(["chromedriver", "--port=0"], { ready: started });
     atEnd(t, () => browser.driver.end());

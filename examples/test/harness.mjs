@@ -16,9 +16,15 @@ export const AFTERCOMMIT = process.env.AFTERCOMMIT ?? join(EXAMPLES, "../target/
 const LIMIT = 30_000;
 
 const running = new Set();
-// If the runner is stopped, nothing stays behind. Children of `dev` end with it.
-process.on("exit", () => running.forEach((child) => child.kill("SIGTERM")));
-for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => process.exit(1));
+const directories = new Set();
+// If the runner is stopped, nothing stays behind. `dev` ends its servers, and a driver its browser.
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
+  process.on(signal, async () => {
+    await Promise.all([...running].map((each) => each.end()));
+    directories.forEach(remove);
+    process.exit(1);
+  });
+}
 
 const cleanups = new WeakMap();
 
@@ -31,6 +37,19 @@ export function atEnd(t, clean) {
     });
   }
   cleanups.get(t).push(clean);
+}
+
+/** A directory of the test's own. */
+export function directoryFor(t) {
+  const directory = mkdtempSync(join(tmpdir(), "aftercommit-examples-"));
+  directories.add(directory);
+  atEnd(t, () => remove(directory));
+  return directory;
+}
+
+function remove(directory) {
+  rmSync(directory, { recursive: true, force: true });
+  directories.delete(directory);
 }
 
 /** Waits until `check` returns something true, and returns it. */
@@ -61,11 +80,11 @@ export class Process {
     this.name = command.join(" ");
     this.output = "";
     this.child = spawn(command[0], command.slice(1), { cwd, env: { ...process.env, ...env } });
-    running.add(this.child);
+    running.add(this);
     this.ended = new Promise((resolve) => {
       this.child.on("error", (error) => resolve(error.message));
       this.child.on("close", (code, signal) => resolve(signal ?? code));
-    }).finally(() => running.delete(this.child));
+    }).finally(() => running.delete(this));
     const said = new Promise((resolve) => {
       for (const stream of [this.child.stdout, this.child.stderr]) {
         stream.setEncoding("utf8").on("data", (text) => {
@@ -92,10 +111,8 @@ export class Process {
 export class Dev {
   static async start(t) {
     const dev = new Dev();
-    const directory = mkdtempSync(join(tmpdir(), "aftercommit-examples-"));
-    atEnd(t, () => rmSync(directory, { recursive: true }));
     dev.secret = randomBytes(32).toString("hex");
-    const file = join(directory, "env");
+    const file = join(directoryFor(t), "env");
     const anyPort = Object.fromEntries(
       ["API", "SSE", "RELAY"].map((role) => [`AFTERCOMMIT_${role}_LISTEN`, "127.0.0.1:0"]));
     const env = { AFTERCOMMIT_JWT_SECRET: dev.secret, AFTERCOMMIT_SSE_DRAIN_SECONDS: "0", ...anyPort };
