@@ -1,4 +1,4 @@
--- Old rows that the log would refuse, and why. Run it before the switch: it has to find nothing.
+-- Old rows that the log would refuse. Run it before the switch: it has to find nothing.
 select id, aggregatetype || ':' || aggregateid as topic, type, octet_length(payload::text) as bytes
 from outboxevent
 where (aggregatetype || ':' || aggregateid) collate "C" !~ '^[A-Za-z0-9:._-]{1,200}$'

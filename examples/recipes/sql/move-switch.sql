@@ -8,7 +8,8 @@ alter table outboxevent rename to outboxevent_before;
 -- Writers and the old relay find the view under the old name and need no change.
 create view outboxevent as select * from outboxevent_before;
 
-create function outboxevent_to_log() returns trigger language plpgsql as $$
+create function outboxevent_to_log() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   topic text := new.aggregatetype || ':' || new.aggregateid;
 begin
