@@ -36,6 +36,17 @@ test("an event of each recipe arrives, and none of a transaction that rolls back
   }
 });
 
+test("the lockfiles work with every mirror: they name no registry", () => {
+  for (const name of ["package-lock.json", "orders-node/package-lock.json"]) {
+    const packages = Object.entries(JSON.parse(readFileSync(join(EXAMPLES, name), "utf8")).packages);
+    assert(packages.length > 10, name);
+    for (const [path, { resolved, integrity }] of packages) {
+      assert.equal(resolved, undefined, path);
+      assert(integrity || path === "", `${path} is pinned by its content`);
+    }
+  }
+});
+
 test("docs/recipes.md shows the files that the tests run", () => {
   const page = readFileSync(join(EXAMPLES, "../docs/recipes.md"), "utf8");
   const shown = [...page.matchAll(/<!-- (examples\/\S+) -->\n```\w+\n(.*?)```/gs)];

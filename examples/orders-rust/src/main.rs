@@ -138,7 +138,7 @@ async fn main() -> anyhow::Result<()> {
     let bell = Bell::start((*pool.connect_options()).clone());
     let session = Key::derive_from(var("SESSION_SECRET")?.as_bytes());
     let page = Html(include_str!("../index.html"));
-    let routes = axum::Router::new()
+    let routes = axum::Router::<Shared>::new()
         .route("/", get(page))
         .route("/sign-in", post(sign_in))
         .route("/token", post(token))
