@@ -18,10 +18,6 @@ const SCHEMA: &str = "
       id bigint generated always as identity primary key, customer text not null, item text not null,
       status text not null default 'placed', version int not null default 1);
     insert into stock values ('book', 1000), ('violin', 1) on conflict do nothing;";
-const LIST: &str = "select id, item, status, version from orders where customer = $1 order by id";
-const PLACE: &str = "insert into orders (customer, item) values ($1, $2) returning id, item, status, version";
-const MOVE: &str = "update orders set status = $1, version = version + 1
-    where id = $2 and customer = $3 and status = $4 returning id, item, status, version";
 
 type App = State<Shared>;
 type Answer<T> = Result<T, Refused>;
@@ -90,7 +86,8 @@ async fn token(jar: SignedCookieJar) -> Answer<Json<Value>> {
 }
 
 async fn orders(State(app): App, jar: SignedCookieJar) -> Answer<Json<Vec<Order>>> {
-    Ok(Json(sqlx::query_as(LIST).bind(customer(&jar)?.0).fetch_all(&app.pool).await?))
+    let select = sqlx::query_as("select * from orders where customer = $1 order by id");
+    Ok(Json(select.bind(customer(&jar)?.0).fetch_all(&app.pool).await?))
 }
 
 async fn place(State(app): App, jar: SignedCookieJar, Json(wanted): Json<Value>) -> Answer<Response> {
@@ -98,7 +95,8 @@ async fn place(State(app): App, jar: SignedCookieJar, Json(wanted): Json<Value>)
     let item = wanted["item"].as_str();
     let mut tx = app.pool.begin().await?; // rolls back unless it comes to the commit
     outbox::lock_topic(&mut tx, &topic).await?; // orders the customer's events
-    let order: Order = sqlx::query_as(PLACE).bind(customer).bind(item).fetch_one(&mut *tx).await?;
+    let insert = sqlx::query_as("insert into orders (customer, item) values ($1, $2) returning *");
+    let order: Order = insert.bind(customer).bind(item).fetch_one(&mut *tx).await?;
     append(&mut tx, topic, "ORDER_PLACED", &order).await?;
     let take = sqlx::query("update stock set amount = amount - 1 where item = $1").bind(item);
     take.execute(&mut *tx).await.map_err(|error| match error.as_database_error() {
@@ -122,7 +120,9 @@ async fn step(State(app): App, jar: SignedCookieJar, path: Path<(i64, String)>) 
     let (customer, topic) = customer(&jar)?;
     let mut tx = app.pool.begin().await?;
     outbox::lock_topic(&mut tx, &topic).await?;
-    let update = sqlx::query_as(MOVE).bind(after).bind(id).bind(customer).bind(before);
+    let update = "update orders set status = $1, version = version + 1
+                  where id = $2 and customer = $3 and status = $4 returning *";
+    let update = sqlx::query_as(update).bind(after).bind(id).bind(customer).bind(before);
     let none = || Refused(StatusCode::CONFLICT, format!("you have no order {id} that is {before}"));
     let order: Order = update.fetch_optional(&mut *tx).await?.ok_or_else(none)?;
     append(&mut tx, topic, event, &order).await?;
