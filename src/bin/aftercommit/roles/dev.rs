@@ -117,10 +117,13 @@ async fn ends_all(role: impl Future<Output = Result<()>>, stop: &CancellationTok
 
 /// Listens on the configured address, or on a free port if that one is taken.
 async fn listen(usual: &str) -> Result<TcpListener> {
-    if let Ok(listener) = TcpListener::bind(usual).await {
-        return Ok(listener);
+    match TcpListener::bind(usual).await {
+        Ok(listener) => Ok(listener),
+        Err(error) => {
+            note!("{usual} cannot be had ({error}): taking a free port");
+            TcpListener::bind("127.0.0.1:0").await.context("there is no free port on 127.0.0.1")
+        }
     }
-    TcpListener::bind("127.0.0.1:0").await.context("there is no free port on 127.0.0.1")
 }
 
 /// A secret that is stored in a file with the data, so that tokens stay valid after a restart.
@@ -145,6 +148,7 @@ struct Guide {
     database: SecretString,
     redis: SecretString,
     operator_token: SecretString,
+    jwt_secret: SecretString,
     user: Uuid,
     token: String,
 }
@@ -163,8 +167,9 @@ impl Guide {
             database: servers.database_url(),
             redis: servers.redis_url(),
             operator_token: config.operator.token.clone(),
+            jwt_secret: config.jwt.secret.clone(),
             user,
-            token: auth::issue(&config.jwt, user, TOKEN_VALID_FOR)?,
+            token: auth::issue_with(&config.jwt, user, TOKEN_VALID_FOR, &["*".to_owned()])?,
         })
     }
 
@@ -181,13 +186,14 @@ impl Guide {
     fn write_variables(&self, path: &Path) -> Result<()> {
         let text = format!(
             "API_URL={}\nSSE_URL={}\nRELAY_URL={}\nUSER_ID={}\nTOKEN={}\nOPERATOR_TOKEN={}\n\
-             DATABASE_URL={}\nREDIS_URL={}\n",
+             AFTERCOMMIT_JWT_SECRET={}\nDATABASE_URL={}\nREDIS_URL={}\n",
             self.api,
             self.sse,
             self.relay,
             self.user,
             self.token,
             self.operator_token.expose_secret(),
+            self.jwt_secret.expose_secret(),
             self.database.expose_secret(),
             self.redis.expose_secret()
         );
@@ -201,6 +207,7 @@ impl Guide {
         let Self { api, sse, relay, user, token, .. } = self;
         let operator_token = self.operator_token.expose_secret();
         let (database, redis) = (self.database.expose_secret(), self.redis.expose_secret());
+        let secret = self.jwt_secret.expose_secret();
         let text = format!(
             r#"
 aftercommit is up; Ctrl-C ends it.
@@ -211,9 +218,27 @@ aftercommit is up; Ctrl-C ends it.
   postgres  {database}
   redis     {redis}
 
-Try it. A token for user {user}:
+A token for every topic, of the user {user}:
 
   TOKEN={token}
+
+Your own events. Append one:
+
+  psql '{database}' -c \
+    "select outbox.append('order:42', 'ORDER_PAID', '{{\"total\":12}}')"
+
+and read its topic, as a browser's EventSource does:
+
+  curl -N "{sse}/streams/order:42?from=earliest" -H "Authorization: Bearer $TOKEN"
+
+Your application signs its own tokens with the secret
+
+  AFTERCOMMIT_JWT_SECRET={secret}
+
+A page of another address reads streams after
+  AFTERCOMMIT_SSE_CORS_ORIGINS=http://localhost:3000 aftercommit dev
+
+The bundled application:
 
   # a session of three photos: note sessionId and photoIds
   curl -s {api}/api/upload/sessions -H "Authorization: Bearer $TOKEN" \
