@@ -38,5 +38,5 @@ pub use proxies::{ProxyError, TrustedProxies};
 pub use request_timeout::{REQUEST_TIMEOUT, request_timeout};
 pub use serve::{RESERVED_CONNECTIONS, Server, Turns, no_route};
 pub use settings::Settings;
-pub use takeover::{Lease, Takeover, Taken};
+pub use takeover::{Lease, Taken, Takeover};
 pub use trace::{RequestTrace, traced};

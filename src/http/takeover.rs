@@ -37,7 +37,8 @@ impl Takeover {
     pub fn response(take: impl FnOnce(Taken) + Send + 'static) -> Response {
         let takeover = Self(Arc::new(Mutex::new(Some(Box::new(take)))));
         // A body whose length is not known beforehand: the answer to HEAD must not promise one.
-        let body = Body::from_stream(futures_util::stream::empty::<Result<Bytes, std::convert::Infallible>>());
+        let body =
+            Body::from_stream(futures_util::stream::empty::<Result<Bytes, std::convert::Infallible>>());
         let mut response = Response::new(body);
         response.extensions_mut().insert(takeover);
         response

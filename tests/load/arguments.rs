@@ -16,6 +16,8 @@ pub(crate) enum Kind {
     Stuck,
     /// There are none: a backlog is delivered into one Redis, and into a cluster.
     Drain,
+    /// They stay connected to a server that does only what no server can leave out.
+    Floor,
 }
 
 /// A run.
@@ -47,12 +49,13 @@ pub(crate) enum Wanted {
 }
 
 /// The scenarios by name, with what each is by default.
-const NAMES: [(&str, Kind); 5] = [
+const NAMES: [(&str, Kind); 6] = [
     ("fanout", Kind::Fanout),
     ("storm", Kind::Storm),
     ("rolling", Kind::Rolling),
     ("stuck", Kind::Stuck),
     ("drain", Kind::Drain),
+    ("floor", Kind::Floor),
 ];
 
 /// The default of `sse.max_connections`.
@@ -72,7 +75,7 @@ impl Kind {
 impl Scenario {
     fn new(kind: Kind) -> Self {
         let (connections, topics, rate, seconds, bytes) = match kind {
-            Kind::Fanout => (1000, 1, 100.0, 60, 200),
+            Kind::Fanout | Kind::Floor => (1000, 1, 100.0, 60, 200),
             Kind::Storm => (10_000, 1, 10.0, 5, 200),
             Kind::Rolling => (5000, 20, 20.0, 5, 200),
             Kind::Stuck => (1000, 1, 100.0, 60, 1000),

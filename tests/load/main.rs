@@ -12,6 +12,7 @@ mod arguments;
 mod cost;
 mod drain;
 mod engine;
+mod floor;
 mod report;
 mod scenarios;
 mod world;
@@ -22,6 +23,15 @@ use std::process::ExitCode;
 use arguments::{Kind, Wanted};
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(floor::BARE_SERVER) {
+        return floor::serve().map_or_else(
+            |error| {
+                eprintln!("error: {error}");
+                ExitCode::FAILURE
+            },
+            |()| ExitCode::SUCCESS,
+        );
+    }
     let scenario = match Wanted::read(std::env::args().skip(1)) {
         Ok(Wanted::Run(scenario)) => scenario,
         Ok(Wanted::List) => {
@@ -39,6 +49,9 @@ fn main() -> ExitCode {
     let runtime = runtime.expect("a runtime");
     let ran = match scenario.kind {
         Kind::Drain => Ok(runtime.block_on(drain::run(&scenario))),
+        Kind::Floor => {
+            runtime.block_on(floor::run(scenario)).map(|report| (report.to_string(), report.is_clean()))
+        }
         _ => runtime.block_on(scenarios::run(scenario)).map(|report| (report.to_string(), report.is_clean())),
     };
     let is_clean = match ran {
