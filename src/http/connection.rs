@@ -5,7 +5,6 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -130,7 +129,6 @@ impl Accepted {
             answer(router.clone(), request, place.ask(), left.clone())
         });
         let explained = Explained::new(stream, limits.head_bytes);
-        let is_unflushed = explained.is_unflushed();
         let mut serving = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(if is_reserved { limits.head.min(RESERVED_HEAD) } else { limits.head })
@@ -138,43 +136,42 @@ impl Accepted {
             .max_buf_size(limits.head_bytes)
             .serve_connection(TokioIo::new(explained), service);
         let served = tokio::select! {
-            served = poll_fn(|context| poll_served(&mut serving, context, &slot, &is_unflushed)) => served,
+            served = poll_fn(|context| poll_served(&mut serving, context, &slot)) => served,
             // Dropping the connection closes the socket, even if the peer reads no bytes.
             () = end.cancelled() => return,
             () = shutdown.cancelled() => {
                 Pin::new(&mut serving).graceful_shutdown();
                 tokio::select! {
-                    served = poll_fn(|context| poll_served(&mut serving, context, &slot, &is_unflushed)) => {
-                        served
-                    }
+                    served = poll_fn(|context| poll_served(&mut serving, context, &slot)) => served,
                     () = end.cancelled() => return,
                 }
             }
         };
         match served {
+            // Bytes that the peer has sent behind the head belong to no request that is answered.
             Served::TakenOver(handover) => {
-                // Bytes that the peer has sent behind the head belong to no request that is answered.
-                let stream = serving.into_parts().io.into_inner().into_inner();
-                hand_over(handover, stream, &open);
+                hand_over(handover, serving.into_parts().io.into_inner().into_inner(), &open);
             }
-            Served::Ended(Err(error)) => {
-                if error.is_parse() {
-                    places.tell(Closed::BadHead, Some(peer.ip()), Instant::now());
-                }
-                tracing::trace!(%error, %peer, "the connection ended");
-            }
+            Served::Ended(Err(error)) => report(&error, peer, &places),
             Served::Ended(Ok(())) => {}
         }
     }
 }
 
-/// Lets hyper work until the connection ends, or a response is to be taken over and all responses before it
-/// have been written.
+/// Notes how a connection failed.
+fn report(error: &hyper::Error, peer: SocketAddr, places: &Places) {
+    if error.is_parse() {
+        places.tell(Closed::BadHead, Some(peer.ip()), Instant::now());
+    }
+    tracing::trace!(%error, %peer, "the connection ended");
+}
+
+/// Lets hyper work until the connection ends, or a response is to be taken over. All responses before it are with
+/// the kernel then: hyper reads a request only when it has flushed them.
 fn poll_served<S>(
     serving: &mut http1::Connection<TokioIo<Explained<TcpStream>>, S>,
     context: &mut Context<'_>,
     slot: &Slot,
-    is_unflushed: &AtomicBool,
 ) -> Poll<Served>
 where
     S: HttpService<Incoming, ResBody = Holding<Asking>>,
@@ -182,9 +179,6 @@ where
 {
     if let Poll::Ready(ended) = Pin::new(serving).poll(context) {
         return Poll::Ready(Served::Ended(ended));
-    }
-    if is_unflushed.load(Ordering::Relaxed) {
-        return Poll::Pending;
     }
     match slot.lock().unwrap_or_else(PoisonError::into_inner).take() {
         Some(handover) => Poll::Ready(Served::TakenOver(handover)),

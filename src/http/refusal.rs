@@ -2,12 +2,10 @@
 //!
 //! A request's head that is too large or malformed never reaches a handler: hyper answers with a bare status.
 //! This wrapper stands between hyper and the socket, recognizes such an answer by its form, and writes
-//! problem details instead. It also knows whether hyper has flushed.
+//! problem details instead.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use axum::http::StatusCode;
@@ -27,19 +25,11 @@ pub(super) struct Explained<S> {
     refusal: Vec<u8>,
     /// The largest head that is read, in bytes.
     head_bytes: usize,
-    /// Whether hyper has bytes that the kernel may not have taken yet.
-    is_unflushed: Arc<AtomicBool>,
 }
 
 impl<S> Explained<S> {
     pub(super) fn new(stream: S, head_bytes: usize) -> Self {
-        Self { stream, refusal: Vec::new(), head_bytes, is_unflushed: Arc::default() }
-    }
-
-    /// Whether responses have been begun to be written and not all of their bytes are with the kernel. hyper
-    /// itself does not tell.
-    pub(super) fn is_unflushed(&self) -> Arc<AtomicBool> {
-        self.is_unflushed.clone()
+        Self { stream, refusal: Vec::new(), head_bytes }
     }
 
     /// The connection itself.
@@ -108,7 +98,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Explained<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.is_unflushed.store(true, Ordering::Relaxed);
         if bytes.starts_with(BARE)
             && let Some(refusal) = explained(bytes, self.head_bytes)
         {
@@ -124,7 +113,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Explained<S> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.is_unflushed.store(true, Ordering::Relaxed);
         match slices {
             [only] if only.starts_with(BARE) => self.poll_write(context, only),
             slices => {
@@ -140,9 +128,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Explained<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_refuse(context))?;
-        ready!(Pin::new(&mut self.stream).poll_flush(context))?;
-        self.is_unflushed.store(false, Ordering::Relaxed);
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
