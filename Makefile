@@ -38,7 +38,7 @@ chaos: ## Break everything at random and compare: SEED, MINUTES, TARGET=single|s
 
 SCENARIO ?= fanout
 ARGS ?=
-load: ## Load a release build with real connections: SCENARIO=fanout|storm|rolling|stuck|drain|append, ARGS
+load: ## Load a release build with real clients: SCENARIO=fanout|storm|rolling|stuck|floor|drain|append, ARGS
 	@scripts/install-servers
 	cargo build --release --locked
 	cargo test --release --locked --test load -- $(SCENARIO) $(ARGS)

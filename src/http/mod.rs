@@ -6,6 +6,7 @@
 mod attempts;
 mod bearer;
 mod body;
+mod connection;
 mod cors;
 mod extract;
 mod health;
@@ -19,9 +20,11 @@ mod refusal;
 mod request_timeout;
 mod serve;
 mod settings;
+mod takeover;
 mod trace;
 
 pub use bearer::bearer;
+pub use connection::{Connection, Limits};
 pub use cors::{OriginError, Origins, cors};
 pub use extract::{Json, Path, Query};
 pub use health::{Check, Readiness, operations};
@@ -33,6 +36,7 @@ pub use operator::{
 pub use problem::Problem;
 pub use proxies::{ProxyError, TrustedProxies};
 pub use request_timeout::{REQUEST_TIMEOUT, request_timeout};
-pub use serve::{Connection, Limits, RESERVED_CONNECTIONS, Server, Turns, no_route};
+pub use serve::{RESERVED_CONNECTIONS, Server, Turns, no_route};
 pub use settings::Settings;
+pub use takeover::{Lease, Taken, Takeover};
 pub use trace::{RequestTrace, traced};

@@ -31,6 +31,11 @@ impl<S> Explained<S> {
     pub(super) fn new(stream: S, head_bytes: usize) -> Self {
         Self { stream, refusal: Vec::new(), head_bytes }
     }
+
+    /// The connection itself.
+    pub(super) fn into_inner(self) -> S {
+        self.stream
+    }
 }
 
 /// The refusal to write in place of these bytes, if they are a bare refusal.

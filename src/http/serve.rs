@@ -1,86 +1,26 @@
 //! The accept loop. Beyond `axum::serve` it limits the time and the size of a request's head, limits
 //! connections with a rule which of them gives way, reserves places for health checks, and lets a handler end
-//! its own connection.
+//! its own connection or take its socket over.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::http::Response;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt;
 
 use super::Problem;
-use super::body::Holding;
-use super::metrics::{Closed, Metrics};
+use super::connection::{Accepted, Limits};
+use super::metrics::Metrics;
 use super::places::{Place, Places, Room};
 use super::proxies::{ProxyError, TrustedProxies, counted_as};
-use super::refusal::Explained;
 use super::settings::Settings;
-
-/// Limits on the resources of connections.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// The largest number of open connections, beside [`RESERVED_CONNECTIONS`].
-    pub connections: usize,
-    /// The longest time for a request's head, and the longest idle time of a kept-alive connection.
-    pub head: Duration,
-    /// The largest head of a request, in bytes.
-    pub head_bytes: usize,
-    /// How long sent bytes may stay unacknowledged before the peer counts as gone (`TCP_USER_TIMEOUT`).
-    pub unacknowledged: Duration,
-    /// Bytes that the kernel buffers for a peer that does not read (`SO_SNDBUF`). Without a limit these are
-    /// up to megabytes.
-    pub send_buffer: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 4096,
-            head: Duration::from_secs(15),
-            head_bytes: 16 * 1024,
-            unacknowledged: Duration::from_secs(30),
-            send_buffer: 256 * 1024,
-        }
-    }
-}
 
 /// Connections beyond the limit that serve health, readiness and metrics when all others are taken.
 pub const RESERVED_CONNECTIONS: usize = 16;
-
-/// The longest time for a request's head on a reserved connection.
-const RESERVED_HEAD: Duration = Duration::from_secs(2);
-
-/// The connection of a request, as one of its extensions.
-#[derive(Debug, Clone)]
-pub struct Connection {
-    /// The other end: the client or a proxy.
-    pub peer: SocketAddr,
-    /// The client's address, as far as trusted proxies report it.
-    pub client: IpAddr,
-    /// Ends the connection at once, even in the middle of an answer.
-    pub end: CancellationToken,
-    place: Option<Arc<Place>>,
-}
-
-impl Connection {
-    /// Keeps the connection from giving way until the request in hand ends. Call it once the request has
-    /// shown a valid token.
-    pub fn vouch(&self) {
-        if let Some(place) = &self.place {
-            place.vouch();
-        }
-    }
-}
 
 /// The pause after a failed accept. Most often the process has run out of file descriptors.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
@@ -172,8 +112,8 @@ impl Server {
                         // No answer is sent: a browser reconnects after a broken connection.
                         continue;
                     };
-                    let connection = Accepted { stream, peer, end, place: Arc::new(place) };
-                    connections.spawn(self.clone().connection(connection, shutdown.clone()));
+                    let accepted = self.accepted(stream, peer, end, place, connections.clone());
+                    connections.spawn(accepted.serve(shutdown.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -186,6 +126,28 @@ impl Server {
         connections.wait().await;
     }
 
+    fn accepted(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        end: CancellationToken,
+        place: Place,
+        open: TaskTracker,
+    ) -> Accepted {
+        let router = if place.is_in_reserve { &self.when_full } else { &self.router };
+        Accepted {
+            stream,
+            peer,
+            end,
+            place: Arc::new(place),
+            places: self.places.clone(),
+            router: router.clone(),
+            limits: self.limits,
+            proxies: self.proxies.clone(),
+            open,
+        }
+    }
+
     /// The address under which a peer's connections are limited, or `None` if they are not. Proxies are not
     /// limited, because many clients share them. Nor is this machine itself: its users could do worse, and
     /// mostly it is a proxy too.
@@ -194,82 +156,11 @@ impl Server {
         let is_counted = !address.is_loopback() && !self.proxies.trust(address);
         is_counted.then(|| counted_as(address))
     }
-
-    async fn connection(self, accepted: Accepted, shutdown: CancellationToken) {
-        let Accepted { stream, peer, end, place } = accepted;
-        let limits = self.limits;
-        if let Err(error) = prepare(&stream, limits) {
-            tracing::debug!(%error, %peer, "the connection ended before it began");
-            return;
-        }
-        let is_reserved = place.is_in_reserve;
-        let router = if is_reserved { self.when_full } else { self.router };
-        let on = Connection { peer, client: peer.ip(), end: end.clone(), place: Some(place.clone()) };
-        let proxies = self.proxies;
-        let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-            let asking = place.ask();
-            let mut request = request.map(axum::body::Body::new);
-            let client = proxies.client(on.peer.ip(), request.headers());
-            request.extensions_mut().insert(Connection { client, ..on.clone() });
-            let answering = router.clone().oneshot(request);
-            async move {
-                answering.await.map(|response: Response<_>| response.map(|body| Holding::new(body, asking)))
-            }
-        });
-        let serving = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(if is_reserved { limits.head.min(RESERVED_HEAD) } else { limits.head })
-            .keep_alive(!is_reserved)
-            .max_buf_size(limits.head_bytes)
-            .serve_connection(TokioIo::new(Explained::new(stream, limits.head_bytes)), service);
-        tokio::pin!(serving);
-        let served = tokio::select! {
-            served = &mut serving => served,
-            // Dropping the connection closes the socket, even if the peer reads no bytes.
-            () = end.cancelled() => return,
-            () = shutdown.cancelled() => {
-                serving.as_mut().graceful_shutdown();
-                tokio::select! {
-                    served = &mut serving => served,
-                    () = end.cancelled() => return,
-                }
-            }
-        };
-        if let Err(error) = served {
-            if error.is_parse() {
-                self.places.tell(Closed::BadHead, Some(peer.ip()), Instant::now());
-            }
-            tracing::trace!(%error, %peer, "the connection ended");
-        }
-    }
-}
-
-/// A connection with a place.
-struct Accepted {
-    stream: TcpStream,
-    peer: SocketAddr,
-    end: CancellationToken,
-    place: Arc<Place>,
 }
 
 /// The answer when all connections are taken.
 async fn full() -> Problem {
     Problem::unavailable("this process has as many connections as it may have: try again after a while")
-}
-
-fn prepare(stream: &TcpStream, limits: Limits) -> std::io::Result<()> {
-    // Otherwise an event waits for the acknowledgement of the previous one.
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    socket.set_send_buffer_size(limits.send_buffer)?;
-    let keepalive =
-        TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
-    socket.set_tcp_keepalive(&keepalive)?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(limits.unacknowledged))?;
-    #[cfg(not(target_os = "linux"))]
-    let _only_on_linux = limits.unacknowledged;
-    Ok(())
 }
 
 /// The answer for unknown paths.

@@ -1,6 +1,7 @@
 //! Runs the streams of a process: receives the messages of Redis, starts joins, and ends the streams at
 //! shutdown.
 
+use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -28,16 +29,19 @@ pub struct Hub(pub(super) Arc<Shared>);
 impl Hub {
     /// A hub that reads from one Redis. `naming` says how the events of a topic are named. Must be called
     /// within a Tokio runtime: the connection to Redis is begun at once.
+    ///
+    /// # Errors
+    /// The kernel's own, where there is no room for the threads that write the streams.
     pub fn new(
         settings: Settings,
         redis: &redis::Settings,
         naming: fn(&str) -> Naming,
         metrics: Metrics,
-    ) -> Self {
+    ) -> io::Result<Self> {
         metrics.connections_limit.set(settings.max_connections.try_into().unwrap_or(i64::MAX));
         metrics.held_bytes_limit.set(settings.max_held_bytes.try_into().unwrap_or(i64::MAX));
         metrics.topics_limit.set(settings.max_topics.try_into().unwrap_or(i64::MAX));
-        Self(Arc::new(Shared::new(settings, redis, naming, metrics)))
+        Ok(Self(Arc::new(Shared::new(settings, redis, naming, metrics)?)))
     }
 
     /// Receives the messages of Redis and looks after the streams until `shutdown`; then ends the streams,

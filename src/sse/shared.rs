@@ -2,6 +2,7 @@
 //! task.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use super::metrics::Metrics;
 use super::queue::byte_budget::ByteBudget;
 use super::queue::connections::Connections;
 use super::settings::Settings;
+use super::sockets::Sockets;
 use super::topic::pages::Pages;
 use super::topic::recent::RecentLimits;
 use super::topic::shared_topic::SharedTopic;
@@ -60,6 +62,8 @@ pub(crate) struct Shared {
     /// When unused topics were last released before their time.
     pub(crate) made_room: Mutex<Option<Instant>>,
     pub(crate) connections: Connections,
+    /// The threads that write the streams.
+    pub(crate) sockets: Sockets,
     pub(crate) next_number: AtomicU64,
     pub(crate) draining: AtomicBool,
     /// Notified when the ticker has come one step further: looked after all streams, or asked Redis about
@@ -77,13 +81,17 @@ pub(crate) struct Work {
 }
 
 impl Shared {
-    /// The shared state before the first stream. Starts the connection to Redis.
+    /// The shared state before the first stream. Starts the connection to Redis and the threads of the streams.
+    ///
+    /// # Errors
+    /// The kernel's own, where there is no room for a thread or its files.
     pub(crate) fn new(
         settings: Settings,
         redis: &redis::Settings,
         naming: fn(&str) -> Naming,
         metrics: Metrics,
-    ) -> Self {
+    ) -> io::Result<Self> {
+        let sockets = Sockets::start()?;
         let stop = CancellationToken::new();
         let (subscriber, inbox) = Subscriber::start(redis.clone(), stop.clone());
         let (joins, to_join) = mpsc::unbounded_channel();
@@ -94,7 +102,7 @@ impl Shared {
             all_bytes: settings.recent_bytes_of_all(),
             all_used: Arc::new(AtomicUsize::new(0)),
         };
-        Self {
+        Ok(Self {
             history: History::new(redis.clone()),
             history_ttl: redis.history_ttl(),
             reads: Semaphore::new(READS_AT_ONCE),
@@ -111,13 +119,14 @@ impl Shared {
             topics: Mutex::default(),
             made_room: Mutex::default(),
             connections: Connections::default(),
+            sockets,
             next_number: AtomicU64::new(1),
             draining: AtomicBool::new(false),
             ticked: Notify::new(),
             stop,
             settings,
             metrics,
-        }
+        })
     }
 
     pub(crate) fn topics(&self) -> MutexGuard<'_, HashMap<Topic, Arc<SharedTopic>>> {

@@ -105,10 +105,10 @@ fn a_response_reads_the_same_wherever_it_is_cut() {
 fn a_body_of_a_given_length_ends_there_and_one_without_ends_with_the_connection() {
     let (response, lines) = read(&[b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nretry: 1\n"]);
     assert_eq!(lines, Ok(vec!["Retry(1ms)".to_owned()]));
-    assert!(response.has_ended());
+    assert!(response.has_ended() && !response.ends_with_connection());
     let (response, lines) = read(&[b"HTTP/1.1 403 Forbidden\r\n\r\nid: 1-1\n"]);
     assert_eq!((lines, response.status()), (Ok(vec!["Id 1-1".to_owned()]), Some(403)));
-    assert!(!response.has_ended());
+    assert!(!response.has_ended() && response.ends_with_connection());
 }
 
 #[test]

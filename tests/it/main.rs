@@ -51,6 +51,7 @@ mod sse_peers;
 mod sse_proxies;
 mod sse_repair;
 mod sse_requests;
+mod sse_sockets;
 mod sse_streams;
 mod sse_tokens;
 mod sse_users;

@@ -18,6 +18,8 @@ pub(crate) enum Kind {
     Drain,
     /// There are none: events are appended, beside rows of a plain table.
     Append,
+    /// They stay connected to a server that does only what no server can leave out.
+    Floor,
 }
 
 /// A run.
@@ -51,13 +53,14 @@ pub(crate) enum Wanted {
 }
 
 /// The scenarios by name, with what each is by default.
-const NAMES: [(&str, Kind); 6] = [
+const NAMES: [(&str, Kind); 7] = [
     ("fanout", Kind::Fanout),
     ("storm", Kind::Storm),
     ("rolling", Kind::Rolling),
     ("stuck", Kind::Stuck),
     ("drain", Kind::Drain),
     ("append", Kind::Append),
+    ("floor", Kind::Floor),
 ];
 
 /// The default of `sse.max_connections`.
@@ -77,7 +80,7 @@ impl Kind {
 impl Scenario {
     fn new(kind: Kind) -> Self {
         let (connections, topics, rate, seconds, bytes) = match kind {
-            Kind::Fanout => (1000, 1, 100.0, 60, 200),
+            Kind::Fanout | Kind::Floor => (1000, 1, 100.0, 60, 200),
             Kind::Storm => (10_000, 1, 10.0, 5, 200),
             Kind::Rolling => (5000, 20, 20.0, 5, 200),
             Kind::Stuck => (1000, 1, 100.0, 60, 1000),

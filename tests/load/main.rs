@@ -13,6 +13,7 @@ mod arguments;
 mod cost;
 mod drain;
 mod engine;
+mod floor;
 mod publish_floor;
 mod report;
 mod scenarios;
@@ -24,6 +25,15 @@ use std::process::ExitCode;
 use arguments::{Kind, Wanted};
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(floor::BARE_SERVER) {
+        return floor::serve().map_or_else(
+            |error| {
+                eprintln!("error: {error}");
+                ExitCode::FAILURE
+            },
+            |()| ExitCode::SUCCESS,
+        );
+    }
     let scenario = match Wanted::read(std::env::args().skip(1)) {
         Ok(Wanted::Run(scenario)) => scenario,
         Ok(Wanted::List) => {
@@ -42,6 +52,9 @@ fn main() -> ExitCode {
     let ran = match scenario.kind {
         Kind::Drain => Ok(runtime.block_on(drain::run(&scenario))),
         Kind::Append => Ok((runtime.block_on(append::run(scenario.bytes)), true)),
+        Kind::Floor => {
+            runtime.block_on(floor::run(scenario)).map(|report| (report.to_string(), report.is_clean()))
+        }
         _ => runtime.block_on(scenarios::run(scenario)).map(|report| (report.to_string(), report.is_clean())),
     };
     let is_clean = match ran {

@@ -46,7 +46,7 @@ pub(crate) async fn run(scenario: Scenario) -> io::Result<Report> {
     let writer = writer::begin(&run.world, &run.scenario, ledger);
     sleep(run.scenario.length).await;
     match run.scenario.kind {
-        Kind::Fanout | Kind::Drain | Kind::Append => {}
+        Kind::Fanout | Kind::Drain | Kind::Append | Kind::Floor => {}
         Kind::Storm => run.storm().await?,
         Kind::Rolling => run.rolling().await?,
         Kind::Stuck => run.stuck().await?,

@@ -18,11 +18,11 @@ use super::catch_up::CatchUp;
 use super::opening::Opening;
 use crate::auth::UserId;
 use crate::event::Topic;
-use crate::http::Connection;
+use crate::http::{Connection, Takeover};
 use crate::sse::hub::Hub;
 use crate::sse::queue::send_queue::Put;
-use crate::sse::queue::stream_body::StreamBody;
 use crate::sse::shared::Shared;
+use crate::sse::sockets::OpenedStream;
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::{self, ResetReason};
 use crate::sse::wire::multi_topic::{MultiTopic, StreamCursors};
@@ -136,11 +136,11 @@ pub async fn open(
             let guard = Arc::new(guard);
             // The first bytes at once, so that `open` fires and proxies let the response through.
             let _queued: Put = guard.queue.put_bytes(frame::retry(shared.retry_after(1)));
-            // Made before the first await: if the request is given up meanwhile, dropping the body drops the
-            // guard.
-            let body = StreamBody::new(guard.queue.clone(), guard.clone());
+            // Made before the first await: if the request is given up meanwhile, dropping it closes the queue.
+            let stream = OpenedStream::new(guard.queue.clone(), guard.clone());
             attach(shared, &guard, &starts).await;
-            event_stream(Body::new(body))
+            let sockets = shared.sockets.clone();
+            event_stream(Takeover::response(move |taken| sockets.take(taken, stream)))
         }
     }
 }
@@ -166,7 +166,7 @@ async fn attach(shared: &Arc<Shared>, guard: &Arc<StreamGuard>, starts: &[StartA
     }
 }
 
-/// Ends when the client is gone: dropping the body closes the queue.
+/// Ends when the client is gone: dropping the stream closes the queue.
 async fn catch_up_unless_gone(guard: Arc<StreamGuard>, catch_up: CatchUp) {
     tokio::select! {
         () = guard.queue.closed() => {}
@@ -204,13 +204,12 @@ pub(crate) fn refused(shared: &Shared, refusal: Refusal) -> Response {
     shared.metrics.refused(refusal);
     let wait = shared.retry_after(REFUSED_WAIT);
     let text = [frame::retry(wait), frame::refused(refusal, wait)].concat();
-    let mut response = event_stream(Body::from(Bytes::from(text)));
+    let mut response = event_stream(Response::new(Body::from(Bytes::from(text))));
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
-fn event_stream(body: Body) -> Response {
-    let mut response = Response::new(body);
+fn event_stream(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));

@@ -1,17 +1,24 @@
-//! The blocks that wait for one connection, and when that connection counts as slow. Pure: no locks, no
-//! waking.
+//! The blocks that wait for one connection, how they are written, and when that connection counts as slow. No
+//! locks, no waking.
 
 use std::collections::VecDeque;
+use std::io::{self, ErrorKind, IoSlice, Write};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use tokio::time::{Duration, Instant};
 
 use crate::sse::queue::byte_budget::ByteBudget;
 use crate::sse::wire::frame::Block;
 use crate::sse::wire::multi_topic::StreamCursors;
 
-/// Small blocks that wait together are sent together, up to this many bytes.
-const TOGETHER_BYTES: usize = 16 * 1024;
+/// Blocks that one call writes together.
+const TOGETHER: usize = 64;
+
+/// Blocks for which an empty queue keeps room.
+const KEPT: usize = 8;
+
+/// Bytes that are written before other connections have their turn.
+const TURN_BYTES: usize = 256 * 1024;
 
 /// Bytes that a cursor and a reset may take, with the ids of as many topics as a stream may have.
 pub(super) const SMALL_BYTES: usize = 4 * 1024;
@@ -26,20 +33,30 @@ pub(crate) enum Put {
     CutOff,
 }
 
+/// What a turn of writing has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rest {
+    Nothing,
+    /// The kernel has no room. It tells when it has.
+    Blocked,
+    /// There may be room, and others are next.
+    More,
+}
+
 /// The blocks of one connection, in order.
 #[derive(Debug)]
 pub(super) struct BlockQueue {
     /// Bytes that may wait. A larger block is accepted if no more than half of them are taken.
     limit: usize,
     /// The client's cursors, if the stream has several topics.
-    cursors: Option<StreamCursors>,
+    cursors: Option<Box<StreamCursors>>,
     blocks: VecDeque<Bytes>,
     bytes: usize,
     taken_bytes: u64,
     /// No more blocks are accepted; the stream ends when the queue is empty.
     is_ending: bool,
     last_put: Instant,
-    /// Since when the connection has taken nothing although a block waits.
+    /// Since when the kernel has taken nothing although a block waits.
     waiting_since: Option<Instant>,
 }
 
@@ -47,7 +64,7 @@ impl BlockQueue {
     pub(super) fn new(limit: usize, cursors: Option<StreamCursors>) -> Self {
         Self {
             limit,
-            cursors,
+            cursors: cursors.map(Box::new),
             blocks: VecDeque::new(),
             bytes: 0,
             taken_bytes: 0,
@@ -131,40 +148,78 @@ impl BlockQueue {
         self.bytes = 0;
     }
 
-    /// Takes the first block, together with the blocks behind it as long as they are small.
-    pub(super) fn take(&mut self, budget: &ByteBudget) -> Option<Bytes> {
-        let first = self.blocks.pop_front()?;
-        let taken = self.together_with(first, budget);
-        self.bytes -= taken.len();
-        self.taken_bytes += taken.len() as u64;
-        // The connection took something: what is left has only begun to wait.
-        self.waiting_since = (!self.blocks.is_empty()).then(Instant::now);
-        Some(taken)
+    /// Puts the head of the response before all blocks.
+    pub(super) fn begin(&mut self, head: Bytes) {
+        self.bytes += head.len();
+        self.blocks.push_front(head);
+        self.waiting_since.get_or_insert_with(Instant::now);
     }
 
-    fn together_with(&mut self, first: Bytes, budget: &ByteBudget) -> Bytes {
-        let fits = |size: usize, next: Option<&Bytes>| next.is_some_and(|b| size + b.len() <= TOGETHER_BYTES);
-        if !fits(first.len(), self.blocks.front()) {
-            return first;
-        }
-        let mut together = BytesMut::from(first.as_ref());
-        while fits(together.len(), self.blocks.front()) {
-            if let Some(next) = self.blocks.pop_front() {
-                together.extend_from_slice(&next);
+    /// Writes blocks as long as the socket takes them and the turn lasts, in as few calls as possible.
+    ///
+    /// # Errors
+    /// The socket's own: it cannot be used any more.
+    pub(super) fn write_to(&mut self, socket: &mut impl Write) -> io::Result<Rest> {
+        let mut turn = 0;
+        while turn < TURN_BYTES && !self.blocks.is_empty() {
+            match self.write_once(socket) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    self.advance(written);
+                    turn += written;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Rest::Blocked),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
-        budget.hold(together.freeze())
+        Ok(if self.blocks.is_empty() { Rest::Nothing } else { Rest::More })
     }
 
-    pub(super) fn is_ending(&self) -> bool {
-        self.is_ending
+    fn write_once(&self, socket: &mut impl Write) -> io::Result<usize> {
+        if self.blocks.len() == 1
+            && let Some(only) = self.blocks.front()
+        {
+            return socket.write(only);
+        }
+        let mut slices = [IoSlice::new(&[]); TOGETHER];
+        let count = self.blocks.len().min(TOGETHER);
+        for (slice, block) in slices.iter_mut().zip(&self.blocks) {
+            *slice = IoSlice::new(block);
+        }
+        socket.write_vectored(&slices[..count])
+    }
+
+    /// Drops bytes that the kernel has taken.
+    fn advance(&mut self, written: usize) {
+        self.bytes -= written;
+        self.taken_bytes += written as u64;
+        let mut left = written;
+        while let Some(first) = self.blocks.front_mut() {
+            if first.len() > left {
+                first.advance(left);
+                break;
+            }
+            left -= first.len();
+            self.blocks.pop_front();
+        }
+        if self.blocks.is_empty() && self.blocks.capacity() > KEPT {
+            self.blocks = VecDeque::new();
+        }
+        // The kernel took something: what is left has only begun to wait.
+        self.waiting_since = (!self.blocks.is_empty()).then(Instant::now);
+    }
+
+    /// Whether the stream ends here: nothing waits, and nothing more is accepted.
+    pub(super) fn has_ended(&self) -> bool {
+        self.is_ending && self.blocks.is_empty()
     }
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Bytes that the connection has taken in all.
+    /// Bytes that the kernel has taken in all.
     pub(super) fn taken_bytes(&self) -> u64 {
         self.taken_bytes
     }
@@ -181,7 +236,7 @@ impl BlockQueue {
         self.blocks.is_empty() && now.saturating_duration_since(self.last_put) >= long
     }
 
-    /// How long the connection has taken nothing although a block waits; `None` if none does.
+    /// How long the kernel has taken nothing although a block waits; `None` if none does.
     pub(super) fn stuck(&self, now: Instant) -> Option<Duration> {
         self.waiting_since.map(|since| now.saturating_duration_since(since))
     }
@@ -195,22 +250,89 @@ mod tests {
         BlockQueue::new(limit, None)
     }
 
-    fn take(queue: &mut BlockQueue) -> Option<Bytes> {
-        queue.take(&ByteBudget::default())
+    /// A socket whose kernel has room for this many bytes.
+    #[derive(Default)]
+    struct Socket {
+        room: usize,
+        written: Vec<u8>,
+        calls: usize,
+    }
+
+    impl Write for Socket {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.write_vectored(&[IoSlice::new(bytes)])
+        }
+
+        fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+            let before = self.written.len();
+            for slice in slices {
+                let taken = slice.len().min(self.room);
+                self.written.extend_from_slice(&slice[..taken]);
+                self.room -= taken;
+            }
+            self.calls += 1;
+            let written = self.written.len() - before;
+            if written == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(written) }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Writes with room for this many bytes; returns what was written and what is left.
+    fn write(queue: &mut BlockQueue, room: usize) -> (Vec<u8>, Rest) {
+        let mut socket = Socket { room, ..Socket::default() };
+        let rest = queue.write_to(&mut socket).expect("a socket that works");
+        (socket.written, rest)
     }
 
     #[test]
-    fn blocks_come_out_in_order_and_small_ones_together() {
+    fn all_that_waits_is_written_in_order_and_in_one_call() {
         let mut queue = queue(1_000_000);
-        for block in ["a", "b"] {
+        for block in ["a", "b", "c"] {
             assert_eq!(queue.put_bytes(block.into()), Put::Queued);
         }
-        assert_eq!(queue.put_bytes(vec![b'c'; TOGETHER_BYTES].into()), Put::Queued);
-        assert_eq!(queue.put_bytes("d".into()), Put::Queued);
-        assert_eq!(take(&mut queue), Some("ab".into()));
-        assert_eq!(take(&mut queue), Some(vec![b'c'; TOGETHER_BYTES].into()));
-        assert_eq!(take(&mut queue), Some("d".into()));
-        assert_eq!((take(&mut queue), queue.bytes(), queue.taken_bytes()), (None, 0, 16 * 1024 + 3));
+        queue.begin("head".into());
+        let mut socket = Socket { room: 100, ..Socket::default() };
+        assert_eq!(queue.write_to(&mut socket).expect("a socket that works"), Rest::Nothing);
+        assert_eq!((socket.written.as_slice(), socket.calls), (&b"headabc"[..], 1));
+        assert_eq!((queue.bytes(), queue.taken_bytes()), (0, 7));
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_take_stays_to_the_byte() {
+        let mut queue = queue(1_000_000);
+        let blocks: Vec<String> = (0..200).map(|n| format!("block {n};")).collect();
+        for block in &blocks {
+            assert_eq!(queue.put_bytes(block.clone().into()), Put::Queued);
+        }
+        let (all, mut written) = (blocks.concat(), Vec::new());
+        for room in (1..).map(|n| n % 97) {
+            let (more, rest) = write(&mut queue, room);
+            written.extend(more);
+            assert_eq!(queue.bytes(), all.len() - written.len());
+            if rest == Rest::Nothing {
+                break;
+            }
+            assert_eq!(rest, Rest::Blocked);
+        }
+        assert_eq!(String::from_utf8(written).expect("a text"), all);
+    }
+
+    #[test]
+    fn a_client_far_behind_leaves_others_their_turn() {
+        // The kernel takes one call's bytes, and the client has read them by the next call.
+        const CALLS: usize = 8;
+        let mut queue = queue(10 * TURN_BYTES);
+        for _ in 0..CALLS * TOGETHER {
+            assert_eq!(queue.put_bytes(vec![b'x'; TURN_BYTES / TOGETHER].into()), Put::Queued);
+        }
+        for turn in 1..=CALLS {
+            let (written, rest) = write(&mut queue, usize::MAX);
+            assert_eq!(written.len(), TURN_BYTES);
+            assert_eq!(rest, if turn < CALLS { Rest::More } else { Rest::Nothing });
+        }
     }
 
     #[test]
@@ -238,8 +360,10 @@ mod tests {
         queue.put_bytes("a".into());
         queue.finish("z".into());
         assert_eq!(queue.put_bytes("late".into()), Put::Gone);
-        assert_eq!(take(&mut queue), Some("az".into()));
-        assert!(take(&mut queue).is_none() && queue.is_ending());
+        assert_eq!(write(&mut queue, 1), (b"a".to_vec(), Rest::Blocked));
+        assert!(!queue.has_ended());
+        assert_eq!(write(&mut queue, 100), (b"z".to_vec(), Rest::Nothing));
+        assert!(queue.has_ended());
     }
 
     #[test]
@@ -250,17 +374,17 @@ mod tests {
         let is_stuck = |queue: &BlockQueue, at| queue.stuck(at).is_some_and(|stuck| stuck >= long);
         assert!(!is_stuck(&queue, begun + long * 2), "nothing waits");
         assert!(queue.is_quiet(begun + long, long), "made before that");
-        queue.put_bytes(vec![b'a'; TOGETHER_BYTES].into());
-        queue.put_bytes("b".into());
+        queue.put_bytes("ab".into());
         assert!(!queue.is_quiet(begun + long, long));
         assert!(!queue.is_quiet(Instant::now() + long, long), "no heartbeat behind a block that waits");
         assert!(!is_stuck(&queue, begun + long / 2));
         assert!(is_stuck(&queue, Instant::now() + long));
-        let before_the_take = Instant::now();
-        assert!(take(&mut queue).is_some());
-        assert!(!is_stuck(&queue, before_the_take + long), "it took a block meanwhile");
+        let before_the_write = Instant::now();
+        assert_eq!(write(&mut queue, 1).1, Rest::Blocked);
+        assert!(!is_stuck(&queue, before_the_write + long), "it took a byte meanwhile");
         assert!(is_stuck(&queue, Instant::now() + long));
-        assert!(take(&mut queue).is_some());
+        assert_eq!(write(&mut queue, 0).1, Rest::Blocked);
+        assert_eq!(write(&mut queue, 1).1, Rest::Nothing);
         assert!(!is_stuck(&queue, Instant::now() + long), "nothing waits");
     }
 }

@@ -154,10 +154,8 @@ struct Stream {
     peer: String,
     since: String,
     queued_bytes: usize,
-    /// Bytes that the connection has taken from the queue and not yet sent.
-    unsent_bytes: usize,
     sent_bytes: u64,
-    /// How long it has taken nothing although something waits, in milliseconds.
+    /// How long its kernel has taken nothing although something waits, in milliseconds.
     stuck_ms: u64,
 }
 
@@ -170,7 +168,6 @@ impl Stream {
             peer: connected.peer.to_string(),
             since: connected.since.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
             queued_bytes: load.queued_bytes,
-            unsent_bytes: load.unsent_bytes,
             sent_bytes: load.taken_bytes,
             stuck_ms: load.stuck.as_millis().try_into().unwrap_or(u64::MAX),
         }

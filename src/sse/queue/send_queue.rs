@@ -1,19 +1,19 @@
-//! The send queue of one stream: fan-out fills it without waiting, the connection empties it, and tasks that
-//! feed it from the history wait for room. Fan-out into a queue that is too full ends the connection: the
-//! client comes back with its last id. Must not know topics' order.
+//! The send queue of one stream: fan-out fills it without waiting, the thread that has its socket empties it, and
+//! tasks that feed it from the history wait for room. Fan-out into a queue that is too full ends the
+//! connection: the client comes back with its last id. Must not know topics' order.
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::block_queue::BlockQueue;
-pub(crate) use super::block_queue::Put;
+use super::block_queue::{BlockQueue, SMALL_BYTES};
+pub(crate) use super::block_queue::{Put, Rest};
 use super::byte_budget::ByteBudget;
-use super::in_flight::InFlight;
+use super::ready_list::Outlet;
 use crate::sse::wire::frame::Block;
 use crate::sse::wire::multi_topic::StreamCursors;
 
@@ -33,22 +33,25 @@ pub(crate) struct SendQueue {
     expires_at: Option<Instant>,
     /// Counts the bytes that are made for this stream alone.
     budget: ByteBudget,
-    in_flight: InFlight,
     state: Mutex<State>,
     /// Notified when the queue becomes more or less than half full, and when the stream is over.
     changed: Notify,
     /// Held from waiting for room until the room is used, so that two topics of a stream never count on the
     /// same room. Fair: topics get it in the order in which they ask.
     room: tokio::sync::Mutex<()>,
-    /// Ends the connection, whatever it is doing.
+    /// Ends the connection before its socket has been taken over, whatever it is doing.
     connection: CancellationToken,
 }
 
 #[derive(Debug)]
 struct State {
     queue: BlockQueue,
-    /// The connection's task, if it waits for a block.
-    waker: Option<Waker>,
+    /// The thread that has the socket, once it has.
+    outlet: Option<Outlet>,
+    /// That thread is about to look at the stream.
+    is_scheduled: bool,
+    /// The kernel has no room for this client. The thread is told when it has.
+    is_blocked: bool,
     /// Nobody reads the stream any more.
     is_closed: bool,
     /// It was cut off because the client did not keep up.
@@ -63,18 +66,14 @@ pub(crate) type Room<'a> = tokio::sync::MutexGuard<'a, ()>;
 pub(crate) struct Load {
     pub(crate) queued_bytes: usize,
     pub(crate) taken_bytes: u64,
-    /// Bytes that the connection has taken from the queue and not sent.
-    pub(crate) unsent_bytes: usize,
-    /// How long the connection has taken nothing although a block waits.
+    /// How long the kernel has taken nothing although a block waits.
     pub(crate) stuck: Duration,
-    /// How long none of the unsent bytes has been sent.
-    pub(crate) unsent_for: Duration,
 }
 
 impl Load {
     /// For how long no byte has moved, and how many bytes of memory wait for this client.
     pub(crate) fn weight(&self) -> (Duration, usize) {
-        (self.stuck.max(self.unsent_for), self.queued_bytes + self.unsent_bytes)
+        (self.stuck, self.queued_bytes)
     }
 }
 
@@ -109,8 +108,14 @@ impl SendQueue {
             number,
             expires_at: limits.expires_at,
             budget: ByteBudget::default(),
-            in_flight: InFlight::default(),
-            state: Mutex::new(State { queue, waker: None, is_closed: false, was_slow: false }),
+            state: Mutex::new(State {
+                queue,
+                outlet: None,
+                is_scheduled: false,
+                is_blocked: false,
+                is_closed: false,
+                was_slow: false,
+            }),
             changed: Notify::new(),
             room: tokio::sync::Mutex::new(()),
             connection,
@@ -144,7 +149,7 @@ impl SendQueue {
                 if !state.queue.has_room_for(0) {
                     self.changed.notify_waiters();
                 }
-                wake(state);
+                state.schedule();
             }
             Put::CutOff => {
                 drop(state);
@@ -159,7 +164,7 @@ impl SendQueue {
     pub(crate) fn finish(&self, last: Bytes) {
         let mut state = self.state();
         state.queue.finish(last);
-        wake(state);
+        state.schedule();
     }
 
     /// Ends the connection of a client that does not keep up.
@@ -185,8 +190,52 @@ impl SendQueue {
         let mut state = self.state();
         state.queue.end();
         state.is_closed = true;
+        state.is_blocked = false;
+        state.schedule();
         drop(state);
         self.changed.notify_waiters();
+    }
+
+    /// Gives the stream's socket to a thread: from here on it is told of all that is to be done. `head` is written
+    /// before everything that waits.
+    pub(crate) fn attach(&self, outlet: Outlet, head: Bytes) {
+        let mut state = self.state();
+        state.queue.begin(head);
+        state.outlet = Some(outlet);
+        state.schedule();
+    }
+
+    /// Marks the stream as over, without a word to the thread that had its socket.
+    pub(crate) fn detach(&self) {
+        self.state().outlet = None;
+        self.close();
+    }
+
+    /// Writes to the socket all that waits, as far as the kernel and the other streams let it. Returns whether the
+    /// stream goes on, and if not, whether it has ended in order.
+    pub(crate) fn write_to(&self, socket: &mut impl io::Write) -> Written {
+        let mut state = self.state();
+        (state.is_scheduled, state.is_blocked) = (false, false);
+        if state.is_closed {
+            return Written::Broken;
+        }
+        let had_little = state.queue.bytes() <= SMALL_BYTES;
+        let rest = match state.queue.write_to(socket) {
+            Ok(rest) => rest,
+            Err(error) => {
+                tracing::trace!(%error, "a stream's connection is gone");
+                return Written::Broken;
+            }
+        };
+        state.is_blocked = rest == Rest::Blocked;
+        // With little in the queue, nobody waits for room.
+        if !had_little && state.queue.has_room_for(0) {
+            self.changed.notify_waiters();
+        }
+        match rest {
+            Rest::Nothing if state.queue.has_ended() => Written::Ended,
+            rest => Written::Open(rest),
+        }
     }
 
     /// Waits until the stream is over.
@@ -224,11 +273,8 @@ impl SendQueue {
     }
 
     pub(crate) fn load(&self, now: Instant) -> Load {
-        let (unsent_bytes, unsent_for) = self.in_flight.load(now);
         let queue = &self.state().queue;
         Load {
-            unsent_bytes,
-            unsent_for,
             queued_bytes: queue.bytes(),
             taken_bytes: queue.taken_bytes(),
             stuck: queue.stuck(now).unwrap_or_default(),
@@ -240,7 +286,7 @@ impl SendQueue {
         self.state().queue.is_quiet(now, long)
     }
 
-    /// Whether a block has waited for this long without the connection taking anything.
+    /// Whether a block has waited for this long without the kernel taking anything.
     pub(crate) fn is_stuck(&self, now: Instant, long: Duration) -> bool {
         self.state().queue.stuck(now).is_some_and(|stuck| stuck >= long)
     }
@@ -248,47 +294,106 @@ impl SendQueue {
     pub(crate) fn has_expired(&self, now: Instant) -> bool {
         self.expires_at.is_some_and(|at| now >= at)
     }
-
-    /// The bytes that the connection sends next; `None` at the end of the stream.
-    pub(super) fn poll_take(&self, context: &Context<'_>) -> Poll<Option<Bytes>> {
-        let mut state = self.state();
-        let Some(taken) = state.queue.take(&self.budget) else {
-            if state.queue.is_ending() {
-                return Poll::Ready(None);
-            }
-            state.waker = Some(context.waker().clone());
-            return Poll::Pending;
-        };
-        if state.queue.has_room_for(0) {
-            self.changed.notify_waiters();
-        }
-        Poll::Ready(Some(self.in_flight.track(taken)))
-    }
 }
 
-/// Wakes the connection's task after the lock is released, so that it does not wake up to a held lock.
-fn wake(mut state: MutexGuard<'_, State>) {
-    let waker = state.waker.take();
-    drop(state);
-    if let Some(waker) = waker {
-        waker.wake();
+/// What has become of a stream when it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// It goes on.
+    Open(Rest),
+    /// All of it has been written, and nothing more comes.
+    Ended,
+    /// It was cut off, or its socket cannot be used any more.
+    Broken,
+}
+
+impl State {
+    /// Has the thread look at the stream, unless it will anyway.
+    fn schedule(&mut self) {
+        if let Some(outlet) = self.outlet.as_ref().filter(|_| !self.is_scheduled && !self.is_blocked) {
+            outlet.schedule();
+            self.is_scheduled = true;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
+    use std::task::Poll;
 
     use futures_util::poll;
 
+    use super::super::ready_list::ReadyList;
     use super::*;
 
     fn queue(queued_bytes: usize) -> SendQueue {
         SendQueue::new(1, SendLimits { queued_bytes, expires_at: None }, None, CancellationToken::new())
     }
 
-    fn take(queue: &SendQueue) -> Poll<Option<Bytes>> {
-        queue.poll_take(&Context::from_waker(Waker::noop()))
+    /// Reads everything that waits.
+    fn read(queue: &SendQueue) -> Vec<u8> {
+        let mut read = Vec::new();
+        queue.write_to(&mut read);
+        read
+    }
+
+    /// An outlet, and its list.
+    fn outlet() -> (Outlet, Arc<ReadyList>) {
+        let list = Arc::new(ReadyList::new(Box::new(|| Ok(()))));
+        (Outlet { list: list.clone(), token: 7 }, list)
+    }
+
+    fn tokens(list: &ReadyList) -> Vec<usize> {
+        let mut taken = Vec::new();
+        list.take(&mut taken);
+        taken
+    }
+
+    /// A socket whose kernel has no room.
+    struct Full;
+
+    impl io::Write for Full {
+        fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_thread_is_told_once_and_not_while_the_kernel_has_no_room() {
+        let (queue, (outlet, list)) = (queue(10_000), outlet());
+        queue.put_bytes("a".into());
+        queue.attach(outlet, "head".into());
+        queue.put_bytes("b".into());
+        assert_eq!(tokens(&list), [7]);
+        assert_eq!(queue.write_to(&mut Full), Written::Open(Rest::Blocked));
+        queue.put_bytes("c".into());
+        assert_eq!(tokens(&list), [0; 0], "there is nothing that it could do");
+        assert_eq!(read(&queue), b"headabc");
+        queue.put_bytes("d".into());
+        assert_eq!(tokens(&list), [7]);
+        assert_eq!(queue.write_to(&mut Full), Written::Open(Rest::Blocked));
+        queue.cut_off();
+        assert_eq!(tokens(&list), [7], "also while the kernel has no room");
+        assert_eq!(queue.write_to(&mut Vec::new()), Written::Broken);
+        queue.detach();
+        queue.cut_off();
+        assert_eq!(tokens(&list), [0; 0]);
+    }
+
+    #[test]
+    fn a_finished_stream_has_ended_when_all_of_it_is_written() {
+        let (queue, (outlet, list)) = (queue(10_000), outlet());
+        queue.attach(outlet, "head".into());
+        queue.finish("end".into());
+        assert_eq!(queue.write_to(&mut Full), Written::Open(Rest::Blocked));
+        let mut written = Vec::new();
+        assert_eq!((queue.write_to(&mut written), written.as_slice()), (Written::Ended, &b"headend"[..]));
+        assert_eq!(tokens(&list), [7]);
     }
 
     #[tokio::test]
@@ -301,7 +406,7 @@ mod tests {
             queue.connection.is_cancelled() && queue.was_slow() && poll!(pin!(queue.closed())).is_ready()
         );
         assert_eq!(queue.put_bytes("x".into()), Put::Gone);
-        assert_eq!(take(&queue), Poll::Ready(None));
+        assert_eq!(read(&queue), b"");
     }
 
     #[tokio::test]
@@ -322,7 +427,7 @@ mod tests {
         queue.put_bytes(vec![0; 15_000].into());
         drop(first);
         assert!(poll!(&mut second).is_pending(), "nobody has read anything yet");
-        assert!(take(&queue).is_ready());
+        assert_eq!(read(&queue).len(), 15_000);
         let Poll::Ready(used) = poll!(&mut second) else { panic!("there is room now") };
         assert!(poll!(&mut third).is_pending(), "the second topic is about to use it");
         drop(used);

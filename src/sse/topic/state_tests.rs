@@ -3,9 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::task::{Context, Poll, Waker};
 
-use http_body::Body;
 use proptest::prelude::*;
 use tokio_util::sync::CancellationToken;
 
@@ -13,8 +11,7 @@ use super::*;
 use crate::event::EventType;
 use crate::redis::continuity::{self, Link, Place, Prev};
 use crate::sse::Naming;
-use crate::sse::queue::send_queue::{SendLimits, SendQueue};
-use crate::sse::queue::stream_body::StreamBody;
+use crate::sse::queue::send_queue::{SendLimits, SendQueue, Written};
 use crate::sse::topic::attach::{Attached, Begin};
 use crate::sse::wire::start::StartAt;
 
@@ -58,10 +55,19 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     proptest::collection::vec(act, 1..120)
 }
 
+/// A client's connection: the stream is over when it is dropped.
+struct Connected(Arc<SendQueue>);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 /// A client as the model sees it: what it has been given, in order.
 #[derive(Default)]
 struct Client {
-    connection: Option<StreamBody<()>>,
+    connection: Option<Connected>,
     number: u64,
     /// The numbers of the events since it first connected, or since its last reset.
     seen: Vec<u64>,
@@ -75,19 +81,10 @@ struct Client {
 impl Client {
     /// Reads everything that waits, as a browser would.
     fn read(&mut self) {
-        let Some(connection) = &mut self.connection else { return };
-        let mut context = Context::from_waker(Waker::noop());
-        let mut text = String::new();
-        let is_over = loop {
-            match std::pin::Pin::new(&mut *connection).poll_frame(&mut context) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    let data = frame.into_data().expect("data");
-                    text.push_str(std::str::from_utf8(&data).expect("UTF-8"));
-                }
-                Poll::Ready(_) => break true,
-                Poll::Pending => break false,
-            }
-        };
+        let Some(connection) = &self.connection else { return };
+        let mut read = Vec::new();
+        let is_over = !matches!(connection.0.write_to(&mut read), Written::Open(_));
+        let text = String::from_utf8(read).expect("UTF-8");
         if is_over {
             self.connection = None; // Cut off: it comes back for the rest.
         }
@@ -260,7 +257,7 @@ impl Model {
         let stream = StreamTopic { queue: queue.clone(), at: 0 };
         let from = client.cursor.map_or(StartAt::Latest, StartAt::After);
         client.number = self.next_client;
-        client.connection = Some(StreamBody::new(queue, ()));
+        client.connection = Some(Connected(queue));
         self.next_client += 1;
         let attached = match begin(&mut self.topic, client, &stream, from) {
             // The way through the history is not part of this model: such a client is reset.

@@ -114,6 +114,8 @@ impl Connection {
     ) -> Result<(), End> {
         loop {
             let length = match self.socket.read(buffer) {
+                // A body that ends with the connection ends here.
+                Ok(0) if self.response.ends_with_connection() => return Err(End::Over),
                 Ok(0) => return Err(End::Lost),
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),

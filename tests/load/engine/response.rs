@@ -57,6 +57,11 @@ impl Response {
         matches!(self.state, State::Ended)
     }
 
+    /// Whether the end of the connection is the end of the body.
+    pub(crate) fn ends_with_connection(&self) -> bool {
+        matches!(self.state, State::UntilClose)
+    }
+
     /// Takes what arrived and hands on what is body.
     pub(crate) fn feed(&mut self, mut bytes: &[u8], mut body: impl FnMut(&[u8])) -> Result<(), Malformed> {
         while !bytes.is_empty() {

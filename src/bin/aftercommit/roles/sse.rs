@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -52,7 +52,8 @@ pub(crate) async fn serve(
     let pool = config.database.lazy_pool(ROLE)?;
     pool.register(&mut registry);
     let metrics = Metrics::register(&mut registry);
-    let hub = Hub::new(config.sse.clone(), &config.redis, uploads::naming, metrics.clone());
+    let hub = Hub::new(config.sse.clone(), &config.redis, uploads::naming, metrics.clone())
+        .context("cannot start the threads that write streams")?;
     let (asked, checked, open) = (hub.clone(), verifier.clone(), metrics.clone());
     let room = config.sse.max_connections;
     let readiness = Readiness::new(move || {
