@@ -30,6 +30,7 @@ mod redis_cluster;
 mod redis_rights;
 mod redis_sentinels;
 mod relay_arrivals;
+mod relay_chunks;
 mod relay_delivery;
 mod relay_failures;
 mod relay_leadership;

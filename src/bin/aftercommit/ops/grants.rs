@@ -209,7 +209,7 @@ mod tests {
         let lines = lines(&rights::of(Role::Operator), "\"ops\"");
         let has = |line: &str| assert!(lines.iter().any(|known| known == line), "{line}: {lines:#?}");
         has("grant usage on schema outbox to \"ops\";");
-        has("grant insert (event_id, topic, type, payload, headers), \
+        has("grant insert (event_id, topic, type, payload, headers, bytes), \
              select on table outbox.event to \"ops\";");
         has("grant select, update (requested) on table outbox.parked to \"ops\";");
     }
