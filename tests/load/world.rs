@@ -39,7 +39,8 @@ impl World {
         let system = System::with(database, redis.url().expose_secret()).await;
         let system = system.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS", &scenario.room.to_string());
         // All clients of the load are one user.
-        let mut system = system.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS_PER_USER", "0");
+        let system = system.set("AFTERCOMMIT_SSE_MAX_CONNECTIONS_PER_USER", "0");
+        let mut system = system.set("AFTERCOMMIT_SSE_MAX_TOPICS_PER_USER", "1000000");
         // The tests' own is shorter than what a server has by default.
         system.unset("AFTERCOMMIT_SSE_DRAIN_SECONDS");
         let relay = system.start("relay").await;

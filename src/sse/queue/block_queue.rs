@@ -14,9 +14,6 @@ use crate::sse::wire::multi_topic::StreamCursors;
 /// Blocks that one call writes together.
 const TOGETHER: usize = 64;
 
-/// Blocks for which an empty queue keeps room.
-const KEPT: usize = 8;
-
 /// Bytes that are written before other connections have their turn.
 const TURN_BYTES: usize = 256 * 1024;
 
@@ -203,7 +200,8 @@ impl BlockQueue {
             left -= first.len();
             self.blocks.pop_front();
         }
-        if self.blocks.is_empty() && self.blocks.capacity() > KEPT {
+        if self.blocks.is_empty() {
+            // Most streams are idle most of the time: they keep no room.
             self.blocks = VecDeque::new();
         }
         // The kernel took something: what is left has only begun to wait.

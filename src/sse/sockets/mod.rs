@@ -30,12 +30,13 @@ pub(crate) struct Sockets {
 }
 
 impl Sockets {
-    /// Starts a thread for each processor.
+    /// Starts a thread for every two processors. The others are for what comes before the writing, and for the
+    /// kernel's work on what was written: with a thread on each, clients on the same machine read later.
     ///
     /// # Errors
     /// The kernel's own, where there is no room for a thread or its files.
     pub(crate) fn start() -> io::Result<Self> {
-        let count = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let count = std::thread::available_parallelism().map_or(1, NonZero::get).div_ceil(2);
         let threads = (0..count).map(Thread::start).collect::<io::Result<Vec<Thread>>>()?;
         Ok(Self { threads: threads.into(), next: Arc::default() })
     }
