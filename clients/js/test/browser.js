@@ -88,7 +88,7 @@ export class Browser {
   async end() {
     this.process.kill("SIGTERM");
     await this.process.ended;
-    rmSync(this.profile, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 });
+    rmSync(this.profile, { recursive: true, force: true, maxRetries: 30, retryDelay: 100 });
   }
 }
 

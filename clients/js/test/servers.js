@@ -96,7 +96,8 @@ export class System {
       HOME: process.env.HOME,
       AFTERCOMMIT_JWT_SECRET: system.secret,
       AFTERCOMMIT_JWT_LEEWAY_SECONDS: "0",
-      AFTERCOMMIT_REDIS_HISTORY_MAX_EVENTS: "100",
+      // More than what is appended while a server restarts or a tab hangs, and less than 500.
+      AFTERCOMMIT_REDIS_HISTORY_MAX_EVENTS: "300",
       AFTERCOMMIT_API_LISTEN: "127.0.0.1:0",
       AFTERCOMMIT_SSE_LISTEN: "127.0.0.1:0",
       AFTERCOMMIT_RELAY_LISTEN: "127.0.0.1:0",
@@ -134,7 +135,7 @@ export class System {
     if (children.has(this.sse.process)) await this.sse.end("SIGKILL");
     this.dev.kill("SIGTERM");
     await this.dev.ended;
-    rmSync(this.directory, { recursive: true });
+    rmSync(this.directory, { recursive: true, maxRetries: 20, retryDelay: 100 });
   }
 
   /** A token that may read these topics. */
@@ -159,7 +160,7 @@ export class System {
       let n = 0;
       for (; !stopped; n++) {
         for (const topic of topics) await this.append(topic, n, n + 1);
-        await sleep(5);
+        await sleep(25);
       }
       return n;
     })();
