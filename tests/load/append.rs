@@ -60,7 +60,7 @@ pub(crate) async fn run(bytes: usize) -> String {
     table
 }
 
-/// Commits a second of so many writers, each with one statement a transaction.
+/// The commits a second of this number of writers. Each transaction has one statement.
 async fn commits(database: &Database, writers: usize, sql: &'static str, payload: &str) -> f64 {
     let mut connections = Vec::new();
     for _ in 0..writers {

@@ -6,7 +6,7 @@
 //! thread is busy goes out together.
 //!
 //! The boundary: a socket comes in by [`Sockets::take`], with the head of its response and what must be kept
-//! until it is closed. From then on only its queue is used. Whoever ends the stream ends the queue; a client
+//! until it is closed. From then on only its queue is used. The end of the queue ends the stream; a client
 //! that is gone closes the queue, and releases what was kept.
 
 mod stream;
