@@ -166,8 +166,8 @@ fn report(error: &hyper::Error, peer: SocketAddr, places: &Places) {
     tracing::trace!(%error, %peer, "the connection ended");
 }
 
-/// Lets hyper work until the connection ends, or a response is to be taken over. All responses before it are with
-/// the kernel then: hyper reads a request only when it has flushed them.
+/// Lets hyper work until the connection ends, or a response is to be taken over. All responses before it
+/// are with the kernel then: hyper reads a request only when it has flushed them.
 fn poll_served<S>(
     serving: &mut http1::Connection<TokioIo<Explained<TcpStream>>, S>,
     context: &mut Context<'_>,
@@ -186,8 +186,8 @@ where
     }
 }
 
-/// Answers a request by `router`. A response that is to be taken over is left in `slot` instead, and the request
-/// stays in hand until the connection is dropped.
+/// Answers a request by `router`. A response that is to be taken over is left in `slot` instead, and the
+/// request stays in hand until the connection is dropped.
 async fn answer(
     router: Router,
     request: Request<Body>,

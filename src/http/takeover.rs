@@ -1,9 +1,9 @@
 //! Hands the socket of a request over to the code that writes the body of its response.
 //!
-//! For as long as hyper writes a response it keeps a task, a buffer to read and a buffer to write: 16 kB for a
-//! stream that may say nothing for hours. A handler that answers with a [`Takeover`] gets the socket itself
-//! instead. hyper has read and checked the head of the request by then, as for any other request, and the
-//! router has decided about it. So there is one parser of heads, and one way to decide.
+//! For as long as hyper writes a response it keeps a task, a buffer to read and a buffer to write: 16 kB
+//! for a stream that may say nothing for hours. A handler that answers with a [`Takeover`] gets the socket
+//! itself instead. hyper has read and checked the head of the request by then, as for any other request,
+//! and the router has decided about it. So there is one parser of heads, and one way to decide.
 
 use std::fmt;
 use std::fmt::Write;

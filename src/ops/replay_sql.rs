@@ -102,7 +102,8 @@ pub(super) fn copy() -> String {
            from matching m
          ), copied as (
            insert into outbox.event (event_id, topic, type, payload, headers, bytes)
-           select s.event_id, s.topic, s.type, s.payload, copy.headers, outbox.bytes_of(s.payload, copy.headers)
+           select s.event_id, s.topic, s.type, s.payload, copy.headers,
+                  outbox.bytes_of(s.payload, copy.headers)
            from sized s
            cross join lateral (
              select coalesce(s.headers, '{{}}') - 'traceparent' - 'tracestate'

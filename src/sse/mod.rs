@@ -5,10 +5,11 @@
 //! opens a stream decides which topics there are, who may read them and how their events are named.
 //!
 //! From the bottom up: `wire` is the text of a stream and its ids; `queue` holds the bytes of one client;
-//! `sockets` has the threads that write them; `topic` is the state that the clients of one topic share, with all of the ordering and no I/O; `shared` is
-//! the state of all streams of the process; `history` reads a topic's history and brings a topic to its end;
-//! `client` admits one client and brings it to the end of its topics; `ticker` does the periodic work; `hub`
-//! receives the messages of Redis and runs the rest.
+//! `sockets` has the threads that write them; `topic` is the state that the clients of one topic share,
+//! with all of the ordering and no I/O; `shared` is the state of all streams of the process; `history`
+//! reads a topic's history and brings a topic to its end; `client` admits one client and brings it to the
+//! end of its topics; `ticker` does the periodic work; `hub` receives the messages of Redis and runs the
+//! rest.
 
 mod client;
 mod history;
