@@ -3,6 +3,8 @@
 //! Owns the rules for topics, types and payloads. Must do no I/O and know nothing of Postgres, Redis, HTTP or
 //! any application.
 
+#[cfg(feature = "server")]
+mod resume_token;
 mod trace_parent;
 
 use std::fmt;
@@ -13,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+#[cfg(feature = "server")]
+pub use resume_token::{NotAResumeToken, ResumeToken, Seen};
 pub use trace_parent::{NotATraceParent, TRACE_PARENT, TraceParent};
 
 /// The longest topic, in characters.
@@ -271,6 +275,8 @@ pub struct Event {
     pub payload: String,
     /// When the transaction that appended it began.
     pub created_at: DateTime<Utc>,
+    /// The transaction that appended it; unknown for a row that could not be read when it was parked.
+    pub xid: Option<u64>,
     /// The event's place in a trace, if its headers name one.
     pub trace: Option<TraceParent>,
 }

@@ -16,6 +16,7 @@ export interface TopicEvent<Data = unknown> {
 export type RefetchReason =
   | "start"
   | "bad_id"
+  | "bad_token"
   | "unknown_id"
   | "history_gone"
   | "gap"

@@ -80,10 +80,17 @@ language sql immutable parallel safe as $$
     operator(pg_catalog.+) coalesce(pg_catalog.octet_length($2::text), 0)
 $$;
 
+-- Whether this transaction has taken a resume token that calls the transaction's own events seen. A later
+-- event of the transaction would be hidden from the token's page. The setting ends with the transaction.
+create function outbox.token_is_taken() returns boolean
+language sql stable parallel safe as $$
+  select coalesce(pg_catalog.current_setting('outbox.token_is_taken', true), '') operator(pg_catalog.=) 'yes'
+$$;
+
 -- Refuses what is no event, in one sentence that names the rule and quotes nothing of the payload.
 create function outbox.refuse_event(topic text, type text, payload json, headers jsonb, event_id uuid)
 returns void
-language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   refused text; rule text;
 begin
@@ -105,6 +112,9 @@ begin
   elsif octet_length(headers::text) > 16384 then
     refused := format('headers of %s bytes', octet_length(headers::text));
     rule := 'headers have at most 16384';
+  elsif outbox.token_is_taken() then
+    refused := format('the type ''%s''', type);
+    rule := 'this transaction took a resume token after its first write: take it after the last append';
   else
     refused := format('the type ''%s''', type);
     rule := 'the server and the browser use reset, refused, token_expired, revoked, skipped, error and open '
@@ -157,7 +167,7 @@ create function outbox.append(
 ) returns uuid
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  if $5 is null or not outbox.is_event($1, $2, $3, $4) then
+  if $5 is null or not outbox.is_event($1, $2, $3, $4) or outbox.token_is_taken() then
     perform outbox.refuse_event($1, $2, $3, $4, $5);
   end if;
   insert into outbox.event (topic, type, payload, headers, event_id, bytes)
@@ -208,7 +218,7 @@ begin
   -- Shorter arrays are filled up with nulls, which are refused.
   perform outbox.refuse_event(given.topic, given.type, given.payload, given.headers, given.event_id)
   from unnest($1, $2, $3, $4, $5) given (topic, type, payload, headers, event_id)
-  where given.event_id is null
+  where given.event_id is null or outbox.token_is_taken()
      or not outbox.is_event(given.topic, given.type, given.payload, given.headers);
   -- Defaults (xid, id) are evaluated above the sort, so ids follow the order given.
   insert into outbox.event (topic, type, payload, headers, event_id, bytes)
@@ -527,6 +537,8 @@ create table outbox.parked (
   -- Whether clients may have received the event: it was published before it was parked, or by a release, in a
   -- try whose end nobody knows. Redis, which has forgotten it by now, cannot be asked.
   may_have_arrived boolean not null default false,
+  -- The event's transaction; unknown (null) where the row could not be read.
+  xid        xid8,
   -- An operator's request for this row. The relay carries it out, because only the relay knows which events
   -- of the topic are in progress. Only `discard_arrived` gives up an event that may have arrived.
   requested  text        constraint requested_is_known
@@ -662,6 +674,66 @@ begin
     where c.relay = $1 and c.n = outbox.delivered_in($1, $2, $3));
 end
 $$;
+
+-- Resume tokens ---------------------------------------------------------------------------------------------
+
+-- Returns which events the calling statement sees, as a short text for a URL: see src/event/resume_token.rs.
+-- A page that reads its state in the same statement (or in the same repeatable read transaction) gives the
+-- text to its stream, and gets exactly the events that its state does not hold yet.
+--
+-- Must be stable: a volatile function would take a newer snapshot than the statement that calls it.
+--
+-- - In a transaction that has written, the state holds the transaction's own writes, which no snapshot says.
+--   So the token names the transaction, and later appends of it are refused.
+-- - On a standby Postgres leaves out the transactions that were running (pg_current_snapshot, up to 18 at
+--   least). So the token names the ones from xmin on whose events the statement sees; a few at most, unless a
+--   transaction has been open for long. With more than a thousand it says that they are unknown.
+create function outbox.resume_token() returns text
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off
+as $$
+declare
+  now_seen  pg_snapshot := pg_current_snapshot();
+  low       bigint := pg_snapshot_xmin(now_seen)::text::bigint;
+  high      bigint := pg_snapshot_xmax(now_seen)::text::bigint;
+  own       xid8 := pg_current_xact_id_if_assigned();
+  at        timestamptz := now();
+  named     bigint[];
+  events    bigint;
+  among     text;
+begin
+  if own is not null then
+    perform set_config('outbox.token_is_taken', 'yes', true);
+  end if;
+  if pg_is_in_recovery() then
+    at := least(at, pg_last_xact_replay_timestamp());
+    select array_agg(distinct e.xid), count(*) into named, events
+    from (
+      select e.xid::text::bigint as xid from outbox.event e
+      where (e.xid, e.id) >= (low::text::xid8, -9223372036854775807)
+        and (e.xid, e.id) < (high::text::xid8, -9223372036854775807)
+      order by e.xid, e.id limit 10000
+    ) e;
+    among := case when events = 10000 or cardinality(named) > 1000 then 'u' else 's' end;
+  else
+    named := array(select pg_snapshot_xip(now_seen)::text::bigint);
+    among := 'r';
+  end if;
+  return concat_ws('~', '1',
+    (select replace(l.id::text, '-', '') from outbox.log l),
+    floor(date_part('epoch', at) * 1000::float8)::bigint,
+    low, high - low,
+    case when among = 'u' then among else among || array_to_string(array(
+      -- Each as its distance from the one before, so that the text stays short.
+      select n.xid - lag(n.xid, 1, low) over (order by n.xid) from unnest(named) n (xid) order by n.xid), '.')
+    end,
+    coalesce(own::text, ''),
+    (select string_agg(p.relay || '~' || p.epoch::text, '~' order by p.relay) from outbox.position p));
+end
+$$;
+comment on function outbox.resume_token() is
+  'Returns which events this statement sees, for ?resume= of a stream: call it in the statement that reads '
+  'the state.';
 
 -- The state of each event for each relay: pending, delivered, parked or discarded, and since when. Before the
 -- first relay has run there is one row an event, without a relay.

@@ -60,8 +60,9 @@ pub async fn park(connection: &mut PgConnection, relay: &str, parked: &[Parked])
     for one in parked {
         sqlx::query(
             "insert into outbox.parked
-               (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason, may_have_arrived)
-             values ($1, $2, $3, $4, $5, $6, $7, $8::json, $9, $10, $11)
+               (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason, may_have_arrived,
+                xid)
+             values ($1, $2, $3, $4, $5, $6, $7, $8::json, $9, $10, $11, $12::text::xid8)
              -- A repair can meet an event that was released long ago, and the sink can refuse it again.
              on conflict (relay, epoch, seq) do update
                set payload = excluded.payload, reason = excluded.reason, parked_at = excluded.parked_at,
@@ -80,6 +81,7 @@ pub async fn park(connection: &mut PgConnection, relay: &str, parked: &[Parked])
         .bind(one.event.created_at)
         .bind(&one.reason)
         .bind(one.may_have_arrived)
+        .bind(one.event.xid.map(|xid| xid.to_string()))
         .execute(&mut *connection)
         .await?;
     }
@@ -147,7 +149,7 @@ pub async fn of_topic(
     limit: u32,
 ) -> Result<Vec<(StreamId, Event)>, Error> {
     let rows = sqlx::query(
-        "select epoch, seq, id, event_id, topic, type, payload::text as payload, created_at
+        "select epoch, seq, id, event_id, topic, type, payload::text as payload, created_at, xid::text
          from outbox.parked
          where relay = $1 and topic = $2 and settled_as is null
          order by epoch, seq limit $3",
@@ -210,10 +212,19 @@ fn numbered_event(row: &PgRow) -> Result<(StreamId, Event), Error> {
             .map_err(|source| Error::NotAnEvent { id, source })?,
         payload: row.try_get("payload")?,
         created_at: row.try_get("created_at")?,
+        xid: xid_of(row)?,
         // The trace has ended by the time of the release.
         trace: None,
     };
     Ok((number_of(row)?, event))
+}
+
+/// Reads the transaction of a row.
+///
+/// # Errors
+/// Returns the driver's error if the column `xid` is missing or no text.
+pub(super) fn xid_of(row: &PgRow) -> Result<Option<u64>, sqlx::Error> {
+    Ok(row.try_get::<Option<&str>, _>("xid")?.and_then(|xid| xid.parse().ok()))
 }
 
 /// Marks as discarded the topic's parked events with a requested discard. Their rows stay, so that a restore

@@ -15,6 +15,7 @@ use sqlx::{PgConnection, Row as _};
 
 use super::contradiction::Contradiction;
 use super::contradictions::LOOKED_FOR;
+use super::parked::xid_of;
 use super::position::{Position, Snapshot, Window};
 use super::{Error, time};
 use crate::event::{Event, EventId, EventType, Topic};
@@ -163,11 +164,11 @@ const READ: &str = "
       and c.upper::text = $5 and c.next_seq = $6
   )
   select 'seen' as part, null::bigint as id, null::uuid as event_id, null::text as topic, null::text as type,
-         null::text as payload, null::timestamptz as created_at, null::text as trace, null::text as cause,
-         null::boolean as more
+         null::text as payload, null::timestamptz as created_at, null::text as trace, null::text as xid,
+         null::text as cause, null::boolean as more
   from here
   union all
-  select 'contradiction', x.row_id, null, null, null, null, null, null, x.cause, null
+  select 'contradiction', x.row_id, null, null, null, null, null, null, null, x.cause, null
   from here cross join lateral outbox.contradictions(here.lower_horizon, here.high_id, $12) x
   where $10
   union all
@@ -176,7 +177,7 @@ const READ: &str = "
            case when $11 then cut.payload::text end, cut.created_at,
            case when $11 and octet_length(cut.headers ->> 'traceparent') <= 128
                 then cut.headers ->> 'traceparent' end,
-           case when cut.following = cut.id then 'twice' end, cut.following is not null
+           cut.xid::text, case when cut.following = cut.id then 'twice' end, cut.following is not null
     from (
       select w.*, row_number() over place as place, lead(w.id) over place as following,
              sum(w.bytes) over place - w.bytes as bytes_before
@@ -193,6 +194,7 @@ const READ: &str = "
 async fn one(connection: &mut PgConnection, id: i64) -> Result<Row, Error> {
     let row = sqlx::query(
         "select e.id, e.event_id, e.topic, e.type, e.payload::text as payload, e.created_at,
+                e.xid::text,
                 case when octet_length(e.headers ->> 'traceparent') <= 128
                      then e.headers ->> 'traceparent' end as trace
          from outbox.event e where e.id = $1",
@@ -304,6 +306,7 @@ fn event_of(row: &PgRow, id: i64, topic: Result<Topic, String>) -> Result<Event,
         event_type: EventType::new(event_type).map_err(|error| error.to_string())?,
         payload: row.try_get("payload").map_err(of_column("payload"))?,
         created_at: time::exact(row, "created_at").map_err(of_column("created_at"))?,
+        xid: xid_of(row).map_err(of_column("xid"))?,
         // A malformed trace is ignored.
         trace: row.try_get::<Option<&str>, _>("trace").ok().flatten().and_then(|text| text.parse().ok()),
     })

@@ -192,7 +192,7 @@ pub async fn events(
     number: StreamId,
 ) -> Result<Vec<(StreamId, Event)>, Error> {
     let rows = sqlx::query(
-        "select epoch, seq, id, event_id, topic, type, payload::text as payload, created_at
+        "select epoch, seq, id, event_id, topic, type, payload::text as payload, created_at, xid::text
          from outbox.parked
          where relay = $1 and release_epoch = $2 and release_seq = $3 and settled_as = 'released'
          order by epoch, seq",

@@ -46,14 +46,14 @@ pub async fn park(
 }
 
 const COPY: &str = "
-  insert into outbox.parked (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason)
+  insert into outbox.parked (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason, xid)
   select $1, $2, $3, e.id, coalesce(e.event_id, '00000000-0000-0000-0000-000000000000'),
          coalesce($5::text, 'unreadable:row-' || $4::bigint::text),
          case when e.type collate \"C\" ~ '^[A-Za-z0-9._-]{1,100}$' then e.type else 'unreadable' end,
          coalesce(e.payload, 'null'::json),
          case when e.created_at >= '1970-01-01 00:00:00+00' and e.created_at < '10000-01-01 00:00:00+00'
               then e.created_at else clock_timestamp() end,
-         $6
+         $6, e.xid
   from outbox.event e where e.id = $4
   limit 1
   on conflict (relay, epoch, seq) do nothing";

@@ -90,13 +90,14 @@ impl fmt::Display for Right {
     }
 }
 
-/// The functions that append, and the lock beside them: all that a writer has.
-const APPENDING: [&str; 5] = [
+/// The functions that append, the lock and the token beside them: all that a writer has.
+const APPENDING: [&str; 6] = [
     "append(text, text, json, jsonb, uuid)",
     "append(text, text, jsonb, jsonb, uuid)",
     "append(text, text, text, jsonb, uuid)",
     "append_all(text[], text[], json[], jsonb[], uuid[])",
     "lock_topic(text)",
+    "resume_token()",
 ];
 /// What everybody who reads positions calls.
 const READING: [&str; 9] = [

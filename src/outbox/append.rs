@@ -56,6 +56,20 @@ pub async fn append_all(
     Ok(ids)
 }
 
+/// Returns which events this transaction's statement sees, as a text for `?resume=` of a stream: the stream
+/// then leaves out the events that the page's state holds, and gives all others.
+///
+/// Call it in the transaction that reads the state, which must be a `repeatable read` one, or else have one
+/// statement read both (`select ..., outbox.resume_token()`). In a transaction that writes, call it after the
+/// last append: a later append is refused.
+///
+/// # Errors
+/// Returns [`AppendError::SchemaMissing`] if the schema is missing or too old, and [`AppendError::Database`]
+/// if the connection breaks or Postgres fails otherwise.
+pub async fn resume_token(connection: &mut PgConnection) -> Result<String, AppendError> {
+    Ok(sqlx::query_scalar("select outbox.resume_token()").fetch_one(connection).await?)
+}
+
 /// Waits until no other transaction holds `topic`, and holds it until the end of the caller's transaction.
 ///
 /// For topics whose writers share no row. Take it after every other lock of the transaction. If a transaction

@@ -20,7 +20,7 @@ pub mod bell;
 mod error;
 pub mod schema;
 
-pub use append::{append, append_all, lock_topic};
+pub use append::{append, append_all, lock_topic, resume_token};
 pub use bell::Bell;
 pub use error::AppendError;
 #[cfg(feature = "server")]

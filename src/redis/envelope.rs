@@ -1,16 +1,19 @@
 //! The envelope: an event on a live channel, with its own id and the previous one of its topic.
 //!
 //! ```json
-//! {"id":"1-42","prev":"1-40","event":"018f…","type":"PHOTO_UPLOADED","at":1762857000123,"payload":{…}}
+//! {"id":"1-42","prev":"1-40","event":"018f…","type":"PHOTO_UPLOADED","at":1762857000123,"xid":731,"payload":{…}}
 //! ```
 //!
 //! The publishing script writes it. `prev` is `null` for the first event that the script knows of a topic.
 //! `payload` is the row's JSON, byte for byte. If every `prev` matches the id before it, the subscriber has
 //! lost nothing.
 //!
-//! `at` is the time at which the event's transaction began, in milliseconds since 1970. `trace`, a W3C
+//! `at` is the time at which the event's transaction began, in milliseconds since 1970, and `xid` that
+//! transaction, if it is known. `trace`, a W3C
 //! `traceparent`, is present if the event's trace is recorded. `restored` is true if Redis had forgotten the
 //! event and the relay restored it.
+
+use std::fmt::Write;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -32,6 +35,9 @@ pub struct Envelope<'a> {
     /// When the transaction of the event began, in milliseconds since 1970.
     #[serde(default)]
     pub at: Option<i64>,
+    /// The transaction of the event.
+    #[serde(default)]
+    pub xid: Option<u64>,
     /// Whether Redis had forgotten the event and the relay restored it. Then no bare payload follows on the
     /// public channel.
     #[serde(default)]
@@ -46,12 +52,18 @@ pub struct Envelope<'a> {
 
 /// The members of the envelope's JSON object between the type and the payload.
 pub(super) fn facts_of(event: &Event, is_restored: bool) -> String {
-    let at = event.created_at.timestamp_millis();
-    let restored = if is_restored { ",\"restored\":true" } else { "" };
-    match event.trace.filter(|trace| trace.is_sampled) {
-        None => format!("\"at\":{at}{restored}"),
-        Some(trace) => format!("\"at\":{at},\"trace\":\"{trace}\"{restored}"),
+    let mut facts = format!("\"at\":{}", event.created_at.timestamp_millis());
+    // Writing to a String cannot fail.
+    if let Some(xid) = event.xid {
+        let _infallible = write!(facts, ",\"xid\":{xid}");
     }
+    if let Some(trace) = event.trace.filter(|trace| trace.is_sampled) {
+        let _infallible = write!(facts, ",\"trace\":\"{trace}\"");
+    }
+    if is_restored {
+        facts.push_str(",\"restored\":true");
+    }
+    facts
 }
 
 /// Returns the bare payload that follows an envelope on the topic's public channel; `None` if none follows,

@@ -16,7 +16,7 @@ use super::links::{Lent, Links};
 use super::reply_codes;
 use super::settings::Settings;
 use super::slots::tag_of;
-use crate::event::{EventId, EventType, StreamId, Topic};
+use crate::event::{EventId, EventType, LogId, StreamId, Topic};
 
 /// The most entries of one read of UUIDs.
 const UUID_PAGE: usize = 1000;
@@ -28,6 +28,8 @@ pub struct Entry {
     pub id: StreamId,
     /// The topic's event before it.
     pub prev: Prev,
+    /// The transaction of the event; `None` if the entry does not name it.
+    pub xid: Option<u64>,
     /// The event's type and payload; `None` if another program wrote this entry and it holds no event.
     pub event: Option<(EventType, String)>,
 }
@@ -91,9 +93,24 @@ impl History {
     /// Returns [`ReadError::Connect`] if there is no connection, [`ReadError::Redis`] if Redis fails or does
     /// not answer in time, and [`ReadError::Id`] if an entry's id cannot be read.
     pub async fn newest(&self, topic: &Topic, count: usize) -> Result<Vec<Entry>, ReadError> {
+        self.newest_before(topic, None, count).await
+    }
+
+    /// Returns the newest entries of a topic before this id, or the newest of all, oldest of them first, at
+    /// most `count`.
+    ///
+    /// # Errors
+    /// Fails as [`Self::newest`].
+    pub async fn newest_before(
+        &self,
+        topic: &Topic,
+        id: Option<StreamId>,
+        count: usize,
+    ) -> Result<Vec<Entry>, ReadError> {
         let history = self.keys.history(topic);
         let mut lent = self.links.to(&history).await?;
-        let reply = lent.connection.xrevrange_count(history, "+", "-", count).await;
+        let end = id.map_or_else(|| "+".to_owned(), |id| format!("({id}"));
+        let reply = lent.connection.xrevrange_count(history, end, "-", count).await;
         let reply: StreamRangeReply = lent.checked(reply)?;
         let mut entries = entries_of(topic, reply)?;
         entries.reverse();
@@ -213,6 +230,34 @@ impl History {
         Ok(Some(Absence { has_vanished: has_begun, lost_ms }))
     }
 
+    /// Returns the identity of the log whose events are here; `None` if no relay has published anything. Of a
+    /// cluster, the first server that answers is asked.
+    ///
+    /// # Errors
+    /// Returns [`ReadError::Connect`] if there is no connection, and [`ReadError::Redis`] if Redis fails or
+    /// does not answer in time.
+    pub async fn log(&self) -> Result<Option<LogId>, ReadError> {
+        let Some(map) = self.links.map().await? else {
+            return self.log_at(None, &self.keys.log()).await;
+        };
+        let mut answer = Ok(None);
+        for (primary, slots) in map.slots() {
+            let key = self.keys.log_at(&tag_of(slots.lowest().unwrap_or_default()));
+            match self.log_at(Some(primary.clone()), &key).await {
+                Ok(Some(log)) => return Ok(Some(log)),
+                Ok(None) => {}
+                Err(error) => answer = Err(error),
+            }
+        }
+        answer
+    }
+
+    async fn log_at(&self, server: Option<Endpoint>, key: &str) -> Result<Option<LogId>, ReadError> {
+        let mut lent = self.links.at(server).await?;
+        let answer: RedisResult<Option<String>> = lent.connection.hget(key, "log").await;
+        Ok(lent.checked(answer)?.and_then(|log| log.parse().ok()))
+    }
+
     /// Returns the newest loss that repairs have recorded, if there is one.
     ///
     /// # Errors
@@ -296,5 +341,6 @@ fn entry_of(topic: &Topic, raw: &RawEntry) -> Result<Entry, ReadError> {
     let id = raw.id.parse().map_err(|_| ReadError::Id { topic: topic.clone(), id: raw.id.clone() })?;
     let kind = raw.get::<String>("type").and_then(|kind| EventType::new(kind).ok());
     let prev = Prev::parse(raw.get::<String>("prev").as_deref());
-    Ok(Entry { id, prev, event: kind.zip(raw.get("payload")) })
+    let xid = raw.get::<String>("xid").and_then(|xid| xid.parse().ok());
+    Ok(Entry { id, prev, xid, event: kind.zip(raw.get("payload")) })
 }

@@ -41,6 +41,7 @@ async fn publish(sink: &mut Publisher, topic: &Topic) -> Result<(), String> {
         event_type: EventType::new(NAME).map_err(|error| error.to_string())?,
         payload: "null".to_owned(),
         created_at: Utc::now(),
+        xid: Some(3),
         trace: None,
     };
     let first = StreamId::new(1, 1);

@@ -72,6 +72,7 @@ pub(super) fn event(id: i64, topic: &str) -> Event {
         event_type: EventType::new("T").expect("a type"),
         payload: "1".to_owned(),
         created_at: chrono::DateTime::UNIX_EPOCH,
+        xid: Some(3),
         trace: None,
     }
 }

@@ -27,8 +27,8 @@ use crate::trace;
 pub struct Hub(pub(super) Arc<Shared>);
 
 impl Hub {
-    /// A hub that reads from one Redis. `naming` says how the events of a topic are named. Must be called
-    /// within a Tokio runtime: the connection to Redis is begun at once.
+    /// A hub that reads from one Redis the events of the relay with this name. `naming` says how the events of
+    /// a topic are named. Must be called within a Tokio runtime: the connection to Redis is begun at once.
     ///
     /// # Errors
     /// The kernel's own, where there is no room for the threads that write the streams.
@@ -36,12 +36,13 @@ impl Hub {
         settings: Settings,
         redis: &redis::Settings,
         naming: fn(&str) -> Naming,
+        relay: &str,
         metrics: Metrics,
     ) -> io::Result<Self> {
         metrics.connections_limit.set(settings.max_connections.try_into().unwrap_or(i64::MAX));
         metrics.held_bytes_limit.set(settings.max_held_bytes.try_into().unwrap_or(i64::MAX));
         metrics.topics_limit.set(settings.max_topics.try_into().unwrap_or(i64::MAX));
-        Ok(Self(Arc::new(Shared::new(settings, redis, naming, metrics)?)))
+        Ok(Self(Arc::new(Shared::new(settings, redis, naming, relay.to_owned(), metrics)?)))
     }
 
     /// Receives the messages of Redis and looks after the streams until `shutdown`; then ends the streams,
@@ -152,7 +153,7 @@ impl Shared {
     fn receive_event(&self, topic: &Arc<SharedTopic>, envelope: &Envelope) {
         let (id, event) = (envelope.id, envelope.event);
         let frame = Frame::of_event(id, &envelope.event_type, envelope.payload.get(), topic.naming);
-        let frame = self.budget.frame(frame);
+        let frame = self.budget.frame(frame.with_xid(envelope.xid));
         tracing::trace!(%id, %event, topic = %topic.topic, "received an event");
         let _delivering = trace::deliver(envelope.trace, &topic.topic, event);
         let (prev, is_restored) = (envelope.prev, envelope.restored);

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::history::log_of_redis::LogOfRedis;
 use super::metrics::Metrics;
 use super::queue::byte_budget::ByteBudget;
 use super::queue::connections::Connections;
@@ -47,6 +48,10 @@ pub(crate) struct Shared {
     pub(crate) pages: Pages,
     pub(crate) subscriber: Subscriber,
     pub(crate) naming: fn(&str) -> Naming,
+    /// The relay whose events these are: a resume token holds the epochs of all relays of its log.
+    pub(crate) relay: String,
+    /// The log whose events these are.
+    pub(crate) log: LogOfRedis,
     /// The inputs of the hub's task; taken when it runs.
     pub(crate) work: Mutex<Option<Work>>,
     /// Topics that have to be brought to the end of their histories.
@@ -89,6 +94,7 @@ impl Shared {
         settings: Settings,
         redis: &redis::Settings,
         naming: fn(&str) -> Naming,
+        relay: String,
         metrics: Metrics,
     ) -> io::Result<Self> {
         let sockets = Sockets::start()?;
@@ -110,6 +116,8 @@ impl Shared {
             pages: Pages::default(),
             subscriber,
             naming,
+            relay,
+            log: LogOfRedis::default(),
             work: Mutex::new(Some(Work { inbox, joins: to_join, bare: to_verify })),
             joins,
             bare,

@@ -138,6 +138,8 @@ struct Shown {
     #[serde(flatten)]
     counts: Counts,
     photos: Vec<ShownPhoto>,
+    /// For `?resume=` of the session's stream, which then leaves out the messages that this state holds.
+    resume_token: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -212,16 +214,18 @@ async fn show(
 ) -> Result<Response, Error> {
     let uploader = uploader(&user)?;
     let mut connection = state.pool.acquire().await?;
-    let (session, photos) = store::session_with_photos(&mut connection, session_id).await?.unzip();
+    let state = store::session_with_photos(&mut connection, session_id).await?;
+    let (session, rest) = state.map(|state| (state.session, (state.photos, state.resume_token))).unzip();
     let session = owned_by(uploader, session)?;
+    let (photos, resume_token) = rest.unwrap_or_default();
     let shown = |photo: store::Photo| ShownPhoto {
         photo_id: photo.id,
         file_name: photo.file_name,
         status: photo.status,
         reason: photo.reason,
     };
-    let photos = photos.into_iter().flatten().map(shown).collect();
-    Ok(axum::Json(Shown { session_id, counts: Counts::from(&session), photos }).into_response())
+    let photos = photos.into_iter().map(shown).collect();
+    Ok(axum::Json(Shown { session_id, counts: Counts::from(&session), photos, resume_token }).into_response())
 }
 
 async fn complete(

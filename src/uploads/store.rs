@@ -117,15 +117,26 @@ pub(super) async fn save(
     Ok(())
 }
 
-/// Loads a session with its photos in their order. One statement does it, so that the counts match the
-/// photos.
+/// A session as it is shown.
+#[derive(Debug)]
+pub(super) struct SessionState {
+    pub(super) session: Session,
+    /// In their order.
+    pub(super) photos: Vec<Photo>,
+    /// Which events this state holds.
+    pub(super) resume_token: String,
+}
+
+/// Loads a session with its photos. One statement does it, so that the counts match the photos, and the token
+/// matches both.
 pub(super) async fn session_with_photos(
     connection: &mut PgConnection,
     id: Uuid,
-) -> Result<Option<(Session, Vec<Photo>)>, Error> {
+) -> Result<Option<SessionState>, Error> {
     let rows = sqlx::query(
         "select session.id, user_id, total_count, uploaded_count, failed_count,
-                photo.id as photo_id, file_name, status, fail_reason
+                photo.id as photo_id, file_name, status, fail_reason,
+                (select outbox.resume_token()) as resume_token
          from uploads.session join uploads.photo on photo.session_id = session.id
          where session.id = $1 order by position",
     )
@@ -144,7 +155,8 @@ pub(super) async fn session_with_photos(
         })
     };
     let photos = rows.iter().map(photo).collect::<Result<_, Error>>()?;
-    Ok(Some((session_of(first)?, photos)))
+    let resume_token = first.try_get("resume_token")?;
+    Ok(Some(SessionState { session: session_of(first)?, photos, resume_token }))
 }
 
 fn session_of(row: &sqlx::postgres::PgRow) -> Result<Session, Error> {

@@ -96,8 +96,12 @@ struct Account<'a> {
     places: &'a HashMap<StreamId, usize>,
     /// The first row that the client must receive.
     from: usize,
-    /// The state that its page has fetched: these rows may be missing.
+    /// The state that its page has fetched: these rows may be missing, of the earlier epochs or of all.
     state: Option<&'a State>,
+    /// The first epoch whose rows it must be told, also those that its page has fetched.
+    strict_from: u64,
+    /// The reason of the reset that it begins with.
+    reason: Option<&'a str>,
     /// Behind the last row that it was told of.
     end: usize,
     told: HashSet<usize>,
@@ -109,28 +113,36 @@ impl<'a> Account<'a> {
         of: &'a ChannelTruth,
         places: &'a HashMap<StreamId, usize>,
         behind: Option<StreamId>,
-        state: Option<&'a State>,
+        reset: Option<(&'a str, &'a State)>,
     ) -> Self {
         let rows = &of.rows;
         let from = behind.map_or(0, |id| {
             rows.iter().position(|row| row.stream_id.is_some_and(|of| of > id)).unwrap_or(rows.len())
         });
-        // A place that names no event says nothing of where it is: what the page has fetched, it may be told
-        // again or not.
-        let is_nowhere = behind.is_none_or(|id| id.epoch == 0);
+        let (reason, state) = (reset.map(|(reason, _)| reason), reset.map(|(_, state)| state));
+        let strict_from = match behind {
+            Some(id) if reason == Some("rebased") => id.epoch + 1,
+            Some(id) if id.epoch > 0 => 0,
+            // A place that names no event says nothing of where it is: what the page has fetched, it may be
+            // told again or not.
+            _ => u64::MAX,
+        };
         let mut account = Self {
             of,
             rows,
             places,
             from,
-            state: state.filter(|_| is_nowhere),
+            state,
+            strict_from,
+            reason,
             end: from,
             told: HashSet::new(),
             numbers: Numbers::default(),
         };
         if let Some(state) = state {
-            // All that was published before the place was committed before the page looked.
-            let is_lost = |row: &&Row| !state.contains(&row.event_id);
+            // All that was published before the place was committed before the page looked. Where a row
+            // without a number stands is only guessed.
+            let is_lost = |row: &&Row| !row.is_unnumbered() && !state.contains(&row.event_id);
             let lost = rows[..from].iter().filter(is_lost).count();
             if lost > 0 {
                 let first = rows[..from].iter().find(is_lost);
@@ -176,20 +188,29 @@ impl<'a> Account<'a> {
         self.rows.iter().any(|row| row.told == told && is_later(row))
     }
 
+    /// Whether the client's page has this row from Postgres and need not be told.
+    ///
+    /// At the end of an epoch the page fetches all that was committed by then. A Redis that had lost events
+    /// of that epoch is not given them again, and a page that has fetched them lacks nothing.
+    fn has_fetched(&self, row: &Row) -> bool {
+        row.stream_id.is_none_or(|id| id.epoch < self.strict_from)
+            && self.state.is_some_and(|state| state.contains(&row.event_id))
+    }
+
     fn close(mut self, to_the_end: bool) -> Numbers {
         let end = if to_the_end { self.rows.len() } else { self.end };
         let is_lost = |place: &usize| {
-            let is_fetched = self.state.is_some_and(|state| state.contains(&self.rows[*place].event_id));
-            let is_unnumbered = self.rows[*place].stream_id.is_none() && self.rows[*place].was_told_before;
-            !self.told.contains(place) && !is_fetched && !is_unnumbered
+            let row = &self.rows[*place];
+            !self.told.contains(place) && !self.has_fetched(row) && !row.is_unnumbered()
         };
         let lost = (self.from..end).filter(is_lost).count();
         if lost > 0 {
             let first = (self.from..end).find(is_lost).map(|place| &self.rows[place]);
             let told = self.told.iter().min().map(|place| &self.rows[*place]);
             eprintln!(
-                "a client was not told {lost} rows from {} to {end}, the first of them {first:?}; it was \
-                 told {} from {told:?} on",
+                "a client that was reset as {:?} was not told {lost} rows from {} to {end}, the first of them \
+                 {first:?}; it was told {} from {told:?} on",
+                self.reason,
                 self.from,
                 self.told.len()
             );
@@ -221,10 +242,10 @@ fn of_client(of: &ChannelTruth, ledger: &Ledger, client: &Seen) -> Numbers {
                 numbers.invented += usize::from(!is_known);
                 numbers.repeated += usize::from(!is_new);
             }
-            Received::Reset { id, state, fits, .. } => {
+            Received::Reset { id, state, fits, reason, .. } => {
                 numbers.resets += 1;
                 numbers.invented += usize::from(!fits);
-                let next = Account::new(of, &places, *id, state.get());
+                let next = Account::new(of, &places, *id, state.get().map(|state| (reason.as_str(), state)));
                 numbers.add(&std::mem::replace(&mut account, next).close(false));
             }
         }

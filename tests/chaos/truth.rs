@@ -167,6 +167,11 @@ pub(crate) async fn missing(world: &World, commits: &Commits) -> usize {
 }
 
 impl Row {
+    /// Whether only clients know the id that it was told with.
+    pub(crate) fn is_unnumbered(&self) -> bool {
+        self.stream_id.is_none() && self.was_told_before
+    }
+
     fn read(row: &PgRow, text: &str, numbers: &HashMap<i64, StreamId>) -> Self {
         let id = row.get("id");
         Self {

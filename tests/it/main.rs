@@ -78,6 +78,8 @@ mod prometheus;
 mod readiness;
 mod relay_port;
 mod replays;
+mod resume_tokens;
+mod resume_truth;
 mod silence;
 mod stories;
 mod systemd;

@@ -416,6 +416,7 @@ pub(crate) fn event(topic: &Topic, id: i64) -> Event {
         event_type: EventType::new("T").expect("a type"),
         payload: "1".to_owned(),
         created_at: chrono::Utc::now(),
+        xid: Some(3),
         trace: None,
     }
 }
@@ -453,6 +454,7 @@ async fn a_batch_that_mixes_epochs_is_refused_whole() {
         event_type: EventType::new("T").expect("a type"),
         payload: id.to_string(),
         created_at: chrono::Utc::now(),
+        xid: Some(3),
         trace: None,
     };
     let (events, ids) = ([event(1), event(2)], [StreamId::new(1, 1), StreamId::new(2, 1)]);

@@ -102,7 +102,8 @@ impl<'p> Caller<'p> {
                 .arg(event.event_type.as_str())
                 .arg(&event.payload)
                 .arg(self.settings.history_length(event.payload.len()))
-                .arg(envelope::facts_of(event, is_restored(*id)));
+                .arg(envelope::facts_of(event, is_restored(*id)))
+                .arg(event.xid.map_or_else(String::new, |xid| xid.to_string()));
         }
         call
     }

@@ -128,6 +128,7 @@ mod tests {
             event_type: EventType::new("T").expect("a type"),
             payload: "1".to_owned(),
             created_at: chrono::DateTime::UNIX_EPOCH,
+            xid: Some(3),
             trace: None,
         };
         topics.iter().map(event).collect()

@@ -29,9 +29,9 @@
 --           the id of its previous event ('' if there is none, '?' if the relay does not know it)
 --           '1' if the history's TTL is due
 --           its history stream
--- then seven for each event:
+-- then eight for each event:
 --           index of its topic; number; event uuid; type; payload; about how many entries the history keeps;
---           further members of the envelope's JSON object
+--           further members of the envelope's JSON object; its transaction ('' if that is not known)
 --
 -- Returns {events done, verdict, detail}. The verdicts and their details:
 -- OK        "<live> <public>": how many subscribers received the messages
@@ -203,9 +203,10 @@ local function finish(verdict, detail)
   return {done, verdict, detail}
 end
 
-for a = 13 + topic_count * a_topic, #ARGV, 7 do
+for a = 13 + topic_count * a_topic, #ARGV, 8 do
   local topic, seq = topics[tonumber(ARGV[a])], tonumber(ARGV[a + 1])
   local uuid, kind, payload, keep = ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5]
+  local xid = ARGV[a + 7]
   local stream, id = topic.stream, own_epoch .. '-' .. ARGV[a + 1]
   -- Top has passed this number, so the event has arrived, and the relay died or froze before it wrote that.
   -- The event is not added again, also not to a history that has vanished since, which would then seem to end
@@ -221,12 +222,12 @@ for a = 13 + topic_count * a_topic, #ARGV, 7 do
     -- If the TTL is not due, the history exists and has a TTL. If the history has vanished, the new one needs
     -- a TTL of its own.
     added = redis.pcall('XADD', stream, 'NOMKSTREAM', 'MAXLEN', '~', keep, id,
-      'event', uuid, 'type', kind, 'payload', payload, 'prev', prev)
+      'event', uuid, 'type', kind, 'payload', payload, 'prev', prev, 'xid', xid)
     topic.ttl_is_due = not added
   end
   if not has_arrived and not added then
     added = redis.pcall('XADD', stream, 'MAXLEN', '~', keep, id,
-      'event', uuid, 'type', kind, 'payload', payload, 'prev', prev)
+      'event', uuid, 'type', kind, 'payload', payload, 'prev', prev, 'xid', xid)
   end
   local is_new = not has_arrived
   if type(added) == 'table' then

@@ -9,7 +9,7 @@ use chrono::Utc;
 use tokio::time::Instant;
 
 use crate::auth::UserId;
-use crate::event::Topic;
+use crate::event::{ResumeToken, Topic};
 use crate::http::Connection;
 use crate::sse::queue::connections::{ConnectionLimits, OpenStream};
 use crate::sse::queue::send_queue::{SendLimits, SendQueue, StreamTopic};
@@ -18,6 +18,7 @@ use crate::sse::topic::shared_topic::SharedTopic;
 use crate::sse::topic::state::TopicState;
 use crate::sse::wire::multi_topic::StreamCursors;
 use crate::sse::wire::refusal::Refusal;
+use crate::sse::wire::resume::Resume;
 
 /// How often unused topics are released before their time, where there are too many.
 const MAKE_ROOM_EVERY: Duration = Duration::from_secs(1);
@@ -33,9 +34,16 @@ pub(crate) struct StreamGuard {
 
 impl StreamGuard {
     /// Each topic of the stream, with its entry to the send queue.
-    pub(crate) fn stream_topics(&self) -> impl Iterator<Item = (Arc<SharedTopic>, StreamTopic)> {
-        let stream = |at| StreamTopic { queue: self.queue.clone(), at };
-        self.topics.iter().enumerate().map(move |(at, topic)| (topic.clone(), stream(at)))
+    /// `token` is the client's resume token.
+    pub(crate) fn stream_topics(
+        &self,
+        token: Option<&Arc<ResumeToken>>,
+    ) -> impl Iterator<Item = (Arc<SharedTopic>, StreamTopic)> {
+        self.topics.iter().enumerate().map(move |(at, topic)| {
+            let epoch = |token: &Arc<ResumeToken>| token.epoch_of(&self.shared.relay);
+            let resume = token.map(|token| Resume::new(token.clone(), epoch(token), topic.topic.clone()));
+            (topic.clone(), StreamTopic { queue: self.queue.clone(), at, resume: resume.map(Arc::new) })
+        })
     }
 }
 

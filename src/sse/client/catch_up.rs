@@ -71,7 +71,7 @@ impl CatchUp {
 
     /// Attaches the client. Returns when it is attached, or gone.
     pub(crate) async fn run(mut self) {
-        let mut start = unless_too_old(self.asked, now_ms(), self.shared.history_ttl);
+        let mut start = self.unless_too_old(self.asked);
         while let Some(cursor) = self.begin(start).await
             && let Some(reason) = self.follow(cursor).await
         {
@@ -90,7 +90,7 @@ impl CatchUp {
                 start = self.open_unplaced(start);
             }
             self.tell_refusal();
-            let begin = topic.state().begin(start);
+            let begin = topic.state().begin(start, self.stream.resume.as_deref());
             match begin {
                 // The response began before this place was known.
                 Begin::At { .. } if self.opening.has_begun() && self.wants_newest() => {
@@ -106,8 +106,9 @@ impl CatchUp {
                     () = joined => {}
                     () = self.opening.ends() => {}
                 },
+                Begin::Instead(next) => start = self.unless_too_old(next),
                 Begin::InHistory => match self.find_in_history(start).await {
-                    ControlFlow::Continue(next) => start = next,
+                    ControlFlow::Continue(next) => start = self.unless_too_old(next),
                     ControlFlow::Break(found) => return found,
                 },
             }
@@ -130,14 +131,18 @@ impl CatchUp {
     /// Looks for a start in the history. Breaks with the cursor behind the events that the client has been
     /// given, or with `None` if it is gone; otherwise continues with another start.
     async fn find_in_history(&mut self, start: StartAt) -> ControlFlow<Option<Cursor>, StartAt> {
-        if start == StartAt::Last {
-            return ControlFlow::Continue(match self.feed.find_last().await {
-                Ok(found) => found,
-                Err(error) => {
-                    self.pause(&error).await;
-                    start
-                }
-            });
+        let found = match (start, self.stream.resume.clone()) {
+            (StartAt::Last, _) => Some(self.feed.find_last().await),
+            (StartAt::Resume, Some(resume)) => Some(self.feed.find_seen(&resume).await),
+            _ => None,
+        };
+        match found {
+            Some(Ok(found)) => return ControlFlow::Continue(found),
+            Some(Err(error)) => {
+                self.pause(&error).await;
+                return ControlFlow::Continue(start);
+            }
+            None => {}
         }
         // Feeding waits for the client to read.
         self.opening.report();
@@ -268,8 +273,12 @@ impl CatchUp {
         start
     }
 
+    fn unless_too_old(&self, start: StartAt) -> StartAt {
+        unless_too_old(start, now_ms(), self.shared.history_ttl)
+    }
+
     fn count_outcome(&self) {
-        if matches!(self.asked, StartAt::After(_) | StartAt::Reset(_)) {
+        if matches!(self.asked, StartAt::After(_) | StartAt::Resume | StartAt::Reset(_)) {
             self.shared.metrics.resumed(self.outcome);
         }
     }

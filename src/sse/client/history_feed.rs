@@ -7,7 +7,7 @@ use crate::event::PAYLOAD_BYTES_MAX;
 use crate::redis::continuity::{Absence, Prev};
 use crate::redis::history::ReadError;
 use crate::sse::history::read::{
-    FIRST_READ, READ_BYTES, bytes_of_frames, next_count, read_after, read_first,
+    FIRST_READ, READ_BYTES, bytes_of_frames, next_count, read_after, read_before, read_first,
 };
 use crate::sse::queue::byte_budget::Reservation;
 use crate::sse::queue::send_queue::{Put, StreamTopic};
@@ -16,6 +16,7 @@ use crate::sse::topic::pages::{Key, Page, PageEnd};
 use crate::sse::topic::shared_topic::SharedTopic;
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::{self, Frame, ResetReason};
+use crate::sse::wire::resume::{Found, Resume};
 use crate::sse::wire::start::StartAt;
 
 /// What the history gave.
@@ -89,7 +90,7 @@ impl HistoryFeed {
     /// Queues frames until the queue is half full; at least one that moves the client, or it might never come
     /// further.
     fn give(&mut self, after: Option<Cursor>, frames: &[Frame]) -> Fed {
-        self.largest = frames.iter().map(|frame| frame.block.len()).max().unwrap_or_default();
+        self.largest = largest_of(frames);
         self.count = next_count(frames.len(), bytes_of_frames(frames));
         let begun = after.and_then(Cursor::id);
         let mut here = begun;
@@ -135,12 +136,37 @@ impl HistoryFeed {
         })
     }
 
+    /// Where a client with a resume token begins: behind the newest event that the token has seen. Reads the
+    /// history from its end, page by page.
+    pub(crate) async fn find_seen(&self, resume: &Resume) -> Result<StartAt, FeedError> {
+        let (mut before, mut count, mut largest) = (None, FIRST_READ, 0);
+        loop {
+            let frames = {
+                let _reservation = self.reserve(count, largest).await.ok_or(FeedError::NoRoom)?;
+                let _permit = self.shared.reads.acquire().await;
+                read_before(&self.shared, &self.topic, before, count).await?
+            };
+            let Some(oldest) = frames.first() else {
+                // All there is came after the token. Whether anything is missing before it is found out as
+                // for a client that has seen the topic without an event.
+                return Ok(StartAt::After(Cursor::Start { seen_ms: resume.taken_ms() }));
+            };
+            match resume.find(frames.iter().rev()) {
+                Found::Behind(frame) => return Ok(StartAt::After(Cursor::After(frame.id))),
+                Found::Reset(reason) => return Ok(StartAt::Reset(reason)),
+                Found::Before => before = Some(oldest.id),
+            }
+            largest = largest_of(&frames);
+            count = next_count(frames.len(), bytes_of_frames(&frames));
+        }
+    }
+
     /// The page behind this cursor, or the first page. Clients that need the same page share it.
     async fn page(&self, after: Option<Cursor>) -> Result<Page, FeedError> {
         let key = Key { topic: self.topic.topic.clone(), after, count: self.count };
         let read = async || {
             // Reserved before the page is there; then its events are counted themselves.
-            let reservation = self.reserve().await.ok_or(FeedError::NoRoom)?;
+            let reservation = self.reserve(self.count, self.largest).await.ok_or(FeedError::NoRoom)?;
             // The semaphore is never closed.
             let _permit = self.shared.reads.acquire().await;
             let page = match after {
@@ -153,16 +179,21 @@ impl HistoryFeed {
         self.shared.pages.get(key, read).await
     }
 
-    /// Reserves bytes for the next page, going by the page before it. Nothing is known of the first page.
-    async fn reserve(&self) -> Option<Reservation> {
-        let largest = if self.largest == 0 { PAYLOAD_BYTES_MAX } else { self.largest };
-        let bytes = self.count.saturating_mul(largest).min(READ_BYTES.max(FIRST_READ * largest));
+    /// Reserves bytes for a page of `count` entries, going by the largest event of the page before it. Nothing
+    /// is known of the first page (0).
+    async fn reserve(&self, count: usize, largest: usize) -> Option<Reservation> {
+        let largest = if largest == 0 { PAYLOAD_BYTES_MAX } else { largest };
+        let bytes = count.saturating_mul(largest).min(READ_BYTES.max(FIRST_READ * largest));
         if !self.shared.budget.has_room(bytes) {
             self.shared.metrics.room_waits.inc();
             self.shared.pages.make_room();
         }
         self.shared.budget.reserve(bytes).await
     }
+}
+
+fn largest_of(frames: &[Frame]) -> usize {
+    frames.iter().map(|frame| frame.block.len()).max().unwrap_or_default()
 }
 
 /// What an absent history proves for a client that is before the topic's first event, as seen at `seen_ms`,

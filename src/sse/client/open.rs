@@ -17,8 +17,9 @@ use super::admission::{StreamGuard, StreamRequest};
 use super::catch_up::CatchUp;
 use super::opening::Opening;
 use crate::auth::UserId;
-use crate::event::Topic;
+use crate::event::{ResumeToken, Topic};
 use crate::http::{Connection, Takeover};
+use crate::sse::history::log_of_redis::NoAnswer;
 use crate::sse::hub::Hub;
 use crate::sse::queue::send_queue::Put;
 use crate::sse::shared::Shared;
@@ -42,6 +43,9 @@ pub struct StreamQuery {
     /// Continue after this id. For a first connection: a browser that reconnects sends the same URL again,
     /// and the header with its newest id then wins.
     pub last_event_id: Option<String>,
+    /// The text of `outbox.resume_token()`: leave out the events that the page's state holds, and begin with
+    /// the first one that it does not.
+    pub resume: Option<String>,
     /// Where a first connection begins: `latest` (the default), `last` or `earliest`.
     pub from: Option<Start>,
 }
@@ -55,10 +59,11 @@ impl TryFrom<Vec<(String, String)>> for StreamQuery {
     type Error = StartError;
 
     fn try_from(pairs: Vec<(String, String)>) -> Result<Self, StartError> {
-        let (mut last_event_id, mut from) = (None, None);
+        let (mut last_event_id, mut resume, mut from) = (None, None, None);
         for (name, value) in pairs {
             match name.as_str() {
                 "lastEventId" => last_event_id = Some(value),
+                "resume" => resume = Some(value),
                 "from" => from = Some(value),
                 _ => {}
             }
@@ -70,7 +75,7 @@ impl TryFrom<Vec<(String, String)>> for StreamQuery {
             Some("earliest") => Some(Start::Earliest),
             Some(_) => return Err(StartError),
         };
-        Ok(Self { last_event_id, from })
+        Ok(Self { last_event_id, resume, from })
     }
 }
 
@@ -115,7 +120,12 @@ pub async fn open(
     connection: Connection,
 ) -> Response {
     let shared = &hub.0;
-    let starts = starts_of(&grant.topics, headers, query);
+    let token = match &query.resume {
+        Some(text) => Some(token_of(shared, text).await),
+        None => None,
+    };
+    let starts = starts_of(&grant.topics, headers, query, &token);
+    let token = token.and_then(Result::ok);
     let cursors = match &grant.topics {
         Topics::One(_) => None,
         Topics::Multi(multi_topic) => Some(StreamCursors::new(multi_topic, &starts)),
@@ -138,7 +148,7 @@ pub async fn open(
             let _queued: Put = guard.queue.put_bytes(frame::retry(shared.retry_after(1)));
             // Made before the first await: if the request is given up meanwhile, dropping it closes the queue.
             let stream = OpenedStream::new(guard.queue.clone(), guard.clone());
-            attach(shared, &guard, &starts).await;
+            attach(shared, &guard, &starts, token.as_ref()).await;
             let sockets = shared.sockets.clone();
             event_stream(Takeover::response(move |taken| sockets.take(taken, stream)))
         }
@@ -147,11 +157,16 @@ pub async fn open(
 
 /// Starts to bring the stream to the end of its topics. Waits until its place in each is known, but not for
 /// long.
-async fn attach(shared: &Arc<Shared>, guard: &Arc<StreamGuard>, starts: &[StartAt]) {
+async fn attach(
+    shared: &Arc<Shared>,
+    guard: &Arc<StreamGuard>,
+    starts: &[StartAt],
+    token: Option<&Arc<ResumeToken>>,
+) {
     let mut all_placed = Vec::with_capacity(starts.len());
     // Cancelled when the response begins without waiting any longer.
     let opened = CancellationToken::new();
-    for ((topic, stream), from) in guard.stream_topics().zip(starts) {
+    for ((topic, stream), from) in guard.stream_topics(token).zip(starts) {
         let (placed, is_placed) = oneshot::channel();
         let catch_up =
             CatchUp::new(shared.clone(), topic, stream, *from, Opening::new(placed, opened.clone()));
@@ -174,17 +189,35 @@ async fn catch_up_unless_gone(guard: Arc<StreamGuard>, catch_up: CatchUp) {
     }
 }
 
+/// The resume token of a client, or the reason why it decides nothing.
+async fn token_of(shared: &Shared, text: &str) -> Result<Arc<ResumeToken>, ResetReason> {
+    let token = ResumeToken::parse(text).map_err(|_not_one| ResetReason::BadToken)?;
+    match shared.log.get(&shared.history).await {
+        Ok(Some(log)) if log != token.log => Err(ResetReason::BadToken),
+        // Before a relay's first event there is none that a token could be wrong about.
+        Ok(_) => Ok(Arc::new(token)),
+        Err(NoAnswer) => Err(ResetReason::JoinedLate),
+    }
+}
+
 /// Where the stream begins in each topic: the header wins, as it is newer than the URL of a browser that
 /// reconnects.
-fn starts_of(topics: &Topics, headers: &HeaderMap, query: &StreamQuery) -> Vec<StartAt> {
+fn starts_of(
+    topics: &Topics,
+    headers: &HeaderMap,
+    query: &StreamQuery,
+    token: &Option<Result<Arc<ResumeToken>, ResetReason>>,
+) -> Vec<StartAt> {
     const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
     let from_header = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
     let is_some = |id: &&str| !id.is_empty();
     let id = from_header.filter(is_some).or(query.last_event_id.as_deref()).filter(is_some);
-    let fresh = match query.from.unwrap_or(Shared::default_start()) {
-        Start::Latest => StartAt::Latest,
-        Start::Last => StartAt::Last,
-        Start::Earliest => StartAt::Earliest,
+    let fresh = match (token, query.from.unwrap_or(Shared::default_start())) {
+        (Some(Ok(_)), _) => StartAt::Resume,
+        (Some(Err(reason)), _) => StartAt::Reset(*reason),
+        (None, Start::Latest) => StartAt::Latest,
+        (None, Start::Last) => StartAt::Last,
+        (None, Start::Earliest) => StartAt::Earliest,
     };
     let begin = match (id, topics) {
         (None, _) => None,
@@ -229,7 +262,8 @@ mod tests {
             headers.insert("last-event-id", HeaderValue::from_static(id));
         }
         let topics = Topics::One(Topic::new("t").expect("a topic"));
-        starts_of(&topics, &headers, &StreamQuery { last_event_id: query.map(str::to_owned), from })[0]
+        let query = StreamQuery { last_event_id: query.map(str::to_owned), resume: None, from };
+        starts_of(&topics, &headers, &query, &None)[0]
     }
 
     #[test]

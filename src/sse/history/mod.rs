@@ -3,5 +3,6 @@
 
 pub(crate) mod foreign;
 pub(crate) mod join;
+pub(crate) mod log_of_redis;
 pub(crate) mod read;
 pub(crate) mod repair_wait;

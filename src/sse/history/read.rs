@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::event::StreamId;
 use crate::redis::continuity::{self, Link, Place, Prev, Run};
 use crate::redis::history::{Entry, ReadError};
 use crate::sse::shared::Shared;
@@ -131,6 +132,18 @@ pub(crate) async fn read_newest(
     Ok((base, newest.into_iter().skip(skip).map(|entry| frame_of(shared, topic, entry)).collect()))
 }
 
+/// The newest events of the history before this id, or the newest of all, oldest of them first.
+pub(crate) async fn read_before(
+    shared: &Shared,
+    topic: &SharedTopic,
+    id: Option<StreamId>,
+    count: usize,
+) -> Result<Vec<Frame>, ReadError> {
+    shared.metrics.history_reads.inc();
+    let entries = shared.history.newest_before(&topic.topic, id, count).await?;
+    Ok(entries.into_iter().map(|entry| frame_of(shared, topic, entry)).collect())
+}
+
 /// The start of a topic without a history, with the time since when nothing is missing.
 async fn start_of_nothing(shared: &Shared, topic: &SharedTopic) -> Result<Cursor, ReadError> {
     shared.metrics.history_reads.inc();
@@ -156,7 +169,9 @@ fn bytes_of(entries: &[Entry]) -> usize {
 /// Frames an entry, and counts its bytes in the budget of all streams.
 fn frame_of(shared: &Shared, topic: &SharedTopic, entry: Entry) -> Frame {
     shared.budget.frame(match entry.event {
-        Some((event_type, payload)) => Frame::of_event(entry.id, &event_type, &payload, topic.naming),
+        Some((event_type, payload)) => {
+            Frame::of_event(entry.id, &event_type, &payload, topic.naming).with_xid(entry.xid)
+        }
         None => Frame::empty(entry.id),
     })
 }

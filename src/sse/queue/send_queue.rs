@@ -16,6 +16,7 @@ use super::byte_budget::ByteBudget;
 use super::ready_list::Outlet;
 use crate::sse::wire::frame::Block;
 use crate::sse::wire::multi_topic::StreamCursors;
+use crate::sse::wire::resume::Resume;
 
 /// How many bytes may wait, and how long the stream may live.
 #[derive(Debug, Clone, Copy)]
@@ -83,6 +84,8 @@ pub(crate) struct StreamTopic {
     pub(crate) queue: Arc<SendQueue>,
     /// The number of the topic in the stream.
     pub(crate) at: usize,
+    /// The client's resume token, if it came with one.
+    pub(crate) resume: Option<Arc<Resume>>,
 }
 
 impl StreamTopic {
@@ -90,8 +93,19 @@ impl StreamTopic {
         self.queue.number()
     }
 
-    /// Queues a block of the topic. Never waits.
+    /// Queues a block of the topic, unless the client's resume token has seen it. Never waits.
     pub(crate) fn put(&self, block: &Block) -> Put {
+        match &self.resume {
+            None => self.enqueue(block),
+            Some(resume) => {
+                let puts = resume.apply(block).map(|block| self.enqueue(&block));
+                puts.reduce(|first, next| if first == Put::Queued { next } else { first })
+                    .unwrap_or(Put::Gone)
+            }
+        }
+    }
+
+    fn enqueue(&self, block: &Block) -> Put {
         self.queue.enqueue(|queue| queue.put(self.at, block, &self.queue.budget))
     }
 }

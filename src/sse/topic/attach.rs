@@ -1,10 +1,12 @@
 //! Where a client begins in a topic, and which events it has missed since. Decides under the topic's lock.
 
+use super::recent::Recent;
 use super::state::TopicState;
 use crate::event::StreamId;
 use crate::sse::queue::send_queue::{Put, StreamTopic};
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::{self, Block, Frame, ResetReason};
+use crate::sse::wire::resume::{Found, Resume};
 use crate::sse::wire::start::StartAt;
 
 /// Where a client begins.
@@ -17,6 +19,8 @@ pub(crate) enum Begin {
     WhenLive,
     /// The recent events do not reach that far: the history knows.
     InHistory,
+    /// Where this start says.
+    Instead(StartAt),
 }
 
 /// The result of attaching a client.
@@ -38,8 +42,8 @@ pub(crate) enum Attached {
 }
 
 impl TopicState {
-    /// Turns a start into a cursor.
-    pub(crate) fn begin(&self, start: StartAt) -> Begin {
+    /// Turns a start into a cursor. `resume` is the client's token.
+    pub(crate) fn begin(&self, start: StartAt, resume: Option<&Resume>) -> Begin {
         let at = |cursor| Begin::At { cursor, block: Some(frame::cursor(cursor)) };
         if let StartAt::After(cursor) = start {
             // The client knows its place; whether it can be continued from is found out later.
@@ -64,6 +68,7 @@ impl TopicState {
                 Some(cursor) => Begin::At { cursor, block: None },
                 None => Begin::InHistory,
             },
+            StartAt::Resume => resume.map_or(Begin::InHistory, |resume| begin_with(recent, resume)),
             StartAt::Reset(reason) => {
                 let cursor = self.cursor();
                 Begin::At { cursor, block: Some(frame::reset(reason, &self.topic, cursor)) }
@@ -116,6 +121,18 @@ impl TopicState {
             self.metrics.reset(ResetReason::Rebased, usize::from(reset.is_some()));
             reset.into_iter().chain([frame.block.clone()])
         })
+    }
+}
+
+/// Where a client with a resume token begins, as far as the recent events tell.
+fn begin_with(recent: &Recent, resume: &Resume) -> Begin {
+    match resume.find(recent.all().rev()) {
+        Found::Behind(frame) => Begin::Instead(StartAt::After(Cursor::After(frame.id))),
+        Found::Reset(reason) => Begin::Instead(StartAt::Reset(reason)),
+        Found::Before if recent.reaches_start_of(resume.taken_ms()) => {
+            Begin::Instead(StartAt::After(Cursor::Start { seen_ms: resume.taken_ms() }))
+        }
+        Found::Before => Begin::InHistory,
     }
 }
 

@@ -127,7 +127,7 @@ impl Recent {
     }
 
     /// All events of the run.
-    pub(crate) fn all(&self) -> impl Iterator<Item = &Frame> {
+    pub(crate) fn all(&self) -> impl DoubleEndedIterator<Item = &Frame> {
         self.frames.iter()
     }
 }

@@ -254,7 +254,7 @@ impl Model {
         }
         let limits = SendLimits { queued_bytes: self.queued_bytes, expires_at: None };
         let queue = Arc::new(SendQueue::new(self.next_client, limits, None, CancellationToken::new()));
-        let stream = StreamTopic { queue: queue.clone(), at: 0 };
+        let stream = StreamTopic { queue: queue.clone(), at: 0, resume: None };
         let from = client.cursor.map_or(StartAt::Latest, StartAt::After);
         client.number = self.next_client;
         client.connection = Some(Connected(queue));
@@ -283,7 +283,7 @@ impl Model {
 
 /// Tells a client where it begins, and attaches it. It reads whenever there is no more room for it.
 fn begin(topic: &mut TopicState, client: &mut Client, stream: &StreamTopic, start: StartAt) -> Attached {
-    let Begin::At { mut cursor, block } = topic.begin(start) else { return Attached::WhenLive };
+    let Begin::At { mut cursor, block } = topic.begin(start, None) else { return Attached::WhenLive };
     if block.is_some_and(|block| stream.put(&block) != Put::Queued) {
         return Attached::Gone;
     }
@@ -379,8 +379,11 @@ fn a_start_is_only_as_old_as_what_is_known_of_it() {
     let mut topic = live_topic();
     topic.begin_with(Some(Cursor::Start { seen_ms: 1000 }), [frame(StreamId::new(1, 9))], None);
     let limits = SendLimits { queued_bytes: 20_000, expires_at: None };
-    let stream =
-        StreamTopic { queue: Arc::new(SendQueue::new(1, limits, None, CancellationToken::new())), at: 0 };
+    let stream = StreamTopic {
+        queue: Arc::new(SendQueue::new(1, limits, None, CancellationToken::new())),
+        at: 0,
+        resume: None,
+    };
     let start = |seen_ms| Cursor::Start { seen_ms };
     assert_eq!(topic.attach(&stream, start(999)), Attached::Behind, "something may have vanished since");
     assert_eq!(topic.attach(&stream, start(1000)), Attached::Yes);
@@ -406,12 +409,12 @@ fn the_newest_event_of_a_topic_without_an_earlier_place_tells_the_client_its_pla
     topic.begin_with(None, [frame(StreamId::new(1, 9))], None);
     let newest = Cursor::After(StreamId::new(1, 9));
     assert!(matches!(
-        topic.begin(StartAt::Last),
+        topic.begin(StartAt::Last, None),
         Begin::At { cursor, block: Some(block) } if cursor == newest && block.is_event()
     ));
     topic.begin_with(Some(Cursor::After(StreamId::new(1, 4))), [frame(StreamId::new(1, 9))], None);
     assert!(matches!(
-        topic.begin(StartAt::Last),
+        topic.begin(StartAt::Last, None),
         Begin::At { cursor, block: Some(block) }
             if cursor.id() == Some(StreamId::new(1, 4)) && !block.is_event()
     ));
@@ -424,7 +427,7 @@ fn a_client_without_room_is_given_nothing_and_one_with_room_at_least_one_event()
     topic.begin_with(Some(Cursor::After(id(4))), [frame(id(5)), frame(id(6))], None);
     let limits = SendLimits { queued_bytes: 40, expires_at: None };
     let queue = Arc::new(SendQueue::new(1, limits, None, CancellationToken::new()));
-    let stream = StreamTopic { queue: queue.clone(), at: 0 };
+    let stream = StreamTopic { queue: queue.clone(), at: 0, resume: None };
     assert_eq!(topic.attach(&stream, Cursor::After(id(4))), Attached::Partly(Cursor::After(id(5))));
     assert_eq!(topic.attach(&stream, Cursor::After(id(5))), Attached::Partly(Cursor::After(id(5))));
     assert!(!topic.has_clients());
@@ -450,12 +453,15 @@ fn a_client_without_a_place_waits_for_a_topic_that_is_joining() {
     topic.receive(event(None, 4));
     topic.begin_join();
     let limits = SendLimits { queued_bytes: 20_000, expires_at: None };
-    let stream =
-        StreamTopic { queue: Arc::new(SendQueue::new(1, limits, None, CancellationToken::new())), at: 0 };
+    let stream = StreamTopic {
+        queue: Arc::new(SendQueue::new(1, limits, None, CancellationToken::new())),
+        at: 0,
+        resume: None,
+    };
     for from in [StartAt::Latest, StartAt::Last, StartAt::Earliest, StartAt::Reset(ResetReason::Gap)] {
-        assert!(matches!(topic.begin(from), Begin::WhenLive), "{from:?}: the events it would get may be old");
+        assert!(matches!(topic.begin(from, None), Begin::WhenLive), "{from:?}: the events it would get may be old");
     }
     let cursor = Cursor::After(StreamId::new(1, 4));
-    assert!(matches!(topic.begin(StartAt::After(cursor)), Begin::At { .. }));
+    assert!(matches!(topic.begin(StartAt::After(cursor), None), Begin::At { .. }));
     assert_eq!(topic.attach(&stream, cursor), Attached::Yes, "a place that it names is proven at any time");
 }

@@ -24,6 +24,10 @@ pub(crate) struct Block {
     id_line: usize,
     /// Length of the `event:` line behind it, where that names an event of the topic.
     name_line: usize,
+    /// The transaction of the event, if it is known.
+    xid: Option<u64>,
+    /// Why it tells the client to fetch its state anew, if it does.
+    reset: Option<ResetReason>,
 }
 
 impl Block {
@@ -32,16 +36,31 @@ impl Block {
         let id_line = text.len();
         // Writing to a String cannot fail.
         let _infallible = text.write_fmt(rest);
-        Self { bytes: text.into(), place: Some(place), id_line, name_line: 0 }
+        Self { bytes: text.into(), place: Some(place), id_line, name_line: 0, xid: None, reset: None }
     }
 
     pub(crate) fn place(&self) -> Option<Cursor> {
         self.place
     }
 
+    #[cfg(test)]
+    pub(crate) fn set_place(&mut self, place: Cursor) {
+        self.place = Some(place);
+    }
+
     /// Whether it is an event of the topic, and not one of the server.
     pub(crate) fn is_event(&self) -> bool {
         self.name_line > 0
+    }
+
+    /// Why it tells the client to fetch its state anew, if it does.
+    pub(crate) fn reset(&self) -> Option<ResetReason> {
+        self.reset
+    }
+
+    /// The transaction of the event, if it is known.
+    pub(crate) fn xid(&self) -> Option<u64> {
+        self.xid
     }
 
     /// The text without its id.
@@ -90,13 +109,23 @@ impl Frame {
         push_one_line(&mut text, payload.trim_matches([' ', '\t', '\r', '\n']));
         text.push_str("\n\n");
         let place = Some(Cursor::After(id));
-        Self { id, block: Block { bytes: text.into(), place, id_line, name_line } }
+        Self { id, block: Block { bytes: text.into(), place, id_line, name_line, xid: None, reset: None } }
+    }
+
+    /// The frame with the event's transaction.
+    #[must_use]
+    pub(crate) fn with_xid(mut self, xid: Option<u64>) -> Self {
+        self.block.xid = xid;
+        self
     }
 
     /// An entry of the history that holds no event for clients.
     pub(crate) fn empty(id: StreamId) -> Self {
         let place = Some(Cursor::After(id));
-        Self { id, block: Block { bytes: Bytes::new(), place, id_line: 0, name_line: 0 } }
+        Self {
+            id,
+            block: Block { bytes: Bytes::new(), place, id_line: 0, name_line: 0, xid: None, reset: None },
+        }
     }
 }
 
@@ -132,7 +161,7 @@ pub(crate) fn foreign(message: &str) -> Block {
         }
     }
     text.push('\n');
-    Block { bytes: text.into(), place: None, id_line: 0, name_line }
+    Block { bytes: text.into(), place: None, id_line: 0, name_line, xid: None, reset: None }
 }
 
 /// A block with an id only: moves the client's cursor and fires no event.
@@ -150,6 +179,8 @@ pub(crate) fn retry(wait: Duration) -> Bytes {
 pub(crate) enum ResetReason {
     /// The `Last-Event-ID` is not one.
     BadId,
+    /// The resume token is none, or one of another log.
+    BadToken,
     /// The id is past the end of the topic's history, also in a later epoch, and stayed so through a repair.
     UnknownId,
     /// The history no longer reaches back to the id.
@@ -164,12 +195,20 @@ pub(crate) enum ResetReason {
 }
 
 impl ResetReason {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::BadId, Self::UnknownId, Self::HistoryGone, Self::Gap, Self::JoinedLate, Self::Rebased];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::BadId,
+        Self::BadToken,
+        Self::UnknownId,
+        Self::HistoryGone,
+        Self::Gap,
+        Self::JoinedLate,
+        Self::Rebased,
+    ];
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::BadId => "bad_id",
+            Self::BadToken => "bad_token",
             Self::UnknownId => "unknown_id",
             Self::HistoryGone => "history_gone",
             Self::Gap => "gap",
@@ -181,13 +220,14 @@ impl ResetReason {
 
 /// Tells a client that contiguity cannot be proven: fetch the state, events go on after `from`.
 pub(crate) fn reset(reason: ResetReason, topic: &Topic, from: Cursor) -> Block {
-    let reason = reason.as_str();
-    Block::with_place(
+    let text = reason.as_str();
+    let block = Block::with_place(
         from,
         format_args!(
-            "event: reset\ndata: {{\"reason\":\"{reason}\",\"topic\":\"{topic}\",\"id\":\"{from}\"}}\n\n"
+            "event: reset\ndata: {{\"reason\":\"{text}\",\"topic\":\"{topic}\",\"id\":\"{from}\"}}\n\n"
         ),
-    )
+    );
+    Block { reset: Some(reason), ..block }
 }
 
 /// The reset for a client at `place` before an event of another epoch. The event follows without a hole, but

@@ -5,4 +5,5 @@ pub(crate) mod frame;
 pub(crate) mod multi_topic;
 pub(crate) mod naming;
 pub(crate) mod refusal;
+pub(crate) mod resume;
 pub(crate) mod start;

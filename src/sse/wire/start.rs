@@ -25,6 +25,8 @@ pub(crate) enum StartAt {
     Earliest,
     /// With the event after this place.
     After(Cursor),
+    /// With the first event that the client's resume token did not see.
+    Resume,
     /// With a reset.
     Reset(ResetReason),
 }

@@ -52,8 +52,9 @@ pub(crate) async fn serve(
     let pool = config.database.lazy_pool(ROLE)?;
     pool.register(&mut registry);
     let metrics = Metrics::register(&mut registry);
-    let hub = Hub::new(config.sse.clone(), &config.redis, uploads::naming, metrics.clone())
-        .context("cannot start the threads that write streams")?;
+    let hub =
+        Hub::new(config.sse.clone(), &config.redis, uploads::naming, &config.relay.name, metrics.clone())
+            .context("cannot start the threads that write streams")?;
     let (asked, checked, open) = (hub.clone(), verifier.clone(), metrics.clone());
     let room = config.sse.max_connections;
     let readiness = Readiness::new(move || {

@@ -1,0 +1,46 @@
+//! The identity of the log whose events Redis holds. A resume token of another log decides nothing here.
+
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+
+use crate::event::LogId;
+use crate::redis::History;
+
+/// How long an answer is used: ten thousand pages that load at once make one question.
+const KEPT: Duration = Duration::from_secs(1);
+/// How long a client waits for the answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Redis did not say which log it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NoAnswer;
+
+/// The newest answer of Redis, and when it came.
+#[derive(Debug, Default)]
+pub(crate) struct LogOfRedis(Mutex<Option<(Instant, Result<Option<LogId>, NoAnswer>)>>);
+
+impl LogOfRedis {
+    /// Returns the log's identity, and `None` if no relay has published anything yet.
+    ///
+    /// # Errors
+    /// Returns [`NoAnswer`] if Redis does not answer in time. It is asked again a second later.
+    pub(crate) async fn get(&self, history: &History) -> Result<Option<LogId>, NoAnswer> {
+        // Held while Redis is asked, so that all others wait for the same answer.
+        let mut newest = self.0.lock().await;
+        if let Some((_, answer)) = newest.filter(|(at, _)| at.elapsed() < KEPT) {
+            return answer;
+        }
+        let answer = match timeout(PATIENCE, history.log()).await {
+            Ok(Ok(log)) => Ok(log),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "cannot tell whether resume tokens are of this log");
+                Err(NoAnswer)
+            }
+            Err(_elapsed) => Err(NoAnswer),
+        };
+        *newest = Some((Instant::now(), answer));
+        answer
+    }
+}
