@@ -24,7 +24,7 @@ mod topic;
 mod wire;
 
 pub use client::admin::admin;
-pub use client::open::{StreamGrant, StreamQuery, Topics, open};
+pub use client::open::{StreamGrant, Topics, open};
 pub use client::retry_later::{refuse_when_full, retry_later};
 pub use hub::Hub;
 pub use metrics::Metrics;
@@ -32,4 +32,5 @@ pub use settings::Settings;
 pub use wire::cursor::Cursor;
 pub use wire::multi_topic::{ID_BYTES_MAX, MultiTopic, MultiTopicError, TOPICS_MAX};
 pub use wire::naming::Naming;
+pub use wire::query::{Keep, QueryError, StreamQuery};
 pub use wire::start::Start;

@@ -17,6 +17,7 @@ use crate::sse::shared::Shared;
 use crate::sse::topic::shared_topic::SharedTopic;
 use crate::sse::topic::state::TopicState;
 use crate::sse::wire::multi_topic::StreamCursors;
+use crate::sse::wire::query::Keep;
 use crate::sse::wire::refusal::Refusal;
 use crate::sse::wire::resume::Resume;
 
@@ -38,11 +39,15 @@ impl StreamGuard {
     pub(crate) fn stream_topics(
         &self,
         token: Option<&Arc<ResumeToken>>,
+        is_text: bool,
     ) -> impl Iterator<Item = (Arc<SharedTopic>, StreamTopic)> {
         self.topics.iter().enumerate().map(move |(at, topic)| {
             let epoch = |token: &Arc<ResumeToken>| token.epoch_of(&self.shared.relay);
             let resume = token.map(|token| Resume::new(token.clone(), epoch(token), topic.topic.clone()));
-            (topic.clone(), StreamTopic { queue: self.queue.clone(), at, resume: resume.map(Arc::new) })
+            (
+                topic.clone(),
+                StreamTopic { queue: self.queue.clone(), at, resume: resume.map(Arc::new), is_text },
+            )
         })
     }
 }
@@ -77,6 +82,7 @@ pub(crate) struct StreamRequest {
     pub(crate) topics: Arc<[Topic]>,
     /// The cursors of a stream of several topics.
     pub(crate) cursors: Option<StreamCursors>,
+    pub(crate) keep: Keep,
     pub(crate) expires_at: Option<Instant>,
     pub(crate) connection: Connection,
 }
@@ -91,7 +97,11 @@ impl Shared {
         let limits =
             SendLimits { queued_bytes: self.settings.max_queued_bytes, expires_at: request.expires_at };
         let queue = SendQueue::new(number, limits, request.cursors, request.connection.end);
-        let queue = Arc::new(queue.with_budget(self.budget.clone()));
+        let queue = queue.with_budget(self.budget.clone());
+        let queue = Arc::new(match request.keep {
+            Keep::All => queue,
+            Keep::Newest { tells } => queue.with_newest(request.topics.clone(), tells),
+        });
         let connected = OpenStream {
             queue: queue.clone(),
             user: request.user,

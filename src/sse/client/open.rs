@@ -8,7 +8,6 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use serde::Deserialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,57 +26,12 @@ use crate::sse::sockets::OpenedStream;
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::{self, ResetReason};
 use crate::sse::wire::multi_topic::{MultiTopic, StreamCursors};
+use crate::sse::wire::query::StreamQuery;
 use crate::sse::wire::refusal::Refusal;
 use crate::sse::wire::start::{Start, StartAt};
 
 /// A client that is refused reconnects after this many times the usual wait: others need the time to leave.
 const REFUSED_WAIT: u32 = 3;
-
-/// The query of a stream's URL.
-///
-/// Where a parameter occurs more than once the last one counts: clients that reconnect by themselves append
-/// theirs. Other parameters are ignored.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(try_from = "Vec<(String, String)>")]
-pub struct StreamQuery {
-    /// Continue after this id. For a first connection: a browser that reconnects sends the same URL again,
-    /// and the header with its newest id then wins.
-    pub last_event_id: Option<String>,
-    /// The text of `outbox.resume_token()`: leave out the events that the page's state holds, and begin with
-    /// the first one that it does not.
-    pub resume: Option<String>,
-    /// Where a first connection begins: `latest` (the default), `last` or `earliest`.
-    pub from: Option<Start>,
-}
-
-/// The query's `from` is unknown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("from is 'latest' (the default), 'last' or 'earliest'")]
-pub struct StartError;
-
-impl TryFrom<Vec<(String, String)>> for StreamQuery {
-    type Error = StartError;
-
-    fn try_from(pairs: Vec<(String, String)>) -> Result<Self, StartError> {
-        let (mut last_event_id, mut resume, mut from) = (None, None, None);
-        for (name, value) in pairs {
-            match name.as_str() {
-                "lastEventId" => last_event_id = Some(value),
-                "resume" => resume = Some(value),
-                "from" => from = Some(value),
-                _ => {}
-            }
-        }
-        let from = match from.as_deref() {
-            None => None,
-            Some("latest") => Some(Start::Latest),
-            Some("last") => Some(Start::Last),
-            Some("earliest") => Some(Start::Earliest),
-            Some(_) => return Err(StartError),
-        };
-        Ok(Self { last_event_id, resume, from })
-    }
-}
 
 /// A stream that a user is allowed to have.
 #[derive(Debug, Clone)]
@@ -136,7 +90,9 @@ pub async fn open(
     });
     let topics = grant.topics.list().into();
     let (user, peer) = (grant.user, connection.peer);
-    match shared.admit(StreamRequest { user: user.clone(), topics, cursors, expires_at, connection }) {
+    let request =
+        StreamRequest { user: user.clone(), topics, cursors, keep: query.keep, expires_at, connection };
+    match shared.admit(request) {
         Err(refusal) => {
             // A full server refuses thousands a minute: always counted, logged at debug level only.
             tracing::debug!(%user, %peer, reason = refusal.as_str(), "refused");
@@ -148,7 +104,7 @@ pub async fn open(
             let _queued: Put = guard.queue.put_bytes(frame::retry(shared.retry_after(1)));
             // Made before the first await: if the request is given up meanwhile, dropping it closes the queue.
             let stream = OpenedStream::new(guard.queue.clone(), guard.clone());
-            attach(shared, &guard, &starts, token.as_ref()).await;
+            attach(shared, &guard, &starts, token.as_ref(), query.is_text).await;
             let sockets = shared.sockets.clone();
             event_stream(Takeover::response(move |taken| sockets.take(taken, stream)))
         }
@@ -162,11 +118,12 @@ async fn attach(
     guard: &Arc<StreamGuard>,
     starts: &[StartAt],
     token: Option<&Arc<ResumeToken>>,
+    is_text: bool,
 ) {
     let mut all_placed = Vec::with_capacity(starts.len());
     // Cancelled when the response begins without waiting any longer.
     let opened = CancellationToken::new();
-    for ((topic, stream), from) in guard.stream_topics(token).zip(starts) {
+    for ((topic, stream), from) in guard.stream_topics(token, is_text).zip(starts) {
         let (placed, is_placed) = oneshot::channel();
         let catch_up =
             CatchUp::new(shared.clone(), topic, stream, *from, Opening::new(placed, opened.clone()));
@@ -262,7 +219,7 @@ mod tests {
             headers.insert("last-event-id", HeaderValue::from_static(id));
         }
         let topics = Topics::One(Topic::new("t").expect("a topic"));
-        let query = StreamQuery { last_event_id: query.map(str::to_owned), resume: None, from };
+        let query = StreamQuery { last_event_id: query.map(str::to_owned), from, ..StreamQuery::default() };
         starts_of(&topics, &headers, &query, &None)[0]
     }
 

@@ -3,10 +3,13 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Write};
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use tokio::time::{Duration, Instant};
 
+use super::newest::{Held, Newest};
+use crate::event::Topic;
 use crate::sse::queue::byte_budget::ByteBudget;
 use crate::sse::wire::frame::Block;
 use crate::sse::wire::multi_topic::StreamCursors;
@@ -47,6 +50,8 @@ pub(super) struct BlockQueue {
     limit: usize,
     /// The client's cursors, if the stream has several topics.
     cursors: Option<Box<StreamCursors>>,
+    /// The client wants only the newest events while it is behind: those wait here, behind all blocks.
+    newest: Option<Box<Newest>>,
     blocks: VecDeque<Bytes>,
     bytes: usize,
     taken_bytes: u64,
@@ -62,6 +67,7 @@ impl BlockQueue {
         Self {
             limit,
             cursors: cursors.map(Box::new),
+            newest: None,
             blocks: VecDeque::new(),
             bytes: 0,
             taken_bytes: 0,
@@ -71,21 +77,43 @@ impl BlockQueue {
         }
     }
 
+    /// Keeps only the newest event of each topic and type while the client is behind. With `tells` the page is
+    /// told of the others by an event.
+    pub(super) fn keep_newest(&mut self, topics: Arc<[Topic]>, tells: bool) {
+        self.newest = Some(Box::new(Newest::new(topics, tells)));
+    }
+
+    pub(super) fn keeps_newest(&self) -> bool {
+        self.newest.is_some()
+    }
+
     /// Adds a block of the stream's topic with this number. `budget` counts the bytes that are made for this
     /// stream alone.
     pub(super) fn put(&mut self, topic: usize, block: &Block, budget: &ByteBudget) -> Put {
+        let key = block.type_hash().map(|type_hash| (topic, type_hash));
+        let behind = self.newest.as_mut().filter(|newest| newest.is_behind());
+        let (skipped, dropped) = behind.zip(key).map_or((0, 0), |(newest, key)| newest.drop_older(key));
+        self.bytes -= dropped;
         let accepted = self.accept(block.is_event().then(|| block.len()));
         if accepted == Put::Queued {
-            match &mut self.cursors {
-                None => self.push(block.bytes.clone()),
-                Some(cursors) => {
-                    let (own, shared) = cursors.write(topic, block);
-                    self.push(budget.hold(own));
-                    self.push(shared);
-                }
-            }
+            let (own, shared) = match &mut self.cursors {
+                None => (Bytes::new(), block.bytes.clone()),
+                Some(cursors) => cursors.write(topic, block),
+            };
+            self.add(Held { key, parts: [budget.hold(own), shared], skipped });
         }
         accepted
+    }
+
+    /// Adds a block behind all others.
+    fn add(&mut self, held: Held) {
+        match self.newest.as_mut().filter(|newest| newest.is_behind()) {
+            Some(newest) => {
+                self.bytes += held.bytes();
+                newest.hold(held);
+            }
+            None => held.parts.into_iter().for_each(|part| self.push(part)),
+        }
     }
 
     /// Adds bytes that belong to no topic.
@@ -127,7 +155,7 @@ impl BlockQueue {
     /// Adds a last block, behind which the stream ends.
     pub(super) fn finish(&mut self, last: Bytes) {
         if !self.is_ending {
-            self.push(last);
+            self.add(Held { key: None, parts: [Bytes::new(), last], skipped: 0 });
             self.waiting_since.get_or_insert_with(Instant::now);
             self.is_ending = true;
         }
@@ -142,6 +170,7 @@ impl BlockQueue {
     pub(super) fn clear(&mut self) {
         self.is_ending = true;
         self.blocks.clear();
+        self.newest.iter_mut().for_each(|newest| newest.clear());
         self.bytes = 0;
     }
 
@@ -158,19 +187,47 @@ impl BlockQueue {
     /// The socket's own: it cannot be used any more.
     pub(super) fn write_to(&mut self, socket: &mut impl Write) -> io::Result<Rest> {
         let mut turn = 0;
-        while turn < TURN_BYTES && !self.blocks.is_empty() {
+        while turn < TURN_BYTES && !self.is_empty() {
+            self.take_held();
             match self.write_once(socket) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     self.advance(written);
                     turn += written;
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Rest::Blocked),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.set_kernel_is_full(true);
+                    return Ok(Rest::Blocked);
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(if self.blocks.is_empty() { Rest::Nothing } else { Rest::More })
+        self.set_kernel_is_full(false);
+        Ok(if self.is_empty() { Rest::Nothing } else { Rest::More })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.blocks.is_empty() && self.newest.as_ref().is_none_or(|newest| newest.is_empty())
+    }
+
+    fn set_kernel_is_full(&mut self, is_full: bool) {
+        if let Some(newest) = &mut self.newest {
+            newest.set_kernel_is_full(is_full);
+        }
+    }
+
+    /// Hands out one block that waits for the kernel to have taken all before it. One only: until the kernel
+    /// has taken that, the others can still be replaced by newer ones.
+    fn take_held(&mut self) {
+        if self.blocks.is_empty()
+            && let Some(held) = self.newest.as_mut().and_then(|newest| newest.next())
+        {
+            // The line about dropped events was not counted yet, the rest was.
+            let [about, own, shared] = held;
+            self.bytes -= own.len() + shared.len();
+            [about, own, shared].into_iter().for_each(|part| self.push(part));
+        }
     }
 
     fn write_once(&self, socket: &mut impl Write) -> io::Result<usize> {
@@ -205,12 +262,12 @@ impl BlockQueue {
             self.blocks = VecDeque::new();
         }
         // The kernel took something: what is left has only begun to wait.
-        self.waiting_since = (!self.blocks.is_empty()).then(Instant::now);
+        self.waiting_since = (!self.is_empty()).then(Instant::now);
     }
 
     /// Whether the stream ends here: nothing waits, and nothing more is accepted.
     pub(super) fn has_ended(&self) -> bool {
-        self.is_ending && self.blocks.is_empty()
+        self.is_ending && self.is_empty()
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -231,7 +288,7 @@ impl BlockQueue {
 
     /// Whether nothing was added for this long, and nothing waits.
     pub(super) fn is_quiet(&self, now: Instant, long: Duration) -> bool {
-        self.blocks.is_empty() && now.saturating_duration_since(self.last_put) >= long
+        self.is_empty() && now.saturating_duration_since(self.last_put) >= long
     }
 
     /// How long the kernel has taken nothing although a block waits; `None` if none does.
@@ -241,148 +298,5 @@ impl BlockQueue {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn queue(limit: usize) -> BlockQueue {
-        BlockQueue::new(limit, None)
-    }
-
-    /// A socket whose kernel has room for this many bytes.
-    #[derive(Default)]
-    struct Socket {
-        room: usize,
-        written: Vec<u8>,
-        calls: usize,
-    }
-
-    impl Write for Socket {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.write_vectored(&[IoSlice::new(bytes)])
-        }
-
-        fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-            let before = self.written.len();
-            for slice in slices {
-                let taken = slice.len().min(self.room);
-                self.written.extend_from_slice(&slice[..taken]);
-                self.room -= taken;
-            }
-            self.calls += 1;
-            let written = self.written.len() - before;
-            if written == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(written) }
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    /// Writes with room for this many bytes; returns what was written and what is left.
-    fn write(queue: &mut BlockQueue, room: usize) -> (Vec<u8>, Rest) {
-        let mut socket = Socket { room, ..Socket::default() };
-        let rest = queue.write_to(&mut socket).expect("a socket that works");
-        (socket.written, rest)
-    }
-
-    #[test]
-    fn all_that_waits_is_written_in_order_and_in_one_call() {
-        let mut queue = queue(1_000_000);
-        for block in ["a", "b", "c"] {
-            assert_eq!(queue.put_bytes(block.into()), Put::Queued);
-        }
-        queue.begin("head".into());
-        let mut socket = Socket { room: 100, ..Socket::default() };
-        assert_eq!(queue.write_to(&mut socket).expect("a socket that works"), Rest::Nothing);
-        assert_eq!((socket.written.as_slice(), socket.calls), (&b"headabc"[..], 1));
-        assert_eq!((queue.bytes(), queue.taken_bytes()), (0, 7));
-    }
-
-    #[test]
-    fn what_the_kernel_does_not_take_stays_to_the_byte() {
-        let mut queue = queue(1_000_000);
-        let blocks: Vec<String> = (0..200).map(|n| format!("block {n};")).collect();
-        for block in &blocks {
-            assert_eq!(queue.put_bytes(block.clone().into()), Put::Queued);
-        }
-        let (all, mut written) = (blocks.concat(), Vec::new());
-        for room in (1..).map(|n| n % 97) {
-            let (more, rest) = write(&mut queue, room);
-            written.extend(more);
-            assert_eq!(queue.bytes(), all.len() - written.len());
-            if rest == Rest::Nothing {
-                break;
-            }
-            assert_eq!(rest, Rest::Blocked);
-        }
-        assert_eq!(String::from_utf8(written).expect("a text"), all);
-    }
-
-    #[test]
-    fn a_client_far_behind_leaves_others_their_turn() {
-        // The kernel takes one call's bytes, and the client has read them by the next call.
-        const CALLS: usize = 8;
-        let mut queue = queue(10 * TURN_BYTES);
-        for _ in 0..CALLS * TOGETHER {
-            assert_eq!(queue.put_bytes(vec![b'x'; TURN_BYTES / TOGETHER].into()), Put::Queued);
-        }
-        for turn in 1..=CALLS {
-            let (written, rest) = write(&mut queue, usize::MAX);
-            assert_eq!(written.len(), TURN_BYTES);
-            assert_eq!(rest, if turn < CALLS { Rest::More } else { Rest::Nothing });
-        }
-    }
-
-    #[test]
-    fn a_block_as_large_as_the_queue_is_taken_behind_a_few_bytes() {
-        let mut queue = queue(10_000);
-        queue.put_bytes(vec![0; 5000].into());
-        assert!(queue.has_room_for(0));
-        queue.put_bytes(vec![0; SMALL_BYTES].into());
-        assert_eq!(queue.put_bytes(vec![0; 10_000].into()), Put::Queued);
-        assert_eq!(queue.put_bytes("x".into()), Put::CutOff);
-    }
-
-    #[test]
-    fn there_is_room_for_bytes_that_fit_into_half_of_the_queue_and_for_more_once_it_is_next_to_empty() {
-        let mut queue = queue(20_000);
-        queue.put_bytes(vec![0; 4000].into());
-        assert!(queue.has_room_for(6000) && queue.has_room_for(1_000_000));
-        queue.put_bytes(vec![0; 1000].into());
-        assert!(queue.has_room_for(5000) && !queue.has_room_for(6000) && !queue.has_room_for(1_000_000));
-    }
-
-    #[test]
-    fn a_finished_queue_ends_after_the_blocks_that_wait() {
-        let mut queue = queue(100);
-        queue.put_bytes("a".into());
-        queue.finish("z".into());
-        assert_eq!(queue.put_bytes("late".into()), Put::Gone);
-        assert_eq!(write(&mut queue, 1), (b"a".to_vec(), Rest::Blocked));
-        assert!(!queue.has_ended());
-        assert_eq!(write(&mut queue, 100), (b"z".to_vec(), Rest::Nothing));
-        assert!(queue.has_ended());
-    }
-
-    #[test]
-    fn a_connection_is_stuck_when_it_takes_nothing_while_a_block_waits() {
-        let mut queue = queue(100_000);
-        let long = Duration::from_secs(20);
-        let begun = Instant::now();
-        let is_stuck = |queue: &BlockQueue, at| queue.stuck(at).is_some_and(|stuck| stuck >= long);
-        assert!(!is_stuck(&queue, begun + long * 2), "nothing waits");
-        assert!(queue.is_quiet(begun + long, long), "made before that");
-        queue.put_bytes("ab".into());
-        assert!(!queue.is_quiet(begun + long, long));
-        assert!(!queue.is_quiet(Instant::now() + long, long), "no heartbeat behind a block that waits");
-        assert!(!is_stuck(&queue, begun + long / 2));
-        assert!(is_stuck(&queue, Instant::now() + long));
-        let before_the_write = Instant::now();
-        assert_eq!(write(&mut queue, 1).1, Rest::Blocked);
-        assert!(!is_stuck(&queue, before_the_write + long), "it took a byte meanwhile");
-        assert!(is_stuck(&queue, Instant::now() + long));
-        assert_eq!(write(&mut queue, 0).1, Rest::Blocked);
-        assert_eq!(write(&mut queue, 1).1, Rest::Nothing);
-        assert!(!is_stuck(&queue, Instant::now() + long), "nothing waits");
-    }
-}
+#[path = "block_queue_tests.rs"]
+mod tests;

@@ -4,5 +4,6 @@
 mod block_queue;
 pub(crate) mod byte_budget;
 pub(crate) mod connections;
+mod newest;
 pub(crate) mod ready_list;
 pub(crate) mod send_queue;

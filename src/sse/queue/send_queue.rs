@@ -14,6 +14,7 @@ use super::block_queue::{BlockQueue, SMALL_BYTES};
 pub(crate) use super::block_queue::{Put, Rest};
 use super::byte_budget::ByteBudget;
 use super::ready_list::Outlet;
+use crate::event::Topic;
 use crate::sse::wire::frame::Block;
 use crate::sse::wire::multi_topic::StreamCursors;
 use crate::sse::wire::resume::Resume;
@@ -86,6 +87,8 @@ pub(crate) struct StreamTopic {
     pub(crate) at: usize,
     /// The client's resume token, if it came with one.
     pub(crate) resume: Option<Arc<Resume>>,
+    /// Payloads that are JSON strings are sent as their text.
+    pub(crate) is_text: bool,
 }
 
 impl StreamTopic {
@@ -106,7 +109,14 @@ impl StreamTopic {
     }
 
     fn enqueue(&self, block: &Block) -> Put {
-        self.queue.enqueue(|queue| queue.put(self.at, block, &self.queue.budget))
+        let queue = &self.queue;
+        match self.is_text {
+            false => queue.enqueue(|blocks| blocks.put(self.at, block, &queue.budget)),
+            true => {
+                let text = block.as_text(|bytes| queue.budget.hold(bytes));
+                queue.enqueue(|blocks| blocks.put(self.at, &text, &queue.budget))
+            }
+        }
     }
 }
 
@@ -140,6 +150,17 @@ impl SendQueue {
     #[must_use]
     pub(crate) fn with_budget(self, budget: ByteBudget) -> Self {
         Self { budget, ..self }
+    }
+
+    /// Keeps only the newest event of each topic and type while the client is behind.
+    #[must_use]
+    pub(crate) fn with_newest(self, topics: Arc<[Topic]>, tells: bool) -> Self {
+        self.state().queue.keep_newest(topics, tells);
+        self
+    }
+
+    pub(crate) fn keeps_newest(&self) -> bool {
+        self.state().queue.keeps_newest()
     }
 
     pub(crate) fn number(&self) -> u64 {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Token, Waker};
+use socket2::SockRef;
 
 use super::stream::{Connection, OpenedStream, Then};
 use crate::http::Taken;
@@ -15,6 +16,10 @@ const SELF: usize = usize::MAX;
 
 /// Events that the kernel reports at once.
 const EVENTS: usize = 1024;
+
+/// Bytes that the kernel may hold for a client that wants the newest events. Linux has a minimum that is a
+/// little higher.
+const NEWEST_BUFFER: usize = 4 * 1024;
 
 /// Bytes of what clients send that are read, and dropped, at once.
 const SCRATCH: usize = 16 * 1024;
@@ -153,6 +158,10 @@ impl Work {
             self.connections.push(None);
         }
         let queue = stream.queue.clone();
+        if queue.keeps_newest() {
+            // Events in the kernel cannot be replaced by newer ones any more.
+            SockRef::from(&socket).set_send_buffer_size(NEWEST_BUFFER)?;
+        }
         self.connections[token] = Some(Connection::new(socket, stream, lease));
         self.open += 1;
         queue.attach(Outlet { list: self.list.clone(), token }, head);

@@ -254,7 +254,7 @@ impl Model {
         }
         let limits = SendLimits { queued_bytes: self.queued_bytes, expires_at: None };
         let queue = Arc::new(SendQueue::new(self.next_client, limits, None, CancellationToken::new()));
-        let stream = StreamTopic { queue: queue.clone(), at: 0, resume: None };
+        let stream = StreamTopic { queue: queue.clone(), at: 0, resume: None, is_text: false };
         let from = client.cursor.map_or(StartAt::Latest, StartAt::After);
         client.number = self.next_client;
         client.connection = Some(Connected(queue));
@@ -383,6 +383,7 @@ fn a_start_is_only_as_old_as_what_is_known_of_it() {
         queue: Arc::new(SendQueue::new(1, limits, None, CancellationToken::new())),
         at: 0,
         resume: None,
+        is_text: false,
     };
     let start = |seen_ms| Cursor::Start { seen_ms };
     assert_eq!(topic.attach(&stream, start(999)), Attached::Behind, "something may have vanished since");
@@ -427,7 +428,7 @@ fn a_client_without_room_is_given_nothing_and_one_with_room_at_least_one_event()
     topic.begin_with(Some(Cursor::After(id(4))), [frame(id(5)), frame(id(6))], None);
     let limits = SendLimits { queued_bytes: 40, expires_at: None };
     let queue = Arc::new(SendQueue::new(1, limits, None, CancellationToken::new()));
-    let stream = StreamTopic { queue: queue.clone(), at: 0, resume: None };
+    let stream = StreamTopic { queue: queue.clone(), at: 0, resume: None, is_text: false };
     assert_eq!(topic.attach(&stream, Cursor::After(id(4))), Attached::Partly(Cursor::After(id(5))));
     assert_eq!(topic.attach(&stream, Cursor::After(id(5))), Attached::Partly(Cursor::After(id(5))));
     assert!(!topic.has_clients());
@@ -457,9 +458,13 @@ fn a_client_without_a_place_waits_for_a_topic_that_is_joining() {
         queue: Arc::new(SendQueue::new(1, limits, None, CancellationToken::new())),
         at: 0,
         resume: None,
+        is_text: false,
     };
     for from in [StartAt::Latest, StartAt::Last, StartAt::Earliest, StartAt::Reset(ResetReason::Gap)] {
-        assert!(matches!(topic.begin(from, None), Begin::WhenLive), "{from:?}: the events it would get may be old");
+        assert!(
+            matches!(topic.begin(from, None), Begin::WhenLive),
+            "{from:?}: the events it would get may be old"
+        );
     }
     let cursor = Cursor::After(StreamId::new(1, 4));
     assert!(matches!(topic.begin(StartAt::After(cursor), None), Begin::At { .. }));

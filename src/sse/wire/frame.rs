@@ -1,6 +1,8 @@
 //! The bytes of an event: framed once, shared by all connections. The format is WHATWG HTML 9.2.6.
 
 use std::fmt::Write;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,13 +10,14 @@ use bytes::Bytes;
 use super::cursor::Cursor;
 use super::naming::Naming;
 use super::refusal::Refusal;
+use super::text;
 use crate::event::{EventType, StreamId, Topic};
 
 /// A comment, so that proxies and clients do not take a quiet stream for a dead one.
 pub(crate) const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
 
 /// One block of a stream's text, made once and shared by all connections that get it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Block {
     /// The whole text, as the stream of one topic has it.
     pub(crate) bytes: Bytes,
@@ -26,6 +29,10 @@ pub(crate) struct Block {
     name_line: usize,
     /// The transaction of the event, if it is known.
     xid: Option<u64>,
+    /// The hash of the event's type.
+    type_hash: Option<u64>,
+    /// The text as `?data=text` has it, once a client asked for it; only for a payload that is a JSON string.
+    text: Option<Arc<OnceLock<Option<Bytes>>>>,
     /// Why it tells the client to fetch its state anew, if it does.
     reset: Option<ResetReason>,
 }
@@ -36,7 +43,7 @@ impl Block {
         let id_line = text.len();
         // Writing to a String cannot fail.
         let _infallible = text.write_fmt(rest);
-        Self { bytes: text.into(), place: Some(place), id_line, name_line: 0, xid: None, reset: None }
+        Self { bytes: text.into(), place: Some(place), id_line, ..Self::default() }
     }
 
     pub(crate) fn place(&self) -> Option<Cursor> {
@@ -56,6 +63,20 @@ impl Block {
     /// Why it tells the client to fetch its state anew, if it does.
     pub(crate) fn reset(&self) -> Option<ResetReason> {
         self.reset
+    }
+
+    /// The block as text, whose bytes `hold` counts. Clients share it.
+    pub(crate) fn as_text(&self, hold: impl FnOnce(Bytes) -> Bytes) -> Self {
+        let make = || text::text_of(&self.bytes, self.id_line + self.name_line).map(hold);
+        match self.text.as_ref().and_then(|text| text.get_or_init(make).clone()) {
+            Some(bytes) => Self { bytes, ..self.clone() },
+            None => self.clone(),
+        }
+    }
+
+    /// The hash of the type of an event.
+    pub(crate) fn type_hash(&self) -> Option<u64> {
+        self.type_hash
     }
 
     /// The transaction of the event, if it is known.
@@ -106,10 +127,19 @@ impl Frame {
         let _infallible = writeln!(text, "event: {name}");
         let name_line = text.len() - id_line;
         text.push_str("data: ");
-        push_one_line(&mut text, payload.trim_matches([' ', '\t', '\r', '\n']));
+        let payload = payload.trim_matches([' ', '\t', '\r', '\n']);
+        push_one_line(&mut text, payload);
         text.push_str("\n\n");
-        let place = Some(Cursor::After(id));
-        Self { id, block: Block { bytes: text.into(), place, id_line, name_line, xid: None, reset: None } }
+        let block = Block {
+            bytes: text.into(),
+            place: Some(Cursor::After(id)),
+            id_line,
+            name_line,
+            type_hash: Some(hash_of(event_type)),
+            text: payload.starts_with('"').then(Arc::default),
+            ..Block::default()
+        };
+        Self { id, block }
     }
 
     /// The frame with the event's transaction.
@@ -121,12 +151,14 @@ impl Frame {
 
     /// An entry of the history that holds no event for clients.
     pub(crate) fn empty(id: StreamId) -> Self {
-        let place = Some(Cursor::After(id));
-        Self {
-            id,
-            block: Block { bytes: Bytes::new(), place, id_line: 0, name_line: 0, xid: None, reset: None },
-        }
+        Self { id, block: Block { place: Some(Cursor::After(id)), ..Block::default() } }
     }
+}
+
+fn hash_of(event_type: &EventType) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    event_type.as_str().hash(&mut hasher);
+    hasher.finish()
 }
 
 fn push_one_line(text: &mut String, json: &str) {
@@ -161,7 +193,7 @@ pub(crate) fn foreign(message: &str) -> Block {
         }
     }
     text.push('\n');
-    Block { bytes: text.into(), place: None, id_line: 0, name_line, xid: None, reset: None }
+    Block { bytes: text.into(), name_line, ..Block::default() }
 }
 
 /// A block with an id only: moves the client's cursor and fires no event.
