@@ -10,17 +10,17 @@ import { Reader } from "./reader.mjs";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 const GUIDE = join(ROOT, "docs/guide");
-/** The pages to follow: all, or those that PAGE names. */
-const PAGES = readdirSync(GUIDE).filter((name) => name.endsWith(".md"))
-  .filter((name) => name.includes(process.env.PAGE ?? ""));
+/** The pages to follow: the README and the guide, or those that PAGE names. */
+const PAGES = ["README.md", ...readdirSync(GUIDE).map((name) => `docs/guide/${name}`)]
+  .filter((path) => path.endsWith(".md") && path.includes(process.env.PAGE ?? ""));
 
-for (const name of PAGES) {
-  const steps = stepsOf(readFileSync(join(GUIDE, name), "utf8"), name);
-  test(`docs/guide/${name}: every block does what the page says`, async (t) => {
+for (const path of PAGES) {
+  const steps = stepsOf(readFileSync(join(ROOT, path), "utf8"), path);
+  test(`${path}: every block does what the page says`, async (t) => {
     const reader = await Reader.start(t, steps);
     for (const step of steps) {
       await reader.does(step).catch((error) => {
-        throw new Error(`docs/guide/${name}:${step.line}: ${error.message}`, { cause: error });
+        throw new Error(`${path}:${step.line}: ${error.message}`, { cause: error });
       });
     }
   });

@@ -5,6 +5,7 @@
 //
 //   <!-- terminal 1 -->        in a terminal of its own; it goes on when the output has been seen
 //   <!-- then Ctrl-C -->       ended by Ctrl-C when the output has been seen
+//                              (with `, until: TEXT` both wait for that text, and need no output)
 //   <!-- repeat -->            repeated until its output is the one that is shown
 //   <!-- exits with 1 -->      fails with this code
 //   <!-- file: index.html -->  is written to this file
@@ -19,8 +20,8 @@
 //   <!-- browser shows: TEXT -->
 
 const BLOCK = {
-  terminal: /^terminal (\d)$/,
-  interrupt: /^then Ctrl-C$/,
+  terminal: /^terminal (\d)(?:, until: (?<until>.+))?$/,
+  interrupt: /^(then Ctrl-C)(?:, until: (?<until>.+))?$/,
   repeat: /^repeat$/,
   exit: /^exits with (\d+)$/,
   file: /^file: (\S+)$/,
@@ -59,7 +60,8 @@ export function stepsOf(markdown, name = "page") {
 
 function addBlock(steps, { line, lang, text }, directive, at) {
   if (directive) {
-    steps.push({ kind: directive.kind, value: directive.value, line, lang, text });
+    const { kind, value, until } = directive;
+    steps.push({ kind, value, line, lang, text, ...(until && { output: `…${until}…` }) });
   } else if (lang === "text") {
     const last = steps.at(-1);
     const hasOutput = last && ["run", "terminal", "interrupt", "repeat", "exit"].includes(last.kind);
@@ -103,7 +105,7 @@ function piecesOf(markdown) {
 function match(forms, comment) {
   for (const [kind, form] of Object.entries(forms)) {
     const found = form.exec(comment);
-    if (found) return { kind, value: found[1] };
+    if (found) return { kind, value: found[1], until: found.groups?.until };
   }
 }
 
