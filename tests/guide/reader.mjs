@@ -95,15 +95,17 @@ export class Reader {
   }
 
   async #repeats(step) {
-    let output = "";
+    let [code, output] = [];
     const fits = patternOf(step.output, { isWhole: true });
     await eventually("the output that is shown", async () => {
       const process = this.#start(step);
-      const code = await process.ended;
+      code = await process.ended;
       output = this.#theirs(process.output);
+      return code === 0 && fits.test(`${output.trimEnd()}\n`);
+    }).catch(() => {
+      assertShown(output, step.output);
       assert.equal(code, 0, `it exits with ${code}:\n${output}`);
-      return fits.test(`${output.trimEnd()}\n`);
-    }).catch(() => assertShown(output, step.output));
+    });
   }
 
   /** Waits until a process that runs on has printed what is shown. */
