@@ -1,7 +1,7 @@
 // Follows a page of the guide as its reader does: terminals, files and a browser in one empty directory.
 
 import assert from "node:assert/strict";
-import { chmodSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Browser } from "../../examples/test/browser.mjs";
@@ -25,7 +25,6 @@ export class Reader {
     const reader = new Reader();
     reader.t = t;
     const directory = directoryFor(t);
-    chmodSync(directory, 0o755); // Postgres runs as another user than root
     reader.home = join(directory, "home");
     reader.scratch = join(directory, "scratch");
     [reader.home, reader.scratch, join(directory, "bin")].forEach((each) => mkdirSync(each));
