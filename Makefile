@@ -3,8 +3,8 @@
 # Tests wait for servers more than they compute.
 export RUST_TEST_THREADS ?= 4
 
-.PHONY: help demo test test-examples test-postgres test-clients chaos load bench mutants test-containers \
-  lint fmt
+.PHONY: help demo test test-examples test-guide test-postgres test-clients chaos load bench mutants \
+  test-containers lint fmt
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: ## Install what is missing, and run every test on private servers
 
 test-examples: ## Install what the examples need, and play them in a browser; run the recipes
 	@scripts/test-examples
+
+test-guide: ## Follow the guide as a reader does, each command and each page: PAGE=ten-minutes for one
+	@scripts/test-guide
 
 VERSIONS ?= 13 14 15 16 17 18
 test-postgres: ## Run the core's tests on each major version of Postgres: VERSIONS="13 18", ONLY=modules

@@ -1,6 +1,6 @@
 // An unmodified Chromium, headless, driven by WebDriver.
 
-import { Process, atEnd, directoryFor, eventually } from "./harness.mjs";
+import { Process, atEnd, directoryFor, eventually } from "./processes.mjs";
 
 const ELEMENT = "element-6066-11e4-a52e-4f735466cecf"; // the key of an element in WebDriver's answers
 
