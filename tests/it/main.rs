@@ -46,6 +46,7 @@ mod sse_limits;
 #[cfg(target_os = "linux")]
 mod sse_memory;
 mod sse_multi_topic;
+mod sse_newest;
 mod sse_outages;
 mod sse_owners;
 mod sse_peers;

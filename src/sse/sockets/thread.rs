@@ -17,10 +17,6 @@ const SELF: usize = usize::MAX;
 /// Events that the kernel reports at once.
 const EVENTS: usize = 1024;
 
-/// Bytes that the kernel may hold for a client that wants the newest events. Linux has a minimum that is a
-/// little higher.
-const NEWEST_BUFFER: usize = 4 * 1024;
-
 /// Bytes of what clients send that are read, and dropped, at once.
 const SCRATCH: usize = 16 * 1024;
 
@@ -73,6 +69,16 @@ impl Drop for Thread {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Has the kernel hold as little as it can for a client that wants the newest events: those that the kernel
+/// holds cannot be replaced by newer ones any more. What the client's own kernel holds, nobody here knows.
+fn hold_little(socket: SockRef<'_>) -> io::Result<()> {
+    // Each kernel has a least size above this; Linux: 4.5 KiB.
+    socket.set_send_buffer_size(1)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(1)?;
+    Ok(())
 }
 
 /// The state of a running thread.
@@ -159,8 +165,7 @@ impl Work {
         }
         let queue = stream.queue.clone();
         if queue.keeps_newest() {
-            // Events in the kernel cannot be replaced by newer ones any more.
-            SockRef::from(&socket).set_send_buffer_size(NEWEST_BUFFER)?;
+            hold_little(SockRef::from(&socket))?;
         }
         self.connections[token] = Some(Connection::new(socket, stream, lease));
         self.open += 1;
