@@ -1,3 +1,5 @@
+//! The blocks of one connection: order, limits, turns, and the newest events of a client that is behind.
+
 use super::*;
 use crate::event::{EventType, StreamId};
 use crate::sse::wire::frame::Frame;
