@@ -10,9 +10,9 @@ use super::{Line, Shared};
 use crate::http::{Path, Problem, guard_page};
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
-/// The files with their names and types. The mark and the functions that build a page are the operator's
-/// page's.
-const ASSETS: [(&str, &str, &str); 9] = [
+/// The files with their names and types. The look of the operator's page is this page's too.
+const ASSETS: [(&str, &str, &str); 10] = [
+    ("style.css", "text/css; charset=utf-8", include_str!("../console/assets/style.css")),
     ("live.css", "text/css; charset=utf-8", include_str!("assets/live.css")),
     ("icon.svg", "image/svg+xml", include_str!("../console/assets/icon.svg")),
     ("dom.js", JAVASCRIPT, include_str!("../console/assets/dom.js")),
