@@ -38,12 +38,12 @@ pub(super) async fn committed(
     let topic = Topic::new(asked.topic).map_err(|error| Problem::bad_request(error.to_string()))?;
     let mut connection = shared.pool.acquire().await.map_err(|error| away(&error))?;
     let selection = Selection { topic: Some(topic.as_str().to_owned()), ..Selection::default() };
-    let events = browse::show(&mut connection, &shared.parts.relay, &selection, EVENTS_MAX)
-        .await
-        .map_err(|error| match error {
+    let events = browse::show(&mut connection, &shared.parts.relay, &selection, EVENTS_MAX).await.map_err(
+        |error| match error {
             log::Error::Database(error) => away(&error),
             other => Problem::unavailable(other.to_string()),
-        })?;
+        },
+    )?;
     let events = events.into_iter().map(|event| Committed {
         row: event.row.id,
         r#type: event.row.event_type,

@@ -30,7 +30,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::http::{Json, OperatorGate, Path, Problem, REQUEST_TIMEOUT, no_route, request_timeout};
+use crate::http::{Json, OperatorGate, Path, Problem, REQUEST_TIMEOUT, request_timeout};
 use crate::postgres::{self, ConnectError, Pool};
 
 pub use switches::{Order, Orders, Part, SwitchError, Switchboard, switchboard};
@@ -53,7 +53,7 @@ pub struct Parts {
     pub address: SocketAddr,
     /// Admits requests that carry the key of the page's address.
     pub gate: OperatorGate,
-    /// The API of the upload application.
+    /// The API of the upload application. It must answer for every path.
     pub api: Router,
     /// The address of the SSE server.
     pub sse: SocketAddr,
@@ -126,8 +126,8 @@ impl LivePage {
             .route("/live/assets/{name}", get(pages::asset))
             .merge(for_the_page)
             .layer(middleware::from_fn_with_state(4 * REQUEST_TIMEOUT, request_timeout))
-            .route_service("/api/{*path}", shared.parts.api.clone())
-            .fallback(no_route)
+            // It answers for paths that nobody serves, too.
+            .fallback_service(shared.parts.api.clone())
             .layer(middleware::from_fn_with_state(shared.clone(), gate::own_host_only))
             .layer(middleware::map_response_with_state(shared.clone(), pages::guard))
             .with_state(shared.clone())

@@ -205,7 +205,46 @@ async fn a_client_that_misses_the_last_event_is_found_once_nothing_moves_any_mor
     assert_eq!(verdict, "Client 1 has missed 1 event.");
 }
 
-/// Runs a command as a shell does, for a second; returns what it printed.
+/// The page's own comparison, on events that no faulty client makes.
+const COMPARED: &str = r#"
+    const { compare } = await import("/live/assets/proof.js");
+    const rows = ["a", "b", "b", "c"].map((payload) => ({ type: "T", payload }));
+    const got = (...events) => {
+        const received = events.map(([id, data]) => ({ id, type: "T", data }));
+        const { received: n, missing, behind, twice, disordered, unknown } = compare(rows, received);
+        return [n, missing, behind, twice, disordered, unknown];
+    };
+    return [
+        got(),
+        got(["1", "a"], ["2", "b"], ["3", "b"], ["4", "c"]),
+        got(["1", "a"], ["2", "b"]),
+        got(["1", "a"], ["2", "b"], ["4", "c"]),
+        got(["1", "a"], ["1", "a"]),
+        got(["1", "a"], ["5", "a"]),
+        got(["4", "c"], ["1", "a"], ["2", "b"], ["3", "b"]),
+        got(["1", "a"], ["2", "x"]),
+    ]"#;
+
+#[tokio::test]
+async fn the_comparison_tells_missing_late_repeated_disordered_and_unknown_events_apart() {
+    let dev = Dev::start().await;
+    let browser = dev.browser("").await;
+    let found = browser.runs(&format!("return (async () => {{ {COMPARED} }})()"), &[]).await;
+    let expected = json!([
+        // received, missing, behind, twice, disordered, unknown
+        [0, 0, 4, 0, 0, 0],
+        [4, 0, 0, 0, 0, 0],
+        [2, 0, 2, 0, 0, 0],
+        [3, 1, 0, 0, 0, 0],
+        [1, 0, 3, 1, 0, 0],
+        [1, 0, 3, 1, 0, 0],
+        [4, 0, 0, 0, 3, 0],
+        [1, 0, 3, 0, 0, 1],
+    ]);
+    assert_eq!(found, expected);
+}
+
+/// Runs a command as a shell does; returns what it printed.
 async fn shell(command: &str) -> String {
     let run = Command::new("/bin/sh").args(["-c", command]).stdin(Stdio::null()).output();
     let output = run.await.expect("a shell");
@@ -227,7 +266,7 @@ async fn the_lines_of_the_second_tab_work_as_they_stand_and_what_they_append_app
     let read = shell(&format!("{} --silent --max-time 2", line("#curl").await)).await;
     assert!(read.contains("event: ORDER_PAID"), "{read}");
 
-    // Another topic, while the relay is dead, and after it.
+    // Another topic.
     browser.rewrite("#topic", "customer:7").await;
     browser.wait_for_text("#own-topic", "customer:7").await;
     shell(&line("#psql").await.replace("12", "13")).await;
@@ -346,7 +385,8 @@ async fn keyboards_and_screen_readers_find_every_control() -> TestResult {
         return [...document.querySelectorAll('button, input, select, a, [tabindex=\"0\"]')]
             .filter((e) => !named(e)).map((e) => e.outerHTML)";
     assert_eq!(browser.runs(script, &[]).await, json!([]));
-    let labels = "return [...document.querySelectorAll('.way button, .client button')].map((e) => e.ariaLabel)";
+    let labels =
+        "return [...document.querySelectorAll('.way button, .client button')].map((e) => e.ariaLabel)";
     let labels = browser.runs(labels, &[]).await;
     assert_eq!(labels[0], "Kill the relay");
     assert_eq!(labels[3], "Cut the connection of client 1");

@@ -9,11 +9,13 @@ const AGAIN_MS = 1000;
 export class Client {
   /** `changed()` is called when its events or its state change, `cut(connected)` when its button is pressed. */
   constructor(number, origin, { changed, cut }) {
-    Object.assign(this, { number, origin, changed, received: [], resets: 0, isConnected: true, source: null });
+    Object.assign(this, { number, origin, changed, received: [], resets: 0 });
+    Object.assign(this, { isConnected: true, source: null });
     this.dot = made("p", { class: "link", "data-state": "waiting" }, "Idle");
     this.button = made("button", { click: () => cut(!this.isConnected) });
     this.counts = made("p", { class: "counts" });
-    this.list = made("ol", { class: "events", tabindex: "0", "aria-label": `Events of client ${number}, newest first` });
+    const label = `Events of client ${number}, newest first`;
+    this.list = made("ol", { class: "events", tabindex: "0", "aria-label": label });
     const heading = made("h3", { id: `client-${number}` }, `Client ${number}`);
     this.element = made("article", { class: "card client", "aria-labelledby": heading.id, "data-client": number },
       made("header", {}, heading, this.dot, this.button), this.counts, this.list);
@@ -76,7 +78,8 @@ export class Client {
     const frame = `id: ${id}\nevent: ${type}\ndata: ${data}`;
     const name = made("span", { class: "type" }, type);
     const summary = made("summary", {}, made("span", { class: "id" }, id), name);
-    this.list.prepend(made("li", { "data-type": type }, made("details", {}, summary, made("pre", {}, frame))));
+    const details = made("details", {}, summary, made("pre", {}, frame));
+    this.list.prepend(made("li", { "data-type": type }, details));
     this.changed();
   }
 
@@ -100,16 +103,18 @@ export class Client {
   showConnected(isConnected) {
     this.isConnected = isConnected;
     say(this.button, isConnected ? "Cut" : "Restore");
-    this.button.setAttribute("aria-label", `${isConnected ? "Cut" : "Restore"} the connection of client ${this.number}`);
+    const label = `${isConnected ? "Cut" : "Restore"} the connection of client ${this.number}`;
+    this.button.setAttribute("aria-label", label);
     this.element.classList.toggle("cut", !isConnected);
     if (this.dot.dataset.state === "lost") this.show("lost", isConnected ? "Reconnecting" : "Cut off");
   }
 
   /** Shows its counts; null before the first session. */
   showCounts(counts) {
-    const parts = counts && [`${counts.received} received`, `${counts.missing} missing`, `${counts.twice} twice`];
-    if (counts && this.resets) parts.push(`${this.resets} reset`);
-    say(this.counts, parts ? parts.join(" · ") : "waits for an upload");
-    this.element.dataset.wrong = Boolean(counts && (counts.missing || counts.twice || counts.disordered));
+    if (!counts) return say(this.counts, "waits for an upload");
+    const { received, missing, twice, disordered } = counts;
+    const resets = this.resets ? ` · ${this.resets} reset` : "";
+    say(this.counts, `${received} received · ${missing} missing · ${twice} twice${resets}`);
+    this.element.dataset.wrong = missing + twice + disordered > 0;
   }
 }

@@ -32,7 +32,8 @@ async function begin() {
     cut: (run) => flip(page.clients[n].button, `/live/clients/${n}`, run),
   }));
   at("clients").replaceChildren(...page.clients.map(({ element }) => element));
-  page.upload = new Upload(info.token, { began: (session) => listen(info, session), changed: moved, failed: tell });
+  const began = (session) => listen(info, session);
+  page.upload = new Upload(info.token, { began, changed: moved, failed: tell });
   prepareSwitch("relay", () => page.relay);
   prepareSwitch("redis", () => page.redis);
   at("switch-all").addEventListener("click", () => flipAll());
@@ -85,11 +86,12 @@ function show() {
   if (!page.upload?.session) return;
   const { clients, committed, upload } = page;
   const counts = clients.map(({ received }) => compare(committed, received));
-  clients.forEach((client, at) => client.showCounts(counts[at]));
+  clients.forEach((client, n) => client.showCounts(counts[n]));
   const cut = clients.filter(({ isConnected }) => !isConnected).map(({ number }) => number);
   const isCalm = page.relay && page.redis && !cut.length && !upload.isRunning &&
     performance.now() - page.moved > CALM_MS;
-  const state = { photos: upload.photos.length, sent: upload.sent, relay: page.relay, redis: page.redis, cut, isCalm };
+  const { relay, redis } = page;
+  const state = { photos: upload.total, sent: upload.sent, relay, redis, cut, isCalm };
   const { proof, text } = judge(counts, committed.length, state);
   at("proof").dataset.proof = proof;
   say(at("verdict-text"), text);
@@ -107,9 +109,9 @@ function show() {
 function showState({ relay, redis, clients }) {
   if (relay !== page.relay || redis !== page.redis) page.moved = performance.now();
   Object.assign(page, { relay, redis });
-  clients.forEach((isConnected, at) => {
-    if (page.clients[at].isConnected !== isConnected) page.moved = performance.now();
-    page.clients[at].showConnected(isConnected);
+  clients.forEach((isConnected, n) => {
+    if (page.clients[n].isConnected !== isConnected) page.moved = performance.now();
+    page.clients[n].showConnected(isConnected);
   });
   showPart("relay", relay, relay ? "delivers" : "killed", relay ? "Kill" : "Restart", "the relay");
   showPart("redis", redis, redis ? "runs" : "stopped", redis ? "Stop" : "Start", "Redis");

@@ -55,10 +55,8 @@ export function judge(counts, committed, state) {
   const most = Math.max(...counts.map(({ behind }) => behind));
   const isWhole = state.sent === state.photos && most === 0 && counts.every(({ unknown }) => unknown === 0);
   if (isWhole) {
-    return {
-      proof: "proven",
-      text: `Proven: each of the ${committed} committed events reached all ${counts.length} clients, once and in order.`,
-    };
+    const reached = `each of the ${committed} committed events reached all ${counts.length} clients`;
+    return { proof: "proven", text: `Proven: ${reached}, once and in order.` };
   }
   return { proof: "running", text: waiting(counts, most, state) };
 }

@@ -9,7 +9,8 @@ const REASON = "the disk is full";
 export class Upload {
   /** `began(session)` is awaited before the first photo is sent; `changed()` follows each photo. */
   constructor(token, { began, changed, failed }) {
-    Object.assign(this, { token, began, changed, failed, photos: [], sent: 0, session: null, isRunning: false });
+    Object.assign(this, { token, began, changed, failed, photos: [], total: 0, sent: 0 });
+    Object.assign(this, { session: null, isRunning: false, isFresh: false });
     at("upload").addEventListener("submit", (event) => {
       event.preventDefault();
       if (!this.isRunning) this.run().catch((error) => this.failed(error.message)).finally(() => this.ended());
@@ -21,8 +22,7 @@ export class Upload {
 
   /** Shows the photos of the next upload. */
   preview() {
-    if (this.isRunning || this.session) return;
-    this.draw(this.plan());
+    if (!this.isRunning) this.draw(this.plan());
   }
 
   /** For each photo, whether it shall fail. */
@@ -38,6 +38,7 @@ export class Upload {
   }
 
   draw(plan) {
+    this.isFresh = true;
     this.photos = plan.map((fails, n) => {
       const photo = { number: n + 1, fails, state: "waits" };
       photo.tile = made("button", { type: "button", class: "tile", click: () => this.toggle(photo) });
@@ -64,15 +65,17 @@ export class Upload {
     this.isRunning = true;
     say(at("start"), "Uploading …");
     at("start").setAttribute("aria-disabled", "true");
-    // A reader may have chosen photos by hand; a session that has ended leaves none to keep.
-    if (this.session) this.draw(this.plan());
+    // Photos that the reader has chosen by hand are kept; those of the last session are not.
+    if (!this.isFresh) this.draw(this.plan());
+    this.isFresh = false;
     const created = await post("/api/upload/sessions", { totalPhotos: this.photos.length }, this.token);
     this.session = created.sessionId;
+    this.total = this.photos.length;
     this.sent = 0;
     await this.began(this.session);
     const pace = Number(at("pace").value);
-    for (const [at, photo] of this.photos.entries()) {
-      photo.id = created.photoIds[at];
+    for (const [n, photo] of this.photos.entries()) {
+      photo.id = created.photoIds[n];
       const due = performance.now() + pace;
       await this.settle(photo);
       await pause(Math.max(due - performance.now(), 0));
@@ -90,6 +93,8 @@ export class Upload {
     const path = `/api/upload/sessions/${this.session}/photos/${photo.id}`;
     const { fails } = photo;
     photo.state = "is sent";
+    const { tile } = photo;
+    at("tiles").scrollTop = tile.offsetTop + tile.offsetHeight - at("tiles").clientHeight;
     // Repeating it changes nothing, so it is repeated until there is an answer.
     for (;;) {
       try {

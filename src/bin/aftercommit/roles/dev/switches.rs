@@ -72,8 +72,7 @@ impl<'a> Switches<'a> {
         if self.relay.is_some() {
             return Ok(());
         }
-        let (listener, _) =
-            lifecycle::bind(&self.address.to_string(), "AFTERCOMMIT_RELAY_LISTEN").await?;
+        let (listener, _) = lifecycle::bind(&self.address.to_string(), "AFTERCOMMIT_RELAY_LISTEN").await?;
         self.relay = Some(RelayRuntime::start(self.config, listener, self.stop.clone())?);
         Ok(())
     }
