@@ -7,7 +7,7 @@ const TYPES = ["PHOTO_UPLOADED", "PHOTO_FAILED", "SESSION_COMPLETED"];
 const AGAIN_MS = 1000;
 
 export class Client {
-  /** `changed()` is called when its events or its state change, `cut(connected)` when its button is pressed. */
+  /** `changed()` is called when its events change, `cut(connected)` when its button is pressed. */
   constructor(number, origin, { changed, cut }) {
     Object.assign(this, { number, origin, changed, received: [], resets: 0 });
     Object.assign(this, { isConnected: true, source: null });
@@ -17,8 +17,9 @@ export class Client {
     const label = `Events of client ${number}, newest first`;
     this.list = made("ol", { class: "events", tabindex: "0", "aria-label": label });
     const heading = made("h3", { id: `client-${number}` }, `Client ${number}`);
-    this.element = made("article", { class: "card client", "aria-labelledby": heading.id, "data-client": number },
-      made("header", {}, heading, this.dot, this.button), this.counts, this.list);
+    const head = made("header", {}, heading, this.dot, this.button);
+    const about = { class: "card client", "aria-labelledby": heading.id, "data-client": number };
+    this.element = made("article", about, head, this.counts, this.list);
     this.showConnected(true);
     this.showCounts(null);
   }

@@ -11,6 +11,8 @@ const LOOK_MS = 500;
 // With everything running, an event arrives within milliseconds, and a client is back within seconds.
 const CALM_MS = 12000;
 const TOLD_MS = 6000;
+// Shorter than the time for which a ticket opens streams.
+const TICKET_MS = 60000;
 
 const page = { committed: [], relay: true, redis: true, moved: 0, clients: [], upload: null };
 
@@ -41,13 +43,26 @@ async function begin() {
   look();
 }
 
-/** Opens the five streams of a session. One ticket is enough for all of them. */
+/** Opens the five streams of a session. */
 async function listen(info, session) {
   page.committed = [];
-  const topics = [`upload-session:${session}`];
-  const ticket = async () => (await post(`${info.own}/api/stream-tickets`, { topics }, info.token)).ticket;
+  const ticket = tickets(info, `upload-session:${session}`);
   await Promise.all(page.clients.map((client) => client.listen(session, ticket)));
   moved();
+}
+
+/** A function that returns a ticket for a topic. One serves all clients for a while. */
+function tickets({ own, token }, topic) {
+  let asked = null;
+  let since = 0;
+  return () => {
+    if (asked === null || performance.now() - since > TICKET_MS) {
+      since = performance.now();
+      asked = post(`${own}/api/stream-tickets`, { topic }, token).then(({ ticket }) => ticket);
+      asked.catch(() => (asked = null));
+    }
+    return asked;
+  };
 }
 
 /** Looks at what runs and what is committed, again and again. */
@@ -117,7 +132,8 @@ function showState({ relay, redis, clients }) {
   showPart("redis", redis, redis ? "runs" : "stopped", redis ? "Stop" : "Start", "Redis");
   const connected = clients.filter(Boolean).length;
   const all = connected > 0;
-  showPart("sse", all, `${connected} of ${clients.length} lines`, all ? "Cut all" : "Restore all", "", at("switch-all"));
+  const lines = `${connected} of ${clients.length} lines`;
+  showPart("sse", all, lines, all ? "Cut all" : "Restore all", "", at("switch-all"));
 }
 
 function showPart(part, runs, word, action, name, button = at(`switch-${part}`)) {

@@ -33,8 +33,10 @@ export class Own {
     this.topic = topic;
     this.last = null;
     say(at("own-topic"), topic);
-    say(at("psql"), `psql '${this.database}' -c "select outbox.append('${topic}', 'ORDER_PAID', '{\\"total\\":12}')"`);
-    say(at("curl"), `curl -N '${this.sse}/streams/${topic}?from=earliest' -H 'Authorization: Bearer ${this.token}'`);
+    const append = `select outbox.append('${topic}', 'ORDER_PAID', '{\\"total\\":12}')`;
+    say(at("psql"), `psql '${this.database}' -c "${append}"`);
+    const stream = `${this.sse}/streams/${topic}?from=earliest`;
+    say(at("curl"), `curl -N '${stream}' -H 'Authorization: Bearer ${this.token}'`);
     at("own-events").replaceChildren();
     this.reading?.abort();
     this.reading = new AbortController();

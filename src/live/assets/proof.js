@@ -46,12 +46,13 @@ export const sum = (counts, name) => counts.reduce((total, one) => total + one[n
 const events = (n) => `${n} ${n === 1 ? "event" : "events"}`;
 
 /**
- * The verdict, as `{ proof, text }`. `state` says what the page knows besides the counts: `photos`, `sent`,
- * `relay`, `redis`, `cut` (numbers of clients) and `isCalm` (everything runs, and nothing has moved for long).
+ * The verdict, as `{ proof, text }`. `state` is what the page knows besides the counts: `photos`, `sent`,
+ * `relay`, `redis`, `cut` (numbers of clients) and `isCalm` (everything runs, and nothing has moved for
+ * long).
  */
 export function judge(counts, committed, state) {
   const wrong = counts.map((one, at) => faultOf(one, at + 1, state.isCalm)).filter(Boolean);
-  if (wrong.length) return { proof: "wrong", text: `${wrong.join(" ")}` };
+  if (wrong.length) return { proof: "wrong", text: wrong.join(" ") };
   const most = Math.max(...counts.map(({ behind }) => behind));
   const isWhole = state.sent === state.photos && most === 0 && counts.every(({ unknown }) => unknown === 0);
   if (isWhole) {

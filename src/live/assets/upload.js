@@ -9,11 +9,12 @@ const REASON = "the disk is full";
 export class Upload {
   /** `began(session)` is awaited before the first photo is sent; `changed()` follows each photo. */
   constructor(token, { began, changed, failed }) {
-    Object.assign(this, { token, began, changed, failed, photos: [], total: 0, sent: 0 });
-    Object.assign(this, { session: null, isRunning: false, isFresh: false });
+    Object.assign(this, { token, began, changed, failed });
+    Object.assign(this, { photos: [], total: 0, sent: 0, session: null, isRunning: false, isFresh: false });
     at("upload").addEventListener("submit", (event) => {
       event.preventDefault();
-      if (!this.isRunning) this.run().catch((error) => this.failed(error.message)).finally(() => this.ended());
+      if (this.isRunning) return;
+      this.run().catch((error) => this.failed(error.message)).finally(() => this.ended());
     });
     at("photos").addEventListener("input", () => this.preview());
     at("failures").addEventListener("input", () => this.preview());
