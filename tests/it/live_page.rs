@@ -30,7 +30,7 @@ impl Dev {
             .set("AFTERCOMMIT_API_LISTEN", "127.0.0.1:0")
             .set("AFTERCOMMIT_SSE_LISTEN", "127.0.0.1:0")
             .set("AFTERCOMMIT_RELAY_LISTEN", format!("127.0.0.1:{}", free_port()));
-        let arguments = ["dev", "--ephemeral", "--env-file", &path, "--live-listen", "127.0.0.1:0"];
+        let arguments = ["dev", "--ephemeral", "--env-file", &path, "--live", "127.0.0.1:0"];
         let mut process = Process::start_unheard(&arguments, &settings, String::new(), Stdio::null());
         let variables = eventually("dev is up", async || {
             assert!(!process.has_ended(), "dev has ended");
@@ -368,7 +368,7 @@ async fn an_address_without_its_key_or_under_another_name_says_what_to_do() -> T
 #[tokio::test]
 async fn the_page_listens_on_this_machine_alone() {
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:80", "8083"] {
-        let output = cli(&Settings::default(), &["dev", "--ephemeral", "--live-listen", address]).await;
+        let output = cli(&Settings::default(), &["dev", "--ephemeral", "--live", address]).await;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(said.contains("an address of this machine alone"), "{said}");

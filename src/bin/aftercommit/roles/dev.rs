@@ -40,9 +40,9 @@ pub(crate) struct Args {
     /// A file for addresses and a token, written once ready.
     #[arg(long, value_name = "FILE")]
     env_file: Option<PathBuf>,
-    /// The address of the live page, on this machine only.
-    #[arg(long, value_name = "ADDRESS", default_value = LIVE_LISTEN, value_parser = on_loopback)]
-    live_listen: SocketAddr,
+    /// Where the live page listens.
+    #[arg(long, value_name = "ADDR", default_value = LIVE_LISTEN, value_parser = on_loopback)]
+    live: SocketAddr,
 }
 
 /// Parses an address that only this machine reaches. The live page stops servers, and shows their passwords.
@@ -103,7 +103,7 @@ async fn run_roles(
         api: listen(&config.api.listen).await?,
         sse: listen(&config.sse.listen).await?,
         relay: listen(&config.relay.listen).await?,
-        live: listen(&args.live_listen.to_string()).await?,
+        live: listen(&args.live.to_string()).await?,
     };
     let mut sse_settings = config.sse.clone();
     // The operator's page checks the SSE server at the port that it was given.
