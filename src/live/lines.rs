@@ -54,10 +54,9 @@ impl Line {
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _peer)) if self.is_connected() => {
+                Ok((stream, _peer)) => {
                     connections.spawn(carry_until_cut(stream, self.target, self.connected.subscribe()));
                 }
-                Ok(_cut) => {}
                 Err(error) => {
                     tracing::debug!(%error, "a line of the live page cannot accept");
                     tokio::task::yield_now().await;
@@ -76,8 +75,10 @@ async fn carry_until_cut(mut browser: TcpStream, target: SocketAddr, mut connect
         copy_bidirectional(&mut browser, &mut server).await
     };
     tokio::select! {
+        // On a line that is cut already, nothing is carried.
+        biased;
+        _cut = connected.wait_for(|connected| !connected) => {}
         // Both ends see a broken connection, which is all that they can be told.
         _ended = carried => {}
-        _cut = connected.wait_for(|connected| !connected) => {}
     }
 }

@@ -116,7 +116,7 @@ async fn every_client_gets_each_committed_event_once_whatever_its_reader_breaks(
     browser.click("#switch-relay").await;
     browser.wait_for_text("#way-relay", "killed").await;
     browser.click("#switch-relay").await;
-    browser.wait_for_text("#way-relay", "delivers").await;
+    browser.wait_for_text("#way-relay", "waits for Redis").await;
     browser.click("#switch-redis").await;
     browser.wait_for_text("#way-redis", "runs").await;
     browser.click("[data-client='2'] header button").await;

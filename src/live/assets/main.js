@@ -128,7 +128,8 @@ function showState({ relay, redis, clients }) {
     if (page.clients[n].isConnected !== isConnected) page.moved = performance.now();
     page.clients[n].showConnected(isConnected);
   });
-  showPart("relay", relay, relay ? "delivers" : "killed", relay ? "Kill" : "Restart", "the relay");
+  const relayDoes = redis ? "delivers" : "waits for Redis";
+  showPart("relay", relay, relay ? relayDoes : "killed", relay ? "Kill" : "Restart", "the relay");
   showPart("redis", redis, redis ? "runs" : "stopped", redis ? "Stop" : "Start", "Redis");
   const connected = clients.filter(Boolean).length;
   const all = connected > 0;
