@@ -113,7 +113,9 @@ export class Client {
   /** Shows its counts; null before the first session. */
   showCounts(counts) {
     if (!counts) return say(this.counts, "waits for an upload");
-    const { received, missing, twice, disordered } = counts;
+    const { missing, twice, disordered } = counts;
+    // An event may arrive before the page has looked for its row.
+    const received = counts.received + counts.unknown;
     const resets = this.resets ? ` · ${this.resets} reset` : "";
     say(this.counts, `${received} received · ${missing} missing · ${twice} twice${resets}`);
     this.element.dataset.wrong = missing + twice + disordered > 0;

@@ -7,7 +7,7 @@ import { compare, judge, sum } from "./proof.js";
 import { call, hasKey, post } from "./server.js";
 import { Upload } from "./upload.js";
 
-const LOOK_MS = 500;
+const LOOK_MS = 300;
 // With everything running, an event arrives within milliseconds, and a client is back within seconds.
 const CALM_MS = 12000;
 const TOLD_MS = 6000;

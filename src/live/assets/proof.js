@@ -75,8 +75,9 @@ function faultOf({ missing, behind, twice, disordered, unknown }, client, isCalm
 function waiting(counts, most, { photos, sent, relay, redis, cut }) {
   const uploaded = `${sent} of ${photos} photos.`;
   const wait = `${events(most)} ${most === 1 ? "waits" : "wait"}`;
-  if (!relay) return `${uploaded} The relay is killed: ${wait} in Postgres.`;
-  if (!redis) return `${uploaded} Redis is stopped: ${wait} in Postgres.`;
+  const inPostgres = most ? `: ${wait} in Postgres.` : ".";
+  if (!relay) return `${uploaded} The relay is killed${inPostgres}`;
+  if (!redis) return `${uploaded} Redis is stopped${inPostgres}`;
   if (cut.length && most) {
     const who = cut.length === 1 ? `Client ${cut[0]} is` : `Clients ${cut.join(", ")} are`;
     return `${uploaded} ${who} cut off: up to ${wait} in Redis.`;
