@@ -86,6 +86,6 @@ mod tests {
         assert!(policy("").contains("connect-src 'self'; form-action"), "{}", policy(""));
         let two = policy("http://127.0.0.1:1 http://127.0.0.1:2");
         assert!(two.contains("connect-src 'self' http://127.0.0.1:1 http://127.0.0.1:2;"), "{two}");
-        assert_eq!(policy("http://a\n"), "default-src 'none'");
+        assert_eq!(policy("http://a\nb"), "default-src 'none'");
     }
 }
