@@ -4,7 +4,7 @@
 export RUST_TEST_THREADS ?= 4
 
 .PHONY: help demo test test-examples test-postgres test-clients chaos load bench mutants test-containers \
-  lint fmt
+  lint fmt dist deb image test-packages
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,19 @@ test: ## Install what is missing, and run every test on private servers
 
 test-examples: ## Install what the examples need, and play them in a browser; run the recipes
 	@scripts/test-examples
+
+dist: ## Build the release as a tarball in target/dist; BINARY names a program that is built already
+	@packaging/dist
+
+deb: dist ## Build the Debian package in target/dist
+	@packaging/deb/build
+
+image: dist ## Build the container image: IMAGE is its name, BASE another image to build on
+	@packaging/image/build
+
+test-packages: ## Test tarball, package, image and manifests, of a debug build or of BINARY: ONLY=dist
+	@scripts/install-servers --for-packages
+	@ONLY="$(ONLY)" scripts/test-packages
 
 VERSIONS ?= 13 14 15 16 17 18
 test-postgres: ## Run the core's tests on each major version of Postgres: VERSIONS="13 18", ONLY=modules
