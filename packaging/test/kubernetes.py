@@ -1,4 +1,4 @@
-"""Checks the Kubernetes manifests: schemas (strict, two versions), and facts that they share with the program.
+"""Checks the Kubernetes manifests: schemas (two versions, strict), and facts shared with the program.
 
 It builds the overlays by itself, with the few features of Kustomize that they use, and refuses others.
 """
@@ -148,7 +148,8 @@ def main(binary):
                 assert_role(resource, resources, defaults)
             if resource["kind"] == "ConfigMap":
                 assert_settings_are_known(resource, binary)
-    print(f"{checked} resources of {len(builds)} builds obey the schemas of Kubernetes {' and '.join(VERSIONS)}")
+    versions = " and ".join(VERSIONS)
+    print(f"{checked} resources of {len(builds)} builds obey the schemas of Kubernetes {versions}")
 
 
 main(sys.argv[1])
