@@ -62,7 +62,8 @@ async fn every_function_and_every_connection_pins_its_search_path() -> TestResul
         "select p.oid::regprocedure::text from pg_proc p join pg_namespace n on n.oid = p.pronamespace
          where n.nspname in ('outbox', 'uploads')
            and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)
-           and p.proname not in ('is_delivered', 'slot_at', 'rotation_seconds', 'is_event', 'bytes_of')",
+           and p.proname not in (
+             'is_delivered', 'slot_at', 'rotation_seconds', 'is_event', 'bytes_of', 'token_is_taken')",
     )
     .fetch_all(&mut admin)
     .await?;

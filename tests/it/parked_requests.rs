@@ -9,7 +9,7 @@ use crate::commands::{assert_fails, commit, json, stderr, stdout};
 use crate::console::block;
 use crate::harness::{System, TestResult, cli, eventually, items_of};
 
-pub(crate) async fn unblock(system: &System, topic: &Topic) -> TestResult {
+async fn unblock(system: &System, topic: &Topic) -> TestResult {
     let _: () = system.redis.connect().await.del(keys::history(topic)).await?;
     Ok(())
 }

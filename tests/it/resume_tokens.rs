@@ -3,16 +3,16 @@
 
 use aftercommit::event::{ResumeToken, Seen, StreamId, Topic};
 use aftercommit::outbox;
+use redis::AsyncCommands;
 use sqlx::{Acquire, PgConnection};
 use uuid::Uuid;
 
 use crate::append_door::execute;
-use crate::console::block;
 use crate::harness::{
     Client, Feed, NOTIFICATIONS, OwnPostgres, Process, Standby, System, TestResult, cli, database_on,
     eventually, new_event, numbers, start_postgres, str_of,
 };
-use crate::parked_requests::{unblock, wait_until_parked};
+use crate::parked_requests::wait_until_parked;
 
 /// Two integers of one statement's snapshot: the state, and the token.
 async fn read(connection: &mut PgConnection, topic: &Topic) -> TestResult<(u64, String)> {
@@ -222,7 +222,9 @@ async fn a_prepared_transaction_is_behind_every_state_that_was_read_before_its_c
 async fn a_parked_event_that_is_released_later_was_seen_by_the_states_that_hold_it() -> TestResult {
     let feed = Feed::new().await;
     let (sse, topic) = (feed.sse().await, feed.topic());
-    block(&feed.system, &topic).await;
+    let mut redis = feed.system.redis.connect().await;
+    let history = feed.system.redis.keys().history(&topic);
+    let _: () = redis.set(&history, "in the way").await?;
     feed.commit([0]).await;
     wait_until_parked(&feed.system, &topic, 1).await;
     let mut reader = feed.system.database.connect().await;
@@ -230,7 +232,7 @@ async fn a_parked_event_that_is_released_later_was_seen_by_the_states_that_hold_
     assert_eq!(n, 1);
     feed.commit([1]).await;
     wait_until_parked(&feed.system, &topic, 2).await;
-    unblock(&feed.system, &topic).await?;
+    let _: () = redis.del(&history).await?;
     let release = ["parked", "release", topic.as_str(), "--yes", "--reason", "mended"];
     let released = cli(feed.system.settings(), &release).await;
     assert!(released.status.success(), "{}", String::from_utf8_lossy(&released.stderr));
