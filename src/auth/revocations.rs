@@ -8,7 +8,6 @@ use jsonwebtoken::EncodingKey;
 use serde::{Deserialize, Serialize};
 
 use super::error::AuthError;
-use super::user::User;
 use super::user_id::UserId;
 
 /// Not a secret: it keeps the marks of tokens from being other hashes of the same text.
@@ -127,9 +126,9 @@ impl Revocations {
     }
 
     /// Refuses a user's credential that is revoked as a whole.
-    pub(super) fn check_user(&self, user: &User) -> Result<(), AuthError> {
+    pub(super) fn check_user(&self, user: &UserId, credential: &Credential) -> Result<(), AuthError> {
         let known = self.known().ok_or(AuthError::RevocationsUnknown)?;
-        if known.has(&user.id, &user.credential) { Err(AuthError::Revoked) } else { Ok(()) }
+        if known.has(user, credential) { Err(AuthError::Revoked) } else { Ok(()) }
     }
 
     /// Refuses a credential that is revoked for one of these topics.

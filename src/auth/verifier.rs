@@ -102,7 +102,7 @@ impl Verifier {
     /// cannot be fetched, [`AuthError::RevocationsUnknown`] if the revocations have not been read yet.
     pub async fn verify(&self, token: &str) -> Result<User, AuthError> {
         let user = self.authenticate(token).await?;
-        self.revocations.check_user(&user)?;
+        self.revocations.check_user(&user.id, &user.credential)?;
         Ok(user)
     }
 
@@ -153,7 +153,7 @@ impl Verifier {
     /// The user and the topics that a ticket stands for.
     pub(super) fn verify_ticket(&self, ticket: &str) -> Result<(User, TicketTopics), AuthError> {
         let (user, topics) = self.tickets.as_ref().ok_or(AuthError::NoTickets)?.verify(ticket)?;
-        self.revocations.check_user(&user)?;
+        self.revocations.check_user(&user.id, &user.credential)?;
         Ok((user, topics))
     }
 

@@ -349,6 +349,7 @@ mod tests {
                 "execute on function outbox.append(text, text, text, jsonb, uuid)",
                 "execute on function outbox.append_all(text[], text[], json[], jsonb[], uuid[])",
                 "execute on function outbox.lock_topic(text)",
+                "execute on function outbox.resume_token()",
             ]
         );
     }

@@ -342,8 +342,10 @@ async fn a_revocation_is_heard_of_that_comes_while_the_listener_is_away() -> Tes
     let system = system().await;
     let port = system.database.url().rsplit_once(':').and_then(|(_, rest)| rest.split('/').next());
     let to_postgres = Proxy::to(port.ok_or("a port")?.parse()?).await;
-    let settings =
-        system.settings().clone().set("DATABASE_DIRECT_URL", to_postgres.url(system.database.url()));
+    let settings = system
+        .settings()
+        .clone()
+        .set("AFTERCOMMIT_DATABASE_DIRECT_URL", to_postgres.url(system.database.url()));
     let server = Process::start("sse", &settings).await;
     let client = Client::open(&server.url("/streams/order:1"), &token("ana")).await;
     let heard = |count| {
