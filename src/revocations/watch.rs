@@ -19,6 +19,8 @@ use crate::postgres::{Pool, Settings};
 
 /// How often the list is read if no notification comes, as where a pooler is between.
 const POLL: Duration = Duration::from_secs(30);
+/// How long a read may take.
+const READ_LIMIT: Duration = Duration::from_secs(10);
 /// How long the first read may hold up the start.
 const FIRST_READ: Duration = Duration::from_secs(2);
 /// A session that lasted this long was made for good, so the backoff starts over.
@@ -132,15 +134,20 @@ impl Watch {
     /// Reads the list whenever that is due.
     async fn keep(&self) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut is_failing = false;
         loop {
             // A failed read is tried again soon, also if no notification comes.
-            let wait = match self.read().await {
+            let wait = match timeout(READ_LIMIT, self.read()).await.unwrap_or(Err(ReadError::Late)) {
                 Ok(()) => {
+                    is_failing = false;
                     backoff.reset();
                     POLL
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot read the revocations; the last list stays in force");
+                    // Once an outage.
+                    if !std::mem::replace(&mut is_failing, true) {
+                        tracing::warn!(%error, "cannot read the revocations; the last list stays in force");
+                    }
                     backoff.next_wait()
                 }
             };
