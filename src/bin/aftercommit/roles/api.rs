@@ -33,7 +33,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     tracing::info!(%address, "api listens");
     let grace = Duration::from_secs(config.shutdown.grace_seconds);
     let serving = serve(&config, listener, shutdown.clone(), Notifier::from_environment());
-    lifecycle::within_grace(serving, &shutdown, grace).await?
+    Box::pin(lifecycle::within_grace(serving, &shutdown, grace)).await?
 }
 
 /// Serves the API on `listener` until `shutdown`.
