@@ -49,6 +49,7 @@ const PARTS: [(&str, &[&str], &[&str]); 23] = [
         &["redis", "hyper"],
     ),
     ("uploads", &["event", "generations", "postgres", "outbox", "http", "auth", "sse"], &["redis"]),
+    ("live", &["event", "postgres", "log", "ops", "http"], &["redis", "hyper"]),
     ("local", &[], &["sqlx", "axum"]),
 ];
 

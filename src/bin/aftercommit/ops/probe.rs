@@ -22,12 +22,12 @@ const ANSWER_BYTES: u64 = 64 * 1024;
 #[derive(Debug, Serialize)]
 pub(crate) struct Answer {
     /// Whether the server is healthy.
-    pub(super) ok: bool,
+    pub(crate) ok: bool,
     /// Whether the server answers but reports a problem, such as no room for more clients.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) warns: bool,
     /// The state of the server, in words.
-    pub(super) says: String,
+    pub(crate) says: String,
 }
 
 impl Answer {
