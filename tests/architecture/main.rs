@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never
 /// know.
-const PARTS: [(&str, &[&str], &[&str]); 23] = [
+const PARTS: [(&str, &[&str], &[&str]); 24] = [
     // What of a server's address may be told, wherever one is told.
     ("address", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("event", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
