@@ -21,6 +21,7 @@
 //! - [`redis`]: the one place that knows Redis keys, the publishing script and the envelope.
 //! - [`http`], [`auth`]: the parts that all HTTP servers share; the user that a token stands for.
 //! - [`sse`]: Redis to browsers: joining, fan-out, connections. Knows no Postgres and no application.
+//! - [`revocations`]: keeps each server's list of revoked credentials as Postgres has it.
 //! - [`streams`]: streams of any topic, allowed by the token; tickets. Knows no application.
 //! - [`console`]: the operator's page, served by the relay's own port.
 //! - [`uploads`]: the bundled application and first user of all the rest.
@@ -62,6 +63,8 @@ pub mod printable;
 pub mod redis;
 #[cfg(feature = "server")]
 pub mod relay;
+#[cfg(feature = "server")]
+pub mod revocations;
 #[cfg(feature = "server")]
 pub mod sse;
 #[cfg(feature = "server")]

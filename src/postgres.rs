@@ -16,6 +16,8 @@
 mod error;
 mod hosts;
 #[cfg(feature = "server")]
+mod listener;
+#[cfg(feature = "server")]
 mod pool;
 mod schema;
 

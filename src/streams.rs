@@ -74,7 +74,7 @@ async fn stream(
 ) -> Result<Response, Problem> {
     let topic = parsed(&topic)?;
     let user = allowed(listener, std::slice::from_ref(&topic))?;
-    let grant = StreamGrant { topics: Topics::One(topic), user: user.id, expires_at: Some(user.expires_at) };
+    let grant = StreamGrant { topics: Topics::One(topic), user };
     Ok(sse::open(&hub, grant, &headers, &query, connection).await)
 }
 
@@ -118,8 +118,7 @@ async fn multi_topic(
     let multi_topic = MultiTopic::new(topics, asked.is_named_by_topic)
         .map_err(|error| Problem::bad_request(error.to_string()))?;
     let user = allowed(listener, multi_topic.topics())?;
-    let grant =
-        StreamGrant { topics: Topics::Multi(multi_topic), user: user.id, expires_at: Some(user.expires_at) };
+    let grant = StreamGrant { topics: Topics::Multi(multi_topic), user };
     Ok(sse::open(&hub, grant, &headers, &query, connection).await)
 }
 
@@ -177,9 +176,9 @@ async fn ticket(
     listener: Listener,
     Json(grant): Json<WantedTicket>,
 ) -> Result<Response, Problem> {
-    let user = listener.with_token()?;
     let topics = grant.topics()?;
     let names: Vec<&str> = topics.iter().map(Topic::as_str).collect();
+    let user = listener.with_token(names.iter().copied())?;
     let (ticket, expires_at) = verifier.issue_ticket(&user, &names).map_err(not_made)?;
     let body = axum::Json(Ticket { ticket, expires_at: text_of(expires_at) });
     Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, "no-store")], body).into_response())

@@ -177,8 +177,9 @@ export const connect = ({
           for (const block of blocks) {
             const { retry: ms, id: ids, event: type, data } =
               Object.fromEntries(block.split("\n").map((line) => line.split(/: (.*)/s)));
-            retry = +ms || retry;
-            renew = type == "token_expired";
+            retry = (wait = +ms) || retry;
+            // `revoked` brings a time to wait: a token of the same second would be refused, too.
+            renew = type == "token_expired" || type == "revoked";
             if (!ids || signal.aborted) continue;
             if (!live) send({ up: true });
             if (type == "reset") at.delete(tagOf(JSON.parse(data).topic));
@@ -218,7 +219,7 @@ export const connect = ({
       if (!renew && live) send({ up: false });
       // Twice as long after each failure, and at random, so that not all clients come at once. A stream that
       // opens brings its own time.
-      wait = renew ? 50 : wait || retry;
+      wait ||= renew ? 50 : retry;
       retry = Math.min(retry * 2, 30000);
       // Nothing is to be heard meanwhile.
       unheard = NaN;

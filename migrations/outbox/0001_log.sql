@@ -578,6 +578,18 @@ create table outbox.audit (
 );
 create index audit_at_idx on outbox.audit (at);
 
+-- The credentials that operators have revoked (src/ops/revoke.rs): of each user, topic and token the newest
+-- revocation. SSE servers keep all rows in memory. A row may be deleted once every credential that was issued
+-- before it has expired.
+create table outbox.revocation (
+  kind    text        not null constraint kind_is_known check (kind in ('user', 'topic', 'token')),
+  subject text        not null,
+  at      timestamptz not null default clock_timestamp(),
+  who     text        not null,
+  reason  text        not null,
+  primary key (kind, subject)
+);
+
 -- A relay with a row here delivers nothing. The relay looks about once a second, beside the deliveries.
 create table outbox.pause (
   relay  text        primary key references outbox.relay (name),

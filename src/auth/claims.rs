@@ -6,6 +6,7 @@ use jsonwebtoken::errors::{Error, ErrorKind};
 use serde_json::{Map, Value};
 
 use super::error::AuthError;
+use super::revocations::{Credential, TokenMark};
 use super::user_id::UserId;
 
 /// The refusal of a token of more than [`TOKEN_BYTES_MAX`](super::TOKEN_BYTES_MAX) bytes.
@@ -50,6 +51,18 @@ impl Claims {
         #[expect(clippy::cast_possible_truncation, reason = "what is out of range is refused as such a date")]
         let rounded = number.as_f64().map(|seconds| seconds.round() as i64);
         number.as_i64().or(rounded).ok_or(AuthError::Token(NO_EXP))
+    }
+
+    /// When the token was issued and which one it is, as far as it says. Not required: a token without `iat`
+    /// counts as older than every revocation, and one without `jti` cannot be revoked alone.
+    pub(super) fn credential(&self) -> Result<Credential, AuthError> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "what is out of range is the first or last second"
+        )]
+        let seconds = |iat: &Value| iat.as_i64().or(iat.as_f64().map(|iat| iat.floor() as i64));
+        let token = self.0.get("jti").and_then(Value::as_str).map(TokenMark::of).transpose()?;
+        Ok(Credential { issued_at: self.0.get("iat").and_then(seconds), token })
     }
 
     /// The topics that the token allows; none without the claim. The list is no longer than the token, which

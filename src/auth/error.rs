@@ -68,6 +68,15 @@ pub enum AuthError {
     /// The ticket is not valid.
     #[error("the ticket is not valid or has expired: get a new one by POST /api/stream-tickets")]
     Ticket,
+    /// An operator has revoked the credential.
+    #[error("this token or ticket was revoked by an operator: sign in again to get a new one")]
+    Revoked,
+    /// An operator has revoked the credentials for a topic.
+    #[error("the tokens and tickets for the topic {0} were revoked by an operator: get a new one")]
+    RevokedTopic(String),
+    /// The list of revocations has not been read yet.
+    #[error("the list of revoked tokens cannot be read from the database at the moment; try again")]
+    RevocationsUnknown,
     /// Tickets cannot be issued without a secret.
     #[error("this server issues no tickets: set AFTERCOMMIT_JWT_SECRET to the same secret on all servers")]
     NoTickets,
@@ -80,7 +89,9 @@ impl From<AuthError> for Problem {
     fn from(error: AuthError) -> Self {
         match error {
             // The token may be valid. A page that receives 401 would throw it away.
-            AuthError::KeysUnavailable => Self::unavailable(error.to_string()),
+            AuthError::KeysUnavailable | AuthError::RevocationsUnknown => {
+                Self::unavailable(error.to_string())
+            }
             _ => Self::unauthorized(error.to_string()),
         }
     }

@@ -7,6 +7,7 @@ use axum::extract::{FromRef, FromRequestParts};
 use axum::http::header;
 use axum::http::request::Parts;
 
+use super::revocations::Revocations;
 use super::tickets::TicketTopics;
 use super::user::User;
 use super::user_id::UserId;
@@ -24,6 +25,7 @@ pub struct Listener {
     user: User,
     /// The topics that the ticket covers, if the user came with a ticket.
     only: Option<TicketTopics>,
+    revocations: Revocations,
 }
 
 impl Listener {
@@ -45,25 +47,35 @@ impl Listener {
     /// read them.
     ///
     /// # Errors
-    /// 403 if the credential is a ticket that does not cover every topic.
-    pub fn of_topics<'a>(self, topics: impl IntoIterator<Item = &'a str>) -> Result<User, Problem> {
-        let Some(only) = self.only else { return Ok(self.user) };
-        match topics.into_iter().find(|topic| !only.covers(topic)) {
-            Some(topic) => Err(Problem::forbidden(format!(
+    /// 403 if the credential is a ticket that does not cover every topic; 401 if an operator has revoked the
+    /// credentials for one of them.
+    pub fn of_topics<'a>(
+        self,
+        topics: impl IntoIterator<Item = &'a str, IntoIter: Clone>,
+    ) -> Result<User, Problem> {
+        let topics = topics.into_iter();
+        let uncovered = self.only.as_ref().and_then(|only| topics.clone().find(|topic| !only.covers(topic)));
+        if let Some(topic) = uncovered {
+            return Err(Problem::forbidden(format!(
                 "this ticket is not for the topic {topic}: name it in POST /api/stream-tickets"
-            ))),
-            None => Ok(self.user),
+            )));
         }
+        self.revocations.check_topics(&self.user.credential, topics)?;
+        Ok(self.user)
     }
 
-    /// The user, if the credential is a token. A ticket cannot be used to get further tickets.
+    /// The user, if the credential is a token, and valid for all of these topics. A ticket cannot be used to
+    /// get further tickets.
     ///
     /// # Errors
-    /// 403 if the credential is a ticket.
-    pub fn with_token(self) -> Result<User, Problem> {
+    /// 403 if the credential is a ticket; 401 as of [`Self::of_topics`].
+    pub fn with_token<'a>(
+        self,
+        topics: impl IntoIterator<Item = &'a str, IntoIter: Clone>,
+    ) -> Result<User, Problem> {
         match self.only {
             Some(_) => Err(Problem::forbidden("a ticket only opens streams: send the token")),
-            None => Ok(self.user),
+            None => self.of_topics(topics),
         }
     }
 }
@@ -102,12 +114,13 @@ where
 
 impl Listener {
     async fn of(parts: &Parts, verifier: &Verifier) -> Result<Self, Problem> {
+        let of = |user, only| Self { user, only, revocations: verifier.revocations().clone() };
         if let Some(token) = bearer(&parts.headers) {
-            return Ok(Self { user: verifier.verify(token).await?, only: None });
+            return Ok(of(verifier.verify(token).await?, None));
         }
         if let Some(ticket) = ticket(parts) {
             let (user, topics) = verifier.verify_ticket(ticket)?;
-            return Ok(Self { user, only: Some(topics) });
+            return Ok(of(user, Some(topics)));
         }
         let token = cookie(parts, verifier.cookie()).ok_or_else(|| {
             let cookie = match verifier.cookie() {
@@ -119,7 +132,7 @@ impl Listener {
                  from POST /api/stream-tickets as ?ticket="
             ))
         })?;
-        Ok(Self { user: verifier.verify(token).await?, only: None })
+        Ok(of(verifier.verify(token).await?, None))
     }
 }
 

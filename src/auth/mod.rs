@@ -8,6 +8,7 @@ mod claims;
 mod error;
 mod jwks;
 mod listener;
+mod revocations;
 mod settings;
 mod tickets;
 mod user;
@@ -16,6 +17,7 @@ mod verifier;
 
 pub use error::AuthError;
 pub use listener::Listener;
+pub use revocations::{Credential, Revocations, Revoked, TokenMark};
 pub use settings::{Algorithm, SECRET_BYTES_MIN, Settings, TOKEN_BYTES_MAX};
 pub use tickets::{TICKET_BYTES_MAX, TICKET_TOPICS_MAX};
 pub use user::User;

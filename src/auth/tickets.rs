@@ -17,6 +17,7 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
 use super::error::AuthError;
+use super::revocations::{Credential, TokenMark};
 use super::settings::{NOT_AT_EXPIRY, SECRET_BYTES_MIN, Settings};
 use super::user::User;
 use super::user_id::UserId;
@@ -31,9 +32,9 @@ pub const TICKET_TOPICS_MAX: usize = 32;
 /// The length of a topic's mark in characters: 132 bits.
 const MARK_CHARS: usize = 22;
 
-/// The largest size of a ticket's claims in bytes: the user with escaped quotes, two timestamps, the marks,
-/// and the names of the claims.
-const CLAIMS_BYTES_MAX: usize = UserId::BYTES_MAX + 2 * 20 + TICKET_TOPICS_MAX * (MARK_CHARS + 3) + 64;
+/// The largest size of a ticket's claims in bytes: the user with escaped quotes, three timestamps, the marks of
+/// the topics and of the token, and the names of the claims.
+const CLAIMS_BYTES_MAX: usize = UserId::BYTES_MAX + 3 * 20 + (TICKET_TOPICS_MAX + 1) * (MARK_CHARS + 3) + 80;
 
 /// The largest size of a ticket in bytes: header, claims and signature in base64, with two dots between them.
 pub const TICKET_BYTES_MAX: usize = 36 + 1 + CLAIMS_BYTES_MAX.div_ceil(3) * 4 + 1 + 43;
@@ -44,6 +45,11 @@ struct Claims {
     exp: i64,
     /// The time at which the token expires for which the ticket was issued.
     until: i64,
+    /// When that token was issued, and its mark: a ticket is revoked with its token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    iat: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    jti: Option<TokenMark>,
     /// Marks of topics that the `subscribe` claim of that token allows.
     subscribe: Vec<String>,
     /// Marks of topics that it does not allow. The application's own rules decide about them.
@@ -137,6 +143,8 @@ impl Tickets {
             sub: user.id.clone(),
             exp: expires_at.timestamp(),
             until: user.expires_at.timestamp(),
+            iat: user.credential.issued_at,
+            jti: user.credential.token.clone(),
             subscribe: marked(subscribe)?,
             topics: marked(topics)?,
         };
@@ -151,9 +159,10 @@ impl Tickets {
             .map_err(|_| REFUSED)?
             .claims;
         let expires_at = DateTime::from_timestamp(claims.until, 0).ok_or(REFUSED)?;
-        let Claims { sub, subscribe, topics, .. } = claims;
+        let Claims { sub, subscribe, topics, iat, jti, .. } = claims;
+        let credential = Credential { issued_at: iat, token: jti };
         let topics = TicketTopics { marks: self.marks.clone(), subscribe, topics };
-        Ok((User { id: sub, expires_at, subscribe: Vec::new() }, topics))
+        Ok((User { id: sub, expires_at, subscribe: Vec::new(), credential }, topics))
     }
 }
 

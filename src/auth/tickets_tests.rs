@@ -25,7 +25,9 @@ fn tickets() -> Tickets {
 fn user(id: &str, subscribe: &[&str]) -> User {
     let subscribe = subscribe.iter().map(ToString::to_string).collect();
     let expires_at = Utc::now() + Duration::from_secs(3600);
-    User { id: UserId::new(id).expect("a user"), expires_at, subscribe }
+    let token = TokenMark::of("4711").expect("a mark");
+    let credential = Credential { issued_at: Some(Utc::now().timestamp()), token: Some(token) };
+    User { id: UserId::new(id).expect("a user"), expires_at, subscribe, credential }
 }
 
 #[test]
@@ -37,6 +39,8 @@ fn a_ticket_is_good_for_its_topics_and_remembers_which_of_them_the_token_allows(
     assert_eq!(user.id.as_str(), "auth0|64b1f");
     assert!(topics.covers("orders:7") && topics.may_subscribe("orders:7"));
     assert!(topics.covers("mine") && !topics.may_subscribe("mine"));
+    assert_eq!(user.credential.token, TokenMark::of("4711").ok(), "it is revoked with its token");
+    assert!(user.credential.issued_at.is_some());
     assert!(!topics.covers("orders:8") && !topics.may_subscribe("orders:8"));
 }
 

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
+use super::revocations::Credential;
 use super::user_id::UserId;
 
 /// The user who makes the request. As an extractor, it admits a request only with a valid token.
@@ -16,6 +17,8 @@ pub struct User {
     /// Topics that the token allows beyond the application's own rules: names, or beginnings of names
     /// followed by `*`.
     pub subscribe: Vec<String>,
+    /// Which of the user's tokens it is, for operators who revoke some of them.
+    pub credential: Credential,
 }
 
 impl User {

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::claims::{self, TOKEN_REFUSED_SIZE};
 use super::error::AuthError;
 use super::jwks::{Fetcher, Jwks};
+use super::revocations::Revocations;
 use super::settings::{
     Algorithm, LEEWAY_SECONDS_MAX, NOT_AT_EXPIRY, SECRET_BYTES_MIN, Settings, TOKEN_BYTES_MAX,
 };
@@ -25,6 +26,7 @@ use crate::http::Check;
 struct Claims {
     sub: UserId,
     exp: i64,
+    iat: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     iss: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,6 +48,7 @@ pub struct Verifier {
     validation: Validation,
     cookie: String,
     tickets: Option<Tickets>,
+    revocations: Revocations,
 }
 
 impl std::fmt::Debug for Verifier {
@@ -81,15 +84,29 @@ impl Verifier {
             Source::Fixed(key) => Keys::Fixed(key),
             Source::Issuer(fetcher) => Keys::OfIssuer(Jwks::start(fetcher, settings)),
         };
-        Ok(Self { keys, validation, cookie: settings.cookie.clone(), tickets: Tickets::new(settings)? })
+        let (cookie, tickets) = (settings.cookie.clone(), Tickets::new(settings)?);
+        Ok(Self { keys, validation, cookie, tickets, revocations: Revocations::default() })
+    }
+
+    /// The same, which refuses what is on this list.
+    #[must_use]
+    pub fn with_revocations(self, revocations: Revocations) -> Self {
+        Self { revocations, ..self }
     }
 
     /// The user that a token stands for.
     ///
     /// # Errors
     /// [`AuthError::Token`] if the token is not valid; the error does not quote it.
-    /// [`AuthError::KeysUnavailable`] if the issuer's keys cannot be fetched.
+    /// [`AuthError::Revoked`] if an operator has revoked it. [`AuthError::KeysUnavailable`] if the issuer's keys
+    /// cannot be fetched, [`AuthError::RevocationsUnknown`] if the revocations have not been read yet.
     pub async fn verify(&self, token: &str) -> Result<User, AuthError> {
+        let user = self.authenticate(token).await?;
+        self.revocations.check_user(&user.id, &user.credential)?;
+        Ok(user)
+    }
+
+    async fn authenticate(&self, token: &str) -> Result<User, AuthError> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(AuthError::Token(TOKEN_REFUSED_SIZE));
         }
@@ -119,7 +136,8 @@ impl Verifier {
         let until = claims.expiry()?.saturating_add_unsigned(self.validation.leeway);
         let expires_at = DateTime::from_timestamp(until, 0)
             .ok_or(AuthError::Token("its expiry ('exp') is out of range"))?;
-        Ok(User { id: claims.user()?, expires_at, subscribe: claims.subscribe()? })
+        let (id, subscribe, credential) = (claims.user()?, claims.subscribe()?, claims.credential()?);
+        Ok(User { id, expires_at, subscribe, credential })
     }
 
     /// A ticket with which `user` can open streams of `topics`, and the time at which it expires. The caller
@@ -134,7 +152,14 @@ impl Verifier {
 
     /// The user and the topics that a ticket stands for.
     pub(super) fn verify_ticket(&self, ticket: &str) -> Result<(User, TicketTopics), AuthError> {
-        self.tickets.as_ref().ok_or(AuthError::NoTickets)?.verify(ticket)
+        let (user, topics) = self.tickets.as_ref().ok_or(AuthError::NoTickets)?.verify(ticket)?;
+        self.revocations.check_user(&user.id, &user.credential)?;
+        Ok((user, topics))
+    }
+
+    /// What operators have revoked.
+    pub(super) fn revocations(&self) -> &Revocations {
+        &self.revocations
     }
 
     /// The name of the cookie that holds a token; empty for none.
@@ -166,9 +191,11 @@ pub fn issue_with(
         return Err(AuthError::CannotSign);
     }
     let named = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let now = Utc::now().timestamp();
     let claims = Claims {
         sub: user.into(),
-        exp: Utc::now().timestamp().saturating_add_unsigned(valid_for.as_secs()),
+        exp: now.saturating_add_unsigned(valid_for.as_secs()),
+        iat: now,
         iss: named(&settings.issuer),
         aud: named(&settings.audience),
         subscribe: subscribe.to_vec(),

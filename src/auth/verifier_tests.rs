@@ -113,7 +113,12 @@ async fn neither_a_token_nor_a_ticket_is_taken_in_the_second_in_which_it_expires
         refused(&token, &settings(SECRET)).await,
         "the token is not valid: it has expired ('exp'); get a new one"
     );
-    let user = User { id: Uuid::new_v4().into(), expires_at: Utc::now(), subscribe: Vec::new() };
+    let user = User {
+        id: Uuid::new_v4().into(),
+        expires_at: Utc::now(),
+        subscribe: Vec::new(),
+        credential: Default::default(),
+    };
     let (ticket, _) = verifier.issue_ticket(&user, &["orders:1"]).expect("a ticket");
     assert!(matches!(verifier.verify_ticket(&ticket), Err(AuthError::Ticket)));
 }

@@ -121,6 +121,11 @@ impl Console {
         })))
     }
 
+    /// The connections for operators' changes, for the endpoints beside the page.
+    pub fn pool(&self) -> Pool {
+        self.0.pool.clone()
+    }
+
     /// The routes of the page.
     pub fn router(&self) -> Router {
         let shared = &self.0;

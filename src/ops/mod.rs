@@ -15,6 +15,7 @@ pub mod relays;
 mod renumber;
 pub mod replay;
 mod replay_sql;
+pub mod revoke;
 pub mod rights;
 pub mod undelivered;
 pub mod verdict;

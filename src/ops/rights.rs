@@ -201,6 +201,7 @@ impl List {
     fn sse(&mut self) {
         self.usage("outbox");
         self.table("log", &["select"]);
+        self.table("revocation", &["select"]);
         self.usage("uploads");
         self.add(Kind::Table, "uploads", "session", "select", "");
     }
@@ -210,6 +211,8 @@ impl List {
         self.table("event_status", &["select"]);
         self.table("audit", &["select", "insert"]);
         self.table("pause", &["insert", "delete"]);
+        // A second revocation of the same moves the first one's time.
+        self.table("revocation", &["select", "insert", "update"]);
         self.add(Kind::Table, "outbox", "parked", "update", "requested");
         self.table("replay", &["select", "insert", "update"]);
         // A replay appends copies, whose xid, id, slot and time are the log's own.
@@ -221,6 +224,7 @@ impl List {
     fn api(&mut self) {
         self.writer();
         self.table("migration", &["select"]);
+        self.table("revocation", &["select"]);
         self.execute(&["serves_from()"]);
         self.usage("uploads");
         self.add(Kind::Table, "uploads", "migration", "select", "");
@@ -345,6 +349,7 @@ mod tests {
                 "execute on function outbox.append(text, text, text, jsonb, uuid)",
                 "execute on function outbox.append_all(text[], text[], json[], jsonb[], uuid[])",
                 "execute on function outbox.lock_topic(text)",
+                "execute on function outbox.resume_token()",
             ]
         );
     }

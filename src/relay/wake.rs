@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +11,7 @@ use super::Metrics;
 use super::state::StateHandle;
 use crate::backoff::Backoff;
 use crate::outbox::bell::CHANNEL;
-use crate::postgres::{Settings, never_idle_out};
+use crate::postgres::Settings;
 
 /// A session that lasted this long was made for good, so the backoff starts over.
 const LASTED: Duration = Duration::from_secs(10);
@@ -56,7 +55,7 @@ async fn listen_once(
     metrics: &Metrics,
     backoff: &mut Backoff,
 ) -> sqlx::Error {
-    match listener(database, name).await {
+    match database.listener(name, CHANNEL).await {
         Err(error) => error,
         Ok(mut listener) => {
             let since = Instant::now();
@@ -83,18 +82,4 @@ async fn listen_once(
             }
         }
     }
-}
-
-async fn listener(database: &Settings, name: &str) -> Result<PgListener, sqlx::Error> {
-    let options = database.options(name).await.map_err(|error| sqlx::Error::Configuration(error.into()))?;
-    let pool = PgPoolOptions::new()
-        .max_connections(1)
-        .acquire_timeout(Duration::from_secs(5))
-        .max_lifetime(None)
-        .idle_timeout(None)
-        .after_connect(|connection, _| Box::pin(never_idle_out(connection)))
-        .connect_lazy_with(options);
-    let mut listener = PgListener::connect_with(&pool).await?;
-    listener.listen(CHANNEL).await?;
-    Ok(listener)
 }

@@ -17,6 +17,7 @@ use super::topic::shared_topic::SharedTopic;
 use super::topic::state::Next;
 use super::wire::frame::{self, Frame};
 use super::wire::naming::Naming;
+use crate::auth::{Revocations, Revoked};
 use crate::redis::envelope::Envelope;
 use crate::redis::subscriber::PubSubMessage;
 use crate::redis::{self};
@@ -28,7 +29,7 @@ pub struct Hub(pub(super) Arc<Shared>);
 
 impl Hub {
     /// A hub that reads from one Redis the events of the relay with this name. `naming` says how the events of
-    /// a topic are named. Must be called within a Tokio runtime: the connection to Redis is begun at once.
+    /// a topic are named. Streams are opened once the `revocations` are known. Must be called within a Tokio runtime: the connection to Redis is begun at once.
     ///
     /// # Errors
     /// The kernel's own, where there is no room for the threads that write the streams.
@@ -37,12 +38,13 @@ impl Hub {
         redis: &redis::Settings,
         naming: fn(&str) -> Naming,
         relay: &str,
+        revocations: Revocations,
         metrics: Metrics,
     ) -> io::Result<Self> {
         metrics.connections_limit.set(settings.max_connections.try_into().unwrap_or(i64::MAX));
         metrics.held_bytes_limit.set(settings.max_held_bytes.try_into().unwrap_or(i64::MAX));
         metrics.topics_limit.set(settings.max_topics.try_into().unwrap_or(i64::MAX));
-        Ok(Self(Arc::new(Shared::new(settings, redis, naming, relay.to_owned(), metrics)?)))
+        Ok(Self(Arc::new(Shared::new(settings, redis, naming, relay.to_owned(), revocations, metrics)?)))
     }
 
     /// Receives the messages of Redis and looks after the streams until `shutdown`; then ends the streams,
@@ -76,6 +78,15 @@ impl Hub {
             () = draining => {}
         }
         shared.stop.cancel();
+    }
+
+    /// Takes over the list of revoked credentials, and ends the streams that they opened.
+    pub fn revoke(&self, revoked: Revoked) {
+        self.0.revocations.replace(revoked);
+        let ended = self.0.end_revoked(None);
+        if ended > 0 {
+            tracing::info!(streams = ended, "ended the streams of revoked credentials");
+        }
     }
 
     /// Checks that Redis answers, for readiness.

@@ -47,6 +47,8 @@ pub struct Metrics {
     pub room_waits: Counter,
     /// Clients cut off because they read too slowly.
     pub slow_closes: Counter,
+    /// Streams ended because an operator revoked their credentials.
+    pub revoked: Counter,
     /// Reads of a history in Redis.
     pub history_reads: Counter,
     /// Times that a topic was joined, or joined anew.
@@ -81,6 +83,7 @@ impl Default for Metrics {
             room_waits: Counter::default(),
             refused: Family::default(),
             slow_closes: Counter::default(),
+            revoked: Counter::default(),
             history_reads: Counter::default(),
             joins: Counter::default(),
             topics_refused: Counter::default(),
@@ -119,6 +122,11 @@ impl Metrics {
             "aftercommit_sse_slow_closes",
             "Clients cut off as too slow",
             metrics.slow_closes.clone(),
+        );
+        registry.register(
+            "aftercommit_sse_revoked",
+            "Streams ended because an operator revoked their credentials",
+            metrics.revoked.clone(),
         );
         registry.register(
             "aftercommit_sse_history_reads",

@@ -21,8 +21,10 @@ use super::sockets::Sockets;
 use super::topic::pages::Pages;
 use super::topic::recent::RecentLimits;
 use super::topic::shared_topic::SharedTopic;
+use super::wire::frame;
 use super::wire::naming::Naming;
 use super::wire::start::Start;
+use crate::auth::Revocations;
 use crate::backoff::random_fraction;
 use crate::event::{StreamId, Topic};
 use crate::redis::continuity::Loss;
@@ -31,6 +33,8 @@ use crate::redis::{self, History, Subscriber};
 
 /// Bare messages that may wait to be verified.
 const BARE_MESSAGES: usize = 4096;
+/// How long a stream whose credential is revoked has to take what waits for it.
+const REVOKED_WAIT: Duration = Duration::from_millis(500);
 /// Reads of histories that may be under way at once.
 const READS_AT_ONCE: usize = 32;
 
@@ -67,6 +71,8 @@ pub(crate) struct Shared {
     /// When unused topics were last released before their time.
     pub(crate) made_room: Mutex<Option<Instant>>,
     pub(crate) connections: Connections,
+    /// The credentials that operators have revoked.
+    pub(crate) revocations: Revocations,
     /// The threads that write the streams.
     pub(crate) sockets: Sockets,
     pub(crate) next_number: AtomicU64,
@@ -95,6 +101,7 @@ impl Shared {
         redis: &redis::Settings,
         naming: fn(&str) -> Naming,
         relay: String,
+        revocations: Revocations,
         metrics: Metrics,
     ) -> io::Result<Self> {
         let sockets = Sockets::start()?;
@@ -127,6 +134,7 @@ impl Shared {
             topics: Mutex::default(),
             made_room: Mutex::default(),
             connections: Connections::default(),
+            revocations,
             sockets,
             next_number: AtomicU64::new(1),
             draining: AtomicBool::new(false),
@@ -175,6 +183,23 @@ impl Shared {
             );
             self.metrics.relief_closes.inc_by(cut_off as u64);
         }
+    }
+
+    /// Ends the streams whose credentials are revoked: all of them, or this one if it is one. Returns how many
+    /// there were.
+    pub(crate) fn end_revoked(&self, number: Option<u64>) -> usize {
+        let mut ended = self.connections.revoked(&self.revocations, number);
+        ended.retain(|queue| queue.finish(frame::revoked()));
+        let count = ended.len();
+        self.metrics.revoked.inc_by(count as u64);
+        if count > 0 {
+            tokio::spawn(async move {
+                tokio::time::sleep(REVOKED_WAIT).await;
+                // A client that reads nothing would stay for as long as it likes.
+                ended.iter().for_each(|queue| queue.cut_off());
+            });
+        }
+        count
     }
 
     /// Joins a topic anew that may have missed a message.

@@ -67,7 +67,7 @@ async fn session_stream(
         }
         Some(_) => {}
     }
-    let grant = StreamGrant { topics: Topics::One(topic), user: user.id, expires_at: Some(user.expires_at) };
+    let grant = StreamGrant { topics: Topics::One(topic), user };
     Ok(sse::open(&state.hub, grant, &headers, &query, connection).await)
 }
 
@@ -80,7 +80,7 @@ async fn notification_stream(
 ) -> Result<Response, Error> {
     let topic = messages::topic_of_user(listener.id().as_str()).map_err(|_| no_channel())?;
     let user = listener.of_topics([topic.as_str()])?;
-    let grant = StreamGrant { topics: Topics::One(topic), user: user.id, expires_at: Some(user.expires_at) };
+    let grant = StreamGrant { topics: Topics::One(topic), user };
     Ok(sse::open(&state.hub, grant, &headers, &query, connection).await)
 }
 

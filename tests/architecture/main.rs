@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never
 /// know.
-const PARTS: [(&str, &[&str], &[&str]); 23] = [
+const PARTS: [(&str, &[&str], &[&str]); 24] = [
     // What of a server's address may be told, wherever one is told.
     ("address", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("event", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
@@ -38,6 +38,7 @@ const PARTS: [(&str, &[&str], &[&str]); 23] = [
     ),
     ("http", &["address", "event", "trace"], &["sqlx", "redis"]),
     ("auth", &["address", "failpoint", "http"], &["sqlx", "redis"]),
+    ("revocations", &["backoff", "event", "postgres", "log", "ops", "http", "auth"], &["redis", "hyper"]),
     ("sse", &["backoff", "event", "redis", "http", "auth", "trace"], &["sqlx"]),
     ("streams", &["event", "http", "auth", "sse"], &["sqlx", "redis"]),
     // Its charts show what the relay's monitor has measured, so that a sample costs no look at Postgres of
@@ -53,9 +54,20 @@ const PARTS: [(&str, &[&str], &[&str]); 23] = [
 ];
 
 /// The parts that any application can use: they must not know the bundled one.
-const GENERIC: [&str; 12] = [
-    "event", "postgres", "outbox", "log", "trace", "relay", "redis", "http", "auth", "sse", "streams",
+const GENERIC: [&str; 13] = [
+    "event",
+    "postgres",
+    "outbox",
+    "log",
+    "trace",
+    "relay",
+    "redis",
+    "http",
+    "auth",
+    "sse",
+    "streams",
     "console",
+    "revocations",
 ];
 
 const FILE_LINES_MAX: usize = 500;

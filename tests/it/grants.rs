@@ -218,6 +218,8 @@ async fn operators_work_with_the_rights_that_are_printed() -> TestResult {
     );
     cast.wait_for_count("delivered", 4).await;
     cast.does("operator", &["replay", "list"]).await;
+    cast.does("operator", &["revoke", "--user", "ana", "--reason", "a test"]).await;
+    cast.does("operator", &["revoke", "--user", "ana", "--reason", "once more"]).await;
 
     let held = cast.system.redis.topic("held");
     for action in ["release", "discard"] {
@@ -237,7 +239,7 @@ async fn operators_work_with_the_rights_that_are_printed() -> TestResult {
     cast.does("operator", &["relay", "list"]).await;
     let audit = cast.json("operator", &["audit"]).await;
     let actions: Vec<&str> = items_of(&audit).iter().filter_map(|entry| entry["action"].as_str()).collect();
-    assert_eq!(actions, ["discard", "release", "replay", "resume", "pause"]);
+    assert_eq!(actions, ["discard", "release", "revoke", "revoke", "replay", "resume", "pause"]);
     assert_eq!(relay.terminate().await, 0);
     Ok(())
 }
@@ -348,7 +350,11 @@ async fn no_role_may_do_what_it_does_not_need() -> TestResult {
         "insert into outbox.audit (who, action, reason, selection, events) values ('me', 'x', 'x', '{}', 1)"
             .to_owned(),
         "update outbox.replay set finished = true".to_owned(),
+        "insert into outbox.revocation (kind, subject, who, reason) values ('user', 'me', 'me', 'x')"
+            .to_owned(),
+        "update outbox.revocation set at = now() - interval '1 year'".to_owned(),
     ];
+    let forgives = ["delete from outbox.revocation".to_owned()];
     let publishes =
         ["truncate outbox.event_0".to_owned(), "insert into outbox.relay (name) values ('mine')".to_owned()];
     let copies = [
@@ -356,15 +362,22 @@ async fn no_role_may_do_what_it_does_not_need() -> TestResult {
         "select nextval('outbox.event_id_seq')".to_owned(),
     ];
     for (role, refused) in [
-        ("writer", [&changes_rows[..], &reads, &operates, &publishes, &copies].concat()),
-        ("sse", [&changes_rows[..], &reads, &operates, &publishes, &copies, &appends].concat()),
+        ("writer", [&changes_rows[..], &reads, &operates, &forgives, &publishes, &copies].concat()),
+        ("sse", [&changes_rows[..], &reads, &operates, &forgives, &publishes, &copies, &appends].concat()),
         (
             "relay",
-            [&changes_rows[..], &operates, &copies, &appends, &["select from outbox.audit".to_owned()]]
-                .concat(),
+            [
+                &changes_rows[..],
+                &operates,
+                &forgives,
+                &copies,
+                &appends,
+                &["select from outbox.audit".to_owned()],
+            ]
+            .concat(),
         ),
-        ("operator", [&changes_rows[..], &publishes, &appends].concat()),
-        ("api", [&changes_rows[..], &reads, &operates, &publishes, &copies].concat()),
+        ("operator", [&changes_rows[..], &forgives, &publishes, &appends].concat()),
+        ("api", [&changes_rows[..], &reads, &operates, &forgives, &publishes, &copies].concat()),
     ] {
         let mut connection = cast.connect(role).await;
         for sql in refused {

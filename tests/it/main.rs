@@ -39,6 +39,7 @@ mod relay_steps;
 mod rotating_passwords;
 
 mod load_client;
+mod revoke;
 mod sse_access;
 mod sse_browser;
 mod sse_keys;

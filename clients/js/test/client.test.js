@@ -125,6 +125,29 @@ test("a stream that ends with its token is opened again with a new one", async (
   assert.deepEqual(seen.states, [true], "the page sees no interruption");
 });
 
+test("a stream whose tokens are revoked goes on with a new one, or ends for good", async (t) => {
+  const old = system.token(["order:*"]);
+  let renewals = 0;
+  const token = (renew) => {
+    renewals += Boolean(renew);
+    return renew ? system.token(["order:*"]) : old;
+  };
+  const seen = listen(t, [order], { token });
+  const out = listen(t, [order], { token: () => old, share: "out" });
+  await seen.started();
+  await out.started();
+  await system.append(order, 0, 5);
+  await eventually("events", () => seen[order].length == 5 && out[order].length == 5);
+  await system.revoke(order);
+  await eventually("a refusal", () => out.errors.length == 1);
+  assert.deepEqual(out.errors, [{ topic: order, status: 401 }]);
+  await eventually("a new token", () => renewals);
+  await system.append(order, 5, 10);
+  await eventually("events", () => seen[order].length == 10);
+  assert.deepEqual(seen[order], numbers(10));
+  assert.deepEqual([seen.errors, out[order].length, renewals], [[], 5, 1]);
+});
+
 test("a ticket is fetched for each stream, for exactly its topics", async (t) => {
   const asked = [];
   const ticket = (topics) => {

@@ -141,9 +141,19 @@ export class System {
   /** A token that may read these topics. */
   token(subscribe, seconds = 3600) {
     const encode = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
-    const exp = Math.floor(Date.now() / 1000) + seconds;
-    const text = `${encode({ alg: "HS256", typ: "JWT" })}.${encode({ sub: "ana", exp, subscribe })}`;
+    const iat = Math.floor(Date.now() / 1000);
+    const claims = { sub: "ana", iat, exp: iat + seconds, subscribe };
+    const text = `${encode({ alg: "HS256", typ: "JWT" })}.${encode(claims)}`;
     return `${text}.${createHmac("sha256", this.secret).update(text).digest("base64url")}`;
+  }
+
+  /** Revokes the tokens for a topic. */
+  async revoke(topic) {
+    const { DATABASE_URL, PATH, HOME } = this.sse.env;
+    const env = { DATABASE_URL, PATH, HOME };
+    const child = start(program, ["revoke", "--topic", topic, "--reason", "a test"], { env, stdio: "ignore" });
+    await child.ended;
+    if (child.exitCode != 0) throw new Error(`revoke ended with ${child.exitCode}`);
   }
 
   /** Appends the numbers from `from` up to `to`, each as an event of its own transaction. */

@@ -89,6 +89,8 @@ enum Command {
     Pause(ops::pause::Args),
     /// Let a paused relay deliver again.
     Resume(ops::pause::Args),
+    /// Put someone out: end streams and refuse tokens issued before.
+    Revoke(ops::revoke::Args),
     /// Show what operators did, and why.
     Audit(ops::audit::Args),
     /// Ask the processes of this host whether they are ready.
@@ -205,6 +207,7 @@ async fn obey(command: Command, config: config::Config) -> anyhow::Result<()> {
         Command::Parked(command) => ops::parked::run(&config, &command).await,
         Command::Pause(args) => ops::pause::run(&config, &args, Wanted::Paused).await,
         Command::Resume(args) => ops::pause::run(&config, &args, Wanted::Running).await,
+        Command::Revoke(args) => ops::revoke::run(&config, args).await,
         Command::Audit(args) => ops::audit::run(&config, &args).await,
         Command::Healthcheck => healthcheck::run(&config).await,
         Command::Rebase(args) => ops::rebase::run(&config, &args).await,

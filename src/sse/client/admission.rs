@@ -8,7 +8,7 @@ use std::time::Duration;
 use chrono::Utc;
 use tokio::time::Instant;
 
-use crate::auth::UserId;
+use crate::auth::User;
 use crate::event::{ResumeToken, Topic};
 use crate::http::Connection;
 use crate::sse::queue::connections::{ConnectionLimits, OpenStream};
@@ -78,7 +78,7 @@ impl Drop for StreamGuard {
 /// A request for a stream.
 #[derive(Debug)]
 pub(crate) struct StreamRequest {
-    pub(crate) user: UserId,
+    pub(crate) user: User,
     pub(crate) topics: Arc<[Topic]>,
     /// The cursors of a stream of several topics.
     pub(crate) cursors: Option<StreamCursors>,
@@ -104,7 +104,8 @@ impl Shared {
         });
         let connected = OpenStream {
             queue: queue.clone(),
-            user: request.user,
+            user: request.user.id,
+            credential: request.user.credential,
             topics: request.topics.clone(),
             peer: request.connection.peer,
             since: Utc::now(),
@@ -118,6 +119,8 @@ impl Shared {
         let topics =
             self.acquire_topics(&request.topics).inspect_err(|_| drop(self.connections.remove(number)))?;
         self.metrics.connections.inc();
+        // Revoked between the check of the credential and now: nobody else would notice.
+        self.end_revoked(Some(number));
         Ok(StreamGuard { shared: self.clone(), topics, queue })
     }
 

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::admission::{StreamGuard, StreamRequest};
 use super::catch_up::CatchUp;
 use super::opening::Opening;
-use crate::auth::UserId;
+use crate::auth::User;
 use crate::event::{ResumeToken, Topic};
 use crate::http::{Connection, Takeover};
 use crate::sse::history::log_of_redis::NoAnswer;
@@ -38,10 +38,8 @@ const REFUSED_WAIT: u32 = 3;
 pub struct StreamGrant {
     /// Its topics.
     pub topics: Topics,
-    /// The user, whose streams are limited.
-    pub user: UserId,
-    /// When the stream ends because the token expires.
-    pub expires_at: Option<DateTime<Utc>>,
+    /// The user, whose streams are limited and end with the token.
+    pub user: User,
 }
 
 /// The topics of a stream.
@@ -84,14 +82,12 @@ pub async fn open(
         Topics::One(_) => None,
         Topics::Multi(multi_topic) => Some(StreamCursors::new(multi_topic, &starts)),
     };
-    let expires_at = grant.expires_at.map(|at| {
-        let left = (at - Utc::now()).to_std().unwrap_or(Duration::ZERO);
-        Instant::now() + left
-    });
+    let left = (grant.user.expires_at - Utc::now()).to_std().unwrap_or(Duration::ZERO);
+    let expires_at = Some(Instant::now() + left);
     let topics = grant.topics.list().into();
-    let (user, peer) = (grant.user, connection.peer);
+    let (user, peer) = (grant.user.id.clone(), connection.peer);
     let request =
-        StreamRequest { user: user.clone(), topics, cursors, keep: query.keep, expires_at, connection };
+        StreamRequest { user: grant.user, topics, cursors, keep: query.keep, expires_at, connection };
     match shared.admit(request) {
         Err(refusal) => {
             // A full server refuses thousands a minute: always counted, logged at debug level only.

@@ -153,12 +153,14 @@ impl BlockQueue {
     }
 
     /// Adds a last block, behind which the stream ends.
-    pub(super) fn finish(&mut self, last: Bytes) {
-        if !self.is_ending {
+    pub(super) fn finish(&mut self, last: Bytes) -> bool {
+        let is_first = !self.is_ending;
+        if is_first {
             self.add(Held { key: None, parts: [Bytes::new(), last], skipped: 0 });
             self.waiting_since.get_or_insert_with(Instant::now);
             self.is_ending = true;
         }
+        is_first
     }
 
     /// Accepts no more blocks.

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::auth::UserId;
+use crate::auth::{Credential, Revocations, UserId};
 use crate::event::Topic;
 use crate::sse::queue::byte_budget::ByteBudget;
 use crate::sse::queue::send_queue::{Load, SendQueue};
@@ -23,6 +23,7 @@ const STUCK_AT_LEAST: Duration = Duration::from_secs(1);
 pub(crate) struct OpenStream {
     pub(crate) queue: Arc<SendQueue>,
     pub(crate) user: UserId,
+    pub(crate) credential: Credential,
     pub(crate) topics: Arc<[Topic]>,
     pub(crate) peer: SocketAddr,
     pub(crate) since: DateTime<Utc>,
@@ -94,6 +95,20 @@ impl Connections {
     /// Every stream's queue.
     pub(crate) fn queues(&self) -> Vec<Arc<SendQueue>> {
         self.open().by_number.values().map(|connected| connected.queue.clone()).collect()
+    }
+
+    /// The queues of the streams whose credentials are revoked: of all streams, or of this one.
+    pub(crate) fn revoked(&self, revocations: &Revocations, number: Option<u64>) -> Vec<Arc<SendQueue>> {
+        let is_revoked = |one: &&OpenStream| {
+            let topics = one.topics.iter().map(Topic::as_str);
+            revocations.is_revoked(&one.user, &one.credential, topics)
+        };
+        let open = self.open();
+        let queue = |one: &OpenStream| one.queue.clone();
+        match number {
+            None => open.by_number.values().filter(is_revoked).map(queue).collect(),
+            Some(number) => open.by_number.get(&number).filter(is_revoked).map(queue).into_iter().collect(),
+        }
     }
 
     /// Cuts off the slowest streams, slowest first, until there is room. Spares streams for which nothing
@@ -186,6 +201,7 @@ mod tests {
         OpenStream {
             queue: Arc::new(queue),
             user: user.clone(),
+            credential: Credential::default(),
             topics: Arc::new([]),
             peer: ([127, 0, 0, 1], 1).into(),
             since: Utc::now(),

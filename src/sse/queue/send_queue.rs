@@ -195,11 +195,12 @@ impl SendQueue {
         put
     }
 
-    /// Ends the stream behind the blocks that wait and this last one.
-    pub(crate) fn finish(&self, last: Bytes) {
+    /// Ends the stream behind the blocks that wait and this last one. Returns false if it is ending already.
+    pub(crate) fn finish(&self, last: Bytes) -> bool {
         let mut state = self.state();
-        state.queue.finish(last);
+        let is_first = state.queue.finish(last);
         state.schedule();
+        is_first
     }
 
     /// Ends the connection of a client that does not keep up.

@@ -287,6 +287,12 @@ pub(crate) fn token_expired() -> Bytes {
     Bytes::from_static(b"event: token_expired\ndata: {\"reason\":\"token_expired\"}\n\n")
 }
 
+/// Tells a client that an operator has revoked its token or ticket, right before the stream ends. A browser
+/// that asks again waits this long: a token of the same second would be refused too.
+pub(crate) fn revoked() -> Bytes {
+    Bytes::from_static(b"retry: 2000\nevent: revoked\ndata: {\"reason\":\"revoked\"}\n\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

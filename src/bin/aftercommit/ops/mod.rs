@@ -13,6 +13,7 @@ pub(crate) mod probe;
 pub(crate) mod rebase;
 pub(crate) mod relays;
 pub(crate) mod replay;
+pub(crate) mod revoke;
 pub(crate) mod status;
 mod time;
 

@@ -8,10 +8,11 @@ use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use aftercommit::auth::Verifier;
+use aftercommit::auth::{Revocations, Verifier};
 use aftercommit::http::{self, Limits, Readiness, Server};
 use aftercommit::outbox::{self, Bell};
 use aftercommit::postgres::Pool;
+use aftercommit::revocations::Watch;
 use aftercommit::uploads::{self, ApiState};
 
 use super::{check, preflight};
@@ -33,7 +34,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     tracing::info!(%address, "api listens");
     let grace = Duration::from_secs(config.shutdown.grace_seconds);
     let serving = serve(&config, listener, shutdown.clone(), Notifier::from_environment());
-    lifecycle::within_grace(serving, &shutdown, grace).await?
+    Box::pin(lifecycle::within_grace(serving, &shutdown, grace)).await?
 }
 
 /// Serves the API on `listener` until `shutdown`.
@@ -43,7 +44,8 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
     notifier: Notifier,
 ) -> Result<()> {
-    let verifier = Arc::new(Verifier::new(&config.jwt)?);
+    let revocations = Revocations::unread();
+    let verifier = Arc::new(Verifier::new(&config.jwt)?.with_revocations(revocations.clone()));
     open_files::raise(Limits::default().connections as u64 + FILES_BESIDE_CONNECTIONS)?;
     preflight::postgres(&config.database, ROLE, &[&outbox::schema::SCHEMA]).await?;
     preflight::apply(&config.database, ROLE, &uploads::schema::SCHEMA).await?;
@@ -51,11 +53,12 @@ pub(crate) async fn serve(
     let mut registry = telemetry::registry("api");
     pool.register(&mut registry);
     let door = http::Metrics::register(&mut registry);
-    let asked = pool.clone();
-    let checked = verifier.clone();
+    let watch = Watch::new(pool.clone(), config.database.clone(), move |list| revocations.replace(list));
+    watch.register(&mut registry);
+    let (asked, checked, watched) = (pool.clone(), verifier.clone(), watch.clone());
     let readiness = Readiness::new(move || {
         let pool = asked.clone();
-        let keys = checked.readiness();
+        let keys = checked.readiness().into_iter().chain([watched.check()]);
         async move {
             std::iter::once(check("postgres", is_usable(pool)).await)
                 .chain(keys)
@@ -67,12 +70,14 @@ pub(crate) async fn serve(
     let operations = http::operations(registry, readiness);
     let server = Server::new(application, operations, Limits::default(), &config.http, door)?;
     let address = listener.local_addr()?;
+    watch.read_first().await;
     let stopping = notifier.serving(&shutdown).await;
     // Watches the accept loop. A keepalive that needed a connection would fail when all connections are
     // taken.
     let turns = server.turns();
     tokio::select! {
         () = server.serve(listener, shutdown) => {}
+        () = watch.run() => {}
         () = notifier.watch(async || turns.next().await, || format!("serving on {address}")) => {}
     }
     pool.close().await;

@@ -13,6 +13,7 @@ use aftercommit::log;
 use aftercommit::outbox;
 use aftercommit::redis::Publisher;
 use aftercommit::relay::{self, Metrics, Role, State, StateHandle};
+use aftercommit::revocations;
 
 use super::preflight;
 use crate::config::{Config, validate};
@@ -73,11 +74,13 @@ pub(crate) async fn serve(
         relay: config.relay.name.clone(),
         pending_limit: limit,
         state: state.clone(),
-        gate,
+        gate: gate.clone(),
         database: config.database.clone(),
         neighbours: neighbours(config),
     })?;
-    let application = Router::new().fallback(no_route).merge(console.router());
+    let revoking = revocations::admin(console.pool())
+        .layer(axum::middleware::from_fn_with_state(gate, http::operators_only));
+    let application = Router::new().fallback(no_route).merge(console.router()).merge(revoking);
     let limits = Limits { connections: CONNECTIONS, ..Limits::default() };
     let operations = http::operations(registry, readiness);
     let server = Server::new(application, operations, limits, &config.http, door)?;

@@ -7,9 +7,10 @@ use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use aftercommit::auth::Verifier;
+use aftercommit::auth::{Revocations, Verifier};
 use aftercommit::http::{self, Check, Limits, OperatorGate, Origins, Readiness, Server};
 use aftercommit::pluralize::pluralize;
+use aftercommit::revocations::{self, Watch};
 use aftercommit::sse::{self, Hub, Metrics};
 use aftercommit::{streams, uploads};
 
@@ -41,7 +42,8 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
     notifier: Notifier,
 ) -> Result<()> {
-    let verifier = Arc::new(Verifier::new(&config.jwt)?);
+    let revocations = Revocations::unread();
+    let verifier = Arc::new(Verifier::new(&config.jwt)?.with_revocations(revocations.clone()));
     open_files::raise(open_files::of_streams(config))?;
     let mut registry = telemetry::registry("sse");
     let door = http::Metrics::register(&mut registry);
@@ -52,25 +54,30 @@ pub(crate) async fn serve(
     let pool = config.database.lazy_pool(ROLE)?;
     pool.register(&mut registry);
     let metrics = Metrics::register(&mut registry);
-    let hub =
-        Hub::new(config.sse.clone(), &config.redis, uploads::naming, &config.relay.name, metrics.clone())
-            .context("cannot start the threads that write streams")?;
+    let (settings, relay) = (config.sse.clone(), &config.relay.name);
+    let hub = Hub::new(settings, &config.redis, uploads::naming, relay, revocations, metrics.clone())
+        .context("cannot start the threads that write streams")?;
+    let revoking = hub.clone();
+    let watch = Watch::new(pool.clone(), config.database.clone(), move |list| revoking.revoke(list));
+    watch.register(&mut registry);
     let (asked, checked, open) = (hub.clone(), verifier.clone(), metrics.clone());
     let room = config.sse.max_connections;
+    let watched = watch.clone();
     let readiness = Readiness::new(move || {
-        let hub = asked.clone();
+        let (hub, revocations) = (asked.clone(), watched.check());
         let keys = checked.readiness();
         let connections = connections(open.connections.get(), room);
         async move {
-            let own = [check("redis", hub.ping()).await, draining(&hub), connections];
+            let own = [check("redis", hub.ping()).await, draining(&hub), connections, revocations];
             own.into_iter().chain(keys).chain(super::traces()).collect()
         }
     });
     let origins = Origins::new(&config.sse.cors_origins)?;
     let of_any_topic = streams::StreamsState::new(hub.clone(), verifier.clone());
     let of_uploads = uploads::StreamsState::new(hub.clone(), verifier, pool.clone());
-    let for_operators =
-        sse::admin(hub.clone()).layer(axum::middleware::from_fn_with_state(gate, http::operators_only));
+    let for_operators = sse::admin(hub.clone())
+        .merge(revocations::admin(pool.clone()))
+        .layer(axum::middleware::from_fn_with_state(gate, http::operators_only));
     let application = uploads::streams_router(of_uploads)
         .merge(streams::router(of_any_topic))
         .layer(axum::middleware::from_fn_with_state(origins, http::cors))
@@ -83,6 +90,7 @@ pub(crate) async fn serve(
     let operations = http::operations(registry, readiness);
     let server = Server::new(application, operations, limits, &config.http, door)?;
     let serving = server.when_full(sse::refuse_when_full(hub.clone())).serve(listener, shutdown.clone());
+    watch.read_first().await;
     let stopping = notifier.serving(&shutdown).await;
     let both = async { tokio::join!(hub.run(shutdown), serving) };
     let status = || {
@@ -91,6 +99,7 @@ pub(crate) async fn serve(
     };
     tokio::select! {
         _both_ended = both => {}
+        () = watch.run() => {}
         () = notifier.watch(async || hub.tick().await, status) => {}
     }
     pool.close().await;
