@@ -17,9 +17,16 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NoAnswer;
 
-/// The newest answer of Redis, and when it came.
+/// The newest answer of Redis.
 #[derive(Debug, Default)]
-pub(crate) struct LogOfRedis(Mutex<Option<(Instant, Result<Option<LogId>, NoAnswer>)>>);
+pub(crate) struct LogOfRedis(Mutex<Option<Answer>>);
+
+/// An answer, and when it came.
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    at: Instant,
+    log: Result<Option<LogId>, NoAnswer>,
+}
 
 impl LogOfRedis {
     /// Returns the log's identity, and `None` if no relay has published anything yet.
@@ -29,10 +36,10 @@ impl LogOfRedis {
     pub(crate) async fn get(&self, history: &History) -> Result<Option<LogId>, NoAnswer> {
         // Held while Redis is asked, so that all others wait for the same answer.
         let mut newest = self.0.lock().await;
-        if let Some((_, answer)) = newest.filter(|(at, _)| at.elapsed() < KEPT) {
-            return answer;
+        if let Some(answer) = newest.filter(|answer| answer.at.elapsed() < KEPT) {
+            return answer.log;
         }
-        let answer = match timeout(PATIENCE, history.log()).await {
+        let log = match timeout(PATIENCE, history.log()).await {
             Ok(Ok(log)) => Ok(log),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "cannot tell whether resume tokens are of this log");
@@ -40,7 +47,7 @@ impl LogOfRedis {
             }
             Err(_elapsed) => Err(NoAnswer),
         };
-        *newest = Some((Instant::now(), answer));
-        answer
+        *newest = Some(Answer { at: Instant::now(), log });
+        log
     }
 }

@@ -20,6 +20,14 @@ pub(crate) enum TopicMessage {
 }
 
 impl TopicMessage {
+    /// The id of an event.
+    pub(crate) fn id(&self) -> Option<StreamId> {
+        match self {
+            Self::Event { frame, .. } => Some(frame.id),
+            Self::Foreign(_) => None,
+        }
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Event { frame, .. } => frame.block.len(),

@@ -127,7 +127,7 @@ impl TopicState {
             Phase::Live => match self.apply(message) {
                 Ok(()) => Next::Nothing,
                 Err(ahead) => {
-                    self.join_with([ahead]);
+                    self.join_with([*ahead]);
                     Next::Join
                 }
             },
@@ -135,7 +135,7 @@ impl TopicState {
     }
 
     /// Gives a message to the clients. Returns an event that has a hole before it.
-    fn apply(&mut self, message: TopicMessage) -> Result<(), TopicMessage> {
+    fn apply(&mut self, message: TopicMessage) -> Result<(), Box<TopicMessage>> {
         match message {
             TopicMessage::Foreign(block) => {
                 self.fan_out(&block);
@@ -154,7 +154,7 @@ impl TopicState {
                 // An id below the place that nobody was given shows that the place is wrong: read the
                 // history.
                 if is_behind || prev != place {
-                    return Err(TopicMessage::Event { prev, is_restored, frame });
+                    return Err(Box::new(TopicMessage::Event { prev, is_restored, frame }));
                 }
                 self.append(frame);
                 Ok(())
@@ -253,16 +253,16 @@ impl TopicState {
             }
             match self.apply(message) {
                 Ok(()) => {}
-                Err(TopicMessage::Event { frame, .. }) if has_read_since => {
+                Err(ahead) if has_read_since => {
                     tracing::warn!(
                         topic = %self.topic,
-                        id = %frame.id,
+                        id = ahead.id().map(tracing::field::display),
                         "an event that is not in the history is dropped"
                     );
                     self.metrics.dropped_events.inc();
                 }
                 Err(ahead) => {
-                    self.join_with(std::iter::once(ahead).chain(waiting));
+                    self.join_with(std::iter::once(*ahead).chain(waiting));
                     return Joined::Hole;
                 }
             }
