@@ -120,7 +120,8 @@ impl RedisServer {
 
     /// `redis://…`, with the password.
     pub fn url(&self) -> SecretString {
-        format!("redis://:{}@127.0.0.1:{}", self.password, self.port).into()
+        // redis-cli 7.0 takes an address without a user's name for one of an empty name, and is refused.
+        format!("redis://default:{}@127.0.0.1:{}", self.password, self.port).into()
     }
 
     /// The port on 127.0.0.1.

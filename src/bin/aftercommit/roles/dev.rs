@@ -1,5 +1,7 @@
 //! `aftercommit dev`: all roles in one process, with a private Postgres and a private Redis.
 
+mod ready;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use aftercommit::auth;
+use aftercommit::http::Origins;
 use aftercommit::local::{self, Servers};
 
 use super::{api, relay, sse};
@@ -89,16 +92,22 @@ async fn run_roles(
     let config = &Config {
         sse: aftercommit::sse::Settings {
             listen: sockets.sse.local_addr().context("a listener without an address")?.to_string(),
+            // Pages that are being written are served at some port of this machine.
+            cors_origins: [&config.sse.cors_origins[..], &Origins::LOOPBACK.map(str::to_owned)].concat(),
             ..config.sse.clone()
         },
         ..config.clone()
     };
-    // The sockets listen already: clients that connect from now on are served as soon as their role is up.
-    Guide::new(config, &sockets, servers)?.tell(args.env_file.as_deref())?;
+    let guide = Guide::new(config, &sockets, servers)?;
+    let addresses = ready::addresses([&sockets.api, &sockets.sse, &sockets.relay])?;
     // A role that fails stops the others: a part of the demo alone would confuse its user.
     let stop = shutdown.child_token();
     let all = async {
         let ran = tokio::try_join!(
+            async {
+                ready::wait_until_all_are(&addresses, &stop).await;
+                guide.tell(args.env_file.as_deref())
+            },
             ends_all(Box::pin(api::serve(config, sockets.api, stop.clone(), Notifier::default())), &stop),
             ends_all(Box::pin(sse::serve(config, sockets.sse, stop.clone(), Notifier::default())), &stop),
             ends_all(Box::pin(relay::serve(config, sockets.relay, stop.clone(), Notifier::default())), &stop),
@@ -186,7 +195,8 @@ impl Guide {
     fn write_variables(&self, path: &Path) -> Result<()> {
         let text = format!(
             "API_URL={}\nSSE_URL={}\nRELAY_URL={}\nUSER_ID={}\nTOKEN={}\nOPERATOR_TOKEN={}\n\
-             AFTERCOMMIT_JWT_SECRET={}\nDATABASE_URL={}\nREDIS_URL={}\n",
+             AFTERCOMMIT_JWT_SECRET={}\nDATABASE_URL={}\nREDIS_URL={}\n\
+             AFTERCOMMIT_API_LISTEN={}\nAFTERCOMMIT_SSE_LISTEN={}\nAFTERCOMMIT_RELAY_LISTEN={}\n",
             self.api,
             self.sse,
             self.relay,
@@ -195,7 +205,11 @@ impl Guide {
             self.operator_token.expose_secret(),
             self.jwt_secret.expose_secret(),
             self.database.expose_secret(),
-            self.redis.expose_secret()
+            self.redis.expose_secret(),
+            // `status` and `doctor` look for the processes at these addresses.
+            ready::host_and_port(&self.api),
+            ready::host_and_port(&self.sse),
+            ready::host_and_port(&self.relay)
         );
         // Written beside and renamed, so that a reader never sees a part of the file.
         let fresh = path.with_extension("new");
@@ -235,8 +249,8 @@ Your application signs its own tokens with the secret
 
   AFTERCOMMIT_JWT_SECRET={secret}
 
-A page of another address reads streams after
-  AFTERCOMMIT_SSE_CORS_ORIGINS=http://localhost:3000 aftercommit dev
+Pages at any port of localhost or 127.0.0.1 may read streams here. Elsewhere,
+AFTERCOMMIT_SSE_CORS_ORIGINS lists the origins that may.
 
 The bundled application:
 
