@@ -118,6 +118,7 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
     }
     say(&found);
     args.consent.to(&format!("rebase relay '{}' {}", config.relay.name, found.outcome()))?;
+    let operator = args.consent.operator()?;
     // Looked at once more, now under the lock under which it is changed.
     let (found, rebase) = find(config, args, &mut connection, Purpose::Change).await?;
     let lineage = Lineage { epoch: found.changes_epoch().then(|| found.new_epoch()), is_copy: found.is_copy };
@@ -127,7 +128,7 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
         "epoch": lineage.epoch.unwrap_or(found.position.epoch),
         "copy": found.is_copy, "contradicted": !found.contradictions.is_empty(),
     });
-    rebase.finish(lineage, &args.consent.operator(), &findings).await?;
+    rebase.finish(lineage, &operator, &findings).await?;
     report(config, args, &found, true)
 }
 
