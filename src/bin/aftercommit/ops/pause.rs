@@ -15,10 +15,10 @@ use crate::config::Config;
   aftercommit pause --reason 'Redis is being moved'
   aftercommit resume --reason 'Redis has moved'
 
-pause wants a reason. Applications go on appending; nothing is lost. What is committed after the
+Applications go on appending; nothing is lost. What is committed after the
 pause waits for resume; so does, within a second, a backlog from before it. A
 pause outlives restarts: only resume ends it. Readiness is red meanwhile, and
-`aftercommit status` says so.")]
+`aftercommit status` says so. A pause needs a reason.")]
 pub(crate) struct Args {
     /// The relay; [relay] name unless given.
     #[arg(value_name = "RELAY")]
