@@ -116,9 +116,9 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
     if args.dry_run || !found.is_needed() {
         return report(config, args, &found, false);
     }
+    let operator = args.consent.operator()?;
     say(&found);
     args.consent.to(&format!("rebase relay '{}' {}", config.relay.name, found.outcome()))?;
-    let operator = args.consent.operator()?;
     // Looked at once more, now under the lock under which it is changed.
     let (found, rebase) = find(config, args, &mut connection, Purpose::Change).await?;
     let lineage = Lineage { epoch: found.changes_epoch().then(|| found.new_epoch()), is_copy: found.is_copy };
