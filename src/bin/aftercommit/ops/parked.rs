@@ -115,7 +115,7 @@ async fn list(config: &Config, limit: u32, output: Output) -> Result<()> {
     topics.iter().for_each(print);
     if let Some(first) = topics.iter().find(|topic| topic.requested.is_none()) {
         note!(
-            "mend what Redis refused, then: aftercommit parked release {0} --through {1} (or discard)",
+            "mend what Redis refused, then release (or discard):\n  aftercommit parked release {0} --through {1}",
             first.topic,
             first.last_id
         );
