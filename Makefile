@@ -4,7 +4,7 @@
 export RUST_TEST_THREADS ?= 4
 
 .PHONY: help demo test test-examples test-guide test-postgres test-clients chaos load bench mutants \
-  test-containers lint fmt
+  test-containers lint fmt dist deb image test-packages
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,19 @@ test-examples: ## Install what the examples need, and play them in a browser; ru
 
 test-guide: ## Follow the guide as a reader does, each command and each page: PAGE=ten-minutes for one
 	@scripts/test-guide
+
+dist: ## Build the release as a tarball in target/dist; BINARY names a program that is built already
+	@packaging/dist
+
+deb: dist ## Build the Debian package in target/dist
+	@packaging/deb/build
+
+image: dist ## Build the container image: IMAGE is its name, BASE another image to build on
+	@packaging/image/build
+
+test-packages: ## Test tarball, package, image and manifests, of a debug build or of BINARY: ONLY=dist
+	@scripts/install-servers --for-packages
+	@ONLY="$(ONLY)" scripts/test-packages
 
 VERSIONS ?= 13 14 15 16 17 18
 test-postgres: ## Run the core's tests on each major version of Postgres: VERSIONS="13 18", ONLY=modules

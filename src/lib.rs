@@ -24,6 +24,7 @@
 //! - [`streams`]: streams of any topic, allowed by the token; tickets. Knows no application.
 //! - [`console`]: the operator's page, served by the relay's own port.
 //! - [`uploads`]: the bundled application and first user of all the rest.
+//! - [`live`]: the live page of `aftercommit dev`.
 //! - [`local`]: private Postgres and Redis servers for `aftercommit dev` and for tests.
 //!
 //! An application that only writes events needs `event` and `outbox`: set `default-features = false`.
@@ -45,6 +46,8 @@ mod failpoint;
 mod generations;
 #[cfg(feature = "server")]
 pub mod http;
+#[cfg(feature = "server")]
+pub mod live;
 #[cfg(feature = "server")]
 pub mod local;
 #[cfg(feature = "server")]

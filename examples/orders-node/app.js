@@ -79,9 +79,11 @@ app.post("/token", (req, res) => {
   res.json({ token, topic: topic(req), server: SSE_URL });
 });
 
+/** The orders, and which events they hold: one statement reads both. */
 app.get("/orders", async (req, res) => {
-  const sql = `select ${COLUMNS} from orders where customer = $1 order by orders.id`;
-  res.json((await pool.query(sql, [customer(req)])).rows);
+  const sql = `select outbox.resume_token() as "resumeToken", coalesce((select json_agg(o) from (
+      select ${COLUMNS} from orders where customer = $1 order by orders.id) o), '[]') as orders`;
+  res.json((await pool.query(sql, [customer(req)])).rows[0]);
 });
 
 app.post("/orders", async (req, res) => {

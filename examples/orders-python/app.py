@@ -77,9 +77,11 @@ def token():
 
 @app.get("/orders")
 def orders():
+    """The orders, and which events they hold: one statement reads both."""
     with pool.connection() as db:
-        sql = f"select {COLUMNS} from orders where customer = %s order by id"
-        return db.execute(sql, (customer(),)).fetchall()
+        sql = (f'select outbox.resume_token() as "resumeToken", coalesce((select json_agg(o) from ('
+               f"select {COLUMNS} from orders where customer = %s order by id) o), '[]') as orders")
+        return db.execute(sql, (customer(),)).fetchone()
 
 
 @app.post("/orders")

@@ -51,12 +51,12 @@ function remove(directory) {
 }
 
 /** Waits until `check` returns something true, and returns it. */
-export async function eventually(what, check) {
-  const deadline = Date.now() + LIMIT;
+export async function eventually(what, check, limit = LIMIT) {
+  const deadline = Date.now() + limit;
   for (;;) {
     const found = await check();
     if (found) return found;
-    if (Date.now() > deadline) throw new Error(`not within ${LIMIT / 1000} s: ${what}`);
+    if (Date.now() > deadline) throw new Error(`not within ${limit / 1000} s: ${what}`);
     await new Promise((wake) => setTimeout(wake, 50));
   }
 }

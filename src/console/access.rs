@@ -13,7 +13,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::Shared;
-use crate::http::{Connection, OperatorRefusal, Problem, bearer};
+use crate::http::{Connection, OperatorRefusal, Problem, bearer, is_same_origin};
 
 /// The cookie of a sign-in.
 pub(super) const COOKIE: &str = "aftercommit_console";
@@ -97,26 +97,12 @@ pub(super) fn elsewhere() -> Problem {
     Problem::forbidden("this request came from a page of another origin: open /console and repeat it there")
 }
 
-/// Whether the request's headers show that it comes from a page of this origin. A request without both
-/// headers does not come from a browser's page: all browsers send `Origin` with a POST.
-pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
-    if let Some(site) = text(headers, "sec-fetch-site") {
-        return site == "same-origin";
-    }
-    let origin = text(headers, header::ORIGIN.as_str()).and_then(|origin| origin.split_once("://"));
-    origin.is_some_and(|(_scheme, host)| text(headers, header::HOST.as_str()) == Some(host))
-}
-
 /// The id of the sign-in in the request's cookies.
 pub(super) fn session(headers: &HeaderMap) -> Option<&str> {
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     cookies
         .flat_map(|cookies| cookies.split(';'))
         .find_map(|cookie| cookie.trim().strip_prefix(COOKIE)?.strip_prefix('='))
-}
-
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
 }
 
 #[cfg(test)]
@@ -129,23 +115,6 @@ mod tests {
             headers.append(*name, value.parse().expect("a value"));
         }
         headers
-    }
-
-    #[test]
-    fn only_a_page_of_this_very_origin_counts_as_one() {
-        let host = ("host", "relay:8082");
-        for (sent, expected) in [
-            (&[host, ("sec-fetch-site", "same-origin")][..], true),
-            (&[host, ("sec-fetch-site", "same-site"), ("origin", "http://relay:8082")], false),
-            (&[host, ("sec-fetch-site", "cross-site")], false),
-            (&[host, ("sec-fetch-site", "none")], false),
-            (&[host, ("origin", "http://relay:8082")], true),
-            (&[host, ("origin", "http://relay:9000")], false),
-            (&[host, ("origin", "null")], false),
-            (&[host], false),
-        ] {
-            assert_eq!(is_same_origin(&headers(sent)), expected, "{sent:?}");
-        }
     }
 
     #[test]

@@ -1,14 +1,14 @@
-//! The files of `assets`, compiled in, and the headers that keep foreign content out of the page.
+//! The files of `assets`, compiled in.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 
 use super::{PATH, Shared, access};
-use crate::http::{Path, Problem};
+use crate::http::{Path, Problem, guard_page};
 
 const CONSOLE: &str = include_str!("assets/console.html");
 const SIGN_IN: &str = include_str!("assets/sign-in.html");
@@ -34,28 +34,9 @@ const ASSETS: [(&str, &str, &str); 11] = [
     ("text.js", JAVASCRIPT, include_str!("assets/text.js")),
 ];
 
-/// Headers of every answer. Browsers then run and load only files of this server, never show the page inside
-/// another one, and never build markup from texts.
-const GUARDS: [(HeaderName, &str); 6] = [
-    (
-        header::CONTENT_SECURITY_POLICY,
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
-         form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
-    ),
-    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    (header::X_FRAME_OPTIONS, "DENY"),
-    (header::REFERRER_POLICY, "same-origin"),
-    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-];
-
-/// Adds these headers to an answer.
+/// Adds the headers of a page to an answer.
 pub(super) async fn guard(mut response: Response) -> Response {
-    let headers = response.headers_mut();
-    for (name, value) in GUARDS {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    guard_page(&mut response, "");
     response
 }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::access::{self, COOKIE, Identity};
 use super::pages::{self, SignInError};
 use super::{PATH, Shared, sessions};
-use crate::http::{Connection, OperatorRefusal};
+use crate::http::{Connection, OperatorRefusal, is_same_origin};
 
 /// The longest name of an operator, in characters.
 const NAME_LEN_MAX: usize = 60;
@@ -33,7 +33,7 @@ pub(super) async fn sign_in(State(shared): State<Arc<Shared>>, request: Request)
         return pages::no_token();
     }
     // Otherwise a page of another origin could sign a browser in under a name of its choice.
-    if !access::is_same_origin(request.headers()) {
+    if !is_same_origin(request.headers()) {
         return access::elsewhere().into_response();
     }
     let is_secure = came_by_https(request.headers());

@@ -13,6 +13,7 @@ mod health;
 mod log_limiter;
 mod metrics;
 mod operator;
+mod page;
 mod places;
 mod problem;
 mod proxies;
@@ -33,6 +34,7 @@ pub use operator::{
     OPERATOR_TOKEN_BYTES_MIN, OperatorGate, OperatorRefusal, OperatorSettings, ShortOperatorToken,
     operators_only,
 };
+pub use page::{guard_page, is_same_origin};
 pub use problem::Problem;
 pub use proxies::{ProxyError, TrustedProxies};
 pub use request_timeout::{REQUEST_TIMEOUT, request_timeout};

@@ -138,6 +138,11 @@ impl Servers {
         self.redis.url()
     }
 
+    /// Redis, which `aftercommit dev` stops and starts on request.
+    pub fn redis(&self) -> &RedisServer {
+        &self.redis
+    }
+
     /// The data directory, or `None` if no data is kept.
     pub fn data_dir(&self) -> Option<&std::path::Path> {
         self.data_dir.as_ref().map(DataDir::path)

@@ -40,21 +40,33 @@ pub struct RedisServer {
     _temporary: Option<TempDir>,
 }
 
-/// Starts the server, waits for end-of-file, and stops the server. `$1` is the program, `$2` its
-/// configuration, `$3` its directory, `$4` the directory to remove at the end.
-const SCRIPT: &str = r#"cd "$3" || exit 1
-"$1" "$2" </dev/null 3>&- &
-server=$!
-echo "$server" > "$3/pid"
-read -r _
-kill -TERM "$server" 2>/dev/null
-# A Redis that cannot save its data refuses to end.
-( i=0; while [ "$i" -lt 100 ] && kill -0 "$server" 2>/dev/null; do i=$((i+1)); sleep 0.1; done
-  kill -KILL "$server" 2>/dev/null ) 3>&- &
-wait "$server"
-ended=$?
-rm -f "$3/pid"
-if [ -n "$4" ]; then rm -rf "$4"; fi
+/// Starts the server, stops and starts it at each line that says so, and stops it at end-of-file. `$1` is the
+/// program, `$2` its configuration, `$3` its directory, `$4` the directory to remove at the end.
+const SCRIPT: &str = r#"program=$1 configuration=$2 home=$3 removed=$4 ended=0
+cd "$home" || exit 1
+start() {
+  "$program" "$configuration" </dev/null 3>&- &
+  server=$!
+  echo "$server" > "$home/pid"
+}
+stop() {
+  kill -TERM "$server" 2>/dev/null
+  # A Redis that cannot save its data refuses to end.
+  ( i=0; while [ "$i" -lt 100 ] && kill -0 "$server" 2>/dev/null; do i=$((i+1)); sleep 0.1; done
+    kill -KILL "$server" 2>/dev/null ) 3>&- &
+  wait "$server"
+  ended=$?
+  rm -f "$home/pid"
+}
+start
+while read -r command; do
+  case $command in
+    start) if [ ! -f "$home/pid" ]; then start; fi ;;
+    stop) if [ -f "$home/pid" ]; then stop; fi ;;
+  esac
+done
+if [ -f "$home/pid" ]; then stop; fi
+if [ -n "$removed" ]; then rm -rf "$removed"; fi
 exit "$ended"
 "#;
 
@@ -93,9 +105,50 @@ impl RedisServer {
         Ok(server)
     }
 
+    /// Stops the server and keeps its port, its password and its data. Returns when it has ended; does
+    /// nothing if it does not run.
+    ///
+    /// # Errors
+    /// [`LocalError::Redis`] if it does not end in time, [`LocalError::Io`] if its supervisor is gone.
+    pub async fn halt(&self) -> Result<(), LocalError> {
+        self.supervisor.tell("stop")?;
+        let deadline = Instant::now() + START_LIMIT;
+        while self.pid().is_some() {
+            if Instant::now() > deadline {
+                return Err(self.failed(format!("did not end within {} s", START_LIMIT.as_secs())));
+            }
+            // The supervisor removes the file with the process id, and has no other way to tell.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// Starts the server again after [`RedisServer::halt`], and waits until it answers. Does nothing if it
+    /// runs.
+    ///
+    /// # Errors
+    /// [`LocalError::Redis`] if it does not answer in time, [`LocalError::Io`] if its supervisor is gone.
+    pub async fn resume(&self) -> Result<(), LocalError> {
+        self.supervisor.tell("start")?;
+        let deadline = Instant::now() + START_LIMIT;
+        while let Err(error) = ping(&self.address()).await {
+            if Instant::now() > deadline {
+                let limit = START_LIMIT.as_secs();
+                return Err(self.failed(format!("did not answer within {limit} s ({error})")));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    fn address(&self) -> String {
+        // redis-cli 7.0 takes an address without a user's name for one of an empty name, and is refused.
+        format!("redis://default:{}@127.0.0.1:{}", self.password, self.port)
+    }
+
     async fn wait_until_it_answers(&mut self) -> Result<(), LocalError> {
         let deadline = Instant::now() + START_LIMIT;
-        let address = format!("redis://:{}@127.0.0.1:{}", self.password, self.port);
+        let address = self.address();
         loop {
             let failed = match ping(&address).await {
                 Ok(()) => return Ok(()),
@@ -120,8 +173,7 @@ impl RedisServer {
 
     /// `redis://…`, with the password.
     pub fn url(&self) -> SecretString {
-        // redis-cli 7.0 takes an address without a user's name for one of an empty name, and is refused.
-        format!("redis://default:{}@127.0.0.1:{}", self.password, self.port).into()
+        self.address().into()
     }
 
     /// The port on 127.0.0.1.

@@ -64,6 +64,13 @@ impl Supervisor {
         self.shell.try_wait().ok().flatten()
     }
 
+    /// Sends the script a line.
+    pub(super) fn tell(&self, line: &str) -> Result<(), LocalError> {
+        let Some(mut stdin) = self.stdin.as_ref() else { return Ok(()) };
+        let shell = LocalError::io("tell the supervisor of", self.server);
+        stdin.write_all(format!("{line}\n").as_bytes()).map_err(shell)
+    }
+
     /// Tells the script by a line, instead of end-of-file, that there is no server to stop.
     pub(super) fn release(mut self) {
         if let Some(stdin) = self.stdin.as_mut() {

@@ -98,8 +98,8 @@ pub struct Rebase<'c> {
 /// What a rebase is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lineage {
-    /// The epoch in which this relay's numbers go on; `None` if they go on as they are.
-    pub epoch: Option<u64>,
+    /// The epoch in which this relay's numbers go on.
+    pub epoch: u64,
     /// Whether this log is a copy beside its original, and becomes a log of its own.
     pub is_copy: bool,
 }
@@ -243,21 +243,24 @@ impl<'c> Rebase<'c> {
         }
         // Copies of tables do not always bring their sequences' values along.
         renumber::raise_sequence(&mut self.tx).await?;
-        match (self.cluster, lineage.epoch) {
-            (Cluster::Other, epoch) => self.adopt(epoch.unwrap_or(self.position.epoch + 1)).await?,
-            (Cluster::Same, Some(epoch)) if lineage.is_copy => {
-                // None of the numbers that the original goes on giving out is given out here.
-                for relay in relays(&mut self.tx).await? {
-                    let Some(from) = checkpoint::newest(&mut self.tx, &relay).await? else { continue };
-                    let epoch = if relay == self.relay { epoch } else { from.epoch + 1 };
-                    checkpoint::insert(&mut self.tx, &relay, &from.rebased(epoch)).await?;
-                }
+        match self.cluster {
+            Cluster::Other => self.adopt(lineage.epoch).await?,
+            Cluster::Same => self.begin_epochs(lineage).await?,
+        }
+        Ok(())
+    }
+
+    /// Begins an epoch of this relay, and of every other one whose numbers or rows mean something else now: of
+    /// a copy all of them, because the original goes on giving out their numbers.
+    async fn begin_epochs(&mut self, lineage: Lineage) -> Result<(), RebaseError> {
+        for relay in relays(&mut self.tx).await? {
+            let is_own = relay == self.relay;
+            if !is_own && !lineage.is_copy && !self.contradicted.contains(&relay) {
+                continue;
             }
-            (Cluster::Same, Some(epoch)) => {
-                let to = self.position.rebased(epoch);
-                checkpoint::insert(&mut self.tx, &self.relay, &to).await?;
-            }
-            (Cluster::Same, None) => {}
+            let Some(from) = checkpoint::newest(&mut self.tx, &relay).await? else { continue };
+            let epoch = if is_own { lineage.epoch } else { from.epoch + 1 };
+            checkpoint::insert(&mut self.tx, &relay, &from.rebased(epoch)).await?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never
 /// know.
-const PARTS: [(&str, &[&str], &[&str]); 22] = [
+const PARTS: [(&str, &[&str], &[&str]); 23] = [
     // What of a server's address may be told, wherever one is told.
     ("address", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("event", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
@@ -48,6 +48,7 @@ const PARTS: [(&str, &[&str], &[&str]); 22] = [
         &["redis", "hyper"],
     ),
     ("uploads", &["event", "generations", "postgres", "outbox", "http", "auth", "sse"], &["redis"]),
+    ("live", &["event", "postgres", "log", "ops", "http"], &["redis", "hyper"]),
     ("local", &[], &["sqlx", "axum"]),
 ];
 

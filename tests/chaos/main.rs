@@ -17,6 +17,7 @@ mod kinds;
 mod ledger;
 mod neighbour;
 mod orders;
+mod pages;
 mod payload;
 mod plan;
 mod random;
@@ -88,6 +89,7 @@ fn main() -> ExitCode {
 async fn campaign(arguments: &Arguments, plan: Plan) -> Report {
     let world = Arc::new(World::start(arguments.seed, arguments.verbose).await);
     let clients = clients::begin(&world, arguments.seed);
+    let pages = pages::begin(&world, arguments.seed);
     let writers = writers::begin(&world, arguments.seed);
     let neighbours_end = CancellationToken::new();
     let neighbour = world.neighbour.write(neighbours_end.clone());
@@ -143,6 +145,7 @@ async fn campaign(arguments: &Arguments, plan: Plan) -> Report {
         log: judge::of_log(&truth, arguments.seed),
         redis: judge::of_redis(&truth, &world.ledger),
         clients: judge::of_clients(&truth, &world.ledger, &seen),
+        pages: pages.stop(&truth),
         causeless: resets::by_reason(&causeless),
         misdirected: orders::misdirected(&world).await,
         listeners: seen.len(),

@@ -9,6 +9,7 @@ use aftercommit::event::StreamId;
 use crate::clients::{Received, Seen};
 use crate::kinds::Kind;
 use crate::ledger::Deed;
+use crate::pages::PageNumbers;
 use crate::payload;
 use crate::truth::Truth;
 use crate::writers::Commits;
@@ -116,6 +117,7 @@ pub(crate) struct Report {
     pub(crate) log: Numbers,
     pub(crate) redis: Numbers,
     pub(crate) clients: Numbers,
+    pub(crate) pages: PageNumbers,
     /// Resets that no fault explains, by their reasons.
     pub(crate) causeless: BTreeMap<String, usize>,
     /// Operators' requests that were applied to other rows than they named.
@@ -133,6 +135,7 @@ impl Report {
             && self.crashed == 0
             && self.events > 0
             && [self.log, self.redis, self.clients].iter().all(Numbers::are_zero)
+            && self.pages.are_zero()
             && self.causeless.is_empty()
             && self.misdirected == 0
             // An insert that a fault or the fence ended leaves one; a relay that updated would leave one a
@@ -160,6 +163,7 @@ impl fmt::Display for Report {
         writeln!(f, "clients   {}", self.clients)?;
         let resets = self.clients.resets;
         writeln!(f, "          {listeners} clients, {connections} connections, {resets} resets")?;
+        writeln!(f, "pages     {}", self.pages)?;
         let causeless: usize = self.causeless.values().sum();
         writeln!(f, "resets    {causeless} without a cause {:?}", self.causeless)?;
         writeln!(f, "requests  {} carried out on other rows than they named", self.misdirected)?;

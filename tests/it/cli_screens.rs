@@ -316,6 +316,7 @@ async fn every_command_has_a_help_with_an_example_that_fits_80_columns() -> Test
         "pause",
         "resume",
         "audit",
+        "healthcheck",
         "completions",
         "man",
         "rebase",

@@ -72,6 +72,7 @@ mod doctor_redis;
 mod door;
 mod escapes;
 mod grants;
+mod live_page;
 mod metrics;
 mod operator_gate;
 mod operators;

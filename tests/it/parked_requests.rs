@@ -9,12 +9,12 @@ use crate::commands::{assert_fails, commit, json, stderr, stdout};
 use crate::console::block;
 use crate::harness::{System, TestResult, cli, eventually, items_of};
 
-async fn unblock(system: &System, topic: &Topic) -> TestResult {
+pub(crate) async fn unblock(system: &System, topic: &Topic) -> TestResult {
     let _: () = system.redis.connect().await.del(keys::history(topic)).await?;
     Ok(())
 }
 
-async fn wait_until_parked(system: &System, topic: &Topic, events: u64) {
+pub(crate) async fn wait_until_parked(system: &System, topic: &Topic, events: u64) {
     eventually(&format!("{events} are parked"), async || {
         let listed = json(system, &["parked", "list"]).await;
         let mut topics = items_of(&listed).iter();

@@ -6,8 +6,8 @@ use sqlx::AssertSqlSafe;
 
 use crate::commands::commit;
 use crate::harness::{
-    Flow, Line, Process, Proxy, System, TestResult, Wiring, cli, empty_database, eventually, metric_of,
-    shared_url, start_redis,
+    Flow, Line, Process, Proxy, Settings, System, TestResult, Wiring, cli, empty_database, eventually,
+    metric_of, shared_url, start_redis,
 };
 use crate::operators::{not_ready, wait_until_green, wait_until_red};
 use crate::systemd::port_of;
@@ -194,5 +194,33 @@ async fn the_api_and_the_sse_server_are_red_without_what_they_need() -> TestResu
         proxy.flow(Flow::Pass);
         wait_until_green(process).await;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_healthcheck_fails_until_a_process_listens_and_whenever_one_is_not_ready() -> TestResult {
+    let line = Line::new().await;
+    let nowhere = "127.0.0.1:1";
+    let settings = ["API", "RELAY", "SSE"]
+        .iter()
+        .fold(Settings::default(), |all, role| all.set(&format!("AFTERCOMMIT_{role}_LISTEN"), nowhere));
+    let without = cli(&settings, &["healthcheck"]).await;
+    let said = String::from_utf8(without.stderr)?;
+    assert_eq!(without.status.code(), Some(1), "{said}");
+    assert!(said.contains("no process listens here: api at 127.0.0.1:1"), "{said}");
+
+    let settings = settings.set("AFTERCOMMIT_RELAY_LISTEN", &line.relay.address);
+    wait_until_green(&line.relay).await;
+    let ready = cli(&settings, &["healthcheck"]).await;
+    assert_eq!(ready.status.code(), Some(0), "{ready:?}");
+    assert_eq!(String::from_utf8(ready.stdout)?, format!("relay: ready at {}\n", line.relay.address));
+
+    line.proxy.flow(Flow::Refuse);
+    line.proxy.cut();
+    wait_until_red(&line.relay, "delivery", "Redis").await;
+    let red = cli(&settings, &["healthcheck"]).await;
+    let said = String::from_utf8(red.stderr)?;
+    assert_eq!(red.status.code(), Some(1), "{said}");
+    assert!(said.contains("relay: not ready at"), "{said}");
     Ok(())
 }

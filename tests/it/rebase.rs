@@ -295,7 +295,7 @@ async fn a_log_of_more_relays_than_a_move_can_tell_apart_is_refused_and_left_as_
     }
     let moved = "update outbox.log set system_identifier = 42; select outbox.append('t', 'T', '1')";
     sqlx::raw_sql(moved).execute(&mut connection).await?;
-    let epoch = Lineage { epoch: Some(2), is_copy: false };
+    let epoch = Lineage { epoch: 2, is_copy: false };
     let operator = Operator { who: "test".to_owned(), reason: "a move".to_owned() };
     {
         let refused =

@@ -7,10 +7,12 @@ use sqlx::{Acquire, PgConnection};
 use uuid::Uuid;
 
 use crate::append_door::execute;
+use crate::console::block;
 use crate::harness::{
     Client, Feed, NOTIFICATIONS, OwnPostgres, Process, Standby, System, TestResult, cli, database_on,
     eventually, new_event, numbers, start_postgres, str_of,
 };
+use crate::parked_requests::{unblock, wait_until_parked};
 
 /// Two integers of one statement's snapshot: the state, and the token.
 async fn read(connection: &mut PgConnection, topic: &Topic) -> TestResult<(u64, String)> {
@@ -192,6 +194,68 @@ async fn a_token_from_before_a_rebase_is_a_reset_and_one_from_after_it_is_good()
     feed.commit([4]).await;
     assert_eq!(told_up_to(&page(&feed, &sse, &after), 4).await, [4]);
     assert_eq!(reset_of(&page(&feed, &sse, &before)).await?, "rebased");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_prepared_transaction_is_behind_every_state_that_was_read_before_its_commit() -> TestResult {
+    let feed = Feed::new().await;
+    let sse = feed.sse().await;
+    feed.commit([0]).await;
+    let mut writer = feed.system.database.connect().await;
+    execute(&mut writer, "begin").await;
+    outbox::append(&mut writer, &new_event(&feed.topic(), "N", &1)).await?;
+    let gid = Uuid::new_v4();
+    execute(&mut writer, &format!("prepare transaction '{gid}'")).await;
+    let mut reader = feed.system.database.connect().await;
+    let (_, before) = read(&mut reader, &feed.topic()).await?;
+    execute(&mut writer, &format!("commit prepared '{gid}'")).await;
+    let (n, after) = read(&mut reader, &feed.topic()).await?;
+    assert_eq!(n, 2);
+    feed.commit([2]).await;
+    assert_eq!(told_up_to(&page(&feed, &sse, &before), 2).await, [1, 2]);
+    assert_eq!(told_up_to(&page(&feed, &sse, &after), 2).await, [2]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_parked_event_that_is_released_later_was_seen_by_the_states_that_hold_it() -> TestResult {
+    let feed = Feed::new().await;
+    let (sse, topic) = (feed.sse().await, feed.topic());
+    block(&feed.system, &topic).await;
+    feed.commit([0]).await;
+    wait_until_parked(&feed.system, &topic, 1).await;
+    let mut reader = feed.system.database.connect().await;
+    let (n, token) = read(&mut reader, &topic).await?;
+    assert_eq!(n, 1);
+    feed.commit([1]).await;
+    wait_until_parked(&feed.system, &topic, 2).await;
+    unblock(&feed.system, &topic).await?;
+    let release = ["parked", "release", topic.as_str(), "--yes", "--reason", "mended"];
+    let released = cli(feed.system.settings(), &release).await;
+    assert!(released.status.success(), "{}", String::from_utf8_lossy(&released.stderr));
+    assert_eq!(told_up_to(&page(&feed, &sse, &token), 1).await, [1]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_replays_copies_are_events_of_their_own() -> TestResult {
+    let feed = Feed::new().await;
+    let sse = feed.sse().await;
+    feed.commit(0..2).await;
+    let watcher = feed.client(&sse).await;
+    feed.commit([2]).await;
+    told_up_to(&watcher, 2).await;
+    let mut reader = feed.system.database.connect().await;
+    let (_, before) = read(&mut reader, &feed.topic()).await?;
+    let replay =
+        ["replay", "--topic", feed.topic().as_str(), "--yes", "--reason", "a test"].map(str::to_owned);
+    let replayed = cli(feed.system.settings(), &replay.each_ref().map(String::as_str)).await;
+    assert!(replayed.status.success(), "{}", String::from_utf8_lossy(&replayed.stderr));
+    let (_, after) = read(&mut reader, &feed.topic()).await?;
+    feed.commit([3]).await;
+    assert_eq!(told_up_to(&page(&feed, &sse, &before), 3).await, [0, 1, 2, 3]);
+    assert_eq!(told_up_to(&page(&feed, &sse, &after), 3).await, [3]);
     Ok(())
 }
 

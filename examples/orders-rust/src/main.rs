@@ -85,9 +85,12 @@ async fn token(jar: SignedCookieJar) -> Answer<Json<Value>> {
     Ok(Json(json!({ "token": token, "topic": topic.as_str(), "server": server })))
 }
 
-async fn orders(State(app): App, jar: SignedCookieJar) -> Answer<Json<Vec<Order>>> {
+/// The orders, and which events they hold: one transaction reads both from one snapshot.
+async fn orders(State(app): App, jar: SignedCookieJar) -> Answer<Json<Value>> {
+    let mut tx = app.pool.begin_with("begin isolation level repeatable read read only").await?;
     let select = sqlx::query_as("select * from orders where customer = $1 order by id");
-    Ok(Json(select.bind(customer(&jar)?.0).fetch_all(&app.pool).await?))
+    let orders: Vec<Order> = select.bind(customer(&jar)?.0).fetch_all(&mut *tx).await?;
+    Ok(Json(json!({ "orders": orders, "resumeToken": outbox::resume_token(&mut tx).await? })))
 }
 
 async fn place(State(app): App, jar: SignedCookieJar, Json(wanted): Json<Value>) -> Answer<Response> {

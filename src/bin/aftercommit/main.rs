@@ -5,6 +5,7 @@ mod telemetry;
 
 mod cli_files;
 mod config;
+mod healthcheck;
 mod lifecycle;
 mod migrate;
 mod open_files;
@@ -90,6 +91,12 @@ enum Command {
     Resume(ops::pause::Args),
     /// Show what operators did, and why.
     Audit(ops::audit::Args),
+    /// Ask the processes of this host whether they are ready.
+    #[command(
+        hide = true,
+        after_help = "Example: AFTERCOMMIT_SSE_LISTEN=0.0.0.0:8081 aftercommit healthcheck"
+    )]
+    Healthcheck,
     /// Print the completions of a shell.
     #[command(
         hide = true,
@@ -200,6 +207,7 @@ async fn obey(command: Command, config: config::Config) -> anyhow::Result<()> {
         Command::Pause(args) => ops::pause::run(&config, &args, Wanted::Paused).await,
         Command::Resume(args) => ops::pause::run(&config, &args, Wanted::Running).await,
         Command::Audit(args) => ops::audit::run(&config, &args).await,
+        Command::Healthcheck => healthcheck::run(&config).await,
         Command::Rebase(args) => ops::rebase::run(&config, &args).await,
     }
 }

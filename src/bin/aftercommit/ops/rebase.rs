@@ -67,9 +67,6 @@ struct Findings {
     told: u64,
     /// Rows that the log's positions cannot stand beside.
     contradictions: Vec<Contradiction>,
-    /// Whether a window is open: its rows may have been published behind the position, and Redis may have
-    /// forgotten that.
-    has_window: bool,
     /// Whether the log is to become one of its own.
     is_copy: bool,
 }
@@ -80,26 +77,15 @@ impl Findings {
         self.position.epoch.max(self.reached.map_or(0, |reached| reached.id.epoch)) + 1
     }
 
-    /// Whether numbers go on in another epoch. A log that only contradicts its positions has given out none
-    /// wrongly; but rows of an open window that get new ids can come in another order than the one in which
-    /// they were published.
-    fn changes_epoch(&self) -> bool {
+    /// Whether the log gets a new lineage, and its numbers go on in another epoch. A log that only contradicts
+    /// its positions needs one too: rows that get new ids can come in another order than the one in which
+    /// they were published, and rows that get another transaction are new to resume tokens that have seen
+    /// them.
+    fn is_needed(&self) -> bool {
         self.is_copy
             || self.cluster == Cluster::Other
-            || (self.has_window && !self.contradictions.is_empty())
+            || !self.contradictions.is_empty()
             || self.reached.is_some_and(|reached| reached.id > self.position)
-    }
-
-    fn is_needed(&self) -> bool {
-        self.changes_epoch() || !self.contradictions.is_empty()
-    }
-
-    /// What the relay will be after it, in words.
-    fn outcome(&self) -> String {
-        match self.changes_epoch() {
-            true => format!("to epoch {}", self.new_epoch()),
-            false => format!("within epoch {}", self.position.epoch),
-        }
     }
 
     /// Events that clients have seen and this Postgres knows nothing of, where that can be said.
@@ -118,14 +104,14 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
     }
     let operator = args.consent.operator()?;
     say(&found);
-    args.consent.to(&format!("rebase relay '{}' {}", config.relay.name, found.outcome()))?;
+    args.consent.to(&format!("rebase relay '{}' to epoch {}", config.relay.name, found.new_epoch()))?;
     // Looked at once more, now under the lock under which it is changed.
     let (found, rebase) = find(config, args, &mut connection, Purpose::Change).await?;
-    let lineage = Lineage { epoch: found.changes_epoch().then(|| found.new_epoch()), is_copy: found.is_copy };
+    let lineage = Lineage { epoch: found.new_epoch(), is_copy: found.is_copy };
     let findings = json!({
         "relay": config.relay.name, "cluster": cluster(found.cluster), "from": found.position.to_string(),
         "redis": found.reached.map(|reached| reached.id.to_string()),
-        "epoch": lineage.epoch.unwrap_or(found.position.epoch),
+        "epoch": lineage.epoch,
         "copy": found.is_copy, "contradicted": !found.contradictions.is_empty(),
     });
     rebase.finish(lineage, &operator, &findings).await?;
@@ -167,7 +153,6 @@ async fn find<'c>(
         pending: 0,
         told: 0,
         contradictions: rebase.contradictions().to_vec(),
-        has_window: from.window.is_some(),
         is_copy: args.copy,
     };
     if args.copy {
@@ -175,7 +160,7 @@ async fn find<'c>(
         // there.
         return Ok((found, rebase));
     }
-    if purpose == Purpose::Change && found.changes_epoch() {
+    if purpose == Purpose::Change && found.is_needed() {
         // A Redis that is behind the position has forgotten events which cannot be given again in the new
         // epoch.
         let lacks = |reached: &Option<Reached>| reached.is_none_or(|reached| reached.id < position);
@@ -264,7 +249,7 @@ fn report(config: &Config, args: &Args, found: &Findings, done: bool) -> Result<
         say(found);
     }
     let verb = if done { "rebased" } else { "would be rebased" };
-    output::line(&format!("relay {}: {verb} {}", config.relay.name, found.outcome()));
+    output::line(&format!("relay {}: {verb} to epoch {}", config.relay.name, found.new_epoch()));
     if done {
         output::line("start the relay again");
     }

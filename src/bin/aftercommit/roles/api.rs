@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -50,16 +51,11 @@ pub(crate) async fn serve(
     let mut registry = telemetry::registry("api");
     pool.register(&mut registry);
     let door = http::Metrics::register(&mut registry);
-    let state = ApiState {
-        pool: pool.clone(),
-        verifier: verifier.clone(),
-        bell: Bell::start_with(config.database.clone(), "aftercommit bell"),
-        settings: config.uploads.clone(),
-    };
     let asked = pool.clone();
+    let checked = verifier.clone();
     let readiness = Readiness::new(move || {
         let pool = asked.clone();
-        let keys = verifier.readiness();
+        let keys = checked.readiness();
         async move {
             std::iter::once(check("postgres", is_usable(pool)).await)
                 .chain(keys)
@@ -67,7 +63,7 @@ pub(crate) async fn serve(
                 .collect()
         }
     });
-    let application = uploads::router(state, config.api.max_body_bytes);
+    let application = application(config, &pool, &verifier);
     let operations = http::operations(registry, readiness);
     let server = Server::new(application, operations, Limits::default(), &config.http, door)?;
     let address = listener.local_addr()?;
@@ -82,6 +78,17 @@ pub(crate) async fn serve(
     pool.close().await;
     stopping.wait().await;
     Ok(())
+}
+
+/// The routes of the upload application. `dev` serves them for its live page too.
+pub(super) fn application(config: &Config, pool: &Pool, verifier: &Arc<Verifier>) -> Router {
+    let state = ApiState {
+        pool: pool.clone(),
+        verifier: verifier.clone(),
+        bell: Bell::start_with(config.database.clone(), "aftercommit bell"),
+        settings: config.uploads.clone(),
+    };
+    uploads::router(state, config.api.max_body_bytes)
 }
 
 async fn is_usable(pool: Pool) -> Result<()> {

@@ -1,7 +1,12 @@
-//! `aftercommit dev`: all roles in one process, with a private Postgres and a private Redis.
+//! `aftercommit dev`: all roles in one process, with a private Postgres, a private Redis and the live page.
 
+mod guide;
+mod live_page;
 mod ready;
+mod relay_runtime;
+mod switches;
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,19 +14,20 @@ use anyhow::{Context, Result};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
-use aftercommit::auth;
 use aftercommit::http::Origins;
+use aftercommit::live;
 use aftercommit::local::{self, Servers};
 
-use super::{api, relay, sse};
+use self::guide::Guide;
+use self::switches::Switches;
+use super::{api, sse};
 use crate::config::{Config, validate};
 use crate::systemd::Notifier;
-use crate::{lifecycle, migrate, telemetry};
+use crate::{lifecycle, migrate};
 
-/// How long the printed token is valid: longer than a working day.
-const TOKEN_VALID_FOR: Duration = Duration::from_secs(24 * 3600);
+/// The usual address of the live page, beside those of the roles.
+const LIVE_LISTEN: &str = "127.0.0.1:8083";
 
 /// The data directory and the env file.
 #[derive(Debug, clap::Args)]
@@ -36,13 +42,25 @@ pub(crate) struct Args {
     /// A file for addresses and a token, written once ready.
     #[arg(long, value_name = "FILE")]
     env_file: Option<PathBuf>,
+    /// Where the live page listens.
+    #[arg(long, value_name = "ADDR", default_value = LIVE_LISTEN, value_parser = on_loopback)]
+    live: SocketAddr,
 }
 
-/// The listening sockets of the three roles.
+/// Parses an address that only this machine reaches. The live page stops servers, and shows their passwords.
+fn on_loopback(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Ok(address),
+        _ => Err("it must be an address of this machine alone and a port, such as 127.0.0.1:8083".to_owned()),
+    }
+}
+
+/// The listening sockets of the three roles and of the live page.
 struct Sockets {
     api: TcpListener,
     sse: TcpListener,
     relay: TcpListener,
+    live: TcpListener,
 }
 
 /// Runs until a signal.
@@ -87,21 +105,23 @@ async fn run_roles(
         api: listen(&config.api.listen).await?,
         sse: listen(&config.sse.listen).await?,
         relay: listen(&config.relay.listen).await?,
+        live: listen(&args.live.to_string()).await?,
     };
+    let mut sse_settings = config.sse.clone();
     // The operator's page checks the SSE server at the port that it was given.
-    let config = &Config {
-        sse: aftercommit::sse::Settings {
-            listen: sockets.sse.local_addr().context("a listener without an address")?.to_string(),
-            // Pages that are being written are served at some port of this machine.
-            cors_origins: [&config.sse.cors_origins[..], &Origins::LOOPBACK.map(str::to_owned)].concat(),
-            ..config.sse.clone()
-        },
-        ..config.clone()
-    };
-    let guide = Guide::new(config, &sockets, servers)?;
+    sse_settings.listen = sockets.sse.local_addr().context("a listener without an address")?.to_string();
+    // The live page, and pages that are being written, are served at some port of this machine.
+    sse_settings.cors_origins.extend(Origins::LOOPBACK.map(str::to_owned));
+    sse_settings.cors_origins.push(url_of(&sockets.live)?);
+    let config = &Config { sse: sse_settings, ..config.clone() };
+    let live_key = secret(servers.data_dir(), "live-key")?;
+    let guide = Guide::new(config, &sockets, servers, &live_key)?;
+    let (switchboard, orders) = live::switchboard();
+    let live_page = live_page::LiveServer::new(config, &guide, &sockets, live_key, switchboard).await?;
     let addresses = ready::addresses([&sockets.api, &sockets.sse, &sockets.relay])?;
     // A role that fails stops the others: a part of the demo alone would confuse its user.
     let stop = shutdown.child_token();
+    let switches = Switches::start(config, servers, sockets.relay, stop.clone())?;
     let all = async {
         let ran = tokio::try_join!(
             async {
@@ -110,7 +130,8 @@ async fn run_roles(
             },
             ends_all(Box::pin(api::serve(config, sockets.api, stop.clone(), Notifier::default())), &stop),
             ends_all(Box::pin(sse::serve(config, sockets.sse, stop.clone(), Notifier::default())), &stop),
-            ends_all(Box::pin(relay::serve(config, sockets.relay, stop.clone(), Notifier::default())), &stop),
+            ends_all(Box::pin(switches.run(orders)), &stop),
+            ends_all(live_page.serve(sockets.live, stop.clone()), &stop),
         );
         ran.map(|_| ())
     };
@@ -135,6 +156,22 @@ async fn listen(usual: &str) -> Result<TcpListener> {
     }
 }
 
+/// The URL at which this machine finds a listener.
+fn url_of(listener: &TcpListener) -> Result<String> {
+    Ok(format!("http://{}", reachable(listener)?))
+}
+
+/// The address at which this machine finds a listener, also if it listens on all of its addresses.
+fn reachable(listener: &TcpListener) -> Result<SocketAddr> {
+    let mut address = listener.local_addr().context("a listener without an address")?;
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    Ok(address)
+}
+
 /// A secret that is stored in a file with the data, so that tokens stay valid after a restart.
 fn secret(data_dir: Option<&Path>, file: &str) -> Result<SecretString> {
     let secret = match data_dir {
@@ -147,138 +184,4 @@ fn secret(data_dir: Option<&Path>, file: &str) -> Result<SecretString> {
 /// A private server's error, converted with its cause. Its own sentence leaves the cause out.
 fn explained(error: local::LocalError) -> anyhow::Error {
     anyhow::Error::new(error)
-}
-
-/// The addresses and credentials that a user of the demo needs.
-struct Guide {
-    api: String,
-    sse: String,
-    relay: String,
-    database: SecretString,
-    redis: SecretString,
-    operator_token: SecretString,
-    jwt_secret: SecretString,
-    user: Uuid,
-    token: String,
-}
-
-impl Guide {
-    fn new(config: &Config, sockets: &Sockets, servers: &Servers) -> Result<Self> {
-        let url = |listener: &TcpListener| {
-            anyhow::Ok(format!("http://{}", listener.local_addr().context("a listener without an address")?))
-        };
-        // The user is the same at every start, so that yesterday's sessions still belong to them.
-        let user = Uuid::from_u128(0x0195_0000_0000_7000_8000_0000_0000_0001);
-        Ok(Self {
-            api: url(&sockets.api)?,
-            sse: url(&sockets.sse)?,
-            relay: url(&sockets.relay)?,
-            database: servers.database_url(),
-            redis: servers.redis_url(),
-            operator_token: config.operator.token.clone(),
-            jwt_secret: config.jwt.secret.clone(),
-            user,
-            token: auth::issue_with(&config.jwt, user, TOKEN_VALID_FOR, &["*".to_owned()])?,
-        })
-    }
-
-    /// Writes the env file and prints the guide.
-    fn tell(&self, env_file: Option<&Path>) -> Result<()> {
-        if let Some(path) = env_file {
-            self.write_variables(path)?;
-        }
-        self.print();
-        Ok(())
-    }
-
-    /// Writes shell variables to a file that only its owner can read, because it holds a token and passwords.
-    fn write_variables(&self, path: &Path) -> Result<()> {
-        let text = format!(
-            "API_URL={}\nSSE_URL={}\nRELAY_URL={}\nUSER_ID={}\nTOKEN={}\nOPERATOR_TOKEN={}\n\
-             AFTERCOMMIT_JWT_SECRET={}\nDATABASE_URL={}\nREDIS_URL={}\n\
-             AFTERCOMMIT_API_LISTEN={}\nAFTERCOMMIT_SSE_LISTEN={}\nAFTERCOMMIT_RELAY_LISTEN={}\n",
-            self.api,
-            self.sse,
-            self.relay,
-            self.user,
-            self.token,
-            self.operator_token.expose_secret(),
-            self.jwt_secret.expose_secret(),
-            self.database.expose_secret(),
-            self.redis.expose_secret(),
-            // `status` and `doctor` look for the processes at these addresses.
-            ready::host_and_port(&self.api),
-            ready::host_and_port(&self.sse),
-            ready::host_and_port(&self.relay)
-        );
-        // Written beside and renamed, so that a reader never sees a part of the file.
-        let fresh = path.with_extension("new");
-        local::write_private(&fresh, &text).map_err(explained)?;
-        std::fs::rename(&fresh, path).with_context(|| format!("cannot write {}", path.display()))
-    }
-
-    fn print(&self) {
-        let Self { api, sse, relay, user, token, .. } = self;
-        let operator_token = self.operator_token.expose_secret();
-        let (database, redis) = (self.database.expose_secret(), self.redis.expose_secret());
-        let secret = self.jwt_secret.expose_secret();
-        let text = format!(
-            r#"
-aftercommit is up; Ctrl-C ends it.
-
-  api       {api}
-  sse       {sse}
-  relay     {relay}    health, metrics, and the operator's page
-  postgres  {database}
-  redis     {redis}
-
-A token for every topic, of the user {user}:
-
-  TOKEN={token}
-
-Your own events. Append one:
-
-  psql '{database}' -c \
-    "select outbox.append('order:42', 'ORDER_PAID', '{{\"total\":12}}')"
-
-and read its topic, as a browser's EventSource does:
-
-  curl -N "{sse}/streams/order:42?from=earliest" -H "Authorization: Bearer $TOKEN"
-
-Your application signs its own tokens with the secret
-
-  AFTERCOMMIT_JWT_SECRET={secret}
-
-Pages at any port of localhost or 127.0.0.1 may read streams here. Elsewhere,
-AFTERCOMMIT_SSE_CORS_ORIGINS lists the origins that may.
-
-The bundled application:
-
-  # a session of three photos: note sessionId and photoIds
-  curl -s {api}/api/upload/sessions -H "Authorization: Bearer $TOKEN" \
-    -H 'Content-Type: application/json' -d '{{"totalPhotos":3}}'
-
-  # in a second terminal: the session's events as a browser gets them
-  curl -sN {sse}/api/upload/sessions/$SESSION/stream -H "Authorization: Bearer $TOKEN"
-
-  # in a third: your notifications
-  curl -sN {sse}/api/upload/sessions/notifications/stream -H "Authorization: Bearer $TOKEN"
-
-  # two photos arrive, one fails
-  curl -s -X POST {api}/api/upload/sessions/$SESSION/photos/$PHOTO/complete -H "Authorization: Bearer $TOKEN"
-  curl -s -X POST {api}/api/upload/sessions/$SESSION/photos/$PHOTO/fail -H "Authorization: Bearer $TOKEN" \
-    -H 'Content-Type: application/json' -d '{{"reason":"the disk is full"}}'
-
-  # the operator's page, in a browser: {relay}/console
-  # any name, and this token: {operator_token}
-
-  # where the relay stands, and what it delivered
-  DATABASE_URL={database} aftercommit status
-  DATABASE_URL={database} aftercommit events list
-
-"#
-        );
-        // A macro would panic if stdout is closed, and a blocking call would wait for its reader.
-        telemetry::stdout().push(text.as_bytes());
-    }
 }

@@ -24,11 +24,6 @@ pub(super) fn addresses<const N: usize>(listeners: [&TcpListener; N]) -> Result<
     listeners.into_iter().map(address).collect()
 }
 
-/// The address in a URL of this process.
-pub(super) fn host_and_port(url: &str) -> &str {
-    url.strip_prefix("http://").unwrap_or(url)
-}
-
 /// Waits until `/readyz` of each address answers 200, or until `stop`. Says what is not ready at the end of a
 /// time limit.
 pub(super) async fn wait_until_all_are(addresses: &[String], stop: &CancellationToken) {
