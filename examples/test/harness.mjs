@@ -24,6 +24,7 @@ export class Dev {
     dev.env = Object.fromEntries(
       readFileSync(file, "utf8").trim().split("\n").map((line) => line.split(/=(.*)/s, 2)));
     dev.env.AFTERCOMMIT_JWT_SECRET = dev.secret;
+    dev.env.USER = "ana";
     dev.pool = new pg.Pool({ connectionString: dev.env.DATABASE_URL, max: 20 });
     atEnd(t, () => dev.pool.end());
     return dev;

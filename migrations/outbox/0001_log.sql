@@ -98,10 +98,10 @@ begin
     refused := 'null';
     rule := 'topic, type, payload and event id are never null (a payload may be the JSON value null)';
   elsif topic collate "C" !~ '^[A-Za-z0-9:._-]+$' or octet_length(topic) > 200 or topic in ('.', '..') then
-    refused := format('the topic ''%s''', regexp_replace(left(topic, 60), '[^A-Za-z0-9:._-]', '?', 'g'));
+    refused := format('the topic ''%s''', regexp_replace(left(topic, 60) collate "C", '[^ -~]', '?', 'g'));
     rule := 'a topic has 1 to 200 characters of A-Z a-z 0-9 : . _ - and is neither . nor ..';
   elsif type collate "C" !~ '^[A-Za-z0-9._-]+$' or octet_length(type) > 100 then
-    refused := format('the type ''%s''', regexp_replace(left(type, 60), '[^A-Za-z0-9._-]', '?', 'g'));
+    refused := format('the type ''%s''', regexp_replace(left(type, 60) collate "C", '[^ -~]', '?', 'g'));
     rule := 'a type has 1 to 100 characters of A-Z a-z 0-9 . _ -';
   elsif octet_length(payload::text) > 1048576 then
     refused := format('a payload of %s bytes', octet_length(payload::text));

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::Shared;
 use super::error::Error;
 use super::stream_event::event;
+use super::streams::Streams;
 use crate::http::Check;
 use crate::log::overview::{self, RelayOverview};
 use crate::log::read;
@@ -48,6 +49,8 @@ struct Status<'a> {
     error: Option<String>,
     relays: Vec<Judged>,
     neighbours: &'a [Check],
+    /// The SSE server's streams; nothing if it does not answer.
+    streams: Option<&'a Streams>,
 }
 
 /// A relay, the verdict on it, and a sentence that explains the verdict.
@@ -78,6 +81,7 @@ struct Parked {
 pub(super) struct Looker {
     connection: Option<PgConnection>,
     neighbours: Vec<Check>,
+    streams: Option<Streams>,
     asked: Option<Instant>,
     /// The newest lists, which are still shown while Postgres is away.
     lists: Bytes,
@@ -87,11 +91,14 @@ impl Looker {
     /// Reads the log and, at a longer interval, checks the neighbouring servers.
     pub(super) async fn look(&mut self, shared: &Shared) -> Snapshot {
         let is_due = self.asked.is_none_or(|asked| asked.elapsed() >= NEIGHBOURS_EVERY);
-        let neighbours = async { if is_due { Some(shared.parts.neighbours.look().await) } else { None } };
+        let parts = &shared.parts;
+        let neighbours = async {
+            if is_due { Some(tokio::join!(parts.neighbours.look(), parts.streams.look())) } else { None }
+        };
         let log = timeout(LOG_TIMEOUT, look_at_log(&mut self.connection, shared));
         let (log, neighbours) = tokio::join!(log, neighbours);
-        if let Some(neighbours) = neighbours {
-            (self.neighbours, self.asked) = (neighbours, Some(Instant::now()));
+        if let Some(seen) = neighbours {
+            ((self.neighbours, self.streams), self.asked) = (seen, Some(Instant::now()));
         }
         let (error, relays) = match log {
             Ok(Ok((relays, lists))) => {
@@ -106,7 +113,7 @@ impl Looker {
         if error.is_some() {
             self.connection = None;
         }
-        let status = Status { error, relays, neighbours: &self.neighbours };
+        let status = Status { error, relays, neighbours: &self.neighbours, streams: self.streams.as_ref() };
         Snapshot { status: event("status", &status), lists: self.lists.clone() }
     }
 

@@ -12,6 +12,7 @@
 //! - `feed`: the state of the log, as a stream of server-sent events.
 //! - `actions` and `replay`: the operators' actions.
 //! - `change`: carries a change out in time and while its operator waits, or not at all.
+//! - `streams`: how many streams the SSE server has, refused and cut off.
 //! - `pages`: the files of `assets`, compiled in. No build step, no library, nothing from another server.
 
 mod access;
@@ -25,6 +26,7 @@ mod replay;
 mod sessions;
 mod sign_in;
 mod stream_event;
+mod streams;
 mod trend;
 
 use std::sync::Arc;
@@ -45,6 +47,8 @@ use feed::Feed;
 use replay::Replays;
 use sessions::Sessions;
 use trend::Trend;
+
+pub use streams::{Streams, StreamsProbe};
 
 /// The path of the page. Everything it uses is below this path, and its cookie is sent nowhere else.
 pub const PATH: &str = "/console";
@@ -76,6 +80,8 @@ pub struct Parts {
     pub database: postgres::Settings,
     /// Checks Redis and the SSE server.
     pub neighbours: Readiness,
+    /// Counts the SSE server's streams.
+    pub streams: StreamsProbe,
 }
 
 /// The operator's page. Cheap to clone.

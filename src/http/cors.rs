@@ -18,6 +18,9 @@ const METHODS: HeaderValue = HeaderValue::from_static("GET, POST");
 /// How long a browser may cache the answer to a preflight, in seconds.
 const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
 
+/// The end of an origin of any port.
+const ANY_PORT: &str = ":*";
+
 /// Allowed origins, exactly as browsers write them: scheme, host, and the port unless it is the scheme's
 /// default.
 #[derive(Debug, Clone)]
@@ -33,14 +36,18 @@ pub struct Origins(Arc<[String]>);
 pub struct OriginError(String);
 
 impl Origins {
-    /// Allows these origins, with credentials. There is no wildcard: browsers do not accept one together with
-    /// credentials, and a list of names is easy to review.
+    /// Pages at any port of this machine. For development: elsewhere a local program could not be trusted.
+    pub const LOOPBACK: [&str; 2] = ["http://localhost:*", "http://127.0.0.1:*"];
+
+    /// Allows these origins, with credentials. There is no wildcard but [`Self::LOOPBACK`]: browsers do not
+    /// accept one together with credentials, and a list of names is easy to review.
     ///
     /// # Errors
     /// [`OriginError`] for the first text that can match no page, or pages of any site (sandboxed frames and
     /// local files of every site send `null`).
     pub fn new(origins: &[String]) -> Result<Self, OriginError> {
-        match origins.iter().find(|origin| !is_origin(origin)) {
+        let is_valid = |origin: &&String| is_origin(origin) || Self::LOOPBACK.contains(&origin.as_str());
+        match origins.iter().find(|origin| !is_valid(origin)) {
             // The user and the password of an address are not shown.
             Some(other) if other.contains('@') => Err(OriginError(crate::address::shown(other))),
             Some(other) => Err(OriginError(other.clone())),
@@ -51,8 +58,14 @@ impl Origins {
     fn allowed<'a>(&self, headers: &'a HeaderMap) -> Option<&'a HeaderValue> {
         let origin = headers.get(header::ORIGIN)?;
         let text = origin.to_str().ok()?;
-        self.0.iter().any(|allowed| allowed == text).then_some(origin)
+        self.0.iter().any(|allowed| allowed == text || is_of_any_port(allowed, text)).then_some(origin)
     }
+}
+
+/// Whether `allowed` is a host with any port, and `origin` is of that host.
+fn is_of_any_port(allowed: &str, origin: &str) -> bool {
+    let Some(host) = allowed.strip_suffix(ANY_PORT) else { return false };
+    origin == host || (origin.starts_with(&format!("{host}:")) && is_origin(origin))
 }
 
 /// Whether a browser would write an origin in this form (RFC 6454, 6.2): scheme and host in lower case, no
@@ -147,5 +160,29 @@ mod tests {
             assert!(Origins::new(&origins).is_err(), "{bad}");
         }
         assert!(Origins::new(&[]).is_ok());
+    }
+
+    #[test]
+    fn pages_at_any_port_of_this_machine_may_be_allowed_and_none_of_another() {
+        let origins = Origins::new(&Origins::LOOPBACK.map(str::to_owned)).expect("origins");
+        let allows = |origin: &'static str| {
+            let headers = [(header::ORIGIN, HeaderValue::from_static(origin))].into_iter().collect();
+            origins.allowed(&headers).is_some()
+        };
+        for own in ["http://localhost:3000", "http://localhost", "http://127.0.0.1:5173"] {
+            assert!(allows(own), "{own}");
+        }
+        for other in [
+            "http://localhost.example:3000",
+            "http://localhost:3000.example",
+            "http://localhost:x",
+            "https://localhost:3000",
+            "http://127.0.0.1.example",
+            "http://127.0.0.2:3000",
+            "null",
+        ] {
+            assert!(!allows(other), "{other}");
+        }
+        assert!(Origins::new(&["http://app.example:*".to_owned()]).is_err());
     }
 }

@@ -142,7 +142,8 @@ impl RedisServer {
     }
 
     fn address(&self) -> String {
-        format!("redis://:{}@127.0.0.1:{}", self.password, self.port)
+        // redis-cli 7.0 takes an address without a user's name for one of an empty name, and is refused.
+        format!("redis://default:{}@127.0.0.1:{}", self.password, self.port)
     }
 
     async fn wait_until_it_answers(&mut self) -> Result<(), LocalError> {

@@ -32,7 +32,7 @@ pub(crate) use front::{Front, Kind as FrontKind, free_port, trusting};
 pub(crate) use host::Host;
 pub(crate) use line::{Line, OwnPostgres, Wiring, metric_of, start_redis, try_metric_of, wait_until_leading};
 pub(crate) use listener::Listener;
-pub(crate) use process::{Process, Running, Settings, cli};
+pub(crate) use process::{Process, Running, Settings, cli, on_terminal};
 pub(crate) use proxy::{Flow, Proxy};
 pub(crate) use redis::{Redis, redis, settings_of as redis_settings_of, shared_url};
 pub(crate) use result::{TestError, TestResult};

@@ -5,7 +5,7 @@ use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 
@@ -54,7 +54,7 @@ impl Settings {
                 shell
             }
         };
-        command.args(arguments).env_clear().envs(&self.variables).stdin(Stdio::null());
+        command.args(arguments).env_clear().env("USER", "tests").envs(&self.variables).stdin(Stdio::null());
         // For a crash's backtrace, and for coverage tools.
         for kept in ["PATH", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"] {
             if let Ok(value) = std::env::var(kept) {
@@ -69,6 +69,22 @@ impl Settings {
 pub(crate) async fn cli(settings: &Settings, arguments: &[&str]) -> Output {
     let running = settings.command(arguments).kill_on_drop(true).output();
     tokio::time::timeout(LIMIT, running).await.expect("in time").expect("the binary runs")
+}
+
+/// Runs a command on a terminal of its own, on which somebody types this. Its output is the terminal's.
+pub(crate) async fn on_terminal(settings: &Settings, arguments: &[&str], typed: &str) -> Output {
+    let line = format!("exec '{BINARY}' {}", arguments.join(" "));
+    let mut command = Command::new("script");
+    command.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env_clear().env("USER", "tests");
+    command.envs(&settings.variables).env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut running = command.spawn().expect("script, of util-linux");
+    let mut keyboard = running.stdin.take().expect("a pipe");
+    keyboard.write_all(typed.as_bytes()).await.expect("a terminal");
+    // Open until the end: a terminal whose keyboard is gone hangs up.
+    let output = tokio::time::timeout(LIMIT, running.wait_with_output()).await;
+    drop(keyboard);
+    output.expect("in time").expect("an output")
 }
 
 /// A running command, killed when dropped. Nobody reads its outputs before its end: they must fit into pipes.

@@ -55,6 +55,9 @@ async fn append_refuses_by_one_sentence_that_names_the_rule_and_quotes_no_payloa
     let mut refused = vec![
         ("'a b', 'T', '\"secret\"'".to_owned(), "a topic has 1 to 200 characters"),
         (format!("'{long}', 'T', '\"secret\"'"), "a topic has 1 to 200 characters"),
+        ("'customer/ana', 'T', '\"secret\"'".to_owned(), "refuses the topic 'customer/ana': a topic has"),
+        ("'t', 'a b?', '\"secret\"'".to_owned(), "refuses the type 'a b?': a type has"),
+        ("e'a\\nb\\u001b[1m\\u00e9', 'T', '\"secret\"'".to_owned(), "the topic 'a?b?[1m?':"),
         ("'', 'T', '\"secret\"'".to_owned(), "a topic has 1 to 200 characters"),
         ("'.', 'T', '\"secret\"'".to_owned(), "neither . nor .."),
         ("'..', 'T', '\"secret\"'".to_owned(), "neither . nor .."),

@@ -88,7 +88,8 @@ async fn delivered(system: &System) -> usize {
 /// The highest point of a chart's line, from 0 (bottom) to 100.
 async fn peak(browser: &Browser, chart: &str) -> f64 {
     let script = "
-        const line = document.querySelector(`#${arguments[0]} .line`).getAttribute('d') ?? '';
+        const drawn = (name) => document.querySelector(`#${arguments[0]} .${name}`).getAttribute('d') ?? '';
+        const line = drawn('line') + drawn('dots');
         const heights = [...line.matchAll(/[ML][\\d.]+ ([\\d.]+)/g)].map((point) => 100 - Number(point[1]));
         return Math.max(0, ...heights)";
     browser.runs(script, &[chart]).await.as_f64().expect("a number")
@@ -314,6 +315,7 @@ async fn a_replay_is_looked_at_first_then_confirmed_then_followed_to_its_end() -
     commit(&system, &system.redis.topic("other"), "A", 3).await;
     eventually("delivered", async || (delivered(&system).await == 15).then_some(())).await;
     let browser = signed_in(&relay).await;
+    browser.click("#replay-fold summary").await;
     browser.click("#replay-look").await;
     browser.wait_for_text("#replay-found", "Say which events").await;
     browser.write("#replay-topic", topic.as_str()).await;
@@ -348,6 +350,7 @@ async fn a_replay_keeps_to_the_rate_that_the_page_was_given_and_shows_how_far_it
     commit(&system, &topic, "A", 90).await;
     eventually("delivered", async || (delivered(&system).await == 90).then_some(())).await;
     let browser = signed_in(&relay).await;
+    browser.click("#replay-fold summary").await;
     browser.write("#replay-topic", topic.as_str()).await;
     browser.rewrite("#replay-rate", "0").await;
     browser.click("#replay-look").await;
@@ -367,6 +370,8 @@ async fn a_replay_keeps_to_the_rate_that_the_page_was_given_and_shows_how_far_it
     })
     .await;
     browser.wait_for_text("#replays", "done: 90 events").await;
+    let bars = browser.runs("return document.querySelectorAll('#replays progress').length", &[]).await;
+    assert_eq!(bars, 0, "a finished replay has no bar");
     let took: f64 = sqlx::query_scalar(
         "select extract(epoch from moved_at - started_at)::float8 from outbox.replay where finished",
     )

@@ -52,6 +52,7 @@ async fn pictures() -> TestResult {
         commit(&system, &topic(name), "ORDER_PAID", 3).await;
     }
     browser.wait_for_text("#parked", "WRONGTYPE").await;
+    browser.click("#replay-fold summary").await;
     browser.write("#replay-topic", "order:42").await;
     browser.click("#replay-look").await;
     browser.wait_for_text("#replay-found", "would be delivered").await;

@@ -10,6 +10,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::append_door::execute;
+use crate::commands::unwrapped;
 use crate::harness::{Line, TestResult, Wiring, cli, database, eventually, keys};
 use aftercommit::log::checkpoint;
 use aftercommit::ops::rebase::Rebase;
@@ -51,7 +52,7 @@ async fn assert_refused_and_mended(mut line: Line, admin: &mut PgConnection, wai
     .await;
     let doctor = cli(line.system.settings(), &["doctor"]).await;
     assert_eq!(doctor.status.code(), Some(1));
-    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    let doctor = unwrapped(&String::from_utf8_lossy(&doctor.stdout));
     assert!(doctor.contains("contradicts the position"), "{doctor}");
     let ready = reqwest::get(line.relay.url("/readyz")).await?;
     assert_eq!(ready.status(), 503);

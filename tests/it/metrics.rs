@@ -206,6 +206,7 @@ fn alerts_ask_for_metrics_that_there_are_and_lead_into_the_runbook() {
         "postgres-failover",
         "redis-failover",
         "a-server-of-the-redis-cluster-is-away",
+        "first-look",
     ];
     let count = |what: &str| ALERTS.matches(what).count();
     assert_eq!(count("- alert: "), count("runbook_url: docs/runbook.md#"));

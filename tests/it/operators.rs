@@ -1,10 +1,15 @@
 //! The work of a person on call: pause, parked topics, audit, status and readiness.
 
+use secrecy::ExposeSecret;
 use serde_json::Value;
 use sqlx::AssertSqlSafe;
 
-use crate::commands::{assert_fails, commit, json, stdout};
-use crate::harness::{Process, System, TestResult, cli, empty_database, eventually, items_of, str_of};
+use aftercommit::event::Topic;
+
+use crate::commands::{assert_fails, commit, json, stdout, unwrapped};
+use crate::harness::{
+    Process, System, TestResult, cli, empty_database, eventually, items_of, on_terminal, start_redis, str_of,
+};
 use crate::postgres_version::postgres_version;
 
 /// Readiness as (status, checks that do not hold with their reasons).
@@ -47,7 +52,8 @@ async fn does(system: &System, arguments: &[&str]) -> String {
 async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_over_a_restart() {
     let system = System::new().await.set("AFTERCOMMIT_RELAY_READY_MAX_PENDING_SECONDS", "1");
     let (name, topic) = (system.redis.relay_name(), system.redis.topic("ops"));
-    assert_fails(system.settings(), &["pause"], 1, "no relay named").await;
+    assert_fails(system.settings(), &["pause"], 2, "give a reason for the audit log: --reason").await;
+    assert_fails(system.settings(), &["pause", "--reason", "x"], 1, "no relay named").await;
     let relay = system.start("relay").await;
     wait_until_green(&relay).await;
     // A relay that is busy has looked for a pause a moment ago.
@@ -56,7 +62,10 @@ async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_ove
     assert_eq!(does(&system, &["pause", "--reason", "a move"]).await, format!("relay {name} is paused\n"));
     commit(&system, &topic, "A", 3).await;
     wait_until_red(&relay, "paused", "paused by an operator").await;
-    assert_eq!(does(&system, &["pause"]).await, format!("relay {name} is paused already\n"));
+    assert_eq!(
+        does(&system, &["pause", "--reason", "again"]).await,
+        format!("relay {name} is paused already\n")
+    );
     wait_until_red(&relay, "pending", "the limit is 1 s").await;
     assert_eq!(relay.terminate().await, 0);
 
@@ -307,5 +316,57 @@ async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() -> TestR
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    let verdicts = text
+        .lines()
+        .filter_map(|line| ["WRONG", "WARNING", "ok"].iter().position(|word| line.starts_with(word)));
+    assert!(verdicts.is_sorted(), "the gravest first: {text}");
+
+    // Colours only on a terminal, and not for a user who refuses them.
+    assert!(!text.contains('\x1b'), "{text}");
+    let red = "\x1b[1;31mWRONG\x1b[0m";
+    let seen = stdout(&on_terminal(away.settings(), &["doctor"], "").await);
+    assert!(seen.contains(red), "{seen}");
+    let plain = stdout(&on_terminal(&away.settings().clone().set("NO_COLOR", "1"), &["doctor"], "").await);
+    assert!(plain.contains("WRONG") && !plain.contains('\x1b'), "{plain}");
+    Ok(())
+}
+
+/// While Redis is away, every part of the system reports it.
+#[tokio::test]
+async fn a_failure_that_every_part_reports_is_said_once() -> TestResult {
+    let redis = start_redis(Vec::new(), None).await;
+    let mut system = System::with_redis(redis.url().expose_secret()).await;
+    let (relay, sse) = (system.start("relay").await, system.start("sse").await);
+    wait_until_green(&relay).await;
+    system.set_again("AFTERCOMMIT_RELAY_LISTEN", &relay.address);
+    system.set_again("AFTERCOMMIT_SSE_LISTEN", &sse.address);
+    redis.stop().await?;
+    commit(&system, &Topic::new("order:1")?, "A", 1).await;
+    wait_until_red(&relay, "delivery", "cannot connect to Redis").await;
+    wait_until_red(&sse, "redis", "Redis").await;
+    for screen in ["doctor", "status"] {
+        let text = unwrapped(&stdout(&cli(system.settings(), &[screen]).await));
+        assert_eq!(text.matches("cannot connect to Redis").count(), 1, "{text}");
+        assert!(text.contains("see redis"), "{text}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_acts_is_asked_for_where_nobody_is_named() -> TestResult {
+    let system = System::new().await;
+    let relay = system.start("relay").await;
+    wait_until_green(&relay).await;
+    let nobody = system.settings().clone().set("USER", "");
+    assert_fails(&nobody, &["pause", "--reason", "x"], 2, "who you are, for the audit log: --who NAME").await;
+    let by_flag = cli(&nobody, &["pause", "--reason", "x", "--who", "ana"]).await;
+    assert_eq!(by_flag.status.code(), Some(0), "{by_flag:?}");
+    let asked = on_terminal(&nobody, &["resume"], "bob\n").await;
+    assert!(stdout(&asked).contains("Your name, for the audit log: "), "{asked:?}");
+    assert_eq!(asked.status.code(), Some(0), "{asked:?}");
+    let audit = json(&system, &["audit"]).await;
+    let who: Vec<&str> = items_of(&audit).iter().filter_map(|entry| entry["who"].as_str()).collect();
+    assert!(who.len() == 2 && who[0].starts_with("bob as ") && who[1].starts_with("ana as "), "{who:?}");
     Ok(())
 }

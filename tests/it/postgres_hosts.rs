@@ -7,7 +7,7 @@ use redis::streams::StreamRangeReply;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::commands::{assert_fails, stdout};
+use crate::commands::{assert_fails, stdout, unwrapped};
 use crate::harness::{
     Database, OwnPostgres, Standby, System, TestResult, cli, database_on, eventually, new_event,
     start_postgres,
@@ -88,7 +88,8 @@ async fn hosts_of_which_none_is_a_primary_are_each_told_with_their_answer() -> T
     let of = |hosts: &str, query: &str| format!("{before}{hosts}/{name}{query}");
     let standby_port = standby.port();
     let none = of(&format!("127.0.0.1:1,127.0.0.1:{standby_port}"), "");
-    let found = stdout(&cli(&system.settings().clone().set("DATABASE_URL", none), &["doctor"]).await);
+    let found =
+        unwrapped(&stdout(&cli(&system.settings().clone().set("DATABASE_URL", none), &["doctor"]).await));
     assert!(found.contains("none of the hosts is a primary"), "{found}");
     assert!(found.contains(&format!("127.0.0.1:{standby_port}/{name}: a standby")), "{found}");
     let standbys = of("127.0.0.1:1,127.0.0.1:2", "?target_session_attrs=standby");

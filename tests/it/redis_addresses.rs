@@ -2,7 +2,7 @@
 
 use aftercommit::local::RedisServer;
 
-use crate::commands::{assert_fails, stdout};
+use crate::commands::{assert_fails, stdout, unwrapped};
 use crate::harness::{
     Certificates, Client, Feed, NOTIFICATIONS, Settings, System, TestResult, cli, free_port, numbers,
     start_redis,
@@ -69,7 +69,7 @@ async fn events_pass_a_redis_that_wants_a_client_certificate_of_a_private_ca() -
     let redis = Secured::new("yes").await;
     let system = System::with_redis(&redis.url("localhost")).await;
     let system = redis.with_certificate(redis.with_ca(system));
-    let found = stdout(&cli(system.settings(), &["doctor", "--role", "sse"]).await);
+    let found = unwrapped(&stdout(&cli(system.settings(), &["doctor", "--role", "sse"]).await));
     assert!(found.contains("can be subscribed to"), "{found}");
     assert_events_arrive(system).await
 }

@@ -3,10 +3,10 @@
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::commands::{commit, json, stdout};
+use crate::commands::{commit, json, stdout, unwrapped};
 use crate::harness::{Client, System, TestResult, cli, eventually, items_of, str_of};
 
-/// What doctor finds under `deliveries`, as (verdict, evidence); its exit code fits its findings.
+/// What doctor finds under `deliveries`, as (verdict, evidence and fix); its exit code fits its findings.
 async fn deliveries(system: &System) -> Vec<(String, String)> {
     let output = cli(system.settings(), &["doctor", "--output", "json"]).await;
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -14,7 +14,8 @@ async fn deliveries(system: &System) -> Vec<(String, String)> {
     assert_eq!(output.status.code(), Some(i32::from(is_wrong)), "{output:?}");
     let text = |value: &Value| str_of(value).to_owned();
     let found = findings.iter().filter(|finding| finding["check"] == "deliveries");
-    found.map(|finding| (text(&finding["verdict"]), text(&finding["evidence"]))).collect()
+    let said = |finding: &Value| format!("{}; {}", str_of(&finding["evidence"]), str_of(&finding["fix"]));
+    found.map(|finding| (text(&finding["verdict"]), said(finding))).collect()
 }
 
 async fn screen(system: &System) -> String {
@@ -30,7 +31,7 @@ async fn events_that_no_relay_has_ever_looked_at_are_wrong_everywhere() {
     let [(verdict, evidence)] = &found[..] else { panic!("{found:?}") };
     assert_eq!(verdict, "wrong");
     assert!(evidence.contains("200 events wait, the oldest for "), "{evidence}");
-    assert!(evidence.contains("start `aftercommit relay`"), "{evidence}");
+    assert!(evidence.contains("start one: `aftercommit relay`"), "{evidence}");
     let shown = screen(&system).await;
     assert!(shown.contains("no relay has run") && shown.contains("200 events wait"), "{shown}");
     let status = json(&system, &["status"]).await;
@@ -52,7 +53,7 @@ async fn a_relay_that_was_stopped_is_wrong_and_so_is_one_of_another_name() {
     let (verdict, evidence) = deliveries(&system).await.remove(0);
     assert_eq!(verdict, "wrong");
     assert!(evidence.contains("200 events wait, the oldest for "), "{evidence}");
-    assert!(evidence.contains("start `aftercommit relay`"), "{evidence}");
+    assert!(evidence.contains("start one: `aftercommit relay`"), "{evidence}");
     let status = json(&system, &["status"]).await;
     assert_eq!(status["relays"][0]["verdict"], "noLeader", "{status}");
 
@@ -82,7 +83,7 @@ async fn an_sse_server_without_room_says_so_wherever_it_is_asked() -> TestResult
     assert_eq!((&full["ok"], &full["warning"]), (&true.into(), &true.into()), "{full}");
     let shown = screen(&system).await;
     assert!(shown.contains("FULL, 1 of 1 stream: new clients are told to come back later"), "{shown}");
-    let doctor = stdout(&cli(system.settings(), &["doctor"]).await);
+    let doctor = unwrapped(&stdout(&cli(system.settings(), &["doctor"]).await));
     let line = doctor.lines().find(|line| line.contains("port of sse")).ok_or("no line")?;
     assert!(line.starts_with("WARNING") && line.contains("FULL"), "{line}");
     Ok(())

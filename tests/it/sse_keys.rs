@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
+use crate::commands::unwrapped;
 use crate::harness::{
     Browser, LIMIT, Process, System, TestResult, cli, eventually, metric_of, refusal_of, str_of,
 };
@@ -399,11 +400,11 @@ async fn doctor_tells_what_the_issuer_lists_and_what_is_wrong_with_it() {
     let issuer = Issuer::listing(&[ES256.jwk("a", &json!({})), RS256.jwk("b", &json!({}))]).await;
     let system = issuer.system(ES256).await;
     let output = cli(system.settings(), &["doctor"]).await;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let text = unwrapped(&String::from_utf8_lossy(&output.stdout));
     assert!(text.contains("jwt: keys for ES256: 1 (others: 1) at http://127.0.0.1"), "{text}");
     issuer.answers(Status::NOT_FOUND, "");
     let output = cli(system.settings(), &["doctor"]).await;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let text = unwrapped(&String::from_utf8_lossy(&output.stdout));
     assert!(text.contains("it answers with status 404"), "{text}");
 }
 

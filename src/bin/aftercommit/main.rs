@@ -124,9 +124,10 @@ fn main() -> ExitCode {
 
 /// Prints the parser's message: a help on stdout, or a mistake in the command line on stderr.
 fn help(error: &clap::Error) -> ExitCode {
-    let printed = error.print();
+    // A reader that stops early (`--help | head`) is no failure.
+    let failed = error.print().is_err_and(|error| error.kind() != std::io::ErrorKind::BrokenPipe);
     match u8::try_from(error.exit_code()) {
-        Ok(0) if printed.is_err() => ExitCode::FAILURE,
+        Ok(0) if failed => ExitCode::FAILURE,
         Ok(code) => ExitCode::from(code),
         Err(_) => ExitCode::from(WRONG_USAGE),
     }

@@ -38,13 +38,15 @@ export class Chart {
     this.limitName = made("span", { class: "limit-name" });
     this.area = drawn("path", { class: "area" });
     this.line = drawn("path", { class: "line" });
+    this.dots = drawn("path", { class: "dots", d: "" });
+    this.dot = drawn("path", { class: "dot", d: "" });
     this.mark = drawn("path", { class: "limit", d: "" });
     this.cursor = drawn("path", { class: "cursor", d: "" });
     const grid = drawn("path", { class: "grid", d: `M0 .5H${WIDTH}M0 ${HEIGHT / 2}H${WIDTH}M0 ${HEIGHT - 0.5}H${WIDTH}` });
     this.plot = drawn(
       "svg",
       { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" },
-      grid, this.area, this.line, this.mark, this.cursor,
+      grid, this.area, this.line, this.dots, this.mark, this.cursor, this.dot,
     );
     figure.append(
       made("figcaption", { title: about }, title),
@@ -71,10 +73,13 @@ export class Chart {
     const y = (number) => HEIGHT - 1 - (HEIGHT - 2) * Math.min(number / top, 1);
     const lines = runs(known);
     const pointOf = (sample) => `${x(sample)} ${y(sample[this.column]).toFixed(1)}`;
-    // A single sample is drawn as a dot.
-    const open = (run) => `M${run.map(pointOf).join("L")}${run.length === 1 ? "h.01" : ""}`;
+    // A line that has no length is drawn as a dot by its round ends.
+    this.dotOf = (sample) => `M${pointOf(sample)}h.01`;
+    const open = (run) => `M${run.map(pointOf).join("L")}`;
     const closed = (run) => `M${x(run[0])} ${HEIGHT}L${run.map(pointOf).join("L")}L${x(run.at(-1))} ${HEIGHT}Z`;
-    this.line.setAttribute("d", lines.map(open).join(""));
+    // A run is a line, and a sample without neighbours a dot: as a line nobody could see it.
+    this.line.setAttribute("d", lines.filter((run) => run.length > 1).map(open).join(""));
+    this.dots.setAttribute("d", lines.filter((run) => run.length === 1).map(([one]) => this.dotOf(one)).join(""));
     this.area.setAttribute("d", lines.map(closed).join(""));
     const isLimitInSight = this.limit !== null && this.limit <= top;
     this.mark.setAttribute("d", isLimitInSight ? `M0 ${y(this.limit)}H${WIDTH}` : "");
@@ -93,6 +98,8 @@ export class Chart {
     const number = sample?.[this.column];
     say(this.value, number == null ? this.quiet : this.shown(number));
     this.value.classList.toggle("quiet", number == null);
+    // The point that the number is of.
+    this.dot.setAttribute("d", number == null ? "" : this.dotOf(sample));
     this.cursor.setAttribute("d", isNow ? "" : `M${WIDTH * (1 - cursor / SPAN_S)} 0V${HEIGHT}`);
     say(this.end, isNow ? "now" : `${duration(Math.round(cursor))} ago`);
   }

@@ -50,4 +50,4 @@ export function fill(element, ...children) {
 }
 
 /** An age that is kept up to date: see `grow`. */
-export const age = (time) => made("time", { datetime: time, "data-age": time, title: new Date(time).toLocaleString() });
+export const age = (time) => made("time", { datetime: time, "data-age": time, title: time });

@@ -64,7 +64,7 @@ function settle(topic, what) {
     },
   };
   const names = { "data-key": `${what} ${topic.relay} ${topic.topic}`, "aria-label": `${verb} ${events} of ${topic.topic}` };
-  return made("button", { ...names, click: () => ask(question) }, verb);
+  return made("button", { ...names, class: isDiscard ? "danger" : null, click: () => ask(question) }, verb);
 }
 
 const COLUMNS = ["When", "What", "Who", "Events", "Why", "Of what"];

@@ -2,7 +2,7 @@
 
 import { age, at, fill, made } from "./dom.js";
 import { ask, post } from "./ask.js";
-import { clock, count, counted, duration, grow, rate as shortly } from "./text.js";
+import { clock, count, counted, duration, grow, rate as shortly, zone } from "./text.js";
 
 // The time that the page waits for the start of a replay, which counts its events first. The relay's own time
 // limit is half of this (REPLAY_LIMIT of change.rs).
@@ -14,6 +14,7 @@ let looked = null;
 /** Connects the form's events. */
 export function prepare(own) {
   const form = at("replay");
+  for (const element of form.querySelectorAll(".zone")) element.textContent = `(${zone()})`;
   form.addEventListener("input", forget);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -105,6 +106,7 @@ function confirm() {
       const replay = await post("replay", { relay, selection, rate, reason }, limits);
       at("replay").reset();
       forget();
+      at("replay-fold").open = false;
       return `Replay ${replay.id} has begun.`;
     },
   });
@@ -144,7 +146,7 @@ function shown(replay) {
     "li",
     { "data-standing": standing },
     made("p", {}, name, ` ${how}${missing}, begun `, age(replay.startedAt), ` by ${replay.who}: ${replay.reason}`),
-    made("progress", { max: all, value: standing === "finished" ? all : copied, "aria-label": `Replay ${id}` }),
+    standing === "finished" ? null : made("progress", { max: all, value: copied, "aria-label": `Replay ${id}` }),
     standing === "interrupted" ? resume(replay) : null,
   );
 }
@@ -157,6 +159,8 @@ function resume({ id, selected, copied }) {
     try {
       rate = rateOf(at("replay"));
     } catch (error) {
+      // The rate is a field of the form.
+      at("replay-fold").open = true;
       return showError(error.message);
     }
     const text = `${left} may be left. ${pace(selected - copied, rate)}It goes on behind the last one; nothing is sent twice.`;

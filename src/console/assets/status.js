@@ -2,7 +2,7 @@
 
 import { age, at, fill, made, say } from "./dom.js";
 import { ask, post } from "./ask.js";
-import { counted, duration, grow, rate } from "./text.js";
+import { count, counted, duration, grow, rate } from "./text.js";
 
 // The verdicts in words, each with a sign that differs by shape as well as by colour.
 const CHECK = "M5 12.5l4.5 4.5L19 7.5";
@@ -24,17 +24,41 @@ const VERDICTS = {
 
 /** Shows the feed's `status` event. */
 export function showStatus(status, own) {
-  showVerdict(status, own);
+  const said = new Said();
+  showVerdict(status, own, said);
   if (!status.error) {
     at("relays").querySelector(".empty")?.remove();
-    for (const relay of status.relays) showRelay(relay, relay.relay === own);
+    for (const relay of status.relays) showRelay(relay, relay.relay === own, said);
     if (!status.relays.length) fill(at("relays"), made("p", { class: "empty" }, "No relay has run on this log yet."));
   }
-  showNeighbours(status.neighbours);
+  showNeighbours(status.neighbours, said);
+  showStreams(status.streams);
   grow();
 }
 
-function showVerdict(status, own) {
+// The shortest sentence that is worth a reference instead of a repetition.
+const QUOTED_MIN = 24;
+
+/** The errors that the page says already. When Redis is away, each part of the system reports it. */
+class Said {
+  #places = [];
+
+  /** Adds a sentence, and the place where it stands. */
+  add(place, sentence) {
+    if (sentence && sentence.length >= QUOTED_MIN) this.#places.push([place, sentence]);
+  }
+
+  /** The text with a sentence that the page says already, or that is a part of one, as a reference to it. */
+  once(text) {
+    for (const [place, sentence] of this.#places) {
+      if (text.length >= QUOTED_MIN && sentence.includes(text)) return `see ${place}`;
+      if (text.includes(sentence)) return text.replaceAll(sentence, `see ${place}`);
+    }
+    return text;
+  }
+}
+
+function showVerdict(status, own, said) {
   const relay = status.relays.find((relay) => relay.relay === own);
   const verdict = status.error ? "blind" : (relay?.verdict ?? "unknown");
   const [word, sign] = VERDICTS[verdict];
@@ -43,6 +67,8 @@ function showVerdict(status, own) {
   say(at("verdict-relay"), own);
   say(at("verdict-word"), word);
   say(at("verdict-sentence"), status.error ?? relay?.sentence ?? "It has not written its first position yet.");
+  said.add("above", status.error);
+  if (verdict === "failing") for (const one of relay.processes) if (relay.sentence.includes(one.error ?? "\0")) said.add("above", one.error);
   document.title = `${own} ${word} · aftercommit`;
   const button = at("verdict-button");
   button.hidden = !relay;
@@ -70,7 +96,7 @@ function steer(button, relay) {
 
 const cards = new Map();
 
-function showRelay(relay, isOwn) {
+function showRelay(relay, isOwn, said) {
   if (!cards.has(relay.relay)) {
     const button = made("button", {});
     const word = made("span", { class: "word" });
@@ -97,8 +123,17 @@ function showRelay(relay, isOwn) {
   row("Parked", parked(relay));
   row("Rotation", leading?.rotationBlocked ? `blocked: ${leading.rotationBlocked}` : "not blocked");
   const failing = relay.processes.filter((one) => one.error);
-  if (failing.length) row("Error", ...failing.flatMap((one) => [`${one.process}: ${one.error}`]));
+  if (failing.length) row("Error", errors(failing, said));
   else row("Error", ...lastError(relay));
+}
+
+/** The errors of processes, each said once with all processes that have it. */
+function errors(failing, said) {
+  const processes = new Map();
+  for (const { process, error } of failing) processes.set(error, [...(processes.get(error) ?? []), process]);
+  const texts = [...processes].map(([error, names]) => `${names.join(", ")}: ${said.once(error)}`);
+  for (const error of processes.keys()) said.add("the relay’s error", error);
+  return texts.join("; ");
 }
 
 /** The processes of a relay in a role, by their newest heartbeat. */
@@ -147,7 +182,12 @@ function drop(known, name) {
 
 const NEIGHBOURS = { redis: "Redis", sse: "SSE server" };
 
-function showNeighbours(neighbours) {
+function showNeighbours(all, said) {
+  const neighbours = all.map((one) => {
+    const reason = one.ok ? one.reason : said.once(one.reason);
+    if (!one.ok) said.add(NEIGHBOURS[one.name] ?? one.name, one.reason);
+    return { ...one, reason };
+  });
   const list = at("neighbours");
   const text = JSON.stringify(neighbours);
   if (list.dataset.shown === text || !neighbours.length) return;
@@ -161,4 +201,32 @@ function showNeighbours(neighbours) {
       made("span", { class: "says" }, reason),
     );
   fill(list, ...neighbours.map(item));
+}
+
+const REASONS = {
+  full: "the server was full",
+  user_limit: "the user’s streams",
+  topics_full: "the server’s topics",
+  user_topics_limit: "the user’s topics",
+  draining: "the server was ending",
+  unavailable: "rights not known",
+};
+
+// From this part of the limit on, the number of streams is a warning.
+const NEARLY_FULL = 0.9;
+
+/** Shows the SSE server's streams. A server that does not answer is a neighbour that is down. */
+function showStreams(streams) {
+  at("streams").hidden = !streams;
+  if (!streams) return;
+  const { open, limit, topics, refused, slow } = streams;
+  say(at("streams-open"), `${count(open)} of ${counted(limit, "stream")}, ${counted(topics, "topic")}`);
+  const reasons = Object.entries(refused);
+  const all = reasons.reduce((sum, [, n]) => sum + n, 0);
+  const why = reasons.map(([reason, n]) => `${count(n)} for ${REASONS[reason] ?? reason}`).join(", ");
+  say(at("streams-refused"), all ? `${count(all)}: ${why}` : "none");
+  say(at("streams-slow"), slow ? `${counted(slow, "client")} cut off` : "none cut off");
+  at("streams-open").classList.toggle("warn", open >= limit * NEARLY_FULL);
+  at("streams-refused").classList.toggle("warn", all > 0);
+  at("streams-slow").classList.toggle("warn", slow > 0);
 }

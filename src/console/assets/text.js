@@ -42,13 +42,17 @@ export function ago(time) {
   return seconds < 1.5 ? "just now" : `${duration(Math.round(seconds))} ago`;
 }
 
-/** A time of day, with the date unless it is today. */
+/** A time of day with its zone, and with the date unless it is today. */
 export function clock(time) {
   const date = new Date(time);
   const isToday = date.toDateString() === new Date().toDateString();
   const day = isToday ? "" : `${date.toLocaleDateString("en-CA")} `;
-  return day + date.toLocaleTimeString("en-GB");
+  return `${day}${date.toLocaleTimeString("en-GB")} ${zone(date)}`;
 }
+
+/** The reader's time zone at that time: UTC, CET, GMT-3. */
+export const zone = (date = new Date()) =>
+  new Intl.DateTimeFormat("en-GB", { timeZoneName: "short" }).formatToParts(date).find(({ type }) => type === "timeZoneName").value;
 
 /** Updates every age on the page. */
 export function grow() {

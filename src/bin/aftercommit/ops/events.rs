@@ -39,12 +39,48 @@ pub(crate) enum Command {
   aftercommit events show 018f3c1e-0000-7000-8000-000000000001
   aftercommit events show 42 --output json")]
     Show {
-        /// An event id (UUID) or a row number.
-        event: String,
+        #[command(flatten)]
+        named: NamedEvents,
         /// How to print the data.
         #[arg(long, value_enum, default_value_t)]
         output: Output,
     },
+}
+
+/// Names events one by one, in the same way for each command.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct NamedEvents {
+    /// Event ids (UUIDs) or row numbers, as `events list` shows them.
+    #[arg(value_name = "EVENT")]
+    names: Vec<String>,
+    /// An event id. May be given several times.
+    #[arg(long, value_name = "UUID")]
+    event: Vec<Uuid>,
+    /// A row of the log. May be given several times.
+    #[arg(long, value_name = "ROW")]
+    row: Vec<i64>,
+}
+
+impl NamedEvents {
+    /// The named events as a selection, which is empty if none is named.
+    pub(super) fn selection(&self) -> Result<Selection> {
+        let mut selection =
+            Selection { events: self.event.clone(), rows: self.row.clone(), ..Selection::default() };
+        for name in &self.names {
+            match (name.parse::<i64>(), name.parse::<Uuid>()) {
+                (Ok(row), _) => selection.rows.push(row),
+                (_, Ok(id)) => selection.events.push(id),
+                _ => bail!(WrongUsage(
+                    format!(
+                        "'{name}' is neither an event id (a UUID) nor a row's number: `aftercommit events \
+                         list` shows the rows"
+                    )
+                    .into()
+                )),
+            }
+        }
+        Ok(selection)
+    }
 }
 
 /// Selects events. An event must match every option that is given.
@@ -101,7 +137,7 @@ pub(crate) async fn run(config: &Config, command: &Command) -> Result<()> {
             let selection = Selection { state: state.map(EventState::from), ..filter.selection() };
             list(config, &selection, *limit, *output).await
         }
-        Command::Show { event, output } => show(config, event, *output).await,
+        Command::Show { named, output } => show(config, named, *output).await,
     }
 }
 
@@ -139,24 +175,22 @@ pub(super) fn print_rows(events: &[EventRow]) {
     );
 }
 
-async fn show(config: &Config, event: &str, output: Output) -> Result<()> {
+async fn show(config: &Config, named: &NamedEvents, output: Output) -> Result<()> {
     const COPIES_SHOWN: u32 = 100;
-    let selection = match (event.parse::<i64>(), event.parse::<Uuid>()) {
-        (Ok(row), _) => Selection { rows: vec![row], ..Selection::default() },
-        (_, Ok(id)) => Selection { events: vec![id], ..Selection::default() },
-        _ => bail!(WrongUsage(
-            format!(
-                "'{event}' is neither an event id (a UUID) nor a row's number: `aftercommit events list` \
-                 shows both"
-            )
-            .into()
-        )),
-    };
+    let selection = named.selection()?;
+    if selection.is_everything() {
+        bail!(WrongUsage("say which event: its id (a UUID) or its row's number".into()));
+    }
     let mut connection = super::connect_for_lookups(config).await?;
     let relay = &config.relay.name;
     let found = browse::show(&mut connection, relay, &selection, COPIES_SHOWN).await?;
     if found.is_empty() {
-        bail!("no event {event} is in the log: it was never committed, or its slot has been rotated");
+        let rows = selection.rows.iter().map(ToString::to_string);
+        let wanted: Vec<String> = rows.chain(selection.events.iter().map(ToString::to_string)).collect();
+        bail!(
+            "no event {} is in the log: it was never committed, or its slot has been rotated",
+            wanted.join(", ")
+        );
     }
     let mut shown = Vec::new();
     for detail in found {

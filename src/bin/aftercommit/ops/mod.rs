@@ -38,7 +38,7 @@ async fn no_relay(connection: &mut PgConnection) -> Result<String> {
     const NONE: &str = "no relay has run on this database yet";
     Ok(match undelivered::of_new_relay(connection).await? {
         None => format!("{NONE}: start one with `aftercommit relay`"),
-        Some(waiting) => format!("{NONE}: {}", output::undelivered(&waiting)),
+        Some(waiting) => format!("{NONE}: {}: start `aftercommit relay`", output::undelivered(&waiting)),
     })
 }
 

@@ -4,6 +4,7 @@
 //! programs; on a terminal it is an equal document in printable characters.
 
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use chrono::{DateTime, Utc};
@@ -26,15 +27,35 @@ pub(crate) enum Output {
     Json,
 }
 
-/// Writes data to stdout unchanged. A reader that stops early (`| head`) ends the command, as it ends others.
+/// The width of screens, in characters.
+const WIDTH: usize = 80;
+
+/// The shortest sentence that is worth a reference instead of a repetition, in bytes.
+const QUOTED_MIN: usize = 24;
+
+/// Whether the reader of stdout has gone.
+static READER_IS_GONE: AtomicBool = AtomicBool::new(false);
+
+/// Writes data to stdout unchanged. A reader that stops early (`| head`) gets no more, and the command goes
+/// on: its exit code says how the command ended, not how much of it was read.
 pub(crate) fn text(text: &str) {
-    let mut stdout = std::io::stdout().lock();
-    if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        if error.kind() != ErrorKind::BrokenPipe {
-            note!("error: cannot write to stdout: {error}");
-        }
-        std::process::exit(1);
+    if reader_is_gone() {
+        return;
     }
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => READER_IS_GONE.store(true, Ordering::Relaxed),
+        Err(error) => {
+            note!("error: cannot write to stdout: {error}");
+            std::process::exit(1);
+        }
+    }
+}
+
+/// Whether nobody reads stdout any more, so that a command that repeats itself must end.
+pub(super) fn reader_is_gone() -> bool {
+    READER_IS_GONE.load(Ordering::Relaxed)
 }
 
 /// Prints one JSON document.
@@ -66,6 +87,95 @@ pub(super) fn table<const N: usize>(headers: [&str; N], rows: impl IntoIterator<
 /// Prints one line of data.
 pub(crate) fn line(text: &str) {
     self::text(&format!("{}\n", printable(text)));
+}
+
+/// Prints a text in lines of 80 characters at most. All lines but the first are indented. `first` is printed in
+/// place of the first line's beginning, which has as many characters.
+pub(super) fn paragraph(text: &str, indent: usize, first: Option<Painted<'_>>) {
+    for (nth, line) in wrapped(&printable(text), indent).into_iter().enumerate() {
+        match &first {
+            Some(Painted { word, colour }) if nth == 0 && line.starts_with(word) => {
+                self::text(&format!("{}{}\n", painted(word, colour), &line[word.len()..]));
+            }
+            _ => self::text(&format!("{line}\n")),
+        }
+    }
+}
+
+/// A word in a colour.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Painted<'a> {
+    pub(super) word: &'a str,
+    /// Parameters of the escape sequence `ESC [ … m`.
+    pub(super) colour: &'a str,
+}
+
+/// The word in its colour, if stdout is a terminal whose user has not refused colours (<https://no-color.org>).
+fn painted(word: &str, colour: &str) -> String {
+    let is_refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+        || std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+    if is_refused || !std::io::stdout().is_terminal() {
+        return word.to_owned();
+    }
+    format!("\x1b[{colour}m{word}\x1b[0m")
+}
+
+/// Breaks a text into lines, between words only. Keeps a command in backticks on one line if it fits there, so
+/// that it can be copied. Spaces at the begin of the text and two spaces in a row stay.
+fn wrapped(text: &str, indent: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    let mut is_empty = true;
+    for word in words(text, WIDTH - indent) {
+        let length = line.chars().count() + usize::from(!is_empty) + word.chars().count();
+        if !is_empty && length > WIDTH {
+            lines.push(std::mem::replace(&mut line, " ".repeat(indent)));
+            is_empty = true;
+        }
+        if !is_empty {
+            line.push(' ');
+        }
+        line.push_str(word);
+        is_empty = false;
+    }
+    lines.push(line);
+    lines.iter().map(|line| line.trim_end().to_owned()).collect()
+}
+
+/// The words of a text. A part in backticks is one word if it has `room`.
+fn words(text: &str, room: usize) -> Vec<&str> {
+    let mut words = Vec::new();
+    let (mut begin, mut is_code) = (0, false);
+    for (at, c) in text.char_indices() {
+        match c {
+            '`' => is_code = !is_code,
+            ' ' if !is_code => {
+                words.push(&text[begin..at]);
+                begin = at + 1;
+            }
+            _ => {}
+        }
+    }
+    words.push(&text[begin..]);
+    words
+        .into_iter()
+        .flat_map(|word| if word.chars().count() > room { word.split(' ').collect() } else { vec![word] })
+        .collect()
+}
+
+/// The text with each sentence that stands elsewhere on the screen replaced by its place: `see redis`. So a
+/// failure that several parts of a system report is said once.
+pub(super) fn without_repetitions<'a>(
+    text: &str,
+    said: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> String {
+    let mut text = text.to_owned();
+    for (place, sentence) in said {
+        if sentence.len() >= QUOTED_MIN && text != sentence {
+            text = text.replace(sentence, &format!("see {place}"));
+        }
+    }
+    text
 }
 
 /// Clears the screen if stdout is a terminal.
@@ -100,7 +210,7 @@ pub(crate) fn error_text(error: &anyhow::Error) -> String {
     text
 }
 
-/// The number and age of waiting events: `200 events wait, the oldest for 18.0 s: start `aftercommit relay``.
+/// The number and age of waiting events: `200 events wait, the oldest for 18.0 s`.
 pub(super) fn undelivered(waiting: &Undelivered) -> String {
     let events = pluralize(waiting.events, "event");
     let (more, wait) = match (waiting.is_at_least, waiting.events) {
@@ -109,7 +219,7 @@ pub(super) fn undelivered(waiting: &Undelivered) -> String {
         (false, _) => ("", "wait"),
     };
     let age = seconds(waiting.oldest_seconds);
-    format!("{events}{more} {wait}, the oldest for {age}: start `aftercommit relay`")
+    format!("{events}{more} {wait}, the oldest for {age}")
 }
 
 /// The time since `at`, for people to read.
@@ -131,7 +241,31 @@ pub(super) fn seconds(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::seconds;
+    use super::{seconds, without_repetitions, wrapped};
+
+    #[test]
+    fn a_text_is_broken_between_words_and_a_command_stays_whole() {
+        let word = "x".repeat(30);
+        let text = format!("WRONG    redis: {word} {word} run `aftercommit grants --redis` then");
+        let lines = wrapped(&text, 9);
+        assert_eq!(lines[0], format!("WRONG    redis: {word} {word}"));
+        assert_eq!(lines[1], "         run `aftercommit grants --redis` then");
+        // A word that no line can hold stays whole, and so does no command.
+        let long = "y".repeat(100);
+        assert_eq!(wrapped(&format!("a {long} b"), 2), ["a", &format!("  {long}"), "  b"]);
+        let command = format!("`{} {word}`", "z ".repeat(30).trim_end());
+        assert!(wrapped(&command, 9).iter().all(|line| line.chars().count() <= 80));
+        assert_eq!(wrapped("", 9), [""]);
+    }
+
+    #[test]
+    fn a_sentence_that_stands_elsewhere_is_referred_to() {
+        let said = "cannot connect to Redis at 127.0.0.1:1: Connection refused";
+        let told = without_repetitions(&format!("relay main: FAILING: Redis: {said}"), [("redis", said)]);
+        assert_eq!(told, "relay main: FAILING: Redis: see redis");
+        assert_eq!(without_repetitions(said, [("redis", said)]), said);
+        assert_eq!(without_repetitions("postgres: answers", [("redis", "answers")]), "postgres: answers");
+    }
 
     #[test]
     fn a_length_of_time_is_told_in_its_largest_unit() {

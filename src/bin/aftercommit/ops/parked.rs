@@ -112,13 +112,10 @@ async fn list(config: &Config, limit: u32, output: Output) -> Result<()> {
         note!("nothing is parked for relay {}", config.relay.name);
         return Ok(());
     }
-    output::table(
-        ["TOPIC", "EVENTS", "FIRST ID", "LAST ID", "SINCE", "REQUEST", "WHY"],
-        topics.iter().map(row),
-    );
+    topics.iter().for_each(print);
     if let Some(first) = topics.iter().find(|topic| topic.requested.is_none()) {
         note!(
-            "mend what is under WHY, then: aftercommit parked release {0} --through {1} (or discard)",
+            "mend what Redis refused, then release (or discard):\n  aftercommit parked release {0} --through {1}",
             first.topic,
             first.last_id
         );
@@ -126,21 +123,24 @@ async fn list(config: &Config, limit: u32, output: Output) -> Result<()> {
     Ok(())
 }
 
-fn row(topic: &ParkedTopic) -> [String; 7] {
-    [
-        topic.topic.clone(),
-        topic.events.to_string(),
-        topic.first_id.clone(),
-        topic.last_id.clone(),
-        output::time(topic.since),
-        topic.requested.clone().unwrap_or_else(|| "-".to_owned()),
-        match u64::try_from(topic.may_have_arrived) {
-            Ok(events @ 1..) => {
-                format!("{}; clients may have {}", topic.reason, pluralize(events, "event"))
-            }
-            _ => topic.reason.clone(),
-        },
-    ]
+/// Prints a topic on lines of its own: what Redis said fits no column.
+fn print(topic: &ParkedTopic) {
+    let say = |text: &str| output::paragraph(&format!("  {text}"), 4, None);
+    output::line(&topic.topic);
+    let events = pluralize(topic.events.cast_unsigned(), "event");
+    let ids = match topic.first_id == topic.last_id {
+        true => topic.first_id.clone(),
+        false => format!("{} to {}", topic.first_id, topic.last_id),
+    };
+    say(&format!("{events}, {ids}, since {}", output::time(topic.since)));
+    if let Ok(events @ 1..) = u64::try_from(topic.may_have_arrived) {
+        say(&format!("clients may have received {}", pluralize(events, "event")));
+    }
+    say(&format!("refused: {}", topic.reason));
+    if let Some(requested) = &topic.requested {
+        let action = requested.split('_').next().unwrap_or(requested);
+        say(&format!("{action} requested, and not done yet"));
+    }
 }
 
 async fn request(config: &Config, chosen: &Chosen, action: Action) -> Result<()> {
@@ -209,9 +209,9 @@ pub(super) async fn hand_over(
     named: Vec<Named>,
     how: How<'_>,
 ) -> Result<()> {
+    let operator = how.consent.operator()?;
     let mut tx = connection.begin().await?;
-    let request =
-        requests::request(&mut tx, &config.relay.name, named, how.action, &how.consent.operator()).await?;
+    let request = requests::request(&mut tx, &config.relay.name, named, how.action, &operator).await?;
     tx.commit().await?;
     relays::wake(connection).await;
     let limit = if how.is_waited_for { OUTCOME_LIMIT } else { Duration::ZERO };

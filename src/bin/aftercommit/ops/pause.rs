@@ -5,7 +5,7 @@ use sqlx::Connection;
 
 use aftercommit::ops::{pause, relays};
 
-use super::confirm::operator;
+use super::confirm::Signature;
 use super::output;
 use crate::config::Config;
 
@@ -18,14 +18,13 @@ use crate::config::Config;
 Applications go on appending; nothing is lost. What is committed after the
 pause waits for resume; so does, within a second, a backlog from before it. A
 pause outlives restarts: only resume ends it. Readiness is red meanwhile, and
-`aftercommit status` says so.")]
+`aftercommit status` says so. A pause needs a reason.")]
 pub(crate) struct Args {
     /// The relay; [relay] name unless given.
     #[arg(value_name = "RELAY")]
     relay: Option<String>,
-    /// The reason, for the audit.
-    #[arg(long, default_value = "", hide_default_value = true)]
-    reason: String,
+    #[command(flatten)]
+    signature: Signature,
 }
 
 /// The state that an operator asks for.
@@ -40,7 +39,11 @@ pub(crate) enum Wanted {
 /// Runs the command. Asking for the state in which the relay is already is no error.
 pub(crate) async fn run(config: &Config, args: &Args, wanted: Wanted) -> Result<()> {
     let relay = args.relay.as_ref().unwrap_or(&config.relay.name);
-    let operator = operator(&args.reason);
+    if wanted == Wanted::Paused {
+        // The reason is the first that others see of a system that delivers nothing.
+        args.signature.needs_a_reason()?;
+    }
+    let operator = args.signature.operator()?;
     let mut connection = super::connect(config).await?;
     let mut tx = connection.begin().await?;
     let (changed, state) = match wanted {

@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use aftercommit::console::Streams;
 use aftercommit::http::Check;
 use aftercommit::pluralize::pluralize;
 
@@ -88,18 +89,11 @@ fn cluster(primaries: Vec<aftercommit::redis::Primary>) -> Result<String> {
 /// Asks a process's `/readyz`.
 pub(crate) async fn readiness(listen: &str) -> Answer {
     let answer = answered(async {
-        let mut stream =
-            TcpStream::connect(listen).await.with_context(|| format!("nothing answers at {listen}"))?;
-        let request = format!("GET /readyz HTTP/1.1\r\nHost: {listen}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.take(ANSWER_BYTES).read_to_end(&mut answer).await?;
-        let answer = String::from_utf8_lossy(&answer);
-        let (head, body) = answer.split_once("\r\n\r\n").context("that is not an HTTP answer")?;
-        if !head.starts_with("HTTP/1.1 200") {
-            bail!("not ready at {listen}: {}", reasons(body, |check| check["ok"] == false))
+        let (is_good, body) = get(listen, "/readyz").await?;
+        if !is_good {
+            bail!("not ready at {listen}: {}", reasons(&body, |check| check["ok"] == false))
         }
-        Ok((listen.to_owned(), reasons(body, |check| check["warning"] == true)))
+        Ok((listen.to_owned(), reasons(&body, |check| check["warning"] == true)))
     });
     let answer = answer.await;
     match answer {
@@ -109,6 +103,25 @@ pub(crate) async fn readiness(listen: &str) -> Answer {
         }
         Err(says) => Answer { ok: false, warns: false, says },
     }
+}
+
+/// Asks an SSE server's `/metrics` for its streams.
+pub(crate) async fn streams(listen: &str) -> Option<Streams> {
+    let (is_good, body) = answered(get(listen, "/metrics")).await.ok()?;
+    if is_good { Streams::of_metrics(&body) } else { None }
+}
+
+/// Whether the answer is 200, and its body.
+async fn get(listen: &str, path: &str) -> Result<(bool, String)> {
+    let mut stream =
+        TcpStream::connect(listen).await.with_context(|| format!("nothing answers at {listen}"))?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {listen}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_BYTES).read_to_end(&mut answer).await?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").context("that is not an HTTP answer")?;
+    Ok((head.starts_with("HTTP/1.1 200"), body.to_owned()))
 }
 
 /// The reasons of the checks that `wanted` selects.

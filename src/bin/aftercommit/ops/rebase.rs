@@ -102,6 +102,7 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
     if args.dry_run || !found.is_needed() {
         return report(config, args, &found, false);
     }
+    let operator = args.consent.operator()?;
     say(&found);
     args.consent.to(&format!("rebase relay '{}' to epoch {}", config.relay.name, found.new_epoch()))?;
     // Looked at once more, now under the lock under which it is changed.
@@ -113,7 +114,7 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
         "epoch": lineage.epoch,
         "copy": found.is_copy, "contradicted": !found.contradictions.is_empty(),
     });
-    rebase.finish(lineage, &args.consent.operator(), &findings).await?;
+    rebase.finish(lineage, &operator, &findings).await?;
     report(config, args, &found, true)
 }
 

@@ -68,6 +68,9 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
             Output::Json => output::json(&status)?,
             Output::Table => print(&status),
         }
+        if output::reader_is_gone() {
+            return Ok(());
+        }
         let Some(seconds) = args.watch else { return Ok(()) };
         tokio::select! {
             interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
@@ -97,14 +100,18 @@ fn print(status: &Status) {
     if let Some(none) = &status.no_relay {
         output::line(none);
     }
+    // While Redis is away, the relays and the SSE server report the same as this probe.
+    let away = (!status.redis.ok).then_some(("redis", status.redis.says.as_str()));
+    let once = |text: &str| output::without_repetitions(text, away);
     for Judged { relay, verdict } in &status.relays {
-        print_relay(relay, *verdict);
+        print_relay(relay, *verdict, once);
     }
     output::line(&format!("redis  {}", status.redis));
-    output::line(&format!("sse    {}", status.sse));
+    output::line(&format!("sse    {}", once(&status.sse.to_string())));
 }
 
-fn print_relay(relay: &RelayOverview, verdict: Verdict) {
+/// Prints a relay. `once` shortens an error that stands elsewhere on the screen.
+fn print_relay(relay: &RelayOverview, verdict: Verdict, once: impl Fn(&str) -> String) {
     let say = |name: &str, text: &str| output::line(&format!("  {name:<10} {text}"));
     output::line(&format!("relay {}: {verdict}", relay.relay));
     if let Some(pause) = &relay.paused {
@@ -129,7 +136,7 @@ fn print_relay(relay: &RelayOverview, verdict: Verdict) {
     for heard in &relay.processes {
         if let Some(error) = &heard.heartbeat.error {
             let age = output::seconds((Utc::now() - heard.at).as_seconds_f64());
-            say("error", &format!("{} ({age} ago): {error}", heard.heartbeat.process));
+            say("error", &format!("{} ({age} ago): {}", heard.heartbeat.process, once(error)));
         }
     }
     if let Some(rows) = &relay.contradiction {

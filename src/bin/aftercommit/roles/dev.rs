@@ -2,6 +2,7 @@
 
 mod guide;
 mod live_page;
+mod ready;
 mod relay_runtime;
 mod switches;
 
@@ -14,6 +15,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use aftercommit::http::Origins;
 use aftercommit::live;
 use aftercommit::local::{self, Servers};
 
@@ -108,20 +110,24 @@ async fn run_roles(
     let mut sse_settings = config.sse.clone();
     // The operator's page checks the SSE server at the port that it was given.
     sse_settings.listen = sockets.sse.local_addr().context("a listener without an address")?.to_string();
-    // The live page reads streams at other ports than its own.
+    // The live page, and pages that are being written, are served at some port of this machine.
+    sse_settings.cors_origins.extend(Origins::LOOPBACK.map(str::to_owned));
     sse_settings.cors_origins.push(url_of(&sockets.live)?);
     let config = &Config { sse: sse_settings, ..config.clone() };
     let live_key = secret(servers.data_dir(), "live-key")?;
     let guide = Guide::new(config, &sockets, servers, &live_key)?;
     let (switchboard, orders) = live::switchboard();
     let live_page = live_page::LiveServer::new(config, &guide, &sockets, live_key, switchboard).await?;
-    // The sockets listen already: clients that connect from now on are served as soon as their role is up.
-    guide.tell(args.env_file.as_deref())?;
+    let addresses = ready::addresses([&sockets.api, &sockets.sse, &sockets.relay])?;
     // A role that fails stops the others: a part of the demo alone would confuse its user.
     let stop = shutdown.child_token();
     let switches = Switches::start(config, servers, sockets.relay, stop.clone())?;
     let all = async {
         let ran = tokio::try_join!(
+            async {
+                ready::wait_until_all_are(&addresses, &stop).await;
+                guide.tell(args.env_file.as_deref())
+            },
             ends_all(Box::pin(api::serve(config, sockets.api, stop.clone(), Notifier::default())), &stop),
             ends_all(Box::pin(sse::serve(config, sockets.sse, stop.clone(), Notifier::default())), &stop),
             ends_all(Box::pin(switches.run(orders)), &stop),

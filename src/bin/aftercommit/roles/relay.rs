@@ -7,7 +7,7 @@ use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use aftercommit::console::{self, Console};
+use aftercommit::console::{self, Console, StreamsProbe};
 use aftercommit::http::{self, Check, Limits, OperatorGate, Readiness, Server, no_route};
 use aftercommit::log;
 use aftercommit::outbox;
@@ -77,6 +77,7 @@ pub(crate) async fn serve(
         gate: gate.clone(),
         database: config.database.clone(),
         neighbours: neighbours(config),
+        streams: streams(config),
     })?;
     let revoking = revocations::admin(console.pool())
         .layer(axum::middleware::from_fn_with_state(gate, http::operators_only));
@@ -121,6 +122,15 @@ fn neighbours(config: &Config) -> Readiness {
             let (redis, sse) = tokio::join!(probe::redis(&redis), probe::readiness(&sse));
             vec![redis.check("redis"), sse.check("sse")]
         }
+    })
+}
+
+/// The streams of the SSE server, for the operator's page.
+fn streams(config: &Config) -> StreamsProbe {
+    let sse = config.sse.listen.clone();
+    StreamsProbe::new(move || {
+        let sse = sse.clone();
+        async move { probe::streams(&sse).await }
     })
 }
 

@@ -3,6 +3,7 @@
 mod machine;
 mod postgres;
 mod redis;
+mod report;
 mod rights;
 
 use std::borrow::Cow;
@@ -155,23 +156,11 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
     findings.extend(machine::examine(config, scope).await);
     match args.output {
         Output::Json => output::json(&findings)?,
-        Output::Table => findings.iter().for_each(print),
+        Output::Table => report::print(&findings),
     }
     let wrong = findings.iter().filter(|finding| finding.verdict == Outcome::Wrong).count();
     match wrong {
         0 => Ok(()),
         n => bail!("{} found something wrong", pluralize(n as u64, "check")),
-    }
-}
-
-fn print(finding: &Finding) {
-    let verdict = match finding.verdict {
-        Outcome::Ok => "ok",
-        Outcome::Warning => "WARNING",
-        Outcome::Wrong => "WRONG",
-    };
-    output::line(&format!("{verdict:<8} {}: {}", finding.check, finding.evidence));
-    if !finding.fix.is_empty() {
-        output::line(&format!("         fix: {}", finding.fix));
     }
 }

@@ -318,7 +318,7 @@ fn never_ran(name: &str, waiting: &Undelivered, others: bool) -> Finding {
             "start it, or set AFTERCOMMIT_RELAY_NAME to the name of the relay that you mean",
         );
     }
-    Finding::wrong(CHECK, evidence, "start one: aftercommit relay")
+    Finding::wrong(CHECK, evidence, "start one: `aftercommit relay`")
 }
 
 /// The number and age of waiting events: `at most 200 events wait, the oldest for 18.0 s`.
@@ -345,14 +345,13 @@ fn delivery(relay: &RelayOverview, limit: u64) -> Finding {
         Verdict::Failing => {
             Finding::wrong(CHECK, evidence, "the message names what is wrong; see docs/runbook.md")
         }
-        Verdict::Late => Finding::wrong(CHECK, evidence, "see what waits: aftercommit status --watch"),
+        Verdict::Late => Finding::wrong(CHECK, evidence, "see what waits: `aftercommit status --watch`"),
         Verdict::NoLeader => {
-            let evidence = format!("{evidence}: {}: start `aftercommit relay`", waits(relay));
-            Finding::wrong(CHECK, evidence, "start one: aftercommit relay")
+            Finding::wrong(CHECK, format!("{evidence}: {}", waits(relay)), "start one: `aftercommit relay`")
         }
         Verdict::Paused => {
-            Finding::should(CHECK, false, evidence, "run aftercommit resume once it may deliver")
+            Finding::should(CHECK, false, evidence, "run `aftercommit resume` once it may deliver")
         }
-        Verdict::Parked => Finding::should(CHECK, false, evidence, "aftercommit parked list"),
+        Verdict::Parked => Finding::should(CHECK, false, evidence, "see why: `aftercommit parked list`"),
     }
 }

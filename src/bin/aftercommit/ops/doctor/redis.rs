@@ -187,8 +187,8 @@ async fn subscriptions(config: &Config) -> Finding {
         return Finding::wrong(
             CHECK,
             format!("the channels of the topic {topic} cannot be subscribed to: {why}"),
-            "give the SSE server's Redis user its rights: `aftercommit grants --redis --sse USER | \
-             redis-cli`; to narrow them, keep &aftercommit:* and one &PREFIX:* for each kind of topic",
+            "give the SSE server's Redis user its rights: `aftercommit grants \
+             --redis --sse USER | redis-cli`; to narrow them, keep &aftercommit:* and one &PREFIX:* for each kind of topic",
         );
     }
     let names = topics.iter().map(Topic::to_string).collect::<Vec<_>>().join(", ");

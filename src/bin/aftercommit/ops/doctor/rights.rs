@@ -8,7 +8,9 @@ use aftercommit::ops::rights::{self, Role};
 use super::Finding;
 
 /// The largest number of rights that are named. Further ones are counted.
-const NAMED: usize = 12;
+const NAMED: usize = 5;
+/// The largest number of rights that are granted one by one: a role that lacks more lacks all.
+const SINGLE_GRANTS: usize = 2;
 
 /// The rights that these roles need and this connection's user lacks.
 pub(super) async fn examine(connection: &mut PgConnection, roles: &[Role]) -> Result<Vec<Finding>> {
@@ -22,23 +24,25 @@ pub(super) async fn examine(connection: &mut PgConnection, roles: &[Role]) -> Re
             let named: Vec<String> = missing.iter().take(NAMED).map(|right| format!("{right}")).collect();
             let more = missing.len().saturating_sub(NAMED);
             let rest = if more > 0 { format!(", and {more} more") } else { String::new() };
-            let grants: Vec<String> = missing
-                .iter()
-                .take(NAMED)
-                .map(|right| format!("grant {right} to {};", quoted(&user)))
-                .collect();
             Finding::wrong(
                 "privileges",
                 format!("{user} lacks rights that the role {role} needs: {}{rest}", named.join(", ")),
-                format!(
-                    "as the owner of the schema: aftercommit grants --{role} {user} | psql; or {}",
-                    grants.join(" ")
-                ),
+                format!("as the owner of the schema: {}", mend(&missing, *role, &user)),
             )
         });
     }
     findings.push(hidden_rows(connection).await?);
     Ok(findings)
+}
+
+/// Grants a few rights one by one, and otherwise all of the role.
+fn mend(missing: &[impl std::fmt::Display], role: Role, user: &str) -> String {
+    let all = format!("`aftercommit grants --{role} {user} | psql`");
+    if missing.len() > SINGLE_GRANTS {
+        return all;
+    }
+    let grants = missing.iter().map(|right| format!("`grant {right} to {};`", quoted(user)));
+    format!("{all}, or {}", grants.collect::<Vec<_>>().join(" "))
 }
 
 fn quoted(user: &str) -> String {

@@ -7,7 +7,6 @@ use std::num::NonZeroU32;
 use anyhow::{Result, bail};
 use serde_json::json;
 use sqlx::PgConnection;
-use uuid::Uuid;
 
 use aftercommit::event::Topic;
 use aftercommit::log::overview;
@@ -20,7 +19,7 @@ use aftercommit::ops::verdict::Verdict;
 use aftercommit::pluralize::pluralize;
 
 use super::confirm::Consent;
-use super::events::Filter;
+use super::events::{Filter, NamedEvents};
 use super::output::{self, Output};
 use super::parked::{How, described, hand_over};
 use super::{WrongUsage, events};
@@ -37,7 +36,7 @@ const SAMPLE: u32 = 5;
     args_conflicts_with_subcommands = true,
     after_help = "Examples:
   aftercommit replay --topic order:42 --since 2h --dry-run
-  aftercommit replay --event 018f3c1e-0000-7000-8000-000000000001 \\
+  aftercommit replay 018f3c1e-0000-7000-8000-000000000001 \\
       --reason 'client bug'
   aftercommit replay --all --rate 500 --reason 'new search index' --yes
   aftercommit replay --resume 7
@@ -58,22 +57,18 @@ pub(crate) struct Args {
     #[command(subcommand)]
     command: Option<Command>,
     /// Publish what was not delivered: parked events; and say what else waits.
-    #[arg(long, conflicts_with_all = ["event", "row", "event_type", "since", "until", "all", "rate"])]
+    #[arg(long, conflicts_with_all = ["names", "event", "row", "event_type", "since", "until", "all", "rate"])]
     undelivered: bool,
     /// Publish parked events: what Redis refused, and what waits behind it.
-    #[arg(long, conflicts_with_all = ["event", "row", "event_type", "since", "until", "all", "rate"])]
+    #[arg(long, conflicts_with_all = ["names", "event", "row", "event_type", "since", "until", "all", "rate"])]
     parked: bool,
     /// Go on with a replay that was interrupted.
     #[arg(long, value_name = "ID",
-          conflicts_with_all = ["undelivered", "parked", "include_replays", "event", "row", "topic",
-                                "event_type", "since", "until", "all", "dry_run"])]
+          conflicts_with_all = ["undelivered", "parked", "include_replays", "names", "event", "row",
+                                "topic", "event_type", "since", "until", "all", "dry_run"])]
     resume: Option<i64>,
-    /// Only these event ids. May be given several times.
-    #[arg(long, value_name = "UUID")]
-    event: Vec<Uuid>,
-    /// Only these rows of the log. May be given several times.
-    #[arg(long, value_name = "ROW")]
-    row: Vec<i64>,
+    #[command(flatten)]
+    named: NamedEvents,
     #[command(flatten)]
     filter: Filter,
     /// Every delivered event that is still in the log.
@@ -124,15 +119,16 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
 }
 
 async fn copy(config: &Config, args: &Args) -> Result<()> {
+    let named = args.named.selection()?;
     let selection = Selection {
-        events: args.event.clone(),
-        rows: args.row.clone(),
+        events: named.events,
+        rows: named.rows,
         include_replays: args.include_replays,
         ..args.filter.selection()
     };
     if selection.is_everything() != args.all {
         bail!(WrongUsage(
-            "say which events: --event, --row, --topic, --type, --since or --until; or --all for every one, \
+            "say which events: their ids or rows, --topic, --type, --since or --until; or --all for every one, \
              and nothing beside it"
                 .into()
         ));
@@ -157,7 +153,7 @@ async fn copy(config: &Config, args: &Args) -> Result<()> {
     }
     let topics = "to every client of their topics";
     args.consent.to(&format!("replay {} {topics}", pluralize(plan.events, "delivered event")))?;
-    let replay = replay::begin(&mut connection, &plan, &args.consent.operator()).await?;
+    let replay = replay::begin(&mut connection, &plan, &args.consent.operator()?).await?;
     carry_on(&mut connection, replay, args).await
 }
 
@@ -179,7 +175,7 @@ async fn dry_run(connection: &mut PgConnection, plan: &Plan, output: Output) -> 
 
 async fn resume(config: &Config, args: &Args, id: i64) -> Result<()> {
     let mut connection = super::connect_for_lookups(config).await?;
-    let replay = replay::resume(&mut connection, id, &args.consent.operator()).await?;
+    let replay = replay::resume(&mut connection, id, &args.consent.operator()?).await?;
     carry_on(&mut connection, replay, args).await
 }
 
@@ -220,7 +216,8 @@ async fn publish_undelivered(config: &Config, args: &Args) -> Result<()> {
         let waiting = undelivered::of_new_relay(&mut connection).await?;
         match waiting {
             Some(waiting) => {
-                bail!("relay {} has never run here: {}", config.relay.name, output::undelivered(&waiting))
+                let waits = output::undelivered(&waiting);
+                bail!("relay {} has never run here: {waits}: start `aftercommit relay`", config.relay.name)
             }
             None => return publish_parked(config, args).await,
         }

@@ -69,7 +69,8 @@ impl Guide {
     fn write_variables(&self, path: &Path) -> Result<()> {
         let text = format!(
             "API_URL={}\nSSE_URL={}\nRELAY_URL={}\nLIVE_URL='{}'\nUSER_ID={}\nTOKEN={}\nOPERATOR_TOKEN={}\n\
-             AFTERCOMMIT_JWT_SECRET={}\nDATABASE_URL={}\nREDIS_URL={}\n",
+             AFTERCOMMIT_JWT_SECRET={}\nDATABASE_URL={}\nREDIS_URL={}\n\
+             AFTERCOMMIT_API_LISTEN={}\nAFTERCOMMIT_SSE_LISTEN={}\nAFTERCOMMIT_RELAY_LISTEN={}\n",
             self.api,
             self.sse,
             self.relay,
@@ -79,7 +80,11 @@ impl Guide {
             self.operator_token.expose_secret(),
             self.jwt_secret.expose_secret(),
             self.database.expose_secret(),
-            self.redis.expose_secret()
+            self.redis.expose_secret(),
+            // `status` and `doctor` look for the processes at these addresses.
+            host_and_port(&self.api),
+            host_and_port(&self.sse),
+            host_and_port(&self.relay)
         );
         // Written beside and renamed, so that a reader never sees a part of the file.
         let fresh = path.with_extension("new");
@@ -121,8 +126,8 @@ Your application signs its own tokens with the secret
 
   AFTERCOMMIT_JWT_SECRET={secret}
 
-A page of another address reads streams after
-  AFTERCOMMIT_SSE_CORS_ORIGINS=http://localhost:3000 aftercommit dev
+Pages at any port of localhost or 127.0.0.1 may read streams here. Elsewhere,
+AFTERCOMMIT_SSE_CORS_ORIGINS lists the origins that may.
 
 The bundled application:
 
@@ -153,4 +158,9 @@ The bundled application:
         // A macro would panic if stdout is closed, and a blocking call would wait for its reader.
         telemetry::stdout().push(text.as_bytes());
     }
+}
+
+/// The address in a URL of this process.
+fn host_and_port(url: &str) -> &str {
+    url.strip_prefix("http://").unwrap_or(url)
 }
