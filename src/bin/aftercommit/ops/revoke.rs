@@ -8,7 +8,7 @@ use aftercommit::event::Topic;
 use aftercommit::ops::revoke::{self, Target};
 
 use super::WrongUsage;
-use super::confirm::operator;
+use super::confirm::Signature;
 use super::output;
 use crate::config::Config;
 
@@ -26,9 +26,8 @@ none. --token names the claim 'jti'. A repeated revocation moves its time.")]
 pub(crate) struct Args {
     #[command(flatten)]
     target: Named,
-    /// The reason, for the audit.
-    #[arg(long, default_value = "", hide_default_value = true)]
-    reason: String,
+    #[command(flatten)]
+    signature: Signature,
 }
 
 #[derive(Debug, clap::Args)]
@@ -58,7 +57,7 @@ impl Named {
 
 /// Runs the command.
 pub(crate) async fn run(config: &Config, args: Args) -> Result<()> {
-    let operator = operator(&args.reason);
+    let operator = args.signature.operator()?;
     let target = args.target.target()?;
     let mut connection = super::connect(config).await?;
     let mut tx = connection.begin().await?;
