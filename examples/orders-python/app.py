@@ -71,7 +71,8 @@ def sign_in():
 @app.post("/token")
 def token():
     """A token that opens this customer's topic, for a short time."""
-    claims = {"sub": customer(), "exp": int(time.time()) + TOKEN_SECONDS, "subscribe": [topic()]}
+    now = int(time.time())
+    claims = {"sub": customer(), "iat": now, "exp": now + TOKEN_SECONDS, "subscribe": [topic()]}
     return {"token": jwt.encode(claims, JWT_SECRET, "HS256"), "topic": topic(), "server": SSE_URL}
 
 

@@ -26,17 +26,26 @@ impl Database {
         Self { name: name.to_owned(), url: url.to_owned() }
     }
 
-    /// A copy of it as it is now, on the same server: a backup. Nobody may be connected to it.
+    /// A copy of it as it is now, on the same server: a backup. Ends all sessions, such as the one in which an
+    /// SSE server listens for revocations, and lets nobody in meanwhile.
     pub(crate) async fn copy(&self) -> Self {
         let mut server = connect_to_server().await;
-        let in_use = "select count(*) from pg_stat_activity where datname = $1";
+        self.allow_connections(&mut server, false).await;
+        let in_use = "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = $1";
         super::eventually("nobody is connected", async || {
             let users: i64 =
                 sqlx::query_scalar(in_use).bind(&self.name).fetch_one(&mut server).await.expect("sessions");
             (users == 0).then_some(())
         })
         .await;
-        copy_of(&self.name).await
+        let copy = copy_of(&self.name).await;
+        self.allow_connections(&mut server, true).await;
+        copy
+    }
+
+    async fn allow_connections(&self, server: &mut PgConnection, are_allowed: bool) {
+        let sql = format!("alter database \"{}\" allow_connections {are_allowed}", self.name);
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(server).await.expect("an altered database");
     }
 
     pub(crate) fn name(&self) -> &str {

@@ -104,12 +104,13 @@ async fn an_event_reaches_history_live_channel_and_public_channel_byte_for_byte(
         let message = message.expect("in time").expect("a message");
         (message.get_channel_name().to_owned(), message.get_payload::<String>().expect("text"))
     };
-    let at: i64 =
-        sqlx::query_scalar("select floor(extract(epoch from created_at) * 1000)::bigint from outbox.event")
-            .fetch_one(&mut database.connect().await)
-            .await?;
-    let envelope =
-        format!(r#"{{"id":"1-1","prev":null,"event":"{event}","type":"T","at":{at},"payload":{payload}}}"#);
+    let (at, xid): (i64, i64) = sqlx::query_as(
+        "select floor(extract(epoch from created_at) * 1000)::bigint, xid::text::bigint from outbox.event",
+    )
+    .fetch_one(&mut database.connect().await)
+    .await?;
+    let facts = format!(r#""type":"T","at":{at},"xid":{xid},"payload":{payload}"#);
+    let envelope = format!(r#"{{"id":"1-1","prev":null,"event":"{event}",{facts}}}"#);
     assert_eq!(next().await, (crate::harness::keys::live(&topic), envelope));
     assert_eq!(next().await, (crate::harness::keys::public(&topic), payload.to_owned()));
     assert_eq!(history(&redis, &topic).await, [("1-1".to_owned(), event.to_string(), payload.to_owned())]);

@@ -77,8 +77,8 @@ async fn sign_in(jar: SignedCookieJar, Json(who): Json<Value>) -> Answer<impl In
 async fn token(jar: SignedCookieJar) -> Answer<Json<Value>> {
     let (customer, topic) = customer(&jar)?;
     let seconds: u64 = var("TOKEN_SECONDS").map_or(Ok(900), |text| text.parse())?;
-    let expires = jsonwebtoken::get_current_timestamp() + seconds;
-    let claims = json!({ "sub": customer, "exp": expires, "subscribe": [topic.as_str()] });
+    let now = jsonwebtoken::get_current_timestamp();
+    let claims = json!({ "sub": customer, "iat": now, "exp": now + seconds, "subscribe": [topic.as_str()] });
     let secret = jsonwebtoken::EncodingKey::from_secret(var("AFTERCOMMIT_JWT_SECRET")?.as_bytes());
     let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &secret)?;
     let server = var("SSE_URL").unwrap_or("http://127.0.0.1:8081".into());

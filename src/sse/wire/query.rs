@@ -60,27 +60,36 @@ impl TryFrom<Vec<(String, String)>> for StreamQuery {
     type Error = QueryError;
 
     fn try_from(pairs: Vec<(String, String)>) -> Result<Self, QueryError> {
-        let mut query = Self::default();
-        let (mut keeps_newest, mut tells) = (false, false);
-        for (name, value) in pairs {
-            match (name.as_str(), value.as_str()) {
-                ("lastEventId", _) => query.last_event_id = Some(value),
-                ("resume", _) => query.resume = Some(value),
-                ("from", "latest") => query.from = Some(Start::Latest),
-                ("from", "last") => query.from = Some(Start::Last),
-                ("from", "earliest") => query.from = Some(Start::Earliest),
-                ("from", _) => return Err(QueryError::From),
-                ("keep", "all" | "newest") => keeps_newest = value == "newest",
-                ("keep", _) => return Err(QueryError::Keep),
-                ("skipped", "comment" | "event") => tells = value == "event",
-                ("skipped", _) => return Err(QueryError::Skipped),
-                ("data", "json" | "text") => query.is_text = value == "text",
-                ("data", _) => return Err(QueryError::Data),
-                _ => {}
-            }
-        }
-        query.keep = if keeps_newest { Keep::Newest { tells } } else { Keep::All };
-        Ok(query)
+        // The last value of each parameter.
+        let last =
+            |name: &str| pairs.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let from = match last("from") {
+            None => None,
+            Some("latest") => Some(Start::Latest),
+            Some("last") => Some(Start::Last),
+            Some("earliest") => Some(Start::Earliest),
+            Some(_) => return Err(QueryError::From),
+        };
+        let keeps_newest = one_of(last("keep"), ["all", "newest"]).ok_or(QueryError::Keep)?;
+        let tells = one_of(last("skipped"), ["comment", "event"]).ok_or(QueryError::Skipped)?;
+        let is_text = one_of(last("data"), ["json", "text"]).ok_or(QueryError::Data)?;
+        Ok(Self {
+            last_event_id: last("lastEventId").map(str::to_owned),
+            resume: last("resume").map(str::to_owned),
+            from,
+            keep: if keeps_newest { Keep::Newest { tells } } else { Keep::All },
+            is_text,
+        })
+    }
+}
+
+/// Whether the value is the second word; `None` if it is neither. Without a value it is the first.
+fn one_of(value: Option<&str>, [first, second]: [&str; 2]) -> Option<bool> {
+    match value {
+        None => Some(false),
+        Some(value) if value == first => Some(false),
+        Some(value) if value == second => Some(true),
+        Some(_) => None,
     }
 }
 
