@@ -151,7 +151,8 @@ export class System {
   async revoke(topic) {
     const { DATABASE_URL, PATH, HOME } = this.sse.env;
     const env = { DATABASE_URL, PATH, HOME };
-    const child = start(program, ["revoke", "--topic", topic, "--reason", "a test"], { env, stdio: "ignore" });
+    const command = ["revoke", "--topic", topic, "--who", "tests", "--reason", "a test"];
+    const child = start(program, command, { env, stdio: "ignore" });
     await child.ended;
     if (child.exitCode != 0) throw new Error(`revoke ended with ${child.exitCode}`);
   }
