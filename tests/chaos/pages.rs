@@ -1,5 +1,5 @@
-//! Pages that read their topic's state from Postgres, with a resume token, and then open a stream for a moment:
-//! the state and the events of the stream together must be the truth.
+//! Pages that read their topic's state from Postgres, with a resume token, and then open a stream for a
+//! moment: the state and the events of the stream together must be the truth.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;

@@ -1,8 +1,9 @@
-//! Readers at random moments under random writers: the state of a page, and the events of its stream, equal the
-//! truth.
+//! Readers at random moments under random writers: the state of a page, and the events of its stream, equal
+//! the truth.
 //!
-//! The state of a topic is a number in a row; each event is that number after its transaction. So a page whose
-//! state is 7 has to get 8, 9, 10, …: a missing event is a gap, and an event that the state holds is a repeat.
+//! The state of a topic is a number in a row; each event is that number after its transaction. So a page
+//! whose state is 7 has to get 8, 9, 10, …: a missing event is a gap, and an event that the state holds is a
+//! repeat.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

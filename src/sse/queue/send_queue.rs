@@ -232,8 +232,8 @@ impl SendQueue {
         self.changed.notify_waiters();
     }
 
-    /// Gives the stream's socket to a thread: from here on it is told of all that is to be done. `head` is written
-    /// before everything that waits.
+    /// Gives the stream's socket to a thread: from here on it is told of all that is to be done. `head` is
+    /// written before everything that waits.
     pub(crate) fn attach(&self, outlet: Outlet, head: Bytes) {
         let mut state = self.state();
         state.queue.begin(head);
@@ -247,8 +247,8 @@ impl SendQueue {
         self.close();
     }
 
-    /// Writes to the socket all that waits, as far as the kernel and the other streams let it. Returns whether the
-    /// stream goes on, and if not, whether it has ended in order.
+    /// Writes to the socket all that waits, as far as the kernel and the other streams let it. Returns whether
+    /// the stream goes on, and if not, whether it has ended in order.
     pub(crate) fn write_to(&self, socket: &mut impl io::Write) -> Written {
         let mut state = self.state();
         (state.is_scheduled, state.is_blocked) = (false, false);
