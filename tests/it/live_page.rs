@@ -72,7 +72,7 @@ impl Dev {
     }
 }
 
-/// Starts an upload: this many photos, of which so many fail, one in so many milliseconds.
+/// Starts an upload. Takes the number of photos, the number of those that fail, and the milliseconds for each.
 async fn upload(browser: &Browser, photos: usize, failures: usize, pace: &str) {
     browser.rewrite("#photos", &photos.to_string()).await;
     browser.rewrite("#failures", &failures.to_string()).await;
