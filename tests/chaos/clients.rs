@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use crate::harness::{Event, Parser};
+use crate::harness::{Event, Parser, http_builder};
 use crate::payload;
 use crate::random::Random;
 use crate::world::{Channel, World};
@@ -122,8 +122,7 @@ struct Client {
 
 impl Client {
     async fn listen(mut self) {
-        let http =
-            reqwest::Client::builder().connect_timeout(Duration::from_secs(2)).build().expect("a client");
+        let http = http_builder().connect_timeout(Duration::from_secs(2)).build().expect("a client");
         loop {
             let url = &self.urls[self.random.below(2)];
             let last_event_id = self.seen.lock().expect("what was seen").last_event_id.clone();

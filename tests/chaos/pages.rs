@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use crate::harness::Parser;
+use crate::harness::{Parser, http_builder};
 use crate::random::Random;
 use crate::truth::{ChannelTruth, Truth};
 use crate::world::{Channel, World};
@@ -77,7 +77,7 @@ async fn load(world: &World, channel: usize, random: &mut Random) -> Option<Page
     // A slow page.
     tokio::time::sleep(random.millis(0, 400)).await;
     let url = format!("{}?resume={token}", world.outlets[random.below(2)].url);
-    let http = reqwest::Client::builder().connect_timeout(SILENCE).build().ok()?;
+    let http = http_builder().connect_timeout(SILENCE).build().ok()?;
     let asked = http.get(url).bearer_auth(&of.token).send();
     let response = tokio::time::timeout(SILENCE, asked).await.ok()?.ok()?;
     let mut page = Page { channel, state: state.into_iter().collect(), told: Vec::new(), was_reset: false };

@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 
 use super::front::program;
+use super::http::http;
 use super::supervisor::{Supervisor, at_exit};
 use super::{LIMIT, eventually, str_of};
 
@@ -86,7 +87,7 @@ impl Browser {
             "browserName": "chrome", "goog:chromeOptions": { "args": arguments },
             "goog:loggingPrefs": { "browser": "ALL" },
         } } });
-        let http = reqwest::Client::new();
+        let http = http();
         let sessions = format!("http://127.0.0.1:{port}/session");
         let made = post(&http, &sessions, &wanted).await;
         // A browser outlives its driver: kill both by pid, then remove their files.

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
+use super::http::http_builder;
 use super::{Process, eventually};
 
 /// Directories of programs that only root needs.
@@ -74,7 +75,7 @@ impl Front {
 
 /// An HTTP client that accepts the proxy's self-signed certificate.
 pub(crate) fn trusting() -> reqwest::Client {
-    reqwest::Client::builder().danger_accept_invalid_certs(true).build().expect("a client")
+    http_builder().danger_accept_invalid_certs(true).build().expect("a client")
 }
 
 fn nginx(home: &Path, port: u16, servers: [&str; 2], changes: &[(&str, &str)]) -> Command {

@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use super::http::http_get;
 use super::keys;
 use aftercommit::event::{EventId, EventType, NewEvent, Topic};
 use aftercommit::local::{self, Home, PostgresServer, RedisServer, redis::Options};
@@ -316,7 +317,7 @@ pub(crate) async fn metric_of(process: &Process, name: &str) -> u64 {
 
 /// The same for a process that may have been killed.
 pub(crate) async fn try_metric_of(process: &Process, name: &str) -> reqwest::Result<u64> {
-    let text = reqwest::get(process.url("/metrics")).await?.text().await?;
+    let text = http_get(process.url("/metrics")).await?.text().await?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     Ok(line.map_or(0, |number| number.parse().expect("a number")))
 }

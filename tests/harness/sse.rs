@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::LIMIT;
+use super::http::http;
 
 /// An event as a page's listener gets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,7 +164,7 @@ impl Client {
 
     /// Connects to one URL after the other, as a browser behind a load balancer would.
     pub(crate) fn begin(url: String, token: &str, last_event_id: Option<String>) -> Self {
-        Self::through(reqwest::Client::new(), url, token, last_event_id)
+        Self::through(http(), url, token, last_event_id)
     }
 
     /// Connects with this HTTP client, which may trust a certificate of the test.

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use aftercommit::auth::{self, UserId};
 
 use super::database::{Database, database};
+use super::http::http;
 use super::process::{Process, Settings};
 use super::redis::{Redis, redis, shared_url};
 use super::sse::Client;
@@ -50,7 +51,7 @@ impl System {
             .set("AFTERCOMMIT_SSE_LISTEN", "127.0.0.1:0")
             .set("AFTERCOMMIT_RELAY_LISTEN", "127.0.0.1:0")
             .set("AFTERCOMMIT_SSE_DRAIN_SECONDS", "1");
-        Self { database, redis, settings, http: reqwest::Client::new() }
+        Self { database, redis, settings, http: http() }
     }
 
     /// One more environment variable for processes started from now on.

@@ -4,7 +4,7 @@
 use std::fs;
 
 use crate::commands::{assert_fails, commit, stderr, stdout};
-use crate::harness::{Process, Settings, System, TestResult, cli, eventually};
+use crate::harness::{Process, Settings, System, TestResult, cli, eventually, http_get};
 use crate::operators::wait_until_green;
 
 /// A part of every secret in these tests.
@@ -241,7 +241,7 @@ async fn readiness_tells_nobody_who_paused_a_relay_and_why() {
     let settings = system.settings().clone().set("USER", "mallory").set("SUDO_USER", "mallory");
     assert_eq!(cli(&settings, &["pause", "--reason", "a merger"]).await.status.code(), Some(0));
     let text = eventually("it is paused", async || {
-        let text = reqwest::get(relay.url("/readyz")).await.ok()?.text().await.ok()?;
+        let text = http_get(relay.url("/readyz")).await.ok()?.text().await.ok()?;
         text.contains("\"name\":\"paused\",\"ok\":false").then_some(text)
     })
     .await;

@@ -4,11 +4,11 @@ use reqwest::StatusCode;
 use serde_json::json;
 
 use crate::console::{TOKEN, audit, entry, signed_in, system};
-use crate::harness::{Browser, LIMIT, Process, System, TestResult, eventually};
+use crate::harness::{Browser, LIMIT, Process, System, TestResult, eventually, http_builder};
 
 /// Signs in without a browser; returns the cookie.
 async fn cookie(relay: &Process) -> String {
-    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build();
+    let client = http_builder().redirect(reqwest::redirect::Policy::none()).build();
     let answer = client
         .expect("a client")
         .post(relay.url("/console/sign-in"))
@@ -154,7 +154,7 @@ async fn a_wrong_token_is_refused_and_guessing_is_slowed_down() -> TestResult {
     assert!(refused.headers().contains_key("retry-after"));
     relay.wait_for_log("a wrong operators' token was sent").await;
     // Wrong guesses do not lock other people out.
-    let elsewhere = reqwest::Client::builder().local_address(std::net::IpAddr::from([127, 0, 0, 2])).build();
+    let elsewhere = http_builder().local_address(std::net::IpAddr::from([127, 0, 0, 2])).build();
     let elsewhere = elsewhere?.get(relay.url("/console/session")).bearer_auth(TOKEN);
     assert_eq!(elsewhere.send().await?.status(), 200);
     assert_eq!(system.http().get(relay.url("/healthz")).send().await?.status(), 200);

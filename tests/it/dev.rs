@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tokio::process::Command;
 
 use crate::commands::stdout;
-use crate::harness::{Running, Settings, TestResult, cli, eventually};
+use crate::harness::{Running, Settings, TestResult, cli, eventually, http, http_get};
 
 #[tokio::test]
 async fn dev_is_up_when_the_relay_is_ready_and_its_file_serves_every_command() -> TestResult {
@@ -22,7 +22,7 @@ async fn dev_is_up_when_the_relay_is_ready_and_its_file_serves_every_command() -
     let variables: BTreeMap<&str, &str> = written.lines().filter_map(|line| line.split_once('=')).collect();
 
     // The first look, without a wait.
-    let ready = reqwest::get(format!("{}/readyz", variables["RELAY_URL"])).await?;
+    let ready = http_get(format!("{}/readyz", variables["RELAY_URL"])).await?;
     assert_eq!(ready.status(), 200, "{}", ready.text().await?);
     let settings = variables.iter().fold(Settings::default(), |all, (name, value)| all.set(name, *value));
     let status = stdout(&cli(&settings, &["status"]).await);
@@ -34,7 +34,7 @@ async fn dev_is_up_when_the_relay_is_ready_and_its_file_serves_every_command() -
     assert_eq!(stdout(&pong), "PONG\n", "{pong:?}");
 
     let stream = format!("{}/streams/order:42", variables["SSE_URL"]);
-    let client = reqwest::Client::new();
+    let client = http();
     for (origin, is_allowed) in
         [("http://localhost:5173", true), ("http://127.0.0.1:8000", true), ("https://app.example", false)]
     {

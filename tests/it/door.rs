@@ -6,7 +6,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Client, LIMIT, NOTIFICATIONS, Process, System, TestResult, eventually, metric_of};
+use crate::harness::{
+    Client, LIMIT, NOTIFICATIONS, Process, System, TestResult, eventually, http_builder, metric_of,
+};
 
 /// Raises this process's limit of open files, for the sockets that the tests open.
 fn raise_open_files() -> TestResult {
@@ -47,7 +49,7 @@ async fn flood(process: &Process, count: usize, held: Held) -> Vec<TcpStream> {
 
 /// The status of a request on a new connection; `None` without an answer. Ten seconds, for busy machines.
 async fn status_of(process: &Process, path: &str) -> Option<u16> {
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build().expect("a client");
+    let client = http_builder().timeout(Duration::from_secs(10)).build().expect("a client");
     client.get(process.url(path)).send().await.ok().map(|answer| answer.status().as_u16())
 }
 

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::harness::{
-    Browser, Process, Settings, TestResult, cli, eventually, free_port, origin_with_a_page, str_of,
+    Browser, Process, Settings, TestResult, cli, eventually, free_port, http, origin_with_a_page, str_of,
 };
 
 /// A running `aftercommit dev` on private servers and free ports.
@@ -63,7 +63,7 @@ impl Dev {
     /// What runs, as the page's server says.
     async fn state(&self) -> Value {
         let (origin, key) = self.live();
-        let asked = reqwest::Client::new().get(format!("{origin}/live/state")).bearer_auth(key);
+        let asked = http().get(format!("{origin}/live/state")).bearer_auth(key);
         asked.send().await.expect("an answer").json().await.expect("JSON")
     }
 
@@ -282,7 +282,7 @@ async fn a_request_without_the_key_of_another_host_or_of_another_page_switches_n
     let dev = Dev::start().await;
     let (origin, key) = dev.live();
     let own = origin.replace("http://", "");
-    let http = reqwest::Client::new();
+    let http = http();
     let kill = |host: &str, from: Option<&str>, key: Option<&str>| {
         let mut request = http.post(format!("{origin}/live/parts/relay")).json(&json!({ "run": false }));
         request = request.header("host", host);

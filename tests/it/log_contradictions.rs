@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::append_door::execute;
 use crate::commands::unwrapped;
-use crate::harness::{Line, TestResult, Wiring, cli, database, eventually, keys};
+use crate::harness::{Line, TestResult, Wiring, cli, database, eventually, http_get, keys};
 use aftercommit::log::checkpoint;
 use aftercommit::ops::rebase::Rebase;
 
@@ -54,7 +54,7 @@ async fn assert_refused_and_mended(mut line: Line, admin: &mut PgConnection, wai
     assert_eq!(doctor.status.code(), Some(1));
     let doctor = unwrapped(&String::from_utf8_lossy(&doctor.stdout));
     assert!(doctor.contains("contradicts the position"), "{doctor}");
-    let ready = reqwest::get(line.relay.url("/readyz")).await?;
+    let ready = http_get(line.relay.url("/readyz")).await?;
     assert_eq!(ready.status(), 503);
 
     line.relay.signal("KILL").await;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::harness::{Process, System, TestResult, eventually, items_of, str_of};
+use crate::harness::{Process, System, TestResult, eventually, http_get, items_of, str_of};
 use crate::operators::wait_until_green;
 
 /// The metrics of one process: types by name, and the samples.
@@ -17,7 +17,7 @@ struct Served {
 
 impl Served {
     async fn by(process: &Process) -> Self {
-        let response = reqwest::get(process.url("/metrics")).await.expect("an answer");
+        let response = http_get(process.url("/metrics")).await.expect("an answer");
         let text = response.text().await.expect("a text");
         let mut types = BTreeMap::new();
         let mut samples = Vec::new();

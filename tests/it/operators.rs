@@ -8,13 +8,14 @@ use aftercommit::event::Topic;
 
 use crate::commands::{assert_fails, commit, json, stdout, unwrapped};
 use crate::harness::{
-    Process, System, TestResult, cli, empty_database, eventually, items_of, on_terminal, start_redis, str_of,
+    Process, System, TestResult, cli, empty_database, eventually, http_get, items_of, on_terminal,
+    start_redis, str_of,
 };
 use crate::postgres_version::postgres_version;
 
 /// Readiness as (status, checks that do not hold with their reasons).
 pub(crate) async fn not_ready(process: &Process) -> (u16, Vec<(String, String)>) {
-    let response = reqwest::get(process.url("/readyz")).await.expect("an answer");
+    let response = http_get(process.url("/readyz")).await.expect("an answer");
     let status = response.status().as_u16();
     let body: Value = response.json().await.expect("JSON");
     let failing = items_of(&body["checks"]).iter().filter(|check| check["ok"] == false);

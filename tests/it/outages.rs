@@ -12,8 +12,8 @@ const TOPICS: i64 = 100;
 /// Appends events to a hundred topics in turn, in one statement.
 async fn fill(line: &Line, events: i64) -> TestResult {
     let mut connection = line.system.database.connect().await;
-    let sql = "insert into outbox.event (topic, type, payload)
-               select $1 || ':' || (n % $2), 'T', json_build_object('n', n) from generate_series(1, $3) n";
+    let sql = "select outbox.append($1 || ':' || (n % $2), 'T', json_build_object('n', n))
+               from generate_series(1, $3) n";
     let name = line.topic.as_str();
     let filling = sqlx::query(sql).bind(name).bind(TOPICS).bind(events).execute(&mut connection);
     filling.await?;

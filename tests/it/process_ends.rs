@@ -9,7 +9,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::harness::{
-    Process, Running, Settings, System, TestResult, cli, database, eventually, free_port, str_of,
+    Process, Running, Settings, System, TestResult, cli, database, eventually, free_port, http_get, str_of,
 };
 use crate::operators::wait_until_green;
 use crate::systemd::port_of;
@@ -78,13 +78,13 @@ async fn wait_until_answering(process: &mut Process) {
     let url = process.url("/healthz");
     eventually("it answers", async || {
         assert!(!process.has_ended(), "it ended before it answered at {url}");
-        reqwest::get(&url).await.ok()
+        http_get(&url).await.ok()
     })
     .await;
 }
 
 async fn dropped_lines(process: &Process) -> TestResult<f64> {
-    let text = reqwest::get(process.url("/metrics")).await?.text().await?;
+    let text = http_get(process.url("/metrics")).await?.text().await?;
     let number = text.lines().find_map(|line| line.strip_prefix("aftercommit_log_lines_dropped_total "));
     Ok(number.unwrap_or("0").parse()?)
 }

@@ -7,7 +7,9 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use crate::commands::commit;
-use crate::harness::{Process, System, TestResult, cli, eventually, free_port, items_of, metric_of, str_of};
+use crate::harness::{
+    Process, System, TestResult, cli, eventually, free_port, http_get, items_of, metric_of, str_of,
+};
 use crate::metrics::{ALERTS, DASHBOARD, metrics_in};
 
 const ALERT: &str = "AftercommitPendingTooOld";
@@ -63,7 +65,7 @@ impl Prometheus {
     async fn try_ask(&self, path: &str, parameters: &[(&str, &str)]) -> Option<Value> {
         let url =
             reqwest::Url::parse_with_params(&format!("{}/{path}", self.url), parameters).expect("a URL");
-        let mut answer: Value = reqwest::get(url).await.ok()?.json().await.ok()?;
+        let mut answer: Value = http_get(url).await.ok()?.json().await.ok()?;
         (answer["status"] == "success").then(|| answer["data"].take())
     }
 

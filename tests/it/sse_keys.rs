@@ -17,7 +17,8 @@ use uuid::Uuid;
 
 use crate::commands::unwrapped;
 use crate::harness::{
-    Browser, LIMIT, Process, System, TestResult, cli, eventually, metric_of, refusal_of, str_of,
+    Browser, LIMIT, Process, System, TestResult, cli, eventually, http, http_get, metric_of, refusal_of,
+    str_of,
 };
 
 const NOTIFICATIONS: &str = "/api/upload/sessions/notifications/stream";
@@ -128,7 +129,7 @@ enum Told {
 const UNAUTHORIZED: Told = Told::Refused(StatusCode::UNAUTHORIZED);
 
 async fn open(sse: &Process, token: &str) -> Told {
-    open_with(&reqwest::Client::new(), sse, NOTIFICATIONS, token).await
+    open_with(&http(), sse, NOTIFICATIONS, token).await
 }
 
 async fn open_with(http: &reqwest::Client, sse: &Process, path: &str, token: &str) -> Told {
@@ -154,7 +155,7 @@ async fn wait_until_token_gets(sse: &Process, token: &str, told: Told) {
 
 /// What readiness says.
 async fn readiness(sse: &Process) -> (StatusCode, String) {
-    let response = reqwest::get(sse.url("/readyz")).await.expect("an answer");
+    let response = http_get(sse.url("/readyz")).await.expect("an answer");
     (response.status(), response.text().await.expect("text"))
 }
 
@@ -233,7 +234,7 @@ async fn tokens_of_unknown_keys_have_the_list_fetched_no_oftener_than_allowed_an
     let begun = Instant::now();
     let sse = issuer.system(ES256).await.start("sse").await;
     // One client for all, as making one takes longer than a request.
-    let http = reqwest::Client::new();
+    let http = http();
     let open = async |token: &str| open_with(&http, &sse, NOTIFICATIONS, token).await;
     let known = ES256.token(Some("a"));
     assert_eq!(open(&known).await, Told::Opened);
@@ -275,13 +276,13 @@ async fn keys_work_on_while_the_issuer_is_away_and_unknown_ones_are_told_to_come
         assert_eq!(open(&sse, &ES256.token(Some("b"))).await, Told::ToComeBack);
     }
     for path in ["/streams/orders:1", "/streams?topic=orders:1"] {
-        let told = open_with(&reqwest::Client::new(), &sse, path, &ES256.token(Some("b"))).await;
+        let told = open_with(&http(), &sse, path, &ES256.token(Some("b"))).await;
         assert_eq!(told, Told::ToComeBack, "{path}");
     }
     let refused = "aftercommit_sse_refused_total{reason=\"unavailable\"}";
     assert_eq!(metric_of(&sse, refused).await, 6);
     // A ticket is asked for by a script, which reads the status.
-    let request = reqwest::Client::new().post(sse.url("/api/stream-tickets"));
+    let request = http().post(sse.url("/api/stream-tickets"));
     let request = request.bearer_auth(ES256.token(Some("b"))).json(&json!({ "topic": "orders:1" }));
     assert_eq!(request.send().await?.status(), StatusCode::SERVICE_UNAVAILABLE);
     Ok(())
@@ -415,12 +416,12 @@ async fn tickets_work_beside_the_issuers_keys_and_no_token_is_logged() -> TestRe
     let token = ES256.token(Some("a"));
     let unknown = ES256.token(Some("unknown"));
     assert_eq!(open(&sse, &unknown).await, UNAUTHORIZED);
-    let request = reqwest::Client::new().post(sse.url("/api/stream-tickets")).bearer_auth(&token);
+    let request = http().post(sse.url("/api/stream-tickets")).bearer_auth(&token);
     let made = request.json(&json!({ "topic": "orders:1" })).send().await?;
     assert_eq!(made.status(), StatusCode::CREATED);
     let ticket: Value = made.json().await?;
     let url = sse.url(&format!("/streams/orders:1?ticket={}", str_of(&ticket["ticket"])));
-    let opened = reqwest::get(url).await?.status();
+    let opened = http_get(url).await?.status();
     assert_eq!(opened, StatusCode::FORBIDDEN, "a good ticket for a topic that the claim does not allow");
     let log = sse.log();
     assert!(log.contains("fetched the issuer's keys"), "{log}");

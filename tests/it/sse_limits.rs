@@ -10,7 +10,7 @@ use uuid::Uuid;
 use aftercommit::event::Topic;
 use aftercommit::outbox;
 
-use crate::harness::{Client, Process, System, TestResult, eventually, items_of, new_event};
+use crate::harness::{Client, Process, System, TestResult, eventually, http, items_of, new_event};
 
 const PATH: &str = "/api/upload/sessions/notifications/stream";
 const OPERATOR: &str = "an operator of the tests";
@@ -123,7 +123,7 @@ async fn a_user_has_so_many_topics_in_all_their_streams() -> TestResult {
 }
 
 async fn connections(sse: &Process, query: &str, token: Option<&str>) -> Response {
-    let mut request = reqwest::Client::new().get(sse.url(&format!("/admin/connections{query}")));
+    let mut request = http().get(sse.url(&format!("/admin/connections{query}")));
     if let Some(token) = token {
         request = request.bearer_auth(token);
     }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use aftercommit::event::Topic;
 
-use crate::harness::{Client, Process, System, TestResult, eventually, metric_of, start_redis};
+use crate::harness::{Client, Process, System, TestResult, eventually, http_get, metric_of, start_redis};
 
 const MIB: usize = 1024 * 1024;
 const HOUR: std::time::Duration = std::time::Duration::from_secs(3600);
@@ -160,7 +160,7 @@ async fn all_streams_together_hold_no_more_than_they_may_and_those_who_read_get_
     let both = async { tokio::join!(reading, watching) };
     let ended = tokio::time::timeout(crate::harness::LIMIT, both).await;
     let Ok((read, most)) = ended else {
-        let metrics = reqwest::get(sse.url("/metrics")).await?.text().await?;
+        let metrics = http_get(sse.url("/metrics")).await?.text().await?;
         let metrics: Vec<&str> = metrics.lines().filter(|line| line.starts_with("aftercommit_sse")).collect();
         panic!("{metrics:#?}\n{}", sse.log());
     };

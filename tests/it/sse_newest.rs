@@ -8,7 +8,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Client, Event, Feed, NOTIFICATIONS, Parser, Process, TestResult, metric_of, new_event};
+use crate::harness::{
+    Client, Event, Feed, NOTIFICATIONS, Parser, Process, TestResult, http, metric_of, new_event,
+};
 
 /// Bytes of an event's text.
 const SIZE: usize = 200;
@@ -179,11 +181,8 @@ async fn a_payload_that_is_a_string_is_sent_as_its_text_where_the_page_asks_for_
     let again = open("?data=text&from=earliest");
     assert_eq!(data(&again).await, ["<li id=\"a\">one\n  two\nthree</li>", object]);
     for (query, words) in [("?keep=x", "newest"), ("?data=x", "text"), ("?skipped=x", "event")] {
-        let refused = reqwest::Client::new()
-            .get(sse.url(&format!("{NOTIFICATIONS}{query}")))
-            .bearer_auth(feed.token())
-            .send()
-            .await?;
+        let refused =
+            http().get(sse.url(&format!("{NOTIFICATIONS}{query}"))).bearer_auth(feed.token()).send().await?;
         assert_eq!(refused.status(), 400);
         let problem = refused.text().await?;
         assert!(problem.contains(words), "{problem}");

@@ -13,7 +13,7 @@ use aftercommit::relay::{Batch, PublishMode, Sink, StateHandle};
 
 use crate::commands::commit;
 use crate::harness::{
-    Flow, LIMIT, Process, Proxy, System, TestResult, empty_database, eventually, redis, shared_url,
+    Flow, LIMIT, Process, Proxy, System, TestResult, empty_database, eventually, http_get, redis, shared_url,
     start_redis,
 };
 
@@ -86,7 +86,7 @@ impl Systemd {
 }
 
 async fn assert_answers(process: &Process) -> TestResult {
-    let answer = reqwest::get(process.url("/healthz")).await?;
+    let answer = http_get(process.url("/healthz")).await?;
     assert_eq!(answer.status(), 200);
     Ok(())
 }
@@ -175,7 +175,7 @@ async fn an_sse_server_lives_while_redis_is_away_and_its_readiness_does_not() ->
     to_redis.flow(Flow::Refuse);
     to_redis.cut();
     eventually("it is not ready", async || {
-        let answer = reqwest::get(sse.url("/readyz")).await.expect("an answer");
+        let answer = http_get(sse.url("/readyz")).await.expect("an answer");
         (answer.status() == 503).then_some(())
     })
     .await;
