@@ -29,8 +29,13 @@ impl Feed {
     }
 
     pub(crate) async fn with(system: System) -> Self {
+        Self::of(system, Uuid::new_v4()).await
+    }
+
+    /// The stream of this user.
+    pub(crate) async fn of(system: System, user: Uuid) -> Self {
         let relay = system.start("relay").await;
-        Self { system, relay, user: Uuid::new_v4() }
+        Self { system, relay, user }
     }
 
     pub(crate) fn topic(&self) -> Topic {

@@ -76,7 +76,7 @@ impl Stage {
             let waiting =
                 tokio::time::timeout(Duration::from_secs(40), client.wait_for_events(reached + more));
             let logs = || format!("{}\n{}", self.relay.log(), self.sse[at % 2].log());
-            assert!(waiting.await.is_ok(), "client {at} waits\n{}", logs());
+            assert!(waiting.await.is_ok(), "{}\nclient {at} waits", logs());
         }
     }
 
@@ -87,13 +87,13 @@ impl Stage {
             let waiting = tokio::time::timeout(Duration::from_secs(40), client.wait_for_events(all)).await;
             let log = format!("{}\n{}", self.relay.log(), self.sse[at % 2].log());
             let Ok(events) = waiting else {
-                panic!("client {at} has {} of {all}\n{log}", client.so_far().len());
+                panic!("{log}\nclient {at} has {} of {all}", client.so_far().len());
             };
             let resets: Vec<&Event> = events.iter().filter(|event| event.event == "reset").collect();
-            assert!(resets.is_empty(), "client {at}: {resets:?}\n{log}");
+            assert!(resets.is_empty(), "{log}\nclient {at}: {resets:?}");
             let got = numbers(&events);
             let wrong = (0..).zip(&got).find(|(expected, number)| expected != *number);
-            assert!(wrong.is_none(), "client {at}: {wrong:?}, {} events\n{log}", got.len());
+            assert!(wrong.is_none(), "{log}\nclient {at}: {wrong:?}, {} events", got.len());
         }
         Ok(())
     }

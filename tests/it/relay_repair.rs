@@ -37,6 +37,8 @@ async fn a_repair_that_takes_longer_than_a_takeover_keeps_the_lead() -> TestResu
     let relay = vec![
         ("AFTERCOMMIT_RELAY_BATCH_SIZE", "1".to_owned()),
         ("AFTERCOMMIT_RELAY_TAKEOVER_SECONDS", "1".to_owned()),
+        // A slow machine must not look like a failure of Redis.
+        ("AFTERCOMMIT_REDIS_RESPONSE_TIMEOUT_MS", "20000".to_owned()),
     ];
     let mut line = Line::with(Wiring { relay, ..Wiring::default() }).await;
     line.append(600).await;

@@ -25,7 +25,17 @@ async fn read(connection: &mut PgConnection, topic: &Topic) -> TestResult<(u64, 
 }
 
 fn page(feed: &Feed, sse: &Process, token: &str) -> Client {
-    Client::begin(sse.url(&format!("{NOTIFICATIONS}?resume={token}")), &feed.token(), None)
+    page_of(sse, &feed.token(), token)
+}
+
+fn page_of(sse: &Process, access: &str, token: &str) -> Client {
+    Client::begin(sse.url(&format!("{NOTIFICATIONS}?resume={token}")), access, None)
+}
+
+/// The same token, as a log with another identity would give it.
+fn of_another_log(token: &str) -> TestResult<String> {
+    let (_, log) = token.split_once('~').ok_or("a log")?;
+    Ok(token.replace(&log[..32], &Uuid::new_v4().simple().to_string()))
 }
 
 /// The numbers that a page gets behind its state, once `n` is the last of them.
@@ -66,11 +76,12 @@ async fn a_page_gets_what_was_committed_after_its_state_was_read_and_before_its_
 async fn an_event_that_the_state_holds_is_not_told_again_however_late_the_relay_publishes_it() -> TestResult {
     let feed = Feed::new().await;
     let sse = feed.sse().await;
+    let mut reader = feed.system.database.connect().await;
+    let (_, empty) = read(&mut reader, &feed.topic()).await?;
     feed.commit([0]).await;
-    feed.client(&sse).await.wait_until_placed().await;
+    assert_eq!(told_up_to(&page(&feed, &sse, &empty), 0).await, [0]);
     feed.relay.signal("STOP").await;
     feed.commit([1, 2]).await;
-    let mut reader = feed.system.database.connect().await;
     let (n, token) = read(&mut reader, &feed.topic()).await?;
     assert_eq!(n, 3);
     let client = page(&feed, &sse, &token);
@@ -156,8 +167,7 @@ async fn a_token_that_proves_nothing_is_a_reset_with_its_reason() -> TestResult 
     for bad in ["", "1-42", "null", &token[..token.len() / 2], &token.replacen('r', "q", 1)] {
         assert_eq!(reset_of(&page(&feed, &sse, bad)).await?, "bad_token", "{bad}");
     }
-    let (_, log) = token.split_once('~').ok_or("a log")?;
-    let other = token.replace(&log[..32], &Uuid::new_v4().simple().to_string());
+    let other = of_another_log(&token)?;
     assert_eq!(reset_of(&page(&feed, &sse, &other)).await?, "bad_token", "a token of another log");
     // More events than the history keeps; and the server forgets what it has in memory.
     feed.commit(3..503).await;
@@ -165,6 +175,27 @@ async fn a_token_that_proves_nothing_is_a_reset_with_its_reason() -> TestResult 
     drop(watcher);
     let sse = feed.replaced(sse).await;
     assert_eq!(reset_of(&page(&feed, &sse, &token)).await?, "history_gone");
+    Ok(())
+}
+
+/// As long as Redis names no log, nobody knows which tokens are good. Events must wait for that, or a token of
+/// another log hides them.
+#[tokio::test]
+async fn tokens_are_judged_also_on_pages_that_were_open_before_any_relay() -> TestResult {
+    let system = System::new().await;
+    let (sse, user) = (system.start("sse").await, Uuid::new_v4());
+    let topic = Topic::new(format!("user-notifications:{user}"))?;
+    let (_, token) = read(&mut system.database.connect().await, &topic).await?;
+    let good = page_of(&sse, &system.token(user), &token);
+    let bad = page_of(&sse, &system.token(user), &of_another_log(&token)?);
+    for page in [&good, &bad] {
+        page.wait_for_connections(1).await;
+    }
+    let feed = Feed::of(system, user).await;
+    assert_eq!(reset_of(&bad).await?, "bad_token", "before the first event");
+    feed.commit(0..3).await;
+    assert_eq!(told_up_to(&good, 2).await, [0, 1, 2]);
+    assert_eq!(numbers(&bad.wait_for_events(4).await[1..]), [0, 1, 2]);
     Ok(())
 }
 

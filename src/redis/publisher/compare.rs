@@ -31,7 +31,11 @@ impl Publisher {
             let owned = self.servers[0].owned(&self.settings).await?;
             let server = &self.servers[0];
             self.check_owner(server, owned.format.as_deref(), owned.log.as_deref())?;
-            return Ok(vec![owned.reached(&server.top_key)?]);
+            let reached = owned.reached(&server.top_key)?;
+            if self.claims_keys && owned.log.is_none() {
+                self.servers[0].claim(&self.settings, self.log).await;
+            }
+            return Ok(vec![reached]);
         }
         let found = self.look().await?;
         self.is_compared = true;
@@ -117,6 +121,11 @@ impl Publisher {
             }
         } else {
             reach = self.write_slots_down().await?;
+        }
+        for (server, owned) in self.servers.iter_mut().zip(&found) {
+            if self.claims_keys && owned.as_ref().is_ok_and(|owned| owned.log.is_none()) {
+                server.claim(&self.settings, self.log).await;
+            }
         }
         let mut all = Vec::new();
         for (server, reach) in self.servers.iter_mut().zip(reach) {

@@ -58,6 +58,8 @@ pub struct Publisher {
     former_slots: Vec<u16>,
     /// Whether the servers have been asked how far they have come, since their slots last moved.
     is_compared: bool,
+    /// Whether keys that belong to no log are claimed before the first event.
+    claims_keys: bool,
     /// The highest number of a batch that has been published whole. Servers without events of it have not
     /// been told.
     passed: Option<StreamId>,
@@ -86,6 +88,7 @@ impl Publisher {
             map: None,
             former_slots: Vec::new(),
             is_compared: false,
+            claims_keys: false,
             passed: None,
             heads: TopicHeads::new(TOPIC_HEADS, settings.history_ttl()),
             taken: None,
@@ -93,6 +96,14 @@ impl Publisher {
             state: StateHandle::default(),
             settings,
         }
+    }
+
+    /// Claims keys that belong to no log when it compares, and not only with its first event. SSE servers judge
+    /// resume tokens by the owner of the keys.
+    #[must_use]
+    pub fn that_claims_keys(mut self) -> Self {
+        self.claims_keys = true;
+        self
     }
 
     /// Uses these metrics.

@@ -6,7 +6,7 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{AsyncCommands, RedisError, RedisResult};
 
 use super::refusal::{Refusal, of_connecting};
-use crate::event::{EventId, StreamId};
+use crate::event::{EventId, LogId, StreamId};
 use crate::redis::connect::Connected;
 use crate::redis::endpoint::Endpoint;
 use crate::redis::keys::Keys;
@@ -190,6 +190,18 @@ impl Server {
             Ok(Owned { format, log, id, event, slots })
         });
         read.await.map_err(Refusal::retry)
+    }
+
+    /// Writes down that the keys belong to this log, if they belong to none. If the server refuses that, the
+    /// next call of the script tells why.
+    pub(super) async fn claim(&mut self, settings: &Settings, log: LogId) {
+        let log_key = self.log_key.clone();
+        let claiming = self.on_connection(settings, async |connected| {
+            connected.connection.hset_nx::<_, _, _, ()>(log_key, "log", log.to_string()).await
+        });
+        if let Err(refusal) = claiming.await {
+            tracing::debug!(error = refusal.text, server = self.name(), "the keys are not claimed yet");
+        }
     }
 
     /// Checks that it answers.

@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::history_feed::{Fed, FeedError, HistoryFeed};
 use super::opening::Opening;
 use crate::backoff::Backoff;
+use crate::sse::history::log_of_redis::{ANSWER_KEPT, NoAnswer};
 use crate::sse::history::repair_wait::{RepairWait, between_reads};
 use crate::sse::queue::send_queue::{Put, StreamTopic};
 use crate::sse::shared::Shared;
@@ -71,12 +72,34 @@ impl CatchUp {
 
     /// Attaches the client. Returns when it is attached, or gone.
     pub(crate) async fn run(mut self) {
-        let mut start = self.unless_too_old(self.asked);
+        let asked = self.check_token().await;
+        let mut start = self.unless_too_old(asked);
         while let Some(cursor) = self.begin(start).await
             && let Some(reason) = self.follow(cursor).await
         {
             start = StartAt::Reset(reason);
         }
+    }
+
+    /// Checks that the client's resume token is of the log whose events Redis holds, and returns where the
+    /// client begins. A token of another log would hide events of this one.
+    async fn check_token(&mut self) -> StartAt {
+        let Some(resume) = self.stream.resume.clone() else { return self.asked };
+        let reason = loop {
+            match self.shared.log.get(&self.shared.history).await {
+                Ok(Some(log)) if log == resume.log() => return self.asked,
+                Ok(Some(_)) => break ResetReason::BadToken,
+                Err(NoAnswer) => break ResetReason::JoinedLate,
+                // No relay has led at this Redis since it was empty, so it holds no event either.
+                Ok(None) => {
+                    self.opening.report();
+                    tokio::time::sleep(ANSWER_KEPT).await;
+                }
+            }
+        };
+        self.stream.resume = None;
+        self.feed = HistoryFeed::new(self.shared.clone(), self.topic.clone(), self.stream.clone());
+        if self.asked == StartAt::Resume { StartAt::Reset(reason) } else { self.asked }
     }
 
     /// Turns the start into a cursor and tells the client. Returns `None` if the client is gone.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::frame::{self, Block, Frame, ResetReason};
-use crate::event::{ResumeToken, Seen, Topic};
+use crate::event::{LogId, ResumeToken, Seen, Topic};
 
 /// A resume token for one topic of a stream.
 ///
@@ -37,6 +37,11 @@ pub(crate) enum Found<T> {
 impl Resume {
     pub(crate) fn new(token: Arc<ResumeToken>, epoch: u64, topic: Topic) -> Self {
         Self { token, epoch, topic, was_reset: AtomicBool::new(false), at_epoch: AtomicU64::new(0) }
+    }
+
+    /// The log that the client's state was read from.
+    pub(crate) fn log(&self) -> LogId {
+        self.token.log
     }
 
     /// A time at or before the read of the client's state, in milliseconds since 1970.
