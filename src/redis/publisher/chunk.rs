@@ -43,9 +43,9 @@ pub(super) struct Receiver<'a> {
 /// A topic of a chunk, as the script takes it.
 struct TopicArguments<'a> {
     topic: &'a Topic,
-    /// The id of the topic's event before the chunk; `None` if the script has to look it up.
+    /// The id of the topic's event before the chunk; `None` if the script has to look it up, and to set the
+    /// history's TTL.
     prev: Option<StreamId>,
-    ttl_is_due: bool,
 }
 
 /// What all calls of one publisher share.
@@ -80,14 +80,12 @@ impl<'p> Caller<'p> {
             .arg(self.settings.history_ttl_seconds.max(1))
             .arg(word_of(chunk.mode))
             .arg(chunk.lost.map_or_else(String::new, |lost| lost.to_string()))
-            .arg(chunk.deliveries.first().map_or(chunk.first.epoch, |delivery| delivery.id.epoch))
             .arg(to.known)
             .arg(to.untold.map_or_else(String::new, |untold| untold.to_string()))
             .arg(topics.len());
-        for TopicArguments { topic, prev, ttl_is_due } in &topics {
+        for TopicArguments { topic, prev } in &topics {
             call.arg(self.keys.public(topic))
-                .arg(prev.map_or_else(|| "?".to_owned(), |prev| prev.to_string()))
-                .arg(u8::from(*ttl_is_due));
+                .arg(prev.map_or_else(|| "?".to_owned(), |prev| prev.to_string()));
             if to.is_of_cluster {
                 call.arg(self.keys.history(topic));
             }
@@ -97,12 +95,12 @@ impl<'p> Caller<'p> {
         let is_restored = |id| chunk.mode.is_restore() && to.untold.is_none_or(|untold| number(id) <= untold);
         for (Delivery { id, event }, index) in chunk.deliveries.iter().zip(indexes) {
             call.arg(index)
-                .arg(id.seq)
+                .arg(id.to_string())
                 .arg(&*event.event_id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()))
                 .arg(event.event_type.as_str())
                 .arg(&event.payload)
                 .arg(self.settings.history_length(event.payload.len()))
-                .arg(envelope::facts_of(event, is_restored(*id)))
+                .arg(envelope::middle_of(event, is_restored(*id)))
                 .arg(event.xid.map_or_else(String::new, |xid| xid.to_string()));
         }
         call
@@ -119,8 +117,9 @@ impl<'p> Caller<'p> {
                 topics.push(TopicArguments {
                     topic: &event.topic,
                     // If a chunk is published once more, the head may be this event's own id, or a later one.
-                    prev: head.map(|head| head.last).filter(|last| last < id),
-                    ttl_is_due: self.heads.ttl_is_due(head, self.now),
+                    prev: head
+                        .filter(|head| head.last < *id && !self.heads.ttl_is_due(Some(*head), self.now))
+                        .map(|head| head.last),
                 });
                 topics.len()
             });

@@ -18,20 +18,23 @@
 -- ARGV[7]   normal; release (the events keep earlier numbers); restore (Redis has forgotten the events); or
 --           restore-release
 -- ARGV[8]   the highest number that cannot be restored ('' if there is none)
--- ARGV[9]   epoch of the events' own numbers
--- ARGV[10]  the number that this server has reached, as far as the relay knows: the one before the chunk's
+-- ARGV[9]   the number that this server has reached, as far as the relay knows: the one before the chunk's
 --           first, or in a cluster that of the last call to this server
--- ARGV[11]  restored events with a number above this one (a release's own) have never been published: so
+-- ARGV[10]  restored events with a number above this one (a release's own) have never been published: so
 --           their bare payloads are published too ('' if all of them have been)
--- ARGV[12]  number of topics
--- then three for each topic, and in a cluster four:
+-- ARGV[11]  number of topics
+-- then two for each topic, and in a cluster three:
 --           its public channel
---           the id of its previous event ('' if there is none, '?' if the relay does not know it)
---           '1' if the history's TTL is due
+--           the id of its previous event; '' if there is none; '?' if the relay does not know it, or the
+--           history's TTL is due
 --           its history stream
 -- then eight for each event:
---           index of its topic; number; event uuid; type; payload; about how many entries the history keeps;
---           further members of the envelope's JSON object; its transaction ('' if that is not known)
+--           index of its topic; its id; event uuid; type; payload; about how many entries the history keeps;
+--           the envelope's JSON text between the uuid and the payload; its transaction ('' if that is not
+--           known)
+--
+-- The loop runs once an event, and Redis serves nobody else meanwhile. So it reads arguments where it needs
+-- them, and parses an id only where its number decides.
 --
 -- Returns {events done, verdict, detail}. The verdicts and their details:
 -- OK        "<live> <public>": how many subscribers received the messages
@@ -42,11 +45,12 @@
 -- CONFLICT  the stream and id at which another event stands
 -- ERROR     Redis's own error, for the event after those done
 -- SERVER    Redis's own error, for no event
+local KEYS, ARGV, call = KEYS, ARGV, redis.pcall
 local format, log = ARGV[1], ARGV[2]
 local epoch, first, last = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local ttl, mode, lost = tonumber(ARGV[6]), ARGV[7], ARGV[8]
-local own_epoch, known, untold = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
-local topic_count = tonumber(ARGV[12])
+local known, untold = tonumber(ARGV[9]), tonumber(ARGV[10])
+local topic_count = tonumber(ARGV[11])
 local is_cluster = topic_count > 0 and not KEYS[3]
 local publish_live = is_cluster and 'SPUBLISH' or 'PUBLISH'
 local is_release = mode == 'release' or mode == 'restore-release'
@@ -57,18 +61,23 @@ local function parse(id)
   return tonumber(e), tonumber(s)
 end
 
+local function seq_of(id)
+  local _, seq = parse(id)
+  return seq
+end
+
 local function is_above(one, other)
   local e, s = parse(one)
   local other_e, other_s = parse(other)
   return e > other_e or (e == other_e and s > other_s)
 end
 
-local owner = redis.pcall('HMGET', KEYS[2], 'format', 'log', 'lost', 'lost_at')
+local owner = call('HMGET', KEYS[2], 'format', 'log', 'lost', 'lost_at')
 if owner.err then return {0, 'SERVER', owner.err .. ' (' .. KEYS[2] .. ')'} end
 if owner[1] and owner[1] ~= format then return {0, 'FORMAT', owner[1]} end
 if owner[2] and owner[2] ~= log then return {0, 'FOREIGN', owner[2]} end
 
-local top = redis.pcall('HGET', KEYS[1], 'id')
+local top = call('HGET', KEYS[1], 'id')
 if type(top) == 'table' then return {0, 'SERVER', top.err .. ' (' .. KEYS[1] .. ')'} end
 local top_epoch, top_seq = 0, 0
 if top then
@@ -93,13 +102,13 @@ if known > published or is_unclaimed or is_late then return {0, 'GAP', top or 'n
 
 -- Written at each call. So the owner's hash comes back if it was deleted, and a Redis that takes no writes
 -- says so before an event is at stake.
-local owned = redis.pcall('HSET', KEYS[2], 'format', format, 'log', log)
+local owned = call('HSET', KEYS[2], 'format', format, 'log', log)
 if type(owned) == 'table' then return {0, 'SERVER', owned.err} end
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 if lost ~= '' then
   if owner[3] and is_above(owner[3], lost) then lost = owner[3] end
-  local marked = redis.pcall('HSET', KEYS[2], 'lost', lost, 'lost_at', string.format('%.0f', now_ms))
+  local marked = call('HSET', KEYS[2], 'lost', lost, 'lost_at', string.format('%.0f', now_ms))
   if type(marked) == 'table' then return {0, 'SERVER', marked.err} end
 elseif owner[3] and now_ms - owner[4] < ttl * 1000 then
   -- Older losses need no mark: a history that lacks such an event has expired, and so has every place before
@@ -111,13 +120,14 @@ end
 
 -- Returns the id of the topic's event before this one, or '' if there is none. If that is not known for sure,
 -- returns an id that shows the hole: clients at an earlier place are reset.
-local function previous(stream, begun, seq)
-  local newest = redis.pcall('XREVRANGE', stream, '+', '-', 'COUNT', 1)
+local function previous(stream, begun, id)
+  local newest = call('XREVRANGE', stream, '+', '-', 'COUNT', 1)
   if newest.err then return nil, newest.err end
   local prev = newest[1] and newest[1][1]
-  local below = string.format('%s-%.0f', own_epoch, seq - 1)
+  local epoch_of_id, seq = parse(id)
+  local below = string.format('%.0f-%.0f', epoch_of_id, seq - 1)
   if not prev then
-    local exists = redis.pcall('EXISTS', begun)
+    local exists = call('EXISTS', begun)
     if type(exists) == 'table' then return nil, exists.err end
     -- The history has not expired: it has vanished, with all of its entries.
     if exists == 1 then return below end
@@ -130,8 +140,8 @@ local function previous(stream, begun, seq)
 end
 
 -- Whether the number that the history does not take belongs to this very event.
-local function is_repeat(stream, id, seq, uuid)
-  local found = redis.pcall('XRANGE', stream, id, id)
+local function is_repeat(stream, id, uuid)
+  local found = call('XRANGE', stream, id, id)
   if found.err then return nil, found.err end
   if #found == 1 then
     local fields = found[1][2]
@@ -143,7 +153,7 @@ local function is_repeat(stream, id, seq, uuid)
   -- The entry is not in the history. A number that this relay has passed is a repeat, whose entry was
   -- trimmed. A number that it has not reached yet, in a stream that is past it, was written by another
   -- program. So was an entry behind a parked event, because later events of its topic wait for it.
-  return is_restore or (not is_release and seq <= published)
+  return is_restore or (not is_release and seq_of(id) <= published)
 end
 
 -- Returns the refusal of a message. It must be known before XADD: a later call would take an entry whose
@@ -158,113 +168,112 @@ local function forbidden(live, public)
   end
 end
 
-local topics, a_topic = {}, is_cluster and 4 or 3
-for t = 1, topic_count do
-  local a = 13 + (t - 1) * a_topic
-  local stream = KEYS[2 + t] or ARGV[a + 3]
-  -- As Keys::begun and Keys::live make them.
-  local base = string.sub(stream, 1, -string.len('history') - 1)
-  topics[t] = {
-    stream = stream, begun = base .. 'begun', live = base .. 'live',
-    public = ARGV[a], prev = ARGV[a + 1], ttl_is_due = ARGV[a + 2] == '1'
-  }
+-- Of each topic, by its index: the id of its previous event, its live channel once it has been prepared, and
+-- whether its history has no TTL yet.
+local a_topic = is_cluster and 3 or 2
+local prevs, lives, needs_ttl = {}, {}, {}
+
+-- Another key or channel of a topic. As Keys::begun and Keys::live make them.
+local function beside(stream, name)
+  return string.sub(stream, 1, -1 - string.len('history')) .. name
 end
 
 -- Runs once a topic in each call, because permissions can change between two calls and not within one.
-local function prepare(topic, seq)
-  local refused = forbidden(topic.live, topic.public)
+local function prepare(t, stream, public, id)
+  local live = beside(stream, 'live')
+  local refused = forbidden(live, public)
   if refused then return refused end
-  if topic.prev == '?' then
-    local prev, err = previous(topic.stream, topic.begun, seq)
+  if not prevs[t] then prevs[t] = ARGV[13 + (t - 1) * a_topic] end
+  if prevs[t] == '?' then
+    local prev, err = previous(stream, beside(stream, 'begun'), id)
     if err then return err end
-    topic.prev = prev
+    prevs[t], needs_ttl[t] = prev, true
   end
-  topic.is_prepared = true
+  lives[t] = live
 end
 
-local done, done_seq, done_uuid = 0, 0, '-'
+local done, done_id, done_uuid = 0, '0-0', '-'
 local live_receivers, public_receivers = 0, 0
 
 -- Writes how far this call has come, whatever its verdict: top must never be behind the histories. (A release
 -- that stops in its middle moves nothing, because its number is used up behind its last event.)
 local function finish(verdict, detail)
   if last > 0 and not (is_release and verdict ~= 'OK') then
-    local seq, uuid = done_seq, done_uuid
-    if verdict == 'OK' and (is_release or done_seq ~= last) then seq, uuid = last, '-' end
+    local seq, uuid = seq_of(done_id), done_uuid
+    if verdict == 'OK' and (is_release or seq ~= last) then seq, uuid = last, '-' end
     if seq > published or tonumber(epoch) > top_epoch then
-      local set = redis.pcall('HSET', KEYS[1], 'id', string.format('%s-%.0f', epoch, seq), 'event', uuid)
+      local set = call('HSET', KEYS[1], 'id', string.format('%s-%.0f', epoch, seq), 'event', uuid)
       if type(set) == 'table' then return {done, 'SERVER', set.err} end
     end
   elseif last == 0 and is_restore and tonumber(epoch) > top_epoch then
     -- Claims the epoch. From here on a relay of an earlier epoch is refused.
-    local set = redis.pcall('HSET', KEYS[1], 'id', epoch .. '-0', 'event', '-')
+    local set = call('HSET', KEYS[1], 'id', epoch .. '-0', 'event', '-')
     if type(set) == 'table' then return {done, 'SERVER', set.err} end
   end
   return {done, verdict, detail}
 end
 
-for a = 13 + topic_count * a_topic, #ARGV, 8 do
-  local topic, seq = topics[tonumber(ARGV[a])], tonumber(ARGV[a + 1])
-  local uuid, kind, payload, keep = ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5]
-  local xid = ARGV[a + 7]
-  local stream, id = topic.stream, own_epoch .. '-' .. ARGV[a + 1]
-  -- Top has passed this number, so the event has arrived, and the relay died or froze before it wrote that.
-  -- The event is not added again, also not to a history that has vanished since, which would then seem to end
-  -- with it.
-  local has_arrived = mode == 'normal' and seq <= published
-  if not has_arrived and not topic.is_prepared then
-    local refused = prepare(topic, seq)
-    if refused then return finish('ERROR', refused) end
-  end
-  local prev = topic.prev
-  local added
-  if not has_arrived and not topic.ttl_is_due then
-    -- If the TTL is not due, the history exists and has a TTL. If the history has vanished, the new one needs
-    -- a TTL of its own.
-    added = redis.pcall('XADD', stream, 'NOMKSTREAM', 'MAXLEN', '~', keep, id,
-      'event', uuid, 'type', kind, 'payload', payload, 'prev', prev, 'xid', xid)
-    topic.ttl_is_due = not added
-  end
-  if not has_arrived and not added then
-    added = redis.pcall('XADD', stream, 'MAXLEN', '~', keep, id,
-      'event', uuid, 'type', kind, 'payload', payload, 'prev', prev, 'xid', xid)
-  end
-  local is_new = not has_arrived
-  if type(added) == 'table' then
-    if not string.find(added.err, 'equal or smaller', 1, true) then return finish('ERROR', added.err) end
-    local repeated, err = is_repeat(stream, id, seq, uuid)
-    if err then return finish('ERROR', err) end
-    if not repeated then return finish('CONFLICT', stream .. ' ' .. id) end
-    is_new = false
-  end
-  -- Set also for a repeat, because the relay notes that it was set.
-  if topic.ttl_is_due and not has_arrived then
-    local set = redis.pcall('SET', topic.begun, '', 'EX', ttl + 60)
-    if type(set) == 'table' and set.err then return finish('ERROR', set.err) end
-    local expiring = redis.pcall('EXPIRE', stream, ttl)
-    if type(expiring) == 'table' then return finish('ERROR', expiring.err) end
-    topic.ttl_is_due = false
-  end
-  if is_new then
-    -- Envelope first, bare payload second, in one script. So a subscriber to both channels knows that the
-    -- bare message right behind an envelope is its twin, and that every other one came from another program.
-    local receivers = redis.pcall(publish_live, topic.live,
-      '{"id":"' .. id .. '","prev":' .. (prev == '' and 'null' or '"' .. prev .. '"') ..
-      ',"event":"' .. uuid .. '","type":"' .. kind .. '",' .. ARGV[a + 6] .. ',"payload":' .. payload .. '}')
-    if type(receivers) == 'table' then return finish('ERROR', receivers.err) end
-    live_receivers = live_receivers + receivers
-    -- Plain Redis subscribers do not receive restored events again, because they cannot tell a repeat.
-    -- Readers of envelopes can, and may have missed the event at the moment when Redis lost it.
-    if not is_restore or (untold and (is_release and first or seq) > untold) then
-      receivers = redis.pcall('PUBLISH', topic.public, payload)
-      if type(receivers) == 'table' then return finish('ERROR', receivers.err) end
-      public_receivers = public_receivers + receivers
+-- Whether top may have passed some of these numbers.
+local some_arrived = mode == 'normal' and first <= published
+for a = 12 + topic_count * a_topic, #ARGV, 8 do
+  local t, id, uuid, payload = tonumber(ARGV[a]), ARGV[a + 1], ARGV[a + 2], ARGV[a + 4]
+  if some_arrived and seq_of(id) <= published then
+    -- Top has passed this number, so the event has arrived, and the relay died or froze before it wrote that.
+    -- The event is not added again, also not to a history that has vanished since, which would then seem to
+    -- end with it. The history's end behind it is looked up.
+    prevs[t], lives[t] = '?', nil
+  else
+    local stream, public = KEYS[2 + t] or ARGV[14 + (t - 1) * a_topic], ARGV[12 + (t - 1) * a_topic]
+    if not lives[t] then
+      local refused = prepare(t, stream, public, id)
+      if refused then return finish('ERROR', refused) end
     end
+    local prev, added = prevs[t], false
+    if not needs_ttl[t] then
+      -- The history exists and has a TTL. If it has vanished, the new one needs a TTL of its own.
+      added = call('XADD', stream, 'NOMKSTREAM', 'MAXLEN', '~', ARGV[a + 5], id,
+        'event', uuid, 'type', ARGV[a + 3], 'payload', payload, 'prev', prev, 'xid', ARGV[a + 7])
+      needs_ttl[t] = not added
+    end
+    if not added then
+      added = call('XADD', stream, 'MAXLEN', '~', ARGV[a + 5], id,
+        'event', uuid, 'type', ARGV[a + 3], 'payload', payload, 'prev', prev, 'xid', ARGV[a + 7])
+    end
+    local is_new = added == id
+    if not is_new then
+      if not string.find(added.err, 'equal or smaller', 1, true) then return finish('ERROR', added.err) end
+      local repeated, err = is_repeat(stream, id, uuid)
+      if err then return finish('ERROR', err) end
+      if not repeated then return finish('CONFLICT', stream .. ' ' .. id) end
+    end
+    -- Set also for a repeat, because the relay notes that it was set.
+    if needs_ttl[t] then
+      local set = call('SET', beside(stream, 'begun'), '', 'EX', ttl + 60)
+      if type(set) == 'table' and set.err then return finish('ERROR', set.err) end
+      local expiring = call('EXPIRE', stream, ttl)
+      if type(expiring) == 'table' then return finish('ERROR', expiring.err) end
+      needs_ttl[t] = false
+    end
+    if is_new then
+      -- Envelope first, bare payload second, in one script. So a subscriber to both channels knows that the
+      -- bare message right behind an envelope is its twin, and that every other one came from another
+      -- program.
+      if prev == '' then prev = 'null' else prev = '"' .. prev .. '"' end
+      local receivers = call(publish_live, lives[t],
+        '{"id":"' .. id .. '","prev":' .. prev .. ',"event":"' .. uuid .. ARGV[a + 6] .. payload .. '}')
+      if type(receivers) == 'table' then return finish('ERROR', receivers.err) end
+      live_receivers = live_receivers + receivers
+      -- Plain Redis subscribers do not receive restored events again, because they cannot tell a repeat.
+      -- Readers of envelopes can, and may have missed the event at the moment when Redis lost it.
+      if not is_restore or (untold and (is_release and first or seq_of(id)) > untold) then
+        receivers = call('PUBLISH', public, payload)
+        if type(receivers) == 'table' then return finish('ERROR', receivers.err) end
+        public_receivers = public_receivers + receivers
+      end
+    end
+    prevs[t] = id
   end
-  -- The history's end after events that had arrived is looked up.
-  topic.prev = has_arrived and '?' or id
-  topic.is_prepared = not has_arrived and topic.is_prepared
-  done, done_seq, done_uuid = done + 1, seq, uuid
+  done, done_id, done_uuid = done + 1, id, uuid
 end
 
 return finish('OK', live_receivers .. ' ' .. public_receivers)
