@@ -1,11 +1,15 @@
 //! Putting someone out: streams end on every server, and the credentials are refused from then on.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use redis::AsyncCommands;
 use reqwest::{Response, StatusCode};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use aftercommit::event::Topic;
 use aftercommit::local::RedisServer;
@@ -14,11 +18,12 @@ use aftercommit::outbox;
 use crate::commands::stdout;
 use crate::console::TOKEN;
 use crate::harness::{
-    Client, Flow, LIMIT, Process, Proxy, System, TestResult, cli, eventually, metric_of, new_event,
+    Client, Flow, LIMIT, Process, Proxy, System, TestResult, cli, eventually, http, metric_of, new_event,
     refusal_of, start_redis, str_of,
 };
 
 const SECRET: &str = "another secret of the tests, of 32 bytes or more";
+const OPEN_STREAMS: &str = "aftercommit_sse_connections";
 /// How soon the streams of all servers must have ended.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -199,6 +204,51 @@ async fn a_topic_is_revoked_for_everybody_and_a_token_alone() -> TestResult {
     let none = cli(system.settings(), &["revoke", "--reason", "x"]).await;
     let two = cli(system.settings(), &["revoke", "--user", "a", "--topic", "b"]).await;
     assert_eq!((none.status.code(), two.status.code()), (Some(2), Some(2)));
+    Ok(())
+}
+
+/// A stream that is being opened while its user is revoked is refused or ended: none stays open.
+#[tokio::test]
+async fn no_stream_slips_through_that_opens_during_a_revocation() -> TestResult {
+    let system = system().await;
+    let server = system.start("sse").await;
+    let (user, out) = (token("ana"), Arc::new(AtomicBool::new(false)));
+    let openers: Vec<JoinHandle<(usize, Vec<Response>)>> = (0..8)
+        .map(|_| {
+            let (http, url, user, out) =
+                (http(), server.url("/streams/order:1"), user.clone(), out.clone());
+            tokio::spawn(async move {
+                let (mut refused, mut streams) = (0, Vec::new());
+                while !(out.load(Ordering::Relaxed) && refused >= 5) {
+                    let response = http.get(&url).bearer_auth(&user).send().await.expect("an answer");
+                    match response.status() {
+                        StatusCode::OK => streams.push(response),
+                        _ => refused += 1,
+                    }
+                }
+                (refused, streams)
+            })
+        })
+        .collect();
+    eventually("some streams are open", async || {
+        (metric_of(&server, OPEN_STREAMS).await > 20).then_some(())
+    })
+    .await;
+    revoke(&system, &["--user", "ana"]).await;
+    out.store(true, Ordering::Relaxed);
+    let mut all = Vec::new();
+    for opener in openers {
+        all.extend(opener.await?.1);
+    }
+    for stream in all.iter_mut() {
+        let mut text = Vec::new();
+        while let Some(chunk) = timeout(LIMIT, stream.chunk()).await?? {
+            text.extend_from_slice(&chunk);
+        }
+        let text = String::from_utf8(text)?;
+        assert!(text.contains("event: revoked") || text.contains("event: refused"), "{text}");
+    }
+    assert_eq!(metric_of(&server, OPEN_STREAMS).await, 0);
     Ok(())
 }
 
