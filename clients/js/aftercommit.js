@@ -72,7 +72,9 @@ export const connect = ({
   };
 
   const take = ({ tag, from, id, type, data, status }) => {
-    let [topic, place] = places.get(tag);
+    const [topic, place] = places.get(tag);
+    // A leader that hung may tell of a reset that is long over: no tab goes back for it.
+    const later = order(place, id) > 0 && place || id;
     const each = (handler, value) => queues.get(tag).forEach((queue) => queue(handler, value));
     const value = data && JSON.parse(data);
     if (status) {
@@ -81,14 +83,13 @@ export const connect = ({
       places.delete(tag);
     } else if (type == "reset") {
       each("refetch", value.reason);
-      places.set(tag, [topic, id]);
+      places.set(tag, [topic, later]);
     } else if (order(from, place) > 0) {
       ask(true);
     } else {
       if (!place) each("refetch", "start");
-      place = order(id, place ??= from);
-      if (place > 0 && type) each("onEvent", { topic, type, id, data: value });
-      if (place >= 0) places.set(tag, [topic, id]);
+      if (type && order(id, place ?? from) > 0) each("onEvent", { topic, type, id, data: value });
+      places.set(tag, [topic, later]);
     }
   };
 

@@ -373,6 +373,34 @@ test("a topic that nobody wants leaves the stream, and a client without topics t
   await eventually("no stream", async () => await sse.metric("aftercommit_sse_connections") == 0);
 });
 
+// Two leaders at once, one of which hung: its messages are late, and no real browser can be made to time them.
+test("a reset of a leader that hung brings the state again, and no event twice", async (t) => {
+  const share = `a test of ${order}`;
+  const messages = new BroadcastChannel(`aftercommit 1 ${share}`);
+  globalThis.navigator = { locks: { request: () => new Promise(() => {}) } };
+  t.after(() => {
+    messages.close();
+    delete globalThis.navigator;
+  });
+  let tag;
+  messages.onmessage = ({ data }) => data.topics?.forEach((_, key) => { tag = key; });
+  const seen = listen(t, [order], { share });
+  await eventually("the tab's topics", () => tag);
+  const event = (n) => messages.postMessage(
+    { tag, from: `1-${n - 1}`, id: `1-${n}`, type: "N", data: JSON.stringify({ n }) },
+  );
+  const reset = (n, reason) => messages.postMessage(
+    { tag, from: `1-${n}`, id: `1-${n}`, type: "reset", data: JSON.stringify({ reason }) },
+  );
+  [1, 2, 3, 4].forEach(event);
+  reset(2, "late");
+  [3, 4, 5].forEach(event);
+  reset(7, "history_gone");
+  [7, 8].forEach(event);
+  await eventually("the last event", () => seen[order].includes(8));
+  assert.deepEqual(seen.log, ["start", 1, 2, 3, 4, "late", 5, "history_gone", 8]);
+});
+
 describe("refused by a full server", () => {
   before(async () => {
     await sse.end("SIGTERM");
