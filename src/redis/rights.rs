@@ -18,8 +18,7 @@ const ANY: &str = "+ping +info +role";
 /// Reading histories and what repairs have recorded.
 const READING: &str = "+xrange +xrevrange +exists +hget +hmget";
 /// The publishing script: it runs with its user's rights. `del` is for the doctor's rehearsal.
-const PUBLISHING: &str =
-    "+eval +evalsha +script|load +time +hset +hsetnx +xadd +set +expire +publish +wait +del";
+const PUBLISHING: &str = "+eval +evalsha +script|load +time +hset +xadd +set +expire +publish +wait +del";
 /// Subscriptions. A topic's absence is read in a transaction.
 const SUBSCRIBING: &str = "+subscribe +unsubscribe +multi +exec";
 

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::history::log_of_redis::LogOfRedis;
 use super::metrics::Metrics;
 use super::queue::byte_budget::ByteBudget;
-use super::queue::connections::Connections;
+use super::queue::open_streams::OpenStreams;
 use super::settings::Settings;
 use super::sockets::Sockets;
 use super::topic::pages::Pages;
@@ -70,7 +70,7 @@ pub(crate) struct Shared {
     topics: Mutex<HashMap<Topic, Arc<SharedTopic>>>,
     /// When unused topics were last released before their time.
     pub(crate) made_room: Mutex<Option<Instant>>,
-    pub(crate) connections: Connections,
+    pub(crate) open_streams: OpenStreams,
     /// The credentials that operators have revoked.
     pub(crate) revocations: Revocations,
     /// The threads that write the streams.
@@ -133,7 +133,7 @@ impl Shared {
             pending_bytes: Arc::default(),
             topics: Mutex::default(),
             made_room: Mutex::default(),
-            connections: Connections::default(),
+            open_streams: OpenStreams::default(),
             revocations,
             sockets,
             next_number: AtomicU64::new(1),
@@ -172,7 +172,7 @@ impl Shared {
 
     /// Cuts off the slowest clients while more is held for all streams than the limit.
     pub(crate) fn cut_off_slowest(&self) {
-        let cut_off = self.connections.cut_off_slowest(&self.budget);
+        let cut_off = self.open_streams.cut_off_slowest(&self.budget);
         if cut_off > 0 {
             let (held, limit) = (self.budget.held(), self.budget.limit());
             tracing::warn!(
@@ -188,7 +188,7 @@ impl Shared {
     /// Ends the streams whose credentials are revoked: all of them, or this one if it is one. Returns how many
     /// there were.
     pub(crate) fn end_revoked(&self, number: Option<u64>) -> usize {
-        let mut ended = self.connections.revoked(&self.revocations, number);
+        let mut ended = self.open_streams.revoked(&self.revocations, number);
         ended.retain(|queue| queue.finish(frame::revoked()));
         let count = ended.len();
         self.metrics.revoked.inc_by(count as u64);

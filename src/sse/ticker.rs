@@ -28,7 +28,7 @@ pub(super) async fn run(shared: &Arc<Shared>) {
         ticks.tick().await;
         let now = Instant::now();
         let mut queued = 0;
-        for queue in shared.connections.queues() {
+        for queue in shared.open_streams.queues() {
             look_after(shared, &queue, now);
             queued += queue.load(now).queued_bytes;
         }
@@ -90,7 +90,7 @@ fn place_of(topic: &SharedTopic) -> Option<crate::event::StreamId> {
 /// Ends every stream, spread over the drain time, each with its own time to come back.
 pub(super) async fn drain(shared: &Arc<Shared>) {
     shared.draining.store(true, Ordering::Relaxed);
-    let queues = shared.connections.queues();
+    let queues = shared.open_streams.queues();
     let portions = (shared.settings.drain().as_secs() * PORTIONS_A_SECOND).max(1);
     let portion = queues.len().div_ceil(usize::try_from(portions).unwrap_or(1)).max(1);
     let mut ticks = interval(Duration::from_secs(1) / PORTIONS_A_SECOND as u32);
@@ -103,7 +103,7 @@ pub(super) async fn drain(shared: &Arc<Shared>) {
     }
     // A client that reads nothing would hold the process up.
     tokio::time::sleep(TICK).await;
-    for queue in shared.connections.queues() {
+    for queue in shared.open_streams.queues() {
         queue.cut_off();
     }
 }

@@ -215,8 +215,7 @@ async fn no_stream_slips_through_that_opens_during_a_revocation() -> TestResult 
     let (user, out) = (token("ana"), Arc::new(AtomicBool::new(false)));
     let openers: Vec<JoinHandle<(usize, Vec<Response>)>> = (0..8)
         .map(|_| {
-            let (http, url, user, out) =
-                (http(), server.url("/streams/order:1"), user.clone(), out.clone());
+            let (http, url, user, out) = (http(), server.url("/streams/order:1"), user.clone(), out.clone());
             tokio::spawn(async move {
                 let (mut refused, mut streams) = (0, Vec::new());
                 while !(out.load(Ordering::Relaxed) && refused >= 5) {
@@ -230,10 +229,8 @@ async fn no_stream_slips_through_that_opens_during_a_revocation() -> TestResult 
             })
         })
         .collect();
-    eventually("some streams are open", async || {
-        (metric_of(&server, OPEN_STREAMS).await > 20).then_some(())
-    })
-    .await;
+    eventually("some streams are open", async || (metric_of(&server, OPEN_STREAMS).await > 20).then_some(()))
+        .await;
     revoke(&system, &["--user", "ana"]).await;
     out.store(true, Ordering::Relaxed);
     let mut all = Vec::new();

@@ -169,7 +169,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         lifecycle::survive_full_files()?;
-        Box::pin(obey(cli.command, config)).await
+        Box::pin(execute(cli.command, config)).await
     });
     // All roles have had their grace time. A thread stuck in a blocking call must not delay the exit.
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
@@ -190,7 +190,7 @@ fn role_of(command: &Command) -> Option<&'static str> {
     }
 }
 
-async fn obey(command: Command, config: config::Config) -> anyhow::Result<()> {
+async fn execute(command: Command, config: config::Config) -> anyhow::Result<()> {
     match command {
         Command::Api => roles::api::run(config).await,
         Command::Relay { command: None } => roles::relay::run(config).await,

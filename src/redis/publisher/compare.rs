@@ -1,14 +1,14 @@
 //! Comparing how far each server has come: reading the tops, and writing them anew after slots have moved.
 
 use std::collections::{BTreeSet, HashSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{AsyncCommands, RedisResult};
 use futures_util::future::join_all;
 
 use super::refusal::Refusal;
-use super::server::Server;
+use super::server::{Owned, Server};
 use super::tops::{Reach, Top, reaches};
 use super::{FORMAT, Publisher};
 use crate::event::{EventId, StreamId, Topic};
@@ -31,11 +31,7 @@ impl Publisher {
             let owned = self.servers[0].owned(&self.settings).await?;
             let server = &self.servers[0];
             self.check_owner(server, owned.format.as_deref(), owned.log.as_deref())?;
-            let reached = owned.reached(&server.top_key)?;
-            if self.claims_keys && owned.log.is_none() {
-                self.servers[0].claim(&self.settings, self.log).await;
-            }
-            return Ok(vec![reached]);
+            return Ok(vec![owned.reached(&server.top_key)?]);
         }
         let found = self.look().await?;
         self.is_compared = true;
@@ -99,17 +95,7 @@ impl Publisher {
             self.check_owner(server, owned.format.as_deref(), owned.log.as_deref())?;
             is_written_down &= owned.slots.as_deref() == Some(server.slots.to_string().as_str());
         }
-        for (server, owned) in self.servers.iter_mut().zip(&found) {
-            match owned {
-                Ok(_) => server.away = None,
-                Err(error) => {
-                    self.settings.topology.doubt();
-                    server.away = Some(error.to_string());
-                    (server.is_behind, server.is_in_step) = (true, false);
-                    server.moved_at = Some(Instant::now());
-                }
-            }
-        }
+        self.note_answers(&found);
         let mut reach: Vec<Reach> = Vec::new();
         if is_written_down {
             for (server, owned) in self.servers.iter().zip(&found) {
@@ -121,11 +107,6 @@ impl Publisher {
             }
         } else {
             reach = self.write_slots_down().await?;
-        }
-        for (server, owned) in self.servers.iter_mut().zip(&found) {
-            if self.claims_keys && owned.as_ref().is_ok_and(|owned| owned.log.is_none()) {
-                server.claim(&self.settings, self.log).await;
-            }
         }
         let mut all = Vec::new();
         for (server, reach) in self.servers.iter_mut().zip(reach) {
@@ -142,6 +123,19 @@ impl Publisher {
             });
         }
         Ok(all)
+    }
+
+    /// Notes which servers have answered. The others are away.
+    fn note_answers(&mut self, found: &[Result<Owned, PublishError>]) {
+        for (server, owned) in self.servers.iter_mut().zip(found) {
+            match owned {
+                Ok(_) => server.away = None,
+                Err(error) => {
+                    self.settings.topology.doubt();
+                    server.leave_behind(error.to_string());
+                }
+            }
+        }
     }
 
     /// Reads the tops in all slots, writes a new one at each server with the slots that it has now, and

@@ -83,11 +83,12 @@ impl Publisher {
     /// Tries the servers that are away, from time to time.
     async fn try_away(&mut self) {
         let settings = &self.settings;
-        let is_due = |server: &Server| {
-            server.away.is_some() && server.moved_at.is_none_or(|tried| tried.elapsed() >= TRIED_EVERY)
-        };
+        let is_due =
+            |server: &Server| server.away.as_ref().is_some_and(|away| away.tried_at.elapsed() >= TRIED_EVERY);
         let trying = self.servers.iter_mut().filter(|server| is_due(server)).map(async |server| {
-            server.moved_at = Some(Instant::now());
+            if let Some(away) = &mut server.away {
+                away.tried_at = Instant::now();
+            }
             let pinging = server.ping(settings);
             let is_back = matches!(tokio::time::timeout(TRY_LIMIT, pinging).await, Ok(Ok(())));
             if is_back {
@@ -127,9 +128,7 @@ impl Publisher {
             let server = &mut self.servers[at];
             tracing::error!(server = server.name(), %error, "a server of the cluster is left behind: its topics wait");
             server.untold = server.untold.or(server.reached).or(Some(StreamId::new(1, 0)));
-            (server.is_behind, server.is_in_step) = (true, false);
-            server.moved_at = Some(Instant::now());
-            server.away = Some(error.to_string());
+            server.leave_behind(error.to_string());
         }
         self.tell();
         Ok(())

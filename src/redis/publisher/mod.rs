@@ -17,6 +17,7 @@ mod refusal;
 mod server;
 mod topic_heads;
 mod tops;
+mod verdict;
 
 use std::sync::Arc;
 
@@ -58,8 +59,6 @@ pub struct Publisher {
     former_slots: Vec<u16>,
     /// Whether the servers have been asked how far they have come, since their slots last moved.
     is_compared: bool,
-    /// Whether keys that belong to no log are claimed before the first event.
-    claims_keys: bool,
     /// The highest number of a batch that has been published whole. Servers without events of it have not
     /// been told.
     passed: Option<StreamId>,
@@ -88,7 +87,6 @@ impl Publisher {
             map: None,
             former_slots: Vec::new(),
             is_compared: false,
-            claims_keys: false,
             passed: None,
             heads: TopicHeads::new(TOPIC_HEADS, settings.history_ttl()),
             taken: None,
@@ -96,14 +94,6 @@ impl Publisher {
             state: StateHandle::default(),
             settings,
         }
-    }
-
-    /// Claims keys that belong to no log when it compares, and not only with its first event. SSE servers judge
-    /// resume tokens by the owner of the keys.
-    #[must_use]
-    pub fn that_claims_keys(mut self) -> Self {
-        self.claims_keys = true;
-        self
     }
 
     /// Uses these metrics.

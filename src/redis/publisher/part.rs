@@ -180,7 +180,7 @@ mod tests {
     fn a_batch_without_events_goes_to_every_server_that_is_not_away() {
         let now = Instant::now();
         let mut three = servers([4, 4, 4], now);
-        three[1].away = Some("frozen".to_owned());
+        three[1].leave_behind("frozen".to_owned());
         let parts = divide(&three, &[], Some(6), PublishMode::Normal, now);
         assert_eq!(parts, [(0, vec![], Some(6)), (2, vec![], Some(6))]);
         let parts = divide(&three, &["1a", "2b"], Some(6), PublishMode::Normal, now);

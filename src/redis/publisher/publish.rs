@@ -10,13 +10,13 @@ use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::stream::FuturesOrdered;
 
+use super::Publisher;
 use super::chunk::{Caller, Chunk, Chunks, Receiver};
 use super::flight::{Call, Landed, fly};
 use super::part::{Part, only_part, parts_of};
 use super::refusal::Refusal;
 use super::server::{Answer, Server};
 use super::topic_heads::TopicHead;
-use super::{FORMAT, Publisher};
 use crate::event::{EventId, LogId, StreamId, Topic};
 use crate::pluralize::pluralize;
 use crate::redis::reply_codes;
@@ -126,7 +126,7 @@ impl Publisher {
         let Some(map) = &self.map else { return Ok(0) };
         let at = map.index_of(topic.as_str()).ok_or_else(|| uncovered(topic))?;
         match &self.servers[at].away {
-            Some(reason) => Err(PublishError::retry(AWAY, format!("its server is away: {reason}"))),
+            Some(away) => Err(PublishError::retry(AWAY, format!("its server is away: {}", away.reason))),
             None => Ok(at),
         }
     }
@@ -403,75 +403,9 @@ impl Publisher {
         }
         Ok(())
     }
-
-    /// Turns an answer other than OK into an error about the event at index `at`, which is of `topic`.
-    fn refusal(
-        &self,
-        server: usize,
-        at: usize,
-        topic: Option<&Topic>,
-        verdict: &str,
-        detail: &str,
-    ) -> PublishError {
-        let server = &self.servers[server];
-        let key = topic.map_or_else(|| server.top_key.clone(), |topic| self.keys.history(topic));
-        match verdict {
-            "GAP" => PublishError::Forgot { reached: detail.to_owned() },
-            "FORMAT" => self.other_format(server, detail),
-            "FOREIGN" => self.foreign(server, detail),
-            "AHEAD" => PublishError::Stop(format!(
-                "Redis is at {detail}, of a later epoch than Postgres: Postgres was restored from a backup. \
-                 Run `aftercommit rebase`"
-            )),
-            "CONFLICT" => PublishError::Poison {
-                at,
-                reason: format!(
-                    "another entry stands in {key} at or above the number of this event ({detail}), which no \
-                     relay of this log wrote: delete or rename that key"
-                ),
-            },
-            _ => {
-                let failure = reply_codes::classify(detail);
-                let reason =
-                    if detail.contains(&key) { detail.to_owned() } else { format!("{detail} ({key})") };
-                if verdict == "ERROR" && failure.remedy == Remedy::SetAside {
-                    return PublishError::Poison { at, reason: format!("{reason}{}", advice(failure.class)) };
-                }
-                PublishError::retry(failure, format!("{}: {reason}", server.name()))
-            }
-        }
-    }
-
-    pub(super) fn foreign(&self, server: &Server, log: &str) -> PublishError {
-        PublishError::Stop(format!(
-            "the keys of this Redis belong to another log ({} names {log}; this log is {}): two logs cannot \
-             share them. Give one of the two services a namespace of its own ([redis] namespace, for its \
-             relay and its sse processes), or another Redis. If this database replaces that log for good, \
-             delete that key",
-            server.log_key, self.log
-        ))
-    }
-
-    pub(super) fn other_format(&self, server: &Server, format: &str) -> PublishError {
-        PublishError::Stop(format!(
-            "the keys of this Redis have format {format}, and this aftercommit knows format {FORMAT}: run \
-             the version of aftercommit that wrote them, or a later one (see {})",
-            server.log_key
-        ))
-    }
 }
 
 fn uncovered(topic: &Topic) -> PublishError {
     let failure = reply_codes::classify("CLUSTERDOWN");
     PublishError::retry(failure, format!("Redis: no server of the cluster has the slot of the topic {topic}"))
-}
-
-/// Advice to an operator for an event that is refused with an error of this class.
-fn advice(class: &str) -> &'static str {
-    match class {
-        "wrongtype" => ": another program uses this key; delete or rename it",
-        "noperm" => ": give the relay's Redis user this right",
-        "toolarge" => ": raise Redis's limit",
-        _ => "",
-    }
 }

@@ -6,7 +6,7 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{AsyncCommands, RedisError, RedisResult};
 
 use super::refusal::{Refusal, of_connecting};
-use crate::event::{EventId, LogId, StreamId};
+use crate::event::{EventId, StreamId};
 use crate::redis::connect::Connected;
 use crate::redis::endpoint::Endpoint;
 use crate::redis::keys::Keys;
@@ -35,18 +35,27 @@ pub(super) struct Server {
     pub(super) has_script: bool,
     /// The highest number that it has used up, as far as this publisher knows.
     pub(super) reached: Option<StreamId>,
-    /// When a call last used up a number; of a server that is away, when it was last tried.
+    /// When a call last used up a number.
     pub(super) moved_at: Option<Instant>,
     /// Since when its calls fail.
     pub(super) failing_since: Option<Instant>,
-    /// Why it was left behind, until it answers again.
-    pub(super) away: Option<String>,
+    /// Since it was left behind, until it answers again.
+    pub(super) away: Option<Away>,
     /// Whether it lacks no event up to the number that this publisher has passed.
     pub(super) is_in_step: bool,
     /// Whether it was left behind and has not been given what it lacks.
     pub(super) is_behind: bool,
     /// Of what it lacks, the numbers above this one have never been published.
     pub(super) untold: Option<StreamId>,
+}
+
+/// A server that was left behind.
+#[derive(Debug)]
+pub(super) struct Away {
+    /// Its last error.
+    pub(super) reason: String,
+    /// When it was last tried.
+    pub(super) tried_at: Instant,
 }
 
 /// The facts that a server's own keys hold.
@@ -192,18 +201,6 @@ impl Server {
         read.await.map_err(Refusal::retry)
     }
 
-    /// Writes down that the keys belong to this log, if they belong to none. If the server refuses that, the
-    /// next call of the script tells why.
-    pub(super) async fn claim(&mut self, settings: &Settings, log: LogId) {
-        let log_key = self.log_key.clone();
-        let claiming = self.on_connection(settings, async |connected| {
-            connected.connection.hset_nx::<_, _, _, ()>(log_key, "log", log.to_string()).await
-        });
-        if let Err(refusal) = claiming.await {
-            tracing::debug!(error = refusal.text, server = self.name(), "the keys are not claimed yet");
-        }
-    }
-
     /// Checks that it answers.
     pub(super) async fn ping(&mut self, settings: &Settings) -> Result<(), Refusal> {
         self.on_connection(settings, async |connected| {
@@ -229,6 +226,13 @@ impl Server {
             self.reached = self.reached.max(Some(through));
             self.moved_at = Some(now);
         }
+    }
+
+    /// Leaves the server behind: nothing is sent to it until it answers again, and then it is given what it
+    /// lacks.
+    pub(super) fn leave_behind(&mut self, reason: String) {
+        self.away = Some(Away { reason, tried_at: Instant::now() });
+        (self.is_behind, self.is_in_step) = (true, false);
     }
 
     /// Whether it has failed for this long.

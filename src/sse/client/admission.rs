@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::auth::User;
 use crate::event::{ResumeToken, Topic};
 use crate::http::Connection;
-use crate::sse::queue::connections::{ConnectionLimits, OpenStream};
+use crate::sse::queue::open_streams::{OpenStream, StreamLimits};
 use crate::sse::queue::send_queue::{SendLimits, SendQueue, StreamTopic};
 use crate::sse::shared::Shared;
 use crate::sse::topic::shared_topic::SharedTopic;
@@ -59,7 +59,7 @@ impl Drop for StreamGuard {
             topic.remove_subscriber(self.queue.number());
         }
         self.shared.metrics.connections.dec();
-        if let Some(gone) = self.shared.connections.remove(self.queue.number())
+        if let Some(gone) = self.shared.open_streams.remove(self.queue.number())
             && self.queue.was_slow()
         {
             let sent_bytes = self.queue.load(Instant::now()).taken_bytes;
@@ -102,7 +102,7 @@ impl Shared {
             Keep::All => queue,
             Keep::Newest { tells } => queue.with_newest(request.topics.clone(), tells),
         });
-        let connected = OpenStream {
+        let stream = OpenStream {
             queue: queue.clone(),
             user: request.user.id,
             credential: request.user.credential,
@@ -110,14 +110,14 @@ impl Shared {
             peer: request.connection.peer,
             since: Utc::now(),
         };
-        let limits = ConnectionLimits {
-            connections: self.settings.max_connections,
-            connections_per_user: self.settings.max_connections_per_user,
+        let limits = StreamLimits {
+            streams: self.settings.max_connections,
+            streams_per_user: self.settings.max_connections_per_user,
             topics_per_user: self.settings.max_topics_per_user,
         };
-        self.connections.admit(connected, limits)?;
+        self.open_streams.admit(stream, limits)?;
         let topics =
-            self.acquire_topics(&request.topics).inspect_err(|_| drop(self.connections.remove(number)))?;
+            self.acquire_topics(&request.topics).inspect_err(|_| drop(self.open_streams.remove(number)))?;
         self.metrics.connections.inc();
         // Revoked between the check of the credential and now: nobody else would notice.
         self.end_revoked(Some(number));

@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::history_feed::{Fed, FeedError, HistoryFeed};
 use super::opening::Opening;
 use crate::backoff::Backoff;
-use crate::sse::history::log_of_redis::{ANSWER_KEPT, NoAnswer};
+use crate::sse::history::log_of_redis::{ASKED_EVERY, NoAnswer};
 use crate::sse::history::repair_wait::{RepairWait, between_reads};
 use crate::sse::queue::send_queue::{Put, StreamTopic};
 use crate::sse::shared::Shared;
@@ -90,10 +90,10 @@ impl CatchUp {
                 Ok(Some(log)) if log == resume.log() => return self.asked,
                 Ok(Some(_)) => break ResetReason::BadToken,
                 Err(NoAnswer) => break ResetReason::JoinedLate,
-                // No relay has led at this Redis since it was empty, so it holds no event either.
+                // No relay has published since this Redis was empty, so there is no event to wait for yet.
                 Ok(None) => {
                     self.opening.report();
-                    tokio::time::sleep(ANSWER_KEPT).await;
+                    tokio::time::sleep(ASKED_EVERY).await;
                 }
             }
         };

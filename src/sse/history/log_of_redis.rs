@@ -9,7 +9,9 @@ use crate::event::LogId;
 use crate::redis::History;
 
 /// How long an answer is used: ten thousand pages that load at once make one question.
-pub(crate) const ANSWER_KEPT: Duration = Duration::from_secs(1);
+const ANSWER_KEPT: Duration = Duration::from_secs(1);
+/// How often Redis is asked as long as it names no log. A client waits for its first event by so much longer.
+pub(crate) const ASKED_EVERY: Duration = Duration::from_millis(200);
 /// How long a client waits for the answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -29,15 +31,19 @@ struct Answer {
 }
 
 impl LogOfRedis {
-    /// Returns the log's identity, and `None` if no relay has led at this Redis since it was empty.
+    /// Returns the log's identity, and `None` if no relay has published at this Redis since it was
+    /// empty.
     ///
     /// # Errors
     /// Returns [`NoAnswer`] if Redis does not answer in time. It is asked again a second later.
     pub(crate) async fn get(&self, history: &History) -> Result<Option<LogId>, NoAnswer> {
         // Held while Redis is asked, so that all others wait for the same answer.
         let mut newest = self.0.lock().await;
-        if let Some(answer) = newest.filter(|answer| answer.at.elapsed() < ANSWER_KEPT) {
-            return answer.log;
+        if let Some(Answer { at, log }) = *newest {
+            let kept = if log == Ok(None) { ASKED_EVERY } else { ANSWER_KEPT };
+            if at.elapsed() < kept {
+                return log;
+            }
         }
         let log = match timeout(PATIENCE, history.log()).await {
             Ok(Ok(log)) => Ok(log),

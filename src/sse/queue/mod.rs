@@ -3,7 +3,7 @@
 
 mod block_queue;
 pub(crate) mod byte_budget;
-pub(crate) mod connections;
 mod newest;
+pub(crate) mod open_streams;
 pub(crate) mod ready_list;
 pub(crate) mod send_queue;

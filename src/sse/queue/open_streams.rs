@@ -31,7 +31,7 @@ pub(crate) struct OpenStream {
 
 /// The open streams of a process.
 #[derive(Debug, Default)]
-pub(crate) struct Connections(Mutex<Open>);
+pub(crate) struct OpenStreams(Mutex<Open>);
 
 #[derive(Debug, Default)]
 struct Open {
@@ -48,33 +48,33 @@ struct Taken {
 
 /// How many streams there may be. 0 means no limit for a user.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct ConnectionLimits {
-    pub(crate) connections: usize,
-    pub(crate) connections_per_user: usize,
+pub(crate) struct StreamLimits {
+    pub(crate) streams: usize,
+    pub(crate) streams_per_user: usize,
     pub(crate) topics_per_user: usize,
 }
 
-impl Connections {
+impl OpenStreams {
     fn open(&self) -> MutexGuard<'_, Open> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a stream if the limits allow it.
-    pub(crate) fn admit(&self, connected: OpenStream, limits: ConnectionLimits) -> Result<(), Refusal> {
+    pub(crate) fn admit(&self, stream: OpenStream, limits: StreamLimits) -> Result<(), Refusal> {
         let mut open = self.open();
-        if open.by_number.len() >= limits.connections {
+        if open.by_number.len() >= limits.streams {
             return Err(Refusal::Full);
         }
-        let taken = open.of_user.get(&connected.user).copied().unwrap_or_default();
-        let taken = Taken { streams: taken.streams + 1, topics: taken.topics + connected.topics.len() };
-        if limits.connections_per_user > 0 && taken.streams > limits.connections_per_user {
+        let taken = open.of_user.get(&stream.user).copied().unwrap_or_default();
+        let taken = Taken { streams: taken.streams + 1, topics: taken.topics + stream.topics.len() };
+        if limits.streams_per_user > 0 && taken.streams > limits.streams_per_user {
             return Err(Refusal::User);
         }
         if limits.topics_per_user > 0 && taken.topics > limits.topics_per_user {
             return Err(Refusal::UserTopics);
         }
-        open.of_user.insert(connected.user.clone(), taken);
-        open.by_number.insert(connected.queue.number(), connected);
+        open.of_user.insert(stream.user.clone(), taken);
+        open.by_number.insert(stream.queue.number(), stream);
         Ok(())
     }
 
@@ -94,7 +94,7 @@ impl Connections {
 
     /// Every stream's queue.
     pub(crate) fn queues(&self) -> Vec<Arc<SendQueue>> {
-        self.open().by_number.values().map(|connected| connected.queue.clone()).collect()
+        self.open().by_number.values().map(|stream| stream.queue.clone()).collect()
     }
 
     /// The queues of the streams whose credentials are revoked: of all streams, or of this one.
@@ -135,10 +135,10 @@ impl Connections {
     /// The slowest streams, slowest first: by how long they have taken nothing, then by the bytes that wait
     /// for them.
     pub(crate) fn slowest(&self, top: usize) -> Slowest {
-        let connected: Vec<OpenStream> = self.open().by_number.values().cloned().collect();
+        let streams: Vec<OpenStream> = self.open().by_number.values().cloned().collect();
         let now = Instant::now();
         let mut loads: Vec<(Load, &OpenStream)> =
-            connected.iter().map(|one| (one.queue.load(now), one)).collect();
+            streams.iter().map(|one| (one.queue.load(now), one)).collect();
         loads.sort_by_key(|(load, _)| std::cmp::Reverse(load.weight()));
         Slowest {
             open: loads.len(),
@@ -175,13 +175,13 @@ struct Stream {
 }
 
 impl Stream {
-    fn of(connected: &OpenStream, load: Load) -> Self {
+    fn of(stream: &OpenStream, load: Load) -> Self {
         Self {
-            number: connected.queue.number(),
-            user: connected.user.clone(),
-            topics: connected.topics.iter().map(ToString::to_string).collect(),
-            peer: connected.peer.to_string(),
-            since: connected.since.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+            number: stream.queue.number(),
+            user: stream.user.clone(),
+            topics: stream.topics.iter().map(ToString::to_string).collect(),
+            peer: stream.peer.to_string(),
+            since: stream.since.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
             queued_bytes: load.queued_bytes,
             sent_bytes: load.taken_bytes,
             stuck_ms: load.stuck.as_millis().try_into().unwrap_or(u64::MAX),
@@ -195,7 +195,7 @@ mod tests {
     use crate::sse::queue::send_queue::SendLimits;
     use tokio_util::sync::CancellationToken;
 
-    fn connected(number: u64, user: &UserId) -> OpenStream {
+    fn stream(number: u64, user: &UserId) -> OpenStream {
         let limits = SendLimits { queued_bytes: 1000, expires_at: None };
         let queue = SendQueue::new(number, limits, None, CancellationToken::new());
         OpenStream {
@@ -210,30 +210,29 @@ mod tests {
 
     #[test]
     fn a_user_has_so_many_streams_and_all_users_together_so_many() {
-        let all = Connections::default();
-        let limits = ConnectionLimits { connections: 3, connections_per_user: 2, topics_per_user: 0 };
+        let all = OpenStreams::default();
+        let limits = StreamLimits { streams: 3, streams_per_user: 2, topics_per_user: 0 };
         let user = |name| UserId::new(name).expect("a user");
         let (ann, bob) = (&user("auth0|ann"), &user("17"));
-        assert_eq!(all.admit(connected(1, ann), limits), Ok(()));
-        assert_eq!(all.admit(connected(2, ann), limits), Ok(()));
-        assert_eq!(all.admit(connected(3, ann), limits), Err(Refusal::User));
-        assert_eq!(all.admit(connected(4, bob), limits), Ok(()));
-        assert_eq!(all.admit(connected(5, bob), limits), Err(Refusal::Full));
+        assert_eq!(all.admit(stream(1, ann), limits), Ok(()));
+        assert_eq!(all.admit(stream(2, ann), limits), Ok(()));
+        assert_eq!(all.admit(stream(3, ann), limits), Err(Refusal::User));
+        assert_eq!(all.admit(stream(4, bob), limits), Ok(()));
+        assert_eq!(all.admit(stream(5, bob), limits), Err(Refusal::Full));
         all.remove(1);
         all.remove(1);
-        assert_eq!(all.admit(connected(6, ann), limits), Ok(()));
-        let unlimited =
-            ConnectionLimits { connections: 100, ..ConnectionLimits { connections_per_user: 0, ..limits } };
-        assert_eq!(all.admit(connected(7, ann), unlimited), Ok(()));
+        assert_eq!(all.admit(stream(6, ann), limits), Ok(()));
+        let unlimited = StreamLimits { streams: 100, ..StreamLimits { streams_per_user: 0, ..limits } };
+        assert_eq!(all.admit(stream(7, ann), unlimited), Ok(()));
     }
 
     #[test]
     fn a_user_has_so_many_topics_in_all_of_their_streams() {
-        let all = Connections::default();
-        let limits = ConnectionLimits { connections: 9, connections_per_user: 0, topics_per_user: 5 };
+        let all = OpenStreams::default();
+        let limits = StreamLimits { streams: 9, streams_per_user: 0, topics_per_user: 5 };
         let user = UserId::new("ann").expect("a user");
         let topics: Arc<[Topic]> = ["a", "b"].map(|name| Topic::new(name).expect("a topic")).into();
-        let with_topics = |number| OpenStream { topics: topics.clone(), ..connected(number, &user) };
+        let with_topics = |number| OpenStream { topics: topics.clone(), ..stream(number, &user) };
         assert_eq!(all.admit(with_topics(1), limits), Ok(()));
         assert_eq!(all.admit(with_topics(2), limits), Ok(()));
         assert_eq!(all.admit(with_topics(3), limits), Err(Refusal::UserTopics));
@@ -246,19 +245,16 @@ mod tests {
 
     #[test]
     fn for_room_the_slowest_are_cut_off_and_no_more_than_needed() {
-        let (all, budget) = (Connections::default(), ByteBudget::new(100));
+        let (all, budget) = (OpenStreams::default(), ByteBudget::new(100));
         let user = UserId::new("ann").expect("a user");
         let queues: Vec<Arc<SendQueue>> = (1..=4)
             .map(|number| {
-                let one = connected(number, &user);
+                let one = stream(number, &user);
                 let bytes = vec![b'x'; usize::try_from(number).expect("a number") * 20];
                 one.queue.put_bytes(budget.hold(bytes.into()));
                 let queue = one.queue.clone();
-                all.admit(
-                    one,
-                    ConnectionLimits { connections: 9, connections_per_user: 0, topics_per_user: 0 },
-                )
-                .expect("room");
+                all.admit(one, StreamLimits { streams: 9, streams_per_user: 0, topics_per_user: 0 })
+                    .expect("room");
                 queue
             })
             .collect();
@@ -275,11 +271,11 @@ mod tests {
 
     #[test]
     fn the_slowest_stream_is_told_first() {
-        let all = Connections::default();
+        let all = OpenStreams::default();
         for number in 1..=3 {
-            let one = connected(number, &UserId::new("ann").expect("a user"));
+            let one = stream(number, &UserId::new("ann").expect("a user"));
             one.queue.put_bytes(vec![b'x'; usize::try_from(number).expect("a number") * 10].into());
-            all.admit(one, ConnectionLimits { connections: 9, connections_per_user: 0, topics_per_user: 0 })
+            all.admit(one, StreamLimits { streams: 9, streams_per_user: 0, topics_per_user: 0 })
                 .expect("room");
         }
         let answer = serde_json::to_value(all.slowest(2)).expect("JSON");

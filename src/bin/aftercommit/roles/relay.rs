@@ -86,7 +86,6 @@ pub(crate) async fn serve(
     let operations = http::operations(registry, readiness);
     let server = Server::new(application, operations, limits, &config.http, door)?;
     let mut publisher = Publisher::new(config.redis.clone(), &config.relay.name, config.relay.chunk_size)
-        .that_claims_keys()
         .with_metrics(metrics.clone())
         .with_state(state.clone());
     let retention = Duration::from_secs(config.outbox.retention_seconds);
