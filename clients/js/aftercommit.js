@@ -6,7 +6,8 @@
 // close, crash or hang, and two may lead at once: no tab loses an event, and none takes it twice.
 
 // Positive if the first place is the later one. A place is `<epoch>-<seq>`; none is after all others.
-const order = new Intl.Collator("en", { numeric: true }).compare;
+// (`kn` compares digits as numbers.)
+const order = new Intl.Collator("en-u-kn").compare;
 
 // What stands for a topic in the id of a stream: its 64-bit FNV-1a hash, folded to 32 bits.
 const tagOf = (topic) => {
@@ -73,8 +74,7 @@ export const connect = ({
 
   const take = ({ tag, from, id, type, data, status }) => {
     const [topic, place] = places.get(tag);
-    // A leader that hung may tell of a reset that is long over: no tab goes back for it.
-    const later = order(place, id) > 0 && place || id;
+    const step = order(id, place ?? from);
     const each = (handler, value) => queues.get(tag).forEach((queue) => queue(handler, value));
     const value = data && JSON.parse(data);
     if (status) {
@@ -83,13 +83,15 @@ export const connect = ({
       places.delete(tag);
     } else if (type == "reset") {
       each("refetch", value.reason);
-      places.set(tag, [topic, later]);
+      // A leader that hung may tell of a reset that is long over: no tab goes back for it, but where the
+      // server does not know the place (`unknown_id`, the last reason). Then another log may have begun.
+      if (step >= 0 || value.reason > "u") places.set(tag, [topic, id]);
     } else if (order(from, place) > 0) {
       ask(true);
     } else {
       if (!place) each("refetch", "start");
-      if (type && order(id, place ?? from) > 0) each("onEvent", { topic, type, id, data: value });
-      places.set(tag, [topic, later]);
+      if (type && step > 0) each("onEvent", { topic, type, id, data: value });
+      if (step >= 0) places.set(tag, [topic, id]);
     }
   };
 
@@ -193,10 +195,10 @@ export const connect = ({
             }
           }
         };
-        const { body } = checked(await fetch(url + query, {
+        const answer = await fetch(url + query, {
           signal, credentials: "include", headers: bearer && { Authorization: "Bearer " + bearer },
-        }));
-        await body.pipeThrough(new TextDecoderStream()).pipeTo(new WritableStream({ write }));
+        });
+        await checked(answer).body.pipeThrough(new TextDecoderStream()).pipeTo(new WritableStream({ write }));
       } catch ({ status, headers }) {
         if (status < 500 && status != 429 && (renew || status != 401)) {
           // The server's no is final. Where it may be for one topic of many, finds out for which.

@@ -23,6 +23,7 @@ pub mod reconcile;
 mod requests;
 mod rotation_task;
 pub mod run;
+mod run_error;
 #[cfg(test)]
 mod scripted_sink;
 mod session;

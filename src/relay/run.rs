@@ -8,18 +8,19 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::failure::{self, Failure, Remedy};
+use super::failure::{Failure, Remedy};
 use super::idle::Pace;
 use super::leader::{self, staying_alive};
 use super::monitor::Monitor;
 use super::reconcile::Reconciled;
+use super::run_error::RunError;
 use super::session::{self, SessionError};
 use super::state::{Role, StateHandle};
 use super::step::{Outcome, Rules, Step, StepError};
 use super::{Metrics, PublishError, Settings, Sink, rotation_task, wake};
 use crate::backoff::Backoff;
 use crate::log;
-use crate::postgres::{self, ConnectError, SchemaError};
+use crate::postgres;
 
 /// Added to Postgres's own statement timeout. Without an answer by then, the server is gone.
 const TIMEOUT_MARGIN: Duration = Duration::from_secs(3);
@@ -28,62 +29,6 @@ const TIMEOUT_MARGIN: Duration = Duration::from_secs(3);
 const PAUSE_INTERVAL: Duration = Duration::from_secs(1);
 /// The first wait after a failure. Most failures are over by then: a connection that a restart has broken.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
-
-/// Why a session ended. The loop makes a new one.
-#[derive(Debug, thiserror::Error)]
-enum RunError {
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    #[error(transparent)]
-    Step(#[from] StepError),
-    #[error("Postgres: {}", postgres::error_text(.0))]
-    Database(#[from] sqlx::Error),
-    /// The sink has refused everything for longer than a takeover takes.
-    #[error("the lead is given up, as another relay may reach what this one cannot: {0}")]
-    StoodDown(PublishError),
-}
-
-impl RunError {
-    /// Postgres's own error, if there is one.
-    fn of_postgres(&self) -> Option<&sqlx::Error> {
-        match self {
-            Self::Session(SessionError::Connect(ConnectError::Refused { source, .. }))
-            | Self::Session(SessionError::Outbox(log::Error::Database(source)))
-            | Self::Session(SessionError::Schema(SchemaError::Database(source)))
-            | Self::Session(SessionError::Database(source))
-            | Self::Step(StepError::Outbox(log::Error::Database(source)))
-            | Self::Database(source) => Some(source),
-            _ => None,
-        }
-    }
-
-    /// Replaces errors about prepared statements that are unknown or exist already: they show that a pooler
-    /// sends one connection's statements to several sessions.
-    fn explained(self) -> Self {
-        let code = self.of_postgres().and_then(|error| error.as_database_error()?.code());
-        match code.as_deref() {
-            Some("42P05" | "26000") => Self::Session(SessionError::Pooled),
-            _ => self,
-        }
-    }
-
-    fn failure(&self) -> Failure {
-        if let Some(error) = self.of_postgres() {
-            return failure::of_postgres(error.as_database_error().and_then(|error| error.code()).as_deref());
-        }
-        match self {
-            Self::Session(SessionError::Connect(ConnectError::Timeout { .. })) => failure::of_postgres(None),
-            Self::Step(StepError::Publish(error)) | Self::StoodDown(error) => error.failure(),
-            Self::Step(StepError::NoAnswer(_)) => failure::TIMEOUT,
-            Self::Step(StepError::Outbox(log::Error::Fenced { .. })) => failure::FENCED,
-            Self::Step(StepError::Outbox(log::Error::StaleReader { .. })) => failure::STALE_READER,
-            Self::Step(StepError::Outbox(_)) | Self::Session(SessionError::Outbox(_)) => failure::CONFLICT,
-            Self::Session(SessionError::ReadOnly | SessionError::ReadsStandby) => failure::READ_ONLY,
-            // Addresses, schemas, poolers: a person's set-up.
-            _ => Failure { class: "setup", remedy: Remedy::Person },
-        }
-    }
-}
 
 /// Delivers the log to `sink` until `shutdown`, through every failure of Postgres and of the sink.
 ///

@@ -9,7 +9,9 @@ use uuid::Uuid;
 
 use aftercommit::event::Topic;
 
-use crate::harness::{Client, Event, Line, Process, TestResult, eventually, keys, new_event, start_redis};
+use crate::harness::{
+    Client, Event, Line, Process, TestResult, Wiring, eventually, keys, new_event, start_redis,
+};
 
 /// Id and `prev` of each entry of a topic's history.
 async fn links(line: &Line, topic: &Topic) -> Vec<(String, String)> {
@@ -68,6 +70,24 @@ async fn each_entry_names_the_event_before_it() {
     let expected = [("1-1", ""), ("1-2", "1-1"), ("1-4", "1-2"), ("1-5", "1-4")];
     assert_eq!(links(&line, &line.topic).await, pairs(&expected));
     assert_eq!(links(&line, &other).await, pairs(&[("1-3", "")]));
+}
+
+/// A relay that knows the event before a silence says so, also where Redis knows it no longer. So clients that
+/// have that event go on without a reset.
+#[tokio::test]
+async fn an_event_after_a_silence_in_which_the_history_expired_names_the_event_before_it() -> TestResult {
+    let relay = vec![("AFTERCOMMIT_REDIS_HISTORY_TTL_SECONDS", "2".to_owned())];
+    let mut line = Line::with(Wiring { relay, ..Wiring::default() }).await;
+    line.append(1).await;
+    line.wait_until_whole().await;
+    eventually("the history has expired", async || links(&line, &line.topic).await.is_empty().then_some(()))
+        .await;
+    line.append(1).await;
+    eventually("the second event", async || (links(&line, &line.topic).await.len() == 1).then_some(())).await;
+    assert_eq!(links(&line, &line.topic).await, pairs(&[("1-2", "1-1")]));
+    let ttl: i64 = line.redis().await.ttl(keys::history(&line.topic)).await?;
+    assert!((1..=2).contains(&ttl), "{ttl}");
+    Ok(())
 }
 
 /// After a total loss of Redis, the relay restores only the events whose checkpoints are still in the log.

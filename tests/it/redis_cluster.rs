@@ -65,8 +65,28 @@ impl Stage {
         clients
     }
 
-    fn keep_committing(&self, until: CancellationToken) -> JoinHandle<u64> {
-        keep_committing(&self.system, &self.topics, until)
+    /// Has events committed to each topic from now on, and waits until its clients receive them.
+    async fn load(&self) -> Load {
+        let (clients, stop) = (self.clients().await, CancellationToken::new());
+        let committing = keep_committing(&self.system, &self.topics, stop.clone());
+        for client in &clients {
+            client.wait_for_events(50).await;
+        }
+        Load { clients, stop, committing }
+    }
+
+    /// Ends the load: every client has everything. Returns how many events each topic has.
+    async fn end(&self, load: &mut Load) -> TestResult<u64> {
+        load.stop.cancel();
+        let committed = (&mut load.committing).await?;
+        self.assert_all_have(&load.clients, committed).await?;
+        Ok(committed)
+    }
+
+    /// The number of entries in a topic's history at this server.
+    async fn length_at(&self, server: usize, topic: &Topic) -> TestResult<u64> {
+        let mut connection = self.cluster.connect_to(server).await.ok_or("no connection")?;
+        Ok(connection.xlen(self.system.redis.keys().history(topic)).await?)
     }
 
     /// Waits until each of these clients has received `more` further events.
@@ -99,6 +119,13 @@ impl Stage {
     }
 }
 
+/// Commits under way, with a client of each topic at each server.
+struct Load {
+    clients: Vec<Client>,
+    stop: CancellationToken,
+    committing: JoinHandle<u64>,
+}
+
 /// Commits 0, 1, 2, … to each topic until told to stop; returns how many.
 fn keep_committing(system: &System, topics: &[Topic], until: CancellationToken) -> JoinHandle<u64> {
     let (database, topics) = (system.database.url().to_owned(), topics.to_vec());
@@ -122,25 +149,16 @@ fn keep_committing(system: &System, topics: &[Topic], until: CancellationToken) 
 #[tokio::test]
 async fn topics_at_all_servers_flow_and_a_message_of_another_program_comes_once() -> TestResult {
     let stage = Stage::new(Cluster::start().await).await;
-    let clients = stage.clients().await;
-    let stop = CancellationToken::new();
-    let committing = stage.keep_committing(stop.clone());
-    for client in &clients {
-        client.wait_for_events(50).await;
-    }
-    stop.cancel();
-    let committed = committing.await?;
-    stage.assert_all_have(&clients, committed).await?;
+    let mut load = stage.load().await;
+    let committed = stage.end(&mut load).await?;
     let keys = stage.system.redis.keys();
     for (at, topic) in stage.topics.iter().enumerate() {
-        let mut connection = stage.cluster.connect_to(at).await.ok_or("no connection")?;
-        let length: u64 = connection.xlen(keys.history(topic)).await?;
-        assert_eq!(length, committed, "the history is at its server");
+        assert_eq!(stage.length_at(at, topic).await?, committed, "the history is at its server");
         // From another server than the topic's.
         let mut elsewhere = stage.cluster.connect_to((at + 1) % 3).await.ok_or("no connection")?;
         let _: () = elsewhere.publish(keys.public(topic), "{\"type\":\"FOREIGN\"}").await?;
     }
-    for client in &clients {
+    for client in &load.clients {
         let events = client.wait_for_events(usize::try_from(committed)? + 1).await;
         assert_eq!(events.last().map(|event| event.event.as_str()), Some("FOREIGN"));
         assert_eq!(events.iter().filter(|event| event.event == "FOREIGN").count(), 1);
@@ -151,37 +169,29 @@ async fn topics_at_all_servers_flow_and_a_message_of_another_program_comes_once(
 #[tokio::test]
 async fn a_client_gets_every_event_once_over_a_failover() -> TestResult {
     let stage = Stage::new(Cluster::start().await).await;
-    let clients = stage.clients().await;
-    let stop = CancellationToken::new();
-    let committing = stage.keep_committing(stop.clone());
-    clients[0].wait_for_events(50).await;
+    let mut load = stage.load().await;
+    let clients = &load.clients;
     stage.cluster.signal(0, "KILL").await;
     stage.cluster.wait_for_failover_of(0).await;
-    stage.wait_for_more(&clients, 50).await;
-    stop.cancel();
-    stage.assert_all_have(&clients, committing.await?).await
+    stage.wait_for_more(clients, 50).await;
+    stage.end(&mut load).await?;
+    Ok(())
 }
 
 /// The replica lacks events that clients have. They are given again, and repeat nothing.
 #[tokio::test]
 async fn a_replica_that_lagged_is_given_what_it_lacks() -> TestResult {
     let stage = Stage::new(Cluster::start().await).await;
-    let clients = stage.clients().await;
-    let stop = CancellationToken::new();
-    let committing = stage.keep_committing(stop.clone());
-    clients[2].wait_for_events(50).await;
+    let mut load = stage.load().await;
+    let clients = &load.clients;
     stage.cluster.cut_off(1, 4).await;
     let reached = clients[2].so_far().len();
     clients[2].wait_for_events(reached + 50).await;
     stage.cluster.signal(1, "KILL").await;
     let new = stage.cluster.wait_for_failover_of(1).await;
-    stage.wait_for_more(&clients, 50).await;
-    stop.cancel();
-    let committed = committing.await?;
-    stage.assert_all_have(&clients, committed).await?;
-    let mut connection = stage.cluster.connect_to(new).await.ok_or("no connection")?;
-    let length: u64 = connection.xlen(stage.system.redis.keys().history(&stage.topics[1])).await?;
-    assert_eq!(length, committed, "the history is whole");
+    stage.wait_for_more(clients, 50).await;
+    let committed = stage.end(&mut load).await?;
+    assert_eq!(stage.length_at(new, &stage.topics[1]).await?, committed, "the history is whole");
     Ok(())
 }
 
@@ -189,18 +199,13 @@ async fn a_replica_that_lagged_is_given_what_it_lacks() -> TestResult {
 #[tokio::test]
 async fn a_server_that_is_emptied_is_given_everything_again() -> TestResult {
     let stage = Stage::new(Cluster::start().await).await;
-    let clients = stage.clients().await;
-    let stop = CancellationToken::new();
-    let committing = stage.keep_committing(stop.clone());
-    clients[2].wait_for_events(50).await;
+    let mut load = stage.load().await;
+    let clients = &load.clients;
     let mut connection = stage.cluster.connect_to(1).await.ok_or("no connection")?;
     let () = redis::cmd("FLUSHALL").query_async(&mut connection).await?;
-    stage.wait_for_more(&clients, 50).await;
-    stop.cancel();
-    let committed = committing.await?;
-    stage.assert_all_have(&clients, committed).await?;
-    let length: u64 = connection.xlen(stage.system.redis.keys().history(&stage.topics[1])).await?;
-    assert_eq!(length, committed, "the history is whole");
+    stage.wait_for_more(clients, 50).await;
+    let committed = stage.end(&mut load).await?;
+    assert_eq!(stage.length_at(1, &stage.topics[1]).await?, committed, "the history is whole");
     Ok(())
 }
 
@@ -209,10 +214,8 @@ async fn the_topics_of_the_other_servers_flow_on_while_one_is_frozen() -> TestRe
     // The others take commands without it.
     let cluster = Cluster::with(&[("cluster-require-full-coverage", "no")]).await;
     let stage = Stage::new(cluster).await;
-    let clients = stage.clients().await;
-    let stop = CancellationToken::new();
-    let committing = stage.keep_committing(stop.clone());
-    clients[0].wait_for_events(50).await;
+    let mut load = stage.load().await;
+    let clients = &load.clients;
     // Nobody takes its place.
     stage.cluster.signal(3, "KILL").await;
     stage.cluster.signal(0, "STOP").await;
@@ -226,9 +229,7 @@ async fn the_topics_of_the_other_servers_flow_on_while_one_is_frozen() -> TestRe
     assert_eq!(clients[0].so_far().len(), stopped_at, "its topic waits");
     stage.cluster.signal(0, "CONT").await;
     clients[0].wait_for_events(stopped_at + 200).await;
-    stop.cancel();
-    let committed = committing.await?;
-    stage.assert_all_have(&clients, committed).await?;
+    stage.end(&mut load).await?;
     let whole = async || {
         let behind = metric_of(&stage.relay, "aftercommit_relay_redis_servers_behind").await;
         (behind == 0).then_some(())
@@ -241,10 +242,8 @@ async fn the_topics_of_the_other_servers_flow_on_while_one_is_frozen() -> TestRe
 async fn a_relay_that_starts_while_a_server_is_away_delivers_the_topics_of_the_others() -> TestResult {
     let cluster = Cluster::with(&[("cluster-require-full-coverage", "no")]).await;
     let mut stage = Stage::new(cluster).await;
-    let clients = stage.clients().await;
-    let stop = CancellationToken::new();
-    let committing = stage.keep_committing(stop.clone());
-    clients[0].wait_for_events(50).await;
+    let mut load = stage.load().await;
+    let clients = &load.clients;
     stage.cluster.signal(3, "KILL").await;
     stage.cluster.signal(0, "STOP").await;
     let relay = stage.system.start("relay").await;
@@ -253,24 +252,21 @@ async fn a_relay_that_starts_while_a_server_is_away_delivers_the_topics_of_the_o
     stage.cluster.signal(0, "CONT").await;
     let reached = clients[0].so_far().len();
     clients[0].wait_for_events(reached + 100).await;
-    stop.cancel();
-    let committed = committing.await?;
-    stage.assert_all_have(&clients, committed).await
+    stage.end(&mut load).await?;
+    Ok(())
 }
 
 #[tokio::test]
 async fn slots_move_under_load_and_nothing_is_lost_or_repeated() -> TestResult {
     let stage = Stage::new(Cluster::start().await).await;
-    let clients = stage.clients().await;
-    let stop = CancellationToken::new();
-    let committing = stage.keep_committing(stop.clone());
-    clients[0].wait_for_events(50).await;
+    let mut load = stage.load().await;
+    let clients = &load.clients;
     for (from, to) in [(0, 1), (1, 2), (2, 0), (0, 2)] {
         stage.cluster.move_slot(&stage.topics[0], from, to).await;
-        stage.wait_for_more(&clients, 50).await;
+        stage.wait_for_more(clients, 50).await;
     }
-    stop.cancel();
-    stage.assert_all_have(&clients, committing.await?).await
+    stage.end(&mut load).await?;
+    Ok(())
 }
 
 /// Two services with a database and a relay each, three SSE servers, one cluster: kept apart by namespace.
@@ -287,20 +283,17 @@ async fn several_databases_share_one_cluster() -> TestResult {
     let relay = other.start("relay").await;
     let sse = other.start("sse").await;
     let token = other.token_with(Uuid::new_v4(), Duration::from_secs(3600), &[&format!("{prefix}*")]);
-    let clients = first.clients().await;
     let mut other_clients = Vec::new();
     for topic in &other_topics {
         other_clients.push(Client::open(&sse.url(&format!("/streams/{topic}")), &token).await);
     }
-    let stop = CancellationToken::new();
-    let committing = first.keep_committing(stop.clone());
-    let committing_elsewhere = keep_committing(&other, &other_topics, stop.clone());
-    for client in clients.iter().chain(&other_clients) {
+    let mut load = first.load().await;
+    let committing = keep_committing(&other, &other_topics, load.stop.clone());
+    for client in load.clients.iter().chain(&other_clients) {
         client.wait_for_events(100).await;
     }
-    stop.cancel();
-    first.assert_all_have(&clients, committing.await?).await?;
-    let committed = committing_elsewhere.await?;
+    first.end(&mut load).await?;
+    let committed = committing.await?;
     for client in &other_clients {
         let events = client.wait_for_events(usize::try_from(committed)?).await;
         assert_eq!(numbers(&events), (0..committed).collect::<Vec<_>>(), "{}", relay.log());
@@ -327,14 +320,10 @@ async fn the_story_runs_under_the_printed_rights_and_doctor_finds_nothing_wrong(
     let url = cluster.url();
     let url_of = |user: &str| url.replace("app:of-the-cluster", &format!("{user}:secret"));
     let mut stage = Stage::with(cluster, system.set("REDIS_URL", &url_of("relay")), &url_of("sse")).await;
-    let clients = stage.clients().await;
-    let stop = CancellationToken::new();
-    let committing = stage.keep_committing(stop.clone());
-    stage.wait_for_more(&clients, 20).await;
+    let mut load = stage.load().await;
     stage.cluster.move_slot(&stage.topics[0], 0, 1).await;
-    stage.wait_for_more(&clients, 20).await;
-    stop.cancel();
-    stage.assert_all_have(&clients, committing.await?).await?;
+    stage.wait_for_more(&load.clients, 20).await;
+    stage.end(&mut load).await?;
     for (user, role) in [("relay", "relay"), ("sse", "sse"), ("operator", "operator")] {
         stage.system.set_again("REDIS_URL", &url_of(user));
         let found = stdout(&cli(stage.system.settings(), &["doctor", "--role", role]).await);

@@ -43,9 +43,20 @@ pub(super) struct Receiver<'a> {
 /// A topic of a chunk, as the script takes it.
 struct TopicArguments<'a> {
     topic: &'a Topic,
-    /// The id of the topic's event before the chunk; `None` if the script has to look it up, and to set the
-    /// history's TTL.
+    /// The id of the topic's event before the chunk; `None` if the script has to look it up.
     prev: Option<StreamId>,
+    ttl_is_due: bool,
+}
+
+impl TopicArguments<'_> {
+    /// The previous event, and whether the TTL is due. The TTL of an unknown topic always is.
+    fn before(&self) -> String {
+        match self.prev {
+            None => "?".to_owned(),
+            Some(prev) if self.ttl_is_due => format!("?{prev}"),
+            Some(prev) => prev.to_string(),
+        }
+    }
 }
 
 /// What all calls of one publisher share.
@@ -83,11 +94,10 @@ impl<'p> Caller<'p> {
             .arg(to.known)
             .arg(to.untold.map_or_else(String::new, |untold| untold.to_string()))
             .arg(topics.len());
-        for TopicArguments { topic, prev } in &topics {
-            call.arg(self.keys.public(topic))
-                .arg(prev.map_or_else(|| "?".to_owned(), |prev| prev.to_string()));
+        for topic in &topics {
+            call.arg(self.keys.public(topic.topic)).arg(topic.before());
             if to.is_of_cluster {
-                call.arg(self.keys.history(topic));
+                call.arg(self.keys.history(topic.topic));
             }
         }
         // As in the script.
@@ -117,9 +127,8 @@ impl<'p> Caller<'p> {
                 topics.push(TopicArguments {
                     topic: &event.topic,
                     // If a chunk is published once more, the head may be this event's own id, or a later one.
-                    prev: head
-                        .filter(|head| head.last < *id && !self.heads.ttl_is_due(Some(*head), self.now))
-                        .map(|head| head.last),
+                    prev: head.map(|head| head.last).filter(|last| last < id),
+                    ttl_is_due: self.heads.ttl_is_due(head, self.now),
                 });
                 topics.len()
             });

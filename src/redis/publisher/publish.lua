@@ -25,8 +25,8 @@
 -- ARGV[11]  number of topics
 -- then two for each topic, and in a cluster three:
 --           its public channel
---           the id of its previous event; '' if there is none; '?' if the relay does not know it, or the
---           history's TTL is due
+--           the id of its previous event; behind a '?' if the history's TTL is due; '?' alone if the relay
+--           does not know the event
 --           its history stream
 -- then eight for each event:
 --           index of its topic; its id; event uuid; type; payload; about how many entries the history keeps;
@@ -183,12 +183,16 @@ local function prepare(t, stream, public, id)
   local live = beside(stream, 'live')
   local refused = forbidden(live, public)
   if refused then return refused end
-  if not prevs[t] then prevs[t] = ARGV[13 + (t - 1) * a_topic] end
-  if prevs[t] == '?' then
-    local prev, err = previous(stream, beside(stream, 'begun'), id)
-    if err then return err end
-    prevs[t], needs_ttl[t] = prev, true
+  local prev = prevs[t] or ARGV[13 + (t - 1) * a_topic]
+  if string.sub(prev, 1, 1) == '?' then
+    prev, needs_ttl[t] = string.sub(prev, 2), true
+    if prev == '' then
+      local err
+      prev, err = previous(stream, beside(stream, 'begun'), id)
+      if err then return err end
+    end
   end
+  prevs[t] = prev
   lives[t] = live
 end
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::history_feed::{Fed, FeedError, HistoryFeed};
 use super::opening::Opening;
 use crate::backoff::Backoff;
-use crate::sse::history::log_of_redis::{ASKED_EVERY, NoAnswer};
+use crate::sse::history::log_of_redis::{ANSWER_KEPT, ASKED_EVERY, NoAnswer};
 use crate::sse::history::repair_wait::{RepairWait, between_reads};
 use crate::sse::queue::send_queue::{Put, StreamTopic};
 use crate::sse::shared::Shared;
@@ -85,21 +85,45 @@ impl CatchUp {
     /// client begins. A token of another log would hide events of this one.
     async fn check_token(&mut self) -> StartAt {
         let Some(resume) = self.stream.resume.clone() else { return self.asked };
-        let reason = loop {
-            match self.shared.log.get(&self.shared.history).await {
+        if let StartAt::Reset(_) = self.asked {
+            // The client fetches its state anew, so the token is about an older one.
+            return self.without_token(self.asked);
+        }
+        let is_new = self.asked == StartAt::Resume;
+        let mut has_events = false;
+        loop {
+            let wait = match self.shared.log.get(&self.shared.history).await {
                 Ok(Some(log)) if log == resume.log() => return self.asked,
-                Ok(Some(_)) => break ResetReason::BadToken,
-                Err(NoAnswer) => break ResetReason::JoinedLate,
-                // No relay has published since this Redis was empty, so there is no event to wait for yet.
+                Ok(Some(_)) if is_new => return self.without_token(StartAt::Reset(ResetReason::BadToken)),
+                Ok(Some(_)) => return self.without_token(self.asked),
+                // The token was judged when the client was given its place.
+                Ok(None) if !is_new => return self.asked,
+                // These events have lost their owner, so nothing judges the token.
+                Ok(None) if has_events => return self.without_token(StartAt::Reset(ResetReason::JoinedLate)),
                 Ok(None) => {
-                    self.opening.report();
-                    tokio::time::sleep(ASKED_EVERY).await;
+                    has_events = self.has_events().await;
+                    ASKED_EVERY
                 }
-            }
-        };
+                Err(NoAnswer) if is_new => {
+                    return self.without_token(StartAt::Reset(ResetReason::JoinedLate));
+                }
+                // The client has its place, and without Redis there is nothing new behind it.
+                Err(NoAnswer) => ANSWER_KEPT,
+            };
+            self.opening.report();
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Whether the topic's history holds an event, or cannot be read.
+    async fn has_events(&self) -> bool {
+        self.shared.history.newest(&self.topic.topic, 1).await.map_or(true, |newest| !newest.is_empty())
+    }
+
+    fn without_token(&mut self, start: StartAt) -> StartAt {
         self.stream.resume = None;
         self.feed = HistoryFeed::new(self.shared.clone(), self.topic.clone(), self.stream.clone());
-        if self.asked == StartAt::Resume { StartAt::Reset(reason) } else { self.asked }
+        start
     }
 
     /// Turns the start into a cursor and tells the client. Returns `None` if the client is gone.

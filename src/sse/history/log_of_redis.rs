@@ -9,7 +9,7 @@ use crate::event::LogId;
 use crate::redis::History;
 
 /// How long an answer is used: ten thousand pages that load at once make one question.
-const ANSWER_KEPT: Duration = Duration::from_secs(1);
+pub(crate) const ANSWER_KEPT: Duration = Duration::from_secs(1);
 /// How often Redis is asked as long as it names no log. A client waits for its first event by so much longer.
 pub(crate) const ASKED_EVERY: Duration = Duration::from_millis(200);
 /// How long a client waits for the answer.
