@@ -379,8 +379,8 @@ impl<'a> World<'a> {
     }
 }
 
-/// Runs the campaign on a database and returns the first violation, with the moves that lead to it, shrunk in at
-/// most so many tries.
+/// Runs the campaign on a database and returns the first violation, with the moves that lead to it. Shrinks
+/// them in at most `max_shrink_iters` tries.
 fn campaign(database: &Database, cases: u32, max_shrink_iters: u32) -> Result<(), String> {
     let runtime = tokio::runtime::Handle::current();
     let config = Config { cases, max_shrink_iters, failure_persistence: None, ..Config::default() };
