@@ -92,7 +92,7 @@ pub(crate) struct Work {
 }
 
 impl Shared {
-    /// The shared state before the first stream. Starts the connection to Redis and the threads of the streams.
+    /// The shared state before the first stream. Starts the connection to Redis and the streams' threads.
     ///
     /// # Errors
     /// The kernel's own, where there is no room for a thread or its files.

@@ -178,8 +178,8 @@ async fn a_token_that_proves_nothing_is_a_reset_with_its_reason() -> TestResult 
     Ok(())
 }
 
-/// As long as Redis names no log, nobody knows which tokens are good. Events must wait for that, or a token of
-/// another log hides them.
+/// As long as Redis names no log, nobody knows which tokens are good. Events must wait for that, or a token
+/// of another log hides them.
 #[tokio::test]
 async fn tokens_are_judged_also_on_pages_that_were_open_before_any_event() -> TestResult {
     let system = System::new().await;

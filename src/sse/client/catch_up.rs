@@ -117,7 +117,7 @@ impl CatchUp {
 
     /// Whether the topic's history holds an event, or cannot be read.
     async fn has_events(&self) -> bool {
-        self.shared.history.newest(&self.topic.topic, 1).await.map_or(true, |newest| !newest.is_empty())
+        self.shared.history.absence(&self.topic.topic).await.map_or(true, |absence| absence.is_none())
     }
 
     fn without_token(&mut self, start: StartAt) -> StartAt {
