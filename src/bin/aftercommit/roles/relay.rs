@@ -12,7 +12,7 @@ use aftercommit::http::{self, Check, Limits, OperatorGate, Readiness, Server, no
 use aftercommit::log;
 use aftercommit::outbox;
 use aftercommit::redis::Publisher;
-use aftercommit::relay::{self, Metrics, Role, State, StateHandle};
+use aftercommit::relay::{self, BacklogStatus, Metrics, Role, State, StateHandle};
 use aftercommit::revocations;
 
 use super::preflight;
@@ -66,40 +66,19 @@ pub(crate) async fn serve(
     preflight::redis(&config.redis).await?;
     let metrics = Metrics::register(&mut registry);
     let state = StateHandle::default();
-    let (asked, limit) = (state.clone(), Duration::from_secs(config.relay.ready_max_pending_seconds));
-    let readiness = Readiness::new(move || {
-        std::future::ready(checks(&asked.get(), limit).into_iter().chain(super::traces()).collect())
-    });
-    let console = Console::new(console::Parts {
-        relay: config.relay.name.clone(),
-        pending_limit: limit,
-        state: state.clone(),
-        gate: gate.clone(),
-        database: config.database.clone(),
-        neighbours: neighbours(config),
-        streams: streams(config),
-    })?;
-    let revoking = revocations::admin(console.pool())
-        .layer(axum::middleware::from_fn_with_state(gate, http::operators_only));
-    let application = Router::new().fallback(no_route).merge(console.router()).merge(revoking);
+    let console = console(config, &state, gate.clone())?;
+    let operations = http::operations(registry, readiness(config, &state));
     let limits = Limits { connections: CONNECTIONS, ..Limits::default() };
-    let operations = http::operations(registry, readiness);
-    let server = Server::new(application, operations, limits, &config.http, door)?;
-    let mut publisher = Publisher::new(config.redis.clone(), &config.relay.name, config.relay.chunk_size)
-        .with_metrics(metrics.clone())
-        .with_state(state.clone());
-    let retention = Duration::from_secs(config.outbox.retention_seconds);
+    let server = Server::new(application(&console, gate), operations, limits, &config.http, door)?;
     // The relay stops first, so that health is served while it finishes its step.
     let stop_http = CancellationToken::new();
     let http_task = tokio::spawn(server.serve(listener, stop_http.clone()));
     let console_task = tokio::spawn(console.run(stop_http.clone()));
     let stopping = notifier.serving(&shutdown).await;
-    let watched = state.clone();
-    let (settings, database) = (&config.relay, &config.database);
     tokio::select! {
-        () = relay::run(settings, database, retention, &mut publisher, &metrics, &state, shutdown) => {}
+        () = deliver(config, &metrics, &state, shutdown) => {}
         // In the task of the relay's loop: if the loop is blocked, so are the keepalives.
-        () = notifier.watch(async || watched.wait_for_progress().await, || sentence(&watched.get())) => {}
+        () = notifier.watch(async || state.wait_for_progress().await, || sentence(&state.get())) => {}
     }
     stop_http.cancel();
     console_task.await?;
@@ -111,6 +90,45 @@ pub(crate) async fn serve(
     }
     stopping.wait().await;
     Ok(())
+}
+
+async fn deliver(config: &Config, metrics: &Metrics, state: &StateHandle, shutdown: CancellationToken) {
+    let mut publisher = Publisher::new(config.redis.clone(), &config.relay.name, config.relay.chunk_size)
+        .with_metrics(metrics.clone())
+        .with_state(state.clone());
+    let retention = Duration::from_secs(config.outbox.retention_seconds);
+    let (settings, database) = (&config.relay, &config.database);
+    relay::run(settings, database, retention, &mut publisher, metrics, state, shutdown).await;
+}
+
+/// The largest age of the oldest pending event at which the relay is ready.
+fn pending_limit(config: &Config) -> Duration {
+    Duration::from_secs(config.relay.ready_max_pending_seconds)
+}
+
+fn readiness(config: &Config, state: &StateHandle) -> Readiness {
+    let (state, limit) = (state.clone(), pending_limit(config));
+    Readiness::new(move || {
+        std::future::ready(checks(&state.get(), limit).into_iter().chain(super::traces()).collect())
+    })
+}
+
+fn console(config: &Config, state: &StateHandle, gate: OperatorGate) -> Result<Console> {
+    Ok(Console::new(console::Parts {
+        relay: config.relay.name.clone(),
+        pending_limit: pending_limit(config),
+        state: state.clone(),
+        gate,
+        database: config.database.clone(),
+        neighbours: neighbours(config),
+        streams: streams(config),
+    })?)
+}
+
+fn application(console: &Console, gate: OperatorGate) -> Router {
+    let revoking = revocations::admin(console.pool())
+        .layer(axum::middleware::from_fn_with_state(gate, http::operators_only));
+    Router::new().fallback(no_route).merge(console.router()).merge(revoking)
 }
 
 /// The state of Redis and of the SSE server, for the operator's page.
@@ -164,31 +182,35 @@ fn checks(state: &State, limit: Duration) -> Vec<Check> {
         };
         checks.push(Check::of("listener", listener));
     }
-    if let Some(status) = &state.backlog {
-        let leader = if status.has_leader {
-            Ok("a relay of this name leads")
-        } else {
-            Err("no relay of this name leads")
-        };
-        checks.push(Check::of("leader", leader));
-        // Everybody can read this answer. The operator and the reason are shown only to users who may read
-        // the log.
-        let paused = match status.paused {
-            Some(_) => Err("paused by an operator: `aftercommit status` tells by whom and why"),
-            None => Ok("no"),
-        };
-        checks.push(Check::of("paused", paused));
-        let log = status.contradiction.as_ref().map_or(Ok("fits the position"), |rows| {
-            Err(format!(
-                "the log contradicts the position: {rows}; stop the relays and run `aftercommit rebase`"
-            ))
-        });
-        checks.push(Check::of("log", log));
-        checks.push(Check::of("pending", pending(status.oldest_pending, limit)));
-    } else {
-        checks.push(Check::of("pending", Err::<String, _>("the age of the oldest pending event is unknown")));
+    match &state.backlog {
+        Some(backlog) => checks.extend(backlog_checks(backlog, limit)),
+        None => checks
+            .push(Check::of("pending", Err::<String, _>("the age of the oldest pending event is unknown"))),
     }
     checks
+}
+
+fn backlog_checks(backlog: &BacklogStatus, limit: Duration) -> [Check; 4] {
+    let leader = if backlog.has_leader {
+        Ok("a relay of this name leads")
+    } else {
+        Err("no relay of this name leads")
+    };
+    // Everybody can read this answer. The operator and the reason are shown only to users who may read the
+    // log.
+    let paused = match backlog.paused {
+        Some(_) => Err("paused by an operator: `aftercommit status` tells by whom and why"),
+        None => Ok("no"),
+    };
+    let log = backlog.contradiction.as_ref().map_or(Ok("fits the position"), |rows| {
+        Err(format!("the log contradicts the position: {rows}; stop the relays and run `aftercommit rebase`"))
+    });
+    [
+        Check::of("leader", leader),
+        Check::of("paused", paused),
+        Check::of("log", log),
+        Check::of("pending", pending(backlog.oldest_pending, limit)),
+    ]
 }
 
 fn delivery(state: &State, limit: Duration) -> Result<String, String> {

@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use axum::Router;
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use aftercommit::auth::{Revocations, Verifier};
 use aftercommit::http::{self, Check, Limits, OperatorGate, Origins, Readiness, Server};
 use aftercommit::pluralize::pluralize;
+use aftercommit::postgres::Pool;
 use aftercommit::revocations::{self, Watch};
 use aftercommit::sse::{self, Hub, Metrics};
 use aftercommit::{streams, uploads};
@@ -42,53 +45,18 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
     notifier: Notifier,
 ) -> Result<()> {
-    let revocations = Revocations::unread();
-    let verifier = Arc::new(Verifier::new(&config.jwt)?.with_revocations(revocations.clone()));
     open_files::raise(open_files::of_streams(config))?;
     let mut registry = telemetry::registry("sse");
     let door = http::Metrics::register(&mut registry);
     let gate = OperatorGate::new(&config.operator, door.clone())?;
+    let parts = Parts::new(config, &mut registry)?;
     // No schema is checked: streams of plain topics need none, and those of uploads report a missing one.
     preflight::postgres(&config.database, ROLE, &[]).await?;
     preflight::redis(&config.redis).await?;
-    let pool = config.database.lazy_pool(ROLE)?;
-    pool.register(&mut registry);
-    let metrics = Metrics::register(&mut registry);
-    let (settings, relay) = (config.sse.clone(), &config.relay.name);
-    let hub = Hub::new(settings, &config.redis, uploads::naming, relay, revocations, metrics.clone())
-        .context("cannot start the threads that write streams")?;
-    let revoking = hub.clone();
-    let watch = Watch::new(pool.clone(), config.database.clone(), move |list| revoking.revoke(list));
-    watch.register(&mut registry);
-    let (asked, checked, open) = (hub.clone(), verifier.clone(), metrics.clone());
-    let room = config.sse.max_connections;
-    let watched = watch.clone();
-    let readiness = Readiness::new(move || {
-        let (hub, revocations) = (asked.clone(), watched.check());
-        let keys = checked.readiness();
-        let connections = connections(open.connections.get(), room);
-        async move {
-            let own = [check("redis", hub.ping()).await, draining(&hub), connections, revocations];
-            own.into_iter().chain(keys).chain(super::traces()).collect()
-        }
-    });
-    let origins = Origins::new(&config.sse.cors_origins)?;
-    let of_any_topic = streams::StreamsState::new(hub.clone(), verifier.clone());
-    let of_uploads = uploads::StreamsState::new(hub.clone(), verifier, pool.clone());
-    let for_operators = sse::admin(hub.clone())
-        .merge(revocations::admin(pool.clone()))
-        .layer(axum::middleware::from_fn_with_state(gate, http::operators_only));
-    let application = uploads::streams_router(of_uploads)
-        .merge(streams::router(of_any_topic))
-        .layer(axum::middleware::from_fn_with_state(origins, http::cors))
-        .merge(for_operators);
-    let limits = Limits {
-        connections: config.sse.max_connections + CONNECTIONS_BEYOND_STREAMS,
-        head_bytes: streams::HEAD_BYTES_MAX,
-        ..Limits::default()
-    };
-    let operations = http::operations(registry, readiness);
-    let server = Server::new(application, operations, limits, &config.http, door)?;
+    let operations = http::operations(registry, parts.readiness(config.sse.max_connections));
+    let application = parts.application(config, gate)?;
+    let server = Server::new(application, operations, limits(config), &config.http, door)?;
+    let Parts { hub, watch, pool, metrics, .. } = parts;
     let serving = server.when_full(sse::refuse_when_full(hub.clone())).serve(listener, shutdown.clone());
     watch.read_first().await;
     let stopping = notifier.serving(&shutdown).await;
@@ -105,6 +73,68 @@ pub(crate) async fn serve(
     pool.close().await;
     stopping.wait().await;
     Ok(())
+}
+
+/// The parts of the process that its routes and its checks share.
+struct Parts {
+    hub: Hub,
+    verifier: Arc<Verifier>,
+    watch: Watch,
+    pool: Pool,
+    metrics: Metrics,
+}
+
+impl Parts {
+    fn new(config: &Config, registry: &mut Registry) -> Result<Self> {
+        let revocations = Revocations::unread();
+        let verifier = Arc::new(Verifier::new(&config.jwt)?.with_revocations(revocations.clone()));
+        let pool = config.database.lazy_pool(ROLE)?;
+        pool.register(registry);
+        let metrics = Metrics::register(registry);
+        let (settings, relay) = (config.sse.clone(), &config.relay.name);
+        let hub = Hub::new(settings, &config.redis, uploads::naming, relay, revocations, metrics.clone())
+            .context("cannot start the threads that write streams")?;
+        let revoking = hub.clone();
+        let watch = Watch::new(pool.clone(), config.database.clone(), move |list| revoking.revoke(list));
+        watch.register(registry);
+        Ok(Self { hub, verifier, watch, pool, metrics })
+    }
+
+    fn readiness(&self, room: usize) -> Readiness {
+        let Self { hub, verifier, watch, metrics, .. } = self;
+        let (hub, verifier, watch, metrics) = (hub.clone(), verifier.clone(), watch.clone(), metrics.clone());
+        Readiness::new(move || {
+            let (hub, revocations) = (hub.clone(), watch.check());
+            let keys = verifier.readiness();
+            let connections = connections(metrics.connections.get(), room);
+            async move {
+                let own = [check("redis", hub.ping()).await, draining(&hub), connections, revocations];
+                own.into_iter().chain(keys).chain(super::traces()).collect()
+            }
+        })
+    }
+
+    fn application(&self, config: &Config, gate: OperatorGate) -> Result<Router> {
+        let Self { hub, verifier, pool, .. } = self;
+        let origins = Origins::new(&config.sse.cors_origins)?;
+        let of_any_topic = streams::StreamsState::new(hub.clone(), verifier.clone());
+        let of_uploads = uploads::StreamsState::new(hub.clone(), verifier.clone(), pool.clone());
+        let for_operators = sse::admin(hub.clone())
+            .merge(revocations::admin(pool.clone()))
+            .layer(axum::middleware::from_fn_with_state(gate, http::operators_only));
+        Ok(uploads::streams_router(of_uploads)
+            .merge(streams::router(of_any_topic))
+            .layer(axum::middleware::from_fn_with_state(origins, http::cors))
+            .merge(for_operators))
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        connections: config.sse.max_connections + CONNECTIONS_BEYOND_STREAMS,
+        head_bytes: streams::HEAD_BYTES_MAX,
+        ..Limits::default()
+    }
 }
 
 /// The number of streams. A full server stays ready: it serves the clients that it has, and tells others to
