@@ -250,6 +250,9 @@ create table outbox.relay (
   lead_key   bigint      not null
                            default ('x' || right(replace(gen_random_uuid()::text, '-', ''), 16))
                                    ::bit(64)::bigint,
+  -- The log's highest id at the relay's last rebase. Clients may have received events up to it in an earlier
+  -- epoch, also where neither the position nor Redis shows that.
+  rebased_id bigint      not null default 0,
   created_at timestamptz not null default now()
 );
 

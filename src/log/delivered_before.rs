@@ -1,5 +1,5 @@
-//! Rows that the sink already has although no position records their delivery. A rebase finds and records
-//! them.
+//! Rows that the sink already has although no position records their delivery, and rows that it may have had.
+//! A rebase finds and records them.
 
 use std::collections::HashSet;
 
@@ -19,6 +19,17 @@ pub async fn of(connection: &mut PgConnection, relay: &str) -> Result<HashSet<i6
         .fetch_all(connection)
         .await?;
     Ok(ids.into_iter().collect())
+}
+
+/// Returns the highest id that the log had at the relay's last rebase; 0 if there was none. Clients may have
+/// received the rows up to it in an earlier epoch: a Postgres that went back does not know of their delivery,
+/// and a Redis that has lost them does not show it.
+///
+/// # Errors
+/// Fails as [`of`].
+pub async fn rebased_id(connection: &mut PgConnection, relay: &str) -> Result<i64, Error> {
+    let sql = "select rebased_id from outbox.relay where name = $1";
+    Ok(sqlx::query_scalar(sql).bind(relay).fetch_optional(connection).await?.unwrap_or(0))
 }
 
 /// Deletes the records of rows that have left the log.

@@ -261,6 +261,7 @@ impl<'c> Rebase<'c> {
             let Some(from) = checkpoint::newest(&mut self.tx, &relay).await? else { continue };
             let epoch = if is_own { lineage.epoch } else { from.epoch + 1 };
             checkpoint::insert(&mut self.tx, &relay, &from.rebased(epoch)).await?;
+            may_have_arrived(&mut self.tx, &relay).await?;
         }
         Ok(())
     }
@@ -300,6 +301,7 @@ impl<'c> Rebase<'c> {
         sqlx::raw_sql("delete from outbox.checkpoint").execute(&mut *self.tx).await?;
         for (relay, position) in &adopted {
             checkpoint::insert(&mut self.tx, relay, position).await?;
+            may_have_arrived(&mut self.tx, relay).await?;
             // A replay that was interrupted goes on with what has been delivered by now, up to its last row.
             sqlx::query(
                 "update outbox.replay set lower = $2::text::pg_snapshot, upper = null
@@ -317,6 +319,27 @@ impl<'c> Rebase<'c> {
         .await?;
         Ok(())
     }
+}
+
+/// Writes down that clients may have received every event of the log, also the parked ones: in the future
+/// that this log has lost, or in an epoch whose end it did not see. Redis shows that only of the events that
+/// it still has. Later rows have higher ids.
+async fn may_have_arrived(tx: &mut PgConnection, relay: &str) -> Result<(), Error> {
+    sqlx::query(
+        "update outbox.relay set rebased_id = (select coalesce(max(e.id), 0) from outbox.event e)
+         where name = $1",
+    )
+    .bind(relay)
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "update outbox.parked set may_have_arrived = true
+         where relay = $1 and settled_as is null and not may_have_arrived",
+    )
+    .bind(relay)
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 /// The snapshot that sees just the numbers in which this bit is set, and the horizon behind all of them.

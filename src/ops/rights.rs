@@ -245,6 +245,7 @@ impl List {
         self.table("delivered_before", &["insert"]);
         // Rows that contradict the position get new ids.
         self.add(Kind::Table, "outbox", "parked", "update", "id");
+        self.add(Kind::Table, "outbox", "parked", "update", "may_have_arrived");
         self.add(Kind::Sequence, "outbox", "event_id_seq", "update", "");
         self.execute(&[SLOT_AFTER]);
     }

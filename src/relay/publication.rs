@@ -20,6 +20,8 @@ pub(super) struct Exceptions {
     held: HashMap<Topic, StreamId>,
     /// Rows that the sink already has, although no position records it.
     delivered_before: HashSet<i64>,
+    /// Clients may have received the rows up to this id in an earlier epoch.
+    rebased_id: i64,
     on_poison: OnPoison,
 }
 
@@ -27,9 +29,10 @@ impl Exceptions {
     pub(super) fn new(
         held: HashMap<Topic, StreamId>,
         delivered_before: HashSet<i64>,
+        rebased_id: i64,
         on_poison: OnPoison,
     ) -> Self {
-        Self { held, delivered_before, on_poison }
+        Self { held, delivered_before, rebased_id, on_poison }
     }
 
     /// Lets the topic's events flow again.
@@ -48,6 +51,10 @@ impl Exceptions {
     /// Whether the event waits behind a parked one of its topic.
     fn holds(&self, delivery: &Delivery<'_>) -> bool {
         self.held.get(&delivery.event.topic).is_some_and(|first| delivery.id > *first)
+    }
+
+    fn may_be_of_an_earlier_epoch(&self, delivery: &Delivery<'_>) -> bool {
+        delivery.event.id <= self.rebased_id
     }
 }
 
@@ -89,7 +96,7 @@ pub(super) async fn publish_batch<S: Sink>(
             Row::Event(event) => {
                 let delivery = Delivery { id: number(i), event };
                 if held.contains(&event.topic) {
-                    let may_have_arrived = !is_first || sink.may_have_taken(delivery.id);
+                    let may_have_arrived = may_have_arrived(sink, exceptions, &delivery, is_first);
                     set_aside.parked.push(parked_of(&delivery, WAITS, may_have_arrived));
                 } else {
                     deliveries.push(delivery);
@@ -166,7 +173,7 @@ pub(super) async fn publish<S: Sink>(
         rest.retain(|delivery| {
             let waits = exceptions.holds(delivery) || held_now.contains(&delivery.event.topic);
             if waits {
-                let may_have_arrived = !is_first || sink.may_have_taken(delivery.id);
+                let may_have_arrived = may_have_arrived(sink, exceptions, delivery, is_first);
                 published.parked.push(parked_of(delivery, WAITS, may_have_arrived));
             }
             !waits
@@ -194,7 +201,7 @@ pub(super) async fn publish<S: Sink>(
             published.has_arrived_before = true;
         } else if exceptions.on_poison == OnPoison::Park {
             // If an earlier try has brought it, the sink has forgotten that since.
-            let may_have_arrived = !is_first || sink.may_have_taken(id);
+            let may_have_arrived = may_have_arrived(sink, exceptions, &refused, is_first);
             tracing::error!(%id, %topic, event = %event_id, %reason, may_have_arrived, "parked");
             published.parked.push(parked_of(&rest.remove(0), &reason, may_have_arrived));
             held_now.insert(topic);
@@ -230,6 +237,16 @@ async fn newest_behind<S: Sink>(
         delivery.id == id && delivery.event.event_id == event && delivery.event.topic == refused.event.topic
     });
     Ok((is_of_batch && id > refused.id).then_some(id))
+}
+
+/// Whether clients may have received an event that is to be parked.
+fn may_have_arrived<S: Sink>(
+    sink: &S,
+    exceptions: &Exceptions,
+    delivery: &Delivery<'_>,
+    is_first: bool,
+) -> bool {
+    !is_first || sink.may_have_taken(delivery.id) || exceptions.may_be_of_an_earlier_epoch(delivery)
 }
 
 fn parked_of(delivery: &Delivery<'_>, reason: &str, may_have_arrived: bool) -> Parked {

@@ -10,7 +10,7 @@ const FIRST: Tries = Tries { handing: Handing::Together, is_first: true };
 fn exceptions(held: &[(&str, u64)], delivered_before: &[i64], on_poison: OnPoison) -> Exceptions {
     let topic = |name: &str| Topic::new(name).expect("a topic");
     let held = held.iter().map(|(name, seq)| (topic(name), StreamId::new(1, *seq))).collect();
-    Exceptions::new(held, delivered_before.iter().copied().collect(), on_poison)
+    Exceptions::new(held, delivered_before.iter().copied().collect(), 0, on_poison)
 }
 
 /// Publishes a row for each topic, under the numbers from 1 on, and returns the rows that are set aside.

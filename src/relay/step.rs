@@ -329,7 +329,8 @@ pub(super) async fn load_exceptions(
 ) -> Result<Exceptions, StepError> {
     let held = answered(rules.timeout, parked::held_topics(writer, &rules.relay)).await?;
     let before = answered(rules.timeout, delivered_before::of(writer, &rules.relay)).await?;
-    Ok(Exceptions::new(held, before, rules.on_poison))
+    let rebased_id = answered(rules.timeout, delivered_before::rebased_id(writer, &rules.relay)).await?;
+    Ok(Exceptions::new(held, before, rebased_id, rules.on_poison))
 }
 
 async fn read_batch(

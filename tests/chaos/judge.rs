@@ -169,11 +169,12 @@ impl<'a> Account<'a> {
         }
         if before != self.numbers {
             let from = self.rows.get(self.from).and_then(|row| row.stream_id);
-            let discarded = id.and_then(|id| self.of.discarded.get(&id));
+            let same = self.rows.iter().find(|row| row.told == told);
+            let discarded = self.of.discarded.iter().find(|(_, given_up)| given_up.told == told);
             let shown = id.map(|id| id.to_string());
             eprintln!(
-                "a client was told {shown:?} (row {place:?}): {}; it was to be told \
-                 from {from:?} on; {discarded:?}",
+                "a client was told {shown:?} (row {place:?}): {}; it was to be told from {from:?} on; the \
+                 same data: {same:?}, {discarded:?}",
                 self.numbers
             );
         }

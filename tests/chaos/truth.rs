@@ -33,14 +33,24 @@ pub(crate) struct Row {
     pub(crate) stream_id: Option<StreamId>,
 }
 
+/// An event that an operator gave up.
+#[derive(Debug)]
+pub(crate) struct Discarded {
+    /// [`payload::mark`] of the data that a client receives, if it was told of the event before that.
+    pub(crate) told: u64,
+    /// Its history as the log has it. It is for the eyes.
+    #[expect(dead_code, reason = "the judge prints it with Debug")]
+    history: String,
+}
+
 /// A topic's events.
 #[derive(Debug, Default)]
 pub(crate) struct ChannelTruth {
     /// In the order in which they were published, without those that an operator gave up. For what writers
     /// wrote that is the order of the log; a replay's copies come between as it happens.
     pub(crate) rows: Vec<Row>,
-    /// Events that an operator gave up, and their histories as the log has them.
-    pub(crate) discarded: HashMap<StreamId, String>,
+    /// Events that an operator gave up, by the ids that they were parked with.
+    pub(crate) discarded: HashMap<StreamId, Discarded>,
     /// The histories in Redis at the end.
     pub(crate) history: Vec<Entry>,
 }
@@ -134,7 +144,8 @@ impl Truth {
                 (row.get::<Option<i64>, _>("epoch"), row.get::<Option<i64>, _>("seq"))
             {
                 let id = StreamId::new(epoch.cast_unsigned(), seq.cast_unsigned());
-                of.discarded.insert(id, row.get("history"));
+                let told = payload::mark(payload::as_told(&text).as_bytes());
+                of.discarded.insert(id, Discarded { told, history: row.get("history") });
                 continue;
             }
             of.rows.push(Row::read(&row, &text, numbers));

@@ -10,6 +10,7 @@ use aftercommit::event::{LogId, StreamId, Topic};
 use aftercommit::log::parked::{self, Action};
 use aftercommit::ops::audit::Operator;
 use aftercommit::ops::parked::{self as requests, RequestError};
+use aftercommit::ops::rebase::{Lineage, Rebase};
 use aftercommit::relay::{Batch, OnPoison, PublishError, Reached, Reconciled, Sink, StepError, failure};
 
 use crate::harness::{Database, Redis, TestResult, database, redis};
@@ -301,6 +302,63 @@ async fn an_event_that_a_repair_could_not_give_back_is_discarded_only_knowingly(
     assert_eq!(relay.drain().await, (2, 0));
     forget_and_refuse(&redis, &topic).await?;
     relay.step.reconcile(&mut relay.publisher).await?;
+    assert_discarded_only_knowingly(&database, &redis, &mut relay, &topic, 2).await
+}
+
+/// Gives the log the next epoch, as `aftercommit rebase` does.
+async fn rebase(database: &Database, redis: &Redis) -> TestResult {
+    let mut log = database.connect().await;
+    let operator = Operator { who: "test".to_owned(), reason: "a test".to_owned() };
+    let rebase = Rebase::begin(&mut log, &redis.relay_name()).await?;
+    let lineage = Lineage { epoch: rebase.position().epoch + 1, is_copy: false };
+    rebase.finish(lineage, &operator, &serde_json::json!({})).await?;
+    Ok(())
+}
+
+/// Neither the position, which went back, nor Redis, which has lost it, shows the delivery.
+#[tokio::test]
+async fn an_event_that_may_have_been_delivered_before_a_rebase_is_discarded_only_knowingly() -> TestResult {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("forgotten");
+    append_together(&database, &topic, 0..2).await?;
+    let mut before = Relay::new(&database, &redis, OnPoison::Park).await;
+    let backup = before.step.position().n;
+    assert_eq!(before.drain().await, (2, 0));
+    drop(before);
+    sqlx::query("delete from outbox.checkpoint where n > $1")
+        .bind(i64::try_from(backup)?)
+        .execute(&mut database.connect().await)
+        .await?;
+    forget_and_refuse(&redis, &topic).await?;
+    rebase(&database, &redis).await?;
+    let later = redis.topic("later");
+    let _: () = redis.connect().await.set(redis.keys().history(&later), "of another type").await?;
+    append_together(&database, &later, 0..1).await?;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    relay.step.reconcile(&mut relay.publisher).await?;
+    assert_eq!(relay.drain().await, (0, 3));
+    assert_discarded_only_knowingly(&database, &redis, &mut relay, &topic, 2).await?;
+    // It was appended after the rebase, so no earlier epoch has it.
+    let (mut log, name) = (database.connect().await, redis.relay_name());
+    let _: () = redis.connect().await.del(redis.keys().history(&later)).await?;
+    parked::request(&mut log, &name, &later, Action::Discard, None).await?;
+    assert!(relay.step.apply_request(&mut relay.publisher).await?);
+    assert_eq!(parked::count(&mut log, &name, &later).await?, 0);
+    Ok(())
+}
+
+/// It may have been released in the time that this Postgres has lost.
+#[tokio::test]
+async fn an_event_that_was_parked_before_a_rebase_is_discarded_only_knowingly() -> TestResult {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("refused");
+    let _: () = redis.connect().await.set(redis.keys().history(&topic), "of another type").await?;
+    append_together(&database, &topic, 0..2).await?;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (0, 2));
+    drop(relay);
+    rebase(&database, &redis).await?;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_discarded_only_knowingly(&database, &redis, &mut relay, &topic, 2).await
 }
 
