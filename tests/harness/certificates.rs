@@ -33,6 +33,18 @@ impl Certificates {
         made
     }
 
+    /// Settings of a Redis with TLS, also to its replicas.
+    pub(crate) fn of_redis(&self, tls_port: u16) -> Vec<(&'static str, String)> {
+        vec![
+            ("tls-port", tls_port.to_string()),
+            ("tls-cert-file", self.text("server.pem")),
+            ("tls-key-file", self.text("server.key")),
+            ("tls-ca-cert-file", self.text("ca.pem")),
+            ("tls-auth-clients", "no".to_owned()),
+            ("tls-replication", "yes".to_owned()),
+        ]
+    }
+
     /// A file: `ca.pem`, `server.pem`, `server.key`, `client.pem` or `client.key`.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)

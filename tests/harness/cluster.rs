@@ -6,6 +6,7 @@ use aftercommit::event::Topic;
 use aftercommit::local::RedisServer;
 use redis::aio::MultiplexedConnection;
 
+use super::certificates::Certificates;
 use super::front::free_port;
 use super::line::start_redis;
 use super::{eventually, redis_settings_of};
@@ -22,6 +23,8 @@ const SLOTS: usize = 16_384;
 pub(crate) struct Cluster {
     /// The primaries at the start, then a replica of each in the same order.
     pub(crate) servers: Vec<RedisServer>,
+    /// The ports for TLS of all servers, if they have any.
+    tls_ports: Vec<u16>,
 }
 
 impl Cluster {
@@ -31,9 +34,30 @@ impl Cluster {
 
     /// With more settings for each server.
     pub(crate) async fn with(more: &[(&'static str, &str)]) -> Self {
+        Self::of_servers(|_at| more.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()).await
+    }
+
+    /// Servers that name each other by the host name of their certificates, and speak TLS among themselves.
+    pub(crate) async fn with_tls(certificates: &Certificates) -> Self {
+        let tls_ports: Vec<u16> = (0..2 * PRIMARIES).map(|_| free_port()).collect();
+        let settings = |at: usize| {
+            let mut settings = certificates.of_redis(tls_ports[at]);
+            let more = [
+                ("tls-cluster", "yes"),
+                ("cluster-announce-hostname", "localhost"),
+                ("cluster-preferred-endpoint-type", "hostname"),
+            ];
+            settings.extend(more.map(|(name, value)| (name, value.to_owned())));
+            settings
+        };
+        let cluster = Self::of_servers(settings).await;
+        Self { tls_ports, ..cluster }
+    }
+
+    async fn of_servers(more: impl Fn(usize) -> Vec<(&'static str, String)>) -> Self {
         let mut servers: Vec<RedisServer> = Vec::new();
         let mut bus_ports = Vec::new();
-        for _ in 0..2 * PRIMARIES {
+        for at in 0..2 * PRIMARIES {
             let bus_port = free_port();
             let mut settings = vec![
                 ("user", format!("{USER} on >{PASSWORD} ~* &* +@all")),
@@ -46,11 +70,11 @@ impl Cluster {
                 ("cluster-node-timeout", "1000".to_owned()),
                 ("cluster-replica-validity-factor", "0".to_owned()),
             ];
-            settings.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
+            settings.extend(more(at));
             servers.push(start_redis(settings, None).await);
             bus_ports.push(bus_port);
         }
-        let cluster = Self { servers };
+        let cluster = Self { servers, tls_ports: Vec::new() };
         cluster.join(&bus_ports).await;
         cluster
     }
@@ -90,6 +114,12 @@ impl Cluster {
     pub(crate) fn url(&self) -> String {
         let hosts: Vec<String> = self.servers.iter().map(|it| format!("127.0.0.1:{}", it.port())).collect();
         format!("redis://{USER}:{PASSWORD}@{}", hosts.join(","))
+    }
+
+    /// The address with all ports for TLS.
+    pub(crate) fn tls_url(&self) -> String {
+        let hosts: Vec<String> = self.tls_ports.iter().map(|port| format!("localhost:{port}")).collect();
+        format!("rediss://{USER}:{PASSWORD}@{}", hosts.join(","))
     }
 
     /// The address of one server.

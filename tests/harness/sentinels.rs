@@ -6,6 +6,7 @@ use aftercommit::local::RedisServer;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
+use super::certificates::Certificates;
 use super::front::free_port;
 use super::line::start_redis;
 use super::{eventually, redis_settings_of};
@@ -21,13 +22,26 @@ pub(crate) struct Sentinels {
     /// The first one is the primary at the start.
     pub(crate) servers: Vec<RedisServer>,
     ports: Vec<u16>,
+    /// The sentinels' ports for TLS, if they have any.
+    tls_ports: Vec<u16>,
     _sentinels: Vec<Child>,
     _directory: TempDir,
 }
 
 impl Sentinels {
     pub(crate) async fn start() -> Self {
+        Self::with(None).await
+    }
+
+    /// Servers and sentinels that speak TLS, also among themselves, and name each other by the host name of
+    /// their certificates.
+    pub(crate) async fn with_tls(certificates: &Certificates) -> Self {
+        Self::with(Some(certificates)).await
+    }
+
+    async fn with(tls: Option<&Certificates>) -> Self {
         let mut servers: Vec<RedisServer> = Vec::new();
+        let mut primary = None;
         for _ in 0..3 {
             let mut settings = vec![
                 ("user", format!("{USER} on >{PASSWORD} ~* &* +@all")),
@@ -35,32 +49,51 @@ impl Sentinels {
                 ("masterauth", PASSWORD.to_owned()),
                 ("repl-diskless-sync-delay", "0".to_owned()),
             ];
-            if let Some(primary) = servers.first() {
-                settings.push(("replicaof", format!("127.0.0.1 {}", primary.port())));
+            let tls_port = free_port();
+            if let Some(certificates) = tls {
+                settings.extend(certificates.of_redis(tls_port));
+                settings.push(("replica-announce-ip", "localhost".to_owned()));
+                settings.push(("replica-announce-port", tls_port.to_string()));
+            }
+            if let Some((host, port)) = primary {
+                settings.push(("replicaof", format!("{host} {port}")));
             }
             servers.push(start_redis(settings, None).await);
+            let plain_port = servers[0].port();
+            primary.get_or_insert(if tls.is_some() {
+                ("localhost", tls_port)
+            } else {
+                ("127.0.0.1", plain_port)
+            });
         }
+        let (host, port) = primary.expect("three servers");
         let directory = TempDir::with_prefix("aftercommit-sentinels-").expect("a directory");
         let ports: Vec<u16> = (0..3).map(|_| free_port()).collect();
-        let primary = servers[0].port();
-        let start = |port: &u16| {
-            let file = directory.path().join(format!("{port}.conf"));
-            let configuration = format!(
-                "port {port}\nbind 127.0.0.1\ndir {}\nlogfile {port}.log\nrequirepass {SENTINEL_PASSWORD}\n\
+        let tls_ports: Vec<u16> = tls.iter().flat_map(|_| (0..3).map(|_| free_port())).collect();
+        let start = |(at, own): (usize, &u16)| {
+            let file = directory.path().join(format!("{own}.conf"));
+            let mut configuration = format!(
+                "port {own}\nbind 127.0.0.1\ndir {}\nlogfile {own}.log\nrequirepass {SENTINEL_PASSWORD}\n\
+                 sentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n\
                  sentinel sentinel-pass {SENTINEL_PASSWORD}\n\
-                 sentinel monitor main 127.0.0.1 {primary} 2\nsentinel auth-user main {USER}\n\
+                 sentinel monitor main {host} {port} 2\nsentinel auth-user main {USER}\n\
                  sentinel auth-pass main {PASSWORD}\nsentinel down-after-milliseconds main 1000\n\
                  sentinel failover-timeout main 3000\n",
                 directory.path().display()
             );
+            if let (Some(certificates), Some(tls_port)) = (tls, tls_ports.get(at)) {
+                for (name, value) in certificates.of_redis(*tls_port) {
+                    configuration.push_str(&format!("{name} {value}\n"));
+                }
+            }
             std::fs::write(&file, configuration).expect("a file");
             let mut command = Command::new("redis-server");
             command.arg(&file).arg("--sentinel").stdin(Stdio::null());
             command.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
             command.spawn().expect("a sentinel")
         };
-        let sentinels = ports.iter().map(start).collect();
-        let started = Self { servers, ports, _sentinels: sentinels, _directory: directory };
+        let sentinels = ports.iter().enumerate().map(start).collect();
+        let started = Self { servers, ports, tls_ports, _sentinels: sentinels, _directory: directory };
         started.wait_until_watched().await;
         started
     }
@@ -85,6 +118,12 @@ impl Sentinels {
     pub(crate) fn url(&self) -> String {
         let hosts: Vec<String> = self.ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         format!("redis+sentinel://{USER}:{PASSWORD}@{}/main", hosts.join(","))
+    }
+
+    /// The address with all ports of the sentinels for TLS.
+    pub(crate) fn tls_url(&self) -> String {
+        let hosts: Vec<String> = self.tls_ports.iter().map(|port| format!("localhost:{port}")).collect();
+        format!("rediss+sentinel://{USER}:{PASSWORD}@{}/main", hosts.join(","))
     }
 
     pub(crate) fn password(&self) -> &'static str {

@@ -13,8 +13,8 @@ use aftercommit::outbox;
 
 use crate::commands::{assert_fails, stdout};
 use crate::harness::{
-    Client, Cluster, Event, Process, System, TestResult, cli, eventually, metric_of, new_event, numbers,
-    start_redis,
+    Certificates, Client, Cluster, Event, Process, System, TestResult, cli, eventually, metric_of, new_event,
+    numbers, start_redis,
 };
 
 /// A topic at each primary, with a client of its own at each of two SSE servers.
@@ -163,6 +163,23 @@ async fn topics_at_all_servers_flow_and_a_message_of_another_program_comes_once(
         assert_eq!(events.last().map(|event| event.event.as_str()), Some("FOREIGN"));
         assert_eq!(events.iter().filter(|event| event.event == "FOREIGN").count(), 1);
     }
+    Ok(())
+}
+
+/// The servers name each other by the host name of their certificates: their addresses would fail the check.
+#[tokio::test]
+async fn a_cluster_is_reached_by_tls_also_over_a_failover() -> TestResult {
+    let certificates = Certificates::new();
+    let cluster = Cluster::with_tls(&certificates).await;
+    let url = cluster.tls_url();
+    let system = System::with_redis(&url).await;
+    let system = system.set("AFTERCOMMIT_REDIS_TLS_CA_FILE", &certificates.text("ca.pem"));
+    let stage = Stage::with(cluster, system, &url).await;
+    let mut load = stage.load().await;
+    stage.cluster.signal(0, "KILL").await;
+    stage.cluster.wait_for_failover_of(0).await;
+    stage.wait_for_more(&load.clients, 50).await;
+    stage.end(&mut load).await?;
     Ok(())
 }
 

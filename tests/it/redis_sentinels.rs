@@ -3,7 +3,7 @@
 use tokio_util::sync::CancellationToken;
 
 use crate::commands::{assert_fails, stdout};
-use crate::harness::{Feed, Sentinels, System, TestResult, cli, numbers};
+use crate::harness::{Certificates, Feed, Sentinels, System, TestResult, cli, numbers};
 
 async fn system_of(sentinels: &Sentinels) -> System {
     System::with_redis(&sentinels.url())
@@ -48,6 +48,27 @@ async fn a_client_gets_every_event_once_over_failovers() -> TestResult {
     let events = client.wait_for_events(usize::try_from(committed)?).await;
     assert_eq!(numbers(&events), (0..committed).collect::<Vec<_>>(), "{}", feed.relay.log());
     assert!(events.iter().all(|event| event.event != "reset"), "nothing was reset");
+    Ok(())
+}
+
+/// Sentinels and servers name each other by the host name of their certificates.
+#[tokio::test]
+async fn sentinels_and_their_servers_are_reached_by_tls_also_over_a_failover() -> TestResult {
+    let certificates = Certificates::new();
+    let sentinels = Sentinels::with_tls(&certificates).await;
+    let system = System::with_redis(&sentinels.tls_url()).await;
+    let system = system
+        .set("AFTERCOMMIT_REDIS_SENTINEL_PASSWORD", sentinels.password())
+        .set("AFTERCOMMIT_REDIS_TLS_CA_FILE", &certificates.text("ca.pem"));
+    let feed = Feed::with(system).await;
+    let sse = feed.sse().await;
+    let client = feed.client(&sse).await;
+    feed.commit(0..10).await;
+    client.wait_for_events(10).await;
+    sentinels.signal(0, "KILL").await;
+    sentinels.wait_for_another_primary_than(0).await;
+    feed.commit(10..20).await;
+    assert_eq!(numbers(&client.wait_for_events(20).await), (0..20).collect::<Vec<_>>());
     Ok(())
 }
 
