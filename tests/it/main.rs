@@ -17,6 +17,7 @@ mod sql_against_schema;
 mod status_cost;
 
 mod crash_points;
+mod faulty_sink;
 mod history_proof;
 mod isolation;
 mod outages;

@@ -1,38 +1,32 @@
 //! Events that arrived in a try that broke off: they are neither parked nor discarded, whatever their entries
 //! are now. What Redis has forgotten since is discarded only if the operator says so.
 
-use std::time::Duration;
-
 use redis::AsyncCommands;
 use sqlx::Connection;
 
-use aftercommit::event::{LogId, StreamId, Topic};
+use aftercommit::event::Topic;
 use aftercommit::log::parked::{self, Action};
 use aftercommit::ops::audit::Operator;
 use aftercommit::ops::parked::{self as requests, RequestError};
 use aftercommit::ops::rebase::{Lineage, Rebase};
+use aftercommit::redis::Publisher;
 use aftercommit::relay::{Batch, OnPoison, PublishError, Reached, Reconciled, Sink, StepError, failure};
 
+use crate::faulty_sink::{Fault, FaultySink};
 use crate::harness::{Database, Redis, TestResult, database, redis};
 use crate::relay_delivery::{Relay, append_in, history, payloads};
 use crate::relay_steps::append_together;
 
-/// A sink whose connection breaks behind a call, and whose Redis then loses all of a topic but its newest
-/// entry.
+/// The connection breaks behind a call, and Redis then loses all of a topic but its newest entry.
 struct KeepsTheNewestEntry<'a> {
-    publisher: &'a mut aftercommit::redis::Publisher,
     redis: &'a Redis,
     topic: &'a Topic,
     calls_before: u32,
 }
 
-impl Sink for KeepsTheNewestEntry<'_> {
-    fn begin_lead(&mut self, log: LogId) {
-        self.publisher.begin_lead(log);
-    }
-
-    async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
-        let published = self.publisher.publish(batch).await;
+impl Fault for KeepsTheNewestEntry<'_> {
+    async fn publish(&mut self, publisher: &mut Publisher, batch: Batch<'_>) -> Result<(), PublishError> {
+        let published = publisher.publish(batch).await;
         self.calls_before = self.calls_before.wrapping_sub(1);
         if self.calls_before != 0 {
             return published;
@@ -47,22 +41,6 @@ impl Sink for KeepsTheNewestEntry<'_> {
             .expect("entries go");
         assert!(trimmed > 0);
         Err(PublishError::retry(failure::CONNECTION, "cut"))
-    }
-
-    async fn reached(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
-        self.publisher.reached().await
-    }
-
-    async fn newest_of(&mut self, topic: &Topic) -> Result<Option<Reached>, PublishError> {
-        self.publisher.newest_of(topic).await
-    }
-
-    fn may_have_taken(&self, id: StreamId) -> bool {
-        self.publisher.may_have_taken(id)
-    }
-
-    fn keeps(&self) -> Duration {
-        self.publisher.keeps()
     }
 }
 
@@ -79,12 +57,8 @@ async fn arrived_behind_a_refused_event() -> TestResult<(Redis, Relay, [Topic; 2
     append_in(&mut tx, &taken, "2").await;
     tx.commit().await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
-    let mut sink = KeepsTheNewestEntry {
-        publisher: &mut relay.publisher,
-        redis: &redis,
-        topic: &taken,
-        calls_before: 2,
-    };
+    let fault = KeepsTheNewestEntry { redis: &redis, topic: &taken, calls_before: 2 };
+    let mut sink = FaultySink { publisher: &mut relay.publisher, fault };
     let broken = relay.step.step(&mut sink).await;
     assert!(matches!(broken, Err(StepError::Publish(PublishError::Retry { .. }))), "{broken:?}");
     Ok((redis, relay, [refused, taken]))
@@ -123,12 +97,8 @@ async fn an_event_that_arrived_in_a_release_that_broke_off_is_released_when_its_
     let _: () = connection.del(&key).await?;
     let (mut log, name) = (database.connect().await, redis.relay_name());
     parked::request(&mut log, &name, &topic, Action::Release, None).await?;
-    let mut sink = KeepsTheNewestEntry {
-        publisher: &mut relay.publisher,
-        redis: &redis,
-        topic: &topic,
-        calls_before: 1,
-    };
+    let fault = KeepsTheNewestEntry { redis: &redis, topic: &topic, calls_before: 1 };
+    let mut sink = FaultySink { publisher: &mut relay.publisher, fault };
     let broken = relay.step.apply_request(&mut sink).await;
     assert!(matches!(broken, Err(StepError::Publish(PublishError::Retry { .. }))), "{broken:?}");
     assert!(relay.step.apply_request(&mut relay.publisher).await?);
@@ -137,32 +107,16 @@ async fn an_event_that_arrived_in_a_release_that_broke_off_is_released_when_its_
     Ok(())
 }
 
-/// A sink that refuses to say what it holds of a topic.
-struct RefusesToSay<'a>(&'a mut aftercommit::redis::Publisher);
+/// Redis refuses to say what it holds of a topic.
+struct RefusesToSay;
 
-impl Sink for RefusesToSay<'_> {
-    fn begin_lead(&mut self, log: LogId) {
-        self.0.begin_lead(log);
-    }
-
-    async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
-        self.0.publish(batch).await
-    }
-
-    async fn reached(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
-        self.0.reached().await
-    }
-
-    async fn newest_of(&mut self, _topic: &Topic) -> Result<Option<Reached>, PublishError> {
+impl Fault for RefusesToSay {
+    async fn newest_of(
+        &mut self,
+        _publisher: &mut Publisher,
+        _topic: &Topic,
+    ) -> Result<Option<Reached>, PublishError> {
         Err(PublishError::retry(failure::REFUSED, "NOPERM"))
-    }
-
-    fn may_have_taken(&self, id: StreamId) -> bool {
-        self.0.may_have_taken(id)
-    }
-
-    fn keeps(&self) -> Duration {
-        self.0.keeps()
     }
 }
 
@@ -180,7 +134,8 @@ async fn nothing_is_discarded_while_redis_refuses_to_say_what_it_has() -> TestRe
     let _: () = connection.del(&key).await?;
     let (mut log, name) = (database.connect().await, redis.relay_name());
     parked::request(&mut log, &name, &topic, Action::Discard, None).await?;
-    assert!(relay.step.apply_request(&mut RefusesToSay(&mut relay.publisher)).await?);
+    let mut sink = FaultySink { publisher: &mut relay.publisher, fault: RefusesToSay };
+    assert!(relay.step.apply_request(&mut sink).await?);
     assert_eq!(parked::count(&mut log, &name, &topic).await?, 2);
     parked::request(&mut log, &name, &topic, Action::Discard, None).await?;
     assert!(relay.step.apply_request(&mut relay.publisher).await?);
@@ -188,38 +143,17 @@ async fn nothing_is_discarded_while_redis_refuses_to_say_what_it_has() -> TestRe
     Ok(())
 }
 
-/// A sink whose connection breaks behind its first call, and whose Redis then loses what that call brought.
+/// The connection breaks behind the first call, and Redis then loses what that call brought.
 struct ForgetsItsFirstCall<'a> {
-    publisher: &'a mut aftercommit::redis::Publisher,
     redis: &'a Redis,
     topic: &'a Topic,
 }
 
-impl Sink for ForgetsItsFirstCall<'_> {
-    fn begin_lead(&mut self, log: LogId) {
-        self.publisher.begin_lead(log);
-    }
-
-    async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
-        self.publisher.publish(batch).await?;
+impl Fault for ForgetsItsFirstCall<'_> {
+    async fn publish(&mut self, publisher: &mut Publisher, batch: Batch<'_>) -> Result<(), PublishError> {
+        publisher.publish(batch).await?;
         forget_and_refuse(self.redis, self.topic).await.expect("Redis forgets");
         Err(PublishError::retry(failure::CONNECTION, "cut"))
-    }
-
-    async fn reached(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
-        self.publisher.reached().await
-    }
-
-    async fn newest_of(&mut self, topic: &Topic) -> Result<Option<Reached>, PublishError> {
-        self.publisher.newest_of(topic).await
-    }
-
-    fn may_have_taken(&self, id: StreamId) -> bool {
-        self.publisher.may_have_taken(id)
-    }
-
-    fn keeps(&self) -> Duration {
-        self.publisher.keeps()
     }
 }
 
@@ -273,7 +207,8 @@ async fn an_event_that_redis_forgot_before_the_position_knew_of_it_is_discarded_
     let topic = redis.topic("forgotten");
     append_together(&database, &topic, 0..2).await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
-    let mut sink = ForgetsItsFirstCall { publisher: &mut relay.publisher, redis: &redis, topic: &topic };
+    let fault = ForgetsItsFirstCall { redis: &redis, topic: &topic };
+    let mut sink = FaultySink { publisher: &mut relay.publisher, fault };
     let broken = relay.step.step(&mut sink).await;
     assert!(matches!(broken, Err(StepError::Publish(PublishError::Retry { .. }))), "{broken:?}");
     assert_eq!(relay.drain().await, (0, 2));
@@ -286,7 +221,8 @@ async fn an_event_that_another_relay_may_have_published_is_discarded_only_knowin
     let topic = redis.topic("forgotten");
     append_together(&database, &topic, 0..2).await?;
     let mut died = Relay::new(&database, &redis, OnPoison::Park).await;
-    let mut sink = ForgetsItsFirstCall { publisher: &mut died.publisher, redis: &redis, topic: &topic };
+    let fault = ForgetsItsFirstCall { redis: &redis, topic: &topic };
+    let mut sink = FaultySink { publisher: &mut died.publisher, fault };
     died.step.step(&mut sink).await.expect_err("it dies");
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_eq!(relay.drain().await, (0, 2));
@@ -374,7 +310,8 @@ async fn an_event_whose_release_redis_forgot_is_discarded_only_knowingly() -> Te
     let _: () = redis.connect().await.del(&key).await?;
     let (mut log, name) = (database.connect().await, redis.relay_name());
     parked::request(&mut log, &name, &topic, Action::Release, None).await?;
-    let mut sink = ForgetsItsFirstCall { publisher: &mut relay.publisher, redis: &redis, topic: &topic };
+    let fault = ForgetsItsFirstCall { redis: &redis, topic: &topic };
+    let mut sink = FaultySink { publisher: &mut relay.publisher, fault };
     let broken = relay.step.apply_request(&mut sink).await;
     assert!(matches!(broken, Err(StepError::Publish(PublishError::Retry { .. }))), "{broken:?}");
     assert_discarded_only_knowingly(&database, &redis, &mut relay, &topic, 2).await

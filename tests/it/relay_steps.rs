@@ -1,18 +1,18 @@
 //! Two relays that both believe to lead, step by step, and a Redis ahead of or behind the position.
 
-use std::time::Duration;
-
 use redis::AsyncCommands;
 use sqlx::Connection;
 
-use aftercommit::event::{Event, EventId, LogId, StreamId, Topic};
+use aftercommit::event::{Event, EventId, StreamId, Topic};
 use aftercommit::log::parked::{self, Action};
 use aftercommit::log::read::{self, Row};
 use aftercommit::log::{Error, checkpoint};
+use aftercommit::redis::Publisher;
 use aftercommit::relay::{
     Batch, Delivery, OnPoison, Outcome, PublishError, PublishMode, Reached, Reconciled, Sink, StepError,
 };
 
+use crate::faulty_sink::{Fault, FaultySink};
 use crate::harness::{Database, Redis, TestResult, database, redis};
 use crate::relay_delivery::{Relay, append, append_in, history, payloads};
 
@@ -114,24 +114,15 @@ async fn what_is_given_again_is_what_the_newest_position_has_delivered() -> Test
     Ok(())
 }
 
-/// A sink that lets another relay go on before it answers the second call of `reached`.
+/// Another relay goes on before the second answer of `reached`.
 struct Meanwhile<'a> {
-    frozen: &'a mut aftercommit::redis::Publisher,
     other: Relay,
     more: (&'a Database, &'a Topic),
     asked: u32,
 }
 
-impl Sink for Meanwhile<'_> {
-    fn begin_lead(&mut self, log: LogId) {
-        self.frozen.begin_lead(log);
-    }
-
-    async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
-        self.frozen.publish(batch).await
-    }
-
-    async fn reached(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
+impl Fault for Meanwhile<'_> {
+    async fn reached(&mut self, publisher: &mut Publisher) -> Result<Vec<Option<Reached>>, PublishError> {
         self.asked += 1;
         if self.asked == 2 {
             self.other.drain().await;
@@ -139,19 +130,7 @@ impl Sink for Meanwhile<'_> {
             append_together(self.more.0, self.more.1, 250..253).await.expect("three more events");
             self.other.drain().await;
         }
-        self.frozen.reached().await
-    }
-
-    async fn newest_of(&mut self, topic: &Topic) -> Result<Option<Reached>, PublishError> {
-        self.frozen.newest_of(topic).await
-    }
-
-    fn may_have_taken(&self, id: StreamId) -> bool {
-        self.frozen.may_have_taken(id)
-    }
-
-    fn keeps(&self) -> Duration {
-        self.frozen.keeps()
+        publisher.reached().await
     }
 }
 
@@ -162,9 +141,10 @@ async fn another_relay_that_goes_on_during_a_comparison_is_no_sign_that_postgres
     let (mut frozen, mut other) = frozen_and_other(&database, &redis, &topic).await?;
     other.step.step(&mut other.publisher).await?;
     let Relay { step, publisher } = &mut frozen;
-    let mut sink = Meanwhile { frozen: publisher, other, more: (&database, &topic), asked: 0 };
+    let fault = Meanwhile { other, more: (&database, &topic), asked: 0 };
+    let mut sink = FaultySink { publisher, fault };
     let found = step.reconcile(&mut sink).await?;
-    assert_eq!((found, sink.asked), (Reconciled::InStep, 2));
+    assert_eq!((found, sink.fault.asked), (Reconciled::InStep, 2));
     assert_in_order(&redis, &topic, 253).await;
     Ok(())
 }
@@ -249,43 +229,22 @@ async fn batches_of_which_the_log_has_lost_rows_are_not_given_again_under_number
     Ok(())
 }
 
-/// A sink whose Redis loses a topic and the relay's top after `calls_before` calls.
+/// Redis loses a topic and the relay's top after `calls_before` calls.
 struct ForgetsBefore<'a> {
-    publisher: &'a mut aftercommit::redis::Publisher,
     redis: &'a Redis,
     topic: &'a Topic,
     calls_before: u32,
 }
 
-impl Sink for ForgetsBefore<'_> {
-    fn begin_lead(&mut self, log: LogId) {
-        self.publisher.begin_lead(log);
-    }
-
-    async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
+impl Fault for ForgetsBefore<'_> {
+    async fn publish(&mut self, publisher: &mut Publisher, batch: Batch<'_>) -> Result<(), PublishError> {
         if self.calls_before == 0 {
             let keys = self.redis.keys();
             let keys = [keys.top(&self.redis.relay_name()), keys.history(self.topic), keys.begun(self.topic)];
             let _: () = self.redis.connect().await.del(&keys).await.expect("Redis forgets");
         }
         self.calls_before = self.calls_before.wrapping_sub(1);
-        self.publisher.publish(batch).await
-    }
-
-    async fn reached(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
-        self.publisher.reached().await
-    }
-
-    async fn newest_of(&mut self, topic: &Topic) -> Result<Option<Reached>, PublishError> {
-        self.publisher.newest_of(topic).await
-    }
-
-    fn may_have_taken(&self, id: StreamId) -> bool {
-        self.publisher.may_have_taken(id)
-    }
-
-    fn keeps(&self) -> Duration {
-        self.publisher.keeps()
+        publisher.publish(batch).await
     }
 }
 
@@ -309,10 +268,13 @@ async fn a_redis_that_forgets_a_batch_while_its_refused_event_is_written_down_is
     let (database, redis, taken, _) = partly_refused().await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     // One call for the batch, one for its rest behind the refused event.
-    let mut sink =
-        ForgetsBefore { publisher: &mut relay.publisher, redis: &redis, topic: &taken, calls_before: 2 };
+    let fault = ForgetsBefore { redis: &redis, topic: &taken, calls_before: 2 };
+    let mut sink = FaultySink { publisher: &mut relay.publisher, fault };
     let outcome = relay.step.step(&mut sink).await?;
-    assert_eq!((outcome, sink.calls_before), (Outcome::Delivered { published: 1, parked: 1 }, u32::MAX));
+    assert_eq!(
+        (outcome, sink.fault.calls_before),
+        (Outcome::Delivered { published: 1, parked: 1 }, u32::MAX)
+    );
     assert_in_order(&redis, &taken, 1).await;
     assert_eq!(relay.step.reconcile(&mut relay.publisher).await?, Reconciled::InStep);
     Ok(())
@@ -330,44 +292,24 @@ async fn a_redis_that_forgets_again_in_the_middle_of_a_repair_is_given_everythin
         [redis.keys().top(&redis.relay_name()), redis.keys().history(&taken), redis.keys().begun(&taken)];
     let _: () = connection.del(&keys).await?;
     let _: () = connection.set(&key, "of another type").await?;
-    let mut sink =
-        ForgetsBefore { publisher: &mut relay.publisher, redis: &redis, topic: &taken, calls_before: 2 };
+    let fault = ForgetsBefore { redis: &redis, topic: &taken, calls_before: 2 };
+    let mut sink = FaultySink { publisher: &mut relay.publisher, fault };
     let found = relay.step.reconcile(&mut sink).await?;
-    assert!(matches!(found, Reconciled::Restored { .. }) && sink.calls_before > 2, "{found:?}");
+    assert!(matches!(found, Reconciled::Restored { .. }) && sink.fault.calls_before > 2, "{found:?}");
     assert_in_order(&redis, &taken, 1).await;
     Ok(())
 }
 
-/// A sink that takes two events of a release, and refuses the third.
-struct RefusesThird<'a>(&'a mut aftercommit::redis::Publisher);
+/// Two events of a release are taken, and the third is refused.
+struct RefusesThird;
 
-impl Sink for RefusesThird<'_> {
-    fn begin_lead(&mut self, log: LogId) {
-        self.0.begin_lead(log);
-    }
-
-    async fn publish(&mut self, batch: Batch<'_>) -> Result<(), PublishError> {
+impl Fault for RefusesThird {
+    async fn publish(&mut self, publisher: &mut Publisher, batch: Batch<'_>) -> Result<(), PublishError> {
         if batch.mode != PublishMode::Release {
-            return self.0.publish(batch).await;
+            return publisher.publish(batch).await;
         }
-        self.0.publish(Batch { deliveries: &batch.deliveries[..2], through: None, ..batch }).await?;
+        publisher.publish(Batch { deliveries: &batch.deliveries[..2], through: None, ..batch }).await?;
         Err(PublishError::Poison { at: 2, reason: "refused".to_owned() })
-    }
-
-    async fn reached(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
-        self.0.reached().await
-    }
-
-    async fn newest_of(&mut self, topic: &Topic) -> Result<Option<Reached>, PublishError> {
-        self.0.newest_of(topic).await
-    }
-
-    fn may_have_taken(&self, id: StreamId) -> bool {
-        self.0.may_have_taken(id)
-    }
-
-    fn keeps(&self) -> Duration {
-        self.0.keeps()
     }
 }
 
@@ -384,7 +326,8 @@ async fn what_arrived_of_a_release_that_is_refused_in_its_middle_is_not_parked_a
     let _: () = connection.del(&key).await?;
     let (mut log, name) = (database.connect().await, redis.relay_name());
     parked::request(&mut log, &name, &topic, Action::Release, None).await?;
-    assert!(relay.step.apply_request(&mut RefusesThird(&mut relay.publisher)).await?);
+    let mut sink = FaultySink { publisher: &mut relay.publisher, fault: RefusesThird };
+    assert!(relay.step.apply_request(&mut sink).await?);
     assert_eq!(parked::count(&mut log, &name, &topic).await?, 2);
     assert_eq!(payloads(&history(&redis, &topic).await), ["0", "1"]);
     Ok(())
