@@ -9,10 +9,11 @@ use uuid::Uuid;
 
 use crate::append_door::execute;
 use crate::harness::{
-    Client, Feed, NOTIFICATIONS, OwnPostgres, Process, Standby, System, TestResult, cli, database_on,
-    eventually, new_event, numbers, start_postgres, str_of,
+    Client, Feed, Flow, NOTIFICATIONS, OwnPostgres, Process, Proxy, Standby, System, TestResult, cli,
+    database_on, eventually, new_event, numbers, shared_url, start_postgres, str_of,
 };
 use crate::parked_requests::wait_until_parked;
+use crate::systemd::port_of;
 
 /// Two integers of one statement's snapshot: the state, and the token.
 async fn read(connection: &mut PgConnection, topic: &Topic) -> TestResult<(u64, String)> {
@@ -204,6 +205,49 @@ async fn tokens_are_judged_also_on_pages_that_were_open_before_any_event() -> Te
     });
     let after_reset = after_reset.await;
     assert!([0, 1, 2, 3].ends_with(&after_reset), "{after_reset:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_page_that_comes_back_while_redis_is_away_keeps_its_token() -> TestResult {
+    let feed = Feed::new().await;
+    let to_redis = Proxy::to(port_of(shared_url())?).await;
+    let settings = feed.system.settings().clone().set("REDIS_URL", &to_redis.url(shared_url()));
+    let sse = Process::start("sse", &settings).await;
+    let client = feed.client(&sse).await;
+    feed.commit([0]).await;
+    told_up_to(&client, 0).await;
+    let place = client.last_event_id();
+    drop(client);
+    feed.relay.signal("STOP").await;
+    feed.commit([1]).await;
+    let (n, token) = read(&mut feed.system.database.connect().await, &feed.topic()).await?;
+    assert_eq!(n, 2);
+    to_redis.flow(Flow::Refuse);
+    to_redis.cut();
+    let url = sse.url(&format!("{NOTIFICATIONS}?resume={token}"));
+    let again = Client::resume(&url, &feed.token(), &place);
+    sse.wait_for_log("cannot tell whether resume tokens are of this log").await;
+    to_redis.flow(Flow::Pass);
+    feed.relay.signal("CONT").await;
+    feed.commit([2]).await;
+    assert_eq!(told_up_to(&again, 2).await, [2], "the state holds the one before it");
+    Ok(())
+}
+
+/// Nothing says whose the events are that the history holds.
+#[tokio::test]
+async fn a_token_beside_events_without_an_owner_is_a_reset() -> TestResult {
+    let feed = Feed::new().await;
+    let sse = feed.sse().await;
+    let watcher = feed.client(&sse).await;
+    feed.commit([0]).await;
+    told_up_to(&watcher, 0).await;
+    let (_, token) = read(&mut feed.system.database.connect().await, &feed.topic()).await?;
+    // It would write the owner down again.
+    feed.relay.signal("STOP").await;
+    let _: () = feed.system.redis.connect().await.del(feed.system.redis.keys().log()).await?;
+    assert_eq!(reset_of(&page(&feed, &sse, &token)).await?, "joined_late");
     Ok(())
 }
 
