@@ -284,19 +284,7 @@ impl<'c> Rebase<'c> {
         .bind(FIRST_XID)
         .execute(&mut *self.tx)
         .await?;
-        let high_id: i64 = sqlx::query_scalar("select coalesce(max(id), 0) from outbox.event")
-            .fetch_one(&mut *self.tx)
-            .await?;
-        let mut adopted = Vec::new();
-        for (bit, relay) in relays.iter().enumerate() {
-            let Some(from) = checkpoint::newest(&mut self.tx, relay).await? else { continue };
-            let epoch = if *relay == self.relay { epoch } else { from.epoch + 1 };
-            let (lower, horizon) = sees_bit(bit, relays.len());
-            adopted.push((
-                relay,
-                Position { lower, lower_horizon: horizon, high_id, window: None, ..from.rebased(epoch) },
-            ));
-        }
+        let adopted = self.adopted_positions(&relays, epoch).await?;
         // What older rows say in the old cluster's numbers would be misread.
         sqlx::raw_sql("delete from outbox.checkpoint").execute(&mut *self.tx).await?;
         for (relay, position) in &adopted {
@@ -318,6 +306,26 @@ impl<'c> Rebase<'c> {
         .execute(&mut *self.tx)
         .await?;
         Ok(())
+    }
+
+    /// Each relay's position in this cluster's numbers.
+    async fn adopted_positions<'r>(
+        &mut self,
+        relays: &'r [String],
+        epoch: u64,
+    ) -> Result<Vec<(&'r str, Position)>, RebaseError> {
+        let high_id: i64 = sqlx::query_scalar("select coalesce(max(id), 0) from outbox.event")
+            .fetch_one(&mut *self.tx)
+            .await?;
+        let mut adopted = Vec::new();
+        for (bit, relay) in relays.iter().enumerate() {
+            let Some(from) = checkpoint::newest(&mut self.tx, relay).await? else { continue };
+            let epoch = if *relay == self.relay { epoch } else { from.epoch + 1 };
+            let (lower, lower_horizon) = sees_bit(bit, relays.len());
+            let position = Position { lower, lower_horizon, high_id, window: None, ..from.rebased(epoch) };
+            adopted.push((relay.as_str(), position));
+        }
+        Ok(adopted)
     }
 }
 

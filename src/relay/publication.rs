@@ -93,23 +93,16 @@ pub(super) async fn publish_batch<S: Sink>(
     let mut held: HashSet<&Topic> = HashSet::new();
     for (i, row) in rows.iter().enumerate() {
         match row {
-            Row::Event(event) => {
+            Row::Event(event) if held.contains(&event.topic) => {
                 let delivery = Delivery { id: number(i), event };
-                if held.contains(&event.topic) {
-                    let may_have_arrived = may_have_arrived(sink, exceptions, &delivery, is_first);
-                    set_aside.parked.push(parked_of(&delivery, WAITS, may_have_arrived));
-                } else {
-                    deliveries.push(delivery);
-                }
+                let may_have_arrived = may_have_arrived(sink, exceptions, &delivery, is_first);
+                set_aside.parked.push(parked_of(&delivery, WAITS, may_have_arrived));
             }
-            Row::Unreadable(unreadable) => {
-                tracing::error!(
-                    row = unreadable.id,
-                    reason = %unreadable.reason,
-                    "a row that cannot be read is parked"
-                );
-                held.extend(&unreadable.topic);
-                set_aside.unreadable.push((number(i), unreadable.clone()));
+            Row::Event(event) => deliveries.push(Delivery { id: number(i), event }),
+            Row::Unreadable(row) => {
+                tracing::error!(row = row.id, reason = %row.reason, "a row that cannot be read is parked");
+                held.extend(&row.topic);
+                set_aside.unreadable.push((number(i), row.clone()));
             }
         }
     }
@@ -170,14 +163,10 @@ pub(super) async fn publish<S: Sink>(
     let mut published = Published::default();
     let mut held_now: HashSet<&Topic> = HashSet::new();
     loop {
-        rest.retain(|delivery| {
-            let waits = exceptions.holds(delivery) || held_now.contains(&delivery.event.topic);
-            if waits {
-                let may_have_arrived = may_have_arrived(sink, exceptions, delivery, is_first);
-                published.parked.push(parked_of(delivery, WAITS, may_have_arrived));
-            }
-            !waits
-        });
+        let waiting = take_waiting(&mut rest, exceptions, &held_now);
+        published.parked.extend(waiting.iter().map(|delivery| {
+            parked_of(delivery, WAITS, may_have_arrived(sink, exceptions, delivery, is_first))
+        }));
         // The call is made also without events, because the sink has to know that the numbers are used up.
         // But the sink's number must not pass an event that is not yet written down as set aside: a relay
         // that continued from there would count it as published.
@@ -195,15 +184,14 @@ pub(super) async fn publish<S: Sink>(
         }
         rest.drain(..at);
         let refused = rest[0];
-        let Delivery { id, event: Event { topic, event_id, .. } } = refused;
+        let topic = &refused.event.topic;
         if let Some(newest) = newest_behind(sink, mode, &refused, &all).await? {
             rest.retain(|delivery| delivery.event.topic != *topic || delivery.id > newest);
             published.has_arrived_before = true;
         } else if exceptions.on_poison == OnPoison::Park {
             // If an earlier try has brought it, the sink has forgotten that since.
             let may_have_arrived = may_have_arrived(sink, exceptions, &refused, is_first);
-            tracing::error!(%id, %topic, event = %event_id, %reason, may_have_arrived, "parked");
-            published.parked.push(parked_of(&rest.remove(0), &reason, may_have_arrived));
+            published.parked.push(refusal_of(&rest.remove(0), &reason, may_have_arrived));
             held_now.insert(topic);
         } else {
             return Err(PublishError::Poison { at, reason });
@@ -211,6 +199,16 @@ pub(super) async fn publish<S: Sink>(
     }
     published.parked.sort_by_key(|parked| parked.id);
     Ok(published)
+}
+
+/// Takes out the events that wait behind a parked one.
+fn take_waiting<'a>(
+    rest: &mut Vec<Delivery<'a>>,
+    exceptions: &Exceptions,
+    held_now: &HashSet<&Topic>,
+) -> Vec<Delivery<'a>> {
+    rest.extract_if(.., |delivery| exceptions.holds(delivery) || held_now.contains(&delivery.event.topic))
+        .collect()
 }
 
 /// Returns the number of the newest event of the refused one's topic in the sink, if that event stands behind
@@ -247,6 +245,12 @@ fn may_have_arrived<S: Sink>(
     is_first: bool,
 ) -> bool {
     !is_first || sink.may_have_taken(delivery.id) || exceptions.may_be_of_an_earlier_epoch(delivery)
+}
+
+fn refusal_of(delivery: &Delivery<'_>, reason: &str, may_have_arrived: bool) -> Parked {
+    let Delivery { id, event: Event { topic, event_id, .. } } = delivery;
+    tracing::error!(%id, %topic, event = %event_id, %reason, may_have_arrived, "parked");
+    parked_of(delivery, reason, may_have_arrived)
 }
 
 fn parked_of(delivery: &Delivery<'_>, reason: &str, may_have_arrived: bool) -> Parked {

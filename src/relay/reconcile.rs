@@ -15,7 +15,7 @@ use super::sink::{Delivery, PublishError, PublishMode, Reached, Sink};
 use super::step::{Step, StepError, answered};
 use crate::event::StreamId;
 use crate::failpoint;
-use crate::log::restore::DeliveredRanges;
+use crate::log::restore::{DeliveredRange, DeliveredRanges};
 use crate::log::{Position, read};
 use crate::pluralize::pluralize;
 
@@ -149,31 +149,7 @@ impl Step {
         {
             // A long repair of many short ranges must not cost the lead.
             stay_alive(&mut self.writer, self.rules.keepalive, &mut alive).await?;
-            let through = (range.first + range.count).min(end) - 1;
-            if through < repair.next {
-                continue;
-            }
-            if range.first > repair.next {
-                repair.lose(epoch, range.first - 1);
-            }
-            let Some(events) = range.events else {
-                repair.lose(epoch, through);
-                continue;
-            };
-            let deliveries: Vec<Delivery<'_>> = events
-                .iter()
-                .filter(|(id, _)| range.is_release || (repair.next..end).contains(&id.seq))
-                .map(|(id, event)| Delivery { id: *id, event })
-                .collect();
-            let given = deliveries.len() as u64;
-            let mode = if range.is_release { PublishMode::RestoreRelease } else { PublishMode::Restore };
-            self.republish(sink, mode, deliveries, repair.span(epoch, through), repair.lost).await?;
-            // Counted also if the rest fails: the next attempt continues behind these events and does not
-            // count them.
-            self.republished += given;
-            repair.events += given;
-            (repair.first, repair.next) = (through + 1, through + 1);
-            failpoint::reach("range_restored").await;
+            self.restore_range(sink, range, &mut repair).await?;
         }
         if repair.next < end {
             repair.lose(epoch, end - 1);
@@ -184,6 +160,42 @@ impl Step {
         let Repair { events, missing, .. } = repair;
         tracing::warn!(events, missing, "restored Redis from the log");
         Ok(Reconciled::Restored { events, missing })
+    }
+
+    /// Publishes the events of one range that the sink lacks. What the log no longer has is lost.
+    async fn restore_range<S: Sink>(
+        &mut self,
+        sink: &mut S,
+        range: DeliveredRange,
+        repair: &mut Repair,
+    ) -> Result<(), StepError> {
+        let (epoch, end) = (self.position.epoch, self.position.next_seq);
+        let through = (range.first + range.count).min(end) - 1;
+        if through < repair.next {
+            return Ok(());
+        }
+        if range.first > repair.next {
+            repair.lose(epoch, range.first - 1);
+        }
+        let Some(events) = range.events else {
+            repair.lose(epoch, through);
+            return Ok(());
+        };
+        let deliveries: Vec<Delivery<'_>> = events
+            .iter()
+            .filter(|(id, _)| range.is_release || (repair.next..end).contains(&id.seq))
+            .map(|(id, event)| Delivery { id: *id, event })
+            .collect();
+        let given = deliveries.len() as u64;
+        let mode = if range.is_release { PublishMode::RestoreRelease } else { PublishMode::Restore };
+        self.republish(sink, mode, deliveries, repair.span(epoch, through), repair.lost).await?;
+        // Counted also if the rest fails: the next attempt continues behind these events and does not count
+        // them.
+        self.republished += given;
+        repair.events += given;
+        (repair.first, repair.next) = (through + 1, through + 1);
+        failpoint::reach("range_restored").await;
+        Ok(())
     }
 
     /// Publishes once more the events that have arrived under these numbers, and uses the numbers up. Events

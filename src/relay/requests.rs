@@ -114,46 +114,52 @@ impl Step {
             events.retain(|(id, _)| id.epoch == epoch);
             let deliveries: Vec<Delivery<'_>> =
                 events.iter().map(|(id, event)| Delivery { id: *id, event }).collect();
-            let through = deliveries[deliveries.len() - 1].id;
-            let fresh = release::not_arrived(&mut self.writer, &relay, topic, through);
-            let fresh = answered(timeout, fresh).await?;
-            let number = self.begin_release(topic, &deliveries).await?;
-            failpoint::reach("release_written").await;
-            let batch = Batch {
-                mode: PublishMode::Release,
-                deliveries: &deliveries,
-                first: number,
-                through: Some(number),
-                lost: None,
-            };
-            let handing = self.handing();
-            let publishing = hand_over(sink, batch, handing);
-            let published = staying_alive(&mut self.writer, self.rules.keepalive, publishing).await?;
-            failpoint::reach("released").await;
-            let arrived = match &published {
-                Ok(()) => &deliveries[..],
-                Err(PublishError::Poison { at, .. }) => &deliveries[..*at],
-                Err(_) => &[],
-            };
-            if let Some(Delivery { id, .. }) = arrived.last() {
-                answered(timeout, release::mark_released(&mut self.writer, &relay, topic, *id)).await?;
-            }
-            if let Err(PublishError::Poison { .. }) = &published {
-                // The topic is held from the refused event on: the events before it do not wait any more.
-                self.exceptions = load_exceptions(&mut self.writer, &self.rules).await?;
-                let mode = PublishMode::RestoreRelease;
-                self.republish(sink, mode, arrived.to_vec(), (number, number), None).await?;
-                // One by one, a refusal can be a connection that broke in every try.
-                if handing == Handing::Together {
-                    let arrived = arrived.last().map(|last| last.id);
-                    let refused: Vec<StreamId> =
-                        fresh.into_iter().filter(|id| arrived.is_none_or(|last| *id > last)).collect();
-                    let writing = release::have_not_arrived(&mut self.writer, &relay, &refused);
-                    answered(timeout, writing).await?;
-                }
-            }
-            self.counting(published)?;
+            self.release_batch(sink, topic, &deliveries).await?;
         }
+    }
+
+    /// Publishes parked events of one topic and one epoch, and writes down which of them have arrived.
+    async fn release_batch<S: Sink>(
+        &mut self,
+        sink: &mut S,
+        topic: &Topic,
+        deliveries: &[Delivery<'_>],
+    ) -> Result<(), StepError> {
+        let Rules { relay, timeout, keepalive, .. } = self.rules.clone();
+        let through = deliveries[deliveries.len() - 1].id;
+        let fresh = release::not_arrived(&mut self.writer, &relay, topic, through);
+        let fresh = answered(timeout, fresh).await?;
+        let number = self.begin_release(topic, deliveries).await?;
+        failpoint::reach("release_written").await;
+        let mode = PublishMode::Release;
+        let batch = Batch { mode, deliveries, first: number, through: Some(number), lost: None };
+        let handing = self.handing();
+        let publishing = hand_over(sink, batch, handing);
+        let published = staying_alive(&mut self.writer, keepalive, publishing).await?;
+        failpoint::reach("released").await;
+        let arrived = match &published {
+            Ok(()) => deliveries,
+            Err(PublishError::Poison { at, .. }) => &deliveries[..*at],
+            Err(_) => &[],
+        };
+        if let Some(Delivery { id, .. }) = arrived.last() {
+            answered(timeout, release::mark_released(&mut self.writer, &relay, topic, *id)).await?;
+        }
+        if let Err(PublishError::Poison { .. }) = &published {
+            // The topic is held from the refused event on: the events before it do not wait any more.
+            self.exceptions = load_exceptions(&mut self.writer, &self.rules).await?;
+            let mode = PublishMode::RestoreRelease;
+            self.republish(sink, mode, arrived.to_vec(), (number, number), None).await?;
+            // One by one, a refusal can be a connection that broke in every try.
+            if handing == Handing::Together {
+                let arrived = arrived.last().map(|last| last.id);
+                let refused: Vec<StreamId> =
+                    fresh.into_iter().filter(|id| arrived.is_none_or(|last| *id > last)).collect();
+                let writing = release::have_not_arrived(&mut self.writer, &relay, &refused);
+                answered(timeout, writing).await?;
+            }
+        }
+        Ok(self.counting(published)?)
     }
 
     /// Takes the next number for the release of these parked events. No window may be open.

@@ -71,25 +71,12 @@ pub async fn run<S: Sink>(
         state.role(Role::Disconnected);
         let Err(error) = ended else { break };
         let error = error.explained();
-        let failure = error.failure();
-        metrics.failed(failure.class);
-        state.failed(&error.to_string());
         let mut wait = backoff.next_wait();
         if let RunError::StoodDown(_) = error {
             // The wait gives each standby the time to ask for the lead.
             wait = wait.max(2 * settings.standby_interval());
         }
-        let wait_ms = wait.as_millis() as u64;
-        if failure.remedy == Remedy::Person {
-            tracing::error!(
-                %error,
-                class = failure.class,
-                wait_ms,
-                "nothing is delivered until this is solved"
-            );
-        } else {
-            tracing::warn!(%error, class = failure.class, wait_ms, "the relay starts over");
-        }
+        relay.session_failed(&error, wait);
         sleep_unless_stopped(wait, &shutdown).await;
     }
     if let Err(error) = monitor.await {
@@ -116,6 +103,20 @@ enum Woken {
     ByBell,
     /// The time was up, or the relay is to end.
     Otherwise,
+}
+
+/// The tries since the last success.
+struct Tries {
+    backoff: Backoff,
+    /// Since when the sink has refused everything.
+    refused_since: Option<Instant>,
+}
+
+impl Tries {
+    fn succeeded(&mut self) {
+        self.backoff.reset();
+        self.refused_since = None;
+    }
 }
 
 /// The loop's inputs and state.
@@ -175,6 +176,18 @@ impl<S: Sink> Relay<'_, S> {
         self.deliver(&mut step, &bell, backoff).await
     }
 
+    fn session_failed(&self, error: &RunError, wait: Duration) {
+        let Failure { class, remedy } = error.failure();
+        self.metrics.failed(class);
+        self.state.failed(&error.to_string());
+        let wait_ms = wait.as_millis() as u64;
+        if remedy == Remedy::Person {
+            tracing::error!(%error, class, wait_ms, "nothing is delivered until this is solved");
+        } else {
+            tracing::warn!(%error, class, wait_ms, "the relay starts over");
+        }
+    }
+
     /// Waits until this process may lead. Returns false at shutdown.
     async fn stand_by(&self, writer: &mut PgConnection) -> Result<bool, RunError> {
         while !self.shutdown.is_cancelled() {
@@ -207,8 +220,7 @@ impl<S: Sink> Relay<'_, S> {
         bell: &Notify,
         session: &mut Backoff,
     ) -> Result<(), RunError> {
-        let mut backoff = backoff_of(self.settings);
-        let mut refused_since = None;
+        let mut tries = Tries { backoff: backoff_of(self.settings), refused_since: None };
         let mut pace = Pace::new(self.settings.poll_interval());
         while !self.shutdown.is_cancelled() {
             self.state.progressed();
@@ -216,50 +228,62 @@ impl<S: Sink> Relay<'_, S> {
                 self.wait(bell, &pace).await;
                 continue;
             }
-            let error = match self.turn(step).await {
+            match self.turn(step).await {
                 Ok(outcome) => {
-                    backoff.reset();
+                    tries.succeeded();
                     session.reset();
-                    refused_since = None;
                     self.succeeded();
-                    match outcome {
-                        Outcome::Delivered { published, parked } => {
-                            self.metrics.published.inc_by(published as u64);
-                            self.metrics.parked.inc_by(parked as u64);
-                            pace.found();
-                        }
-                        Outcome::Idle if self.wait(bell, &pace).await == Woken::ByBell => step.expect_news(),
-                        Outcome::Idle => {}
-                    }
-                    continue;
+                    self.go_on(step, outcome, bell, &mut pace).await;
                 }
-                Err(error) => error,
-            };
-            match error {
-                StepError::Outbox(error @ log::Error::Fenced { .. }) => {
-                    self.metrics.fenced.inc();
-                    tracing::warn!(%error, "fenced");
-                    step.reload().await?;
-                    // The relay that wrote that row may still lead, so this one waits.
-                    self.back_off(step, backoff.next_wait()).await?;
-                }
-                StepError::Publish(error) => {
-                    let refused_for = refused_since.get_or_insert_with(Instant::now).elapsed();
-                    // A conflict, or an event that stops everything, would stop another relay just as well.
-                    let may_be_the_way = matches!(error, PublishError::Retry { .. });
-                    if may_be_the_way && refused_for > self.settings.takeover() {
-                        return Err(RunError::StoodDown(error));
-                    }
-                    // The next connection may reach another server, or this one without its last writes.
-                    self.compared = None;
-                    let wait = backoff.next_wait();
-                    self.say(&error, wait);
-                    self.back_off(step, wait).await?;
-                }
-                error => return Err(error.into()),
+                Err(error) => self.try_again(step, error, &mut tries).await?,
             }
         }
         Ok(())
+    }
+
+    /// Counts what a turn has done. Waits if it found nothing.
+    async fn go_on(&self, step: &mut Step, outcome: Outcome, bell: &Notify, pace: &mut Pace) {
+        match outcome {
+            Outcome::Delivered { published, parked } => {
+                self.metrics.published.inc_by(published as u64);
+                self.metrics.parked.inc_by(parked as u64);
+                pace.found();
+            }
+            Outcome::Idle if self.wait(bell, pace).await == Woken::ByBell => step.expect_news(),
+            Outcome::Idle => {}
+        }
+    }
+
+    /// Prepares another try after a failed turn, and waits. Fails if this lead has to end.
+    async fn try_again(
+        &mut self,
+        step: &mut Step,
+        error: StepError,
+        tries: &mut Tries,
+    ) -> Result<(), RunError> {
+        match error {
+            StepError::Outbox(error @ log::Error::Fenced { .. }) => {
+                self.metrics.fenced.inc();
+                tracing::warn!(%error, "fenced");
+                step.reload().await?;
+                // The relay that wrote that row may still lead, so this one waits.
+                self.back_off(step, tries.backoff.next_wait()).await
+            }
+            StepError::Publish(error) => {
+                let refused_for = tries.refused_since.get_or_insert_with(Instant::now).elapsed();
+                // A conflict, or an event that stops everything, would stop another relay just as well.
+                let may_be_the_way = matches!(error, PublishError::Retry { .. });
+                if may_be_the_way && refused_for > self.settings.takeover() {
+                    return Err(RunError::StoodDown(error));
+                }
+                // The next connection may reach another server, or this one without its last writes.
+                self.compared = None;
+                let wait = tries.backoff.next_wait();
+                self.say(&error, wait);
+                self.back_off(step, wait).await
+            }
+            error => Err(error.into()),
+        }
     }
 
     fn succeeded(&self) {

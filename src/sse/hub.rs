@@ -114,44 +114,53 @@ impl Shared {
     fn receive(&self, message: PubSubMessage) {
         match message {
             PubSubMessage::Interrupted => {
-                self.metrics.interruptions.inc();
-                let all: Vec<_> = self.topics().values().cloned().collect();
-                for topic in all {
-                    self.join_anew(&topic);
-                }
+                let all = self.topics().values().cloned().collect();
+                self.interrupted(all);
             }
             PubSubMessage::Moved(topics) => {
-                self.metrics.interruptions.inc();
-                let moved: Vec<_> = {
-                    let known = self.topics();
-                    topics.iter().filter_map(|topic| known.get(topic.as_str()).cloned()).collect()
-                };
-                for topic in moved {
-                    self.join_anew(&topic);
-                }
+                let moved = topics.iter().filter_map(|topic| self.known(topic.as_str())).collect();
+                self.interrupted(moved);
             }
             PubSubMessage::Bare { topic, text } => {
-                if let Some(topic) = self.topics().get(topic.as_str()).cloned() {
+                if let Some(topic) = self.known(topic.as_str()) {
                     self.must_verify(topic, text);
                 }
             }
             PubSubMessage::Envelope { topic, text } => {
-                let Some(topic) = self.topics().get(topic.as_str()).cloned() else { return };
-                match Envelope::parse(&text) {
-                    Ok(envelope) => self.receive_event(&topic, &envelope),
-                    Err(error) => tracing::warn!(
-                        topic = %topic.topic,
-                        // Not the error's own text: it quotes the message.
-                        kind = ?error.classify(),
-                        at = error.column(),
-                        "not an envelope on a live channel; ignored"
-                    ),
+                if let Some(topic) = self.known(topic.as_str()) {
+                    self.receive_envelope(&topic, &text);
                 }
             }
             PubSubMessage::Foreign { topic, text } => {
-                let Some(topic) = self.topics().get(topic.as_str()).cloned() else { return };
-                self.deliver_foreign(&topic, &text);
+                if let Some(topic) = self.known(topic.as_str()) {
+                    self.deliver_foreign(&topic, &text);
+                }
             }
+        }
+    }
+
+    fn known(&self, topic: &str) -> Option<Arc<SharedTopic>> {
+        self.topics().get(topic).cloned()
+    }
+
+    /// Joins topics anew whose messages may have been missed.
+    fn interrupted(&self, topics: Vec<Arc<SharedTopic>>) {
+        self.metrics.interruptions.inc();
+        for topic in topics {
+            self.join_anew(&topic);
+        }
+    }
+
+    fn receive_envelope(&self, topic: &Arc<SharedTopic>, text: &str) {
+        match Envelope::parse(text) {
+            Ok(envelope) => self.receive_event(topic, &envelope),
+            Err(error) => tracing::warn!(
+                topic = %topic.topic,
+                // Not the error's own text: it quotes the message.
+                kind = ?error.classify(),
+                at = error.column(),
+                "not an envelope on a live channel; ignored"
+            ),
         }
     }
 

@@ -96,18 +96,24 @@ impl Publisher {
             is_written_down &= owned.slots.as_deref() == Some(server.slots.to_string().as_str());
         }
         self.note_answers(&found);
-        let mut reach: Vec<Reach> = Vec::new();
-        if is_written_down {
-            for (server, owned) in self.servers.iter().zip(&found) {
-                let reached = match owned {
-                    Ok(owned) => owned.reached(&server.top_key)?,
-                    Err(_) => None,
-                };
-                reach.push(reached.map(|reached| (reached.id, reached.event)));
-            }
-        } else {
-            reach = self.write_slots_down().await?;
+        let reach = if is_written_down { self.reach_of(&found)? } else { self.write_slots_down().await? };
+        Ok(self.note_reach(reach))
+    }
+
+    fn reach_of(&self, found: &[Result<Owned, PublishError>]) -> Result<Vec<Reach>, PublishError> {
+        let mut reach = Vec::new();
+        for (server, owned) in self.servers.iter().zip(found) {
+            let reached = match owned {
+                Ok(owned) => owned.reached(&server.top_key)?,
+                Err(_) => None,
+            };
+            reach.push(reached.map(|reached| (reached.id, reached.event)));
         }
+        Ok(reach)
+    }
+
+    /// Notes where each server is, and returns the places of those that are not away.
+    fn note_reach(&mut self, reach: Vec<Reach>) -> Vec<Option<Reached>> {
         let mut all = Vec::new();
         for (server, reach) in self.servers.iter_mut().zip(reach) {
             if server.away.is_some() {
@@ -122,7 +128,7 @@ impl Publisher {
                 None => id.map(|id| Reached { id, event: event.flatten() }),
             });
         }
-        Ok(all)
+        all
     }
 
     /// Notes which servers have answered. The others are away.

@@ -167,13 +167,19 @@ async fn find<'c>(
         let is_behind = position.seq > 0 && servers.iter().any(lacks);
         claim(&mut sink, found.new_epoch(), is_behind).await?;
     }
-    let mut seen =
-        Seen { history: History::new(config.redis.clone()), after: position, topics: HashMap::new() };
+    find_told(config, &mut rebase, &mut found).await?;
+    Ok((found, rebase))
+}
+
+/// Looks in Redis for the events that Postgres takes for pending.
+async fn find_told(config: &Config, rebase: &mut Rebase<'_>, found: &mut Findings) -> Result<()> {
+    let history = History::new(config.redis.clone());
+    let mut seen = Seen { history, after: found.position, topics: HashMap::new() };
     let mut last = None;
     loop {
         let page = rebase.pending(last.as_ref(), PAGE).await?;
         if page.is_empty() {
-            break;
+            return Ok(());
         }
         found.pending += page.len() as u64;
         let told = seen.of(&page).await?;
@@ -181,7 +187,6 @@ async fn find<'c>(
         found.told += told.len() as u64;
         last = page.into_iter().next_back();
     }
-    Ok((found, rebase))
 }
 
 /// Claims the new epoch in Redis before its histories are read: a relay that was frozen while it led, and

@@ -55,19 +55,8 @@ pub(crate) async fn serve(
     let door = http::Metrics::register(&mut registry);
     let watch = Watch::new(pool.clone(), config.database.clone(), move |list| revocations.replace(list));
     watch.register(&mut registry);
-    let (asked, checked, watched) = (pool.clone(), verifier.clone(), watch.clone());
-    let readiness = Readiness::new(move || {
-        let pool = asked.clone();
-        let keys = checked.readiness().into_iter().chain([watched.check()]);
-        async move {
-            std::iter::once(check("postgres", is_usable(pool)).await)
-                .chain(keys)
-                .chain(super::traces())
-                .collect()
-        }
-    });
     let application = application(config, &pool, &verifier);
-    let operations = http::operations(registry, readiness);
+    let operations = http::operations(registry, readiness(pool.clone(), verifier, watch.clone()));
     let server = Server::new(application, operations, Limits::default(), &config.http, door)?;
     let address = listener.local_addr()?;
     watch.read_first().await;
@@ -83,6 +72,19 @@ pub(crate) async fn serve(
     pool.close().await;
     stopping.wait().await;
     Ok(())
+}
+
+fn readiness(pool: Pool, verifier: Arc<Verifier>, watch: Watch) -> Readiness {
+    Readiness::new(move || {
+        let pool = pool.clone();
+        let keys = verifier.readiness().into_iter().chain([watch.check()]);
+        async move {
+            std::iter::once(check("postgres", is_usable(pool)).await)
+                .chain(keys)
+                .chain(super::traces())
+                .collect()
+        }
+    })
 }
 
 /// The routes of the upload application. `dev` serves them for its live page too.

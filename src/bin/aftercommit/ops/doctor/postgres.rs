@@ -20,9 +20,10 @@ const SKEW_MAX: f64 = 2.0;
 /// The oldest Postgres that has the features which the schema needs, as `server_version_num`.
 const OLDEST: i32 = 130_000;
 
+const FIX: &str = "see [database] in the configuration; the message names what is wrong";
+
 /// Checks Postgres. Reports transactions that are open for longer than `open_for` seconds.
 pub(super) async fn examine(config: &Config, scope: Scope, open_for: u32) -> Vec<Finding> {
-    const FIX: &str = "see [database] in the configuration; the message names what is wrong";
     let connecting = config.database.connect("aftercommit doctor");
     let mut connection = match connecting.await {
         Ok(connection) => connection,
@@ -54,17 +55,7 @@ pub(super) async fn examine(config: &Config, scope: Scope, open_for: u32) -> Vec
     match schema::SCHEMA.check(&mut connection).await {
         Ok(state) => findings.push(version(state)),
         Err(error) => {
-            let fix = match error {
-                SchemaError::Ahead { .. } => "run the newer aftercommit: this one is older than the schema",
-                SchemaError::Missing { .. } | SchemaError::Behind { .. } => {
-                    "run `aftercommit migrate` of this version"
-                }
-                SchemaError::NotAllowed { .. } => {
-                    "run the command that the evidence names, as the schema's owner"
-                }
-                SchemaError::Encoding | SchemaError::Migrate { .. } | SchemaError::Database(_) => FIX,
-            };
-            findings.push(Finding::wrong("schema", error.to_string(), fix));
+            findings.push(Finding::wrong("schema", error.to_string(), fix_of(&error)));
             return findings;
         }
     }
@@ -76,6 +67,17 @@ pub(super) async fn examine(config: &Config, scope: Scope, open_for: u32) -> Vec
         ));
     }
     findings
+}
+
+fn fix_of(error: &SchemaError) -> &'static str {
+    match error {
+        SchemaError::Ahead { .. } => "run the newer aftercommit: this one is older than the schema",
+        SchemaError::Missing { .. } | SchemaError::Behind { .. } => {
+            "run `aftercommit migrate` of this version"
+        }
+        SchemaError::NotAllowed { .. } => "run the command that the evidence names, as the schema's owner",
+        SchemaError::Encoding | SchemaError::Migrate { .. } | SchemaError::Database(_) => FIX,
+    }
 }
 
 /// The version of a schema that this binary can use.
