@@ -47,7 +47,7 @@ pub struct DeliveredRanges {
 
 impl DeliveredRanges {
     /// Begins with the range that holds the number `seq`, or with the oldest range that is at most
-    /// `not_older` old, whichever is newer.
+    /// `not_older` old, if that is given, whichever is newer.
     ///
     /// # Errors
     /// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if
@@ -57,7 +57,7 @@ impl DeliveredRanges {
         relay: &str,
         epoch: u64,
         seq: u64,
-        not_older: Duration,
+        not_older: Option<Duration>,
     ) -> Result<Self, Error> {
         let next_n: Option<i64> = sqlx::query_scalar(
             "select greatest(
@@ -71,7 +71,7 @@ impl DeliveredRanges {
         .bind(relay)
         .bind(epoch.cast_signed())
         .bind(seq.cast_signed())
-        .bind(not_older.as_secs_f64())
+        .bind(not_older.map(|time| time.as_secs_f64()))
         .fetch_one(connection)
         .await?;
         Ok(Self {

@@ -102,6 +102,8 @@ pub struct Loss {
 pub struct Absence {
     /// Whether the topic had a history that was deleted or evicted instead of expiring.
     pub has_vanished: bool,
+    /// Whether Redis shows that the history has expired. It shows that for a minute.
+    pub has_expired: bool,
     /// When a repair last had to leave out events, in milliseconds since 1970.
     pub lost_ms: Option<u64>,
 }

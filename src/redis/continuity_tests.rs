@@ -51,7 +51,7 @@ fn a_run_ends_before_a_hole() {
 
 #[test]
 fn a_missing_history_proves_that_nothing_happened_only_where_nothing_was_lost() {
-    let absence = |has_vanished, lost_ms| Absence { has_vanished, lost_ms };
+    let absence = |has_vanished, lost_ms| Absence { has_vanished, has_expired: false, lost_ms };
     assert!(absence(false, None).proves_none_since(100));
     assert!(absence(false, Some(99)).proves_none_since(100));
     assert!(!absence(false, Some(100)).proves_none_since(100));

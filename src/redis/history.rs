@@ -18,6 +18,12 @@ use super::settings::Settings;
 use super::slots::tag_of;
 use crate::event::{EventId, EventType, LogId, StreamId, Topic};
 
+/// By how much the key `…:begun` outlives the history, in milliseconds, as `publish.lua` sets it. With more
+/// time left, the history has not expired.
+const BEGUN_OUTLIVES_MS: i64 = 60_000;
+/// PTTL of a key that does not exist.
+const NO_KEY: i64 = -2;
+
 /// The most entries of one read of UUIDs.
 const UUID_PAGE: usize = 1000;
 
@@ -214,20 +220,21 @@ impl History {
     pub async fn absence(&self, topic: &Topic) -> Result<Option<Absence>, ReadError> {
         let history = self.keys.history(topic);
         let mut lent = self.links.to(&history).await?;
-        let answer: RedisResult<(bool, bool)> = ::redis::pipe()
+        let answer: RedisResult<(i64, i64)> = ::redis::pipe()
             // Both in one transaction, so that no history begins between the two look-ups.
             .atomic()
-            .exists(&history)
-            .exists(self.keys.begun(topic))
+            .pttl(&history)
+            .pttl(self.keys.begun(topic))
             .query_async(&mut lent.connection)
             .await;
-        let (is_there, has_begun) = lent.checked(answer)?;
-        if is_there {
+        let (history_left, begun_left) = lent.checked(answer)?;
+        if history_left != NO_KEY {
             return Ok(None);
         }
         // Read last: a loss that comes meanwhile is one doubt more, and never one less.
         let lost_ms = self.loss_at(&mut lent, &history).await?.map(|loss| loss.at_ms);
-        Ok(Some(Absence { has_vanished: has_begun, lost_ms }))
+        let has_expired = (0..=BEGUN_OUTLIVES_MS).contains(&begun_left);
+        Ok(Some(Absence { has_vanished: begun_left != NO_KEY && !has_expired, has_expired, lost_ms }))
     }
 
     /// Returns the identity of the log whose events are here; `None` if no relay has published anything. Of a

@@ -16,7 +16,7 @@ pub enum RedisRole {
 /// Every connection.
 const ANY: &str = "+ping +info +role";
 /// Reading histories and what repairs have recorded.
-const READING: &str = "+xrange +xrevrange +exists +hget +hmget";
+const READING: &str = "+xrange +xrevrange +pttl +hget +hmget";
 /// The publishing script: it runs with its user's rights. `del` is for the doctor's rehearsal.
 const PUBLISHING: &str = "+eval +evalsha +script|load +time +hset +xadd +set +expire +publish +wait +del";
 /// Subscriptions. A topic's absence is read in a transaction.

@@ -61,6 +61,7 @@ pub async fn run<S: Sink>(
         shutdown: shutdown.clone(),
         pause_looked: None,
         compared: None,
+        waiting_rotation: None,
     };
     while !shutdown.is_cancelled() {
         state.progressed();
@@ -132,6 +133,8 @@ struct Relay<'a, S> {
     pause_looked: Option<Instant>,
     /// When the sink was last found to be in step; `None` if a comparison is due.
     compared: Option<Instant>,
+    /// The end of the rotation of this session, which the first comparison begins.
+    waiting_rotation: Option<CancellationToken>,
 }
 
 impl<S: Sink> Relay<'_, S> {
@@ -162,14 +165,7 @@ impl<S: Sink> Relay<'_, S> {
         self.state.role(Role::Leading);
         self.metrics.leading.set(1);
         self.metrics.leads_taken.inc();
-        tokio::spawn(rotation_task::keep(
-            self.database.clone(),
-            name.clone(),
-            self.retention,
-            self.metrics.clone(),
-            self.state.clone(),
-            session,
-        ));
+        self.waiting_rotation = Some(session);
         self.compared = None;
         self.pause_looked = None;
         self.sink.begin_lead(step.log());
@@ -348,7 +344,21 @@ impl<S: Sink> Relay<'_, S> {
             self.metrics.repairs.inc();
         }
         self.compared = Some(Instant::now());
+        if let Some(end) = self.waiting_rotation.take() {
+            self.begin_rotation(end);
+        }
         Ok(())
+    }
+
+    fn begin_rotation(&self, end: CancellationToken) {
+        tokio::spawn(rotation_task::run(
+            self.database.clone(),
+            self.settings.name.clone(),
+            self.retention,
+            self.metrics.clone(),
+            self.state.clone(),
+            end,
+        ));
     }
 
     /// Waits until it is time for another look.

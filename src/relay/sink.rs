@@ -172,6 +172,7 @@ pub trait Sink: Send {
     /// this number, or one behind it. True if a call broke off whose answer is not known.
     fn may_have_taken(&self, id: StreamId) -> bool;
 
-    /// How long the sink keeps an event. Older events need not be restored.
-    fn keeps(&self) -> Duration;
+    /// How long the sink keeps a topic's history after its last event: older events need not be restored.
+    /// `None` if every event that the sink lacks has to be restored.
+    fn keeps(&self) -> Option<Duration>;
 }

@@ -9,8 +9,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::queue::send_queue::SendQueue;
 use super::shared::Shared;
-use super::topic::shared_topic::SharedTopic;
-use super::wire::cursor::Cursor;
 use super::wire::frame;
 use crate::event::Topic;
 
@@ -71,7 +69,7 @@ async fn verify(shared: &Arc<Shared>, now: Instant) {
                     topic.mark_verified();
                     // A topic that is behind has missed a message; a topic that is ahead has a place that
                     // Redis does not know; the join finds out about a topic that is refused.
-                    if tip.as_ref().ok().copied() != Some(place_of(topic)) {
+                    if tip.as_ref().ok().copied() != Some(topic.state().tip_of_history()) {
                         tracing::info!(topic = %topic.topic, "not at the end of its history; joining anew");
                         shared.join_anew(topic);
                     }
@@ -81,10 +79,6 @@ async fn verify(shared: &Arc<Shared>, now: Instant) {
             Err(error) => return tracing::debug!(%error, "cannot verify quiet topics"),
         }
     }
-}
-
-fn place_of(topic: &SharedTopic) -> Option<crate::event::StreamId> {
-    topic.state().place().and_then(Cursor::id)
 }
 
 /// Ends every stream, spread over the drain time, each with its own time to come back.

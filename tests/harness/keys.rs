@@ -14,6 +14,11 @@ pub(crate) fn history(topic: &Topic) -> String {
     keys_of(topic).history(topic)
 }
 
+/// The key that outlives it.
+pub(crate) fn begun(topic: &Topic) -> String {
+    keys_of(topic).begun(topic)
+}
+
 /// Its live channel.
 pub(crate) fn live(topic: &Topic) -> String {
     keys_of(topic).live(topic)

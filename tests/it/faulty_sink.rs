@@ -59,7 +59,7 @@ impl<F: Fault> Sink for FaultySink<'_, F> {
         self.publisher.may_have_taken(id)
     }
 
-    fn keeps(&self) -> Duration {
+    fn keeps(&self) -> Option<Duration> {
         self.publisher.keeps()
     }
 }

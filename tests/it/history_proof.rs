@@ -10,7 +10,7 @@ use uuid::Uuid;
 use aftercommit::event::Topic;
 
 use crate::harness::{
-    Client, Event, Line, Process, TestResult, Wiring, eventually, keys, new_event, start_redis,
+    Client, Event, Line, Process, TestResult, Wiring, eventually, keys, metric_of, new_event, start_redis,
 };
 
 /// Id and `prev` of each entry of a topic's history.
@@ -90,6 +90,39 @@ async fn an_event_after_a_silence_in_which_the_history_expired_names_the_event_b
     assert_eq!(links(&line, &line.topic).await, pairs(&[("1-3", "1-1")]));
     let ttl: i64 = line.redis().await.ttl(keys::history(&line.topic)).await?;
     assert!((1..=2).contains(&ttl), "{ttl}");
+    Ok(())
+}
+
+/// Nothing is missing, whether the relay knows the event before the silence or not. In the last round, the
+/// server does not look while Redis shows that the history has expired.
+#[tokio::test]
+async fn clients_of_a_quiet_topic_are_not_reset_when_its_history_expires() -> TestResult {
+    let ttl = "AFTERCOMMIT_REDIS_HISTORY_TTL_SECONDS";
+    let mut line = Line::with(Wiring { relay: vec![(ttl, "2".to_owned())], ..Wiring::default() }).await;
+    let settings = line.system.settings().clone().set("AFTERCOMMIT_SSE_REPAIR_WAIT_MS", "100");
+    let settings = settings.set(ttl, "2").set("AFTERCOMMIT_SSE_VERIFY_SECONDS", "1");
+    let server = Process::start("sse", &settings).await;
+    let client = Client::open(&url(&line, &server), &token(&line)).await;
+    for round in 1..=3 {
+        line.append(1).await;
+        client.wait_for_events(round).await;
+        let mut redis = line.redis().await;
+        if round == 3 {
+            let _: () = redis.del(keys::begun(&line.topic)).await?;
+        }
+        let joined = metric_of(&server, "aftercommit_sse_joins_total").await;
+        eventually("it expires", async || links(&line, &line.topic).await.is_empty().then_some(())).await;
+        eventually("the server looks", async || {
+            (metric_of(&server, "aftercommit_sse_joins_total").await > joined).then_some(())
+        })
+        .await;
+        if round == 1 {
+            restart_relay(&mut line).await;
+        }
+    }
+    line.append(1).await;
+    let events = client.wait_for_events(4).await;
+    assert!(events.iter().all(|event| event.event == "T"), "{events:?}");
     Ok(())
 }
 

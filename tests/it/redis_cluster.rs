@@ -255,6 +255,31 @@ async fn the_topics_of_the_other_servers_flow_on_while_one_is_frozen() -> TestRe
     Ok(())
 }
 
+/// Nobody has been given what the server lacks, however old it is.
+#[tokio::test]
+async fn a_server_that_was_away_for_longer_than_histories_are_kept_is_given_everything() -> TestResult {
+    let cluster = Cluster::with(&[("cluster-require-full-coverage", "no")]).await;
+    let url = cluster.url();
+    let system = System::with_redis(&url).await.set("AFTERCOMMIT_REDIS_HISTORY_TTL_SECONDS", "3");
+    let stage = Stage::with(cluster, system, &url).await;
+    let mut load = stage.load().await;
+    let clients = &load.clients;
+    stage.cluster.signal(3, "KILL").await;
+    stage.cluster.signal(0, "STOP").await;
+    let behind = async || {
+        let behind = metric_of(&stage.relay, "aftercommit_relay_redis_servers_behind").await;
+        (behind > 0).then_some(())
+    };
+    eventually("a server is left behind", behind).await;
+    let since = std::time::Instant::now();
+    while since.elapsed() < Duration::from_secs(6) {
+        stage.wait_for_more(&clients[2..], 50).await;
+    }
+    stage.cluster.signal(0, "CONT").await;
+    stage.end(&mut load).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_relay_that_starts_while_a_server_is_away_delivers_the_topics_of_the_others() -> TestResult {
     let cluster = Cluster::with(&[("cluster-require-full-coverage", "no")]).await;

@@ -40,7 +40,8 @@
 -- OK        "<live> <public>": how many subscribers received the messages
 -- FORMAT    the other format that the keys have
 -- FOREIGN   the other log that the keys belong to
--- GAP       top, which lacks numbers before this chunk
+-- GAP       top: it lacks numbers before this chunk, or this epoch's claim, or it has passed the release's
+--           number
 -- AHEAD     top, which is of a later epoch
 -- CONFLICT  the stream and id at which another event stands
 -- ERROR     Redis's own error, for the event after those done
@@ -51,6 +52,7 @@ local epoch, first, last = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local ttl, mode, lost = tonumber(ARGV[6]), ARGV[7], ARGV[8]
 local known, untold = tonumber(ARGV[9]), tonumber(ARGV[10])
 local topic_count = tonumber(ARGV[11])
+local begun_outlives = 60 -- seconds, as in history.rs
 local is_cluster = topic_count > 0 and not KEYS[3]
 local publish_live = is_cluster and 'SPUBLISH' or 'PUBLISH'
 local is_release = mode == 'release' or mode == 'restore-release'
@@ -127,10 +129,10 @@ local function previous(stream, begun, id)
   local epoch_of_id, seq = parse(id)
   local below = string.format('%.0f-%.0f', epoch_of_id, seq - 1)
   if not prev then
-    local exists = call('EXISTS', begun)
-    if type(exists) == 'table' then return nil, exists.err end
-    -- The history has not expired: it has vanished, with all of its entries.
-    if exists == 1 then return below end
+    local left = call('PTTL', begun)
+    if type(left) == 'table' then return nil, left.err end
+    -- A history that has expired leaves this key with less. This one has vanished, with all of its entries.
+    if left == -1 or left > begun_outlives * 1000 then return below end
   end
   if lost then
     local missing = is_above(lost, below) and below or lost
@@ -169,7 +171,7 @@ local function forbidden(live, public)
 end
 
 -- Of each topic, by its index: the id of its previous event, its live channel once it has been prepared, and
--- whether its history has no TTL yet.
+-- whether its history's TTL has to be set.
 local a_topic = is_cluster and 3 or 2
 local prevs, lives, needs_ttl = {}, {}, {}
 
@@ -252,7 +254,7 @@ for a = 12 + topic_count * a_topic, #ARGV, 8 do
     end
     -- Set also for a repeat, because the relay notes that it was set.
     if needs_ttl[t] then
-      local set = call('SET', beside(stream, 'begun'), '', 'EX', ttl + 60)
+      local set = call('SET', beside(stream, 'begun'), '', 'EX', ttl + begun_outlives)
       if type(set) == 'table' and set.err then return finish('ERROR', set.err) end
       local expiring = call('EXPIRE', stream, ttl)
       if type(expiring) == 'table' then return finish('ERROR', expiring.err) end

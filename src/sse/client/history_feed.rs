@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn an_absent_history_proves_that_nothing_is_missing_unless_somebody_knows_better() {
         let expired = Absence::default();
-        let vanished = Absence { has_vanished: true, lost_ms: None };
+        let vanished = Absence { has_vanished: true, ..Absence::default() };
         let (start, event) = (Cursor::Start { seen_ms: 50 }, Cursor::After(StreamId::new(1, 7)));
         assert_eq!(of_absence(start, 0, expired, Some(50)), Fed::NothingBefore(start));
         assert_eq!(of_absence(start, 0, expired, Some(49)), Fed::Unproven, "its clients were reset since");

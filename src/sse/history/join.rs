@@ -7,6 +7,7 @@
 //! history cannot fill is a reset. It runs once for a topic, however many clients wait for it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::read::{FIRST_READ, bytes_of_frames, next_count, read_after, read_newest};
 use super::repair_wait::{RepairWait, between_reads};
@@ -23,6 +24,9 @@ use crate::sse::wire::frame::{self, ResetReason};
 /// A relay writes an event to the history before it publishes it. So no relay has published an event that
 /// does not fit behind the history after this many reads.
 const READS_FOR_A_HOLE: u32 = 2;
+/// The part of its TTL for which a history is kept after its last event, at least: the relay sets the TTL
+/// again when a twentieth of it is over.
+const KEPT_AT_LEAST: f64 = 0.95;
 /// A topic whose history Redis refuses this often in a row counts as refused.
 const REFUSED_READS: u32 = 3;
 
@@ -137,11 +141,20 @@ async fn read(shared: &Shared, topic: &SharedTopic) -> Result<Read, ReadError> {
 /// Adds every event behind the place; begins anew where the history cannot prove that it holds all of them.
 async fn follow(shared: &Shared, topic: &SharedTopic, mut place: Cursor) -> Result<Read, ReadError> {
     let mut count = FIRST_READ;
+    let mut may_begin_anew = topic.state().has_expired();
     loop {
         let (frames, end) = match read_after(shared, topic, place, count).await? {
             Page::Follows { frames, end } => (frames, end),
+            // A relay that does not know the topic begins its history anew.
+            Page::Hole if may_begin_anew => {
+                (may_begin_anew, place) = (false, Cursor::Start { seen_ms: 0 });
+                continue;
+            }
             Page::Hole => break,
-            Page::Nothing if has_expired(shared, topic).await? => return Ok(Read::AtEnd),
+            Page::Nothing if has_expired(shared, topic).await? => {
+                topic.state().note_expiry();
+                return Ok(Read::AtEnd);
+            }
             Page::Nothing => return Ok(Read::Forgotten),
         };
         topic.state().extend(frames.iter().cloned());
@@ -157,14 +170,18 @@ async fn follow(shared: &Shared, topic: &SharedTopic, mut place: Cursor) -> Resu
     Ok(Read::AtEnd)
 }
 
-/// Whether the history is missing because the topic has been quiet for longer than histories are kept.
+/// Whether the history is missing because the topic has been quiet for as long as histories are kept.
 async fn has_expired(shared: &Shared, topic: &SharedTopic) -> Result<bool, ReadError> {
-    if topic.state().quiet_for() < shared.history_ttl {
-        return Ok(false);
-    }
     shared.metrics.history_reads.inc();
-    let absence = shared.history.absence(&topic.topic).await?;
-    Ok(absence.is_some_and(|absence| absence.proves_none_since(0)))
+    let Some(absence) = shared.history.absence(&topic.topic).await? else { return Ok(false) };
+    let kept = shared.history_ttl.mul_f64(KEPT_AT_LEAST);
+    let was_quiet = absence.has_expired || topic.state().quiet_for() >= kept;
+    // Clients have been reset for a loss, so an older one does not count.
+    Ok(was_quiet && absence.proves_none_since(ms_ago(kept)))
+}
+
+fn ms_ago(time: Duration) -> u64 {
+    u64::try_from((chrono::Utc::now() - time).timestamp_millis()).unwrap_or(0)
 }
 
 /// Begins with the newest events of the history.

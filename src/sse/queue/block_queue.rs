@@ -9,7 +9,7 @@ use bytes::{Buf, Bytes};
 use tokio::time::{Duration, Instant};
 
 use super::newest::{Held, Newest};
-use crate::event::Topic;
+use crate::event::{PAYLOAD_BYTES_MAX, Topic};
 use crate::sse::queue::byte_budget::ByteBudget;
 use crate::sse::wire::frame::Block;
 use crate::sse::wire::multi_topic::StreamCursors;
@@ -19,6 +19,9 @@ const TOGETHER: usize = 64;
 
 /// Bytes that are written before other connections have their turn.
 const TURN_BYTES: usize = 256 * 1024;
+
+/// Bytes that may wait beyond the limit: the largest event, as lines of text, and the cursors behind it.
+const OVER_LIMIT_MAX: usize = 8 * PAYLOAD_BYTES_MAX;
 
 /// Bytes that a cursor and a reset may take, with the ids of as many topics as a stream may have.
 pub(super) const SMALL_BYTES: usize = 4 * 1024;
@@ -136,7 +139,9 @@ impl BlockQueue {
         // reset, so that a payload as large as the queue can be delivered. Otherwise its client would be cut
         // off for ever.
         let is_half_full = self.bytes > self.limit / 2 + SMALL_BYTES;
-        if is_half_full && bytes.is_some_and(|bytes| self.bytes + bytes > self.limit) {
+        // A client that skips events and reads next to nothing would gather cursors without end.
+        let is_flooded = self.bytes > self.limit.saturating_add(OVER_LIMIT_MAX);
+        if is_flooded || is_half_full && bytes.is_some_and(|bytes| self.bytes + bytes > self.limit) {
             return Put::CutOff;
         }
         let now = Instant::now();
@@ -284,8 +289,12 @@ impl BlockQueue {
     /// Whether this many bytes can be added with no more than half of the queue taken; for more bytes than
     /// that, whether next to nothing waits.
     pub(super) fn has_room_for(&self, bytes: usize) -> bool {
-        let half = self.limit / 2;
-        self.bytes <= half.saturating_sub(bytes).max(SMALL_BYTES.min(half))
+        self.has_little() || self.bytes <= (self.limit / 2).saturating_sub(bytes)
+    }
+
+    /// Whether next to nothing waits: there is room for any number of bytes.
+    pub(super) fn has_little(&self) -> bool {
+        self.bytes <= SMALL_BYTES.min(self.limit / 2)
     }
 
     /// Whether nothing was added for this long, and nothing waits.

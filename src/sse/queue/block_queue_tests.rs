@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::event::{EventType, StreamId};
-use crate::sse::wire::frame::Frame;
+use crate::sse::wire::cursor::Cursor;
+use crate::sse::wire::frame::{self, Frame};
 use crate::sse::wire::naming::Naming;
 
 fn queue(limit: usize) -> BlockQueue {
@@ -160,6 +161,16 @@ fn a_client_far_behind_leaves_others_their_turn() {
         assert_eq!(written.len(), TURN_BYTES);
         assert_eq!(rest, if turn < CALLS { Rest::More } else { Rest::Nothing });
     }
+}
+
+#[test]
+fn cursors_of_a_client_that_does_not_read_have_an_end() {
+    let mut queue = queue(10_000);
+    let cursor = frame::cursor(Cursor::After(StreamId::new(1, 1)));
+    let budget = ByteBudget::new(usize::MAX);
+    let put = (0..OVER_LIMIT_MAX).find(|_| queue.put(0, &cursor, &budget) == Put::CutOff);
+    let waiting = put.expect("an end") * cursor.len();
+    assert!(waiting <= 10_000 + OVER_LIMIT_MAX + cursor.len(), "{waiting}");
 }
 
 #[test]

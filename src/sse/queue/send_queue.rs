@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::block_queue::{BlockQueue, SMALL_BYTES};
+use super::block_queue::BlockQueue;
 pub(crate) use super::block_queue::{Put, Rest};
 use super::byte_budget::ByteBudget;
 use super::ready_list::Outlet;
@@ -255,7 +255,7 @@ impl SendQueue {
         if state.is_closed {
             return Written::Broken;
         }
-        let had_little = state.queue.bytes() <= SMALL_BYTES;
+        let had_little = state.queue.has_little();
         let rest = match state.queue.write_to(socket) {
             Ok(rest) => rest,
             Err(error) => {

@@ -113,6 +113,17 @@ async fn topics_of_a_stream_use_its_room_one_after_the_other_in_the_order_in_whi
     assert!(poll!(&mut third).is_ready());
 }
 
+/// Its half is less than a cursor may take.
+#[tokio::test]
+async fn room_in_a_small_queue_is_told_as_in_a_large_one() {
+    let queue = queue(2000);
+    queue.put_bytes(vec![0; 1500].into());
+    let mut room = pin!(queue.room_for(0));
+    assert!(poll!(&mut room).is_pending());
+    read(&queue);
+    assert!(poll!(&mut room).is_ready());
+}
+
 #[tokio::test]
 async fn whoever_waits_for_the_queue_to_fill_is_told_once_more_than_half_of_it_is_taken() {
     let queue = queue(10_000);

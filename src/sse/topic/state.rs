@@ -59,6 +59,8 @@ pub(crate) struct TopicState {
     pub(super) recent: Option<Recent>,
     /// When the newest event came, or the topic was begun.
     newest_at: Instant,
+    /// Whether the history has expired since the newest event.
+    has_expired: bool,
     phase: Phase,
     clients: HashMap<u64, StreamTopic>,
 }
@@ -80,6 +82,7 @@ impl TopicState {
             metrics,
             recent: None,
             newest_at: Instant::now(),
+            has_expired: false,
             phase,
             clients: HashMap::new(),
         }
@@ -97,7 +100,22 @@ impl TopicState {
         self.recent.as_ref().and_then(Recent::tip)
     }
 
-    /// Whether clients wait for the events behind the topic's place.
+    /// The newest entry that the history must hold; `None` if it must hold none.
+    pub(crate) fn tip_of_history(&self) -> Option<StreamId> {
+        self.place().and_then(Cursor::id).filter(|_| !self.has_expired)
+    }
+
+    /// Notes that the history has expired, and was whole until then.
+    pub(crate) fn note_expiry(&mut self) {
+        self.has_expired = true;
+    }
+
+    /// Whether the history has expired since the newest event.
+    pub(crate) fn has_expired(&self) -> bool {
+        self.has_expired
+    }
+
+    /// Whether any client is attached.
     pub(crate) fn has_clients(&self) -> bool {
         !self.clients.is_empty()
     }
@@ -151,9 +169,11 @@ impl TopicState {
                 {
                     return Ok(());
                 }
-                // An id below the place that nobody was given shows that the place is wrong: read the
+                // After an expiry, only a relay that knows the topic names the event before it.
+                let follows = prev == place || self.has_expired && prev.is_none();
+                // The event is below the place, but no client was given it. So the place is wrong: read the
                 // history.
-                if is_behind || prev != place {
+                if is_behind || !follows {
                     return Err(Box::new(TopicMessage::Event { prev, is_restored, frame }));
                 }
                 self.append(frame);
@@ -175,6 +195,7 @@ impl TopicState {
             recent.push(frame);
         }
         self.newest_at = Instant::now();
+        self.has_expired = false;
     }
 
     fn fan_out(&mut self, block: &Block) {
@@ -226,6 +247,7 @@ impl TopicState {
         frames.into_iter().for_each(|frame| recent.push(frame));
         self.recent = Some(recent);
         self.newest_at = Instant::now();
+        self.has_expired = false;
         let Some(reason) = reason else { return 0 };
         let clients = self.clients.len();
         let place = self.place().filter(|place| place.id().is_some()).unwrap_or_else(Cursor::start_now);

@@ -20,6 +20,11 @@ const MAY_BE_ZERO: [&str; 9] = [
     "jwt.ticket_seconds",
 ];
 
+/// Settings below which a stream could not go on: there would be no room for an event, or for a page of a
+/// history.
+const SMALLEST: [(&str, i64); 2] =
+    [("sse.max_queued_bytes", 16 * 1024), ("sse.max_held_bytes", 16 * 1024 * 1024)];
+
 /// The largest value of a setting by its unit, which is the suffix of its name: ten years, one day, one
 /// tebibyte, or a number that fits every type.
 const LARGEST: [(&str, i64); 4] =
@@ -34,7 +39,8 @@ pub(super) fn check(table: &Table) -> Vec<Problem> {
     settings
         .filter_map(|(setting, value)| {
             let Value::Integer(number) = value else { return None };
-            let smallest = i64::from(!MAY_BE_ZERO.contains(&setting.as_str()));
+            let own = SMALLEST.iter().find(|(name, _)| *name == setting).map(|(_, smallest)| *smallest);
+            let smallest = own.unwrap_or(i64::from(!MAY_BE_ZERO.contains(&setting.as_str())));
             let largest =
                 LARGEST.iter().find(|(unit, _)| setting.ends_with(unit)).map_or(i64::MAX, |(_, n)| *n);
             (!(smallest..=largest).contains(number)).then(|| {
@@ -52,9 +58,9 @@ mod tests {
     use crate::config::DEFAULT_TOML;
 
     #[test]
-    fn what_may_be_zero_is_a_setting() {
+    fn what_may_be_zero_or_has_a_bound_of_its_own_is_a_setting() {
         let table: Table = DEFAULT_TOML.parse().expect("defaults");
-        for setting in MAY_BE_ZERO {
+        for setting in MAY_BE_ZERO.into_iter().chain(SMALLEST.map(|(setting, _)| setting)) {
             let (section, key) = setting.split_once('.').expect("a section and a key");
             assert!(table[section].get(key).is_some_and(Value::is_integer), "{setting}");
         }
@@ -70,6 +76,10 @@ mod tests {
             (
                 "[sse]\nmax_connections = -1",
                 "sse.max_connections is -1: it must be at least 1 and at most 2147483647",
+            ),
+            (
+                "[sse]\nmax_queued_bytes = 5000",
+                "sse.max_queued_bytes is 5000: it must be at least 16384 and at most 1099511627776",
             ),
             ("[relay]\npoll_interval_ms = 9223372036854775807", "it must be at least 1 and at most 86400000"),
         ] {
