@@ -3,7 +3,7 @@
 
 use secrecy::ExposeSecret;
 
-use crate::harness::{Flow, Line, Listener, TestResult, Wiring, eventually, new_event};
+use crate::harness::{Flow, Line, Listener, TestResult, Wiring, cli, eventually, new_event};
 
 /// Breaks Redis by commands, waits until the failure is counted, repairs Redis, and waits until all events
 /// have arrived.
@@ -267,6 +267,25 @@ async fn a_channel_that_is_forbidden_parks_its_topic_and_shows_nothing_of_it() -
     })
     .await;
     assert_eq!(line.history_of(&forbidden).await, before, "nothing of a parked event is to be seen");
+    Ok(())
+}
+
+/// An entry from before the refusal would pass for published in the next try.
+#[tokio::test]
+async fn an_event_whose_ttl_may_not_be_set_reaches_plain_subscribers_once_it_may() -> TestResult {
+    let mut line = Line::new().await;
+    let mut listener = Listener::to(&line.redis_client(), &line.topic).await;
+    line.command("acl setuser default -expire").await?;
+    line.append(1).await;
+    eventually("it is parked", async || {
+        (line.metric("aftercommit_relay_parked_total").await == 1).then_some(())
+    })
+    .await;
+    line.command("acl setuser default +expire").await?;
+    let release = ["parked", "release", line.topic.as_str(), "--yes", "--reason", "a test"];
+    let released = cli(line.system.settings(), &release).await;
+    assert!(released.status.success(), "{}", String::from_utf8_lossy(&released.stderr));
+    listener.wait_for_exactly(1).await;
     Ok(())
 }
 

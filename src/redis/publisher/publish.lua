@@ -141,7 +141,8 @@ local function previous(stream, begun, id)
   return prev or ''
 end
 
--- Whether the number that the history does not take belongs to this very event.
+-- XADD refuses the id because the stream is at or past it. Returns whether this event is the one that stands
+-- there.
 local function is_repeat(stream, id, uuid)
   local found = call('XRANGE', stream, id, id)
   if found.err then return nil, found.err end
@@ -152,10 +153,15 @@ local function is_repeat(stream, id, uuid)
     end
     return false
   end
-  -- The entry is not in the history. A number that this relay has passed is a repeat, whose entry was
-  -- trimmed. A number that it has not reached yet, in a stream that is past it, was written by another
-  -- program. So was an entry behind a parked event, because later events of its topic wait for it.
-  return is_restore or (not is_release and seq_of(id) <= published)
+  -- The entry is not in the history. A restored event is a repeat, whose entry was trimmed. Any other event
+  -- is new, so another program has written behind its number. So it has behind a parked event, because later
+  -- events of its topic wait for that.
+  return is_restore
+end
+
+-- Another key or channel of a topic. As Keys::begun and Keys::live make them.
+local function beside(stream, name)
+  return string.sub(stream, 1, -1 - string.len('history')) .. name
 end
 
 -- Returns the refusal of a message. It must be known before XADD: a later call would take an entry whose
@@ -170,15 +176,16 @@ local function forbidden(live, public)
   end
 end
 
+-- Whether the commands behind XADD would be refused.
+local function lacks_right_to_set_ttl(stream)
+  return redis.acl_check_cmd and not (redis.acl_check_cmd('SET', beside(stream, 'begun'), '', 'EX', 1)
+    and redis.acl_check_cmd('EXPIRE', stream, 1))
+end
+
 -- Of each topic, by its index: the id of its previous event, its live channel once it has been prepared, and
 -- whether its history's TTL has to be set.
 local a_topic = is_cluster and 3 or 2
 local prevs, lives, needs_ttl = {}, {}, {}
-
--- Another key or channel of a topic. As Keys::begun and Keys::live make them.
-local function beside(stream, name)
-  return string.sub(stream, 1, -1 - string.len('history')) .. name
-end
 
 -- Runs once a topic in each call, because permissions can change between two calls and not within one.
 local function prepare(t, stream, public, id)
@@ -193,6 +200,9 @@ local function prepare(t, stream, public, id)
       prev, err = previous(stream, beside(stream, 'begun'), id)
       if err then return err end
     end
+  end
+  if needs_ttl[t] and lacks_right_to_set_ttl(stream) then
+    return 'NOPERM the relay may not SET and EXPIRE the keys of ' .. stream
   end
   prevs[t] = prev
   lives[t] = live
