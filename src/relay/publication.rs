@@ -36,7 +36,7 @@ impl Exceptions {
     }
 
     /// Lets the topic's events flow again.
-    pub(super) fn let_go(&mut self, topic: &Topic) {
+    pub(super) fn unhold(&mut self, topic: &Topic) {
         self.held.remove(topic);
     }
 
@@ -81,7 +81,7 @@ pub(super) async fn publish_batch<S: Sink>(
     position: &Position,
     rows: &[Row],
     exceptions: &Exceptions,
-    Tries { handing, is_first }: Tries,
+    Attempt { handing, is_first }: Attempt,
 ) -> Result<SetAside, PublishError> {
     let mut set_aside = SetAside::default();
     if rows.is_empty() {
@@ -115,11 +115,11 @@ pub(super) async fn publish_batch<S: Sink>(
     Ok(set_aside)
 }
 
-/// What is known of the tries of a batch.
+/// What is known of earlier tries to publish a batch.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Tries {
+pub(super) struct Attempt {
     pub(super) handing: Handing,
-    /// Whether nobody has published any of it before this lead.
+    /// Whether this relay has opened the window itself, so that nobody has published any of it before.
     pub(super) is_first: bool,
 }
 
@@ -137,7 +137,7 @@ pub(super) struct Publication {
     /// Whether some rows of the span have been set aside already.
     pub(super) has_set_aside: bool,
     pub(super) handing: Handing,
-    /// As in [`Tries`].
+    /// As in [`Attempt`].
     pub(super) is_first: bool,
 }
 
@@ -189,7 +189,7 @@ pub(super) async fn publish<S: Sink>(
             rest.retain(|delivery| delivery.event.topic != *topic || delivery.id > newest);
             published.has_arrived_before = true;
         } else if exceptions.on_poison == OnPoison::Park {
-            // If an earlier try has brought it, the sink has forgotten that since.
+            // An earlier try may have published it. If so, the sink has lost it since.
             let may_have_arrived = may_have_arrived(sink, exceptions, &refused, is_first);
             published.parked.push(refusal_of(&rest.remove(0), &reason, may_have_arrived));
             held_now.insert(topic);
@@ -211,10 +211,9 @@ fn take_waiting<'a>(
         .collect()
 }
 
-/// Returns the number of the newest event of the refused one's topic in the sink, if that event stands behind
-/// it in the same batch. Then the refused event has arrived too, in an earlier try: the later events of a
-/// topic are published only behind it. Its entry has vanished since, and the sink cannot take it again below
-/// the newest one.
+/// If the sink's newest event of this topic is a later one of this batch, returns its number. The refused event
+/// then arrived in an earlier try, because a topic's events arrive in order. Its entry is gone, and the sink
+/// cannot take it below the newest one.
 async fn newest_behind<S: Sink>(
     sink: &mut S,
     mode: PublishMode,
@@ -225,7 +224,7 @@ async fn newest_behind<S: Sink>(
         return Ok(None);
     }
     let newest = match sink.newest_of(&refused.event.topic).await {
-        // It refuses the whole topic.
+        // The sink refuses to read this topic, so nothing shows that the event arrived.
         Err(PublishError::Poison { .. }) => None,
         Err(PublishError::Retry { failure, .. }) if failure.remedy == Remedy::SetAside => None,
         newest => newest?,

@@ -5,7 +5,7 @@ use super::super::scripted_sink::{Call, ScriptedSink, call, event};
 use super::*;
 use crate::event::EventId;
 
-const FIRST: Tries = Tries { handing: Handing::Together, is_first: true };
+const FIRST: Attempt = Attempt { handing: Handing::Together, is_first: true };
 
 fn exceptions(held: &[(&str, u64)], delivered_before: &[i64], on_poison: OnPoison) -> Exceptions {
     let topic = |name: &str| Topic::new(name).expect("a topic");
@@ -183,9 +183,9 @@ async fn parks_what_may_have_arrived(is_first: bool, taken: u64) -> Vec<bool> {
     });
     sink.taken = taken;
     let (position, none) = (Position::before_everything(), exceptions(&[], &[], OnPoison::Park));
-    let tries = Tries { is_first, ..FIRST };
+    let attempt = Attempt { is_first, ..FIRST };
     let rows = rows(&["a", "a", "b"]);
-    let set_aside = publish_batch(&mut sink, &position, &rows, &none, tries).await.expect("parked");
+    let set_aside = publish_batch(&mut sink, &position, &rows, &none, attempt).await.expect("parked");
     set_aside.parked.iter().map(|parked| parked.may_have_arrived).collect()
 }
 
@@ -224,6 +224,6 @@ fn a_topic_is_held_from_its_first_parked_event_until_it_is_let_go() {
     }
     let holds = |exceptions: &Exceptions, seq| exceptions.holds(&Delivery { id: number(seq), event: &event });
     assert_eq!([3, 4, 5].map(|seq| holds(&exceptions, seq)), [false, false, true]);
-    exceptions.let_go(&topic);
+    exceptions.unhold(&topic);
     assert!(!holds(&exceptions, 5));
 }

@@ -215,7 +215,7 @@ impl Step {
                 Publication { mode, span, lost, has_set_aside: false, handing, is_first: false };
             let publishing = publish(sink, publication, deliveries.clone(), &self.exceptions);
             let published = staying_alive(&mut self.writer, self.rules.keepalive, publishing).await?;
-            let parked = self.counting(published)?.parked;
+            let parked = self.count_refusals(published)?.parked;
             if parked.is_empty() {
                 return Ok(());
             }

@@ -32,7 +32,7 @@ impl Step {
         match self.carry_out(sink, &topic, action).await {
             // Later events of the topic may be published only now, after everything before them.
             Ok(()) => {
-                self.exceptions.let_go(&topic);
+                self.exceptions.unhold(&topic);
             }
             Err(StepError::Publish(PublishError::Poison { reason, .. })) => {
                 self.refuse_request(&topic, &reason).await?;
@@ -95,7 +95,7 @@ impl Step {
                 let reason = format!("it is not known which of these events clients have: {reason}");
                 return Err(PublishError::Poison { at: 0, reason }.into());
             }
-            answer => self.counting(answer)?,
+            answer => self.count_refusals(answer)?,
         };
         let Some(Reached { id, event: Some(event) }) = newest else { return Ok(()) };
         answered(timeout, release::mark_held_released(&mut self.writer, &relay, topic, (id, event))).await
@@ -159,7 +159,7 @@ impl Step {
                 answered(timeout, writing).await?;
             }
         }
-        Ok(self.counting(published)?)
+        Ok(self.count_refusals(published)?)
     }
 
     /// Takes the next number for the release of these parked events. No window may be open.

@@ -106,14 +106,14 @@ enum Woken {
     Otherwise,
 }
 
-/// The tries since the last success.
-struct Tries {
+/// The failures since the last success.
+struct Failures {
     backoff: Backoff,
     /// Since when the sink has refused everything.
     refused_since: Option<Instant>,
 }
 
-impl Tries {
+impl Failures {
     fn succeeded(&mut self) {
         self.backoff.reset();
         self.refused_since = None;
@@ -216,7 +216,7 @@ impl<S: Sink> Relay<'_, S> {
         bell: &Notify,
         session: &mut Backoff,
     ) -> Result<(), RunError> {
-        let mut tries = Tries { backoff: backoff_of(self.settings), refused_since: None };
+        let mut failures = Failures { backoff: backoff_of(self.settings), refused_since: None };
         let mut pace = Pace::new(self.settings.poll_interval());
         while !self.shutdown.is_cancelled() {
             self.state.progressed();
@@ -226,12 +226,12 @@ impl<S: Sink> Relay<'_, S> {
             }
             match self.turn(step).await {
                 Ok(outcome) => {
-                    tries.succeeded();
+                    failures.succeeded();
                     session.reset();
                     self.succeeded();
                     self.go_on(step, outcome, bell, &mut pace).await;
                 }
-                Err(error) => self.try_again(step, error, &mut tries).await?,
+                Err(error) => self.try_again(step, error, &mut failures).await?,
             }
         }
         Ok(())
@@ -255,7 +255,7 @@ impl<S: Sink> Relay<'_, S> {
         &mut self,
         step: &mut Step,
         error: StepError,
-        tries: &mut Tries,
+        failures: &mut Failures,
     ) -> Result<(), RunError> {
         match error {
             StepError::Outbox(error @ log::Error::Fenced { .. }) => {
@@ -263,10 +263,10 @@ impl<S: Sink> Relay<'_, S> {
                 tracing::warn!(%error, "fenced");
                 step.reload().await?;
                 // The relay that wrote that row may still lead, so this one waits.
-                self.back_off(step, tries.backoff.next_wait()).await
+                self.back_off(step, failures.backoff.next_wait()).await
             }
             StepError::Publish(error) => {
-                let refused_for = tries.refused_since.get_or_insert_with(Instant::now).elapsed();
+                let refused_for = failures.refused_since.get_or_insert_with(Instant::now).elapsed();
                 // A conflict, or an event that stops everything, would stop another relay just as well.
                 let may_be_the_way = matches!(error, PublishError::Retry { .. });
                 if may_be_the_way && refused_for > self.settings.takeover() {
@@ -274,7 +274,7 @@ impl<S: Sink> Relay<'_, S> {
                 }
                 // The next connection may reach another server, or this one without its last writes.
                 self.compared = None;
-                let wait = tries.backoff.next_wait();
+                let wait = failures.backoff.next_wait();
                 self.say(&error, wait);
                 self.back_off(step, wait).await
             }

@@ -6,10 +6,12 @@
 //! 2. A batch of it is read. The next one is read ahead during 3.
 //! 3. The batch is published under the numbers that the position gives it.
 //! 4. The position behind the batch is written down, in one transaction with the events that were set aside.
+//! 5. If events were set aside, the sink's number passes the batch.
 //!
 //! A death after 1 or 2 loses nothing: the next relay finds the window and reads the same rows. A death after
 //! 3 repeats the batch under the same numbers, and the sink refuses repeats. Reading ahead has no effect, so
-//! it may overlap anything.
+//! it may overlap anything. A death after 4 leaves the sink behind the position, and the next comparison
+//! repairs it.
 
 use std::time::Duration;
 
@@ -20,7 +22,7 @@ use super::failure::Remedy;
 use super::handing::Handing;
 use super::idle::LastLook;
 use super::leader::staying_alive;
-use super::publication::{Exceptions, SetAside, Tries, publish_batch};
+use super::publication::{Attempt, Exceptions, SetAside, publish_batch};
 use super::settings::OnPoison;
 use super::sink::{Delivery, PublishError, PublishMode, Sink};
 use crate::event::LogId;
@@ -90,21 +92,20 @@ pub struct Step {
     pub(super) reader: PgConnection,
     pub(super) position: Position,
     log: LogId,
-    /// Whether this relay has opened the window itself since it loaded the position. Of another window nobody
-    /// knows how much was published.
+    /// Whether this relay has opened the window itself since it loaded the position. How much of any other
+    /// window was published is unknown.
     has_opened: bool,
     ahead: Option<read::Batch>,
     pub(super) last_look: LastLook,
     pub(super) exceptions: Exceptions,
-    /// How often in a row the sink has refused a batch.
+    /// Failed publishes in a row.
     refusals: u32,
     /// Events restored to the sink since the last [`Step::take_republished`].
     pub(super) republished: u64,
 }
 
-/// From this many refusals in a row on, events are handed over one by one. Before that, the server may be at
-/// fault.
-const REFUSALS_TOGETHER: u32 = 3;
+/// From this many failures in a row on, events are handed over one by one. Fewer may be the server's fault.
+const REFUSALS_BEFORE_ONE_BY_ONE: u32 = 3;
 
 impl Step {
     /// Takes two prepared connections and loads the relay's position, or begins one.
@@ -204,11 +205,11 @@ impl Step {
             }
             read_batch(&mut self.reader, &self.position, last_id, &self.rules).await.map(Some)
         };
-        let tries = Tries { handing: handing_after(self.refusals), is_first: self.has_opened };
-        let publishing = publish_batch(sink, &self.position, &batch.rows, &self.exceptions, tries);
+        let attempt = Attempt { handing: handing_after(self.refusals), is_first: self.has_opened };
+        let publishing = publish_batch(sink, &self.position, &batch.rows, &self.exceptions, attempt);
         let both = Box::pin(async { tokio::join!(publishing, reading) });
         let (set_aside, ahead) = staying_alive(&mut self.writer, self.rules.keepalive, both).await?;
-        let set_aside = self.counting(set_aside)?;
+        let set_aside = self.count_refusals(set_aside)?;
         self.ahead = ahead?;
         failpoint::reach("batch_published").await;
         self.write_down(&batch, last_id, &set_aside).await?;
@@ -263,12 +264,15 @@ impl Step {
     }
 
     /// Counts the sink's refusals, so that events are handed over one by one if it keeps refusing.
-    pub(super) fn counting<T>(&mut self, published: Result<T, PublishError>) -> Result<T, PublishError> {
+    pub(super) fn count_refusals<T>(
+        &mut self,
+        published: Result<T, PublishError>,
+    ) -> Result<T, PublishError> {
         match &published {
             Ok(_) => self.refusals = 0,
-            // The refusal is about one event, and Redis does not say about which one.
+            // The sink refuses one event of the batch and does not say which.
             Err(PublishError::Retry { failure, .. }) if failure.remedy == Remedy::SetAside => {
-                self.refusals = REFUSALS_TOGETHER;
+                self.refusals = REFUSALS_BEFORE_ONE_BY_ONE;
             }
             Err(_) => self.refusals = self.refusals.saturating_add(1),
         }
@@ -291,7 +295,7 @@ impl Step {
 }
 
 fn handing_after(refusals: u32) -> Handing {
-    if refusals < REFUSALS_TOGETHER { Handing::Together } else { Handing::OneByOne }
+    if refusals < REFUSALS_BEFORE_ONE_BY_ONE { Handing::Together } else { Handing::OneByOne }
 }
 
 /// Writes the position behind a batch and the events set aside from it, in one transaction.

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-use super::history::{foreign, join};
+use super::history::{foreign, join, verify};
 use super::metrics::Metrics;
 use super::settings::Settings;
 use super::shared::{Shared, Work};
@@ -75,6 +75,7 @@ impl Hub {
             () = joining => {}
             () = foreign::verify(shared, bare) => {}
             () = ticker::run(shared) => {}
+            () = verify::run(shared) => {}
             () = draining => {}
         }
         shared.stop.cancel();

@@ -47,7 +47,7 @@ pub(crate) struct Shared {
     /// How long a history is kept after its last event.
     pub(crate) history_ttl: Duration,
     pub(crate) reads: Semaphore,
-    /// The events that the last repair had to leave out, as the ticker has read it.
+    /// The events that the last repair had to leave out, as `history::verify` has read it.
     loss: Mutex<Option<Loss>>,
     pub(crate) pages: Pages,
     pub(crate) subscriber: Subscriber,
@@ -77,8 +77,7 @@ pub(crate) struct Shared {
     pub(crate) sockets: Sockets,
     pub(crate) next_number: AtomicU64,
     pub(crate) draining: AtomicBool,
-    /// Notified when the ticker has come one step further: looked after all streams, or asked Redis about
-    /// some topics.
+    /// Notified when the ticker has looked after all streams.
     pub(crate) ticked: Notify,
     pub(crate) stop: CancellationToken,
 }

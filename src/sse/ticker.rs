@@ -1,5 +1,5 @@
-//! The periodic work for all streams: heartbeats, time-outs, expired tokens, metrics, quiet topics. No stream
-//! has a timer of its own.
+//! The periodic work for all streams: heartbeats, time-outs, expired tokens, metrics. No stream has a timer of
+//! its own. It must not wait for Redis, which would hold up all streams.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,11 +10,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::queue::send_queue::SendQueue;
 use super::shared::Shared;
 use super::wire::frame;
-use crate::event::Topic;
 
 const TICK: Duration = Duration::from_millis(500);
-/// Quiet topics that are compared with their histories in one round trip to Redis.
-const VERIFIED_AT_ONCE: usize = 256;
 /// Streams are ended in so many portions a second while draining.
 const PORTIONS_A_SECOND: u64 = 20;
 
@@ -37,11 +34,6 @@ pub(super) async fn run(shared: &Arc<Shared>) {
         }
         shared.metrics.held_bytes.set(shared.budget.held().try_into().unwrap_or(i64::MAX));
         shared.release_topics(now);
-        match shared.history.loss().await {
-            Ok(loss) => shared.note_loss(loss),
-            Err(error) => tracing::debug!(%error, "cannot look for events that are missing"),
-        }
-        verify(shared, now).await;
         shared.ticked.notify_one();
     }
 }
@@ -54,30 +46,6 @@ fn look_after(shared: &Shared, queue: &SendQueue, now: Instant) {
     } else if queue.is_quiet(now, shared.settings.heartbeat()) {
         // A stream that is gone needs no heartbeat.
         let _put = queue.put_bytes(frame::HEARTBEAT);
-    }
-}
-
-/// Compares quiet topics with their histories. This finds messages that were lost without a trace.
-async fn verify(shared: &Arc<Shared>, now: Instant) {
-    let quiet = shared.unverified(now);
-    for topics in quiet.chunks(VERIFIED_AT_ONCE) {
-        let names: Vec<Topic> = topics.iter().map(|topic| topic.topic.clone()).collect();
-        shared.ticked.notify_one();
-        match shared.history.tips(&names).await {
-            Ok(tips) => {
-                for (topic, tip) in topics.iter().zip(tips) {
-                    topic.mark_verified();
-                    // A topic that is behind has missed a message; a topic that is ahead has a place that
-                    // Redis does not know; the join finds out about a topic that is refused.
-                    if tip.as_ref().ok().copied() != Some(topic.state().tip_of_history()) {
-                        tracing::info!(topic = %topic.topic, "not at the end of its history; joining anew");
-                        shared.join_anew(topic);
-                    }
-                }
-            }
-            // The subscription notices on its own that Redis is away.
-            Err(error) => return tracing::debug!(%error, "cannot verify quiet topics"),
-        }
     }
 }
 

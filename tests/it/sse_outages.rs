@@ -134,6 +134,21 @@ async fn assert_outage_survived(keeps_data: bool) -> TestResult {
     Ok(())
 }
 
+/// Nor do time-outs and the ends of tokens wait for Redis.
+#[tokio::test]
+async fn heartbeats_go_on_while_redis_does_not_answer() -> TestResult {
+    let patient = ("AFTERCOMMIT_REDIS_RESPONSE_TIMEOUT_MS", "30000");
+    let outage = Outage::new(true, &[patient, ("AFTERCOMMIT_SSE_HEARTBEAT_SECONDS", "1")]).await?;
+    let client = outage.feed.client(&outage.sse).await;
+    client.wait_for_comments(2).await;
+    outage.proxy.flow(Flow::Stall);
+    let stalled = Instant::now();
+    client.wait_for_comments(8).await;
+    let took = stalled.elapsed();
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn streams_stay_open_while_redis_is_killed_and_are_whole_when_it_is_back() -> TestResult {
     assert_outage_survived(true).await

@@ -39,7 +39,7 @@ pub(super) struct Answered {
 }
 
 /// A chunk whose calls have ended.
-pub(super) struct Landed<'a> {
+pub(super) struct ChunkAnswers<'a> {
     pub(super) chunk: Chunk<'a>,
     pub(super) parts: Vec<Part<'a>>,
     pub(super) answered: Vec<Answered>,
@@ -49,19 +49,19 @@ pub(super) struct Landed<'a> {
 
 /// Sends the calls of a chunk, one for each part, when it is first polled, and waits for all answers.
 /// A part whose server cannot be reached comes with that refusal in place of a call.
-pub(super) fn fly<'a>(
+pub(super) fn send_calls<'a>(
     chunk: Chunk<'a>,
     parts: Vec<Part<'a>>,
     calls: Vec<Result<Call, PublishError>>,
     now: Instant,
-) -> BoxFuture<'a, Landed<'a>> {
+) -> BoxFuture<'a, ChunkAnswers<'a>> {
     async move {
         let answered = join_all(parts.iter().zip(calls).map(async |(part, call)| match call {
             Ok(call) => call.answered(part.at.len()).await,
             Err(error) => Answered { answer: Err(error), brought: 0, still_works: false, took: None },
         }));
         let answered = answered.await;
-        Landed { chunk, parts, answered, now }
+        ChunkAnswers { chunk, parts, answered, now }
     }
     .boxed()
 }

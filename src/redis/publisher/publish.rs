@@ -12,7 +12,7 @@ use futures_util::stream::FuturesOrdered;
 
 use super::Publisher;
 use super::chunk::{Caller, Chunk, Chunks, Receiver};
-use super::flight::{Call, Landed, fly};
+use super::flight::{Call, ChunkAnswers, send_calls};
 use super::part::{Part, only_part, parts_of};
 use super::refusal::Refusal;
 use super::server::{Answer, Server};
@@ -24,7 +24,7 @@ use crate::relay::failure::{self, Failure, Remedy};
 use crate::relay::{Batch, Delivery, PublishError, PublishMode, Reached, Sink};
 use crate::trace;
 
-/// The server of a topic is away: nothing can be said of the topic, and nothing released.
+/// The topic's server is away: its newest event is unknown, so a release has to wait.
 const AWAY: Failure = Failure { class: "away", remedy: Remedy::SetAside };
 
 /// The result of a chunk's calls.
@@ -156,13 +156,13 @@ impl Publisher {
                     Err(error) => unsent = Some(error),
                 }
             }
-            let (Some(landed), Some(at)) = (flights.next().await, starts.pop_front()) else { break };
-            *brought = self.ended(&landed).max(*brought);
+            let (Some(answers), Some(at)) = (flights.next().await, starts.pop_front()) else { break };
+            *brought = self.ended(&answers).max(*brought);
             if failed.is_some() {
                 // The server has refused this chunk, because it lacks the one before.
                 continue;
             }
-            match self.heed_all(landed).await {
+            match self.apply_all(answers).await {
                 Ok(taken) => written.extend(taken),
                 Err(PublishError::Poison { at: of_chunk, reason }) => {
                     failed = Some(PublishError::Poison { at: at + of_chunk, reason });
@@ -176,9 +176,9 @@ impl Publisher {
         }
     }
 
-    /// How many chunks may be under way at once. Two keep one server busy without a pause. That is safe where
-    /// each call says the number that the call before it reaches: the server refuses it behind a call that
-    /// failed. Before the first answer, the server may lack the script, and calls could change places.
+    /// How many chunks may be under way at once. Two keep one server busy. That is safe if each call names the
+    /// number before its first event: the server then refuses a chunk whose predecessor failed. Before the
+    /// first answer the server may lack the script, and loading it could reorder two calls.
     fn calls_at_once(&self, batch: &Batch<'_>) -> usize {
         let says_numbers = batch.mode == PublishMode::Normal && batch.through.is_some();
         let has_script = self.servers.first().is_some_and(|server| server.has_script);
@@ -187,7 +187,7 @@ impl Publisher {
 
     /// Makes the calls for a chunk, one for each server that takes a part of it. They are sent when the
     /// flight is first polled.
-    async fn send<'a>(&mut self, chunk: Chunk<'a>) -> Result<BoxFuture<'a, Landed<'a>>, PublishError> {
+    async fn send<'a>(&mut self, chunk: Chunk<'a>) -> Result<BoxFuture<'a, ChunkAnswers<'a>>, PublishError> {
         let now = Instant::now();
         let parts = match &self.map {
             None => vec![only_part(chunk)],
@@ -206,7 +206,7 @@ impl Publisher {
         let calls = calls.collect();
         // The next chunk is made while this one is under way. If any of it fails, the heads are dropped.
         parts.iter().for_each(|part| self.remember(part.chunk().deliveries, now));
-        Ok(fly(chunk, parts, calls, now))
+        Ok(send_calls(chunk, parts, calls, now))
     }
 
     /// Connects to the servers of these parts, all at once.
@@ -267,9 +267,9 @@ impl Publisher {
     }
 
     /// Notes that the calls of a chunk have ended, and returns the highest number that may have arrived.
-    fn ended(&mut self, landed: &Landed<'_>) -> Option<StreamId> {
+    fn ended(&mut self, answers: &ChunkAnswers<'_>) -> Option<StreamId> {
         let mut brought = None;
-        for (part, answered) in landed.parts.iter().zip(&landed.answered) {
+        for (part, answered) in answers.parts.iter().zip(&answers.answered) {
             self.state.progressed();
             if let Some(took) = answered.took {
                 self.servers[part.server].ended(answered.still_works);
@@ -286,10 +286,10 @@ impl Publisher {
     }
 
     /// Heeds the answers to a chunk's calls, and returns the servers that took events.
-    async fn heed_all(&mut self, landed: Landed<'_>) -> Result<Vec<usize>, PublishError> {
-        let Landed { chunk, parts, answered, now } = landed;
+    async fn apply_all(&mut self, answers: ChunkAnswers<'_>) -> Result<Vec<usize>, PublishError> {
+        let ChunkAnswers { chunk, parts, answered, now } = answers;
         let answers = answered.into_iter().map(|answered| answered.answer).collect();
-        let Outcome { taken, failed, refused } = self.heed(&parts, answers, now);
+        let Outcome { taken, failed, refused } = self.apply(&parts, answers, now);
         if refused.is_some() || !failed.is_empty() {
             // Only a prefix arrived, so the cached heads of this chunk's topics may be wrong.
             self.heads.clear();
@@ -312,8 +312,8 @@ impl Publisher {
         }
     }
 
-    /// Heeds the answers: what was taken is measured and remembered.
-    fn heed(
+    /// Applies the answers: measures what was taken, and notes how far each server has come.
+    fn apply(
         &mut self,
         parts: &[Part<'_>],
         answers: Vec<Result<Answer, PublishError>>,
@@ -334,7 +334,7 @@ impl Publisher {
                 let server = &mut self.servers[part.server];
                 server.has_script = true;
                 server.took(chunk.through, now);
-                // A batch in its turn goes only to servers that have been compared, and given what they
+                // A normal batch goes only to servers that have been compared, and given what they
                 // lacked.
                 server.is_in_step |= chunk.mode == PublishMode::Normal || chunk.through >= self.passed;
                 self.note_if_whole(part.server);

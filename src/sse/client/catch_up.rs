@@ -1,7 +1,7 @@
 //! Brings one client to the end of one topic.
 //!
 //! First the start that the client asked for becomes a cursor, which the client is told before the response
-//! begins. From there it continues: from the recent events in memory, or page by page from the history, until
+//! begins; after two seconds the response begins without it. From there it continues: from the recent events in memory, or page by page from the history, until
 //! it can be attached to the topic in one go. Where it cannot be proven that nothing is missing, the client
 //! is reset: it begins again at the end of the topic.
 
@@ -98,7 +98,7 @@ impl CatchUp {
                 Ok(Some(_)) => return self.without_token(self.asked),
                 // The token was judged when the client was given its place.
                 Ok(None) if !is_new => return self.asked,
-                // These events have lost their owner, so nothing judges the token.
+                // The history has events, but the key that names their log is gone.
                 Ok(None) if has_events => return self.without_token(StartAt::Reset(ResetReason::JoinedLate)),
                 Ok(None) => {
                     has_events = self.has_events().await;
@@ -295,7 +295,7 @@ impl CatchUp {
         }
     }
 
-    /// Whether the client begins with events that come once its place is known.
+    /// Whether the start depends on where the topic ends.
     fn wants_newest(&self) -> bool {
         matches!(self.asked, StartAt::Latest | StartAt::Last)
     }
@@ -305,8 +305,8 @@ impl CatchUp {
     ///
     /// From here on the client believes that it is connected. It would miss the events that are committed
     /// before its place is known, unless it named its place or wants all there is: so it begins with a reset.
-    /// If it is cut off before that, this id makes it come back as a client that is reset, and not as a new
-    /// one.
+    /// It is sent the id of an unknown place. If it is cut off before its reset, that id makes the next server
+    /// reset it, and not treat it as new.
     fn open_unplaced(&mut self, start: StartAt) -> StartAt {
         if !self.opening.is_awaited() {
             return start;

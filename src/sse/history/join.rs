@@ -1,6 +1,6 @@
 //! The one joining procedure. It runs for a topic's first client; after the subscription was interrupted
 //! (`hub`); for an event whose `prev` does not fit (`topic::state`); for a quiet topic that is not at the end
-//! of its history (`ticker`); and after a repair that had to leave events out (`shared`).
+//! of its history (`verify`); and after a repair that had to leave events out (`shared`).
 //!
 //! Keep the messages that come; subscribe and wait for the confirmation; read the history after the topic's
 //! place; merge by id; check that each event's `prev` fits; give the events to the clients. A hole that the
