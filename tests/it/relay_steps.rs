@@ -114,6 +114,26 @@ async fn what_is_given_again_is_what_the_newest_position_has_delivered() -> Test
     Ok(())
 }
 
+#[tokio::test]
+async fn a_recorded_loss_that_is_damaged_is_told_and_one_without_a_time_counts_as_new() -> TestResult {
+    let (database, redis) = (database().await, redis().await);
+    let (topic, quiet) = (redis.topic("damaged"), redis.topic("quiet"));
+    let (mut connection, owner) = (redis.connect().await, redis.keys().log());
+    append(&database, &topic, "0").await;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (1, 0));
+    let _: () = connection.hset(&owner, "lost", "x").await?;
+    append(&database, &quiet, "1").await;
+    let refused = relay.step.step(&mut relay.publisher).await;
+    let told = refused.err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(told.contains("no relay wrote x"), "{told}");
+    let _: () = connection.hset(&owner, "lost", "1-1").await?;
+    assert_eq!(relay.drain().await, (1, 0));
+    let newest = relay.publisher.newest_of(&quiet).await?.map(|newest| newest.id);
+    assert_eq!(newest, Some(StreamId::new(1, 2)));
+    Ok(())
+}
+
 /// Another relay goes on before the second answer of `reached`.
 struct Meanwhile<'a> {
     other: Relay,

@@ -78,6 +78,9 @@ local owner = call('HMGET', KEYS[2], 'format', 'log', 'lost', 'lost_at')
 if owner.err then return {0, 'SERVER', owner.err .. ' (' .. KEYS[2] .. ')'} end
 if owner[1] and owner[1] ~= format then return {0, 'FORMAT', owner[1]} end
 if owner[2] and owner[2] ~= log then return {0, 'FOREIGN', owner[2]} end
+if owner[3] and not parse(owner[3]) then
+  return {0, 'SERVER', 'ERR no relay wrote ' .. owner[3] .. ' (' .. KEYS[2] .. ')'}
+end
 
 local top = call('HGET', KEYS[1], 'id')
 if type(top) == 'table' then return {0, 'SERVER', top.err .. ' (' .. KEYS[1] .. ')'} end
@@ -112,7 +115,7 @@ if lost ~= '' then
   if owner[3] and is_above(owner[3], lost) then lost = owner[3] end
   local marked = call('HSET', KEYS[2], 'lost', lost, 'lost_at', string.format('%.0f', now_ms))
   if type(marked) == 'table' then return {0, 'SERVER', marked.err} end
-elseif owner[3] and now_ms - owner[4] < ttl * 1000 then
+elseif owner[3] and now_ms - (tonumber(owner[4] or '') or now_ms) < ttl * 1000 then
   -- Older losses need no mark: a history that lacks such an event has expired, and so has every place before
   -- it.
   lost = owner[3]
