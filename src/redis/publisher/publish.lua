@@ -204,8 +204,9 @@ local function prepare(t, stream, public, id)
       if err then return err end
     end
   end
+  -- A right that all topics need: the words say so, and nothing is parked.
   if needs_ttl[t] and lacks_right_to_set_ttl(stream) then
-    return 'NOPERM the relay may not SET and EXPIRE the keys of ' .. stream
+    return 'NOPERM the relay is not allowed to run the commands SET and EXPIRE for ' .. stream
   end
   prevs[t] = prev
   lives[t] = live

@@ -17,13 +17,13 @@ use crate::redis::subscriber::SubscribeError;
 use crate::sse::shared::Shared;
 use crate::sse::topic::pages::{Page, PageEnd};
 use crate::sse::topic::shared_topic::SharedTopic;
-use crate::sse::topic::state::Joined;
+use crate::sse::topic::state::{Joined, Unfit};
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::{self, ResetReason};
 
-/// A relay writes an event to the history before it publishes it. So no relay has published an event that
-/// does not fit behind the history after this many reads.
-const READS_FOR_A_HOLE: u32 = 2;
+/// After this many rounds with events that do not fit, all of them are dropped. Otherwise a program that goes
+/// on publishing such events would keep the topic from being live.
+const HOLES_MAX: u32 = 8;
 /// The part of its TTL for which a history is kept after its last event, at least: the relay sets the TTL
 /// again when a twentieth of it is over.
 const KEPT_AT_LEAST: f64 = 0.95;
@@ -71,7 +71,12 @@ impl Join {
         if !self.subscribe().await || !self.read().await {
             return false;
         }
-        let joined = self.topic.state().finish_join(self.holes + 1 >= READS_FOR_A_HOLE);
+        let unfit = match self.holes {
+            0 => Unfit::Kept,
+            1..HOLES_MAX => Unfit::OlderDropped,
+            _ => Unfit::AllDropped,
+        };
+        let joined = self.topic.state().finish_join(unfit);
         self.holes += u32::from(joined == Joined::Hole);
         joined == Joined::Live
     }

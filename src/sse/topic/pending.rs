@@ -65,6 +65,11 @@ impl PendingMessages {
         fits
     }
 
+    /// How many messages wait.
+    pub(crate) fn len(&self) -> usize {
+        self.messages.len()
+    }
+
     /// Takes all messages out.
     pub(crate) fn take(&mut self) -> Vec<TopicMessage> {
         self.all_bytes.fetch_sub(self.bytes, Ordering::Relaxed);

@@ -25,6 +25,8 @@ enum Phase {
         pending: PendingMessages,
         /// The history that was read may not hold every event: read it again.
         read_again: bool,
+        /// How many messages waited when this round of the join began.
+        before_round: usize,
     },
     Live,
 }
@@ -35,6 +37,17 @@ pub(crate) enum Next {
     Nothing,
     /// There is a hole before the event. The topic is joining now: read the history.
     Join,
+}
+
+/// What becomes of events that do not fit behind the history that was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unfit {
+    /// They wait for the next read.
+    Kept,
+    /// Those that came before this round are dropped: the history has been read since.
+    OlderDropped,
+    /// All are dropped.
+    AllDropped,
 }
 
 /// How a round of a join ended.
@@ -73,8 +86,8 @@ impl TopicState {
         pending_bytes: Arc<AtomicUsize>,
         metrics: Metrics,
     ) -> Self {
-        let phase =
-            Phase::Joining { pending: PendingMessages::new(pending_bytes.clone()), read_again: false };
+        let pending = PendingMessages::new(pending_bytes.clone());
+        let phase = Phase::Joining { pending, read_again: false, before_round: 0 };
         Self {
             topic,
             recent_limits,
@@ -92,7 +105,7 @@ impl TopicState {
     fn join_with(&mut self, messages: impl IntoIterator<Item = TopicMessage>) {
         let mut pending = PendingMessages::new(self.pending_bytes.clone());
         let read_again = !messages.into_iter().all(|message| pending.push(message));
-        self.phase = Phase::Joining { pending, read_again };
+        self.phase = Phase::Joining { pending, read_again, before_round: 0 };
     }
 
     /// The end of the events that this topic's clients have been given.
@@ -138,7 +151,7 @@ impl TopicState {
     /// Applies a message, or keeps it while the topic is joining.
     pub(crate) fn receive(&mut self, message: TopicMessage) -> Next {
         match &mut self.phase {
-            Phase::Joining { pending, read_again } => {
+            Phase::Joining { pending, read_again, .. } => {
                 *read_again |= !pending.push(message);
                 Next::Nothing
             }
@@ -219,8 +232,8 @@ impl TopicState {
 
     /// Begins a round of the join: from now on, a missed message asks for another round.
     pub(crate) fn begin_round(&mut self) {
-        if let Phase::Joining { read_again, .. } = &mut self.phase {
-            *read_again = false;
+        if let Phase::Joining { pending, read_again, before_round } = &mut self.phase {
+            (*read_again, *before_round) = (false, pending.len());
         }
     }
 
@@ -259,15 +272,22 @@ impl TopicState {
     /// Applies the messages that waited, if they fit behind the history that was read.
     ///
     /// An event that does not fit may have been published after the history was read: then the caller reads
-    /// it once more. With `has_read_since` it has, and the relay writes an event to the history before it
-    /// publishes it: so no relay published this event, and it is dropped.
-    pub(crate) fn finish_join(&mut self, has_read_since: bool) -> Joined {
-        let Phase::Joining { pending, read_again, .. } = &mut self.phase else { return Joined::Live };
+    /// it once more. The relay writes an event to the history before it publishes it: so no relay published an
+    /// event that came before a read and does not fit after it.
+    pub(crate) fn finish_join(&mut self, unfit: Unfit) -> Joined {
+        let Phase::Joining { pending, read_again, before_round } = &mut self.phase else {
+            return Joined::Live;
+        };
         if *read_again {
             return Joined::Again;
         }
-        let mut waiting = pending.take().into_iter();
-        while let Some(message) = waiting.next() {
+        let droppable = match unfit {
+            Unfit::Kept => 0,
+            Unfit::OlderDropped => *before_round,
+            Unfit::AllDropped => usize::MAX,
+        };
+        let mut waiting = pending.take().into_iter().enumerate();
+        while let Some((at, message)) = waiting.next() {
             // The place is that of the history: an event up to it was given to the clients, or is older than
             // a reset.
             if matches!(&message, TopicMessage::Event { frame, .. } if self.has_passed(frame.id)) {
@@ -275,7 +295,7 @@ impl TopicState {
             }
             match self.apply(message) {
                 Ok(()) => {}
-                Err(ahead) if has_read_since => {
+                Err(ahead) if at < droppable => {
                     tracing::warn!(
                         topic = %self.topic,
                         id = ahead.id().map(tracing::field::display),
@@ -284,7 +304,7 @@ impl TopicState {
                     self.metrics.dropped_events.inc();
                 }
                 Err(ahead) => {
-                    self.join_with(std::iter::once(*ahead).chain(waiting));
+                    self.join_with(std::iter::once(*ahead).chain(waiting.map(|(_, message)| message)));
                     return Joined::Hole;
                 }
             }

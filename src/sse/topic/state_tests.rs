@@ -224,7 +224,9 @@ impl Model {
             let newest: Vec<Frame> = self.history[skip..].iter().map(|link| frame(link.id)).collect();
             self.topic.begin_with(base, newest, is_reset.then_some(ResetReason::Gap));
         }
-        if self.topic.finish_join(self.holes >= 1) == Joined::Hole {
+        if self.topic.finish_join(if self.holes >= 1 { Unfit::OlderDropped } else { Unfit::Kept })
+            == Joined::Hole
+        {
             self.holes += 1;
         }
     }
@@ -367,11 +369,30 @@ fn an_event_that_no_history_has_is_dropped_and_the_topic_goes_on() {
     let mut topic = live_topic();
     topic.receive(event(None, 4));
     assert_eq!(topic.receive(event(Some(7), 9_000_000)), Next::Join, "a hole, as it seems");
-    assert_eq!(topic.finish_join(false), Joined::Hole, "it may be newer than what was read");
+    assert_eq!(topic.finish_join(Unfit::Kept), Joined::Hole, "it may be newer than what was read");
     topic.begin_round();
-    assert_eq!(topic.finish_join(true), Joined::Live);
+    assert_eq!(topic.finish_join(Unfit::OlderDropped), Joined::Live);
     assert_eq!(topic.place(), Some(Cursor::After(StreamId::new(1, 4))));
     assert_eq!(topic.receive(event(Some(4), 5)), Next::Nothing, "the topic goes on");
+}
+
+/// It may have been published after the read, behind an event whose message was lost.
+#[test]
+fn an_event_that_came_during_the_last_read_is_not_dropped_with_one_that_no_history_has() {
+    let mut topic = live_topic();
+    topic.receive(event(None, 4));
+    assert_eq!(topic.receive(event(Some(7), 9_000_000)), Next::Join);
+    assert_eq!(topic.finish_join(Unfit::Kept), Joined::Hole);
+    topic.begin_round();
+    topic.receive(event(Some(5), 6));
+    assert_eq!(topic.finish_join(Unfit::OlderDropped), Joined::Hole, "the history may have it by now");
+    topic.begin_round();
+    topic.extend([frame(StreamId::new(1, 5)), frame(StreamId::new(1, 6))]);
+    assert_eq!(topic.finish_join(Unfit::OlderDropped), Joined::Live);
+    assert_eq!(topic.place(), Some(Cursor::After(StreamId::new(1, 6))));
+    // A program that goes on with it does not keep the topic from being live.
+    assert_eq!(topic.receive(event(Some(7), 9_000_000)), Next::Join);
+    assert_eq!(topic.finish_join(Unfit::AllDropped), Joined::Live);
 }
 
 #[test]
@@ -399,9 +420,9 @@ fn too_much_heard_while_joining_begins_the_round_again() {
     topic.begin_join();
     topic.begin_round();
     topic.receive(TopicMessage::Foreign(frame::foreign(&"x".repeat(5 * 1024 * 1024))));
-    assert_eq!(topic.finish_join(false), Joined::Again);
+    assert_eq!(topic.finish_join(Unfit::Kept), Joined::Again);
     topic.begin_round();
-    assert_eq!(topic.finish_join(false), Joined::Live);
+    assert_eq!(topic.finish_join(Unfit::Kept), Joined::Live);
 }
 
 #[test]
@@ -444,7 +465,7 @@ fn what_a_join_has_read_past_is_no_hole_when_it_was_heard_as_well() {
     // The history that is read ends with the second one, and its memory begins with it.
     let id = |seq| StreamId::new(1, seq);
     topic.begin_with(Some(Cursor::After(id(4))), [frame(id(5))], None);
-    assert_eq!(topic.finish_join(false), Joined::Live);
+    assert_eq!(topic.finish_join(Unfit::Kept), Joined::Live);
     assert_eq!(topic.place(), Some(Cursor::After(id(5))));
 }
 
