@@ -48,7 +48,8 @@ test-clients: ## Test the browser client with node and in Chromium, at a real se
 test-durable-streams: ## Run the published suite of the Durable Streams protocol, and its client
 	@scripts/install-servers --with-npm
 	cargo build --locked
-	cd tests/durable-streams && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && npm test --silent
+	cd tests/durable-streams && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && \
+	  npm test --silent
 
 SEED ?= 1
 MINUTES ?= 3

@@ -35,10 +35,10 @@ export const outOfScope = [
       "JSON Mode > should reject invalid JSON with 400",
       "JSON Mode > should reject empty JSON arrays with 400",
       "Property-Based Tests (fast-check) > Sequence Ordering Properties > ",
-      "Property-Based Tests (fast-check) > Concurrent Writer Stress Tests > concurrent writers with sequence " +
-        "numbers - server handles gracefully",
-      "Property-Based Tests (fast-check) > Concurrent Writer Stress Tests > concurrent writers racing with " +
-        "incrementing seq values",
+      "Property-Based Tests (fast-check) > Concurrent Writer Stress Tests > concurrent writers with " +
+        "sequence numbers - server handles gracefully",
+      "Property-Based Tests (fast-check) > Concurrent Writer Stress Tests > concurrent writers racing " +
+        "with incrementing seq values",
       "Idempotent Producer Operations > ",
     ],
   },
@@ -48,8 +48,8 @@ export const outOfScope = [
       "Browser Security Headers > should include security headers on error responses",
       "HEAD Metadata > should return 404 for non-existent stream",
       "Offset Validation and Resumability > should return 404 for offset=now on non-existent stream",
-      "Offset Validation and Resumability > should return 404 for offset=now with long-poll on non-existent " +
-        "stream",
+      "Offset Validation and Resumability > should return 404 for offset=now with long-poll on " +
+        "non-existent stream",
       "Offset Validation and Resumability > should return 404 for offset=now with SSE on non-existent stream",
     ],
   },

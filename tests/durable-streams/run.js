@@ -73,8 +73,8 @@ const judge = (results) => {
 };
 
 const runClient = async () => {
-  const args = ["--test", "--test-timeout=150000", "--test-force-exit", "--test-reporter=spec", "client.test.js"];
-  const child = spawn(process.execPath, args, { cwd: import.meta.dirname, stdio: "inherit" });
+  const options = ["--test", "--test-timeout=150000", "--test-force-exit", "--test-reporter=spec"];
+  const child = spawn(process.execPath, [...options, "client.test.js"], { cwd: import.meta.dirname, stdio: "inherit" });
   const [code] = await once(child, "exit");
   return code == 0 ? [] : ["the protocol's client: see its tests above"];
 };

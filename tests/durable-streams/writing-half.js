@@ -126,7 +126,7 @@ export class WritingHalf {
     return new Answer(204);
   }
 
-  /** Appends in one transaction, and waits until the server shows it: the suite reads what it wrote at once. */
+  /** Appends in one transaction, and waits until the server shows it: the suite reads at once. */
   async append(stream, payloads) {
     const client = await this.pool.connect();
     try {
@@ -155,7 +155,8 @@ export class WritingHalf {
   /** Gives the request to the server, and its answer back. Only the stream's name and the token are ours. */
   forward(url, incoming, outgoing) {
     const stream = incoming.method == "OPTIONS" ? { topic: "suite" } : this.stream(url);
-    const query = [url.search.slice(1), stream.type == TEXT_TYPE ? "data=text" : ""].filter(Boolean).join("&");
+    const form = stream.type == TEXT_TYPE ? "data=text" : "";
+    const query = [url.search.slice(1), form].filter(Boolean).join("&");
     const outbound = request({
       hostname: this.sse.hostname,
       port: this.sse.port,

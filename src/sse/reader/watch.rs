@@ -1,5 +1,5 @@
-//! A reader that waits for the next event, or is sent events as they come. It counts as one of the streams: it
-//! has their limits, and ends with its token, by a revocation and at shutdown, as they do.
+//! A reader that waits for the next event, or is sent events as they come. It counts as one of the streams:
+//! it has their limits, and ends with its token, by a revocation and at shutdown, as they do.
 
 use std::pin::pin;
 use std::sync::Arc;
