@@ -26,17 +26,17 @@ impl Form {
     }
 
     /// The messages of a page.
-    pub(super) fn body(self, payloads: &[String]) -> String {
+    pub(super) fn body(self, payloads: &[Bytes]) -> Vec<u8> {
         match self {
-            Self::Json => format!("[{}]", payloads.join(",")),
-            Self::Text => payloads.iter().map(|payload| text_of(payload)).collect(),
+            Self::Json => [b"[", &*payloads.join(&b","[..]), b"]"].concat(),
+            Self::Text => payloads.iter().flat_map(text_of).collect(),
         }
     }
 }
 
 /// A string with half a surrogate pair is no text, and stays JSON.
-fn text_of(payload: &str) -> String {
-    serde_json::from_str(payload).unwrap_or_else(|_not_a_string| payload.to_owned())
+fn text_of(payload: &Bytes) -> Bytes {
+    serde_json::from_slice::<String>(payload).map_or_else(|_not_a_string| payload.clone(), Bytes::from)
 }
 
 /// What follows messages in a stream of events.
@@ -54,7 +54,7 @@ pub(super) fn events(page: &EventPage, form: Form, cursor: u64) -> Bytes {
     let mut text = String::new();
     if !page.payloads.is_empty() {
         text.push_str("event: data\n");
-        push_lines(&mut text, &form.body(&page.payloads));
+        push_lines(&mut text, &String::from_utf8_lossy(&form.body(&page.payloads)));
         text.push('\n');
     }
     let control = Control {
@@ -84,22 +84,22 @@ mod tests {
     use crate::sse::Cursor;
 
     fn page(payloads: &[&str], is_last: bool) -> EventPage {
-        let payloads = payloads.iter().map(|payload| (*payload).to_owned()).collect();
+        let payloads = payloads.iter().map(|payload| Bytes::from((*payload).to_owned())).collect();
         EventPage { payloads, next: Cursor::After(StreamId::new(1, 7)), is_last }
     }
 
     #[test]
     fn json_is_an_array_of_the_payloads_byte_for_byte() {
         let payloads = page(&["{ \"a\":\n1.0}", "[1]", "null"], true).payloads;
-        assert_eq!(Form::Json.body(&payloads), "[{ \"a\":\n1.0},[1],null]");
-        assert_eq!(Form::Json.body(&[]), "[]");
+        assert_eq!(Form::Json.body(&payloads), b"[{ \"a\":\n1.0},[1],null]");
+        assert_eq!(Form::Json.body(&[]), b"[]");
     }
 
     #[test]
     fn texts_follow_each_other_and_what_is_no_string_stays() {
         let payloads = page(&["\"a\\n\"", "7", "\"\\ud800\"", "\"b\""], true).payloads;
-        assert_eq!(Form::Text.body(&payloads), "a\n7\"\\ud800\"b");
-        assert_eq!(Form::Text.body(&[]), "");
+        assert_eq!(Form::Text.body(&payloads), b"a\n7\"\\ud800\"b");
+        assert_eq!(Form::Text.body(&[]), b"");
     }
 
     #[test]

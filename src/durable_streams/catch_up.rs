@@ -37,12 +37,12 @@ pub(super) async fn first_page(reader: &TopicReader, offset: Offset) -> Result<E
     match offset {
         Offset::Beginning => reader.page(None).await,
         Offset::At(place) => reader.page(Some(place)).await,
-        Offset::Now => Ok(EventPage { payloads: Vec::new(), next: reader.tail().await?, is_last: true }),
+        Offset::Now => Ok(EventPage::empty(reader.tail().await?)),
     }
 }
 
-/// Names the bytes of a page: a place never gets other events behind it. None for `now`, which is another
-/// place each time.
+/// Names a page: a place never gets other events behind it. A page that was the last one is another one when
+/// more has come, because the client may keep its headers. None for `now`, which is another place each time.
 pub(super) fn etag(offset: Offset, page: &EventPage) -> Option<HeaderValue> {
     let from = match offset {
         Offset::Now => return None,
@@ -51,7 +51,8 @@ pub(super) fn etag(offset: Offset, page: &EventPage) -> Option<HeaderValue> {
         Offset::At(Cursor::Start { .. }) => "start".to_owned(),
         Offset::At(place) => text_of(place),
     };
-    HeaderValue::from_str(&format!("\"{from}:{}\"", text_of(page.next))).ok()
+    let end = if page.is_last { ":end" } else { "" };
+    HeaderValue::from_str(&format!("\"{from}:{}{end}\"", text_of(page.next))).ok()
 }
 
 /// Whether `If-None-Match` names this tag.

@@ -1,5 +1,6 @@
 //! Reads as a stream of events, which ends after a while: the client goes on with a new one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{HeaderValue, header};
@@ -63,7 +64,7 @@ impl Feed {
     async fn send(&self, first: EventPage) {
         // One cursor past the client's for the whole response, unless time passes it.
         let begun = collapse::cursor(self.cursor, Utc::now());
-        let mut page = first;
+        let mut page = Arc::new(first);
         loop {
             let cursor = begun.max(collapse::cursor(None, Utc::now()));
             if !self.watch.send(events(&page, self.form, cursor)).await {
@@ -72,7 +73,7 @@ impl Feed {
             let next = if page.is_last {
                 self.watch.next(page.next).await
             } else {
-                self.reader.page(Some(page.next)).await
+                self.reader.page(Some(page.next)).await.map(Arc::new)
             };
             match next {
                 Ok(next) => page = next,

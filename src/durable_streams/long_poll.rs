@@ -1,5 +1,6 @@
 //! Reads that wait for the next event, and answer once.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{StatusCode, header};
@@ -47,15 +48,15 @@ pub(super) async fn answer(
 }
 
 /// The next page with an event, or an empty one at the topic's end.
-async fn poll(reader: &TopicReader, asked: &Asked, watch: &Watch) -> Result<EventPage, PageError> {
+async fn poll(reader: &TopicReader, asked: &Asked, watch: &Watch) -> Result<Arc<EventPage>, PageError> {
     let page = first_page(reader, asked.offset).await?;
     if !page.payloads.is_empty() || !page.is_last {
-        return Ok(page);
+        return Ok(Arc::new(page));
     }
     match timeout(WAIT, watch.next(page.next)).await {
         Ok(next) => next,
-        Err(_elapsed) if watch.is_at_end(page.next) => Ok(page),
+        Err(_elapsed) if watch.is_at_end(page.next) => Ok(Arc::new(page)),
         // Whether there is an event was not known meanwhile: Redis says it, or that it cannot be told.
-        Err(_elapsed) => reader.page(Some(page.next)).await,
+        Err(_elapsed) => Ok(Arc::new(reader.page(Some(page.next)).await?)),
     }
 }

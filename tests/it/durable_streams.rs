@@ -4,7 +4,7 @@ mod door;
 
 use std::time::{Duration, Instant};
 
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -196,6 +196,60 @@ async fn long_polls_miss_no_event_and_give_none_twice() -> TestResult {
     }
     let count = tokio::time::timeout(4 * SOON, reader).await???;
     assert_eq!(count, 300);
+    Ok(())
+}
+
+/// Polls begin at every moment of an event's way: before it, while it is read, and behind it.
+#[tokio::test]
+async fn a_long_poll_is_answered_whenever_its_event_comes() -> TestResult {
+    const POLLS: usize = 50;
+    let mut door = Door::new().await;
+    let mut offset = door.get("").await?.next()?;
+    for round in 1..=10 {
+        let (http, url, token) = (http(), door.url(&format!("offset={offset}&live=long-poll")), &door.token);
+        let mut append = Box::pin(door.line.append(1));
+        let mut polls: Vec<JoinHandle<reqwest::Result<Response>>> = Vec::new();
+        let mut moments = tokio::time::interval(Duration::from_micros(500));
+        let mut has_appended = false;
+        while !has_appended || polls.len() < POLLS {
+            tokio::select! {
+                () = &mut append, if !has_appended => has_appended = true,
+                _ = moments.tick(), if polls.len() < POLLS => {
+                    polls.push(tokio::spawn(http.get(&url).bearer_auth(token).send()));
+                }
+            }
+        }
+        drop(append);
+        for poll in polls {
+            let answer = Answer::of(tokio::time::timeout(SOON, poll).await???).await?;
+            assert_eq!((answer.numbers()?, answer.next()?), (vec![0], behind(round)));
+        }
+        offset = behind(round);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn readers_that_wait_at_one_place_share_the_read_of_the_next_event() -> TestResult {
+    const READS: &str = "aftercommit_sse_history_reads_total";
+    let mut door = Door::new().await;
+    door.line.append(1).await;
+    door.line.wait_until_whole().await;
+    let url = door.url(&format!("offset={}&live=long-poll", behind(1)));
+    let poll = || tokio::spawn(http().get(&url).bearer_auth(&door.token).send());
+    let polls: Vec<_> = std::iter::repeat_with(poll).take(40).collect();
+    eventually("all wait", async || (metric_of(&door.sse, OPEN_STREAMS).await == 40).then_some(())).await;
+    // Each has read once, to see that nothing is there yet.
+    let read = eventually("and have read", async || {
+        Some(metric_of(&door.sse, READS).await).filter(|reads| *reads >= 40)
+    })
+    .await;
+    door.line.append(1).await;
+    for poll in polls {
+        assert_eq!(Answer::of(poll.await??).await?.next()?, behind(2));
+    }
+    let more = metric_of(&door.sse, READS).await - read;
+    assert!(more < 10, "{more} reads for 40 readers");
     Ok(())
 }
 

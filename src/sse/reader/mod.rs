@@ -6,5 +6,5 @@
 mod page;
 mod watch;
 
-pub use page::{EventPage, PageError, TopicReader};
+pub use page::{PageError, TopicReader};
 pub use watch::Watch;

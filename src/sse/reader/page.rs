@@ -2,10 +2,13 @@
 //! hole.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::SemaphorePermit;
+use tokio::time::timeout;
 
-use crate::event::{PAYLOAD_BYTES_MAX, Topic};
+use crate::event::{PAYLOAD_BYTES_MAX, StreamId, Topic};
 use crate::http::Problem;
 use crate::redis::continuity::Absence;
 use crate::redis::history::{Entry, ReadError};
@@ -14,13 +17,17 @@ use crate::sse::history::read::{
 };
 use crate::sse::history::repair_wait::RepairWait;
 use crate::sse::hub::Hub;
+use crate::sse::queue::byte_budget::{ByteBudget, Reservation};
 use crate::sse::shared::Shared;
+use crate::sse::topic::event_page::{EventPage, EventPageKey};
 use crate::sse::topic::pages::PageEnd;
 use crate::sse::wire::cursor::{Cursor, now_ms};
 
 /// Starts are told in steps of this part of the time for which histories are kept: readers that see a topic
 /// without an event one soon after the other are told the same place.
 const STEPS_OF_A_START: u64 = 16;
+/// How long a reader waits for its turn behind others.
+const WAIT_FOR_TURN: Duration = Duration::from_secs(10);
 
 /// A topic, to be read page by page.
 #[derive(Debug, Clone)]
@@ -29,31 +36,20 @@ pub struct TopicReader {
     pub(super) topic: Topic,
 }
 
-/// Events in their order, and the place behind them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EventPage {
-    /// The payloads, byte for byte as they were appended.
-    pub payloads: Vec<String>,
-    /// The place behind the last event, or the reader's own if there is none.
-    pub next: Cursor,
-    /// Whether the topic has no event behind it.
-    pub is_last: bool,
-}
-
 /// Why there is no page.
 #[derive(Debug, thiserror::Error)]
 pub enum PageError {
     /// The history does not prove that nothing is missing behind the reader's place.
     #[error(
-        "the history of this topic does not prove that nothing is missing behind this offset: read the state \
-         again, and continue with offset=now"
+        "the history of this topic does not prove that nothing is missing behind this offset: ask for \
+         offset=now, read the state again, and continue behind the offset that you were given"
     )]
     Gone,
     /// Redis cannot be read.
     #[error("the history cannot be read at the moment: try again after a while")]
     Read(#[from] ReadError),
-    /// Too much is held for other streams.
-    #[error("this process holds as many bytes for its streams as it may: try again after a while")]
+    /// Too many others read, or too much is held for streams.
+    #[error("this process has no room for one more read: try again after a while")]
     NoRoom,
 }
 
@@ -68,6 +64,13 @@ impl From<PageError> for Problem {
             PageError::NoRoom => Self::unavailable(error.to_string()),
         }
     }
+}
+
+/// The right to read, until it is dropped.
+struct Turn<'a> {
+    _read: Option<SemaphorePermit<'a>>,
+    _room: Reservation,
+    _page: Option<SemaphorePermit<'a>>,
 }
 
 /// What this process knows of a topic that its streams use.
@@ -110,6 +113,18 @@ impl TopicReader {
         }
     }
 
+    /// Returns the page behind a place at which the topic has had this newest event meanwhile. Readers that
+    /// wait at one place share one read.
+    pub(super) async fn page_with(
+        &self,
+        after: Cursor,
+        newest: Option<StreamId>,
+    ) -> Result<Arc<EventPage>, PageError> {
+        let key = EventPageKey { topic: self.topic.clone(), after, newest };
+        let read = async || Ok(Arc::new(self.page(Some(after)).await?));
+        self.shared.event_pages.get(key, read).await
+    }
+
     /// Counts bytes among those that this process holds for its streams, until nobody has them any more.
     pub fn hold(&self, bytes: Bytes) -> Bytes {
         self.shared.budget.hold(bytes)
@@ -124,7 +139,7 @@ impl TopicReader {
         loop {
             let now_ms = now_ms();
             let newest = {
-                let _permit = self.shared.reads.acquire().await;
+                let _turn = self.turn(PAYLOAD_BYTES_MAX).await?;
                 self.shared.metrics.history_reads.inc();
                 self.shared.history.newest(&self.topic, 1).await?
             };
@@ -143,11 +158,8 @@ impl TopicReader {
 
     /// Reads one page. `None` if Redis has forgotten the place.
     async fn read(&self, place: Cursor, now_ms: u64) -> Result<Option<EventPage>, PageError> {
-        let room = READ_BYTES.max(FIRST_READ * PAYLOAD_BYTES_MAX);
-        let _reservation = self.shared.budget.reserve(room).await.ok_or(PageError::NoRoom)?;
-        // A permit is held for the reads of one page; the semaphore is never closed.
-        let _permit = self.shared.reads.acquire().await;
-        let mut filling = Filling::new(place);
+        let _turn = self.turn(READ_BYTES.max(FIRST_READ * PAYLOAD_BYTES_MAX)).await?;
+        let mut filling = Filling::new(place, &self.shared.budget);
         loop {
             let read = entries_after(&self.shared, &self.topic, filling.page.next, filling.count).await?;
             let end = match read {
@@ -168,9 +180,18 @@ impl TopicReader {
         }
     }
 
+    /// Waits for the turn to read this many bytes, in order with other readers.
+    async fn turn(&self, bytes: usize) -> Result<Turn<'_>, PageError> {
+        let shared = &self.shared;
+        let page = timeout(WAIT_FOR_TURN, shared.page_reads.acquire()).await.ok().ok_or(PageError::NoRoom)?;
+        let room = shared.budget.reserve(bytes).await.ok_or(PageError::NoRoom)?;
+        // The semaphores are never closed.
+        Ok(Turn { _read: shared.reads.acquire().await.ok(), _room: room, _page: page.ok() })
+    }
+
     /// What a history without an entry from the place on proves. `None`: Redis has forgotten the place.
     async fn nothing(&self, place: Cursor, now_ms: u64) -> Result<Option<EventPage>, PageError> {
-        let at_end = |next| Ok(Some(EventPage { payloads: Vec::new(), next, is_last: true }));
+        let at_end = |end| Ok(Some(EventPage::empty(end)));
         let seen_ms = match place {
             Cursor::Start { seen_ms } => seen_ms,
             // Nothing has come since the loss, or since this process had the topic's newest event.
@@ -223,7 +244,8 @@ impl Known {
 }
 
 /// A page that is being read.
-struct Filling {
+struct Filling<'a> {
+    budget: &'a ByteBudget,
     page: EventPage,
     /// Entries taken so far.
     taken: usize,
@@ -232,10 +254,10 @@ struct Filling {
     count: usize,
 }
 
-impl Filling {
-    fn new(place: Cursor) -> Self {
+impl<'a> Filling<'a> {
+    fn new(place: Cursor, budget: &'a ByteBudget) -> Self {
         let page = EventPage { payloads: Vec::new(), next: place, is_last: false };
-        Self { page, taken: 0, bytes: 0, count: FIRST_READ }
+        Self { budget, page, taken: 0, bytes: 0, count: FIRST_READ }
     }
 
     /// Adds entries that follow. Returns how the page ends, or `None` if more entries are to be read.
@@ -253,7 +275,7 @@ impl Filling {
             self.taken += 1;
             if let Some((_, payload)) = entry.event {
                 self.bytes += payload.len();
-                self.page.payloads.push(payload);
+                self.page.payloads.push(self.budget.hold(payload.into()));
             }
         }
         (end != PageEnd::More || self.is_full()).then_some(end)
@@ -264,6 +286,6 @@ impl Filling {
     }
 }
 
-fn millis(time: std::time::Duration) -> u64 {
+fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

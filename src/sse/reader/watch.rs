@@ -8,15 +8,16 @@ use axum::response::Response;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::page::{EventPage, PageError, TopicReader};
+use super::page::{PageError, TopicReader};
 use crate::auth::User;
-use crate::event::Topic;
+use crate::event::{StreamId, Topic};
 use crate::http::{Connection, Problem, Takeover};
 use crate::sse::client::admission::{StreamGuard, StreamRequest};
 use crate::sse::client::open::{end_of, event_stream};
 use crate::sse::history::repair_wait::RepairWait;
 use crate::sse::queue::send_queue::Put;
 use crate::sse::sockets::OpenedStream;
+use crate::sse::topic::event_page::EventPage;
 use crate::sse::topic::shared_topic::SharedTopic;
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::query::Keep;
@@ -72,11 +73,11 @@ impl Watch {
     ///
     /// # Errors
     /// As [`TopicReader::page`].
-    pub async fn next(&self, place: Cursor) -> Result<EventPage, PageError> {
+    pub async fn next(&self, place: Cursor) -> Result<Arc<EventPage>, PageError> {
         let mut repair = RepairWait::new(self.reader.shared.settings.repair_wait());
         loop {
-            self.wait_until_behind(place).await;
-            let page = self.reader.page(Some(place)).await?;
+            let newest = self.wait_until_behind(place).await;
+            let page = self.reader.page_with(place, newest).await?;
             if page.next.id() != place.id() {
                 return Ok(page);
             }
@@ -87,8 +88,9 @@ impl Watch {
         }
     }
 
-    /// Waits until the topic is at the end of its history, and that is behind the place.
-    async fn wait_until_behind(&self, place: Cursor) {
+    /// Waits until the topic is at the end of its history, and that is behind the place. Returns its newest
+    /// event.
+    async fn wait_until_behind(&self, place: Cursor) -> Option<StreamId> {
         loop {
             let mut message = pin!(self.topic.message_came.notified());
             let mut joined = pin!(self.topic.join_ended.notified());
@@ -97,8 +99,9 @@ impl Watch {
             joined.as_mut().enable();
             {
                 let state = self.topic.state();
-                if state.is_live() && state.place().and_then(Cursor::id) > place.id() {
-                    return;
+                let newest = state.place().and_then(Cursor::id);
+                if state.is_live() && newest > place.id() {
+                    return newest;
                 }
             }
             tokio::select! {
