@@ -3,8 +3,8 @@
 # Tests wait for servers more than they compute.
 export RUST_TEST_THREADS ?= 4
 
-.PHONY: help demo test test-examples test-guide test-postgres test-clients chaos load bench mutants \
-  test-containers lint fmt dist deb image test-packages
+.PHONY: help demo test test-examples test-guide test-postgres test-clients test-durable-streams chaos \
+  load bench mutants test-containers lint fmt dist deb image test-packages
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,12 @@ test-clients: ## Test the browser client with node and in Chromium, at a real se
 	@scripts/install-servers --with-npm
 	cargo build --locked
 	cd clients/js && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && npm test --silent
+
+test-durable-streams: ## Run the published suite of the Durable Streams protocol, and its client
+	@scripts/install-servers --with-npm
+	cargo build --locked
+	cd tests/durable-streams && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && \
+	  npm test --silent
 
 SEED ?= 1
 MINUTES ?= 3

@@ -23,6 +23,7 @@
 //! - [`sse`]: Redis to browsers: joining, fan-out, connections. Knows no Postgres and no application.
 //! - [`revocations`]: keeps each server's list of revoked credentials as Postgres has it.
 //! - [`streams`]: streams of any topic, allowed by the token; tickets. Knows no application.
+//! - [`durable_streams`]: topics by the Durable Streams protocol, to be read. Knows no application.
 //! - [`console`]: the operator's page, served by the relay's own port.
 //! - [`uploads`]: the bundled application and first user of all the rest.
 //! - [`live`]: the live page of `aftercommit dev`.
@@ -41,6 +42,8 @@ pub mod auth;
 pub mod backoff;
 #[cfg(feature = "server")]
 pub mod console;
+#[cfg(feature = "server")]
+pub mod durable_streams;
 #[cfg(feature = "server")]
 mod failpoint;
 #[cfg(feature = "server")]

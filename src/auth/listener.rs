@@ -64,6 +64,26 @@ impl Listener {
         Ok(self.user)
     }
 
+    /// The user, if the credential is valid for all of these topics and its `subscribe` claim allows them.
+    ///
+    /// # Errors
+    /// 403 if the claim does not allow a topic; 401 and 403 as of [`Self::of_topics`], which come first.
+    pub fn subscriber_of<'a>(
+        self,
+        topics: impl IntoIterator<Item = &'a str, IntoIter: Clone>,
+    ) -> Result<User, Problem> {
+        let topics = topics.into_iter();
+        let unlisted = topics.clone().find(|topic| !self.may_subscribe(topic));
+        let user = self.of_topics(topics)?;
+        match unlisted {
+            Some(topic) => Err(Problem::forbidden(format!(
+                "the token's claim 'subscribe' does not allow the topic {topic}: get one that lists it, or \
+                 its beginning and *"
+            ))),
+            None => Ok(user),
+        }
+    }
+
     /// The user, if the credential is a token, and valid for all of these topics. A ticket cannot be used to
     /// get further tickets.
     ///

@@ -9,10 +9,11 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 /// Request headers that a page may send. They cover clients that open a stream with `fetch` (they set
-/// `Cache-Control` as EventSource does), libraries that mark their requests, and libraries that trace them.
+/// `Cache-Control` as EventSource does), clients that ask again for what they have (`If-None-Match`), libraries
+/// that mark their requests, and libraries that trace them.
 const HEADERS: HeaderValue = HeaderValue::from_static(
-    "accept, authorization, baggage, cache-control, content-type, last-event-id, pragma, sentry-trace, \
-     traceparent, tracestate, x-requested-with",
+    "accept, authorization, baggage, cache-control, content-type, if-none-match, last-event-id, pragma, \
+     sentry-trace, traceparent, tracestate, x-requested-with",
 );
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST");
 /// How long a browser may cache the answer to a preflight, in seconds.

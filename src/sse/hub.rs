@@ -188,6 +188,7 @@ impl Shared {
         // A message of another program does not show that the topic is at the end of its history.
         let is_of_the_relay = matches!(message, TopicMessage::Event { .. });
         let next = topic.state().receive(message);
+        topic.message_came.notify_waiters();
         if is_of_the_relay {
             topic.mark_verified();
         }

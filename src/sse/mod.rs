@@ -9,13 +9,14 @@
 //! with all of the ordering and no I/O; `shared` is the state of all streams of the process; `history`
 //! reads a topic's history and brings a topic to its end; `client` admits one client and brings it to the
 //! end of its topics; `ticker` does the periodic work; `hub` receives the messages of Redis and runs the
-//! rest.
+//! rest; `reader` reads topics page by page, for readers that keep their own place.
 
 mod client;
 mod history;
 mod hub;
 mod metrics;
 mod queue;
+mod reader;
 mod settings;
 mod shared;
 mod sockets;
@@ -28,7 +29,9 @@ pub use client::open::{StreamGrant, Topics, open};
 pub use client::retry_later::{refuse_when_full, retry_later};
 pub use hub::Hub;
 pub use metrics::Metrics;
+pub use reader::{PageError, TopicReader, Watch};
 pub use settings::Settings;
+pub use topic::event_page::EventPage;
 pub use wire::cursor::Cursor;
 pub use wire::multi_topic::{ID_BYTES_MAX, MultiTopic, MultiTopicError, TOPICS_MAX};
 pub use wire::naming::Naming;

@@ -18,6 +18,7 @@ use super::queue::byte_budget::ByteBudget;
 use super::queue::open_streams::OpenStreams;
 use super::settings::Settings;
 use super::sockets::Sockets;
+use super::topic::event_page::{EventPage, EventPageKey};
 use super::topic::pages::Pages;
 use super::topic::recent::RecentLimits;
 use super::topic::shared_topic::SharedTopic;
@@ -37,6 +38,9 @@ const BARE_MESSAGES: usize = 4096;
 const REVOKED_WAIT: Duration = Duration::from_millis(500);
 /// Reads of histories that may be under way at once.
 const READS_AT_ONCE: usize = 32;
+/// Readers of pages that may read at once. Each reserves as many bytes as a page of unknown events may have;
+/// more of them would take the room that streams need.
+const PAGES_AT_ONCE: usize = 8;
 
 /// The state that a process's streams share.
 #[derive(Debug)]
@@ -47,9 +51,13 @@ pub(crate) struct Shared {
     /// How long a history is kept after its last event.
     pub(crate) history_ttl: Duration,
     pub(crate) reads: Semaphore,
+    /// The turns of readers of pages.
+    pub(crate) page_reads: Semaphore,
     /// The events that the last repair had to leave out, as `history::verify` has read it.
     loss: Mutex<Option<Loss>>,
     pub(crate) pages: Pages,
+    /// The pages of readers that wait.
+    pub(crate) event_pages: Pages<EventPageKey, Arc<EventPage>>,
     pub(crate) subscriber: Subscriber,
     pub(crate) naming: fn(&str) -> Naming,
     /// The relay whose events these are: a resume token holds the epochs of all relays of its log.
@@ -118,8 +126,10 @@ impl Shared {
             history: History::new(redis.clone()),
             history_ttl: redis.history_ttl(),
             reads: Semaphore::new(READS_AT_ONCE),
+            page_reads: Semaphore::new(PAGES_AT_ONCE),
             loss: Mutex::default(),
             pages: Pages::default(),
+            event_pages: Pages::default(),
             subscriber,
             naming,
             relay,

@@ -29,6 +29,7 @@ pub(super) async fn run(shared: &Arc<Shared>) {
         }
         shared.metrics.queued_bytes.set(queued.try_into().unwrap_or(i64::MAX));
         shared.pages.forget();
+        shared.event_pages.forget();
         if shared.budget.is_short() {
             shared.cut_off_slowest();
         }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never
 /// know.
-const PARTS: [(&str, &[&str], &[&str]); 24] = [
+const PARTS: [(&str, &[&str], &[&str]); 25] = [
     // What of a server's address may be told, wherever one is told.
     ("address", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("event", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
@@ -41,6 +41,7 @@ const PARTS: [(&str, &[&str], &[&str]); 24] = [
     ("revocations", &["backoff", "event", "postgres", "log", "ops", "http", "auth"], &["redis", "hyper"]),
     ("sse", &["backoff", "event", "redis", "http", "auth", "trace"], &["sqlx"]),
     ("streams", &["event", "http", "auth", "sse"], &["sqlx", "redis"]),
+    ("durable_streams", &["backoff", "event", "http", "auth", "sse"], &["sqlx", "redis"]),
     // Its charts show what the relay's monitor has measured, so that a sample costs no look at Postgres of
     // its own.
     (
@@ -54,7 +55,7 @@ const PARTS: [(&str, &[&str], &[&str]); 24] = [
 ];
 
 /// The parts that any application can use: they must not know the bundled one.
-const GENERIC: [&str; 13] = [
+const GENERIC: [&str; 14] = [
     "event",
     "postgres",
     "outbox",
@@ -66,6 +67,7 @@ const GENERIC: [&str; 13] = [
     "auth",
     "sse",
     "streams",
+    "durable_streams",
     "console",
     "revocations",
 ];

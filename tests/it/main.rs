@@ -39,6 +39,7 @@ mod relay_repair;
 mod relay_steps;
 mod rotating_passwords;
 
+mod durable_streams;
 mod load_client;
 mod revoke;
 mod sse_access;

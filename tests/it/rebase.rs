@@ -4,6 +4,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -105,6 +106,7 @@ async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_w
         let events = Client::resume(url, &token, "1-25").wait_for_events(2 + 1 + 3).await;
         assert_eq!(names(&events), ["T", "T", "reset", "T", "T", "T"], "{url}");
     }
+    assert_pages_end_behind_27(&line, &sse, &token).await?;
     let again = eventually("it says that there is nothing to do", async || {
         line.relay.signal("KILL").await;
         let output = cli(line.system.settings(), &["rebase", "--output", "json"]).await;
@@ -112,6 +114,20 @@ async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_w
     })
     .await;
     assert_eq!(again["needed"], false);
+    Ok(())
+}
+
+/// A reader of pages is not taken past the end of an epoch.
+async fn assert_pages_end_behind_27(line: &Line, sse: &Process, token: &str) -> TestResult {
+    let read = async |offset: &str| -> TestResult<Response> {
+        let url = sse.url(&format!("/ds/{}?offset={offset}", line.topic));
+        Ok(line.system.http().get(url).bearer_auth(token).send().await?)
+    };
+    let page = read("00000000000000000001-00000000000000000025").await?;
+    let end = page.headers()["stream-next-offset"].to_str()?.to_owned();
+    assert_eq!(end, "00000000000000000001-00000000000000000027");
+    assert_eq!(page.json::<Value>().await?.as_array().map(Vec::len), Some(2));
+    assert_eq!(read(&end).await?.status(), StatusCode::GONE);
     Ok(())
 }
 

@@ -50,6 +50,9 @@ async fn each_event_arrives_before_the_next_is_committed(edge: Edge) -> TestResu
     assert_eq!((response.status(), response.version()), (StatusCode::OK, Version::HTTP_2));
     assert_eq!(response.headers()["content-type"], "text/event-stream");
     assert_eq!(response.headers()["cache-control"], "no-store, no-transform");
+    // Pages of topics are passed too: this answer is the server's.
+    let page = trusting().get(edge.front.url("/ds/orders:7")).bearer_auth(edge.feed.token()).send().await?;
+    assert_eq!(page.status(), StatusCode::FORBIDDEN);
     let mut parser = Parser::default();
     let mut bytes = response.bytes_stream();
     let mut events = Vec::new();

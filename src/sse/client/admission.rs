@@ -83,6 +83,8 @@ pub(crate) struct StreamRequest {
     /// The cursors of a stream of several topics.
     pub(crate) cursors: Option<StreamCursors>,
     pub(crate) keep: Keep,
+    /// Whether the stream has a socket, to which its blocks are written.
+    pub(crate) is_written: bool,
     pub(crate) expires_at: Option<Instant>,
     pub(crate) connection: Connection,
 }
@@ -98,6 +100,7 @@ impl Shared {
             SendLimits { queued_bytes: self.settings.max_queued_bytes, expires_at: request.expires_at };
         let queue = SendQueue::new(number, limits, request.cursors, request.connection.end);
         let queue = queue.with_budget(self.budget.clone());
+        let queue = if request.is_written { queue } else { queue.unwritten() };
         let queue = Arc::new(match request.keep {
             Keep::All => queue,
             Keep::Newest { tells } => queue.with_newest(request.topics.clone(), tells),

@@ -19,12 +19,9 @@ use crate::sse::queue::send_queue::{Put, StreamTopic};
 use crate::sse::shared::Shared;
 use crate::sse::topic::attach::{Attached, Begin};
 use crate::sse::topic::shared_topic::SharedTopic;
-use crate::sse::wire::cursor::Cursor;
+use crate::sse::wire::cursor::{Cursor, now_ms};
 use crate::sse::wire::frame::{self, Block, ResetReason};
 use crate::sse::wire::start::StartAt;
-
-/// By how much the clocks of servers may differ.
-const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
 
 /// One client on its way to the end of one topic.
 pub(crate) struct CatchUp {
@@ -331,20 +328,13 @@ impl CatchUp {
     }
 }
 
-fn now_ms() -> u64 {
-    u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0)
-}
-
-/// The start, or a reset for a start of a topic that was seen longer ago than histories are kept: it proves
-/// nothing, as events may have come and expired since.
+/// The start, or a reset for a start of a topic that was seen too long ago.
 fn unless_too_old(start: StartAt, now_ms: u64, history_ttl: Duration) -> StartAt {
-    let StartAt::After(Cursor::Start { seen_ms }) = start else { return start };
-    if start == StartAt::After(Cursor::UNKNOWN) {
-        return StartAt::Reset(ResetReason::JoinedLate);
+    match start {
+        StartAt::After(Cursor::UNKNOWN) => StartAt::Reset(ResetReason::JoinedLate),
+        StartAt::After(cursor) if cursor.is_too_old(now_ms, history_ttl) => {
+            StartAt::Reset(ResetReason::HistoryGone)
+        }
+        start => start,
     }
-    let age = Duration::from_millis(now_ms.saturating_sub(seen_ms));
-    let ahead = Duration::from_millis(seen_ms.saturating_sub(now_ms));
-    // A clock stood wrong when the place was seen, or does now: how old it is cannot be told.
-    let is_fresh = age <= history_ttl.saturating_sub(CLOCKS_DIFFER) && ahead <= CLOCKS_DIFFER;
-    if is_fresh { start } else { StartAt::Reset(ResetReason::HistoryGone) }
 }

@@ -80,12 +80,12 @@ pub async fn open(
         Topics::One(_) => None,
         Topics::Multi(multi_topic) => Some(StreamCursors::new(multi_topic, &starts)),
     };
-    let left = (grant.user.expires_at - Utc::now()).to_std().unwrap_or(Duration::ZERO);
-    let expires_at = Some(Instant::now() + left);
+    let expires_at = Some(end_of(&grant.user));
     let topics = grant.topics.list().into();
     let (user, peer) = (grant.user.id.clone(), connection.peer);
+    let keep = query.keep;
     let request =
-        StreamRequest { user: grant.user, topics, cursors, keep: query.keep, expires_at, connection };
+        StreamRequest { user: grant.user, topics, cursors, keep, is_written: true, expires_at, connection };
     match shared.admit(request) {
         Err(refusal) => {
             // A full server refuses thousands a minute: always counted, logged at debug level only.
@@ -182,7 +182,13 @@ pub(crate) fn refused(shared: &Shared, refusal: Refusal) -> Response {
     response
 }
 
-fn event_stream(mut response: Response) -> Response {
+/// When the user's token expires.
+pub(crate) fn end_of(user: &User) -> Instant {
+    Instant::now() + (user.expires_at - Utc::now()).to_std().unwrap_or(Duration::ZERO)
+}
+
+/// The response with the headers of a stream.
+pub(crate) fn event_stream(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::event::StreamId;
+use crate::event::{StreamId, Topic};
 use crate::redis::continuity::{self, Link, Place, Prev, Run};
 use crate::redis::history::{Entry, ReadError};
 use crate::sse::shared::Shared;
@@ -18,6 +18,38 @@ pub(crate) const READ_BYTES: usize = 256 * 1024;
 /// Entries of one read: at least the place itself and one more, or there would be no way on.
 pub(crate) const READ_ENTRIES: (usize, usize) = (2, 512);
 
+/// Entries that were read, and what they prove.
+pub(crate) enum Entries {
+    /// These follow the place without a hole.
+    Follow { entries: Vec<Entry>, end: PageEnd },
+    /// Redis has later events, and one before them is missing.
+    Hole,
+    /// Redis has nothing from the place on.
+    Nothing,
+}
+
+/// Reads the entries behind a place, `count` at most, the entry of the place itself included.
+pub(crate) async fn entries_after(
+    shared: &Shared,
+    topic: &Topic,
+    place: Cursor,
+    count: usize,
+) -> Result<Entries, ReadError> {
+    let mut entries = read(shared, topic, place, count).await?;
+    let links: Vec<Link> = entries.iter().map(Entry::link).collect();
+    let Some(last) = links.last() else { return Ok(Entries::Nothing) };
+    let place = place.id().map_or(Place::Start, Place::After);
+    let Some(run) = continuity::follow(place, &links) else { return Ok(Entries::Hole) };
+    let end = match end_of(run, links.len(), count) {
+        // The history ends here, and events behind its end are lost.
+        PageEnd::Last if shared.lost().is_some_and(|lost| last.id < lost) => PageEnd::Hole,
+        end => end,
+    };
+    entries.truncate(run.skip + run.len);
+    entries.drain(..run.skip);
+    Ok(Entries::Follow { entries, end })
+}
+
 /// Reads the events behind a place, `count` entries at most.
 pub(crate) async fn read_after(
     shared: &Shared,
@@ -25,21 +57,11 @@ pub(crate) async fn read_after(
     place: Cursor,
     count: usize,
 ) -> Result<Page, ReadError> {
-    let entries = read(shared, topic, place, count).await?;
-    if entries.is_empty() {
-        return nothing(shared, topic, place).await;
+    match entries_after(shared, &topic.topic, place, count).await? {
+        Entries::Follow { entries, end } => Ok(page(shared, topic, entries, end)),
+        Entries::Hole => Ok(Page::Hole),
+        Entries::Nothing => nothing(shared, topic, place).await,
     }
-    let links: Vec<Link> = entries.iter().map(Entry::link).collect();
-    let place = place.id().map_or(Place::Start, Place::After);
-    let Some(run) = continuity::follow(place, &links) else { return Ok(Page::Hole) };
-    let is_behind = shared.lost().is_some_and(|lost| links.last().is_some_and(|last| last.id < lost));
-    Ok(match page(shared, topic, entries, run, count) {
-        // The history ends here, and events behind its end are lost.
-        Page::Follows { frames, end: PageEnd::Last } if is_behind => {
-            Page::Follows { frames, end: PageEnd::Hole }
-        }
-        page => page,
-    })
 }
 
 /// Reads the first events of the history, whatever came before them; `count` entries at most.
@@ -48,34 +70,33 @@ pub(crate) async fn read_first(
     topic: &SharedTopic,
     count: usize,
 ) -> Result<Page, ReadError> {
-    let entries = read(shared, topic, Cursor::UNKNOWN, count).await?;
+    let mut entries = read(shared, &topic.topic, Cursor::UNKNOWN, count).await?;
     if entries.is_empty() {
         return Ok(Page::Nothing);
     }
     let links: Vec<Link> = entries.iter().map(Entry::link).collect();
     let len = continuity::contiguous(&links);
-    let run = Run { skip: 0, len, is_broken: len < links.len() };
-    Ok(page(shared, topic, entries, run, count))
+    let end = end_of(Run { skip: 0, len, is_broken: len < links.len() }, links.len(), count);
+    entries.truncate(len);
+    Ok(page(shared, topic, entries, end))
 }
 
-async fn read(
-    shared: &Shared,
-    topic: &SharedTopic,
-    place: Cursor,
-    count: usize,
-) -> Result<Vec<Entry>, ReadError> {
+async fn read(shared: &Shared, topic: &Topic, place: Cursor, count: usize) -> Result<Vec<Entry>, ReadError> {
     shared.metrics.history_reads.inc();
-    shared.history.from(&topic.topic, place.id(), count).await
+    shared.history.from(topic, place.id(), count).await
 }
 
-fn page(shared: &Shared, topic: &SharedTopic, entries: Vec<Entry>, run: Run, count: usize) -> Page {
-    let end = match (run.is_broken, entries.len() < count) {
+/// What follows the run of a read that asked for `count` entries and got `read`.
+fn end_of(run: Run, read: usize, count: usize) -> PageEnd {
+    match (run.is_broken, read < count) {
         (true, _) => PageEnd::Hole,
         (false, true) => PageEnd::Last,
         (false, false) => PageEnd::More,
-    };
-    let following = entries.into_iter().skip(run.skip).take(run.len);
-    Page::Follows { frames: following.map(|entry| frame_of(shared, topic, entry)).collect(), end }
+    }
+}
+
+fn page(shared: &Shared, topic: &SharedTopic, entries: Vec<Entry>, end: PageEnd) -> Page {
+    Page::Follows { frames: entries.into_iter().map(|entry| frame_of(shared, topic, entry)).collect(), end }
 }
 
 /// What a history without entries proves.
@@ -162,7 +183,8 @@ pub(crate) fn bytes_of_frames(frames: &[Frame]) -> usize {
     frames.iter().map(|frame| frame.block.len()).sum()
 }
 
-fn bytes_of(entries: &[Entry]) -> usize {
+/// Bytes of the payloads of these entries.
+pub(crate) fn bytes_of(entries: &[Entry]) -> usize {
     entries.iter().map(|entry| entry.event.as_ref().map_or(0, |(_, payload)| payload.len())).sum()
 }
 

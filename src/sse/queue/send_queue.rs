@@ -43,6 +43,8 @@ pub(crate) struct SendQueue {
     room: tokio::sync::Mutex<()>,
     /// Ends the connection before its socket has been taken over, whatever it is doing.
     connection: CancellationToken,
+    /// No socket is ever written from it: it takes no blocks.
+    is_unwritten: bool,
 }
 
 #[derive(Debug)]
@@ -143,7 +145,15 @@ impl SendQueue {
             changed: Notify::new(),
             room: tokio::sync::Mutex::new(()),
             connection,
+            is_unwritten: false,
         }
+    }
+
+    /// Takes no blocks, because its client waits for an answer that is written elsewhere. What ends the stream
+    /// ends it at once.
+    #[must_use]
+    pub(crate) fn unwritten(self) -> Self {
+        Self { is_unwritten: true, ..self }
     }
 
     /// Counts the bytes that are made for this stream alone in the budget of all streams.
@@ -177,6 +187,9 @@ impl SendQueue {
     }
 
     fn enqueue(&self, put: impl FnOnce(&mut BlockQueue) -> Put) -> Put {
+        if self.is_unwritten {
+            return Put::Gone;
+        }
         let mut state = self.state();
         let put = put(&mut state.queue);
         match put {
@@ -197,6 +210,11 @@ impl SendQueue {
 
     /// Ends the stream behind the blocks that wait and this last one. Returns false if it is ending already.
     pub(crate) fn finish(&self, last: Bytes) -> bool {
+        if self.is_unwritten {
+            let is_first = !self.state().is_closed;
+            self.cut_off();
+            return is_first;
+        }
         let mut state = self.state();
         let is_first = state.queue.finish(last);
         state.schedule();

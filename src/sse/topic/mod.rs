@@ -1,6 +1,7 @@
 //! What the clients of one topic share. All of the ordering is here, and no I/O.
 
 pub(crate) mod attach;
+pub(crate) mod event_page;
 pub(crate) mod pages;
 pub(crate) mod pending;
 pub(crate) mod recent;

@@ -4,6 +4,7 @@
 //! Each page is read and framed for the first of them; the others wait for it and share its bytes.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -50,17 +51,23 @@ pub(crate) struct Key {
 }
 
 /// Pages that are being read, or were read just now.
-#[derive(Debug, Default)]
-pub(crate) struct Pages(Mutex<HashMap<Key, Kept>>);
+#[derive(Debug)]
+pub(crate) struct Pages<K = Key, P = Page>(Mutex<HashMap<K, Kept<P>>>);
 
 #[derive(Debug, Clone)]
-struct Kept {
+struct Kept<P> {
     since: Instant,
-    page: Arc<OnceCell<Page>>,
+    page: Arc<OnceCell<P>>,
 }
 
-impl Pages {
-    fn kept(&self) -> MutexGuard<'_, HashMap<Key, Kept>> {
+impl<K, P> Default for Pages<K, P> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash, P: Clone> Pages<K, P> {
+    fn kept(&self) -> MutexGuard<'_, HashMap<K, Kept<P>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -68,9 +75,9 @@ impl Pages {
     ///
     /// # Errors
     /// The error of `read`. Others that waited for the same page then read it themselves.
-    pub(crate) async fn get<R, E>(&self, key: Key, read: impl FnOnce() -> R) -> Result<Page, E>
+    pub(crate) async fn get<R, E>(&self, key: K, read: impl FnOnce() -> R) -> Result<P, E>
     where
-        R: Future<Output = Result<Page, E>>,
+        R: Future<Output = Result<P, E>>,
     {
         let cell = {
             let mut kept = self.kept();

@@ -18,6 +18,8 @@ pub(crate) struct SharedTopic {
     state: Mutex<TopicState>,
     /// Notified when a join ends, and when Redis refuses the topic.
     pub(crate) join_ended: Notify,
+    /// Notified when a message has come.
+    pub(crate) message_came: Notify,
     subscribers: Mutex<Subscribers>,
 }
 
@@ -46,6 +48,7 @@ impl SharedTopic {
             naming,
             state: Mutex::new(state),
             join_ended: Notify::new(),
+            message_came: Notify::new(),
             subscribers: Mutex::new(subscribers),
         }
     }

@@ -1,8 +1,12 @@
 //! A place in a topic: the text of `id:` and of `Last-Event-ID`.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::event::{EventError, StreamId};
+
+/// By how much the clocks of servers may differ.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
 
 /// A place between two events of a topic.
 ///
@@ -36,8 +40,17 @@ impl Cursor {
 
     /// Before the first event of a topic that has none now.
     pub(crate) fn start_now() -> Self {
-        let now = chrono::Utc::now().timestamp_millis();
-        Self::Start { seen_ms: u64::try_from(now).unwrap_or(0) }
+        Self::Start { seen_ms: now_ms() }
+    }
+
+    /// Whether this is a start that was seen longer ago than histories are kept. It proves nothing, as events
+    /// may have come and expired since.
+    pub(crate) fn is_too_old(self, now_ms: u64, history_ttl: Duration) -> bool {
+        let Self::Start { seen_ms } = self else { return false };
+        let age = Duration::from_millis(now_ms.saturating_sub(seen_ms));
+        let ahead = Duration::from_millis(seen_ms.saturating_sub(now_ms));
+        // A clock stood wrong when the place was seen, or does now: how old it is cannot be told.
+        age > history_ttl.saturating_sub(CLOCKS_DIFFER) || ahead > CLOCKS_DIFFER
     }
 
     /// The id, or `None` before the first event.
@@ -47,6 +60,11 @@ impl Cursor {
             Self::After(id) => Some(id),
         }
     }
+}
+
+/// The time in milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0)
 }
 
 impl fmt::Display for Cursor {

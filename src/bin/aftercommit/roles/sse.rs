@@ -15,7 +15,7 @@ use aftercommit::pluralize::pluralize;
 use aftercommit::postgres::Pool;
 use aftercommit::revocations::{self, Watch};
 use aftercommit::sse::{self, Hub, Metrics};
-use aftercommit::{streams, uploads};
+use aftercommit::{durable_streams, streams, uploads};
 
 use super::{check, preflight};
 use crate::config::{Config, validate};
@@ -57,7 +57,8 @@ pub(crate) async fn serve(
     let application = parts.application(config, gate)?;
     let server = Server::new(application, operations, limits(config), &config.http, door)?;
     let Parts { hub, watch, pool, metrics, .. } = parts;
-    let serving = server.when_full(sse::refuse_when_full(hub.clone())).serve(listener, shutdown.clone());
+    let when_full = sse::refuse_when_full(hub.clone()).merge(durable_streams::refuse_when_full());
+    let serving = server.when_full(when_full).serve(listener, shutdown.clone());
     watch.read_first().await;
     let stopping = notifier.serving(&shutdown).await;
     let both = async { tokio::join!(hub.run(shutdown), serving) };
@@ -118,12 +119,14 @@ impl Parts {
         let Self { hub, verifier, pool, .. } = self;
         let origins = Origins::new(&config.sse.cors_origins)?;
         let of_any_topic = streams::StreamsState::new(hub.clone(), verifier.clone());
+        let of_readers = durable_streams::DurableStreamsState::new(hub.clone(), verifier.clone());
         let of_uploads = uploads::StreamsState::new(hub.clone(), verifier.clone(), pool.clone());
         let for_operators = sse::admin(hub.clone())
             .merge(revocations::admin(pool.clone()))
             .layer(axum::middleware::from_fn_with_state(gate, http::operators_only));
         Ok(uploads::streams_router(of_uploads)
             .merge(streams::router(of_any_topic))
+            .merge(durable_streams::router(of_readers))
             .layer(axum::middleware::from_fn_with_state(origins, http::cors))
             .merge(for_operators))
     }
