@@ -31,7 +31,7 @@ async fn each_right_that_the_publishing_script_needs_is_tried_and_nothing_is_lef
         "hset",
         "xrevrange",
         "xrange",
-        "exists",
+        "pttl",
         "xadd",
         "set",
         "expire",

@@ -98,6 +98,8 @@ async fn every_client_gets_each_committed_event_once_whatever_its_reader_breaks(
     upload(&browser, 60, 4, "100").await;
     wait_for_verdict(&browser, "of 60 photos").await;
 
+    // A client without an event has no place to continue from.
+    browser.wait_for_text("[data-client='2'] .events", "PHOTO_").await;
     browser.click("[data-client='2'] header button").await;
     browser.wait_for_text("[data-client='2'] .link", "Cut off").await;
     browser.click("#switch-relay").await;
