@@ -262,7 +262,7 @@ async fn an_event_that_may_have_been_delivered_before_a_rebase_is_discarded_only
     assert_eq!(before.drain().await, (2, 0));
     drop(before);
     sqlx::query("delete from outbox.checkpoint where n > $1")
-        .bind(i64::try_from(backup)?)
+        .bind(backup)
         .execute(&mut database.connect().await)
         .await?;
     forget_and_refuse(&redis, &topic).await?;

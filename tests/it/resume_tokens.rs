@@ -212,7 +212,7 @@ async fn tokens_are_judged_also_on_pages_that_were_open_before_any_event() -> Te
 async fn a_page_that_comes_back_while_redis_is_away_keeps_its_token() -> TestResult {
     let feed = Feed::new().await;
     let to_redis = Proxy::to(port_of(shared_url())?).await;
-    let settings = feed.system.settings().clone().set("REDIS_URL", &to_redis.url(shared_url()));
+    let settings = feed.system.settings().clone().set("REDIS_URL", to_redis.url(shared_url()));
     let sse = Process::start("sse", &settings).await;
     let client = feed.client(&sse).await;
     feed.commit([0]).await;
