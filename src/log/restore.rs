@@ -46,8 +46,8 @@ pub struct DeliveredRanges {
 }
 
 impl DeliveredRanges {
-    /// Begins with the range that holds the number `seq`, or with the oldest range that is at most
-    /// `not_older` old, if that is given, whichever is newer.
+    /// Begins with the range that holds the number `seq`. Leaves out ranges that are older than `not_older`,
+    /// unless they are behind the number `untold`.
     ///
     /// # Errors
     /// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if
@@ -57,21 +57,26 @@ impl DeliveredRanges {
         relay: &str,
         epoch: u64,
         seq: u64,
-        not_older: Option<Duration>,
+        not_older: Duration,
+        untold: Option<u64>,
     ) -> Result<Self, Error> {
         let next_n: Option<i64> = sqlx::query_scalar(
             "select greatest(
                coalesce(
                  (select max(n) from outbox.checkpoint where relay = $1 and epoch = $2 and next_seq <= $3),
                  (select min(n) from outbox.checkpoint where relay = $1 and epoch = $2)),
-               coalesce(
+               coalesce(least(
                  (select max(n) from outbox.checkpoint
-                  where relay = $1 and epoch = $2 and created_at < now() - make_interval(secs => $4)), 0))",
+                  where relay = $1 and epoch = $2 and created_at < now() - make_interval(secs => $4)),
+                 case when $5::bigint is not null then coalesce(
+                   (select max(n) from outbox.checkpoint
+                    where relay = $1 and epoch = $2 and next_seq <= $5 + 1::bigint), 0) end), 0))",
         )
         .bind(relay)
         .bind(epoch.cast_signed())
         .bind(seq.cast_signed())
-        .bind(not_older.map(|time| time.as_secs_f64()))
+        .bind(not_older.as_secs_f64())
+        .bind(untold.map(u64::cast_signed))
         .fetch_one(connection)
         .await?;
         Ok(Self {

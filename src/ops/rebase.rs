@@ -241,6 +241,13 @@ impl<'c> Rebase<'c> {
             Cluster::Same => renumber::undelivered(&mut self.tx, &self.contradicted).await?,
             Cluster::Other => renumber::appended_since_the_move(&mut self.tx).await?,
         }
+        // Rows with new ids keep what is known of them for every relay.
+        sqlx::raw_sql(
+            "update outbox.relay set rebased_id = (select coalesce(max(e.id), 0) from outbox.event e)
+             where rebased_id > 0",
+        )
+        .execute(&mut *self.tx)
+        .await?;
         // Copies of tables do not always bring their sequences' values along.
         renumber::raise_sequence(&mut self.tx).await?;
         match self.cluster {

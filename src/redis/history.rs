@@ -306,11 +306,13 @@ impl History {
     }
 
     async fn loss_in(&self, lent: &mut Lent<'_>, key: &str) -> Result<Option<Loss>, ReadError> {
-        let answer: RedisResult<(Option<String>, Option<u64>)> =
+        let answer: RedisResult<(Option<String>, Option<String>)> =
             lent.connection.hmget(key, &["lost", "lost_at"]).await;
-        let (through, at_ms) = lent.checked(answer)?;
+        let (through, at) = lent.checked(answer)?;
         let through = through.and_then(|through| through.parse().ok());
-        Ok(through.zip(at_ms).map(|(through, at_ms)| Loss { through, at_ms }))
+        // As in the script, a loss without a time that can be read is a new one.
+        let at_ms = at.and_then(|at| at.parse().ok()).unwrap_or(i64::MAX.cast_unsigned());
+        Ok(through.map(|through| Loss { through, at_ms }))
     }
 
     /// Checks that Redis answers; of a cluster, that one of its servers does.

@@ -137,7 +137,9 @@ impl Step {
             "Redis lacks published events; restoring them from the log"
         );
         let (relay, timeout) = (self.rules.relay.clone(), self.rules.timeout);
-        let begun = DeliveredRanges::from(&mut self.reader, &relay, epoch, from, sink.keeps());
+        // Numbers of an earlier epoch come before all of this one.
+        let untold = sink.untold().map(|id| if id.epoch == epoch { id.seq } else { 0 });
+        let begun = DeliveredRanges::from(&mut self.reader, &relay, epoch, from, sink.keeps(), untold);
         let mut ranges = answered(timeout, begun).await?;
         // The numbers of an earlier epoch cannot be restored, and a sink without any number may have had
         // some.

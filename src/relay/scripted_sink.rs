@@ -58,8 +58,12 @@ impl<F: FnMut(usize, &Call) -> Result<(), PublishError> + Send> Sink for Scripte
         id.seq <= self.taken
     }
 
-    fn keeps(&self) -> Option<Duration> {
-        Some(Duration::ZERO)
+    fn keeps(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn untold(&self) -> Option<StreamId> {
+        None
     }
 }
 

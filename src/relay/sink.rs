@@ -173,6 +173,9 @@ pub trait Sink: Send {
     fn may_have_taken(&self, id: StreamId) -> bool;
 
     /// How long the sink keeps a topic's history after its last event: older events need not be restored.
-    /// `None` if every event that the sink lacks has to be restored.
-    fn keeps(&self) -> Option<Duration>;
+    fn keeps(&self) -> Duration;
+
+    /// The number behind which events have not been given to every server of the sink. Those have to be
+    /// restored, however old they are. `None` if there are none.
+    fn untold(&self) -> Option<StreamId>;
 }

@@ -59,7 +59,11 @@ impl<F: Fault> Sink for FaultySink<'_, F> {
         self.publisher.may_have_taken(id)
     }
 
-    fn keeps(&self) -> Option<Duration> {
+    fn keeps(&self) -> Duration {
         self.publisher.keeps()
+    }
+
+    fn untold(&self) -> Option<StreamId> {
+        self.publisher.untold()
     }
 }

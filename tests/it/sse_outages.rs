@@ -134,6 +134,38 @@ async fn assert_outage_survived(keeps_data: bool) -> TestResult {
     Ok(())
 }
 
+/// The history with the event that it missed has expired. Only the time shows that something may have come.
+#[tokio::test]
+async fn a_server_that_was_away_for_longer_than_histories_are_kept_resets_its_clients() -> TestResult {
+    let settings = [
+        ("AFTERCOMMIT_REDIS_HISTORY_TTL_SECONDS", "2"),
+        ("AFTERCOMMIT_SSE_VERIFY_SECONDS", "1"),
+        ("AFTERCOMMIT_SSE_REPAIR_WAIT_MS", "100"),
+    ];
+    let outage = Outage::new(true, &settings).await?;
+    let client = outage.feed.client(&outage.sse).await;
+    outage.feed.commit([0]).await;
+    client.wait_for_events(1).await;
+    outage.proxy.flow(Flow::Refuse);
+    outage.proxy.cut();
+    outage.feed.commit([1]).await;
+    let (mut redis, history) = (outage.redis().await?, outage.keys().history(&outage.feed.topic()));
+    eventually("it is published", async || {
+        let length: u64 = redis.clone().xlen(&history).await.ok()?;
+        (length == 2).then_some(())
+    })
+    .await;
+    eventually("it expires", async || {
+        let is_there: bool = redis.clone().exists(&history).await.ok()?;
+        (!is_there).then_some(())
+    })
+    .await;
+    let _: () = redis.del(outage.keys().begun(&outage.feed.topic())).await?;
+    outage.proxy.flow(Flow::Pass);
+    assert_eq!(client.wait_for_events(2).await[1].event, "reset");
+    Ok(())
+}
+
 /// Nor do time-outs and the ends of tokens wait for Redis.
 #[tokio::test]
 async fn heartbeats_go_on_while_redis_does_not_answer() -> TestResult {

@@ -179,10 +179,11 @@ local function forbidden(live, public)
   end
 end
 
--- Whether the commands behind XADD would be refused.
+-- Whether XADD would be taken, and the commands behind it would be refused.
 local function lacks_right_to_set_ttl(stream)
-  return redis.acl_check_cmd and not (redis.acl_check_cmd('SET', beside(stream, 'begun'), '', 'EX', 1)
-    and redis.acl_check_cmd('EXPIRE', stream, 1))
+  return redis.acl_check_cmd and redis.acl_check_cmd('XADD', stream, '*', 'f', 'v')
+    and not (redis.acl_check_cmd('SET', beside(stream, 'begun'), '', 'EX', 1)
+      and redis.acl_check_cmd('EXPIRE', stream, 1))
 end
 
 -- Of each topic, by its index: the id of its previous event, its live channel once it has been prepared, and

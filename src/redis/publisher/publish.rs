@@ -115,10 +115,12 @@ impl Sink for Publisher {
         self.taken.is_some_and(|taken| id <= taken)
     }
 
-    fn keeps(&self) -> Option<Duration> {
-        // A server that was left behind lacks events that nobody has been given.
-        let is_any_behind = self.servers.iter().any(|server| server.is_behind);
-        (!is_any_behind).then(|| self.settings.history_ttl())
+    fn keeps(&self) -> Duration {
+        self.settings.history_ttl()
+    }
+
+    fn untold(&self) -> Option<StreamId> {
+        self.servers.iter().filter(|server| server.is_behind).filter_map(|server| server.untold).min()
     }
 }
 

@@ -24,8 +24,8 @@ use crate::sse::wire::frame::{self, ResetReason};
 /// After this many rounds with events that do not fit, all of them are dropped. Otherwise a program that goes
 /// on publishing such events would keep the topic from being live.
 const HOLES_MAX: u32 = 8;
-/// The part of its TTL for which a history is kept after its last event, at least: the relay sets the TTL
-/// again when a twentieth of it is over.
+/// The part of its TTL for which a history is kept after its last event: the relay sets the TTL again when a
+/// twentieth of it is over.
 const KEPT_AT_LEAST: f64 = 0.95;
 /// A topic whose history Redis refuses this often in a row counts as refused.
 const REFUSED_READS: u32 = 3;
@@ -146,7 +146,13 @@ async fn read(shared: &Shared, topic: &SharedTopic) -> Result<Read, ReadError> {
 /// Adds every event behind the place; begins anew where the history cannot prove that it holds all of them.
 async fn follow(shared: &Shared, topic: &SharedTopic, mut place: Cursor) -> Result<Read, ReadError> {
     let mut count = FIRST_READ;
-    let mut may_begin_anew = topic.state().has_expired();
+    // Events that came since the last proof are in the history, unless that is as old as histories become.
+    let is_proven = topic.state().unproven_for() < kept_at_least(shared);
+    if !is_proven && matches!(place, Cursor::Start { .. }) {
+        begin(shared, topic, Some(ResetReason::Gap)).await?;
+        return Ok(Read::AtEnd);
+    }
+    let mut may_begin_anew = is_proven && topic.state().has_expired();
     loop {
         let (frames, end) = match read_after(shared, topic, place, count).await? {
             Page::Follows { frames, end } => (frames, end),
@@ -156,12 +162,13 @@ async fn follow(shared: &Shared, topic: &SharedTopic, mut place: Cursor) -> Resu
                 continue;
             }
             Page::Hole => break,
-            Page::Nothing if has_expired(shared, topic).await? => {
-                topic.state().note_expiry();
+            Page::Nothing if is_proven && has_expired(shared, topic).await? => {
+                topic.state().note_expiry(true);
                 return Ok(Read::AtEnd);
             }
             Page::Nothing => return Ok(Read::Forgotten),
         };
+        topic.state().note_expiry(false);
         topic.state().extend(frames.iter().cloned());
         count = next_count(frames.len(), bytes_of_frames(&frames));
         place = frames.last().map_or(place, |frame| Cursor::After(frame.id));
@@ -179,10 +186,15 @@ async fn follow(shared: &Shared, topic: &SharedTopic, mut place: Cursor) -> Resu
 async fn has_expired(shared: &Shared, topic: &SharedTopic) -> Result<bool, ReadError> {
     shared.metrics.history_reads.inc();
     let Some(absence) = shared.history.absence(&topic.topic).await? else { return Ok(false) };
-    let kept = shared.history_ttl.mul_f64(KEPT_AT_LEAST);
+    let kept = kept_at_least(shared);
     let was_quiet = absence.has_expired || topic.state().quiet_for() >= kept;
     // Clients have been reset for a loss, so an older one does not count.
     Ok(was_quiet && absence.proves_none_since(ms_ago(kept)))
+}
+
+/// How long a history is kept after its last event, at least.
+fn kept_at_least(shared: &Shared) -> Duration {
+    shared.history_ttl.mul_f64(KEPT_AT_LEAST)
 }
 
 fn ms_ago(time: Duration) -> u64 {

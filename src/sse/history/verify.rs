@@ -39,7 +39,9 @@ async fn verify(shared: &Arc<Shared>, now: Instant) {
                     topic.mark_verified();
                     // A topic that is behind has missed a message; a topic that is ahead has a place that
                     // Redis does not know; the join finds out about a topic that is refused.
-                    if tip.as_ref().ok().copied() != Some(topic.state().tip_of_history()) {
+                    if tip.as_ref().ok().copied() == Some(topic.state().tip_of_history()) {
+                        topic.state().note_end();
+                    } else {
                         tracing::info!(topic = %topic.topic, "not at the end of its history; joining anew");
                         shared.join_anew(topic);
                     }

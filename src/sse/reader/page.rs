@@ -79,6 +79,7 @@ struct Known {
     is_live: bool,
     place: Option<Cursor>,
     newest_ms: u64,
+    has_expired: bool,
 }
 
 impl TopicReader {
@@ -104,7 +105,7 @@ impl TopicReader {
         };
         let mut repair = RepairWait::new(self.shared.settings.repair_wait());
         loop {
-            if let Some(page) = self.read(place, now_ms).await? {
+            if let Some(page) = self.read(place, now_ms, from.is_none()).await? {
                 return Ok(page);
             }
             if !repair.wait().await {
@@ -157,7 +158,12 @@ impl TopicReader {
     }
 
     /// Reads one page. `None` if Redis has forgotten the place.
-    async fn read(&self, place: Cursor, now_ms: u64) -> Result<Option<EventPage>, PageError> {
+    async fn read(
+        &self,
+        place: Cursor,
+        now_ms: u64,
+        wants_all: bool,
+    ) -> Result<Option<EventPage>, PageError> {
         let _turn = self.turn(READ_BYTES.max(FIRST_READ * PAYLOAD_BYTES_MAX)).await?;
         let mut filling = Filling::new(place, &self.shared.budget);
         loop {
@@ -165,7 +171,9 @@ impl TopicReader {
             let end = match read {
                 Entries::Follow { entries, end } => filling.add(entries, end),
                 Entries::Hole => Some(PageEnd::Hole),
-                Entries::Nothing if filling.taken == 0 => return self.nothing(place, now_ms).await,
+                Entries::Nothing if filling.taken == 0 => {
+                    return self.nothing(place, now_ms, wants_all).await;
+                }
                 // The history went between two reads.
                 Entries::Nothing => Some(PageEnd::Hole),
             };
@@ -190,7 +198,12 @@ impl TopicReader {
     }
 
     /// What a history without an entry from the place on proves. `None`: Redis has forgotten the place.
-    async fn nothing(&self, place: Cursor, now_ms: u64) -> Result<Option<EventPage>, PageError> {
+    async fn nothing(
+        &self,
+        place: Cursor,
+        now_ms: u64,
+        wants_all: bool,
+    ) -> Result<Option<EventPage>, PageError> {
         let at_end = |end| Ok(Some(EventPage::empty(end)));
         let seen_ms = match place {
             Cursor::Start { seen_ms } => seen_ms,
@@ -203,6 +216,8 @@ impl TopicReader {
         let known = self.known();
         match known.place {
             _ if !absence.proves_none_since(seen_ms) => Err(PageError::Gone),
+            // What it wants has expired, and what that did is in the state.
+            Some(Cursor::After(_)) if wants_all && known.has_expired => at_end(self.start(now_ms, absence)),
             // This process has reset the topic's clients since, because events may be missing.
             Some(Cursor::Start { seen_ms: since_ms }) if since_ms > seen_ms => Err(PageError::Gone),
             // It has seen an event since: Redis has forgotten that.
@@ -221,7 +236,12 @@ impl TopicReader {
             return Known::default();
         };
         let state = topic.state();
-        Known { is_live: state.is_live(), place: state.place(), newest_ms: state.newest_ms() }
+        Known {
+            is_live: state.is_live(),
+            place: state.place(),
+            newest_ms: state.newest_ms(),
+            has_expired: state.has_expired(),
+        }
     }
 
     /// The place of a reader that sees now that the topic has no event. It is told as earlier than it is, but

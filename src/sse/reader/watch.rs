@@ -19,6 +19,7 @@ use crate::sse::queue::send_queue::Put;
 use crate::sse::sockets::OpenedStream;
 use crate::sse::topic::event_page::EventPage;
 use crate::sse::topic::shared_topic::SharedTopic;
+use crate::sse::topic::state::TopicState;
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::query::Keep;
 use crate::sse::wire::refusal::Refusal;
@@ -99,7 +100,7 @@ impl Watch {
             joined.as_mut().enable();
             {
                 let state = self.topic.state();
-                let newest = state.place().and_then(Cursor::id);
+                let newest = newest_behind(&state, place);
                 if state.is_live() && newest > place.id() {
                     return newest;
                 }
@@ -114,7 +115,7 @@ impl Watch {
     /// Whether the process knows that the topic's end is no further than the place.
     pub fn is_at_end(&self, place: Cursor) -> bool {
         let state = self.topic.state();
-        state.is_live() && state.place().and_then(Cursor::id) <= place.id()
+        state.is_live() && newest_behind(&state, place) <= place.id()
     }
 
     /// Waits until the reader must end at once. Returns why.
@@ -147,6 +148,15 @@ impl Watch {
     /// Waits until nobody reads the response any more.
     pub async fn closed(&self) {
         self.guard.queue.closed().await;
+    }
+}
+
+/// The topic's newest event, as a reader at this place may count on it: whoever begins with a topic whose
+/// history has expired begins as with one that never had an event.
+fn newest_behind(state: &TopicState, place: Cursor) -> Option<StreamId> {
+    match place {
+        Cursor::Start { .. } => state.tip_of_history(),
+        Cursor::After(_) => state.place().and_then(Cursor::id),
     }
 }
 

@@ -74,6 +74,8 @@ pub(crate) struct TopicState {
     newest_at: Instant,
     /// Whether the history has expired since the newest event.
     has_expired: bool,
+    /// When the topic was last proven to be at its end.
+    at_end: Instant,
     phase: Phase,
     clients: HashMap<u64, StreamTopic>,
 }
@@ -96,6 +98,7 @@ impl TopicState {
             recent: None,
             newest_at: Instant::now(),
             has_expired: false,
+            at_end: Instant::now(),
             phase,
             clients: HashMap::new(),
         }
@@ -118,9 +121,19 @@ impl TopicState {
         self.place().and_then(Cursor::id).filter(|_| !self.has_expired)
     }
 
-    /// Notes that the history has expired, and was whole until then.
-    pub(crate) fn note_expiry(&mut self) {
-        self.has_expired = true;
+    /// Notes whether the history is missing because it has expired, and was whole until then.
+    pub(crate) fn note_expiry(&mut self, has_expired: bool) {
+        self.has_expired = has_expired;
+    }
+
+    /// Notes that the topic has been found at its end.
+    pub(crate) fn note_end(&mut self) {
+        self.at_end = Instant::now();
+    }
+
+    /// How long ago the topic was last proven to be at its end.
+    pub(crate) fn unproven_for(&self) -> Duration {
+        self.at_end.elapsed()
     }
 
     /// Whether the history has expired since the newest event.
@@ -180,6 +193,8 @@ impl TopicState {
                 if is_behind
                     && (is_restored || self.recent.as_ref().is_some_and(|recent| recent.holds(frame.id)))
                 {
+                    // A history that had expired is there again.
+                    self.has_expired &= Some(frame.id) != place;
                     return Ok(());
                 }
                 // After an expiry, only a relay that knows the topic names the event before it.
@@ -208,6 +223,7 @@ impl TopicState {
             recent.push(frame);
         }
         self.newest_at = Instant::now();
+        self.at_end = self.newest_at;
         self.has_expired = false;
     }
 
@@ -310,6 +326,7 @@ impl TopicState {
             }
         }
         self.phase = Phase::Live;
+        self.note_end();
         Joined::Live
     }
 

@@ -134,7 +134,11 @@ impl Sink for GatedSink {
         true
     }
 
-    fn keeps(&self) -> Option<Duration> {
-        Some(Duration::from_secs(3600))
+    fn keeps(&self) -> Duration {
+        Duration::from_secs(3600)
+    }
+
+    fn untold(&self) -> Option<StreamId> {
+        None
     }
 }
