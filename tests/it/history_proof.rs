@@ -93,35 +93,62 @@ async fn an_event_after_a_silence_in_which_the_history_expired_names_the_event_b
     Ok(())
 }
 
-/// Nothing is missing, whether the relay knows the event before the silence or not. In the last round, the
-/// server does not look while Redis shows that the history has expired.
+/// A topic whose history expires after two seconds, and an SSE server that looks after it each second.
+async fn short_lived(kept_by_server: &str) -> (Line, Process) {
+    let ttl = "AFTERCOMMIT_REDIS_HISTORY_TTL_SECONDS";
+    let line = Line::with(Wiring { relay: vec![(ttl, "2".to_owned())], ..Wiring::default() }).await;
+    let settings = line.system.settings().clone().set("AFTERCOMMIT_SSE_REPAIR_WAIT_MS", "100");
+    let settings = settings.set(ttl, kept_by_server).set("AFTERCOMMIT_SSE_VERIFY_SECONDS", "1");
+    let server = Process::start("sse", &settings).await;
+    (line, server)
+}
+
+/// Waits until the history has expired, and the server has found that.
+async fn wait_until_expiry_is_found(line: &Line, server: &Process, joined: u64, place: &str) {
+    eventually("it expires", async || links(line, &line.topic).await.is_empty().then_some(())).await;
+    eventually("the server looks", async || {
+        (metric_of(server, "aftercommit_sse_joins_total").await > joined).then_some(())
+    })
+    .await;
+    // Its response begins when the look is over.
+    Client::resume(&url(line, server), &token(line), place).wait_for_connections(1).await;
+}
+
+/// Nothing is missing, whether the relay knows the event before the silence or not.
 #[tokio::test]
 async fn clients_of_a_quiet_topic_are_not_reset_when_its_history_expires() -> TestResult {
-    let ttl = "AFTERCOMMIT_REDIS_HISTORY_TTL_SECONDS";
-    let mut line = Line::with(Wiring { relay: vec![(ttl, "2".to_owned())], ..Wiring::default() }).await;
-    let settings = line.system.settings().clone().set("AFTERCOMMIT_SSE_REPAIR_WAIT_MS", "100");
-    let settings = settings.set(ttl, "2").set("AFTERCOMMIT_SSE_VERIFY_SECONDS", "1");
-    let server = Process::start("sse", &settings).await;
+    // The server takes histories to live longer than they do: only Redis shows the expiry.
+    let (mut line, server) = short_lived("60").await;
+    let other = line.system.redis.topic("other");
     let client = Client::open(&url(&line, &server), &token(&line)).await;
-    for round in 1..=3 {
+    for round in 1..=2 {
         line.append(1).await;
         client.wait_for_events(round).await;
-        let mut redis = line.redis().await;
-        if round == 3 {
-            let _: () = redis.del(keys::begun(&line.topic)).await?;
-        }
+        line.append_to(&other, 1).await;
         let joined = metric_of(&server, "aftercommit_sse_joins_total").await;
-        eventually("it expires", async || links(&line, &line.topic).await.is_empty().then_some(())).await;
-        eventually("the server looks", async || {
-            (metric_of(&server, "aftercommit_sse_joins_total").await > joined).then_some(())
-        })
-        .await;
+        wait_until_expiry_is_found(&line, &server, joined, &client.last_event_id()).await;
         if round == 1 {
             restart_relay(&mut line).await;
         }
     }
     line.append(1).await;
-    let events = client.wait_for_events(4).await;
+    let events = client.wait_for_events(3).await;
+    assert!(events.iter().all(|event| event.event == "T"), "{events:?}");
+    Ok(())
+}
+
+/// A minute after the expiry, only the time since the topic's newest event tells.
+#[tokio::test]
+async fn clients_of_a_topic_that_was_quiet_for_longer_are_not_reset_either() -> TestResult {
+    let (mut line, server) = short_lived("2").await;
+    let client = Client::open(&url(&line, &server), &token(&line)).await;
+    line.append(1).await;
+    client.wait_for_events(1).await;
+    let _: () = line.redis().await.del(keys::begun(&line.topic)).await?;
+    let joined = metric_of(&server, "aftercommit_sse_joins_total").await;
+    wait_until_expiry_is_found(&line, &server, joined, &client.last_event_id()).await;
+    line.append(1).await;
+    let events = client.wait_for_events(2).await;
     assert!(events.iter().all(|event| event.event == "T"), "{events:?}");
     Ok(())
 }

@@ -197,11 +197,9 @@ impl TopicState {
                     self.has_expired &= Some(frame.id) != place;
                     return Ok(());
                 }
-                // After an expiry, only a relay that knows the topic names the event before it.
-                let follows = prev == place || self.has_expired && prev.is_none();
                 // The event is below the place, but no client was given it. So the place is wrong: read the
                 // history.
-                if is_behind || !follows {
+                if is_behind || prev != place {
                     return Err(Box::new(TopicMessage::Event { prev, is_restored, frame }));
                 }
                 self.append(frame);
