@@ -1,6 +1,7 @@
 // A real Chromium, headless, driven over a pipe: it ends when this process does.
 
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 
@@ -88,7 +89,8 @@ export class Browser {
   async end() {
     this.process.kill("SIGTERM");
     await this.process.ended;
-    rmSync(this.profile, { recursive: true, force: true, maxRetries: 30, retryDelay: 100 });
+    // Its last processes still write for a moment. (rmSync tries again on Windows alone.)
+    await rm(this.profile, { recursive: true, force: true, maxRetries: 30, retryDelay: 100 });
   }
 }
 
