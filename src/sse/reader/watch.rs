@@ -151,8 +151,8 @@ impl Watch {
     }
 }
 
-/// The topic's newest event, as a reader at this place may count on it: whoever begins with a topic whose
-/// history has expired begins as with one that never had an event.
+/// The topic's newest event, as a reader at this place may count on it. A topic whose history has expired
+/// begins as one that never had an event.
 fn newest_behind(state: &TopicState, place: Cursor) -> Option<StreamId> {
     match place {
         Cursor::Start { .. } => state.tip_of_history(),
