@@ -9,8 +9,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 /// Request headers that a page may send. They cover clients that open a stream with `fetch` (they set
-/// `Cache-Control` as EventSource does), clients that ask again for what they have (`If-None-Match`), libraries
-/// that mark their requests, and libraries that trace them.
+/// `Cache-Control` as EventSource does), clients that ask again for what they have (`If-None-Match`),
+/// libraries that mark their requests, and libraries that trace them.
 const HEADERS: HeaderValue = HeaderValue::from_static(
     "accept, authorization, baggage, cache-control, content-type, if-none-match, last-event-id, pragma, \
      sentry-trace, traceparent, tracestate, x-requested-with",

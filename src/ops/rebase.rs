@@ -241,13 +241,6 @@ impl<'c> Rebase<'c> {
             Cluster::Same => renumber::undelivered(&mut self.tx, &self.contradicted).await?,
             Cluster::Other => renumber::appended_since_the_move(&mut self.tx).await?,
         }
-        // Rows with new ids keep what is known of them for every relay.
-        sqlx::raw_sql(
-            "update outbox.relay set rebased_id = (select coalesce(max(e.id), 0) from outbox.event e)
-             where rebased_id > 0",
-        )
-        .execute(&mut *self.tx)
-        .await?;
         // Copies of tables do not always bring their sequences' values along.
         renumber::raise_sequence(&mut self.tx).await?;
         match self.cluster {
@@ -257,8 +250,8 @@ impl<'c> Rebase<'c> {
         Ok(())
     }
 
-    /// Begins an epoch of this relay, and of every other one whose numbers or rows mean something else now: of
-    /// a copy all of them, because the original goes on giving out their numbers.
+    /// Begins an epoch of this relay, and of every other one whose numbers or rows mean something else now:
+    /// of a copy all of them, because the original goes on giving out their numbers.
     async fn begin_epochs(&mut self, lineage: Lineage) -> Result<(), RebaseError> {
         for relay in relays(&mut self.tx).await? {
             let is_own = relay == self.relay;

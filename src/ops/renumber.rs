@@ -221,7 +221,10 @@ async fn apply(connection: &mut PgConnection, xid: &str) -> Result<(), Error> {
     );
     let parked = "update outbox.parked k set id = r.new_id
          from pg_temp.renumbered r where k.id = r.old_id and k.event_id = r.event_id";
-    for sql in [COPIES, &event, parked, "drop table pg_temp.renumbered"] {
+    // A row that may have arrived at a relay's clients may have arrived under its new id too.
+    let rebased = "update outbox.relay set rebased_id = (select max(e.id) from outbox.event e)
+         where rebased_id > 0 and exists (select from pg_temp.renumbered)";
+    for sql in [COPIES, &event, parked, rebased, "drop table pg_temp.renumbered"] {
         sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut *connection).await?;
     }
     Ok(())

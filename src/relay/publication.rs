@@ -211,9 +211,9 @@ fn take_waiting<'a>(
         .collect()
 }
 
-/// If the sink's newest event of this topic is a later one of this batch, returns its number. The refused event
-/// then arrived in an earlier try, because a topic's events arrive in order. Its entry is gone, and the sink
-/// cannot take it below the newest one.
+/// If the sink's newest event of this topic is a later one of this batch, returns its number. The refused
+/// event then arrived in an earlier try, because a topic's events arrive in order. Its entry is gone, and the
+/// sink cannot take it below the newest one.
 async fn newest_behind<S: Sink>(
     sink: &mut S,
     mode: PublishMode,

@@ -14,8 +14,8 @@ use crate::postgres;
 const INTERVAL: Duration = Duration::from_secs(30);
 
 /// Rotates the log until `stop`. Begin it when the sink has been compared with the position: before that,
-/// nobody knows whether a server of the sink lacks events that only the log still has. A failure or an obstacle is logged once, and the rotation is tried again at
-/// the next interval.
+/// nobody knows whether a server of the sink lacks events that only the log still has. A failure or an
+/// obstacle is logged once, and the rotation is tried again at the next interval.
 pub(super) async fn run(
     database: postgres::Settings,
     relay: String,

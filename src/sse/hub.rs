@@ -28,8 +28,9 @@ use crate::trace;
 pub struct Hub(pub(super) Arc<Shared>);
 
 impl Hub {
-    /// A hub that reads from one Redis the events of the relay with this name. `naming` says how the events of
-    /// a topic are named. Streams are opened once the `revocations` are known. Must be called within a Tokio runtime: the connection to Redis is begun at once.
+    /// A hub that reads from one Redis the events of the relay with this name. `naming` says how the events
+    /// of a topic are named. Streams are opened once the `revocations` are known. Must be called within a
+    /// Tokio runtime: the connection to Redis is begun at once.
     ///
     /// # Errors
     /// The kernel's own, where there is no room for the threads that write the streams.

@@ -194,8 +194,8 @@ impl Shared {
         }
     }
 
-    /// Ends the streams whose credentials are revoked: all of them, or this one if it is one. Returns how many
-    /// there were.
+    /// Ends the streams whose credentials are revoked: all of them, or this one if it is one. Returns how
+    /// many there were.
     pub(crate) fn end_revoked(&self, number: Option<u64>) -> usize {
         let mut ended = self.open_streams.revoked(&self.revocations, number);
         ended.retain(|queue| queue.finish(frame::revoked()));

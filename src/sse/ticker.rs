@@ -1,5 +1,5 @@
-//! The periodic work for all streams: heartbeats, time-outs, expired tokens, metrics. No stream has a timer of
-//! its own. It must not wait for Redis, which would hold up all streams.
+//! The periodic work for all streams: heartbeats, time-outs, expired tokens, metrics. No stream has a timer
+//! of its own. It must not wait for Redis, which would hold up all streams.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

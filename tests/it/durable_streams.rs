@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use self::door::{Answer, Door, OPEN_STREAMS, SOON, behind};
-use crate::harness::{Flow, Process, TestResult, eventually, http, http_get, metric_of, str_of};
+use crate::harness::{Client, Flow, Process, TestResult, eventually, http, http_get, metric_of, str_of};
 
 #[tokio::test]
 async fn a_topic_is_read_from_its_first_event_and_behind_each_offset() -> TestResult {
@@ -160,6 +160,35 @@ async fn a_history_that_is_missing_proves_nothing_to_whoever_knows_that_there_wa
     let now = fresh.at("now").await?;
     assert_eq!((now.status, now.body.as_str()), (StatusCode::OK, "[]"), "there is a way on");
     assert_eq!(fresh.at(&now.next()?).await?.body, "[]");
+    Ok(())
+}
+
+/// A stream keeps the topic's newest event in the server's memory.
+#[tokio::test]
+async fn a_topic_whose_history_has_expired_is_read_as_one_that_never_had_an_event() -> TestResult {
+    let ttl = "AFTERCOMMIT_REDIS_HISTORY_TTL_SECONDS";
+    // The server takes histories to live longer than they do, or no start would be young enough for it.
+    let settings = [(ttl, "300"), ("AFTERCOMMIT_SSE_VERIFY_SECONDS", "1")];
+    let mut door = Door::with(&settings, vec![(ttl, "2".to_owned())]).await;
+    let stream = door.sse.url(&format!("/streams/{}", door.line.topic));
+    let client = Client::open(&stream, &door.token).await;
+    door.line.append(1).await;
+    client.wait_for_events(1).await;
+    let joined = metric_of(&door.sse, "aftercommit_sse_joins_total").await;
+    eventually("the server finds the expiry", async || {
+        (metric_of(&door.sse, "aftercommit_sse_joins_total").await > joined).then_some(())
+    })
+    .await;
+    Client::open(&stream, &door.token).await;
+    assert_eq!(door.at("-1").await?.body, "[]");
+    let (url, token) = (door.url("offset=now&live=long-poll"), door.token.clone());
+    let poll = tokio::spawn(http().get(url).bearer_auth(token).send());
+    // A relay that does not know the topic names no event before the next one.
+    door.line.relay.signal("KILL").await;
+    door.line.relay = door.line.system.start("relay").await;
+    door.line.append(1).await;
+    let answer = Answer::of(poll.await??).await?;
+    assert_eq!((answer.numbers()?.len(), answer.next()?), (1, behind(2)));
     Ok(())
 }
 

@@ -89,6 +89,15 @@ impl Stage {
         Ok(connection.xlen(self.system.redis.keys().history(topic)).await?)
     }
 
+    /// Waits until a server is left behind.
+    async fn wait_until_one_is_behind(&self) {
+        eventually("a server is left behind", async || {
+            let behind = metric_of(&self.relay, "aftercommit_relay_redis_servers_behind").await;
+            (behind > 0).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until each of these clients has received `more` further events.
     async fn wait_for_more(&self, clients: &[Client], more: usize) {
         for (at, client) in clients.iter().enumerate() {
@@ -236,11 +245,7 @@ async fn the_topics_of_the_other_servers_flow_on_while_one_is_frozen() -> TestRe
     // Nobody takes its place.
     stage.cluster.signal(3, "KILL").await;
     stage.cluster.signal(0, "STOP").await;
-    let behind = async || {
-        let behind = metric_of(&stage.relay, "aftercommit_relay_redis_servers_behind").await;
-        (behind > 0).then_some(())
-    };
-    eventually("a server is left behind", behind).await;
+    stage.wait_until_one_is_behind().await;
     let stopped_at = clients[0].so_far().len();
     stage.wait_for_more(&clients[2..], 200).await;
     assert_eq!(clients[0].so_far().len(), stopped_at, "its topic waits");
@@ -266,11 +271,7 @@ async fn a_server_that_was_away_for_longer_than_histories_are_kept_is_given_ever
     let clients = &load.clients;
     stage.cluster.signal(3, "KILL").await;
     stage.cluster.signal(0, "STOP").await;
-    let behind = async || {
-        let behind = metric_of(&stage.relay, "aftercommit_relay_redis_servers_behind").await;
-        (behind > 0).then_some(())
-    };
-    eventually("a server is left behind", behind).await;
+    stage.wait_until_one_is_behind().await;
     let since = std::time::Instant::now();
     while since.elapsed() < Duration::from_secs(6) {
         stage.wait_for_more(&clients[2..], 50).await;

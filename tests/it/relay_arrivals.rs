@@ -5,6 +5,7 @@ use redis::AsyncCommands;
 use sqlx::Connection;
 
 use aftercommit::event::Topic;
+use aftercommit::log::checkpoint;
 use aftercommit::log::parked::{self, Action};
 use aftercommit::ops::audit::Operator;
 use aftercommit::ops::parked::{self as requests, RequestError};
@@ -242,10 +243,10 @@ async fn an_event_that_a_repair_could_not_give_back_is_discarded_only_knowingly(
 }
 
 /// Gives the log the next epoch, as `aftercommit rebase` does.
-async fn rebase(database: &Database, redis: &Redis) -> TestResult {
+async fn rebase(database: &Database, relay: &str) -> TestResult {
     let mut log = database.connect().await;
     let operator = Operator { who: "test".to_owned(), reason: "a test".to_owned() };
-    let rebase = Rebase::begin(&mut log, &redis.relay_name()).await?;
+    let rebase = Rebase::begin(&mut log, relay).await?;
     let lineage = Lineage { epoch: rebase.position().epoch + 1, is_copy: false };
     rebase.finish(lineage, &operator, &serde_json::json!({})).await?;
     Ok(())
@@ -266,7 +267,7 @@ async fn an_event_that_may_have_been_delivered_before_a_rebase_is_discarded_only
         .execute(&mut database.connect().await)
         .await?;
     forget_and_refuse(&redis, &topic).await?;
-    rebase(&database, &redis).await?;
+    rebase(&database, &redis.relay_name()).await?;
     let later = redis.topic("later");
     let _: () = redis.connect().await.set(redis.keys().history(&later), "of another type").await?;
     append_together(&database, &later, 0..1).await?;
@@ -283,6 +284,29 @@ async fn an_event_that_may_have_been_delivered_before_a_rebase_is_discarded_only
     Ok(())
 }
 
+/// Another relay's rebase gives the rows new ids: of a sequence that was set back, they lie below the position.
+#[tokio::test]
+async fn an_event_keeps_that_it_may_have_been_delivered_where_a_later_rebase_renumbers_it() -> TestResult {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("forgotten");
+    append_together(&database, &topic, 0..2).await?;
+    let mut log = database.connect().await;
+    for relay in [redis.relay_name().as_str(), "other"] {
+        checkpoint::load_or_begin(&mut log, relay).await?;
+    }
+    rebase(&database, &redis.relay_name()).await?;
+    let beyond = "update outbox.checkpoint set high_id = 1000 where relay = 'other'";
+    sqlx::query(beyond).execute(&mut log).await?;
+    rebase(&database, "other").await?;
+    let least: i64 = sqlx::query_scalar("select min(id) from outbox.event").fetch_one(&mut log).await?;
+    assert!(least > 1000, "{least}");
+    forget_and_refuse(&redis, &topic).await?;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    relay.step.reconcile(&mut relay.publisher).await?;
+    assert_eq!(relay.drain().await, (0, 2));
+    assert_discarded_only_knowingly(&database, &redis, &mut relay, &topic, 2).await
+}
+
 /// It may have been released in the time that this Postgres has lost.
 #[tokio::test]
 async fn an_event_that_was_parked_before_a_rebase_is_discarded_only_knowingly() -> TestResult {
@@ -293,7 +317,7 @@ async fn an_event_that_was_parked_before_a_rebase_is_discarded_only_knowingly() 
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_eq!(relay.drain().await, (0, 2));
     drop(relay);
-    rebase(&database, &redis).await?;
+    rebase(&database, &redis.relay_name()).await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
     assert_discarded_only_knowingly(&database, &redis, &mut relay, &topic, 2).await
 }

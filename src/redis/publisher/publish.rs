@@ -178,9 +178,9 @@ impl Publisher {
         }
     }
 
-    /// How many chunks may be under way at once. Two keep one server busy. That is safe if each call names the
-    /// number before its first event: the server then refuses a chunk whose predecessor failed. Before the
-    /// first answer the server may lack the script, and loading it could reorder two calls.
+    /// How many chunks may be under way at once. Two keep one server busy. That is safe if each call names
+    /// the number before its first event: the server then refuses a chunk whose predecessor failed. Before
+    /// the first answer the server may lack the script, and loading it could reorder two calls.
     fn calls_at_once(&self, batch: &Batch<'_>) -> usize {
         let says_numbers = batch.mode == PublishMode::Normal && batch.through.is_some();
         let has_script = self.servers.first().is_some_and(|server| server.has_script);

@@ -1,9 +1,9 @@
 //! Brings one client to the end of one topic.
 //!
 //! First the start that the client asked for becomes a cursor, which the client is told before the response
-//! begins; after two seconds the response begins without it. From there it continues: from the recent events in memory, or page by page from the history, until
-//! it can be attached to the topic in one go. Where it cannot be proven that nothing is missing, the client
-//! is reset: it begins again at the end of the topic.
+//! begins; after two seconds the response begins without it. From there it continues: from the recent events
+//! in memory, or page by page from the history, until it can be attached to the topic in one go. Where it
+//! cannot be proven that nothing is missing, the client is reset: it begins again at the end of the topic.
 
 use std::ops::ControlFlow;
 use std::pin::pin;
@@ -302,8 +302,8 @@ impl CatchUp {
     ///
     /// From here on the client believes that it is connected. It would miss the events that are committed
     /// before its place is known, unless it named its place or wants all there is: so it begins with a reset.
-    /// It is sent the id of an unknown place. If it is cut off before its reset, that id makes the next server
-    /// reset it, and not treat it as new.
+    /// It is sent the id of an unknown place. If it is cut off before its reset, that id makes the next
+    /// server reset it, and not treat it as new.
     fn open_unplaced(&mut self, start: StartAt) -> StartAt {
         if !self.opening.is_awaited() {
             return start;

@@ -179,8 +179,8 @@ impl HistoryFeed {
         self.shared.pages.get(key, read).await
     }
 
-    /// Reserves bytes for a page of `count` entries, going by the largest event of the page before it. Nothing
-    /// is known of the first page (0).
+    /// Reserves bytes for a page of `count` entries, going by the largest event of the page before it.
+    /// Nothing is known of the first page (0).
     async fn reserve(&self, count: usize, largest: usize) -> Option<Reservation> {
         let largest = if largest == 0 { PAYLOAD_BYTES_MAX } else { largest };
         let bytes = count.saturating_mul(largest).min(READ_BYTES.max(FIRST_READ * largest));

@@ -80,8 +80,8 @@ impl BlockQueue {
         }
     }
 
-    /// Keeps only the newest event of each topic and type while the client is behind. With `tells` the page is
-    /// told of the others by an event.
+    /// Keeps only the newest event of each topic and type while the client is behind. With `tells` the page
+    /// is told of the others by an event.
     pub(super) fn keep_newest(&mut self, topics: Arc<[Topic]>, tells: bool) {
         self.newest = Some(Box::new(Newest::new(topics, tells)));
     }

@@ -149,8 +149,8 @@ impl SendQueue {
         }
     }
 
-    /// Takes no blocks, because its client waits for an answer that is written elsewhere. What ends the stream
-    /// ends it at once.
+    /// Takes no blocks, because its client waits for an answer that is written elsewhere. What ends the
+    /// stream ends it at once.
     #[must_use]
     pub(crate) fn unwritten(self) -> Self {
         Self { is_unwritten: true, ..self }
@@ -265,8 +265,8 @@ impl SendQueue {
         self.close();
     }
 
-    /// Writes to the socket all that waits, as far as the kernel and the other streams let it. Returns whether
-    /// the stream goes on, and if not, whether it has ended in order.
+    /// Writes to the socket all that waits, as far as the kernel and the other streams let it. Returns
+    /// whether the stream goes on, and if not, whether it has ended in order.
     pub(crate) fn write_to(&self, socket: &mut impl io::Write) -> Written {
         let mut state = self.state();
         (state.is_scheduled, state.is_blocked) = (false, false);

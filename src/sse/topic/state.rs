@@ -286,8 +286,8 @@ impl TopicState {
     /// Applies the messages that waited, if they fit behind the history that was read.
     ///
     /// An event that does not fit may have been published after the history was read: then the caller reads
-    /// it once more. The relay writes an event to the history before it publishes it: so no relay published an
-    /// event that came before a read and does not fit after it.
+    /// it once more. The relay writes an event to the history before it publishes it: so no relay published
+    /// an event that came before a read and does not fit after it.
     pub(crate) fn finish_join(&mut self, unfit: Unfit) -> Joined {
         let Phase::Joining { pending, read_again, before_round } = &mut self.phase else {
             return Joined::Live;

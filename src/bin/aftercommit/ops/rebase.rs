@@ -77,10 +77,10 @@ impl Findings {
         self.position.epoch.max(self.reached.map_or(0, |reached| reached.id.epoch)) + 1
     }
 
-    /// Whether the log gets a new lineage, and its numbers go on in another epoch. A log that only contradicts
-    /// its positions needs one too: rows that get new ids can come in another order than the one in which
-    /// they were published, and rows that get another transaction are new to resume tokens that have seen
-    /// them.
+    /// Whether the log gets a new lineage, and its numbers go on in another epoch. A log that only
+    /// contradicts its positions needs one too: rows that get new ids can come in another order than the one
+    /// in which they were published, and rows that get another transaction are new to resume tokens that have
+    /// seen them.
     fn is_needed(&self) -> bool {
         self.is_copy
             || self.cluster == Cluster::Other
