@@ -102,11 +102,15 @@ impl Clients {
             .sum()
     }
 
-    /// Ends the clients and returns the events that each received.
-    pub(crate) fn stop(self) -> Vec<Seen> {
+    /// Ends the clients.
+    pub(crate) fn stop(&self) {
         for task in &self.tasks {
             task.abort();
         }
+    }
+
+    /// The events that each has received so far.
+    pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.iter().map(|seen| seen.lock().expect("what was seen").clone()).collect()
     }
 }

@@ -205,12 +205,6 @@ impl Kind {
     pub(crate) fn steps_clocks(self) -> bool {
         matches!(self, Self::ClockForward | Self::ClockBack)
     }
-
-    /// Whether it may be made while something is lost. A second log that wants the same names must not find
-    /// them free.
-    pub(crate) fn wants_all_to_be_there(self) -> bool {
-        self == Self::StrangerCame
-    }
 }
 
 impl fmt::Display for Kind {

@@ -40,7 +40,7 @@ pub(crate) struct Pages {
 }
 
 /// The difference between the pages and the truth.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct PageNumbers {
     pages: usize,
     with_events: usize,
@@ -108,16 +108,18 @@ async fn read(world: &World, of: &Channel) -> Option<(Vec<Uuid>, String)> {
 }
 
 impl Pages {
-    /// Ends the pages and compares them with the truth.
-    pub(crate) fn stop(self, truth: &Truth) -> PageNumbers {
+    /// Ends the pages.
+    pub(crate) fn stop(&self) {
         for task in &self.tasks {
             task.abort();
         }
-        let mut numbers = PageNumbers::default();
+    }
+
+    /// Compares the pages since the last comparison with the truth.
+    pub(crate) fn judge(&self, truth: &Truth, numbers: &mut PageNumbers) {
         for page in std::mem::take(&mut *self.seen.lock().expect("pages")) {
             numbers.judge(&page, &truth.channels[page.channel]);
         }
-        numbers
     }
 }
 

@@ -5,8 +5,9 @@
 //! other, so that no fault repairs the damage of another one. Each lane deals its faults from a shuffled
 //! deck, so that each kind comes up.
 //!
-//! The first part of each phase is careful: no fault in it makes Redis forget. A reset that names lost events
-//! has no cause there.
+//! A run is a sequence of rounds, and each ends with a comparison: a later fault could repair, or excuse, the
+//! damage of an earlier one. The first part of each round is careful: no fault in it makes Redis forget. A
+//! reset that names lost events has no cause there.
 
 use std::fmt;
 use std::time::Duration;
@@ -186,40 +187,44 @@ const DECKS: [Deck; 10] = [
 
 /// The time without faults at the start, in which every process starts.
 const QUIET: Duration = Duration::from_millis(1500);
-/// The longest phase.
-const PHASE: Duration = Duration::from_secs(80);
-/// The time after the last fault that makes Redis forget, in which the relays restore everything.
-pub(crate) const REPAIR: Duration = Duration::from_secs(20);
+/// The longest time of a round's faults.
+const ROUND: Duration = Duration::from_secs(40);
 
 /// Which faults are made when.
 #[derive(Debug, Clone, Copy)]
-struct Phases {
-    /// The length of the run.
-    run: Duration,
-    phase: Duration,
+struct Rounds {
+    length: Duration,
 }
 
-impl Phases {
-    /// Short runs have one phase.
+impl Rounds {
+    /// Short runs have one round.
     fn of(run: Duration) -> Self {
-        Self { run, phase: PHASE.min(run) }
+        Self { length: ROUND.min(run).max(Duration::from_millis(1)) }
     }
 
-    /// How far into its phase a time is, of a hundred.
+    fn number(self, at: Duration) -> u128 {
+        at.as_millis() / self.length.as_millis()
+    }
+
+    fn begin(self, at: Duration) -> Duration {
+        Duration::from_millis(u64::try_from(self.number(at) * self.length.as_millis()).expect("a time"))
+    }
+
+    /// How far into its round a time is, of a hundred.
     fn place(self, at: Duration) -> u128 {
-        (at.as_millis() % self.phase.as_millis().max(1)) * 100 / self.phase.as_millis().max(1)
+        (at - self.begin(at)).as_millis() * 100 / self.length.as_millis()
     }
 
     fn allows(self, kind: Kind, at: Duration) -> bool {
-        let is_careful = self.place(at) < 55;
-        if kind.wants_all_to_be_there() {
-            // Beginning late enough after the last phase's losses, and ending before the next ones.
-            return (at < self.phase || self.place(at) >= 30) && self.place(at) < 45;
+        let place = self.place(at);
+        match kind {
+            // Ending before the first losses of the round.
+            Kind::StrangerCame => place < 45,
+            // Redis is given back nothing of an epoch before the last rebase. So the losses of a round count
+            // only if no rebase follows them.
+            Kind::SequenceReset => (55..65).contains(&place),
+            _ => place >= 55 || kind.loses().is_none(),
         }
-        // Redis is given back nothing of an epoch before the last rebase. So the losses of the last part of
-        // the run count only if no rebase follows them.
-        let is_forgiving = kind == Kind::SequenceReset && at >= self.run.mul_f64(0.7);
-        !is_forgiving && (!is_careful || kind.loses().is_none())
     }
 }
 
@@ -227,6 +232,22 @@ impl Plan {
     /// The plan of this seed for a run of this length.
     pub(crate) fn new(seed: u64, length: Duration) -> Self {
         Self(DECKS.iter().map(|deck| lane(seed, length, deck)).collect())
+    }
+
+    /// The faults of each round, in their lanes, by their times since its begin; and the length of a round.
+    pub(crate) fn rounds(&self, length: Duration) -> (Duration, Vec<Vec<Lane>>) {
+        let rounds = Rounds::of(length);
+        let last = rounds.number(length.saturating_sub(Duration::from_millis(1)));
+        let lanes = |number| {
+            let of_round = |fault: &&Fault| rounds.number(fault.at) == number;
+            let since_its_begin = |fault: &Fault| Fault { at: fault.at - rounds.begin(fault.at), ..*fault };
+            let lane = |lane: &Lane| Lane {
+                name: lane.name,
+                faults: lane.faults.iter().filter(of_round).map(since_its_begin).collect(),
+            };
+            self.0.iter().map(lane).collect()
+        };
+        (rounds.length, (0..=last).map(lanes).collect())
     }
 
     /// All faults, by their times.
@@ -238,14 +259,14 @@ impl Plan {
 }
 
 fn lane(seed: u64, length: Duration, (name, kinds, (least, most)): &Deck) -> Lane {
-    let phases = Phases::of(length);
+    let rounds = Rounds::of(length);
     let mut random = Random::new(seed, name);
     let mut at = QUIET + random.millis(0, *most);
     let mut deck: Vec<Kind> = Vec::new();
     let mut faults = Vec::new();
     while at < length {
         // The next one that may be made now; those before it wait for their time.
-        let next = deck.iter().rposition(|kind| phases.allows(*kind, at));
+        let next = deck.iter().rposition(|kind| rounds.allows(*kind, at));
         let Some(next) = next else {
             let mut more = kinds.to_vec();
             // Shuffle a new deck into the waiting kinds, of which at most a deck is kept, so that delayed
@@ -254,7 +275,7 @@ fn lane(seed: u64, length: Duration, (name, kinds, (least, most)): &Deck) -> Lan
             more.truncate(2 * kinds.len());
             deck = more;
             random.shuffle(&mut deck);
-            if !deck.iter().any(|kind| phases.allows(*kind, at)) {
+            if !deck.iter().any(|kind| rounds.allows(*kind, at)) {
                 at += random.millis(*least, *most);
             }
             continue;

@@ -1,7 +1,7 @@
 //! When Redis had everything again: a repair can take longer than the plan leaves it, where other faults or a
 //! pause keep the relays from it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aftercommit::event::StreamId;
@@ -14,33 +14,33 @@ use crate::world::World;
 const INTERVAL: Duration = Duration::from_millis(250);
 
 /// The times at which a relay had just written a position, and Redis had all numbers up to it.
-#[derive(Debug, Default)]
-pub(crate) struct Repairs(Vec<Instant>);
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Repairs(Arc<Mutex<Vec<Instant>>>);
 
 impl Repairs {
     /// Looks at both stores until then.
-    pub(crate) fn watch(world: Arc<World>, until: CancellationToken) -> JoinHandle<Self> {
+    pub(crate) fn watch(&self, world: Arc<World>, until: CancellationToken) -> JoinHandle<()> {
+        let repairs = self.clone();
         tokio::spawn(async move {
-            let (mut repairs, mut before) = (Self::default(), None);
+            let mut before = None;
             while !until.is_cancelled() {
                 if let Some((position, is_whole)) = look(&world).await {
                     // A rebase writes a position too, of a new epoch, and repairs nothing.
                     let has_moved =
                         before.is_some_and(|(epoch, n)| position.epoch == epoch && position.n > n);
                     if is_whole && has_moved {
-                        repairs.0.push(Instant::now());
+                        repairs.0.lock().expect("times").push(Instant::now());
                     }
                     before = Some((position.epoch, position.n));
                 }
                 tokio::time::sleep(INTERVAL).await;
             }
-            repairs
         })
     }
 
     /// When Redis was whole again after a fault that ended then; `None` if it was not seen to be.
     pub(crate) fn after(&self, fault: Instant) -> Option<Instant> {
-        self.0.iter().find(|whole| **whole > fault).copied()
+        self.0.lock().expect("times").iter().find(|whole| **whole > fault).copied()
     }
 }
 

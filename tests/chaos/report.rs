@@ -101,6 +101,8 @@ impl Delays {
 pub(crate) struct Report {
     pub(crate) seed: u64,
     pub(crate) length: Duration,
+    /// The round that was compared last, and the number of rounds in the plan.
+    pub(crate) rounds: (usize, usize),
     pub(crate) made: Faults,
     pub(crate) events: usize,
     /// Of these, copies that replays made, and events that operators gave up.
@@ -147,7 +149,13 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let minutes = self.length.as_secs_f64() / 60.0;
-        writeln!(f, "\nchaos: seed {}, {minutes:.1} min, {} faults", self.seed, self.made.all())?;
+        let (round, rounds) = self.rounds;
+        let faults = self.made.all();
+        writeln!(
+            f,
+            "\nchaos: seed {}, {minutes:.1} min, {faults} faults, compared in round {round} of {rounds}",
+            self.seed
+        )?;
         for (kind, count) in &self.made.0 {
             writeln!(f, "  {kind:<28} {count:>4}")?;
         }

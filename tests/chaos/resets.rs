@@ -11,13 +11,15 @@ use aftercommit::event::StreamId;
 use crate::clients::{Received, Seen};
 use crate::kinds::{Kind, Reach};
 use crate::ledger::Deed;
-use crate::plan::REPAIR;
 use crate::repairs::Repairs;
 use crate::world::is_quiet;
 
 /// The time after Redis is readable again in which a server resets the clients that it accepted without
 /// reading it.
 const SIGHT: Duration = Duration::from_secs(8);
+
+/// The time in which a relay restores what Redis has lost, where it was not seen to be whole.
+const REPAIR: Duration = Duration::from_secs(20);
 
 const FOREVER: Duration = Duration::from_secs(1 << 20);
 
@@ -29,12 +31,19 @@ pub(crate) struct Causeless {
     pub(crate) at: Instant,
 }
 
-/// The resets that nothing explains.
-pub(crate) fn without_cause(seen: &[Seen], deeds: &[Deed], repairs: &Repairs) -> Vec<Causeless> {
+/// The resets since the begin of a round that nothing in it explains. At its begin, every client has
+/// everything.
+pub(crate) fn without_cause(
+    seen: &[Seen],
+    begun: Instant,
+    deeds: &[Deed],
+    repairs: &Repairs,
+) -> Vec<Causeless> {
     let mut found = Vec::new();
     for client in seen {
         for received in &client.received {
             if let Received::Reset { from, reason, at, .. } = received
+                && *at >= begun
                 && !deeds.iter().any(|deed| explains(deed, repairs, client.channel, *from, reason, *at))
             {
                 found.push(Causeless { channel: client.channel, reason: reason.clone(), at: *at });

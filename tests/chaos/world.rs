@@ -289,13 +289,19 @@ impl World {
     /// Commits every transaction that is still prepared.
     pub(crate) async fn finish_prepared(&self) {
         let mut connection = self.postgres().await;
-        let prepared: Vec<String> = sqlx::query_scalar("select gid from pg_prepared_xacts")
-            .fetch_all(&mut connection)
-            .await
-            .expect("a list");
-        for gid in prepared {
-            let sql = format!("commit prepared '{gid}'");
-            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.expect("a commit");
+        loop {
+            let prepared: Vec<String> = sqlx::query_scalar("select gid from pg_prepared_xacts")
+                .fetch_all(&mut connection)
+                .await
+                .expect("a list");
+            if prepared.is_empty() {
+                return;
+            }
+            for gid in prepared {
+                let sql = format!("commit prepared '{gid}'");
+                // Somebody else may have committed it meanwhile.
+                drop(sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await);
+            }
         }
     }
 

@@ -75,33 +75,41 @@ pub(crate) fn begin(world: &Arc<World>, seed: u64) -> Writers {
     Writers { stop, tasks, cleaned, cleaner, commits, keys }
 }
 
-/// The last event of each topic, which marks the end of a run.
-pub(crate) async fn close(world: &Arc<World>, keys: u64) {
-    let mut writer = Writer {
-        world: world.clone(),
-        random: Random::new(world.seed, "the end"),
-        keys: Arc::new(AtomicU64::new(keys)),
-        commits: Arc::default(),
-        stop: CancellationToken::new(),
-    };
-    for channel in &world.channels {
-        while writer.append_alone(&channel.topic).await.is_err() {
-            writer.pause(50, 100).await;
+impl Writers {
+    /// Appends an event to each topic: the last one of a round.
+    pub(crate) async fn mark_the_end(&self, world: &Arc<World>) {
+        let mut writer = Writer {
+            world: world.clone(),
+            random: Random::new(world.seed, "the end"),
+            keys: self.keys.clone(),
+            commits: self.commits.clone(),
+            stop: self.stop.clone(),
+        };
+        for channel in &world.channels {
+            while writer.append_alone(&channel.topic).await.is_err() {
+                writer.pause(50, 100).await;
+            }
         }
     }
-}
 
-impl Writers {
-    /// Waits for the end of all open transactions. Returns the commits and the first free key.
-    pub(crate) async fn finish(self) -> (Commits, u64) {
+    /// The commits so far.
+    pub(crate) fn commits(&self) -> Commits {
+        self.commits.lock().expect("commits").clone()
+    }
+
+    /// No transaction begins any more.
+    pub(crate) fn stop(&self) {
         self.stop.cancel();
+    }
+
+    /// Waits for the end of all writers.
+    pub(crate) async fn finish(self) {
+        self.stop();
         for task in self.tasks {
             task.await.expect("a writer");
         }
         self.cleaned.cancel();
         self.cleaner.await.expect("a cleaner");
-        let commits = std::mem::take(&mut *self.commits.lock().expect("commits"));
-        (commits, self.keys.load(Ordering::Relaxed))
     }
 }
 
@@ -124,6 +132,9 @@ impl Writer {
     async fn transaction(&mut self, connection: &mut PgConnection) -> Result<(), outbox::AppendError> {
         let world = self.world.clone();
         let _open = world.transactions.read().await;
+        if self.stop.is_cancelled() {
+            return Ok(());
+        }
         execute(connection, "begin").await?;
         if self.random.percent(50) {
             // An xid now and ids later: what a snapshot's xmax does not tell of.
@@ -210,6 +221,9 @@ impl Writer {
         let world = self.world.clone();
         while !self.stop.is_cancelled() {
             let _open = world.transactions.read().await;
+            if self.stop.is_cancelled() {
+                return;
+            }
             let mut connection = self.world.writer().await;
             let Ok(()) = execute(&mut connection, "begin").await else { continue };
             let Ok(key) = self.append(&mut connection, &topic).await else { continue };
@@ -238,6 +252,9 @@ impl Writer {
     async fn forget(&mut self, topic: &Topic) -> Result<(), outbox::AppendError> {
         let world = self.world.clone();
         let _open = world.transactions.read().await;
+        if self.stop.is_cancelled() {
+            return Ok(());
+        }
         let mut connection = self.world.writer().await;
         execute(&mut connection, "begin").await?;
         let there: bool = sqlx::query_scalar("select exists (select from pg_prepared_xacts where gid = $1)")

@@ -21,13 +21,8 @@ use crate::world::World;
 const LATE: Duration = Duration::from_secs(10);
 
 /// Makes the faults of a lane at their times, and returns those that it made. A lane that is late on a busy
-/// machine leaves out what is left at the end of the run, where no other fault meets it.
-pub(crate) async fn make(
-    world: Arc<World>,
-    lane: Lane,
-    (begun, length): (Instant, Duration),
-    verbose: bool,
-) -> Vec<Deed> {
+/// machine leaves out what is left at the end of the round, where no other fault meets it.
+pub(crate) async fn make(world: Arc<World>, lane: Lane, (begun, length): (Instant, Duration)) -> Vec<Deed> {
     let mut made = Vec::new();
     for fault in lane.faults {
         tokio::time::sleep_until((begun + fault.at).into()).await;
@@ -36,7 +31,7 @@ pub(crate) async fn make(
         }
         let from = Instant::now();
         let was_made = one(&world, &fault).await;
-        if verbose {
+        if world.verbose {
             let (at, took) = ((from - begun).as_secs_f64(), from.elapsed().as_secs_f64());
             let not = if was_made { "" } else { "NOT MADE: " };
             eprintln!(
