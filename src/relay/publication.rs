@@ -9,7 +9,8 @@ use super::sink::{Batch, Delivery, PublishError, PublishMode, Reached, Sink};
 use crate::event::{Event, StreamId, Topic};
 use crate::log::Position;
 use crate::log::parked::Parked;
-use crate::log::read::{Row, Unreadable};
+use crate::log::read::Row;
+use crate::log::unreadable;
 
 /// The events of a window that are not published in their turn.
 #[derive(Debug)]
@@ -53,8 +54,8 @@ impl Exceptions {
         self.held.get(&delivery.event.topic).is_some_and(|first| delivery.id > *first)
     }
 
-    fn may_be_of_an_earlier_epoch(&self, delivery: &Delivery<'_>) -> bool {
-        delivery.event.id <= self.rebased_id
+    fn may_be_of_an_earlier_epoch(&self, row: i64) -> bool {
+        row <= self.rebased_id
     }
 }
 
@@ -62,7 +63,7 @@ impl Exceptions {
 #[derive(Debug, Default)]
 pub(super) struct SetAside {
     pub(super) parked: Vec<Parked>,
-    pub(super) unreadable: Vec<(StreamId, Unreadable)>,
+    pub(super) unreadable: Vec<unreadable::Parked>,
     /// As in [`Published`].
     pub(super) has_arrived_before: bool,
 }
@@ -95,14 +96,16 @@ pub(super) async fn publish_batch<S: Sink>(
         match row {
             Row::Event(event) if held.contains(&event.topic) => {
                 let delivery = Delivery { id: number(i), event };
-                let may_have_arrived = may_have_arrived(sink, exceptions, &delivery, is_first);
+                let may_have_arrived = may_have_arrived(sink, exceptions, (delivery.id, event.id), is_first);
                 set_aside.parked.push(parked_of(&delivery, WAITS, may_have_arrived));
             }
             Row::Event(event) => deliveries.push(Delivery { id: number(i), event }),
             Row::Unreadable(row) => {
                 tracing::error!(row = row.id, reason = %row.reason, "a row that cannot be read is parked");
                 held.extend(&row.topic);
-                set_aside.unreadable.push((number(i), row.clone()));
+                let (id, row) = (number(i), row.clone());
+                let may_have_arrived = may_have_arrived(sink, exceptions, (id, row.id), is_first);
+                set_aside.unreadable.push(unreadable::Parked { id, row, may_have_arrived });
             }
         }
     }
@@ -165,7 +168,11 @@ pub(super) async fn publish<S: Sink>(
     loop {
         let waiting = take_waiting(&mut rest, exceptions, &held_now);
         published.parked.extend(waiting.iter().map(|delivery| {
-            parked_of(delivery, WAITS, may_have_arrived(sink, exceptions, delivery, is_first))
+            parked_of(
+                delivery,
+                WAITS,
+                may_have_arrived(sink, exceptions, (delivery.id, delivery.event.id), is_first),
+            )
         }));
         // The call is made also without events, because the sink has to know that the numbers are used up.
         // But the sink's number must not pass an event that is not yet written down as set aside: a relay
@@ -190,7 +197,8 @@ pub(super) async fn publish<S: Sink>(
             published.has_arrived_before = true;
         } else if exceptions.on_poison == OnPoison::Park {
             // An earlier try may have published it. If so, the sink has lost it since.
-            let may_have_arrived = may_have_arrived(sink, exceptions, &refused, is_first);
+            let may_have_arrived =
+                may_have_arrived(sink, exceptions, (refused.id, refused.event.id), is_first);
             published.parked.push(refusal_of(&rest.remove(0), &reason, may_have_arrived));
             held_now.insert(topic);
         } else {
@@ -236,14 +244,14 @@ async fn newest_behind<S: Sink>(
     Ok((is_of_batch && id > refused.id).then_some(id))
 }
 
-/// Whether clients may have received an event that is to be parked.
+/// Whether clients may have received the event of a row that is to be parked under this number.
 fn may_have_arrived<S: Sink>(
     sink: &S,
     exceptions: &Exceptions,
-    delivery: &Delivery<'_>,
+    (id, row): (StreamId, i64),
     is_first: bool,
 ) -> bool {
-    !is_first || sink.may_have_taken(delivery.id) || exceptions.may_be_of_an_earlier_epoch(delivery)
+    !is_first || sink.may_have_taken(id) || exceptions.may_be_of_an_earlier_epoch(row)
 }
 
 fn refusal_of(delivery: &Delivery<'_>, reason: &str, may_have_arrived: bool) -> Parked {

@@ -4,6 +4,7 @@ use super::super::failure;
 use super::super::scripted_sink::{Call, ScriptedSink, call, event};
 use super::*;
 use crate::event::EventId;
+use crate::log::read::Unreadable;
 
 const FIRST: Attempt = Attempt { handing: Handing::Together, is_first: true };
 
@@ -174,26 +175,31 @@ async fn an_event_that_a_repair_cannot_give_back_is_parked_whatever_stands_behin
     assert!(published.parked.iter().all(|parked| parked.may_have_arrived), "{published:?}");
 }
 
-/// Parks two events of a topic and the second one's neighbour, and returns which of them may have
-/// arrived.
-async fn parks_what_may_have_arrived(is_first: bool, taken: u64) -> Vec<bool> {
+/// Parks two events of a topic, the second one's neighbour and a row that cannot be read, and returns which of
+/// them may have arrived.
+async fn parks_what_may_have_arrived(is_first: bool, taken: u64, rebased_id: i64) -> Vec<bool> {
     let mut sink = ScriptedSink::new(|_, call: &Call| match call.events[..] {
         [] => Ok(()),
         _ => Err(PublishError::Poison { at: 0, reason: "no".to_owned() }),
     });
     sink.taken = taken;
-    let (position, none) = (Position::before_everything(), exceptions(&[], &[], OnPoison::Park));
-    let attempt = Attempt { is_first, ..FIRST };
-    let rows = rows(&["a", "a", "b"]);
-    let set_aside = publish_batch(&mut sink, &position, &rows, &none, attempt).await.expect("parked");
-    set_aside.parked.iter().map(|parked| parked.may_have_arrived).collect()
+    let mut exceptions = exceptions(&[], &[], OnPoison::Park);
+    exceptions.rebased_id = rebased_id;
+    let (position, attempt) = (Position::before_everything(), Attempt { is_first, ..FIRST });
+    let mut rows = rows(&["a", "a", "b"]);
+    rows.push(unreadable(4, None));
+    let set_aside = publish_batch(&mut sink, &position, &rows, &exceptions, attempt).await.expect("parked");
+    let unreadable = set_aside.unreadable.iter().map(|parked| parked.may_have_arrived);
+    set_aside.parked.iter().map(|parked| parked.may_have_arrived).chain(unreadable).collect()
 }
 
 #[tokio::test]
 async fn an_event_that_was_tried_before_may_have_arrived() {
-    assert_eq!(parks_what_may_have_arrived(true, 0).await, [false; 3]);
-    assert_eq!(parks_what_may_have_arrived(true, 2).await, [true, true, false]);
-    assert_eq!(parks_what_may_have_arrived(false, 0).await, [true; 3], "by another relay");
+    assert_eq!(parks_what_may_have_arrived(true, 0, 0).await, [false; 4]);
+    assert_eq!(parks_what_may_have_arrived(true, 2, 0).await, [true, true, false, false]);
+    assert_eq!(parks_what_may_have_arrived(true, 4, 0).await, [true; 4]);
+    assert_eq!(parks_what_may_have_arrived(false, 0, 0).await, [true; 4], "by another relay");
+    assert_eq!(parks_what_may_have_arrived(true, 0, 4).await, [true; 4], "in an earlier epoch");
 }
 
 #[tokio::test]
@@ -210,7 +216,7 @@ async fn behind_a_row_that_cannot_be_read_its_topic_waits_where_it_has_one() {
     let (published, calls) = publish_rows(rows, &none, |_, _| Ok(())).await;
     let set_aside = published.expect("the rest is taken");
     assert_eq!((numbers(&set_aside), set_aside.len()), (vec![(5, true)], 3));
-    assert_eq!(set_aside.unreadable.iter().map(|(id, _)| id.seq).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(set_aside.unreadable.iter().map(|parked| parked.id.seq).collect::<Vec<_>>(), [2, 3]);
     assert_eq!(calls, [call([1, 4, 6], 1, None)]);
 }
 

@@ -40,6 +40,9 @@ pub(super) async fn run(
                 Err(error) => Some(format!("rotation failed: {error:#}")),
             },
         };
+        if stop.is_cancelled() {
+            return; // Another relay may lead by now, and rotates.
+        }
         if blocked != logged {
             if let Some(reason) = &blocked {
                 tracing::warn!(%reason, "the log keeps more than its retention");

@@ -67,6 +67,7 @@ pub async fn run<S: Sink>(
         state.progressed();
         let ended = Box::pin(relay.session(&mut backoff)).await;
         metrics.leading.set(0);
+        relay.rotation_blocked(None);
         // The next leader finds out for itself. (The state stays, so that nothing is rotated before that.)
         metrics.servers_behind.set(0);
         state.role(Role::Disconnected);
@@ -120,6 +121,10 @@ impl Failures {
     }
 }
 
+/// Why the log is not rotated at the begin of a lead (see [`rotation_task::run`]). Over in a moment, unless the
+/// relay is paused or the sink does not answer.
+const WAITS_FOR_COMPARISON: &str = "the relay has not compared Redis with its position yet";
+
 /// The loop's inputs and state.
 struct Relay<'a, S> {
     settings: &'a Settings,
@@ -166,6 +171,7 @@ impl<S: Sink> Relay<'_, S> {
         self.metrics.leading.set(1);
         self.metrics.leads_taken.inc();
         self.waiting_rotation = Some(session);
+        self.rotation_blocked(Some(WAITS_FOR_COMPARISON));
         self.compared = None;
         self.pause_looked = None;
         self.sink.begin_lead(step.log());
@@ -348,6 +354,11 @@ impl<S: Sink> Relay<'_, S> {
             self.begin_rotation(end);
         }
         Ok(())
+    }
+
+    fn rotation_blocked(&self, by: Option<&str>) {
+        self.metrics.rotation_blocked.set(i64::from(by.is_some()));
+        self.state.rotation_blocked(by.map(str::to_owned));
     }
 
     fn begin_rotation(&self, end: CancellationToken) {

@@ -252,7 +252,8 @@ impl Step {
         self.position = answered(*timeout, written).await?;
         // The row that closes a window opens the next one.
         self.has_opened |= self.position.window.as_ref().is_some_and(|window| window.after_id == 0);
-        let unreadable = set_aside.unreadable.iter().filter_map(|(id, row)| Some((row.topic.as_ref()?, *id)));
+        let unreadable =
+            set_aside.unreadable.iter().filter_map(|parked| Some((parked.row.topic.as_ref()?, parked.id)));
         let parked = set_aside.parked.iter().map(|parked| (&parked.event.topic, parked.id));
         self.exceptions.hold(parked.chain(unreadable));
         Ok(())
@@ -320,8 +321,8 @@ async fn write_position(
     // transaction that had no xid before, and this transaction gets its xid from the parked rows.
     let to = checkpoint::advance(&mut tx, relay, from, last_id, events).await?;
     parked::park(&mut tx, relay, &set_aside.parked).await?;
-    for (number, row) in &set_aside.unreadable {
-        unreadable::park(&mut tx, relay, *number, row).await?;
+    for row in &set_aside.unreadable {
+        unreadable::park(&mut tx, relay, row).await?;
     }
     tx.commit().await.map_err(log::Error::from)?;
     Ok(to)

@@ -430,15 +430,25 @@ async fn a_row_that_is_no_text_is_parked_by_name_and_the_rest_flows_on() -> Test
     let mut writer = line.system.database.connect().await;
     let broken = line.system.redis.topic("broken");
     execute(&mut writer, &format!(r#"select outbox.append('{broken}', 'T', E'"\xff"'::json)"#)).await;
+    // As a rebase does that found it delivered: it was readable then.
+    let rebased = format!(
+        "insert into outbox.relay (name, rebased_id) select '{}', max(id) from outbox.event
+         on conflict (name) do update set rebased_id = excluded.rebased_id",
+        line.system.redis.relay_name()
+    );
+    execute(&mut admin, &rebased).await;
     execute(&mut writer, &format!("select outbox.append('{broken}', 'T', '1')")).await;
     line.append(2).await;
     line.relay = line.system.start("relay").await;
     wait_until_parked(&mut admin, 2).await;
     line.wait_until_whole().await;
     line.relay.wait_for_log("a row that cannot be read is parked").await;
-    let held: Vec<String> =
-        sqlx::query_scalar("select topic from outbox.parked order by seq").fetch_all(&mut admin).await?;
-    assert_eq!(held, [broken.to_string(), broken.to_string()], "what comes later waits");
+    let held: Vec<(String, bool)> =
+        sqlx::query_as("select topic, may_have_arrived from outbox.parked order by seq")
+            .fetch_all(&mut admin)
+            .await?;
+    let expected = [(broken.to_string(), true), (broken.to_string(), false)];
+    assert_eq!(held, expected, "the one behind it waits");
     // A release is refused again, and the other topics flow on.
     line.release(&broken).await;
     eventually("the request is refused", async || {

@@ -49,6 +49,14 @@ async fn does(system: &System, arguments: &[&str]) -> String {
     stdout(&output)
 }
 
+async fn wait_for_rotation(system: &System, said: &str) {
+    eventually(said, async || {
+        let status = does(system, &["status"]).await;
+        status.contains(&format!("rotation   {said}")).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_over_a_restart() {
     let system = System::new().await.set("AFTERCOMMIT_RELAY_READY_MAX_PENDING_SECONDS", "1");
@@ -76,8 +84,10 @@ async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_ove
     let status = json(&system, &["status"]).await;
     assert_eq!(status["relays"][0]["paused"]["reason"], "a move", "{status}");
     assert!(does(&system, &["relay", "list"]).await.contains("PAUSED"));
+    wait_for_rotation(&system, "BLOCKED: the relay has not compared Redis with its position yet").await;
     does(&system, &["resume", "--reason", "moved"]).await;
     wait_until_green(&relay).await;
+    wait_for_rotation(&system, "not blocked").await;
     assert_eq!(delivered(&system).await, 4);
     let audit = json(&system, &["audit"]).await;
     let actions: Vec<&str> = items_of(&audit).iter().filter_map(|e| e["action"].as_str()).collect();
