@@ -48,7 +48,7 @@ impl Entry {
 }
 
 /// Why a history could not be read.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum ReadError {
     /// There is no connection. Every caller that waited for the same attempt gets the same error.
     #[error(transparent)]

@@ -96,4 +96,14 @@ impl Settings {
     pub fn history_ttl(&self) -> Duration {
         Duration::from_secs(self.history_ttl_seconds)
     }
+
+    /// As [`Self::history_ttl`], at least: the TTL is not set again for each event.
+    pub fn history_kept(&self) -> Duration {
+        self.history_ttl() - renewed_after(self.history_ttl())
+    }
+}
+
+/// The age at which the relay sets the TTL of a history again. So most events need no EXPIRE.
+pub(super) fn renewed_after(ttl: Duration) -> Duration {
+    ttl / 20
 }

@@ -18,7 +18,7 @@ use super::queue::byte_budget::ByteBudget;
 use super::queue::open_streams::OpenStreams;
 use super::settings::Settings;
 use super::sockets::Sockets;
-use super::topic::event_page::{EventPage, EventPageKey};
+use super::topic::event_page::{EventPage, EventPageKey, PageError};
 use super::topic::pages::Pages;
 use super::topic::recent::RecentLimits;
 use super::topic::shared_topic::SharedTopic;
@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) history: History,
     /// How long a history is kept after its last event.
     pub(crate) history_ttl: Duration,
+    /// As in [`crate::redis::Settings::history_kept`].
+    pub(crate) history_kept: Duration,
     pub(crate) reads: Semaphore,
     /// The turns of readers of pages.
     pub(crate) page_reads: Semaphore,
@@ -57,7 +59,7 @@ pub(crate) struct Shared {
     loss: Mutex<Option<Loss>>,
     pub(crate) pages: Pages,
     /// The pages of readers that wait.
-    pub(crate) event_pages: Pages<EventPageKey, Arc<EventPage>>,
+    pub(crate) event_pages: Pages<EventPageKey, Arc<EventPage>, PageError>,
     pub(crate) subscriber: Subscriber,
     pub(crate) naming: fn(&str) -> Naming,
     /// The relay whose events these are: a resume token holds the epochs of all relays of its log.
@@ -125,6 +127,7 @@ impl Shared {
         Ok(Self {
             history: History::new(redis.clone()),
             history_ttl: redis.history_ttl(),
+            history_kept: redis.history_kept(),
             reads: Semaphore::new(READS_AT_ONCE),
             page_reads: Semaphore::new(PAGES_AT_ONCE),
             loss: Mutex::default(),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::event::{StreamId, Topic};
 use crate::generations::Generations;
+use crate::redis::settings::renewed_after;
 
 /// The newest event of a topic that the relay has published.
 #[derive(Debug, Clone, Copy)]
@@ -28,8 +29,7 @@ pub(super) struct TopicHeads {
 impl TopicHeads {
     /// Makes a cache that keeps between `capacity` and twice as many topics.
     pub(super) fn new(capacity: usize, ttl: Duration) -> Self {
-        // Each history then lives for at least 95 % of its TTL, and most events need no EXPIRE.
-        Self { heads: Generations::new(capacity), ttl_due_after: ttl / 20 }
+        Self { heads: Generations::new(capacity), ttl_due_after: renewed_after(ttl) }
     }
 
     pub(super) fn get(&self, topic: &Topic) -> Option<TopicHead> {

@@ -10,7 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::history_feed::{Fed, FeedError, HistoryFeed};
+use super::history_feed::{Fed, HistoryFeed};
 use super::opening::Opening;
 use crate::backoff::Backoff;
 use crate::sse::history::log_of_redis::{ANSWER_KEPT, ASKED_EVERY, NoAnswer};
@@ -18,6 +18,7 @@ use crate::sse::history::repair_wait::{RepairWait, between_reads};
 use crate::sse::queue::send_queue::{Put, StreamTopic};
 use crate::sse::shared::Shared;
 use crate::sse::topic::attach::{Attached, Begin};
+use crate::sse::topic::pages::FeedError;
 use crate::sse::topic::shared_topic::SharedTopic;
 use crate::sse::wire::cursor::{Cursor, now_ms};
 use crate::sse::wire::frame::{self, Block, ResetReason};

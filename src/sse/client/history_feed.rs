@@ -12,7 +12,7 @@ use crate::sse::history::read::{
 use crate::sse::queue::byte_budget::Reservation;
 use crate::sse::queue::send_queue::{Put, StreamTopic};
 use crate::sse::shared::Shared;
-use crate::sse::topic::pages::{Key, Page, PageEnd};
+use crate::sse::topic::pages::{FeedError, Key, Page, PageEnd};
 use crate::sse::topic::shared_topic::SharedTopic;
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::{self, Frame, ResetReason};
@@ -34,15 +34,6 @@ pub(crate) enum Fed {
     Unproven,
     /// The client is gone.
     Gone,
-}
-
-/// Why there is no page.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum FeedError {
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error("there is no room for a page of the history: events for all streams take sse.max_held_bytes")]
-    NoRoom,
 }
 
 /// The pages of one topic for one client.

@@ -24,9 +24,6 @@ use crate::sse::wire::frame::{self, ResetReason};
 /// After this many rounds with events that do not fit, all of them are dropped. Otherwise a program that goes
 /// on publishing such events would keep the topic from being live.
 const HOLES_MAX: u32 = 8;
-/// The part of its TTL for which a history is kept after its last event: the relay sets the TTL again when a
-/// twentieth of it is over.
-const KEPT_AT_LEAST: f64 = 0.95;
 /// A topic whose history Redis refuses this often in a row counts as refused.
 const REFUSED_READS: u32 = 3;
 
@@ -147,7 +144,7 @@ async fn read(shared: &Shared, topic: &SharedTopic) -> Result<Read, ReadError> {
 async fn follow(shared: &Shared, topic: &SharedTopic, mut place: Cursor) -> Result<Read, ReadError> {
     let mut count = FIRST_READ;
     // Events that came since the last proof are in the history, unless that is as old as histories become.
-    let is_proven = topic.state().unproven_for() < kept_at_least(shared);
+    let is_proven = topic.state().unproven_for() < shared.history_kept;
     if !is_proven && matches!(place, Cursor::Start { .. }) {
         begin(shared, topic, Some(ResetReason::Gap)).await?;
         return Ok(Read::AtEnd);
@@ -186,15 +183,10 @@ async fn follow(shared: &Shared, topic: &SharedTopic, mut place: Cursor) -> Resu
 async fn has_expired(shared: &Shared, topic: &SharedTopic) -> Result<bool, ReadError> {
     shared.metrics.history_reads.inc();
     let Some(absence) = shared.history.absence(&topic.topic).await? else { return Ok(false) };
-    let kept = kept_at_least(shared);
+    let kept = shared.history_kept;
     let was_quiet = absence.has_expired || topic.state().quiet_for() >= kept;
     // Clients have been reset for a loss, so an older one does not count.
     Ok(was_quiet && absence.proves_none_since(ms_ago(kept)))
-}
-
-/// How long a history is kept after its last event, at least.
-fn kept_at_least(shared: &Shared) -> Duration {
-    shared.history_ttl.mul_f64(KEPT_AT_LEAST)
 }
 
 fn ms_ago(time: Duration) -> u64 {

@@ -6,5 +6,5 @@
 mod page;
 mod watch;
 
-pub use page::{PageError, TopicReader};
+pub use page::TopicReader;
 pub use watch::Watch;

@@ -19,7 +19,7 @@ use crate::sse::history::repair_wait::RepairWait;
 use crate::sse::hub::Hub;
 use crate::sse::queue::byte_budget::{ByteBudget, Reservation};
 use crate::sse::shared::Shared;
-use crate::sse::topic::event_page::{EventPage, EventPageKey};
+use crate::sse::topic::event_page::{EventPage, EventPageKey, PageError};
 use crate::sse::topic::pages::PageEnd;
 use crate::sse::wire::cursor::{Cursor, now_ms};
 
@@ -34,23 +34,6 @@ const WAIT_FOR_TURN: Duration = Duration::from_secs(10);
 pub struct TopicReader {
     pub(super) shared: Arc<Shared>,
     pub(super) topic: Topic,
-}
-
-/// Why there is no page.
-#[derive(Debug, thiserror::Error)]
-pub enum PageError {
-    /// The history does not prove that nothing is missing behind the reader's place.
-    #[error(
-        "the history of this topic does not prove that nothing is missing behind this offset: ask for \
-         offset=now, read the state again, and continue behind the offset that you were given"
-    )]
-    Gone,
-    /// Redis cannot be read.
-    #[error("the history cannot be read at the moment: try again after a while")]
-    Read(#[from] ReadError),
-    /// Too many others read, or too much is held for streams.
-    #[error("this process has no room for one more read: try again after a while")]
-    NoRoom,
 }
 
 impl From<PageError> for Problem {

@@ -8,7 +8,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::page::{PageError, TopicReader};
+use super::page::TopicReader;
 use crate::auth::User;
 use crate::event::{StreamId, Topic};
 use crate::http::{Connection, Problem, Takeover};
@@ -17,7 +17,7 @@ use crate::sse::client::open::{end_of, event_stream};
 use crate::sse::history::repair_wait::RepairWait;
 use crate::sse::queue::send_queue::Put;
 use crate::sse::sockets::OpenedStream;
-use crate::sse::topic::event_page::EventPage;
+use crate::sse::topic::event_page::{EventPage, PageError};
 use crate::sse::topic::shared_topic::SharedTopic;
 use crate::sse::topic::state::TopicState;
 use crate::sse::wire::cursor::Cursor;

@@ -3,7 +3,25 @@
 use bytes::Bytes;
 
 use crate::event::{StreamId, Topic};
+use crate::redis::history::ReadError;
 use crate::sse::wire::cursor::Cursor;
+
+/// Why there is no page.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PageError {
+    /// The history does not prove that nothing is missing behind the reader's place.
+    #[error(
+        "the history of this topic does not prove that nothing is missing behind this offset: ask for \
+         offset=now, read the state again, and continue behind the offset that you were given"
+    )]
+    Gone,
+    /// Redis cannot be read.
+    #[error("the history cannot be read at the moment: try again after a while")]
+    Read(#[from] ReadError),
+    /// Too many others read, or too much is held for streams.
+    #[error("this process has no room for one more read: try again after a while")]
+    NoRoom,
+}
 
 /// Events in their order, and the place behind them.
 #[derive(Debug, Clone, PartialEq, Eq)]

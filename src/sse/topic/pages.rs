@@ -12,6 +12,7 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use crate::event::Topic;
+use crate::redis::history::ReadError;
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::Frame;
 
@@ -41,6 +42,15 @@ pub(crate) enum PageEnd {
     Hole,
 }
 
+/// Why there is no page.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum FeedError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("there is no room for a page of the history: events for all streams take sse.max_held_bytes")]
+    NoRoom,
+}
+
 /// Which page.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
@@ -52,43 +62,51 @@ pub(crate) struct Key {
 
 /// Pages that are being read, or were read just now.
 #[derive(Debug)]
-pub(crate) struct Pages<K = Key, P = Page>(Mutex<HashMap<K, Kept<P>>>);
+pub(crate) struct Pages<K = Key, P = Page, E = FeedError>(Mutex<HashMap<K, Kept<P, E>>>);
 
-#[derive(Debug, Clone)]
-struct Kept<P> {
+#[derive(Debug)]
+struct Kept<P, E> {
     since: Instant,
-    page: Arc<OnceCell<P>>,
+    page: Arc<OnceCell<Result<P, E>>>,
 }
 
-impl<K, P> Default for Pages<K, P> {
+impl<K, P, E> Default for Pages<K, P, E> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<K: Eq + Hash, P: Clone> Pages<K, P> {
-    fn kept(&self) -> MutexGuard<'_, HashMap<K, Kept<P>>> {
+impl<K: Clone + Eq + Hash, P: Clone, E: Clone> Pages<K, P, E> {
+    fn kept(&self) -> MutexGuard<'_, HashMap<K, Kept<P, E>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The page, which `read` reads unless somebody else does or just did.
     ///
     /// # Errors
-    /// The error of `read`. Others that waited for the same page then read it themselves.
-    pub(crate) async fn get<R, E>(&self, key: K, read: impl FnOnce() -> R) -> Result<P, E>
+    /// The error of `read`. All that waited for it get the same error: a server that does not answer would
+    /// otherwise let each of them wait once more. It is not handed out later.
+    pub(crate) async fn get<R>(&self, key: K, read: impl FnOnce() -> R) -> Result<P, E>
     where
         R: Future<Output = Result<P, E>>,
     {
         let cell = {
             let mut kept = self.kept();
             let fresh = || Kept { since: Instant::now(), page: Arc::default() };
-            let found = kept.entry(key).or_insert_with(fresh);
+            let found = kept.entry(key.clone()).or_insert_with(fresh);
             if found.since.elapsed() >= KEPT {
                 *found = fresh();
             }
             found.page.clone()
         };
-        cell.get_or_try_init(read).await.cloned()
+        let read = cell.get_or_init(read).await.clone();
+        if read.is_err() {
+            let mut kept = self.kept();
+            if kept.get(&key).is_some_and(|kept| Arc::ptr_eq(&kept.page, &cell)) {
+                kept.remove(&key);
+            }
+        }
+        read
     }
 
     /// Drops every page that has been read, where its room is needed more than others need the page.
@@ -108,7 +126,6 @@ mod tests {
 
     use super::*;
     use crate::event::StreamId;
-    use crate::redis::history::ReadError;
     use crate::sse::wire::frame::Frame;
 
     fn page(frames: &[Frame]) -> Page {
@@ -126,7 +143,7 @@ mod tests {
         let read = || async {
             reads.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(50)).await;
-            Ok::<Page, ReadError>(page(&[Frame::empty(StreamId::new(1, 1))]))
+            Ok::<Page, FeedError>(page(&[Frame::empty(StreamId::new(1, 1))]))
         };
         let all = (0..1000).map(|_| pages.get(key(1), read));
         for page in futures_util::future::join_all(all).await {
@@ -144,14 +161,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_read_that_fails_is_nobody_elses_failure() {
-        let pages = Pages::default();
-        let failed = pages.get(key(1), || async {
-            let topic = Topic::new("t").expect("a topic");
-            Err(ReadError::Id { topic, id: "x".to_owned() })
-        });
-        assert!(failed.await.is_err());
-        let read = pages.get(key(1), || async { Ok::<Page, ReadError>(Page::Nothing) }).await;
+    async fn a_read_that_fails_fails_once_for_all_that_wait_and_for_nobody_who_comes_later() {
+        let (pages, reads) = (Pages::default(), AtomicUsize::new(0));
+        let fail = || async {
+            reads.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+            Err(ReadError::Server("no answer".to_owned()).into())
+        };
+        let all = (0..1000).map(|_| pages.get(key(1), fail));
+        assert!(futures_util::future::join_all(all).await.iter().all(Result::is_err));
+        assert_eq!(reads.load(Ordering::Relaxed), 1);
+        let read = pages.get(key(1), || async { Ok::<Page, FeedError>(Page::Nothing) }).await;
         assert!(matches!(read, Ok(Page::Nothing)));
     }
 }
