@@ -74,13 +74,12 @@ impl Campaign {
             deeds.extend(round.deeds.iter().cloned());
             let mut report = self.compare(&round, &mut pages).await;
             report.rounds = (number, count);
+            report.made = report::Faults::of(&deeds);
             if number < count && report.is_clean() {
                 continue;
             }
             self.writers.stop();
             drop(standstill);
-            report.made = report::Faults::of(&deeds);
-            report.pages = pages;
             report.length = length;
             return self.end(report).await;
         }
