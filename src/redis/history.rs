@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ::redis::streams::{StreamId as RawEntry, StreamRangeReply};
-use ::redis::{AsyncCommands, RedisError, RedisResult};
+use ::redis::{AsyncCommands, Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind};
 
 use super::connect_error::ConnectError;
 use super::continuity::{Absence, Link, Loss, Prev};
@@ -114,10 +114,8 @@ impl History {
         count: usize,
     ) -> Result<Vec<Entry>, ReadError> {
         let history = self.keys.history(topic);
-        let mut lent = self.links.to(&history).await?;
         let end = id.map_or_else(|| "+".to_owned(), |id| format!("({id}"));
-        let reply = lent.connection.xrevrange_count(history, end, "-", count).await;
-        let reply: StreamRangeReply = lent.checked(reply)?;
+        let reply = self.ask(&history, Cmd::xrevrange_count(&history, end, "-", count)).await?;
         let mut entries = entries_of(topic, reply)?;
         entries.reverse();
         Ok(entries)
@@ -136,10 +134,8 @@ impl History {
         count: usize,
     ) -> Result<Vec<Entry>, ReadError> {
         let history = self.keys.history(topic);
-        let mut lent = self.links.to(&history).await?;
         let start = id.map_or_else(|| "-".to_owned(), |id| id.to_string());
-        let reply = lent.connection.xrange_count(history, start, "+", count).await;
-        let reply: StreamRangeReply = lent.checked(reply)?;
+        let reply = self.ask(&history, Cmd::xrange_count(&history, start, "+", count)).await?;
         entries_of(topic, reply)
     }
 
@@ -151,11 +147,10 @@ impl History {
     /// does not answer in time.
     pub async fn uuids_after(&self, topic: &Topic, id: StreamId) -> Result<Vec<EventId>, ReadError> {
         let history = self.keys.history(topic);
-        let mut lent = self.links.to(&history).await?;
         let (mut event_ids, mut start) = (Vec::new(), format!("({id}"));
         loop {
-            let page = lent.connection.xrange_count(&history, &start, "+", UUID_PAGE).await;
-            let page: StreamRangeReply = lent.checked(page)?;
+            let page: StreamRangeReply =
+                self.ask(&history, Cmd::xrange_count(&history, &start, "+", UUID_PAGE)).await?;
             let Some(last) = page.ids.last() else { return Ok(event_ids) };
             start = format!("({}", last.id);
             // An entry without an event's UUID was written by another program.
@@ -194,6 +189,25 @@ impl History {
         Ok(tips)
     }
 
+    /// Sends a command about a key to the server that has it. In the middle of a slot's move, that server names
+    /// the next one for a key that it does not have (any more).
+    async fn ask<T: FromRedisValue>(&self, key: &str, command: Cmd) -> Result<T, ReadError> {
+        let mut lent = self.links.to(key).await?;
+        let reply = command.query_async(&mut lent.connection).await;
+        match lent.checked(reply) {
+            Err(error) => {
+                let next = next_server(&error).ok_or(error)?;
+                let mut lent = self.links.at(Some(next)).await?;
+                let mut asking = ::redis::pipe();
+                asking.cmd("ASKING").ignore().add_command(command);
+                let reply = asking.query_async(&mut lent.connection).await;
+                let (reply,) = lent.checked(reply)?;
+                Ok(reply)
+            }
+            reply => Ok(reply?),
+        }
+    }
+
     async fn tips_at(
         &self,
         server: Option<Endpoint>,
@@ -206,10 +220,17 @@ impl History {
         }
         let replies = pipeline.ignore_errors().query_async(&mut lent.connection).await;
         let replies: Vec<RedisResult<StreamRangeReply>> = lent.checked(replies)?;
-        let tip = |(topic, reply): (&Topic, RedisResult<StreamRangeReply>)| {
-            Ok(entries_of(topic, lent.checked(reply)?)?.first().map(|entry| entry.id))
-        };
-        Ok(topics.iter().zip(replies).map(tip).collect())
+        let mut tips = Vec::new();
+        for (topic, reply) in topics.iter().zip(replies) {
+            tips.push(match lent.checked(reply) {
+                Err(error) if next_server(&error).is_some() => {
+                    self.newest(topic, 1).await.map(|newest| newest.first().map(|entry| entry.id))
+                }
+                Err(error) => Err(error.into()),
+                Ok(reply) => entries_of(topic, reply).map(|newest| newest.first().map(|entry| entry.id)),
+            });
+        }
+        Ok(tips)
     }
 
     /// Returns the facts about a topic without a history, or `None` if it has one.
@@ -340,6 +361,15 @@ impl History {
         let pong: Result<String, RedisError> = ::redis::cmd("PING").query_async(&mut lent.connection).await;
         Ok(lent.checked(pong).map(|_pong| ())?)
     }
+}
+
+/// The server that an ASK names.
+fn next_server(error: &RedisError) -> Option<Endpoint> {
+    let is_ask = error.kind() == ErrorKind::Server(ServerErrorKind::Ask);
+    let (address, _slot) = error.redirect_node().filter(|_| is_ask)?;
+    let (host, port) = address.rsplit_once(':')?;
+    // Without a host it would be the server that was asked; a cluster that names no hosts is found by none.
+    Some(Endpoint { host: host.to_owned(), port: port.parse().ok()? }).filter(|it| !it.host.is_empty())
 }
 
 fn entries_of(topic: &Topic, reply: StreamRangeReply) -> Result<Vec<Entry>, ReadError> {

@@ -50,6 +50,11 @@ pub(super) fn is_about_slots(code: &str) -> bool {
     matches!(code, "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN")
 }
 
+/// Whether failures of this class are about a slot that its server refuses.
+pub(super) fn is_class_of_slots(class: &str) -> bool {
+    matches!(class, "moved" | "tryagain")
+}
+
 /// Classifies an error reply of Redis by its text, which begins with the code.
 pub(super) fn classify(reply: &str) -> Failure {
     let reply = reply.trim_start_matches('-');

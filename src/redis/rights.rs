@@ -25,7 +25,9 @@ const SUBSCRIBING: &str = "+subscribe +unsubscribe +multi +exec";
 /// What a cluster needs more: its slots, and sharded pub/sub, which Redis before 7.0 does not know.
 const SLOTS: &str = "+cluster|slots +cluster|nodes";
 const SHARDED_PUBLISHING: &str = "+spublish";
-const SHARDED_SUBSCRIBING: &str = "+ssubscribe +sunsubscribe";
+/// In the middle of a slot's move, its histories are read where they are by now (`asking`).
+const SHARDED_SUBSCRIBING: &str = "+ssubscribe +sunsubscribe +asking";
+const SHARDED_READING: &str = "+asking";
 
 /// Returns the rules of a user with this role, for `ACL SETUSER`. They replace the user's other rules, and
 /// leave its passwords.
@@ -40,7 +42,7 @@ pub fn rules(role: RedisRole, names: &Keys, is_of_cluster: bool) -> String {
         RedisRole::Sse => {
             (format!(" &{keys} &{public}"), format!("{READING} {SUBSCRIBING}"), SHARDED_SUBSCRIBING)
         }
-        RedisRole::Operator => (String::new(), format!("{READING} +config|get"), ""),
+        RedisRole::Operator => (String::new(), format!("{READING} +config|get"), SHARDED_READING),
     };
     let of_cluster = if is_of_cluster { format!(" {SLOTS} {sharded}") } else { String::new() };
     let rules = format!("on resetkeys resetchannels -@all ~{keys}{channels} {ANY} {commands}{of_cluster}");

@@ -66,7 +66,12 @@ impl SlotMap {
 
     /// The primary that has a key; `None` if no server has its slot.
     pub(super) fn primary_of(&self, key: &str) -> Option<&Endpoint> {
-        self.primaries.get(self.index_of(key)?)
+        self.primary_of_slot(slot_of(key))
+    }
+
+    /// The primary that has a slot.
+    pub(super) fn primary_of_slot(&self, slot: u16) -> Option<&Endpoint> {
+        self.primaries.get(usize::from(self.owners[usize::from(slot)]?))
     }
 
     /// Each primary with its slots.

@@ -62,6 +62,10 @@ impl SlotSet {
         self.0.iter().flat_map(|(first, last)| *first..=*last)
     }
 
+    pub(super) fn contains(&self, slot: u16) -> bool {
+        self.0.iter().any(|(first, last)| (*first..=*last).contains(&slot))
+    }
+
     pub(super) fn lowest(&self) -> Option<u16> {
         self.0.first().map(|(first, _)| *first)
     }

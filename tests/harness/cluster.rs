@@ -276,13 +276,23 @@ impl Cluster {
 
     /// Moves the slot of a topic with its keys, as `redis-cli --cluster reshard` does.
     pub(crate) async fn move_slot(&self, topic: &Topic, from: usize, to: usize) {
+        self.move_keys(topic, from, to).await;
+        self.finish_move(topic, from, to).await;
+    }
+
+    /// Moves the keys of a topic's slot. The slot stays where it is, as in the middle of `move_slot`.
+    pub(crate) async fn move_keys(&self, topic: &Topic, from: usize, to: usize) {
         let slot = self.slot_of(topic, from).await.expect("a slot").to_string();
         let (id_from, id_to) = (self.id_of(from).await, self.id_of(to).await);
         self.tell(to, &["SETSLOT", &slot, "IMPORTING", &id_from]).await;
         self.tell(from, &["SETSLOT", &slot, "MIGRATING", &id_to]).await;
+        self.migrate(&slot, from, to).await;
+    }
+
+    async fn migrate(&self, slot: &str, from: usize, to: usize) {
         let mut connection = self.connect_to(from).await.expect("a connection");
         loop {
-            let keys: Vec<String> = self.asked(from, &["GETKEYSINSLOT", &slot, "100"]).await.expect("keys");
+            let keys: Vec<String> = self.asked(from, &["GETKEYSINSLOT", slot, "100"]).await.expect("keys");
             if keys.is_empty() {
                 break;
             }
@@ -291,6 +301,20 @@ impl Cluster {
             migrate.arg("AUTH2").arg(USER).arg(PASSWORD).arg("KEYS").arg(&keys);
             let () = migrate.query_async(&mut connection).await.expect("the keys move");
         }
+    }
+
+    /// Moves the keys of a topic's slot back, and leaves the slot where it was.
+    pub(crate) async fn call_off_move(&self, topic: &Topic, from: usize, to: usize) {
+        let slot = self.slot_of(topic, from).await.expect("a slot").to_string();
+        self.tell(from, &["SETSLOT", &slot, "STABLE"]).await;
+        self.migrate(&slot, to, from).await;
+        self.tell(to, &["SETSLOT", &slot, "STABLE"]).await;
+    }
+
+    /// Gives the slot of a topic to the server that has its keys by now.
+    pub(crate) async fn finish_move(&self, topic: &Topic, from: usize, to: usize) {
+        let slot = self.slot_of(topic, from).await.expect("a slot").to_string();
+        let id_to = self.id_of(to).await;
         for at in [to, from] {
             self.tell(at, &["SETSLOT", &slot, "NODE", &id_to]).await;
         }

@@ -312,6 +312,67 @@ async fn slots_move_under_load_and_nothing_is_lost_or_repeated() -> TestResult {
     Ok(())
 }
 
+/// As `redis-cli --cluster reshard` leaves it when it is stopped in its middle.
+#[tokio::test]
+async fn while_a_slot_stays_half_moved_all_other_topics_flow_on() -> TestResult {
+    let mut stage = Stage::new(Cluster::start().await).await;
+    let beside = stage.cluster.topic_at(&format!("{}beside-", stage.system.redis.topic("")), 0).await;
+    stage.topics.push(beside);
+    let mut load = stage.load().await;
+    let clients = &load.clients;
+    stage.cluster.move_keys(&stage.topics[0], 0, 1).await;
+    stage.wait_for_more(&clients[2..], 200).await;
+    let behind = metric_of(&stage.relay, "aftercommit_relay_redis_servers_behind").await;
+    assert_eq!(behind, 1, "the slot is said to be behind");
+    // What the topic has is read at the server that has its keys by now.
+    let first = clients[0].so_far().swap_remove(0).id.ok_or("no id")?;
+    let url = stage.sse[0].url(&format!("/streams/{}?lastEventId={first}", stage.topics[0]));
+    let late = Client::open(&url, &stage.token).await;
+    let waiting = tokio::time::timeout(Duration::from_secs(20), late.wait_for_events(40)).await;
+    assert!(waiting.is_ok_and(|events| events.iter().all(|event| event.event == "N")), "{:?}", late.so_far());
+    // The next leader finds out for itself, and how far the slot has come.
+    let relay = stage.system.start("relay").await;
+    std::mem::replace(&mut stage.relay, relay).kill().await;
+    stage.wait_for_more(&clients[2..], 200).await;
+    stage.cluster.finish_move(&stage.topics[0], 0, 1).await;
+    stage.wait_for_more(clients, 50).await;
+    stage.end(&mut load).await?;
+    let restored = metric_of(&stage.relay, "aftercommit_relay_restored_total").await;
+    assert!(restored > 0, "the slot has been given what it lacked");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_move_that_is_called_off_leaves_the_slot_where_it_was() -> TestResult {
+    let stage = Stage::new(Cluster::start().await).await;
+    let mut load = stage.load().await;
+    let clients = &load.clients;
+    stage.cluster.move_keys(&stage.topics[0], 0, 1).await;
+    stage.wait_until_one_is_behind().await;
+    // A relay that writes to the slot meanwhile would keep its keys from coming back.
+    stage.relay.signal("STOP").await;
+    stage.cluster.call_off_move(&stage.topics[0], 0, 1).await;
+    stage.relay.signal("CONT").await;
+    stage.wait_for_more(clients, 50).await;
+    stage.end(&mut load).await?;
+    Ok(())
+}
+
+/// The server's own keys are in the lowest of its slots.
+#[tokio::test]
+async fn while_the_lowest_slot_of_a_server_stays_half_moved_its_other_topics_flow_on() -> TestResult {
+    let stage = Stage::new(Cluster::start().await).await;
+    let mut load = stage.load().await;
+    let clients = &load.clients;
+    let lowest = Topic::new("3560")?; // in slot 0
+    stage.cluster.move_keys(&lowest, 0, 1).await;
+    stage.wait_for_more(clients, 200).await;
+    stage.cluster.finish_move(&lowest, 0, 1).await;
+    stage.wait_for_more(clients, 50).await;
+    stage.end(&mut load).await?;
+    Ok(())
+}
+
 /// Two services with a database and a relay each, three SSE servers, one cluster: kept apart by namespace.
 #[tokio::test]
 async fn several_databases_share_one_cluster() -> TestResult {

@@ -13,6 +13,7 @@ use super::tops::{Reach, Top, reaches};
 use super::{FORMAT, Publisher};
 use crate::event::{EventId, StreamId, Topic};
 use crate::redis::keys::Keys;
+use crate::redis::reply_codes;
 use crate::redis::settings::Settings;
 use crate::redis::slots::{SlotSet, tag_of};
 use crate::relay::failure;
@@ -44,7 +45,7 @@ impl Publisher {
     pub(in crate::redis) async fn remove_keys(&mut self, topic: &Topic) -> Result<(), PublishError> {
         self.group().await?;
         let (history, begun) = (self.keys.history(topic), self.keys.begun(topic));
-        let owner = self.map.as_ref().and_then(|map| map.index_of(topic.as_str())).unwrap_or_default();
+        let owner = self.owner_of(topic).unwrap_or_default();
         let settings = &self.settings;
         let removing = self.servers.iter_mut().enumerate().map(async |(at, server)| {
             let mut names = vec![server.top_key.clone(), server.log_key.clone()];
@@ -88,6 +89,13 @@ impl Publisher {
         if let (false, Some(Err(error))) = (found.iter().any(Result::is_ok), found.first()) {
             self.settings.topology.doubt();
             return Err(PublishError::retry(error.failure(), error.to_string()));
+        }
+        for (at, owned) in found.iter().enumerate() {
+            if let Err(error) = owned
+                && self.heed_slot(at, None, error)
+            {
+                return Err(PublishError::retry(error.failure(), error.to_string()));
+            }
         }
         let mut is_written_down = true;
         for (server, owned) in self.servers.iter().zip(&found) {
@@ -135,6 +143,7 @@ impl Publisher {
     fn note_answers(&mut self, found: &[Result<Owned, PublishError>]) {
         for (server, owned) in self.servers.iter_mut().zip(found) {
             match owned {
+                Ok(_) if server.is_apart => {}
                 Ok(_) => server.away = None,
                 Err(error) => {
                     self.settings.topology.doubt();
@@ -148,8 +157,8 @@ impl Publisher {
     /// removes those that are left over.
     async fn write_slots_down(&mut self) -> Result<Vec<Reach>, PublishError> {
         // Where the tops are, and were.
-        let lowest = self.servers.iter().filter_map(|server| server.slots.lowest());
-        let likely: BTreeSet<u16> = lowest.chain(self.former_slots.iter().copied()).collect();
+        let now: BTreeSet<u16> = self.servers.iter().map(|server| server.top_slot).collect();
+        let likely: BTreeSet<u16> = self.former_slots.iter().chain(&now).copied().collect();
         let mut found = self.read_tops(|slot| likely.contains(&slot)).await?;
         let all = found.iter().flatten();
         let spoken_for: HashSet<u16> = all.flat_map(|(_, top, _)| top.slots.iter()).collect();
@@ -164,12 +173,12 @@ impl Publisher {
         let reach = reaches(&tops, self.servers.iter().map(|server| &server.slots));
         let mut found = found.into_iter();
         for (server, reach) in self.servers.iter_mut().zip(&reach) {
-            if server.away.is_some() {
-                continue;
-            }
-            let lowest = server.slots.lowest();
-            let left_over = found.next().unwrap_or_default();
-            let left_over = left_over.into_iter().map(|(slot, ..)| slot).filter(|slot| Some(*slot) != lowest);
+            let tops_at_it = match (server.is_apart, &server.away) {
+                (true, _) => Vec::new(),
+                (false, Some(_)) => continue,
+                (false, None) => found.next().unwrap_or_default(),
+            };
+            let left_over = tops_at_it.into_iter().map(|(slot, ..)| slot).filter(|slot| !now.contains(slot));
             let left_over: Vec<String> = left_over
                 .flat_map(|slot| {
                     let tag = tag_of(slot);
@@ -219,12 +228,17 @@ async fn tops_in(
     for slot in slots {
         pipeline.cmd("HMGET").arg(keys.top_at(relay, &tag_of(*slot))).arg(&["id", "event", "slots"]);
     }
-    type Raw = (Option<String>, Option<String>, Option<String>);
+    type Raw = RedisResult<(Option<String>, Option<String>, Option<String>)>;
     let raw = server.on_connection(settings, async |connected| {
-        pipeline.query_async::<Vec<Raw>>(&mut connected.connection).await
+        pipeline.ignore_errors().query_async::<Vec<Raw>>(&mut connected.connection).await
     });
     let mut found = Vec::new();
-    for (slot, (id, event, spoken_for)) in slots.iter().zip(raw.await.map_err(Refusal::retry)?) {
+    for (slot, raw) in slots.iter().zip(raw.await.map_err(Refusal::retry)?) {
+        let (id, event, spoken_for) = match raw {
+            // A half moved slot. If its top is at the next server already, nothing speaks for the slots of that.
+            Err(error) if error.code().is_some_and(reply_codes::is_about_slots) => continue,
+            raw => raw.map_err(|error| Refusal::of(&error).retry())?,
+        };
         let Some(spoken_for) = spoken_for else { continue };
         let id = id.and_then(|id| id.parse().ok());
         let event = event.and_then(|event| EventId::parse_str(&event).ok());

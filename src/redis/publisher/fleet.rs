@@ -18,8 +18,6 @@ use crate::relay::PublishError;
 
 /// How long a server may fail before it is left behind.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often a server that is away is tried.
-const TRIED_EVERY: Duration = Duration::from_millis(500);
 /// How long such a try may take, while the topics of the other servers wait.
 const TRY_LIMIT: Duration = Duration::from_millis(100);
 
@@ -35,6 +33,7 @@ impl Publisher {
             return Ok(());
         }
         self.try_away().await;
+        self.try_apart().await;
         if !self.is_compared {
             return Err(PublishError::Forgot {
                 reached: "an unknown number at one of its servers".to_owned(),
@@ -56,24 +55,32 @@ impl Publisher {
         Ok(())
     }
 
-    fn regroup(&mut self, map: Arc<SlotMap>) {
+    pub(super) fn regroup(&mut self, map: Arc<SlotMap>) {
         if self.map.is_none() {
             self.script = Arc::new(::redis::Script::new(&format!("{OF_CLUSTER}{SCRIPT}")));
         }
-        let mut before = std::mem::take(&mut self.servers);
-        self.former_slots.extend(before.iter().filter_map(|server| server.slots.lowest()));
-        let mut slots = map.slots();
+        self.unsettled.follow(&map);
+        let (mut before, mut slots, mut apart) = (std::mem::take(&mut self.servers), map.slots(), Vec::new());
+        self.former_slots.extend(before.iter().map(|server| server.top_slot));
         for primary in map.primaries() {
             let slots = slots.remove(primary).unwrap_or_default();
-            let server = Server::of_cluster(&self.keys, &self.relay, primary.clone(), slots);
+            let (settled, unsettled) = self.unsettled.divide(primary, &slots);
+            if unsettled.lowest().is_some() {
+                let of_it = Server::apart(&self.keys, &self.relay, primary.clone(), unsettled, &settled);
+                apart.push(of_it);
+            }
+            self.servers.push(Server::of_cluster(&self.keys, &self.relay, primary.clone(), settled));
+        }
+        self.servers.extend(apart);
+        self.hand_on(&before);
+        for server in &mut self.servers {
             // The same server, or one that took the place of another.
-            let is_it = |old: &Server| old.endpoint == server.endpoint || old.top_key == server.top_key;
-            let at = before.iter().position(|old| old.endpoint == server.endpoint);
-            let at = at.or_else(|| before.iter().position(is_it));
-            self.servers.push(match at {
-                Some(at) => server.follows(before.swap_remove(at)),
-                None => server,
-            });
+            let is_same = |old: &Server| old.is_apart == server.is_apart && old.endpoint == server.endpoint;
+            let is_it = |old: &Server| old.is_apart == server.is_apart && old.top_key == server.top_key;
+            let at = before.iter().position(is_same).or_else(|| before.iter().position(is_it));
+            if let Some(at) = at {
+                server.follow(before.swap_remove(at));
+            }
         }
         self.map = Some(map);
         self.is_compared = false;
@@ -83,12 +90,9 @@ impl Publisher {
     /// Tries the servers that are away, from time to time.
     async fn try_away(&mut self) {
         let settings = &self.settings;
-        let is_due =
-            |server: &Server| server.away.as_ref().is_some_and(|away| away.tried_at.elapsed() >= TRIED_EVERY);
-        let trying = self.servers.iter_mut().filter(|server| is_due(server)).map(async |server| {
-            if let Some(away) = &mut server.away {
-                away.tried_at = Instant::now();
-            }
+        let is_due = |server: &mut Server| !server.is_apart && server.is_due();
+        let due = self.servers.iter_mut().filter_map(|server| is_due(server).then_some(server));
+        let trying = due.map(async |server| {
             let pinging = server.ping(settings);
             let is_back = matches!(tokio::time::timeout(TRY_LIMIT, pinging).await, Ok(Ok(())));
             if is_back {

@@ -17,6 +17,7 @@ mod refusal;
 mod server;
 mod topic_heads;
 mod tops;
+mod unsettled;
 mod verdict;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use ::redis::Script;
 
 use self::server::Server;
 use self::topic_heads::TopicHeads;
+use self::unsettled::Unsettled;
 use super::keys::Keys;
 use super::settings::Settings;
 use super::slot_map::SlotMap;
@@ -55,6 +57,8 @@ pub struct Publisher {
     servers: Vec<Server>,
     /// The slots, if this is a cluster.
     map: Option<Arc<SlotMap>>,
+    /// Slots that their servers refuse.
+    unsettled: Unsettled,
     /// Slots in which tops stood before slots moved.
     former_slots: Vec<u16>,
     /// Whether the servers have been asked how far they have come, since their slots last moved.
@@ -85,6 +89,7 @@ impl Publisher {
             script: Arc::new(Script::new(SCRIPT)),
             servers: Vec::new(),
             map: None,
+            unsettled: Unsettled::default(),
             former_slots: Vec::new(),
             is_compared: false,
             passed: None,

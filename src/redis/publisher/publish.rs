@@ -1,6 +1,6 @@
 //! Publishing a batch: chunk by chunk, and each chunk at all servers at once.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use ::redis::AsyncCommands;
@@ -34,11 +34,18 @@ struct Outcome {
     taken: Vec<usize>,
     /// The servers that failed, and how.
     failed: Vec<(usize, PublishError)>,
+    /// The topic at which a server of these stopped.
+    stopped_at: HashMap<usize, Topic>,
     /// The first event that is refused, or the reason why nothing may go on.
     refused: Option<PublishError>,
 }
 
 impl Outcome {
+    fn fail(&mut self, server: usize, topic: Option<&Topic>, error: PublishError) {
+        self.stopped_at.extend(topic.map(|topic| (server, topic.clone())));
+        self.failed.push((server, error));
+    }
+
     /// Keeps the graver of two refusals: a stop, then a server that forgot, then the first event that is
     /// refused.
     fn refuse(&mut self, error: PublishError) {
@@ -127,8 +134,10 @@ impl Sink for Publisher {
 impl Publisher {
     /// The index of the server that has a topic, if that one is not away.
     fn server_of(&self, topic: &Topic) -> Result<usize, PublishError> {
-        let Some(map) = &self.map else { return Ok(0) };
-        let at = map.index_of(topic.as_str()).ok_or_else(|| uncovered(topic))?;
+        if self.map.is_none() {
+            return Ok(0);
+        }
+        let at = self.owner_of(topic).ok_or_else(|| uncovered(topic))?;
         match &self.servers[at].away {
             Some(away) => Err(PublishError::retry(AWAY, format!("its server is away: {}", away.reason))),
             None => Ok(at),
@@ -193,9 +202,8 @@ impl Publisher {
         let now = Instant::now();
         let parts = match &self.map {
             None => vec![only_part(chunk)],
-            Some(map) => {
-                let owner = |topic: &Topic| map.index_of(topic.as_str());
-                parts_of(chunk, &self.servers, owner, now).map_err(uncovered)?
+            Some(_) => {
+                parts_of(chunk, &self.servers, |topic| self.owner_of(topic), now).map_err(uncovered)?
             }
         };
         let connected = self.connect(&parts).await;
@@ -291,7 +299,7 @@ impl Publisher {
     async fn apply_all(&mut self, answers: ChunkAnswers<'_>) -> Result<Vec<usize>, PublishError> {
         let ChunkAnswers { chunk, parts, answered, now } = answers;
         let answers = answered.into_iter().map(|answered| answered.answer).collect();
-        let Outcome { taken, failed, refused } = self.apply(&parts, answers, now);
+        let Outcome { taken, mut failed, stopped_at, refused } = self.apply(&parts, answers, now);
         if refused.is_some() || !failed.is_empty() {
             // Only a prefix arrived, so the cached heads of this chunk's topics may be wrong.
             self.heads.clear();
@@ -300,6 +308,11 @@ impl Publisher {
             Some(error) if !matches!(error, PublishError::Poison { .. }) => return Err(error),
             refused => refused,
         };
+        let of_slot =
+            failed.iter().position(|(server, error)| self.heed_slot(*server, stopped_at.get(server), error));
+        if let Some(at) = of_slot {
+            return Err(failed.swap_remove(at).1);
+        }
         let has_answer = !taken.is_empty();
         if !failed.is_empty() {
             let holds_release = |(server, _): &(usize, _)| {
@@ -327,7 +340,7 @@ impl Publisher {
             let (arrived, verdict, detail) = match answer {
                 Ok(answer) => answer,
                 Err(error) => {
-                    outcome.failed.push((part.server, error));
+                    outcome.fail(part.server, None, error);
                     continue;
                 }
             };
@@ -346,7 +359,7 @@ impl Publisher {
             let topic = chunk.deliveries.get(arrived).map(|delivery| &delivery.event.topic);
             let at = part.at.get(arrived).copied().unwrap_or_default();
             match self.refusal(part.server, at, topic, &verdict, &detail) {
-                error @ PublishError::Retry { .. } => outcome.failed.push((part.server, error)),
+                error @ PublishError::Retry { .. } => outcome.fail(part.server, topic, error),
                 error => outcome.refuse(error),
             }
         }

@@ -14,6 +14,9 @@ use crate::redis::settings::Settings;
 use crate::redis::slots::{SlotSet, tag_of};
 use crate::relay::{PublishError, Reached};
 
+/// How often a server that is away is tried.
+const TRIED_EVERY: Duration = Duration::from_millis(500);
+
 /// The script's answer: events done, verdict, detail.
 pub(super) type Answer = (usize, String, String);
 
@@ -24,6 +27,11 @@ pub(super) struct Server {
     pub(super) endpoint: Option<Endpoint>,
     /// The slots that it has, if it is of a cluster.
     pub(super) slots: SlotSet,
+    /// Whether it stands for slots that are set apart from those of the server at this endpoint (see
+    /// `unsettled`). It takes nothing.
+    pub(super) is_apart: bool,
+    /// The slot of its top.
+    pub(super) top_slot: u16,
     pub(super) top_key: String,
     pub(super) log_key: String,
     connection: Option<Connected>,
@@ -71,19 +79,46 @@ pub(super) struct Owned {
 impl Server {
     /// The one server that has all keys.
     pub(super) fn only(keys: &Keys, relay: &str) -> Self {
-        Self::with(None, SlotSet::default(), keys.top(relay), keys.log())
+        Self::with(None, SlotSet::default(), 0, (keys.top(relay), keys.log()))
     }
 
     /// A server of a cluster. Its own keys are in the lowest of its slots.
     pub(super) fn of_cluster(keys: &Keys, relay: &str, endpoint: Endpoint, slots: SlotSet) -> Self {
-        let tag = tag_of(slots.lowest().unwrap_or_default());
-        Self::with(Some(endpoint), slots, keys.top_at(relay, &tag), keys.log_at(&tag))
+        let slot = slots.lowest().unwrap_or_default();
+        Self::at_slot(keys, relay, endpoint, slots, slot)
     }
 
-    fn with(endpoint: Option<Endpoint>, slots: SlotSet, top_key: String, log_key: String) -> Self {
+    /// Slots that are set apart. Their keys are in the second lowest of the server's other slots.
+    pub(super) fn apart(
+        keys: &Keys,
+        relay: &str,
+        endpoint: Endpoint,
+        slots: SlotSet,
+        settled: &SlotSet,
+    ) -> Self {
+        let slot = settled.iter().nth(1).unwrap_or_default();
+        let mut server = Self::at_slot(keys, relay, endpoint, slots, slot);
+        server.is_apart = true;
+        server.leave_behind("half moved".to_owned());
+        server
+    }
+
+    fn at_slot(keys: &Keys, relay: &str, endpoint: Endpoint, slots: SlotSet, top_slot: u16) -> Self {
+        let tag = tag_of(top_slot);
+        Self::with(Some(endpoint), slots, top_slot, (keys.top_at(relay, &tag), keys.log_at(&tag)))
+    }
+
+    fn with(
+        endpoint: Option<Endpoint>,
+        slots: SlotSet,
+        top_slot: u16,
+        (top_key, log_key): (String, String),
+    ) -> Self {
         Self {
             endpoint,
             slots,
+            is_apart: false,
+            top_slot,
             top_key,
             log_key,
             connection: None,
@@ -101,21 +136,34 @@ impl Server {
     }
 
     /// Takes over what is known of the same server from before the slots moved.
-    pub(super) fn follows(mut self, before: Self) -> Self {
+    pub(super) fn follow(&mut self, before: Self) {
         if self.endpoint == before.endpoint {
             self.connection = before.connection;
             self.has_script = before.has_script;
             self.away = before.away;
         }
         if self.top_key == before.top_key {
-            (self.untold, self.is_behind) = (before.untold, before.is_behind);
+            self.untold = self.untold.into_iter().chain(before.untold).min();
+            self.is_behind |= before.is_behind;
         }
-        self
+    }
+
+    /// Whether it is away and has not been tried for some time. It counts as tried from now on.
+    pub(super) fn is_due(&mut self) -> bool {
+        let Some(away) = self.away.as_mut().filter(|away| away.tried_at.elapsed() >= TRIED_EVERY) else {
+            return false;
+        };
+        away.tried_at = Instant::now();
+        true
     }
 
     /// Its name in messages.
     pub(super) fn name(&self) -> String {
-        self.endpoint.as_ref().map_or_else(|| "Redis".to_owned(), |endpoint| format!("Redis at {endpoint}"))
+        match &self.endpoint {
+            None => "Redis".to_owned(),
+            Some(endpoint) if self.is_apart => format!("Redis at {endpoint} (half moved: {})", self.slots),
+            Some(endpoint) => format!("Redis at {endpoint}"),
+        }
     }
 
     /// Makes a connection if there is none.
@@ -199,6 +247,24 @@ impl Server {
             Ok(Owned { format, log, id, event, slots })
         });
         read.await.map_err(Refusal::retry)
+    }
+
+    /// Those of its slots of which it takes any key. In the middle of a move it refuses a key that it does not
+    /// have.
+    pub(super) async fn settled_slots(&mut self, settings: &Settings, keys: &Keys, relay: &str) -> Vec<u16> {
+        let mut asking = ::redis::pipe();
+        for slot in self.slots.iter() {
+            asking.hget(keys.top_at(relay, &tag_of(slot)), "id");
+        }
+        let asked = self.on_connection(settings, async |connected| {
+            asking
+                .ignore_errors()
+                .query_async::<Vec<RedisResult<Option<String>>>>(&mut connected.connection)
+                .await
+        });
+        // A server that does not answer says nothing.
+        let answers = asked.await.unwrap_or_default();
+        self.slots.iter().zip(answers).filter(|(_, answer)| answer.is_ok()).map(|(slot, _)| slot).collect()
     }
 
     /// Checks that it answers.

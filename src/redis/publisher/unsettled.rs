@@ -1,0 +1,180 @@
+//! Slots in the middle of a move that does not end, as `redis-cli --cluster reshard` leaves one that was stopped.
+//!
+//! By the map a server still has such a slot, and it refuses the slot's keys that are at the next server already,
+//! or were never there. The slots of one server that are refused for long are set apart: they count as a server
+//! of their own, which is away until they are settled. So all other topics flow on.
+//!
+//! The top of such a server says up to which number its slots lack nothing. It is kept at the real server, in one
+//! of its other slots, so that the next leader finds it too.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::Publisher;
+use super::server::Server;
+use crate::event::{StreamId, Topic};
+use crate::redis::endpoint::Endpoint;
+use crate::redis::reply_codes;
+use crate::redis::slot_map::SlotMap;
+use crate::redis::slots::{SlotSet, slot_of};
+use crate::relay::PublishError;
+
+/// How long a slot may be refused before it is set apart: the move of a slot with its keys ends sooner.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Refusals that are further apart from each other are of two moves.
+const ONE_MOVE: Duration = Duration::from_secs(5);
+
+/// The first and the last refusal of a slot.
+#[derive(Debug, Clone, Copy)]
+struct Refused {
+    since: Instant,
+    last: Instant,
+}
+
+/// The slots that are refused.
+#[derive(Debug, Default)]
+pub(super) struct Unsettled {
+    refused: BTreeMap<u16, Refused>,
+    /// The slots that are set apart, each with the server that has it by the map.
+    apart: BTreeMap<u16, Endpoint>,
+}
+
+impl Unsettled {
+    /// Notes a refusal. Returns whether the slot has been refused for long.
+    fn refused(&mut self, slot: u16, now: Instant) -> bool {
+        let refused = self.refused.entry(slot).or_insert(Refused { since: now, last: now });
+        if now.duration_since(refused.last) > ONE_MOVE {
+            refused.since = now;
+        }
+        refused.last = now;
+        now.duration_since(refused.since) >= PATIENCE
+    }
+
+    /// Forgets slots that have another server by now.
+    pub(super) fn follow(&mut self, map: &SlotMap) {
+        self.refused.clear();
+        self.apart.retain(|slot, server| map.primary_of_slot(*slot) == Some(&*server));
+    }
+
+    /// The slots of a server without those that are set apart, and these.
+    pub(super) fn divide(&self, server: &Endpoint, slots: &SlotSet) -> (SlotSet, SlotSet) {
+        let (mut settled, mut apart) = (SlotSet::default(), SlotSet::default());
+        for slot in slots.iter() {
+            let part = if self.apart.get(&slot) == Some(server) { &mut apart } else { &mut settled };
+            part.push(slot);
+        }
+        (settled, apart)
+    }
+
+    fn is_apart(&self, slot: u16) -> bool {
+        self.apart.contains_key(&slot)
+    }
+}
+
+impl Publisher {
+    /// The index of the server that has a topic; `None` if none has its slot.
+    pub(super) fn owner_of(&self, topic: &Topic) -> Option<usize> {
+        let map = self.map.as_ref()?;
+        let slot = slot_of(topic.as_str());
+        if self.unsettled.is_apart(slot) {
+            return self.servers.iter().position(|server| server.is_apart && server.slots.contains(slot));
+        }
+        map.index_of(topic.as_str())
+    }
+
+    /// Heeds a failure that is about one slot of a server: sets the slot apart if it has been refused for long.
+    /// Returns whether it is such a failure. It says nothing about the server then.
+    pub(super) fn heed_slot(&mut self, server: usize, topic: Option<&Topic>, error: &PublishError) -> bool {
+        let PublishError::Retry { failure, reason } = error else { return false };
+        let (Some(map), true) = (self.map.clone(), reply_codes::is_class_of_slots(failure.class)) else {
+            return false;
+        };
+        let Some(slot) = topic.map(|topic| slot_of(topic.as_str())).or_else(|| slot_named_in(reason)) else {
+            return false;
+        };
+        let Some(endpoint) = self.servers[server].endpoint.clone() else { return false };
+        // The server's own top, and that of the slot.
+        if self.servers[server].is_apart || self.servers[server].slots.iter().nth(2).is_none() {
+            return false;
+        }
+        self.settings.topology.doubt();
+        if self.unsettled.refused(slot, Instant::now()) && map.primary_of_slot(slot) == Some(&endpoint) {
+            tracing::error!(
+                slot, server = %endpoint, %error,
+                "a slot of the cluster is half moved: its topics wait until the move has ended"
+            );
+            self.unsettled.apart.insert(slot, endpoint);
+            self.regroup(map);
+        }
+        true
+    }
+
+    /// Looks whether slots that are set apart are settled, from time to time.
+    pub(super) async fn try_apart(&mut self) {
+        let Some(map) = self.map.clone() else { return };
+        let (settings, keys, relay) = (&self.settings, &self.keys, &self.relay);
+        let mut settled = Vec::new();
+        for server in &mut self.servers {
+            if !server.is_apart || !server.is_due() {
+                continue;
+            }
+            settled.extend(server.settled_slots(settings, keys, relay).await);
+        }
+        if !settled.is_empty() {
+            self.unsettled.apart.retain(|slot, _| !settled.contains(slot));
+            self.regroup(map);
+        }
+    }
+
+    /// Hands what is known of the slots of a server that is set apart, or was, to the servers that have them now.
+    pub(super) fn hand_on(&mut self, before: &[Server]) {
+        for old in before {
+            let untold = old.untold.or(old.reached).or(Some(StreamId::new(1, 0)));
+            for server in &mut self.servers {
+                let is_of_old = old.slots.iter().any(|slot| server.slots.contains(slot));
+                if (old.is_apart || server.is_apart) && is_of_old {
+                    server.is_behind = true;
+                    server.untold = server.untold.into_iter().chain(untold).min();
+                }
+            }
+        }
+    }
+}
+
+/// The slot that a reply names, as in `ASK 2138 127.0.0.1:7001`.
+fn slot_named_in(reason: &str) -> Option<u16> {
+    let (_, behind) = reason.split_once("ASK ")?;
+    behind.split(' ').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_refused_for_long_when_it_is_refused_again_and_again() {
+        let (mut unsettled, begun) = (Unsettled::default(), Instant::now());
+        let mut refused = |ms| unsettled.refused(7, begun + Duration::from_millis(ms));
+        assert_eq!([0, 400, 999, 1000].map(&mut refused), [false, false, false, true]);
+        assert!(!refused(6001), "another move");
+        assert!(refused(7001));
+    }
+
+    #[test]
+    fn slots_are_set_apart_until_they_have_another_server() {
+        let (here, there) = ["a", "b"].map(|host| Endpoint { host: host.to_owned(), port: 1 }).into();
+        let mut unsettled = Unsettled::default();
+        unsettled.apart.insert(7, Endpoint::clone(&here));
+        let divided = unsettled.divide(&here, &SlotSet::parse("0-9"));
+        assert_eq!((divided.0.to_string(), divided.1.to_string()), ("0-6,8-9".to_owned(), "7".to_owned()));
+        let divided = unsettled.divide(&there, &SlotSet::parse("0-9"));
+        assert_eq!((divided.0.to_string(), divided.1.to_string()), ("0-9".to_owned(), String::new()));
+    }
+
+    #[test]
+    fn the_slot_is_read_from_the_reply() {
+        assert_eq!(slot_named_in("Redis: ASK 2138 127.0.0.1:7001"), Some(2138));
+        assert_eq!(slot_named_in("Redis: MOVED 2138 127.0.0.1:7001"), None);
+        assert_eq!(slot_named_in("ASK"), None);
+    }
+}
