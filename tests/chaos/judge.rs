@@ -42,12 +42,13 @@ pub(crate) fn of_log(truth: &Truth, seed: u64) -> Numbers {
 pub(crate) fn of_redis(truth: &Truth, ledger: &Ledger) -> Numbers {
     let mut numbers = Numbers::default();
     for (channel, of) in truth.channels.iter().enumerate() {
-        numbers.add(&of_history(of, ledger.may_lack(channel)));
+        numbers.add(&of_history(of, ledger, channel));
     }
     numbers
 }
 
-fn of_history(of: &ChannelTruth, may_lack: Option<StreamId>) -> Numbers {
+fn of_history(of: &ChannelTruth, ledger: &Ledger, channel: usize) -> Numbers {
+    let may_lack = ledger.may_lack(channel);
     let mut numbers = Numbers::default();
     let by_id: HashMap<StreamId, &Row> =
         of.rows.iter().filter_map(|row| Some((row.stream_id?, row))).collect();
@@ -62,6 +63,10 @@ fn of_history(of: &ChannelTruth, may_lack: Option<StreamId>) -> Numbers {
         match entry.id.and_then(|id| by_id.get(&id)).filter(fits) {
             Some(row) if seen.insert(row.id) => numbers.reordered += usize::from(entry.id <= last),
             Some(_) => numbers.repeated += 1,
+            None if entry
+                .id
+                .is_some_and(|id| of.discarded.contains_key(&id) && ledger.may_have_arrived(channel, id)) => {
+            }
             // Under an id that the log does not give it: it is there twice, or only there.
             None if entry.event_id.is_some_and(|event_id| events.contains(&event_id)) => {
                 numbers.repeated += 1
@@ -92,6 +97,8 @@ pub(crate) fn of_clients(truth: &Truth, ledger: &Ledger, seen: &[Seen]) -> Numbe
 /// The events that a client was told between two resets, or before the first one.
 struct Account<'a> {
     of: &'a ChannelTruth,
+    ledger: &'a Ledger,
+    channel: usize,
     rows: &'a [Row],
     places: &'a HashMap<StreamId, usize>,
     /// The first row that the client must receive.
@@ -110,7 +117,7 @@ struct Account<'a> {
 
 impl<'a> Account<'a> {
     fn new(
-        of: &'a ChannelTruth,
+        (of, ledger, channel): (&'a ChannelTruth, &'a Ledger, usize),
         places: &'a HashMap<StreamId, usize>,
         behind: Option<StreamId>,
         reset: Option<(&'a str, &'a State)>,
@@ -129,6 +136,8 @@ impl<'a> Account<'a> {
         };
         let mut account = Self {
             of,
+            ledger,
+            channel,
             rows,
             places,
             from,
@@ -162,6 +171,7 @@ impl<'a> Account<'a> {
         match place.map(|place| (place, &self.rows[place])) {
             Some((_, row)) if row.told != told || !name_fits => self.numbers.invented += 1,
             None if name_fits && self.has_another_id_by_now(id, told) => {}
+            None if name_fits && id.is_some_and(|id| self.was_given_up(id, told)) => {}
             None => self.numbers.invented += 1,
             Some((place, _)) if place < self.from || !self.told.insert(place) => self.numbers.repeated += 1,
             Some((place, _)) if place < self.end => self.numbers.reordered += 1,
@@ -187,6 +197,12 @@ impl<'a> Account<'a> {
             row.stream_id.map_or(row.was_told_before, |of| id.is_some_and(|id| of.epoch > id.epoch))
         };
         self.rows.iter().any(|row| row.told == told && is_later(row))
+    }
+
+    /// Whether an operator gave this event up although clients may have received it.
+    fn was_given_up(&self, id: StreamId, told: u64) -> bool {
+        self.of.discarded.get(&id).is_some_and(|given_up| given_up.told == told)
+            && self.ledger.may_have_arrived(self.channel, id)
     }
 
     /// Whether the client's page has this row from Postgres and need not be told.
@@ -224,10 +240,11 @@ impl<'a> Account<'a> {
 fn of_client(of: &ChannelTruth, ledger: &Ledger, client: &Seen) -> Numbers {
     let places: HashMap<StreamId, usize> =
         of.rows.iter().enumerate().filter_map(|(place, row)| Some((row.stream_id?, place))).collect();
+    let of_topic = (of, ledger, client.channel);
     let mut numbers = Numbers::default();
     let mut foreign = HashSet::new();
     let Some(begun) = client.begun else { return numbers };
-    let mut account = Account::new(of, &places, Some(begun), None);
+    let mut account = Account::new(of_topic, &places, Some(begun), None);
     for received in &client.received {
         match received {
             Received::Event { id, name_fits, told, .. } => account.event(*id, *told, *name_fits),
@@ -246,7 +263,8 @@ fn of_client(of: &ChannelTruth, ledger: &Ledger, client: &Seen) -> Numbers {
             Received::Reset { id, state, fits, reason, .. } => {
                 numbers.resets += 1;
                 numbers.invented += usize::from(!fits);
-                let next = Account::new(of, &places, *id, state.get().map(|state| (reason.as_str(), state)));
+                let next =
+                    Account::new(of_topic, &places, *id, state.get().map(|state| (reason.as_str(), state)));
                 numbers.add(&std::mem::replace(&mut account, next).close(false));
             }
         }

@@ -24,6 +24,8 @@ pub(crate) struct Deed {
 pub(crate) struct Request {
     pub(crate) channel: usize,
     pub(crate) named: HashSet<StreamId>,
+    /// Whether the operator gives them up although clients may have received them.
+    pub(crate) also_arrived: bool,
 }
 
 /// Facts for the judges besides the faults.
@@ -41,6 +43,14 @@ impl Ledger {
 
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.requests.lock().expect("requests").clone()
+    }
+
+    /// Whether an operator gave this event up although clients may have received it.
+    pub(crate) fn may_have_arrived(&self, channel: usize, id: StreamId) -> bool {
+        let requests = self.requests.lock().expect("requests");
+        requests
+            .iter()
+            .any(|request| request.also_arrived && request.channel == channel && request.named.contains(&id))
     }
 
     /// A topic's history up to this id was destroyed for good: the relay repairs a Redis that lost data, but

@@ -14,6 +14,8 @@ use crate::world::World;
 
 const TOPIC: &str = "neighbour:1";
 const NAMESPACE: &str = "neighbour";
+/// Events of the third log.
+const STRANGERS: i32 = 40_000;
 
 /// Another log.
 #[derive(Debug)]
@@ -29,7 +31,8 @@ pub(crate) struct Neighbour {
 
 impl Neighbour {
     /// Makes two databases beside ours, and starts a relay for the first. Its name is the one of ours, too.
-    pub(crate) async fn start(system: &System, redis_url: &str) -> Self {
+    /// The third log has events of our topic, as a copy of our database has, and more of them than ours.
+    pub(crate) async fn start(system: &System, redis_url: &str, topic: &Topic) -> Self {
         let mut server = system.database.connect().await;
         let mut urls = Vec::new();
         for name in ["neighbour", "stranger"] {
@@ -41,7 +44,9 @@ impl Neighbour {
             urls.push(url);
         }
         let mut third = PgConnection::connect(&urls[1]).await.expect("a connection");
-        append(&mut third).await.expect("an event");
+        let more = "select count(outbox.append($1, 'N', '1')) from generate_series(1, $2)";
+        let appended = sqlx::query(more).bind(topic.as_str()).bind(STRANGERS).execute(&mut third).await;
+        appended.expect("events");
         let log = sqlx::query_scalar("select id::text from outbox.log").fetch_one(&mut third).await;
         let of = |url: &str| system.settings().clone().set("REDIS_URL", redis_url).set("DATABASE_URL", url);
         let settings = of(&urls[0]).set("AFTERCOMMIT_REDIS_NAMESPACE", NAMESPACE);
@@ -73,9 +78,10 @@ impl Neighbour {
     pub(crate) fn write(&self, until: CancellationToken) -> JoinHandle<()> {
         let url = self.url.clone();
         tokio::spawn(async move {
+            let topic = Topic::new(TOPIC).expect("a topic");
             while !until.is_cancelled() {
                 if let Ok(mut connection) = PgConnection::connect(&url).await {
-                    while !until.is_cancelled() && append(&mut connection).await.is_ok() {
+                    while !until.is_cancelled() && append(&mut connection, &topic).await.is_ok() {
                         tokio::time::sleep(Duration::from_millis(150)).await;
                     }
                 }
@@ -101,8 +107,8 @@ impl Neighbour {
     }
 }
 
-async fn append(connection: &mut PgConnection) -> Result<(), outbox::AppendError> {
-    let (topic, kind) = (Topic::new(TOPIC).expect("a topic"), EventType::new("N").expect("a type"));
+async fn append(connection: &mut PgConnection, topic: &Topic) -> Result<(), outbox::AppendError> {
+    let (topic, kind) = (topic.clone(), EventType::new("N").expect("a type"));
     outbox::append(connection, &NewEvent::new(topic, kind, &1).expect("an event")).await.map(|_| ())
 }
 

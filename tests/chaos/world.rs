@@ -127,14 +127,14 @@ impl World {
             Mutex::new(Process::start("relay", &relay).await),
         ];
         let outlets = [Outlet::start(&sse).await, Outlet::start(&sse).await];
-        let channels = (0..TOPICS)
+        let channels: Vec<Channel> = (0..TOPICS)
             .map(|_| {
                 let user = Uuid::new_v4();
                 let topic = Topic::new(format!("user-notifications:{user}")).expect("a topic");
                 Channel { topic, token: system.token_for(user, Duration::from_secs(86_400)) }
             })
             .collect();
-        let neighbour = Neighbour::start(&system, &User::Relay.url(&redis_url)).await;
+        let neighbour = Neighbour::start(&system, &User::Relay.url(&redis_url), &channels[0].topic).await;
         Self {
             seed,
             verbose,

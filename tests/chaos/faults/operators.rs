@@ -88,7 +88,7 @@ async fn settle(world: &World, fault: &Fault) -> bool {
     while Instant::now() < deadline {
         if let Some((channel, ids)) = parked_now(world, fault).await {
             let place = usize::try_from(fault.target >> 8).expect("an index") % ids.len();
-            return settle_through(world, fault.kind, channel, &ids[..=place]).await;
+            return settle_through(world, fault, fault.kind, channel, &ids[..=place]).await;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -102,7 +102,7 @@ pub(super) async fn give_up_some(world: &World, fault: &Fault, channel: usize) {
         let ids = ids(world, channel).await.unwrap_or_default();
         if !ids.is_empty() {
             let place = usize::try_from(fault.target >> 8).expect("an index") % ids.len();
-            settle_through(world, Kind::ParkedDiscarded, channel, &ids[..=place]).await;
+            settle_through(world, fault, Kind::ParkedDiscarded, channel, &ids[..=place]).await;
         }
     }
 }
@@ -130,15 +130,24 @@ async fn parked_now(world: &World, fault: &Fault) -> Option<(usize, Vec<StreamId
     (!ids.is_empty()).then_some((channels[place], ids))
 }
 
-async fn settle_through(world: &World, kind: Kind, channel: usize, named: &[StreamId]) -> bool {
+async fn settle_through(
+    world: &World,
+    fault: &Fault,
+    kind: Kind,
+    channel: usize,
+    named: &[StreamId],
+) -> bool {
     let action = if kind == Kind::ParkedDiscarded { "discard" } else { "release" };
+    let also_arrived = kind == Kind::ParkedDiscarded && fault.target & 1 == 1;
     let (topic, through) = (world.channels[channel].topic.as_str(), named[named.len() - 1].to_string());
     if kind == Kind::ParkedDiscarded {
         // Before it is asked for: it may be done although the answer gets lost.
-        world.ledger.asked(Request { channel, named: named.iter().copied().collect() });
+        let named = named.iter().copied().collect();
+        world.ledger.asked(Request { channel, named, also_arrived });
     }
-    let arguments =
-        ["parked", action, topic, "--through", &through, "--yes", "--no-wait", "--reason", "chaos"];
+    let mut arguments =
+        vec!["parked", action, topic, "--through", &through, "--yes", "--no-wait", "--reason", "chaos"];
+    arguments.extend(also_arrived.then_some("--may-have-arrived"));
     operate(world, &arguments).await.status.success()
 }
 
