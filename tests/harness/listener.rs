@@ -16,8 +16,12 @@ pub(crate) struct Listener(PubSub);
 
 impl Listener {
     pub(crate) async fn to(client: &redis::Client, topic: &Topic) -> Self {
+        Self::on(client, &super::keys::public(topic)).await
+    }
+
+    pub(crate) async fn on(client: &redis::Client, channel: &str) -> Self {
         let mut pubsub = client.get_async_pubsub().await.expect("a connection for the subscription");
-        pubsub.subscribe(super::keys::public(topic)).await.expect("a subscription");
+        pubsub.subscribe(channel).await.expect("a subscription");
         Self(pubsub)
     }
 

@@ -13,8 +13,8 @@ use aftercommit::outbox;
 
 use crate::commands::{assert_fails, stdout};
 use crate::harness::{
-    Certificates, Client, Cluster, Event, Process, System, TestResult, cli, eventually, metric_of, new_event,
-    numbers, start_redis,
+    Certificates, Client, Cluster, Event, Listener, Process, System, TestResult, cli, eventually, metric_of,
+    new_event, numbers, start_redis,
 };
 
 /// A topic at each primary, with a client of its own at each of two SSE servers.
@@ -240,6 +240,9 @@ async fn the_topics_of_the_other_servers_flow_on_while_one_is_frozen() -> TestRe
     // The others take commands without it.
     let cluster = Cluster::with(&[("cluster-require-full-coverage", "no")]).await;
     let stage = Stage::new(cluster).await;
+    // At another server than the topic's.
+    let public = stage.system.redis.keys().public(&stage.topics[0]);
+    let mut listener = Listener::on(&redis::Client::open(stage.cluster.url_of(1))?, &public).await;
     let mut load = stage.load().await;
     let clients = &load.clients;
     // Nobody takes its place.
@@ -251,7 +254,9 @@ async fn the_topics_of_the_other_servers_flow_on_while_one_is_frozen() -> TestRe
     assert_eq!(clients[0].so_far().len(), stopped_at, "its topic waits");
     stage.cluster.signal(0, "CONT").await;
     clients[0].wait_for_events(stopped_at + 200).await;
-    stage.end(&mut load).await?;
+    let committed = stage.end(&mut load).await?;
+    listener.wait_for_exactly(usize::try_from(committed)?).await;
+    assert!(!stage.relay.log().contains("the lead is given up"), "{}", stage.relay.log());
     let whole = async || {
         let behind = metric_of(&stage.relay, "aftercommit_relay_redis_servers_behind").await;
         (behind == 0).then_some(())

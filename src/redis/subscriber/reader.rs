@@ -71,3 +71,37 @@ impl Classifier {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kinds of these messages of one topic, given as channel and text.
+    fn kinds(is_of_cluster: bool, messages: &[(&str, &str)]) -> Vec<&'static str> {
+        let keys = Keys::default();
+        let topic = crate::event::Topic::new("t").expect("a topic");
+        let mut classifier = Classifier { keys: keys.clone(), is_of_cluster, twin: None };
+        let channel = |name: &str| if name == "live" { keys.live(&topic) } else { keys.public(&topic) };
+        let mut kind =
+            |(name, text): &(&str, &str)| match classifier.classify(&channel(name), text.as_bytes()) {
+                None => "dropped",
+                Some(PubSubMessage::Envelope { .. }) => "envelope",
+                Some(PubSubMessage::Foreign { .. }) => "foreign",
+                Some(PubSubMessage::Bare { .. }) => "bare",
+                Some(_) => "another",
+            };
+        messages.iter().map(|message| kind(message)).collect()
+    }
+
+    #[test]
+    fn a_twin_is_dropped_and_what_comes_without_its_envelope_is_an_event_only_in_a_cluster() {
+        let event = |payload: &str| format!(r#"{{"id":"1-1","prev":null,"payload":{payload}}}"#);
+        let messages = [("live", &*event("1")), ("public", "1"), ("public", "1"), ("live", &event("2"))];
+        let behind = [("public", "3")];
+        let all = [&messages[..], &behind].concat();
+        assert_eq!(kinds(false, &all), ["envelope", "dropped", "foreign", "envelope", "foreign"]);
+        assert_eq!(kinds(true, &all), ["envelope", "dropped", "bare", "envelope", "bare"]);
+        let large = "x".repeat(MESSAGE_BYTES + 1);
+        assert_eq!(kinds(false, &[("public", &large)]), ["dropped"]);
+    }
+}
