@@ -65,12 +65,14 @@ impl DeliveredRanges {
                coalesce(
                  (select max(n) from outbox.checkpoint where relay = $1 and epoch = $2 and next_seq <= $3),
                  (select min(n) from outbox.checkpoint where relay = $1 and epoch = $2)),
-               coalesce(least(
-                 (select max(n) from outbox.checkpoint
-                  where relay = $1 and epoch = $2 and created_at < now() - make_interval(secs => $4)),
+               least(
+                 -- Where none is that old, nothing is left out.
+                 coalesce(
+                   (select max(n) from outbox.checkpoint
+                    where relay = $1 and epoch = $2 and created_at < now() - make_interval(secs => $4)), 0),
                  case when $5::bigint is not null then coalesce(
                    (select max(n) from outbox.checkpoint
-                    where relay = $1 and epoch = $2 and next_seq <= $5 + 1::bigint), 0) end), 0))",
+                    where relay = $1 and epoch = $2 and next_seq <= $5 + 1::bigint), 0) end))",
         )
         .bind(relay)
         .bind(epoch.cast_signed())

@@ -85,6 +85,16 @@ impl SlotMap {
         slots
     }
 
+    /// The slots that no server has.
+    pub(super) fn uncovered(&self) -> SlotSet {
+        let mut uncovered = SlotSet::default();
+        (0..COUNT)
+            .zip(&self.owners)
+            .filter(|(_, owner)| owner.is_none())
+            .for_each(|(slot, _)| uncovered.push(slot));
+        uncovered
+    }
+
     /// All primaries that have a slot.
     pub(super) fn primaries(&self) -> &[Endpoint] {
         &self.primaries

@@ -311,6 +311,19 @@ impl Cluster {
         self.tell(to, &["SETSLOT", &slot, "STABLE"]).await;
     }
 
+    /// Takes the slot of a topic from all servers, or gives it to one.
+    pub(crate) async fn assign(&self, topic: &Topic, to: Option<usize>) {
+        let slot = self.slot_of(topic, 0).await.expect("a slot").to_string();
+        match to {
+            None => {
+                for at in 0..self.servers.len() {
+                    self.tell(at, &["DELSLOTS", &slot]).await;
+                }
+            }
+            Some(at) => self.tell(at, &["ADDSLOTS", &slot]).await,
+        }
+    }
+
     /// Gives the slot of a topic to the server that has its keys by now.
     pub(crate) async fn finish_move(&self, topic: &Topic, from: usize, to: usize) {
         let slot = self.slot_of(topic, from).await.expect("a slot").to_string();

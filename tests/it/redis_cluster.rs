@@ -363,6 +363,25 @@ async fn a_move_that_is_called_off_leaves_the_slot_where_it_was() -> TestResult 
     Ok(())
 }
 
+#[tokio::test]
+async fn while_no_server_has_a_slot_all_other_topics_flow_on() -> TestResult {
+    let cluster = Cluster::with(&[("cluster-require-full-coverage", "no")]).await;
+    let mut stage = Stage::new(cluster).await;
+    let beside = stage.cluster.topic_at(&format!("{}beside-", stage.system.redis.topic("")), 0).await;
+    stage.topics.push(beside);
+    let mut load = stage.load().await;
+    let clients = &load.clients;
+    stage.cluster.assign(&stage.topics[0], None).await;
+    stage.wait_until_one_is_behind().await;
+    stage.wait_for_more(&clients[2..], 200).await;
+    let logs = stage.relay.log();
+    assert!(!logs.contains("the lead is given up"), "{logs}");
+    stage.cluster.assign(&stage.topics[0], Some(1)).await;
+    stage.wait_for_more(clients, 50).await;
+    stage.end(&mut load).await?;
+    Ok(())
+}
+
 /// The server's own keys are in the lowest of its slots.
 #[tokio::test]
 async fn while_the_lowest_slot_of_a_server_stays_half_moved_its_other_topics_flow_on() -> TestResult {

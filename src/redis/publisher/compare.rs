@@ -157,7 +157,8 @@ impl Publisher {
     /// removes those that are left over.
     async fn write_slots_down(&mut self) -> Result<Vec<Reach>, PublishError> {
         // Where the tops are, and were.
-        let now: BTreeSet<u16> = self.servers.iter().map(|server| server.top_slot).collect();
+        let with_top = self.servers.iter().filter(|server| server.endpoint.is_some());
+        let now: BTreeSet<u16> = with_top.map(|server| server.top_slot).collect();
         let likely: BTreeSet<u16> = self.former_slots.iter().chain(&now).copied().collect();
         let mut found = self.read_tops(|slot| likely.contains(&slot)).await?;
         let all = found.iter().flatten();
@@ -174,6 +175,7 @@ impl Publisher {
         let mut found = found.into_iter();
         for (server, reach) in self.servers.iter_mut().zip(&reach) {
             let tops_at_it = match (server.is_apart, &server.away) {
+                (true, _) if server.endpoint.is_none() => continue,
                 (true, _) => Vec::new(),
                 (false, Some(_)) => continue,
                 (false, None) => found.next().unwrap_or_default(),

@@ -61,7 +61,8 @@ impl Publisher {
         }
         self.unsettled.follow(&map);
         let (mut before, mut slots, mut apart) = (std::mem::take(&mut self.servers), map.slots(), Vec::new());
-        self.former_slots.extend(before.iter().map(|server| server.top_slot));
+        let with_top = before.iter().filter(|server| server.endpoint.is_some());
+        self.former_slots.extend(with_top.map(|server| server.top_slot));
         for primary in map.primaries() {
             let slots = slots.remove(primary).unwrap_or_default();
             let (settled, unsettled) = self.unsettled.divide(primary, &slots);
@@ -72,6 +73,10 @@ impl Publisher {
             self.servers.push(Server::of_cluster(&self.keys, &self.relay, primary.clone(), settled));
         }
         self.servers.extend(apart);
+        let uncovered = map.uncovered();
+        if uncovered.lowest().is_some() {
+            self.servers.push(Server::none(uncovered));
+        }
         self.hand_on(&before);
         for server in &mut self.servers {
             // The same server, or one that took the place of another.

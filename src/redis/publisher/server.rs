@@ -10,6 +10,7 @@ use crate::event::{EventId, StreamId};
 use crate::redis::connect::Connected;
 use crate::redis::endpoint::Endpoint;
 use crate::redis::keys::Keys;
+use crate::redis::reply_codes;
 use crate::redis::settings::Settings;
 use crate::redis::slots::{SlotSet, tag_of};
 use crate::relay::{PublishError, Reached};
@@ -103,6 +104,14 @@ impl Server {
         server
     }
 
+    /// Slots that no server has. They have no top: with their server, their events are gone too.
+    pub(super) fn none(slots: SlotSet) -> Self {
+        let mut server = Self::with(None, slots, 0, Default::default());
+        server.is_apart = true;
+        server.leave_behind("no server of the cluster has these slots".to_owned());
+        server
+    }
+
     fn at_slot(keys: &Keys, relay: &str, endpoint: Endpoint, slots: SlotSet, top_slot: u16) -> Self {
         let tag = tag_of(top_slot);
         Self::with(Some(endpoint), slots, top_slot, (keys.top_at(relay, &tag), keys.log_at(&tag)))
@@ -160,6 +169,7 @@ impl Server {
     /// Its name in messages.
     pub(super) fn name(&self) -> String {
         match &self.endpoint {
+            None if self.is_apart => format!("no server of Redis (slots {})", self.slots),
             None => "Redis".to_owned(),
             Some(endpoint) if self.is_apart => format!("Redis at {endpoint} (half moved: {})", self.slots),
             Some(endpoint) => format!("Redis at {endpoint}"),
@@ -212,6 +222,10 @@ impl Server {
         work: impl AsyncFnOnce(&mut Connected) -> RedisResult<T>,
     ) -> Result<T, Refusal> {
         self.drop_given_up();
+        if let (true, None, Some(away)) = (self.is_apart, &self.endpoint, &self.away) {
+            let failure = reply_codes::classify("CLUSTERDOWN");
+            return Err(Refusal { failure, text: away.reason.clone(), is_reply: false });
+        }
         if let Err(error) = self.connect(settings).await {
             return Err(Refusal { failure: error.failure(), text: error.to_string(), is_reply: false });
         }

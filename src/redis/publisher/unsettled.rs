@@ -4,7 +4,9 @@
 //! or were never there. The slots of one server that are refused for long are set apart: they count as a server
 //! of their own, which is away until they are settled. So all other topics flow on.
 //!
-//! The top of such a server says up to which number its slots lack nothing. It is kept at the real server, in one
+//! Slots that no server has count as a server of their own too.
+//!
+//! The top of a server that stands for half moved slots says up to which number its slots lack nothing. It is kept at the real server, in one
 //! of its other slots, so that the next leader finds it too.
 
 use std::collections::BTreeMap;
@@ -72,14 +74,13 @@ impl Unsettled {
 }
 
 impl Publisher {
-    /// The index of the server that has a topic; `None` if none has its slot.
+    /// The index of the server that has a topic, or that stands for its slot.
     pub(super) fn owner_of(&self, topic: &Topic) -> Option<usize> {
-        let map = self.map.as_ref()?;
         let slot = slot_of(topic.as_str());
-        if self.unsettled.is_apart(slot) {
-            return self.servers.iter().position(|server| server.is_apart && server.slots.contains(slot));
-        }
-        map.index_of(topic.as_str())
+        let is_apart = self.unsettled.is_apart(slot);
+        let of_map = self.map.as_ref()?.index_of(topic.as_str()).filter(|_| !is_apart);
+        of_map
+            .or_else(|| self.servers.iter().position(|server| server.is_apart && server.slots.contains(slot)))
     }
 
     /// Heeds a failure that is about one slot of a server: sets the slot apart if it has been refused for long.
@@ -115,7 +116,7 @@ impl Publisher {
         let (settings, keys, relay) = (&self.settings, &self.keys, &self.relay);
         let mut settled = Vec::new();
         for server in &mut self.servers {
-            if !server.is_apart || !server.is_due() {
+            if !server.is_apart || server.endpoint.is_none() || !server.is_due() {
                 continue;
             }
             settled.extend(server.settled_slots(settings, keys, relay).await);
