@@ -7,6 +7,8 @@ use std::sync::Arc;
 use ::redis::streams::{StreamId as RawEntry, StreamRangeReply};
 use ::redis::{AsyncCommands, Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind};
 
+use futures_util::future::join_all;
+
 use super::connect_error::ConnectError;
 use super::continuity::{Absence, Link, Loss, Prev};
 use super::endpoint::Endpoint;
@@ -220,17 +222,15 @@ impl History {
         }
         let replies = pipeline.ignore_errors().query_async(&mut lent.connection).await;
         let replies: Vec<RedisResult<StreamRangeReply>> = lent.checked(replies)?;
-        let mut tips = Vec::new();
-        for (topic, reply) in topics.iter().zip(replies) {
-            tips.push(match lent.checked(reply) {
-                Err(error) if next_server(&error).is_some() => {
-                    self.newest(topic, 1).await.map(|newest| newest.first().map(|entry| entry.id))
-                }
+        let tips = topics.iter().zip(replies).map(async |(topic, reply)| {
+            let newest = match lent.checked(reply) {
+                Err(error) if next_server(&error).is_some() => self.newest(topic, 1).await,
                 Err(error) => Err(error.into()),
-                Ok(reply) => entries_of(topic, reply).map(|newest| newest.first().map(|entry| entry.id)),
-            });
-        }
-        Ok(tips)
+                Ok(reply) => entries_of(topic, reply),
+            };
+            newest.map(|newest| newest.first().map(|entry| entry.id))
+        });
+        Ok(join_all(tips).await)
     }
 
     /// Returns the facts about a topic without a history, or `None` if it has one.
@@ -239,16 +239,24 @@ impl History {
     /// Returns [`ReadError::Connect`] if there is no connection, and [`ReadError::Redis`] if Redis fails or
     /// does not answer in time.
     pub async fn absence(&self, topic: &Topic) -> Result<Option<Absence>, ReadError> {
-        let history = self.keys.history(topic);
+        let (history, begun) = (self.keys.history(topic), self.keys.begun(topic));
         let mut lent = self.links.to(&history).await?;
         let answer: RedisResult<(i64, i64)> = ::redis::pipe()
             // Both in one transaction, so that no history begins between the two look-ups.
             .atomic()
             .pttl(&history)
-            .pttl(self.keys.begun(topic))
+            .pttl(&begun)
             .query_async(&mut lent.connection)
             .await;
-        let (history_left, begun_left) = lent.checked(answer)?;
+        let (history_left, begun_left) = match lent.checked(answer) {
+            // In the middle of a slot's move, each key is where it is. A history that begins between the two
+            // look-ups is seen by the second one.
+            Err(error) if error.code() == Some("EXECABORT") => {
+                let begun_left = self.ask(&begun, Cmd::pttl(&begun)).await?;
+                (self.ask(&history, Cmd::pttl(&history)).await?, begun_left)
+            }
+            answer => answer?,
+        };
         if history_left != NO_KEY {
             return Ok(None);
         }
@@ -270,7 +278,7 @@ impl History {
         };
         let mut answer = Ok(None);
         for (primary, slots) in map.slots() {
-            let key = self.keys.log_at(&tag_of(slots.lowest().unwrap_or_default()));
+            let key = self.keys.log_at(&tag_of(slots.highest().unwrap_or_default()));
             match self.log_at(Some(primary.clone()), &key).await {
                 Ok(Some(log)) => return Ok(Some(log)),
                 Ok(None) => {}
@@ -300,7 +308,7 @@ impl History {
         let mut newest: Option<Loss> = None;
         let mut answer = Ok(());
         for (primary, slots) in map.slots() {
-            let key = self.keys.log_at(&tag_of(slots.lowest().unwrap_or_default()));
+            let key = self.keys.log_at(&tag_of(slots.highest().unwrap_or_default()));
             let found = match self.links.at(Some(primary.clone())).await {
                 Ok(mut lent) => self.loss_in(&mut lent, &key).await,
                 Err(error) => Err(error.into()),
@@ -320,7 +328,7 @@ impl History {
             None => self.keys.log(),
             Some(map) => {
                 let slots = map.primary_of(history).and_then(|primary| map.slots().remove(primary));
-                self.keys.log_at(&tag_of(slots.and_then(|slots| slots.lowest()).unwrap_or_default()))
+                self.keys.log_at(&tag_of(slots.and_then(|slots| slots.highest()).unwrap_or_default()))
             }
         };
         self.loss_in(lent, &key).await

@@ -80,6 +80,11 @@ impl Keys {
         format!("aftercommit:{}{{{tag}}}:{relay}:top", self.prefix)
     }
 
+    /// A key that nobody writes, in the slot of this tag.
+    pub(super) fn nothing_at(&self, tag: &str) -> String {
+        format!("aftercommit:{}{{{tag}}}:nothing", self.prefix)
+    }
+
     /// As [`Keys::log`], for a server of a cluster.
     pub(super) fn log_at(&self, tag: &str) -> String {
         format!("aftercommit:{}{{{tag}}}:log", self.prefix)

@@ -58,7 +58,7 @@ impl SlotSet {
     }
 
     /// The slots, in order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = u16> + '_ {
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = u16> + '_ {
         self.0.iter().flat_map(|(first, last)| *first..=*last)
     }
 
@@ -66,8 +66,12 @@ impl SlotSet {
         self.0.iter().any(|(first, last)| (*first..=*last).contains(&slot))
     }
 
-    pub(super) fn lowest(&self) -> Option<u16> {
-        self.0.first().map(|(first, _)| *first)
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn highest(&self) -> Option<u16> {
+        self.0.last().map(|(_, last)| *last)
     }
 
     /// Reads a set as [`SlotSet::to_string`] writes it. What cannot be read holds no slot.

@@ -313,15 +313,22 @@ impl Cluster {
 
     /// Takes the slot of a topic from all servers, or gives it to one.
     pub(crate) async fn assign(&self, topic: &Topic, to: Option<usize>) {
-        let slot = self.slot_of(topic, 0).await.expect("a slot").to_string();
-        match to {
-            None => {
-                for at in 0..self.servers.len() {
-                    self.tell(at, &["DELSLOTS", &slot]).await;
+        let slot = self.slot_of(topic, 0).await.expect("a slot");
+        if let Some(at) = to {
+            return self.tell(at, &["ADDSLOTS", &slot.to_string()]).await;
+        }
+        // A server may learn anew of an owner, by a message from before that one gave the slot up.
+        eventually("no server has the slot", async || {
+            let mut is_free = true;
+            for at in 0..self.servers.len() {
+                if self.owners(at).await?.contains_key(&slot) {
+                    is_free = false;
+                    self.ask_server(at, &["CLUSTER", "DELSLOTS", &slot.to_string()]).await;
                 }
             }
-            Some(at) => self.tell(at, &["ADDSLOTS", &slot]).await,
-        }
+            is_free.then_some(())
+        })
+        .await;
     }
 
     /// Gives the slot of a topic to the server that has its keys by now.

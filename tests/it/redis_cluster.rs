@@ -382,17 +382,38 @@ async fn while_no_server_has_a_slot_all_other_topics_flow_on() -> TestResult {
     Ok(())
 }
 
-/// The server's own keys are in the lowest of its slots.
+/// The relay's own keys at a server are in the highest of its slots.
 #[tokio::test]
-async fn while_the_lowest_slot_of_a_server_stays_half_moved_its_other_topics_flow_on() -> TestResult {
+async fn while_the_highest_slot_of_a_server_stays_half_moved_the_topics_of_the_others_flow_on() -> TestResult
+{
     let stage = Stage::new(Cluster::start().await).await;
     let mut load = stage.load().await;
     let clients = &load.clients;
-    let lowest = Topic::new("3560")?; // in slot 0
-    stage.cluster.move_keys(&lowest, 0, 1).await;
-    stage.wait_for_more(clients, 200).await;
-    stage.cluster.finish_move(&lowest, 0, 1).await;
+    let highest = Topic::new("41402")?; // in slot 5460
+    stage.cluster.move_keys(&highest, 0, 1).await;
+    stage.wait_until_one_is_behind().await;
+    stage.wait_for_more(&clients[2..], 200).await;
+    stage.cluster.finish_move(&highest, 0, 1).await;
     stage.wait_for_more(clients, 50).await;
+    stage.end(&mut load).await?;
+    Ok(())
+}
+
+/// A leader that was frozen may have divided the slots in another way.
+#[tokio::test]
+async fn a_top_that_speaks_for_other_slots_is_written_anew_before_anything_is_published() -> TestResult {
+    let stage = Stage::new(Cluster::start().await).await;
+    let mut load = stage.load().await;
+    let mut server = stage.cluster.connect_to(0).await.ok_or("no connection")?;
+    let tops: Vec<String> = server.keys(format!("*:{}:top", stage.system.redis.relay_name())).await?;
+    let [top] = &tops[..] else { return Err(format!("{tops:?}").into()) };
+    let slots: String = server.hget(top, "slots").await?;
+    let _: () = server.hset(top, "slots", "7").await?;
+    eventually("the top speaks for its slots again", async || {
+        let now: String = server.clone().hget(top, "slots").await.ok()?;
+        (now == slots).then_some(())
+    })
+    .await;
     stage.end(&mut load).await?;
     Ok(())
 }

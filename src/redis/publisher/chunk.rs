@@ -37,7 +37,8 @@ pub(super) struct Receiver<'a> {
     pub(super) known: u64,
     /// Restored events above this number have never been published.
     pub(super) untold: Option<u64>,
-    pub(super) is_of_cluster: bool,
+    /// The slots that its top speaks for; `None` if this is no cluster.
+    pub(super) slots: Option<String>,
 }
 
 /// A topic of a chunk, as the script takes it.
@@ -75,10 +76,10 @@ impl<'p> Caller<'p> {
     /// The call of the script for a chunk.
     pub(super) fn call(&self, chunk: Chunk<'_>, to: &Receiver<'_>) -> Cmd {
         let (topics, indexes) = self.topics_of(chunk);
-        let keys = if to.is_of_cluster { 2 } else { 2 + topics.len() };
+        let keys = if to.slots.is_some() { 2 } else { 2 + topics.len() };
         let mut call = ::redis::cmd("EVALSHA");
         call.arg(self.script.get_hash()).arg(keys).arg(to.top_key).arg(to.log_key);
-        if !to.is_of_cluster {
+        if to.slots.is_none() {
             topics.iter().for_each(|topic| {
                 call.arg(self.keys.history(topic.topic));
             });
@@ -93,10 +94,11 @@ impl<'p> Caller<'p> {
             .arg(chunk.lost.map_or_else(String::new, |lost| lost.to_string()))
             .arg(to.known)
             .arg(to.untold.map_or_else(String::new, |untold| untold.to_string()))
+            .arg(to.slots.as_deref().unwrap_or_default())
             .arg(topics.len());
         for topic in &topics {
             call.arg(self.keys.public(topic.topic)).arg(topic.before());
-            if to.is_of_cluster {
+            if to.slots.is_some() {
                 call.arg(self.keys.history(topic.topic));
             }
         }

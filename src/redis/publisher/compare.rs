@@ -47,7 +47,8 @@ impl Publisher {
         let (history, begun) = (self.keys.history(topic), self.keys.begun(topic));
         let owner = self.owner_of(topic).unwrap_or_default();
         let settings = &self.settings;
-        let removing = self.servers.iter_mut().enumerate().map(async |(at, server)| {
+        let servers = self.servers.iter_mut().enumerate().filter(|(_, server)| !server.is_apart);
+        let removing = servers.map(async |(at, server)| {
             let mut names = vec![server.top_key.clone(), server.log_key.clone()];
             if at == owner {
                 names.extend([history.clone(), begun.clone()]);
@@ -86,16 +87,18 @@ impl Publisher {
             looked.unwrap_or_else(|_elapsed| Err(of_time()))
         });
         let found = join_all(looking).await;
-        if let (false, Some(Err(error))) = (found.iter().any(Result::is_ok), found.first()) {
-            self.settings.topology.doubt();
-            return Err(PublishError::retry(error.failure(), error.to_string()));
-        }
         for (at, owned) in found.iter().enumerate() {
             if let Err(error) = owned
                 && self.heed_slot(at, None, error)
+                // A server that is left behind is away from here on.
+                && self.servers.get(at).is_none_or(|server| server.away.is_none())
             {
                 return Err(PublishError::retry(error.failure(), error.to_string()));
             }
+        }
+        if let (false, Some(Err(error))) = (found.iter().any(Result::is_ok), found.first()) {
+            self.settings.topology.doubt();
+            return Err(PublishError::retry(error.failure(), error.to_string()));
         }
         let mut is_written_down = true;
         for (server, owned) in self.servers.iter().zip(&found) {
@@ -172,14 +175,18 @@ impl Publisher {
         // A loss is one of all servers: it costs a reset where there was none, and hides none.
         let lost = found.iter().flatten().filter_map(|(_, _, lost)| *lost).max();
         let reach = reaches(&tops, self.servers.iter().map(|server| &server.slots));
+        // First those of slots that are set apart: until then, the top of their server speaks for them.
+        for (server, reach) in self.servers.iter_mut().zip(&reach) {
+            if server.is_apart && server.endpoint.is_some() {
+                write_top(server, settings, reach, lost.as_ref(), &[]).await?;
+            }
+        }
         let mut found = found.into_iter();
         for (server, reach) in self.servers.iter_mut().zip(&reach) {
-            let tops_at_it = match (server.is_apart, &server.away) {
-                (true, _) if server.endpoint.is_none() => continue,
-                (true, _) => Vec::new(),
-                (false, Some(_)) => continue,
-                (false, None) => found.next().unwrap_or_default(),
-            };
+            if server.away.is_some() {
+                continue;
+            }
+            let tops_at_it = found.next().unwrap_or_default();
             let left_over = tops_at_it.into_iter().map(|(slot, ..)| slot).filter(|slot| !now.contains(slot));
             let left_over: Vec<String> = left_over
                 .flat_map(|slot| {
@@ -237,7 +244,7 @@ async fn tops_in(
     let mut found = Vec::new();
     for (slot, raw) in slots.iter().zip(raw.await.map_err(Refusal::retry)?) {
         let (id, event, spoken_for) = match raw {
-            // A half moved slot. If its top is at the next server already, nothing speaks for the slots of that.
+            // Of a half moved slot, a key that is not here cannot be read.
             Err(error) if error.code().is_some_and(reply_codes::is_about_slots) => continue,
             raw => raw.map_err(|error| Refusal::of(&error).retry())?,
         };

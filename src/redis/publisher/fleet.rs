@@ -19,7 +19,7 @@ use crate::relay::PublishError;
 /// How long a server may fail before it is left behind.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long such a try may take, while the topics of the other servers wait.
-const TRY_LIMIT: Duration = Duration::from_millis(100);
+pub(super) const TRY_LIMIT: Duration = Duration::from_millis(100);
 
 impl Publisher {
     /// Follows the slots before a batch is published.
@@ -66,7 +66,7 @@ impl Publisher {
         for primary in map.primaries() {
             let slots = slots.remove(primary).unwrap_or_default();
             let (settled, unsettled) = self.unsettled.divide(primary, &slots);
-            if unsettled.lowest().is_some() {
+            if !unsettled.is_empty() {
                 let of_it = Server::apart(&self.keys, &self.relay, primary.clone(), unsettled, &settled);
                 apart.push(of_it);
             }
@@ -74,7 +74,8 @@ impl Publisher {
         }
         self.servers.extend(apart);
         let uncovered = map.uncovered();
-        if uncovered.lowest().is_some() {
+        if !uncovered.is_empty() {
+            tracing::error!(slots = %uncovered, "no server of the cluster has some slots: their topics wait");
             self.servers.push(Server::none(uncovered));
         }
         self.hand_on(&before);
@@ -159,7 +160,9 @@ impl Publisher {
     /// Notes if a server that was left behind has all that it lacked.
     pub(super) fn note_if_whole(&mut self, server: usize) {
         let server = &mut self.servers[server];
-        if server.is_behind && server.away.is_none() && server.reached >= self.passed {
+        // Before a batch has been published whole, nothing says how much it lacks.
+        let has_all = self.passed.is_some() && server.reached >= self.passed;
+        if server.is_behind && server.away.is_none() && has_all {
             (server.is_behind, server.untold) = (false, None);
             tracing::warn!(server = server.name(), "a server of the cluster has what it lacked");
             self.tell();

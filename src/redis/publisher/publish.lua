@@ -22,7 +22,8 @@
 --           first, or in a cluster that of the last call to this server
 -- ARGV[10]  restored events with a number above this one (a release's own) have never been published: so
 --           their bare payloads are published too ('' if all of them have been)
--- ARGV[11]  number of topics
+-- ARGV[11]  in a cluster, the slots that this server's top speaks for as far as the relay knows ('' elsewhere)
+-- ARGV[12]  number of topics
 -- then two for each topic, and in a cluster three:
 --           its public channel
 --           the id of its previous event; behind a '?' if the history's TTL is due; '?' alone if the relay
@@ -41,7 +42,7 @@
 -- FORMAT    the other format that the keys have
 -- FOREIGN   the other log that the keys belong to
 -- GAP       top: it lacks numbers before this chunk, or this epoch's claim, or it has passed the release's
---           number
+--           number, or speaks for other slots
 -- AHEAD     top, which is of a later epoch
 -- CONFLICT  the stream and id at which another event stands
 -- ERROR     Redis's own error, for the event after those done
@@ -51,7 +52,7 @@ local format, log = ARGV[1], ARGV[2]
 local epoch, first, last = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local ttl, mode, lost = tonumber(ARGV[6]), ARGV[7], ARGV[8]
 local known, untold = tonumber(ARGV[9]), tonumber(ARGV[10])
-local topic_count = tonumber(ARGV[11])
+local slots, topic_count = ARGV[11], tonumber(ARGV[12])
 local begun_outlives = 60 -- seconds, as in history.rs
 local is_cluster = topic_count > 0 and not KEYS[3]
 local publish_live = is_cluster and 'SPUBLISH' or 'PUBLISH'
@@ -82,8 +83,12 @@ if owner[3] and not parse(owner[3]) then
   return {0, 'SERVER', 'ERR no relay wrote ' .. owner[3] .. ' (' .. KEYS[2] .. ')'}
 end
 
-local top = call('HGET', KEYS[1], 'id')
-if type(top) == 'table' then return {0, 'SERVER', top.err .. ' (' .. KEYS[1] .. ')'} end
+local topped = call('HMGET', KEYS[1], 'id', 'slots')
+if topped.err then return {0, 'SERVER', topped.err .. ' (' .. KEYS[1] .. ')'} end
+local top = topped[1]
+-- Another leader has divided the slots in another way since. This call may lack events of slots that the top
+-- speaks for now, and would move it past them.
+if slots ~= '' and topped[2] ~= slots then return {0, 'GAP', top or 'nothing'} end
 local top_epoch, top_seq = 0, 0
 if top then
   top_epoch, top_seq = parse(top)
@@ -196,7 +201,7 @@ local function prepare(t, stream, public, id)
   local live = beside(stream, 'live')
   local refused = forbidden(live, public)
   if refused then return refused end
-  local prev = prevs[t] or ARGV[13 + (t - 1) * a_topic]
+  local prev = prevs[t] or ARGV[14 + (t - 1) * a_topic]
   if string.sub(prev, 1, 1) == '?' then
     prev, needs_ttl[t] = string.sub(prev, 2), true
     if prev == '' then
@@ -204,6 +209,11 @@ local function prepare(t, stream, public, id)
       prev, err = previous(stream, beside(stream, 'begun'), id)
       if err then return err end
     end
+  end
+  -- In the middle of a slot's move, this key may be at the next server while the history is here still.
+  if is_cluster and needs_ttl[t] then
+    local begun = call('PTTL', beside(stream, 'begun'))
+    if type(begun) == 'table' then return begun.err end
   end
   -- A right that all topics need: the words say so, and nothing is parked.
   if needs_ttl[t] and lacks_right_to_set_ttl(stream) then
@@ -236,7 +246,7 @@ end
 
 -- Whether top may have passed some of these numbers.
 local some_arrived = mode == 'normal' and first <= published
-for a = 12 + topic_count * a_topic, #ARGV, 8 do
+for a = 13 + topic_count * a_topic, #ARGV, 8 do
   local t, id, uuid, payload = tonumber(ARGV[a]), ARGV[a + 1], ARGV[a + 2], ARGV[a + 4]
   if some_arrived and seq_of(id) <= published then
     -- Top has passed this number, so the event has arrived, and the relay died or froze before it wrote that.
@@ -244,7 +254,7 @@ for a = 12 + topic_count * a_topic, #ARGV, 8 do
     -- end with it. The history's end behind it is looked up.
     prevs[t], lives[t] = '?', nil
   else
-    local stream, public = KEYS[2 + t] or ARGV[14 + (t - 1) * a_topic], ARGV[12 + (t - 1) * a_topic]
+    local stream, public = KEYS[2 + t] or ARGV[15 + (t - 1) * a_topic], ARGV[13 + (t - 1) * a_topic]
     if not lives[t] then
       local refused = prepare(t, stream, public, id)
       if refused then return finish('ERROR', refused) end

@@ -114,7 +114,11 @@ impl Sink for Publisher {
             Err(Refusal { failure, text, is_reply: true }) if failure.class == "wrongtype" => {
                 Err(PublishError::Poison { at: 0, reason: format!("{text} ({history})") })
             }
-            Err(refusal) => Err(refusal.retry()),
+            Err(refusal) => {
+                let error = refusal.retry();
+                self.heed_slot(at, Some(topic), &error);
+                Err(error)
+            }
         }
     }
 
@@ -253,7 +257,8 @@ impl Publisher {
         };
         let untold = server.untold.map(in_epoch);
         let (top_key, log_key) = (&*server.top_key, &*server.log_key);
-        let to = Receiver { top_key, log_key, known, untold, is_of_cluster };
+        let slots = is_of_cluster.then(|| server.slots.to_string());
+        let to = Receiver { top_key, log_key, known, untold, slots };
         let caller = Caller {
             settings: &self.settings,
             keys: &self.keys,

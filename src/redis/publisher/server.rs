@@ -6,6 +6,7 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{AsyncCommands, RedisError, RedisResult};
 
 use super::refusal::{Refusal, of_connecting};
+use super::unsettled::own_slots;
 use crate::event::{EventId, StreamId};
 use crate::redis::connect::Connected;
 use crate::redis::endpoint::Endpoint;
@@ -83,13 +84,14 @@ impl Server {
         Self::with(None, SlotSet::default(), 0, (keys.top(relay), keys.log()))
     }
 
-    /// A server of a cluster. Its own keys are in the lowest of its slots.
+    /// A server of a cluster. Its own keys are in the highest of its slots, because slots move from the lowest
+    /// one on.
     pub(super) fn of_cluster(keys: &Keys, relay: &str, endpoint: Endpoint, slots: SlotSet) -> Self {
-        let slot = slots.lowest().unwrap_or_default();
+        let slot = slots.highest().unwrap_or_default();
         Self::at_slot(keys, relay, endpoint, slots, slot)
     }
 
-    /// Slots that are set apart. Their keys are in the second lowest of the server's other slots.
+    /// Slots that are set apart. Their own keys are in the second highest of the server's other slots.
     pub(super) fn apart(
         keys: &Keys,
         relay: &str,
@@ -97,18 +99,19 @@ impl Server {
         slots: SlotSet,
         settled: &SlotSet,
     ) -> Self {
-        let slot = settled.iter().nth(1).unwrap_or_default();
+        let slot = own_slots(settled).map_or(0, |[_, second]| second);
         let mut server = Self::at_slot(keys, relay, endpoint, slots, slot);
         server.is_apart = true;
         server.leave_behind("half moved".to_owned());
         server
     }
 
-    /// Slots that no server has. They have no top: with their server, their events are gone too.
+    /// Slots that no server has. They have no top: the server that gets them may have nothing of them.
     pub(super) fn none(slots: SlotSet) -> Self {
+        let reason = format!("no server of the cluster has the slots {slots}");
         let mut server = Self::with(None, slots, 0, Default::default());
         server.is_apart = true;
-        server.leave_behind("no server of the cluster has these slots".to_owned());
+        server.leave_behind(reason);
         server
     }
 
@@ -169,7 +172,7 @@ impl Server {
     /// Its name in messages.
     pub(super) fn name(&self) -> String {
         match &self.endpoint {
-            None if self.is_apart => format!("no server of Redis (slots {})", self.slots),
+            None if self.is_apart => format!("the server of the slots {} (none has them)", self.slots),
             None => "Redis".to_owned(),
             Some(endpoint) if self.is_apart => format!("Redis at {endpoint} (half moved: {})", self.slots),
             Some(endpoint) => format!("Redis at {endpoint}"),
@@ -263,12 +266,12 @@ impl Server {
         read.await.map_err(Refusal::retry)
     }
 
-    /// Those of its slots of which it takes any key. In the middle of a move it refuses a key that it does not
-    /// have.
-    pub(super) async fn settled_slots(&mut self, settings: &Settings, keys: &Keys, relay: &str) -> Vec<u16> {
+    /// Its slots that are not in the middle of a move. There it refuses a key that it does not have: this asks
+    /// for one that nobody writes.
+    pub(super) async fn settled_slots(&mut self, settings: &Settings, keys: &Keys) -> Vec<u16> {
         let mut asking = ::redis::pipe();
         for slot in self.slots.iter() {
-            asking.hget(keys.top_at(relay, &tag_of(slot)), "id");
+            asking.hget(keys.nothing_at(&tag_of(slot)), "id");
         }
         let asked = self.on_connection(settings, async |connected| {
             asking

@@ -1,20 +1,24 @@
-//! Slots in the middle of a move that does not end, as `redis-cli --cluster reshard` leaves one that was stopped.
+//! Slots in the middle of a move that does not end, as `redis-cli --cluster reshard` leaves one that was
+//! stopped.
 //!
-//! By the map a server still has such a slot, and it refuses the slot's keys that are at the next server already,
-//! or were never there. The slots of one server that are refused for long are set apart: they count as a server
-//! of their own, which is away until they are settled. So all other topics flow on.
+//! By the map a server still has such a slot, and it refuses the slot's keys that are at the next server
+//! already, or were never there. The slots of one server that are refused for long are set apart: they count
+//! as a server of their own, which is away until they are settled. So all other topics flow on. Slots that no
+//! server has count as a server of their own, too.
 //!
-//! Slots that no server has count as a server of their own too.
-//!
-//! The top of a server that stands for half moved slots says up to which number its slots lack nothing. It is kept at the real server, in one
-//! of its other slots, so that the next leader finds it too.
+//! The top of half moved slots says up to which number they lack nothing. It is kept at the server that has
+//! them by the map, in another slot, so that the next leader finds it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
+use tokio::time::timeout;
+
 use super::Publisher;
+use super::fleet::TRY_LIMIT;
 use super::server::Server;
-use crate::event::{StreamId, Topic};
+use crate::event::Topic;
 use crate::redis::endpoint::Endpoint;
 use crate::redis::reply_codes;
 use crate::redis::slot_map::SlotMap;
@@ -26,9 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Refusals that are further apart from each other are of two moves.
 const ONE_MOVE: Duration = Duration::from_secs(5);
 
-/// The first and the last refusal of a slot.
-#[derive(Debug, Clone, Copy)]
+/// The first and the last refusal of a slot by one server.
+#[derive(Debug)]
 struct Refused {
+    server: Endpoint,
     since: Instant,
     last: Instant,
 }
@@ -43,10 +48,11 @@ pub(super) struct Unsettled {
 
 impl Unsettled {
     /// Notes a refusal. Returns whether the slot has been refused for long.
-    fn refused(&mut self, slot: u16, now: Instant) -> bool {
-        let refused = self.refused.entry(slot).or_insert(Refused { since: now, last: now });
-        if now.duration_since(refused.last) > ONE_MOVE {
-            refused.since = now;
+    fn refused(&mut self, slot: u16, server: &Endpoint, now: Instant) -> bool {
+        let fresh = || Refused { server: server.clone(), since: now, last: now };
+        let refused = self.refused.entry(slot).or_insert_with(fresh);
+        if refused.server != *server || now.duration_since(refused.last) > ONE_MOVE {
+            *refused = fresh();
         }
         refused.last = now;
         now.duration_since(refused.since) >= PATIENCE
@@ -54,16 +60,20 @@ impl Unsettled {
 
     /// Forgets slots that have another server by now.
     pub(super) fn follow(&mut self, map: &SlotMap) {
-        self.refused.clear();
         self.apart.retain(|slot, server| map.primary_of_slot(*slot) == Some(&*server));
     }
 
-    /// The slots of a server without those that are set apart, and these.
-    pub(super) fn divide(&self, server: &Endpoint, slots: &SlotSet) -> (SlotSet, SlotSet) {
+    /// The slots of a server without those that are set apart, and these. None is set apart of a server that
+    /// would have too few others.
+    pub(super) fn divide(&mut self, server: &Endpoint, slots: &SlotSet) -> (SlotSet, SlotSet) {
         let (mut settled, mut apart) = (SlotSet::default(), SlotSet::default());
         for slot in slots.iter() {
             let part = if self.apart.get(&slot) == Some(server) { &mut apart } else { &mut settled };
             part.push(slot);
+        }
+        if own_slots(&settled).is_none() {
+            self.apart.retain(|_, of| of != server);
+            return (slots.clone(), SlotSet::default());
         }
         (settled, apart)
     }
@@ -83,8 +93,10 @@ impl Publisher {
             .or_else(|| self.servers.iter().position(|server| server.is_apart && server.slots.contains(slot)))
     }
 
-    /// Heeds a failure that is about one slot of a server: sets the slot apart if it has been refused for long.
-    /// Returns whether it is such a failure. It says nothing about the server then.
+    /// Heeds a failure that is about one slot of a server: sets the slot apart if it has been refused for
+    /// long. Returns whether it is such a failure. Such a failure does not count as one of the server.
+    ///
+    /// A slot with the server's own keys cannot be set apart from it: then the whole server is left behind.
     pub(super) fn heed_slot(&mut self, server: usize, topic: Option<&Topic>, error: &PublishError) -> bool {
         let PublishError::Retry { failure, reason } = error else { return false };
         let (Some(map), true) = (self.map.clone(), reply_codes::is_class_of_slots(failure.class)) else {
@@ -94,18 +106,27 @@ impl Publisher {
             return false;
         };
         let Some(endpoint) = self.servers[server].endpoint.clone() else { return false };
-        // The server's own top, and that of the slot.
-        if self.servers[server].is_apart || self.servers[server].slots.iter().nth(2).is_none() {
+        if self.servers[server].is_apart {
             return false;
         }
         self.settings.topology.doubt();
-        if self.unsettled.refused(slot, Instant::now()) && map.primary_of_slot(slot) == Some(&endpoint) {
-            tracing::error!(
-                slot, server = %endpoint, %error,
-                "a slot of the cluster is half moved: its topics wait until the move has ended"
-            );
+        if !self.unsettled.refused(slot, &endpoint, Instant::now())
+            || map.primary_of_slot(slot) != Some(&endpoint)
+        {
+            return true;
+        }
+        tracing::error!(
+            slot, server = %endpoint, %error,
+            "a slot of the cluster is half moved: its topics wait until the move has ended"
+        );
+        if own_slots(&self.servers[server].slots).is_some_and(|own| !own.contains(&slot)) {
             self.unsettled.apart.insert(slot, endpoint);
             self.regroup(map);
+        } else {
+            let server = &mut self.servers[server];
+            server.untold = server.untold.or(server.reached);
+            server.leave_behind(error.to_string());
+            self.tell();
         }
         true
     }
@@ -113,14 +134,15 @@ impl Publisher {
     /// Looks whether slots that are set apart are settled, from time to time.
     pub(super) async fn try_apart(&mut self) {
         let Some(map) = self.map.clone() else { return };
-        let (settings, keys, relay) = (&self.settings, &self.keys, &self.relay);
-        let mut settled = Vec::new();
-        for server in &mut self.servers {
-            if !server.is_apart || server.endpoint.is_none() || !server.is_due() {
-                continue;
-            }
-            settled.extend(server.settled_slots(settings, keys, relay).await);
-        }
+        let (settings, keys) = (&self.settings, &self.keys);
+        let is_due = |it: &mut Server| it.is_apart && it.endpoint.is_some() && it.is_due();
+        let due = self.servers.iter_mut().filter_map(|server| is_due(server).then_some(server));
+        let trying = due.map(async |server| {
+            let looking = server.settled_slots(settings, keys);
+            // A server that does not answer in time says nothing.
+            timeout(TRY_LIMIT, looking).await.unwrap_or_default()
+        });
+        let settled = join_all(trying).await.concat();
         if !settled.is_empty() {
             self.unsettled.apart.retain(|slot, _| !settled.contains(slot));
             self.regroup(map);
@@ -130,16 +152,23 @@ impl Publisher {
     /// Hands what is known of the slots of a server that is set apart, or was, to the servers that have them now.
     pub(super) fn hand_on(&mut self, before: &[Server]) {
         for old in before {
-            let untold = old.untold.or(old.reached).or(Some(StreamId::new(1, 0)));
+            let untold = old.untold.or(old.reached);
             for server in &mut self.servers {
-                let is_of_old = old.slots.iter().any(|slot| server.slots.contains(slot));
-                if (old.is_apart || server.is_apart) && is_of_old {
+                let lacks = old.is_apart || old.is_behind || server.is_apart;
+                if lacks && old.slots.iter().any(|slot| server.slots.contains(slot)) {
                     server.is_behind = true;
                     server.untold = server.untold.into_iter().chain(untold).min();
                 }
             }
         }
     }
+}
+
+/// The slots in which a server keeps its own top and that of the slots that are set apart from it; `None` if it
+/// has too few.
+pub(super) fn own_slots(slots: &SlotSet) -> Option<[u16; 2]> {
+    let mut from_the_highest = slots.iter().rev();
+    Some([from_the_highest.next()?, from_the_highest.next()?])
 }
 
 /// The slot that a reply names, as in `ASK 2138 127.0.0.1:7001`.
@@ -155,10 +184,12 @@ mod tests {
     #[test]
     fn a_slot_is_refused_for_long_when_it_is_refused_again_and_again() {
         let (mut unsettled, begun) = (Unsettled::default(), Instant::now());
-        let mut refused = |ms| unsettled.refused(7, begun + Duration::from_millis(ms));
+        let [here, there] = ["a", "b"].map(|host| Endpoint { host: host.to_owned(), port: 1 });
+        let mut refused = |ms| unsettled.refused(7, &here, begun + Duration::from_millis(ms));
         assert_eq!([0, 400, 999, 1000].map(&mut refused), [false, false, false, true]);
         assert!(!refused(6001), "another move");
         assert!(refused(7001));
+        assert!(!unsettled.refused(7, &there, begun + Duration::from_millis(7002)), "by another server");
     }
 
     #[test]

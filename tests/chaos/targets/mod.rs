@@ -291,8 +291,25 @@ pub(crate) async fn run(target: Target, seed: u64, length: Duration, verbose: bo
     let report = Report { target, seed, faults, events, redis, clients: of_clients, resets };
     if !report.is_clean() {
         world.print_logs();
+        for (at, client) in clients.iter().enumerate() {
+            print_wrong(&format!("client {} of topic {}", at % 2, at / 2), &client.so_far());
+        }
     }
     report
+}
+
+/// Prints the resets and the steps that are none to the next number, each with the id before it.
+fn print_wrong(name: &str, events: &[Event]) {
+    let mut before: Option<&Event> = None;
+    for event in events {
+        let number = |event: &Event| number_of(event).flatten();
+        let follows = before.is_none_or(|before| number(event) == number(before).map(|number| number + 1));
+        if event.event == "reset" || !follows {
+            let shown = before.map(|before| (&before.id, &before.data));
+            eprintln!("{name}: {} {:?} {} behind {shown:?}", event.event, event.id, event.data);
+        }
+        before = Some(event);
+    }
 }
 
 /// Waits until each client has every event, or the time is up. Returns the resets and the differences.
