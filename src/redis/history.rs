@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ::redis::streams::{StreamId as RawEntry, StreamRangeReply};
-use ::redis::{AsyncCommands, Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind};
+use ::redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind};
 
 use futures_util::future::join_all;
 
@@ -14,10 +14,10 @@ use super::continuity::{Absence, Link, Loss, Prev};
 use super::endpoint::Endpoint;
 use super::error_text::error_text;
 use super::keys::Keys;
-use super::links::{Lent, Links};
+use super::links::Links;
 use super::reply_codes;
 use super::settings::Settings;
-use super::slots::tag_of;
+use super::slots::{SlotSet, tag_of};
 use crate::event::{EventId, EventType, LogId, StreamId, Topic};
 
 /// By how much the key `…:begun` outlives the history, in milliseconds, as `publish.lua` sets it. With more
@@ -261,7 +261,7 @@ impl History {
             return Ok(None);
         }
         // Read last: a loss that comes meanwhile is one doubt more, and never one less.
-        let lost_ms = self.loss_at(&mut lent, &history).await?.map(|loss| loss.at_ms);
+        let lost_ms = self.loss_at(&history).await?.map(|loss| loss.at_ms);
         let has_expired = (0..=BEGUN_OUTLIVES_MS).contains(&begun_left);
         Ok(Some(Absence { has_vanished: begun_left != NO_KEY && !has_expired, has_expired, lost_ms }))
     }
@@ -274,12 +274,11 @@ impl History {
     /// does not answer in time.
     pub async fn log(&self) -> Result<Option<LogId>, ReadError> {
         let Some(map) = self.links.map().await? else {
-            return self.log_at(None, &self.keys.log()).await;
+            return self.log_at(&self.keys.log()).await;
         };
         let mut answer = Ok(None);
-        for (primary, slots) in map.slots() {
-            let key = self.keys.log_at(&tag_of(slots.highest().unwrap_or_default()));
-            match self.log_at(Some(primary.clone()), &key).await {
+        for slots in map.slots().into_values() {
+            match self.log_at(&self.log_key(&slots)).await {
                 Ok(Some(log)) => return Ok(Some(log)),
                 Ok(None) => {}
                 Err(error) => answer = Err(error),
@@ -288,10 +287,14 @@ impl History {
         answer
     }
 
-    async fn log_at(&self, server: Option<Endpoint>, key: &str) -> Result<Option<LogId>, ReadError> {
-        let mut lent = self.links.at(server).await?;
-        let answer: RedisResult<Option<String>> = lent.connection.hget(key, "log").await;
-        Ok(lent.checked(answer)?.and_then(|log| log.parse().ok()))
+    async fn log_at(&self, key: &str) -> Result<Option<LogId>, ReadError> {
+        let log: Option<String> = self.ask(key, Cmd::hget(key, "log")).await?;
+        Ok(log.and_then(|log| log.parse().ok()))
+    }
+
+    /// The key with the owner of a server of a cluster that has these slots.
+    fn log_key(&self, slots: &SlotSet) -> String {
+        self.keys.log_at(&tag_of(slots.highest().unwrap_or_default()))
     }
 
     /// Returns the newest loss that repairs have recorded, if there is one.
@@ -301,19 +304,12 @@ impl History {
     /// does not answer in time.
     pub async fn loss(&self) -> Result<Option<Loss>, ReadError> {
         let Some(map) = self.links.map().await? else {
-            let key = self.keys.log();
-            let mut lent = self.links.at(None).await?;
-            return self.loss_in(&mut lent, &key).await;
+            return self.loss_in(&self.keys.log()).await;
         };
         let mut newest: Option<Loss> = None;
         let mut answer = Ok(());
-        for (primary, slots) in map.slots() {
-            let key = self.keys.log_at(&tag_of(slots.highest().unwrap_or_default()));
-            let found = match self.links.at(Some(primary.clone())).await {
-                Ok(mut lent) => self.loss_in(&mut lent, &key).await,
-                Err(error) => Err(error.into()),
-            };
-            match found {
+        for slots in map.slots().into_values() {
+            match self.loss_in(&self.log_key(&slots)).await {
                 Ok(found) => newest = newest.max(found),
                 // The servers that answer are heard all the same.
                 Err(error) => answer = Err(error),
@@ -323,21 +319,20 @@ impl History {
     }
 
     /// The loss that is recorded at the server of this history.
-    async fn loss_at(&self, lent: &mut Lent<'_>, history: &str) -> Result<Option<Loss>, ReadError> {
+    async fn loss_at(&self, history: &str) -> Result<Option<Loss>, ReadError> {
         let key = match self.links.map().await? {
             None => self.keys.log(),
             Some(map) => {
                 let slots = map.primary_of(history).and_then(|primary| map.slots().remove(primary));
-                self.keys.log_at(&tag_of(slots.and_then(|slots| slots.highest()).unwrap_or_default()))
+                self.log_key(&slots.unwrap_or_default())
             }
         };
-        self.loss_in(lent, &key).await
+        self.loss_in(&key).await
     }
 
-    async fn loss_in(&self, lent: &mut Lent<'_>, key: &str) -> Result<Option<Loss>, ReadError> {
-        let answer: RedisResult<(Option<String>, Option<String>)> =
-            lent.connection.hmget(key, &["lost", "lost_at"]).await;
-        let (through, at) = lent.checked(answer)?;
+    async fn loss_in(&self, key: &str) -> Result<Option<Loss>, ReadError> {
+        let (through, at): (Option<String>, Option<String>) =
+            self.ask(key, Cmd::hmget(key, &["lost", "lost_at"])).await?;
         let through = through.and_then(|through| through.parse().ok());
         // As in the script, a loss without a time that can be read is a new one.
         let at_ms = at.and_then(|at| at.parse().ok()).unwrap_or(i64::MAX.cast_unsigned());

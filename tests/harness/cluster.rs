@@ -194,6 +194,23 @@ impl Cluster {
         unreachable!("each server has slots")
     }
 
+    /// A topic with this prefix in this slot.
+    pub(crate) async fn topic_in(&self, prefix: &str, slot: u16) -> Topic {
+        let mut connection = self.connect_to(0).await.expect("a connection");
+        for first in (0..).step_by(1000) {
+            let topics: Vec<String> = (first..first + 1000).map(|n| format!("{prefix}{n}")).collect();
+            let mut asking = redis::pipe();
+            for topic in &topics {
+                asking.cmd("CLUSTER").arg("KEYSLOT").arg(topic);
+            }
+            let slots: Vec<u16> = asking.query_async(&mut connection).await.expect("slots");
+            if let Some(at) = slots.iter().position(|of| *of == slot) {
+                return Topic::new(&topics[at]).expect("a topic");
+            }
+        }
+        unreachable!("each slot has topics")
+    }
+
     /// Waits until the replica of this server has taken its place, in the view of the other servers.
     pub(crate) async fn wait_for_failover_of(&self, at: usize) -> usize {
         let slot = u16::try_from(at % PRIMARIES * SLOTS / PRIMARIES).expect("a slot");

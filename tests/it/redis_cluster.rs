@@ -399,6 +399,28 @@ async fn while_the_highest_slot_of_a_server_stays_half_moved_the_topics_of_the_o
     Ok(())
 }
 
+/// The server's own keys can be read all the while.
+#[tokio::test]
+async fn while_a_slot_with_keys_of_the_relay_stays_half_moved_the_topics_of_the_others_flow_on() -> TestResult
+{
+    let mut stage = Stage::new(Cluster::start().await).await;
+    let second_highest = stage.cluster.topic_in(stage.system.redis.topic("").as_str(), 5459).await;
+    stage.topics.push(second_highest.clone());
+    let mut load = stage.load().await;
+    let clients = &load.clients;
+    stage.cluster.move_keys(&second_highest, 0, 1).await;
+    stage.wait_until_one_is_behind().await;
+    stage.wait_for_more(&clients[2..6], 200).await;
+    stage.cluster.finish_move(&second_highest, 0, 1).await;
+    stage.wait_for_more(clients, 50).await;
+    stage.end(&mut load).await?;
+    let parked: i64 = sqlx::query_scalar("select count(*) from outbox.parked")
+        .fetch_one(&mut stage.system.database.connect().await)
+        .await?;
+    assert_eq!(parked, 0, "nothing was an event's fault");
+    Ok(())
+}
+
 /// A leader that was frozen may have divided the slots in another way.
 #[tokio::test]
 async fn a_top_that_speaks_for_other_slots_is_written_anew_before_anything_is_published() -> TestResult {

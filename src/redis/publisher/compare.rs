@@ -89,6 +89,7 @@ impl Publisher {
         let found = join_all(looking).await;
         for (at, owned) in found.iter().enumerate() {
             if let Err(error) = owned
+                && self.servers[at].away.is_none()
                 && self.heed_slot(at, None, error)
                 // A server that is left behind is away from here on.
                 && self.servers.get(at).is_none_or(|server| server.away.is_none())
@@ -107,7 +108,8 @@ impl Publisher {
             is_written_down &= owned.slots.as_deref() == Some(server.slots.to_string().as_str());
         }
         self.note_answers(&found);
-        let reach = if is_written_down { self.reach_of(&found)? } else { self.write_slots_down().await? };
+        let reach =
+            if is_written_down { self.reach_of(&found)? } else { self.write_slots_down(&found).await? };
         Ok(self.note_reach(reach))
     }
 
@@ -146,7 +148,7 @@ impl Publisher {
     fn note_answers(&mut self, found: &[Result<Owned, PublishError>]) {
         for (server, owned) in self.servers.iter_mut().zip(found) {
             match owned {
-                Ok(_) if server.is_apart => {}
+                Ok(_) if server.is_held() => {}
                 Ok(_) => server.away = None,
                 Err(error) => {
                     self.settings.topology.doubt();
@@ -158,7 +160,10 @@ impl Publisher {
 
     /// Reads the tops in all slots, writes a new one at each server with the slots that it has now, and
     /// removes those that are left over.
-    async fn write_slots_down(&mut self) -> Result<Vec<Reach>, PublishError> {
+    async fn write_slots_down(
+        &mut self,
+        answers: &[Result<Owned, PublishError>],
+    ) -> Result<Vec<Reach>, PublishError> {
         // Where the tops are, and were.
         let with_top = self.servers.iter().filter(|server| server.endpoint.is_some());
         let now: BTreeSet<u16> = with_top.map(|server| server.top_slot).collect();
@@ -176,8 +181,8 @@ impl Publisher {
         let lost = found.iter().flatten().filter_map(|(_, _, lost)| *lost).max();
         let reach = reaches(&tops, self.servers.iter().map(|server| &server.slots));
         // First those of slots that are set apart: until then, the top of their server speaks for them.
-        for (server, reach) in self.servers.iter_mut().zip(&reach) {
-            if server.is_apart && server.endpoint.is_some() {
+        for ((server, reach), answer) in self.servers.iter_mut().zip(&reach).zip(answers) {
+            if server.is_apart && answer.is_ok() {
                 write_top(server, settings, reach, lost.as_ref(), &[]).await?;
             }
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use tokio::time::timeout;
 
 use super::refusal::of_connecting;
 use super::server::Server;
@@ -96,11 +97,17 @@ impl Publisher {
     /// Tries the servers that are away, from time to time.
     async fn try_away(&mut self) {
         let settings = &self.settings;
+        let keys = &self.keys;
         let is_due = |server: &mut Server| !server.is_apart && server.is_due();
         let due = self.servers.iter_mut().filter_map(|server| is_due(server).then_some(server));
         let trying = due.map(async |server| {
-            let pinging = server.ping(settings);
-            let is_back = matches!(tokio::time::timeout(TRY_LIMIT, pinging).await, Ok(Ok(())));
+            let asking = async {
+                match server.is_held() {
+                    true => !server.settled_slots(settings, keys).await.is_empty(),
+                    false => server.ping(settings).await.is_ok(),
+                }
+            };
+            let is_back = timeout(TRY_LIMIT, asking).await.unwrap_or(false);
             if is_back {
                 (server.away, server.failing_since) = (None, None);
             }
@@ -159,10 +166,10 @@ impl Publisher {
 
     /// Notes if a server that was left behind has all that it lacked.
     pub(super) fn note_if_whole(&mut self, server: usize) {
+        // A lead begins without a batch that has been published whole.
+        let newest = self.servers.iter().filter_map(|server| server.reached).max().max(self.passed);
         let server = &mut self.servers[server];
-        // Before a batch has been published whole, nothing says how much it lacks.
-        let has_all = self.passed.is_some() && server.reached >= self.passed;
-        if server.is_behind && server.away.is_none() && has_all {
+        if server.is_behind && server.away.is_none() && server.reached >= newest {
             (server.is_behind, server.untold) = (false, None);
             tracing::warn!(server = server.name(), "a server of the cluster has what it lacked");
             self.tell();

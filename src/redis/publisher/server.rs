@@ -66,6 +66,8 @@ pub(super) struct Away {
     pub(super) reason: String,
     /// When it was last tried.
     pub(super) tried_at: Instant,
+    /// One of the slots with its own keys is half moved: it answers, and cannot take everything.
+    pub(super) half_moved: Option<u16>,
 }
 
 /// The facts that a server's own keys hold.
@@ -149,10 +151,11 @@ impl Server {
 
     /// Takes over what is known of the same server from before the slots moved.
     pub(super) fn follow(&mut self, before: Self) {
-        if self.endpoint == before.endpoint {
+        if self.endpoint.is_some() && self.endpoint == before.endpoint {
             self.connection = before.connection;
             self.has_script = before.has_script;
-            self.away = before.away;
+            let has_slot = |away: &Away| away.half_moved.is_none_or(|slot| self.slots.contains(slot));
+            self.away = before.away.filter(has_slot);
         }
         if self.top_key == before.top_key {
             self.untold = self.untold.into_iter().chain(before.untold).min();
@@ -266,12 +269,14 @@ impl Server {
         read.await.map_err(Refusal::retry)
     }
 
-    /// Its slots that are not in the middle of a move. There it refuses a key that it does not have: this asks
-    /// for one that nobody writes.
+    /// Those of its slots, or the one that it is away for, that are not in the middle of a move. There it
+    /// refuses a key that it does not have: this asks for one that nobody writes.
     pub(super) async fn settled_slots(&mut self, settings: &Settings, keys: &Keys) -> Vec<u16> {
+        let half_moved = self.away.as_ref().and_then(|away| away.half_moved);
+        let slots: Vec<u16> = half_moved.map_or_else(|| self.slots.iter().collect(), |slot| vec![slot]);
         let mut asking = ::redis::pipe();
-        for slot in self.slots.iter() {
-            asking.hget(keys.nothing_at(&tag_of(slot)), "id");
+        for slot in &slots {
+            asking.hget(keys.nothing_at(&tag_of(*slot)), "id");
         }
         let asked = self.on_connection(settings, async |connected| {
             asking
@@ -281,7 +286,7 @@ impl Server {
         });
         // A server that does not answer says nothing.
         let answers = asked.await.unwrap_or_default();
-        self.slots.iter().zip(answers).filter(|(_, answer)| answer.is_ok()).map(|(slot, _)| slot).collect()
+        slots.into_iter().zip(answers).filter(|(_, answer)| answer.is_ok()).map(|(slot, _)| slot).collect()
     }
 
     /// Checks that it answers.
@@ -314,8 +319,21 @@ impl Server {
     /// Leaves the server behind: nothing is sent to it until it answers again, and then it is given what it
     /// lacks.
     pub(super) fn leave_behind(&mut self, reason: String) {
-        self.away = Some(Away { reason, tried_at: Instant::now() });
+        let half_moved = self.away.as_ref().and_then(|away| away.half_moved);
+        self.away = Some(Away { reason, tried_at: Instant::now(), half_moved });
+        self.untold = self.untold.or(self.reached);
         (self.is_behind, self.is_in_step) = (true, false);
+    }
+
+    /// Leaves the server behind until this slot is settled.
+    pub(super) fn leave_behind_for(&mut self, slot: u16, reason: String) {
+        self.leave_behind(reason);
+        self.away.iter_mut().for_each(|away| away.half_moved = Some(slot));
+    }
+
+    /// Whether it answers, but is not to be used.
+    pub(super) fn is_held(&self) -> bool {
+        self.is_apart || self.away.as_ref().is_some_and(|away| away.half_moved.is_some())
     }
 
     /// Whether it has failed for this long.

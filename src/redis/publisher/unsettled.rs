@@ -123,9 +123,9 @@ impl Publisher {
             self.unsettled.apart.insert(slot, endpoint);
             self.regroup(map);
         } else {
-            let server = &mut self.servers[server];
-            server.untold = server.untold.or(server.reached);
-            server.leave_behind(error.to_string());
+            self.servers[server].leave_behind_for(slot, error.to_string());
+            // The batch is published anew, without this server.
+            self.is_compared = false;
             self.tell();
         }
         true
