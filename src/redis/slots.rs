@@ -70,6 +70,12 @@ impl SlotSet {
         self.0.is_empty()
     }
 
+    /// The highest slot and the one below it; `None` if there are fewer.
+    pub(super) fn two_highest(&self) -> Option<[u16; 2]> {
+        let mut from_the_highest = self.iter().rev();
+        Some([from_the_highest.next()?, from_the_highest.next()?])
+    }
+
     pub(super) fn highest(&self) -> Option<u16> {
         self.0.last().map(|(_, last)| *last)
     }

@@ -123,7 +123,7 @@ impl Failures {
 
 /// Why the log is not rotated at the begin of a lead (see [`rotation_task::run`]). Over in a moment, unless the
 /// relay is paused or the sink does not answer.
-const WAITS_FOR_COMPARISON: &str = "it is not known yet whether Redis has everything up to the position";
+const WAITS_FOR_COMPARISON: &str = "Redis has not been compared with the position yet";
 
 /// The loop's inputs and state.
 struct Relay<'a, S> {

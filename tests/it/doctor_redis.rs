@@ -25,7 +25,7 @@ async fn each_right_that_the_publishing_script_needs_is_tried_and_nothing_is_lef
     let printed = stdout(&printed);
     let printed = printed.trim_end().strip_prefix("ACL SETUSER relay ").ok_or("no rights of the relay")?;
     let commands =
-        ["time", "hmget", "hget", "hset", "xrevrange", "xrange", "pttl", "xadd", "set", "expire", "publish"];
+        ["time", "hmget", "hset", "xrevrange", "xrange", "pttl", "xadd", "set", "expire", "publish"];
     let without = commands.map(|command| format!("-{command}"));
     let nothing = ["", "resetkeys", "resetchannels"].map(str::to_owned);
     for rule in nothing.into_iter().chain(without) {

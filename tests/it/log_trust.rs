@@ -443,10 +443,8 @@ async fn a_row_that_is_no_text_is_parked_by_name_and_the_rest_flows_on() -> Test
     wait_until_parked(&mut admin, 2).await;
     line.wait_until_whole().await;
     line.relay.wait_for_log("a row that cannot be read is parked").await;
-    let held: Vec<(String, bool)> =
-        sqlx::query_as("select topic, may_have_arrived from outbox.parked order by seq")
-            .fetch_all(&mut admin)
-            .await?;
+    let of_both = "select topic, may_have_arrived from outbox.parked order by seq";
+    let held: Vec<(String, bool)> = sqlx::query_as(of_both).fetch_all(&mut admin).await?;
     let expected = [(broken.to_string(), true), (broken.to_string(), false)];
     assert_eq!(held, expected, "the one behind it waits");
     // A release is refused again, and the other topics flow on.

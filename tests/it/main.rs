@@ -16,6 +16,7 @@ mod rotation_rules;
 mod sql_against_schema;
 mod status_cost;
 
+mod cluster_stage;
 mod crash_points;
 mod faulty_sink;
 mod history_proof;
@@ -28,6 +29,7 @@ mod postgres_tls;
 mod rebase;
 mod redis_addresses;
 mod redis_cluster;
+mod redis_cluster_slots;
 mod redis_rights;
 mod redis_sentinels;
 mod relay_arrivals;

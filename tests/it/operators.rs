@@ -84,11 +84,7 @@ async fn a_paused_relay_delivers_nothing_says_so_everywhere_and_stays_paused_ove
     let status = json(&system, &["status"]).await;
     assert_eq!(status["relays"][0]["paused"]["reason"], "a move", "{status}");
     assert!(does(&system, &["relay", "list"]).await.contains("PAUSED"));
-    wait_for_rotation(
-        &system,
-        "BLOCKED: it is not known yet whether Redis has everything up to the position",
-    )
-    .await;
+    wait_for_rotation(&system, "BLOCKED: Redis has not been compared with the position yet").await;
     does(&system, &["resume", "--reason", "moved"]).await;
     wait_until_green(&relay).await;
     wait_for_rotation(&system, "not blocked").await;

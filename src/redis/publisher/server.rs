@@ -6,7 +6,6 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{AsyncCommands, RedisError, RedisResult};
 
 use super::refusal::{Refusal, of_connecting};
-use super::unsettled::own_slots;
 use crate::event::{EventId, StreamId};
 use crate::redis::connect::Connected;
 use crate::redis::endpoint::Endpoint;
@@ -101,7 +100,7 @@ impl Server {
         slots: SlotSet,
         settled: &SlotSet,
     ) -> Self {
-        let slot = own_slots(settled).map_or(0, |[_, second]| second);
+        let slot = settled.two_highest().map_or(0, |[_, second]| second);
         let mut server = Self::at_slot(keys, relay, endpoint, slots, slot);
         server.is_apart = true;
         server.leave_behind("half moved".to_owned());

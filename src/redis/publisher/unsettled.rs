@@ -71,7 +71,7 @@ impl Unsettled {
             let part = if self.apart.get(&slot) == Some(server) { &mut apart } else { &mut settled };
             part.push(slot);
         }
-        if own_slots(&settled).is_none() {
+        if settled.two_highest().is_none() {
             self.apart.retain(|_, of| of != server);
             return (slots.clone(), SlotSet::default());
         }
@@ -119,7 +119,9 @@ impl Publisher {
             slot, server = %endpoint, %error,
             "a slot of the cluster is half moved: its topics wait until the move has ended"
         );
-        if own_slots(&self.servers[server].slots).is_some_and(|own| !own.contains(&slot)) {
+        // The slots of the server's own top, and of that of the slots that are set apart.
+        let own = self.servers[server].slots.two_highest();
+        if own.is_some_and(|own| !own.contains(&slot)) {
             self.unsettled.apart.insert(slot, endpoint);
             self.regroup(map);
         } else {
@@ -162,13 +164,6 @@ impl Publisher {
             }
         }
     }
-}
-
-/// The slots in which a server keeps its own top and that of the slots that are set apart from it; `None` if it
-/// has too few.
-pub(super) fn own_slots(slots: &SlotSet) -> Option<[u16; 2]> {
-    let mut from_the_highest = slots.iter().rev();
-    Some([from_the_highest.next()?, from_the_highest.next()?])
 }
 
 /// The slot that a reply names, as in `ASK 2138 127.0.0.1:7001`.
