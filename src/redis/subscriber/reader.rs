@@ -82,15 +82,14 @@ mod tests {
         let topic = crate::event::Topic::new("t").expect("a topic");
         let mut classifier = Classifier { keys: keys.clone(), is_of_cluster, twin: None };
         let channel = |name: &str| if name == "live" { keys.live(&topic) } else { keys.public(&topic) };
-        let mut kind =
-            |(name, text): &(&str, &str)| match classifier.classify(&channel(name), text.as_bytes()) {
-                None => "dropped",
-                Some(PubSubMessage::Envelope { .. }) => "envelope",
-                Some(PubSubMessage::Foreign { .. }) => "foreign",
-                Some(PubSubMessage::Bare { .. }) => "bare",
-                Some(_) => "another",
-            };
-        messages.iter().map(|message| kind(message)).collect()
+        let kind = |(name, text): &(&str, &str)| match classifier.classify(&channel(name), text.as_bytes()) {
+            None => "dropped",
+            Some(PubSubMessage::Envelope { .. }) => "envelope",
+            Some(PubSubMessage::Foreign { .. }) => "foreign",
+            Some(PubSubMessage::Bare { .. }) => "bare",
+            Some(_) => "another",
+        };
+        messages.iter().map(kind).collect()
     }
 
     #[test]
