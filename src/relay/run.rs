@@ -121,8 +121,8 @@ impl Failures {
     }
 }
 
-/// Why the log is not rotated at the begin of a lead (see [`rotation_task::run`]). Over in a moment, unless the
-/// relay is paused or the sink does not answer.
+/// Why the log is not rotated while a lead begins paused, or without an answer of the sink (see
+/// [`rotation_task::run`]).
 const WAITS_FOR_COMPARISON: &str = "Redis has not been compared with the position yet";
 
 /// The loop's inputs and state.
@@ -171,7 +171,6 @@ impl<S: Sink> Relay<'_, S> {
         self.metrics.leading.set(1);
         self.metrics.leads_taken.inc();
         self.waiting_rotation = Some(session);
-        self.rotation_blocked(Some(WAITS_FOR_COMPARISON));
         self.compared = None;
         self.pause_looked = None;
         self.sink.begin_lead(step.log());
@@ -227,6 +226,7 @@ impl<S: Sink> Relay<'_, S> {
         while !self.shutdown.is_cancelled() {
             self.state.progressed();
             if self.is_paused(step).await? {
+                self.say_that_rotation_waits();
                 self.wait(bell, &pace).await;
                 continue;
             }
@@ -280,6 +280,7 @@ impl<S: Sink> Relay<'_, S> {
                 }
                 // The next connection may reach another server, or this one without its last writes.
                 self.compared = None;
+                self.say_that_rotation_waits();
                 let wait = failures.backoff.next_wait();
                 self.say(&error, wait);
                 self.back_off(step, wait).await
@@ -359,6 +360,13 @@ impl<S: Sink> Relay<'_, S> {
     fn rotation_blocked(&self, by: Option<&str>) {
         self.metrics.rotation_blocked.set(i64::from(by.is_some()));
         self.state.rotation_blocked(by.map(str::to_owned));
+    }
+
+    /// Says why the log is not rotated, if this lead has not compared the sink yet.
+    fn say_that_rotation_waits(&self) {
+        if self.waiting_rotation.is_some() {
+            self.rotation_blocked(Some(WAITS_FOR_COMPARISON));
+        }
     }
 
     fn begin_rotation(&self, end: CancellationToken) {

@@ -50,6 +50,8 @@ async fn while_a_slot_stays_half_moved_all_other_topics_flow_on() -> TestResult 
     stage.end(&mut load).await?;
     let restored = metric_of(&stage.relay, "aftercommit_relay_restored_total").await;
     assert!(restored > 0, "the slot has been given what it lacked");
+    let log = stage.relay.log();
+    assert!(!log.contains("\"reached\":0,"), "and nothing from before that: {log}");
     Ok(())
 }
 
