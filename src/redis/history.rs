@@ -191,8 +191,8 @@ impl History {
         Ok(tips)
     }
 
-    /// Sends a command about a key to the server that has it. In the middle of a slot's move, that server names
-    /// the next one for a key that it does not have (any more).
+    /// Sends a command about a key to the server that has it. In the middle of a slot's move, that server
+    /// names the next one for a key that it does not have (any more).
     async fn ask<T: FromRedisValue>(&self, key: &str, command: Cmd) -> Result<T, ReadError> {
         let mut lent = self.links.to(key).await?;
         let reply = command.query_async(&mut lent.connection).await;

@@ -1,5 +1,5 @@
-//! A Redis Cluster: topics at all of its servers, servers that fail or go back. Nothing is lost or repeated, and
-//! the topics of the other servers flow on.
+//! A Redis Cluster: topics at all of its servers, servers that fail or go back. Nothing is lost or repeated,
+//! and the topics of the other servers flow on.
 
 use std::time::Duration;
 

@@ -22,7 +22,8 @@
 --           first, or in a cluster that of the last call to this server
 -- ARGV[10]  restored events with a number above this one (a release's own) have never been published: so
 --           their bare payloads are published too ('' if all of them have been)
--- ARGV[11]  in a cluster, the slots that this server's top speaks for as far as the relay knows ('' elsewhere)
+-- ARGV[11]  in a cluster, the slots that this server's top speaks for, as far as the relay knows; '' for a
+--           single server
 -- ARGV[12]  number of topics
 -- then two for each topic, and in a cluster three:
 --           its public channel

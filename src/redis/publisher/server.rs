@@ -85,8 +85,8 @@ impl Server {
         Self::with(None, SlotSet::default(), 0, (keys.top(relay), keys.log()))
     }
 
-    /// A server of a cluster. Its own keys are in the highest of its slots, because slots move from the lowest
-    /// one on.
+    /// A server of a cluster. Its own keys are in the highest of its slots, because slots move from the
+    /// lowest one on.
     pub(super) fn of_cluster(keys: &Keys, relay: &str, endpoint: Endpoint, slots: SlotSet) -> Self {
         let slot = slots.highest().unwrap_or_default();
         Self::at_slot(keys, relay, endpoint, slots, slot)

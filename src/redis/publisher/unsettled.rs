@@ -151,7 +151,7 @@ impl Publisher {
         }
     }
 
-    /// Hands what is known of the slots of a server that is set apart, or was, to the servers that have them now.
+    /// Hands what is known of slots that are set apart, or were, to the servers that have them now.
     pub(super) fn hand_on(&mut self, before: &[Server]) {
         for old in before {
             let untold = old.untold.or(old.reached);
