@@ -615,6 +615,8 @@ create unlogged table outbox.heartbeat (
   error_at         timestamptz,
   rotation_blocked text,
   listen           text        not null,
+  -- How long the process is silent behind this heartbeat, if it sleeps.
+  asleep_seconds   float8,
   primary key (relay, process)
 ) with (fillfactor = 20);
 

@@ -32,6 +32,8 @@ pub struct Heartbeat {
     pub rotation_blocked: Option<String>,
     /// The address that serves its health and metrics.
     pub listen: String,
+    /// Seconds until its next heartbeat, if it sleeps.
+    pub asleep_seconds: Option<f64>,
 }
 
 /// A heartbeat and its time.
@@ -46,7 +48,7 @@ pub struct ProcessStatus {
     pub heartbeat: Heartbeat,
     /// When it was written.
     pub at: DateTime<Utc>,
-    /// Its age when it was read, in seconds.
+    /// Its age when it was read, in seconds. A sleep that it has announced does not count.
     #[serde(skip)]
     pub age_seconds: f64,
     /// When something failed last, also if something has succeeded since.
@@ -69,12 +71,14 @@ impl ProcessStatus {
 pub async fn beat(connection: &mut PgConnection, relay: &str, heartbeat: &Heartbeat) -> Result<(), Error> {
     sqlx::query(
         "insert into outbox.heartbeat as h
-           (relay, process, role, published, rate, error, error_at, rotation_blocked, listen)
-         values ($1, $2, $3, $4, $5, $6, case when $6::text is not null then clock_timestamp() end, $7, $8)
+           (relay, process, role, published, rate, error, error_at, rotation_blocked, listen,
+            asleep_seconds)
+         values ($1, $2, $3, $4, $5, $6, case when $6::text is not null then clock_timestamp() end, $7, $8, $9)
          on conflict (relay, process) do update
            set role = excluded.role, at = excluded.at, published = excluded.published, rate = excluded.rate,
                error = excluded.error, error_at = coalesce(excluded.error_at, h.error_at),
-               rotation_blocked = excluded.rotation_blocked, listen = excluded.listen",
+               rotation_blocked = excluded.rotation_blocked, listen = excluded.listen,
+               asleep_seconds = excluded.asleep_seconds",
     )
     .bind(relay)
     .bind(&heartbeat.process)
@@ -84,6 +88,7 @@ pub async fn beat(connection: &mut PgConnection, relay: &str, heartbeat: &Heartb
     .bind(&heartbeat.error)
     .bind(&heartbeat.rotation_blocked)
     .bind(&heartbeat.listen)
+    .bind(heartbeat.asleep_seconds)
     .execute(&mut *connection)
     .await?;
     // Only one process leads, so the last heartbeat of a former leader is obsolete.
@@ -123,9 +128,10 @@ pub async fn end(connection: &mut PgConnection, relay: &str, process: &str) -> R
 /// refuses the statement or the connection breaks.
 pub async fn processes(connection: &mut PgConnection) -> Result<Vec<ProcessStatus>, Error> {
     let rows = sqlx::query(
-        "select *, extract(epoch from clock_timestamp() - at)::float8 as age_seconds
+        "select *, extract(epoch from clock_timestamp() - at)::float8 - coalesce(asleep_seconds, 0)
+                     as age_seconds
          from outbox.heartbeat
-         where isfinite(at) and at > now() - make_interval(secs => $1)
+         where isfinite(at) and at > now() - make_interval(secs => $1 + coalesce(asleep_seconds, 0))
          order by relay, role, process",
     )
     .bind(SHOWN_FOR.as_secs_f64())
@@ -143,6 +149,7 @@ pub async fn processes(connection: &mut PgConnection) -> Result<Vec<ProcessStatu
                     error: row.try_get("error")?,
                     rotation_blocked: row.try_get("rotation_blocked")?,
                     listen: row.try_get("listen")?,
+                    asleep_seconds: row.try_get("asleep_seconds")?,
                 },
                 at: time::shown(row, "at")?,
                 age_seconds: row.try_get("age_seconds")?,

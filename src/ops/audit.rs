@@ -24,8 +24,8 @@ pub struct Entry {
     pub at: DateTime<Utc>,
     /// Who, and as which user of Postgres.
     pub who: String,
-    /// What: `replay`, `resume replay`, `release`, `discard`, `pause`, `resume`, `rebase`,
-    /// `revoke`.
+    /// What: `replay`, `resume replay`, `release`, `discard`, `discard_arrived`, `pause`, `resume`,
+    /// `rebase`, `revoke`.
     pub action: String,
     /// Why, in their words.
     pub reason: String,

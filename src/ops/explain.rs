@@ -209,11 +209,11 @@ async fn set_aside(
          from outbox.parked k
          left join lateral (
            select a.* from outbox.audit a
-           where a.action = case when k.settled_as = 'discarded' then 'discard' else 'release' end
-             and a.at between k.parked_at and coalesce(k.settled_at, 'infinity')
+           where a.action = any(case when k.settled_as = 'discarded' then array['discard', 'discard_arrived']
+                                     else array['release'] end)
+             and a.at between k.parked_at and k.settled_at
              and a.selection @> jsonb_build_object('relay', k.relay, 'topics', jsonb_build_array(k.topic))
-           -- A row from before settled_at was recorded: take the first audit row.
-           order by case when k.settled_at is null then a.at end, a.at desc limit 1
+           order by a.at desc limit 1
          ) a on true
          left join lateral (
            select f.epoch || '-' || f.seq as number from outbox.parked f

@@ -1,7 +1,7 @@
 //! Pausing a relay, and letting it deliver again.
 //!
 //! The relay looks at the row of `outbox.pause` in the statements that open a window (`log::checkpoint`), and
-//! once a second while one is open (`relay::run`).
+//! once a second while one is open (`relay::turns`).
 
 use serde_json::json;
 use sqlx::PgConnection;

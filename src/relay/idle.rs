@@ -10,28 +10,50 @@ const SHORTEST: Duration = Duration::from_millis(1);
 /// two events, and a log without events costs ever fewer looks.
 const PART: u32 = 8;
 
+/// A relay that sleeps for long does so after this silence at most.
+const SILENCE: Duration = Duration::from_mins(1);
+
 /// The waits between looks: short behind an event, and longer with each look that finds nothing.
 #[derive(Debug)]
 pub(super) struct Pace {
     found: Instant,
+    /// When a notification came last, or an event.
+    heard: Instant,
     longest: Duration,
+    sleep: Option<Duration>,
 }
 
 impl Pace {
-    /// Waits of at most `longest`.
-    pub(super) fn new(longest: Duration) -> Self {
-        Self { found: Instant::now(), longest }
+    /// Waits of at most `longest`, and behind a silence sleeps of `sleep`.
+    pub(super) fn new(longest: Duration, sleep: Option<Duration>) -> Self {
+        let now = Instant::now();
+        Self { found: now, heard: now, longest, sleep }
     }
 
     /// Notes that a look has found something.
     pub(super) fn found(&mut self) {
         self.found = Instant::now();
+        self.heard();
+    }
+
+    /// Notes that a notification has come.
+    pub(super) fn heard(&mut self) {
+        self.heard = Instant::now();
     }
 
     /// The wait until the next look.
     pub(super) fn wait(&self) -> Duration {
         wait_after(self.found.elapsed(), self.longest)
     }
+
+    /// How long the relay is to sleep, if nothing has come for as long, or for a minute.
+    pub(super) fn sleep(&self) -> Option<Duration> {
+        sleep_after(self.heard.elapsed(), self.sleep)
+    }
+}
+
+fn sleep_after(silence: Duration, sleep: Option<Duration>) -> Option<Duration> {
+    sleep.filter(|sleep| silence >= SILENCE.min(*sleep))
 }
 
 fn wait_after(silence: Duration, longest: Duration) -> Duration {
@@ -60,5 +82,14 @@ mod tests {
         let wait = |ms| wait_after(Duration::from_millis(ms), longest).as_millis();
         assert_eq!([0, 8, 16, 80, 400, 800, 60_000].map(wait), [1, 1, 2, 10, 50, 100, 100]);
         assert_eq!(wait_after(Duration::ZERO, Duration::from_micros(10)), Duration::from_micros(10));
+    }
+
+    #[test]
+    fn a_relay_that_may_sleep_does_so_after_a_silence_as_long_as_the_sleep_and_a_minute_at_most() {
+        let slept = |silence, sleep| sleep_after(Duration::from_secs(silence), sleep).is_some();
+        let [short, long] = [3, 600].map(|seconds| Some(Duration::from_secs(seconds)));
+        assert_eq!([2, 3, 4].map(|silence| slept(silence, short)), [false, true, true]);
+        assert_eq!([59, 60, 600].map(|silence| slept(silence, long)), [false, true, true]);
+        assert!(!slept(6000, None));
     }
 }

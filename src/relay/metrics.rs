@@ -87,6 +87,8 @@ pub struct Metrics {
     pub wake_ups: Family<Kind, Counter>,
     /// 1 while the relay receives notifications.
     pub listening: Gauge,
+    /// 1 while this process leads and sleeps.
+    pub asleep: Gauge,
     /// 1 while this process leads.
     pub leading: Gauge,
     /// Times that this process took the lead.
@@ -131,6 +133,7 @@ impl Default for Metrics {
             fenced: Counter::default(),
             wake_ups: Family::default(),
             listening: Gauge::default(),
+            asleep: Gauge::default(),
             leading: Gauge::default(),
             leads_taken: Counter::default(),
             has_leader: Gauge::default(),
@@ -209,6 +212,7 @@ impl Metrics {
         to.register("leads_taken", "Times that this process took the lead", self.leads_taken.clone());
         to.register("has_leader", "1 while a relay of this name leads anywhere", self.has_leader.clone());
         to.register("listening", "1 while the relay receives notifications", self.listening.clone());
+        to.register("asleep", "1 while the leader sleeps after a silence", self.asleep.clone());
         to.register("paused", "1 while an operator has paused the relay", self.paused.clone());
         to.register(
             "oldest_pending_seconds",

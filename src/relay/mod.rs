@@ -9,7 +9,8 @@
 //! - [`reconcile`]: compares the sink with the position, and restores the events that the sink has forgotten.
 //! - `requests`: releases and discards of parked events, as operators ask for them.
 //! - [`failure`]: the classes of failures and their remedies.
-//! - [`mod@run`]: leading, waking, waiting, retrying. It holds all of the loops and timers.
+//! - `turns`: the loop of one lead, with its waits and retries.
+//! - [`mod@run`]: the loop around the sessions with Postgres.
 
 pub mod failure;
 mod handing;
@@ -31,6 +32,7 @@ pub mod settings;
 pub mod sink;
 pub mod state;
 pub mod step;
+mod turns;
 mod wake;
 
 pub use metrics::Metrics;

@@ -1,5 +1,6 @@
 //! The monitor: once a second, it measures the backlog and writes this process's heartbeat. It has a
-//! connection of its own, so that it never delays a delivery, and also runs while this process does not lead.
+//! connection of its own, so that it never delays a delivery, and also runs while this process does not
+//! lead. While the leader sleeps it rests, too.
 
 use std::time::{Duration, Instant};
 
@@ -35,14 +36,21 @@ impl Monitor {
         let process = process();
         let mut connection = None;
         let mut counted = (Instant::now(), self.metrics.published.get());
+        // The sleep of the leader that the last heartbeat has announced.
+        let mut announced = None;
         while !stop.is_cancelled() {
             failpoint::reach("monitor").await;
-            let rate = self.rate(&mut counted);
-            let measured = timeout(TIMEOUT, self.measure(&mut connection, &process, rate)).await;
-            if let Err(error) = measured.unwrap_or_else(|_| Err("Postgres did not answer in time".into())) {
-                tracing::debug!(%error, "cannot look at the backlog or write the heartbeat");
-                connection = None;
-                self.state.backlog(None);
+            let asleep = self.state.asleep_until();
+            if asleep.is_none() || asleep != announced {
+                let rate = self.rate(&mut counted);
+                let measured = timeout(TIMEOUT, self.measure(&mut connection, &process, rate, asleep)).await;
+                let measured = measured.unwrap_or_else(|_| Err("Postgres did not answer in time".into()));
+                announced = asleep;
+                if let Err(error) = measured {
+                    tracing::debug!(%error, "cannot look at the backlog or write the heartbeat");
+                    (connection, announced) = (None, None);
+                    self.state.backlog(None);
+                }
             }
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -63,6 +71,7 @@ impl Monitor {
         connection: &mut Option<PgConnection>,
         process: &str,
         rate: f64,
+        asleep: Option<Instant>,
     ) -> Result<(), Failed> {
         let name = &self.settings.name;
         if connection.is_none() {
@@ -96,11 +105,11 @@ impl Monitor {
         }
         self.metrics.last_look.set(Utc::now().timestamp_millis() as f64 / 1000.0);
         self.state.backlog(status);
-        heartbeat::beat(connection, name, &self.heartbeat(process, rate)).await?;
+        heartbeat::beat(connection, name, &self.heartbeat(process, rate, asleep)).await?;
         Ok(())
     }
 
-    fn heartbeat(&self, process: &str, rate: f64) -> Heartbeat {
+    fn heartbeat(&self, process: &str, rate: f64, asleep: Option<Instant>) -> Heartbeat {
         let state = self.state.get();
         let role = match state.role {
             Role::Disconnected => "disconnected",
@@ -115,6 +124,7 @@ impl Monitor {
             error: state.error,
             rotation_blocked: state.rotation_blocked,
             listen: self.settings.listen.clone(),
+            asleep_seconds: asleep.map(|until| until.duration_since(Instant::now()).as_secs_f64()),
         }
     }
 

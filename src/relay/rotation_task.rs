@@ -26,6 +26,10 @@ pub(super) async fn run(
 ) {
     let mut logged: Option<String> = None;
     loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = state.awake() => {}
+        }
         let blocked = match state.get().behind {
             // Only the log still has the events that they lack.
             Some(servers) => Some(format!("{servers} lacks events that the log has to give it")),

@@ -16,6 +16,9 @@ pub struct Settings {
     pub listen: String,
     /// The longest wait between two looks for events without a notification, in milliseconds.
     pub poll_interval_ms: u64,
+    /// How long the relay sleeps after a silence, in milliseconds; 0: never. Postgres gets no query
+    /// meanwhile.
+    pub idle_interval_ms: u64,
     /// The most events of one step.
     pub batch_size: u32,
     /// The most events of one call to the sink.
@@ -78,9 +81,19 @@ impl Settings {
         Duration::from_millis(self.poll_interval_ms.max(1)).min(self.keepalive())
     }
 
+    /// The length of a sleep. `None` if the relay never sleeps longer than a poll.
+    pub(super) fn idle_interval(&self) -> Option<Duration> {
+        Some(Duration::from_millis(self.idle_interval_ms)).filter(|sleep| *sleep > self.poll_interval())
+    }
+
     /// How long the leader's session may be silent before the server ends it.
     pub(super) fn takeover(&self) -> Duration {
         Duration::from_secs(self.takeover_seconds.max(1))
+    }
+
+    /// How long a leader's session may be silent, also one that sleeps.
+    pub(super) fn longest_silence(&self) -> Duration {
+        self.takeover() + self.idle_interval().unwrap_or_default()
     }
 
     /// The time between two signs of life: a third of the takeover time, so that one of them may come late.

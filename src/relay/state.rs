@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Whether this process leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +66,8 @@ pub struct State {
 pub struct StateHandle {
     state: Arc<Mutex<State>>,
     progressed: Arc<Notify>,
+    /// Until when the leader sleeps, if it does.
+    asleep: Arc<watch::Sender<Option<Instant>>>,
 }
 
 impl Default for StateHandle {
@@ -79,7 +81,7 @@ impl Default for StateHandle {
             listening: false,
             backlog: None,
         };
-        Self { state: Arc::new(Mutex::new(state)), progressed: Arc::default() }
+        Self { state: Arc::new(Mutex::new(state)), progressed: Arc::default(), asleep: Arc::default() }
     }
 }
 
@@ -103,6 +105,25 @@ impl StateHandle {
     /// Notes which servers of the sink lack events. The sink calls it.
     pub fn behind(&self, servers: Option<String>) {
         self.lock().behind = servers;
+    }
+
+    /// Until when the leader sleeps, if it does. Nothing of this process asks Postgres before that.
+    pub(super) fn asleep_until(&self) -> Option<Instant> {
+        *self.asleep.borrow()
+    }
+
+    /// Waits until the leader is awake.
+    pub(super) async fn awake(&self) {
+        // The sender is part of this handle, so it lives.
+        drop(self.asleep.subscribe().wait_for(Option::is_none).await);
+    }
+
+    pub(super) fn falls_asleep(&self, sleep: Duration) {
+        self.asleep.send_replace(Some(Instant::now() + sleep));
+    }
+
+    pub(super) fn wakes_up(&self) {
+        self.asleep.send_replace(None);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -38,6 +38,11 @@ pub(super) async fn listen(
         state.listening(false);
         metrics.listening.set(0);
         tracing::debug!(error = %ended, "the listener ended; polling until it is back");
+        tokio::select! {
+            () = stop.cancelled() => return,
+            // A database that rests has closed its connections. A new one would wake it.
+            () = state.awake() => {}
+        }
         // Notifications sent meanwhile are lost, so look once.
         wake.notify_one();
         tokio::select! {

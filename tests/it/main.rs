@@ -38,6 +38,7 @@ mod relay_delivery;
 mod relay_failures;
 mod relay_leadership;
 mod relay_repair;
+mod relay_sleep;
 mod relay_steps;
 mod rotating_passwords;
 

@@ -166,6 +166,32 @@ async fn parked_events_are_listed_and_one_topic_is_released_while_another_is_dis
 }
 
 #[tokio::test]
+async fn an_events_life_tells_who_gave_it_up_also_if_clients_may_have_it() -> TestResult {
+    use redis::AsyncCommands;
+    let system = System::new().await;
+    let topics = [system.redis.topic("given-up"), system.redis.topic("given-up-all-the-same")];
+    let mut redis = system.redis.connect().await;
+    for topic in &topics {
+        let _: () = redis.set(crate::harness::keys::history(topic), "in the way").await?;
+    }
+    let _relay = system.start("relay").await;
+    let ways: [&[&str]; 2] = [&[], &["--may-have-arrived"]];
+    for (row, (topic, way)) in (1..).zip(topics.iter().zip(ways)) {
+        commit(&system, topic, "A", 1).await;
+        let discard = ["parked", "discard", topic.as_str(), "--yes", "--reason", "a test"];
+        let state = async || {
+            json(&system, &["events", "show", &row.to_string()]).await[0]["state"].as_str().map(str::to_owned)
+        };
+        eventually("parked", async || (state().await? == "parked").then_some(())).await;
+        does(&system, &[&discard, way].concat()).await;
+        eventually("discarded", async || (state().await? == "discarded").then_some(())).await;
+        let shown = &json(&system, &["events", "show", &row.to_string()]).await[0];
+        assert_eq!(shown["discarded"]["reason"], "a test", "{shown}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_events_life_tells_when_it_was_parked_who_released_it_and_when_it_arrived() -> TestResult {
     use redis::AsyncCommands;
     let system = System::new().await;

@@ -8,7 +8,8 @@ use super::Problem;
 
 /// Settings that may be 0. It means "none", "at once" or "unlimited", as their comments in
 /// `config/default.toml` say.
-const MAY_BE_ZERO: [&str; 9] = [
+const MAY_BE_ZERO: [&str; 10] = [
+    "relay.idle_interval_ms",
     "redis.min_replicas",
     "sse.max_connections_per_user",
     "sse.recent_events",

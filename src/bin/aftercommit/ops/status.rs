@@ -121,7 +121,10 @@ fn print_relay(relay: &RelayOverview, verdict: Verdict, once: impl Fn(&str) -> S
     let leading = relay.leading();
     let leader = match (leading, &relay.leader) {
         (_, None) => "none: start one with `aftercommit relay`".to_owned(),
-        (Some(heard), _) => format!("{}{session}", heard.heartbeat.process),
+        (Some(heard), _) => {
+            let asleep = heard.heartbeat.asleep_seconds.map_or("", |_| ", asleep after a silence");
+            format!("{}{session}{asleep}", heard.heartbeat.process)
+        }
         (None, Some(_)) => format!("unknown{session}"),
     };
     say("leader", &leader);
