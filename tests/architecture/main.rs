@@ -326,3 +326,34 @@ fn every_test_that_the_sse_checklist_names_exists() {
     assert!(seen > 50, "the checklist names tests: {seen}");
     assert_none(&violations);
 }
+
+#[test]
+fn every_place_that_architecture_names_for_a_question_has_what_it_names() {
+    let text = fs::read_to_string("ARCHITECTURE.md").expect("the page");
+    let (_, table) = text.split_once("## Where it is decided").expect("the table");
+    let (table, _) = table.split_once("\n## ").expect("a next chapter");
+    let (mut violations, mut seen) = (Vec::new(), 0);
+    for row in table.lines().filter(|line| line.starts_with("| ") && line.contains('/')) {
+        // Every second piece between backticks is code: a file, and then a name.
+        let (_, place) = row.trim_end_matches(" |").rsplit_once(" | ").expect("two columns");
+        let code: Vec<&str> = place.split('`').skip(1).step_by(2).collect();
+        for pair in code.chunks(2) {
+            seen += 1;
+            let [file, name] = pair else { panic!("a file and a name: {row}") };
+            let defines =
+                ["fn ", "struct ", "enum ", "trait ", "function "].map(|kind| format!("{kind}{name}"));
+            let source = fs::read_to_string(file).unwrap_or_default();
+            let is_there = |define: &String| {
+                source.match_indices(define).any(|(at, _)| {
+                    let next = source[at + define.len()..].chars().next();
+                    next.is_some_and(|next| !next.is_alphanumeric() && next != '_')
+                })
+            };
+            if !defines.iter().any(is_there) {
+                violations.push(format!("{file} defines no {name}"));
+            }
+        }
+    }
+    assert!(seen > 20, "the table names places: {seen}");
+    assert_none(&violations);
+}
