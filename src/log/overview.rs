@@ -65,8 +65,29 @@ impl RelayOverview {
 /// # Errors
 /// [`Error`].
 pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>, Error> {
+    let rows = sqlx::query(AssertSqlSafe(positions())).fetch_all(&mut *connection).await?;
+    let mut relays = Vec::new();
+    for row in &rows {
+        let mut one = overview_of(row)?;
+        if one.oldest_pending_at.is_none() && one.backlog_at_most > waiting::LOOKED_AT {
+            look_at_samples(connection, &mut one, row.try_get("behind")?, row.try_get("newest")?).await?;
+        }
+        relays.push(one);
+    }
+    let processes = heartbeat::processes(connection).await?;
+    for one in &mut relays {
+        one.paused = pause::of(connection, &one.relay).await?;
+        let signs = contradictions::signs(connection, &one.relay).await?;
+        one.contradiction = (!signs.is_empty()).then(|| contradiction::named(&signs));
+        one.processes = processes.iter().filter(|process| process.relay == one.relay).cloned().collect();
+    }
+    Ok(relays)
+}
+
+/// The SQL of the positions of all relays, with the facts that the log holds about each.
+fn positions() -> String {
     let oldest = waiting::oldest();
-    let sql = format!(
+    format!(
         "select p.relay, p.epoch, p.next_seq, p.n, p.created_at as moved_at, behind.id as behind,
                 greatest(newest.id, behind.id) as newest,
                 oldest.created_at as oldest_pending_at,
@@ -102,24 +123,7 @@ pub async fn relays(connection: &mut PgConnection) -> Result<Vec<RelayOverview>,
            select case when is_called then last_value else 0 end as id from outbox.event_id_seq) newest
          left join lateral ({oldest}) oldest on true
          order by p.relay"
-    );
-    let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut *connection).await?;
-    let mut relays = Vec::new();
-    for row in &rows {
-        let mut one = overview_of(row)?;
-        if one.oldest_pending_at.is_none() && one.backlog_at_most > waiting::LOOKED_AT {
-            look_at_samples(connection, &mut one, row.try_get("behind")?, row.try_get("newest")?).await?;
-        }
-        relays.push(one);
-    }
-    let processes = heartbeat::processes(connection).await?;
-    for one in &mut relays {
-        one.paused = pause::of(connection, &one.relay).await?;
-        let signs = contradictions::signs(connection, &one.relay).await?;
-        one.contradiction = (!signs.is_empty()).then(|| contradiction::named(&signs));
-        one.processes = processes.iter().filter(|process| process.relay == one.relay).cloned().collect();
-    }
-    Ok(relays)
+    )
 }
 
 /// The rows right behind the position are of transactions that are open or rolled back: samples the rows

@@ -179,7 +179,27 @@ async fn judge_events(
     slot: i16,
     retention: Duration,
 ) -> Result<SlotState, Error> {
-    let sql = format!(
+    let row = sqlx::query(AssertSqlSafe(facts_of(slot)))
+        .bind(slot)
+        .bind(retention.as_secs_f64())
+        .fetch_one(connection)
+        .await?;
+    let is = |name: &str| row.try_get::<bool, _>(name);
+    if !is("holds_rows")? || is("in_use")? || !is("is_old")? {
+        return Ok(SlotState::Leave);
+    }
+    if !is("has_relay")? {
+        return Ok(SlotState::Blocked("no relay has ever delivered from this log".to_owned()));
+    }
+    Ok(match row.try_get::<Option<String>, _>("undelivered_by")? {
+        Some(relays) => SlotState::Blocked(format!("relay {relays} has not delivered all of it")),
+        None => SlotState::Empty,
+    })
+}
+
+/// The SQL of the facts that decide about a slot of the log.
+fn facts_of(slot: i16) -> String {
+    format!(
         "with newest as (
            select e.id, e.created_at from outbox.event_{slot} e order by e.id desc limit 1
          )
@@ -203,23 +223,7 @@ async fn judge_events(
                  )
            ) as undelivered_by,
            exists (select from outbox.position) as has_relay"
-    );
-    let row = sqlx::query(AssertSqlSafe(sql))
-        .bind(slot)
-        .bind(retention.as_secs_f64())
-        .fetch_one(connection)
-        .await?;
-    let is = |name: &str| row.try_get::<bool, _>(name);
-    if !is("holds_rows")? || is("in_use")? || !is("is_old")? {
-        return Ok(SlotState::Leave);
-    }
-    if !is("has_relay")? {
-        return Ok(SlotState::Blocked("no relay has ever delivered from this log".to_owned()));
-    }
-    Ok(match row.try_get::<Option<String>, _>("undelivered_by")? {
-        Some(relays) => SlotState::Blocked(format!("relay {relays} has not delivered all of it")),
-        None => SlotState::Empty,
-    })
+    )
 }
 
 /// Whether a checkpoint slot may be emptied: it holds no relay's newest row and will not take the next one,

@@ -193,6 +193,28 @@ async fn find_delivery(
     Ok(())
 }
 
+/// A parked row, the operator who has settled it, and the first row of its topic that still waits.
+const SET_ASIDE: &str = "select k.epoch || '-' || k.seq as number, k.parked_at, k.reason as because,
+            k.settled_as, k.settled_at,
+            extract(epoch from k.settled_at - $3)::float8 as after_seconds, first.number as behind,
+            a.who, a.reason, a.at
+     from outbox.parked k
+     left join lateral (
+       select a.* from outbox.audit a
+       where a.action = any(case when k.settled_as = 'discarded' then array['discard', 'discard_arrived']
+                                 else array['release'] end)
+         and a.at between k.parked_at and k.settled_at
+         and a.selection @> jsonb_build_object('relay', k.relay, 'topics', jsonb_build_array(k.topic))
+       order by a.at desc limit 1
+     ) a on true
+     left join lateral (
+       select f.epoch || '-' || f.seq as number from outbox.parked f
+       where f.relay = k.relay and f.topic = k.topic and f.settled_as is null
+         and k.settled_as is null and (f.epoch, f.seq) < (k.epoch, k.seq)
+       order by f.epoch, f.seq limit 1
+     ) first on true
+     where k.relay = $1 and k.id = $2";
+
 /// Adds the facts about an event that was set aside: its number, the reason, and the operator's decision. A
 /// released event was delivered at its release, and not by the step that set it aside.
 async fn set_aside(
@@ -201,33 +223,12 @@ async fn set_aside(
     row: &EventRow,
     explanation: &mut Explanation,
 ) -> Result<(), Error> {
-    let found = sqlx::query(
-        "select k.epoch || '-' || k.seq as number, k.parked_at, k.reason as because,
-                k.settled_as, k.settled_at,
-                extract(epoch from k.settled_at - $3)::float8 as after_seconds, first.number as behind,
-                a.who, a.reason, a.at
-         from outbox.parked k
-         left join lateral (
-           select a.* from outbox.audit a
-           where a.action = any(case when k.settled_as = 'discarded' then array['discard', 'discard_arrived']
-                                     else array['release'] end)
-             and a.at between k.parked_at and k.settled_at
-             and a.selection @> jsonb_build_object('relay', k.relay, 'topics', jsonb_build_array(k.topic))
-           order by a.at desc limit 1
-         ) a on true
-         left join lateral (
-           select f.epoch || '-' || f.seq as number from outbox.parked f
-           where f.relay = k.relay and f.topic = k.topic and f.settled_as is null
-             and k.settled_as is null and (f.epoch, f.seq) < (k.epoch, k.seq)
-           order by f.epoch, f.seq limit 1
-         ) first on true
-         where k.relay = $1 and k.id = $2",
-    )
-    .bind(relay)
-    .bind(row.id)
-    .bind(row.created_at)
-    .fetch_optional(connection)
-    .await?;
+    let found = sqlx::query(SET_ASIDE)
+        .bind(relay)
+        .bind(row.id)
+        .bind(row.created_at)
+        .fetch_optional(connection)
+        .await?;
     let Some(found) = found else { return Ok(()) };
     let settled_as: Option<String> = found.try_get("settled_as")?;
     explanation.stream_id = Some(found.try_get("number")?);

@@ -140,7 +140,7 @@ pub async fn request(
                 return Err(RequestError::MayHaveArrived { topic: one.topic.clone(), events });
             }
         }
-        let found = ask_relay(tx, relay, one, action).await?;
+        let found = parked::request(tx, relay, &one.topic, action, Some(one.through)).await?;
         if found != one.events {
             return Err(RequestError::Changed { topic: one.topic.clone(), named: one.events, found });
         }
@@ -152,11 +152,6 @@ pub async fn request(
     audit::write(tx, operator, action.as_str(), &what, events).await?;
     let asked_at = sqlx::query_scalar("select now()").fetch_one(tx).await?;
     Ok(Request { relay: relay.to_owned(), action, named, asked_at })
-}
-
-/// Writes the request down for the relay; returns how many events it is about. The one place that does.
-async fn ask_relay(tx: &mut PgConnection, relay: &str, named: &Named, action: Action) -> Result<u64, Error> {
-    parked::request(tx, relay, &named.topic, action, Some(named.through)).await
 }
 
 /// What became of one topic's named events so far.

@@ -37,8 +37,7 @@ impl Settings {
     /// Fails as [`Settings::connect`], and returns [`ConnectError::NoCluster`] if the address names several
     /// servers and they are no cluster, and [`ConnectError::NoSlots`] if no server says which slots it has.
     pub(super) async fn layout(&self) -> Result<Layout, ConnectError> {
-        let known = self.topology.layout();
-        if !matches!(known, Layout::Unknown) {
+        if let Some(known) = self.topology.layout() {
             return Ok(known);
         }
         let mut connection = self.connect_for_long().await?.connection;
@@ -58,11 +57,11 @@ impl Settings {
         // Settings of its own, or the task would keep alive the topology that it ends with.
         let settings = Self { topology: Topology::default(), ..self.clone() };
         let mut looker = Looker { settings, seeds, connections: HashMap::new(), turn: 0 };
-        let map = looker.look(None).await?;
-        if self.topology.0.note(Layout::Cluster(Arc::new(map))) {
+        let found = Layout::Cluster(Arc::new(looker.look(None).await?));
+        if self.topology.0.note(found.clone()) {
             tokio::spawn(follow(Arc::downgrade(&self.topology.0), looker));
         }
-        Ok(self.topology.layout())
+        Ok(self.topology.layout().unwrap_or(found))
     }
 
     /// Finds out whether the address leads to one server or to a cluster, and whether it can be used.

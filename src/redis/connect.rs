@@ -225,6 +225,16 @@ impl Settings {
     }
 
     fn target(&self) -> Result<Target, ConnectError> {
+        self.check_address()?;
+        let url = self.url.expose_secret();
+        match address::scheme(url).as_deref() {
+            Some("redis+sentinel") => self.target_by_sentinels("redis"),
+            Some("rediss+sentinel") => self.target_by_sentinels("rediss"),
+            scheme => Ok(Target::Servers(self.servers_at(scheme)?)),
+        }
+    }
+
+    fn check_address(&self) -> Result<(), ConnectError> {
         let url = self.url.expose_secret();
         if url.is_empty() {
             return Err(ConnectError::NoUrl);
@@ -239,24 +249,28 @@ impl Settings {
         if !is_namespace(&self.namespace) {
             return Err(ConnectError::Namespace(self.namespace.clone()));
         }
-        let scheme = match address::scheme(url).as_deref() {
-            Some("redis+sentinel") => "redis",
-            Some("rediss+sentinel") => "rediss",
-            scheme => {
-                let several = scheme.filter(|_| url.contains(',')).and_then(|it| address::each_host(url, it));
-                let servers = match several {
-                    Some((hosts, name)) if name.is_empty() && !url.contains('?') => hosts,
-                    Some(_) => return Err(malformed()),
-                    None => vec![url.to_owned()],
-                };
-                let servers = servers.iter().map(|url| self.server_at(url));
-                let servers = servers.collect::<Result<Vec<_>, _>>()?;
-                for info in &servers {
-                    self.client_to(info.clone())?;
-                }
-                return Ok(Target::Servers(servers));
-            }
+        Ok(())
+    }
+
+    /// The servers that the address names, one or several.
+    fn servers_at(&self, scheme: Option<&str>) -> Result<Vec<ConnectionInfo>, ConnectError> {
+        let url = self.url.expose_secret();
+        let several = scheme.filter(|_| url.contains(',')).and_then(|it| address::each_host(url, it));
+        let servers = match several {
+            Some((hosts, name)) if name.is_empty() && !url.contains('?') => hosts,
+            Some(_) => return Err(malformed()),
+            None => vec![url.to_owned()],
         };
+        let servers: Vec<_> = servers.iter().map(|url| self.server_at(url)).collect::<Result<_, _>>()?;
+        for info in &servers {
+            self.client_to(info.clone())?;
+        }
+        Ok(servers)
+    }
+
+    /// `scheme` is the one of the servers that the sentinels name.
+    fn target_by_sentinels(&self, scheme: &str) -> Result<Target, ConnectError> {
+        let url = self.url.expose_secret();
         let (hosts, service) = address::each_host(url, scheme).ok_or(malformed())?;
         if service.is_empty() || service.contains('/') || url.contains('?') {
             return Err(malformed());

@@ -97,26 +97,6 @@ pub fn is_namespace(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
-/// [`Keys::history`] without a namespace.
-pub fn history(topic: &Topic) -> String {
-    Keys::default().history(topic)
-}
-
-/// [`Keys::live`] without a namespace.
-pub fn live(topic: &Topic) -> String {
-    Keys::default().live(topic)
-}
-
-/// [`Keys::public`] without a namespace.
-pub fn public(topic: &Topic) -> String {
-    Keys::default().public(topic)
-}
-
-/// [`Keys::top`] without a namespace.
-pub fn top(relay: &str) -> String {
-    Keys::default().top(relay)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

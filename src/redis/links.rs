@@ -73,7 +73,7 @@ impl Links {
     pub(super) async fn map(&self) -> Result<Option<Arc<SlotMap>>, Arc<ConnectError>> {
         match self.settings.layout().await? {
             Layout::Cluster(map) => Ok(Some(map)),
-            Layout::Unknown | Layout::Single => Ok(None),
+            Layout::Single => Ok(None),
         }
     }
 

@@ -106,37 +106,36 @@ impl SlotMap {
     }
 }
 
-/// What is known of the servers behind an address.
-#[derive(Debug, Clone, Default)]
+/// The servers behind an address.
+#[derive(Debug, Clone)]
 pub(super) enum Layout {
-    #[default]
-    Unknown,
     /// One server has all keys.
     Single,
     Cluster(Arc<SlotMap>),
 }
 
-/// The newest layout. Clones share it.
+/// The newest layout that is known. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Topology(pub(super) Arc<Shared>);
 
 #[derive(Debug, Default)]
 pub(super) struct Shared {
-    newest: watch::Sender<Layout>,
+    newest: watch::Sender<Option<Layout>>,
     /// Notified when somebody met a server that does not have the slot that it should have.
     doubted: Notify,
 }
 
 impl Topology {
-    pub(super) fn layout(&self) -> Layout {
+    /// The newest layout; `None` if nobody has asked yet.
+    pub(super) fn layout(&self) -> Option<Layout> {
         self.0.newest.borrow().clone()
     }
 
     /// The newest map; `None` if this is no cluster, or it is not known yet.
     pub(super) fn map(&self) -> Option<Arc<SlotMap>> {
         match &*self.0.newest.borrow() {
-            Layout::Cluster(map) => Some(map.clone()),
-            Layout::Unknown | Layout::Single => None,
+            Some(Layout::Cluster(map)) => Some(map.clone()),
+            Some(Layout::Single) | None => None,
         }
     }
 
@@ -147,7 +146,8 @@ impl Topology {
 
     /// Returns when the map is not this one any more.
     pub(super) async fn changed_from(&self, map: &Arc<SlotMap>) {
-        let is_new = |layout: &Layout| matches!(layout, Layout::Cluster(newest) if newest != map);
+        let is_new =
+            |layout: &Option<Layout>| matches!(layout, Some(Layout::Cluster(newest)) if newest != map);
         let mut newest = self.0.newest.subscribe();
         // The sender lives as long as this.
         let _changed = newest.wait_for(is_new).await;
@@ -159,12 +159,12 @@ impl Shared {
     pub(super) fn note(&self, layout: Layout) -> bool {
         self.newest.send_if_modified(|newest| {
             let is_same = match (&*newest, &layout) {
-                (Layout::Cluster(before), Layout::Cluster(now)) => before == now,
-                (Layout::Single, Layout::Single) => true,
+                (Some(Layout::Cluster(before)), Layout::Cluster(now)) => before == now,
+                (Some(Layout::Single), Layout::Single) => true,
                 _ => false,
             };
             // Replicas are kept too: one of them may have to be asked.
-            *newest = layout;
+            *newest = Some(layout);
             !is_same
         })
     }

@@ -157,10 +157,12 @@ pub(super) struct Published {
 /// Publishes events under their numbers, without those that are held.
 pub(super) async fn publish<S: Sink>(
     sink: &mut S,
-    Publication { mode, span: (mut first, through), lost, has_set_aside, handing, is_first }: Publication,
+    publication: Publication,
     mut all: Vec<Delivery<'_>>,
     exceptions: &Exceptions,
 ) -> Result<Published, PublishError> {
+    let Publication { mode, span: (mut first, through), lost, has_set_aside, handing, is_first } =
+        publication;
     all.retain(|delivery| !exceptions.delivered_before.contains(&delivery.event.id));
     let mut rest = all.clone();
     let mut published = Published::default();
@@ -168,11 +170,8 @@ pub(super) async fn publish<S: Sink>(
     loop {
         let waiting = take_waiting(&mut rest, exceptions, &held_now);
         published.parked.extend(waiting.iter().map(|delivery| {
-            parked_of(
-                delivery,
-                WAITS,
-                may_have_arrived(sink, exceptions, (delivery.id, delivery.event.id), is_first),
-            )
+            let place = (delivery.id, delivery.event.id);
+            parked_of(delivery, WAITS, may_have_arrived(sink, exceptions, place, is_first))
         }));
         // The call is made also without events, because the sink has to know that the numbers are used up.
         // But the sink's number must not pass an event that is not yet written down as set aside: a relay
@@ -191,22 +190,47 @@ pub(super) async fn publish<S: Sink>(
         }
         rest.drain(..at);
         let refused = rest[0];
-        let topic = &refused.event.topic;
-        if let Some(newest) = newest_behind(sink, mode, &refused, &all).await? {
-            rest.retain(|delivery| delivery.event.topic != *topic || delivery.id > newest);
-            published.has_arrived_before = true;
-        } else if exceptions.on_poison == OnPoison::Park {
-            // An earlier try may have published it. If so, the sink has lost it since.
-            let may_have_arrived =
-                may_have_arrived(sink, exceptions, (refused.id, refused.event.id), is_first);
-            published.parked.push(refusal_of(&rest.remove(0), &reason, may_have_arrived));
-            held_now.insert(topic);
-        } else {
-            return Err(PublishError::Poison { at, reason });
+        match fate_of(sink, mode, &refused, &all, exceptions).await? {
+            Fate::HasArrived { newest } => {
+                let topic = &refused.event.topic;
+                rest.retain(|delivery| delivery.event.topic != *topic || delivery.id > newest);
+                published.has_arrived_before = true;
+            }
+            Fate::Park => {
+                // An earlier try may have published it. If so, the sink has lost it since.
+                let place = (refused.id, refused.event.id);
+                let may_have_arrived = may_have_arrived(sink, exceptions, place, is_first);
+                published.parked.push(refusal_of(&rest.remove(0), &reason, may_have_arrived));
+                held_now.insert(&refused.event.topic);
+            }
+            Fate::StopAll => return Err(PublishError::Poison { at, reason }),
         }
     }
     published.parked.sort_by_key(|parked| parked.id);
     Ok(published)
+}
+
+/// What becomes of an event that the sink has refused.
+enum Fate {
+    /// It had arrived in an earlier try, with all of its topic up to `newest`.
+    HasArrived { newest: StreamId },
+    /// It is parked.
+    Park,
+    /// Nothing is delivered until a person has solved the cause.
+    StopAll,
+}
+
+async fn fate_of<S: Sink>(
+    sink: &mut S,
+    mode: PublishMode,
+    refused: &Delivery<'_>,
+    batch: &[Delivery<'_>],
+    exceptions: &Exceptions,
+) -> Result<Fate, PublishError> {
+    if let Some(newest) = newest_behind(sink, mode, refused, batch).await? {
+        return Ok(Fate::HasArrived { newest });
+    }
+    Ok(if exceptions.on_poison == OnPoison::Park { Fate::Park } else { Fate::StopAll })
 }
 
 /// Takes out the events that wait behind a parked one.

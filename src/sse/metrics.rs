@@ -101,108 +101,84 @@ impl Metrics {
     /// Makes the metrics and puts them into the registry.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        registry.register("aftercommit_sse_connections", "Open streams", metrics.connections.clone());
-        registry.register("aftercommit_sse_topics", "Topics in use", metrics.topics.clone());
-        registry.register(
-            "aftercommit_sse_delivered",
-            "Events queued for clients",
-            metrics.delivered.clone(),
-        );
-        registry.register(
-            "aftercommit_sse_queued_bytes",
-            "Bytes that wait in the queues of clients",
-            metrics.queued_bytes.clone(),
-        );
-        // Present from the start, so that a first refusal shows as an increase.
-        for refusal in Refusal::ALL {
-            let _zero = metrics.refused.get_or_create(&Reason { reason: refusal.as_str() });
-        }
-        registry.register("aftercommit_sse_refused", "Streams refused, by reason", metrics.refused.clone());
-        registry.register(
-            "aftercommit_sse_slow_closes",
-            "Clients cut off as too slow",
-            metrics.slow_closes.clone(),
-        );
-        registry.register(
-            "aftercommit_sse_revoked",
-            "Streams ended because an operator revoked their credentials",
-            metrics.revoked.clone(),
-        );
-        registry.register(
-            "aftercommit_sse_history_reads",
-            "Reads of a history",
-            metrics.history_reads.clone(),
-        );
-        registry.register("aftercommit_sse_joins", "Topics joined or joined anew", metrics.joins.clone());
-        registry.register(
-            "aftercommit_sse_topics_refused",
-            "Times that Redis refused a topic",
-            metrics.topics_refused.clone(),
-        );
-        registry.register(
-            "aftercommit_sse_dropped_events",
-            "Events on live channels that no history has",
-            metrics.dropped_events.clone(),
-        );
-        metrics.register_flow(registry);
-        metrics.register_room(registry);
-        registry.register("aftercommit_sse_resets", "Resets sent, by reason", metrics.resets.clone());
-        registry.register(
-            "aftercommit_sse_resumes",
-            "Streams continued, by outcome",
-            metrics.resumes.clone(),
-        );
-        // Present from the start, so that a rate has a zero to begin with.
-        for reason in ResetReason::ALL {
-            metrics.reset(reason, 0);
-        }
-        for outcome in ["memory", "history", "reset"] {
-            drop(metrics.resumes.get_or_create(&Outcome { outcome }));
-        }
+        let to = registry.sub_registry_with_prefix("aftercommit_sse");
+        metrics.register_streams(to);
+        metrics.register_events(to);
+        metrics.register_room(to);
         metrics
     }
 
-    fn register_room(&self, registry: &mut Registry) {
-        registry.register(
-            "aftercommit_sse_held_bytes",
-            "Bytes held for all streams: recent events, pages of histories, and what waits for clients",
-            self.held_bytes.clone(),
+    fn register_streams(&self, to: &mut Registry) {
+        to.register("connections", "Open streams", self.connections.clone());
+        to.register(
+            "connections_limit",
+            "Streams that this process holds at most",
+            self.connections_limit.clone(),
         );
-        registry.register(
-            "aftercommit_sse_held_bytes_limit",
-            "Bytes that may be held for all streams",
-            self.held_bytes_limit.clone(),
+        to.register("topics", "Topics in use", self.topics.clone());
+        to.register("topics_limit", "Topics in use at most", self.topics_limit.clone());
+        to.register("refused", "Streams refused, by reason", self.refused.clone());
+        to.register("slow_closes", "Clients cut off as too slow", self.slow_closes.clone());
+        to.register(
+            "revoked",
+            "Streams ended because an operator revoked their credentials",
+            self.revoked.clone(),
         );
-        registry.register("aftercommit_sse_topics_limit", "Topics in use at most", self.topics_limit.clone());
-        registry.register(
-            "aftercommit_sse_relief_closes",
-            "Clients cut off because all streams together held too much",
-            self.relief_closes.clone(),
-        );
-        registry.register(
-            "aftercommit_sse_room_waits",
-            "Reads of a history that waited for room",
-            self.room_waits.clone(),
-        );
+        to.register("resumes", "Streams continued, by outcome", self.resumes.clone());
+        to.register("resets", "Resets sent, by reason", self.resets.clone());
+        // Present from the start, so that a first one shows as an increase, and a rate has a zero to begin with.
+        for refusal in Refusal::ALL {
+            drop(self.refused.get_or_create(&Reason { reason: refusal.as_str() }));
+        }
+        for reason in ResetReason::ALL {
+            self.reset(reason, 0);
+        }
+        for outcome in ["memory", "history", "reset"] {
+            drop(self.resumes.get_or_create(&Outcome { outcome }));
+        }
     }
 
-    fn register_flow(&self, registry: &mut Registry) {
-        registry.register(
-            "aftercommit_sse_commit_to_client_seconds",
+    fn register_events(&self, to: &mut Registry) {
+        to.register("delivered", "Events queued for clients", self.delivered.clone());
+        to.register(
+            "commit_to_client_seconds",
             "From the begin of an event's transaction, so an upper bound from its commit, until it was \
              queued for its clients",
             self.commit_to_client_seconds.clone(),
         );
-        registry.register(
-            "aftercommit_sse_interruptions",
+        to.register("history_reads", "Reads of a history", self.history_reads.clone());
+        to.register("joins", "Topics joined or joined anew", self.joins.clone());
+        to.register("topics_refused", "Times that Redis refused a topic", self.topics_refused.clone());
+        to.register(
+            "dropped_events",
+            "Events on live channels that no history has",
+            self.dropped_events.clone(),
+        );
+        to.register(
+            "interruptions",
             "Times that the subscription to Redis was lost",
             self.interruptions.clone(),
         );
-        registry.register(
-            "aftercommit_sse_connections_limit",
-            "Streams that this process holds at most",
-            self.connections_limit.clone(),
+    }
+
+    fn register_room(&self, to: &mut Registry) {
+        to.register("queued_bytes", "Bytes that wait in the queues of clients", self.queued_bytes.clone());
+        to.register(
+            "held_bytes",
+            "Bytes held for all streams: recent events, pages of histories, and what waits for clients",
+            self.held_bytes.clone(),
         );
+        to.register(
+            "held_bytes_limit",
+            "Bytes that may be held for all streams",
+            self.held_bytes_limit.clone(),
+        );
+        to.register(
+            "relief_closes",
+            "Clients cut off because all streams together held too much",
+            self.relief_closes.clone(),
+        );
+        to.register("room_waits", "Reads of a history that waited for room", self.room_waits.clone());
     }
 
     /// Records that an event whose transaction began at `at` (milliseconds since 1970) was queued for its

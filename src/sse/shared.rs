@@ -24,7 +24,6 @@ use super::topic::recent::RecentLimits;
 use super::topic::shared_topic::SharedTopic;
 use super::wire::frame;
 use super::wire::naming::Naming;
-use super::wire::start::Start;
 use crate::auth::Revocations;
 use crate::backoff::random_fraction;
 use crate::event::{StreamId, Topic};
@@ -270,10 +269,5 @@ impl Shared {
     pub(crate) fn retry_after(&self, times: u32) -> Duration {
         let base = Duration::from_millis(self.settings.retry_ms) * times;
         base + base.mul_f64(random_fraction())
-    }
-
-    /// Where a client begins that names no start.
-    pub(crate) fn default_start() -> Start {
-        Start::Latest
     }
 }

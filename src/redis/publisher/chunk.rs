@@ -73,17 +73,12 @@ pub(super) struct Caller<'p> {
 }
 
 impl<'p> Caller<'p> {
-    /// The call of the script for a chunk.
+    /// The call of the script for a chunk. The script says what each argument is.
     pub(super) fn call(&self, chunk: Chunk<'_>, to: &Receiver<'_>) -> Cmd {
         let (topics, indexes) = self.topics_of(chunk);
-        let keys = if to.slots.is_some() { 2 } else { 2 + topics.len() };
         let mut call = ::redis::cmd("EVALSHA");
-        call.arg(self.script.get_hash()).arg(keys).arg(to.top_key).arg(to.log_key);
-        if to.slots.is_none() {
-            topics.iter().for_each(|topic| {
-                call.arg(self.keys.history(topic.topic));
-            });
-        }
+        call.arg(self.script.get_hash());
+        self.add_keys(&mut call, &topics, to);
         call.arg(FORMAT)
             .arg(self.log.to_string())
             .arg(chunk.first.epoch)
@@ -102,6 +97,21 @@ impl<'p> Caller<'p> {
                 call.arg(self.keys.history(topic.topic));
             }
         }
+        self.add_events(&mut call, chunk, &indexes, to);
+        call
+    }
+
+    /// Adds the keys. A cluster's script names the histories among its arguments, because the keys of a call
+    /// have to be of one slot.
+    fn add_keys(&self, call: &mut Cmd, topics: &[TopicArguments<'_>], to: &Receiver<'_>) {
+        let histories = if to.slots.is_some() { &[] } else { topics };
+        call.arg(2 + histories.len()).arg(to.top_key).arg(to.log_key);
+        for topic in histories {
+            call.arg(self.keys.history(topic.topic));
+        }
+    }
+
+    fn add_events(&self, call: &mut Cmd, chunk: Chunk<'_>, indexes: &[usize], to: &Receiver<'_>) {
         // As in the script.
         let number = |id: StreamId| if chunk.mode.is_release() { chunk.first.seq } else { id.seq };
         let is_restored = |id| chunk.mode.is_restore() && to.untold.is_none_or(|untold| number(id) <= untold);
@@ -115,7 +125,6 @@ impl<'p> Caller<'p> {
                 .arg(envelope::middle_of(event, is_restored(*id)))
                 .arg(event.xid.map_or_else(String::new, |xid| xid.to_string()));
         }
-        call
     }
 
     /// Returns the topics of a chunk, each once, and for each event the index of its topic, from 1.

@@ -48,10 +48,10 @@ impl Publisher {
         match self.settings.layout().await.map_err(|error| of_connecting(&error))? {
             Layout::Cluster(map) if self.map.as_ref() == Some(&map) => {}
             Layout::Cluster(map) => self.regroup(map),
-            Layout::Single | Layout::Unknown if self.servers.is_empty() => {
+            Layout::Single if self.servers.is_empty() => {
                 self.servers.push(Server::only(&self.keys, &self.relay));
             }
-            Layout::Single | Layout::Unknown => {}
+            Layout::Single => {}
         }
         Ok(())
     }

@@ -88,7 +88,7 @@ async fn run(settings: Settings, commands: mpsc::UnboundedReceiver<Command>, inb
     loop {
         match settings.layout().await {
             Ok(Layout::Cluster(map)) => return cluster::run(settings, map, commands, inbox).await,
-            Ok(Layout::Single | Layout::Unknown) => return keep_connected(settings, commands, inbox).await,
+            Ok(Layout::Single) => return keep_connected(settings, commands, inbox).await,
             Err(error) => tracing::debug!(%error, "no subscription to Redis yet"),
         }
         tokio::time::sleep(wait.next_wait()).await;

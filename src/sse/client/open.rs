@@ -152,7 +152,7 @@ fn starts_of(
     let from_header = headers.get(LAST_EVENT_ID).map(|value| value.to_str().unwrap_or("?"));
     let is_some = |id: &&str| !id.is_empty();
     let id = from_header.filter(is_some).or(query.last_event_id.as_deref()).filter(is_some);
-    let fresh = match (token, query.from.unwrap_or(Shared::default_start())) {
+    let fresh = match (token, query.from.unwrap_or(Start::Latest)) {
         (Some(Ok(_)), _) => StartAt::Resume,
         (Some(Err(reason)), _) => StartAt::Reset(*reason),
         (None, Start::Latest) => StartAt::Latest,
