@@ -65,14 +65,15 @@ load: ## Load a release build with real clients: SCENARIO=fanout|storm|rolling|s
 	cargo build --release --locked
 	cargo test --release --locked --test load -- $(SCENARIO) $(ARGS)
 
-bench: ## Drain, append and latency, each beside its floor, on a release build
+TIMES ?= 3
+bench: ## Each part beside its floor on a release build, TIMES runs: a table, JSON and pictures in target/bench
 	@scripts/install-servers
 	cargo build --release --locked
-	cargo test --release --locked --test load -- drain
-	cargo test --release --locked --test load -- append
-	cargo test --release --locked --test load -- fanout --connections 1 --rate 20 --seconds 15 --no-bell
-	cargo test --release --locked --test load -- fanout --connections 1 --rate 1000 --seconds 15 --no-bell
-	cargo test --release --locked --test load -- fanout --connections 1 --rate 1000 --seconds 15
+	cargo test --release --locked --test load -- bench --times $(TIMES)
+
+SECONDS ?= 600
+fuzz: ## Feed frames, ids and envelopes with what breaks most: SECONDS for each of them
+	scripts/fuzz $(SECONDS)
 
 ONLY ?=
 mutants: ## Take conditions out one at a time, and expect tests to fail: ONLY=a word of their names or files

@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::{ColumnIndex, PgConnection, Row};
 
 use super::Error;
 use crate::event::{Event, EventType, StreamId, Topic};
@@ -212,19 +212,19 @@ fn numbered_event(row: &PgRow) -> Result<(StreamId, Event), Error> {
             .map_err(|source| Error::NotAnEvent { id, source })?,
         payload: row.try_get("payload")?,
         created_at: row.try_get("created_at")?,
-        xid: xid_of(row)?,
+        xid: xid_of(row, "xid")?,
         // The trace has ended by the time of the release.
         trace: None,
     };
     Ok((number_of(row)?, event))
 }
 
-/// Reads the transaction of a row.
+/// Reads the transaction of a row from this column.
 ///
 /// # Errors
-/// Returns the driver's error if the column `xid` is missing or no text.
-pub(super) fn xid_of(row: &PgRow) -> Result<Option<u64>, sqlx::Error> {
-    Ok(row.try_get::<Option<&str>, _>("xid")?.and_then(|xid| xid.parse().ok()))
+/// Returns the driver's error if the column is missing or no text.
+pub(super) fn xid_of(row: &PgRow, column: impl ColumnIndex<PgRow>) -> Result<Option<u64>, sqlx::Error> {
+    Ok(row.try_get::<Option<&str>, _>(column)?.and_then(|xid| xid.parse().ok()))
 }
 
 /// Marks as discarded the topic's parked events with a requested discard. Their rows stay, so that a restore

@@ -132,14 +132,15 @@ impl Asked<'_> {
         let (mut seen, mut batch, mut contradictions) = (None, Batch::default(), Vec::new());
         batch.is_last = true;
         for row in &rows {
-            match row.try_get("part")? {
+            match row.try_get(column::PART)? {
                 "seen" => seen = Some(()),
-                "row" if row.try_get::<Option<&str>, _>("cause")?.is_none() => {
-                    batch.is_last = !row.try_get("more")?;
+                "row" if row.try_get::<Option<&str>, _>(column::CAUSE)?.is_none() => {
+                    batch.is_last = !row.try_get(column::MORE)?;
                     batch.rows.push(read(row)?);
                 }
                 _contradiction => {
-                    contradictions.push(Contradiction::of(row.try_get("id")?, row.try_get("cause")?));
+                    let (id, cause) = (row.try_get(column::ID)?, row.try_get(column::CAUSE)?);
+                    contradictions.push(Contradiction::of(id, cause));
                 }
             }
         }
@@ -151,6 +152,21 @@ impl Asked<'_> {
         }
         Ok(batch)
     }
+}
+
+/// The columns of [`READ`] and of [`one`] by their places. A look-up by name costs more than reading the value.
+mod column {
+    pub(super) const PART: usize = 0;
+    pub(super) const ID: usize = 1;
+    pub(super) const EVENT_ID: usize = 2;
+    pub(super) const TOPIC: usize = 3;
+    pub(super) const TYPE: usize = 4;
+    pub(super) const PAYLOAD: usize = 5;
+    pub(super) const CREATED_AT: usize = 6;
+    pub(super) const TRACE: usize = 7;
+    pub(super) const XID: usize = 8;
+    pub(super) const CAUSE: usize = 9;
+    pub(super) const MORE: usize = 10;
 }
 
 /// Parameters: 1 to 6 the checkpoint as the relay knows it; 7 the id after which to read; 8 the most rows; 9
@@ -193,10 +209,10 @@ const READ: &str = "
 /// Reads one row with its texts.
 async fn one(connection: &mut PgConnection, id: i64) -> Result<Row, Error> {
     let row = sqlx::query(
-        "select e.id, e.event_id, e.topic, e.type, e.payload::text as payload, e.created_at,
-                e.xid::text,
+        "select 'row', e.id, e.event_id, e.topic, e.type, e.payload::text, e.created_at,
                 case when octet_length(e.headers ->> 'traceparent') <= 128
-                     then e.headers ->> 'traceparent' end as trace
+                     then e.headers ->> 'traceparent' end,
+                e.xid::text
          from outbox.event e where e.id = $1",
     )
     .bind(id)
@@ -287,8 +303,8 @@ pub async fn prepare_session(connection: &mut PgConnection) -> Result<(), Error>
 /// # Errors
 /// Returns [`Error::Database`] if not even the row's id can be read.
 fn read(row: &PgRow) -> Result<Row, Error> {
-    let id: i64 = row.try_get("id")?;
-    let topic = row.try_get::<String, _>("topic").map_err(of_column("topic"));
+    let id: i64 = row.try_get(column::ID)?;
+    let topic = row.try_get::<String, _>(column::TOPIC).map_err(of_column("topic"));
     let topic = topic.and_then(|topic| Topic::new(topic).map_err(|error| error.to_string()));
     Ok(match event_of(row, id, topic.clone()) {
         Ok(event) => Row::Event(event),
@@ -298,17 +314,21 @@ fn read(row: &PgRow) -> Result<Row, Error> {
 
 fn event_of(row: &PgRow, id: i64, topic: Result<Topic, String>) -> Result<Event, String> {
     let topic = topic?;
-    let event_type: String = row.try_get("type").map_err(of_column("type"))?;
+    let event_type: String = row.try_get(column::TYPE).map_err(of_column("type"))?;
     Ok(Event {
         id,
-        event_id: row.try_get("event_id").map_err(of_column("event_id"))?,
+        event_id: row.try_get(column::EVENT_ID).map_err(of_column("event_id"))?,
         topic,
         event_type: EventType::new(event_type).map_err(|error| error.to_string())?,
-        payload: row.try_get("payload").map_err(of_column("payload"))?,
-        created_at: time::exact(row, "created_at").map_err(of_column("created_at"))?,
-        xid: xid_of(row).map_err(of_column("xid"))?,
+        payload: row.try_get(column::PAYLOAD).map_err(of_column("payload"))?,
+        created_at: time::exact(row, column::CREATED_AT).map_err(of_column("created_at"))?,
+        xid: xid_of(row, column::XID).map_err(of_column("xid"))?,
         // A malformed trace is ignored.
-        trace: row.try_get::<Option<&str>, _>("trace").ok().flatten().and_then(|text| text.parse().ok()),
+        trace: row
+            .try_get::<Option<&str>, _>(column::TRACE)
+            .ok()
+            .flatten()
+            .and_then(|text| text.parse().ok()),
     })
 }
 

@@ -4,7 +4,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgRow, PgTypeInfo, PgValueFormat, PgValueRef};
-use sqlx::{Decode, Postgres, Row, Type};
+use sqlx::{ColumnIndex, Decode, Postgres, Row, Type};
 
 /// 2000-01-01, the zero of Postgres's times, in microseconds since 1970.
 const EPOCH_MICROS: i64 = 946_684_800_000_000;
@@ -58,7 +58,7 @@ fn at(micros: i64) -> DateTime<Utc> {
 /// # Errors
 /// Returns [`sqlx::Error::Decode`] if the time is infinite or outside those years, or the driver's error if
 /// the column cannot be read.
-pub(crate) fn exact(row: &PgRow, column: &str) -> Result<DateTime<Utc>, sqlx::Error> {
+pub(crate) fn exact(row: &PgRow, column: impl ColumnIndex<PgRow>) -> Result<DateTime<Utc>, sqlx::Error> {
     let micros: Micros = row.try_get(column)?;
     let refused = || sqlx::Error::Decode("it is infinite, or not in the years 1970 to 9999".into());
     micros.checked().ok_or_else(refused)

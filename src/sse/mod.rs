@@ -12,6 +12,8 @@
 //! rest; `reader` reads topics page by page, for readers that keep their own place.
 
 mod client;
+#[cfg(fuzzing)]
+pub mod fuzzed;
 mod history;
 mod hub;
 mod metrics;

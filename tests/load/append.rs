@@ -14,7 +14,7 @@ const WRITERS: [usize; 3] = [1, 16, 32];
 const TURN: Duration = Duration::from_secs(2);
 const TURNS: usize = 3;
 /// Events of one statement, where several are appended at once.
-const TOGETHER: usize = 100;
+pub(crate) const TOGETHER: usize = 100;
 
 const PLAIN_TABLE: &str = "create table public.plain_outbox (
   id bigint generated always as identity primary key, event_id uuid not null default gen_random_uuid(),
@@ -25,32 +25,49 @@ const PLAIN_ALL: &str = "insert into public.plain_outbox (topic, type, payload)
   select * from unnest($1::text[], $2::text[], $3::text[]::json[])";
 const APPEND_ALL: &str = "select outbox.append_all($1, $2, $3::text[]::json[])";
 
-/// Runs all. Returns a table.
-pub(crate) async fn run(bytes: usize) -> String {
+/// Appends, and rows of a plain table.
+pub(crate) struct Measured {
+    /// For each number of writers: commits a second of the plain table, and of `outbox.append`.
+    pub(crate) commits: Vec<(usize, f64, f64)>,
+    /// Microseconds an event of the plain table, and of `outbox.append_all`.
+    pub(crate) together: (f64, f64),
+}
+
+/// Measures all.
+pub(crate) async fn measure(bytes: usize) -> Measured {
     let durable = ["fsync", "full_page_writes", "synchronous_commit"];
     let server = start_postgres(durable.map(|name| (name, "on".to_owned())).into()).await;
     let database = database_on(&server).await;
     let mut admin = database.connect().await;
     sqlx::raw_sql(AssertSqlSafe(PLAIN_TABLE)).execute(&mut admin).await.expect("a table");
     let payload = format!("\"{}\"", "x".repeat(bytes.max(2) - 2));
-    let mut table = format!("append    one event of {bytes} bytes a commit, medians of {TURNS} turns\n");
-    table.push_str("writers   commits/s: plain table  append  ratio\n");
+    let mut all = Vec::new();
     for writers in WRITERS {
         let (mut plain, mut append) = (Vec::new(), Vec::new());
         for _ in 0..TURNS {
             plain.push(commits(&database, writers, PLAIN, &payload).await);
             append.push(commits(&database, writers, APPEND, &payload).await);
         }
-        let (plain, append) = (median(plain), median(append));
-        writeln!(table, "{writers:>7}   {plain:>22.0}  {append:>6.0}  {:>5.2}", append / plain)
-            .expect("a String");
+        all.push((writers, median(plain), median(append)));
     }
     let (mut plain, mut append) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
         plain.push(together(&database, PLAIN_ALL, &payload).await);
         append.push(together(&database, APPEND_ALL, &payload).await);
     }
-    let (plain, append) = (median(plain), median(append));
+    Measured { commits: all, together: (median(plain), median(append)) }
+}
+
+/// Runs all. Returns a table.
+pub(crate) async fn run(bytes: usize) -> String {
+    let measured = measure(bytes).await;
+    let mut table = format!("append    one event of {bytes} bytes a commit, medians of {TURNS} turns\n");
+    table.push_str("writers   commits/s: plain table  append  ratio\n");
+    for (writers, plain, append) in measured.commits {
+        writeln!(table, "{writers:>7}   {plain:>22.0}  {append:>6.0}  {:>5.2}", append / plain)
+            .expect("a String");
+    }
+    let (plain, append) = measured.together;
     writeln!(
         table,
         "{TOGETHER} events a statement: plain table {plain:.1}, append_all {append:.1} us an event: {:.2} times",

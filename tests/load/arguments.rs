@@ -20,6 +20,8 @@ pub(crate) enum Kind {
     Append,
     /// They stay connected to a server that does only what no server can leave out.
     Floor,
+    /// All rows of the bench, each beside its floor.
+    Bench,
 }
 
 /// A run.
@@ -40,6 +42,8 @@ pub(crate) struct Scenario {
     pub(crate) away: Duration,
     /// Streams that a server takes.
     pub(crate) room: usize,
+    /// How often the rows of a bench are measured.
+    pub(crate) times: usize,
 }
 
 /// What to do.
@@ -53,7 +57,7 @@ pub(crate) enum Wanted {
 }
 
 /// The scenarios by name, with what each is by default.
-const NAMES: [(&str, Kind); 7] = [
+const NAMES: [(&str, Kind); 8] = [
     ("fanout", Kind::Fanout),
     ("storm", Kind::Storm),
     ("rolling", Kind::Rolling),
@@ -61,6 +65,7 @@ const NAMES: [(&str, Kind); 7] = [
     ("drain", Kind::Drain),
     ("append", Kind::Append),
     ("floor", Kind::Floor),
+    ("bench", Kind::Bench),
 ];
 
 /// The default of `sse.max_connections`.
@@ -78,7 +83,7 @@ impl Kind {
 }
 
 impl Scenario {
-    fn new(kind: Kind) -> Self {
+    pub(crate) fn new(kind: Kind) -> Self {
         let (connections, topics, rate, seconds, bytes) = match kind {
             Kind::Fanout | Kind::Floor => (1000, 1, 100.0, 60, 200),
             Kind::Storm => (10_000, 1, 10.0, 5, 200),
@@ -86,10 +91,10 @@ impl Scenario {
             Kind::Stuck => (1000, 1, 100.0, 60, 1000),
             // The backlog is `rate` times `length`.
             Kind::Drain => (0, 1000, 20_000.0, 10, 200),
-            Kind::Append => (0, 1, 1.0, 1, 200),
+            Kind::Append | Kind::Bench => (0, 1, 1.0, 1, 200),
         };
         let (length, away) = (Duration::from_secs(seconds), Duration::from_secs(2));
-        Self { kind, connections, topics, rate, length, bytes, rings: true, away, room: ROOM }
+        Self { kind, connections, topics, rate, length, bytes, rings: true, away, room: ROOM, times: 1 }
     }
 
     /// The short form: small and quick, also in a debug build.
@@ -120,6 +125,7 @@ impl Wanted {
                 "--seconds" => scenario.length = seconds(given.next())?,
                 "--away" => scenario.away = seconds(given.next())?,
                 "--bytes" => scenario.bytes = positive(&argument, given.next())?,
+                "--times" => scenario.times = positive(&argument, given.next())?,
                 "--room" => scenario.room = positive(&argument, given.next())?,
                 "--no-bell" => scenario.rings = false,
                 "--list" => return Ok(Self::List),

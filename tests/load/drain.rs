@@ -17,20 +17,27 @@ use crate::cost::Cost;
 use crate::harness::{
     Cluster, System, database_on, metric_of, redis_settings_of, start_postgres, start_redis,
 };
-use crate::publish_floor;
+use crate::publish_floor::{self, Floor};
 
 /// Events of one commit.
 const EVENTS_A_COMMIT: usize = 1000;
 /// The time limit for delivering the backlog.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Runs both. Returns what to print, and whether every event arrived.
-pub(crate) async fn run(scenario: &Scenario) -> (String, bool) {
+/// Delivers a backlog into one Redis, behind the floor of the same events.
+pub(crate) async fn beside_floor(scenario: &Scenario) -> (Floor, Drained) {
     let events = (scenario.rate * scenario.length.as_secs_f64()).ceil() as usize;
     let floor = publish_floor::run(events, scenario.topics, scenario.bytes).await;
     let single = start_redis(Vec::new(), None).await;
     let pid = single.pid().expect("a pid");
-    let one = drain(scenario, events, "one server", single.url().expose_secret(), &[pid]).await;
+    let drained = drain(scenario, events, "one server", single.url().expose_secret(), &[pid]).await;
+    (floor, drained)
+}
+
+/// Runs both. Returns what to print, and whether every event arrived.
+pub(crate) async fn run(scenario: &Scenario) -> (String, bool) {
+    let (floor, one) = beside_floor(scenario).await;
+    let events = one.events;
     let cluster = Cluster::start().await;
     // The primaries.
     let pids: Vec<u32> = cluster.servers[..3].iter().filter_map(|server| server.pid()).collect();
@@ -38,7 +45,7 @@ pub(crate) async fn run(scenario: &Scenario) -> (String, bool) {
     let (topics, bytes) = (scenario.topics, scenario.bytes);
     let mut table = format!("drain     {events} events of {bytes} bytes, {topics} topics\n");
     table.push_str("redis          events/s  µs an event: relay  redis  arrived  of the floor\n");
-    let at_floor = events as f64 / floor.took.as_secs_f64();
+    let at_floor = floor.rate(events);
     let redis = floor.redis.as_secs_f64() * 1e6 / events as f64;
     writeln!(table, "the floor      {at_floor:>8.0}  {:>18}  {redis:>5.1}  {events:>7}          1.00", "")
         .expect("a String");
@@ -50,13 +57,13 @@ pub(crate) async fn run(scenario: &Scenario) -> (String, bool) {
 }
 
 /// The result of one drain.
-struct Drained {
+pub(crate) struct Drained {
     name: &'static str,
-    events: usize,
+    pub(crate) events: usize,
     took: Duration,
     relay: Duration,
     redis: Duration,
-    arrived: usize,
+    pub(crate) arrived: usize,
 }
 
 impl std::fmt::Display for Drained {
@@ -69,8 +76,13 @@ impl std::fmt::Display for Drained {
 }
 
 impl Drained {
+    /// CPU time of the relay an event.
+    pub(crate) fn relay_micros(&self) -> f64 {
+        self.relay.as_secs_f64() * 1e6 / self.events as f64
+    }
+
     /// Events a second.
-    fn rate(&self) -> f64 {
+    pub(crate) fn rate(&self) -> f64 {
         self.events as f64 / self.took.as_secs_f64()
     }
 }

@@ -121,7 +121,8 @@ pub(crate) async fn run(scenario: Scenario) -> io::Result<Report> {
     let costs = idle.zip(begun.zip(server.costs()));
     let costs = costs.map(|([idle, ..], (begun, ended))| Costs::new(idle, begun, ended));
     let outcome = engine.finish().await?;
-    Ok(Report { scenario, connected, written, outcome, findings: Vec::new(), costs, faults })
+    let (findings, returns) = Default::default();
+    Ok(Report { scenario, connected, returns, written, outcome, findings, costs, faults })
 }
 
 /// Gives the server an event whenever one is due, until the ledger is full.

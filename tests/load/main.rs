@@ -10,6 +10,7 @@ mod harness;
 
 mod append;
 mod arguments;
+mod bench;
 mod cost;
 mod drain;
 mod engine;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
     let ran = match scenario.kind {
         Kind::Drain => Ok(runtime.block_on(drain::run(&scenario))),
         Kind::Append => Ok((runtime.block_on(append::run(scenario.bytes)), true)),
+        Kind::Bench => runtime.block_on(bench::run(scenario.times)),
         Kind::Floor => {
             runtime.block_on(floor::run(scenario)).map(|report| (report.to_string(), report.is_clean()))
         }

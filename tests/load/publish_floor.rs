@@ -32,6 +32,13 @@ pub(crate) struct Floor {
     pub(crate) redis: Duration,
 }
 
+impl Floor {
+    /// Events a second, of this many.
+    pub(crate) fn rate(&self, events: usize) -> f64 {
+        events as f64 / self.took.as_secs_f64()
+    }
+}
+
 /// Publishes `events` events of `bytes` bytes to `topics` topics of an empty Redis.
 pub(crate) async fn run(events: usize, topics: usize, bytes: usize) -> Floor {
     let server = start_redis(Vec::new(), None).await;

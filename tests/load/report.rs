@@ -14,6 +14,8 @@ pub(crate) struct Report {
     pub(crate) scenario: Scenario,
     /// How long each client took to be connected for the first time.
     pub(crate) connected: Histogram,
+    /// How long each took to have what it missed, after a storm.
+    pub(crate) returns: Histogram,
     pub(crate) written: Written,
     pub(crate) outcome: Outcome,
     /// What only this kind of run has to say.
@@ -42,9 +44,20 @@ impl Costs {
             [0, 1, 2].map(|who: usize| ended[who].cpu.saturating_sub(begun[who].cpu));
         Self { idle: idle.memory, connected: begun[0].memory, end: ended[0].memory, servers, relay, clients }
     }
+
+    /// Memory of the servers for each of these connections.
+    pub(crate) fn bytes_a_connection(&self, connections: usize) -> u64 {
+        self.connected.saturating_sub(self.idle) / connections as u64
+    }
 }
 
 impl Report {
+    /// CPU time of the servers a delivery.
+    pub(crate) fn micros_a_delivery(&self) -> Option<f64> {
+        let deliveries = self.outcome.tally.deliveries.max(1) as f64;
+        self.costs.as_ref().map(|costs| costs.servers.as_secs_f64() * 1e6 / deliveries)
+    }
+
     pub(crate) fn is_clean(&self) -> bool {
         self.outcome.balance.is_exact()
             && self.outcome.gave_up == 0
@@ -93,12 +106,11 @@ impl fmt::Display for Report {
 
 impl Report {
     fn write_costs(&self, costs: &Costs, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let deliveries = self.outcome.tally.deliveries.max(1) as f64;
-        let micros = costs.servers.as_secs_f64() * 1e6 / deliveries;
+        let micros = self.micros_a_delivery().unwrap_or_default();
         writeln!(f, "CPU       sse {:.1?}: {micros:.1} us a delivery", costs.servers)?;
         writeln!(f, "          relay {:.1?}, this program {:.1?}", costs.relay, costs.clients)?;
         let megabytes = |bytes: u64| bytes as f64 / 1e6;
-        let each = costs.connected.saturating_sub(costs.idle) / self.scenario.connections as u64;
+        let each = costs.bytes_a_connection(self.scenario.connections);
         writeln!(
             f,
             "memory    sse {:.0} MB idle, {:.0} MB connected, {:.0} MB at the end; {each} bytes a connection",

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::arguments::{Kind, Scenario};
 use crate::cost::Cost;
-use crate::engine::{self, Engine, Ledger, Standing};
+use crate::engine::{self, Engine, Histogram, Ledger, Standing};
 use crate::report::{Costs, Percentiles, Report};
 use crate::world::World;
 use crate::writer;
@@ -29,6 +29,8 @@ struct Run {
     engine: Engine,
     findings: Vec<String>,
     faults: Vec<String>,
+    /// How long each client of a storm took to come back.
+    returns: Histogram,
 }
 
 /// Runs a scenario. An error is why it could not be.
@@ -39,14 +41,21 @@ pub(crate) async fn run(scenario: Scenario) -> io::Result<Report> {
     let events = (scenario.rate * (scenario.length + LONGEST).as_secs_f64()).ceil() as usize;
     let ledger = Arc::new(Ledger::new(scenario.topics, events / scenario.topics + 1));
     let engine = Engine::start(world.plan(&scenario), ledger.clone())?;
-    let mut run = Run { scenario, world, engine, findings: Vec::new(), faults: Vec::new() };
+    let mut run = Run {
+        scenario,
+        world,
+        engine,
+        findings: Vec::new(),
+        faults: Vec::new(),
+        returns: Histogram::default(),
+    };
     run.connect_all().await?;
     let connected = run.engine.returns().await?;
     let begun = run.costs();
     let writer = writer::begin(&run.world, &run.scenario, ledger);
     sleep(run.scenario.length).await;
     match run.scenario.kind {
-        Kind::Fanout | Kind::Drain | Kind::Append | Kind::Floor => {}
+        Kind::Fanout | Kind::Drain | Kind::Append | Kind::Floor | Kind::Bench => {}
         Kind::Storm => run.storm().await?,
         Kind::Rolling => run.rolling().await?,
         Kind::Stuck => run.stuck().await?,
@@ -58,13 +67,13 @@ pub(crate) async fn run(scenario: Scenario) -> io::Result<Report> {
     if crashed > 0 {
         run.faults.push(format!("{crashed} processes ended by themselves"));
     }
-    let Run { scenario, engine, mut findings, faults, .. } = run;
+    let Run { scenario, engine, mut findings, faults, returns, .. } = run;
     let outcome = engine.finish().await?;
     if scenario.kind == Kind::Rolling {
         let peak = outcome.tally.peak_of_opened(scenario.connections);
         findings.push(format!("rolling   at most {peak} streams were opened within one second"));
     }
-    Ok(Report { scenario, connected, written, outcome, findings, costs, faults })
+    Ok(Report { scenario, connected, returns, written, outcome, findings, costs, faults })
 }
 
 impl Run {
@@ -100,6 +109,7 @@ impl Run {
             *taken = self.world.metric(name).await - before;
         }
         let [reads, joins, refused] = taken;
+        self.returns = returns.clone();
         self.findings
             .push(format!("storm     from the first connect to caught up: {}", Percentiles(&returns)));
         self.findings.push(format!("          {reads} history reads, {joins} joins, {refused} turned away"));
