@@ -15,8 +15,7 @@ use super::{Error, delivered_before, parked};
 
 /// The number of slots of the log: the partitions of `outbox.event`.
 const EVENT_SLOTS: i16 = 8;
-/// How long a TRUNCATE waits for its lock. Readers of the log queue behind it meanwhile, so the time is
-/// short.
+/// How long a TRUNCATE waits for its lock. Readers of the log wait as well meanwhile, so the time is short.
 const LOCK_TIMEOUT_MS: u32 = 100;
 
 /// Settings that contradict each other. All numbers are seconds.
@@ -227,8 +226,10 @@ async fn judge_events(
 /// inserted before the checkpoints that deliver it. So positions live as long as the events that they help to
 /// restore.
 ///
-/// This takes a few index look-ups. A relay writes its rows in the order of `n`. In a slot of the log, no row
-/// was inserted before the transaction of the row with the lowest id began.
+/// This takes a few index look-ups. A relay writes its rows in the order of `n`, so its newest row in a slot
+/// has the highest `n`. Ids are given out in the order of the inserts, so every row in a slot of the log was
+/// inserted after the transaction of the row with the lowest id began. A checkpoint from before that time
+/// delivered none of them.
 async fn checkpoints_may_go(
     connection: &mut PgConnection,
     slot: i16,

@@ -41,14 +41,14 @@ pub(super) const REPLAYS: &str = "
          ) as held
   from outbox.replay r";
 
-/// The next matching rows: parameters 1 to 13 of [`bind`], then 14, how many at most, 15, whether copies
-/// count, and 16, when the deliveries were looked at.
+/// The next matching rows. Parameters: 1 to 13 those of [`bind`]; 14 the most rows; 15 whether copies count;
+/// 16 when the deliveries were looked at.
 ///
-/// An event that was parked at that time is not repeated when it has been released since: the replay was
-/// confirmed without it. One that was parked later is: it had been delivered.
+/// An event that was parked at that time is not repeated, even if it has been released since: the replay was
+/// confirmed without it. An event that was parked later is repeated, because it had been delivered.
 ///
-/// A copy is told by its header and by the rows between which its replay has written down that its copies
-/// lie: a header alone can be anybody's.
+/// A row is a copy if its header names a replay, and its id lies between those of the first and the last copy
+/// that the replay has written down. The header alone proves nothing, because any writer can set it.
 const MATCHING: &str = "
   with examined as (
     select case when count(*) < $13 then $12 else max(next.id) end as last_id

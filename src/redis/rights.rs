@@ -17,7 +17,8 @@ pub enum RedisRole {
 const ANY: &str = "+ping +info +role";
 /// Reading histories and what repairs have recorded.
 const READING: &str = "+xrange +xrevrange +pttl +hget +hmget";
-/// The publishing script: it runs with its user's rights. `del` is for the doctor's rehearsal.
+/// The publishing script: it runs with its user's rights. `del` removes the keys of the doctor's rehearsal,
+/// and in a cluster the tops that are left over after slots have moved.
 const PUBLISHING: &str = "+eval +evalsha +script|load +time +hset +xadd +set +expire +publish +wait +del";
 /// Subscriptions. A topic's absence is read in a transaction.
 const SUBSCRIBING: &str = "+subscribe +unsubscribe +multi +exec";

@@ -209,7 +209,7 @@ pub(super) async fn publish<S: Sink>(
     Ok(published)
 }
 
-/// Takes out the events that wait behind a parked one.
+/// Takes out the events that wait behind a parked event.
 fn take_waiting<'a>(
     rest: &mut Vec<Delivery<'a>>,
     exceptions: &Exceptions,
@@ -219,9 +219,9 @@ fn take_waiting<'a>(
         .collect()
 }
 
-/// If the sink's newest event of this topic is a later one of this batch, returns its number. The refused
-/// event then arrived in an earlier try, because a topic's events arrive in order. Its entry is gone, and the
-/// sink cannot take it below the newest one.
+/// Returns the number of the sink's newest event of this topic, if that event is a later one of this batch.
+/// The refused event then arrived in an earlier try, because a topic's events arrive in order. The sink
+/// refused it because its entry is gone and a history takes no entry below its newest one.
 async fn newest_behind<S: Sink>(
     sink: &mut S,
     mode: PublishMode,

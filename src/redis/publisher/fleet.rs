@@ -19,7 +19,7 @@ use crate::relay::PublishError;
 
 /// How long a server may fail before it is left behind.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long such a try may take, while the topics of the other servers wait.
+/// How long one try of a server that is away may take. The topics of the other servers wait meanwhile.
 pub(super) const TRY_LIMIT: Duration = Duration::from_millis(100);
 
 impl Publisher {

@@ -301,10 +301,11 @@ impl CatchUp {
     /// Lets the response begin although the client's place is not known, and returns where the client begins
     /// then.
     ///
-    /// From here on the client believes that it is connected. It would miss the events that are committed
-    /// before its place is known, unless it named its place or wants all there is: so it begins with a reset.
-    /// It is sent the id of an unknown place. If it is cut off before its reset, that id makes the next
-    /// server reset it, and not treat it as new.
+    /// From here on the client believes that it is connected. A client that named its place, or wants all
+    /// events, misses nothing. A client that wants the newest events would miss those that are committed
+    /// before its place is known, so it begins with a reset. A client that is to be reset is sent the id of
+    /// an unknown place. If it is cut off before its reset, that id makes the next server reset it, and not
+    /// treat it as new.
     fn open_unplaced(&mut self, start: StartAt) -> StartAt {
         if !self.opening.is_awaited() {
             return start;

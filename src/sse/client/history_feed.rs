@@ -68,7 +68,7 @@ impl HistoryFeed {
                 Some(Cursor::Start { seen_ms }) if end == PageEnd::Last => {
                     Ok(self.confirm_absence(Some(seen_ms)).await?)
                 }
-                // The topic is elsewhere all the same.
+                // The topic has events that came after this page was read: read again.
                 _ => Ok(Fed::Again),
             },
             // The entry of the cursor is gone with all that followed it: nothing proves that nothing

@@ -128,9 +128,9 @@ impl BlockQueue {
         accepted
     }
 
-    /// Decides about a block of this many bytes. Cursor-only blocks and resets (`None`) bypass the limit:
-    /// each topic of a stream has one at its begin, before the client can have read anything, and behind an
-    /// event as large as the queue it would have the client cut off again and again.
+    /// Decides about a block of this many bytes. Cursor-only blocks and resets (`None`) bypass the limit.
+    /// Each topic of a stream begins with such a block, before the client can have read anything. After an
+    /// event as large as the queue, such a block would cut the client off again and again.
     fn accept(&mut self, bytes: Option<usize>) -> Put {
         if self.is_ending {
             return Put::Gone;

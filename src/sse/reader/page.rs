@@ -23,8 +23,8 @@ use crate::sse::topic::event_page::{EventPage, EventPageKey, PageError};
 use crate::sse::topic::pages::PageEnd;
 use crate::sse::wire::cursor::{Cursor, now_ms};
 
-/// Starts are told in steps of this part of the time for which histories are kept: readers that see a topic
-/// without an event one soon after the other are told the same place.
+/// The time of a start is rounded down to a multiple of the histories' TTL divided by this number. So readers
+/// that see a topic without an event shortly after each other get the same place.
 const STEPS_OF_A_START: u64 = 16;
 /// How long a reader waits for its turn behind others.
 const WAIT_FOR_TURN: Duration = Duration::from_secs(10);
@@ -227,8 +227,8 @@ impl TopicReader {
         }
     }
 
-    /// The place of a reader that sees now that the topic has no event. It is told as earlier than it is, but
-    /// not as before the last moment that something may have been missing.
+    /// The place of a reader that sees now that the topic has no event. Its time is rounded down (see
+    /// [`STEPS_OF_A_START`]), but not to before the last moment at which an event may have been missing.
     fn start(&self, now_ms: u64, absence: Absence) -> Cursor {
         let step = (millis(self.shared.history_ttl) / STEPS_OF_A_START).max(1);
         let doubted = match self.known().place {

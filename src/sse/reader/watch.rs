@@ -151,8 +151,8 @@ impl Watch {
     }
 }
 
-/// The topic's newest event, as a reader at this place may count on it. A topic whose history has expired
-/// begins as one that never had an event.
+/// The newest event of the topic that a reader at this place can get. For a reader at the topic's start, a
+/// topic whose history has expired counts as one that never had an event.
 fn newest_behind(state: &TopicState, place: Cursor) -> Option<StreamId> {
     match place {
         Cursor::Start { .. } => state.tip_of_history(),
