@@ -1,6 +1,6 @@
 //! Releasing and discarding parked events: of one topic or several, by the ids that the operator has seen.
 //!
-//! A request names events up to an id. What is parked behind it later is not part of it. The relay carries it
+//! A request names events up to an id. Events that are parked later are not part of it. The relay carries it
 //! out, as it alone knows what of the topic is under way; [`wait`] tells how that ended.
 
 use std::time::Duration;
@@ -173,7 +173,7 @@ pub struct Outcome {
     pub done: u64,
     /// How many still wait for the relay.
     pub waiting: u64,
-    /// How many the sink has refused again, or that wait behind such a one.
+    /// How many the sink has refused again, or wait behind a refused one.
     pub refused: u64,
     /// What it refused them with.
     pub reason: Option<String>,

@@ -1,4 +1,4 @@
-//! Giving rows new ids behind everything that is delivered, in order: for rows that a position cannot stand
+//! Giving rows new ids above those of all delivered rows, in order: for rows that a position cannot stand
 //! beside.
 //!
 //! Only within a rebase, whose lock keeps appends and relays away.
@@ -101,7 +101,7 @@ pub(super) async fn appended_since_the_move(connection: &mut PgConnection) -> Re
     apply(connection, "e.xid").await
 }
 
-/// Moves the sequence behind everything that has an id.
+/// Moves the sequence above every id of the log.
 pub(super) async fn raise_sequence(connection: &mut PgConnection) -> Result<(), Error> {
     sqlx::query(
         "select setval('outbox.event_id_seq', greatest(
@@ -171,7 +171,7 @@ const APPENDED_AFTER: &str = "
     order by k.xid limit 1
   ) run on true";
 
-/// Chooses the new ids: behind all that keep theirs, in the order of the old ones; those that the sequence
+/// Chooses the new ids: above all ids that are kept, in the order of the old ones; those that the sequence
 /// gave before it was set back come before those that it gave afterwards.
 async fn number(connection: &mut PgConnection, order: Order) -> Result<(), Error> {
     let rows = match order {

@@ -232,8 +232,8 @@ pub async fn resume(
 /// Whether it is done is in its [`Replay::standing`].
 ///
 /// # Errors
-/// [`ReplayError::Overtaken`], [`ReplayError::Log`]; what is committed by then stays, and [`resume`] goes on
-/// behind it.
+/// [`ReplayError::Overtaken`], [`ReplayError::Log`]; the copies that are committed by then stay, and
+/// [`resume`] goes on after them.
 pub async fn run(
     connection: &mut PgConnection,
     replay: &mut Replay,

@@ -191,7 +191,7 @@ impl Step {
         let given = deliveries.len() as u64;
         let mode = if range.is_release { PublishMode::RestoreRelease } else { PublishMode::Restore };
         self.republish(sink, mode, deliveries, repair.span(epoch, through), repair.lost).await?;
-        // Counted also if the rest fails: the next attempt continues behind these events and does not count
+        // Counted also if the rest fails: the next attempt continues after these events and does not count
         // them.
         self.republished += given;
         repair.events += given;
@@ -244,7 +244,7 @@ struct Repair {
 }
 
 impl Repair {
-    /// The numbers that the next call uses up. Lost numbers are used up together with those behind them, in
+    /// The numbers that the next call uses up. Lost numbers are used up together with those after them, in
     /// the call that marks them as lost.
     fn span(&self, epoch: u64, through: u64) -> (StreamId, StreamId) {
         let last = through.max(self.first.saturating_sub(1));
@@ -295,7 +295,7 @@ mod tests {
         assert_eq!(sink_state(&Position::before_everything(), None), SinkState::InStep);
         assert_eq!(sink_state(&at(5), None), SinkState::Behind { from: 1 });
         assert_eq!(sink_state(&at(5), reached(1, 900)), SinkState::Behind { from: 1 });
-        // The epoch has not been claimed, or the sink went back behind that.
+        // The epoch has not been claimed, or the sink went back to before the claim.
         assert_eq!(sink_state(&at(1), reached(1, 900)), SinkState::Behind { from: 1 });
     }
 

@@ -1,5 +1,5 @@
 //! The connection to one server of a cluster: a topic's live channel by SSUBSCRIBE, and its public channel by
-//! SUBSCRIBE, on one connection, so that a payload comes right behind its envelope.
+//! SUBSCRIBE, on one connection, so that a payload comes right after its envelope.
 //!
 //! The connection speaks RESP3, and the client answers a subscription with the confirmation that it received.
 //! A server that gives a slot away ends the subscriptions of its channels without being asked, and the client

@@ -105,7 +105,7 @@ impl CatchUp {
                 Err(NoAnswer) if is_new => {
                     return self.without_token(StartAt::Reset(ResetReason::JoinedLate));
                 }
-                // The client has its place, and without Redis there is nothing new behind it.
+                // The client has its place, and without Redis there is nothing new after it.
                 Err(NoAnswer) => ANSWER_KEPT,
             };
             self.opening.report();
@@ -173,7 +173,7 @@ impl CatchUp {
         true
     }
 
-    /// Looks for a start in the history. Breaks with the cursor behind the events that the client has been
+    /// Looks for a start in the history. Breaks with the cursor after the events that the client has been
     /// given, or with `None` if it is gone; otherwise continues with another start.
     async fn find_in_history(&mut self, start: StartAt) -> ControlFlow<Option<Cursor>, StartAt> {
         let found = match (start, self.stream.resume.clone()) {
@@ -199,7 +199,7 @@ impl CatchUp {
         }
     }
 
-    /// Continues behind a cursor until the client is attached or gone. Returns the reason if it has to be
+    /// Continues after a cursor until the client is attached or gone. Returns the reason if it has to be
     /// reset.
     async fn follow(&mut self, mut cursor: Cursor) -> Option<ResetReason> {
         let topic = self.topic.clone();

@@ -24,7 +24,7 @@ use crate::sse::wire::start::StartAt;
 pub(crate) enum Fed {
     /// The client has been given events up to this cursor.
     To(Cursor),
-    /// The client lacks nothing, and continues behind this cursor, the topic's own.
+    /// The client lacks nothing, and continues after this cursor, the topic's own.
     NothingBefore(Cursor),
     /// Nothing yet: read again after a while.
     Again,
@@ -52,7 +52,7 @@ impl HistoryFeed {
         Self { shared, topic, stream, count: FIRST_READ, largest: 0 }
     }
 
-    /// Gives the client as much of the next page as there is room for: the page behind `after`, or the first
+    /// Gives the client as much of the next page as there is room for: the page after `after`, or the first
     /// page of the history, whatever came before it.
     ///
     /// A stream has one page at a time, also one of several topics, and reads it only when the client has
@@ -127,7 +127,7 @@ impl HistoryFeed {
         })
     }
 
-    /// Where a client with a resume token begins: behind the newest event that the token has seen. Reads the
+    /// Where a client with a resume token begins: after the newest event that the token has seen. Reads the
     /// history from its end, page by page.
     pub(crate) async fn find_seen(&self, resume: &Resume) -> Result<StartAt, FeedError> {
         let (mut before, mut count, mut largest) = (None, FIRST_READ, 0);
@@ -152,7 +152,7 @@ impl HistoryFeed {
         }
     }
 
-    /// The page behind this cursor, or the first page. Clients that need the same page share it.
+    /// The page after this cursor, or the first page. Clients that need the same page share it.
     async fn page(&self, after: Option<Cursor>) -> Result<Page, FeedError> {
         let key = Key { topic: self.topic.topic.clone(), after, count: self.count };
         let read = async || {

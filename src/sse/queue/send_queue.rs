@@ -208,7 +208,7 @@ impl SendQueue {
         put
     }
 
-    /// Ends the stream behind the blocks that wait and this last one. Returns false if it is ending already.
+    /// Ends the stream after the blocks that wait and this last one. Returns false if it is ending already.
     pub(crate) fn finish(&self, last: Bytes) -> bool {
         if self.is_unwritten {
             let is_first = !self.state().is_closed;

@@ -1,4 +1,4 @@
-//! Pages of a topic's history, and what proves that they follow the reader's place. Gives no event behind a
+//! Pages of a topic's history, and what proves that they follow the reader's place. Gives no event after a
 //! hole.
 
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::sse::wire::cursor::{Cursor, now_ms};
 /// The time of a start is rounded down to a multiple of the histories' TTL divided by this number. So readers
 /// that see a topic without an event shortly after each other get the same place.
 const STEPS_OF_A_START: u64 = 16;
-/// How long a reader waits for its turn behind others.
+/// How long a reader waits for its turn.
 const WAIT_FOR_TURN: Duration = Duration::from_secs(10);
 
 /// A topic, to be read page by page.
@@ -71,7 +71,7 @@ impl TopicReader {
         Self { shared: hub.0.clone(), topic }
     }
 
-    /// Returns the events behind a place, or from the topic's first event on, as many as fit a page. Waits if
+    /// Returns the events after a place, or from the topic's first event on, as many as fit a page. Waits if
     /// Redis has forgotten the place, because a relay may restore it.
     ///
     /// # Errors
@@ -97,8 +97,8 @@ impl TopicReader {
         }
     }
 
-    /// Returns the page behind a place at which the topic has had this newest event meanwhile. Readers that
-    /// wait at one place share one read.
+    /// Returns the page after a place. `newest` is the topic's newest event by now. Readers that wait at one
+    /// place share one read.
     pub(super) async fn page_with(
         &self,
         after: Cursor,
@@ -114,7 +114,7 @@ impl TopicReader {
         self.shared.budget.hold(bytes)
     }
 
-    /// Returns the place behind the topic's newest event.
+    /// Returns the place after the topic's newest event.
     ///
     /// # Errors
     /// [`PageError::Read`] if the history cannot be read, and [`PageError::Gone`] if it comes and goes.
@@ -128,7 +128,7 @@ impl TopicReader {
                 self.shared.history.newest(&self.topic, 1).await?
             };
             if let Some(newest) = newest.last() {
-                // Events behind a loss name its end as the event before them.
+                // An event after a loss names the end of the loss as the event before it.
                 return Ok(Cursor::After(self.shared.lost().map_or(newest.id, |lost| newest.id.max(lost))));
             }
             if let Some(absence) = self.absence().await? {

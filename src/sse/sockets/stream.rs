@@ -12,7 +12,7 @@ use mio::net::TcpStream;
 use crate::http::Lease;
 use crate::sse::queue::send_queue::{Rest, SendQueue, Written};
 
-/// Bytes that a client may send behind the head of its request. They are dropped; a client that sends more is
+/// Bytes that a client may send after the head of its request. They are dropped; a client that sends more is
 /// cut off.
 const RECEIVED_MAX: usize = 64 * 1024;
 
@@ -57,9 +57,9 @@ pub(super) enum Then {
 pub(super) struct Connection {
     pub(super) socket: TcpStream,
     pub(super) stream: OpenedStream,
-    /// Bytes that the client has sent behind the head of its request.
+    /// Bytes that the client has sent after the head of its request.
     received: usize,
-    /// Dropped behind the stream: the server ends when all of these are gone.
+    /// Dropped after the stream: the server ends when all of these are gone.
     _lease: Lease,
 }
 

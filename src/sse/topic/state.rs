@@ -39,7 +39,7 @@ pub(crate) enum Next {
     Join,
 }
 
-/// What becomes of events that do not fit behind the history that was read.
+/// What becomes of events that do not follow the history that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unfit {
     /// They wait for the next read.
@@ -56,7 +56,7 @@ pub(crate) enum Joined {
     Live,
     /// A message was missed meanwhile: subscribe and read once more.
     Again,
-    /// A message does not fit behind the history that was read.
+    /// A message does not follow the history that was read.
     Hole,
 }
 
