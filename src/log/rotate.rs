@@ -3,8 +3,8 @@
 //! A slot is emptied if it is not in use, every relay has delivered all of its rows, and its newest row is
 //! older than the retention. Inserts never fail for want of a slot: the slots always exist, and a slot that
 //! cannot be emptied keeps its rows and takes new ones. The mapping from time to slot is only a hint.
-//! Rotation looks at the rows of a slot, and looks again under the lock, so a clock that jumps or a
-//! transaction of yesterday does no harm.
+//! Rotation looks at the rows of a slot, and looks again under the lock, so neither a clock that jumps nor a
+//! transaction that began yesterday does harm.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! Reads `timestamptz` values that chrono cannot hold: infinity, and years outside its range. The driver's
 //! own decoding panics on them. An event's time must be in the years 1970 to 9999, which every client can
-//! hold. No check of `outbox.event` says so: the relay parks a row with any other time, under a time that
-//! passes the check of `outbox.parked`.
+//! hold. `outbox.event` has no check for that. The relay parks a row with any other time, and gives the
+//! parked row a time that the check of `outbox.parked` allows.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::error::BoxDynError;

@@ -1,7 +1,7 @@
 //! Releasing and discarding parked events: of one topic or several, by the ids that the operator has seen.
 //!
 //! A request names events up to an id. Events that are parked later are not part of it. The relay carries it
-//! out, as it alone knows what of the topic is under way; [`wait`] tells how that ended.
+//! out, because only the relay knows which events of the topic are under way. [`wait`] returns the result.
 
 use std::time::Duration;
 

@@ -1,7 +1,6 @@
-//! Giving rows new ids above those of all delivered rows, in order: for rows that a position cannot stand
-//! beside.
+//! Giving rows that contradict a position new ids above those of all delivered rows, in order.
 //!
-//! Only within a rebase, whose lock keeps appends and relays away.
+//! This runs only within a rebase, whose lock keeps appends and relays away.
 
 use sqlx::PgConnection;
 
@@ -54,8 +53,8 @@ pub(super) async fn behind_the_window(
     Ok(ids.into_iter().map(|id| Contradiction::of(id, "behind")).collect())
 }
 
-/// Gives what one of these relays has not delivered new ids and this transaction's xid, so that it is new to
-/// every relay. A relay that has delivered such a row all the same is told so.
+/// Gives new ids and this transaction's xid to the rows that one of these relays has not delivered, so that
+/// they are new to every relay. If another relay has delivered such a row, that is written down.
 pub(super) async fn undelivered(connection: &mut PgConnection, relays: &[String]) -> Result<(), Error> {
     let sql = format!(
         "insert into pg_temp.renumbered (part, place, old_id, xid, event_id)

@@ -1,7 +1,8 @@
 //! Revoking credentials: of a user, for a topic, or one token.
 //!
 //! The SSE servers keep the list in memory (the part `revocations`). The notification is a part of the
-//! transaction, so they hear of each revocation that is committed; those that do not, look again now and then.
+//! transaction, so they hear of each revocation that is committed. A server that does not hear of one finds
+//! it in the list, which it reads again now and then.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
-//! What each role may do in Postgres, and nothing beside: `aftercommit grants` prints it,
-//! `aftercommit doctor` looks whether it is there. One list, so that both say the same.
+//! The rights that each role needs in Postgres, and no others. `aftercommit grants` prints them, and
+//! `aftercommit doctor` checks them. There is one list, so that both say the same.
 
 use std::collections::BTreeSet;
 use std::fmt;

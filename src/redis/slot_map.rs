@@ -1,4 +1,4 @@
-//! Which server of a cluster has which slots, as all users of the same settings know it. No I/O.
+//! Which server of a cluster has which slots. All users of the same settings share this knowledge. No I/O.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The waits between two looks for new events without a notification, and what is known of the last look.
+//! The waits between two looks for new events when no notification comes, and the result of the last look.
 
 use std::time::{Duration, Instant};
 

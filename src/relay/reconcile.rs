@@ -3,8 +3,8 @@
 //! The sink keeps the highest number that it has used up. If that is below the position, the sink has gone
 //! back: by a failover to a replica that lagged, or a restart without its last writes or without any. The log
 //! still has those events and their numbers, so they are published again under these before anything else. If
-//! it is above the position, at most a batch may have arrived whose position was not written, and that batch
-//! must be of the open window. Otherwise Postgres has gone back, its new events would take numbers that
+//! it is above the position, at most one batch may have arrived without its position being written, and that
+//! batch must be of the open window. Otherwise Postgres has gone back: its new events would take numbers that
 //! clients have seen, and a person has to decide.
 
 use std::time::Instant;

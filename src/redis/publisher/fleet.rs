@@ -1,8 +1,8 @@
 //! The servers of a cluster: following their slots, and leaving behind those that fail.
 //!
 //! A server that is left behind lacks the numbers above its top. The position goes on without it. When it is
-//! back, `publish` says that the sink forgot something, and the relay gives that server what it lacks from
-//! the log, as it does for a server that went back.
+//! back, `publish` says that the sink forgot something, and the relay gives that server the missing events
+//! from the log, as it does for a server that went back.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! Slots in the middle of a move that does not end, as `redis-cli --cluster reshard` leaves one that was
-//! stopped.
+//! Slots in the middle of a move that does not end. A `redis-cli --cluster reshard` that was stopped leaves
+//! such a slot.
 //!
 //! The map still names the old server of such a slot. That server refuses every key of the slot that it does
 //! not have: keys that have moved already, and keys that never existed. If slots of one server are refused
@@ -63,8 +63,8 @@ impl Unsettled {
         self.apart.retain(|slot, server| map.primary_of_slot(*slot) == Some(&*server));
     }
 
-    /// The slots of a server without those that are set apart, and these. None is set apart of a server that
-    /// would have too few others.
+    /// The slots of a server that are not set apart, and those that are. If the server would have too few
+    /// other slots, none is set apart.
     pub(super) fn divide(&mut self, server: &Endpoint, slots: &SlotSet) -> (SlotSet, SlotSet) {
         let (mut settled, mut apart) = (SlotSet::default(), SlotSet::default());
         for slot in slots.iter() {
@@ -151,7 +151,7 @@ impl Publisher {
         }
     }
 
-    /// Hands what is known of slots that are set apart, or were, to the servers that have them now.
+    /// Hands the state of slots that are set apart, or were, to the servers that have these slots now.
     pub(super) fn hand_on(&mut self, before: &[Server]) {
         for old in before {
             let untold = old.untold.or(old.reached);

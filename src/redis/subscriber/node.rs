@@ -3,8 +3,8 @@
 //!
 //! The connection speaks RESP3, and the client answers a subscription with the confirmation that it received.
 //! A server that gives a slot away ends the subscriptions of its channels without being asked, and the client
-//! takes that for the answer to the oldest command. So each confirmation is compared with its command, and
-//! after one that does not fit, nothing is believed until a PING has come back.
+//! takes that for the answer to the oldest command. So each confirmation is compared with its command. After
+//! a confirmation that does not fit, nothing is believed until a PING has come back.
 
 use std::collections::HashSet;
 

@@ -1,9 +1,10 @@
 //! Brings one client to the end of one topic.
 //!
-//! First the start that the client asked for becomes a cursor, which the client is told before the response
-//! begins; after two seconds the response begins without it. From there it continues: from the recent events
-//! in memory, or page by page from the history, until it can be attached to the topic in one go. Where it
-//! cannot be proven that nothing is missing, the client is reset: it begins again at the end of the topic.
+//! First the start that the client asked for becomes a cursor. The client is told the cursor before the
+//! response begins; after two seconds the response begins without it. From the cursor the client continues
+//! with the recent events in memory, or page by page with the history, until it can be attached to the topic
+//! in one go. If nothing proves that no event is missing, the client is reset: it begins again at the end of
+//! the topic.
 
 use std::ops::ControlFlow;
 use std::pin::pin;

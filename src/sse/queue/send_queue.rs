@@ -1,6 +1,6 @@
-//! The send queue of one stream: fan-out fills it without waiting, the thread that has its socket empties
-//! it, and tasks that feed it from the history wait for room. Fan-out into a queue that is too full ends the
-//! connection: the client comes back with its last id. Must not know topics' order.
+//! The send queue of one stream: fan-out fills it without waiting, the thread that has its socket empties it,
+//! and tasks that feed it from the history wait for room. Fan-out into a queue that is too full ends the
+//! connection: the client comes back with its last id. Must not know the order of a topic's events.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
