@@ -120,7 +120,7 @@ pub struct Request {
     asked_at: DateTime<Utc>,
 }
 
-/// Asks the relay to release or discard what is named, and writes that into the audit. Call it in a
+/// Asks the relay to release or discard the named events, and writes that into the audit. Call it in a
 /// transaction; ring the bell after its commit.
 ///
 /// # Errors
@@ -159,7 +159,7 @@ async fn ask_relay(tx: &mut PgConnection, relay: &str, named: &Named, action: Ac
     parked::request(tx, relay, &named.topic, action, Some(named.through)).await
 }
 
-/// What became of one topic's named events so far.
+/// The result of a request so far, for the named events of one topic.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Outcome {
@@ -175,7 +175,7 @@ pub struct Outcome {
     pub waiting: u64,
     /// How many the sink has refused again, or wait behind a refused one.
     pub refused: u64,
-    /// What it refused them with.
+    /// The sink's error for the refused events.
     pub reason: Option<String>,
     #[serde(skip)]
     action: Action,
@@ -207,7 +207,7 @@ impl Outcome {
     }
 }
 
-/// What has become of a request by now, by topic.
+/// Returns the result of a request so far, by topic.
 ///
 /// # Errors
 /// [`Error`].
@@ -251,7 +251,7 @@ async fn outcome(connection: &mut PgConnection, request: &Request, named: &Named
     })
 }
 
-/// Waits until the relay has dealt with a request, `limit` at most; returns what has become of it by then.
+/// Waits until the relay has dealt with a request, `limit` at most; returns its result by then.
 ///
 /// # Errors
 /// [`Error`].

@@ -291,7 +291,8 @@ impl<'c> Rebase<'c> {
         for (relay, position) in &adopted {
             checkpoint::insert(&mut self.tx, relay, position).await?;
             may_have_arrived(&mut self.tx, relay).await?;
-            // A replay that was interrupted goes on with what has been delivered by now, up to its last row.
+            // A replay that was interrupted goes on with the events that have been delivered by now, up to
+            // its last row.
             sqlx::query(
                 "update outbox.replay set lower = $2::text::pg_snapshot, upper = null
                  where relay = $1 and not finished",

@@ -77,9 +77,9 @@ pub(super) async fn undelivered(connection: &mut PgConnection, relays: &[String]
     apply(connection, "pg_current_xact_id()").await
 }
 
-/// Gives new ids to what was appended after the log was moved, where its sequence was not moved with it:
-/// those rows have ids that the positions call delivered. Known by their time, as nothing else tells them
-/// from older ones.
+/// Gives new ids to the rows that were appended after the log was moved, if its sequence was not moved with
+/// it: those rows have ids that the positions call delivered. The rows are known by their time, because
+/// nothing else tells them from older ones.
 pub(super) async fn appended_since_the_move(connection: &mut PgConnection) -> Result<(), Error> {
     begin(connection).await?;
     sqlx::query(
@@ -96,7 +96,7 @@ pub(super) async fn appended_since_the_move(connection: &mut PgConnection) -> Re
     .execute(&mut *connection)
     .await?;
     number(connection, Order::ById).await?;
-    // Their xids are this cluster's, which the rebase replaces by what is delivered.
+    // These rows have xids of this cluster. The rebase replaces every xid afterwards.
     apply(connection, "e.xid").await
 }
 
@@ -136,8 +136,8 @@ enum Order {
 /// sequence has not come to again, or ids that it has given to a newer row. Where there are none, a row is
 /// newer than a position that calls its id delivered, or that has a window open over higher ids.
 ///
-/// Of a transaction that was under way when the sequence was set back, nothing tells what it appended before
-/// and what after.
+/// If a transaction was under way when the sequence was set back, nothing tells which rows it appended before
+/// that and which after.
 const APPENDED_AFTER: &str = "
   with delivered as materialized (
     select p.high_id, p.lower_horizon, p.upper_horizon, (
@@ -197,8 +197,8 @@ async fn number(connection: &mut PgConnection, order: Order) -> Result<(), Error
     Ok(())
 }
 
-/// Extends what a replay knows of the place of its copies, so that copies with new ids still count as copies.
-/// It comes before the rows change, because it finds them at their old places.
+/// Widens the range of ids in which a replay looks for its copies, so that copies with new ids still count as
+/// copies. It comes before the rows change, because it finds them at their old places.
 const COPIES: &str = "
   with moved as (
     select r.id, min(n.new_id) as first_id, max(n.new_id) as last_id

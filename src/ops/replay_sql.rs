@@ -14,7 +14,8 @@ const EXAMINED: i64 = 20_000;
 /// Stored bytes of payload in one batch; one event always fits.
 const BATCH_BYTES: i64 = 4 << 20;
 
-/// What the process that is at a replay locks: an SQL expression of the replay's number, `$1`.
+/// The key of the advisory lock that the process of a replay holds: an SQL expression of the replay's number,
+/// `$1`.
 pub(super) const LOCK_KEY: &str = "hashtextextended('outbox.replay:' || $1, 0)";
 
 /// A place in the log: the rows that were delivered when it was looked at.
@@ -29,7 +30,7 @@ pub(super) struct DeliveredSnapshot {
     pub(super) seen_at: DateTime<Utc>,
 }
 
-/// Replays with what they repeat as text, and whether somebody holds their lock.
+/// Replays, with their snapshots as text, and whether a process holds their lock.
 pub(super) const REPLAYS: &str = "
   select r.*, r.lower::text as lower_text, r.upper::text as upper_text,
          exists (
@@ -160,8 +161,8 @@ pub(super) fn bind<'q>(
         .bind(delivered.seen_at)
 }
 
-/// What the relay has delivered by now, of the rows that the selection may reach. Nothing if it has never
-/// run.
+/// The rows that the relay has delivered by now, among those that the selection may reach. No rows if the
+/// relay has never run.
 pub(super) async fn delivered_now(
     connection: &mut PgConnection,
     relay: &str,

@@ -60,17 +60,17 @@ impl fmt::Display for Target {
     }
 }
 
-/// A revocation: what was issued until then is refused.
+/// A revocation: credentials that were issued until its time are refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revocation {
-    /// Of what.
+    /// The user, topic or token whose credentials are revoked.
     pub target: Target,
     /// When.
     pub at: DateTime<Utc>,
 }
 
-/// Revokes what was issued until now, writes that into the audit, and tells the servers at the commit. Returns
-/// the time. Call it in a transaction.
+/// Revokes the credentials that were issued until now, writes that into the audit, and tells the servers at
+/// the commit. Returns the time. Call it in a transaction.
 ///
 /// # Errors
 /// [`Error`].

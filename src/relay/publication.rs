@@ -118,7 +118,7 @@ pub(super) async fn publish_batch<S: Sink>(
     Ok(set_aside)
 }
 
-/// What is known of earlier tries to publish a batch.
+/// The relay's knowledge of earlier tries to publish a batch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attempt {
     pub(super) handing: Handing,

@@ -164,7 +164,7 @@ impl Step {
         Ok(Reconciled::Restored { events, missing })
     }
 
-    /// Publishes the events of one range that the sink lacks. What the log no longer has is lost.
+    /// Publishes the events of one range that the sink lacks. Events that the log no longer has are lost.
     async fn restore_range<S: Sink>(
         &mut self,
         sink: &mut S,

@@ -149,8 +149,8 @@ pub trait Sink: Send {
     /// Returns a [`PublishError`]. The events that have arrived are always a prefix of those of each topic.
     fn publish(&mut self, batch: Batch<'_>) -> impl Future<Output = Result<(), PublishError>> + Send;
 
-    /// Returns the place that each server of the sink has reached that can be asked; `None` for one that has
-    /// never taken anything, or has forgotten everything.
+    /// Asks the servers of the sink that can be asked, and returns the place that each of them has reached;
+    /// `None` for a server that has never taken anything, or has forgotten everything.
     ///
     /// # Errors
     /// Returns [`PublishError::Retry`] if the sink cannot be asked, and [`PublishError::Stop`] if its state

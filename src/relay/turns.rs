@@ -164,7 +164,7 @@ impl<'a, S: Sink> Turns<'a, S> {
         Ok(())
     }
 
-    /// Counts what a turn has done. Waits if it found nothing.
+    /// Counts the events of a turn. Waits if it found nothing.
     async fn go_on(&mut self, outcome: Outcome) -> Result<(), StepError> {
         let metrics = self.inputs.metrics;
         match outcome {

@@ -272,7 +272,7 @@ async fn tops_in(
     Ok(found)
 }
 
-/// Writes a server's top, and then removes the ones that are left over.
+/// Writes a server's top, and then removes the keys that are left over.
 async fn write_top(
     server: &mut Server,
     settings: &Settings,

@@ -114,7 +114,7 @@ impl Publisher {
             is_back
         });
         if join_all(trying).await.contains(&true) {
-            // What it lacks comes before anything new.
+            // The server is given the missing events before anything new.
             self.is_compared = false;
         }
     }

@@ -32,7 +32,7 @@ const TOPICS_AT_ONCE: usize = 256;
 /// Pings after which a connection is given up whose answers do not fit its commands.
 const PINGS_TO_FIT: u32 = 1000;
 
-/// What a server's tasks report.
+/// A report of a server's tasks.
 #[derive(Debug)]
 pub(super) enum Report {
     /// The connection ended, or could not be made.
@@ -65,7 +65,7 @@ pub(super) async fn run(
     let _sent = reports.send(Report::Ended(endpoint, reason));
 }
 
-/// Reads what the server sends on its own.
+/// Reads the messages that the server sends on its own.
 async fn read(
     mut pushed: mpsc::UnboundedReceiver<PushInfo>,
     mut classifier: Classifier,

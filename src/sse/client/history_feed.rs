@@ -19,7 +19,7 @@ use crate::sse::wire::frame::{self, Frame, ResetReason};
 use crate::sse::wire::resume::{Found, Resume};
 use crate::sse::wire::start::StartAt;
 
-/// What the history gave.
+/// The result of one read of the history.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Fed {
     /// The client has been given events up to this cursor.
@@ -78,8 +78,8 @@ impl HistoryFeed {
         }
     }
 
-    /// Queues frames until the queue is half full; at least one that moves the client, or it might never come
-    /// further.
+    /// Queues frames until the queue is half full; at least one frame that moves the client, or the client
+    /// might never come further.
     fn give(&mut self, after: Option<Cursor>, frames: &[Frame]) -> Fed {
         self.largest = largest_of(frames);
         self.count = next_count(frames.len(), bytes_of_frames(frames));
@@ -187,8 +187,9 @@ fn largest_of(frames: &[Frame]) -> usize {
     frames.iter().map(|frame| frame.block.len()).max().unwrap_or_default()
 }
 
-/// What an absent history proves for a client that is before the topic's first event, as seen at `seen_ms`,
-/// or that wants all there is (`None`). `newest_ms` says when this server got the topic's newest event.
+/// The conclusion from an absent history, for a client that is before the topic's first event, as seen at
+/// `seen_ms`, or that wants all events (`None`). `newest_ms` says when this server got the topic's newest
+/// event.
 fn of_absence(place: Cursor, newest_ms: u64, absence: Absence, seen_ms: Option<u64>) -> Fed {
     let Some(seen_ms) = seen_ms else { return Fed::NothingBefore(place) };
     if !absence.proves_none_since(seen_ms) {

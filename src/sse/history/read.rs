@@ -86,7 +86,7 @@ async fn read(shared: &Shared, topic: &Topic, place: Cursor, count: usize) -> Re
     shared.history.from(topic, place.id(), count).await
 }
 
-/// What follows the run of a read that asked for `count` entries and got `read`.
+/// Returns how a page ends: after the run of a read that asked for `count` entries and got `read`.
 fn end_of(run: Run, read: usize, count: usize) -> PageEnd {
     match (run.is_broken, read < count) {
         (true, _) => PageEnd::Hole,
@@ -99,7 +99,7 @@ fn page(shared: &Shared, topic: &SharedTopic, entries: Vec<Entry>, end: PageEnd)
     Page::Follows { frames: entries.into_iter().map(|entry| frame_of(shared, topic, entry)).collect(), end }
 }
 
-/// What a history without entries proves.
+/// The conclusion from a history without entries.
 async fn nothing(shared: &Shared, topic: &SharedTopic, place: Cursor) -> Result<Page, ReadError> {
     let seen_ms = match place {
         Cursor::Start { seen_ms } => seen_ms,

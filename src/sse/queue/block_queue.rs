@@ -36,7 +36,7 @@ pub(crate) enum Put {
     CutOff,
 }
 
-/// What a turn of writing has left.
+/// The state of a queue after a turn of writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rest {
     Nothing,
@@ -268,7 +268,7 @@ impl BlockQueue {
             // Most streams are idle most of the time: they keep no room.
             self.blocks = VecDeque::new();
         }
-        // The kernel took something: what is left has only begun to wait.
+        // The kernel took something, so the remaining bytes have only begun to wait.
         self.waiting_since = (!self.is_empty()).then(Instant::now);
     }
 

@@ -149,8 +149,8 @@ impl SendQueue {
         }
     }
 
-    /// Takes no blocks, because its client waits for an answer that is written elsewhere. What ends the
-    /// stream ends it at once.
+    /// Takes no blocks, because its client waits for an answer that is written elsewhere. Every cause that
+    /// ends the stream ends it at once.
     #[must_use]
     pub(crate) fn unwritten(self) -> Self {
         Self { is_unwritten: true, ..self }
@@ -350,7 +350,7 @@ impl SendQueue {
     }
 }
 
-/// What has become of a stream when it was written.
+/// The state of a stream after it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Written {
     /// It goes on.

@@ -56,7 +56,7 @@ struct Turn<'a> {
     _page: Option<SemaphorePermit<'a>>,
 }
 
-/// What this process knows of a topic that its streams use.
+/// This process's knowledge of a topic that its streams use.
 #[derive(Debug, Clone, Copy, Default)]
 struct Known {
     is_live: bool,
@@ -81,7 +81,7 @@ impl TopicReader {
         let now_ms = now_ms();
         let ttl = self.shared.history_ttl;
         let place = match from {
-            // An event before that has expired, and what it did is in the state.
+            // An event before that has expired, and the application's state includes its effect.
             None => Cursor::Start { seen_ms: now_ms.saturating_sub(millis(ttl)) },
             Some(place) if place.is_too_old(now_ms, ttl) => return Err(PageError::Gone),
             Some(place) => place,
@@ -180,7 +180,8 @@ impl TopicReader {
         Ok(Turn { _read: shared.reads.acquire().await.ok(), _room: room, _page: page.ok() })
     }
 
-    /// What a history without an entry from the place on proves. `None`: Redis has forgotten the place.
+    /// The conclusion from a history without an entry from the place on. `None`: Redis has forgotten the
+    /// place.
     async fn nothing(
         &self,
         place: Cursor,
@@ -199,7 +200,7 @@ impl TopicReader {
         let known = self.known();
         match known.place {
             _ if !absence.proves_none_since(seen_ms) => Err(PageError::Gone),
-            // What it wants has expired, and what that did is in the state.
+            // The events that it wants have expired, and the application's state includes their effects.
             Some(Cursor::After(_)) if wants_all && known.has_expired => at_end(self.start(now_ms, absence)),
             // This process has reset the topic's clients since, because events may be missing.
             Some(Cursor::Start { seen_ms: since_ms }) if since_ms > seen_ms => Err(PageError::Gone),

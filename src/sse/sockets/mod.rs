@@ -30,8 +30,9 @@ pub(crate) struct Sockets {
 }
 
 impl Sockets {
-    /// Starts a thread for every two processors. The others are for what comes before the writing, and for the
-    /// kernel's work on what was written: with a thread on each, clients on the same machine read later.
+    /// Starts a thread for every two processors. The other processors are for the work before the writing,
+    /// and for the kernel's work after it: with a thread on each processor, clients on the same machine read
+    /// later.
     ///
     /// # Errors
     /// The kernel's own, where there is no room for a thread or its files.

@@ -42,7 +42,7 @@ impl Drop for OpenedStream {
     }
 }
 
-/// What is to be done with a connection after it has been looked at.
+/// The next action for a connection after it has been looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Then {
     /// Wait for the kernel or the queue.
@@ -80,7 +80,7 @@ impl Connection {
         if event.is_writable() { self.write() } else { Then::Wait }
     }
 
-    /// Writes what waits.
+    /// Writes the bytes that wait.
     pub(super) fn write(&mut self) -> Then {
         match self.stream.queue.write_to(&mut self.socket) {
             Written::Open(Rest::More) => Then::Again,
@@ -96,7 +96,7 @@ impl Connection {
         }
     }
 
-    /// Reads and drops what the client sends. Returns false if it is gone, or sends too much.
+    /// Reads and drops the bytes that the client sends. Returns false if it is gone, or sends too much.
     fn drop_received(&mut self, scratch: &mut [u8]) -> bool {
         while self.received <= RECEIVED_MAX {
             match self.socket.read(scratch) {

@@ -31,7 +31,7 @@ pub(crate) enum Page {
     Hole,
 }
 
-/// What follows a page.
+/// The continuation after a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PageEnd {
     /// More may follow.

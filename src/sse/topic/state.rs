@@ -31,7 +31,7 @@ enum Phase {
     Live,
 }
 
-/// What the caller has to do after a message.
+/// The action that the caller has to take after a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
     Nothing,
@@ -39,7 +39,7 @@ pub(crate) enum Next {
     Join,
 }
 
-/// What becomes of events that do not follow the history that was read.
+/// The treatment of events that do not follow the history that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unfit {
     /// They wait for the next read.

@@ -61,7 +61,7 @@ impl Resume {
                 (Seen::Yes, Some(_)) | (Seen::No, None) => {}
                 (Seen::Rebased, _) => return Found::Reset(ResetReason::Rebased),
                 (Seen::Unknown, None) | (Seen::No, Some(_)) => return Found::Reset(ResetReason::HistoryGone),
-                // Older than one that was seen: only where it is known to be unseen does it matter.
+                // An event older than a seen one: it matters only if it is known to be unseen.
                 (Seen::Unknown, Some(_)) => {}
             }
         }
