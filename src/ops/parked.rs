@@ -159,7 +159,7 @@ async fn ask_relay(tx: &mut PgConnection, relay: &str, named: &Named, action: Ac
     parked::request(tx, relay, &named.topic, action, Some(named.through)).await
 }
 
-/// The result of a request so far, for the named events of one topic.
+/// What became of one topic's named events so far.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Outcome {

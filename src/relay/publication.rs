@@ -209,7 +209,7 @@ pub(super) async fn publish<S: Sink>(
     Ok(published)
 }
 
-/// Takes out the events that wait behind a parked event.
+/// Takes out the events that wait behind a parked one.
 fn take_waiting<'a>(
     rest: &mut Vec<Delivery<'a>>,
     exceptions: &Exceptions,
