@@ -78,8 +78,8 @@ impl<'a> Parts<'a> {
         pairs.map(|pair| (pair, decoded(pair.split('=').next().unwrap_or(pair))))
     }
 
-    /// Whether an `@` stands behind the host, outside the value of a known parameter: what looks like the
-    /// host is then a part of a password that holds a `/`, a `?` or a `#`.
+    /// Whether an `@` stands after the host, outside the value of a known parameter: what looks like the host
+    /// is then a part of a password that holds a `/`, a `?` or a `#`.
     fn is_ambiguous(&self) -> bool {
         let is_known = |name: &str| SHOWN.contains(&name) || SECRET.contains(&name);
         self.path.contains('@')
@@ -207,7 +207,7 @@ pub fn check(text: &str, schemes: &[&str], form: &'static str) -> Result<(), Add
 }
 
 /// The addresses of the several hosts that one address names, each as an address of its own with this scheme
-/// and the same user and password; and the name behind them. `None` if the text cannot be taken apart.
+/// and the same user and password; and the name after them. `None` if the text cannot be taken apart.
 pub fn each_host(text: &str, scheme: &str) -> Option<(Vec<String>, String)> {
     let Parts { userinfo, host, path, .. } = Parts::of(text)?;
     let userinfo = userinfo.map_or_else(String::new, |userinfo| format!("{userinfo}@"));

@@ -414,7 +414,7 @@ $$;
 -- alone:
 -- - behind: appended after everything that the position calls delivered, with an id that it calls delivered.
 --   The sequence was set back (setval, `truncate ... restart identity`), or somebody chose the id.
--- - above: the id is above the sequence's last value. All later appends would be behind it.
+-- - above: the id is above the sequence's last value. All later appends would get lower ids.
 -- - unborn: the transaction is far from having begun. (A row of a transaction that is near is an `above` row
 --   by the time that the transaction begins.)
 --
@@ -492,7 +492,7 @@ begin
 end
 $$;
 
--- Whether there is a row behind a position: one to deliver, or one that reading will refuse.
+-- Whether there is a row after a position: a row to deliver, or a row that reading will refuse.
 create function outbox.has_more(lower pg_snapshot, lower_horizon xid8, high_id bigint) returns boolean
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
@@ -615,7 +615,7 @@ create unlogged table outbox.heartbeat (
   error_at         timestamptz,
   rotation_blocked text,
   listen           text        not null,
-  -- How long the process is silent behind this heartbeat, if it sleeps.
+  -- How long the process is silent after this heartbeat, if it sleeps.
   asleep_seconds   float8,
   primary key (relay, process)
 ) with (fillfactor = 20);

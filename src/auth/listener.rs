@@ -165,7 +165,7 @@ fn vouch(parts: &Parts) {
 }
 
 /// The query's ticket. It has only letters, digits, `-`, `_` and `.`, so it needs no decoding. Of several
-/// tickets the last one counts, because clients append a new ticket behind the old one.
+/// tickets the last one counts, because clients append a new ticket after the old one.
 fn ticket(parts: &Parts) -> Option<&str> {
     parts.uri.query()?.rsplit('&').find_map(|pair| pair.strip_prefix("ticket="))
 }

@@ -13,7 +13,7 @@ use crate::sse::EventPage;
 pub(super) enum Form {
     /// An array of the payloads.
     Json,
-    /// The texts of payloads that are JSON strings, one behind the other. Other payloads stay as they are.
+    /// The texts of payloads that are JSON strings, one after the other. Other payloads stay as they are.
     Text,
 }
 

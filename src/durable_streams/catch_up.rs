@@ -9,7 +9,7 @@ use super::query::Asked;
 use crate::http::{Connection, Problem};
 use crate::sse::{Cursor, EventPage, PageError, TopicReader};
 
-/// Answers with the page behind the offset, or with 304 if the client has it.
+/// Answers with the page after the offset, or with 304 if the client has it.
 pub(super) async fn answer(
     reader: &TopicReader,
     asked: &Asked,
@@ -41,8 +41,8 @@ pub(super) async fn first_page(reader: &TopicReader, offset: Offset) -> Result<E
     }
 }
 
-/// Names a page: a place never gets other events behind it. A page that was the last one is another one when
-/// more has come, because the client may keep its headers. None for `now`, which is another place each time.
+/// Names a page: the events after a place never change. A page that was the last one is another one when more
+/// has come, because the client may keep its headers. None for `now`, which is another place each time.
 pub(super) fn etag(offset: Offset, page: &EventPage) -> Option<HeaderValue> {
     let from = match offset {
         Offset::Now => return None,

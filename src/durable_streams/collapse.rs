@@ -20,7 +20,7 @@ pub(super) fn cursor(sent: Option<u64>, now: DateTime<Utc>) -> u64 {
         Some(sent) if sent >= current => {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 180")]
             let jump = (random_fraction() * JUMP_MAX) as u64 + 1;
-            // No server gives a cursor so large that there is none behind it.
+            // No server gives a cursor so large that there is no larger one.
             sent.checked_add(jump).unwrap_or(current)
         }
         _ => current,

@@ -22,7 +22,7 @@ use crate::sse::{EventPage, TopicReader, Watch};
 const LASTS: Duration = Duration::from_secs(55);
 const LASTS_LONGER: Duration = Duration::from_secs(10);
 
-/// Answers with a stream that begins with the page behind the offset.
+/// Answers with a stream that begins with the page after the offset.
 pub(super) async fn answer(
     reader: TopicReader,
     asked: &Asked,

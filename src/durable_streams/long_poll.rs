@@ -19,7 +19,7 @@ use crate::sse::{EventPage, PageError, TopicReader, Watch};
 /// How long an answer waits for an event. Shorter than proxies wait for the first byte, which is 60 s mostly.
 const WAIT: Duration = Duration::from_secs(20);
 
-/// Answers with the events behind the offset once there are some, or with 204 after [`WAIT`].
+/// Answers with the events after the offset once there are some, or with 204 after [`WAIT`].
 pub(super) async fn answer(
     reader: &TopicReader,
     asked: &Asked,

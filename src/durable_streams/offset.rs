@@ -13,7 +13,7 @@ const DIGITS: usize = 20;
 pub(super) enum Offset {
     /// `-1`: with the topic's first event.
     Beginning,
-    /// `now`: behind its newest event.
+    /// `now`: after its newest event.
     Now,
     /// Behind this place.
     At(Cursor),

@@ -35,7 +35,7 @@ impl FromStr for TraceParent {
         let mut parts = text.split('-');
         let mut part = |length| hex(parts.next().ok_or(NotATraceParent)?, length);
         let (version, trace_id, span_id, flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
-        // Later versions may add parts behind these four, version 0 may not. 255 is forbidden.
+        // Later versions may add parts after these four, version 0 may not. 255 is forbidden.
         let is_known = version == 0 && parts.next().is_none() || (1..255).contains(&version);
         let span_id = u64::try_from(span_id).map_err(|_| NotATraceParent)?;
         if !is_known || trace_id == 0 || span_id == 0 {

@@ -148,7 +148,7 @@ impl Accepted {
             }
         };
         match served {
-            // Bytes that the peer has sent behind the head belong to no request that is answered.
+            // Bytes that the peer has sent after the head belong to no request that is answered.
             Served::TakenOver(handover) => {
                 hand_over(handover, serving.into_parts().io.into_inner().into_inner(), &open);
             }

@@ -2,7 +2,7 @@
 //! directly, or under a name that they make resolve to this machine (DNS rebinding).
 //!
 //! - Under any other host than its own the server answers nothing, so a rebound name reads nothing.
-//! - Everything secret, and every switch, needs the key. It is in the page's address, behind `#`; a browser
+//! - Everything secret, and every switch, needs the key. It is in the page's address, after `#`; a browser
 //!   never adds it by itself, as it would a cookie.
 //! - A switch must also come from a page of this origin.
 

@@ -2,7 +2,7 @@
 //! connections, kills the relay and stops Redis, and a proof of what arrived.
 //!
 //! It is for one person at one machine. It listens on a loopback address only, and everything that it shows
-//! or switches needs the key in the page's address. The key stands behind `#`, so a browser sends it to
+//! or switches needs the key in the page's address. The key stands after `#`, so a browser sends it to
 //! nobody, and no other page can add it to a request. The five clients are EventSources of the browser. Each
 //! reaches the SSE server by a TCP line of its own, which can be cut.
 //!

@@ -78,7 +78,8 @@ pub enum Error {
         /// Some of the rows.
         rows: Vec<Contradiction>,
     },
-    /// A row of the log is not an event: it was written without the schema's checks.
+    /// A parked row, or a pending row that a rebase reads, breaks the rules for topics or types: it was
+    /// written without the checks of `outbox.append`.
     #[error("row {id} of outbox.event is not an event: {source}")]
     NotAnEvent {
         /// The row's id.

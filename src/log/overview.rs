@@ -35,9 +35,9 @@ pub struct RelayOverview {
     /// newest event of the newest step. `None` if that step delivered nothing newer than the step before.
     pub latency_seconds: Option<f64>,
     /// Whether `oldest_pending_at` comes from samples, because transactions that are open or rolled back have
-    /// taken thousands of row numbers behind the position. An older event may then be pending.
+    /// taken thousands of row numbers after the position. An older event may then be pending.
     pub oldest_is_sampled: bool,
-    /// Signs that the log holds rows that contradict the position. Nothing is delivered behind such rows.
+    /// Signs that the log holds rows that contradict the position. Nothing is delivered after such rows.
     pub contradiction: Option<String>,
     /// Events set aside.
     pub parked_events: i64,
@@ -126,8 +126,8 @@ fn positions() -> String {
     )
 }
 
-/// The rows right behind the position are of transactions that are open or rolled back: samples the rows
-/// further behind.
+/// The rows right after the position are of transactions that are open or rolled back: samples the later
+/// rows.
 async fn look_at_samples(
     connection: &mut PgConnection,
     one: &mut RelayOverview,

@@ -51,7 +51,7 @@ impl Action {
     }
 }
 
-/// Parks events. Call it in the transaction that writes the position behind them.
+/// Parks events. Call it in the transaction that writes the position after them.
 ///
 /// # Errors
 /// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres

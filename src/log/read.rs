@@ -34,7 +34,7 @@ pub struct Limit {
 pub struct Batch {
     /// The rows. Each one uses up a number.
     pub rows: Vec<Row>,
-    /// Whether the window has no rows behind these.
+    /// Whether the window has no rows after these.
     pub is_last: bool,
 }
 
@@ -246,7 +246,7 @@ pub(crate) fn is_about_a_row(error: &Error) -> bool {
     code.starts_with("22") || code == "XX001"
 }
 
-/// Returns the identity of the `nth` event (from 1) of the open window behind the position, or `None` if the
+/// Returns the identity of the `nth` event (from 1) of the open window after the position, or `None` if the
 /// window holds fewer.
 ///
 /// # Errors

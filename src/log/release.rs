@@ -13,7 +13,7 @@ use super::{Error, checkpoint};
 use crate::event::{Event, EventId, StreamId, Topic};
 
 /// Uses up the next number for a topic's parked events up to and including `through`, and returns the
-/// position behind it. `from` must have no open window.
+/// position after it. `from` must have no open window.
 ///
 /// # Errors
 /// Returns [`Error::Fenced`] if another relay inserted the row first, [`Error::SchemaMissing`] if the schema

@@ -47,7 +47,7 @@ pub struct DeliveredRanges {
 
 impl DeliveredRanges {
     /// Begins with the range that holds the number `seq`. Leaves out ranges that are older than `not_older`,
-    /// unless they are behind the number `untold`.
+    /// unless they are above the number `untold`.
     ///
     /// # Errors
     /// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if
@@ -90,7 +90,7 @@ impl DeliveredRanges {
         })
     }
 
-    /// Returns the next range, or `None` behind the newest checkpoint.
+    /// Returns the next range, or `None` after the newest checkpoint.
     ///
     /// # Errors
     /// Fails as [`read::batch`] and [`release::events`] do.

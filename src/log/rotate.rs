@@ -3,8 +3,8 @@
 //! A slot is emptied if it is not in use, every relay has delivered all of its rows, and its newest row is
 //! older than the retention. Inserts never fail for want of a slot: the slots always exist, and a slot that
 //! cannot be emptied keeps its rows and takes new ones. The mapping from time to slot is only a hint.
-//! Rotation looks at the rows of a slot, and looks again under the lock, so a clock that jumps or a
-//! transaction of yesterday does no harm.
+//! Rotation looks at the rows of a slot, and looks again under the lock, so neither a clock that jumps nor a
+//! transaction that began yesterday does harm.
 
 use std::time::Duration;
 
@@ -15,8 +15,7 @@ use super::{Error, delivered_before, parked};
 
 /// The number of slots of the log: the partitions of `outbox.event`.
 const EVENT_SLOTS: i16 = 8;
-/// How long a TRUNCATE waits for its lock. Readers of the log queue behind it meanwhile, so the time is
-/// short.
+/// How long a TRUNCATE waits for its lock. Readers of the log wait as well meanwhile, so the time is short.
 const LOCK_TIMEOUT_MS: u32 = 100;
 
 /// Settings that contradict each other. All numbers are seconds.
@@ -231,8 +230,10 @@ fn facts_of(slot: i16) -> String {
 /// inserted before the checkpoints that deliver it. So positions live as long as the events that they help to
 /// restore.
 ///
-/// This takes a few index look-ups. A relay writes its rows in the order of `n`. In a slot of the log, no row
-/// was inserted before the transaction of the row with the lowest id began.
+/// This takes a few index look-ups. A relay writes its rows in the order of `n`, so its newest row in a slot
+/// has the highest `n`. Ids are given out in the order of the inserts, so every row in a slot of the log was
+/// inserted after the transaction of the row with the lowest id began. A checkpoint from before that time
+/// delivered none of them.
 async fn checkpoints_may_go(
     connection: &mut PgConnection,
     slot: i16,

@@ -1,5 +1,7 @@
 //! Reads `timestamptz` values that chrono cannot hold: infinity, and years outside its range. The driver's
-//! own decoding panics on them. The log's checks allow the years 1970 to 9999, which every client can hold.
+//! own decoding panics on them. An event's time must be in the years 1970 to 9999, which every client can
+//! hold. `outbox.event` has no check for that. The relay parks a row with any other time, and gives the
+//! parked row a time that the check of `outbox.parked` allows.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::error::BoxDynError;

@@ -18,7 +18,7 @@ pub struct Parked {
     pub may_have_arrived: bool,
 }
 
-/// Parks a row under the number that it uses up. Call it in the transaction that writes the position behind
+/// Parks a row under the number that it uses up. Call it in the transaction that writes the position after
 /// it.
 ///
 /// A topic or a type that is no valid name is replaced by a name that says so. A topic that can be read is

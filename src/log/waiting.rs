@@ -1,28 +1,29 @@
 //! Finds the oldest pending event at a bounded cost.
 //!
 //! Rows of transactions that are open or rolled back are invisible, and yet an index scan walks over them:
-//! five million of them before the oldest pending event would cost seconds. So only [`LOOKED_AT`] row numbers
-//! behind the position are looked at one by one. The rest is sampled.
+//! five million of them before the oldest pending event would cost seconds. So only the first [`LOOKED_AT`]
+//! row numbers after the position are looked at one by one. The rest is sampled.
 
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::{Error, time};
 
-/// The number of row numbers behind the position that are looked at one by one.
+/// The number of row numbers after the position that are looked at one by one.
 pub(super) const LOOKED_AT: i64 = 2000;
-/// The number of samples of the row numbers behind those, evenly spread up to the newest.
+/// The number of samples of the row numbers after those, evenly spread up to the newest.
 const SAMPLES: i64 = 32;
 /// The number of row numbers in each sample.
 const SAMPLE_WIDTH: i64 = 50;
 
-/// The times that the log's checks allow, as SQL. Subtracting other times fails.
+/// The range that an event's time is clamped to, as SQL. `outbox.event` has no check for it, and subtracting
+/// an infinite time or a far year fails.
 const FIRST: &str = "'1970-01-01 00:00:00+00'::timestamptz";
 const LAST: &str = "'9999-12-31 23:59:59+00'::timestamptz";
 
 /// The oldest pending event of a position `p`, as SQL with the columns `created_at` and `id`. It looks at
-/// late rows by their transactions, and then at the first row behind the position. Every visible row behind
-/// the position is pending, because the position sees none of them.
+/// late rows by their transactions, and then at the first row after the position. Every visible row after the
+/// position is pending, because the position sees none of them.
 pub(super) fn oldest() -> String {
     format!(
         "select greatest(least(w.created_at, {LAST}), {FIRST}) as created_at, w.id from (

@@ -24,14 +24,14 @@ pub struct Entry {
     pub at: DateTime<Utc>,
     /// Who, and as which user of Postgres.
     pub who: String,
-    /// What: `replay`, `resume replay`, `release`, `discard`, `discard_arrived`, `pause`, `resume`,
+    /// The action: `replay`, `resume replay`, `release`, `discard`, `discard_arrived`, `pause`, `resume`,
     /// `rebase`, `revoke`.
     pub action: String,
     /// Why, in their words.
     pub reason: String,
-    /// To what.
+    /// The relay, topics or events that the action was about.
     pub selection: serde_json::Value,
-    /// How many events that concerned.
+    /// The number of events that the action concerned.
     pub events: i64,
 }
 

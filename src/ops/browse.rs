@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::log::{Error, time};
 
-/// What state an event is in for a relay.
+/// The state of an event for a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EventState {
@@ -101,7 +101,7 @@ pub struct EventRow {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EventDetail {
-    /// What a list shows of it.
+    /// The columns that a list shows.
     #[serde(flatten)]
     pub row: EventRow,
     /// The transaction that appended it.

@@ -62,7 +62,7 @@ pub struct SetAside {
     pub checkpoint: Option<i64>,
     /// Why, in the sink's words, or that it waits.
     pub because: String,
-    /// The first parked event of its topic, by its id, if it waits behind that one.
+    /// The first parked event of its topic, by its id, if the event waits behind it.
     pub behind: Option<String>,
 }
 

@@ -1,5 +1,5 @@
-//! What an operator looks at and does by hand, one use case a file: the change, its audit row, and what
-//! became of it.
+//! The use cases of an operator, one a file. A use case that changes something makes the change, writes its
+//! audit row and reports the result.
 //!
 //! The command line and the operator's page both call it, so that both do the same and neither has SQL of its
 //! own.

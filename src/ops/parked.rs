@@ -1,7 +1,7 @@
 //! Releasing and discarding parked events: of one topic or several, by the ids that the operator has seen.
 //!
-//! A request names events up to an id. What is parked behind it later is not part of it. The relay carries it
-//! out, as it alone knows what of the topic is under way; [`wait`] tells how that ended.
+//! A request names events up to an id. Events that are parked later are not part of it. The relay carries it
+//! out, because only the relay knows which events of the topic are under way. [`wait`] returns the result.
 
 use std::time::Duration;
 
@@ -120,7 +120,7 @@ pub struct Request {
     asked_at: DateTime<Utc>,
 }
 
-/// Asks the relay to release or discard what is named, and writes that into the audit. Call it in a
+/// Asks the relay to release or discard the named events, and writes that into the audit. Call it in a
 /// transaction; ring the bell after its commit.
 ///
 /// # Errors
@@ -168,9 +168,9 @@ pub struct Outcome {
     pub done: u64,
     /// How many still wait for the relay.
     pub waiting: u64,
-    /// How many the sink has refused again, or that wait behind such a one.
+    /// How many the sink has refused again, or wait behind a refused one.
     pub refused: u64,
-    /// What it refused them with.
+    /// The sink's error for the refused events.
     pub reason: Option<String>,
     #[serde(skip)]
     action: Action,
@@ -202,7 +202,7 @@ impl Outcome {
     }
 }
 
-/// What has become of a request by now, by topic.
+/// Returns the result of a request so far, by topic.
 ///
 /// # Errors
 /// [`Error`].
@@ -246,7 +246,7 @@ async fn outcome(connection: &mut PgConnection, request: &Request, named: &Named
     })
 }
 
-/// Waits until the relay has dealt with a request, `limit` at most; returns what has become of it by then.
+/// Waits until the relay has dealt with a request, `limit` at most; returns its result by then.
 ///
 /// # Errors
 /// [`Error`].

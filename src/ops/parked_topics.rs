@@ -20,7 +20,7 @@ pub struct ParkedTopic {
     pub last_id: String,
     /// Since when.
     pub since: DateTime<Utc>,
-    /// What the first one was refused with.
+    /// The sink's error for the first one.
     pub reason: String,
     /// How many of them clients may have received.
     pub may_have_arrived: i64,

@@ -6,17 +6,18 @@
 //!   transaction numbers still fit each other, but Redis has numbers that this Postgres would give to other
 //!   events. A higher epoch puts every new number above them.
 //! - **The log is in another cluster** (dump and restore, logical replication). Transaction numbers of the
-//!   old cluster mean nothing in this one, so every row gets a new one: rows that the same relays have
-//!   delivered get the same one, from the few that lie below any that this cluster will ever give out again,
-//!   and each relay's position becomes a snapshot that sees just the numbers of what it has delivered.
+//!   old cluster mean nothing in this one, so every row gets a new one. Rows that the same relays have
+//!   delivered get the same number. It is one of the lowest numbers, which no cluster gives out again. Each
+//!   relay's position becomes a snapshot that sees only the numbers of the rows that it has delivered.
 //!
 //! - **The log contradicts the positions** (a sequence that was set back, ids chosen by hand: see
-//!   [`crate::log::contradiction`]). What is not delivered gets new ids behind everything that is, in order.
+//!   [`crate::log::contradiction`]). Rows that are not delivered get new ids above those of all delivered
+//!   rows, in order.
 //! - **The log is a copy** that shall live beside its original. It gets an identity of its own, so that Redis
 //!   can tell the two apart.
 //!
-//! In every case, what Redis has and the position does not know of is written down, so that nobody is told of
-//! it twice.
+//! In every case, events that Redis has and the position does not know are written down, so that no client
+//! receives them twice.
 
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, Transaction};
@@ -31,8 +32,8 @@ use crate::log::{Error, checkpoint, identity, lead};
 
 /// The first xid that a cluster gives out (`FirstNormalTransactionId`).
 const FIRST_XID: i64 = 3;
-/// Relays that a log can have when it moves: every combination of them takes an xid, and a fresh cluster has
-/// used up some seven hundred.
+/// Relays that a log can have when it moves. Every combination of relays takes one xid, and a fresh cluster
+/// has used up about seven hundred.
 const MAX_RELAYS: usize = 8;
 
 /// Why a log was not rebased. Nothing was changed.
@@ -167,8 +168,8 @@ impl<'c> Rebase<'c> {
         self.cluster
     }
 
-    /// The relay's pending events behind `after`, `limit` at most. They are in order of id, and rows of one
-    /// id in order of their event ids, because a sequence that was set back gives ids twice.
+    /// The relay's pending events after `after`, `limit` at most. They are in order of id, and rows of one id
+    /// in order of their event ids, because a sequence that was set back gives ids twice.
     ///
     /// # Errors
     /// [`RebaseError::Outbox`].
@@ -250,8 +251,8 @@ impl<'c> Rebase<'c> {
         Ok(())
     }
 
-    /// Begins an epoch of this relay, and of every other one whose numbers or rows mean something else now:
-    /// of a copy all of them, because the original goes on giving out their numbers.
+    /// Begins an epoch of this relay, and of every other relay whose numbers or rows mean something else now.
+    /// In a copy these are all relays, because the original goes on giving out their numbers.
     async fn begin_epochs(&mut self, lineage: Lineage) -> Result<(), RebaseError> {
         for relay in relays(&mut self.tx).await? {
             let is_own = relay == self.relay;
@@ -285,12 +286,13 @@ impl<'c> Rebase<'c> {
         .execute(&mut *self.tx)
         .await?;
         let adopted = self.adopted_positions(&relays, epoch).await?;
-        // What older rows say in the old cluster's numbers would be misread.
+        // Older positions name transactions by the old cluster's numbers, which would be misread.
         sqlx::raw_sql("delete from outbox.checkpoint").execute(&mut *self.tx).await?;
         for (relay, position) in &adopted {
             checkpoint::insert(&mut self.tx, relay, position).await?;
             may_have_arrived(&mut self.tx, relay).await?;
-            // A replay that was interrupted goes on with what has been delivered by now, up to its last row.
+            // A replay that was interrupted goes on with the events that have been delivered by now, up to
+            // its last row.
             sqlx::query(
                 "update outbox.replay set lower = $2::text::pg_snapshot, upper = null
                  where relay = $1 and not finished",
@@ -329,8 +331,8 @@ impl<'c> Rebase<'c> {
     }
 }
 
-/// Writes down that clients may have received every event of the log, also the parked ones: in the future
-/// that this log has lost, or in an epoch whose end it did not see. Redis shows that only of the events that
+/// Writes down that clients may have received every event of the log, also the parked ones: in the time that
+/// this log has lost, or in an epoch whose end it did not see. Redis can prove that only for the events that
 /// it still has. Later rows have higher ids.
 async fn may_have_arrived(tx: &mut PgConnection, relay: &str) -> Result<(), Error> {
     sqlx::query(
@@ -350,7 +352,7 @@ async fn may_have_arrived(tx: &mut PgConnection, relay: &str) -> Result<(), Erro
     Ok(())
 }
 
-/// The snapshot that sees just the numbers in which this bit is set, and the horizon behind all of them.
+/// The snapshot that sees only the numbers in which this bit is set, and the horizon above all of them.
 fn sees_bit(bit: usize, bits: usize) -> (Snapshot, Xid) {
     let end = FIRST_XID + (1 << bits);
     let unseen: Vec<String> = (0..1_i64 << bits)

@@ -1,7 +1,6 @@
-//! Giving rows new ids behind everything that is delivered, in order: for rows that a position cannot stand
-//! beside.
+//! Giving rows that contradict a position new ids above those of all delivered rows, in order.
 //!
-//! Only within a rebase, whose lock keeps appends and relays away.
+//! This runs only within a rebase, whose lock keeps appends and relays away.
 
 use sqlx::PgConnection;
 
@@ -54,8 +53,8 @@ pub(super) async fn behind_the_window(
     Ok(ids.into_iter().map(|id| Contradiction::of(id, "behind")).collect())
 }
 
-/// Gives what one of these relays has not delivered new ids and this transaction's xid, so that it is new to
-/// every relay. A relay that has delivered such a row all the same is told so.
+/// Gives new ids and this transaction's xid to the rows that one of these relays has not delivered, so that
+/// they are new to every relay. If another relay has delivered such a row, that is written down.
 pub(super) async fn undelivered(connection: &mut PgConnection, relays: &[String]) -> Result<(), Error> {
     let sql = format!(
         "insert into pg_temp.renumbered (part, place, old_id, xid, event_id)
@@ -78,9 +77,9 @@ pub(super) async fn undelivered(connection: &mut PgConnection, relays: &[String]
     apply(connection, "pg_current_xact_id()").await
 }
 
-/// Gives new ids to what was appended after the log was moved, where its sequence was not moved with it:
-/// those rows have ids that the positions call delivered. Known by their time, as nothing else tells them
-/// from older ones.
+/// Gives new ids to the rows that were appended after the log was moved, if its sequence was not moved with
+/// it: those rows have ids that the positions call delivered. The rows are known by their time, because
+/// nothing else tells them from older ones.
 pub(super) async fn appended_since_the_move(connection: &mut PgConnection) -> Result<(), Error> {
     begin(connection).await?;
     sqlx::query(
@@ -97,11 +96,11 @@ pub(super) async fn appended_since_the_move(connection: &mut PgConnection) -> Re
     .execute(&mut *connection)
     .await?;
     number(connection, Order::ById).await?;
-    // Their xids are this cluster's, which the rebase replaces by what is delivered.
+    // These rows have xids of this cluster. The rebase replaces every xid afterwards.
     apply(connection, "e.xid").await
 }
 
-/// Moves the sequence behind everything that has an id.
+/// Moves the sequence above every id of the log.
 pub(super) async fn raise_sequence(connection: &mut PgConnection) -> Result<(), Error> {
     sqlx::query(
         "select setval('outbox.event_id_seq', greatest(
@@ -137,8 +136,8 @@ enum Order {
 /// sequence has not come to again, or ids that it has given to a newer row. Where there are none, a row is
 /// newer than a position that calls its id delivered, or that has a window open over higher ids.
 ///
-/// Of a transaction that was under way when the sequence was set back, nothing tells what it appended before
-/// and what after.
+/// If a transaction was under way when the sequence was set back, nothing tells which rows it appended before
+/// that and which after.
 const APPENDED_AFTER: &str = "
   with delivered as materialized (
     select p.high_id, p.lower_horizon, p.upper_horizon, (
@@ -171,7 +170,7 @@ const APPENDED_AFTER: &str = "
     order by k.xid limit 1
   ) run on true";
 
-/// Chooses the new ids: behind all that keep theirs, in the order of the old ones; those that the sequence
+/// Chooses the new ids: above all ids that are kept, in the order of the old ones; those that the sequence
 /// gave before it was set back come before those that it gave afterwards.
 async fn number(connection: &mut PgConnection, order: Order) -> Result<(), Error> {
     let rows = match order {
@@ -198,8 +197,8 @@ async fn number(connection: &mut PgConnection, order: Order) -> Result<(), Error
     Ok(())
 }
 
-/// Extends what a replay knows of the place of its copies, so that copies with new ids still count as copies.
-/// It comes before the rows change, because it finds them at their old places.
+/// Widens the range of ids in which a replay looks for its copies, so that copies with new ids still count as
+/// copies. It comes before the rows change, because it finds them at their old places.
 const COPIES: &str = "
   with moved as (
     select r.id, min(n.new_id) as first_id, max(n.new_id) as last_id

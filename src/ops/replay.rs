@@ -64,9 +64,9 @@ impl From<sqlx::Error> for ReplayError {
 pub struct Plan {
     /// The relay.
     pub relay: String,
-    /// What was asked for.
+    /// The selection that the operator gave.
     pub selection: Selection,
-    /// How many events that are.
+    /// The number of selected events.
     pub events: u64,
     pub(super) delivered: DeliveredSnapshot,
 }
@@ -95,7 +95,7 @@ pub struct Replay {
     pub who: String,
     /// Why, in their words.
     pub reason: String,
-    /// What it repeats.
+    /// The selection that it repeats.
     pub selection: Selection,
     /// When it began.
     pub started_at: DateTime<Utc>,
@@ -115,7 +115,7 @@ pub struct Replay {
     done_id: i64,
 }
 
-/// Looks at what a replay of `selection` would repeat, and counts it, in short steps by row number.
+/// Counts the events that a replay of `selection` would repeat, in short steps by row number.
 ///
 /// The time it takes grows with the log. Call [`crate::log::read::prepare_session`] on the connection first.
 ///
@@ -232,8 +232,8 @@ pub async fn resume(
 /// Whether it is done is in its [`Replay::standing`].
 ///
 /// # Errors
-/// [`ReplayError::Overtaken`], [`ReplayError::Log`]; what is committed by then stays, and [`resume`] goes on
-/// behind it.
+/// [`ReplayError::Overtaken`], [`ReplayError::Log`]; the copies that are committed by then stay, and
+/// [`resume`] goes on after them.
 pub async fn run(
     connection: &mut PgConnection,
     replay: &mut Replay,

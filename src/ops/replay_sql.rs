@@ -14,7 +14,8 @@ const EXAMINED: i64 = 20_000;
 /// Stored bytes of payload in one batch; one event always fits.
 const BATCH_BYTES: i64 = 4 << 20;
 
-/// What the process that is at a replay locks: an SQL expression of the replay's number, `$1`.
+/// The key of the advisory lock that the process of a replay holds: an SQL expression of the replay's number,
+/// `$1`.
 pub(super) const LOCK_KEY: &str = "hashtextextended('outbox.replay:' || $1, 0)";
 
 /// A place in the log: the rows that were delivered when it was looked at.
@@ -29,7 +30,7 @@ pub(super) struct DeliveredSnapshot {
     pub(super) seen_at: DateTime<Utc>,
 }
 
-/// Replays with what they repeat as text, and whether somebody holds their lock.
+/// Replays, with their snapshots as text, and whether a process holds their lock.
 pub(super) const REPLAYS: &str = "
   select r.*, r.lower::text as lower_text, r.upper::text as upper_text,
          exists (
@@ -41,14 +42,14 @@ pub(super) const REPLAYS: &str = "
          ) as held
   from outbox.replay r";
 
-/// The next matching rows: parameters 1 to 13 of [`bind`], then 14, how many at most, 15, whether copies
-/// count, and 16, when the deliveries were looked at.
+/// The next matching rows. Parameters: 1 to 13 those of [`bind`]; 14 the most rows; 15 whether copies count;
+/// 16 when the deliveries were looked at.
 ///
-/// An event that was parked at that time is not repeated when it has been released since: the replay was
-/// confirmed without it. One that was parked later is: it had been delivered.
+/// An event that was parked at that time is not repeated, even if it has been released since: the replay was
+/// confirmed without it. An event that was parked later is repeated, because it had been delivered.
 ///
-/// A copy is told by its header and by the rows between which its replay has written down that its copies
-/// lie: a header alone can be anybody's.
+/// A row is a copy if its header names a replay, and its id lies between those of the first and the last copy
+/// that the replay has written down. The header alone proves nothing, because any writer can set it.
 const MATCHING: &str = "
   with examined as (
     select case when count(*) < $13 then $12 else max(next.id) end as last_id
@@ -160,8 +161,8 @@ pub(super) fn bind<'q>(
         .bind(delivered.seen_at)
 }
 
-/// What the relay has delivered by now, of the rows that the selection may reach. Nothing if it has never
-/// run.
+/// The rows that the relay has delivered by now, among those that the selection may reach. No rows if the
+/// relay has never run.
 pub(super) async fn delivered_now(
     connection: &mut PgConnection,
     relay: &str,

@@ -1,7 +1,8 @@
 //! Revoking credentials: of a user, for a topic, or one token.
 //!
 //! The SSE servers keep the list in memory (the part `revocations`). The notification is a part of the
-//! transaction, so they hear of each revocation that is committed; those that do not, look again now and then.
+//! transaction, so they hear of each revocation that is committed. A server that does not hear of one finds
+//! it in the list, which it reads again now and then.
 
 use std::fmt;
 
@@ -59,17 +60,17 @@ impl fmt::Display for Target {
     }
 }
 
-/// A revocation: what was issued until then is refused.
+/// A revocation: credentials that were issued until its time are refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revocation {
-    /// Of what.
+    /// The user, topic or token whose credentials are revoked.
     pub target: Target,
     /// When.
     pub at: DateTime<Utc>,
 }
 
-/// Revokes what was issued until now, writes that into the audit, and tells the servers at the commit. Returns
-/// the time. Call it in a transaction.
+/// Revokes the credentials that were issued until now, writes that into the audit, and tells the servers at
+/// the commit. Returns the time. Call it in a transaction.
 ///
 /// # Errors
 /// [`Error`].

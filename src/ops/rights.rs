@@ -1,5 +1,5 @@
-//! What each role may do in Postgres, and nothing beside: `aftercommit grants` prints it,
-//! `aftercommit doctor` looks whether it is there. One list, so that both say the same.
+//! The rights that each role needs in Postgres, and no others. `aftercommit grants` prints them, and
+//! `aftercommit doctor` checks them. There is one list, so that both say the same.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -39,7 +39,7 @@ impl fmt::Display for Role {
     }
 }
 
-/// On what there is a right.
+/// The kind of object that a right is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// A schema.
@@ -66,7 +66,7 @@ impl fmt::Display for Kind {
 /// One right: a privilege on an object, or on some of a table's columns.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Right {
-    /// On what kind of object.
+    /// The kind of its object.
     pub kind: Kind,
     /// Its schema.
     pub schema: &'static str,
@@ -99,7 +99,7 @@ const APPENDING: [&str; 6] = [
     "lock_topic(text)",
     "resume_token()",
 ];
-/// What everybody who reads positions calls.
+/// The functions that every role that reads positions calls.
 const READING: [&str; 9] = [
     "serves_from()",
     "rotation_seconds()",
@@ -115,7 +115,7 @@ const WINDOW: &str = "window_rows(pg_snapshot, xid8, bigint, pg_snapshot, bigint
 const SLOT_AFTER: &str = "slot_after(smallint, timestamp with time zone)";
 const BYTES_OF: &str = "bytes_of(json, jsonb)";
 const SLOT_AT: &str = "slot_at(timestamp with time zone)";
-/// What a copy of an event is given; everything else of a row is the log's own.
+/// The columns that a copy of an event is given. The log sets the other columns of a row.
 const COPIED: &str = "event_id, topic, type, payload, headers, bytes";
 const EVENT_SLOTS: u8 = 8;
 const CHECKPOINT_SLOTS: u8 = 16;
@@ -251,8 +251,8 @@ impl List {
     }
 }
 
-/// Of a role's rights, those that this connection's user does not have. What is not there at all, such as the
-/// schema of an application that is not installed, is no missing right.
+/// Returns the rights of a role that this connection's user does not have. A right on an object that does not
+/// exist, such as the schema of an application that is not installed, does not count as missing.
 ///
 /// # Errors
 /// [`Error`].

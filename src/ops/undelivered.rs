@@ -1,4 +1,4 @@
-//! What waits in a log for a relay that has never run on it, at a cost that has a bound.
+//! The events that wait in a log for a relay that has never run on it, found at a bounded cost.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -6,7 +6,7 @@ use sqlx::{PgConnection, Row};
 
 use crate::log::Error;
 
-/// Events that are counted; more are told as this many or more.
+/// The most events that are counted. A larger number is shown as this many or more.
 const COUNTED: i64 = 10_000;
 
 /// Events that no relay of a name has ever looked at.

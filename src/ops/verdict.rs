@@ -1,4 +1,4 @@
-//! One word for how a relay is: the first thing that is read at night.
+//! One word for the state of a relay: the first thing that an operator reads at night.
 
 use std::fmt;
 
@@ -6,11 +6,11 @@ use serde::Serialize;
 
 use crate::log::overview::RelayOverview;
 
-/// How a relay is, the worst first.
+/// The state of a relay, the worst first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Verdict {
-    /// Nobody leads: nothing is delivered.
+    /// No process leads: nothing is delivered.
     NoLeader,
     /// An operator has paused it.
     Paused,
@@ -18,7 +18,7 @@ pub enum Verdict {
     Failing,
     /// Events wait for longer than the limit.
     Late,
-    /// It delivers, but for topics that are parked.
+    /// It delivers, except for topics with parked events.
     Parked,
     /// It delivers.
     Delivering,
@@ -45,8 +45,9 @@ impl Verdict {
     }
 }
 
-/// Whether the process that leads says that it fails; or, until the leader has said anything, one that tries
-/// to lead. What a process said before it ended says nothing of its successor.
+/// Whether the newest heartbeat of the leader reports an error. Until the leader has sent one, the heartbeat
+/// of a process that tries to lead counts. An old heartbeat does not count: the process may have ended, and
+/// its error says nothing about its successor.
 fn fails(relay: &RelayOverview) -> bool {
     let of = |role: &str| {
         let of_role = relay.processes.iter().filter(|heard| heard.heartbeat.role == role && heard.is_fresh());

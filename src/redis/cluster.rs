@@ -1,9 +1,9 @@
 //! Finds out whether an address leads to a cluster, and which of its servers have which slots.
 //!
-//! The server says itself whether it is a node of a cluster. Several nodes are asked for the slots, because
-//! one that is cut off from the others does not know of the newest change; of two claims to a slot the later
-//! one counts. They are asked again each second, and at once when somebody met a server without a slot that
-//! it should have had.
+//! The server says itself whether it is a node of a cluster. Several nodes are asked for the slots, because a
+//! node that is cut off from the others does not know of the newest change. Of two claims to a slot the later
+//! one counts. The nodes are asked again each second, and at once when a caller has met a server without a
+//! slot that it should have had.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};

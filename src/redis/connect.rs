@@ -105,8 +105,8 @@ impl Settings {
         self.connect_to(self.info_at(endpoint).await?, 0, None).await
     }
 
-    /// The same for a connection that is used for subscriptions too: it speaks RESP3, and what the server
-    /// sends on its own goes to `pushes`.
+    /// The same for a connection that is used for subscriptions too: it speaks RESP3, and messages that the
+    /// server sends on its own go to `pushes`.
     pub(super) async fn subscribe_at(
         &self,
         endpoint: &Endpoint,

@@ -42,7 +42,7 @@ pub struct Link {
 pub enum Place {
     /// Before the topic's first event.
     Start,
-    /// Right behind this event.
+    /// Right after this event.
     After(StreamId),
 }
 

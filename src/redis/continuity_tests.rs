@@ -1,5 +1,5 @@
 //! The rules against a simple model of a topic's true sequence. Histories are trimmed, expire, are lost,
-//! deleted and repaired in part, and events are parked. A reader must receive every event behind its place in
+//! deleted and repaired in part, and events are parked. A reader must receive every event after its place in
 //! order, or be told that the order cannot be proven.
 
 use proptest::prelude::*;
@@ -61,7 +61,7 @@ fn a_missing_history_proves_that_nothing_happened_only_where_nothing_was_lost() 
 /// One thing that happens to a topic, its history, the relay or Redis.
 #[derive(Debug, Clone)]
 enum Act {
-    /// An event is published, behind some numbers of other topics.
+    /// An event is published, after some numbers of other topics.
     Publish {
         others: u64,
     },
@@ -219,7 +219,7 @@ impl Model {
         let told: Vec<StreamId> = page[run.skip..run.skip + run.len].iter().map(|link| link.id).collect();
         let truth = &self.truth[at..];
         assert!(truth.starts_with(&told), "{place:?}: told {told:?} of {truth:?}, with {:?}", self.history);
-        // Without a hole behind the run, the run is all there is. Only a lost end is an exception, which top
+        // Without a hole after the run, the run is all there is. Only a lost end is an exception, which top
         // shows and the entries do not.
         if !run.is_broken && self.lost.is_none() && !self.history.is_empty() {
             assert_eq!(told, truth, "{place:?}: {:?}", self.history);

@@ -8,10 +8,9 @@
 //! `payload` is the row's JSON, byte for byte. If every `prev` matches the id before it, the subscriber has
 //! lost nothing.
 //!
-//! `at` is the time at which the event's transaction began, in milliseconds since 1970, and `xid` that
-//! transaction, if it is known. `trace`, a W3C
-//! `traceparent`, is present if the event's trace is recorded. `restored` is true if Redis had forgotten the
-//! event and the relay restored it.
+//! `at` is the time at which the event's transaction began, in milliseconds since 1970. `xid` is that
+//! transaction, if it is known. `trace`, a W3C `traceparent`, is present if the event's trace is recorded.
+//! `restored` is true if Redis had forgotten the event and the relay restored it.
 
 use std::fmt::Write;
 

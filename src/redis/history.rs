@@ -141,8 +141,8 @@ impl History {
         entries_of(topic, reply)
     }
 
-    /// Returns the UUIDs of the events in a topic's history behind `id`, in order, as far as the history
-    /// keeps them. Clients may have received these events.
+    /// Returns the UUIDs of the events in a topic's history after `id`, in order, as far as the history keeps
+    /// them. Clients may have received these events.
     ///
     /// # Errors
     /// Returns [`ReadError::Connect`] if there is no connection, and [`ReadError::Redis`] if Redis fails or

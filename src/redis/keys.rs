@@ -1,7 +1,7 @@
 //! Every name that aftercommit uses in Redis. Users rely on them, so they must not change.
 //!
-//! `publish.lua` makes the names of [`Keys::begun`] and [`Keys::live`] from the key of the history: it has to
-//! change with them.
+//! `publish.lua` makes the names of [`Keys::begun`] and [`Keys::live`] from the key of the history, so the
+//! script has to change with them.
 
 use crate::event::Topic;
 

@@ -5,24 +5,25 @@ use super::keys::Keys;
 /// A user of Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RedisRole {
-    /// Publishes events. Also what a rebase needs, which claims an epoch.
+    /// Publishes events. A rebase needs the same rights, because it claims an epoch.
     Relay,
     /// Reads histories and subscribes.
     Sse,
-    /// Reads what `status`, `doctor` and `rebase --dry-run` show.
+    /// Reads the facts that `status`, `doctor` and `rebase --dry-run` show.
     Operator,
 }
 
 /// Every connection.
 const ANY: &str = "+ping +info +role";
-/// Reading histories and what repairs have recorded.
+/// Reading histories, and the losses that repairs have recorded.
 const READING: &str = "+xrange +xrevrange +pttl +hget +hmget";
-/// The publishing script: it runs with its user's rights. `del` is for the doctor's rehearsal.
+/// The publishing script: it runs with its user's rights. `del` removes the keys of the doctor's rehearsal,
+/// and in a cluster the tops that are left over after slots have moved.
 const PUBLISHING: &str = "+eval +evalsha +script|load +time +hset +xadd +set +expire +publish +wait +del";
 /// Subscriptions. A topic's absence is read in a transaction.
 const SUBSCRIBING: &str = "+subscribe +unsubscribe +multi +exec";
 
-/// What a cluster needs more: its slots, and sharded pub/sub, which Redis before 7.0 does not know.
+/// The further commands for a cluster: its slots, and sharded pub/sub, which Redis before 7.0 does not know.
 const SLOTS: &str = "+cluster|slots +cluster|nodes";
 const SHARDED_PUBLISHING: &str = "+spublish";
 /// In the middle of a slot's move, its histories are read where they are by now (`asking`).

@@ -1,8 +1,8 @@
 //! The primary behind sentinels: which server it is, and when another one takes its place.
 //!
-//! All sentinels are asked, and the server that most of them name is the primary: one that is cut off from
-//! the others may still name the old one. While a connection is in use, they are asked again each second,
-//! because an old primary that is cut off from them goes on taking writes, which it will lose.
+//! All sentinels are asked, and the server that most of them name is the primary: a sentinel that is cut off
+//! from the others may still name the old one. While a connection is in use, the sentinels are asked again
+//! each second. An old primary that is cut off from them goes on taking writes, and will lose them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};

@@ -85,8 +85,8 @@ impl Settings {
         Keys::new(&self.namespace)
     }
 
-    /// Returns about how many entries a history keeps behind an event with a payload of this size: as many of
-    /// that size as the limit of bytes allows, and at least one.
+    /// Returns about how many entries a history keeps once it has an event with a payload of this size: as
+    /// many of that size as the limit of bytes allows, and at least one.
     pub(super) fn history_length(&self, payload_bytes: usize) -> u64 {
         let of_this_size = self.history_max_bytes / (payload_bytes as u64).max(1);
         of_this_size.min(self.history_max_events).max(1)

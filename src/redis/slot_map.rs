@@ -1,4 +1,4 @@
-//! Which server of a cluster has which slots, as all users of the same settings know it. No I/O.
+//! Which server of a cluster has which slots. All users of the same settings share this knowledge. No I/O.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -37,7 +37,7 @@ impl PartialEq for SlotMap {
 }
 
 impl SlotMap {
-    /// Joins what several servers say.
+    /// Joins the answers of several servers.
     pub(super) fn of(views: &[View]) -> Self {
         let mut best: Vec<Option<(u64, &Endpoint)>> = vec![None; usize::from(COUNT)];
         for (first, last, primary, epoch) in views.iter().flat_map(|view| &view.claims) {

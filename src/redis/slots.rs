@@ -80,7 +80,7 @@ impl SlotSet {
         self.0.last().map(|(_, last)| *last)
     }
 
-    /// Reads a set as [`SlotSet::to_string`] writes it. What cannot be read holds no slot.
+    /// Reads a set as [`SlotSet::to_string`] writes it. A text that cannot be read holds no slot.
     pub(super) fn parse(text: &str) -> Self {
         let range = |part: &str| {
             let (first, last) = part.split_once('-').unwrap_or((part, part));

@@ -1,6 +1,6 @@
 //! TLS to Redis: the certificates that the `[redis]` section names, and what a failed handshake means.
 //!
-//! The server's certificate and name are always checked. There is no switch against it.
+//! The server's certificate and name are always checked. No setting switches that off.
 
 use std::error::Error;
 use std::io;

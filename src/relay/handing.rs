@@ -44,7 +44,7 @@ pub(super) async fn hand_over<S: Sink>(
 async fn one_by_one<S: Sink>(sink: &mut S, batch: Batch<'_>) -> Result<(), PublishError> {
     let mut first = batch.first;
     for (at, delivery) in batch.deliveries.iter().enumerate() {
-        // A release's number is used up behind the last of its events, in a call of its own.
+        // A release's number is used up after the last of its events, in a call of its own.
         let through = batch.through.filter(|_| !batch.mode.is_release()).map(|_| delivery.id);
         let one = Batch { deliveries: std::slice::from_ref(delivery), first, through, ..batch };
         match alone(sink, one).await {
@@ -54,14 +54,14 @@ async fn one_by_one<S: Sink>(sink: &mut S, batch: Batch<'_>) -> Result<(), Publi
         // If no numbers are used up, the sink's number does not move.
         first = through.map_or(first, |id| StreamId::new(id.epoch, id.seq + 1));
     }
-    // Uses up the numbers behind the last event.
+    // Uses up the numbers above that of the last event.
     sink.publish(Batch { deliveries: &[], first, ..batch }).await
 }
 
 /// Hands over a batch of one event, and finds out whether a refusal is about that event.
 ///
 /// Each try stands between two batches without events, on the same connection if it holds. The event is at
-/// fault only if the sink refuses it in every try and takes the empty batches before and behind it. A
+/// fault only if the sink refuses it in every try and takes the empty batches before and after it. A
 /// connection that was cut while the relay waited breaks at the empty batch before the event.
 async fn alone<S: Sink>(sink: &mut S, batch: Batch<'_>) -> Result<(), PublishError> {
     let nothing = Batch { deliveries: &[], through: None, ..batch };

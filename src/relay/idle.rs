@@ -1,4 +1,4 @@
-//! The waits between two looks for new events without a notification, and what is known of the last look.
+//! The waits between two looks for new events when no notification comes, and the result of the last look.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ const PART: u32 = 8;
 /// A relay that sleeps for long does so after this silence at most.
 const SILENCE: Duration = Duration::from_mins(1);
 
-/// The waits between looks: short behind an event, and longer with each look that finds nothing.
+/// The waits between looks: short after an event, and longer with each look that finds nothing.
 #[derive(Debug)]
 pub(super) struct Pace {
     found: Instant,
@@ -24,7 +24,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Waits of at most `longest`, and behind a silence sleeps of `sleep`.
+    /// Waits of at most `longest`, and sleeps of `sleep` after a silence.
     pub(super) fn new(longest: Duration, sleep: Option<Duration>) -> Self {
         let now = Instant::now();
         Self { found: now, heard: now, longest, sleep }
@@ -66,9 +66,9 @@ pub(super) enum LastLook {
     /// It found something, or failed. The next look comes without a question.
     #[default]
     Found,
-    /// A look is under way that began behind this snapshot.
+    /// A look is under way that began after this snapshot.
     Begun(Option<Snapshot>),
-    /// It found nothing, and began behind this snapshot, if it is known.
+    /// It found nothing. It began after this snapshot, if it is known.
     Idle(Option<Snapshot>),
 }
 

@@ -1,8 +1,8 @@
 //! Moves the log to a sink, in order: one bounded step, and a loop around it.
 //!
 //! Guarantees: the log's events reach the sink in the order of the windows. Each event keeps one number for
-//! ever, however often and wherever a relay dies. This module must not know Redis or HTTP, and never reads a
-//! payload.
+//! ever, however often and wherever a relay dies. This module uses no type and no command of Redis, and
+//! nothing of HTTP. Only its messages name Redis, because operators read them. It never reads a payload.
 //!
 //! - [`Sink`]: the interface of the place that the relay publishes to.
 //! - [`step`]: one batch read, published and written down. It holds all of the ordering.

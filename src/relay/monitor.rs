@@ -1,6 +1,6 @@
 //! The monitor: once a second, it measures the backlog and writes this process's heartbeat. It has a
-//! connection of its own, so that it never delays a delivery, and also runs while this process does not
-//! lead. While the leader sleeps it rests, too.
+//! connection of its own, so that it never delays a delivery, and also runs while this process does not lead.
+//! While the leader sleeps, the monitor rests too.
 
 use std::time::{Duration, Instant};
 

@@ -5,9 +5,9 @@ use super::step::{Step, StepError, answered};
 use crate::log::read;
 
 impl Step {
-    /// Whether a look can find something: false if nothing was committed since the last look, which found
-    /// nothing. Everything that a look sees is in Postgres, and two snapshots that are alike see the same
-    /// rows. Such a question costs a small part of a look.
+    /// Whether a look can find something. False if the last look found nothing and no transaction has ended
+    /// since then. A look sees only rows in Postgres, and two snapshots that are alike see the same rows. The
+    /// question costs a small part of a look.
     ///
     /// # Errors
     /// Fails as [`Step::step`] does if Postgres fails.
@@ -22,7 +22,7 @@ impl Step {
         Ok(has_news)
     }
 
-    /// Notes that the look behind [`Step::has_news`] found nothing, and that nothing is left to do.
+    /// Notes that the look after [`Step::has_news`] found nothing, and that nothing is left to do.
     pub(super) fn found_nothing(&mut self) {
         self.last_look = match std::mem::take(&mut self.last_look) {
             LastLook::Begun(snapshot) | LastLook::Idle(snapshot) => LastLook::Idle(snapshot),

@@ -118,7 +118,7 @@ pub(super) async fn publish_batch<S: Sink>(
     Ok(set_aside)
 }
 
-/// What is known of earlier tries to publish a batch.
+/// The relay's knowledge of earlier tries to publish a batch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attempt {
     pub(super) handing: Handing,
@@ -243,9 +243,9 @@ fn take_waiting<'a>(
         .collect()
 }
 
-/// If the sink's newest event of this topic is a later one of this batch, returns its number. The refused
-/// event then arrived in an earlier try, because a topic's events arrive in order. Its entry is gone, and the
-/// sink cannot take it below the newest one.
+/// Returns the number of the sink's newest event of this topic, if that event is a later one of this batch.
+/// The refused event then arrived in an earlier try, because a topic's events arrive in order. The sink
+/// refused it because its entry is gone and a history takes no entry below its newest one.
 async fn newest_behind<S: Sink>(
     sink: &mut S,
     mode: PublishMode,

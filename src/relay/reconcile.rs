@@ -3,8 +3,8 @@
 //! The sink keeps the highest number that it has used up. If that is below the position, the sink has gone
 //! back: by a failover to a replica that lagged, or a restart without its last writes or without any. The log
 //! still has those events and their numbers, so they are published again under these before anything else. If
-//! it is above the position, at most a batch may have arrived whose position was not written, and that batch
-//! must be of the open window. Otherwise Postgres has gone back, its new events would take numbers that
+//! it is above the position, at most one batch may have arrived without its position being written, and that
+//! batch must be of the open window. Otherwise Postgres has gone back: its new events would take numbers that
 //! clients have seen, and a person has to decide.
 
 use std::time::Instant;
@@ -164,7 +164,7 @@ impl Step {
         Ok(Reconciled::Restored { events, missing })
     }
 
-    /// Publishes the events of one range that the sink lacks. What the log no longer has is lost.
+    /// Publishes the events of one range that the sink lacks. Events that the log no longer has are lost.
     async fn restore_range<S: Sink>(
         &mut self,
         sink: &mut S,
@@ -191,7 +191,7 @@ impl Step {
         let given = deliveries.len() as u64;
         let mode = if range.is_release { PublishMode::RestoreRelease } else { PublishMode::Restore };
         self.republish(sink, mode, deliveries, repair.span(epoch, through), repair.lost).await?;
-        // Counted also if the rest fails: the next attempt continues behind these events and does not count
+        // Counted also if the rest fails: the next attempt continues after these events and does not count
         // them.
         self.republished += given;
         repair.events += given;
@@ -244,7 +244,7 @@ struct Repair {
 }
 
 impl Repair {
-    /// The numbers that the next call uses up. Lost numbers are used up together with those behind them, in
+    /// The numbers that the next call uses up. Lost numbers are used up together with those after them, in
     /// the call that marks them as lost.
     fn span(&self, epoch: u64, through: u64) -> (StreamId, StreamId) {
         let last = through.max(self.first.saturating_sub(1));
@@ -295,7 +295,7 @@ mod tests {
         assert_eq!(sink_state(&Position::before_everything(), None), SinkState::InStep);
         assert_eq!(sink_state(&at(5), None), SinkState::Behind { from: 1 });
         assert_eq!(sink_state(&at(5), reached(1, 900)), SinkState::Behind { from: 1 });
-        // The epoch has not been claimed, or the sink went back behind that.
+        // The epoch has not been claimed, or the sink went back to before the claim.
         assert_eq!(sink_state(&at(1), reached(1, 900)), SinkState::Behind { from: 1 });
     }
 

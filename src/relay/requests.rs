@@ -73,10 +73,11 @@ impl Step {
         self.release(sink, topic).await
     }
 
-    /// Marks the events that the sink holds as released. They were released, or delivered before they were
-    /// parked. Clients have them, so they cannot be discarded; they are not published once more, because some
-    /// of their entries may be gone; and a sink that forgets them must receive them again. If the sink
-    /// refuses to say, the request is refused: the events may have arrived in a try that broke off.
+    /// Marks those parked events as released that the sink holds already: an earlier release published them,
+    /// or they were delivered before they were parked. Clients have them, so they cannot be discarded. They
+    /// are not published once more, because some of their entries may be gone. A sink that forgets them must
+    /// receive them again. If the sink refuses to name its newest event, the request is refused, because the
+    /// events may have arrived in a try that broke off.
     async fn count_held_as_released<S: Sink>(
         &mut self,
         sink: &mut S,

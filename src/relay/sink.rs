@@ -41,9 +41,9 @@ impl PublishMode {
     }
 }
 
-/// Events to publish, and the numbers that they use up. The numbers are of one epoch. The events' own numbers
-/// are of one epoch too, and differ from the used up ones only in a release. The sink refuses a batch that
-/// mixes epochs.
+/// Events to publish, and the numbers that they use up. These numbers are of one epoch. The events' own
+/// numbers are of the same epoch, except in a release: there the events keep their earlier numbers, which are
+/// of one epoch as well. The sink refuses a batch that mixes epochs.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
     /// The reason to publish.
@@ -52,9 +52,9 @@ pub struct Batch<'a> {
     pub deliveries: &'a [Delivery<'a>],
     /// The first number. A sink that lacks numbers before it has forgotten something.
     pub first: StreamId,
-    /// The last number that is used up, at or above the last delivery's. The numbers of events that are set
-    /// aside are not given to others. `None` uses up no number, because it is not yet written down which of
-    /// the events are set aside.
+    /// The last number that is used up, at or above the last delivery's. The number of an event that is set
+    /// aside is not given to another event. With `None`, no number is used up: the relay has not yet written
+    /// down which of the events are set aside.
     pub through: Option<StreamId>,
     /// The highest number that the sink has forgotten and that cannot be restored. The sink then shows the
     /// readers of each topic that an event may be missing before its next one.
@@ -149,8 +149,8 @@ pub trait Sink: Send {
     /// Returns a [`PublishError`]. The events that have arrived are always a prefix of those of each topic.
     fn publish(&mut self, batch: Batch<'_>) -> impl Future<Output = Result<(), PublishError>> + Send;
 
-    /// Returns the place that each server of the sink has reached that can be asked; `None` for one that has
-    /// never taken anything, or has forgotten everything.
+    /// Asks the servers of the sink that can be asked, and returns the place that each of them has reached;
+    /// `None` for a server that has never taken anything, or has forgotten everything.
     ///
     /// # Errors
     /// Returns [`PublishError::Retry`] if the sink cannot be asked, and [`PublishError::Stop`] if its state
@@ -169,13 +169,14 @@ pub trait Sink: Send {
     ) -> impl Future<Output = Result<Option<Reached>, PublishError>> + Send;
 
     /// Whether a call in [`PublishMode::Normal`] since the begin of the lead may have brought the event of
-    /// this number, or one behind it. True if a call broke off whose answer is not known.
+    /// this number or a later one. A call that broke off without an answer may have brought all of its
+    /// events.
     fn may_have_taken(&self, id: StreamId) -> bool;
 
     /// How long the sink keeps a topic's history after its last event: older events need not be restored.
     fn keeps(&self) -> Duration;
 
-    /// The number behind which events have not been given to every server of the sink. Those have to be
-    /// restored, however old they are. `None` if there are none.
+    /// Events above this number have not been given to every server of the sink. They have to be restored,
+    /// however old they are. `None` if there are no such events.
     fn untold(&self) -> Option<StreamId>;
 }

@@ -5,7 +5,7 @@
 //! 1. The window is written down (`checkpoint::open`, or together with 4).
 //! 2. A batch of it is read. The next one is read ahead during 3.
 //! 3. The batch is published under the numbers that the position gives it.
-//! 4. The position behind the batch is written down, in one transaction with the events that were set aside.
+//! 4. The position after the batch is written down, in one transaction with the events that were set aside.
 //! 5. If events were set aside, the sink's number passes the batch.
 //!
 //! A death after 1 or 2 loses nothing: the next relay finds the window and reads the same rows. A death after
@@ -92,8 +92,8 @@ pub struct Step {
     pub(super) reader: PgConnection,
     pub(super) position: Position,
     log: LogId,
-    /// Whether this relay has opened the window itself since it loaded the position. How much of any other
-    /// window was published is unknown.
+    /// Whether this relay has opened the window itself since it loaded the position. If not, an earlier relay
+    /// may have published any part of the window.
     has_opened: bool,
     ahead: Option<read::Batch>,
     pub(super) last_look: LastLook,
@@ -299,7 +299,7 @@ fn handing_after(refusals: u32) -> Handing {
     if refusals < REFUSALS_BEFORE_ONE_BY_ONE { Handing::Together } else { Handing::OneByOne }
 }
 
-/// Writes the position behind a batch and the events set aside from it, in one transaction.
+/// Writes the position after a batch and the events set aside from it, in one transaction.
 async fn write_position(
     writer: &mut PgConnection,
     relay: &str,

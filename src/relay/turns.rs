@@ -24,11 +24,11 @@ const TIMEOUT_MARGIN: Duration = Duration::from_secs(3);
 const PAUSE_INTERVAL: Duration = Duration::from_secs(1);
 /// The first wait after a failure. Most failures are over by then: a connection that a restart has broken.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
-/// The longest time without a turn's progress: a watchdog waits for it.
+/// A relay that sleeps reports progress this often, so that the watchdog does not take it for stuck.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why the log is not rotated while a lead begins paused, or without an answer of the sink (see
-/// [`rotation_task::run`]).
+/// The reason that is shown while the log is not rotated, because the relay is paused or the sink has not
+/// answered since the lead began (see [`rotation_task::run`]).
 const WAITS_FOR_COMPARISON: &str = "Redis has not been compared with the position yet";
 
 /// A relay's inputs, the same for all of its sessions.
@@ -138,8 +138,8 @@ impl<'a, S: Sink> Turns<'a, S> {
     /// Steps until shutdown, waits while there is nothing to do, and tries again after a refusal of the sink.
     /// A leader that cannot reach the sink for long gives up the lead.
     ///
-    /// `session` is the backoff between sessions. It starts over only here, because a lead that ends before
-    /// it has done anything is no success.
+    /// `session` is the backoff between sessions. Only a turn that succeeds resets it: a lead that ends
+    /// before its first turn is no success.
     pub(super) async fn run(&mut self, session: &mut Backoff) -> Result<(), RunError> {
         while !self.inputs.shutdown.is_cancelled() {
             self.inputs.state.progressed();
@@ -164,7 +164,7 @@ impl<'a, S: Sink> Turns<'a, S> {
         Ok(())
     }
 
-    /// Counts what a turn has done. Waits if it found nothing.
+    /// Counts the events of a turn. Waits if it found nothing.
     async fn go_on(&mut self, outcome: Outcome) -> Result<(), StepError> {
         let metrics = self.inputs.metrics;
         match outcome {
@@ -205,7 +205,7 @@ impl<'a, S: Sink> Turns<'a, S> {
                 if may_be_the_way && refused_for > self.inputs.settings.takeover() {
                     return Err(RunError::StoodDown(error));
                 }
-                // The next connection may reach another server, or this one without its last writes.
+                // The next connection may reach another server, or the same server without its last writes.
                 self.compared = None;
                 self.say_that_rotation_waits();
                 let wait = self.failures.backoff.next_wait();

@@ -37,8 +37,8 @@ pub struct Settings {
     pub topic_grace_seconds: u64,
     /// How often a quiet topic is compared with its history, in seconds.
     pub verify_seconds: u64,
-    /// How long a client that is ahead of the history waits for Redis to be given back what it forgot, in
-    /// milliseconds.
+    /// How long a client that is ahead of the history waits until the events that Redis forgot are restored,
+    /// in milliseconds.
     pub repair_wait_ms: u64,
     /// Over how long streams are ended at shutdown, in seconds.
     pub drain_seconds: u64,

@@ -33,7 +33,7 @@ use crate::redis::{self, History, Subscriber};
 
 /// Bare messages that may wait to be verified.
 const BARE_MESSAGES: usize = 4096;
-/// How long a stream whose credential is revoked has to take what waits for it.
+/// How long a stream whose credential is revoked may still read its queue.
 const REVOKED_WAIT: Duration = Duration::from_millis(500);
 /// Reads of histories that may be under way at once.
 const READS_AT_ONCE: usize = 32;

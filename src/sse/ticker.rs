@@ -12,7 +12,7 @@ use super::shared::Shared;
 use super::wire::frame;
 
 const TICK: Duration = Duration::from_millis(500);
-/// Streams are ended in so many portions a second while draining.
+/// Portions a second in which streams are ended while draining.
 const PORTIONS_A_SECOND: u64 = 20;
 
 /// Looks after all streams. Never returns.

@@ -16,8 +16,8 @@ fn module_of(path: &Path) -> Option<String> {
     Some(parts.join("::"))
 }
 
-/// Each path behind `use`, with its groups spelled out, and each one that stands in code. From the root of
-/// the crate.
+/// Each path after `use`, with its groups spelled out, and each one that stands in code. From the root of the
+/// crate.
 fn imports(module: &str, is_folder: bool, code: &str) -> Vec<String> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("crate::").chain(code.match_indices("super::")) {

@@ -33,7 +33,7 @@ pub(crate) struct Campaign {
     ends: CancellationToken,
 }
 
-/// The faults of one round and the comparison behind them.
+/// The faults of one round and the comparison after them.
 struct Round {
     begun: Instant,
     deeds: Vec<Deed>,

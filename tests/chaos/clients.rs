@@ -30,7 +30,7 @@ pub(crate) enum Received {
     Event { id: Option<StreamId>, name_fits: bool, told: u64, at: Instant },
     /// A message without a place: somebody else published it, or so the server says.
     Foreign { data: String, connection: usize },
-    /// A reset: the stream goes on behind this place, and the page fetched the earlier state itself.
+    /// A reset: the stream goes on after this place, and the page fetched the earlier state itself.
     Reset {
         /// Where it was before.
         from: Option<StreamId>,
@@ -49,7 +49,7 @@ pub(crate) type State = HashSet<Uuid>;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Seen {
     pub(crate) channel: usize,
-    /// The place behind which it began to listen.
+    /// The place after which it began to listen.
     pub(crate) begun: Option<StreamId>,
     pub(crate) received: Vec<Received>,
     pub(crate) last_event_id: String,

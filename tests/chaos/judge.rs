@@ -191,7 +191,7 @@ impl<'a> Account<'a> {
     }
 
     /// Whether the client received this event before a rebase that no longer found it in Redis. The relay
-    /// then publishes it again in the next epoch, behind the reset.
+    /// then publishes it again in the next epoch, after the reset.
     fn has_another_id_by_now(&self, id: Option<StreamId>, told: u64) -> bool {
         let is_later = |row: &Row| {
             row.stream_id.map_or(row.was_told_before, |of| id.is_some_and(|id| of.epoch > id.epoch))

@@ -16,7 +16,7 @@ use crate::random::Random;
 use crate::truth::{ChannelTruth, Truth};
 use crate::world::{Channel, World};
 
-/// The newest events of a state that a page remembers: more than a relay is ever behind by in one topic.
+/// The newest events of a state that a page remembers: a relay never lags by more in one topic.
 const STATE: i64 = 600;
 /// The rows before a page's first event that have to be in its state.
 const LOOKED_AT: usize = 100;

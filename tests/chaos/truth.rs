@@ -218,7 +218,7 @@ impl ChannelTruth {
         for row in self.rows.iter_mut().filter(|row| row.stream_id.is_none()) {
             row.stream_id = free.get_mut(&row.event_id).and_then(Vec::pop);
         }
-        // What has no id any more stands behind the row that was before it.
+        // A row that has no id any more stands after the row that was before it.
         self.rows.sort_by_key(|row| row.id);
         let mut last = None;
         let mut placed: Vec<(Option<StreamId>, Row)> = Vec::new();

@@ -1,6 +1,6 @@
 // Reads a page of the guide: its blocks, and the comments that say how a test runs them. Runs nothing.
 //
-// A block of `sh` or `sql` is run as it stands, and must succeed. A block of `text` behind it is its whole
+// A block of `sh` or `sql` is run as it stands, and must succeed. A block of `text` after it is its whole
 // output, in which `…` stands for anything. A comment right before a block says otherwise:
 //
 //   <!-- terminal 1 -->        in a terminal of its own; it goes on when the output has been seen

@@ -235,7 +235,7 @@ impl Cluster {
         assert!(sent.await.expect("kill").success(), "{name}");
     }
 
-    /// Has a replica fall behind its primary.
+    /// Has a replica lag behind its primary.
     pub(crate) async fn cut_off(&self, primary: usize, replica: usize) {
         let configured = self.ask_server(replica, &["CONFIG", "SET", "masterauth", "wrong"]).await;
         assert!(configured.is_some(), "the replica takes another password");

@@ -104,7 +104,7 @@ async fn a_discard_behind_a_release_that_broke_off_gives_up_only_what_never_arri
     let topic = line.system.redis.topic("released-in-part");
     let key = crate::harness::keys::history(&topic);
     line.words(&["set", &key, "of another type"]).await?;
-    // The first ten are published by the release, which dies behind them.
+    // The first ten are published by the release, which dies after them.
     let parked = line.append_to(&topic, 15).await;
     eventually("they are parked", async || {
         (line.metric("aftercommit_relay_parked_total").await == 15).then_some(())

@@ -204,7 +204,7 @@ async fn an_empty_topic_that_was_seen_in_the_future_or_too_long_ago_is_gone() ->
     Ok(())
 }
 
-/// The reader asks again behind each page, while events come at any moment of that.
+/// The reader asks again after each page, while events come at any moment of that.
 #[tokio::test]
 async fn long_polls_miss_no_event_and_give_none_twice() -> TestResult {
     let mut door = Door::new().await;
@@ -228,7 +228,7 @@ async fn long_polls_miss_no_event_and_give_none_twice() -> TestResult {
     Ok(())
 }
 
-/// Polls begin at every moment of an event's way: before it, while it is read, and behind it.
+/// Polls begin at every moment of an event's way: before it, while it is read, and after it.
 #[tokio::test]
 async fn a_long_poll_is_answered_whenever_its_event_comes() -> TestResult {
     const POLLS: usize = 50;

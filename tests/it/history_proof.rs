@@ -37,7 +37,7 @@ async fn sse(line: &Line) -> Process {
     Process::start("sse", &settings).await
 }
 
-/// Resumes behind an id, and returns the first event.
+/// Resumes after an id, and returns the first event.
 async fn first_event(line: &Line, sse: &Process, id: &str) -> Event {
     Client::resume(&url(line, sse), &token(line), id).wait_for_events(1).await.remove(0)
 }
@@ -63,7 +63,7 @@ async fn each_entry_names_the_event_before_it() {
     line.append_to(&other, 1).await;
     line.append(1).await;
     line.wait_until_whole().await;
-    // Also behind a relay that remembers nothing.
+    // Also if a relay publishes it that remembers nothing.
     restart_relay(&mut line).await;
     line.append(1).await;
     line.wait_until_whole().await;

@@ -174,7 +174,7 @@ async fn a_channel_that_the_sse_server_may_not_hear_is_refused_alone() -> TestRe
     assert_eq!(heard.wait_for_events(3).await.len(), 3);
     assert_eq!(metric_of(&sse, "aftercommit_sse_interruptions_total").await, 0, "the connection is kept");
     assert_eq!(metric_of(&sse, "aftercommit_sse_topics_refused_total").await, 1);
-    // Once it is allowed, the stream goes on behind a reset.
+    // Once it is allowed, the stream goes on after a reset.
     line.command("acl setuser sse allchannels").await?;
     eventually("it is heard", async || {
         refused.so_far().iter().any(|event| event.event == "reset").then_some(())

@@ -18,7 +18,7 @@ use crate::harness::{Database, Redis, TestResult, database, redis};
 use crate::relay_delivery::{Relay, append_in, history, payloads};
 use crate::relay_steps::append_together;
 
-/// The connection breaks behind a call, and Redis then loses all of a topic but its newest entry.
+/// The connection breaks after a call, and Redis then loses all of a topic but its newest entry.
 struct KeepsTheNewestEntry<'a> {
     redis: &'a Redis,
     topic: &'a Topic,
@@ -144,7 +144,7 @@ async fn nothing_is_discarded_while_redis_refuses_to_say_what_it_has() -> TestRe
     Ok(())
 }
 
-/// The connection breaks behind the first call, and Redis then loses what that call brought.
+/// The connection breaks after the first call, and Redis then loses what that call brought.
 struct ForgetsItsFirstCall<'a> {
     redis: &'a Redis,
     topic: &'a Topic,

@@ -9,7 +9,7 @@ use aftercommit::relay::{Batch, Delivery, PublishError, PublishMode, Sink};
 use crate::harness::{TestResult, keys, redis};
 use crate::relay_delivery::{event, history};
 
-/// The chunk behind a refused event has reached Redis too, and must do nothing there.
+/// The chunk after a refused event has reached Redis too, and must do nothing there.
 #[tokio::test]
 async fn a_chunk_that_was_sent_behind_a_refused_event_leaves_nothing() -> TestResult {
     let redis = redis().await;

@@ -287,7 +287,7 @@ async fn a_redis_that_forgets_a_batch_while_its_refused_event_is_written_down_is
 -> TestResult {
     let (database, redis, taken, _) = partly_refused().await?;
     let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
-    // One call for the batch, one for its rest behind the refused event.
+    // One call for the batch, one for its rest after the refused event.
     let fault = ForgetsBefore { redis: &redis, topic: &taken, calls_before: 2 };
     let mut sink = FaultySink { publisher: &mut relay.publisher, fault };
     let outcome = relay.step.step(&mut sink).await?;

@@ -103,7 +103,7 @@ async fn copies_that_a_rebase_gave_new_ids_are_copies_to_the_next_replay() -> Te
     let (system, [topic, _], mut connection) = delivered(2).await;
     let output = cli(system.settings(), &ALL).await;
     assert_eq!(stdout(&output), "4 events replayed (replay 1)\n");
-    // Two events wait behind the copies, with ids that were given before.
+    // Two events wait, appended after the copies with ids that were given before.
     sqlx::query("select setval('outbox.event_id_seq', 6)").execute(&mut connection).await?;
     commit(&system, &topic, "C", 2).await;
     let output = cli(system.settings(), &["rebase", "--yes"]).await;

@@ -39,7 +39,7 @@ fn of_another_log(token: &str) -> TestResult<String> {
     Ok(token.replace(&log[..32], &Uuid::new_v4().simple().to_string()))
 }
 
-/// The numbers that a page gets behind its state, once `n` is the last of them.
+/// The numbers that a page gets after its state, once `n` is the last of them.
 async fn told_up_to(client: &Client, n: u64) -> Vec<u64> {
     eventually("the last number", async || {
         let events = client.so_far();

@@ -82,7 +82,7 @@ fn answers(text: &str) -> usize {
     text.matches("HTTP/1.1 ").count()
 }
 
-/// The head of a request for the feed's stream, with these lines behind the first one.
+/// The head of a request for the feed's stream, with these lines after the first one.
 fn head(feed: &Feed, lines: &str) -> String {
     format!("GET {NOTIFICATIONS} HTTP/1.1\r\nauthorization: Bearer {}\r\n{lines}\r\n", feed.token())
 }

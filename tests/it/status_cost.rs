@@ -66,7 +66,7 @@ async fn a_look_costs_the_same_behind_a_large_open_rolled_back_or_committed_tran
         assert_eq!(after.oldest_pending_at.is_some(), ended == "commit", "{after:?}");
     }
     append(&mut writer, 1).await?;
-    // The rolled-back rows come first: what waits behind them is found by the samples.
+    // The rolled-back rows come first: the samples find the rows that wait after them.
     let behind = look(&database).await?;
     assert!(behind.oldest_is_sampled && behind.oldest_pending_at.is_some(), "{behind:?}");
     Ok(())
@@ -83,7 +83,7 @@ async fn a_window_does_not_look_through_a_large_late_transaction_that_is_still_o
     append(&mut open, ROWS).await?;
     let mut writer = database.connect().await;
     append(&mut writer, 1).await?;
-    // The window of the one event ends behind the open transaction's rows, which are late ones from now on.
+    // The window of the one event ends after the open transaction's rows, which are late ones from now on.
     let position = checkpoint::open(&mut relay, "main", &position).await?.ok_or("no event")?;
     let last = ROWS.cast_signed() + 1;
     let position = checkpoint::close_window(&mut relay, "main", &position, last, 1).await?;

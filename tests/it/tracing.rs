@@ -236,7 +236,7 @@ async fn logs_name_events_and_never_what_is_in_them_nor_any_secret() -> TestResu
     let client = Client::open(&sse.url(&format!("/streams/{topic}")), &token).await;
     let mut redis = system.redis.connect().await;
     // Two that no relay wrote: the SSE server passes the one on and logs a warning about the other. In this
-    // order, as a message behind one on the live channel counts as its twin.
+    // order, because a message right after one on the live channel counts as its twin.
     for channel in [keys::public(&topic).to_owned(), keys::live(&topic)] {
         let _: u64 = redis.publish(channel, format!("\"{MARK}\"")).await?;
     }

@@ -16,7 +16,7 @@ impl Cost {
     /// Of a process that runs; `None` where there is no `/proc`.
     pub(crate) fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name in parentheses may hold anything; behind it are fields 3 and on.
+        // The name in parentheses may hold anything; after it are fields 3 and on.
         let mut fields = stat.rsplit_once(") ")?.1.split(' ');
         let user: u64 = fields.nth(14 - 3)?.parse().ok()?;
         let system: u64 = fields.next()?.parse().ok()?;

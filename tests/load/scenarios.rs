@@ -113,7 +113,7 @@ impl Run {
         self.findings
             .push(format!("storm     from the first connect to caught up: {}", Percentiles(&returns)));
         self.findings.push(format!("          {reads} history reads, {joins} joins, {refused} turned away"));
-        // The live stream goes on behind what was missed.
+        // The live stream goes on after the missed events.
         sleep(self.scenario.length).await;
         Ok(())
     }

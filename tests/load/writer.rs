@@ -74,7 +74,7 @@ pub(crate) fn begin(world: &World, scenario: &Scenario, ledger: Arc<Ledger>) -> 
 }
 
 impl Writer {
-    /// Ends it behind the transaction in hand.
+    /// Ends it after the transaction in hand.
     pub(crate) async fn finish(self) -> Written {
         self.stop.cancel();
         self.task.await.expect("the writer's task")

@@ -1,4 +1,4 @@
-// Requests to this page's own server, with the key that stands behind # in the page's address.
+// Requests to this page's own server, with the key that stands after # in the page's address.
 
 const key = location.hash.slice(1);
 

@@ -28,7 +28,7 @@ pub(super) struct Chunk<'a> {
     pub(super) lost: Option<StreamId>,
 }
 
-/// What a call takes from the server that it goes to.
+/// The arguments of a call that depend on its server.
 #[derive(Debug)]
 pub(super) struct Receiver<'a> {
     pub(super) top_key: &'a str,
@@ -60,7 +60,7 @@ impl TopicArguments<'_> {
     }
 }
 
-/// What all calls of one publisher share.
+/// The arguments that all calls of one publisher share.
 #[derive(Debug)]
 pub(super) struct Caller<'p> {
     pub(super) settings: &'p Settings,

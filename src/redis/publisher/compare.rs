@@ -133,7 +133,8 @@ impl Publisher {
                 continue;
             }
             let (id, event) = reach.unzip();
-            // It is where this publisher's last call left it, and the batches since had no event for it.
+            // A server stays in step if its number is the one of this publisher's last call to it. The later
+            // batches had no event for it.
             server.is_in_step &= id.is_some() && id == server.reached;
             server.reached = id;
             all.push(match self.passed.filter(|passed| server.is_in_step && Some(*passed) > id) {
@@ -177,7 +178,8 @@ impl Publisher {
         }
         let (keys, relay, settings) = (&self.keys, &self.relay, &self.settings);
         let tops: Vec<Top> = found.iter().flatten().map(|(_, top, _)| top.clone()).collect();
-        // A loss is one of all servers: it costs a reset where there was none, and hides none.
+        // Each server records the newest loss of any of them, also a server that lost nothing: a needless
+        // reset is better than a hidden hole.
         let lost = found.iter().flatten().filter_map(|(_, _, lost)| *lost).max();
         let reach = reaches(&tops, self.servers.iter().map(|server| &server.slots));
         // First those of slots that are set apart: until then, the top of their server speaks for them.
@@ -270,7 +272,7 @@ async fn tops_in(
     Ok(found)
 }
 
-/// Writes a server's top, and then removes the ones that are left over.
+/// Writes a server's top, and then removes the keys that are left over.
 async fn write_top(
     server: &mut Server,
     settings: &Settings,
@@ -284,7 +286,7 @@ async fn write_top(
         let connection = &mut connected.connection;
         match reach {
             None => {
-                // A number that stood there spoke for fewer slots.
+                // An old number would not be true of the slots that were added.
                 connection.del::<_, ()>(&top_key).await?;
                 connection.hset::<_, _, _, ()>(&top_key, "slots", slots).await?;
             }

@@ -1,8 +1,8 @@
 //! The servers of a cluster: following their slots, and leaving behind those that fail.
 //!
-//! A server that is left behind lacks the numbers behind its top. The position goes on without it. When it is
-//! back, `publish` says that the sink forgot something, and the relay gives that server what it lacks from
-//! the log, as it does for a server that went back.
+//! A server that is left behind lacks the numbers above its top. The position goes on without it. When it is
+//! back, `publish` says that the sink forgot something, and the relay gives that server the missing events
+//! from the log, as it does for a server that went back.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use crate::relay::PublishError;
 
 /// How long a server may fail before it is left behind.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long such a try may take, while the topics of the other servers wait.
+/// How long one try of a server that is away may take. The topics of the other servers wait meanwhile.
 pub(super) const TRY_LIMIT: Duration = Duration::from_millis(100);
 
 impl Publisher {
@@ -114,7 +114,7 @@ impl Publisher {
             is_back
         });
         if join_all(trying).await.contains(&true) {
-            // What it lacks comes before anything new.
+            // The server is given the missing events before anything new.
             self.is_compared = false;
         }
     }

@@ -1,11 +1,11 @@
-//! The relay's sink: publishes batches to Redis, one script call a chunk of events and a server.
+//! The relay's sink: publishes batches to Redis, one script call for each chunk of events and each server.
 //!
 //! At one server a chunk arrives whole, as a prefix, or not at all, and every reply is checked. Pipelined
 //! single commands would reorder events on a partial failure, and an unchecked reply would count a refused
 //! event as delivered.
 //!
 //! In a cluster each server takes the events of its topics, all servers at once. A server that fails is left
-//! behind, so that the topics of the others flow on, and is given what it lacks when it is back: see `fleet`.
+//! behind, so that the topics of the others flow on. It is given what it lacks when it is back: see `fleet`.
 
 mod chunk;
 mod compare;

@@ -7,8 +7,8 @@ use super::server::Server;
 use crate::event::{StreamId, Topic};
 use crate::relay::{Delivery, PublishMode};
 
-/// A server without events learns this often how far the others have come. So after a restart only the events
-/// of this time are compared with the log.
+/// A server without events is told this often which numbers the position has passed. So its top is at most
+/// this old, and after a restart only the events since then are compared with the log.
 const MOVED_EVERY: Duration = Duration::from_secs(1);
 
 /// The part of a chunk that one server takes.
@@ -43,9 +43,9 @@ pub(super) fn only_part(chunk: Chunk<'_>) -> Part<'_> {
 
 /// Divides a chunk among the servers of a cluster. `owner` is the index of the server that has a topic.
 ///
-/// Servers that are away take nothing, and neither do servers that have what a repair gives again. A server
-/// without events takes a part where every server has to learn of the numbers: in a repair, with a batch
-/// without events, and from time to time.
+/// Servers that are away take nothing. In a repair, a server that already has these numbers takes nothing
+/// either. A server without events takes a part if every server has to learn of the numbers: in a repair, in
+/// a batch without events, and from time to time.
 ///
 /// # Errors
 /// The topic that no server has.

@@ -27,8 +27,8 @@
 -- ARGV[12]  number of topics
 -- then two for each topic, and in a cluster three:
 --           its public channel
---           the id of its previous event; behind a '?' if the history's TTL is due; '?' alone if the relay
---           does not know the event
+--           the id of its previous event; with a '?' before it if the history's TTL is due; '?' alone if the
+--           relay does not know the event
 --           its history stream
 -- then eight for each event:
 --           index of its topic; its id; event uuid; type; payload; about how many entries the history keeps;
@@ -163,8 +163,8 @@ local function is_repeat(stream, id, uuid)
     return false
   end
   -- The entry is not in the history. A restored event is a repeat, whose entry was trimmed. Any other event
-  -- is new, so another program has written behind its number. So it has behind a parked event, because later
-  -- events of its topic wait for that.
+  -- is new, so another program has added an entry with a later id. The same holds for a parked event: no
+  -- relay publishes a later event of its topic before it.
   return is_restore
 end
 
@@ -173,8 +173,9 @@ local function beside(stream, name)
   return string.sub(stream, 1, -1 - string.len('history')) .. name
 end
 
--- Returns the refusal of a message. It must be known before XADD: a later call would take an entry whose
--- message was never published for a repeat. (Redis 6 cannot be asked.)
+-- Returns the refusal of a message. It must be known before XADD: if the message were refused after XADD, a
+-- later call would find the entry, take the event for a repeat and never publish it. (Redis 6 cannot be
+-- asked.)
 local function forbidden(live, public)
   if not redis.acl_check_cmd then return nil end
   if not redis.acl_check_cmd(publish_live, live, '') then
@@ -185,7 +186,7 @@ local function forbidden(live, public)
   end
 end
 
--- Whether XADD would be taken, and the commands behind it would be refused.
+-- Whether XADD would be taken, and the commands after it would be refused.
 local function lacks_right_to_set_ttl(stream)
   return redis.acl_check_cmd and redis.acl_check_cmd('XADD', stream, '*', 'f', 'v')
     and not (redis.acl_check_cmd('SET', beside(stream, 'begun'), '', 'EX', 1)
@@ -228,7 +229,7 @@ local done, done_id, done_uuid = 0, '0-0', '-'
 local live_receivers, public_receivers = 0, 0
 
 -- Writes how far this call has come, whatever its verdict: top must never be behind the histories. (A release
--- that stops in its middle moves nothing, because its number is used up behind its last event.)
+-- that stops in its middle moves nothing, because its number is used up after its last event.)
 local function finish(verdict, detail)
   if last > 0 and not (is_release and verdict ~= 'OK') then
     local seq, uuid = seq_of(done_id), done_uuid
@@ -252,7 +253,7 @@ for a = 13 + topic_count * a_topic, #ARGV, 8 do
   if some_arrived and seq_of(id) <= published then
     -- Top has passed this number, so the event has arrived, and the relay died or froze before it wrote that.
     -- The event is not added again, also not to a history that has vanished since, which would then seem to
-    -- end with it. The history's end behind it is looked up.
+    -- end with it. The history's end is looked up instead.
     prevs[t], lives[t] = '?', nil
   else
     local stream, public = KEYS[2 + t] or ARGV[15 + (t - 1) * a_topic], ARGV[13 + (t - 1) * a_topic]
@@ -288,7 +289,7 @@ for a = 13 + topic_count * a_topic, #ARGV, 8 do
     end
     if is_new then
       -- Envelope first, bare payload second, in one script. So a subscriber to both channels knows that the
-      -- bare message right behind an envelope is its twin, and that every other one came from another
+      -- bare message right after an envelope is its twin, and that every other bare message came from another
       -- program.
       if prev == '' then prev = 'null' else prev = '"' .. prev .. '"' end
       local receivers = call(publish_live, lives[t],

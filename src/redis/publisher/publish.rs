@@ -371,7 +371,7 @@ impl Publisher {
         outcome
     }
 
-    /// Caches the heads that a chunk leaves behind. `now` is the time that its call used to decide on TTLs.
+    /// Caches the heads of the topics after a chunk. `now` is the time that its call used to decide on TTLs.
     fn remember(&mut self, deliveries: &[Delivery<'_>], now: Instant) {
         for Delivery { id, event } in deliveries {
             let ttl_set = match self.heads.get(&event.topic) {

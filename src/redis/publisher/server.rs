@@ -50,11 +50,11 @@ pub(super) struct Server {
     pub(super) failing_since: Option<Instant>,
     /// Since it was left behind, until it answers again.
     pub(super) away: Option<Away>,
-    /// Whether it lacks no event up to the number that this publisher has passed.
+    /// Whether it has every event up to the number that this publisher has passed.
     pub(super) is_in_step: bool,
     /// Whether it was left behind and has not been given what it lacks.
     pub(super) is_behind: bool,
-    /// Of what it lacks, the numbers above this one have never been published.
+    /// The events that it lacks above this number have never been published.
     pub(super) untold: Option<StreamId>,
 }
 
@@ -107,7 +107,8 @@ impl Server {
         server
     }
 
-    /// Slots that no server has. They have no top: the server that gets them may have nothing of them.
+    /// Slots that no server has. They have no top, because nobody knows which of their events their next
+    /// server has.
     pub(super) fn none(slots: SlotSet) -> Self {
         let reason = format!("no server of the cluster has the slots {slots}");
         let mut server = Self::with(None, slots, 0, Default::default());
@@ -268,8 +269,8 @@ impl Server {
         read.await.map_err(Refusal::retry)
     }
 
-    /// Those of its slots, or the one that it is away for, that are not in the middle of a move. There it
-    /// refuses a key that it does not have: this asks for one that nobody writes.
+    /// Returns the slots that are not moving: of all its slots, or only of the slot that it is away for. A
+    /// server refuses an absent key of a moving slot, so this reads keys that never exist.
     pub(super) async fn settled_slots(&mut self, settings: &Settings, keys: &Keys) -> Vec<u16> {
         let half_moved = self.away.as_ref().and_then(|away| away.half_moved);
         let slots: Vec<u16> = half_moved.map_or_else(|| self.slots.iter().collect(), |slot| vec![slot]);

@@ -1,9 +1,9 @@
-//! What the servers of a cluster prove to have: which numbers each of them has reached. Pure.
+//! The number that each server of a cluster has provably reached. Pure.
 //!
 //! A relay keeps one top at each server. A call of the script writes it together with the events, and a
-//! replica receives both in one order: so a server that went back has a top that went back with it. A top
-//! names the slots that it speaks for. When slots move to another server, their histories move with them, and
-//! the old top goes on speaking for them until the relay has written the tops anew.
+//! replica receives both in one order. So if a server went back, its top went back with it. A top names the
+//! slots that it speaks for. When slots move to another server, their histories move with them, and the old
+//! top goes on speaking for them until the relay has written the tops anew.
 
 use std::collections::HashMap;
 
@@ -23,9 +23,9 @@ pub(super) struct Top {
 /// that number.
 pub(super) type Reach = Option<(StreamId, Option<EventId>)>;
 
-/// Returns what the slots of each server have reached. Of several tops that speak for a slot the lowest
-/// counts: a relay died between writing the new one and removing the old one. For a slot that no top speaks
-/// for, nothing is known to be there.
+/// Returns what the slots of each server have reached. If several tops speak for a slot, the lowest counts: a
+/// relay died after it had written the new top and before it removed the old one. A slot that no top speaks
+/// for may have nothing.
 pub(super) fn reaches<'s>(tops: &[Top], servers: impl Iterator<Item = &'s SlotSet>) -> Vec<Reach> {
     let mut spoken_for: HashMap<u16, &Top> = HashMap::new();
     for top in tops {

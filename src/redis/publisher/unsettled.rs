@@ -1,13 +1,13 @@
-//! Slots in the middle of a move that does not end, as `redis-cli --cluster reshard` leaves one that was
-//! stopped.
+//! Slots in the middle of a move that does not end. A `redis-cli --cluster reshard` that was stopped leaves
+//! such a slot.
 //!
-//! By the map a server still has such a slot, and it refuses the slot's keys that are at the next server
-//! already, or were never there. The slots of one server that are refused for long are set apart: they count
-//! as a server of their own, which is away until they are settled. So all other topics flow on. Slots that no
-//! server has count as a server of their own, too.
+//! The map still names the old server of such a slot. That server refuses every key of the slot that it does
+//! not have: keys that have moved already, and keys that never existed. If slots of one server are refused
+//! for long, they are set apart: they count as a server of their own, which is away until they are settled.
+//! So all other topics flow on. Slots that no server has count as a server of their own, too.
 //!
-//! The top of half moved slots says up to which number they lack nothing. It is kept at the server that has
-//! them by the map, in another slot, so that the next leader finds it.
+//! The top of half moved slots names the number up to which they lack nothing. It is kept at the server that
+//! the map names, in another slot, so that the next leader finds it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ use crate::relay::PublishError;
 
 /// How long a slot may be refused before it is set apart: the move of a slot with its keys ends sooner.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Refusals that are further apart from each other are of two moves.
+/// Refusals that are further apart than this belong to two moves.
 const ONE_MOVE: Duration = Duration::from_secs(5);
 
 /// The first and the last refusal of a slot by one server.
@@ -63,8 +63,8 @@ impl Unsettled {
         self.apart.retain(|slot, server| map.primary_of_slot(*slot) == Some(&*server));
     }
 
-    /// The slots of a server without those that are set apart, and these. None is set apart of a server that
-    /// would have too few others.
+    /// The slots of a server that are not set apart, and those that are. If the server would have too few
+    /// other slots, none is set apart.
     pub(super) fn divide(&mut self, server: &Endpoint, slots: &SlotSet) -> (SlotSet, SlotSet) {
         let (mut settled, mut apart) = (SlotSet::default(), SlotSet::default());
         for slot in slots.iter() {
@@ -151,7 +151,7 @@ impl Publisher {
         }
     }
 
-    /// Hands what is known of slots that are set apart, or were, to the servers that have them now.
+    /// Hands the state of slots that are set apart, or were, to the servers that have these slots now.
     pub(super) fn hand_on(&mut self, before: &[Server]) {
         for old in before {
             let untold = old.untold.or(old.reached);

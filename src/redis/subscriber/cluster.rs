@@ -1,4 +1,5 @@
-//! Subscriptions in a cluster: each topic at the server that has its slot, and anew where the slot goes.
+//! Subscriptions in a cluster: each topic at the server that has its slot, and again at the next server when
+//! the slot moves.
 
 use std::collections::HashMap;
 use std::sync::Arc;

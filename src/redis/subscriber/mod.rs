@@ -43,8 +43,8 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::fr
 /// A handle on the subscriber connection. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Subscriber {
-    /// Unbounded, because callers do not wait: the topics in use bound what is asked for while there is no
-    /// connection.
+    /// Unbounded, because callers do not wait. While there is no connection, the number of topics in use
+    /// bounds the commands that wait.
     commands: mpsc::UnboundedSender<Command>,
 }
 

@@ -1,10 +1,10 @@
 //! The connection to one server of a cluster: a topic's live channel by SSUBSCRIBE, and its public channel by
-//! SUBSCRIBE, on one connection, so that a payload comes right behind its envelope.
+//! SUBSCRIBE, on one connection, so that a payload comes right after its envelope.
 //!
 //! The connection speaks RESP3, and the client answers a subscription with the confirmation that it received.
 //! A server that gives a slot away ends the subscriptions of its channels without being asked, and the client
-//! takes that for the answer to the oldest command. So each confirmation is compared with its command, and
-//! after one that does not fit, nothing is believed until a PING has come back.
+//! takes that for the answer to the oldest command. So each confirmation is compared with its command. After
+//! a confirmation that does not fit, nothing is believed until a PING has come back.
 
 use std::collections::HashSet;
 
@@ -32,7 +32,7 @@ const TOPICS_AT_ONCE: usize = 256;
 /// Pings after which a connection is given up whose answers do not fit its commands.
 const PINGS_TO_FIT: u32 = 1000;
 
-/// What a server's tasks report.
+/// A report of a server's tasks.
 #[derive(Debug)]
 pub(super) enum Report {
     /// The connection ended, or could not be made.
@@ -65,7 +65,7 @@ pub(super) async fn run(
     let _sent = reports.send(Report::Ended(endpoint, reason));
 }
 
-/// Reads what the server sends on its own.
+/// Reads the messages that the server sends on its own.
 async fn read(
     mut pushed: mpsc::UnboundedReceiver<PushInfo>,
     mut classifier: Classifier,

@@ -38,7 +38,7 @@ pub(super) struct Classifier {
     pub(super) keys: Keys,
     /// In a cluster a twin can come without its envelope.
     pub(super) is_of_cluster: bool,
-    /// The bare payload that the script publishes right behind the last envelope.
+    /// The bare payload that the script publishes right after the last envelope.
     pub(super) twin: Option<Twin>,
 }
 

@@ -1,9 +1,10 @@
 //! Brings one client to the end of one topic.
 //!
-//! First the start that the client asked for becomes a cursor, which the client is told before the response
-//! begins; after two seconds the response begins without it. From there it continues: from the recent events
-//! in memory, or page by page from the history, until it can be attached to the topic in one go. Where it
-//! cannot be proven that nothing is missing, the client is reset: it begins again at the end of the topic.
+//! First the start that the client asked for becomes a cursor. The client is told the cursor before the
+//! response begins; after two seconds the response begins without it. From the cursor the client continues
+//! with the recent events in memory, or page by page with the history, until it can be attached to the topic
+//! in one go. If nothing proves that no event is missing, the client is reset: it begins again at the end of
+//! the topic.
 
 use std::ops::ControlFlow;
 use std::pin::pin;
@@ -105,7 +106,7 @@ impl CatchUp {
                 Err(NoAnswer) if is_new => {
                     return self.without_token(StartAt::Reset(ResetReason::JoinedLate));
                 }
-                // The client has its place, and without Redis there is nothing new behind it.
+                // The client has its place, and without Redis there is nothing new after it.
                 Err(NoAnswer) => ANSWER_KEPT,
             };
             self.opening.report();
@@ -173,7 +174,7 @@ impl CatchUp {
         true
     }
 
-    /// Looks for a start in the history. Breaks with the cursor behind the events that the client has been
+    /// Looks for a start in the history. Breaks with the cursor after the events that the client has been
     /// given, or with `None` if it is gone; otherwise continues with another start.
     async fn find_in_history(&mut self, start: StartAt) -> ControlFlow<Option<Cursor>, StartAt> {
         let found = match (start, self.stream.resume.clone()) {
@@ -199,7 +200,7 @@ impl CatchUp {
         }
     }
 
-    /// Continues behind a cursor until the client is attached or gone. Returns the reason if it has to be
+    /// Continues after a cursor until the client is attached or gone. Returns the reason if it has to be
     /// reset.
     async fn follow(&mut self, mut cursor: Cursor) -> Option<ResetReason> {
         let topic = self.topic.clone();
@@ -301,10 +302,11 @@ impl CatchUp {
     /// Lets the response begin although the client's place is not known, and returns where the client begins
     /// then.
     ///
-    /// From here on the client believes that it is connected. It would miss the events that are committed
-    /// before its place is known, unless it named its place or wants all there is: so it begins with a reset.
-    /// It is sent the id of an unknown place. If it is cut off before its reset, that id makes the next
-    /// server reset it, and not treat it as new.
+    /// From here on the client believes that it is connected. A client that named its place, or wants all
+    /// events, misses nothing. A client that wants the newest events would miss those that are committed
+    /// before its place is known, so it begins with a reset. A client that is to be reset is sent the id of
+    /// an unknown place. If it is cut off before its reset, that id makes the next server reset it, and not
+    /// treat it as new.
     fn open_unplaced(&mut self, start: StartAt) -> StartAt {
         if !self.opening.is_awaited() {
             return start;

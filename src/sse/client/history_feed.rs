@@ -19,12 +19,12 @@ use crate::sse::wire::frame::{self, Frame, ResetReason};
 use crate::sse::wire::resume::{Found, Resume};
 use crate::sse::wire::start::StartAt;
 
-/// What the history gave.
+/// The result of one read of the history.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Fed {
     /// The client has been given events up to this cursor.
     To(Cursor),
-    /// The client lacks nothing, and continues behind this cursor, the topic's own.
+    /// The client lacks nothing, and continues after this cursor, the topic's own.
     NothingBefore(Cursor),
     /// Nothing yet: read again after a while.
     Again,
@@ -52,7 +52,7 @@ impl HistoryFeed {
         Self { shared, topic, stream, count: FIRST_READ, largest: 0 }
     }
 
-    /// Gives the client as much of the next page as there is room for: the page behind `after`, or the first
+    /// Gives the client as much of the next page as there is room for: the page after `after`, or the first
     /// page of the history, whatever came before it.
     ///
     /// A stream has one page at a time, also one of several topics, and reads it only when the client has
@@ -68,7 +68,7 @@ impl HistoryFeed {
                 Some(Cursor::Start { seen_ms }) if end == PageEnd::Last => {
                     Ok(self.confirm_absence(Some(seen_ms)).await?)
                 }
-                // The topic is elsewhere all the same.
+                // The topic has events that came after this page was read: read again.
                 _ => Ok(Fed::Again),
             },
             // The entry of the cursor is gone with all that followed it: nothing proves that nothing
@@ -78,8 +78,8 @@ impl HistoryFeed {
         }
     }
 
-    /// Queues frames until the queue is half full; at least one that moves the client, or it might never come
-    /// further.
+    /// Queues frames until the queue is half full; at least one frame that moves the client, or the client
+    /// might never come further.
     fn give(&mut self, after: Option<Cursor>, frames: &[Frame]) -> Fed {
         self.largest = largest_of(frames);
         self.count = next_count(frames.len(), bytes_of_frames(frames));
@@ -127,7 +127,7 @@ impl HistoryFeed {
         })
     }
 
-    /// Where a client with a resume token begins: behind the newest event that the token has seen. Reads the
+    /// Where a client with a resume token begins: after the newest event that the token has seen. Reads the
     /// history from its end, page by page.
     pub(crate) async fn find_seen(&self, resume: &Resume) -> Result<StartAt, FeedError> {
         let (mut before, mut count, mut largest) = (None, FIRST_READ, 0);
@@ -152,7 +152,7 @@ impl HistoryFeed {
         }
     }
 
-    /// The page behind this cursor, or the first page. Clients that need the same page share it.
+    /// The page after this cursor, or the first page. Clients that need the same page share it.
     async fn page(&self, after: Option<Cursor>) -> Result<Page, FeedError> {
         let key = Key { topic: self.topic.topic.clone(), after, count: self.count };
         let read = async || {
@@ -187,8 +187,9 @@ fn largest_of(frames: &[Frame]) -> usize {
     frames.iter().map(|frame| frame.block.len()).max().unwrap_or_default()
 }
 
-/// What an absent history proves for a client that is before the topic's first event, as seen at `seen_ms`,
-/// or that wants all there is (`None`). `newest_ms` says when this server got the topic's newest event.
+/// The conclusion from an absent history, for a client that is before the topic's first event, as seen at
+/// `seen_ms`, or that wants all events (`None`). `newest_ms` says when this server got the topic's newest
+/// event.
 fn of_absence(place: Cursor, newest_ms: u64, absence: Absence, seen_ms: Option<u64>) -> Fed {
     let Some(seen_ms) = seen_ms else { return Fed::NothingBefore(place) };
     if !absence.proves_none_since(seen_ms) {

@@ -1,5 +1,4 @@
-//! What a stream's response waits for before it begins: that the client's place in a topic is known, but not
-//! for long.
+//! A stream's response waits until the client's place in a topic is known, but not for long.
 
 use std::time::Duration;
 

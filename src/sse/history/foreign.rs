@@ -1,6 +1,6 @@
-//! Tells messages of other programs from events, in a cluster: a topic's bare payload can come there without
-//! its envelope, while the slot of the topic moves. The history knows, because the relay writes an event to
-//! it before it publishes the payload.
+//! Tells messages of other programs from events, in a cluster. There the bare payload of an event can come
+//! without its envelope, while the slot of the topic moves. The history tells the two apart, because the
+//! relay writes an event to it before it publishes the payload.
 
 use std::sync::Arc;
 

@@ -124,7 +124,7 @@ fn refuse(shared: &Shared, topic: &SharedTopic, reason: &str) {
     topic.join_ended.notify_waiters();
 }
 
-/// Reads the events behind the topic's place, or begins anew where there is no place or no way on from it.
+/// Reads the events after the topic's place, or begins anew where there is no place or no way on from it.
 async fn read(shared: &Shared, topic: &SharedTopic) -> Result<Read, ReadError> {
     // A permit is held for the reads of one topic; the semaphore is never closed.
     let _permit = shared.reads.acquire().await;
@@ -140,7 +140,7 @@ async fn read(shared: &Shared, topic: &SharedTopic) -> Result<Read, ReadError> {
     follow(shared, topic, place).await
 }
 
-/// Adds every event behind the place; begins anew where the history cannot prove that it holds all of them.
+/// Adds every event after the place; begins anew where the history cannot prove that it holds all of them.
 async fn follow(shared: &Shared, topic: &SharedTopic, mut place: Cursor) -> Result<Read, ReadError> {
     let mut count = FIRST_READ;
     // Events that came since the last proof are in the history, unless that is as old as histories become.

@@ -1,5 +1,5 @@
-//! Reads a topic's history: page by page, to bring a topic to the end of it, and to see that it is there.
-//! Gives nothing to clients itself.
+//! Reads a topic's history page by page, brings a topic to the end of its history, and checks later that the
+//! topic is still there. Gives nothing to clients itself.
 
 pub(crate) mod foreign;
 pub(crate) mod join;

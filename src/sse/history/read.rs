@@ -28,7 +28,7 @@ pub(crate) enum Entries {
     Nothing,
 }
 
-/// Reads the entries behind a place, `count` at most, the entry of the place itself included.
+/// Reads the entries after a place, `count` at most, the entry of the place itself included.
 pub(crate) async fn entries_after(
     shared: &Shared,
     topic: &Topic,
@@ -41,7 +41,7 @@ pub(crate) async fn entries_after(
     let place = place.id().map_or(Place::Start, Place::After);
     let Some(run) = continuity::follow(place, &links) else { return Ok(Entries::Hole) };
     let end = match end_of(run, links.len(), count) {
-        // The history ends here, and events behind its end are lost.
+        // The history ends here, and events after its end are lost.
         PageEnd::Last if shared.lost().is_some_and(|lost| last.id < lost) => PageEnd::Hole,
         end => end,
     };
@@ -50,7 +50,7 @@ pub(crate) async fn entries_after(
     Ok(Entries::Follow { entries, end })
 }
 
-/// Reads the events behind a place, `count` entries at most.
+/// Reads the events after a place, `count` entries at most.
 pub(crate) async fn read_after(
     shared: &Shared,
     topic: &SharedTopic,
@@ -86,7 +86,7 @@ async fn read(shared: &Shared, topic: &Topic, place: Cursor, count: usize) -> Re
     shared.history.from(topic, place.id(), count).await
 }
 
-/// What follows the run of a read that asked for `count` entries and got `read`.
+/// Returns how a page ends: after the run of a read that asked for `count` entries and got `read`.
 fn end_of(run: Run, read: usize, count: usize) -> PageEnd {
     match (run.is_broken, read < count) {
         (true, _) => PageEnd::Hole,
@@ -99,7 +99,7 @@ fn page(shared: &Shared, topic: &SharedTopic, entries: Vec<Entry>, end: PageEnd)
     Page::Follows { frames: entries.into_iter().map(|entry| frame_of(shared, topic, entry)).collect(), end }
 }
 
-/// What a history without entries proves.
+/// The conclusion from a history without entries.
 async fn nothing(shared: &Shared, topic: &SharedTopic, place: Cursor) -> Result<Page, ReadError> {
     let seen_ms = match place {
         Cursor::Start { seen_ms } => seen_ms,

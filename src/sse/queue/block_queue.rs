@@ -20,7 +20,7 @@ const TOGETHER: usize = 64;
 /// Bytes that are written before other connections have their turn.
 const TURN_BYTES: usize = 256 * 1024;
 
-/// Bytes that may wait beyond the limit: the largest event, as lines of text, and the cursors behind it.
+/// Bytes that may wait beyond the limit: the largest event, as lines of text, and the cursors after it.
 const OVER_LIMIT_MAX: usize = 8 * PAYLOAD_BYTES_MAX;
 
 /// Bytes that a cursor and a reset may take, with the ids of as many topics as a stream may have.
@@ -36,7 +36,7 @@ pub(crate) enum Put {
     CutOff,
 }
 
-/// What a turn of writing has left.
+/// The state of a queue after a turn of writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rest {
     Nothing,
@@ -53,7 +53,7 @@ pub(super) struct BlockQueue {
     limit: usize,
     /// The client's cursors, if the stream has several topics.
     cursors: Option<Box<StreamCursors>>,
-    /// The client wants only the newest events while it is behind: those wait here, behind all blocks.
+    /// The client wants only the newest events while it is behind: those wait here, after all blocks.
     newest: Option<Box<Newest>>,
     blocks: VecDeque<Bytes>,
     bytes: usize,
@@ -108,7 +108,7 @@ impl BlockQueue {
         accepted
     }
 
-    /// Adds a block behind all others.
+    /// Adds a block after all others.
     fn add(&mut self, held: Held) {
         match self.newest.as_mut().filter(|newest| newest.is_behind()) {
             Some(newest) => {
@@ -128,14 +128,14 @@ impl BlockQueue {
         accepted
     }
 
-    /// Decides about a block of this many bytes. Cursor-only blocks and resets (`None`) bypass the limit:
-    /// each topic of a stream has one at its begin, before the client can have read anything, and behind an
-    /// event as large as the queue it would have the client cut off again and again.
+    /// Decides about a block of this many bytes. Cursor-only blocks and resets (`None`) bypass the limit.
+    /// Each topic of a stream begins with such a block, before the client can have read anything. After an
+    /// event as large as the queue, such a block would cut the client off again and again.
     fn accept(&mut self, bytes: Option<usize>) -> Put {
         if self.is_ending {
             return Put::Gone;
         }
-        // While no more than half of the queue is taken any block is accepted, also behind a cursor and a
+        // While no more than half of the queue is taken any block is accepted, also after a cursor and a
         // reset, so that a payload as large as the queue can be delivered. Otherwise its client would be cut
         // off for ever.
         let is_half_full = self.bytes > self.limit / 2 + SMALL_BYTES;
@@ -157,7 +157,7 @@ impl BlockQueue {
         }
     }
 
-    /// Adds a last block, behind which the stream ends.
+    /// Adds a last block, after which the stream ends.
     pub(super) fn finish(&mut self, last: Bytes) -> bool {
         let is_first = !self.is_ending;
         if is_first {
@@ -268,7 +268,7 @@ impl BlockQueue {
             // Most streams are idle most of the time: they keep no room.
             self.blocks = VecDeque::new();
         }
-        // The kernel took something: what is left has only begun to wait.
+        // The kernel took something, so the remaining bytes have only begun to wait.
         self.waiting_since = (!self.is_empty()).then(Instant::now);
     }
 

@@ -1,6 +1,6 @@
 //! The budget of bytes that a process holds for its streams: recent events, pages of histories, the send
-//! queues and what is in flight behind them. Each byte counts once, however many share it, until the last of
-//! them drops it.
+//! queues, and bytes that have left a queue and are in flight. Each byte counts once, however many share it,
+//! until the last of them drops it.
 //!
 //! Events that Redis sends are always accepted. A page of a history is read only once its bytes are reserved;
 //! while there is no room the ticker cuts off the clients that read the least, and they reconnect for the

@@ -1,5 +1,6 @@
-//! The way of bytes to the clients: a bounded queue for each connection, the list of those that have something
-//! to write, and the budget of bytes for all of them. Must not know topics' order.
+//! The way of bytes to the clients: a bounded queue for each connection, the list of the connections that
+//! have something to write, and the budget of bytes for all of them. Must not know the order of a topic's
+//! events.
 
 mod block_queue;
 pub(crate) mod byte_budget;

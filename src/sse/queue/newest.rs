@@ -58,8 +58,8 @@ impl Newest {
         self.held.is_empty()
     }
 
-    /// Drops the older event of this key, if it waits. Returns how many events are dropped by now in whose
-    /// place the newer one stands, and the bytes of the one that was dropped just now.
+    /// Drops the older event of this key, if it waits. Returns the number of events that the newer one
+    /// replaces by now, and the bytes of the event that was dropped just now.
     pub(super) fn drop_older(&mut self, key: Key) -> (u64, usize) {
         let older = self.held.iter().position(|held| held.key == Some(key));
         match older.and_then(|at| self.held.remove(at)) {

@@ -1,5 +1,5 @@
-//! The streams that have something for their sockets, by the thread that writes those. Fan-out to a thousand
-//! streams costs a thousand entries here, and at most one wake-up.
+//! The streams that have bytes for their sockets: one list for each thread that writes sockets. Fan-out to a
+//! thousand streams costs a thousand entries here, and at most one wake-up.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,6 +1,6 @@
-//! The send queue of one stream: fan-out fills it without waiting, the thread that has its socket empties
-//! it, and tasks that feed it from the history wait for room. Fan-out into a queue that is too full ends the
-//! connection: the client comes back with its last id. Must not know topics' order.
+//! The send queue of one stream: fan-out fills it without waiting, the thread that has its socket empties it,
+//! and tasks that feed it from the history wait for room. Fan-out into a queue that is too full ends the
+//! connection: the client comes back with its last id. Must not know the order of a topic's events.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -149,8 +149,8 @@ impl SendQueue {
         }
     }
 
-    /// Takes no blocks, because its client waits for an answer that is written elsewhere. What ends the
-    /// stream ends it at once.
+    /// Takes no blocks, because its client waits for an answer that is written elsewhere. Every cause that
+    /// ends the stream ends it at once.
     #[must_use]
     pub(crate) fn unwritten(self) -> Self {
         Self { is_unwritten: true, ..self }
@@ -208,7 +208,7 @@ impl SendQueue {
         put
     }
 
-    /// Ends the stream behind the blocks that wait and this last one. Returns false if it is ending already.
+    /// Ends the stream after the blocks that wait and this last one. Returns false if it is ending already.
     pub(crate) fn finish(&self, last: Bytes) -> bool {
         if self.is_unwritten {
             let is_first = !self.state().is_closed;
@@ -350,7 +350,7 @@ impl SendQueue {
     }
 }
 
-/// What has become of a stream when it was written.
+/// The state of a stream after it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Written {
     /// It goes on.

@@ -1,4 +1,4 @@
-//! Pages of a topic's history, and what proves that they follow the reader's place. Gives no event behind a
+//! Pages of a topic's history, and what proves that they follow the reader's place. Gives no event after a
 //! hole.
 
 use std::sync::Arc;
@@ -23,10 +23,10 @@ use crate::sse::topic::event_page::{EventPage, EventPageKey, PageError};
 use crate::sse::topic::pages::PageEnd;
 use crate::sse::wire::cursor::{Cursor, now_ms};
 
-/// Starts are told in steps of this part of the time for which histories are kept: readers that see a topic
-/// without an event one soon after the other are told the same place.
+/// The time of a start is rounded down to a multiple of the histories' TTL divided by this number. So readers
+/// that see a topic without an event shortly after each other get the same place.
 const STEPS_OF_A_START: u64 = 16;
-/// How long a reader waits for its turn behind others.
+/// How long a reader waits for its turn.
 const WAIT_FOR_TURN: Duration = Duration::from_secs(10);
 
 /// A topic, to be read page by page.
@@ -56,7 +56,7 @@ struct Turn<'a> {
     _page: Option<SemaphorePermit<'a>>,
 }
 
-/// What this process knows of a topic that its streams use.
+/// This process's knowledge of a topic that its streams use.
 #[derive(Debug, Clone, Copy, Default)]
 struct Known {
     is_live: bool,
@@ -71,7 +71,7 @@ impl TopicReader {
         Self { shared: hub.0.clone(), topic }
     }
 
-    /// Returns the events behind a place, or from the topic's first event on, as many as fit a page. Waits if
+    /// Returns the events after a place, or from the topic's first event on, as many as fit a page. Waits if
     /// Redis has forgotten the place, because a relay may restore it.
     ///
     /// # Errors
@@ -81,7 +81,7 @@ impl TopicReader {
         let now_ms = now_ms();
         let ttl = self.shared.history_ttl;
         let place = match from {
-            // An event before that has expired, and what it did is in the state.
+            // An event before that has expired, and the application's state includes its effect.
             None => Cursor::Start { seen_ms: now_ms.saturating_sub(millis(ttl)) },
             Some(place) if place.is_too_old(now_ms, ttl) => return Err(PageError::Gone),
             Some(place) => place,
@@ -97,8 +97,8 @@ impl TopicReader {
         }
     }
 
-    /// Returns the page behind a place at which the topic has had this newest event meanwhile. Readers that
-    /// wait at one place share one read.
+    /// Returns the page after a place. `newest` is the topic's newest event by now. Readers that wait at one
+    /// place share one read.
     pub(super) async fn page_with(
         &self,
         after: Cursor,
@@ -114,7 +114,7 @@ impl TopicReader {
         self.shared.budget.hold(bytes)
     }
 
-    /// Returns the place behind the topic's newest event.
+    /// Returns the place after the topic's newest event.
     ///
     /// # Errors
     /// [`PageError::Read`] if the history cannot be read, and [`PageError::Gone`] if it comes and goes.
@@ -128,7 +128,7 @@ impl TopicReader {
                 self.shared.history.newest(&self.topic, 1).await?
             };
             if let Some(newest) = newest.last() {
-                // Events behind a loss name its end as the event before them.
+                // An event after a loss names the end of the loss as the event before it.
                 return Ok(Cursor::After(self.shared.lost().map_or(newest.id, |lost| newest.id.max(lost))));
             }
             if let Some(absence) = self.absence().await? {
@@ -180,7 +180,8 @@ impl TopicReader {
         Ok(Turn { _read: shared.reads.acquire().await.ok(), _room: room, _page: page.ok() })
     }
 
-    /// What a history without an entry from the place on proves. `None`: Redis has forgotten the place.
+    /// The conclusion from a history without an entry from the place on. `None`: Redis has forgotten the
+    /// place.
     async fn nothing(
         &self,
         place: Cursor,
@@ -199,7 +200,7 @@ impl TopicReader {
         let known = self.known();
         match known.place {
             _ if !absence.proves_none_since(seen_ms) => Err(PageError::Gone),
-            // What it wants has expired, and what that did is in the state.
+            // The events that it wants have expired, and the application's state includes their effects.
             Some(Cursor::After(_)) if wants_all && known.has_expired => at_end(self.start(now_ms, absence)),
             // This process has reset the topic's clients since, because events may be missing.
             Some(Cursor::Start { seen_ms: since_ms }) if since_ms > seen_ms => Err(PageError::Gone),
@@ -227,8 +228,8 @@ impl TopicReader {
         }
     }
 
-    /// The place of a reader that sees now that the topic has no event. It is told as earlier than it is, but
-    /// not as before the last moment that something may have been missing.
+    /// The place of a reader that sees now that the topic has no event. Its time is rounded down (see
+    /// [`STEPS_OF_A_START`]), but not to before the last moment at which an event may have been missing.
     fn start(&self, now_ms: u64, absence: Absence) -> Cursor {
         let step = (millis(self.shared.history_ttl) / STEPS_OF_A_START).max(1);
         let doubted = match self.known().place {

@@ -70,7 +70,7 @@ impl TopicReader {
 }
 
 impl Watch {
-    /// Waits for events behind the place, and returns them.
+    /// Waits for events after the place, and returns them.
     ///
     /// # Errors
     /// As [`TopicReader::page`].
@@ -89,7 +89,7 @@ impl Watch {
         }
     }
 
-    /// Waits until the topic is at the end of its history, and that is behind the place. Returns its newest
+    /// Waits until the topic is at the end of its history, and that end is past the place. Returns its newest
     /// event.
     async fn wait_until_behind(&self, place: Cursor) -> Option<StreamId> {
         loop {
@@ -140,7 +140,7 @@ impl Watch {
         self.guard.queue.put_bytes(self.reader.shared.budget.hold(bytes)) == Put::Queued
     }
 
-    /// Ends the response behind what was sent.
+    /// Ends the response after the bytes that were sent.
     pub fn finish(&self) {
         self.guard.queue.finish(Bytes::new());
     }
@@ -151,8 +151,8 @@ impl Watch {
     }
 }
 
-/// The topic's newest event, as a reader at this place may count on it. A topic whose history has expired
-/// begins as one that never had an event.
+/// The newest event of the topic that a reader at this place can get. For a reader at the topic's start, a
+/// topic whose history has expired counts as one that never had an event.
 fn newest_behind(state: &TopicState, place: Cursor) -> Option<StreamId> {
     match place {
         Cursor::Start { .. } => state.tip_of_history(),

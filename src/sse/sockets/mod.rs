@@ -2,8 +2,8 @@
 //!
 //! A thread has one epoll, and for each stream a socket, a queue, and nothing more: no task, no timer, no
 //! buffer. Fan-out puts a frame into the queues and their entries into the thread's list; the thread goes
-//! through the list and gives each socket everything that waits for it, in one call. So what comes while the
-//! thread is busy goes out together.
+//! through the list and gives each socket everything that waits for it, in one call. So frames that come
+//! while the thread is busy go out together.
 //!
 //! The boundary: a socket comes in by [`Sockets::take`], with the head of its response and what must be kept
 //! until it is closed. From then on only its queue is used. The end of the queue ends the stream; a client
@@ -30,8 +30,9 @@ pub(crate) struct Sockets {
 }
 
 impl Sockets {
-    /// Starts a thread for every two processors. The others are for what comes before the writing, and for the
-    /// kernel's work on what was written: with a thread on each, clients on the same machine read later.
+    /// Starts a thread for every two processors. The other processors are for the work before the writing,
+    /// and for the kernel's work after it: with a thread on each processor, clients on the same machine read
+    /// later.
     ///
     /// # Errors
     /// The kernel's own, where there is no room for a thread or its files.

@@ -12,7 +12,7 @@ use mio::net::TcpStream;
 use crate::http::Lease;
 use crate::sse::queue::send_queue::{Rest, SendQueue, Written};
 
-/// Bytes that a client may send behind the head of its request. They are dropped; a client that sends more is
+/// Bytes that a client may send after the head of its request. They are dropped; a client that sends more is
 /// cut off.
 const RECEIVED_MAX: usize = 64 * 1024;
 
@@ -42,7 +42,7 @@ impl Drop for OpenedStream {
     }
 }
 
-/// What is to be done with a connection after it has been looked at.
+/// The next action for a connection after it has been looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Then {
     /// Wait for the kernel or the queue.
@@ -57,9 +57,9 @@ pub(super) enum Then {
 pub(super) struct Connection {
     pub(super) socket: TcpStream,
     pub(super) stream: OpenedStream,
-    /// Bytes that the client has sent behind the head of its request.
+    /// Bytes that the client has sent after the head of its request.
     received: usize,
-    /// Dropped behind the stream: the server ends when all of these are gone.
+    /// Dropped after the stream: the server ends when all of these are gone.
     _lease: Lease,
 }
 
@@ -80,7 +80,7 @@ impl Connection {
         if event.is_writable() { self.write() } else { Then::Wait }
     }
 
-    /// Writes what waits.
+    /// Writes the bytes that wait.
     pub(super) fn write(&mut self) -> Then {
         match self.stream.queue.write_to(&mut self.socket) {
             Written::Open(Rest::More) => Then::Again,
@@ -96,7 +96,7 @@ impl Connection {
         }
     }
 
-    /// Reads and drops what the client sends. Returns false if it is gone, or sends too much.
+    /// Reads and drops the bytes that the client sends. Returns false if it is gone, or sends too much.
     fn drop_received(&mut self, scratch: &mut [u8]) -> bool {
         while self.received <= RECEIVED_MAX {
             match self.socket.read(scratch) {

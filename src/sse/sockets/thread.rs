@@ -17,7 +17,7 @@ const SELF: usize = usize::MAX;
 /// Events that the kernel reports at once.
 const EVENTS: usize = 1024;
 
-/// Bytes of what clients send that are read, and dropped, at once.
+/// Bytes from a client that are read, and dropped, at once.
 const SCRATCH: usize = 16 * 1024;
 
 /// The handle of a thread. The thread ends when it is dropped and every stream is over.
@@ -71,8 +71,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Has the kernel hold as little as it can for a client that wants the newest events: those that the kernel
-/// holds cannot be replaced by newer ones any more. What the client's own kernel holds, nobody here knows.
+/// Has the kernel hold as little as it can for a client that wants the newest events: an event that the
+/// kernel holds cannot be replaced by a newer one any more. This process cannot know which bytes the client's
+/// own kernel holds.
 fn hold_little(socket: SockRef<'_>) -> io::Result<()> {
     // Each kernel has a least size above this; Linux: 4.5 KiB.
     socket.set_send_buffer_size(1)?;

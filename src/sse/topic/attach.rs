@@ -30,8 +30,8 @@ pub(crate) enum Attached {
     Yes,
     /// Not before the topic is live.
     WhenLive,
-    /// It is behind this cursor now. There was no room for more, and it does not get the events that follow
-    /// yet.
+    /// It has the events up to this cursor now. There was no room for more, and it does not get the events
+    /// that follow yet.
     Partly(Cursor),
     /// It needs older events than are kept in memory: read them from the history first.
     Behind,
@@ -86,8 +86,8 @@ impl TopicState {
         }
     }
 
-    /// Gives a client the events behind its cursor and adds it to those who get the events that follow, in
-    /// one go.
+    /// Gives a client the events after its cursor and adds it to those who get the events that follow, in one
+    /// go.
     pub(crate) fn attach(&mut self, stream: &StreamTopic, from: Cursor) -> Attached {
         let Some(recent) = &self.recent else { return Attached::WhenLive };
         let missed: Vec<&Frame> = match from {

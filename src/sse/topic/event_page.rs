@@ -9,7 +9,7 @@ use crate::sse::wire::cursor::Cursor;
 /// Why there is no page.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PageError {
-    /// The history does not prove that nothing is missing behind the reader's place.
+    /// The history does not prove that nothing is missing after the reader's place.
     #[error(
         "the history of this topic does not prove that nothing is missing behind this offset: ask for \
          offset=now, read the state again, and continue behind the offset that you were given"
@@ -23,14 +23,14 @@ pub enum PageError {
     NoRoom,
 }
 
-/// Events in their order, and the place behind them.
+/// Events in their order, and the place after them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventPage {
     /// The payloads, byte for byte as they were appended.
     pub payloads: Vec<Bytes>,
-    /// The place behind the last event, or the reader's own if there is none.
+    /// The place after the last event, or the reader's own if there is none.
     pub next: Cursor,
-    /// Whether the topic had no event behind it.
+    /// Whether the topic had no event after it.
     pub is_last: bool,
 }
 

@@ -1,7 +1,7 @@
 //! Pages of histories, read once for all clients that need the same one at the same time.
 //!
-//! Ten thousand clients that were dropped together come back together, all from the same place or nearly so.
-//! Each page is read and framed for the first of them; the others wait for it and share its bytes.
+//! Ten thousand clients that were dropped together come back together, from the same place or nearly so. Each
+//! page is read and framed for the first of them; the others wait for it and share its bytes.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -31,7 +31,7 @@ pub(crate) enum Page {
     Hole,
 }
 
-/// What follows a page.
+/// The continuation after a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PageEnd {
     /// More may follow.

@@ -23,7 +23,7 @@ pub(crate) struct SharedTopic {
     subscribers: Mutex<Subscribers>,
 }
 
-/// The streams that use a topic, and what is known of it.
+/// The streams that use a topic, and the topic's state.
 #[derive(Debug)]
 struct Subscribers {
     count: usize,

@@ -31,7 +31,7 @@ enum Phase {
     Live,
 }
 
-/// What the caller has to do after a message.
+/// The action that the caller has to take after a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
     Nothing,
@@ -39,7 +39,7 @@ pub(crate) enum Next {
     Join,
 }
 
-/// What becomes of events that do not fit behind the history that was read.
+/// The treatment of events that do not follow the history that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unfit {
     /// They wait for the next read.
@@ -56,7 +56,7 @@ pub(crate) enum Joined {
     Live,
     /// A message was missed meanwhile: subscribe and read once more.
     Again,
-    /// A message does not fit behind the history that was read.
+    /// A message does not follow the history that was read.
     Hole,
 }
 
@@ -265,8 +265,8 @@ impl TopicState {
         reason: Option<ResetReason>,
     ) -> usize {
         let frames: Vec<Frame> = frames.into_iter().collect();
-        // That there is no history now says nothing of the time before, where clients are reset because
-        // events may be missing.
+        // The absence of a history proves nothing about earlier times if the base is not known, or if clients
+        // are reset because events may be missing. Then the topic begins now.
         let is_start = matches!(base, Some(Cursor::Start { .. }));
         let is_since_now = frames.is_empty() && (base.is_none() || is_start && reason.is_some());
         let base = if is_since_now { Some(Cursor::start_now()) } else { base };
@@ -283,11 +283,11 @@ impl TopicState {
         clients
     }
 
-    /// Applies the messages that waited, if they fit behind the history that was read.
+    /// Applies the messages that waited, if they follow the history that was read.
     ///
-    /// An event that does not fit may have been published after the history was read: then the caller reads
-    /// it once more. The relay writes an event to the history before it publishes it: so no relay published
-    /// an event that came before a read and does not fit after it.
+    /// An event that does not follow may have been published after the history was read. Then the caller
+    /// reads the history once more. The relay writes an event to the history before it publishes the message.
+    /// So if a message came before a read and does not follow that read, no relay published it.
     pub(crate) fn finish_join(&mut self, unfit: Unfit) -> Joined {
         let Phase::Joining { pending, read_again, before_round } = &mut self.phase else {
             return Joined::Live;

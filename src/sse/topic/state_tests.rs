@@ -376,7 +376,7 @@ fn an_event_that_no_history_has_is_dropped_and_the_topic_goes_on() {
     assert_eq!(topic.receive(event(Some(4), 5)), Next::Nothing, "the topic goes on");
 }
 
-/// It may have been published after the read, behind an event whose message was lost.
+/// It may have been published after the read, and after an event whose message was lost.
 #[test]
 fn an_event_that_came_during_the_last_read_is_not_dropped_with_one_that_no_history_has() {
     let mut topic = live_topic();

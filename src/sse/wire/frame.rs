@@ -25,7 +25,7 @@ pub(crate) struct Block {
     place: Option<Cursor>,
     /// Length of the `id:` line.
     id_line: usize,
-    /// Length of the `event:` line behind it, where that names an event of the topic.
+    /// Length of the `event:` line after it, where that names an event of the topic.
     name_line: usize,
     /// The transaction of the event, if it is known.
     xid: Option<u64>,

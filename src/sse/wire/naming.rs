@@ -1,5 +1,5 @@
-//! Which `event:` name a topic's events carry. The application decides; one rule a topic, as frames are
-//! shared.
+//! Which `event:` name a topic's events carry. The application decides. A topic has one rule, because its
+//! frames are shared.
 
 /// The `event:` name of a topic's events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -29,7 +29,7 @@ pub struct StreamQuery {
 /// Which events a client gets that does not keep up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Keep {
-    /// All. A client that is too far behind is cut off, and comes back for the rest.
+    /// All. A client that lags too far is cut off, and comes back for the rest.
     #[default]
     All,
     /// The newest of each topic and type. With `tells` an event says how many others were left out.

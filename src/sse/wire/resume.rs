@@ -9,7 +9,7 @@ use crate::event::{LogId, ResumeToken, Seen, Topic};
 
 /// A resume token for one topic of a stream.
 ///
-/// It is asked about every event that the stream gets, also long after its begin: a relay that is behind may
+/// It is asked about every event that the stream gets, also long after its begin: a relay that lags may
 /// publish an event that the client's state has held from the start.
 #[derive(Debug)]
 pub(crate) struct Resume {
@@ -26,7 +26,7 @@ pub(crate) struct Resume {
 /// Where a client with a token begins, as far as some events tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Found<T> {
-    /// Right behind this one: the newest that the client has seen.
+    /// Right after this one: the newest that the client has seen.
     Behind(T),
     /// The client has seen none of them.
     Before,
@@ -61,7 +61,7 @@ impl Resume {
                 (Seen::Yes, Some(_)) | (Seen::No, None) => {}
                 (Seen::Rebased, _) => return Found::Reset(ResetReason::Rebased),
                 (Seen::Unknown, None) | (Seen::No, Some(_)) => return Found::Reset(ResetReason::HistoryGone),
-                // Older than one that was seen: only where it is known to be unseen does it matter.
+                // An event older than a seen one: it matters only if it is known to be unseen.
                 (Seen::Unknown, Some(_)) => {}
             }
         }

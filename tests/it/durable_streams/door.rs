@@ -63,7 +63,7 @@ impl Answer {
     }
 }
 
-/// The offset behind the event of this number.
+/// The offset after the event of this number.
 pub(super) fn behind(seq: u64) -> String {
     format!("{:020}-{seq:020}", 1)
 }
@@ -96,7 +96,7 @@ impl Door {
         Answer::of(self.send(Method::GET, query).await?).await
     }
 
-    /// Reads behind an offset.
+    /// Reads after an offset.
     pub(super) async fn at(&self, offset: &str) -> TestResult<Answer> {
         self.get(&format!("offset={offset}")).await
     }

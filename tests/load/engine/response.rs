@@ -35,7 +35,7 @@ enum Chunk {
     Extension(u64),
     /// In a chunk; so many bytes are left.
     Data(u64),
-    /// In the line break behind a chunk.
+    /// In the line break after a chunk.
     Break,
     /// Behind the last chunk, in a line with so many bytes.
     Trailer(usize),

@@ -43,7 +43,7 @@ impl Rules {
     };
 }
 
-/// `outbox.window_rows`: the rows of the position's window behind `after_id`, by writer, of those that a
+/// `outbox.window_rows`: the rows of the position's window after `after_id`, by writer, of those that a
 /// server holds.
 pub(super) fn window_rows(rules: &Rules, state: &State, committed: u8, position: &Position) -> Vec<u8> {
     let Some(window) = position.window else { return Vec::new() };

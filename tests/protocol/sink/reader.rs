@@ -46,7 +46,7 @@ enum Read {
     Unproven,
 }
 
-/// What a history holds behind a place: an entry follows if its `prev` is the id before it. What was lost
+/// What a history holds after a place: an entry follows if its `prev` is the id before it. What was lost
 /// stands for an entry in every history, which follows nothing.
 fn follow(rules: &Rules, history: &[Entry], lost: Option<Id>, place: Option<Id>) -> Read {
     if rules.reader_heeds_what_is_lost && place < lost {
@@ -105,7 +105,7 @@ impl State {
         }
     }
 
-    /// A join's read: tells what the history holds behind the place, then what was heard meanwhile.
+    /// A join's read: tells what the history holds after the place, then what was heard meanwhile.
     pub(super) fn read_history(&mut self, rules: &Rules) {
         let heard = match std::mem::replace(&mut self.reader.mode, Mode::Live) {
             Mode::Joining(heard) => heard,

@@ -3,7 +3,7 @@
 /// What the protocol does. A mutant turns one rule around.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rules {
-    /// The sink refuses a batch that begins behind `top + 1`.
+    /// The sink refuses a batch that begins above `top + 1`.
     pub(super) refuses_a_gap: bool,
     /// In an epoch that a rebase has begun, the sink refuses a batch as long as it does not know the epoch.
     pub(super) needs_the_claim: bool,
@@ -37,7 +37,7 @@ pub(super) struct Rules {
     pub(super) one_lead_in_the_log: bool,
     /// A reader compares each event's `prev` with the id before it.
     pub(super) reader_compares_prev: bool,
-    /// A reader whose place is behind the end of the history is reset.
+    /// A reader whose place is past the end of the history is reset.
     pub(super) reader_needs_its_place: bool,
     /// A reader whose place is before what was recorded as lost is reset, also while its topic is quiet.
     pub(super) reader_heeds_what_is_lost: bool,

@@ -1,4 +1,5 @@
-//! `aftercommit parked list|release|discard`: events that Redis refused, and what waits behind them.
+//! `aftercommit parked list|release|discard`: events that Redis refused, and the events that wait behind
+//! them.
 
 use std::time::Duration;
 

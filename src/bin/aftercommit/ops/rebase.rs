@@ -198,7 +198,7 @@ async fn claim(sink: &mut Publisher, epoch: u64, has_lost: bool) -> Result<()> {
     Ok(sink.publish(nothing).await?)
 }
 
-/// What histories hold behind the position, by topic.
+/// The events that histories hold after the position, by topic.
 struct Seen {
     history: History,
     after: StreamId,

@@ -14,8 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Finding, Outcome, Scope, output};
 use crate::config::Config;
 
-/// The smallest output buffer for subscribers, in bytes. Redis disconnects a subscriber that lags behind by
-/// more.
+/// The smallest output buffer for subscribers, in bytes. Redis disconnects a subscriber that lags by more.
 const PUBSUB_BUFFER_MIN: u64 = 32 * 1024 * 1024;
 
 /// The time limit for the confirmation of a subscription.

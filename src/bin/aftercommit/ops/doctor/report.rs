@@ -3,7 +3,7 @@
 use super::{Finding, Outcome};
 use crate::ops::output::{self, Painted};
 
-/// The column of checks, behind the verdicts.
+/// The column of checks, right of the verdicts.
 const INDENT: usize = 9;
 
 /// Prints the findings.

@@ -45,7 +45,7 @@ impl Guide {
             api: url_of(&sockets.api)?,
             sse: url_of(&sockets.sse)?,
             relay: url_of(&sockets.relay)?,
-            // A browser sends the part behind # to nobody.
+            // A browser sends the part after # to nobody.
             live: format!("{}/#{}", url_of(&sockets.live)?, live_key.expose_secret()),
             database: servers.database_url(),
             redis: servers.redis_url(),
