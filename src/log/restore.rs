@@ -66,7 +66,7 @@ impl DeliveredRanges {
                  (select max(n) from outbox.checkpoint where relay = $1 and epoch = $2 and next_seq <= $3),
                  (select min(n) from outbox.checkpoint where relay = $1 and epoch = $2)),
                least(
-                 -- Where none is that old, nothing is left out.
+                 -- If no checkpoint is that old, nothing is left out.
                  coalesce(
                    (select max(n) from outbox.checkpoint
                     where relay = $1 and epoch = $2 and created_at < now() - make_interval(secs => $4)), 0),
