@@ -60,7 +60,6 @@ pub mod log;
 pub mod ops;
 #[cfg(feature = "server")]
 pub mod pluralize;
-#[cfg(feature = "server")]
 pub mod printable;
 #[cfg(feature = "server")]
 pub mod redis;

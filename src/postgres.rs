@@ -77,8 +77,8 @@ const FILES: [&str; 7] =
 pub struct Settings {
     /// `postgres://user:password@host:port/database`.
     pub url: SecretString,
-    /// The address of relays and operators' commands, which need sessions of their own; empty: `url`. For
-    /// applications whose `url` leads to a pooler.
+    /// The address of Postgres itself, for applications whose `url` leads to a pooler; empty: `url`. Everything
+    /// of this crate that runs as a process goes there, because it needs sessions of its own.
     pub direct_url: SecretString,
     /// A program that prints the password, instead of one in the address.
     pub password_command: PasswordCommand,
@@ -114,8 +114,16 @@ impl Settings {
         }
         match hosts.len() {
             1 => Ok(hosts.remove(0)),
-            _ => hosts::primary(&hosts).await,
+            _ => self.primary(&hosts).await,
         }
+    }
+
+    async fn primary(&self, hosts: &[PgConnectOptions]) -> Result<PgConnectOptions, ConnectError> {
+        let found = hosts::primary(hosts).await;
+        if found.as_ref().is_err_and(ConnectError::refuses_login) {
+            self.password_command.forget();
+        }
+        found
     }
 
     fn direct(&self) -> &SecretString {
@@ -191,10 +199,36 @@ impl Settings {
             Ok(Ok((_connection, false))) => Err(ConnectError::Pooled { address }),
             Ok(Err(source)) => {
                 if is_refused_login(&source) {
-                    self.password_command.forget().await;
+                    self.password_command.forget();
+                }
+                if source.to_string().contains("startup parameter") {
+                    // Postgres itself takes our settings.
+                    return Err(ConnectError::Pooled { address });
                 }
                 Err(ConnectError::Refused { address, source })
             }
+            Err(_) => Err(ConnectError::Timeout { address, waited_ms: ACQUIRE_TIMEOUT.as_millis() as u64 }),
+        }
+    }
+
+    /// Opens a connection as an application does: to `url`, with no setting of ours, because a pooler may be
+    /// between. Returns `None` if there is no other address.
+    ///
+    /// # Errors
+    /// Fails as [`Settings::options`], and returns [`ConnectError::Refused`] if the server refuses or cannot
+    /// be reached.
+    pub async fn connect_as_application(&self) -> Result<Option<PgConnection>, ConnectError> {
+        if self.direct_url.expose_secret().is_empty() {
+            return Ok(None);
+        }
+        let addresses = addresses_of(self.url.expose_secret())?;
+        let malformed = |_: sqlx::Error| ConnectError::Url(AddressError::Form(FORM));
+        let options = addresses.first().map(|url| PgConnectOptions::from_str(&for_the_driver(url)));
+        let options = options.ok_or(ConnectError::NoUrl)?.map_err(malformed)?.disable_statement_logging();
+        let options = with_password(options, &self.password_command).await?;
+        let address = address_of(&options);
+        match tokio::time::timeout(ACQUIRE_TIMEOUT, options.connect()).await {
+            Ok(connected) => connected.map(Some).map_err(|source| ConnectError::Refused { address, source }),
             Err(_) => Err(ConnectError::Timeout { address, waited_ms: ACQUIRE_TIMEOUT.as_millis() as u64 }),
         }
     }
@@ -205,7 +239,7 @@ impl Settings {
     /// Fails as [`Settings::check`].
     #[cfg(feature = "server")]
     pub fn lazy_pool(&self, application_name: &str) -> Result<Pool, ConnectError> {
-        let hosts = self.hosts(&self.url, application_name)?;
+        let hosts = self.hosts(self.direct(), application_name)?;
         let has_standbys = hosts.len() > 1;
         let pool = PgPoolOptions::new()
             .max_connections(self.max_connections)
@@ -255,22 +289,13 @@ async fn checked(connection: &mut PgConnection, has_standbys: bool) -> Result<()
     {
         return Err(sqlx::Error::Protocol("this host is a standby".to_owned()));
     }
-    warn_if_unpinned(connection).await
-}
-
-#[cfg(feature = "server")]
-async fn warn_if_unpinned(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    static WARNED: std::sync::Once = std::sync::Once::new();
-    if !is_pinned(connection).await? {
-        WARNED.call_once(|| {
-            tracing::warn!(
-                "a pooler drops the sessions' settings: pin them by `alter role ... set search_path = \
-                 pg_catalog, pg_temp`, or any role that may create objects in a schema of the search path \
-                 can run code as this role"
-            );
-        });
+    if is_pinned(connection).await? {
+        Ok(())
+    } else {
+        Err(sqlx::Error::Protocol(
+            "a pooler drops the session's settings: set [database] direct_url".to_owned(),
+        ))
     }
-    Ok(())
 }
 
 /// Turns off the server's idle time-outs for this session, in and out of transactions, whatever the defaults

@@ -28,6 +28,8 @@ pub enum ConnectError {
     NoPrimary {
         /// The answer of each host, without user or password.
         answers: String,
+        /// Whether one of them refuses the login.
+        refuses_login: bool,
     },
     /// The password is given twice.
     #[error("the database url holds a password, and [database] password_command is set: keep one of them")]
@@ -55,11 +57,11 @@ pub enum ConnectError {
         /// How long the process waited, in milliseconds.
         waited_ms: u64,
     },
-    /// A pooler drops the session's start-up options.
+    /// A pooler drops the session's start-up options, or shares sessions.
     #[error(
-        "Postgres at {address} is reached through a pooler that shares sessions and drops their settings \
-         (PgBouncer in transaction mode?): relays and operators' commands need sessions of their own. Point \
-         DATABASE_URL straight at Postgres; applications may keep the pooler"
+        "Postgres at {address} is reached through a pooler that shares sessions (PgBouncer in transaction mode?), \
+         and every process of aftercommit needs sessions of its own: set [database] direct_url to the address of \
+         Postgres itself (applications may keep the pooler)"
     )]
     Pooled {
         /// Host, port and database, without user or password.
@@ -73,6 +75,17 @@ pub enum ConnectError {
         /// The cause.
         source: sqlx::Error,
     },
+}
+
+impl ConnectError {
+    /// Whether a server has refused user or password, so that the next try needs the newest password.
+    pub(super) fn refuses_login(&self) -> bool {
+        match self {
+            Self::NoPrimary { refuses_login, .. } => *refuses_login,
+            Self::Refused { source, .. } => super::is_refused_login(source),
+            _ => false,
+        }
+    }
 }
 
 /// Turns a failure of Postgres or of the connection into words for a person. Adds advice for the common

@@ -8,8 +8,8 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 
-use super::address_of;
 use super::error::{ConnectError, error_text};
+use super::{address_of, is_refused_login};
 
 /// How long one host may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
@@ -48,32 +48,57 @@ pub(super) fn addresses(url: &str) -> Result<Vec<String>, ConnectError> {
 /// Returns the first of these that is a primary.
 ///
 /// # Errors
-/// Returns [`ConnectError::NoPrimary`] with the answer of each host if none is.
+/// Returns [`ConnectError::Refused`] if every host refuses the login, and otherwise
+/// [`ConnectError::NoPrimary`] with the answer of each host if none is a primary.
 pub(super) async fn primary(hosts: &[PgConnectOptions]) -> Result<PgConnectOptions, ConnectError> {
     let mut answers = Vec::new();
     for host in hosts {
         match ask(host).await {
             Ok(()) => return Ok(host.clone()),
-            Err(answer) => answers.push(format!("{}: {answer}", address_of(host))),
+            Err(answer) => answers.push((address_of(host), answer)),
         }
     }
-    Err(ConnectError::NoPrimary { answers: answers.join("; ") })
+    let refused = answers.iter().filter(|(_, answer)| answer.refuses_login()).count();
+    if refused == answers.len()
+        && let Some((address, Answer::Failed(source))) = answers.pop()
+    {
+        return Err(ConnectError::Refused { address, source });
+    }
+    let told: Vec<String> = answers.iter().map(|(address, answer)| format!("{address}: {answer}")).collect();
+    Err(ConnectError::NoPrimary { answers: told.join("; "), refuses_login: refused > 0 })
 }
 
-async fn ask(options: &PgConnectOptions) -> Result<(), String> {
+/// Why a host is not taken.
+#[derive(Debug, thiserror::Error)]
+enum Answer {
+    #[error("a standby")]
+    Standby,
+    #[error("no answer within {} s", ANSWER_LIMIT.as_secs())]
+    None,
+    #[error("{}", error_text(.0))]
+    Failed(#[from] sqlx::Error),
+}
+
+impl Answer {
+    fn refuses_login(&self) -> bool {
+        matches!(self, Self::Failed(error) if is_refused_login(error))
+    }
+}
+
+async fn ask(options: &PgConnectOptions) -> Result<(), Answer> {
     let asking = async {
         let mut connection = options.connect().await?;
         let is_standby: bool =
             sqlx::query_scalar("select pg_catalog.pg_is_in_recovery()").fetch_one(&mut connection).await?;
         // The answer counts, whatever becomes of the goodbye.
         let _closed = connection.close().await;
-        Ok(is_standby)
+        Ok::<_, sqlx::Error>(is_standby)
     };
     match tokio::time::timeout(ANSWER_LIMIT, asking).await {
         Ok(Ok(false)) => Ok(()),
-        Ok(Ok(true)) => Err("a standby".to_owned()),
-        Ok(Err(error)) => Err(error_text(&error)),
-        Err(_elapsed) => Err(format!("no answer within {} s", ANSWER_LIMIT.as_secs())),
+        Ok(Ok(true)) => Err(Answer::Standby),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_elapsed) => Err(Answer::None),
     }
 }
 

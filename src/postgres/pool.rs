@@ -110,7 +110,7 @@ impl Pool {
             never = self.follow_the_primary() => match never {},
         };
         if taken.as_ref().is_err_and(is_refused_login) {
-            self.password_command.forget().await;
+            self.password_command.forget();
         }
         taken
     }
@@ -134,7 +134,11 @@ impl Pool {
         for host in self.hosts.iter() {
             hosts.push(with_password(host.clone(), &self.password_command).await?);
         }
-        hosts::primary(&hosts).await
+        let found = hosts::primary(&hosts).await;
+        if found.as_ref().is_err_and(ConnectError::refuses_login) {
+            self.password_command.forget();
+        }
+        found
     }
 
     /// Closes the pool: waits for the connections in use, and hands out none any more.

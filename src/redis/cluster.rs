@@ -41,12 +41,16 @@ impl Settings {
             return Ok(known);
         }
         let mut connection = self.connect_for_long().await?.connection;
+        let is_node = is_node(&mut connection).await.map_err(ConnectError::Undecided)?;
         let Some(seeds) = self.seeds()? else {
             // Sentinels, or a socket of this machine.
+            if is_node {
+                return Err(ConnectError::ClusterBySocket);
+            }
             self.topology.0.note(Layout::Single);
             return Ok(Layout::Single);
         };
-        if !is_node(&mut connection).await {
+        if !is_node {
             if let [_, _, ..] = seeds[..] {
                 let address = seeds.iter().map(Endpoint::to_string).collect::<Vec<_>>().join(", ");
                 return Err(ConnectError::NoCluster { address });
@@ -104,10 +108,16 @@ pub struct Primary {
     pub connection: Result<MultiplexedConnection, ConnectError>,
 }
 
-/// Whether the server is a node of a cluster. A server that does not tell is none.
-async fn is_node(connection: &mut MultiplexedConnection) -> bool {
+/// Whether the server is a node of a cluster. The answer is kept, so a server that does not give one is asked
+/// again: a connection that broke, or a user without the right, says nothing.
+async fn is_node(connection: &mut MultiplexedConnection) -> RedisResult<bool> {
     let info: RedisResult<String> = ::redis::cmd("INFO").arg("cluster").query_async(connection).await;
-    info.is_ok_and(|info| info.lines().any(|line| line.trim() == "cluster_enabled:1"))
+    match info {
+        Ok(info) => Ok(info.lines().any(|line| line.trim() == "cluster_enabled:1")),
+        // A server that does not know the command is none.
+        Err(error) if error.code() == Some("ERR") => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Keeps asking as long as somebody holds the topology.

@@ -144,10 +144,10 @@ impl Settings {
                 config.set_credentials_provider(Passwords { command: self.password_command.clone(), user });
         }
         let connected = client.get_multiplexed_async_connection_with_config(&config).await;
-        let mut connection = self.heard(&client, connected).await?;
+        let mut connection = self.heard(&client, connected)?;
         if version > 0 {
             let role = ::redis::cmd("ROLE").query_async::<Vec<Value>>(&mut connection).await;
-            let role = self.heard(&client, role).await?;
+            let role = self.heard(&client, role)?;
             let is_primary = role.first().is_some_and(|role| *role == Value::BulkString(b"master".to_vec()));
             if !is_primary {
                 return Err(ConnectError::NotPrimary { address: address_of(&client) });
@@ -172,7 +172,7 @@ impl Settings {
         let client = self.client_to(info)?;
         let connecting = timeout(CONNECT_TIMEOUT, client.get_async_pubsub());
         let connected = connecting.await.unwrap_or_else(|_elapsed| Err(timed_out()));
-        Ok(Subscribed { pubsub: self.heard(&client, connected).await?, version, renew_at })
+        Ok(Subscribed { pubsub: self.heard(&client, connected)?, version, renew_at })
     }
 
     /// Counts the changes of the primary behind sentinels.
@@ -186,13 +186,13 @@ impl Settings {
     }
 
     /// Turns the driver's error into one of ours.
-    async fn heard<T>(&self, client: &Client, answer: RedisResult<T>) -> Result<T, ConnectError> {
+    fn heard<T>(&self, client: &Client, answer: RedisResult<T>) -> Result<T, ConnectError> {
         let source = match answer {
             Ok(answer) => return Ok(answer),
             Err(source) => source,
         };
         if source.kind() == ErrorKind::AuthenticationFailed {
-            self.password_command.forget().await;
+            self.password_command.forget();
         }
         let (address, is_tls) = (address_of(client), is_tls(client.get_connection_info().addr()));
         Err(match tls::handshake_problem(&source, self) {

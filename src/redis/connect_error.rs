@@ -50,6 +50,15 @@ pub enum ConnectError {
         /// Host and port.
         address: String,
     },
+    /// The server does not say whether it is a node of a cluster.
+    #[error("Redis does not say whether it is a cluster: {}{}", error_text(.0), info_advice(.0))]
+    Undecided(RedisError),
+    /// The address is a socket of a node of a cluster, whose other nodes it does not lead to.
+    #[error(
+        "the redis url leads to a node of a cluster by its socket, and the cluster's other nodes have ports: \
+         name hosts and ports in REDIS_URL"
+    )]
+    ClusterBySocket,
     /// The server is a node of a cluster, and does not say which servers have which slots.
     #[error("Redis is a cluster, and no server of it says which slots it has: {0}")]
     NoSlots(String),
@@ -80,6 +89,14 @@ pub enum ConnectError {
         /// The cause.
         source: RedisError,
     },
+}
+
+/// Advice for a user without the right to ask.
+fn info_advice(error: &RedisError) -> &'static str {
+    match error.code() {
+        Some("NOPERM") => " (give its user +info: `aftercommit grants` prints the rights that it needs)",
+        _ => "",
+    }
 }
 
 /// Returns the error's text. Adds advice if Redis itself did not answer.

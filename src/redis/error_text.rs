@@ -3,7 +3,8 @@
 use ::redis::{ErrorKind, RedisError};
 
 /// Advice for a refused login.
-const LOGIN: &str = "(check user and password in REDIS_URL, or redis.url)";
+const LOGIN: &str =
+    "(check user and password in REDIS_URL or redis.url, or the output of [redis] password_command)";
 
 /// Returns the error's text without the client library's own marks. Adds advice if the login is at fault.
 pub fn error_text(error: &RedisError) -> String {

@@ -21,9 +21,9 @@ pub(super) enum SessionError {
     Outbox(#[from] crate::log::Error),
     /// A pooler hands this process's statements to changing sessions.
     #[error(
-        "Postgres is reached through a pooler that shares sessions (PgBouncer in transaction mode?): a relay \
-         needs sessions of its own for its lock and for LISTEN. Point DATABASE_URL of the relay straight at \
-         Postgres; applications may keep the pooler"
+        "Postgres is reached through a pooler that shares sessions (PgBouncer in transaction mode?), and a relay \
+         needs sessions of its own for its lock and for LISTEN: set [database] direct_url to the address of \
+         Postgres itself (applications may keep the pooler)"
     )]
     Pooled,
     /// The server takes no writes: it is a standby, or a primary that was demoted.
@@ -82,12 +82,9 @@ pub(super) async fn reader(
     Ok(reader)
 }
 
-/// Connects. A server that refuses our start-up parameters is a pooler.
+/// Connects.
 async fn connect(database: &postgres::Settings, name: &str) -> Result<PgConnection, SessionError> {
     match database.connect(name).await {
-        Err(ConnectError::Refused { source, .. }) if source.to_string().contains("startup parameter") => {
-            Err(SessionError::Pooled)
-        }
         Err(ConnectError::Pooled { .. }) => Err(SessionError::Pooled),
         other => Ok(other?),
     }

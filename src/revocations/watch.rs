@@ -17,7 +17,7 @@ use crate::log;
 use crate::ops::revoke::{self, Target};
 use crate::postgres::{Pool, Settings};
 
-/// How often the list is read if no notification comes, as where a pooler is between.
+/// How often the list is read if no notification comes.
 const POLL: Duration = Duration::from_secs(30);
 /// How long a read may take.
 const READ_LIMIT: Duration = Duration::from_secs(10);

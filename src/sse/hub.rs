@@ -99,6 +99,14 @@ impl Hub {
         self.0.history.ping().await
     }
 
+    /// Checks that topics can be subscribed to, for readiness.
+    ///
+    /// # Errors
+    /// Returns why no connection for subscriptions can be made, if that has lasted for some seconds.
+    pub fn subscription(&self) -> Result<&'static str, String> {
+        self.0.subscriber.problem().map_or(Ok("topics can be subscribed to"), Err)
+    }
+
     /// Waits until the ticker has come one step further, which happens about twice a second. For the
     /// watchdog.
     pub async fn tick(&self) {

@@ -18,7 +18,7 @@ const PARTS: [(&str, &[&str], &[&str]); 25] = [
     ("generations", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("pluralize", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("printable", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
-    ("password_command", &[], &["sqlx", "redis", "axum", "hyper"]),
+    ("password_command", &["printable"], &["sqlx", "redis", "axum", "hyper"]),
     ("postgres", &["address", "password_command"], &["redis", "axum", "hyper"]),
     ("outbox", &["event", "postgres"], &["redis", "axum", "hyper"]),
     ("log", &["event", "postgres", "outbox"], &["redis", "axum", "hyper"]),

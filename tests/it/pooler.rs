@@ -5,7 +5,8 @@ use std::process::{Child, Command, Stdio};
 use aftercommit::outbox;
 use sqlx::{Connection, PgConnection};
 
-use crate::harness::{Line, Process, TestResult, Wiring, eventually, new_event};
+use crate::commands::{assert_fails, stdout};
+use crate::harness::{Line, Process, TestResult, Wiring, cli, eventually, http_get, new_event};
 
 /// A running PgBouncer. Ended when dropped.
 struct PgBouncer {
@@ -93,6 +94,41 @@ async fn a_relay_behind_a_pooler_says_so_and_delivers_nothing() -> TestResult {
         line.relay.signal("STOP").await;
         relay.wait_for_log("through a pooler").await;
         line.relay.signal("CONT").await;
+    }
+    Ok(())
+}
+
+/// The address of applications leads to the pooler, and all processes go straight to Postgres.
+#[tokio::test]
+async fn with_a_direct_address_every_process_passes_by_the_pooler() -> TestResult {
+    let line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
+    let bouncer = PgBouncer::start(&line, "extra_float_digits").await?;
+    let settings = line.system.settings().clone();
+    let settings = settings
+        .set("AFTERCOMMIT_DATABASE_DIRECT_URL", line.postgres().url().as_str())
+        .set("DATABASE_URL", bouncer.url());
+    for role in ["api", "sse"] {
+        let process = Process::start(role, &settings).await;
+        eventually("it is ready", async || {
+            http_get(process.url("/readyz")).await.ok().filter(|answer| answer.status() == 200)
+        })
+        .await;
+        assert_eq!(process.terminate().await, 0);
+    }
+    let said = stdout(&cli(&settings, &["doctor", "--role", "relay"]).await);
+    assert!(said.contains("url leads to the same log"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_behind_a_pooler_alone_ends_with_the_setting_to_mend() -> TestResult {
+    let line = Line::with(Wiring { postgres: Some(Vec::new()), ..Wiring::default() }).await;
+    for ignored in ["extra_float_digits", "extra_float_digits, options"] {
+        let bouncer = PgBouncer::start(&line, ignored).await?;
+        let settings = line.system.settings().clone().set("DATABASE_URL", bouncer.url());
+        for role in ["api", "sse"] {
+            assert_fails(&settings, &[role], 1, "set [database] direct_url").await;
+        }
     }
     Ok(())
 }

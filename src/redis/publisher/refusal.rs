@@ -49,7 +49,7 @@ impl Refusal {
 pub(super) fn of_connecting(error: &ConnectError) -> PublishError {
     let failure = match error {
         // A changed password is the server's answer to a login, and not a broken connection.
-        ConnectError::Refused { source, .. } => Refusal::of(source).failure,
+        ConnectError::Refused { source, .. } | ConnectError::Undecided(source) => Refusal::of(source).failure,
         _ => failure::CONNECTION,
     };
     PublishError::retry(failure, error.to_string())

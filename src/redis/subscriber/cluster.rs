@@ -11,6 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::inbox::InboxSender;
 use super::node::{self, Report};
+use super::standing::Standing;
 use super::writer::Command;
 use crate::event::Topic;
 use crate::redis::endpoint::Endpoint;
@@ -31,6 +32,7 @@ struct Router {
     topics: HashMap<Topic, Endpoint>,
     /// Servers whose connection has just ended.
     resting: HashMap<Endpoint, Instant>,
+    standing: Standing,
 }
 
 /// A server with a connection. The tasks end when this is dropped.
@@ -45,11 +47,12 @@ pub(super) async fn run(
     map: Arc<SlotMap>,
     mut commands: mpsc::UnboundedReceiver<Command>,
     inbox: InboxSender,
+    standing: Standing,
 ) {
     let (reports, mut reported) = mpsc::unbounded_channel();
     let topology = settings.topology.clone();
     let (nodes, topics, resting) = Default::default();
-    let mut router = Router { settings, map, inbox, reports, nodes, topics, resting };
+    let mut router = Router { settings, map, inbox, reports, nodes, topics, resting, standing };
     loop {
         let known = router.map.clone();
         let is_received = tokio::select! {
@@ -107,6 +110,7 @@ impl Router {
                 received,
                 self.inbox.clone(),
                 self.reports.clone(),
+                self.standing.clone(),
             );
             let task = async move {
                 sleep_until(begin).await;

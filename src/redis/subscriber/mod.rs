@@ -16,6 +16,7 @@ mod cluster;
 mod inbox;
 mod node;
 mod reader;
+mod standing;
 mod writer;
 
 use std::time::Duration;
@@ -28,6 +29,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use inbox::{Inbox, PubSubMessage};
 use inbox::{InboxSender, channel};
+use standing::Standing;
 pub use writer::SubscribeError;
 use writer::{Command, Writer};
 
@@ -40,12 +42,16 @@ use crate::event::Topic;
 /// Waits between attempts to connect: from the first, doubling, to the second.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
+/// The name of a server that is no cluster's, where failures are told.
+const SERVER: &str = "Redis";
+
 /// A handle on the subscriber connection. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Subscriber {
     /// Unbounded, because callers do not wait. While there is no connection, the number of topics in use
     /// bounds the commands that wait.
     commands: mpsc::UnboundedSender<Command>,
+    standing: Standing,
 }
 
 impl Subscriber {
@@ -54,13 +60,20 @@ impl Subscriber {
     pub fn start(settings: Settings, stop: CancellationToken) -> (Self, Inbox) {
         let (commands, received) = mpsc::unbounded_channel();
         let (sender, inbox) = channel();
+        let standing = Standing::default();
+        let running = run(settings, received, sender, standing.clone());
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = run(settings, received, sender) => {}
+                () = running => {}
             }
         });
-        (Self { commands }, inbox)
+        (Self { commands, standing }, inbox)
+    }
+
+    /// Why topics get no events, if no connection for them can be made for some seconds.
+    pub fn problem(&self) -> Option<String> {
+        self.standing.problem()
     }
 
     /// Subscribes to a topic and waits for Redis's confirmation. Waits for a connection as long as there is
@@ -83,13 +96,23 @@ impl Subscriber {
 }
 
 /// Runs as the servers are found: one, or a cluster.
-async fn run(settings: Settings, commands: mpsc::UnboundedReceiver<Command>, inbox: InboxSender) {
+async fn run(
+    settings: Settings,
+    commands: mpsc::UnboundedReceiver<Command>,
+    inbox: InboxSender,
+    standing: Standing,
+) {
     let mut wait = Backoff::new(RECONNECT.0, RECONNECT.1);
     loop {
         match settings.layout().await {
-            Ok(Layout::Cluster(map)) => return cluster::run(settings, map, commands, inbox).await,
-            Ok(Layout::Single) => return keep_connected(settings, commands, inbox).await,
-            Err(error) => tracing::debug!(%error, "no subscription to Redis yet"),
+            Ok(layout) => {
+                standing.connected(SERVER);
+                return match layout {
+                    Layout::Cluster(map) => cluster::run(settings, map, commands, inbox, standing).await,
+                    Layout::Single => keep_connected(settings, commands, inbox, standing).await,
+                };
+            }
+            Err(error) => standing.failed(SERVER, error.to_string()),
         }
         tokio::time::sleep(wait.next_wait()).await;
     }
@@ -100,15 +123,23 @@ async fn keep_connected(
     settings: Settings,
     mut commands: mpsc::UnboundedReceiver<Command>,
     inbox: InboxSender,
+    standing: Standing,
 ) {
     let mut wait = Backoff::new(RECONNECT.0, RECONNECT.1);
+    let mut successor = None;
     loop {
-        match settings.subscribe_for_long().await {
+        let connected = match successor.take() {
+            Some(connected) => Ok(connected),
+            None => settings.subscribe_for_long().await,
+        };
+        match connected {
             Ok(Subscribed { pubsub, version, renew_at }) => {
+                standing.connected(SERVER);
                 let since = Instant::now();
-                let outdated = outdated(&settings, version, renew_at);
-                let reason = serve(&settings, pubsub, &mut commands, &inbox, outdated).await;
-                tracing::warn!(%reason, "the subscription to Redis ended; every topic is joined anew");
+                let succeeding = successor_of(&settings, version, renew_at);
+                let ended = serve(&settings, pubsub, &mut commands, &inbox, succeeding).await;
+                tracing::warn!(reason = %ended.reason, "the subscription to Redis ended; every topic is joined anew");
+                successor = ended.successor;
                 // A connection that ends at once, as with a wrong password, is not retried at once.
                 if since.elapsed() > RECONNECT.1 {
                     wait.reset();
@@ -117,45 +148,75 @@ async fn keep_connected(
                     return;
                 }
             }
-            Err(error) => tracing::debug!(%error, "no subscription to Redis yet"),
+            Err(error) => standing.failed(SERVER, error.to_string()),
         }
-        tokio::time::sleep(wait.next_wait()).await;
+        if successor.is_none() {
+            tokio::time::sleep(wait.next_wait()).await;
+        }
     }
 }
 
-/// Returns the reason for another connection, when there is one.
-async fn outdated(settings: &Settings, version: u64, renew_at: Option<Instant>) -> &'static str {
+/// Returns the connection that takes this one's place, and why, when there is one. The old connection serves
+/// until then: a server that does not know the new password yet must not silence the topics.
+async fn successor_of(
+    settings: &Settings,
+    version: u64,
+    renew_at: Option<Instant>,
+) -> (&'static str, Subscribed) {
     let expiring = async {
         match renew_at {
             Some(time) => drop(settings.password_command.replacement(time).await),
             None => std::future::pending().await,
         }
     };
-    tokio::select! {
+    let reason = tokio::select! {
         () = settings.primary_changed_since(version) => "another server is the primary",
         () = expiring => "the password has been replaced",
+    };
+    let (mut wait, mut told) = (Backoff::new(RECONNECT.0, RECONNECT.1), String::new());
+    loop {
+        match settings.subscribe_for_long().await {
+            Ok(successor) => return (reason, successor),
+            Err(error) => {
+                let error = error.to_string();
+                if error != told {
+                    tracing::warn!(%reason, %error, "the old subscription stays: no other can be made");
+                    told = error;
+                }
+            }
+        }
+        tokio::time::sleep(wait.next_wait()).await;
     }
 }
 
-/// Serves one connection until its reader or its writer ends, or it is outdated, and returns the reason.
+/// Why a connection ended, and the one that takes its place, if it was made before that.
+struct Ended {
+    reason: String,
+    successor: Option<Subscribed>,
+}
+
+/// Serves one connection until its reader or its writer ends, or another one takes its place.
 async fn serve(
     settings: &Settings,
     pubsub: PubSub,
     commands: &mut mpsc::UnboundedReceiver<Command>,
     inbox: &InboxSender,
-    outdated: impl Future<Output = &'static str>,
-) -> String {
+    succeeding: impl Future<Output = (&'static str, Subscribed)>,
+) -> Ended {
     let (sink, stream) = pubsub.split();
     let reading = reader::read(stream, settings.keys(), inbox.clone());
     let mut reader = AbortOnDropHandle::new(tokio::spawn(reading));
     let writer = Writer::new(settings, sink);
-    let reason = tokio::select! {
-        ended = &mut reader => return ended.unwrap_or_else(|panic| panic.to_string()),
-        reason = writer.run(commands) => reason,
-        reason = outdated => reason.to_owned(),
+    let ended = tokio::select! {
+        ended = &mut reader => {
+            let reason = ended.unwrap_or_else(|panic| panic.to_string());
+            return Ended { reason, successor: None };
+        }
+        reason = writer.run(commands) => Ended { reason, successor: None },
+        (reason, successor) = succeeding => Ended { reason: reason.to_owned(), successor: Some(successor) },
     };
     // The caller reports the interruption next: no message of this connection may follow that.
     reader.abort();
     let _aborted = reader.await;
-    reason
+    ended
 }

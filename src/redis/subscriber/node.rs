@@ -16,6 +16,7 @@ use tokio::time::{Duration, MissedTickBehavior, interval};
 
 use super::inbox::InboxSender;
 use super::reader::{Classifier, TOO_FAST};
+use super::standing::Standing;
 use super::writer::{Command, Confirm, SubscribeError};
 use crate::event::Topic;
 use crate::redis::connect::Connected;
@@ -48,11 +49,16 @@ pub(super) async fn run(
     commands: mpsc::UnboundedReceiver<Command>,
     inbox: InboxSender,
     reports: mpsc::UnboundedSender<Report>,
+    standing: Standing,
 ) {
     let (pushes, pushed) = mpsc::unbounded_channel();
     let reason = match settings.subscribe_at(&endpoint, pushes).await {
-        Err(error) => error.to_string(),
+        Err(error) => {
+            standing.failed(&endpoint, error.to_string());
+            error.to_string()
+        }
         Ok(Connected { connection, .. }) => {
+            standing.connected(&endpoint);
             let writer = Writer { connection, keys: settings.keys(), pings: 0 };
             let classifier = Classifier { keys: settings.keys(), is_of_cluster: true, twin: None };
             // No message may follow the report of the end: both halves end here.

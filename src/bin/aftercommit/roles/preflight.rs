@@ -11,8 +11,6 @@ use aftercommit::redis;
 pub(super) async fn postgres(settings: &postgres::Settings, role: &str, schemas: &[&Schema]) -> Result<()> {
     let mut connection = match settings.connect(role).await {
         Ok(connection) => connection,
-        // The relay reports a pooler itself and keeps trying. In the api, the pool warns about it.
-        Err(ConnectError::Pooled { .. }) => return Ok(()),
         Err(error) if is_away(&error) => {
             tracing::warn!(%error, "starting without Postgres; trying again until it is there");
             return Ok(());
@@ -74,6 +72,13 @@ pub(super) async fn redis(settings: &redis::Settings) -> Result<()> {
                 error = redis::error_text(&source),
                 "starting without Redis; trying again until it is there"
             );
+            Ok(())
+        }
+        Err(redis::ConnectError::Undecided(source))
+            if !matches!(source.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM")) =>
+        {
+            let error = redis::error_text(&source);
+            tracing::warn!(%error, "starting without Redis; trying again until it answers");
             Ok(())
         }
         Err(

@@ -109,7 +109,9 @@ impl Parts {
             let keys = verifier.readiness();
             let connections = connections(metrics.connections.get(), room);
             async move {
-                let own = [check("redis", hub.ping()).await, draining(&hub), connections, revocations];
+                let subscription = Check::of("subscription", hub.subscription());
+                let redis = check("redis", hub.ping()).await;
+                let own = [redis, subscription, draining(&hub), connections, revocations];
                 own.into_iter().chain(keys).chain(super::traces()).collect()
             }
         })

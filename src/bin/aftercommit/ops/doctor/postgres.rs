@@ -105,6 +105,7 @@ async fn look(
 ) -> Result<()> {
     findings.extend(server(connection).await?);
     findings.push(pooler(config, connection).await?);
+    findings.extend(applications(config, connection).await?);
     findings.push(transactions(connection, open_for).await?);
     findings.push(prepared(connection, open_for).await?);
     findings.push(sequence(connection).await?);
@@ -191,9 +192,29 @@ async fn pooler(config: &Config, connection: &mut PgConnection) -> Result<Findin
         "pooler",
         !shares_a_session(connection, &mut other).await?,
         "each connection has its own session",
-        "point the relay's DATABASE_URL straight at Postgres: a pooler that shares sessions breaks its lock \
-         and LISTEN",
+        "set [database] direct_url to the address of Postgres itself: a pooler that shares sessions breaks the \
+         relay's lock and LISTEN",
     ))
+}
+
+/// Whether the address of applications leads to the same log, where they have one of their own.
+async fn applications(config: &Config, connection: &mut PgConnection) -> Result<Option<Finding>> {
+    const CHECK: &str = "direct_url";
+    const FIX: &str = "set [database] url and direct_url to the same database: what applications append at \
+                       url is not delivered";
+    let mut of_applications = match config.database.connect_as_application().await {
+        Ok(None) => return Ok(None),
+        Ok(Some(connection)) => connection,
+        Err(error) => return Ok(Some(Finding::wrong(CHECK, format!("[database] url: {error}"), FIX))),
+    };
+    // The simple protocol, because a pooler may not know prepared statements.
+    let id = "select id::text from outbox.log";
+    let theirs = sqlx::raw_sql(id).fetch_one(&mut of_applications).await.and_then(|row| row.try_get(0));
+    let theirs: Option<String> = theirs.ok();
+    let ours: String = sqlx::query_scalar(id).fetch_one(connection).await?;
+    let is_same = theirs.as_ref() == Some(&ours);
+    let evidence = if is_same { "url leads to the same log" } else { "url leads to another log, or to none" };
+    Ok(Some(Finding::must(CHECK, is_same, evidence, FIX)))
 }
 
 async fn transactions(connection: &mut PgConnection, open_for: u32) -> Result<Finding> {
