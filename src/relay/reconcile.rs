@@ -106,6 +106,7 @@ impl Step {
             self.reload().await?;
             if let Some(reached) = furthest_beyond(&self.position, &servers) {
                 self.explain(reached).await?;
+                sink.vouch(reached.id);
             }
         }
         match lacks {
@@ -270,8 +271,9 @@ fn later_epoch(Reached { id, .. }: Reached) -> StepError {
 fn beyond(position: &Position, by: u64) -> PublishError {
     PublishError::Stop(format!(
         "Redis has {} beyond {}-{}, where Postgres is, and not what Postgres would deliver next: Postgres \
-         went back (a restored backup, a failover that lost commits), or REDIS_URL names another Redis. \
-         Nothing was published. If Postgres was restored, run `aftercommit rebase`",
+         went back (a restored backup, a failover that lost commits), another Postgres with a copy of this log \
+         has a relay too (an old primary, a clone), or REDIS_URL names another Redis. Nothing was published. If \
+         Postgres was restored or replaced, run `aftercommit rebase`",
         pluralize(by, "event"),
         position.epoch,
         position.next_seq - 1

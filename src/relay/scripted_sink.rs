@@ -54,6 +54,8 @@ impl<F: FnMut(usize, &Call) -> Result<(), PublishError> + Send> Sink for Scripte
         Ok(self.newest)
     }
 
+    fn vouch(&mut self, _through: StreamId) {}
+
     fn may_have_taken(&self, id: StreamId) -> bool {
         id.seq <= self.taken
     }

@@ -107,8 +107,9 @@ pub enum PublishError {
         /// The sink's words.
         reason: String,
     },
-    /// The sink lacks numbers before this batch. Call [`super::Step::reconcile`] first.
-    #[error("the sink has only reached {reached} and lacks the events after it")]
+    /// The sink lacks numbers before this batch, or has used up some of its numbers. Call
+    /// [`super::Step::reconcile`] first.
+    #[error("the sink has reached {reached}, which is not the number before the batch")]
     Forgot {
         /// The highest number that it knows, or "nothing".
         reached: String,
@@ -148,6 +149,12 @@ pub trait Sink: Send {
     /// # Errors
     /// Returns a [`PublishError`]. The events that have arrived are always a prefix of those of each topic.
     fn publish(&mut self, batch: Batch<'_>) -> impl Future<Output = Result<(), PublishError>> + Send;
+
+    /// Vouches for the events up to this number: they are the log's own, whoever has published them. A batch in
+    /// [`PublishMode::Normal`] that finds one of its numbers used up, and nobody vouches for it, is refused as
+    /// [`PublishError::Forgot`]: a relay of the same log in another Postgres may have used the numbers, after a
+    /// promotion of a standby, or from a clone.
+    fn vouch(&mut self, through: StreamId);
 
     /// Asks the servers of the sink that can be asked, and returns the place that each of them has reached;
     /// `None` for a server that has never taken anything, or has forgotten everything.

@@ -55,6 +55,10 @@ impl<F: Fault> Sink for FaultySink<'_, F> {
         self.fault.newest_of(self.publisher, topic).await
     }
 
+    fn vouch(&mut self, through: StreamId) {
+        self.publisher.vouch(through);
+    }
+
     fn may_have_taken(&self, id: StreamId) -> bool {
         self.publisher.may_have_taken(id)
     }

@@ -41,6 +41,7 @@ mod relay_repair;
 mod relay_sleep;
 mod relay_steps;
 mod rotating_passwords;
+mod split_brain;
 
 mod durable_streams;
 mod load_client;

@@ -39,6 +39,8 @@ pub(super) struct Receiver<'a> {
     pub(super) untold: Option<u64>,
     /// The slots that its top speaks for; `None` if this is no cluster.
     pub(super) slots: Option<String>,
+    /// The number up to which the relay vouches for the sink's events.
+    pub(super) vouched: u64,
 }
 
 /// A topic of a chunk, as the script takes it.
@@ -90,6 +92,7 @@ impl<'p> Caller<'p> {
             .arg(to.known)
             .arg(to.untold.map_or_else(String::new, |untold| untold.to_string()))
             .arg(to.slots.as_deref().unwrap_or_default())
+            .arg(to.vouched)
             .arg(topics.len());
         for topic in &topics {
             call.arg(self.keys.public(topic.topic)).arg(topic.before());

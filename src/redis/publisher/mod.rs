@@ -69,6 +69,8 @@ pub struct Publisher {
     heads: TopicHeads,
     /// The highest number that a call in this lead may have brought.
     taken: Option<StreamId>,
+    /// The number up to which the relay vouches for the events that are there.
+    vouched: Option<StreamId>,
     metrics: Metrics,
     state: StateHandle,
 }
@@ -95,6 +97,7 @@ impl Publisher {
             passed: None,
             heads: TopicHeads::new(TOPIC_HEADS, settings.history_ttl()),
             taken: None,
+            vouched: None,
             metrics: Metrics::default(),
             state: StateHandle::default(),
             settings,

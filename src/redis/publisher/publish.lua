@@ -24,7 +24,8 @@
 --           their bare payloads are published too ('' if all of them have been)
 -- ARGV[11]  in a cluster, the slots that this server's top speaks for, as far as the relay knows; '' for a
 --           single server
--- ARGV[12]  number of topics
+-- ARGV[12]  the number up to which the relay has made sure that the events of this epoch are of its log
+-- ARGV[13]  number of topics
 -- then two for each topic, and in a cluster three:
 --           its public channel
 --           the id of its previous event; with a '?' before it if the history's TTL is due; '?' alone if the
@@ -43,7 +44,8 @@
 -- FORMAT    the other format that the keys have
 -- FOREIGN   the other log that the keys belong to
 -- GAP       top: it lacks numbers before this chunk, or this epoch's claim, or it has passed the release's
---           number, or speaks for other slots
+--           number, or numbers that the relay does not vouch for, or speaks for other slots
+-- OTHER     the stream and id of another event under the number of this one
 -- AHEAD     top, which is of a later epoch
 -- CONFLICT  the stream and id at which another event stands
 -- ERROR     Redis's own error, for the event after those done
@@ -53,9 +55,11 @@ local format, log = ARGV[1], ARGV[2]
 local epoch, first, last = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local ttl, mode, lost = tonumber(ARGV[6]), ARGV[7], ARGV[8]
 local known, untold = tonumber(ARGV[9]), tonumber(ARGV[10])
-local slots, topic_count = ARGV[11], tonumber(ARGV[12])
+local slots, vouched, topic_count = ARGV[11], tonumber(ARGV[12]), tonumber(ARGV[13])
 local begun_outlives = 60 -- seconds, as in history.rs
 local is_cluster = topic_count > 0 and not KEYS[3]
+local a_topic = is_cluster and 3 or 2
+local first_event = 14 + topic_count * a_topic
 local publish_live = is_cluster and 'SPUBLISH' or 'PUBLISH'
 local is_release = mode == 'release' or mode == 'restore-release'
 local is_restore = mode == 'restore' or mode == 'restore-release'
@@ -109,7 +113,10 @@ local is_unclaimed = not is_claim and tonumber(epoch) > 1 and top_epoch < tonumb
 -- The number of a release is always new. If it is used up already, the call is of a leader that was frozen
 -- while another one, and the operator, went on.
 local is_late = mode == 'release' and first <= published
-if known > published or is_unclaimed or is_late then return {0, 'GAP', top or 'nothing'} end
+-- Some of these numbers are used up: by an earlier try, whose events the relay has compared with its log by
+-- now; or by a relay of the same log in another Postgres, a promoted standby or a clone, for other events.
+local is_unknown = mode == 'normal' and #ARGV >= first_event and first <= published and published > vouched
+if known > published or is_unclaimed or is_late or is_unknown then return {0, 'GAP', top or 'nothing'} end
 
 -- Written at each call. So the owner's hash comes back if it was deleted, and a Redis that takes no writes
 -- says so before an event is at stake.
@@ -150,18 +157,24 @@ local function previous(stream, begun, id)
   return prev or ''
 end
 
+-- Returns the uuid of the event with this id, '' if the entry is no event, and nil if there is no entry.
+local function event_at(stream, id)
+  local found = call('XRANGE', stream, id, id)
+  if found.err then return nil, found.err end
+  if #found == 0 then return nil end
+  local fields = found[1][2]
+  for i = 1, #fields, 2 do
+    if fields[i] == 'event' then return fields[i + 1] end
+  end
+  return ''
+end
+
 -- XADD refuses the id because the stream is at or past it. Returns whether this event is the one that stands
 -- there.
 local function is_repeat(stream, id, uuid)
-  local found = call('XRANGE', stream, id, id)
-  if found.err then return nil, found.err end
-  if #found == 1 then
-    local fields = found[1][2]
-    for i = 1, #fields, 2 do
-      if fields[i] == 'event' and fields[i + 1] == uuid then return true end
-    end
-    return false
-  end
+  local found, err = event_at(stream, id)
+  if err then return nil, err end
+  if found then return found == uuid end
   -- The entry is not in the history. A restored event is a repeat, whose entry was trimmed. Any other event
   -- is new, so another program has added an entry with a later id. The same holds for a parked event: no
   -- relay publishes a later event of its topic before it.
@@ -195,7 +208,6 @@ end
 
 -- Of each topic, by its index: the id of its previous event, its live channel once it has been prepared, and
 -- whether its history's TTL has to be set.
-local a_topic = is_cluster and 3 or 2
 local prevs, lives, needs_ttl = {}, {}, {}
 
 -- Runs once a topic in each call, because permissions can change between two calls and not within one.
@@ -203,7 +215,7 @@ local function prepare(t, stream, public, id)
   local live = beside(stream, 'live')
   local refused = forbidden(live, public)
   if refused then return refused end
-  local prev = prevs[t] or ARGV[14 + (t - 1) * a_topic]
+  local prev = prevs[t] or ARGV[15 + (t - 1) * a_topic]
   if string.sub(prev, 1, 1) == '?' then
     prev, needs_ttl[t] = string.sub(prev, 2), true
     if prev == '' then
@@ -248,15 +260,17 @@ end
 
 -- Whether top may have passed some of these numbers.
 local some_arrived = mode == 'normal' and first <= published
-for a = 13 + topic_count * a_topic, #ARGV, 8 do
+for a = first_event, #ARGV, 8 do
   local t, id, uuid, payload = tonumber(ARGV[a]), ARGV[a + 1], ARGV[a + 2], ARGV[a + 4]
+  local stream, public = KEYS[2 + t] or ARGV[16 + (t - 1) * a_topic], ARGV[14 + (t - 1) * a_topic]
   if some_arrived and seq_of(id) <= published then
     -- Top has passed this number, so the event has arrived, and the relay died or froze before it wrote that.
     -- The event is not added again, also not to a history that has vanished since, which would then seem to
     -- end with it. The history's end is looked up instead.
+    local found = event_at(stream, id)
+    if found and found ~= uuid then return finish('OTHER', stream .. ' ' .. id) end
     prevs[t], lives[t] = '?', nil
   else
-    local stream, public = KEYS[2 + t] or ARGV[15 + (t - 1) * a_topic], ARGV[13 + (t - 1) * a_topic]
     if not lives[t] then
       local refused = prepare(t, stream, public, id)
       if refused then return finish('ERROR', refused) end

@@ -65,7 +65,7 @@ impl Sink for Publisher {
     fn begin_lead(&mut self, log: LogId) {
         self.log = log;
         self.heads.clear();
-        (self.is_compared, self.passed, self.taken) = (false, None, None);
+        (self.is_compared, self.passed, self.taken, self.vouched) = (false, None, None, None);
         self.servers.iter_mut().for_each(|server| server.is_in_step = false);
     }
 
@@ -91,6 +91,10 @@ impl Sink for Publisher {
         let written = published?;
         self.passed = self.passed.max(batch.through);
         self.replicated(written).await
+    }
+
+    fn vouch(&mut self, through: StreamId) {
+        self.vouched = Some(through);
     }
 
     async fn reached(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
@@ -258,7 +262,8 @@ impl Publisher {
         let untold = server.untold.map(in_epoch);
         let (top_key, log_key) = (&*server.top_key, &*server.log_key);
         let slots = is_of_cluster.then(|| server.slots.to_string());
-        let to = Receiver { top_key, log_key, known, untold, slots };
+        let vouched = self.vouched.map_or(0, in_epoch);
+        let to = Receiver { top_key, log_key, known, untold, slots, vouched };
         let caller = Caller {
             settings: &self.settings,
             keys: &self.keys,

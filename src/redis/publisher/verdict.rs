@@ -27,6 +27,12 @@ impl Publisher {
                 "Redis is at {detail}, of a later epoch than Postgres: Postgres was restored from a backup. \
                  Run `aftercommit rebase`"
             )),
+            "OTHER" => PublishError::Stop(format!(
+                "another event stands under the number of this one ({detail}): a relay of this log publishes \
+                 from another Postgres, such as a standby that was promoted beside its primary, or a clone. \
+                 Stop one of the two; then run `aftercommit rebase`, or `aftercommit rebase --copy` for a clone \
+                 that lives on"
+            )),
             "CONFLICT" => PublishError::Poison {
                 at,
                 reason: format!(

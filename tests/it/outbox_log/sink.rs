@@ -130,6 +130,8 @@ impl Sink for GatedSink {
     }
 
     /// Nothing is parked here.
+    fn vouch(&mut self, _through: StreamId) {}
+
     fn may_have_taken(&self, _id: StreamId) -> bool {
         true
     }
