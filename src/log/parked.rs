@@ -109,31 +109,22 @@ pub async fn held_topics(
     rows.iter().map(|row| Ok((topic_of(row)?, number_of(row)?))).collect()
 }
 
-/// Returns the next topic with an operator's request, and the request.
+/// Returns the next topic with an operator's request.
 ///
 /// # Errors
 /// Returns [`Error::SchemaMissing`] if the schema is missing or too old, [`Error::NotAnEvent`] if a row that
 /// it returns breaks the rules for topics or types, and [`Error::Database`] if Postgres refuses the statement
 /// or the connection breaks.
-pub async fn next_request(
-    connection: &mut PgConnection,
-    relay: &str,
-) -> Result<Option<(Topic, Action)>, Error> {
+pub async fn next_request(connection: &mut PgConnection, relay: &str) -> Result<Option<Topic>, Error> {
     let row = sqlx::query(
-        "select topic, requested, id from outbox.parked
+        "select topic, id from outbox.parked
          where relay = $1 and requested is not null and settled_as is null
          order by epoch, seq limit 1",
     )
     .bind(relay)
     .fetch_optional(connection)
     .await?;
-    let Some(row) = row else { return Ok(None) };
-    let action = match row.try_get::<&str, _>("requested")? {
-        "discard" => Action::Discard,
-        "discard_arrived" => Action::DiscardArrived,
-        _ => Action::Release,
-    };
-    Ok(Some((topic_of(&row)?, action)))
+    row.as_ref().map(topic_of).transpose()
 }
 
 /// Returns the first parked events of a topic in order, at most `limit`.

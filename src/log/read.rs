@@ -236,7 +236,12 @@ async fn one(connection: &mut PgConnection, id: i64) -> Result<Row, Error> {
 /// Whether one value is at fault: Postgres cannot convert or send it, its page is damaged, or it is not valid
 /// text.
 pub(crate) fn is_about_a_row(error: &Error) -> bool {
-    let Error::Database(error) = error else { return false };
+    let error = match error {
+        Error::Database(error) => error,
+        // A parked row whose type has been reserved since, or was so when it was parked.
+        Error::NotAnEvent { .. } => return true,
+        _ => return false,
+    };
     // No test needs this, because parked rows can be read. Without it, such a value would stop the relay for
     // good.
     if matches!(error, sqlx::Error::ColumnDecode { .. }) {

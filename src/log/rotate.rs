@@ -181,7 +181,7 @@ async fn judge_events(
     let row = sqlx::query(AssertSqlSafe(facts_of(slot)))
         .bind(slot)
         .bind(retention.as_secs_f64())
-        .fetch_one(connection)
+        .fetch_one(&mut *connection)
         .await?;
     let is = |name: &str| row.try_get::<bool, _>(name);
     if !is("holds_rows")? || is("in_use")? || !is("is_old")? {
@@ -190,10 +190,23 @@ async fn judge_events(
     if !is("has_relay")? {
         return Ok(SlotState::Blocked("no relay has ever delivered from this log".to_owned()));
     }
-    Ok(match row.try_get::<Option<String>, _>("undelivered_by")? {
-        Some(relays) => SlotState::Blocked(format!("relay {relays} has not delivered all of it")),
+    if let Some(relays) = row.try_get::<Option<String>, _>("undelivered_by")? {
+        return Ok(SlotState::Blocked(format!("relay {relays} has not delivered all of it")));
+    }
+    Ok(match contradicted(connection).await? {
+        Some(relays) => SlotState::Blocked(format!(
+            "rows contradict the position of relay {relays}, which delivers nothing before `aftercommit rebase`"
+        )),
         None => SlotState::Empty,
     })
+}
+
+/// The relays whose position rows of the log contradict. Such rows are not delivered, although the position has
+/// passed their ids: only a rebase can bring them, so they have to stay.
+async fn contradicted(connection: &mut PgConnection) -> Result<Option<String>, Error> {
+    let sql = "select string_agg(p.relay, ', ' order by p.relay) from outbox.position p
+               where exists (select from outbox.contradictions(p.lower_horizon, p.high_id, 1::bigint))";
+    Ok(sqlx::query_scalar(sql).fetch_one(connection).await?)
 }
 
 /// The SQL of the facts that decide about a slot of the log.

@@ -166,6 +166,9 @@ pub struct Outcome {
     pub named: u64,
     /// How many were released or discarded, as asked for.
     pub done: u64,
+    /// How many were settled otherwise: clients had the events that were to be discarded, or another operator
+    /// asked for something else.
+    pub otherwise: u64,
     /// How many still wait for the relay.
     pub waiting: u64,
     /// How many the sink has refused again, or wait behind a refused one.
@@ -192,6 +195,13 @@ impl Outcome {
         if self.done > 0 || self.is_done() {
             parts.push(format!("{} {done}", pluralize(self.done, "event")));
         }
+        if self.otherwise > 0 {
+            let otherwise = match self.action {
+                Action::Release => "discarded by another request",
+                Action::Discard | Action::DiscardArrived => "released: clients have received them",
+            };
+            parts.push(format!("{} {otherwise}", pluralize(self.otherwise, "event")));
+        }
         if let Some(reason) = &self.reason {
             parts.push(format!("{} refused again: {reason}", pluralize(self.refused, "event")));
         }
@@ -216,7 +226,8 @@ pub async fn outcomes(connection: &mut PgConnection, request: &Request) -> Resul
 
 async fn outcome(connection: &mut PgConnection, request: &Request, named: &Named) -> Result<Outcome, Error> {
     let row = sqlx::query(
-        "select count(*) filter (where k.settled_at >= $7) as done,
+        "select count(*) filter (where k.settled_at >= $7 and k.settled_as = $8) as done,
+                count(*) filter (where k.settled_at >= $7 and k.settled_as <> $8) as otherwise,
                 count(*) filter (where k.settled_as is null and k.requested is not null) as waiting,
                 count(*) filter (where k.settled_as is null and k.requested is null) as refused,
                 (array_agg(k.reason order by k.epoch, k.seq)
@@ -231,6 +242,10 @@ async fn outcome(connection: &mut PgConnection, request: &Request, named: &Named
     .bind(named.through.epoch.cast_signed())
     .bind(named.through.seq.cast_signed())
     .bind(request.asked_at)
+    .bind(match request.action {
+        Action::Release => "released",
+        Action::Discard | Action::DiscardArrived => "discarded",
+    })
     .fetch_one(connection)
     .await?;
     let number = |name: &str| row.try_get::<i64, _>(name).map(i64::cast_unsigned);
@@ -239,6 +254,7 @@ async fn outcome(connection: &mut PgConnection, request: &Request, named: &Named
         through: named.through.to_string(),
         named: named.events,
         done: number("done")?,
+        otherwise: number("otherwise")?,
         waiting: number("waiting")?,
         refused: number("refused")?,
         reason: row.try_get("reason")?,
@@ -275,6 +291,7 @@ mod tests {
             through: "1-3".to_owned(),
             named: 3,
             done,
+            otherwise: 0,
             waiting,
             refused,
             reason: (refused > 0).then(|| "WRONGTYPE".to_owned()),
@@ -288,6 +305,9 @@ mod tests {
         assert_eq!(outcome(0, 0, 3).says(), "order:7: 3 events refused again: WRONGTYPE");
         assert_eq!(outcome(1, 0, 2).says(), "order:7: 1 event released; 2 events refused again: WRONGTYPE");
         assert_eq!(outcome(1, 2, 0).says(), "order:7: 1 event released; 2 events still with the relay");
+        let otherwise = Outcome { otherwise: 1, action: Action::Discard, ..outcome(2, 0, 0) };
+        let told = "order:7: 2 events discarded; 1 event released: clients have received them";
+        assert_eq!(otherwise.says(), told);
         assert!(outcome(3, 0, 0).is_done() && !outcome(0, 0, 3).is_done() && !outcome(0, 3, 0).is_done());
     }
 }

@@ -7,7 +7,7 @@ use super::sink::{Batch, Delivery, PublishError, PublishMode, Reached, Sink};
 use super::step::{Rules, Step, StepError, answered, load_exceptions};
 use crate::event::{StreamId, Topic};
 use crate::failpoint;
-use crate::log::parked::{self, Action};
+use crate::log::parked;
 use crate::log::{read, release};
 
 /// The most parked events of one release.
@@ -28,8 +28,8 @@ impl Step {
         }
         let Rules { relay, timeout, .. } = self.rules.clone();
         let requested = answered(timeout, parked::next_request(&mut self.writer, &relay)).await?;
-        let Some((topic, action)) = requested else { return Ok(false) };
-        match self.carry_out(sink, &topic, action).await {
+        let Some(topic) = requested else { return Ok(false) };
+        match self.carry_out(sink, &topic).await {
             // Later events of the topic may be published only now, after everything before them.
             Ok(()) => {
                 self.exceptions.unhold(&topic);
@@ -55,20 +55,16 @@ impl Step {
     }
 
     /// Discards the topic's parked events with a requested discard, and publishes the others.
-    async fn carry_out<S: Sink>(
-        &mut self,
-        sink: &mut S,
-        topic: &Topic,
-        action: Action,
-    ) -> Result<(), StepError> {
+    ///
+    /// One topic may have requests of both kinds, each for its rows. The discards come first, so that no
+    /// release publishes their rows.
+    async fn carry_out<S: Sink>(&mut self, sink: &mut S, topic: &Topic) -> Result<(), StepError> {
         self.count_held_as_released(sink, topic).await?;
-        if action != Action::Release {
-            let Rules { relay, timeout, .. } = &self.rules;
-            if !answered(*timeout, parked::discard(&mut self.writer, relay, topic)).await? {
-                let reason = "clients may have received some of these events: release them, or discard \
-                              with --may-have-arrived";
-                return Err(PublishError::Poison { at: 0, reason: reason.to_owned() }.into());
-            }
+        let Rules { relay, timeout, .. } = &self.rules;
+        if !answered(*timeout, parked::discard(&mut self.writer, relay, topic)).await? {
+            let reason = "clients may have received some of these events: release them, or discard with \
+                          --may-have-arrived";
+            return Err(PublishError::Poison { at: 0, reason: reason.to_owned() }.into());
         }
         self.release(sink, topic).await
     }

@@ -6,7 +6,7 @@ use sqlx::Connection;
 use aftercommit::event::{Event, EventId, StreamId, Topic};
 use aftercommit::log::parked::{self, Action};
 use aftercommit::log::read::{self, Row};
-use aftercommit::log::{Error, checkpoint};
+use aftercommit::log::checkpoint;
 use aftercommit::redis::Publisher;
 use aftercommit::relay::{
     Batch, Delivery, OnPoison, Outcome, PublishError, PublishMode, Reached, Reconciled, Sink, StepError,
@@ -224,6 +224,56 @@ async fn a_request_through_a_number_is_about_the_events_up_to_it() -> TestResult
     assert_eq!(requested?, 2);
     assert!(relay.step.apply_request(&mut relay.publisher).await?);
     assert_eq!(payloads(&history(&redis, &topic).await), ["2", "3"], "these only waited");
+    Ok(())
+}
+
+/// The relay was stopped when the operator discarded all of them, and then released the first two.
+#[tokio::test]
+async fn requests_of_both_kinds_for_one_topic_are_each_about_their_own_rows() -> TestResult {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("both");
+    let key = redis.keys().history(&topic);
+    let _: () = redis.connect().await.set(&key, "of another type").await?;
+    append_together(&database, &topic, 0..5).await?;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (0, 5));
+    let _: () = redis.connect().await.del(&key).await?;
+    let (mut connection, name) = (database.connect().await, redis.relay_name());
+    parked::request(&mut connection, &name, &topic, Action::Discard, None).await?;
+    let through = Some(StreamId::new(1, 2));
+    parked::request(&mut connection, &name, &topic, Action::Release, through).await?;
+    assert!(relay.step.apply_request(&mut relay.publisher).await?);
+    assert_eq!(payloads(&history(&redis, &topic).await), ["0", "1"]);
+    let fates: Vec<String> = sqlx::query_scalar("select settled_as from outbox.parked order by seq")
+        .fetch_all(&mut connection)
+        .await?;
+    assert_eq!(fates, ["released", "released", "discarded", "discarded", "discarded"]);
+    Ok(())
+}
+
+/// Its type has been reserved for events of the server, so no release can publish it.
+#[tokio::test]
+async fn the_release_of_a_row_that_is_no_event_is_refused_and_holds_nothing_else_up() -> TestResult {
+    let (database, redis) = (database().await, redis().await);
+    let [topic, other] = ["reserved", "healthy"].map(|name| redis.topic(name));
+    let mut connection = database.connect().await;
+    sqlx::query("insert into outbox.event (topic, type, payload) values ($1, 'reset', '1')")
+        .bind(topic.as_str())
+        .execute(&mut connection)
+        .await?;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    assert_eq!(relay.drain().await, (0, 1));
+    let name = redis.relay_name();
+    parked::request(&mut connection, &name, &topic, Action::Release, None).await?;
+    assert!(relay.step.apply_request(&mut relay.publisher).await?);
+    let (settled, requested): (Option<String>, Option<String>) =
+        sqlx::query_as("select settled_as, requested from outbox.parked").fetch_one(&mut connection).await?;
+    assert_eq!((settled, requested), (None, None), "the request is refused, and the row stays");
+    append(&database, &other, "1").await;
+    assert_eq!(relay.drain().await, (1, 0));
+    parked::request(&mut connection, &name, &topic, Action::Discard, None).await?;
+    assert!(relay.step.apply_request(&mut relay.publisher).await?);
+    assert_eq!(parked::count(&mut connection, &name, &topic).await?, 0);
     Ok(())
 }
 

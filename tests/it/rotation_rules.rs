@@ -99,6 +99,24 @@ async fn a_row_that_was_committed_late_stays_until_it_is_delivered() -> TestResu
     Ok(())
 }
 
+/// A sequence that was set back gives new rows ids that the position has passed. They are not delivered.
+#[tokio::test]
+async fn rows_that_contradict_a_position_stay_until_a_rebase() -> TestResult {
+    let (_database, mut admin) = log().await?;
+    let delivered = insert(&mut admin, -2).await;
+    insert(&mut admin, -2).await;
+    deliver(&mut admin).await;
+    execute(&mut admin, "select setval('outbox.event_id_seq', 1, false)").await;
+    let table = insert(&mut admin, -3).await;
+    assert_ne!(table, delivered);
+    let rotation = rotate_now(&mut admin, HOUR).await;
+    assert!(rotation.emptied.is_empty(), "{rotation:?}");
+    let blocked = rotation.blocked.iter().find(|blocked| blocked.table == table).ok_or("not blocked")?;
+    assert!(blocked.by.contains("before `aftercommit rebase`"), "{blocked:?}");
+    assert_eq!(rows_in(&mut admin, &table).await, 1);
+    Ok(())
+}
+
 /// Commits once a rotation waits for the lock of this table, and returns what the rotation did.
 async fn commit_when_awaited(database: &Database, writer: &mut PgConnection, table: &str) -> Rotation {
     let (mut rotating, mut looking) = (database.connect().await, database.connect().await);
