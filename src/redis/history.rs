@@ -2,7 +2,7 @@
 //! Never writes.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use ::redis::streams::{StreamId as RawEntry, StreamRangeReply};
 use ::redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind};
@@ -87,12 +87,15 @@ impl ReadError {
 pub struct History {
     keys: Keys,
     links: Links,
+    ttl_seconds: u64,
+    has_told_ttl: Once,
 }
 
 impl History {
     /// Makes a reader that has not connected yet.
     pub fn new(settings: Settings) -> Self {
-        Self { keys: settings.keys(), links: Links::new(settings) }
+        let (ttl_seconds, has_told_ttl) = (settings.history_ttl_seconds, Once::new());
+        Self { keys: settings.keys(), links: Links::new(settings), ttl_seconds, has_told_ttl }
     }
 
     /// Returns the newest entries of a topic, oldest of them first, at most `count`.
@@ -331,12 +334,28 @@ impl History {
     }
 
     async fn loss_in(&self, key: &str) -> Result<Option<Loss>, ReadError> {
-        let (through, at): (Option<String>, Option<String>) =
-            self.ask(key, Cmd::hmget(key, &["lost", "lost_at"])).await?;
+        type Fields = (Option<String>, Option<String>, Option<u64>);
+        let (through, at, ttl): Fields = self.ask(key, Cmd::hmget(key, &["lost", "lost_at", "ttl"])).await?;
+        self.compare_ttl(ttl);
         let through = through.and_then(|through| through.parse().ok());
         // As in the script, a loss without a time that can be read is a new one.
         let at_ms = at.and_then(|at| at.parse().ok()).unwrap_or(i64::MAX.cast_unsigned());
         Ok(through.map(|through| Loss { through, at_ms }))
+    }
+
+    /// Tells once if the relay, which writes the histories, keeps them for less time than this process takes them
+    /// to live. An old place would seem to prove that nothing has come since.
+    fn compare_ttl(&self, of_relay: Option<u64>) {
+        let own = self.ttl_seconds;
+        let Some(of_relay) = of_relay.filter(|ttl| *ttl < own) else { return };
+        self.has_told_ttl.call_once(|| {
+            tracing::error!(
+                of_relay,
+                own,
+                "the relay keeps histories for less time than this process takes them to live: set \
+                 redis.history_ttl_seconds to the same value for relay and sse"
+            );
+        });
     }
 
     /// Checks that Redis answers; of a cluster, that one of its servers does.

@@ -413,6 +413,33 @@ async fn two_logs_on_one_redis_are_told_apart_and_a_namespace_keeps_them_apart()
     Ok(())
 }
 
+/// As in a rolling deploy that renames the relay.
+#[tokio::test]
+async fn two_relays_of_one_log_do_not_mix_their_numbers_in_one_redis() -> TestResult {
+    let mut line = Line::new().await;
+    line.append(3).await;
+    line.wait_until_whole().await;
+    let settings = line.system.settings().clone().set("AFTERCOMMIT_RELAY_NAME", "renamed");
+    let renamed = Process::start("relay", &settings).await;
+    renamed.wait_for_log("belong to the relay").await;
+    line.append(2).await;
+    line.wait_until_whole().await;
+    let mut database = line.system.database.connect().await;
+    let parked: i64 =
+        sqlx::query_scalar("select count(*) from outbox.parked").fetch_one(&mut database).await?;
+    assert_eq!(parked, 0, "{}", renamed.log());
+    Ok(())
+}
+
+/// A server that takes histories to live longer than they do would continue a place that proves nothing.
+#[tokio::test]
+async fn a_server_that_takes_histories_to_live_longer_than_the_relay_keeps_them_says_so() -> TestResult {
+    let (mut line, server) = short_lived("86400").await;
+    line.append(1).await;
+    server.wait_for_log("set redis.history_ttl_seconds to the same value for relay and sse").await;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_redis_with_keys_of_a_later_format_is_refused_in_words() -> TestResult {
     let redis = start_redis(Vec::new(), None).await;

@@ -4,9 +4,9 @@ use redis::AsyncCommands;
 use sqlx::Connection;
 
 use aftercommit::event::{Event, EventId, StreamId, Topic};
+use aftercommit::log::checkpoint;
 use aftercommit::log::parked::{self, Action};
 use aftercommit::log::read::{self, Row};
-use aftercommit::log::checkpoint;
 use aftercommit::redis::Publisher;
 use aftercommit::relay::{
     Batch, Delivery, OnPoison, Outcome, PublishError, PublishMode, Reached, Reconciled, Sink, StepError,

@@ -70,6 +70,7 @@ pub(super) struct Caller<'p> {
     pub(super) script: &'p Script,
     pub(super) heads: &'p TopicHeads,
     pub(super) log: LogId,
+    pub(super) relay: &'p str,
     /// The time that decides on TTLs.
     pub(super) now: Instant,
 }
@@ -93,6 +94,7 @@ impl<'p> Caller<'p> {
             .arg(to.untold.map_or_else(String::new, |untold| untold.to_string()))
             .arg(to.slots.as_deref().unwrap_or_default())
             .arg(to.vouched)
+            .arg(self.relay)
             .arg(topics.len());
         for topic in &topics {
             call.arg(self.keys.public(topic.topic)).arg(topic.before());

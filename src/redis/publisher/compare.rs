@@ -31,7 +31,7 @@ impl Publisher {
         if self.map.is_none() {
             let owned = self.servers[0].owned(&self.settings).await?;
             let server = &self.servers[0];
-            self.check_owner(server, owned.format.as_deref(), owned.log.as_deref())?;
+            self.check_owner(server, &owned)?;
             return Ok(vec![owned.reached(&server.top_key)?]);
         }
         let found = self.look().await?;
@@ -65,17 +65,16 @@ impl Publisher {
         join_all(removing).await.into_iter().collect()
     }
 
-    fn check_owner(
-        &self,
-        server: &Server,
-        format: Option<&str>,
-        log: Option<&str>,
-    ) -> Result<(), PublishError> {
-        if let Some(format) = format.filter(|format| *format != FORMAT.to_string()) {
+    fn check_owner(&self, server: &Server, owned: &Owned) -> Result<(), PublishError> {
+        let Owned { format, log, relay, .. } = owned;
+        if let Some(format) = format.as_ref().filter(|format| **format != FORMAT.to_string()) {
             return Err(self.other_format(server, format));
         }
-        if let Some(log) = log.filter(|log| *log != self.log.to_string()) {
+        if let Some(log) = log.as_ref().filter(|log| **log != self.log.to_string()) {
             return Err(self.foreign(server, log));
+        }
+        if let Some(relay) = relay.as_ref().filter(|relay| **relay != self.relay) {
+            return Err(self.other_relay(server, relay));
         }
         Ok(())
     }
@@ -104,7 +103,7 @@ impl Publisher {
         let mut is_written_down = true;
         for (server, owned) in self.servers.iter().zip(&found) {
             let Ok(owned) = owned else { continue };
-            self.check_owner(server, owned.format.as_deref(), owned.log.as_deref())?;
+            self.check_owner(server, owned)?;
             is_written_down &= owned.slots.as_deref() == Some(server.slots.to_string().as_str());
         }
         self.note_answers(&found);

@@ -2,8 +2,9 @@
 --
 -- KEYS[1]   the relay's top, a hash: `id`, the highest number that the relay has used up, and `event`, the
 --           event with that number (or -)
--- KEYS[2]   the owner of these keys, a hash: `format`; `log`, the log's identity; and, after a repair that
---           had to leave out events, `lost`, up to which number histories may miss events, and `lost_at`
+-- KEYS[2]   the owner of these keys, a hash: `format`; `log`, the log's identity; `relay`, the name of the
+--           relay whose numbers these are; `ttl`, for how many seconds it keeps histories; and, after a repair
+--           that had to leave out events, `lost`, up to which number histories may miss events, and `lost_at`
 --           (milliseconds)
 -- KEYS[3…]  the history streams of the chunk's topics. In a cluster, where the keys of a call must be of one
 --           slot, they are arguments: the script then runs with the flag allow-cross-slot-keys, at the server
@@ -25,7 +26,8 @@
 -- ARGV[11]  in a cluster, the slots that this server's top speaks for, as far as the relay knows; '' for a
 --           single server
 -- ARGV[12]  the number up to which the relay has made sure that the events of this epoch are of its log
--- ARGV[13]  number of topics
+-- ARGV[13]  the relay's name
+-- ARGV[14]  number of topics
 -- then two for each topic, and in a cluster three:
 --           its public channel
 --           the id of its previous event; with a '?' before it if the history's TTL is due; '?' alone if the
@@ -43,6 +45,7 @@
 -- OK        "<live> <public>": how many subscribers received the messages
 -- FORMAT    the other format that the keys have
 -- FOREIGN   the other log that the keys belong to
+-- RELAY     the other relay of the log that the keys belong to
 -- GAP       top: it lacks numbers before this chunk, or this epoch's claim, or it has passed the release's
 --           number, or numbers that the relay does not vouch for, or speaks for other slots
 -- OTHER     the stream and id of another event under the number of this one
@@ -55,11 +58,11 @@ local format, log = ARGV[1], ARGV[2]
 local epoch, first, last = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local ttl, mode, lost = tonumber(ARGV[6]), ARGV[7], ARGV[8]
 local known, untold = tonumber(ARGV[9]), tonumber(ARGV[10])
-local slots, vouched, topic_count = ARGV[11], tonumber(ARGV[12]), tonumber(ARGV[13])
+local slots, vouched, relay, topic_count = ARGV[11], tonumber(ARGV[12]), ARGV[13], tonumber(ARGV[14])
 local begun_outlives = 60 -- seconds, as in history.rs
 local is_cluster = topic_count > 0 and not KEYS[3]
 local a_topic = is_cluster and 3 or 2
-local first_event = 14 + topic_count * a_topic
+local first_event = 15 + topic_count * a_topic
 local publish_live = is_cluster and 'SPUBLISH' or 'PUBLISH'
 local is_release = mode == 'release' or mode == 'restore-release'
 local is_restore = mode == 'restore' or mode == 'restore-release'
@@ -80,10 +83,12 @@ local function is_above(one, other)
   return e > other_e or (e == other_e and s > other_s)
 end
 
-local owner = call('HMGET', KEYS[2], 'format', 'log', 'lost', 'lost_at')
+local owner = call('HMGET', KEYS[2], 'format', 'log', 'lost', 'lost_at', 'relay')
 if owner.err then return {0, 'SERVER', owner.err .. ' (' .. KEYS[2] .. ')'} end
 if owner[1] and owner[1] ~= format then return {0, 'FORMAT', owner[1]} end
 if owner[2] and owner[2] ~= log then return {0, 'FOREIGN', owner[2]} end
+-- Two relays number the events of one log each in its own way, and a history has one order.
+if owner[5] and owner[5] ~= relay then return {0, 'RELAY', owner[5]} end
 if owner[3] and not parse(owner[3]) then
   return {0, 'SERVER', 'ERR no relay wrote ' .. owner[3] .. ' (' .. KEYS[2] .. ')'}
 end
@@ -120,7 +125,7 @@ if known > published or is_unclaimed or is_late or is_unknown then return {0, 'G
 
 -- Written at each call. So the owner's hash comes back if it was deleted, and a Redis that takes no writes
 -- says so before an event is at stake.
-local owned = call('HSET', KEYS[2], 'format', format, 'log', log)
+local owned = call('HSET', KEYS[2], 'format', format, 'log', log, 'relay', relay, 'ttl', ttl)
 if type(owned) == 'table' then return {0, 'SERVER', owned.err} end
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
@@ -215,7 +220,7 @@ local function prepare(t, stream, public, id)
   local live = beside(stream, 'live')
   local refused = forbidden(live, public)
   if refused then return refused end
-  local prev = prevs[t] or ARGV[15 + (t - 1) * a_topic]
+  local prev = prevs[t] or ARGV[16 + (t - 1) * a_topic]
   if string.sub(prev, 1, 1) == '?' then
     prev, needs_ttl[t] = string.sub(prev, 2), true
     if prev == '' then
@@ -262,7 +267,7 @@ end
 local some_arrived = mode == 'normal' and first <= published
 for a = first_event, #ARGV, 8 do
   local t, id, uuid, payload = tonumber(ARGV[a]), ARGV[a + 1], ARGV[a + 2], ARGV[a + 4]
-  local stream, public = KEYS[2 + t] or ARGV[16 + (t - 1) * a_topic], ARGV[14 + (t - 1) * a_topic]
+  local stream, public = KEYS[2 + t] or ARGV[17 + (t - 1) * a_topic], ARGV[15 + (t - 1) * a_topic]
   if some_arrived and seq_of(id) <= published then
     -- Top has passed this number, so the event has arrived, and the relay died or froze before it wrote that.
     -- The event is not added again, also not to a history that has vanished since, which would then seem to

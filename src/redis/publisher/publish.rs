@@ -270,6 +270,7 @@ impl Publisher {
             script: &self.script,
             heads: &self.heads,
             log: self.log,
+            relay: &self.relay,
             now,
         };
         let command = caller.call(chunk, &to);

@@ -23,6 +23,7 @@ impl Publisher {
             "GAP" => PublishError::Forgot { reached: detail.to_owned() },
             "FORMAT" => self.other_format(server, detail),
             "FOREIGN" => self.foreign(server, detail),
+            "RELAY" => self.other_relay(server, detail),
             "AHEAD" => PublishError::Stop(format!(
                 "Redis is at {detail}, of a later epoch than Postgres: Postgres was restored from a backup. \
                  Run `aftercommit rebase`"
@@ -59,6 +60,15 @@ impl Publisher {
              relay and its sse processes), or another Redis. If this database replaces that log for good, \
              delete that key",
             server.log_key, self.log
+        ))
+    }
+
+    pub(super) fn other_relay(&self, server: &Server, relay: &str) -> PublishError {
+        PublishError::Stop(format!(
+            "the keys of this Redis belong to the relay {relay} of this log ({} names it), and this one is \
+             called {}: each numbers the events in its own way. Set [relay] name to {relay}, or give this relay \
+             a namespace of its own ([redis] namespace, for its sse processes too)",
+            server.log_key, self.relay
         ))
     }
 
