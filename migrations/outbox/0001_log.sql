@@ -648,7 +648,11 @@ create table outbox.replay (
   first_copy bigint,
   last_copy  bigint,
   moved_at   timestamptz not null default clock_timestamp(),
-  finished   boolean     not null default false
+  finished   boolean     not null default false,
+  -- The key that its process locks. Random, as in outbox.relay.
+  lock_key   bigint      not null
+                           default ('x' || right(replace(gen_random_uuid()::text, '-', ''), 16))
+                                   ::bit(64)::bigint
 -- The free space in each page lets updates stay in the page.
 ) with (fillfactor = 20);
 

@@ -301,7 +301,8 @@ pub async fn list(connection: &mut PgConnection, limit: u32) -> Result<Vec<Repla
 
 /// The replay `id`, with the lock that shows that it is running.
 async fn take(connection: &mut PgConnection, id: i64) -> Result<Replay, ReplayError> {
-    let text = format!("select pg_try_advisory_lock({LOCK_KEY})");
+    // A replay that does not exist has no key.
+    let text = format!("select coalesce(pg_try_advisory_lock({LOCK_KEY}), true)");
     let taken: bool = sqlx::query_scalar(AssertSqlSafe(text)).bind(id).fetch_one(&mut *connection).await?;
     if !taken {
         return Err(ReplayError::Running(id));

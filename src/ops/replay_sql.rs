@@ -15,8 +15,8 @@ const EXAMINED: i64 = 20_000;
 const BATCH_BYTES: i64 = 4 << 20;
 
 /// The key of the advisory lock that the process of a replay holds: an SQL expression of the replay's number,
-/// `$1`.
-pub(super) const LOCK_KEY: &str = "hashtextextended('outbox.replay:' || $1, 0)";
+/// `$1`. It is random, because every role that may connect can take any advisory lock.
+pub(super) const LOCK_KEY: &str = "(select r.lock_key from outbox.replay r where r.id = $1)";
 
 /// A place in the log: the rows that were delivered when it was looked at.
 #[derive(Debug, Clone)]
@@ -35,10 +35,10 @@ pub(super) const REPLAYS: &str = "
   select r.*, r.lower::text as lower_text, r.upper::text as upper_text,
          exists (
            select from pg_locks l
-           cross join (select hashtextextended('outbox.replay:' || r.id, 0) as key) k
            where l.locktype = 'advisory' and l.granted and l.objsubid = 1
              and l.database = (select oid from pg_database where datname = current_database())
-             and l.classid::bigint = (k.key >> 32) & 4294967295 and l.objid::bigint = k.key & 4294967295
+             and l.classid::bigint = (r.lock_key >> 32) & 4294967295
+             and l.objid::bigint = r.lock_key & 4294967295
          ) as held
   from outbox.replay r";
 

@@ -304,7 +304,8 @@ pub async fn missing(connection: &mut PgConnection, role: Role) -> Result<Vec<Ri
     Ok(missing)
 }
 
-/// Rights of others on the log that no role of ours has: they can set a row's id or time, or take rows away.
+/// Rights of others on the log that no role of ours has: they can set a row's id or time, take rows away, set a
+/// sequence back, or put something of their own into the schema.
 /// One line each.
 ///
 /// # Errors
@@ -327,6 +328,18 @@ pub async fn dangerous(connection: &mut PgConnection) -> Result<Vec<String>, Err
          ) granted
          left join pg_catalog.pg_roles r on r.oid = granted.grantee
          where c.relname ~ '^event(_[0-9]+)?$' and c.relkind in ('r', 'p') and granted.grantee <> c.relowner
+         union
+         select pg_catalog.format('%s update on outbox.%I', coalesce(r.rolname::text, 'PUBLIC'), c.relname)
+         from pg_catalog.pg_class c
+         join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'outbox'
+         cross join lateral pg_catalog.aclexplode(c.relacl) a
+         left join pg_catalog.pg_roles r on r.oid = a.grantee
+         where c.relkind = 'S' and a.privilege_type = 'UPDATE' and a.grantee <> c.relowner
+         union
+         select pg_catalog.format('%s create in the schema outbox', coalesce(r.rolname::text, 'PUBLIC'))
+         from pg_catalog.pg_namespace n cross join lateral pg_catalog.aclexplode(n.nspacl) a
+         left join pg_catalog.pg_roles r on r.oid = a.grantee
+         where n.nspname = 'outbox' and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner
          order by 1",
     )
     .fetch_all(connection)

@@ -37,7 +37,7 @@ impl Monitor {
         let mut connection = None;
         let mut counted = (Instant::now(), self.metrics.published.get());
         // The sleep of the leader that the last heartbeat has announced.
-        let mut announced = None;
+        let (mut announced, mut told) = (None, None);
         while !stop.is_cancelled() {
             failpoint::reach("monitor").await;
             let asleep = self.state.asleep_until();
@@ -46,11 +46,16 @@ impl Monitor {
                 let measured = timeout(TIMEOUT, self.measure(&mut connection, &process, rate, asleep)).await;
                 let measured = measured.unwrap_or_else(|_| Err("Postgres did not answer in time".into()));
                 announced = asleep;
-                if let Err(error) = measured {
-                    tracing::debug!(%error, "cannot look at the backlog or write the heartbeat");
+                let failed = measured.err().map(|error| error.to_string());
+                if let Some(error) = &failed {
+                    // Once for each reason, because readiness only says that something is unknown.
+                    if told.as_ref() != Some(error) {
+                        tracing::warn!(%error, "cannot look at the backlog or write the heartbeat");
+                    }
                     (connection, announced) = (None, None);
                     self.state.backlog(None);
                 }
+                told = failed;
             }
             tokio::select! {
                 () = stop.cancelled() => {}

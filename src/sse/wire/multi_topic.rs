@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::cursor::Cursor;
 use super::frame::Block;
-use crate::event::Topic;
+use crate::event::{RESERVED_TYPES, Topic};
 use crate::sse::wire::start::StartAt;
 
 /// Topics that one stream may have: as many as a ticket may name.
@@ -33,6 +33,9 @@ pub enum MultiTopicError {
     /// Two topics cannot be told apart in an id.
     #[error("{0} and {1} cannot be had in one stream (their tags are the same): open a stream for each")]
     SameTag(Topic, Topic),
+    /// The name of a topic is that of an event which the server or the browser sends itself.
+    #[error("{0} is reserved as the name of an event: leave name=topic out, or open a stream for this topic")]
+    Reserved(Topic),
 }
 
 /// The topics of one stream, each once.
@@ -53,6 +56,10 @@ impl MultiTopic {
         topics.dedup();
         if topics.is_empty() || topics.len() > TOPICS_MAX {
             return Err(MultiTopicError::Count(topics.len()));
+        }
+        let is_reserved = |topic: &&Topic| RESERVED_TYPES.contains(&topic.as_str());
+        if let Some(topic) = topics.iter().find(is_reserved).filter(|_| is_named_by_topic) {
+            return Err(MultiTopicError::Reserved(topic.clone()));
         }
         for (at, topic) in topics.iter().enumerate() {
             if let Some(other) = topics[..at].iter().find(|other| Tag::of(other) == Tag::of(topic)) {
@@ -237,6 +244,14 @@ mod tests {
         for bad in ["1-42", "", ",", "x=1-1", "3f9a01c2=", "+0000001=1-1", "3f9a01c2=1-1,", &too_many] {
             assert_eq!(stream.starts(bad, StartAt::Latest), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_topic_with_the_name_of_an_event_of_the_server_cannot_name_events() {
+        let topics = || vec![Topic::new("reset").expect("a topic"), Topic::new("order:1").expect("a topic")];
+        let refused = MultiTopic::new(topics(), true).map_err(|error| error.to_string());
+        assert!(refused.is_err_and(|error| error.starts_with("reset is reserved")));
+        assert!(MultiTopic::new(topics(), false).is_ok());
     }
 
     #[test]
