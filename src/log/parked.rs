@@ -57,34 +57,42 @@ impl Action {
 /// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
 /// refuses the statement or the connection breaks.
 pub async fn park(connection: &mut PgConnection, relay: &str, parked: &[Parked]) -> Result<(), Error> {
-    for one in parked {
-        sqlx::query(
-            "insert into outbox.parked
-               (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason, may_have_arrived,
-                xid)
-             values ($1, $2, $3, $4, $5, $6, $7, $8::json, $9, $10, $11, $12::text::xid8)
-             -- A repair can meet an event that was released long ago, and the sink can refuse it again.
-             on conflict (relay, epoch, seq) do update
-               set payload = excluded.payload, reason = excluded.reason, parked_at = excluded.parked_at,
-                   settled_as = null, settled_at = null, requested = null, release_epoch = null,
-                   release_seq = null, may_have_arrived = true
-               where parked.settled_as = 'released'",
-        )
-        .bind(relay)
-        .bind(one.id.epoch.cast_signed())
-        .bind(one.id.seq.cast_signed())
-        .bind(one.event.id)
-        .bind(one.event.event_id)
-        .bind(one.event.topic.as_str())
-        .bind(one.event.event_type.as_str())
-        .bind(&one.event.payload)
-        .bind(one.event.created_at)
-        .bind(&one.reason)
-        .bind(one.may_have_arrived)
-        .bind(one.event.xid.map(|xid| xid.to_string()))
-        .execute(&mut *connection)
-        .await?;
+    if parked.is_empty() {
+        return Ok(());
     }
+    // One statement: all topics wait while a refused topic of many events is written down.
+    fn column<'p, T>(parked: &'p [Parked], value: impl Fn(&'p Parked) -> T) -> Vec<T> {
+        parked.iter().map(value).collect()
+    }
+    sqlx::query(
+        "insert into outbox.parked
+           (relay, epoch, seq, id, event_id, topic, type, payload, created_at, reason, may_have_arrived, xid)
+         select $1, p.epoch, p.seq, p.id, p.event_id, p.topic, p.type, p.payload::json, p.created_at, p.reason,
+                p.may_have_arrived, p.xid::xid8
+         from unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::uuid[], $6::text[], $7::text[], $8::text[],
+                     $9::timestamptz[], $10::text[], $11::boolean[], $12::text[])
+              p (epoch, seq, id, event_id, topic, type, payload, created_at, reason, may_have_arrived, xid)
+         -- A repair can meet an event that was released long ago, and the sink can refuse it again.
+         on conflict (relay, epoch, seq) do update
+           set payload = excluded.payload, reason = excluded.reason, parked_at = excluded.parked_at,
+               settled_as = null, settled_at = null, requested = null, release_epoch = null,
+               release_seq = null, may_have_arrived = true
+           where parked.settled_as = 'released'",
+    )
+    .bind(relay)
+    .bind(column(parked, |one| one.id.epoch.cast_signed()))
+    .bind(column(parked, |one| one.id.seq.cast_signed()))
+    .bind(column(parked, |one| one.event.id))
+    .bind(column(parked, |one| one.event.event_id))
+    .bind(column(parked, |one| one.event.topic.as_str()))
+    .bind(column(parked, |one| one.event.event_type.as_str()))
+    .bind(column(parked, |one| one.event.payload.as_str()))
+    .bind(column(parked, |one| one.event.created_at))
+    .bind(column(parked, |one| one.reason.as_str()))
+    .bind(column(parked, |one| one.may_have_arrived))
+    .bind(column(parked, |one| one.event.xid.map(|xid| xid.to_string())))
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
