@@ -18,7 +18,7 @@ use super::keys::is_namespace;
 use super::login::Passwords;
 use super::sentinel::{self, Sentinels};
 use super::settings::{CONNECT_TIMEOUT, Settings};
-use super::tls;
+use super::tls::{self, TlsSettings};
 use crate::address::{self, AddressError};
 
 /// The form of an address.
@@ -195,9 +195,10 @@ impl Settings {
             self.password_command.forget();
         }
         let (address, is_tls) = (address_of(client), is_tls(client.get_connection_info().addr()));
-        Err(match tls::handshake_problem(&source, self) {
+        let settings = self.tls_settings();
+        Err(match tls::handshake_problem(&source, &settings) {
             Some(problem) => ConnectError::Handshake { address, problem },
-            None => ConnectError::Refused { address, is_tls, source },
+            None => ConnectError::Refused { address, advice: settings.advice_on_silence(is_tls), source },
         })
     }
 
@@ -276,7 +277,8 @@ impl Settings {
             return Err(malformed());
         }
         let clients = hosts.iter().map(|host| self.client_to(self.as_sentinel(self.server_at(host)?)));
-        let sentinels = Sentinels { clients: clients.collect::<Result<_, _>>()?, service };
+        let tls = self.tls_settings();
+        let sentinels = Sentinels { clients: clients.collect::<Result<_, _>>()?, service, tls };
         let first = hosts.first().ok_or(malformed())?;
         Ok(Target::Sentinels { sentinels, info: Box::new(self.server_at(first)?) })
     }
@@ -324,7 +326,7 @@ impl Settings {
         if is_tls {
             tls::choose_cryptography();
         }
-        match tls::certificates(self, is_tls)? {
+        match tls::certificates(&self.tls_settings(), is_tls)? {
             Some(certificates) => Client::build_with_tls(info, certificates),
             None => Client::open(info),
         }
@@ -334,6 +336,15 @@ impl Settings {
 
 /// The same address with another host and port.
 fn at(info: ConnectionInfo, Endpoint { host, port }: Endpoint) -> ConnectionInfo {
+    fn tls_settings(&self) -> TlsSettings {
+        TlsSettings {
+            ca_file: self.tls_ca_file.clone(),
+            cert_file: self.tls_cert_file.clone(),
+            key_file: self.tls_key_file.clone(),
+            schemes: tls::schemes_of(self.url.expose_secret()),
+        }
+    }
+
     let address = match info.addr() {
         ConnectionAddr::TcpTls { .. } => {
             ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }

@@ -80,12 +80,12 @@ pub enum ConnectError {
         problem: String,
     },
     /// The server refused the connection, or could not be reached.
-    #[error("cannot connect to Redis at {address}: {}", refusal(.source, .is_tls))]
+    #[error("cannot connect to Redis at {address}: {}", refusal(.source, .advice))]
     Refused {
         /// Host and port, without user or password.
         address: String,
-        /// Whether the address asks for TLS.
-        is_tls: bool,
+        /// What to look at if Redis itself did not answer.
+        advice: String,
         /// The cause.
         source: RedisError,
     },
@@ -99,13 +99,9 @@ fn info_advice(error: &RedisError) -> &'static str {
     }
 }
 
-/// Returns the error's text. Adds advice if Redis itself did not answer.
-fn refusal(error: &RedisError, is_tls: &bool) -> String {
+/// Returns the error's text. Adds the advice if Redis itself did not answer.
+fn refusal(error: &RedisError, advice: &str) -> String {
     let text = error_text(error);
     let is_away = error.is_io_error() || error.is_timeout() || error.is_connection_dropped();
-    match is_tls {
-        _ if !is_away => text,
-        true => format!("{text} (is it running, does it speak TLS at this port, and is REDIS_URL right?)"),
-        false => format!("{text} (is it running, does it want TLS (rediss://), and is REDIS_URL right?)"),
-    }
+    if is_away { format!("{text} ({advice})") } else { text }
 }

@@ -107,6 +107,13 @@ async fn each_mistake_with_certificates_is_one_sentence_that_names_the_setting()
     for (url, files, sentence) in [
         (&url, with(&[]), "set [redis] tls_ca_file"),
         (&url, with(&[(ca, other.text("ca.pem"))]), "did not sign the server's certificate"),
+    let encrypted = redis.certificates.write(
+        "encrypted.key",
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+    );
+    let pem = std::fs::read_to_string(redis.certificates.path("ca.pem"))?;
+    let broken = redis.certificates.write("broken.pem", pem.clone() + &pem.replacen("MII", "MII*", 1));
+    let empty = redis.certificates.write("empty.pem", "");
         (&redis.url("127.0.0.1"), with(&[(ca, file("ca.pem"))]), "write a name in REDIS_URL"),
         (&url, vec![(ca, file("ca.pem"))], "set [redis] tls_cert_file and tls_key_file"),
         (
@@ -117,7 +124,7 @@ async fn each_mistake_with_certificates_is_one_sentence_that_names_the_setting()
         (
             &url,
             vec![(ca, file("ca.pem")), (cert, file("client.pem")), (key, file("server.key"))],
-            "is not the key of tls_cert_file",
+            "is not the key of [redis] tls_cert_file",
         ),
         (&tls_at_http, with(&[(ca, file("ca.pem"))]), "does not speak TLS at this port"),
         // These two may only be away, and relays wait for them.
@@ -135,6 +142,9 @@ async fn each_mistake_with_certificates_is_one_sentence_that_names_the_setting()
             settings = settings.set(&format!("AFTERCOMMIT_REDIS_{name}"), path);
         }
         assert_told(&settings, sentence).await;
+        (&url, vec![(cert, file("client.pem")), (key, encrypted)], "encrypted.key is encrypted"),
+        (&url, with(&[(ca, broken)]), "certificate 2 in [redis] tls_ca_file"),
+        (&url, with(&[(ca, empty)]), "empty.pem is empty"),
     }
     Ok(())
 }

@@ -82,7 +82,9 @@ pub(super) async fn redis(settings: &redis::Settings) -> Result<()> {
             Ok(())
         }
         Err(
-            error @ (redis::ConnectError::Sentinels(_)
+            error @ (redis::ConnectError::Sentinels(
+                redis::SentinelError::Silent(_) | redis::SentinelError::Unknown(_),
+            )
             | redis::ConnectError::NotPrimary { .. }
             | redis::ConnectError::NoSlots(_)
             | redis::ConnectError::Password(_)),
