@@ -26,6 +26,12 @@ pub enum ConnectError {
     /// The namespace breaks the rules for names.
     #[error("[redis] namespace '{0}' is not a namespace: use at most 60 characters of A-Z a-z 0-9 . _ -")]
     Namespace(String),
+    /// The address has a parameter that means nothing.
+    #[error(
+        "the redis url has a parameter '{0}', which means nothing there: take it away (only unix:// has user \
+         and pass as parameters; elsewhere they stand before the host)"
+    )]
+    Parameter(String),
     /// The address has a fragment, which would switch the check of certificates off.
     #[error(
         "the redis url has a '#', and means nothing by it: certificates are always checked. For a private CA \
