@@ -36,7 +36,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 pub use error::{ConnectError, error_text, is_tls};
 #[cfg(feature = "server")]
 pub use pool::Pool;
-pub use schema::{Schema, SchemaError, State};
+pub use schema::{Schema, SchemaError, State, check_version};
 
 use crate::address::{self, AddressError};
 use crate::password_command::{Password, PasswordCommand, PasswordError};
