@@ -103,7 +103,8 @@ fn is_away(error: &ConnectError) -> bool {
         | ConnectError::Url(_)
         | ConnectError::Hosts
         | ConnectError::WantsAStandby
-        | ConnectError::File { .. }
+        | ConnectError::Parameter { .. }
+        | ConnectError::Tls(_)
         | ConnectError::TwoPasswords
         | ConnectError::Pooled { .. } => false,
         // The program may ask a server that is away.
