@@ -50,11 +50,11 @@ pub enum SentinelError {
     /// None of them answered.
     #[error("no sentinel answers ({0}): check that they run, and the hosts and the scheme in REDIS_URL")]
     Silent(String),
-    /// All of them refuse the login.
-    #[error("no sentinel accepts the login ({0}): check [redis] sentinel_user and sentinel_password")]
+    /// None of them names a primary, and one refuses the login.
+    #[error("a sentinel refuses the login ({0}): check [redis] sentinel_user and sentinel_password")]
     Login(String),
-    /// TLS to all of them fails for a reason that does not go away by itself.
-    #[error("no sentinel can be asked by TLS ({0})")]
+    /// None of them names a primary, and TLS to one fails for a reason that does not go away by itself.
+    #[error("a sentinel cannot be asked by TLS ({0})")]
     Handshake(String),
     /// None of them knows the service.
     #[error("no sentinel knows a primary called '{0}': check the name behind the hosts")]
@@ -111,21 +111,19 @@ impl Sentinels {
 }
 
 impl SentinelError {
-    /// The error of sentinels that all have a problem. Waiting may help while one of them is merely away.
+    /// The error of sentinels that all have a problem. One that waiting does not mend is told first: the
+    /// sentinels that are merely away would have it too.
     fn of(problems: Vec<Problem>) -> Self {
-        let mut silent = None;
-        let mut lasting = None;
+        let mut told = Self::Silent(String::new());
         for problem in problems {
             match problem {
-                Problem::Silent(text) => silent = Some(text),
-                Problem::Login(text) => lasting = Some(Self::Login(text)),
-                Problem::Handshake(text) => lasting = Some(Self::Handshake(text)),
+                Problem::Silent(text) if matches!(told, Self::Silent(_)) => told = Self::Silent(text),
+                Problem::Silent(_) => {}
+                Problem::Login(text) => told = Self::Login(text),
+                Problem::Handshake(text) => told = Self::Handshake(text),
             }
         }
-        match (silent, lasting) {
-            (None, Some(lasting)) => lasting,
-            (silent, _) => Self::Silent(silent.unwrap_or_default()),
-        }
+        told
     }
 }
 
@@ -206,5 +204,22 @@ async fn follow(shared: Weak<Shared>, sentinels: Sentinels) {
         if let Err(error) = shared.ask(&sentinels).await {
             tracing::debug!(%error, "the primary stays as it is");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_that_waiting_does_not_mend_is_told_before_silence() {
+        let silent = || Problem::Silent("a:1: no answer".to_owned());
+        let refused = || Problem::Login("b:1: WRONGPASS".to_owned());
+        for problems in [vec![silent(), refused()], vec![refused(), silent()]] {
+            assert!(matches!(SentinelError::of(problems), SentinelError::Login(_)));
+        }
+        assert!(
+            matches!(SentinelError::of(vec![silent()]), SentinelError::Silent(text) if text.contains("a:1"))
+        );
     }
 }
