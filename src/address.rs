@@ -220,6 +220,33 @@ pub fn scheme(text: &str) -> Option<String> {
     Some(Parts::of(text)?.scheme.to_ascii_lowercase())
 }
 
+/// The hosts of an address as they are written, with ports and commas.
+pub fn hosts(text: &str) -> &str {
+    Parts::of(text).map_or("", |parts| parts.host)
+}
+
+/// The last parameter with one of these names, and its decoded value: where an address repeats one, drivers
+/// take the last.
+pub fn last_parameter<'n>(text: &str, names: &[&'n str]) -> Option<(&'n str, String)> {
+    let parts = Parts::of(text)?;
+    let named = parts.parameters().filter_map(|(pair, found)| {
+        let name = names.iter().find(|name| **name == found)?;
+        Some((*name, decoded(pair.split_once('=').map_or("", |(_, value)| value)).into_owned()))
+    });
+    named.last()
+}
+
+/// The address with each `+` of its parameters as `%2B`. Drivers take a `+` there for a space, as forms of
+/// browsers do; libpq and people take it for what it is.
+pub fn with_literal_plus(text: &str) -> Cow<'_, str> {
+    match text.split_once('?') {
+        Some((before, query)) if query.contains('+') => {
+            Cow::Owned(format!("{before}?{}", query.replace('+', "%2B")))
+        }
+        _ => Cow::Borrowed(text),
+    }
+}
+
 /// The decoded value of a query parameter.
 pub fn parameter(text: &str, name: &str) -> Option<String> {
     let (pair, _) = Parts::of(text)?.parameters().find(|(_, known)| known == name)?;
@@ -323,6 +350,28 @@ mod tests {
         let address = "postgres://h/d?sslmode=require&sslrootcert=%2Fetc%2Fca.pem";
         assert_eq!(parameter(address, "sslrootcert").as_deref(), Some("/etc/ca.pem"));
         assert_eq!(parameter(address, "sslcert"), None);
+    }
+
+    #[test]
+    fn the_last_parameter_of_several_names_counts() {
+        let address = "postgres://h/d?sslmode=require&ssl-mode=verify-ca&x";
+        let last = |names: &[&'static str]| last_parameter(address, names);
+        assert_eq!(last(&["sslmode", "ssl-mode"]), Some(("ssl-mode", "verify-ca".to_owned())));
+        assert_eq!(last(&["x"]), Some(("x", String::new())));
+        assert_eq!(last(&["y"]), None);
+    }
+
+    #[test]
+    fn a_plus_in_a_parameter_is_a_plus() {
+        assert_eq!(with_literal_plus("unix:///a+b?pass=a+b/=="), "unix:///a+b?pass=a%2Bb/==");
+        assert_eq!(with_literal_plus("redis://u:a+b@h"), "redis://u:a+b@h");
+    }
+
+    #[test]
+    fn a_comma_in_a_password_is_none_of_a_host() {
+        assert_eq!(hosts("redis://u:a,b@h:1/0"), "h:1");
+        assert_eq!(hosts("redis://u:a,b@h:1,i:2"), "h:1,i:2");
+        assert_eq!(hosts("unix:///s?pass=a,b"), "");
     }
 
     #[test]

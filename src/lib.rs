@@ -9,6 +9,7 @@
 //! The modules are listed in the order of that flow. A module uses only those above it:
 //!
 //! - [`address`]: the parts of a server's address that may be shown. No I/O.
+//! - [`certificates`]: PEM files, and why a server's certificate is refused.
 //! - [`event`]: the value that travels. No I/O.
 //! - [`pluralize`]: a number with its noun, as people write it.
 //! - [`printable`]: text from outside, made safe for terminals and logs.
@@ -32,6 +33,7 @@
 //! An application that only writes events needs `event` and `outbox`: set `default-features = false`.
 
 pub mod address;
+pub mod certificates;
 pub mod event;
 pub mod outbox;
 pub mod password_command;

@@ -20,6 +20,7 @@ mod listener;
 #[cfg(feature = "server")]
 mod pool;
 mod schema;
+mod tls;
 
 use std::borrow::Cow;
 use std::str::FromStr;
@@ -36,10 +37,12 @@ use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 pub use error::{ConnectError, error_text, is_tls};
 #[cfg(feature = "server")]
 pub use pool::Pool;
-pub use schema::{Schema, SchemaError, State};
+pub use schema::{Schema, SchemaError, State, check_version};
+pub use tls::TlsError;
 
 use crate::address::{self, AddressError};
 use crate::password_command::{Password, PasswordCommand, PasswordError};
+use tls::Tls;
 
 /// The form of an address.
 const FORM: &str = "postgres://user:password@host:port/database";
@@ -67,10 +70,6 @@ const PARAMETERS: [&str; 18] = [
     "options",
 ];
 
-/// The parameters of an address that name files.
-const FILES: [&str; 7] =
-    ["sslrootcert", "ssl-root-cert", "ssl-ca", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
-
 /// The `[database]` section.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -94,8 +93,8 @@ impl Settings {
     /// # Errors
     /// Returns [`ConnectError::NoUrl`] if no address is set, [`ConnectError::Url`] if one is malformed,
     /// [`ConnectError::Hosts`] or [`ConnectError::WantsAStandby`] if its several hosts cannot be used,
-    /// [`ConnectError::File`] if a file that it names cannot be read, and [`ConnectError::TwoPasswords`] if a
-    /// program gives the password too.
+    /// [`ConnectError::Parameter`] if a parameter means nothing, [`ConnectError::Tls`] if the mode or the
+    /// files of TLS cannot be used, and [`ConnectError::TwoPasswords`] if a program gives the password too.
     pub fn check(&self) -> Result<(), ConnectError> {
         self.hosts(&self.url, "")?;
         self.hosts(self.direct(), "").map(|_hosts| ())
@@ -123,7 +122,7 @@ impl Settings {
         if found.as_ref().is_err_and(ConnectError::refuses_login) {
             self.password_command.forget();
         }
-        found
+        found.map_err(|error| explained(error, self.direct()))
     }
 
     fn direct(&self) -> &SecretString {
@@ -149,18 +148,14 @@ impl Settings {
 
     /// Builds the options for an address of one host.
     fn host(&self, url: &str, application_name: &str) -> Result<PgConnectOptions, ConnectError> {
-        for parameter in FILES {
-            // The driver reports a missing file as a broken connection.
-            if let Some(path) = address::parameter(url, parameter)
-                && let Err(source) = std::fs::File::open(&path)
-            {
-                return Err(ConnectError::File { parameter, path, source });
-            }
-        }
+        check_parameters(url)?;
+        let tls = Tls::of(url)?;
+        tls.check()?;
         // The driver's own message may quote the address.
         let malformed = |_: sqlx::Error| ConnectError::Url(AddressError::Form(FORM));
-        let options = PgConnectOptions::from_str(&for_the_driver(url)).map_err(malformed)?;
-        Ok(options
+        let options = driver_options(url).map_err(malformed)?;
+        Ok(tls
+            .apply(options)
             .application_name(application_name)
             .options([
                 ("search_path", PINNED.to_owned()),
@@ -205,7 +200,7 @@ impl Settings {
                     // Postgres itself takes our settings.
                     return Err(ConnectError::Pooled { address });
                 }
-                Err(ConnectError::Refused { address, source })
+                Err(explained(ConnectError::refused(address, source), self.direct()))
             }
             Err(_) => Err(ConnectError::Timeout { address, waited_ms: ACQUIRE_TIMEOUT.as_millis() as u64 }),
         }
@@ -223,12 +218,16 @@ impl Settings {
         }
         let addresses = addresses_of(self.url.expose_secret())?;
         let malformed = |_: sqlx::Error| ConnectError::Url(AddressError::Form(FORM));
-        let options = addresses.first().map(|url| PgConnectOptions::from_str(&for_the_driver(url)));
-        let options = options.ok_or(ConnectError::NoUrl)?.map_err(malformed)?.disable_statement_logging();
+        let url = addresses.first().ok_or(ConnectError::NoUrl)?;
+        let options = driver_options(url).map_err(malformed)?.disable_statement_logging();
+        let options = Tls::of(url)?.apply(options);
         let options = with_password(options, &self.password_command).await?;
         let address = address_of(&options);
         match tokio::time::timeout(ACQUIRE_TIMEOUT, options.connect()).await {
-            Ok(connected) => connected.map(Some).map_err(|source| ConnectError::Refused { address, source }),
+            Ok(connected) => match connected {
+                Ok(connection) => Ok(Some(connection)),
+                Err(source) => Err(explained(ConnectError::refused(address, source), &self.url)),
+            },
             Err(_) => Err(ConnectError::Timeout { address, waited_ms: ACQUIRE_TIMEOUT.as_millis() as u64 }),
         }
     }
@@ -248,6 +247,21 @@ impl Settings {
             .connect_lazy_with(hosts[0].clone());
         Ok(Pool::new(pool, hosts, self.password_command.clone()))
     }
+}
+
+/// Reads an address of one host as the driver does.
+fn driver_options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
+    PgConnectOptions::from_str(&address::with_literal_plus(&for_the_driver(url)))
+}
+
+/// Adds the file and the parameter of the address to an error of TLS.
+fn explained(mut error: ConnectError, url: &SecretString) -> ConnectError {
+    if let ConnectError::Refused { problem, source, .. } = &mut error
+        && let Some(of_tls) = Tls::of(url.expose_secret()).ok().and_then(|tls| tls.problem(source))
+    {
+        *problem = of_tls;
+    }
+    error
 }
 
 /// Adds the password of the program, if one is set.
@@ -348,9 +362,26 @@ fn for_the_driver(url: &str) -> Cow<'_, str> {
     known
 }
 
-/// Returns an address for each host that the address names.
+/// Checks the parameters whose values the driver refuses without their name.
+fn check_parameters(url: &str) -> Result<(), ConnectError> {
+    let wrong = |parameter, expected| Err(ConnectError::Parameter { parameter, expected });
+    let has = |name| address::last_parameter(url, &[name]).map(|(_, value)| value);
+    if has("port").is_some_and(|port| port.parse::<u16>().is_err()) {
+        return wrong("port", "the number of a port");
+    }
+    if has("hostaddr").is_some_and(|address| address.parse::<std::net::IpAddr>().is_err()) {
+        return wrong("hostaddr", "an IP address");
+    }
+    if has("statement-cache-capacity").is_some_and(|capacity| capacity.parse::<usize>().is_err()) {
+        return wrong("statement-cache-capacity", "a number");
+    }
+    Ok(())
+}
+
+/// Returns an address for each host that the address names, without `target_session_attrs`.
 fn addresses_of(url: &str) -> Result<Vec<String>, ConnectError> {
-    if names_several_hosts(url) { hosts::addresses(url) } else { Ok(vec![url.to_owned()]) }
+    let is_rewritten = names_several_hosts(url) || address::parameter(url, "target_session_attrs").is_some();
+    if is_rewritten { hosts::addresses(url) } else { Ok(vec![url.to_owned()]) }
 }
 
 /// Whether libpq would try several servers: `postgres://a,b/db`, or `?host=a,b`. The driver would take the

@@ -1,5 +1,6 @@
 //! Why a connection to Postgres could not be made, in words that say what to do.
 
+use super::tls::{self, TlsError};
 use crate::address::AddressError;
 use crate::password_command::PasswordError;
 
@@ -37,16 +38,17 @@ pub enum ConnectError {
     /// The program gave no password.
     #[error("[database] {0}")]
     Password(#[from] PasswordError),
-    /// A file that the address names cannot be read.
-    #[error("cannot read {parameter} {path} of the database url: {source}")]
-    File {
+    /// A parameter of the address has a value that means nothing.
+    #[error("{parameter} of the database url is not {expected}")]
+    Parameter {
         /// The parameter.
         parameter: &'static str,
-        /// Its value.
-        path: String,
-        /// The cause.
-        source: std::io::Error,
+        /// What it must be.
+        expected: &'static str,
     },
+    /// TLS is asked for in a way that cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The server did not answer in time.
     #[error(
         "Postgres at {address} did not answer within {waited_ms} ms: is it running, and is the address right?"
@@ -68,16 +70,23 @@ pub enum ConnectError {
         address: String,
     },
     /// The server refused the connection, or could not be reached.
-    #[error("cannot connect to Postgres at {address}: {}", error_text(.source))]
+    #[error("cannot connect to Postgres at {address}: {problem}")]
     Refused {
         /// Host, port and database, without user or password.
         address: String,
+        /// The cause in words, with advice.
+        problem: String,
         /// The cause.
         source: sqlx::Error,
     },
 }
 
 impl ConnectError {
+    /// The error for a server that refuses, or cannot be reached.
+    pub(super) fn refused(address: String, source: sqlx::Error) -> Self {
+        Self::Refused { address, problem: error_text(&source), source }
+    }
+
     /// Whether a server has refused user or password, so that the next try needs the newest password.
     pub(super) fn refuses_login(&self) -> bool {
         match self {
@@ -94,9 +103,7 @@ pub fn error_text(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => match error.code().as_deref() {
             Some("28P01") => format!("{} (check user and password in DATABASE_URL)", error.message()),
-            Some("28000") => {
-                format!("{} (check user, password and sslcert in DATABASE_URL)", error.message())
-            }
+            Some("28000") => format!("{} ({})", error.message(), login_advice(error.message())),
             Some("3D000") => format!("{} (create it, or name another one in DATABASE_URL)", error.message()),
             Some("53300") => {
                 format!(
@@ -106,8 +113,8 @@ pub fn error_text(error: &sqlx::Error) -> String {
             }
             _ => error.message().to_owned(),
         },
-        sqlx::Error::Io(error) => match certificate_advice(error) {
-            Some(advice) => format!("{error} ({advice})"),
+        sqlx::Error::Io(error) => match tls::problem_of_a_handshake(error) {
+            Some(problem) => problem,
             None => format!("{error} (is it running, and is the address right?)"),
         },
         sqlx::Error::Tls(error) => {
@@ -126,32 +133,20 @@ pub fn error_text(error: &sqlx::Error) -> String {
 /// Whether the two sides do not agree on TLS, which does not mend itself.
 pub fn is_tls(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Tls(_) => true,
-        sqlx::Error::Io(error) => certificate_advice(error).is_some(),
+        sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => true,
+        sqlx::Error::Io(error) => tls::problem_of_a_handshake(error).is_some(),
         _ => false,
     }
 }
 
-/// Returns the parameter of the address that mends a failed handshake.
-#[cfg(feature = "server")]
-fn certificate_advice(error: &std::io::Error) -> Option<&'static str> {
-    use rustls::{CertificateError, Error};
-    let advice = match error.get_ref()?.downcast_ref::<Error>()? {
-        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
-            "set sslrootcert in DATABASE_URL to the certificate of the CA that signed the server's"
-        }
-        Error::InvalidCertificate(
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => "write a host in DATABASE_URL for which the server's certificate was issued",
-        Error::InvalidCertificate(_) => "give the server a valid certificate, and check this machine's clock",
-        _ => "check sslmode, sslrootcert, sslcert and sslkey in DATABASE_URL, and the server's TLS settings",
-    };
-    Some(advice)
-}
-
-#[cfg(not(feature = "server"))]
-fn certificate_advice(_error: &std::io::Error) -> Option<&'static str> {
-    None
+/// Advice for a login that the server's pg_hba.conf does not allow. The server says there whether the
+/// connection was encrypted; before version 13 in other words.
+fn login_advice(message: &str) -> &'static str {
+    if message.contains("no encryption") || message.contains("SSL off") {
+        "set sslmode=require in DATABASE_URL, or allow this user without TLS in the server's pg_hba.conf"
+    } else {
+        "check user, password and sslcert in DATABASE_URL"
+    }
 }
 
 #[cfg(test)]

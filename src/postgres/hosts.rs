@@ -8,7 +8,7 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 
-use super::error::{ConnectError, error_text};
+use super::error::{ConnectError, error_text, is_tls};
 use super::{address_of, is_refused_login};
 
 /// How long one host may take to answer.
@@ -48,7 +48,7 @@ pub(super) fn addresses(url: &str) -> Result<Vec<String>, ConnectError> {
 /// Returns the first of these that is a primary.
 ///
 /// # Errors
-/// Returns [`ConnectError::Refused`] if every host refuses the login, and otherwise
+/// Returns [`ConnectError::Refused`] if every host refuses the login or fails at TLS, and otherwise
 /// [`ConnectError::NoPrimary`] with the answer of each host if none is a primary.
 pub(super) async fn primary(hosts: &[PgConnectOptions]) -> Result<PgConnectOptions, ConnectError> {
     let mut answers = Vec::new();
@@ -58,14 +58,14 @@ pub(super) async fn primary(hosts: &[PgConnectOptions]) -> Result<PgConnectOptio
             Err(answer) => answers.push((address_of(host), answer)),
         }
     }
-    let refused = answers.iter().filter(|(_, answer)| answer.refuses_login()).count();
-    if refused == answers.len()
+    let refuses_login = answers.iter().any(|(_, answer)| answer.refuses_login());
+    if answers.iter().all(|(_, answer)| answer.refuses_login() || answer.is_of_tls())
         && let Some((address, Answer::Failed(source))) = answers.pop()
     {
-        return Err(ConnectError::Refused { address, source });
+        return Err(ConnectError::refused(address, source));
     }
     let told: Vec<String> = answers.iter().map(|(address, answer)| format!("{address}: {answer}")).collect();
-    Err(ConnectError::NoPrimary { answers: told.join("; "), refuses_login: refused > 0 })
+    Err(ConnectError::NoPrimary { answers: told.join("; "), refuses_login })
 }
 
 /// Why a host is not taken.
@@ -82,6 +82,10 @@ enum Answer {
 impl Answer {
     fn refuses_login(&self) -> bool {
         matches!(self, Self::Failed(error) if is_refused_login(error))
+    }
+
+    fn is_of_tls(&self) -> bool {
+        matches!(self, Self::Failed(error) if is_tls(error))
     }
 }
 
@@ -113,6 +117,7 @@ mod tests {
         let url = "postgres://u:p,q@a:1,b:2/d?target_session_attrs=read-write&sslmode=require";
         assert_eq!(of(url).expect("two"), two);
         assert_eq!(of("postgres://a,b/d").expect("two"), ["postgres://a/d", "postgres://b/d"]);
+        assert_eq!(of("postgres://a/d?target_session_attrs=primary").expect("one"), ["postgres://a/d"]);
         assert!(of("postgres://a,b/d?target_session_attrs=standby").is_err());
         assert!(of("postgres:///d?host=a,b").is_err());
     }

@@ -8,6 +8,9 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::error_text;
 
+/// The oldest Postgres that has the functions which the schemas use, as `server_version_num`.
+const OLDEST: i32 = 130_000;
+
 /// A schema and the migrations that make it.
 #[derive(Debug)]
 pub struct Schema {
@@ -101,6 +104,9 @@ pub enum SchemaError {
         /// The newest migration that this binary knows.
         known: i64,
     },
+    /// The server is older than the schemas allow.
+    #[error("this server is PostgreSQL {0}, and version 13 is the oldest that works: upgrade the server")]
+    OldServer(String),
     /// The database has the encoding SQL_ASCII, under which text may be anything.
     #[error(
         "this database has the encoding SQL_ASCII, so its text may be anything and cannot be delivered: \
@@ -128,7 +134,8 @@ impl Schema {
     /// hold the lock.
     ///
     /// # Errors
-    /// Returns [`SchemaError::Ahead`] if a newer binary has removed something that this one uses,
+    /// Returns [`SchemaError::OldServer`] if the server is older than PostgreSQL 13,
+    /// [`SchemaError::Ahead`] if a newer binary has removed something that this one uses,
     /// [`SchemaError::NotAllowed`] if the role may not ask for that, [`SchemaError::Encoding`] if the
     /// database has the encoding SQL_ASCII, [`SchemaError::Migrate`] if a migration fails, and
     /// [`SchemaError::Database`] if Postgres fails otherwise.
@@ -183,9 +190,11 @@ impl Schema {
     /// Compares the database's schema with this binary's migrations.
     ///
     /// # Errors
-    /// Returns [`SchemaError::NotAllowed`] if the schema is newer and the role may not ask whether it serves
-    /// this binary, and [`SchemaError::Database`] if Postgres refuses a statement or the connection breaks.
+    /// Returns [`SchemaError::OldServer`] if the server is older than PostgreSQL 13,
+    /// [`SchemaError::NotAllowed`] if the schema is newer and the role may not ask whether it serves this
+    /// binary, and [`SchemaError::Database`] if Postgres refuses a statement or the connection breaks.
     pub async fn state(&self, connection: &mut PgConnection) -> Result<State, SchemaError> {
+        check_version(connection).await?;
         let exists: bool = sqlx::query_scalar("select to_regclass($1) is not null")
             .bind(self.table())
             .fetch_one(&mut *connection)
@@ -237,4 +246,19 @@ impl Schema {
     fn table(&self) -> String {
         format!("{}.migration", self.name)
     }
+}
+
+/// Checks that the server is new enough for the schemas.
+///
+/// # Errors
+/// Returns [`SchemaError::OldServer`] if it is older than PostgreSQL 13, and [`SchemaError::Database`] if
+/// Postgres refuses the statement or the connection breaks.
+pub async fn check_version(connection: &mut PgConnection) -> Result<(), SchemaError> {
+    let (number, version): (i32, String) = sqlx::query_as(
+        "select pg_catalog.current_setting('server_version_num')::int4,
+                pg_catalog.current_setting('server_version')",
+    )
+    .fetch_one(connection)
+    .await?;
+    if number < OLDEST { Err(SchemaError::OldServer(version)) } else { Ok(()) }
 }

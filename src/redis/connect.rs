@@ -18,7 +18,7 @@ use super::keys::is_namespace;
 use super::login::Passwords;
 use super::sentinel::{self, Sentinels};
 use super::settings::{CONNECT_TIMEOUT, Settings};
-use super::tls;
+use super::tls::{self, TlsSettings};
 use crate::address::{self, AddressError};
 
 /// The form of an address.
@@ -68,10 +68,10 @@ impl Settings {
     ///
     /// # Errors
     /// Returns [`ConnectError::NoUrl`] if no address is set, [`ConnectError::Url`] if it is malformed,
-    /// [`ConnectError::Fragment`] if it has a fragment, [`ConnectError::DatabaseNumber`] if it names a
-    /// database other than 0, [`ConnectError::TwoPasswords`] if a program gives the password too,
-    /// [`ConnectError::Namespace`] if the namespace breaks the rules, and [`ConnectError::Certificates`] if
-    /// the certificates cannot be used.
+    /// [`ConnectError::Fragment`] if it has a fragment, [`ConnectError::Parameter`] if it has a parameter
+    /// that means nothing, [`ConnectError::DatabaseNumber`] if it names a database other than 0,
+    /// [`ConnectError::TwoPasswords`] if a program gives the password too, [`ConnectError::Namespace`] if the
+    /// namespace breaks the rules, and [`ConnectError::Certificates`] if the certificates cannot be used.
     pub fn check(&self) -> Result<(), ConnectError> {
         self.target().map(|_target| ())
     }
@@ -195,9 +195,10 @@ impl Settings {
             self.password_command.forget();
         }
         let (address, is_tls) = (address_of(client), is_tls(client.get_connection_info().addr()));
-        Err(match tls::handshake_problem(&source, self) {
+        let settings = self.tls_settings();
+        Err(match tls::handshake_problem(&source, &settings) {
             Some(problem) => ConnectError::Handshake { address, problem },
-            None => ConnectError::Refused { address, is_tls, source },
+            None => ConnectError::Refused { address, advice: settings.advice_on_silence(is_tls), source },
         })
     }
 
@@ -243,6 +244,11 @@ impl Settings {
         if url.contains('#') {
             return Err(ConnectError::Fragment);
         }
+        let known = parameters_of(url);
+        let (_, unknown) = address::with_known_parameters(url, |name| known.contains(&name));
+        if let Some(name) = unknown.into_iter().next() {
+            return Err(ConnectError::Parameter(name));
+        }
         if self.password_command.is_set() && address::holds_a_password(url) {
             return Err(ConnectError::TwoPasswords);
         }
@@ -255,10 +261,14 @@ impl Settings {
     /// The servers that the address names, one or several.
     fn servers_at(&self, scheme: Option<&str>) -> Result<Vec<ConnectionInfo>, ConnectError> {
         let url = self.url.expose_secret();
-        let several = scheme.filter(|_| url.contains(',')).and_then(|it| address::each_host(url, it));
+        let several = scheme.filter(|_| names_several(url)).and_then(|it| address::each_host(url, it));
         let servers = match several {
-            Some((hosts, name)) if name.is_empty() && !url.contains('?') => hosts,
-            Some(_) => return Err(malformed()),
+            Some((hosts, name)) if name.is_empty() => hosts,
+            Some((hosts, name)) => match name.parse() {
+                Ok(0) => hosts,
+                Ok(number) => return Err(ConnectError::DatabaseNumber(number)),
+                Err(_) => return Err(malformed()),
+            },
             None => vec![url.to_owned()],
         };
         let servers: Vec<_> = servers.iter().map(|url| self.server_at(url)).collect::<Result<_, _>>()?;
@@ -272,11 +282,12 @@ impl Settings {
     fn target_by_sentinels(&self, scheme: &str) -> Result<Target, ConnectError> {
         let url = self.url.expose_secret();
         let (hosts, service) = address::each_host(url, scheme).ok_or(malformed())?;
-        if service.is_empty() || service.contains('/') || url.contains('?') {
+        if service.is_empty() || service.contains('/') {
             return Err(malformed());
         }
         let clients = hosts.iter().map(|host| self.client_to(self.as_sentinel(self.server_at(host)?)));
-        let sentinels = Sentinels { clients: clients.collect::<Result<_, _>>()?, service };
+        let tls = self.tls_settings();
+        let sentinels = Sentinels { clients: clients.collect::<Result<_, _>>()?, service, tls };
         let first = hosts.first().ok_or(malformed())?;
         Ok(Target::Sentinels { sentinels, info: Box::new(self.server_at(first)?) })
     }
@@ -284,7 +295,8 @@ impl Settings {
     /// Reads the address of one server.
     fn server_at(&self, url: &str) -> Result<ConnectionInfo, ConnectError> {
         // The driver's own message may quote the address.
-        let info: ConnectionInfo = url.into_connection_info().map_err(|_error| malformed())?;
+        let info: ConnectionInfo =
+            address::with_literal_plus(url).as_ref().into_connection_info().map_err(|_error| malformed())?;
         if info.redis_settings().db() != 0 {
             return Err(ConnectError::DatabaseNumber(info.redis_settings().db()));
         }
@@ -292,6 +304,12 @@ impl Settings {
             .with_time(Duration::from_secs(10))
             .with_interval(Duration::from_secs(5))
             .with_retries(3);
+        // Without a password the driver would drop the user. A user that needs none accepts any.
+        let login = info.redis_settings().clone();
+        let info = match login.username().is_some() && login.password().is_none() {
+            true if !self.password_command.is_set() => info.set_redis_settings(login.set_password("")),
+            _ => info,
+        };
         // A dead peer is noticed.
         let tcp = TcpSettings::default()
             .set_nodelay(true)
@@ -309,14 +327,22 @@ impl Settings {
             }
             other => other,
         };
-        let mut login = RedisConnectionInfo::default();
-        if !self.sentinel_user.is_empty() {
-            login = login.set_username(&self.sentinel_user);
-        }
-        if !self.sentinel_password.expose_secret().is_empty() {
-            login = login.set_password(self.sentinel_password.expose_secret());
-        }
+        let (user, password) = (&self.sentinel_user, self.sentinel_password.expose_secret());
+        let login = match (user.is_empty(), password.is_empty()) {
+            (true, true) => RedisConnectionInfo::default(),
+            (true, false) => RedisConnectionInfo::default().set_password(password),
+            (false, _) => RedisConnectionInfo::default().set_username(user).set_password(password),
+        };
         info.set_addr(address).set_redis_settings(login)
+    }
+
+    fn tls_settings(&self) -> TlsSettings {
+        TlsSettings {
+            ca_file: self.tls_ca_file.clone(),
+            cert_file: self.tls_cert_file.clone(),
+            key_file: self.tls_key_file.clone(),
+            schemes: tls::schemes_of(self.url.expose_secret()),
+        }
     }
 
     fn client_to(&self, info: ConnectionInfo) -> Result<Client, ConnectError> {
@@ -324,7 +350,7 @@ impl Settings {
         if is_tls {
             tls::choose_cryptography();
         }
-        match tls::certificates(self, is_tls)? {
+        match tls::certificates(&self.tls_settings(), is_tls)? {
             Some(certificates) => Client::build_with_tls(info, certificates),
             None => Client::open(info),
         }
@@ -343,6 +369,21 @@ fn at(info: ConnectionInfo, Endpoint { host, port }: Endpoint) -> ConnectionInfo
     info.set_addr(address)
 }
 
+/// The query parameters that mean something in an address of this kind.
+fn parameters_of(url: &str) -> &'static [&'static str] {
+    match address::scheme(url).as_deref() {
+        Some("unix" | "redis+unix" | "valkey+unix") => &["db", "user", "pass", "protocol"],
+        Some("redis+sentinel" | "rediss+sentinel") => &[],
+        _ if names_several(url) => &[],
+        _ => &["protocol"],
+    }
+}
+
+/// Whether the address names several hosts. A comma may also stand in a password.
+fn names_several(url: &str) -> bool {
+    address::hosts(url).contains(',')
+}
+
 fn malformed() -> ConnectError {
     ConnectError::Url(AddressError::Form(FORM))
 }
@@ -358,4 +399,82 @@ fn is_tls(server: &ConnectionAddr) -> bool {
 
 fn timed_out() -> RedisError {
     std::io::Error::from(std::io::ErrorKind::TimedOut).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The logins of an address's servers; for sentinels, those at the sentinels.
+    fn logins(settings: &Settings) -> Vec<(Option<String>, Option<String>)> {
+        let infos: Vec<ConnectionInfo> = match settings.target().expect("a target") {
+            Target::Servers(servers) => servers,
+            Target::Sentinels { sentinels, .. } => {
+                sentinels.clients.iter().map(|client| client.get_connection_info().clone()).collect()
+            }
+        };
+        let login = |info: &ConnectionInfo| {
+            let redis = info.redis_settings();
+            (redis.username().map(str::to_owned), redis.password().map(str::to_owned))
+        };
+        infos.iter().map(login).collect()
+    }
+
+    fn some(user: &str, password: &str) -> (Option<String>, Option<String>) {
+        (Some(user.to_owned()), Some(password.to_owned()))
+    }
+
+    #[test]
+    fn a_comma_or_a_plus_in_a_password_belongs_to_it() {
+        for url in ["redis://app:a,b+c@h/0", "unix:///s?user=app&pass=a,b+c"] {
+            assert_eq!(logins(&Settings::at(url)), [some("app", "a,b+c")], "{url}");
+        }
+        let several = Settings::at("redis://app:a,b@h:1,i:2/0");
+        assert_eq!(logins(&several), [some("app", "a,b"), some("app", "a,b")]);
+    }
+
+    #[test]
+    fn a_user_without_a_password_is_kept() {
+        for url in ["redis://np@h", "redis://np:@h", "unix:///s?user=np", "redis://np@h,i"] {
+            assert_eq!(logins(&Settings::at(url))[0], some("np", ""), "{url}");
+        }
+        assert_eq!(logins(&Settings::at("redis://h")), [(None, None)]);
+        let mut of_sentinels = Settings::at("redis+sentinel://u:p@h/main");
+        assert_eq!(logins(&of_sentinels), [(None, None)]);
+        of_sentinels.sentinel_user = "np".to_owned();
+        assert_eq!(logins(&of_sentinels), [some("np", "")]);
+    }
+
+    #[test]
+    fn a_parameter_or_a_database_that_means_nothing_is_named() {
+        for (url, expected) in [
+            ("redis://h?db=3", "'db'"),
+            ("redis://h?insecure=true", "'insecure'"),
+            ("redis://h?username=u", "'username'"),
+            ("redis://h,i?protocol=3", "'protocol'"),
+            ("redis+sentinel://h/main?db=1", "'db'"),
+            ("unix:///s?password=p", "'password'"),
+            ("redis://h,i/3", "names database 3"),
+        ] {
+            let error = Settings::at(url).check().expect_err(url).to_string();
+            assert!(error.contains(expected), "{url}: {error}");
+        }
+        for url in ["redis://h?protocol=resp2", "unix:///s?db=0&user=u&pass=p", "redis://h,i/0"] {
+            assert!(Settings::at(url).check().is_ok(), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_file_for_tls_is_refused_by_the_scheme_that_asks_for_it() {
+        for (url, expected) in [
+            ("redis://h", "write rediss:// in REDIS_URL"),
+            ("redis+sentinel://h/main", "write rediss+sentinel:// in REDIS_URL"),
+            ("unix:///s", "a unix socket speaks no TLS"),
+        ] {
+            let mut settings = Settings::at(url);
+            settings.tls_ca_file = "/ca.pem".to_owned();
+            let error = settings.check().expect_err(url).to_string();
+            assert!(error.contains(expected), "{url}: {error}");
+        }
+    }
 }

@@ -26,6 +26,12 @@ pub enum ConnectError {
     /// The namespace breaks the rules for names.
     #[error("[redis] namespace '{0}' is not a namespace: use at most 60 characters of A-Z a-z 0-9 . _ -")]
     Namespace(String),
+    /// The address has a parameter that means nothing.
+    #[error(
+        "the redis url has a parameter '{0}', which means nothing there: take it away (only unix:// has user \
+         and pass as parameters; elsewhere they stand before the host)"
+    )]
+    Parameter(String),
     /// The address has a fragment, which would switch the check of certificates off.
     #[error(
         "the redis url has a '#', and means nothing by it: certificates are always checked. For a private CA \
@@ -80,12 +86,12 @@ pub enum ConnectError {
         problem: String,
     },
     /// The server refused the connection, or could not be reached.
-    #[error("cannot connect to Redis at {address}: {}", refusal(.source, .is_tls))]
+    #[error("cannot connect to Redis at {address}: {}", refusal(.source, .advice))]
     Refused {
         /// Host and port, without user or password.
         address: String,
-        /// Whether the address asks for TLS.
-        is_tls: bool,
+        /// What to look at if Redis itself did not answer.
+        advice: String,
         /// The cause.
         source: RedisError,
     },
@@ -99,13 +105,9 @@ fn info_advice(error: &RedisError) -> &'static str {
     }
 }
 
-/// Returns the error's text. Adds advice if Redis itself did not answer.
-fn refusal(error: &RedisError, is_tls: &bool) -> String {
+/// Returns the error's text. Adds the advice if Redis itself did not answer.
+fn refusal(error: &RedisError, advice: &str) -> String {
     let text = error_text(error);
     let is_away = error.is_io_error() || error.is_timeout() || error.is_connection_dropped();
-    match is_tls {
-        _ if !is_away => text,
-        true => format!("{text} (is it running, does it speak TLS at this port, and is REDIS_URL right?)"),
-        false => format!("{text} (is it running, does it want TLS (rediss://), and is REDIS_URL right?)"),
-    }
+    if is_away { format!("{text} ({advice})") } else { text }
 }

@@ -8,15 +8,26 @@ const LOGIN: &str =
 
 /// Returns the error's text without the client library's own marks. Adds advice if the login is at fault.
 pub fn error_text(error: &RedisError) -> String {
+    let words = plain_text(error);
+    if is_refused_login(error) { format!("{words} {LOGIN}") } else { words }
+}
+
+/// The same without advice, for a login whose user and password are not those of the address.
+pub(super) fn plain_text(error: &RedisError) -> String {
     // The library replaces the server's own words by this kind.
     if error.kind() == ErrorKind::AuthenticationFailed {
-        return format!("authentication failed {LOGIN}");
+        return "authentication failed".to_owned();
     }
     match (error.code(), error.detail()) {
-        (Some(code @ ("NOAUTH" | "WRONGPASS")), detail) => format!("{} {LOGIN}", reply(code, detail)),
+        (Some(code @ ("NOAUTH" | "WRONGPASS")), detail) => reply(code, detail),
         (Some(code), Some(detail)) => reply(code, Some(detail)),
         _ => error.to_string(),
     }
+}
+
+/// Whether the server refuses user or password, or misses them.
+pub(super) fn is_refused_login(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::AuthenticationFailed || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
 }
 
 /// Formats an error reply as Redis writes it: the code, then the words.

@@ -15,7 +15,8 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::endpoint::Endpoint;
-use super::error_text::error_text;
+use super::error_text::{is_refused_login, plain_text};
+use super::tls::{self, TlsSettings};
 
 /// How long a sentinel may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
@@ -31,14 +32,30 @@ pub(super) struct Sentinels {
     pub(super) clients: Vec<Client>,
     /// The name under which they watch the primary.
     pub(super) service: String,
+    pub(super) tls: TlsSettings,
+}
+
+/// Why a sentinel does not answer.
+#[derive(Debug)]
+enum Problem {
+    /// It cannot be reached, or does not answer as a sentinel does.
+    Silent(String),
+    Login(String),
+    Handshake(String),
 }
 
 /// Why the sentinels name no primary.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SentinelError {
     /// None of them answered.
-    #[error("no sentinel answers ({0}): check the hosts, and [redis] sentinel_user and sentinel_password")]
+    #[error("no sentinel answers ({0}): check that they run, and the hosts and the scheme in REDIS_URL")]
     Silent(String),
+    /// None of them names a primary, and one refuses the login.
+    #[error("a sentinel refuses the login ({0}): check [redis] sentinel_user and sentinel_password")]
+    Login(String),
+    /// None of them names a primary, and TLS to one fails for a reason that does not go away by itself.
+    #[error("a sentinel cannot be asked by TLS ({0})")]
+    Handshake(String),
     /// None of them knows the service.
     #[error("no sentinel knows a primary called '{0}': check the name behind the hosts")]
     Unknown(String),
@@ -49,7 +66,7 @@ impl Sentinels {
     async fn primary(&self) -> Result<Endpoint, SentinelError> {
         let mut asked: FuturesUnordered<_> = self.clients.iter().map(|client| self.ask(client)).collect();
         let mut named: HashMap<Endpoint, usize> = HashMap::new();
-        let (mut problem, mut knows) = (String::new(), true);
+        let (mut problems, mut knows) = (Vec::new(), true);
         while let Some(answer) = asked.next().await {
             match answer {
                 Ok(Some(address)) => {
@@ -60,17 +77,17 @@ impl Sentinels {
                     }
                 }
                 Ok(None) => knows = false,
-                Err(error) => problem = error,
+                Err(problem) => problems.push(problem),
             }
         }
         let most = named.into_iter().max_by_key(|(_, votes)| *votes);
         most.map(|(address, _)| address).ok_or_else(|| match knows {
-            true => SentinelError::Silent(problem),
+            true => SentinelError::of(problems),
             false => SentinelError::Unknown(self.service.clone()),
         })
     }
 
-    async fn ask(&self, client: &Client) -> Result<Option<Endpoint>, String> {
+    async fn ask(&self, client: &Client) -> Result<Option<Endpoint>, Problem> {
         let limits = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(ANSWER_LIMIT))
             .set_response_timeout(Some(ANSWER_LIMIT));
@@ -83,9 +100,30 @@ impl Sentinels {
         let at = client.get_connection_info().addr();
         match timeout(ANSWER_LIMIT, asking).await {
             Ok(Ok(answer)) => Ok(answer.map(|(host, port)| Endpoint { host, port })),
-            Ok(Err(error)) => Err(format!("{at}: {}", error_text(&error))),
-            Err(_elapsed) => Err(format!("{at}: {}", error_text(&timed_out()))),
+            Ok(Err(error)) => Err(match tls::handshake_problem(&error, &self.tls) {
+                Some(problem) => Problem::Handshake(format!("{at}: {problem}")),
+                None if is_refused_login(&error) => Problem::Login(format!("{at}: {}", plain_text(&error))),
+                None => Problem::Silent(format!("{at}: {}", plain_text(&error))),
+            }),
+            Err(_elapsed) => Err(Problem::Silent(format!("{at}: {}", plain_text(&timed_out())))),
         }
+    }
+}
+
+impl SentinelError {
+    /// The error of sentinels that all have a problem. One that waiting does not mend is told first: the
+    /// sentinels that are merely away would have it too.
+    fn of(problems: Vec<Problem>) -> Self {
+        let mut told = Self::Silent(String::new());
+        for problem in problems {
+            match problem {
+                Problem::Silent(text) if matches!(told, Self::Silent(_)) => told = Self::Silent(text),
+                Problem::Silent(_) => {}
+                Problem::Login(text) => told = Self::Login(text),
+                Problem::Handshake(text) => told = Self::Handshake(text),
+            }
+        }
+        told
     }
 }
 
@@ -166,5 +204,22 @@ async fn follow(shared: Weak<Shared>, sentinels: Sentinels) {
         if let Err(error) = shared.ask(&sentinels).await {
             tracing::debug!(%error, "the primary stays as it is");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_that_waiting_does_not_mend_is_told_before_silence() {
+        let silent = || Problem::Silent("a:1: no answer".to_owned());
+        let refused = || Problem::Login("b:1: WRONGPASS".to_owned());
+        for problems in [vec![silent(), refused()], vec![refused(), silent()]] {
+            assert!(matches!(SentinelError::of(problems), SentinelError::Login(_)));
+        }
+        assert!(
+            matches!(SentinelError::of(vec![silent()]), SentinelError::Silent(text) if text.contains("a:1"))
+        );
     }
 }

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 /// The parts in the order of the pipeline, with the parts that each may use and the crates that it must never
 /// know.
-const PARTS: [(&str, &[&str], &[&str]); 25] = [
+const PARTS: [(&str, &[&str], &[&str]); 26] = [
     // What of a server's address may be told, wherever one is told.
     ("address", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
+    ("certificates", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("event", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     // Words for people, wherever something is told.
     ("backoff", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
@@ -19,7 +20,7 @@ const PARTS: [(&str, &[&str], &[&str]); 25] = [
     ("pluralize", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("printable", &[], &["sqlx", "redis", "axum", "hyper", "tokio"]),
     ("password_command", &["printable"], &["sqlx", "redis", "axum", "hyper"]),
-    ("postgres", &["address", "password_command"], &["redis", "axum", "hyper"]),
+    ("postgres", &["address", "certificates", "password_command"], &["redis", "axum", "hyper"]),
     ("outbox", &["event", "postgres"], &["redis", "axum", "hyper"]),
     ("log", &["event", "postgres", "outbox"], &["redis", "axum", "hyper"]),
     ("ops", &["event", "pluralize", "postgres", "outbox", "log"], &["redis", "axum", "hyper"]),
@@ -33,7 +34,17 @@ const PARTS: [(&str, &[&str], &[&str]); 25] = [
     ),
     (
         "redis",
-        &["address", "backoff", "event", "generations", "password_command", "pluralize", "relay", "trace"],
+        &[
+            "address",
+            "backoff",
+            "certificates",
+            "event",
+            "generations",
+            "password_command",
+            "pluralize",
+            "relay",
+            "trace",
+        ],
         &["sqlx", "axum", "hyper"],
     ),
     ("http", &["address", "event", "trace"], &["sqlx", "redis"]),
@@ -55,7 +66,8 @@ const PARTS: [(&str, &[&str], &[&str]); 25] = [
 ];
 
 /// The parts that any application can use: they must not know the bundled one.
-const GENERIC: [&str; 14] = [
+const GENERIC: [&str; 15] = [
+    "certificates",
     "event",
     "postgres",
     "outbox",

@@ -1,4 +1,5 @@
-//! Certificates for servers with TLS: a CA, a server's certificate for `localhost` alone, and a client's.
+//! Certificates for servers with TLS: a CA, a server's certificate for `localhost` alone, a client's, and a
+//! server's that signs itself as `openssl req -x509` does.
 
 use std::path::PathBuf;
 
@@ -22,6 +23,12 @@ impl Certificates {
         ca.distinguished_name.push(DnType::CommonName, "a CA of the tests");
         let certificate = ca.self_signed(&key).expect("a CA");
         std::fs::write(made.path("ca.pem"), certificate.pem()).expect("a file");
+        let mut self_signed = CertificateParams::new(vec!["localhost".to_owned()]).expect("parameters");
+        self_signed.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let own_key = KeyPair::generate().expect("a key");
+        let certificate = self_signed.self_signed(&own_key).expect("a certificate");
+        std::fs::write(made.path("self-signed.pem"), certificate.pem()).expect("a file");
+        std::fs::write(made.path("self-signed.key"), own_key.serialize_pem()).expect("a file");
         let issuer = Issuer::new(ca, key);
         for (name, for_name) in [("server", "localhost"), ("client", "client")] {
             let key = KeyPair::generate().expect("a key");
@@ -45,7 +52,13 @@ impl Certificates {
         ]
     }
 
-    /// A file: `ca.pem`, `server.pem`, `server.key`, `client.pem` or `client.key`.
+    /// Writes another file, and returns its path.
+    pub(crate) fn write(&self, name: &str, text: impl AsRef<[u8]>) -> String {
+        std::fs::write(self.path(name), text).expect("a file");
+        self.text(name)
+    }
+
+    /// A file: `ca.pem`, or the `.pem` and the `.key` of `server`, `client` and `self-signed`.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }

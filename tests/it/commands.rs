@@ -31,6 +31,15 @@ pub(crate) async fn assert_fails(settings: &Settings, arguments: &[&str], code: 
     assert!(output.stdout.is_empty(), "{arguments:?}: {}", stdout(&output));
 }
 
+/// Runs a relay that must end with this sentence. Returns what it did instead.
+pub(crate) async fn untold(settings: &Settings, sentence: &str) -> Option<String> {
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(10), cli(settings, &["relay"])).await;
+    let Ok(output) = ended else { return Some(format!("{sentence}: it waits")) };
+    let said = stderr(&output);
+    let is_told = output.status.code() == Some(1) && said.contains(sentence);
+    (!is_told).then(|| format!("{sentence}: {said}"))
+}
+
 #[tokio::test]
 async fn a_wrong_setting_is_named_wherever_it_comes_from() -> TestResult {
     let none = Settings::default();

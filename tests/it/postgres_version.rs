@@ -2,7 +2,10 @@
 
 use sqlx::PgConnection;
 
-use crate::harness::{TestResult, database, database_on, start_postgres};
+use crate::commands::{assert_fails, stdout};
+use crate::harness::{
+    Database, System, TestResult, cli, database, database_on, empty_database, start_postgres,
+};
 
 /// Its version as a number, such as 150018 for 15.18, and as people write it.
 pub(crate) async fn postgres_version(connection: &mut PgConnection) -> TestResult<(i32, String)> {
@@ -24,5 +27,33 @@ async fn the_servers_are_of_the_version_that_test_postgres_major_names() -> Test
             assert_eq!(number / 10_000, major.parse::<i32>()?, "TEST_POSTGRES_MAJOR is {major}: {text}");
         }
     }
+    Ok(())
+}
+
+/// A database that says that its server is PostgreSQL 12: `current_setting` is another function there.
+async fn database_that_says_12() -> TestResult<Database> {
+    let database = empty_database().await;
+    let mut connection = database.connect().await;
+    for sql in [
+        "set allow_system_table_mods = on",
+        "alter function pg_catalog.current_setting(text) rename to true_setting",
+        "create function pg_catalog.current_setting(name text) returns text language sql stable
+         as $$ select case name when 'server_version_num' then '120022' when 'server_version' then '12.22'
+                                else pg_catalog.true_setting(name) end $$",
+    ] {
+        sqlx::raw_sql(sql).execute(&mut connection).await?;
+    }
+    Ok(database)
+}
+
+#[tokio::test]
+async fn a_server_that_is_too_old_is_told_by_its_version_before_anything_else() -> TestResult {
+    let database = database_that_says_12().await?;
+    let settings = System::new().await.settings().clone().set("DATABASE_URL", database.url());
+    let sentence = "this server is PostgreSQL 12.22, and version 13 is the oldest that works";
+    assert_fails(&settings, &["migrate"], 1, sentence).await;
+    assert_fails(&settings, &["relay"], 1, sentence).await;
+    let found = stdout(&cli(&settings, &["doctor", "--output", "json"]).await);
+    assert!(found.contains(sentence) && !found.contains("aftercommit migrate"), "{found}");
     Ok(())
 }

@@ -2,16 +2,16 @@
 
 use aftercommit::local::RedisServer;
 
-use crate::commands::{assert_fails, stdout, unwrapped};
+use crate::commands::{assert_fails, stdout, untold, unwrapped};
 use crate::harness::{
     Certificates, Client, Feed, NOTIFICATIONS, Settings, System, TestResult, cli, free_port, numbers,
     start_redis,
 };
 
 /// A password that an address has to escape.
-const PASSWORD: &str = "p@ss/word:%41?#ü";
+const PASSWORD: &str = "p@ss/word:%41?#ü,a+b&c";
 /// The same in an address.
-const ESCAPED: &str = "p%40ss%2Fword%3A%2541%3F%23%C3%BC";
+const ESCAPED: &str = "p%40ss%2Fword%3A%2541%3F%23%C3%BC,a+b%26c";
 
 /// A Redis with a TLS port and a unix socket, which knows a user `app`.
 struct Secured {
@@ -23,16 +23,22 @@ struct Secured {
 impl Secured {
     /// `clients` says whether clients must show a certificate.
     async fn new(clients: &'static str) -> Self {
+        Self::with(clients, "server").await
+    }
+
+    /// `name` is that of the server's certificate.
+    async fn with(clients: &'static str, name: &str) -> Self {
         let certificates = Certificates::new();
         let tls_port = free_port();
         let settings = vec![
             ("tls-port", tls_port.to_string()),
-            ("tls-cert-file", certificates.text("server.pem")),
-            ("tls-key-file", certificates.text("server.key")),
+            ("tls-cert-file", certificates.text(&format!("{name}.pem"))),
+            ("tls-key-file", certificates.text(&format!("{name}.key"))),
             ("tls-ca-cert-file", certificates.text("ca.pem")),
             ("tls-auth-clients", clients.to_owned()),
             ("unixsocket", certificates.text("redis.sock")),
             ("user", format!("\"app\" on \">{PASSWORD}\" ~* &* +@all")),
+            ("user", "np on nopass ~* &* +@all".to_owned()),
         ];
         let server = start_redis(settings, None).await;
         Self { certificates, server, tls_port }
@@ -101,6 +107,13 @@ async fn each_mistake_with_certificates_is_one_sentence_that_names_the_setting()
     let file = |name: &str| redis.certificates.text(name);
     let ours = [(cert, file("client.pem")), (key, file("client.key"))];
     let with = |more: &[(&'static str, String)]| [&ours[..], more].concat();
+    let encrypted = redis.certificates.write(
+        "encrypted.key",
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+    );
+    let pem = std::fs::read_to_string(redis.certificates.path("ca.pem"))?;
+    let broken = redis.certificates.write("broken.pem", pem.clone() + &pem.replacen("MII", "MII*", 1));
+    let empty = redis.certificates.write("empty.pem", "");
     let system = System::new().await;
     let http = system.start("sse").await;
     let tls_at_http = format!("rediss://app:{ESCAPED}@{}", http.address);
@@ -117,7 +130,7 @@ async fn each_mistake_with_certificates_is_one_sentence_that_names_the_setting()
         (
             &url,
             vec![(ca, file("ca.pem")), (cert, file("client.pem")), (key, file("server.key"))],
-            "is not the key of tls_cert_file",
+            "is not the key of [redis] tls_cert_file",
         ),
         (&tls_at_http, with(&[(ca, file("ca.pem"))]), "does not speak TLS at this port"),
         // These two may only be away, and relays wait for them.
@@ -129,6 +142,9 @@ async fn each_mistake_with_certificates_is_one_sentence_that_names_the_setting()
         (&url, vec![(ca, file("nowhere.pem"))], "cannot read [redis] tls_ca_file"),
         (&url, vec![(ca, file("server.key"))], "holds no certificate in PEM form"),
         (&url, vec![(cert, file("client.pem")), (key, file("client.pem"))], "tls_key_file"),
+        (&url, vec![(cert, file("client.pem")), (key, encrypted)], "encrypted.key is encrypted"),
+        (&url, with(&[(ca, broken)]), "certificate 2 in [redis] tls_ca_file"),
+        (&url, with(&[(ca, empty)]), "empty.pem is empty"),
     ] {
         let mut settings = system.settings().clone().set("REDIS_URL", url);
         for (name, path) in &files {
@@ -136,6 +152,30 @@ async fn each_mistake_with_certificates_is_one_sentence_that_names_the_setting()
         }
         assert_told(&settings, sentence).await;
     }
+    Ok(())
+}
+
+/// A user without a password, a CA's file with a byte order mark, and a server's certificate that is a CA's.
+#[tokio::test]
+async fn a_user_without_a_password_is_used_and_odd_certificates_are_read_or_told() -> TestResult {
+    let redis = Secured::with("no", "self-signed").await;
+    let system = System::new().await;
+    let mut failures = Vec::new();
+    let port = redis.server.port();
+    for url in [format!("redis://np@localhost:{port}"), format!("redis://np:@localhost:{port}")] {
+        let settings = system.settings().clone().set("REDIS_URL", &url);
+        let found = stdout(&cli(&settings, &["doctor", "--role", "sse", "--output", "json"]).await);
+        failures.extend((!found.contains("can be subscribed to")).then_some(found));
+    }
+    let pem = std::fs::read_to_string(redis.certificates.path("self-signed.pem"))?;
+    let marked = redis.certificates.write("marked.pem", format!("\u{feff}{pem}"));
+    let settings = system.settings().clone().set("REDIS_URL", redis.url("localhost"));
+    let settings = settings.set("AFTERCOMMIT_REDIS_TLS_CA_FILE", marked);
+    failures.extend(untold(&settings, "basicConstraints CA:FALSE").await);
+    let nowhere = system.settings().clone().set("REDIS_URL", "unix:///nowhere/redis.sock");
+    let found = stdout(&cli(&nowhere, &["doctor", "--role", "sse", "--output", "json"]).await);
+    failures.extend((!found.contains("is the path in REDIS_URL right?")).then_some(found));
+    assert!(failures.is_empty(), "{failures:#?}");
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use tokio_util::sync::CancellationToken;
 
-use crate::commands::{assert_fails, stdout};
+use crate::commands::{assert_fails, stderr, stdout, untold};
 use crate::harness::{Certificates, Feed, Sentinels, System, TestResult, cli, numbers};
 
 async fn system_of(sentinels: &Sentinels) -> System {
@@ -56,6 +56,7 @@ async fn a_client_gets_every_event_once_over_failovers() -> TestResult {
 async fn sentinels_and_their_servers_are_reached_by_tls_also_over_a_failover() -> TestResult {
     let certificates = Certificates::new();
     let sentinels = Sentinels::with_tls(&certificates).await;
+    assert_mistakes_with_tls_are_told(&sentinels, &certificates).await;
     let system = System::with_redis(&sentinels.tls_url()).await;
     let system = system
         .set("AFTERCOMMIT_REDIS_SENTINEL_PASSWORD", sentinels.password())
@@ -70,6 +71,25 @@ async fn sentinels_and_their_servers_are_reached_by_tls_also_over_a_failover() -
     feed.commit(10..20).await;
     assert_eq!(numbers(&client.wait_for_events(20).await), (0..20).collect::<Vec<_>>());
     Ok(())
+}
+
+/// A relay ends, as waiting mends none of them.
+async fn assert_mistakes_with_tls_are_told(sentinels: &Sentinels, certificates: &Certificates) {
+    let other = Certificates::new();
+    let url = sentinels.tls_url();
+    let system = System::with_redis(&url).await;
+    let settings = system.settings().clone().set("AFTERCOMMIT_REDIS_SENTINEL_PASSWORD", sentinels.password());
+    let mut failures = Vec::new();
+    for (url, ca, sentence) in [
+        (&url, String::new(), "set [redis] tls_ca_file to the certificate of the CA that did"),
+        (&url, other.text("ca.pem"), "ca.pem did not sign the server's certificate"),
+        (&url.replace("localhost", "127.0.0.1"), certificates.text("ca.pem"), "write a name in REDIS_URL"),
+        (&sentinels.url(), certificates.text("ca.pem"), "write rediss+sentinel:// in REDIS_URL"),
+    ] {
+        let settings = settings.clone().set("REDIS_URL", url).set("AFTERCOMMIT_REDIS_TLS_CA_FILE", ca);
+        failures.extend(untold(&settings, sentence).await);
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
 }
 
 #[tokio::test]
@@ -90,6 +110,12 @@ async fn each_mistake_with_sentinels_is_one_sentence() -> TestResult {
         let found = stdout(&cli(&settings, &["doctor", "--role", "sse", "--output", "json"]).await);
         assert!(found.contains(sentence), "{sentence}: {found}");
     }
+    // Its own setting, and no other one; waiting does not mend it.
+    let settings = system.settings().clone().set("AFTERCOMMIT_REDIS_SENTINEL_PASSWORD", "wrong");
+    let failure = untold(&settings, "check [redis] sentinel_user and sentinel_password").await;
+    assert!(failure.is_none(), "{failure:#?}");
+    let said = stderr(&cli(&settings, &["relay"]).await);
+    assert!(!said.contains("REDIS_URL"), "{said}");
     let settings = system.settings().clone().set("REDIS_URL", "redis+sentinel://127.0.0.1:1");
     assert_fails(&settings, &["relay"], 1, "is not of the form").await;
     Ok(())

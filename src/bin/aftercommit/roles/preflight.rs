@@ -82,7 +82,9 @@ pub(super) async fn redis(settings: &redis::Settings) -> Result<()> {
             Ok(())
         }
         Err(
-            error @ (redis::ConnectError::Sentinels(_)
+            error @ (redis::ConnectError::Sentinels(
+                redis::SentinelError::Silent(_) | redis::SentinelError::Unknown(_),
+            )
             | redis::ConnectError::NotPrimary { .. }
             | redis::ConnectError::NoSlots(_)
             | redis::ConnectError::Password(_)),
@@ -101,7 +103,8 @@ fn is_away(error: &ConnectError) -> bool {
         | ConnectError::Url(_)
         | ConnectError::Hosts
         | ConnectError::WantsAStandby
-        | ConnectError::File { .. }
+        | ConnectError::Parameter { .. }
+        | ConnectError::Tls(_)
         | ConnectError::TwoPasswords
         | ConnectError::Pooled { .. } => false,
         // The program may ask a server that is away.
