@@ -23,8 +23,12 @@ const VALUES: [(&str, &str, &str); 9] = [
     ("src/postgres/schema.rs", "function", "outbox.serves_from()"),
 ];
 /// Calls whose SQL is an argument of the function around them: its callers' literals begin with a verb.
-const PASSED_ON: [(&str, &str); 2] =
-    [("src/log/contradictions.rs", "sql"), ("src/ops/replay_sql.rs", "text")];
+const PASSED_ON: [(&str, &str); 4] = [
+    ("src/log/contradictions.rs", "sql"),
+    ("src/log/overview.rs", "positions"),
+    ("src/log/rotate.rs", "facts_of"),
+    ("src/ops/replay_sql.rs", "text"),
+];
 /// Literals that begin as a statement does and are none, and what makes one of them.
 const PARTS: [(&str, &str); 4] = [
     ("select events by topic", ""),
