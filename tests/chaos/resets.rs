@@ -12,7 +12,6 @@ use crate::clients::{Received, Seen};
 use crate::kinds::{Kind, Reach};
 use crate::ledger::Deed;
 use crate::repairs::Repairs;
-use crate::world::is_quiet;
 
 /// The time after Redis is readable again in which a server resets the clients that it accepted without
 /// reading it.
@@ -41,13 +40,14 @@ pub(crate) fn without_cause(
 ) -> Vec<Causeless> {
     let mut found = Vec::new();
     for client in seen {
+        let mut before = Vec::new();
         for received in &client.received {
-            if let Received::Reset { from, reason, at, .. } = received
-                && *at >= begun
-                && !deeds.iter().any(|deed| explains(deed, repairs, client.channel, *from, reason, *at))
-            {
+            let Received::Reset { from, reason, at, .. } = received else { continue };
+            let reset = Reset { channel: client.channel, from: *from, reason, at: *at, before: &before };
+            if *at >= begun && !deeds.iter().any(|deed| reset.is_explained_by(deed, repairs)) {
                 found.push(Causeless { channel: client.channel, reason: reason.clone(), at: *at });
             }
+            before.push(*at);
         }
     }
     found
@@ -62,36 +62,43 @@ pub(crate) fn by_reason(found: &[Causeless]) -> BTreeMap<String, usize> {
     counts
 }
 
-fn explains(
-    deed: &Deed,
-    repairs: &Repairs,
+/// A reset of a client.
+struct Reset<'a> {
     channel: usize,
+    /// The client's place before it.
     from: Option<StreamId>,
-    reason: &str,
+    reason: &'a str,
     at: Instant,
-) -> bool {
-    // The place of a client of a topic without events is a time; and where Redis is away, that is hidden
-    // until it can be judged.
-    let is_time = from.is_some_and(|from| from.epoch == 0);
-    let (reach, time) = match reason {
-        "joined_late" => (deed.kind.blinds(), SIGHT),
-        "history_gone" if is_time && deed.kind.steps_clocks() => (Some(Reach::EveryTopic), REPAIR),
-        // On a topic with rare events, a gap is detected late.
-        "unknown_id" | "history_gone" | "gap" if deed.kind == Kind::SequenceReset && is_quiet(channel) => {
-            (Some(Reach::EveryTopic), FOREVER)
-        }
-        "unknown_id" | "history_gone" | "gap" => {
-            let whole = repairs.after(deed.until).map(|whole| whole - deed.until + SIGHT);
-            (deed.kind.loses(), whole.unwrap_or(FOREVER).max(REPAIR))
-        }
-        // A client that comes back from an earlier epoch is told, however late.
-        "rebased" => ((deed.kind == Kind::SequenceReset).then_some(Reach::EveryTopic), FOREVER),
-        _ => (None, Duration::ZERO),
-    };
-    let reaches = match reach {
-        Some(Reach::EveryTopic) => true,
-        Some(Reach::ItsTopic) => deed.channel == channel,
-        None => false,
-    };
-    reaches && deed.from <= at && at <= deed.until + time
+    /// When the client was reset before.
+    before: &'a [Instant],
+}
+
+impl Reset<'_> {
+    fn is_explained_by(&self, deed: &Deed, repairs: &Repairs) -> bool {
+        // The place of a client of a topic without events is a time; and where Redis is away, that is hidden
+        // until it can be judged.
+        let is_time = self.from.is_some_and(|from| from.epoch == 0);
+        let is_first_since = !self.before.iter().any(|before| *before >= deed.from);
+        let (reach, time) = match self.reason {
+            "joined_late" => (deed.kind.blinds(), SIGHT),
+            "history_gone" if is_time && deed.kind.steps_clocks() => (Some(Reach::EveryTopic), REPAIR),
+            // A new epoch shows with the next event of a topic, however late that comes.
+            "unknown_id" | "history_gone" | "gap" if deed.kind == Kind::SequenceReset && is_first_since => {
+                (Some(Reach::EveryTopic), FOREVER)
+            }
+            "unknown_id" | "history_gone" | "gap" => {
+                let whole = repairs.after(deed.until).map(|whole| whole - deed.until + SIGHT);
+                (deed.kind.loses(), whole.unwrap_or(FOREVER).max(REPAIR))
+            }
+            // A client that comes back from an earlier epoch is told, however late.
+            "rebased" => ((deed.kind == Kind::SequenceReset).then_some(Reach::EveryTopic), FOREVER),
+            _ => (None, Duration::ZERO),
+        };
+        let reaches = match reach {
+            Some(Reach::EveryTopic) => true,
+            Some(Reach::ItsTopic) => deed.channel == self.channel,
+            None => false,
+        };
+        reaches && deed.from <= self.at && self.at <= deed.until + time
+    }
 }

@@ -424,11 +424,6 @@ impl World {
     }
 }
 
-/// The last two topics are for the transactions that outlast the others, and have few events.
-pub(crate) fn is_quiet(channel: usize) -> bool {
-    channel + 2 >= TOPICS
-}
-
 impl Entry {
     fn read(entry: &redis::streams::StreamId) -> Self {
         let text = |name: &str| entry.get::<String>(name).unwrap_or_default();
