@@ -78,8 +78,8 @@ pub struct Pending {
     pub id: i64,
     /// Its identity, which a replay's copy shares with the original.
     pub event_id: EventId,
-    /// Its topic.
-    pub topic: Topic,
+    /// Its topic; none if the row's text is no topic. Redis cannot have such a row: a relay parks it.
+    pub topic: Option<Topic>,
 }
 
 /// A rebase under way: the log is locked against appends and relays until it is committed or dropped.
@@ -368,12 +368,10 @@ async fn relays(connection: &mut PgConnection) -> Result<Vec<String>, Error> {
 }
 
 fn pending_of(row: &PgRow) -> Result<Pending, RebaseError> {
-    let id = row.try_get("id")?;
-    let topic = Topic::new(row.try_get::<String, _>("topic")?);
     Ok(Pending {
-        id,
+        id: row.try_get("id")?,
         event_id: row.try_get("event_id")?,
-        topic: topic.map_err(|source| Error::NotAnEvent { id, source })?,
+        topic: Topic::new(row.try_get::<String, _>("topic")?).ok(),
     })
 }
 

@@ -260,6 +260,24 @@ async fn a_row_with_the_id_of_one_that_was_delivered_before_is_refused_and_mende
 }
 
 #[tokio::test]
+async fn a_row_that_is_no_event_does_not_stand_in_the_way_of_a_rebase() -> TestResult {
+    let (mut line, mut admin) = line_of_six().await;
+    line.relay.signal("KILL").await;
+    let no_event = "insert into outbox.event (topic, type, payload) values ('bad topic!', 'X', '1')";
+    execute(&mut admin, no_event).await;
+    execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
+    line.append(2).await;
+    line.relay = line.system.start("relay").await;
+    assert_refused_and_mended(line, &mut admin, 3).await?;
+    eventually("the row is parked", async || {
+        let parked = ("parked".to_owned(), 1);
+        states(&mut admin).await.ok()?.contains(&parked).then_some(())
+    })
+    .await;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_page_of_pending_events_that_ends_between_two_rows_of_one_id_skips_neither() -> TestResult {
     let database = database().await;
     let mut admin = database.connect().await;

@@ -211,7 +211,7 @@ impl Seen {
     async fn of(&mut self, pending: &[Pending]) -> Result<Vec<Pending>> {
         let mut told = Vec::new();
         for event in pending {
-            let Pending { event_id, topic, .. } = event;
+            let Pending { event_id, topic: Some(topic), .. } = event else { continue };
             if !self.topics.contains_key(topic) {
                 let mut counts = HashMap::new();
                 for event_id in self.history.uuids_after(topic, self.after).await? {
