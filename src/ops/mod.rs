@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod browse;
 pub mod explain;
+mod log_lock;
 pub mod parked;
 pub mod parked_topics;
 pub mod pause;

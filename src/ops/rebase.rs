@@ -23,6 +23,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, Transaction};
 
 use super::audit::{self, Operator};
+use super::log_lock;
 use super::renumber::{self, IN_REDIS};
 use crate::event::{EventId, Topic};
 use crate::log::contradiction::Contradiction;
@@ -36,7 +37,7 @@ const FIRST_XID: i64 = 3;
 /// has used up about seven hundred.
 const MAX_RELAYS: usize = 8;
 
-/// Why a log was not rebased. Nothing was changed.
+/// Why a log was not rebased. Nothing of it was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RebaseError {
     /// A relay is at work.
@@ -51,6 +52,15 @@ pub enum RebaseError {
          exist from outbox.relay"
     )]
     TooManyRelays(usize),
+    /// Transactions that have appended do not end.
+    #[error(
+        "the log cannot be locked: a transaction that has appended stays open; end it (`aftercommit doctor` \
+         lists open transactions) and rebase again"
+    )]
+    Busy,
+    /// [`Rebase::finish`] after [`Rebase::look`].
+    #[error("the log was looked at without the lock under which it is changed")]
+    NotLocked,
     /// The log.
     #[error(transparent)]
     Outbox(#[from] Error),
@@ -82,10 +92,11 @@ pub struct Pending {
     pub topic: Option<Topic>,
 }
 
-/// A rebase under way: the log is locked against appends and relays until it is committed or dropped.
+/// A rebase under way, or a look at what it would do.
 #[derive(Debug)]
 pub struct Rebase<'c> {
     tx: Transaction<'c, Postgres>,
+    hold: Hold,
     relay: String,
     position: Position,
     cluster: Cluster,
@@ -94,6 +105,15 @@ pub struct Rebase<'c> {
     contradicted: Vec<String>,
     /// How many events it has found that were delivered although the position does not say so.
     delivered_before: u64,
+}
+
+/// Whether the log is locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    /// Not at all: one snapshot shows it.
+    Snapshot,
+    /// Against appends and relays.
+    Lock,
 }
 
 /// What a rebase is to do.
@@ -106,22 +126,42 @@ pub struct Lineage {
 }
 
 impl<'c> Rebase<'c> {
-    /// Locks the log and finds out what happened.
+    /// Locks the log against appends and relays, and finds out what happened.
     ///
     /// # Errors
     /// [`RebaseError`].
     pub async fn begin(connection: &'c mut PgConnection, relay: &str) -> Result<Self, RebaseError> {
         let mut tx = connection.begin().await?;
-        // Appends wait; readers do not. Without a limit of its own: the session's statement timeout bounds
-        // the wait.
-        sqlx::raw_sql("lock table outbox.event, outbox.checkpoint, outbox.relay in exclusive mode")
-            .execute(&mut *tx)
-            .await?;
+        if !log_lock::take(&mut tx).await? {
+            return Err(RebaseError::Busy);
+        }
         for name in relays(&mut tx).await? {
-            if !lead::try_hold(&mut tx, &name).await? {
+            if !log_lock::hold(&mut tx, &name).await? {
                 return Err(RebaseError::Led(name));
             }
         }
+        Self::examine(tx, relay, Hold::Lock).await
+    }
+
+    /// Finds out what happened, from one snapshot. Nobody waits for it.
+    ///
+    /// # Errors
+    /// [`RebaseError`].
+    pub async fn look(connection: &'c mut PgConnection, relay: &str) -> Result<Self, RebaseError> {
+        let mut tx = connection.begin_with("begin isolation level repeatable read").await?;
+        for name in relays(&mut tx).await? {
+            if !lead::is_free(&mut tx, &name).await? {
+                return Err(RebaseError::Led(name));
+            }
+        }
+        Self::examine(tx, relay, Hold::Snapshot).await
+    }
+
+    async fn examine(
+        mut tx: Transaction<'c, Postgres>,
+        relay: &str,
+        hold: Hold,
+    ) -> Result<Self, RebaseError> {
         let is_same = identity::of(&mut tx).await?.is_at_home();
         let cluster = if is_same { Cluster::Same } else { Cluster::Other };
         let position = match checkpoint::newest(&mut tx, relay).await? {
@@ -130,27 +170,33 @@ impl<'c> Rebase<'c> {
             None if cluster == Cluster::Other => Position::before_everything(),
             None => return Err(RebaseError::Unknown(relay.to_owned())),
         };
-        let (mut contradictions, mut contradicted) = (Vec::new(), Vec::new());
-        if cluster == Cluster::Same {
-            for name in relays(&mut tx).await? {
-                let mut found = contradictions::of_relay(&mut tx, &name).await?;
-                found.extend(renumber::twice(&mut tx, &name).await?);
-                found.extend(renumber::behind_the_window(&mut tx, &name).await?);
-                if !found.is_empty() {
-                    contradicted.push(name);
-                }
-                contradictions.extend(found);
-            }
-        }
-        Ok(Self {
+        let mut rebase = Self {
             tx,
+            hold,
             relay: relay.to_owned(),
             position,
             cluster,
-            contradictions,
-            contradicted,
+            contradictions: Vec::new(),
+            contradicted: Vec::new(),
             delivered_before: 0,
-        })
+        };
+        if cluster == Cluster::Same {
+            rebase.look_for_contradictions().await?;
+        }
+        Ok(rebase)
+    }
+
+    async fn look_for_contradictions(&mut self) -> Result<(), RebaseError> {
+        for name in relays(&mut self.tx).await? {
+            let mut found = contradictions::of_relay(&mut self.tx, &name).await?;
+            found.extend(renumber::twice(&mut self.tx, &name).await?);
+            found.extend(renumber::behind_the_window(&mut self.tx, &name).await?);
+            if !found.is_empty() {
+                self.contradicted.push(name);
+            }
+            self.contradictions.extend(found);
+        }
+        Ok(())
     }
 
     /// The position as it stands.
@@ -195,11 +241,16 @@ impl<'c> Rebase<'c> {
         rows.iter().map(pending_of).collect()
     }
 
-    /// Writes down that these events have been delivered, whatever the position says.
+    /// Writes down that these events have been delivered, whatever the position says. A look only counts
+    /// them.
     ///
     /// # Errors
     /// [`RebaseError::Outbox`] if Postgres refuses.
     pub async fn delivered_before(&mut self, told: &[Pending]) -> Result<(), RebaseError> {
+        self.delivered_before += told.len() as u64;
+        if self.hold == Hold::Snapshot {
+            return Ok(());
+        }
         let (ids, event_ids): (Vec<i64>, Vec<EventId>) =
             told.iter().map(|event| (event.id, event.event_id)).unzip();
         sqlx::query(
@@ -211,7 +262,6 @@ impl<'c> Rebase<'c> {
         .bind(event_ids)
         .execute(&mut *self.tx)
         .await?;
-        self.delivered_before += told.len() as u64;
         Ok(())
     }
 
@@ -219,14 +269,18 @@ impl<'c> Rebase<'c> {
     /// commits.
     ///
     /// # Errors
-    /// [`RebaseError::TooManyRelays`] if the log was moved and more relays than can be translated have run on
-    /// it; [`RebaseError::Outbox`] if Postgres refuses. Then nothing has changed.
+    /// [`RebaseError::NotLocked`] after a look; [`RebaseError::TooManyRelays`] if the log was moved and more
+    /// relays than can be translated have run on it; [`RebaseError::Outbox`] if Postgres refuses. Then nothing
+    /// has changed.
     pub async fn finish(
         mut self,
         lineage: Lineage,
         operator: &Operator,
         findings: &serde_json::Value,
     ) -> Result<(), RebaseError> {
+        if self.hold == Hold::Snapshot {
+            return Err(RebaseError::NotLocked);
+        }
         self.give(lineage).await?;
         audit::write(&mut self.tx, operator, "rebase", findings, self.delivered_before).await?;
         self.tx.commit().await?;

@@ -2,6 +2,7 @@
 //! or, during one, to writers.
 
 use std::process::Output;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sqlx::PgConnection;
@@ -91,4 +92,69 @@ async fn a_publication_for_all_tables_does_not_stand_in_the_way() -> TestResult 
     let done = rebased(&line).await?;
     assert_eq!((&done["pending"], &done["epoch"]), (&2.into(), &2.into()), "{done}");
     assert_all_arrive(line, &mut admin).await
+}
+
+/// How long an append takes.
+async fn time_of_an_append(line: &mut Line) -> Duration {
+    let begun = Instant::now();
+    line.append(1).await;
+    begun.elapsed()
+}
+
+#[tokio::test]
+async fn a_dry_run_waits_for_no_writer_and_no_writer_waits_for_it() -> TestResult {
+    let (mut line, mut admin) = line_of(3).await;
+    execute(&mut admin, "update outbox.log set system_identifier = 42").await;
+    let mut open = line.system.database.connect().await;
+    execute(&mut open, "begin; select outbox.append('open', 'T', '1')").await;
+    let settings = line.system.settings().clone();
+    let dry = async {
+        let begun = Instant::now();
+        let output = cli(&settings, &["rebase", "--dry-run"]).await;
+        (output, begun.elapsed())
+    };
+    let ((output, took), slowest) = tokio::join!(dry, async {
+        let mut slowest = Duration::ZERO;
+        for _ in 0..20 {
+            slowest = slowest.max(time_of_an_append(&mut line).await);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        slowest
+    });
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(took < Duration::from_secs(10) && slowest < Duration::from_secs(3), "{took:?}, {slowest:?}");
+    Ok(())
+}
+
+/// Two operators rebase at once, and one finds nothing to do.
+#[tokio::test]
+async fn a_rebase_that_waits_for_a_transaction_holds_up_no_writer_for_long() -> TestResult {
+    let (mut line, mut admin) = line_of(3).await;
+    execute(&mut admin, "update outbox.log set system_identifier = 42").await;
+    let mut open = line.system.database.connect().await;
+    execute(&mut open, "begin; select outbox.append('open', 'T', '1')").await;
+    let settings = line.system.settings().clone();
+    let changing = async || cli(&settings, &["rebase", "--yes", "--output", "json"]).await;
+    let (one, other, slowest) = tokio::join!(changing(), changing(), async {
+        eventually("it tries to lock the log", async || {
+            let sql = "select exists (select from pg_locks where mode = 'ExclusiveLock' and not granted
+                         and relation = 'outbox.event'::regclass)";
+            sqlx::query_scalar::<_, bool>(sql).fetch_one(&mut admin).await.ok()?.then_some(())
+        })
+        .await;
+        let mut slowest = Duration::ZERO;
+        for _ in 0..20 {
+            slowest = slowest.max(time_of_an_append(&mut line).await);
+        }
+        execute(&mut open, "commit").await;
+        slowest
+    });
+    let mut done = 0;
+    for output in [one, other] {
+        assert!(output.status.success(), "{}", stderr(&output));
+        done += usize::from(serde_json::from_slice::<Value>(&output.stdout)?["done"] == true);
+    }
+    assert_eq!(done, 1, "an epoch is claimed once");
+    assert!(slowest < Duration::from_secs(3), "{slowest:?}");
+    Ok(())
 }
