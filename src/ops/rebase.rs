@@ -24,6 +24,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, Transaction};
 
 use super::audit::{self, Operator};
 use super::log_lock;
+use super::moved;
 use super::renumber::{self, IN_REDIS};
 use crate::event::{EventId, Topic};
 use crate::log::contradiction::Contradiction;
@@ -52,6 +53,13 @@ pub enum RebaseError {
          exist from outbox.relay"
     )]
     TooManyRelays(usize),
+    /// Rows of one id, of which nothing tells which were appended after a move.
+    #[error(
+        "id {0} stands twice in the log, and nothing tells which row was appended after the move: run \
+         `update outbox.event set created_at = now() where event_id = '…'` for each row that was appended \
+         in this cluster, and rebase again"
+    )]
+    Undecided(i64),
     /// Transactions that have appended do not end.
     #[error(
         "the log cannot be locked: a transaction that has appended stays open; end it (`aftercommit doctor` \
@@ -103,6 +111,8 @@ pub struct Rebase<'c> {
     contradictions: Vec<Contradiction>,
     /// The relays whose positions the log contradicts.
     contradicted: Vec<String>,
+    /// The number of rows that were appended after a move and get new ids.
+    appended_since_the_move: u64,
     /// How many events it has found that were delivered although the position does not say so.
     delivered_before: u64,
 }
@@ -140,6 +150,7 @@ impl<'c> Rebase<'c> {
                 return Err(RebaseError::Led(name));
             }
         }
+        renumber::raise_identities(&mut tx).await?;
         Self::examine(tx, relay, Hold::Lock).await
     }
 
@@ -178,10 +189,13 @@ impl<'c> Rebase<'c> {
             cluster,
             contradictions: Vec::new(),
             contradicted: Vec::new(),
+            appended_since_the_move: 0,
             delivered_before: 0,
         };
-        if cluster == Cluster::Same {
-            rebase.look_for_contradictions().await?;
+        renumber::begin(&mut rebase.tx).await?;
+        match cluster {
+            Cluster::Same => rebase.look_for_contradictions().await?,
+            Cluster::Other => rebase.look_for_appended_since_the_move().await?,
         }
         Ok(rebase)
     }
@@ -199,6 +213,19 @@ impl<'c> Rebase<'c> {
         Ok(())
     }
 
+    async fn look_for_appended_since_the_move(&mut self) -> Result<(), RebaseError> {
+        let relays = relays(&mut self.tx).await?;
+        if relays.len() > MAX_RELAYS {
+            return Err(RebaseError::TooManyRelays(relays.len()));
+        }
+        self.appended_since_the_move = moved::mark(&mut self.tx).await?;
+        self.contradictions = moved::marked(&mut self.tx).await?;
+        match moved::undecided(&mut self.tx).await? {
+            Some(id) => Err(RebaseError::Undecided(id)),
+            None => Ok(()),
+        }
+    }
+
     /// The position as it stands.
     pub fn position(&self) -> &Position {
         &self.position
@@ -209,13 +236,20 @@ impl<'c> Rebase<'c> {
         &self.contradictions
     }
 
+    /// The number of rows that were appended after the log was moved and get new ids. Redis cannot have them:
+    /// no relay delivers from a log that was moved.
+    pub fn appended_since_the_move(&self) -> u64 {
+        self.appended_since_the_move
+    }
+
     /// What happened to the cluster.
     pub fn cluster(&self) -> Cluster {
         self.cluster
     }
 
-    /// The relay's pending events after `after`, `limit` at most. They are in order of id, and rows of one id
-    /// in order of their event ids, because a sequence that was set back gives ids twice.
+    /// The relay's pending events after `after`, `limit` at most, without those that
+    /// [`Self::appended_since_the_move`] counts. They are in order of id, and rows of one id in order of their
+    /// event ids, because a sequence that was set back gives ids twice.
     ///
     /// # Errors
     /// [`RebaseError::Outbox`].
@@ -229,6 +263,8 @@ impl<'c> Rebase<'c> {
             "select e.id, e.event_id, e.topic
              from outbox.event e, outbox.position p
              where p.relay = $1 and (e.id, e.event_id) > ($2, $3) and not {IN_REDIS}
+               and not exists (
+                 select from pg_temp.renumbered r where r.part = e.tableoid and r.place = e.ctid)
              order by e.id, e.event_id limit $4",
         );
         let rows = sqlx::query(AssertSqlSafe(sql))
@@ -269,9 +305,8 @@ impl<'c> Rebase<'c> {
     /// commits.
     ///
     /// # Errors
-    /// [`RebaseError::NotLocked`] after a look; [`RebaseError::TooManyRelays`] if the log was moved and more
-    /// relays than can be translated have run on it; [`RebaseError::Outbox`] if Postgres refuses. Then nothing
-    /// has changed.
+    /// [`RebaseError::NotLocked`] after a look; [`RebaseError::Outbox`] if Postgres refuses. Then nothing has
+    /// changed.
     pub async fn finish(
         mut self,
         lineage: Lineage,
@@ -324,9 +359,6 @@ impl<'c> Rebase<'c> {
     /// Translates every row and every position into this cluster's numbers.
     async fn adopt(&mut self, epoch: u64) -> Result<(), RebaseError> {
         let relays = relays(&mut self.tx).await?;
-        if relays.len() > MAX_RELAYS {
-            return Err(RebaseError::TooManyRelays(relays.len()));
-        }
         // A row's number says which relays have delivered it: one bit for each, in the order of their names.
         sqlx::query(
             "with relay as (

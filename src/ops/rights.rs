@@ -256,7 +256,11 @@ impl List {
         // Rows that contradict the position get new ids.
         self.add(Kind::Table, "outbox", "parked", "update", "id");
         self.add(Kind::Table, "outbox", "parked", "update", "may_have_arrived");
-        self.add(Kind::Sequence, "outbox", "event_id_seq", "update", "");
+        // A move by logical replication leaves sequences behind.
+        for sequence in ["event_id_seq", "audit_id_seq", "replay_id_seq"] {
+            self.add(Kind::Sequence, "outbox", sequence, "select", "");
+            self.add(Kind::Sequence, "outbox", sequence, "update", "");
+        }
         self.execute(&[SLOT_AFTER]);
     }
 }

@@ -74,6 +74,129 @@ async fn assert_all_arrive(mut line: Line, admin: &mut PgConnection) -> TestResu
     Ok(())
 }
 
+#[tokio::test]
+async fn rows_appended_after_a_move_are_delivered_although_the_sequence_has_passed_the_old_ids() -> TestResult
+{
+    let (mut line, mut admin) = line_of(5).await;
+    replicate(&mut admin).await;
+    line.append(8).await;
+    let done = rebased(&line).await?;
+    assert_eq!((&done["cluster"], &done["pending"]), (&"other".into(), &8.into()), "{done}");
+    assert_all_arrive(line, &mut admin).await
+}
+
+/// Two rows of an id wait, and the older one comes first; also where somebody has moved the sequence to the
+/// position.
+#[tokio::test]
+async fn events_that_waited_before_a_move_come_before_those_that_were_appended_after_it() -> TestResult {
+    for first in [1, 6] {
+        let (mut line, mut admin) = line_of(5).await;
+        line.append(4).await;
+        replicate(&mut admin).await;
+        execute(&mut admin, &format!("select setval('outbox.event_id_seq', {first}, false)")).await;
+        line.append(12).await;
+        let done = rebased(&line).await?;
+        assert_eq!(done["pending"], 16, "{done}");
+        assert_all_arrive(line, &mut admin).await?;
+    }
+    Ok(())
+}
+
+/// The new cluster's sequence has not come to their ids.
+#[tokio::test]
+async fn events_that_waited_come_first_although_their_clock_was_ahead() -> TestResult {
+    let (mut line, mut admin) = line_of(5).await;
+    line.append(4).await;
+    execute(&mut admin, "update outbox.event set created_at = created_at + interval '1 hour' where id > 5")
+        .await;
+    replicate(&mut admin).await;
+    line.append(4).await;
+    let done = rebased(&line).await?;
+    assert_eq!(done["pending"], 8, "{done}");
+    assert_all_arrive(line, &mut admin).await
+}
+
+/// The relay has gone on in the old cluster after the writers had moved, and old rows are gone.
+#[tokio::test]
+async fn rows_appended_before_the_last_position_was_written_are_delivered_as_well() -> TestResult {
+    let (mut line, mut admin) = line_of(5).await;
+    line.relay = line.system.start("relay").await;
+    line.append(1).await;
+    line.wait_until_whole().await;
+    end_relay(&line, &mut admin).await;
+    replicate(&mut admin).await;
+    execute(&mut admin, "delete from outbox.event where id <= 3").await;
+    line.append(8).await;
+    execute(
+        &mut admin,
+        "update outbox.checkpoint c set created_at = c.created_at + interval '1 hour'
+         from outbox.position p where (c.relay, c.n) = (p.relay, p.n)",
+    )
+    .await;
+    let done = rebased(&line).await?;
+    assert_eq!(done["pending"], 8, "{done}");
+    assert_all_arrive(line, &mut admin).await
+}
+
+#[tokio::test]
+async fn rows_of_one_id_that_nothing_tells_apart_are_refused_before_anything_is_changed() -> TestResult {
+    let (mut line, mut admin) = line_of(5).await;
+    replicate(&mut admin).await;
+    line.append(3).await;
+    // A clock that was wrong, and a table that was rewritten.
+    let ids = line.appended[5..].iter().map(|id| format!("'{id}'")).collect::<Vec<_>>().join(", ");
+    execute(
+        &mut admin,
+        &format!(
+            "update outbox.event set created_at = created_at - interval '1 year' where event_id in ({ids})"
+        ),
+    )
+    .await;
+    for arguments in [&["--dry-run"][..], &["--yes"], &["--yes"]] {
+        let refused = rebase(&line, arguments).await;
+        assert_eq!(refused.status.code(), Some(1), "{arguments:?}");
+        assert!(stderr(&refused).contains("id 1 "), "{refused:?}");
+        assert!(stderr(&refused).contains("set created_at = now()"), "{refused:?}");
+    }
+    execute(&mut admin, &format!("update outbox.event set created_at = now() where event_id in ({ids})"))
+        .await;
+    let done = rebased(&line).await?;
+    assert_eq!((&done["pending"], &done["epoch"]), (&3.into(), &2.into()), "{done}");
+    assert_all_arrive(line, &mut admin).await
+}
+
+async fn replay(line: &Line) -> Output {
+    cli(line.system.settings(), &["replay", "--all", "--reason", "a test", "--yes"]).await
+}
+
+#[tokio::test]
+async fn sequences_that_did_not_move_with_their_tables_are_raised() -> TestResult {
+    let (line, mut admin) = line_of(2).await;
+    execute(
+        &mut admin,
+        "insert into outbox.audit (who, action, reason, selection, events)
+         select 'a test', 'pause', 'a test', '{}', 1 from generate_series(1, 3)",
+    )
+    .await;
+    for _ in 0..2 {
+        let replayed = replay(&line).await;
+        assert!(replayed.status.success(), "{}", stderr(&replayed));
+    }
+    replicate(&mut admin).await;
+    let done = rebased(&line).await?;
+    assert_eq!(done["epoch"], 2, "{done}");
+    let replayed = replay(&line).await;
+    assert!(replayed.status.success(), "{}", stderr(&replayed));
+    let sequences: Vec<String> = sqlx::query_scalar(
+        "select c.relname::text from pg_class c
+         where c.relnamespace = 'outbox'::regnamespace and c.relkind = 'S' order by 1",
+    )
+    .fetch_all(&mut admin)
+    .await?;
+    assert_eq!(sequences, ["audit_id_seq", "event_id_seq", "replay_id_seq"], "each is raised by a rebase");
+    Ok(())
+}
+
 /// As a tool that copies the whole database has it.
 #[tokio::test]
 async fn a_publication_for_all_tables_does_not_stand_in_the_way() -> TestResult {

@@ -158,7 +158,7 @@ async fn find<'c>(
         cluster: rebase.cluster(),
         position,
         reached: furthest,
-        pending: 0,
+        pending: rebase.appended_since_the_move(),
         told: 0,
         contradictions: rebase.contradictions().to_vec(),
         is_copy: args.copy,
