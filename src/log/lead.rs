@@ -61,6 +61,19 @@ pub(crate) async fn try_hold(connection: &mut PgConnection, relay: &str) -> Resu
     }
 }
 
+/// Whether no relay holds the lead. A stranger keeps what it holds. Takes the lock for a moment, together with
+/// others who ask.
+///
+/// # Errors
+/// Returns [`Error::Database`] if Postgres refuses the statement or the connection breaks.
+pub(crate) async fn is_free(connection: &mut PgConnection, relay: &str) -> Result<bool, Error> {
+    let sql = "select case when pg_try_advisory_lock_shared(lead_key)
+                           then pg_advisory_unlock_shared(lead_key) else false end
+               from outbox.relay where name = $1";
+    let is_free: bool = sqlx::query_scalar(sql).bind(relay).fetch_one(&mut *connection).await?;
+    Ok(is_free || stranger(connection, relay).await?.is_some())
+}
+
 /// Returns the holder of the lead if it cannot be a relay.
 ///
 /// # Errors

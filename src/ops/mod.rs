@@ -7,6 +7,8 @@
 pub mod audit;
 pub mod browse;
 pub mod explain;
+mod log_lock;
+mod moved;
 pub mod parked;
 pub mod parked_topics;
 pub mod pause;

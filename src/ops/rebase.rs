@@ -23,6 +23,8 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, Transaction};
 
 use super::audit::{self, Operator};
+use super::log_lock;
+use super::moved;
 use super::renumber::{self, IN_REDIS};
 use crate::event::{EventId, Topic};
 use crate::log::contradiction::Contradiction;
@@ -36,7 +38,7 @@ const FIRST_XID: i64 = 3;
 /// has used up about seven hundred.
 const MAX_RELAYS: usize = 8;
 
-/// Why a log was not rebased. Nothing was changed.
+/// Why a log was not rebased. Nothing of it was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RebaseError {
     /// A relay is at work.
@@ -51,6 +53,22 @@ pub enum RebaseError {
          exist from outbox.relay"
     )]
     TooManyRelays(usize),
+    /// Rows of one id, of which nothing tells which were appended after a move.
+    #[error(
+        "id {0} stands twice in the log, and nothing tells which row was appended after the move: run \
+         `update outbox.event set created_at = now() where event_id = '…'` for each row that was appended \
+         in this cluster, and rebase again"
+    )]
+    Undecided(i64),
+    /// Transactions that have appended do not end.
+    #[error(
+        "the log cannot be locked: a transaction that has appended stays open; end it (`aftercommit doctor` \
+         lists open transactions) and rebase again"
+    )]
+    Busy,
+    /// [`Rebase::finish`] after [`Rebase::look`].
+    #[error("the log was looked at without the lock under which it is changed")]
+    NotLocked,
     /// The log.
     #[error(transparent)]
     Outbox(#[from] Error),
@@ -78,22 +96,34 @@ pub struct Pending {
     pub id: i64,
     /// Its identity, which a replay's copy shares with the original.
     pub event_id: EventId,
-    /// Its topic.
-    pub topic: Topic,
+    /// Its topic; none if the row's text is no topic. Redis cannot have such a row: a relay parks it.
+    pub topic: Option<Topic>,
 }
 
-/// A rebase under way: the log is locked against appends and relays until it is committed or dropped.
+/// A rebase under way, or a look at what it would do.
 #[derive(Debug)]
 pub struct Rebase<'c> {
     tx: Transaction<'c, Postgres>,
+    hold: Hold,
     relay: String,
     position: Position,
     cluster: Cluster,
     contradictions: Vec<Contradiction>,
     /// The relays whose positions the log contradicts.
     contradicted: Vec<String>,
+    /// The number of rows that were appended after a move and get new ids.
+    appended_since_the_move: u64,
     /// How many events it has found that were delivered although the position does not say so.
     delivered_before: u64,
+}
+
+/// Whether the log is locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    /// Not at all: one snapshot shows it.
+    Snapshot,
+    /// Against appends and relays.
+    Lock,
 }
 
 /// What a rebase is to do.
@@ -106,22 +136,43 @@ pub struct Lineage {
 }
 
 impl<'c> Rebase<'c> {
-    /// Locks the log and finds out what happened.
+    /// Locks the log against appends and relays, and finds out what happened.
     ///
     /// # Errors
     /// [`RebaseError`].
     pub async fn begin(connection: &'c mut PgConnection, relay: &str) -> Result<Self, RebaseError> {
         let mut tx = connection.begin().await?;
-        // Appends wait; readers do not. Without a limit of its own: the session's statement timeout bounds
-        // the wait.
-        sqlx::raw_sql("lock table outbox.event, outbox.checkpoint, outbox.relay in exclusive mode")
-            .execute(&mut *tx)
-            .await?;
+        if !log_lock::take(&mut tx).await? {
+            return Err(RebaseError::Busy);
+        }
         for name in relays(&mut tx).await? {
-            if !lead::try_hold(&mut tx, &name).await? {
+            if !log_lock::hold(&mut tx, &name).await? {
                 return Err(RebaseError::Led(name));
             }
         }
+        renumber::raise_identities(&mut tx).await?;
+        Self::examine(tx, relay, Hold::Lock).await
+    }
+
+    /// Finds out what happened, from one snapshot. Nobody waits for it.
+    ///
+    /// # Errors
+    /// [`RebaseError`].
+    pub async fn look(connection: &'c mut PgConnection, relay: &str) -> Result<Self, RebaseError> {
+        let mut tx = connection.begin_with("begin isolation level repeatable read").await?;
+        for name in relays(&mut tx).await? {
+            if !lead::is_free(&mut tx, &name).await? {
+                return Err(RebaseError::Led(name));
+            }
+        }
+        Self::examine(tx, relay, Hold::Snapshot).await
+    }
+
+    async fn examine(
+        mut tx: Transaction<'c, Postgres>,
+        relay: &str,
+        hold: Hold,
+    ) -> Result<Self, RebaseError> {
         let is_same = identity::of(&mut tx).await?.is_at_home();
         let cluster = if is_same { Cluster::Same } else { Cluster::Other };
         let position = match checkpoint::newest(&mut tx, relay).await? {
@@ -130,27 +181,49 @@ impl<'c> Rebase<'c> {
             None if cluster == Cluster::Other => Position::before_everything(),
             None => return Err(RebaseError::Unknown(relay.to_owned())),
         };
-        let (mut contradictions, mut contradicted) = (Vec::new(), Vec::new());
-        if cluster == Cluster::Same {
-            for name in relays(&mut tx).await? {
-                let mut found = contradictions::of_relay(&mut tx, &name).await?;
-                found.extend(renumber::twice(&mut tx, &name).await?);
-                found.extend(renumber::behind_the_window(&mut tx, &name).await?);
-                if !found.is_empty() {
-                    contradicted.push(name);
-                }
-                contradictions.extend(found);
-            }
-        }
-        Ok(Self {
+        let mut rebase = Self {
             tx,
+            hold,
             relay: relay.to_owned(),
             position,
             cluster,
-            contradictions,
-            contradicted,
+            contradictions: Vec::new(),
+            contradicted: Vec::new(),
+            appended_since_the_move: 0,
             delivered_before: 0,
-        })
+        };
+        renumber::begin(&mut rebase.tx).await?;
+        match cluster {
+            Cluster::Same => rebase.look_for_contradictions().await?,
+            Cluster::Other => rebase.look_for_appended_since_the_move().await?,
+        }
+        Ok(rebase)
+    }
+
+    async fn look_for_contradictions(&mut self) -> Result<(), RebaseError> {
+        for name in relays(&mut self.tx).await? {
+            let mut found = contradictions::of_relay(&mut self.tx, &name).await?;
+            found.extend(renumber::twice(&mut self.tx, &name).await?);
+            found.extend(renumber::behind_the_window(&mut self.tx, &name).await?);
+            if !found.is_empty() {
+                self.contradicted.push(name);
+            }
+            self.contradictions.extend(found);
+        }
+        Ok(())
+    }
+
+    async fn look_for_appended_since_the_move(&mut self) -> Result<(), RebaseError> {
+        let relays = relays(&mut self.tx).await?;
+        if relays.len() > MAX_RELAYS {
+            return Err(RebaseError::TooManyRelays(relays.len()));
+        }
+        self.appended_since_the_move = moved::mark(&mut self.tx).await?;
+        self.contradictions = moved::marked(&mut self.tx).await?;
+        match moved::undecided(&mut self.tx).await? {
+            Some(id) => Err(RebaseError::Undecided(id)),
+            None => Ok(()),
+        }
     }
 
     /// The position as it stands.
@@ -163,13 +236,20 @@ impl<'c> Rebase<'c> {
         &self.contradictions
     }
 
+    /// The number of rows that were appended after the log was moved and get new ids. Redis cannot have them:
+    /// no relay delivers from a log that was moved.
+    pub fn appended_since_the_move(&self) -> u64 {
+        self.appended_since_the_move
+    }
+
     /// What happened to the cluster.
     pub fn cluster(&self) -> Cluster {
         self.cluster
     }
 
-    /// The relay's pending events after `after`, `limit` at most. They are in order of id, and rows of one id
-    /// in order of their event ids, because a sequence that was set back gives ids twice.
+    /// The relay's pending events after `after`, `limit` at most, without those that
+    /// [`Self::appended_since_the_move`] counts. They are in order of id, and rows of one id in order of their
+    /// event ids, because a sequence that was set back gives ids twice.
     ///
     /// # Errors
     /// [`RebaseError::Outbox`].
@@ -183,6 +263,8 @@ impl<'c> Rebase<'c> {
             "select e.id, e.event_id, e.topic
              from outbox.event e, outbox.position p
              where p.relay = $1 and (e.id, e.event_id) > ($2, $3) and not {IN_REDIS}
+               and not exists (
+                 select from pg_temp.renumbered r where r.part = e.tableoid and r.place = e.ctid)
              order by e.id, e.event_id limit $4",
         );
         let rows = sqlx::query(AssertSqlSafe(sql))
@@ -195,11 +277,16 @@ impl<'c> Rebase<'c> {
         rows.iter().map(pending_of).collect()
     }
 
-    /// Writes down that these events have been delivered, whatever the position says.
+    /// Writes down that these events have been delivered, whatever the position says. A look only counts
+    /// them.
     ///
     /// # Errors
     /// [`RebaseError::Outbox`] if Postgres refuses.
     pub async fn delivered_before(&mut self, told: &[Pending]) -> Result<(), RebaseError> {
+        self.delivered_before += told.len() as u64;
+        if self.hold == Hold::Snapshot {
+            return Ok(());
+        }
         let (ids, event_ids): (Vec<i64>, Vec<EventId>) =
             told.iter().map(|event| (event.id, event.event_id)).unzip();
         sqlx::query(
@@ -211,7 +298,6 @@ impl<'c> Rebase<'c> {
         .bind(event_ids)
         .execute(&mut *self.tx)
         .await?;
-        self.delivered_before += told.len() as u64;
         Ok(())
     }
 
@@ -219,14 +305,17 @@ impl<'c> Rebase<'c> {
     /// commits.
     ///
     /// # Errors
-    /// [`RebaseError::TooManyRelays`] if the log was moved and more relays than can be translated have run on
-    /// it; [`RebaseError::Outbox`] if Postgres refuses. Then nothing has changed.
+    /// [`RebaseError::NotLocked`] after a look; [`RebaseError::Outbox`] if Postgres refuses. Then nothing has
+    /// changed.
     pub async fn finish(
         mut self,
         lineage: Lineage,
         operator: &Operator,
         findings: &serde_json::Value,
     ) -> Result<(), RebaseError> {
+        if self.hold == Hold::Snapshot {
+            return Err(RebaseError::NotLocked);
+        }
         self.give(lineage).await?;
         audit::write(&mut self.tx, operator, "rebase", findings, self.delivered_before).await?;
         self.tx.commit().await?;
@@ -270,9 +359,6 @@ impl<'c> Rebase<'c> {
     /// Translates every row and every position into this cluster's numbers.
     async fn adopt(&mut self, epoch: u64) -> Result<(), RebaseError> {
         let relays = relays(&mut self.tx).await?;
-        if relays.len() > MAX_RELAYS {
-            return Err(RebaseError::TooManyRelays(relays.len()));
-        }
         // A row's number says which relays have delivered it: one bit for each, in the order of their names.
         sqlx::query(
             "with relay as (
@@ -368,12 +454,10 @@ async fn relays(connection: &mut PgConnection) -> Result<Vec<String>, Error> {
 }
 
 fn pending_of(row: &PgRow) -> Result<Pending, RebaseError> {
-    let id = row.try_get("id")?;
-    let topic = Topic::new(row.try_get::<String, _>("topic")?);
     Ok(Pending {
-        id,
+        id: row.try_get("id")?,
         event_id: row.try_get("event_id")?,
-        topic: topic.map_err(|source| Error::NotAnEvent { id, source })?,
+        topic: Topic::new(row.try_get::<String, _>("topic")?).ok(),
     })
 }
 

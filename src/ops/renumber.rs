@@ -62,7 +62,6 @@ pub(super) async fn undelivered(connection: &mut PgConnection, relays: &[String]
          from outbox.event e
          where exists (select from outbox.position p where p.relay = any ($1) and not {IN_REDIS})"
     );
-    begin(connection).await?;
     sqlx::query(sqlx::AssertSqlSafe(sql)).bind(relays).execute(&mut *connection).await?;
     number(connection, Order::BySequenceRun).await?;
     let sql = format!(
@@ -77,24 +76,8 @@ pub(super) async fn undelivered(connection: &mut PgConnection, relays: &[String]
     apply(connection, "pg_current_xact_id()").await
 }
 
-/// Gives new ids to the rows that were appended after the log was moved, if its sequence was not moved with
-/// it: those rows have ids that the positions call delivered. The rows are known by their time, because
-/// nothing else tells them from older ones.
+/// Gives new ids to the rows that are marked as appended after the log was moved (see [`super::moved`]).
 pub(super) async fn appended_since_the_move(connection: &mut PgConnection) -> Result<(), Error> {
-    begin(connection).await?;
-    sqlx::query(
-        "insert into pg_temp.renumbered (part, place, old_id, xid, event_id)
-         select e.tableoid, e.ctid, e.id, e.xid, e.event_id
-         from outbox.event e
-         cross join (
-           select case when is_called then last_value else last_value - 1::bigint end as id
-           from outbox.event_id_seq
-         ) taken
-         cross join (select max(high_id) as id, max(created_at) as moved_at from outbox.position) delivered
-         where taken.id < delivered.id and e.id <= taken.id and e.created_at > delivered.moved_at",
-    )
-    .execute(&mut *connection)
-    .await?;
     number(connection, Order::ById).await?;
     // These rows have xids of this cluster. The rebase replaces every xid afterwards.
     apply(connection, "e.xid").await
@@ -112,10 +95,26 @@ pub(super) async fn raise_sequence(connection: &mut PgConnection) -> Result<(), 
     Ok(())
 }
 
-async fn begin(connection: &mut PgConnection) -> Result<(), Error> {
+/// Moves the sequences of the tables of operators above the rows that are there: logical replication moves
+/// rows and no sequences.
+pub(super) async fn raise_identities(connection: &mut PgConnection) -> Result<(), Error> {
+    for sql in [
+        "select setval('outbox.audit_id_seq', a.id) from (select max(id) as id from outbox.audit) a
+         cross join outbox.audit_id_seq s where a.id >= s.last_value",
+        "select setval('outbox.replay_id_seq', r.id) from (select max(id) as id from outbox.replay) r
+         cross join outbox.replay_id_seq s where r.id >= s.last_value",
+    ] {
+        sqlx::query(sql).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// Makes the list of the rows that get new ids.
+pub(super) async fn begin(connection: &mut PgConnection) -> Result<(), Error> {
     sqlx::raw_sql(
         "create temporary table renumbered (
-           part oid, place tid, old_id bigint, xid xid8, event_id uuid, new_id bigint) on commit drop",
+           part oid, place tid, old_id bigint, xid xid8, event_id uuid, new_id bigint,
+           primary key (part, place)) on commit drop",
     )
     .execute(connection)
     .await?;

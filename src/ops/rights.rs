@@ -42,6 +42,8 @@ impl fmt::Display for Role {
 /// The kind of object that a right is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
+    /// The database that holds the log.
+    Database,
     /// A schema.
     Schema,
     /// A table or a view.
@@ -55,6 +57,7 @@ pub enum Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Database => "database",
             Self::Schema => "schema",
             Self::Table => "table",
             Self::Sequence => "sequence",
@@ -70,7 +73,8 @@ pub struct Right {
     pub kind: Kind,
     /// Its schema.
     pub schema: &'static str,
-    /// Its name; a function's with its arguments. Empty for the schema itself.
+    /// Its name; a function's with its arguments. Empty for the schema itself, and for a database whose name
+    /// is not known.
     pub object: String,
     /// As SQL calls it: `select`.
     pub privilege: &'static str,
@@ -84,6 +88,10 @@ impl fmt::Display for Right {
         f.write_str(self.privilege)?;
         if !self.columns.is_empty() {
             write!(f, " ({})", self.columns)?;
+        }
+        if self.kind == Kind::Database {
+            let name = if self.object.is_empty() { "of the log" } else { &self.object };
+            return write!(f, " on database {name}");
         }
         write!(f, " on {} {}", self.kind, self.schema)?;
         if self.object.is_empty() { Ok(()) } else { write!(f, ".{}", self.object) }
@@ -238,6 +246,8 @@ impl List {
 
     fn rebase(&mut self) {
         self.operator();
+        // A temporary table lists the rows that get new ids.
+        self.add(Kind::Database, "outbox", "", "temporary", "");
         self.table("event", &["update"]);
         self.table("checkpoint", &["insert", "update", "delete"]);
         self.table("relay", &["update"]);
@@ -246,7 +256,11 @@ impl List {
         // Rows that contradict the position get new ids.
         self.add(Kind::Table, "outbox", "parked", "update", "id");
         self.add(Kind::Table, "outbox", "parked", "update", "may_have_arrived");
-        self.add(Kind::Sequence, "outbox", "event_id_seq", "update", "");
+        // A move by logical replication leaves sequences behind.
+        for sequence in ["event_id_seq", "audit_id_seq", "replay_id_seq"] {
+            self.add(Kind::Sequence, "outbox", sequence, "select", "");
+            self.add(Kind::Sequence, "outbox", sequence, "update", "");
+        }
         self.execute(&[SLOT_AFTER]);
     }
 }
@@ -262,7 +276,7 @@ pub async fn missing(connection: &mut PgConnection, role: Role) -> Result<Vec<Ri
     let text = |of: fn(&Right) -> String| rights.iter().map(of).collect::<Vec<String>>();
     // Looked up in the catalogs: casts to regclass fail for a user who may not look into the schema.
     let rows = sqlx::query(
-        "select needed.nth
+        "select needed.nth, pg_catalog.quote_ident(pg_catalog.current_database()) as database
          from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) with ordinality
                 needed (kind, schema, object, privilege, columns, nth)
          join pg_catalog.pg_namespace n on n.nspname = needed.schema::name
@@ -274,6 +288,8 @@ pub async fn missing(connection: &mut PgConnection, role: Role) -> Result<Vec<Ri
            and pg_catalog.format('%s(%s)', p.proname, pg_catalog.oidvectortypes(p.proargtypes))
                = needed.object
          where not case
+           when needed.kind = 'database'
+             then pg_catalog.has_database_privilege(pg_catalog.current_database(), needed.privilege)
            when needed.kind = 'schema' then pg_catalog.has_schema_privilege(n.oid, needed.privilege)
            when needed.kind = 'sequence'
              then coalesce(pg_catalog.has_sequence_privilege(c.oid, needed.privilege), true)
@@ -299,7 +315,12 @@ pub async fn missing(connection: &mut PgConnection, role: Role) -> Result<Vec<Ri
     let mut missing = Vec::new();
     for row in rows {
         let nth: i64 = row.try_get("nth")?;
-        missing.extend(usize::try_from(nth - 1).ok().and_then(|nth| rights.get(nth)).cloned());
+        let Some(right) = usize::try_from(nth - 1).ok().and_then(|nth| rights.get(nth)) else { continue };
+        let mut right = right.clone();
+        if right.kind == Kind::Database {
+            right.object = row.try_get("database")?;
+        }
+        missing.push(right);
     }
     Ok(missing)
 }

@@ -126,8 +126,7 @@ impl Cast {
 
     /// The findings of doctor for a role that are not ok, as `check: evidence; fix`.
     async fn doctor(&self, role: &str) -> Vec<String> {
-        let asked = if role == "rebase" { "operator" } else { role };
-        let output = cli(&self.settings(role), &["doctor", "--role", asked, "--output", "json"]).await;
+        let output = cli(&self.settings(role), &["doctor", "--role", role, "--output", "json"]).await;
         let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
         let text = |value: &Value| str_of(value).to_owned();
         let ours = [
@@ -273,8 +272,6 @@ async fn a_relay_with_a_console_has_its_operators_rights_too() -> TestResult {
 #[tokio::test]
 async fn a_rebase_runs_with_the_rights_that_are_printed_for_it() -> TestResult {
     let mut cast = Cast::with_rights().await;
-    let sql = cast.printed(&["rebase"]).await;
-    cast.owner(&sql).await;
     let topic = cast.system.redis.topic("rebased");
     let relay = cast.start("relay").await;
     cast.append(&topic, 3).await?;
@@ -287,6 +284,11 @@ async fn a_rebase_runs_with_the_rights_that_are_printed_for_it() -> TestResult {
     assert_eq!(relay.terminate().await, 0);
 
     cast.system.database = backup;
+    cast.owner(&format!("revoke temporary on database {} from public", cast.system.database.name())).await;
+    let lacking = cast.doctor("rebase").await.remove(0);
+    assert!(lacking.contains("temporary on database aftercommit_test"), "{lacking}");
+    let sql = cast.printed(&["rebase"]).await;
+    cast.owner(&sql).await;
     let rebased = cast.json("rebase", &["rebase", "--yes", "--reason", "a test"]).await;
     assert_eq!((&rebased["done"], &rebased["lost"]), (&true.into(), &2.into()), "{rebased}");
     let _relay = cast.start("relay").await;

@@ -193,6 +193,20 @@ async fn an_xid_chosen_by_hand_hides_no_row() -> TestResult {
     Ok(())
 }
 
+/// The limit that docs/guarantees.md states: nothing tells such a row from a delivered one.
+#[tokio::test]
+async fn a_row_whose_id_and_xid_were_chosen_by_hand_is_named_by_the_doctor() -> TestResult {
+    let (line, mut admin) = line_of_six().await;
+    let by_hand = "insert into outbox.event (xid, id, topic, type, payload)
+                   select e.xid, e.id, e.topic, 'T', '1' from outbox.event e where e.id = 3";
+    execute(&mut admin, by_hand).await;
+    assert_eq!(states(&mut admin).await?, [("delivered".to_owned(), 7)]);
+    let doctor = cli(line.system.settings(), &["doctor", "--role", "operator"]).await;
+    let doctor = unwrapped(&String::from_utf8_lossy(&doctor.stdout));
+    assert!(doctor.contains("id 3 stands twice in outbox.event"), "{doctor}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_xid_of_the_future_is_refused_and_mended() -> TestResult {
     let (mut line, mut admin) = line_of_six().await;
@@ -257,6 +271,24 @@ async fn a_row_with_the_id_of_one_that_was_delivered_before_is_refused_and_mende
     execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
     line.append(3).await;
     assert_refused_and_mended(line, &mut admin, 3).await
+}
+
+#[tokio::test]
+async fn a_row_that_is_no_event_does_not_stand_in_the_way_of_a_rebase() -> TestResult {
+    let (mut line, mut admin) = line_of_six().await;
+    line.relay.signal("KILL").await;
+    let no_event = "insert into outbox.event (topic, type, payload) values ('bad topic!', 'X', '1')";
+    execute(&mut admin, no_event).await;
+    execute(&mut admin, "select setval('outbox.event_id_seq', 2)").await;
+    line.append(2).await;
+    line.relay = line.system.start("relay").await;
+    assert_refused_and_mended(line, &mut admin, 3).await?;
+    eventually("the row is parked", async || {
+        let parked = ("parked".to_owned(), 1);
+        states(&mut admin).await.ok()?.contains(&parked).then_some(())
+    })
+    .await;
+    Ok(())
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ mod postgres_failures;
 mod postgres_hosts;
 mod postgres_tls;
 mod rebase;
+mod rebase_moves;
 mod redis_addresses;
 mod redis_cluster;
 mod redis_cluster_slots;

@@ -313,14 +313,20 @@ async fn a_log_of_more_relays_than_a_move_can_tell_apart_is_refused_and_left_as_
     sqlx::raw_sql(moved).execute(&mut connection).await?;
     let epoch = Lineage { epoch: 2, is_copy: false };
     let operator = Operator { who: "test".to_owned(), reason: "a move".to_owned() };
-    {
-        let refused =
-            Rebase::begin(&mut connection, "relay-1").await?.finish(epoch, &operator, &json!({})).await;
-        assert!(matches!(refused, Err(RebaseError::TooManyRelays(9))));
-    }
+    let looked = Rebase::look(&mut connection, "relay-1").await;
+    assert!(matches!(looked, Err(RebaseError::TooManyRelays(9))), "{looked:?}");
+    drop(looked);
+    let refused = Rebase::begin(&mut connection, "relay-1").await;
+    assert!(matches!(refused, Err(RebaseError::TooManyRelays(9))), "before an epoch is claimed: {refused:?}");
+    drop(refused);
     let kept = checkpoint::newest(&mut connection, "relay-1").await?.ok_or("no position")?;
     assert_eq!(kept.epoch, 1);
     sqlx::raw_sql("delete from outbox.checkpoint where relay = 'relay-9'").execute(&mut connection).await?;
+    {
+        let looked = Rebase::look(&mut connection, "relay-1").await?;
+        let refused = looked.finish(epoch, &operator, &json!({})).await;
+        assert!(matches!(refused, Err(RebaseError::NotLocked)), "{refused:?}");
+    }
     let rebase = Rebase::begin(&mut connection, "relay-1").await?;
     rebase.finish(epoch, &operator, &json!({})).await?;
     Ok(())

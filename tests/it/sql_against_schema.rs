@@ -137,7 +137,8 @@ fn statements(sources: &[Source]) -> TestResult<(Vec<Statement>, Vec<String>)> {
         }
     }
     // The others need the table.
-    statements.sort_by_key(|(_, sql)| !sql.starts_with("create temporary table"));
+    statements
+        .sort_by_key(|(_, sql)| (sql.starts_with("drop table"), !sql.starts_with("create temporary table")));
     Ok((statements, unread))
 }
 

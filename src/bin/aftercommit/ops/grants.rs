@@ -98,7 +98,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     );
     for (role, names) in roles {
         for name in names {
-            grant(&mut sql, role, &quoted(name)?)?;
+            grant(&mut sql, role, name)?;
         }
     }
     sql.push_str("commit;\n");
@@ -148,12 +148,18 @@ fn quoted(name: &str) -> Result<String> {
     Ok(format!("\"{}\"", name.replace('"', "\"\"")))
 }
 
-fn grant(sql: &mut String, role: Role, name: &str) -> Result<()> {
+fn grant(sql: &mut String, role: Role, raw: &str) -> Result<()> {
+    let name = &quoted(raw)?;
+    let (of_database, of_schemas): (Vec<Right>, Vec<Right>) =
+        rights::of(role).into_iter().partition(|right| right.kind == Kind::Database);
     let (of_log, of_others): (Vec<Right>, Vec<Right>) =
-        rights::of(role).into_iter().partition(|right| right.schema == "outbox");
+        of_schemas.into_iter().partition(|right| right.schema == "outbox");
     writeln!(sql, "\n-- {role}: {name}")?;
     for line in lines(&of_log, name) {
         writeln!(sql, "{line}")?;
+    }
+    for right in of_database {
+        grant_on_database(sql, right.privilege, raw)?;
     }
     if of_others.is_empty() {
         return Ok(());
@@ -165,6 +171,20 @@ fn grant(sql: &mut String, role: Role, name: &str) -> Result<()> {
         writeln!(sql, "    {line}")?;
     }
     writeln!(sql, "  end if;\nend {tag};")?;
+    Ok(())
+}
+
+/// A right on the database in which the SQL is run. It is granted only where it is missing: every role has it
+/// unless somebody has taken it from PUBLIC, and the schema's owner need not own the database.
+fn grant_on_database(sql: &mut String, privilege: &str, raw: &str) -> Result<()> {
+    let (tag, role) = (tag(raw), raw.replace('\'', "''"));
+    writeln!(
+        sql,
+        "do {tag} begin\n  \
+           if not has_database_privilege('{role}', current_database(), '{privilege}') then\n    \
+             execute format('grant {privilege} on database %I to %I', current_database(), '{role}');\n  \
+           end if;\nend {tag};"
+    )?;
     Ok(())
 }
 

@@ -107,6 +107,9 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
     args.consent.to(&format!("rebase relay '{}' to epoch {}", config.relay.name, found.new_epoch()))?;
     // Looked at once more, now under the lock under which it is changed.
     let (found, rebase) = find(config, args, &mut connection, Purpose::Change).await?;
+    if !found.is_needed() {
+        return report(config, args, &found, false);
+    }
     let lineage = Lineage { epoch: found.new_epoch(), is_copy: found.is_copy };
     let findings = json!({
         "relay": config.relay.name, "cluster": cluster(found.cluster), "from": found.position.to_string(),
@@ -119,14 +122,16 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
 }
 
 async fn look(config: &Config, args: &Args, connection: &mut PgConnection) -> Result<Findings> {
-    // The rebase that was begun ends here, and with it its locks.
+    // The transaction of the look ends here.
     find(config, args, connection, Purpose::Look).await.map(|(found, _dropped)| found)
 }
 
 /// What the findings are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
+    /// To be shown.
     Look,
+    /// To change the log, which is locked for it.
     Change,
 }
 
@@ -138,7 +143,10 @@ async fn find<'c>(
     purpose: Purpose,
 ) -> Result<(Findings, Rebase<'c>)> {
     let log = identity::of(connection).await?.id;
-    let mut rebase = Rebase::begin(connection, &config.relay.name).await?;
+    let mut rebase = match purpose {
+        Purpose::Look => Rebase::look(connection, &config.relay.name).await?,
+        Purpose::Change => Rebase::begin(connection, &config.relay.name).await?,
+    };
     let mut sink = Publisher::new(config.redis.clone(), &config.relay.name, 1);
     sink.begin_lead(log);
     // The Redis of a copy is the one of its original, or holds nothing yet.
@@ -150,7 +158,7 @@ async fn find<'c>(
         cluster: rebase.cluster(),
         position,
         reached: furthest,
-        pending: 0,
+        pending: rebase.appended_since_the_move(),
         told: 0,
         contradictions: rebase.contradictions().to_vec(),
         is_copy: args.copy,
@@ -211,7 +219,7 @@ impl Seen {
     async fn of(&mut self, pending: &[Pending]) -> Result<Vec<Pending>> {
         let mut told = Vec::new();
         for event in pending {
-            let Pending { event_id, topic, .. } = event;
+            let Pending { event_id, topic: Some(topic), .. } = event else { continue };
             if !self.topics.contains_key(topic) {
                 let mut counts = HashMap::new();
                 for event_id in self.history.uuids_after(topic, self.after).await? {

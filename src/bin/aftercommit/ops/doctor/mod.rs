@@ -46,6 +46,7 @@ enum RoleArg {
     Writer,
     Operator,
     Api,
+    Rebase,
 }
 
 /// The checks to make: those that matter to one role, or all.
@@ -62,6 +63,7 @@ impl Scope {
             Some(RoleArg::Writer) => &[Role::Writer],
             Some(RoleArg::Operator) => &[Role::Operator],
             Some(RoleArg::Api) => &[Role::Api],
+            Some(RoleArg::Rebase) => &[Role::Rebase],
         }
     }
 
@@ -69,13 +71,15 @@ impl Scope {
         self.0.is_none_or(|role| roles.contains(&role))
     }
 
-    /// Whether the checks read the log. Only relays and operators have the right to, and need it.
+    /// Whether the checks read the log. Only relays, operators and those who rebase have the right to, and
+    /// need it.
     fn reads_the_log(self) -> bool {
-        self.is_any_of(&[RoleArg::Relay, RoleArg::Operator])
+        self.is_any_of(&[RoleArg::Relay, RoleArg::Operator, RoleArg::Rebase])
     }
 
+    /// A rebase claims its epoch as a relay publishes.
     fn publishes(self) -> bool {
-        self.is_any_of(&[RoleArg::Relay])
+        self.is_any_of(&[RoleArg::Relay, RoleArg::Rebase])
     }
 
     fn subscribes(self) -> bool {
@@ -83,7 +87,7 @@ impl Scope {
     }
 
     fn uses_redis(self) -> bool {
-        self.is_any_of(&[RoleArg::Relay, RoleArg::Sse, RoleArg::Operator])
+        self.is_any_of(&[RoleArg::Relay, RoleArg::Sse, RoleArg::Operator, RoleArg::Rebase])
     }
 
     fn checks_tokens(self) -> bool {

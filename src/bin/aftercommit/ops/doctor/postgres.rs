@@ -114,6 +114,7 @@ async fn look(
     findings.push(prepared(connection, open_for).await?);
     findings.push(sequence(connection).await?);
     findings.push(sequence_is_ahead(connection).await?);
+    findings.push(ids(connection).await?);
     findings.push(cluster(connection).await?);
     findings.push(clock(connection).await?);
     findings.push(rotation(connection).await?);
@@ -185,6 +186,38 @@ async fn sequence_is_ahead(connection: &mut PgConnection) -> Result<Finding> {
         format!("outbox.event_id_seq is at {sequence}, and ids up to {used} have been used"),
         "stop the writers and the relays, then run `aftercommit rebase`: events that get ids below that \
          would never be delivered",
+    ))
+}
+
+/// Ids that stand twice at either end of the log, so that the check takes no longer for a long log. A sequence
+/// that was set back gives the lowest ids again, or the newest ones.
+async fn ids(connection: &mut PgConnection) -> Result<Finding> {
+    let twice: Option<i64> = sqlx::query_scalar(
+        "select min(twice.id)
+         from (
+           (select o.id from (select e.id from outbox.event e order by e.id limit 100000) o
+            group by o.id having count(*) > 1)
+           union all
+           (select n.id from (select e.id from outbox.event e order by e.id desc limit 100000) n
+            group by n.id having count(*) > 1)
+         ) twice",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(Finding::should(
+        "ids",
+        twice.is_none(),
+        twice.map_or_else(
+            || "no id stands twice in the log".to_owned(),
+            |id| {
+                format!(
+                    "id {id} stands twice in outbox.event: a sequence was set back, or a row was written by \
+                     hand"
+                )
+            },
+        ),
+        "stop the relays and run `aftercommit rebase`; if it finds nothing to do, both rows count as \
+         delivered: see whether clients have received both",
     ))
 }
 
