@@ -113,7 +113,7 @@ impl PemFile {
     /// Checks that the file holds certificates of CAs, and nothing that is broken.
     ///
     /// # Errors
-    /// Fails as [`PemFile::certificates`].
+    /// Returns a [`PemError`] that says what is wrong with the file.
     pub fn check_authorities(&self) -> Result<(), PemError> {
         self.certificates().map(|_certificates| ())
     }
@@ -121,7 +121,7 @@ impl PemFile {
     /// Checks that the file holds a certificate, and `key` the key of its first one.
     ///
     /// # Errors
-    /// Fails as [`PemFile::certificates`], and returns [`PemError::Encrypted`] if the key is encrypted,
+    /// Returns a [`PemError`] that says what is wrong with the certificates; [`PemError::Encrypted`] if the key is encrypted,
     /// [`PemError::OtherKey`] if it is not the certificate's, and [`PemError::Empty`], [`PemError::Der`] or
     /// [`PemError::NotPem`] if the file holds no key.
     pub fn check_key(&self, key: &Self) -> Result<(), PemError> {
