@@ -121,9 +121,9 @@ impl PemFile {
     /// Checks that the file holds a certificate, and `key` the key of its first one.
     ///
     /// # Errors
-    /// Returns a [`PemError`] that says what is wrong with the certificates; [`PemError::Encrypted`] if the key is encrypted,
-    /// [`PemError::OtherKey`] if it is not the certificate's, and [`PemError::Empty`], [`PemError::Der`] or
-    /// [`PemError::NotPem`] if the file holds no key.
+    /// Returns a [`PemError`] that says what is wrong with the certificates; [`PemError::Encrypted`] if the key
+    /// is encrypted, [`PemError::OtherKey`] if it is not the certificate's, and [`PemError::Empty`],
+    /// [`PemError::Der`] or [`PemError::NotPem`] if the file holds no key.
     pub fn check_key(&self, key: &Self) -> Result<(), PemError> {
         let (chain, key_der) = (self.certificates()?, key.private_key()?);
         let provider = rustls::crypto::aws_lc_rs::default_provider();
