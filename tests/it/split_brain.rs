@@ -34,6 +34,8 @@ impl Split {
         standby.promote().await?;
         let connection = Self::at(&line, &standby).await;
         let settings = line.system.settings().clone().set("DATABASE_URL", Self::url(&line, &standby));
+        // It does not look at Redis on its own before it publishes.
+        let settings = settings.set("AFTERCOMMIT_RELAY_RECONCILE_INTERVAL_MS", "3600000");
         let other = Process::start("relay", &settings).await;
         other.wait_for_log("leading").await;
         Ok(Self { line, standby, other, connection })
