@@ -66,15 +66,12 @@ impl Publisher {
     }
 
     fn check_owner(&self, server: &Server, owned: &Owned) -> Result<(), PublishError> {
-        let Owned { format, log, relay, .. } = owned;
+        let Owned { format, log, .. } = owned;
         if let Some(format) = format.as_ref().filter(|format| **format != FORMAT.to_string()) {
             return Err(self.other_format(server, format));
         }
         if let Some(log) = log.as_ref().filter(|log| **log != self.log.to_string()) {
             return Err(self.foreign(server, log));
-        }
-        if let Some(relay) = relay.as_ref().filter(|relay| **relay != self.relay) {
-            return Err(self.other_relay(server, relay));
         }
         Ok(())
     }

@@ -74,7 +74,6 @@ pub(super) struct Away {
 pub(super) struct Owned {
     pub(super) format: Option<String>,
     pub(super) log: Option<String>,
-    pub(super) relay: Option<String>,
     pub(super) id: Option<String>,
     pub(super) event: Option<String>,
     pub(super) slots: Option<String>,
@@ -263,9 +262,9 @@ impl Server {
         let read = self.on_connection(settings, async |connected| {
             let connection = &mut connected.connection;
             // Two calls and not a pipeline, whose error lacks the server's code.
-            let (format, log, relay) = connection.hmget(log_key, &["format", "log", "relay"]).await?;
+            let (format, log) = connection.hmget(log_key, &["format", "log"]).await?;
             let (id, event, slots) = connection.hmget(top_key, &["id", "event", "slots"]).await?;
-            Ok(Owned { format, log, relay, id, event, slots })
+            Ok(Owned { format, log, id, event, slots })
         });
         read.await.map_err(Refusal::retry)
     }
