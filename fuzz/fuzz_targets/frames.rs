@@ -4,7 +4,6 @@
 #![no_main]
 
 #[path = "../../tests/load/engine/event_stream.rs"]
-#[expect(dead_code, reason = "a part of it is for the load client")]
 mod event_stream;
 
 use aftercommit::sse::fuzzed;
