@@ -150,7 +150,7 @@ pub trait Sink: Send {
     /// Returns a [`PublishError`]. The events that have arrived are always a prefix of those of each topic.
     fn publish(&mut self, batch: Batch<'_>) -> impl Future<Output = Result<(), PublishError>> + Send;
 
-    /// Vouches for the events up to this number: they are the log's own, whoever has published them. A batch in
+    /// Vouches for the events up to this number: the log holds the same ones. A batch in
     /// [`PublishMode::Normal`] that finds one of its numbers used up, and nobody vouches for it, is refused as
     /// [`PublishError::Forgot`]: a relay of the same log in another Postgres may have used the numbers, after a
     /// promotion of a standby, or from a clone.
