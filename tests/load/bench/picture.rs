@@ -1,5 +1,5 @@
-//! The rows as a picture: a bar for each median, a line for its spread, a mark at its goal. SVG, in the colours
-//! of the reader's theme.
+//! The rows as a picture: a bar for each median, a line for its spread, a mark at its goal. SVG, in the
+//! colours of the reader's theme.
 
 use std::fmt::Write;
 
