@@ -54,6 +54,13 @@ struct Known {
     failed: Option<(Instant, PasswordError)>,
 }
 
+impl Known {
+    /// The last run's error, if it has just failed.
+    fn failed_just_now(&self) -> Option<&PasswordError> {
+        self.failed.as_ref().filter(|(at, _)| at.elapsed() < RETRY_AFTER).map(|(_, error)| error)
+    }
+}
+
 impl From<String> for PasswordCommand {
     fn from(command: String) -> Self {
         Self { command: command.into(), known: Arc::default(), running: Arc::default() }
@@ -127,7 +134,8 @@ impl PasswordCommand {
         let now = Instant::now();
         let newest = self.known().newest.clone().filter(|password| password.is_valid(now));
         let Some(valid) = newest else { return self.renewed().await };
-        if valid.is_fresh(now) {
+        // A program that has just failed is not run again for each caller.
+        if valid.is_fresh(now) || self.known().failed_just_now().is_some() {
             return Ok(valid);
         }
         let Ok(running) = self.running.clone().try_lock_owned() else { return Ok(valid) };
@@ -153,9 +161,7 @@ impl PasswordCommand {
             if let Some(password) = known.newest.as_ref().filter(|password| password.is_fresh(now)) {
                 return Ok(password.clone());
             }
-            if let Some((at, error)) = &known.failed
-                && at.elapsed() < RETRY_AFTER
-            {
+            if let Some(error) = known.failed_just_now() {
                 return Err(error.clone());
             }
         }
@@ -179,8 +185,8 @@ impl PasswordCommand {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the password that replaces the one which has to be renewed at this time, when there is one. While
-    /// the program fails there is none, and connections keep the old one.
+    /// Returns the password that replaces the one which has to be renewed at this time, when there is one.
+    /// While the program fails there is none, and connections keep the old one.
     pub async fn replacement(&self, renew_at: Instant) -> Password {
         sleep_until(renew_at).await;
         loop {
@@ -297,8 +303,8 @@ fn password_in(output: &[u8], now: DateTime<Utc>) -> Result<Password, PasswordEr
     })
 }
 
-/// Reads the JSON form; `None` if the output is no JSON object. An output that begins like one must be one: it is
-/// no password that a server has.
+/// Reads the JSON form; `None` if the output is no JSON object. An output that begins like one must be one,
+/// because it is no password that a server has.
 fn printed_in(text: &str) -> Result<Option<Printed>, PasswordError> {
     let begins_like_json = text.trim_start().strip_prefix('{').is_some_and(|rest| {
         let rest = rest.trim_start();
@@ -434,6 +440,23 @@ mod tests {
         }
         let runs = std::fs::read_to_string(runs.path()).expect("the runs");
         assert_eq!(runs.lines().count(), 2, "one run is under way, and no other begins");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_fails_is_not_run_for_each_caller() {
+        let runs = tempfile::NamedTempFile::new().expect("a file");
+        let file = runs.path().display();
+        // The first run answers, and each later one fails at once.
+        let command = PasswordCommand::from(format!(
+            "echo run >>{file}; [ $(wc -l <{file}) = 1 ] || exit 7; echo '{{\"password\":\"p\",\"expires_in\":5}}'"
+        ));
+        let renew_at = command.password().await.expect("a password").renew_at.expect("an expiry");
+        sleep_until(renew_at).await;
+        for _ in 0..20 {
+            command.password().await.expect("the last password");
+        }
+        let runs = std::fs::read_to_string(runs.path()).expect("the runs");
+        assert_eq!(runs.lines().count(), 2, "one more run for twenty callers");
     }
 
     #[tokio::test]

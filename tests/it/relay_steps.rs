@@ -227,6 +227,28 @@ async fn a_request_through_a_number_is_about_the_events_up_to_it() -> TestResult
     Ok(())
 }
 
+/// Redis ends with a number without an event, which proves nothing, and holds an event of another Postgres.
+#[tokio::test]
+async fn another_event_under_a_number_of_the_open_window_stops_everything() -> TestResult {
+    let (database, redis) = (database().await, redis().await);
+    let topic = redis.topic("other");
+    append_together(&database, &topic, 0..3).await?;
+    let mut relay = Relay::new(&database, &redis, OnPoison::Park).await;
+    let mut connection = database.connect().await;
+    let opened = checkpoint::open(&mut connection, &redis.relay_name(), relay.step.position()).await;
+    opened?.ok_or("no window")?;
+    relay.step.reload().await?;
+    let stranger = EventId::new_v4().to_string();
+    let (top, history) = (redis.keys().top(&redis.relay_name()), redis.keys().history(&topic));
+    let mut connection = redis.connect().await;
+    let _: () = connection.hset_multiple(&top, &[("id", "1-3"), ("event", "-")]).await?;
+    let _: String = connection.xadd(&history, "1-2", &[("event", stranger.as_str())]).await?;
+    assert_eq!(relay.step.reconcile(&mut relay.publisher).await?, Reconciled::InStep);
+    let stopped = relay.step.step(&mut relay.publisher).await;
+    assert!(matches!(stopped, Err(StepError::Publish(PublishError::Stop(_)))), "{stopped:?}");
+    Ok(())
+}
+
 /// The relay was stopped when the operator discarded all of them, and then released the first two.
 #[tokio::test]
 async fn requests_of_both_kinds_for_one_topic_are_each_about_their_own_rows() -> TestResult {

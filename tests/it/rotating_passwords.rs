@@ -32,16 +32,21 @@ fn write(path: &Path, password: &str) -> TestResult {
     Ok(())
 }
 
+/// A feed whose processes take the password of `app` from this file.
+async fn feed_by_file(redis: &RedisServer, file: &Path) -> TestResult<Feed> {
+    write(file, "first")?;
+    let system = System::with_redis(&format!("redis://127.0.0.1:{}", redis.port()))
+        .await
+        .set("AFTERCOMMIT_REDIS_PASSWORD_COMMAND", &format!("cat {}", file.display()));
+    Ok(Feed::with(system).await)
+}
+
 #[tokio::test]
 async fn open_connections_to_redis_log_in_again_and_follow_a_new_password() -> TestResult {
     let redis = start_redis(vec![("user", "app on >first ~* &* +@all".to_owned())], None).await;
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("password");
-    write(&file, "first")?;
-    let system = System::with_redis(&format!("redis://127.0.0.1:{}", redis.port()))
-        .await
-        .set("AFTERCOMMIT_REDIS_PASSWORD_COMMAND", &format!("cat {}", file.display()));
-    let feed = Feed::with(system).await;
+    let feed = feed_by_file(&redis, &file).await?;
     let sse = feed.sse().await;
     let client = feed.client(&sse).await;
     feed.commit(0..10).await;
@@ -78,11 +83,7 @@ async fn streams_go_on_while_redis_does_not_know_the_new_password_yet() -> TestR
     let redis = start_redis(vec![("user", "app on >first ~* &* +@all".to_owned())], None).await;
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("password");
-    write(&file, "first")?;
-    let system = System::with_redis(&format!("redis://127.0.0.1:{}", redis.port()))
-        .await
-        .set("AFTERCOMMIT_REDIS_PASSWORD_COMMAND", &format!("cat {}", file.display()));
-    let feed = Feed::with(system).await;
+    let feed = feed_by_file(&redis, &file).await?;
     let sse = feed.sse().await;
     let client = feed.client(&sse).await;
     feed.commit(0..5).await;

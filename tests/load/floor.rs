@@ -1,5 +1,6 @@
-//! The floor under a fan-out: a process that only accepts, and writes each event to one socket after the other
-//! by `write(2)`. No server can deliver for less on this machine. The clients are the same as of any other run.
+//! The floor under a fan-out: a process that only accepts, and writes each event to one socket after the
+//! other by `write(2)`. No server can deliver for less on this machine. The clients are those of any other
+//! run.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -23,7 +24,8 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// How often it is asked how far the clients are.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// The bare server: prints its address, then writes each line of its standard input to every client as an event.
+/// The bare server: prints its address, then writes each line of its standard input to every client as an
+/// event.
 pub(crate) fn serve() -> io::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     println!("{}", listener.local_addr()?);
