@@ -22,11 +22,15 @@ create table outbox.log (
   -- pg_control_system().system_identifier: xids mean nothing in another cluster, so a log that was moved is
   -- refused.
   system_identifier bigint      not null,
+  -- pg_database.oid: in another database of the cluster the log is a copy, and is refused too.
+  database_oid      oid         not null,
   -- The format of rows and positions. A program refuses a format above the one that it knows.
   format            integer     not null,
   created_at        timestamptz not null default now()
 );
-insert into outbox.log (system_identifier, format) select system_identifier, 1 from pg_control_system();
+insert into outbox.log (system_identifier, database_oid, format)
+select c.system_identifier, d.oid, 1
+from pg_control_system() c join pg_database d on d.datname = current_database();
 comment on table outbox.log is 'Which log this is: one row.';
 
 -- How long one slot takes rows before the next one does. `aftercommit migrate` replaces it from [outbox]

@@ -56,7 +56,7 @@ pub async fn page(
 /// Returns the newest position of `relay`. A new name begins before everything in the log.
 ///
 /// # Errors
-/// Returns [`Error::WrongCluster`] if the log was made in another Postgres cluster, [`Error::NoIdentity`] or
+/// Returns [`Error::WrongDatabase`] if the log was made in another database, [`Error::NoIdentity`] or
 /// [`Error::NewerFormat`] if its identity is missing or its format is unknown, and else fails as [`newest`].
 pub async fn load_or_begin(connection: &mut PgConnection, relay: &str) -> Result<Position, Error> {
     lead::register(connection, relay).await?;

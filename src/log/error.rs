@@ -1,6 +1,7 @@
 //! Errors of the log, grouped by what the caller should do.
 
 use super::contradiction::{self, Contradiction};
+use super::database_id::DatabaseId;
 use crate::outbox::schema_is_missing;
 use crate::postgres;
 
@@ -22,17 +23,18 @@ pub enum Error {
     /// The schema is missing, or older than this binary.
     #[error("the outbox schema is missing or too old in this database: run `aftercommit migrate`")]
     SchemaMissing(#[source] sqlx::Error),
-    /// The log was made in another cluster, whose transaction ids mean nothing in this one.
+    /// The log was made in another database. In another cluster its transaction ids mean nothing; in another
+    /// database of the same cluster it is a copy.
     #[error(
-        "this log was made in another Postgres cluster (system identifier {stored}, this one has {found}): \
-         the database was dumped and restored, replicated or moved. Stop its relays and run `aftercommit \
-         rebase`; or `aftercommit rebase --copy`, if the original lives on and this is a copy beside it"
+        "this log was made in another Postgres database ({made_in}; this is {found_in}): it was dumped and \
+         restored, replicated, moved or copied. Stop its relays and run `aftercommit rebase`; or \
+         `aftercommit rebase --copy`, if the original lives on and this is a copy beside it"
     )]
-    WrongCluster {
-        /// The system identifier of the cluster that assigned the log's transaction ids.
-        stored: i64,
-        /// This server's system identifier.
-        found: i64,
+    WrongDatabase {
+        /// The database that assigned the log's transaction ids.
+        made_in: DatabaseId,
+        /// The database of this connection.
+        found_in: DatabaseId,
     },
     /// A newer program changed the format of rows and positions.
     #[error(

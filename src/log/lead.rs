@@ -22,7 +22,7 @@ pub struct Stranger {
 /// Inserts the relay's row if it is missing.
 ///
 /// # Errors
-/// Returns [`Error::WrongCluster`], [`Error::NoIdentity`] or [`Error::NewerFormat`] before anything is
+/// Returns [`Error::WrongDatabase`], [`Error::NoIdentity`] or [`Error::NewerFormat`] before anything is
 /// written, [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
 /// refuses the statement or the connection breaks.
 pub async fn register(connection: &mut PgConnection, relay: &str) -> Result<(), Error> {

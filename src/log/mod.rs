@@ -13,6 +13,7 @@
 pub mod checkpoint;
 pub mod contradiction;
 pub mod contradictions;
+pub mod database_id;
 pub mod delivered_before;
 mod error;
 pub mod heartbeat;

@@ -5,7 +5,7 @@
 //! - **The same cluster went back** (a point-in-time restore, a failover that lost commits). Positions and
 //!   transaction numbers still fit each other, but Redis has numbers that this Postgres would give to other
 //!   events. A higher epoch puts every new number above them.
-//! - **The log is in another cluster** (dump and restore, logical replication). Transaction numbers of the
+//! - **The log is in another database** (dump and restore, logical replication, a copy). Transaction numbers of the
 //!   old cluster mean nothing in this one, so every row gets a new one. Rows that the same relays have
 //!   delivered get the same number. It is one of the lowest numbers, which no cluster gives out again. Each
 //!   relay's position becomes a snapshot that sees only the numbers of the rows that it has delivered.
@@ -80,12 +80,12 @@ impl From<sqlx::Error> for RebaseError {
     }
 }
 
-/// What happened to the cluster.
+/// Where the log is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cluster {
-    /// It is the one in which the position was made.
+pub enum Home {
+    /// In the database in which it was made.
     Same,
-    /// It is another one.
+    /// In another one: it was moved, or copied.
     Other,
 }
 
@@ -107,7 +107,7 @@ pub struct Rebase<'c> {
     hold: Hold,
     relay: String,
     position: Position,
-    cluster: Cluster,
+    home: Home,
     contradictions: Vec<Contradiction>,
     /// The relays whose positions the log contradicts.
     contradicted: Vec<String>,
@@ -174,11 +174,11 @@ impl<'c> Rebase<'c> {
         hold: Hold,
     ) -> Result<Self, RebaseError> {
         let is_same = identity::of(&mut tx).await?.is_at_home();
-        let cluster = if is_same { Cluster::Same } else { Cluster::Other };
+        let home = if is_same { Home::Same } else { Home::Other };
         let position = match checkpoint::newest(&mut tx, relay).await? {
             Some(position) => position,
             // A log that was moved is refused for a relay that is new to it, too.
-            None if cluster == Cluster::Other => Position::before_everything(),
+            None if home == Home::Other => Position::before_everything(),
             None => return Err(RebaseError::Unknown(relay.to_owned())),
         };
         let mut rebase = Self {
@@ -186,16 +186,16 @@ impl<'c> Rebase<'c> {
             hold,
             relay: relay.to_owned(),
             position,
-            cluster,
+            home,
             contradictions: Vec::new(),
             contradicted: Vec::new(),
             appended_since_the_move: 0,
             delivered_before: 0,
         };
         renumber::begin(&mut rebase.tx).await?;
-        match cluster {
-            Cluster::Same => rebase.look_for_contradictions().await?,
-            Cluster::Other => rebase.look_for_appended_since_the_move().await?,
+        match home {
+            Home::Same => rebase.look_for_contradictions().await?,
+            Home::Other => rebase.look_for_appended_since_the_move().await?,
         }
         Ok(rebase)
     }
@@ -242,9 +242,9 @@ impl<'c> Rebase<'c> {
         self.appended_since_the_move
     }
 
-    /// What happened to the cluster.
-    pub fn cluster(&self) -> Cluster {
-        self.cluster
+    /// Where the log is.
+    pub fn home(&self) -> Home {
+        self.home
     }
 
     /// The relay's pending events after `after`, `limit` at most, without those that
@@ -326,16 +326,16 @@ impl<'c> Rebase<'c> {
         if lineage.is_copy {
             sqlx::query("update outbox.log set id = gen_random_uuid()").execute(&mut *self.tx).await?;
         }
-        match self.cluster {
-            Cluster::Same if self.contradicted.is_empty() => {}
-            Cluster::Same => renumber::undelivered(&mut self.tx, &self.contradicted).await?,
-            Cluster::Other => renumber::appended_since_the_move(&mut self.tx).await?,
+        match self.home {
+            Home::Same if self.contradicted.is_empty() => {}
+            Home::Same => renumber::undelivered(&mut self.tx, &self.contradicted).await?,
+            Home::Other => renumber::appended_since_the_move(&mut self.tx).await?,
         }
         // Copies of tables do not always bring their sequences' values along.
         renumber::raise_sequence(&mut self.tx).await?;
-        match self.cluster {
-            Cluster::Other => self.adopt(lineage.epoch).await?,
-            Cluster::Same => self.begin_epochs(lineage).await?,
+        match self.home {
+            Home::Other => self.adopt(lineage.epoch).await?,
+            Home::Same => self.begin_epochs(lineage).await?,
         }
         Ok(())
     }
@@ -389,7 +389,8 @@ impl<'c> Rebase<'c> {
             .await?;
         }
         sqlx::raw_sql(
-            "update outbox.log set system_identifier = (select system_identifier from pg_control_system())",
+            "update outbox.log l set system_identifier = c.system_identifier, database_oid = d.oid
+             from pg_control_system() c, pg_database d where d.datname = current_database()",
         )
         .execute(&mut *self.tx)
         .await?;

@@ -22,6 +22,7 @@ mod settings;
 mod slot_map;
 mod slots;
 pub mod subscriber;
+mod target;
 mod tls;
 
 pub use cluster::Primary;
@@ -30,7 +31,7 @@ pub use error_text::error_text;
 pub use history::History;
 pub use publisher::{FORMAT, Publisher};
 pub use rehearsal::rehearse;
-pub use sentinel::SentinelError;
+pub use sentinel::{SentinelAnswer, SentinelError};
 pub use settings::Settings;
 pub use subscriber::Subscriber;
 pub use tls::TlsError;

@@ -5,11 +5,13 @@
 //! each second. An old primary that is cut off from them goes on taking writes, and will lose them.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use ::redis::{AsyncConnectionConfig, Client, RedisError};
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -42,6 +44,22 @@ enum Problem {
     Silent(String),
     Login(String),
     Handshake(String),
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Silent(text) | Self::Login(text) | Self::Handshake(text)) = self;
+        f.write_str(text)
+    }
+}
+
+/// The answer of one sentinel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SentinelAnswer {
+    /// Its host and port.
+    pub sentinel: String,
+    /// Host and port of the primary that it names, or why it names none.
+    pub primary: Result<String, String>,
 }
 
 /// Why the sentinels name no primary.
@@ -85,6 +103,19 @@ impl Sentinels {
             true => SentinelError::of(problems),
             false => SentinelError::Unknown(self.service.clone()),
         })
+    }
+
+    /// Asks each of them.
+    pub(super) async fn answers(&self) -> Vec<SentinelAnswer> {
+        let asked = self.clients.iter().map(async |client| SentinelAnswer {
+            sentinel: client.get_connection_info().addr().to_string(),
+            primary: match self.ask(client).await {
+                Ok(Some(primary)) => Ok(primary.to_string()),
+                Ok(None) => Err(SentinelError::Unknown(self.service.clone()).to_string()),
+                Err(problem) => Err(problem.to_string()),
+            },
+        });
+        join_all(asked).await
     }
 
     async fn ask(&self, client: &Client) -> Result<Option<Endpoint>, Problem> {

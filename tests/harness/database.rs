@@ -19,6 +19,10 @@ pub(crate) struct Database {
     url: String,
 }
 
+/// Makes a log take the database that it is in for the one in which it was made.
+const MADE_HERE: &str = "update outbox.log set database_oid = (
+                           select oid from pg_database where datname = current_database())";
+
 impl Database {
     /// An existing database.
     pub(crate) fn at(url: &str) -> Self {
@@ -26,8 +30,18 @@ impl Database {
         Self { name: name.to_owned(), url: url.to_owned() }
     }
 
-    /// A copy of it as it is now, on the same server: a backup. Ends all sessions, such as the one in which an
-    /// SSE server listens for revocations, and lets nobody in meanwhile.
+    /// A backup of it as it is now: its log believes that this is the database in which it was made, as after
+    /// a restore of the whole server.
+    pub(crate) async fn backup(&self) -> Self {
+        let backup = self.copy().await;
+        let mut connection = backup.connect().await;
+        execute(&mut connection, MADE_HERE.to_owned()).await;
+        connection.close().await.expect("a goodbye");
+        backup
+    }
+
+    /// A copy of it as it is now, on the same server. Ends all sessions, such as the one in which an SSE
+    /// server listens for revocations, and lets nobody in meanwhile.
     pub(crate) async fn copy(&self) -> Self {
         let mut server = connect_to_server().await;
         self.allow_connections(&mut server, false).await;
@@ -68,7 +82,7 @@ pub(crate) async fn database() -> Database {
     let database = copy_of(template).await;
     // A log of its own, and not a copy of the template's.
     let mut connection = database.connect().await;
-    execute(&mut connection, "update outbox.log set id = gen_random_uuid()".to_owned()).await;
+    execute(&mut connection, format!("{MADE_HERE}, id = gen_random_uuid()")).await;
     connection.close().await.expect("a goodbye");
     database
 }

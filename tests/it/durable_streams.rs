@@ -9,8 +9,10 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use self::door::{Answer, Door, OPEN_STREAMS, SOON, behind};
-use crate::harness::{Client, Flow, Process, TestResult, eventually, http, http_get, metric_of, str_of};
+use self::door::{Answer, Door, HISTORY_READS, OPEN_STREAMS, SOON, behind};
+use crate::harness::{
+    Client, Flow, Process, TestResult, eventually, http, http_get, keys, metric_of, str_of,
+};
 
 #[tokio::test]
 async fn a_topic_is_read_from_its_first_event_and_behind_each_offset() -> TestResult {
@@ -429,6 +431,34 @@ async fn while_redis_is_away_readers_are_told_to_try_again() -> TestResult {
     door.line.append(1).await;
     let answer = Answer::of(tokio::time::timeout(2 * SOON, poll).await???).await?;
     assert_eq!(answer.numbers()?, [0], "the poll that waited has missed nothing");
+    Ok(())
+}
+
+/// Messages and reads have connections of their own: an event may be heard before its history can be read.
+#[tokio::test]
+async fn a_read_that_waits_goes_on_waiting_while_the_history_cannot_be_read() -> TestResult {
+    let mut door = Door::with(&[("AFTERCOMMIT_SSE_VERIFY_SECONDS", "3600")], Vec::new()).await;
+    door.line.append(1).await;
+    door.line.wait_until_whole().await;
+    let poll = door.begin_poll(&behind(1)).await;
+    door.line.relay.signal("KILL").await;
+    let (history, aside) = (door.history(), format!("{}:aside", door.history()));
+    door.line.words(&["rename", &history, &aside]).await?;
+    door.line.words(&["set", &history, "of another type"]).await?;
+    let reads = metric_of(&door.sse, HISTORY_READS).await;
+    let event = Uuid::new_v4().to_string();
+    let message = json!({"id": "1-2", "prev": "1-1", "event": event, "type": "T", "payload": 2});
+    door.line.words(&["publish", &keys::live(&door.line.topic), &message.to_string()]).await?;
+    eventually("a read has failed, and another one has followed", async || {
+        (metric_of(&door.sse, HISTORY_READS).await >= reads + 2).then_some(())
+    })
+    .await;
+    door.line.words(&["del", &history]).await?;
+    door.line.words(&["rename", &aside, &history]).await?;
+    let entry = ["xadd", &history, "1-2", "event", &event, "type", "T", "payload", "2", "prev", "1-1"];
+    door.line.words(&entry).await?;
+    let answer = Answer::of(tokio::time::timeout(SOON, poll).await???).await?;
+    assert_eq!(answer.numbers()?, [2]);
     Ok(())
 }
 

@@ -277,7 +277,7 @@ async fn a_rebase_runs_with_the_rights_that_are_printed_for_it() -> TestResult {
     cast.append(&topic, 3).await?;
     cast.wait_for_count("delivered", 3).await;
     assert_eq!(relay.terminate().await, 0);
-    let backup: Database = cast.system.database.copy().await;
+    let backup: Database = cast.system.database.backup().await;
     let relay = cast.start("relay").await;
     cast.append(&topic, 2).await?;
     cast.wait_for_count("delivered", 5).await;

@@ -129,8 +129,10 @@ async fn a_sequence_below_what_is_delivered_is_found_before_it_does_harm() -> Te
 async fn a_log_has_one_identity() -> TestResult {
     let (_database, mut admin, _) = log().await?;
     for only_row in [true, false] {
-        let sql =
-            format!("insert into outbox.log (only_row, system_identifier, format) values ({only_row}, 1, 1)");
+        let sql = format!(
+            "insert into outbox.log (only_row, system_identifier, database_oid, format)
+             values ({only_row}, 1, 1, 1)"
+        );
         assert!(sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await.is_err(), "{only_row}");
     }
     Ok(())

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
-use aftercommit::log;
 use aftercommit::log::rotate;
 use aftercommit::log::{Error, Position, checkpoint, read};
 use aftercommit::outbox;
@@ -149,7 +147,7 @@ async fn a_server_that_lags_proves_nothing() -> TestResult {
     let database = database().await;
     let (connection, begun) = window_of(&database, 2, 1).await?;
     connection.close().await?;
-    let lagging = database.copy().await;
+    let lagging = database.backup().await;
     let mut writer = database.connect().await;
     // The writer closes the window and opens one that the lagging server does not have.
     execute(&mut writer, "select outbox.append('t', 'T', '1')").await;
@@ -165,61 +163,6 @@ async fn a_server_that_lags_proves_nothing() -> TestResult {
     let other = Position { next_seq: 7, ..position };
     let read_there = read::batch(&mut writer, "main", &other, 0, limit).await;
     assert!(matches!(read_there, Err(Error::StaleReader { .. })), "{read_there:?}");
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_moved_log_is_refused_for_a_relay_name_that_is_new_to_it() -> TestResult {
-    let mut line = Line::new().await;
-    line.append(2).await;
-    line.wait_until_whole().await;
-    line.relay.signal("KILL").await;
-    let mut admin = line.system.database.connect().await;
-    execute(&mut admin, "update outbox.log set system_identifier = 42").await;
-    let name = format!("{}-new", line.system.redis.relay_name());
-    line.system.set_again("AFTERCOMMIT_RELAY_NAME", &name);
-    line.relay = line.system.start("relay").await;
-    line.append(2).await;
-    line.wait_for_failure("conflict").await;
-    line.relay.wait_for_log("another Postgres cluster").await;
-    let rows: i64 = sqlx::query_scalar("select count(*) from outbox.relay where name = $1")
-        .bind(&name)
-        .fetch_one(&mut admin)
-        .await?;
-    assert_eq!(rows, 0);
-    assert_eq!(line.delivered().await, 2);
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_format_of_the_future_is_refused_with_what_to_do() {
-    let line = Line::new().await;
-    let mut admin = line.system.database.connect().await;
-    execute(&mut admin, "update outbox.log set format = 99").await;
-    let refused = checkpoint::load_or_begin(&mut admin, "main").await.expect_err("a newer format");
-    assert!(refused.to_string().contains("run the aftercommit that migrated it"), "{refused}");
-}
-
-#[tokio::test]
-async fn a_copy_beside_its_original_gets_an_identity_and_numbers_of_its_own() -> TestResult {
-    let mut line = Line::new().await;
-    line.append(3).await;
-    line.wait_until_whole().await;
-    line.relay.signal("KILL").await;
-    let mut admin = line.system.database.connect().await;
-    let identity = log::identity::of(&mut admin).await?;
-    let done = eventually("nobody leads", async || {
-        let output = cli(line.system.settings(), &["rebase", "--copy", "--yes", "--output", "json"]).await;
-        serde_json::from_slice::<Value>(&output.stdout).ok()
-    })
-    .await;
-    assert_eq!(
-        (&done["done"], &done["epoch"], &done["copy"]),
-        (&true.into(), &2.into(), &true.into()),
-        "{done}"
-    );
-    let copy = log::identity::of(&mut admin).await?;
-    assert!(copy.id != identity.id && copy.is_at_home());
     Ok(())
 }
 

@@ -7,6 +7,7 @@ mod harness;
 mod append_door;
 mod log_contradictions;
 mod log_functions;
+mod log_identity;
 mod log_servers;
 mod log_trust;
 mod outbox_log;

@@ -332,7 +332,7 @@ async fn the_doctor_names_what_is_wrong_with_its_evidence_and_its_fix() -> TestR
         found.unwrap_or_else(|| panic!("{name} is not found: {after:#?}")).clone()
     };
     assert!(of("sequence cache").2.contains("cache 20"));
-    assert!(of("system identifier").2.contains("the log belongs to 42"));
+    assert!(of("identity").2.contains("the log was made in cluster 42"));
     assert!(of("prepared transactions").2.contains("forgotten"));
     let (_, verdict, evidence) = of("long transactions");
     assert_eq!(verdict, "warning");

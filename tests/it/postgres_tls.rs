@@ -6,7 +6,8 @@ use sqlx::Connection;
 
 use crate::commands::{stderr, stdout, untold};
 use crate::harness::{
-    Certificates, Database, OwnPostgres, System, TestResult, cli, database_on, eventually, start_postgres,
+    Certificates, Database, OwnPostgres, Settings, System, TestResult, cli, database_on, eventually,
+    start_postgres,
 };
 
 /// A key that only a password opens. What it holds is never read.
@@ -57,6 +58,11 @@ async fn server() -> TestResult<(OwnPostgres, Database, Certificates)> {
     Ok((own, database, certificates))
 }
 
+async fn assert_doctor_tells_of_tls(settings: &Settings) {
+    let found = stdout(&cli(settings, &["doctor", "--role", "relay"]).await);
+    assert!(found.contains("answers, by TLS (TLSv1."), "{found}");
+}
+
 #[tokio::test]
 async fn a_relay_delivers_by_verified_tls_and_each_mistake_names_its_parameter() -> TestResult {
     let (own, database, certificates) = server().await?;
@@ -69,6 +75,7 @@ async fn a_relay_delivers_by_verified_tls_and_each_mistake_names_its_parameter()
     let relay = system.settings().clone().set("DATABASE_URL", &verified);
     let relay = crate::harness::Process::start("relay", &relay).await;
     relay.wait_for_log("leading").await;
+    assert_doctor_tells_of_tls(&system.settings().clone().set("DATABASE_URL", &verified)).await;
 
     // The name of the server does not count under `require`.
     let required = format!("{}?sslmode=require&sslrootcert={}&{client}", database.url(), file("ca.pem"));

@@ -56,7 +56,7 @@ async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_w
     line.relay.signal("KILL").await;
     // Committed before the backup and delivered after it: the backup takes them for pending.
     line.append(3).await;
-    let backup = line.system.database.copy().await;
+    let backup = line.system.database.backup().await;
     line.relay = line.system.start("relay").await;
     // Delivered after the backup, and then lost with everything since.
     line.append(4).await;
@@ -86,7 +86,7 @@ async fn a_postgres_that_went_back_is_refused_and_after_a_rebase_goes_on_above_w
         serde_json::from_slice::<Value>(&output.stdout).ok()
     })
     .await;
-    assert_eq!((&plan["cluster"], &plan["done"]), (&"same".into(), &false.into()));
+    assert_eq!((&plan["database"], &plan["done"]), (&"same".into(), &false.into()));
     assert_eq!((&plan["pending"], &plan["told"], &plan["lost"]), (&5.into(), &3.into(), &4.into()));
     let done = rebase(&line, &["--yes", "--reason", "a test"]).await?;
     assert_eq!((&done["done"], &done["epoch"]), (&true.into(), &2.into()));
@@ -180,7 +180,7 @@ async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_g
     line.system.set_again("DATABASE_URL", &moved.url());
     line.relay = line.system.start("relay").await;
     line.wait_for_failure("conflict").await;
-    line.relay.wait_for_log("another Postgres cluster").await;
+    line.relay.wait_for_log("another Postgres database").await;
     line.relay.signal("KILL").await;
     // The relay refuses, and writers go on. So does somebody who has taken the replay up.
     line.append(4).await;
@@ -193,7 +193,7 @@ async fn a_log_that_was_moved_to_another_cluster_is_refused_and_after_a_rebase_g
         serde_json::from_slice::<Value>(&output.stdout).ok()
     })
     .await;
-    assert_eq!((&done["cluster"], &done["pending"], &done["told"]), (&"other".into(), &9.into(), &0.into()));
+    assert_eq!((&done["database"], &done["pending"], &done["told"]), (&"other".into(), &9.into(), &0.into()));
     // The replay uses snapshots of the other cluster: it must not append anything.
     let went_on = replay::run(&mut replaying, &mut taken_up, None, &CancellationToken::new(), |_| {}).await;
     assert!(matches!(went_on, Err(ReplayError::Overtaken(1))), "{went_on:?}");
@@ -235,7 +235,7 @@ async fn events_parked_in_two_epochs_are_released_in_order_and_none_is_taken_for
     line.append(1).await;
     line.wait_until_whole().await;
     line.relay.signal("KILL").await;
-    let backup = line.system.database.copy().await;
+    let backup = line.system.database.backup().await;
     line.relay = line.system.start("relay").await;
     line.append(1).await;
     line.wait_until_whole().await;
@@ -279,7 +279,7 @@ async fn a_rebase_beside_a_redis_that_has_forgotten_shows_what_is_missing_to_eac
     let moved = "update outbox.log set system_identifier = 42";
     sqlx::raw_sql(moved).execute(&mut line.system.database.connect().await).await?;
     let done = rebase_once_nobody_leads(&line).await;
-    assert_eq!((&done["done"], &done["cluster"]), (&true.into(), &"other".into()), "{done}");
+    assert_eq!((&done["done"], &done["database"]), (&true.into(), &"other".into()), "{done}");
     line.relay = line.system.start("relay").await;
     line.append(1).await;
     eventually("it arrives", async || (line.delivered().await == 1).then_some(())).await;

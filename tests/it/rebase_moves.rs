@@ -81,7 +81,7 @@ async fn rows_appended_after_a_move_are_delivered_although_the_sequence_has_pass
     replicate(&mut admin).await;
     line.append(8).await;
     let done = rebased(&line).await?;
-    assert_eq!((&done["cluster"], &done["pending"]), (&"other".into(), &8.into()), "{done}");
+    assert_eq!((&done["database"], &done["pending"]), (&"other".into(), &8.into()), "{done}");
     assert_all_arrive(line, &mut admin).await
 }
 

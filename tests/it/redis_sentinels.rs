@@ -1,9 +1,10 @@
 //! A Redis behind sentinels: relays and SSE servers follow a failover, and nothing is lost or repeated.
 
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::commands::{assert_fails, stderr, stdout, untold};
-use crate::harness::{Certificates, Feed, Sentinels, System, TestResult, cli, numbers};
+use crate::harness::{Certificates, Feed, Sentinels, Settings, System, TestResult, cli, numbers, str_of};
 
 async fn system_of(sentinels: &Sentinels) -> System {
     System::with_redis(&sentinels.url())
@@ -61,6 +62,13 @@ async fn sentinels_and_their_servers_are_reached_by_tls_also_over_a_failover() -
     let system = system
         .set("AFTERCOMMIT_REDIS_SENTINEL_PASSWORD", sentinels.password())
         .set("AFTERCOMMIT_REDIS_TLS_CA_FILE", &certificates.text("ca.pem"));
+    let (verdict, evidence) = doctor_on_sentinels(system.settings()).await?;
+    assert!(
+        verdict == "ok" && evidence.starts_with("3 name the primary localhost:"),
+        "{verdict}: {evidence}"
+    );
+    let found = stdout(&cli(system.settings(), &["doctor", "--role", "sse"]).await);
+    assert!(found.contains("by TLS, with the server's certificate checked"), "{found}");
     let feed = Feed::with(system).await;
     let sse = feed.sse().await;
     let client = feed.client(&sse).await;
@@ -71,6 +79,15 @@ async fn sentinels_and_their_servers_are_reached_by_tls_also_over_a_failover() -
     feed.commit(10..20).await;
     assert_eq!(numbers(&client.wait_for_events(20).await), (0..20).collect::<Vec<_>>());
     Ok(())
+}
+
+/// The doctor's verdict on the sentinels, and its evidence.
+async fn doctor_on_sentinels(settings: &Settings) -> TestResult<(String, String)> {
+    let found = cli(settings, &["doctor", "--role", "sse", "--output", "json"]).await;
+    let findings: Vec<Value> = serde_json::from_slice(&found.stdout)?;
+    let finding = findings.iter().find(|finding| finding["check"] == "redis sentinels");
+    let finding = finding.ok_or("nothing of the sentinels")?;
+    Ok((str_of(&finding["verdict"]).to_owned(), str_of(&finding["evidence"]).to_owned()))
 }
 
 /// A relay ends, as waiting mends none of them.
@@ -96,6 +113,12 @@ async fn assert_mistakes_with_tls_are_told(sentinels: &Sentinels, certificates: 
 async fn each_mistake_with_sentinels_is_one_sentence() -> TestResult {
     let sentinels = Sentinels::start().await;
     let system = system_of(&sentinels).await;
+    assert_eq!(doctor_on_sentinels(system.settings()).await?.0, "ok");
+    // One that is away stops nothing yet.
+    let with_another = sentinels.url().replace("/main", ",127.0.0.1:1/main");
+    let settings = system.settings().clone().set("REDIS_URL", with_another);
+    let (verdict, evidence) = doctor_on_sentinels(&settings).await?;
+    assert!(verdict == "warning" && evidence.contains("127.0.0.1:1: "), "{verdict}: {evidence}");
     for (name, value, sentence) in [
         (
             "REDIS_URL",

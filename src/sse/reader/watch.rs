@@ -14,7 +14,7 @@ use crate::event::{StreamId, Topic};
 use crate::http::{Connection, Problem, Takeover};
 use crate::sse::client::admission::{StreamGuard, StreamRequest};
 use crate::sse::client::open::{end_of, event_stream};
-use crate::sse::history::repair_wait::RepairWait;
+use crate::sse::history::repair_wait::{RepairWait, between_reads};
 use crate::sse::queue::send_queue::Put;
 use crate::sse::sockets::OpenedStream;
 use crate::sse::topic::event_page::{EventPage, PageError};
@@ -70,15 +70,24 @@ impl TopicReader {
 }
 
 impl Watch {
-    /// Waits for events after the place, and returns them.
+    /// Waits for events after the place, and returns them. Goes on waiting while Redis cannot be read.
     ///
     /// # Errors
-    /// As [`TopicReader::page`].
+    /// [`PageError::Gone`] and [`PageError::NoRoom`], as [`TopicReader::page`].
     pub async fn next(&self, place: Cursor) -> Result<Arc<EventPage>, PageError> {
         let mut repair = RepairWait::new(self.reader.shared.settings.repair_wait());
+        let mut reads = between_reads();
         loop {
             let newest = self.wait_until_behind(place).await;
-            let page = self.reader.page_with(place, newest).await?;
+            let page = match self.reader.page_with(place, newest).await {
+                // Messages and reads have connections of their own: one may be back before the other.
+                Err(PageError::Read(error)) => {
+                    tracing::debug!(%error, "cannot read a history yet");
+                    tokio::time::sleep(reads.next_wait()).await;
+                    continue;
+                }
+                page => page?,
+            };
             if page.next.id() != place.id() {
                 return Ok(page);
             }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{LIMIT, Process, Settings, free_port};
+use crate::harness::{LIMIT, Process, Settings, free_port, http_get};
 use crate::kinds::Kind;
 use crate::plan::Fault;
 use crate::world::World;
@@ -55,7 +55,7 @@ async fn unheard(world: &World, role: &str, settings: Settings, fault: &Fault) -
     if world.verbose {
         eprintln!("{role} at {address}, {}", fault.kind);
     }
-    let process = if matches!(fault.kind, Kind::RelayLogFull | Kind::SseLogFull) {
+    let mut process = if matches!(fault.kind, Kind::RelayLogFull | Kind::SseLogFull) {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a full device");
         Process::start_unheard(&[role], &settings, address, full)
     } else {
@@ -63,9 +63,13 @@ async fn unheard(world: &World, role: &str, settings: Settings, fault: &Fault) -
         world.unread.lock().await.insert(address.clone(), reader);
         Process::start_unheard(&[role], &settings, address, writer)
     };
+    // It listens before Postgres and Redis have accepted it, and answers after that.
     let deadline = Instant::now() + LIMIT;
-    while tokio::net::TcpStream::connect(&process.address).await.is_err() {
-        assert!(Instant::now() < deadline, "the {role} does not listen");
+    let url = process.url("/healthz");
+    let answers = async || http_get(&url).await.is_ok();
+    while tokio::time::timeout(Duration::from_millis(300), answers()).await != Ok(true) {
+        let ended = process.ended();
+        assert!(ended.is_none() && Instant::now() < deadline, "the {role} does not answer: {ended:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     process

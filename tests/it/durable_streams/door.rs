@@ -12,6 +12,7 @@ use crate::harness::{
     Event, Line, Parser, Process, TestResult, Wiring, cli, eventually, http, keys, metric_of, str_of,
 };
 
+pub(super) const HISTORY_READS: &str = "aftercommit_sse_history_reads_total";
 pub(super) const OPEN_STREAMS: &str = "aftercommit_sse_connections";
 /// Much less than a long poll waits.
 pub(super) const SOON: Duration = Duration::from_secs(10);

@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use aftercommit::event::{EventId, StreamId, Topic};
 use aftercommit::log::contradiction::{self, Contradiction};
 use aftercommit::log::identity;
-use aftercommit::ops::rebase::{Cluster, Lineage, Pending, Rebase};
+use aftercommit::ops::rebase::{Home, Lineage, Pending, Rebase};
 use aftercommit::pluralize::pluralize;
 use aftercommit::redis::{History, Publisher};
 use aftercommit::relay::{Batch, PublishMode, Reached, Sink};
@@ -29,10 +29,11 @@ const PAGE: i64 = 10_000;
   aftercommit rebase --copy --reason 'staging, cloned from production' --yes
 
 Stop every relay of the log first. Needed after Postgres was restored from a
-backup, failed over with a loss of commits, or was moved to another cluster; the
-relay says so. New events get numbers of a higher epoch, so that clients see
-them as new, and events that Redis has already are not published again. A Redis
-that was restored or emptied needs no rebase: the relay repairs it.
+backup, failed over with a loss of commits, or was moved or copied to another
+database; the relay says so. New events get numbers of a higher epoch, so that
+clients see them as new, and events that Redis has already are not published
+again. A Redis that was restored or emptied needs no rebase: the relay repairs
+it.
 
 Needed as well where the log contradicts its positions (the sequence of its ids
 was set back, or rows were written by hand): what is not delivered gets new ids
@@ -56,7 +57,7 @@ pub(crate) struct Args {
 
 /// What a rebase finds.
 struct Findings {
-    cluster: Cluster,
+    home: Home,
     /// Where Postgres is.
     position: StreamId,
     /// Where Redis is.
@@ -83,7 +84,7 @@ impl Findings {
     /// seen them.
     fn is_needed(&self) -> bool {
         self.is_copy
-            || self.cluster == Cluster::Other
+            || self.home == Home::Other
             || !self.contradictions.is_empty()
             || self.reached.is_some_and(|reached| reached.id > self.position)
     }
@@ -112,7 +113,7 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
     }
     let lineage = Lineage { epoch: found.new_epoch(), is_copy: found.is_copy };
     let findings = json!({
-        "relay": config.relay.name, "cluster": cluster(found.cluster), "from": found.position.to_string(),
+        "relay": config.relay.name, "database": home(found.home), "from": found.position.to_string(),
         "redis": found.reached.map(|reached| reached.id.to_string()),
         "epoch": lineage.epoch,
         "copy": found.is_copy, "contradicted": !found.contradictions.is_empty(),
@@ -155,7 +156,7 @@ async fn find<'c>(
     let from = rebase.position();
     let position = StreamId::new(from.epoch, from.next_seq - 1);
     let mut found = Findings {
-        cluster: rebase.cluster(),
+        home: rebase.home(),
         position,
         reached: furthest,
         pending: rebase.appended_since_the_move(),
@@ -163,12 +164,8 @@ async fn find<'c>(
         contradictions: rebase.contradictions().to_vec(),
         is_copy: args.copy,
     };
-    if args.copy {
-        // Its keys are of a namespace of its own, which the relay claims: this log's old identity has nothing
-        // there.
-        return Ok((found, rebase));
-    }
-    if purpose == Purpose::Change && found.is_needed() {
+    // The keys of a copy are of a namespace of its own, which the relay claims: nothing of it is there.
+    if !args.copy && purpose == Purpose::Change && found.is_needed() {
         // A Redis that is behind the position has forgotten events which cannot be given again in the new
         // epoch.
         let lacks = |reached: &Option<Reached>| reached.is_none_or(|reached| reached.id < position);
@@ -179,7 +176,7 @@ async fn find<'c>(
     Ok((found, rebase))
 }
 
-/// Looks in Redis for the events that Postgres takes for pending.
+/// Counts the events that Postgres takes for pending, and looks for them in Redis.
 async fn find_told(config: &Config, rebase: &mut Rebase<'_>, found: &mut Findings) -> Result<()> {
     let history = History::new(config.redis.clone());
     let mut seen = Seen { history, after: found.position, topics: HashMap::new() };
@@ -190,7 +187,7 @@ async fn find_told(config: &Config, rebase: &mut Rebase<'_>, found: &mut Finding
             return Ok(());
         }
         found.pending += page.len() as u64;
-        let told = seen.of(&page).await?;
+        let told = if found.is_copy { Vec::new() } else { seen.of(&page).await? };
         rebase.delivered_before(&told).await?;
         found.told += told.len() as u64;
         last = page.into_iter().next_back();
@@ -237,10 +234,10 @@ impl Seen {
     }
 }
 
-fn cluster(cluster: Cluster) -> &'static str {
-    match cluster {
-        Cluster::Same => "same",
-        Cluster::Other => "other",
+fn home(home: Home) -> &'static str {
+    match home {
+        Home::Same => "same",
+        Home::Other => "other",
     }
 }
 
@@ -248,7 +245,7 @@ fn report(config: &Config, args: &Args, found: &Findings, done: bool) -> Result<
     if args.output == Output::Json {
         return output::json(&json!({
             "relay": config.relay.name, "needed": found.is_needed(), "done": done,
-            "cluster": cluster(found.cluster), "position": found.position.to_string(),
+            "database": home(found.home), "position": found.position.to_string(),
             "redis": found.reached.map(|reached| reached.id.to_string()), "epoch": found.new_epoch(),
             "pending": found.pending, "told": found.told, "lost": found.lost(),
             "copy": found.is_copy, "contradictions": found.contradictions.len(),
@@ -272,12 +269,12 @@ fn report(config: &Config, args: &Args, found: &Findings, done: bool) -> Result<
 /// The findings, for a person who has to decide.
 fn say(found: &Findings) {
     let redis = found.reached.map_or("nothing".to_owned(), |reached| reached.id.to_string());
-    let what = match found.cluster {
-        Cluster::Same if found.reached.is_some_and(|reached| reached.id > found.position) => {
-            "the same cluster, which went back"
+    let what = match found.home {
+        Home::Same if found.reached.is_some_and(|reached| reached.id > found.position) => {
+            "the database in which the log was made, which went back"
         }
-        Cluster::Same => "the cluster in which the log was made",
-        Cluster::Other => "another cluster: every row gets a number of this one",
+        Home::Same => "the database in which the log was made",
+        Home::Other => "another database: every row gets a number of this one",
     };
     note!("Postgres    {what}");
     if found.is_copy {

@@ -27,7 +27,8 @@ pub(super) async fn examine(config: &Config, scope: Scope, open_for: u32) -> Vec
         Ok(connection) => connection,
         Err(error) => return vec![Finding::wrong("postgres", error.to_string(), FIX)],
     };
-    let mut findings = vec![Finding::ok("postgres", "answers")];
+    let mut findings =
+        vec![Finding::ok("postgres", format!("answers, {}", transport(&mut connection).await))];
     // On an older server the other checks fail for reasons that say nothing of the version.
     if let Err(error) = postgres::check_version(&mut connection).await {
         findings.push(Finding::wrong("postgres version", error.to_string(), fix_of(&error)));
@@ -70,6 +71,16 @@ pub(super) async fn examine(config: &Config, scope: Scope, open_for: u32) -> Vec
         ));
     }
     findings
+}
+
+/// How the connection reaches the server, in words, as the server sees it.
+async fn transport(connection: &mut PgConnection) -> String {
+    let sql = "select s.version from pg_catalog.pg_stat_ssl s where s.pid = pg_catalog.pg_backend_pid()";
+    match sqlx::query_scalar::<_, Option<String>>(sql).fetch_optional(connection).await {
+        Ok(Some(Some(version))) => format!("by TLS ({version})"),
+        Ok(_) => "without TLS".to_owned(),
+        Err(error) => format!("and does not say how it is reached: {error}"),
+    }
 }
 
 fn fix_of(error: &SchemaError) -> &'static str {
@@ -307,16 +318,19 @@ async fn sequence(connection: &mut PgConnection) -> Result<Finding> {
 
 async fn cluster(connection: &mut PgConnection) -> Result<Finding> {
     let foreign: Option<String> = sqlx::query_scalar(
-        "select format('the log belongs to %s, this is %s', l.system_identifier, c.system_identifier)
-         from outbox.log l cross join pg_control_system() c where l.system_identifier <> c.system_identifier",
+        "select format('the log was made in cluster %s, database %s; this is %s, %s',
+                       l.system_identifier, l.database_oid, c.system_identifier, d.oid)
+         from outbox.log l cross join pg_control_system() c
+         join pg_database d on d.datname = current_database()
+         where (l.system_identifier, l.database_oid) <> (c.system_identifier, d.oid)",
     )
     .fetch_optional(connection)
     .await?;
     Ok(Finding::must(
-        "system identifier",
+        "identity",
         foreign.is_none(),
-        foreign.unwrap_or_else(|| "the log belongs to this cluster".to_owned()),
-        "the database was restored or moved: see `aftercommit help rebase`",
+        foreign.unwrap_or_else(|| "the log was made in this database".to_owned()),
+        "the log was restored, moved or copied: see `aftercommit help rebase`",
     ))
 }
 

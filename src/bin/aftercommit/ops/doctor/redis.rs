@@ -8,7 +8,7 @@ use redis::aio::MultiplexedConnection;
 
 use aftercommit::event::Topic;
 use aftercommit::redis::subscriber::SubscribeError;
-use aftercommit::redis::{Primary, Subscriber};
+use aftercommit::redis::{Primary, SentinelAnswer, Subscriber};
 use tokio_util::sync::CancellationToken;
 
 use super::{Finding, Outcome, Scope, output};
@@ -33,6 +33,9 @@ pub(super) async fn examine(config: &Config, scope: Scope) -> Vec<Finding> {
             Err(error) => vec![Finding::wrong("redis", error.to_string(), FIX)],
         },
     };
+    if let Ok(Some(answers)) = config.redis.ask_sentinels().await {
+        findings.insert(0, sentinels(&answers));
+    }
     if findings.iter().any(|finding| finding.check == "redis" && finding.verdict == Outcome::Wrong) {
         return findings;
     }
@@ -49,6 +52,26 @@ const FIX: &str = "see [redis] in the configuration; the message names what is w
 /// The oldest version, and the oldest one of a cluster, which has sharded pub/sub from then on.
 const REDIS_MIN: (u32, u32) = (6, 2);
 const CLUSTER_MIN: (u32, u32) = (7, 0);
+
+/// Compares the sentinels: a failover needs most of them.
+fn sentinels(answers: &[SentinelAnswer]) -> Finding {
+    const CHECK: &str = "redis sentinels";
+    if let Some(Ok(primary)) = answers.first().map(|answer| &answer.primary)
+        && answers.iter().all(|answer| answer.primary.as_ref() == Ok(primary))
+    {
+        return Finding::ok(CHECK, format!("{} name the primary {primary}", answers.len()));
+    }
+    let told = answers.iter().map(|SentinelAnswer { sentinel, primary }| match primary {
+        Ok(primary) => format!("{sentinel} names {primary}"),
+        Err(why) => why.clone(),
+    });
+    Finding::should(
+        CHECK,
+        false,
+        told.collect::<Vec<_>>().join("; "),
+        "start or mend those that name no primary or another one: a failover needs most of them",
+    )
+}
 
 async fn examine_cluster(config: &Config, primaries: Vec<Primary>) -> Vec<Finding> {
     let shown = |primary: &Primary| format!("{} ({})", primary.address, primary.slots);
@@ -102,7 +125,8 @@ async fn examine_server(
     connection: &mut MultiplexedConnection,
     oldest: (u32, u32),
 ) -> Vec<Finding> {
-    let mut findings = vec![Finding::ok("redis", "answers")];
+    let transport = config.redis.transport().unwrap_or_default();
+    let mut findings = vec![Finding::ok("redis", format!("answers, {transport}"))];
     match look(config, connection, oldest).await {
         Ok(found) => findings.extend(found),
         Err(error) => findings.push(Finding::wrong(
