@@ -199,10 +199,14 @@ impl<'a> Account<'a> {
         self.rows.iter().any(|row| row.told == told && is_later(row))
     }
 
-    /// Whether an operator gave this event up although clients may have received it.
+    /// Whether an operator gave this event up although clients may have received it: under this id, or under
+    /// the one that it was parked with after a rebase that no longer found it in Redis.
     fn was_given_up(&self, id: StreamId, told: u64) -> bool {
-        self.of.discarded.get(&id).is_some_and(|given_up| given_up.told == told)
-            && self.ledger.may_have_arrived(self.channel, id)
+        self.of.discarded.iter().any(|(of, given_up)| {
+            given_up.told == told
+                && (*of == id || of.epoch > id.epoch)
+                && self.ledger.may_have_arrived(self.channel, *of)
+        })
     }
 
     /// Whether the client's page has this row from Postgres and need not be told.
