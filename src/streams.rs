@@ -80,12 +80,12 @@ async fn stream(
 
 /// The query of a stream of several topics: `?topic=a&topic=b`. `&name=topic` names events by their topic.
 #[derive(Debug)]
-struct Asked {
+struct MultiTopicQuery {
     topics: Vec<String>,
     is_named_by_topic: bool,
 }
 
-impl Asked {
+impl MultiTopicQuery {
     fn of(pairs: Vec<(String, String)>) -> Result<Self, Problem> {
         let (mut topics, mut name) = (Vec::new(), None);
         for (key, value) in pairs {
@@ -113,7 +113,7 @@ async fn multi_topic(
     Extension(connection): Extension<Connection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let asked = Asked::of(pairs)?;
+    let asked = MultiTopicQuery::of(pairs)?;
     let topics = asked.topics.iter().map(|name| parsed(name)).collect::<Result<_, _>>()?;
     let multi_topic = MultiTopic::new(topics, asked.is_named_by_topic)
         .map_err(|error| Problem::bad_request(error.to_string()))?;

@@ -270,6 +270,12 @@ create table outbox.relay (
   -- The log's highest id at the relay's last rebase. Clients may have received events up to it in an earlier
   -- epoch, also where neither the position nor Redis shows that.
   rebased_id bigint      not null default 0,
+  -- Whether a server of this relay's Redis Cluster lacks events that only the log still has, although the
+  -- position has passed them. Rotation keeps them, also the rotation of another relay.
+  lacks_events boolean   not null default false,
+  -- Whether a rebase for another relay has changed the log, and has not looked at this relay's Redis. The relay
+  -- delivers nothing before a rebase of its own.
+  rebase_needed boolean  not null default false,
   created_at timestamptz not null default now()
 );
 

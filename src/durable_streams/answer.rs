@@ -17,9 +17,10 @@ const NEXT_OFFSET: HeaderName = HeaderName::from_static("stream-next-offset");
 const UP_TO_DATE: HeaderName = HeaderName::from_static("stream-up-to-date");
 const CURSOR: HeaderName = HeaderName::from_static("stream-cursor");
 
-/// Stored by nobody.
+/// `Cache-Control` of answers that no cache may store.
 pub(super) const NOT_STORED: HeaderValue = HeaderValue::from_static("no-store");
-/// Stored by the client alone, and asked for again each time: so a token that was revoked opens no copy.
+/// `Cache-Control` of answers that only the client may store, and must revalidate each time. So a revoked
+/// token opens no copy.
 pub(super) const ASKED_AGAIN: HeaderValue = HeaderValue::from_static("private, no-cache");
 
 /// Bodies up to this size fit into what the kernel buffers for a client.

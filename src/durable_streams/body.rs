@@ -39,7 +39,7 @@ fn text_of(payload: &Bytes) -> Bytes {
     serde_json::from_slice::<String>(payload).map_or_else(|_not_a_string| payload.clone(), Bytes::from)
 }
 
-/// What follows messages in a stream of events.
+/// The `control` event that follows messages in a stream of events.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Control {

@@ -5,14 +5,14 @@ use axum::response::{IntoResponse, Response};
 
 use super::answer::{ASKED_AGAIN, NOT_STORED, placed, with_body};
 use super::offset::{Offset, text_of};
-use super::query::Asked;
+use super::query::ReadQuery;
 use crate::http::{Connection, Problem};
 use crate::sse::{Cursor, EventPage, PageError, TopicReader};
 
 /// Answers with the page after the offset, or with 304 if the client has it.
 pub(super) async fn answer(
     reader: &TopicReader,
-    asked: &Asked,
+    asked: &ReadQuery,
     headers: &HeaderMap,
     connection: &Connection,
 ) -> Result<Response, Problem> {
@@ -41,8 +41,9 @@ pub(super) async fn first_page(reader: &TopicReader, offset: Offset) -> Result<E
     }
 }
 
-/// Names a page: the events after a place never change. A page that was the last one is another one when more
-/// has come, because the client may keep its headers. None for `now`, which is another place each time.
+/// The ETag of a page. A page can be reused, because the events after a place never change. A page that is no
+/// longer the last one has another tag, because a client that reuses it reuses its headers too. `None` for
+/// `now`, which is another place each time.
 pub(super) fn etag(offset: Offset, page: &EventPage) -> Option<HeaderValue> {
     let from = match offset {
         Offset::Now => return None,

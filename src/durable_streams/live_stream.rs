@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::body::{Form, events};
 use super::catch_up::first_page;
 use super::collapse;
-use super::query::Asked;
+use super::query::ReadQuery;
 use crate::auth::User;
 use crate::backoff::random_fraction;
 use crate::http::{Connection, Problem};
@@ -25,7 +25,7 @@ const LASTS_LONGER: Duration = Duration::from_secs(10);
 /// Answers with a stream that begins with the page after the offset.
 pub(super) async fn answer(
     reader: TopicReader,
-    asked: &Asked,
+    asked: &ReadQuery,
     user: User,
     connection: Connection,
 ) -> Result<Response, Problem> {
@@ -40,7 +40,7 @@ pub(super) async fn answer(
     Ok(response)
 }
 
-/// What feeds one response.
+/// The task that feeds one response.
 struct Feed {
     reader: TopicReader,
     watch: Watch,
@@ -55,7 +55,7 @@ impl Feed {
         let watch = self.watch.clone();
         tokio::select! {
             () = watch.closed() => {}
-            // In the end or where nothing more can be proven: the client's next request is told.
+            // The time is up, or nothing more can be proven. In that case the next request gets the error.
             _ended = timeout(lasts, self.send(first)) => watch.finish(),
         }
     }

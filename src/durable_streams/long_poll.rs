@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::answer::{NOT_STORED, placed, with_body, with_cursor};
 use super::catch_up::{etag, first_page};
 use super::collapse;
-use super::query::Asked;
+use super::query::ReadQuery;
 use crate::auth::User;
 use crate::http::{Connection, Problem};
 use crate::sse::{EventPage, PageError, TopicReader, Watch};
@@ -22,7 +22,7 @@ const WAIT: Duration = Duration::from_secs(20);
 /// Answers with the events after the offset once there are some, or with 204 after [`WAIT`].
 pub(super) async fn answer(
     reader: &TopicReader,
-    asked: &Asked,
+    asked: &ReadQuery,
     user: User,
     connection: Connection,
 ) -> Result<Response, Problem> {
@@ -48,7 +48,7 @@ pub(super) async fn answer(
 }
 
 /// The next page with an event, or an empty one at the topic's end.
-async fn poll(reader: &TopicReader, asked: &Asked, watch: &Watch) -> Result<Arc<EventPage>, PageError> {
+async fn poll(reader: &TopicReader, asked: &ReadQuery, watch: &Watch) -> Result<Arc<EventPage>, PageError> {
     let page = first_page(reader, asked.offset).await?;
     if !page.payloads.is_empty() || !page.is_last {
         return Ok(Arc::new(page));
@@ -56,7 +56,7 @@ async fn poll(reader: &TopicReader, asked: &Asked, watch: &Watch) -> Result<Arc<
     match timeout(WAIT, watch.next(page.next)).await {
         Ok(next) => next,
         Err(_elapsed) if watch.is_at_end(page.next) => Ok(Arc::new(page)),
-        // Whether there is an event was not known meanwhile: Redis says it, or that it cannot be told.
+        // This process cannot tell whether an event has come: ask Redis, or fail.
         Err(_elapsed) => Ok(Arc::new(reader.page(Some(page.next)).await?)),
     }
 }

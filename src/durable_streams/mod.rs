@@ -23,7 +23,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router, middleware};
 
-use self::query::{Asked, Live};
+use self::query::{Live, ReadQuery};
 use crate::auth::{Listener, User, Verifier};
 use crate::event::{EventError, Topic};
 use crate::http::{Connection, Path, Problem, Query};
@@ -56,7 +56,9 @@ pub fn router(state: DurableStreamsState) -> Router {
 
 /// The answer to requests that come when all connections are taken.
 pub fn refuse_when_full() -> Router {
-    let full = || async { Problem::unavailable("this process has as many connections as it may have") };
+    let full = || async {
+        Problem::unavailable("this process has as many connections as it may have: try again after a while")
+    };
     Router::new().route(PATH, get(full)).layer(middleware::map_response(answer::guarded))
 }
 
@@ -69,7 +71,7 @@ async fn read(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let (reader, user) = allowed(&hub, listener, &topic)?;
-    let asked = Asked::of(&pairs)?;
+    let asked = ReadQuery::of(&pairs)?;
     match asked.live {
         None => catch_up::answer(&reader, &asked, &headers, &connection).await,
         Some(Live::LongPoll) => long_poll::answer(&reader, &asked, user, connection).await,
@@ -85,11 +87,11 @@ async fn tail(
     Query(pairs): Query<Vec<(String, String)>>,
 ) -> Result<Response, Problem> {
     let (reader, _user) = allowed(&hub, listener, &topic)?;
-    let asked = Asked::of(&pairs)?;
+    let asked = ReadQuery::of(&pairs)?;
     Ok(answer::of_tail(reader.tail().await?, asked.form))
 }
 
-/// The topic and its reader, who may read it as the streams at `/streams`.
+/// Checks that the listener may read the topic, by the rule of `/streams`. Returns a reader and the user.
 fn allowed(hub: &Hub, listener: Listener, topic: &str) -> Result<(TopicReader, User), Problem> {
     let topic = Topic::new(topic).map_err(|error: EventError| Problem::bad_request(error.to_string()))?;
     let user = listener.subscriber_of([topic.as_str()])?;

@@ -21,7 +21,7 @@ pub(super) enum Offset {
 
 /// A text that is no offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("offset is -1, now, or a Stream-Next-Offset of this stream")]
+#[error("offset must be -1, now, or a Stream-Next-Offset of this stream")]
 pub(super) struct NoOffset;
 
 impl Offset {

@@ -13,9 +13,9 @@ pub(super) enum Live {
     EventStream,
 }
 
-/// What a request asks for.
+/// The parameters of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct ReadQuery {
     pub(super) offset: Offset,
     pub(super) live: Option<Live>,
     /// The newest `Stream-Cursor` that the client was given.
@@ -23,7 +23,7 @@ pub(super) struct Asked {
     pub(super) form: Form,
 }
 
-impl Asked {
+impl ReadQuery {
     /// Reads the parameters. Those that this server does not know are ignored.
     ///
     /// # Errors
@@ -36,7 +36,7 @@ impl Asked {
             None => None,
             Some(&"long-poll") => Some(Live::LongPoll),
             Some(&"sse") => Some(Live::EventStream),
-            Some(_) => return Err(Problem::bad_request("live is 'long-poll' or 'sse'")),
+            Some(_) => return Err(Problem::bad_request("live must be 'long-poll' or 'sse'")),
         };
         let offset = match (all("offset").as_slice(), live) {
             ([], None) => Offset::Beginning,
@@ -46,7 +46,7 @@ impl Asked {
             ([offset], _) => {
                 Offset::parse(offset).map_err(|error| Problem::bad_request(error.to_string()))?
             }
-            _ => return Err(Problem::bad_request("a read has one offset")),
+            _ => return Err(Problem::bad_request("send exactly one offset")),
         };
         let form = match all("data").last() {
             None | Some(&"json") => Form::Json,
@@ -63,15 +63,15 @@ impl Asked {
 mod tests {
     use super::*;
 
-    fn asked(pairs: &[(&str, &str)]) -> Result<Asked, Problem> {
+    fn asked(pairs: &[(&str, &str)]) -> Result<ReadQuery, Problem> {
         let owned = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        Asked::of(&owned.collect::<Vec<_>>())
+        ReadQuery::of(&owned.collect::<Vec<_>>())
     }
 
     #[test]
     fn a_read_begins_at_the_first_event_and_other_parameters_do_not_matter() {
         let read = asked(&[("x", "y"), ("cursor", "z"), ("ticket", "t")]).expect("a read");
-        let plain = Asked { offset: Offset::Beginning, live: None, cursor: None, form: Form::Json };
+        let plain = ReadQuery { offset: Offset::Beginning, live: None, cursor: None, form: Form::Json };
         assert_eq!(read, plain);
         let live = [("offset", "now"), ("live", "sse"), ("cursor", "7"), ("data", "text")];
         let live = asked(&live).expect("a read");

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::proxies::counted_as;
 
 /// Wrong guesses that one address may send before it has to wait.
-const LOOKS: u32 = 5;
+const ATTEMPTS: u32 = 5;
 /// The time after which an address regains one attempt.
 const REGAINED_AFTER: Duration = Duration::from_secs(1);
 /// The number of addresses that are remembered.
@@ -121,7 +121,7 @@ impl Spent {
     /// The time until an attempt is regained, if all are spent.
     fn wait(self, now: Instant) -> Option<Duration> {
         let spent = self.at(now);
-        (spent.count >= LOOKS).then(|| {
+        (spent.count >= ATTEMPTS).then(|| {
             let since =
                 spent.counted.map_or(Duration::ZERO, |counted| now.saturating_duration_since(counted));
             REGAINED_AFTER.saturating_sub(since)
@@ -162,7 +162,7 @@ mod tests {
         let (attempts, start) = (Attempts::default(), Instant::now());
         let at = |millis: u64| start + Duration::from_millis(millis);
         let guess = |n: u64, from, millis| attempts.attempt(from, &n.to_string(), at(millis), || false);
-        for n in 0..u64::from(LOOKS) {
+        for n in 0..u64::from(ATTEMPTS) {
             assert_eq!(guess(n, HOME, 0), Attempt::Wrong);
         }
         let refused = attempts.attempt(HOME, "right", at(400), || panic!("it is not looked at"));
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(guess(10, HOME, 1000), Attempt::Wrong);
         assert_eq!(guess(11, HOME, 1100), Attempt::TooMany(Duration::from_millis(900)));
         assert_eq!(attempts.attempt(HOME, "right", at(2000), || true), Attempt::Right);
-        for n in 20..20 + u64::from(LOOKS) {
+        for n in 20..20 + u64::from(ATTEMPTS) {
             assert_eq!(guess(n, HOME, 100_000), Attempt::Wrong);
         }
     }
@@ -185,7 +185,7 @@ mod tests {
             assert_eq!(attempts.attempt(HOME, "right", now, || true), Attempt::Right);
         }
         let wrong = answers.iter().filter(|answer| **answer == Attempt::Wrong).count();
-        assert_eq!(wrong, 1 + LOOKS as usize, "then it is told to wait");
+        assert_eq!(wrong, 1 + ATTEMPTS as usize, "then it is told to wait");
     }
 
     #[test]

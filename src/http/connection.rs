@@ -23,11 +23,11 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::body::Holding;
+use super::connection_limiter::{ActiveRequest, ConnectionLimiter, ConnectionPermit};
 use super::metrics::Closed;
-use super::places::{Asking, Place, Places};
 use super::proxies::TrustedProxies;
 use super::refusal::Explained;
-use super::takeover::{Lease, Taken, Takeover, head_until_close};
+use super::takeover::{Lease, TakenSocket, Takeover, head_until_close};
 
 /// Limits on the resources of connections.
 #[derive(Debug, Clone, Copy)]
@@ -69,7 +69,7 @@ pub struct Connection {
     pub client: IpAddr,
     /// Ends the connection at once, even in the middle of an answer, unless a [`Takeover`] has taken it.
     pub end: CancellationToken,
-    place: Arc<Place>,
+    place: Arc<ConnectionPermit>,
 }
 
 impl Connection {
@@ -85,8 +85,8 @@ pub(super) struct Accepted {
     pub(super) stream: TcpStream,
     pub(super) peer: SocketAddr,
     pub(super) end: CancellationToken,
-    pub(super) place: Arc<Place>,
-    pub(super) places: Places,
+    pub(super) place: Arc<ConnectionPermit>,
+    pub(super) places: ConnectionLimiter,
     pub(super) router: Router,
     pub(super) limits: Limits,
     pub(super) proxies: TrustedProxies,
@@ -98,11 +98,11 @@ pub(super) struct Accepted {
 struct Handover {
     parts: response::Parts,
     takeover: Takeover,
-    asking: Asking,
+    asking: ActiveRequest,
 }
 
 /// Where the service leaves a handover for the connection that runs it.
-type Slot = Arc<Mutex<Option<Handover>>>;
+type HandoverCell = Arc<Mutex<Option<Handover>>>;
 
 /// How hyper's work on a connection ended.
 enum Served {
@@ -119,7 +119,7 @@ impl Accepted {
         }
         let Self { stream, peer, end, place, places, router, limits, proxies, open } = self;
         let is_reserved = place.is_in_reserve;
-        let slot = Slot::default();
+        let slot = HandoverCell::default();
         let on = Connection { peer, client: peer.ip(), end: end.clone(), place: place.clone() };
         let left = slot.clone();
         let service = service_fn(move |request: Request<Incoming>| {
@@ -159,7 +159,7 @@ impl Accepted {
 }
 
 /// Notes how a connection failed.
-fn report(error: &hyper::Error, peer: SocketAddr, places: &Places) {
+fn report(error: &hyper::Error, peer: SocketAddr, places: &ConnectionLimiter) {
     if error.is_parse() {
         places.tell(Closed::BadHead, Some(peer.ip()), Instant::now());
     }
@@ -171,10 +171,10 @@ fn report(error: &hyper::Error, peer: SocketAddr, places: &Places) {
 fn poll_served<S>(
     serving: &mut http1::Connection<TokioIo<Explained<TcpStream>>, S>,
     context: &mut Context<'_>,
-    slot: &Slot,
+    slot: &HandoverCell,
 ) -> Poll<Served>
 where
-    S: HttpService<Incoming, ResBody = Holding<Asking>>,
+    S: HttpService<Incoming, ResBody = Holding<ActiveRequest>>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     if let Poll::Ready(ended) = Pin::new(serving).poll(context) {
@@ -191,9 +191,9 @@ where
 async fn answer(
     router: Router,
     request: Request<Body>,
-    asking: Asking,
-    slot: Slot,
-) -> Result<Response<Holding<Asking>>, Infallible> {
+    asking: ActiveRequest,
+    slot: HandoverCell,
+) -> Result<Response<Holding<ActiveRequest>>, Infallible> {
     // The answer to HEAD is that to GET without its body, and nothing is taken over for it.
     let has_body = request.method() == Method::GET;
     let mut response = router.oneshot(request).await?;
@@ -210,7 +210,7 @@ async fn answer(
 fn hand_over(handover: Handover, stream: TcpStream, open: &TaskTracker) {
     let Handover { mut parts, takeover, asking } = handover;
     match stream.into_std() {
-        Ok(socket) => takeover.give(Taken {
+        Ok(socket) => takeover.give(TakenSocket {
             socket,
             head: head_until_close(&mut parts),
             lease: Lease { _asking: asking, _open: open.token() },

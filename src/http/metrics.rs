@@ -80,9 +80,9 @@ impl Metrics {
         self.closed.get_or_create(&Reason { reason: closed.as_str() }).inc();
     }
 
-    /// Counts a wrong operators' token. `was_looked_at` is false if it was refused without a comparison.
-    pub(super) fn operator_refused(&self, was_looked_at: bool) {
-        let reason = if was_looked_at { "wrong" } else { "throttled" };
+    /// Counts a wrong operators' token. `was_compared` is false if it was refused without a comparison.
+    pub(super) fn operator_refused(&self, was_compared: bool) {
+        let reason = if was_compared { "wrong" } else { "throttled" };
         self.operator_refused.get_or_create(&Reason { reason }).inc();
     }
 }

@@ -14,8 +14,8 @@ use tokio_util::task::TaskTracker;
 
 use super::Problem;
 use super::connection::{Accepted, Limits};
+use super::connection_limiter::{ConnectionLimiter, ConnectionPermit, Room};
 use super::metrics::Metrics;
-use super::places::{Place, Places, Room};
 use super::proxies::{ProxyError, TrustedProxies, counted_as};
 use super::settings::Settings;
 
@@ -30,9 +30,9 @@ const TURN_AT_LEAST: Duration = Duration::from_millis(250);
 
 /// Signals each turn of the accept loop, several times a second or more. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Turns(Arc<Notify>);
+pub struct AcceptTicks(Arc<Notify>);
 
-impl Turns {
+impl AcceptTicks {
     /// Waits for the next turn.
     pub async fn next(&self) {
         self.0.notified().await;
@@ -47,8 +47,8 @@ pub struct Server {
     when_full: Router,
     limits: Limits,
     proxies: TrustedProxies,
-    places: Places,
-    turns: Turns,
+    places: ConnectionLimiter,
+    turns: AcceptTicks,
 }
 
 impl Server {
@@ -74,8 +74,8 @@ impl Server {
             when_full: operations.fallback(full),
             limits,
             proxies: TrustedProxies::new(&settings.trusted_proxies)?,
-            places: Places::new(room, metrics),
-            turns: Turns::default(),
+            places: ConnectionLimiter::new(room, metrics),
+            turns: AcceptTicks::default(),
         })
     }
 
@@ -87,7 +87,7 @@ impl Server {
     }
 
     /// Signals the turns of the accept loop.
-    pub fn turns(&self) -> Turns {
+    pub fn turns(&self) -> AcceptTicks {
         self.turns.clone()
     }
 
@@ -131,7 +131,7 @@ impl Server {
         stream: TcpStream,
         peer: SocketAddr,
         end: CancellationToken,
-        place: Place,
+        place: ConnectionPermit,
         open: TaskTracker,
     ) -> Accepted {
         let router = if place.is_in_reserve { &self.when_full } else { &self.router };

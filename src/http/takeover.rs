@@ -16,10 +16,10 @@ use bytes::Bytes;
 use chrono::Utc;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::places::Asking;
+use super::connection_limiter::ActiveRequest;
 
-/// What takes the socket.
-type Take = Box<dyn FnOnce(Taken) + Send>;
+/// The function that takes the socket.
+type Take = Box<dyn FnOnce(TakenSocket) + Send>;
 
 /// The right to the socket of a request, as an extension of its response. Dropping it without using it must
 /// undo what the handler has begun: the client may be gone, or ask with HEAD.
@@ -34,7 +34,7 @@ impl fmt::Debug for Takeover {
 
 impl Takeover {
     /// A response with status 200, whose socket `take` is given. `take` must not block.
-    pub fn response(take: impl FnOnce(Taken) + Send + 'static) -> Response {
+    pub fn response(take: impl FnOnce(TakenSocket) + Send + 'static) -> Response {
         let takeover = Self(Arc::new(Mutex::new(Some(Box::new(take)))));
         // A body whose length is not known beforehand: the answer to HEAD must not promise one.
         let body =
@@ -45,7 +45,7 @@ impl Takeover {
     }
 
     /// Gives the socket away.
-    pub(super) fn give(&self, taken: Taken) {
+    pub(super) fn give(&self, taken: TakenSocket) {
         let take = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(take) = take {
             take(taken);
@@ -55,7 +55,7 @@ impl Takeover {
 
 /// The socket of a request. Nothing of the response has been sent.
 #[derive(Debug)]
-pub struct Taken {
+pub struct TakenSocket {
     /// Does not block, has no Nagle delay, and bounds how much the kernel buffers.
     pub socket: std::net::TcpStream,
     /// The head of the response. It says that the body ends with the connection.
@@ -67,7 +67,7 @@ pub struct Taken {
 /// Keeps a connection's place, and the server from ending, until it is dropped.
 #[derive(Debug)]
 pub struct Lease {
-    pub(super) _asking: Asking,
+    pub(super) _asking: ActiveRequest,
     pub(super) _open: TaskTrackerToken,
 }
 

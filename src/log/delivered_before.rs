@@ -6,19 +6,19 @@ use std::collections::HashSet;
 use sqlx::PgConnection;
 
 use super::Error;
+use crate::event::EventId;
 
-/// Returns the ids of the rows that `relay` skips although its position does not record their delivery. They
-/// exist only after a rebase: one for each event delivered since the backup was taken.
+/// Returns the rows that `relay` skips although its position does not record their delivery, by id and event
+/// id: a later rebase may give a row's id to another event. They exist only after a rebase: one for each event
+/// delivered since the backup was taken.
 ///
 /// # Errors
 /// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
 /// refuses the statement or the connection breaks.
-pub async fn of(connection: &mut PgConnection, relay: &str) -> Result<HashSet<i64>, Error> {
-    let ids: Vec<i64> = sqlx::query_scalar("select id from outbox.delivered_before where relay = $1")
-        .bind(relay)
-        .fetch_all(connection)
-        .await?;
-    Ok(ids.into_iter().collect())
+pub async fn of(connection: &mut PgConnection, relay: &str) -> Result<HashSet<(i64, EventId)>, Error> {
+    let sql = "select id, event_id from outbox.delivered_before where relay = $1";
+    let rows: Vec<(i64, EventId)> = sqlx::query_as(sql).bind(relay).fetch_all(connection).await?;
+    Ok(rows.into_iter().collect())
 }
 
 /// Returns the highest id that the log had at the relay's last rebase; 0 if there was none. Clients may have

@@ -36,6 +36,12 @@ pub enum Error {
         /// The database of this connection.
         found_in: DatabaseId,
     },
+    /// A rebase for another relay has changed the log.
+    #[error(
+        "the log was rebased for another relay, and the Redis of relay '{0}' was not looked at: run `aftercommit \
+         rebase` for it, with AFTERCOMMIT_RELAY_NAME={0} and its REDIS_URL"
+    )]
+    RebaseNeeded(String),
     /// A newer program changed the format of rows and positions.
     #[error(
         "the log has format {found} and this binary knows none above {known}: run the aftercommit that \

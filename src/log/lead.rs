@@ -23,15 +23,29 @@ pub struct Stranger {
 ///
 /// # Errors
 /// Returns [`Error::WrongDatabase`], [`Error::NoIdentity`] or [`Error::NewerFormat`] before anything is
-/// written, [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
-/// refuses the statement or the connection breaks.
+/// written, [`Error::RebaseNeeded`] if the log was rebased for another relay alone, [`Error::SchemaMissing`] if
+/// the schema is missing or too old, and [`Error::Database`] if Postgres refuses the statement or the connection
+/// breaks.
 pub async fn register(connection: &mut PgConnection, relay: &str) -> Result<(), Error> {
     identity::at_home(connection).await?;
     sqlx::query("insert into outbox.relay (name) values ($1) on conflict (name) do nothing")
         .bind(relay)
-        .execute(connection)
+        .execute(&mut *connection)
         .await?;
+    if is_rebase_needed(connection, relay).await? {
+        return Err(Error::RebaseNeeded(relay.to_owned()));
+    }
     Ok(())
+}
+
+/// Whether the log was rebased for other relays, and the sink of this one was not looked at.
+///
+/// # Errors
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
+pub async fn is_rebase_needed(connection: &mut PgConnection, relay: &str) -> Result<bool, Error> {
+    let sql = "select rebase_needed from outbox.relay where name = $1";
+    Ok(sqlx::query_scalar(sql).bind(relay).fetch_optional(connection).await?.unwrap_or(false))
 }
 
 /// Takes the lead for as long as the session lives. Returns false if another session holds it.
@@ -61,8 +75,8 @@ pub(crate) async fn try_hold(connection: &mut PgConnection, relay: &str) -> Resu
     }
 }
 
-/// Whether no relay holds the lead. A stranger keeps what it holds. Takes the lock for a moment, together with
-/// others who ask.
+/// Whether no relay holds the lead. A stranger's lock does not count, and stays. Takes the lock for a moment
+/// in shared mode, so that callers do not disturb each other.
 ///
 /// # Errors
 /// Returns [`Error::Database`] if Postgres refuses the statement or the connection breaks.

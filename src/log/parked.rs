@@ -227,8 +227,12 @@ pub(super) fn xid_of(row: &PgRow, column: impl ColumnIndex<PgRow>) -> Result<Opt
 }
 
 /// Marks as discarded the topic's parked events with a requested discard. Their rows stay, so that a restore
-/// leaves the events out as well. Returns false, and discards nothing, if clients may have received one of
-/// them and the request does not say that this does not matter.
+/// leaves the events out as well. Returns false, and changes nothing, if clients may have received one of them
+/// and the request does not say that this does not matter.
+///
+/// Requests the release of all other parked events of the topic, which only waited behind those that the
+/// operator has named. So a relay that dies before it has released them leaves a request, which the next one
+/// carries out.
 ///
 /// # Errors
 /// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
@@ -245,6 +249,11 @@ pub async fn discard(connection: &mut PgConnection, relay: &str, topic: &Topic) 
            set settled_as = 'discarded', settled_at = clock_timestamp(), requested = null
            from refused
            where p.relay = $1 and p.topic = $2 and p.requested in ('discard', 'discard_arrived')
+             and p.settled_as is null and not refused.found),
+         continued as (
+           update outbox.parked p set requested = 'release'
+           from refused
+           where p.relay = $1 and p.topic = $2 and p.requested is null
              and p.settled_as is null and not refused.found)
          select found from refused",
     )

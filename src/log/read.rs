@@ -86,7 +86,7 @@ pub async fn batch(
     limit: Limit,
 ) -> Result<Batch, Error> {
     let Some(window) = &position.window else { return Ok(Batch { rows: Vec::new(), is_last: true }) };
-    let asked = Asked { relay, position, window, after_id, limit };
+    let asked = ReadArguments { relay, position, window, after_id, limit };
     match asked.rows(connection, true).await {
         Err(error) if is_about_a_row(&error) => {
             // One value that the server cannot send fails the whole statement, so read the rows one by one to
@@ -102,7 +102,7 @@ pub async fn batch(
 }
 
 /// The arguments of one read.
-struct Asked<'a> {
+struct ReadArguments<'a> {
     relay: &'a str,
     position: &'a Position,
     window: &'a Window,
@@ -110,7 +110,7 @@ struct Asked<'a> {
     limit: Limit,
 }
 
-impl Asked<'_> {
+impl ReadArguments<'_> {
     /// Reads the rows. Without their texts, all of them are unreadable.
     async fn rows(&self, connection: &mut PgConnection, with_texts: bool) -> Result<Batch, Error> {
         let rows = sqlx::query(READ)

@@ -70,7 +70,8 @@ pub async fn not_arrived(
     Ok(numbers.iter().map(|(e, s)| StreamId::new(e.cast_unsigned(), s.cast_unsigned())).collect())
 }
 
-/// Writes that these parked events, whose release the sink has refused, have not arrived by it either.
+/// Records that these parked events have not arrived: they had not before, and the sink has refused their
+/// release.
 ///
 /// # Errors
 /// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
@@ -130,7 +131,7 @@ pub async fn mark_released(
 /// # Errors
 /// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
 /// refuses the statement or the connection breaks.
-pub async fn mark_held_released(
+pub async fn mark_arrived_released(
     connection: &mut PgConnection,
     relay: &str,
     topic: &Topic,

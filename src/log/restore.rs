@@ -47,7 +47,7 @@ pub struct DeliveredRanges {
 
 impl DeliveredRanges {
     /// Begins with the range that holds the number `seq`. Leaves out ranges that are older than `not_older`,
-    /// unless they are above the number `untold`.
+    /// unless they are above the number `unpublished_above`.
     ///
     /// # Errors
     /// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if
@@ -58,7 +58,7 @@ impl DeliveredRanges {
         epoch: u64,
         seq: u64,
         not_older: Duration,
-        untold: Option<u64>,
+        unpublished_above: Option<u64>,
     ) -> Result<Self, Error> {
         let next_n: Option<i64> = sqlx::query_scalar(
             "select greatest(
@@ -78,7 +78,7 @@ impl DeliveredRanges {
         .bind(epoch.cast_signed())
         .bind(seq.cast_signed())
         .bind(not_older.as_secs_f64())
-        .bind(untold.map(u64::cast_signed))
+        .bind(unpublished_above.map(u64::cast_signed))
         .fetch_one(connection)
         .await?;
         Ok(Self {

@@ -123,6 +123,24 @@ pub async fn rotate(connection: &mut PgConnection, retention: Duration) -> Resul
     Ok(rotation)
 }
 
+/// Writes whether a server of the relay's sink lacks events that only the log still has.
+///
+/// # Errors
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
+pub async fn note_lacking_events(
+    connection: &mut PgConnection,
+    relay: &str,
+    lacks: bool,
+) -> Result<(), Error> {
+    sqlx::query("update outbox.relay set lacks_events = $2 where name = $1 and lacks_events <> $2")
+        .bind(relay)
+        .bind(lacks)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 async fn empty_events(
     connection: &mut PgConnection,
     slot: i16,
@@ -201,8 +219,8 @@ async fn judge_events(
     })
 }
 
-/// The relays whose position rows of the log contradict. Such rows are not delivered, although the position has
-/// passed their ids: only a rebase can bring them, so they have to stay.
+/// Names the relays with rows that contradict their position. Such rows are not delivered, although the
+/// position has passed their ids. Only a rebase can deliver them, so they must stay in the log.
 async fn contradicted(connection: &mut PgConnection) -> Result<Option<String>, Error> {
     let sql = "select string_agg(p.relay, ', ' order by p.relay) from outbox.position p
                where exists (select from outbox.contradictions(p.lower_horizon, p.high_id, 1::bigint))";
@@ -223,7 +241,8 @@ fn facts_of(slot: i16) -> String {
            coalesce((select created_at < now() - make_interval(secs => $2) from newest), false) as is_old,
            (select string_agg(p.relay, ', ' order by p.relay)
               from outbox.position p
-              where exists (select from newest where newest.id > p.high_id)
+              where exists (select from outbox.relay r where r.name = p.relay and r.lacks_events)
+                 or exists (select from newest where newest.id > p.high_id)
                  or exists (
                    select from (
                      select pg_snapshot_xip(p.lower) as xid

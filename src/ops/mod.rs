@@ -7,6 +7,8 @@
 pub mod audit;
 pub mod browse;
 pub mod explain;
+pub mod held_rights;
+mod lineage;
 mod log_lock;
 mod moved;
 pub mod parked;

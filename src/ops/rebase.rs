@@ -5,11 +5,10 @@
 //! - **The same cluster went back** (a point-in-time restore, a failover that lost commits). Positions and
 //!   transaction numbers still fit each other, but Redis has numbers that this Postgres would give to other
 //!   events. A higher epoch puts every new number above them.
-//! - **The log is in another database** (dump and restore, logical replication, a copy). Transaction numbers of the
-//!   old cluster mean nothing in this one, so every row gets a new one. Rows that the same relays have
+//! - **The log is in another database** (dump and restore, logical replication, a copy). Transaction numbers
+//!   of the old cluster mean nothing in this one, so every row gets a new one. Rows that the same relays have
 //!   delivered get the same number. It is one of the lowest numbers, which no cluster gives out again. Each
 //!   relay's position becomes a snapshot that sees only the numbers of the rows that it has delivered.
-//!
 //! - **The log contradicts the positions** (a sequence that was set back, ids chosen by hand: see
 //!   [`crate::log::contradiction`]). Rows that are not delivered get new ids above those of all delivered
 //!   rows, in order.
@@ -23,20 +22,16 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, Transaction};
 
 use super::audit::{self, Operator};
+pub use super::lineage::Lineage;
+use super::lineage::{self, MAX_RELAYS, relays};
 use super::log_lock;
 use super::moved;
 use super::renumber::{self, IN_REDIS};
 use crate::event::{EventId, Topic};
 use crate::log::contradiction::Contradiction;
 use crate::log::contradictions;
-use crate::log::position::{Position, Snapshot, Xid};
+use crate::log::position::Position;
 use crate::log::{Error, checkpoint, identity, lead};
-
-/// The first xid that a cluster gives out (`FirstNormalTransactionId`).
-const FIRST_XID: i64 = 3;
-/// Relays that a log can have when it moves. Every combination of relays takes one xid, and a fresh cluster
-/// has used up about seven hundred.
-const MAX_RELAYS: usize = 8;
 
 /// Why a log was not rebased. Nothing of it was changed.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +103,7 @@ pub struct Rebase<'c> {
     relay: String,
     position: Position,
     home: Home,
+    is_needed_since_another: bool,
     contradictions: Vec<Contradiction>,
     /// The relays whose positions the log contradicts.
     contradicted: Vec<String>,
@@ -124,15 +120,6 @@ enum Hold {
     Snapshot,
     /// Against appends and relays.
     Lock,
-}
-
-/// What a rebase is to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lineage {
-    /// The epoch in which this relay's numbers go on.
-    pub epoch: u64,
-    /// Whether this log is a copy beside its original, and becomes a log of its own.
-    pub is_copy: bool,
 }
 
 impl<'c> Rebase<'c> {
@@ -181,12 +168,14 @@ impl<'c> Rebase<'c> {
             None if home == Home::Other => Position::before_everything(),
             None => return Err(RebaseError::Unknown(relay.to_owned())),
         };
+        let is_needed_since_another = lead::is_rebase_needed(&mut tx, relay).await?;
         let mut rebase = Self {
             tx,
             hold,
             relay: relay.to_owned(),
             position,
             home,
+            is_needed_since_another,
             contradictions: Vec::new(),
             contradicted: Vec::new(),
             appended_since_the_move: 0,
@@ -240,6 +229,11 @@ impl<'c> Rebase<'c> {
     /// no relay delivers from a log that was moved.
     pub fn appended_since_the_move(&self) -> u64 {
         self.appended_since_the_move
+    }
+
+    /// Whether a rebase for another relay has changed the log since.
+    pub fn is_needed_since_another(&self) -> bool {
+        self.is_needed_since_another
     }
 
     /// Where the log is.
@@ -322,8 +316,8 @@ impl<'c> Rebase<'c> {
         Ok(())
     }
 
-    async fn give(&mut self, lineage: Lineage) -> Result<(), RebaseError> {
-        if lineage.is_copy {
+    async fn give(&mut self, given: Lineage) -> Result<(), RebaseError> {
+        if given.is_copy {
             sqlx::query("update outbox.log set id = gen_random_uuid()").execute(&mut *self.tx).await?;
         }
         match self.home {
@@ -334,124 +328,13 @@ impl<'c> Rebase<'c> {
         // Copies of tables do not always bring their sequences' values along.
         renumber::raise_sequence(&mut self.tx).await?;
         match self.home {
-            Home::Other => self.adopt(lineage.epoch).await?,
-            Home::Same => self.begin_epochs(lineage).await?,
-        }
-        Ok(())
-    }
-
-    /// Begins an epoch of this relay, and of every other relay whose numbers or rows mean something else now.
-    /// In a copy these are all relays, because the original goes on giving out their numbers.
-    async fn begin_epochs(&mut self, lineage: Lineage) -> Result<(), RebaseError> {
-        for relay in relays(&mut self.tx).await? {
-            let is_own = relay == self.relay;
-            if !is_own && !lineage.is_copy && !self.contradicted.contains(&relay) {
-                continue;
+            Home::Other => lineage::adopt(&mut self.tx, &self.relay, given).await?,
+            Home::Same => {
+                lineage::begin_epochs(&mut self.tx, &self.relay, &self.contradicted, given).await?;
             }
-            let Some(from) = checkpoint::newest(&mut self.tx, &relay).await? else { continue };
-            let epoch = if is_own { lineage.epoch } else { from.epoch + 1 };
-            checkpoint::insert(&mut self.tx, &relay, &from.rebased(epoch)).await?;
-            may_have_arrived(&mut self.tx, &relay).await?;
         }
         Ok(())
     }
-
-    /// Translates every row and every position into this cluster's numbers.
-    async fn adopt(&mut self, epoch: u64) -> Result<(), RebaseError> {
-        let relays = relays(&mut self.tx).await?;
-        // A row's number says which relays have delivered it: one bit for each, in the order of their names.
-        sqlx::query(
-            "with relay as (
-               select p.*, row_number() over (order by p.relay)::int - 1 as bit from outbox.position p)
-             update outbox.event e set xid = ($1 + coalesce((
-               select sum(1 << p.bit) from relay p
-               where outbox.is_delivered(e.id, e.xid, p.high_id, p.lower, p.after_id, p.upper)),
-               0))::text::xid8",
-        )
-        .bind(FIRST_XID)
-        .execute(&mut *self.tx)
-        .await?;
-        let adopted = self.adopted_positions(&relays, epoch).await?;
-        // Older positions name transactions by the old cluster's numbers, which would be misread.
-        sqlx::raw_sql("delete from outbox.checkpoint").execute(&mut *self.tx).await?;
-        for (relay, position) in &adopted {
-            checkpoint::insert(&mut self.tx, relay, position).await?;
-            may_have_arrived(&mut self.tx, relay).await?;
-            // A replay that was interrupted goes on with the events that have been delivered by now, up to
-            // its last row.
-            sqlx::query(
-                "update outbox.replay set lower = $2::text::pg_snapshot, upper = null
-                 where relay = $1 and not finished",
-            )
-            .bind(relay)
-            .bind(&position.lower.0)
-            .execute(&mut *self.tx)
-            .await?;
-        }
-        sqlx::raw_sql(
-            "update outbox.log l set system_identifier = c.system_identifier, database_oid = d.oid
-             from pg_control_system() c, pg_database d where d.datname = current_database()",
-        )
-        .execute(&mut *self.tx)
-        .await?;
-        Ok(())
-    }
-
-    /// Each relay's position in this cluster's numbers.
-    async fn adopted_positions<'r>(
-        &mut self,
-        relays: &'r [String],
-        epoch: u64,
-    ) -> Result<Vec<(&'r str, Position)>, RebaseError> {
-        let high_id: i64 = sqlx::query_scalar("select coalesce(max(id), 0) from outbox.event")
-            .fetch_one(&mut *self.tx)
-            .await?;
-        let mut adopted = Vec::new();
-        for (bit, relay) in relays.iter().enumerate() {
-            let Some(from) = checkpoint::newest(&mut self.tx, relay).await? else { continue };
-            let epoch = if *relay == self.relay { epoch } else { from.epoch + 1 };
-            let (lower, lower_horizon) = sees_bit(bit, relays.len());
-            let position = Position { lower, lower_horizon, high_id, window: None, ..from.rebased(epoch) };
-            adopted.push((relay.as_str(), position));
-        }
-        Ok(adopted)
-    }
-}
-
-/// Writes down that clients may have received every event of the log, also the parked ones: in the time that
-/// this log has lost, or in an epoch whose end it did not see. Redis can prove that only for the events that
-/// it still has. Later rows have higher ids.
-async fn may_have_arrived(tx: &mut PgConnection, relay: &str) -> Result<(), Error> {
-    sqlx::query(
-        "update outbox.relay set rebased_id = (select coalesce(max(e.id), 0) from outbox.event e)
-         where name = $1",
-    )
-    .bind(relay)
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query(
-        "update outbox.parked set may_have_arrived = true
-         where relay = $1 and settled_as is null and not may_have_arrived",
-    )
-    .bind(relay)
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-/// The snapshot that sees only the numbers in which this bit is set, and the horizon above all of them.
-fn sees_bit(bit: usize, bits: usize) -> (Snapshot, Xid) {
-    let end = FIRST_XID + (1 << bits);
-    let unseen: Vec<String> = (0..1_i64 << bits)
-        .filter(|mask| mask & (1 << bit) == 0)
-        .map(|mask| (FIRST_XID + mask).to_string())
-        .collect();
-    (Snapshot(format!("{FIRST_XID}:{end}:{}", unseen.join(","))), Xid(end.to_string()))
-}
-
-/// All relays that have a position, by name, in the order that `order by` gives them.
-async fn relays(connection: &mut PgConnection) -> Result<Vec<String>, Error> {
-    Ok(sqlx::query_scalar("select relay from outbox.position order by relay").fetch_all(connection).await?)
 }
 
 fn pending_of(row: &PgRow) -> Result<Pending, RebaseError> {
@@ -460,21 +343,4 @@ fn pending_of(row: &PgRow) -> Result<Pending, RebaseError> {
         event_id: row.try_get("event_id")?,
         topic: Topic::new(row.try_get::<String, _>("topic")?).ok(),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_relays_snapshot_sees_the_numbers_of_what_it_has_delivered() {
-        let text = |bit, bits| {
-            let (snapshot, horizon) = sees_bit(bit, bits);
-            (snapshot.to_string(), horizon.to_string())
-        };
-        assert_eq!(text(0, 1), ("3:5:3".to_owned(), "5".to_owned()));
-        // Of two relays' four combinations: none, the first, the second, both.
-        assert_eq!(text(0, 2), ("3:7:3,5".to_owned(), "7".to_owned()));
-        assert_eq!(text(1, 2), ("3:7:3,4".to_owned(), "7".to_owned()));
-    }
 }

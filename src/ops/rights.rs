@@ -1,12 +1,9 @@
 //! The rights that each role needs in Postgres, and no others. `aftercommit grants` prints them, and
-//! `aftercommit doctor` checks them. There is one list, so that both say the same.
+//! `aftercommit doctor` compares the database with them ([`super::held_rights`]). There is one list, so that
+//! both say the same.
 
 use std::collections::BTreeSet;
 use std::fmt;
-
-use sqlx::{PgConnection, Row};
-
-use crate::log::Error;
 
 /// Who works with the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -128,6 +125,9 @@ const COPIED: &str = "event_id, topic, type, payload, headers, bytes";
 const EVENT_SLOTS: u8 = 8;
 const CHECKPOINT_SLOTS: u8 = 16;
 
+/// The roles that may work with the log every day.
+pub const EVERYDAY: [Role; 5] = [Role::Writer, Role::Relay, Role::Sse, Role::Operator, Role::Api];
+
 /// The rights of a role.
 pub fn of(role: Role) -> Vec<Right> {
     let mut list = List(BTreeSet::new());
@@ -193,7 +193,7 @@ impl List {
     fn relay(&mut self) {
         self.reads();
         self.table("relay", &["insert"]);
-        self.add(Kind::Table, "outbox", "relay", "update", "lead_key");
+        self.add(Kind::Table, "outbox", "relay", "update", "lead_key, lacks_events");
         self.table("checkpoint", &["insert"]);
         self.table("parked", &["insert", "update", "delete"]);
         self.table("heartbeat", &["insert", "update", "delete"]);
@@ -265,109 +265,6 @@ impl List {
     }
 }
 
-/// Returns the rights of a role that this connection's user does not have. A right on an object that does not
-/// exist, such as the schema of an application that is not installed, does not count as missing.
-///
-/// # Errors
-/// [`Error`].
-pub async fn missing(connection: &mut PgConnection, role: Role) -> Result<Vec<Right>, Error> {
-    let rights = of(role);
-    let columns: Vec<&str> = rights.iter().map(|right| right.columns).collect();
-    let text = |of: fn(&Right) -> String| rights.iter().map(of).collect::<Vec<String>>();
-    // Looked up in the catalogs: casts to regclass fail for a user who may not look into the schema.
-    let rows = sqlx::query(
-        "select needed.nth, pg_catalog.quote_ident(pg_catalog.current_database()) as database
-         from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) with ordinality
-                needed (kind, schema, object, privilege, columns, nth)
-         join pg_catalog.pg_namespace n on n.nspname = needed.schema::name
-         left join pg_catalog.pg_class c
-           on needed.kind in ('table', 'sequence') and c.relnamespace = n.oid
-             and c.relname = needed.object::name
-         left join pg_catalog.pg_proc p
-           on needed.kind = 'function' and p.pronamespace = n.oid
-           and pg_catalog.format('%s(%s)', p.proname, pg_catalog.oidvectortypes(p.proargtypes))
-               = needed.object
-         where not case
-           when needed.kind = 'database'
-             then pg_catalog.has_database_privilege(pg_catalog.current_database(), needed.privilege)
-           when needed.kind = 'schema' then pg_catalog.has_schema_privilege(n.oid, needed.privilege)
-           when needed.kind = 'sequence'
-             then coalesce(pg_catalog.has_sequence_privilege(c.oid, needed.privilege), true)
-           when needed.kind = 'function'
-             then coalesce(pg_catalog.has_function_privilege(p.oid, needed.privilege), true)
-           when needed.columns = ''
-             then coalesce(pg_catalog.has_table_privilege(c.oid, needed.privilege), true)
-           else coalesce((
-             select pg_catalog.bool_and(pg_catalog.has_column_privilege(c.oid, a.attnum, needed.privilege))
-             from pg_catalog.pg_attribute a
-             where a.attrelid = c.oid
-               and a.attname = any (pg_catalog.string_to_array(needed.columns, ', ')::name[])), true)
-         end
-         order by needed.nth",
-    )
-    .bind(text(|right| right.kind.to_string()))
-    .bind(text(|right| right.schema.to_owned()))
-    .bind(text(|right| right.object.clone()))
-    .bind(text(|right| right.privilege.to_owned()))
-    .bind(columns)
-    .fetch_all(connection)
-    .await?;
-    let mut missing = Vec::new();
-    for row in rows {
-        let nth: i64 = row.try_get("nth")?;
-        let Some(right) = usize::try_from(nth - 1).ok().and_then(|nth| rights.get(nth)) else { continue };
-        let mut right = right.clone();
-        if right.kind == Kind::Database {
-            right.object = row.try_get("database")?;
-        }
-        missing.push(right);
-    }
-    Ok(missing)
-}
-
-/// Rights of others on the log that no role of ours has: they can set a row's id or time, take rows away, set a
-/// sequence back, or put something of their own into the schema.
-/// One line each.
-///
-/// # Errors
-/// [`Error`].
-pub async fn dangerous(connection: &mut PgConnection) -> Result<Vec<String>, Error> {
-    let found = sqlx::query_scalar(
-        "select distinct pg_catalog.format('%s %s on outbox.%I', coalesce(r.rolname::text, 'PUBLIC'),
-                  lower(granted.privilege_type), c.relname)
-         from pg_catalog.pg_class c
-         join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'outbox'
-         cross join lateral (
-           select a.grantee, a.privilege_type from pg_catalog.aclexplode(c.relacl) a
-           where a.privilege_type in ('INSERT', 'UPDATE', 'DELETE')
-              or (a.privilege_type = 'TRUNCATE' and c.relkind = 'p')
-           union all
-           select a.grantee, a.privilege_type
-           from pg_catalog.pg_attribute at cross join lateral pg_catalog.aclexplode(at.attacl) a
-           where at.attrelid = c.oid and at.attname in ('xid', 'id', 'slot', 'created_at')
-             and a.privilege_type in ('INSERT', 'UPDATE')
-         ) granted
-         left join pg_catalog.pg_roles r on r.oid = granted.grantee
-         where c.relname ~ '^event(_[0-9]+)?$' and c.relkind in ('r', 'p') and granted.grantee <> c.relowner
-         union
-         select pg_catalog.format('%s update on outbox.%I', coalesce(r.rolname::text, 'PUBLIC'), c.relname)
-         from pg_catalog.pg_class c
-         join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'outbox'
-         cross join lateral pg_catalog.aclexplode(c.relacl) a
-         left join pg_catalog.pg_roles r on r.oid = a.grantee
-         where c.relkind = 'S' and a.privilege_type = 'UPDATE' and a.grantee <> c.relowner
-         union
-         select pg_catalog.format('%s create in the schema outbox', coalesce(r.rolname::text, 'PUBLIC'))
-         from pg_catalog.pg_namespace n cross join lateral pg_catalog.aclexplode(n.nspacl) a
-         left join pg_catalog.pg_roles r on r.oid = a.grantee
-         where n.nspname = 'outbox' and a.privilege_type = 'CREATE' and a.grantee <> n.nspowner
-         order by 1",
-    )
-    .fetch_all(connection)
-    .await?;
-    Ok(found)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -391,7 +288,7 @@ mod tests {
 
     #[test]
     fn nobody_but_a_rebase_may_change_rows_of_the_log() {
-        for role in [Role::Writer, Role::Relay, Role::Sse, Role::Operator, Role::Api] {
+        for role in EVERYDAY {
             let changes = of(role).into_iter().find(|right| {
                 let is_log = right.object == "event" || right.object.starts_with("event_0");
                 is_log

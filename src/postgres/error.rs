@@ -102,7 +102,10 @@ impl ConnectError {
 pub fn error_text(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => match error.code().as_deref() {
-            Some("28P01") => format!("{} (check user and password in DATABASE_URL)", error.message()),
+            Some("28P01") => format!(
+                "{} (check user and password in DATABASE_URL, or the output of [database] password_command)",
+                error.message()
+            ),
             Some("28000") => format!("{} ({})", error.message(), login_advice(error.message())),
             Some("3D000") => format!("{} (create it, or name another one in DATABASE_URL)", error.message()),
             Some("53300") => {
@@ -145,7 +148,7 @@ fn login_advice(message: &str) -> &'static str {
     if message.contains("no encryption") || message.contains("SSL off") {
         "set sslmode=require in DATABASE_URL, or allow this user without TLS in the server's pg_hba.conf"
     } else {
-        "check user, password and sslcert in DATABASE_URL"
+        "check user, password and sslcert in DATABASE_URL, and the output of [database] password_command"
     }
 }
 

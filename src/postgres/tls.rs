@@ -45,6 +45,8 @@ pub enum TlsError {
     },
 }
 
+/// The CA that means the public ones, and no file.
+const PUBLIC: &str = "system";
 /// The parameters for the mode.
 const MODE: [&str; 2] = ["sslmode", "ssl-mode"];
 /// The parameters for each file, and the variable that stands in for them.
@@ -124,9 +126,12 @@ impl Tls {
         };
         let [ca, certificate, key] =
             [named(&CA.0, CA.1), named(&CERTIFICATE.0, CERTIFICATE.1), named(&KEY.0, KEY.1)];
+        let wants_public = ca.as_ref().is_some_and(|ca| ca.value == PUBLIC);
         // Set to nothing, it is not set, for libpq as well.
-        let ca = ca.filter(|ca| !ca.value.is_empty());
+        let ca = ca.filter(|ca| !ca.value.is_empty() && !wants_public);
         let mode = match mode {
+            // As libpq does: anybody can have a certificate of a public CA, but not for each name.
+            _ if wants_public => PgSslMode::VerifyFull,
             // As libpq does. The driver would not look at the certificate.
             PgSslMode::Require if ca.is_some() => PgSslMode::VerifyCa,
             mode => mode,
@@ -230,6 +235,8 @@ mod tests {
         for (url, variables, expected) in [
             ("postgres://h/d?sslmode=require", &[][..], "Require"),
             ("postgres://h/d?sslmode=require&sslrootcert=/ca.pem", &[], "VerifyCa"),
+            ("postgres://h/d?sslrootcert=system", &[], "VerifyFull"),
+            ("postgres://h/d?sslmode=require", &[("PGSSLROOTCERT", "system")], "VerifyFull"),
             ("postgres://h/d?ssl-mode=REQUIRE&ssl-ca=/ca.pem", &[], "VerifyCa"),
             ("postgres://h/d?sslmode=require", &root, "VerifyCa"),
             ("postgres://h/d?sslmode=verify-full", &root, "VerifyFull"),

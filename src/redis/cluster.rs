@@ -22,7 +22,7 @@ use super::slot_map::{Layout, Shared, SlotMap, Topology, View};
 
 /// How often the servers are asked.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
-/// The least time between two looks that somebody asked for.
+/// The least time between two look-ups that callers have requested.
 const ASK_SPACING: Duration = Duration::from_millis(100);
 /// How long a server may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
@@ -58,9 +58,9 @@ impl Settings {
             self.topology.0.note(Layout::Single);
             return Ok(Layout::Single);
         }
-        // Settings of its own, or the task would keep alive the topology that it ends with.
+        // Settings of its own: these would keep the topology alive, and the task ends when that is dropped.
         let settings = Self { topology: Topology::default(), ..self.clone() };
-        let mut looker = Looker { settings, seeds, connections: HashMap::new(), turn: 0 };
+        let mut looker = SlotMapPoller { settings, seeds, connections: HashMap::new(), turn: 0 };
         let found = Layout::Cluster(Arc::new(looker.look(None).await?));
         if self.topology.0.note(found.clone()) {
             tokio::spawn(follow(Arc::downgrade(&self.topology.0), looker));
@@ -121,7 +121,7 @@ async fn is_node(connection: &mut MultiplexedConnection) -> RedisResult<bool> {
 }
 
 /// Keeps asking as long as somebody holds the topology.
-async fn follow(shared: Weak<Shared>, mut looker: Looker) {
+async fn follow(shared: Weak<Shared>, mut looker: SlotMapPoller) {
     loop {
         sleep(ASK_SPACING).await;
         let Some(known) = shared.upgrade() else { return };
@@ -140,7 +140,7 @@ async fn follow(shared: Weak<Shared>, mut looker: Looker) {
 }
 
 /// Asks servers for the slots.
-struct Looker {
+struct SlotMapPoller {
     settings: Settings,
     seeds: Vec<Endpoint>,
     connections: HashMap<Endpoint, MultiplexedConnection>,
@@ -148,7 +148,7 @@ struct Looker {
     turn: usize,
 }
 
-impl Looker {
+impl SlotMapPoller {
     async fn look(&mut self, known: Option<&SlotMap>) -> Result<SlotMap, ConnectError> {
         let mut servers = known.map(|map| map.servers().to_vec()).unwrap_or_default();
         servers.extend(self.seeds.iter().filter(|seed| !servers.contains(seed)).cloned().collect::<Vec<_>>());

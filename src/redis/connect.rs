@@ -44,7 +44,8 @@ impl Settings {
         Ok(self.connect_for_long().await?.connection)
     }
 
-    /// The same for a connection that is kept: its user compares the version.
+    /// As [`Settings::connect`], for a connection that is kept. Its user compares the version with
+    /// [`Settings::primary_version`] to notice a new primary.
     pub(super) async fn connect_for_long(&self) -> Result<Connected, ConnectError> {
         let (servers, version) = self.servers().await?;
         let mut failure = ConnectError::NoUrl;
@@ -101,10 +102,10 @@ impl Settings {
                 config.set_credentials_provider(Passwords { command: self.password_command.clone(), user });
         }
         let connected = client.get_multiplexed_async_connection_with_config(&config).await;
-        let mut connection = self.heard(&client, connected)?;
+        let mut connection = self.to_connect_error(&client, connected)?;
         if version > 0 {
             let role = ::redis::cmd("ROLE").query_async::<Vec<Value>>(&mut connection).await;
-            let role = self.heard(&client, role)?;
+            let role = self.to_connect_error(&client, role)?;
             let is_primary = role.first().is_some_and(|role| *role == Value::BulkString(b"master".to_vec()));
             if !is_primary {
                 return Err(ConnectError::NotPrimary { address: address_of(&client) });
@@ -129,7 +130,7 @@ impl Settings {
         let client = self.client_to(info)?;
         let connecting = timeout(CONNECT_TIMEOUT, client.get_async_pubsub());
         let connected = connecting.await.unwrap_or_else(|_elapsed| Err(timed_out()));
-        Ok(Subscribed { pubsub: self.heard(&client, connected)?, version, renew_at })
+        Ok(Subscribed { pubsub: self.to_connect_error(&client, connected)?, version, renew_at })
     }
 
     /// Asks each sentinel for the primary. Returns `None` if the address names no sentinels.
@@ -154,7 +155,7 @@ impl Settings {
     }
 
     /// Turns the driver's error into one of ours.
-    fn heard<T>(&self, client: &Client, answer: RedisResult<T>) -> Result<T, ConnectError> {
+    fn to_connect_error<T>(&self, client: &Client, answer: RedisResult<T>) -> Result<T, ConnectError> {
         let source = match answer {
             Ok(answer) => return Ok(answer),
             Err(source) => source,

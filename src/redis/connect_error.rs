@@ -66,10 +66,12 @@ pub enum ConnectError {
     )]
     ClusterBySocket,
     /// The server is a node of a cluster, and does not say which servers have which slots.
-    #[error("Redis is a cluster, and no server of it says which slots it has: {0}")]
+    #[error("no server of the Redis Cluster says which slots it has (check CLUSTER SLOTS at its nodes): {0}")]
     NoSlots(String),
     /// The sentinels name a server that is not a primary, or not yet.
-    #[error("Redis at {address} is not the primary that the sentinels take it for: a failover is not over")]
+    #[error(
+        "Redis at {address} is not the primary that the sentinels take it for: wait until the failover has ended"
+    )]
     NotPrimary {
         /// Host and port.
         address: String,

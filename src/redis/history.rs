@@ -6,7 +6,7 @@ use std::sync::{Arc, Once};
 
 use ::redis::streams::{StreamId as RawEntry, StreamRangeReply};
 use ::redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind};
-
+use chrono::Utc;
 use futures_util::future::join_all;
 
 use super::connect_error::ConnectError;
@@ -14,7 +14,7 @@ use super::continuity::{Absence, Link, Loss, Prev};
 use super::endpoint::Endpoint;
 use super::error_text::error_text;
 use super::keys::Keys;
-use super::links::Links;
+use super::links::ConnectionCache;
 use super::reply_codes;
 use super::settings::Settings;
 use super::slots::{SlotSet, tag_of};
@@ -86,16 +86,16 @@ impl ReadError {
 #[derive(Debug)]
 pub struct History {
     keys: Keys,
-    links: Links,
+    links: ConnectionCache,
     ttl_seconds: u64,
-    has_told_ttl: Once,
+    has_logged_ttl: Once,
 }
 
 impl History {
     /// Makes a reader that has not connected yet.
     pub fn new(settings: Settings) -> Self {
-        let (ttl_seconds, has_told_ttl) = (settings.history_ttl_seconds, Once::new());
-        Self { keys: settings.keys(), links: Links::new(settings), ttl_seconds, has_told_ttl }
+        let (ttl_seconds, has_logged_ttl) = (settings.history_ttl_seconds, Once::new());
+        Self { keys: settings.keys(), links: ConnectionCache::new(settings), ttl_seconds, has_logged_ttl }
     }
 
     /// Returns the newest entries of a topic, oldest of them first, at most `count`.
@@ -263,10 +263,15 @@ impl History {
         if history_left != NO_KEY {
             return Ok(None);
         }
-        // Read last: a loss that comes meanwhile is one doubt more, and never one less.
-        let lost_ms = self.loss_at(&history).await?.map(|loss| loss.at_ms);
+        // Read last, so that a loss that is recorded meanwhile is seen.
+        let owner = self.owner_of(&history).await?;
         let has_expired = (0..=BEGUN_OUTLIVES_MS).contains(&begun_left);
-        Ok(Some(Absence { has_vanished: begun_left != NO_KEY && !has_expired, has_expired, lost_ms }))
+        Ok(Some(Absence {
+            has_vanished: begun_left != NO_KEY && !has_expired,
+            has_expired,
+            lost_ms: owner.loss.map(|loss| loss.at_ms),
+            kept_less_until_ms: owner.kept_less_until_ms,
+        }))
     }
 
     /// Returns the identity of the log whose events are here; `None` if no relay has published anything. Of a
@@ -321,8 +326,8 @@ impl History {
         if newest.is_some() { Ok(newest) } else { answer.map(|()| None) }
     }
 
-    /// The loss that is recorded at the server of this history.
-    async fn loss_at(&self, history: &str) -> Result<Option<Loss>, ReadError> {
+    /// The record of the owner at the server of this history.
+    async fn owner_of(&self, history: &str) -> Result<Owner, ReadError> {
         let key = match self.links.map().await? {
             None => self.keys.log(),
             Some(map) => {
@@ -330,25 +335,35 @@ impl History {
                 self.log_key(&slots.unwrap_or_default())
             }
         };
-        self.loss_in(&key).await
+        self.owner_in(&key).await
     }
 
     async fn loss_in(&self, key: &str) -> Result<Option<Loss>, ReadError> {
-        type Fields = (Option<String>, Option<String>, Option<u64>);
-        let (through, at, ttl): Fields = self.ask(key, Cmd::hmget(key, &["lost", "lost_at", "ttl"])).await?;
+        Ok(self.owner_in(key).await?.loss)
+    }
+
+    async fn owner_in(&self, key: &str) -> Result<Owner, ReadError> {
+        type Fields = (Option<String>, Option<String>, Option<u64>, Option<u64>);
+        let fields = ["lost", "lost_at", "ttl", "raised_at"];
+        let (through, at, ttl, raised_ms): Fields = self.ask(key, Cmd::hmget(key, &fields)).await?;
         self.compare_ttl(ttl);
         let through = through.and_then(|through| through.parse().ok());
         // As in the script, a loss without a time that can be read is a new one.
         let at_ms = at.and_then(|at| at.parse().ok()).unwrap_or(i64::MAX.cast_unsigned());
-        Ok(through.map(|through| Loss { through, at_ms }))
+        let loss = through.map(|through| Loss { through, at_ms });
+        // The relay's time may be raised already, and the relay not have said so yet.
+        let shorter = ttl.filter(|ttl| *ttl < self.ttl_seconds);
+        let now_ms = Utc::now().timestamp_millis().cast_unsigned();
+        let of_shorter = shorter.map(|ttl| now_ms.saturating_sub(ttl.saturating_mul(1000)));
+        Ok(Owner { loss, kept_less_until_ms: raised_ms.max(of_shorter) })
     }
 
-    /// Tells once if the relay, which writes the histories, keeps them for less time than this process takes them
-    /// to live. An old place would seem to prove that nothing has come since.
+    /// Logs once if the relay keeps histories for less time than this process assumes. If so, an old place
+    /// would seem to prove that no event has come since.
     fn compare_ttl(&self, of_relay: Option<u64>) {
         let own = self.ttl_seconds;
         let Some(of_relay) = of_relay.filter(|ttl| *ttl < own) else { return };
-        self.has_told_ttl.call_once(|| {
+        self.has_logged_ttl.call_once(|| {
             tracing::error!(
                 of_relay,
                 own,
@@ -385,12 +400,20 @@ impl History {
     }
 }
 
+/// The facts beside a server's histories that concern all of them.
+#[derive(Debug, Clone, Copy)]
+struct Owner {
+    loss: Option<Loss>,
+    /// As in [`Absence`].
+    kept_less_until_ms: Option<u64>,
+}
+
 /// The server that an ASK names.
 fn next_server(error: &RedisError) -> Option<Endpoint> {
     let is_ask = error.kind() == ErrorKind::Server(ServerErrorKind::Ask);
     let (address, _slot) = error.redirect_node().filter(|_| is_ask)?;
     let (host, port) = address.rsplit_once(':')?;
-    // Without a host it would be the server that was asked; a cluster that names no hosts is found by none.
+    // An ASK without a host means the host that was asked, which is not known here.
     Some(Endpoint { host: host.to_owned(), port: port.parse().ok()? }).filter(|it| !it.host.is_empty())
 }
 

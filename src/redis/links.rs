@@ -17,15 +17,15 @@ use super::slot_map::{Layout, SlotMap};
 
 /// The connections of one process.
 #[derive(Debug)]
-pub(super) struct Links {
+pub(super) struct ConnectionCache {
     settings: Settings,
     /// `None` stands for the one server of an address that leads to no cluster.
-    links: Mutex<HashMap<Option<Endpoint>, Arc<Link>>>,
+    links: Mutex<HashMap<Option<Endpoint>, Arc<CachedConnection>>>,
 }
 
 /// The connection to one server.
 #[derive(Debug, Default)]
-struct Link {
+struct CachedConnection {
     kept: Mutex<Kept>,
     /// Held by the task that connects. Reading `kept` or dropping it does not need this lock.
     connecting: tokio::sync::Mutex<()>,
@@ -57,14 +57,14 @@ struct Attempt {
 
 /// A connection for one use.
 #[derive(Debug)]
-pub(super) struct Lent<'l> {
-    links: &'l Links,
-    link: Arc<Link>,
+pub(super) struct LentConnection<'l> {
+    links: &'l ConnectionCache,
+    link: Arc<CachedConnection>,
     attempt: u64,
     pub(super) connection: MultiplexedConnection,
 }
 
-impl Links {
+impl ConnectionCache {
     pub(super) fn new(settings: Settings) -> Self {
         Self { settings, links: Mutex::default() }
     }
@@ -78,7 +78,7 @@ impl Links {
     }
 
     /// Lends a connection to the server that has this key.
-    pub(super) async fn to(&self, key: &str) -> Result<Lent<'_>, Arc<ConnectError>> {
+    pub(super) async fn to(&self, key: &str) -> Result<LentConnection<'_>, Arc<ConnectError>> {
         let server = match self.map().await? {
             None => None,
             Some(map) => match map.primary_of(key) {
@@ -93,7 +93,7 @@ impl Links {
     }
 
     /// Lends a connection to this server.
-    pub(super) async fn at(&self, server: Option<Endpoint>) -> Result<Lent<'_>, Arc<ConnectError>> {
+    pub(super) async fn at(&self, server: Option<Endpoint>) -> Result<LentConnection<'_>, Arc<ConnectError>> {
         let link = {
             let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
             if let (Some(map), false) = (self.settings.topology.map(), links.contains_key(&server)) {
@@ -107,11 +107,11 @@ impl Links {
             self.settings.topology.doubt();
         }
         let Attempt { number, connection, .. } = lent?;
-        Ok(Lent { links: self, link, attempt: number, connection })
+        Ok(LentConnection { links: self, link, attempt: number, connection })
     }
 }
 
-impl Lent<'_> {
+impl LentConnection<'_> {
     /// Drops the connection after a failure, because a broken connection never recovers; keeps it where Redis
     /// answered with an error.
     pub(super) fn checked<T>(&self, result: Result<T, RedisError>) -> Result<T, RedisError> {
@@ -126,7 +126,7 @@ impl Lent<'_> {
     }
 }
 
-impl Link {
+impl CachedConnection {
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -197,10 +197,10 @@ mod tests {
     use super::super::settings::CONNECT_TIMEOUT;
     use super::*;
 
-    fn links_to(address: std::net::SocketAddr) -> Links {
+    fn links_to(address: std::net::SocketAddr) -> ConnectionCache {
         let mut settings = Settings::at(format!("redis://{address}"));
         settings.response_timeout_ms = 300;
-        Links::new(settings)
+        ConnectionCache::new(settings)
     }
 
     #[tokio::test]
@@ -222,7 +222,7 @@ mod tests {
     async fn a_caller_whose_connection_broke_is_told_while_another_one_connects() {
         let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let links = links_to(silent.local_addr().expect("an address"));
-        let link = Link::default();
+        let link = CachedConnection::default();
         let mut connecting = Box::pin(link.attempt(&links.settings, None));
         assert!(futures_util::poll!(&mut connecting).is_pending(), "it waits for the silent one");
         // It takes no lock that the other attempt holds.

@@ -72,7 +72,7 @@ pub enum SentinelError {
     #[error("a sentinel refuses the login ({0}): check [redis] sentinel_user and sentinel_password")]
     Login(String),
     /// None of them names a primary, and TLS to one fails for a reason that does not go away by itself.
-    #[error("a sentinel cannot be asked by TLS ({0})")]
+    #[error("cannot connect to a sentinel by TLS ({0})")]
     Handshake(String),
     /// None of them knows the service.
     #[error("no sentinel knows a primary called '{0}': check the name behind the hosts")]
@@ -142,8 +142,8 @@ impl Sentinels {
 }
 
 impl SentinelError {
-    /// The error of sentinels that all have a problem. One that waiting does not mend is told first: the
-    /// sentinels that are merely away would have it too.
+    /// The error to report if every sentinel has a problem. A problem that waiting does not solve comes
+    /// first, because the sentinels that are merely away would have it too.
     fn of(problems: Vec<Problem>) -> Self {
         let mut told = Self::Silent(String::new());
         for problem in problems {

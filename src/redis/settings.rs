@@ -97,7 +97,8 @@ impl Settings {
         Duration::from_secs(self.history_ttl_seconds)
     }
 
-    /// As [`Self::history_ttl`], at least: the TTL is not set again for each event.
+    /// How long a history is kept at least after its last event: less than [`Self::history_ttl`], because the
+    /// TTL is not set again for each event.
     pub fn history_kept(&self) -> Duration {
         self.history_ttl() - renewed_after(self.history_ttl())
     }

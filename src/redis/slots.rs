@@ -25,7 +25,7 @@ fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |crc, byte| (0..8).fold(crc ^ (u16::from(*byte) << 8), shift))
 }
 
-/// Returns the hash tag that stands for a slot: the smallest number whose digits are in it.
+/// Returns the hash tag that stands for a slot: the smallest number whose digits hash to that slot.
 pub(super) fn tag_of(slot: u16) -> String {
     static TAGS: OnceLock<Vec<u32>> = OnceLock::new();
     let tags = TAGS.get_or_init(|| {

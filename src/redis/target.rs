@@ -36,7 +36,7 @@ const REDIS_PORT: u16 = 6379;
 
 /// The meaning of the address.
 pub(super) enum Target {
-    /// This server; of several ones, the first that answers: they are of one cluster.
+    /// One server, or several servers of one cluster. The first one that answers is used.
     Servers(Vec<ConnectionInfo>),
     /// The primary that sentinels name. The address of `info` is that of the first sentinel.
     Sentinels { sentinels: Sentinels, info: Box<ConnectionInfo> },

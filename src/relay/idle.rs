@@ -6,11 +6,11 @@ use crate::log::position::Snapshot;
 
 /// The shortest wait between two looks.
 const SHORTEST: Duration = Duration::from_millis(1);
-/// A wait is this part of the time since the last event. So an event waits about a tenth of the time between
-/// two events, and a log without events costs ever fewer looks.
+/// The wait until the next look is the time since the last event, divided by this number. So an event waits
+/// for about a tenth of the time between two events, and a log without events is looked at ever less often.
 const PART: u32 = 8;
 
-/// A relay that sleeps for long does so after this silence at most.
+/// The longest silence before a sleep, however long the sleep is.
 const SILENCE: Duration = Duration::from_mins(1);
 
 /// The waits between looks: short after an event, and longer with each look that finds nothing.
@@ -46,7 +46,8 @@ impl Pace {
         wait_after(self.found.elapsed(), self.longest)
     }
 
-    /// How long the relay is to sleep, if nothing has come for as long, or for a minute.
+    /// The length of the sleep that is due. A sleep is due if nothing has come for that long, or for
+    /// [`SILENCE`].
     pub(super) fn sleep(&self) -> Option<Duration> {
         sleep_after(self.heard.elapsed(), self.sleep)
     }
@@ -63,7 +64,7 @@ fn wait_after(silence: Duration, longest: Duration) -> Duration {
 /// The relay's knowledge of the last look.
 #[derive(Debug, Default)]
 pub(super) enum LastLook {
-    /// It found something, or failed. The next look comes without a question.
+    /// It found something, or failed. The next look comes without asking for a snapshot first.
     #[default]
     Found,
     /// A look is under way that began after this snapshot.

@@ -15,9 +15,9 @@ use sqlx::PgConnection;
 use crate::log;
 use crate::log::lead;
 
-/// Tries to take the lead of `relay` for as long as `connection` lives. A stranger's lock on the lead is made
-/// void. If the server does not end the session of a leader that has been silent for longer than `silence`,
-/// this does, and a later try takes the lead.
+/// Tries to take the lead of `relay` for as long as `connection` lives. Makes a stranger's lock on the lead
+/// void. Where the server ends no idle sessions (before PostgreSQL 14), ends the session of a leader that has
+/// been silent for longer than `silence`; a later try then takes the lead.
 pub(super) async fn try_lead(
     connection: &mut PgConnection,
     relay: &str,
@@ -60,8 +60,8 @@ pub(super) async fn end_when_silent(
     Ok(())
 }
 
-/// Sends a sign of life between works that are each too short for [`staying_alive`] to send one, if the last
-/// one is this old.
+/// Sends a sign of life if the last one is older than `every`. For a loop whose single operations are too
+/// short for [`staying_alive`] to send one.
 pub(super) async fn stay_alive(
     session: &mut PgConnection,
     every: Duration,

@@ -154,7 +154,7 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("aftercommit_relay");
         metrics.register_deliveries(registry);
         metrics.register_failures(registry);
-        metrics.register_standing(registry);
+        metrics.register_status(registry);
         metrics
     }
 
@@ -207,7 +207,7 @@ impl Metrics {
         to.register("fenced", "Steps lost to another relay", self.fenced.clone());
     }
 
-    fn register_standing(&self, to: &mut Registry) {
+    fn register_status(&self, to: &mut Registry) {
         to.register("leading", "1 while this process leads", self.leading.clone());
         to.register("leads_taken", "Times that this process took the lead", self.leads_taken.clone());
         to.register("has_leader", "1 while a relay of this name leads anywhere", self.has_leader.clone());

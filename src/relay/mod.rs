@@ -13,7 +13,6 @@
 //! - [`mod@run`]: the loop around the sessions with Postgres.
 
 pub mod failure;
-mod handing;
 mod idle;
 mod leader;
 pub mod metrics;
@@ -32,6 +31,7 @@ pub mod settings;
 pub mod sink;
 pub mod state;
 pub mod step;
+mod submit;
 mod turns;
 mod wake;
 

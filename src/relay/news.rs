@@ -1,7 +1,7 @@
 //! Finds out cheaply whether a look for new events can find anything.
 
 use super::idle::LastLook;
-use super::step::{Step, StepError, answered};
+use super::step::{Step, StepError, within_timeout};
 use crate::log::read;
 
 impl Step {
@@ -16,7 +16,7 @@ impl Step {
             self.last_look = LastLook::Begun(None);
             return Ok(true);
         };
-        let now = answered(self.rules.timeout, read::snapshot(&mut self.writer)).await?;
+        let now = within_timeout(self.rules.timeout, read::snapshot(&mut self.writer)).await?;
         let has_news = before.as_ref() != Some(&now);
         self.last_look = if has_news { LastLook::Begun(Some(now)) } else { LastLook::Idle(before) };
         Ok(has_news)
@@ -30,7 +30,7 @@ impl Step {
         };
     }
 
-    /// Makes the next look come without a question: a notification has announced an event.
+    /// Makes the next look come without asking for a snapshot first: a notification has announced an event.
     pub(super) fn expect_news(&mut self) {
         self.last_look = LastLook::Found;
     }

@@ -3,10 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use super::failure::Remedy;
-use super::handing::{Handing, hand_over};
 use super::settings::OnPoison;
 use super::sink::{Batch, Delivery, PublishError, PublishMode, Reached, Sink};
-use crate::event::{Event, StreamId, Topic};
+use super::submit::{SubmitMode, submit};
+use crate::event::{Event, EventId, StreamId, Topic};
 use crate::log::Position;
 use crate::log::parked::Parked;
 use crate::log::read::Row;
@@ -20,7 +20,7 @@ pub(super) struct Exceptions {
     /// them.
     held: HashMap<Topic, StreamId>,
     /// Rows that the sink already has, although no position records it.
-    delivered_before: HashSet<i64>,
+    delivered_before: HashSet<(i64, EventId)>,
     /// Clients may have received the rows up to this id in an earlier epoch.
     rebased_id: i64,
     on_poison: OnPoison,
@@ -29,7 +29,7 @@ pub(super) struct Exceptions {
 impl Exceptions {
     pub(super) fn new(
         held: HashMap<Topic, StreamId>,
-        delivered_before: HashSet<i64>,
+        delivered_before: HashSet<(i64, EventId)>,
         rebased_id: i64,
         on_poison: OnPoison,
     ) -> Self {
@@ -52,6 +52,10 @@ impl Exceptions {
     /// Whether the event waits behind a parked one of its topic.
     fn holds(&self, delivery: &Delivery<'_>) -> bool {
         self.held.get(&delivery.event.topic).is_some_and(|first| delivery.id > *first)
+    }
+
+    fn is_delivered_before(&self, event: &Event) -> bool {
+        self.delivered_before.contains(&(event.id, event.event_id))
     }
 
     fn may_be_of_an_earlier_epoch(&self, row: i64) -> bool {
@@ -82,7 +86,7 @@ pub(super) async fn publish_batch<S: Sink>(
     position: &Position,
     rows: &[Row],
     exceptions: &Exceptions,
-    Attempt { handing, is_first }: Attempt,
+    Attempt { submit_mode, is_own_window }: Attempt,
 ) -> Result<SetAside, PublishError> {
     let mut set_aside = SetAside::default();
     if rows.is_empty() {
@@ -96,7 +100,8 @@ pub(super) async fn publish_batch<S: Sink>(
         match row {
             Row::Event(event) if held.contains(&event.topic) => {
                 let delivery = Delivery { id: number(i), event };
-                let may_have_arrived = may_have_arrived(sink, exceptions, (delivery.id, event.id), is_first);
+                let may_have_arrived =
+                    may_have_arrived(sink, exceptions, (delivery.id, event.id), is_own_window);
                 set_aside.parked.push(parked_of(&delivery, WAITS, may_have_arrived));
             }
             Row::Event(event) => deliveries.push(Delivery { id: number(i), event }),
@@ -104,13 +109,13 @@ pub(super) async fn publish_batch<S: Sink>(
                 tracing::error!(row = row.id, reason = %row.reason, "a row that cannot be read is parked");
                 held.extend(&row.topic);
                 let (id, row) = (number(i), row.clone());
-                let may_have_arrived = may_have_arrived(sink, exceptions, (id, row.id), is_first);
+                let may_have_arrived = may_have_arrived(sink, exceptions, (id, row.id), is_own_window);
                 set_aside.unreadable.push(unreadable::Parked { id, row, may_have_arrived });
             }
         }
     }
     let (mode, has_set_aside) = (PublishMode::Normal, set_aside.len() > 0);
-    let publication = Publication { mode, span, lost: None, has_set_aside, handing, is_first };
+    let publication = Publication { mode, span, lost: None, has_set_aside, submit_mode, is_own_window };
     let published = publish(sink, publication, deliveries, exceptions).await?;
     set_aside.has_arrived_before = published.has_arrived_before;
     set_aside.parked.extend(published.parked);
@@ -121,9 +126,9 @@ pub(super) async fn publish_batch<S: Sink>(
 /// The relay's knowledge of earlier tries to publish a batch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attempt {
-    pub(super) handing: Handing,
+    pub(super) submit_mode: SubmitMode,
     /// Whether this relay has opened the window itself, so that nobody has published any of it before.
-    pub(super) is_first: bool,
+    pub(super) is_own_window: bool,
 }
 
 /// The reason of an event that is parked without a refusal of its own.
@@ -139,9 +144,9 @@ pub(super) struct Publication {
     pub(super) lost: Option<StreamId>,
     /// Whether some rows of the span have been set aside already.
     pub(super) has_set_aside: bool,
-    pub(super) handing: Handing,
+    pub(super) submit_mode: SubmitMode,
     /// As in [`Attempt`].
-    pub(super) is_first: bool,
+    pub(super) is_own_window: bool,
 }
 
 /// The result of publishing.
@@ -161,9 +166,9 @@ pub(super) async fn publish<S: Sink>(
     mut all: Vec<Delivery<'_>>,
     exceptions: &Exceptions,
 ) -> Result<Published, PublishError> {
-    let Publication { mode, span: (mut first, through), lost, has_set_aside, handing, is_first } =
+    let Publication { mode, span: (mut first, through), lost, has_set_aside, submit_mode, is_own_window } =
         publication;
-    all.retain(|delivery| !exceptions.delivered_before.contains(&delivery.event.id));
+    all.retain(|delivery| !exceptions.is_delivered_before(delivery.event));
     let mut rest = all.clone();
     let mut published = Published::default();
     let mut held_now: HashSet<&Topic> = HashSet::new();
@@ -171,7 +176,7 @@ pub(super) async fn publish<S: Sink>(
         let waiting = take_waiting(&mut rest, exceptions, &held_now);
         published.parked.extend(waiting.iter().map(|delivery| {
             let place = (delivery.id, delivery.event.id);
-            parked_of(delivery, WAITS, may_have_arrived(sink, exceptions, place, is_first))
+            parked_of(delivery, WAITS, may_have_arrived(sink, exceptions, place, is_own_window))
         }));
         // The call is made also without events, because the sink has to know that the numbers are used up.
         // But the sink's number must not pass an event that is not yet written down as set aside: a relay
@@ -179,7 +184,7 @@ pub(super) async fn publish<S: Sink>(
         let is_whole = !has_set_aside && published.parked.is_empty() && !published.has_arrived_before;
         let through = is_whole.then_some(through);
         let batch = Batch { mode, deliveries: &rest, first, through, lost };
-        let (at, reason) = match hand_over(sink, batch, handing).await {
+        let (at, reason) = match submit(sink, batch, submit_mode).await {
             Ok(()) => break,
             Err(PublishError::Poison { at, reason }) if at < rest.len() => (at, reason),
             Err(error) => return Err(error),
@@ -199,7 +204,7 @@ pub(super) async fn publish<S: Sink>(
             Fate::Park => {
                 // An earlier try may have published it. If so, the sink has lost it since.
                 let place = (refused.id, refused.event.id);
-                let may_have_arrived = may_have_arrived(sink, exceptions, place, is_first);
+                let may_have_arrived = may_have_arrived(sink, exceptions, place, is_own_window);
                 published.parked.push(refusal_of(&rest.remove(0), &reason, may_have_arrived));
                 held_now.insert(&refused.event.topic);
             }
@@ -227,7 +232,7 @@ async fn fate_of<S: Sink>(
     batch: &[Delivery<'_>],
     exceptions: &Exceptions,
 ) -> Result<Fate, PublishError> {
-    if let Some(newest) = newest_behind(sink, mode, refused, batch).await? {
+    if let Some(newest) = newest_after_refused(sink, mode, refused, batch).await? {
         return Ok(Fate::HasArrived { newest });
     }
     Ok(if exceptions.on_poison == OnPoison::Park { Fate::Park } else { Fate::StopAll })
@@ -246,7 +251,7 @@ fn take_waiting<'a>(
 /// Returns the number of the sink's newest event of this topic, if that event is a later one of this batch.
 /// The refused event then arrived in an earlier try, because a topic's events arrive in order. The sink
 /// refused it because its entry is gone and a history takes no entry below its newest one.
-async fn newest_behind<S: Sink>(
+async fn newest_after_refused<S: Sink>(
     sink: &mut S,
     mode: PublishMode,
     refused: &Delivery<'_>,
@@ -261,7 +266,7 @@ async fn newest_behind<S: Sink>(
         Err(PublishError::Retry { failure, .. }) if failure.remedy == Remedy::SetAside => None,
         newest => newest?,
     };
-    let Some(Reached { id, event: Some(event) }) = newest else { return Ok(None) };
+    let Some(Reached { id, event: Some(event), .. }) = newest else { return Ok(None) };
     let is_of_batch = batch.iter().any(|delivery| {
         delivery.id == id && delivery.event.event_id == event && delivery.event.topic == refused.event.topic
     });
@@ -273,9 +278,9 @@ fn may_have_arrived<S: Sink>(
     sink: &S,
     exceptions: &Exceptions,
     (id, row): (StreamId, i64),
-    is_first: bool,
+    is_own_window: bool,
 ) -> bool {
-    !is_first || sink.may_have_taken(id) || exceptions.may_be_of_an_earlier_epoch(row)
+    !is_own_window || sink.may_have_delivered(id) || exceptions.may_be_of_an_earlier_epoch(row)
 }
 
 fn refusal_of(delivery: &Delivery<'_>, reason: &str, may_have_arrived: bool) -> Parked {

@@ -1,17 +1,17 @@
 //! Tests of a publication, with a sink that answers as a test says.
 
 use super::super::failure;
-use super::super::scripted_sink::{Call, ScriptedSink, call, event};
+use super::super::scripted_sink::{Call, ScriptedSink, call, event, event_id_of};
 use super::*;
-use crate::event::EventId;
 use crate::log::read::Unreadable;
 
-const FIRST: Attempt = Attempt { handing: Handing::Together, is_first: true };
+const FIRST: Attempt = Attempt { submit_mode: SubmitMode::Together, is_own_window: true };
 
 fn exceptions(held: &[(&str, u64)], delivered_before: &[i64], on_poison: OnPoison) -> Exceptions {
     let topic = |name: &str| Topic::new(name).expect("a topic");
     let held = held.iter().map(|(name, seq)| (topic(name), StreamId::new(1, *seq))).collect();
-    Exceptions::new(held, delivered_before.iter().copied().collect(), 0, on_poison)
+    let delivered_before = delivered_before.iter().map(|id| (*id, event_id_of(*id))).collect();
+    Exceptions::new(held, delivered_before, 0, on_poison)
 }
 
 /// Publishes a row for each topic, under the numbers from 1 on, and returns the rows that are set aside.
@@ -66,6 +66,18 @@ async fn what_the_sink_has_already_is_left_out_and_its_number_is_used_up() {
 }
 
 #[tokio::test]
+async fn another_event_that_has_got_the_id_of_one_that_the_sink_has_is_published() {
+    let before = exceptions(&[], &[1, 3], OnPoison::Park);
+    let mut rows = rows(&["a", "a", "a"]);
+    if let Row::Event(event) = &mut rows[2] {
+        event.event_id = EventId::new_v4();
+    }
+    let (published, calls) = publish_rows(rows, &before, |_, _| Ok(())).await;
+    assert_eq!(published.expect("the rest is taken").len(), 0);
+    assert_eq!(calls, [call([2, 3], 1, Some(3))]);
+}
+
+#[tokio::test]
 async fn behind_a_refused_event_its_topic_waits_and_the_others_go_on_where_the_sink_is() {
     let none = exceptions(&[], &[], OnPoison::Park);
     let topics = ["a", "b", "a", "c", "b"];
@@ -116,7 +128,7 @@ async fn publish_behind_a_newest(
         _ => Err(PublishError::Poison { at: 0, reason: "another entry".to_owned() }),
     });
     let (seq, event) = newest(&events);
-    sink.newest = Some(Reached { id: StreamId::new(1, seq), event: Some(event) });
+    sink.newest = Some(Reached { id: StreamId::new(1, seq), event: Some(event), recorded: None });
     let (position, none) = (Position::before_everything(), exceptions(&[], &[], on_poison));
     let rows = events.map(Row::Event);
     let published = publish_batch(&mut sink, &position, &rows, &none, FIRST).await;
@@ -158,7 +170,7 @@ async fn an_event_that_a_repair_cannot_give_back_is_parked_whatever_stands_behin
         [] => Ok(()),
         _ => Err(PublishError::Poison { at: 0, reason: "another entry".to_owned() }),
     });
-    sink.newest = Some(Reached { id: StreamId::new(1, 2), event: Some(events[1].event_id) });
+    sink.newest = Some(Reached { id: StreamId::new(1, 2), event: Some(events[1].event_id), recorded: None });
     let number = |seq| StreamId::new(1, seq);
     let deliveries = (1..).zip(&events).map(|(seq, event)| Delivery { id: number(seq), event });
     let publication = Publication {
@@ -166,8 +178,8 @@ async fn an_event_that_a_repair_cannot_give_back_is_parked_whatever_stands_behin
         span: (number(1), number(2)),
         lost: None,
         has_set_aside: false,
-        handing: Handing::Together,
-        is_first: false,
+        submit_mode: SubmitMode::Together,
+        is_own_window: false,
     };
     let none = exceptions(&[], &[], OnPoison::Park);
     let published = publish(&mut sink, publication, deliveries.collect(), &none).await.expect("parked");
@@ -177,7 +189,7 @@ async fn an_event_that_a_repair_cannot_give_back_is_parked_whatever_stands_behin
 
 /// Parks two events of a topic, the second one's neighbour and a row that cannot be read, and returns which of
 /// them may have arrived.
-async fn parks_what_may_have_arrived(is_first: bool, taken: u64, rebased_id: i64) -> Vec<bool> {
+async fn parks_what_may_have_arrived(is_own_window: bool, taken: u64, rebased_id: i64) -> Vec<bool> {
     let mut sink = ScriptedSink::new(|_, call: &Call| match call.events[..] {
         [] => Ok(()),
         _ => Err(PublishError::Poison { at: 0, reason: "no".to_owned() }),
@@ -185,7 +197,7 @@ async fn parks_what_may_have_arrived(is_first: bool, taken: u64, rebased_id: i64
     sink.taken = taken;
     let mut exceptions = exceptions(&[], &[], OnPoison::Park);
     exceptions.rebased_id = rebased_id;
-    let (position, attempt) = (Position::before_everything(), Attempt { is_first, ..FIRST });
+    let (position, attempt) = (Position::before_everything(), Attempt { is_own_window, ..FIRST });
     let mut rows = rows(&["a", "a", "b"]);
     rows.push(unreadable(4, None));
     let set_aside = publish_batch(&mut sink, &position, &rows, &exceptions, attempt).await.expect("parked");

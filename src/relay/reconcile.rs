@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::leader::{stay_alive, staying_alive};
 use super::publication::{Publication, publish};
 use super::sink::{Delivery, PublishError, PublishMode, Reached, Sink};
-use super::step::{Step, StepError, answered};
+use super::step::{Step, StepError, within_timeout};
 use crate::event::StreamId;
 use crate::failpoint;
 use crate::log::restore::{DeliveredRange, DeliveredRanges};
@@ -58,7 +58,7 @@ fn lacks(position: &Position, servers: &[Option<Reached>]) -> Option<u64> {
     servers.iter().filter_map(behind).min()
 }
 
-/// The server of the sink that is most beyond the position, if one is.
+/// The place of the server that is furthest beyond the position; `None` if no server is beyond it.
 fn furthest_beyond(position: &Position, servers: &[Option<Reached>]) -> Option<Reached> {
     let is_beyond = |reached: &&Option<Reached>| {
         matches!(sink_state(position, **reached), SinkState::Beyond { .. } | SinkState::LaterEpoch)
@@ -92,19 +92,30 @@ impl Step {
     /// Returns [`PublishError::Stop`] if the sink has more than this log can have given it, and else fails as
     /// [`Step::step`].
     pub async fn reconcile<S: Sink>(&mut self, sink: &mut S) -> Result<Reconciled, StepError> {
+        let reconciled = self.compare(sink).await?;
+        self.note_lacking_events(sink).await?;
+        Ok(reconciled)
+    }
+
+    async fn compare<S: Sink>(&mut self, sink: &mut S) -> Result<Reconciled, StepError> {
         let servers = sink.reached().await?;
         if servers.iter().all(|reached| sink_state(&self.position, *reached) == SinkState::InStep) {
             return Ok(Reconciled::InStep);
         }
-        // Another relay may have moved both. The numbers that the sink lacks are judged by a position from
-        // before the sink was asked, and the numbers that it has beyond by one from after. So the progress of
-        // another relay looks like neither.
+        // Another relay may be moving both meanwhile. So missing numbers are judged by a position that was
+        // read before the sink, and surplus numbers by a position that was read after it. Then the progress
+        // of another relay looks like neither.
         self.reload().await?;
         let servers = sink.reached().await?;
         let lacks = lacks(&self.position, &servers);
         if furthest_beyond(&self.position, &servers).is_some() {
             self.reload().await?;
             if let Some(reached) = furthest_beyond(&self.position, &servers) {
+                // The numbers of set-aside events and of releases stand in the log before the sink passes them.
+                // So the open window explains none of them.
+                if has_forgotten(&self.position, &servers) {
+                    return Err(beyond(&self.position, reached).into());
+                }
                 self.explain(reached).await?;
                 sink.vouch(reached.id);
             }
@@ -115,18 +126,19 @@ impl Step {
         }
     }
 
-    /// The sink is beyond the position: that is in step if its last event is an event of the open window.
+    /// Checks a sink that is beyond the position. It is in step if its last event is of the open window.
     async fn explain(&mut self, reached: Reached) -> Result<(), StepError> {
         let SinkState::Beyond { by } = sink_state(&self.position, Some(reached)) else {
             return Err(later_epoch(reached));
         };
         let timeout = self.rules.timeout;
-        let identity = answered(timeout, read::identity_of(&mut self.reader, &self.position, by)).await?;
+        let identity =
+            within_timeout(timeout, read::identity_of(&mut self.reader, &self.position, by)).await?;
         match (identity, reached.event) {
             (Some(identity), Some(expected)) if identity == expected => Ok(()),
             // The last number belongs to an event that was set aside.
             (Some(_), None) => Ok(()),
-            _ => Err(beyond(&self.position, by).into()),
+            _ => Err(beyond(&self.position, reached).into()),
         }
     }
 
@@ -139,16 +151,17 @@ impl Step {
         );
         let (relay, timeout) = (self.rules.relay.clone(), self.rules.timeout);
         // Numbers of an earlier epoch come before all of this one.
-        let untold = sink.untold().map(|id| if id.epoch == epoch { id.seq } else { 0 });
-        let begun = DeliveredRanges::from(&mut self.reader, &relay, epoch, from, sink.keeps(), untold);
-        let mut ranges = answered(timeout, begun).await?;
+        let unpublished_above = sink.unpublished_above().map(|id| if id.epoch == epoch { id.seq } else { 0 });
+        let begun =
+            DeliveredRanges::from(&mut self.reader, &relay, epoch, from, sink.keeps(), unpublished_above);
+        let mut ranges = within_timeout(timeout, begun).await?;
         // The numbers of an earlier epoch cannot be restored, and a sink without any number may have had
         // some.
         let before = (epoch > 1 && from == 1).then(|| StreamId::new(epoch, 0));
         let mut repair = Repair { first: from, next: from, events: 0, missing: 0, lost: before };
         let mut alive = Instant::now();
         while repair.next < end
-            && let Some(range) = answered(timeout, ranges.next(&mut self.reader)).await?
+            && let Some(range) = within_timeout(timeout, ranges.next(&mut self.reader)).await?
         {
             // A long repair of many short ranges must not cost the lead.
             stay_alive(&mut self.writer, self.rules.keepalive, &mut alive).await?;
@@ -213,9 +226,9 @@ impl Step {
         lost: Option<StreamId>,
     ) -> Result<(), StepError> {
         loop {
-            let handing = self.handing();
+            let submit_mode = self.submit_mode();
             let publication =
-                Publication { mode, span, lost, has_set_aside: false, handing, is_first: false };
+                Publication { mode, span, lost, has_set_aside: false, submit_mode, is_own_window: false };
             let publishing = publish(sink, publication, deliveries.clone(), &self.exceptions);
             let published = staying_alive(&mut self.writer, self.rules.keepalive, publishing).await?;
             let parked = self.count_refusals(published)?.parked;
@@ -260,6 +273,12 @@ impl Repair {
     }
 }
 
+/// Whether the log has not recorded, or no longer, what a server of the sink knows to have been recorded.
+fn has_forgotten(position: &Position, servers: &[Option<Reached>]) -> bool {
+    let recorded = servers.iter().flatten().filter_map(|reached| reached.recorded);
+    recorded.into_iter().any(|id| id.epoch == position.epoch && id.seq >= position.next_seq)
+}
+
 fn later_epoch(Reached { id, .. }: Reached) -> StepError {
     PublishError::Stop(format!(
         "Redis is at {id}, of a later epoch than Postgres: Postgres was restored from a backup that is older \
@@ -268,7 +287,8 @@ fn later_epoch(Reached { id, .. }: Reached) -> StepError {
     .into()
 }
 
-fn beyond(position: &Position, by: u64) -> PublishError {
+fn beyond(position: &Position, reached: Reached) -> PublishError {
+    let by = (reached.id.seq + 1).saturating_sub(position.next_seq);
     PublishError::Stop(format!(
         "Redis has {} beyond {}-{}, where Postgres is, and not what Postgres would deliver next: Postgres \
          went back (a restored backup, a failover that lost commits), another Postgres with a copy of this log \
@@ -289,7 +309,7 @@ mod tests {
     }
 
     fn reached(epoch: u64, seq: u64) -> Option<Reached> {
-        Some(Reached { id: StreamId::new(epoch, seq), event: None })
+        Some(Reached { id: StreamId::new(epoch, seq), event: None, recorded: None })
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Carries out operators' requests for parked events, between two windows.
 
 use super::failure::Remedy;
-use super::handing::{Handing, hand_over};
 use super::leader::staying_alive;
 use super::sink::{Batch, Delivery, PublishError, PublishMode, Reached, Sink};
-use super::step::{Rules, Step, StepError, answered, load_exceptions};
+use super::step::{Rules, Step, StepError, load_exceptions, within_timeout};
+use super::submit::{SubmitMode, submit};
 use crate::event::{StreamId, Topic};
 use crate::failpoint;
 use crate::log::parked;
@@ -27,7 +27,7 @@ impl Step {
             return Ok(false);
         }
         let Rules { relay, timeout, .. } = self.rules.clone();
-        let requested = answered(timeout, parked::next_request(&mut self.writer, &relay)).await?;
+        let requested = within_timeout(timeout, parked::next_request(&mut self.writer, &relay)).await?;
         let Some(topic) = requested else { return Ok(false) };
         match self.carry_out(sink, &topic).await {
             // Later events of the topic may be published only now, after everything before them.
@@ -49,7 +49,7 @@ impl Step {
     async fn refuse_request(&mut self, topic: &Topic, reason: &str) -> Result<(), StepError> {
         let Rules { relay, timeout, .. } = &self.rules;
         let refused = parked::refuse_request(&mut self.writer, relay, topic, reason);
-        answered(*timeout, refused).await?;
+        within_timeout(*timeout, refused).await?;
         self.exceptions = load_exceptions(&mut self.writer, &self.rules).await?;
         Ok(())
     }
@@ -59,9 +59,9 @@ impl Step {
     /// One topic may have requests of both kinds, each for its rows. The discards come first, so that no
     /// release publishes their rows.
     async fn carry_out<S: Sink>(&mut self, sink: &mut S, topic: &Topic) -> Result<(), StepError> {
-        self.count_held_as_released(sink, topic).await?;
+        self.count_arrived_as_released(sink, topic).await?;
         let Rules { relay, timeout, .. } = &self.rules;
-        if !answered(*timeout, parked::discard(&mut self.writer, relay, topic)).await? {
+        if !within_timeout(*timeout, parked::discard(&mut self.writer, relay, topic)).await? {
             let reason = "clients may have received some of these events: release them, or discard with \
                           --may-have-arrived";
             return Err(PublishError::Poison { at: 0, reason: reason.to_owned() }.into());
@@ -74,7 +74,7 @@ impl Step {
     /// are not published once more, because some of their entries may be gone. A sink that forgets them must
     /// receive them again. If the sink refuses to name its newest event, the request is refused, because the
     /// events may have arrived in a try that broke off.
-    async fn count_held_as_released<S: Sink>(
+    async fn count_arrived_as_released<S: Sink>(
         &mut self,
         sink: &mut S,
         topic: &Topic,
@@ -84,7 +84,7 @@ impl Step {
         let newest = match staying_alive(&mut self.writer, self.rules.keepalive, asking).await? {
             // There is no history in the topic's place. If no release has begun, it has taken nothing.
             Err(PublishError::Poison { .. })
-                if !answered(timeout, release::has_begun(&mut self.writer, &relay, topic)).await? =>
+                if !within_timeout(timeout, release::has_begun(&mut self.writer, &relay, topic)).await? =>
             {
                 None
             }
@@ -94,8 +94,9 @@ impl Step {
             }
             answer => self.count_refusals(answer)?,
         };
-        let Some(Reached { id, event: Some(event) }) = newest else { return Ok(()) };
-        answered(timeout, release::mark_held_released(&mut self.writer, &relay, topic, (id, event))).await
+        let Some(Reached { id, event: Some(event), .. }) = newest else { return Ok(()) };
+        within_timeout(timeout, release::mark_arrived_released(&mut self.writer, &relay, topic, (id, event)))
+            .await
     }
 
     /// Publishes a topic's parked events in order.
@@ -104,7 +105,7 @@ impl Step {
         loop {
             let limit = self.rules.limit.events.min(RELEASED_AT_ONCE);
             let mut events =
-                answered(timeout, parked::of_topic(&mut self.writer, &relay, topic, limit)).await?;
+                within_timeout(timeout, parked::of_topic(&mut self.writer, &relay, topic, limit)).await?;
             let Some(epoch) = events.first().map(|(id, _)| id.epoch) else { return Ok(()) };
             // Events of a later epoch make a batch of their own, because a number alone does not tell which
             // of two epochs came first.
@@ -125,13 +126,13 @@ impl Step {
         let Rules { relay, timeout, keepalive, .. } = self.rules.clone();
         let through = deliveries[deliveries.len() - 1].id;
         let fresh = release::not_arrived(&mut self.writer, &relay, topic, through);
-        let fresh = answered(timeout, fresh).await?;
+        let fresh = within_timeout(timeout, fresh).await?;
         let number = self.begin_release(topic, deliveries).await?;
         failpoint::reach("release_written").await;
         let mode = PublishMode::Release;
         let batch = Batch { mode, deliveries, first: number, through: Some(number), lost: None };
-        let handing = self.handing();
-        let publishing = hand_over(sink, batch, handing);
+        let submit_mode = self.submit_mode();
+        let publishing = submit(sink, batch, submit_mode);
         let published = staying_alive(&mut self.writer, keepalive, publishing).await?;
         failpoint::reach("released").await;
         let arrived = match &published {
@@ -140,7 +141,7 @@ impl Step {
             Err(_) => &[],
         };
         if let Some(Delivery { id, .. }) = arrived.last() {
-            answered(timeout, release::mark_released(&mut self.writer, &relay, topic, *id)).await?;
+            within_timeout(timeout, release::mark_released(&mut self.writer, &relay, topic, *id)).await?;
         }
         if let Err(PublishError::Poison { .. }) = &published {
             // The topic is held from the refused event on: the events before it do not wait any more.
@@ -148,12 +149,12 @@ impl Step {
             let mode = PublishMode::RestoreRelease;
             self.republish(sink, mode, arrived.to_vec(), (number, number), None).await?;
             // One by one, a refusal can be a connection that broke in every try.
-            if handing == Handing::Together {
+            if submit_mode == SubmitMode::Together {
                 let arrived = arrived.last().map(|last| last.id);
                 let refused: Vec<StreamId> =
                     fresh.into_iter().filter(|id| arrived.is_none_or(|last| *id > last)).collect();
                 let writing = release::have_not_arrived(&mut self.writer, &relay, &refused);
-                answered(timeout, writing).await?;
+                within_timeout(timeout, writing).await?;
             }
         }
         Ok(self.count_refusals(published)?)
@@ -169,7 +170,7 @@ impl Step {
         let number = self.position.stream_id(self.position.next_seq);
         let through = deliveries.last().map_or(number, |last| last.id);
         let begun = release::begin(&mut self.writer, relay, &self.position, topic, through);
-        self.position = answered(*timeout, begun).await?;
+        self.position = within_timeout(*timeout, begun).await?;
         Ok(number)
     }
 }

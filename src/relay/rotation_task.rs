@@ -32,7 +32,9 @@ pub(super) async fn run(
         }
         let blocked = match state.get().behind {
             // Only the log still has the events that they lack.
-            Some(servers) => Some(format!("{servers} lacks events that the log has to give it")),
+            Some(servers) => {
+                Some(format!("events that only the log has must first be restored to {servers}"))
+            }
             None => match rotate_once(&database, &relay, retention).await {
                 Ok(rotation) => {
                     for table in &rotation.emptied {

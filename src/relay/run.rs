@@ -15,7 +15,7 @@ use super::run_error::RunError;
 use super::session::{self, SessionError};
 use super::state::{Role, StateHandle};
 use super::step::{Rules, Step, StepError};
-use super::turns::{Inputs, Turns};
+use super::turns::{Inputs, LeadLoop};
 use super::{Metrics, Settings, Sink, wake};
 use crate::backoff::Backoff;
 use crate::postgres;
@@ -101,7 +101,7 @@ impl<S: Sink> Relay<'_, S> {
         state.role(Role::Leading);
         metrics.leading.set(1);
         metrics.leads_taken.inc();
-        Turns::begin(self.inputs.clone(), self.sink, step, &bell, session).run(backoff).await
+        LeadLoop::begin(self.inputs.clone(), self.sink, step, &bell, session).run(backoff).await
     }
 
     fn session_failed(&self, error: &RunError, wait: Duration) {

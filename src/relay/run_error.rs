@@ -17,7 +17,7 @@ pub(super) enum RunError {
     #[error("Postgres: {}", postgres::error_text(.0))]
     Database(#[from] sqlx::Error),
     /// The sink has refused everything for longer than a takeover takes.
-    #[error("the lead is given up, as another relay may reach what this one cannot: {0}")]
+    #[error("the lead is given up, because another relay may reach Redis when this one cannot: {0}")]
     StoodDown(PublishError),
 }
 

@@ -56,7 +56,7 @@ impl<F: FnMut(usize, &Call) -> Result<(), PublishError> + Send> Sink for Scripte
 
     fn vouch(&mut self, _through: StreamId) {}
 
-    fn may_have_taken(&self, id: StreamId) -> bool {
+    fn may_have_delivered(&self, id: StreamId) -> bool {
         id.seq <= self.taken
     }
 
@@ -64,16 +64,25 @@ impl<F: FnMut(usize, &Call) -> Result<(), PublishError> + Send> Sink for Scripte
         Duration::ZERO
     }
 
-    fn untold(&self) -> Option<StreamId> {
+    fn lacks_events(&self) -> bool {
+        false
+    }
+
+    fn unpublished_above(&self) -> Option<StreamId> {
         None
     }
+}
+
+/// The event id of a row.
+pub(super) fn event_id_of(row: i64) -> EventId {
+    EventId::from_u128(row.cast_unsigned().into())
 }
 
 /// Makes an event with this row id and topic.
 pub(super) fn event(id: i64, topic: &str) -> Event {
     Event {
         id,
-        event_id: EventId::new_v4(),
+        event_id: event_id_of(id),
         topic: Topic::new(topic).expect("a topic"),
         event_type: EventType::new("T").expect("a type"),
         payload: "1".to_owned(),

@@ -18,7 +18,7 @@ pub struct Delivery<'a> {
 /// Why a batch is published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PublishMode {
-    /// The events' turn has come.
+    /// The events are delivered in the order of the log, for the first time or after a failed try.
     Normal,
     /// An operator has released parked events. They keep their numbers, and the release uses up a new one.
     Release,
@@ -84,6 +84,9 @@ pub struct Reached {
     /// The event with that number. `None` if the number was used up without an event, or if that is not
     /// known.
     pub event: Option<EventId>,
+    /// The highest number that a release or a restore has used up: the log had recorded it by then. `None` if
+    /// there is none, or if that is not known.
+    pub recorded: Option<StreamId>,
 }
 
 /// Why a batch was not published, or only in part. There is one variant for each remedy.
@@ -167,23 +170,25 @@ pub trait Sink: Send {
     /// Returns the newest event of a topic that the sink holds; `None` if it holds none.
     ///
     /// # Errors
-    /// Returns [`PublishError::Retry`] if the sink cannot be asked, or refuses to say it of this topic (then
-    /// with [`Remedy::SetAside`](failure::Remedy::SetAside)), and [`PublishError::Poison`] if something else
-    /// stands in the topic's place.
+    /// Returns [`PublishError::Retry`] if the sink cannot be asked, or if it refuses to read this topic (then
+    /// with [`Remedy::SetAside`](failure::Remedy::SetAside)), and [`PublishError::Poison`] if the topic's
+    /// history is not a history but other data.
     fn newest_of(
         &mut self,
         topic: &Topic,
     ) -> impl Future<Output = Result<Option<Reached>, PublishError>> + Send;
 
-    /// Whether a call in [`PublishMode::Normal`] since the begin of the lead may have brought the event of
-    /// this number or a later one. A call that broke off without an answer may have brought all of its
-    /// events.
-    fn may_have_taken(&self, id: StreamId) -> bool;
+    /// Whether a call in [`PublishMode::Normal`] since the lead began may have delivered the event of this
+    /// number, or a later one. A call that broke off without an answer may have delivered all of its events.
+    fn may_have_delivered(&self, id: StreamId) -> bool;
 
     /// How long the sink keeps a topic's history after its last event: older events need not be restored.
     fn keeps(&self) -> Duration;
 
+    /// Whether a server of the sink has been left behind, and lacks events that only the log still has.
+    fn lacks_events(&self) -> bool;
+
     /// Events above this number have not been given to every server of the sink. They have to be restored,
     /// however old they are. `None` if there are no such events.
-    fn untold(&self) -> Option<StreamId>;
+    fn unpublished_above(&self) -> Option<StreamId>;
 }

@@ -19,18 +19,18 @@ use sqlx::{Connection, PgConnection};
 use tokio::time;
 
 use super::failure::Remedy;
-use super::handing::Handing;
 use super::idle::LastLook;
 use super::leader::staying_alive;
 use super::publication::{Attempt, Exceptions, SetAside, publish_batch};
 use super::settings::OnPoison;
 use super::sink::{Delivery, PublishError, PublishMode, Sink};
+use super::submit::SubmitMode;
 use crate::event::LogId;
 use crate::failpoint;
 use crate::log;
 use crate::log::parked::{self, Parked};
 use crate::log::read::Limit;
-use crate::log::{Position, checkpoint, delivered_before, identity, read, unreadable};
+use crate::log::{Position, checkpoint, delivered_before, identity, read, rotate, unreadable};
 
 /// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +98,8 @@ pub struct Step {
     ahead: Option<read::Batch>,
     pub(super) last_look: LastLook,
     pub(super) exceptions: Exceptions,
+    /// As it stands in the log; `None` if this relay has not written it yet.
+    lacks_events: Option<bool>,
     /// Failed publishes in a row.
     refusals: u32,
     /// Events restored to the sink since the last [`Step::take_republished`].
@@ -118,8 +120,9 @@ impl Step {
         mut writer: PgConnection,
         reader: PgConnection,
     ) -> Result<Self, StepError> {
-        let position = answered(rules.timeout, checkpoint::load_or_begin(&mut writer, &rules.relay)).await?;
-        let log = answered(rules.timeout, identity::of(&mut writer)).await?.id;
+        let position =
+            within_timeout(rules.timeout, checkpoint::load_or_begin(&mut writer, &rules.relay)).await?;
+        let log = within_timeout(rules.timeout, identity::of(&mut writer)).await?.id;
         let exceptions = load_exceptions(&mut writer, &rules).await?;
         Ok(Self {
             rules,
@@ -131,6 +134,7 @@ impl Step {
             ahead: None,
             last_look: LastLook::default(),
             exceptions,
+            lacks_events: None,
             refusals: 0,
             republished: 0,
         })
@@ -166,7 +170,7 @@ impl Step {
         self.ahead = None;
         self.has_opened = false;
         let Rules { relay, timeout, .. } = &self.rules;
-        self.position = answered(*timeout, checkpoint::load_or_begin(&mut self.writer, relay)).await?;
+        self.position = within_timeout(*timeout, checkpoint::load_or_begin(&mut self.writer, relay)).await?;
         self.exceptions = load_exceptions(&mut self.writer, &self.rules).await?;
         Ok(())
     }
@@ -181,7 +185,7 @@ impl Step {
     pub async fn step<S: Sink>(&mut self, sink: &mut S) -> Result<Outcome, StepError> {
         if self.position.window.is_none() {
             let opened = checkpoint::open(&mut self.writer, &self.rules.relay, &self.position);
-            match answered(self.rules.timeout, opened).await? {
+            match within_timeout(self.rules.timeout, opened).await? {
                 None => return Ok(Outcome::Idle),
                 Some(position) => self.position = position,
             }
@@ -205,13 +209,16 @@ impl Step {
             }
             read_batch(&mut self.reader, &self.position, last_id, &self.rules).await.map(Some)
         };
-        let attempt = Attempt { handing: handing_after(self.refusals), is_first: self.has_opened };
+        let attempt =
+            Attempt { submit_mode: submit_mode_after(self.refusals), is_own_window: self.has_opened };
         let publishing = publish_batch(sink, &self.position, &batch.rows, &self.exceptions, attempt);
         let both = Box::pin(async { tokio::join!(publishing, reading) });
         let (set_aside, ahead) = staying_alive(&mut self.writer, self.rules.keepalive, both).await?;
         let set_aside = self.count_refusals(set_aside)?;
         self.ahead = ahead?;
         failpoint::reach("batch_published").await;
+        // Before the position passes the events that a server lacks: from then on rotation keeps them.
+        self.note_lacking_events(sink).await?;
         self.write_down(&batch, last_id, &set_aside).await?;
         failpoint::reach("checkpoint_written").await;
         if set_aside.len() > 0 || set_aside.has_arrived_before {
@@ -241,6 +248,17 @@ impl Step {
         self.republish(sink, PublishMode::Restore, arrived.collect(), span, None).await
     }
 
+    /// Writes whether the sink lacks events that only the log has, if that has changed.
+    pub(super) async fn note_lacking_events<S: Sink>(&mut self, sink: &S) -> Result<(), StepError> {
+        let lacks = sink.lacks_events();
+        if self.lacks_events != Some(lacks) {
+            let Rules { relay, timeout, .. } = &self.rules;
+            within_timeout(*timeout, rotate::note_lacking_events(&mut self.writer, relay, lacks)).await?;
+            self.lacks_events = Some(lacks);
+        }
+        Ok(())
+    }
+
     async fn write_down(
         &mut self,
         batch: &read::Batch,
@@ -249,7 +267,7 @@ impl Step {
     ) -> Result<(), StepError> {
         let Rules { relay, timeout, .. } = &self.rules;
         let written = write_position(&mut self.writer, relay, &self.position, batch, last_id, set_aside);
-        self.position = answered(*timeout, written).await?;
+        self.position = within_timeout(*timeout, written).await?;
         // The row that closes a window opens the next one.
         self.has_opened |= self.position.window.as_ref().is_some_and(|window| window.after_id == 0);
         let unreadable =
@@ -260,8 +278,8 @@ impl Step {
     }
 
     /// How the next events are handed to the sink.
-    pub(super) fn handing(&self) -> Handing {
-        handing_after(self.refusals)
+    pub(super) fn submit_mode(&self) -> SubmitMode {
+        submit_mode_after(self.refusals)
     }
 
     /// Counts the sink's refusals, so that events are handed over one by one if it keeps refusing.
@@ -289,14 +307,14 @@ impl Step {
             tx.commit().await?;
             Ok(())
         };
-        answered(*timeout, writing).await?;
+        within_timeout(*timeout, writing).await?;
         self.exceptions.hold(set_aside.iter().map(|parked| (&parked.event.topic, parked.id)));
         Ok(())
     }
 }
 
-fn handing_after(refusals: u32) -> Handing {
-    if refusals < REFUSALS_BEFORE_ONE_BY_ONE { Handing::Together } else { Handing::OneByOne }
+fn submit_mode_after(refusals: u32) -> SubmitMode {
+    if refusals < REFUSALS_BEFORE_ONE_BY_ONE { SubmitMode::Together } else { SubmitMode::OneByOne }
 }
 
 /// Writes the position after a batch and the events set aside from it, in one transaction.
@@ -332,9 +350,10 @@ pub(super) async fn load_exceptions(
     writer: &mut PgConnection,
     rules: &Rules,
 ) -> Result<Exceptions, StepError> {
-    let held = answered(rules.timeout, parked::held_topics(writer, &rules.relay)).await?;
-    let before = answered(rules.timeout, delivered_before::of(writer, &rules.relay)).await?;
-    let rebased_id = answered(rules.timeout, delivered_before::rebased_id(writer, &rules.relay)).await?;
+    let held = within_timeout(rules.timeout, parked::held_topics(writer, &rules.relay)).await?;
+    let before = within_timeout(rules.timeout, delivered_before::of(writer, &rules.relay)).await?;
+    let rebased_id =
+        within_timeout(rules.timeout, delivered_before::rebased_id(writer, &rules.relay)).await?;
     Ok(Exceptions::new(held, before, rebased_id, rules.on_poison))
 }
 
@@ -345,10 +364,10 @@ async fn read_batch(
     rules: &Rules,
 ) -> Result<read::Batch, StepError> {
     let read = read::batch(reader, &rules.relay, position, after_id, rules.limit);
-    answered(rules.timeout, read).await
+    within_timeout(rules.timeout, read).await
 }
 
-pub(super) async fn answered<T>(
+pub(super) async fn within_timeout<T>(
     timeout: Duration,
     work: impl Future<Output = Result<T, log::Error>>,
 ) -> Result<T, StepError> {

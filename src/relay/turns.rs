@@ -12,7 +12,7 @@ use super::leader::{end_when_silent, staying_alive};
 use super::reconcile::Reconciled;
 use super::run_error::RunError;
 use super::state::StateHandle;
-use super::step::{Outcome, Step, StepError, answered};
+use super::step::{Outcome, Step, StepError, within_timeout};
 use super::{Metrics, PublishError, Settings, Sink, rotation_task};
 use crate::backoff::Backoff;
 use crate::log;
@@ -97,7 +97,7 @@ impl Failures {
 }
 
 /// One lead.
-pub(super) struct Turns<'a, S> {
+pub(super) struct LeadLoop<'a, S> {
     inputs: Inputs<'a>,
     sink: &'a mut S,
     step: Step,
@@ -108,11 +108,11 @@ pub(super) struct Turns<'a, S> {
     pause_looked: Option<Instant>,
     /// When the sink was last found to be in step; `None` if a comparison is due.
     compared: Option<Instant>,
-    /// The end of the rotation of this lead, which the first comparison begins.
+    /// Ends the rotation task of this lead; `None` once the first comparison has started that task.
     waiting_rotation: Option<CancellationToken>,
 }
 
-impl<'a, S: Sink> Turns<'a, S> {
+impl<'a, S: Sink> LeadLoop<'a, S> {
     /// Begins a lead that ends with `end`. `bell` wakes it.
     pub(super) fn begin(
         inputs: Inputs<'a>,
@@ -201,8 +201,8 @@ impl<'a, S: Sink> Turns<'a, S> {
             StepError::Publish(error) => {
                 let refused_for = self.failures.refused_since.get_or_insert_with(Instant::now).elapsed();
                 // A conflict, or an event that stops everything, would stop another relay just as well.
-                let may_be_the_way = matches!(error, PublishError::Retry { .. });
-                if may_be_the_way && refused_for > self.inputs.settings.takeover() {
+                let another_may_reach = matches!(error, PublishError::Retry { .. });
+                if another_may_reach && refused_for > self.inputs.settings.takeover() {
                     return Err(RunError::StoodDown(error));
                 }
                 // The next connection may reach another server, or the same server without its last writes.
@@ -333,8 +333,10 @@ impl<'a, S: Sink> Turns<'a, S> {
     }
 
     async fn end_when_silent(&mut self, silence: Duration) -> Result<(), StepError> {
-        answered(self.inputs.timeout(), async { Ok(end_when_silent(self.step.session(), silence).await?) })
-            .await
+        within_timeout(self.inputs.timeout(), async {
+            Ok(end_when_silent(self.step.session(), silence).await?)
+        })
+        .await
     }
 
     /// Waits until `end`, and compares the sink meanwhile. A comparison that finds nothing asks Postgres

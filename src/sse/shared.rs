@@ -160,8 +160,8 @@ impl Shared {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The highest number that may be missing from histories, while a place before it may still be continued
-    /// from.
+    /// The highest number that a repair had to leave out. `None` if there is none, or if every place before
+    /// it has expired.
     pub(crate) fn lost(&self) -> Option<StreamId> {
         let loss = (*self.loss.lock().unwrap_or_else(PoisonError::into_inner))?;
         let now_ms = u64::try_from(Utc::now().timestamp_millis()).unwrap_or(0);
@@ -190,14 +190,14 @@ impl Shared {
                 cut_off,
                 held,
                 limit,
-                "the slowest clients are cut off: events for all streams take sse.max_held_bytes"
+                "the slowest clients are cut off: raise sse.max_held_bytes, or run more sse processes"
             );
             self.metrics.relief_closes.inc_by(cut_off as u64);
         }
     }
 
-    /// Ends the streams whose credentials are revoked: all of them, or this one if it is one. Returns how
-    /// many there were.
+    /// Ends the streams whose credentials are revoked; with a `number`, only that stream. Returns how many it
+    /// ended.
     pub(crate) fn end_revoked(&self, number: Option<u64>) -> usize {
         let mut ended = self.open_streams.revoked(&self.revocations, number);
         ended.retain(|queue| queue.finish(frame::revoked()));

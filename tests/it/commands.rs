@@ -399,6 +399,6 @@ async fn a_wrong_password_is_told_once_and_with_what_to_do() -> TestResult {
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert_eq!(said.matches("password authentication failed").count(), 1, "{said}");
-    assert!(said.contains("(check user and password in DATABASE_URL)"), "{said}");
+    assert!(said.contains("(check user and password in DATABASE_URL, or the output of"), "{said}");
     Ok(())
 }

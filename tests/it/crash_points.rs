@@ -97,6 +97,32 @@ async fn dying_in_a_release_at(place: &str) -> TestResult {
     Ok(())
 }
 
+/// The operator has named the first event alone. The others only waited behind it, and flow on after it.
+#[tokio::test]
+async fn a_relay_that_dies_behind_a_discard_leaves_none_of_those_that_waited_behind_it() -> TestResult {
+    for action in [Action::Discard, Action::Release] {
+        let (mut line, _) = line_that_stops_at("release_written", 1).await;
+        let topic = line.system.redis.topic("waited");
+        let key = crate::harness::keys::history(&topic);
+        line.words(&["set", &key, "of another type"]).await?;
+        let parked = line.append_to(&topic, 5).await;
+        eventually("they are parked", async || {
+            (line.metric("aftercommit_relay_parked_total").await == 5).then_some(())
+        })
+        .await;
+        line.words(&["del", &key]).await?;
+        let mut connection = line.system.database.connect().await;
+        let relay = line.system.redis.relay_name();
+        let first = parked::of_topic(&mut connection, &relay, &topic, 1).await?[0].0;
+        parked::request(&mut connection, &relay, &topic, action, Some(first)).await?;
+        kill_there(&mut line, "release_written").await;
+        let expected = if action == Action::Discard { &parked[1..] } else { &parked[..] };
+        eventually("the others arrive", async || (line.history_of(&topic).await == expected).then_some(()))
+            .await;
+    }
+    Ok(())
+}
+
 /// Only the sink knows whether the event was published.
 #[tokio::test]
 async fn a_discard_behind_a_release_that_broke_off_gives_up_only_what_never_arrived() -> TestResult {

@@ -59,15 +59,19 @@ impl<F: Fault> Sink for FaultySink<'_, F> {
         self.publisher.vouch(through);
     }
 
-    fn may_have_taken(&self, id: StreamId) -> bool {
-        self.publisher.may_have_taken(id)
+    fn may_have_delivered(&self, id: StreamId) -> bool {
+        self.publisher.may_have_delivered(id)
     }
 
     fn keeps(&self) -> Duration {
         self.publisher.keeps()
     }
 
-    fn untold(&self) -> Option<StreamId> {
-        self.publisher.untold()
+    fn lacks_events(&self) -> bool {
+        false
+    }
+
+    fn unpublished_above(&self) -> Option<StreamId> {
+        self.publisher.unpublished_above()
     }
 }

@@ -19,17 +19,17 @@ use crate::harness::{
     Client, Database, Process, Settings, System, TestResult, cli, eventually, items_of, new_event, str_of,
 };
 
-const ROLES: [&str; 6] = ["writer", "relay", "sse", "operator", "api", "rebase"];
+pub(crate) const ROLES: [&str; 6] = ["writer", "relay", "sse", "operator", "api", "rebase"];
 
 /// A system with one Postgres role for each part.
-struct Cast {
+pub(crate) struct Cast {
     system: System,
     mark: String,
 }
 
 impl Cast {
     /// Roles that may connect and nothing else.
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let cast =
             Self { system: System::new().await, mark: Uuid::new_v4().simple().to_string()[..12].to_owned() };
         for role in ROLES {
@@ -56,7 +56,7 @@ impl Cast {
         format!("aftercommit_test {role}-{}", self.mark)
     }
 
-    async fn printed(&self, roles: &[&str]) -> String {
+    pub(crate) async fn printed(&self, roles: &[&str]) -> String {
         let named = roles.iter().flat_map(|role| [format!("--{role}"), self.name(role)]);
         let arguments: Vec<String> = std::iter::once("grants".to_owned()).chain(named).collect();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -66,7 +66,7 @@ impl Cast {
         stdout(&output)
     }
 
-    async fn owner(&self, sql: &str) {
+    pub(crate) async fn owner(&self, sql: &str) {
         let mut connection = self.system.database.connect().await;
         sqlx::raw_sql(AssertSqlSafe(sql))
             .execute(&mut connection)
@@ -125,7 +125,7 @@ impl Cast {
     }
 
     /// The findings of doctor for a role that are not ok, as `check: evidence; fix`.
-    async fn doctor(&self, role: &str) -> Vec<String> {
+    pub(crate) async fn doctor(&self, role: &str) -> Vec<String> {
         let output = cli(&self.settings(role), &["doctor", "--role", role, "--output", "json"]).await;
         let findings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
         let text = |value: &Value| str_of(value).to_owned();

@@ -331,3 +331,46 @@ async fn a_log_of_more_relays_than_a_move_can_tell_apart_is_refused_and_left_as_
     rebase.finish(epoch, &operator, &json!({})).await?;
     Ok(())
 }
+
+/// What the other relay's Redis has, only a rebase for that relay can find out.
+#[tokio::test]
+async fn a_rebase_for_one_relay_leaves_the_others_to_a_rebase_of_their_own() -> TestResult {
+    let mut line = Line::new().await;
+    let main = line.system.redis.relay_name();
+    let other = format!("{main}-eu");
+    let as_other = line.system.settings().clone().set("AFTERCOMMIT_RELAY_NAME", &other);
+    let as_other = as_other.set("AFTERCOMMIT_REDIS_NAMESPACE", "eu");
+    let relay = Process::start("relay", &as_other).await;
+    line.append(3).await;
+    line.wait_until_whole().await;
+    let keys = aftercommit::redis::keys::Keys::new("eu");
+    let history = keys.history(&line.topic);
+    let entries = async |line: &Line| -> usize {
+        redis::AsyncCommands::xlen(&mut line.redis().await, &history).await.expect("a length")
+    };
+    eventually("the other relay delivers", async || (entries(&line).await == 3).then_some(())).await;
+    drop((relay, line.relay.signal("KILL").await));
+    // As after a restore of a backup that knows of one event.
+    let mut admin = line.system.database.connect().await;
+    let went_back = "update outbox.log set system_identifier = 42;
+                     delete from outbox.checkpoint c
+                     where n > (select min(n) from outbox.checkpoint o where o.relay = c.relay)";
+    sqlx::raw_sql(went_back).execute(&mut admin).await?;
+    let done = rebase_once_nobody_leads(&line).await;
+    assert_eq!((&done["done"], &done["told"]), (&true.into(), &3.into()), "{done}");
+    let relay = Process::start("relay", &as_other).await;
+    relay.wait_for_log("was rebased for another relay").await;
+    drop(relay);
+    let done = eventually("nobody leads", async || {
+        let output = cli(&as_other, &["rebase", "--yes", "--output", "json"]).await;
+        serde_json::from_slice::<Value>(&output.stdout).ok()
+    })
+    .await;
+    assert_eq!((&done["done"], &done["told"]), (&true.into(), &3.into()), "{done}");
+    let _relay = Process::start("relay", &as_other).await;
+    line.relay = line.system.start("relay").await;
+    line.append(1).await;
+    eventually("the new event arrives", async || (entries(&line).await >= 4).then_some(())).await;
+    assert_eq!(entries(&line).await, 4, "and no other one again");
+    Ok(())
+}

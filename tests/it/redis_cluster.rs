@@ -110,6 +110,7 @@ async fn the_topics_of_the_other_servers_flow_on_while_one_is_frozen() -> TestRe
     let stopped_at = clients[0].so_far().len();
     stage.wait_for_more(&clients[2..], 200).await;
     assert_eq!(clients[0].so_far().len(), stopped_at, "its topic waits");
+    assert!(log_says_that_redis_lacks_events(&stage).await?, "and rotation keeps it");
     stage.cluster.signal(0, "CONT").await;
     clients[0].wait_for_events(stopped_at + 200).await;
     let committed = stage.end(&mut load).await?;
@@ -120,7 +121,17 @@ async fn the_topics_of_the_other_servers_flow_on_while_one_is_frozen() -> TestRe
         (behind == 0).then_some(())
     };
     eventually("no server is behind", whole).await;
+    eventually("the log may be rotated", async || {
+        (!log_says_that_redis_lacks_events(&stage).await.ok()?).then_some(())
+    })
+    .await;
     Ok(())
+}
+
+async fn log_says_that_redis_lacks_events(stage: &Stage) -> TestResult<bool> {
+    let sql = "select lacks_events from outbox.relay where name = $1";
+    let asked = sqlx::query_scalar(sql).bind(stage.system.redis.relay_name());
+    Ok(asked.fetch_one(&mut stage.system.database.connect().await).await?)
 }
 
 /// Nobody has been given what the server lacks, however old it is.

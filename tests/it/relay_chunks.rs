@@ -33,7 +33,7 @@ async fn a_chunk_that_was_sent_behind_a_refused_event_leaves_nothing() -> TestRe
     let refused = publisher.publish(whole).await;
     assert!(matches!(refused, Err(PublishError::Poison { at: 3, .. })), "{refused:?}");
     assert_eq!(history(&redis, &good).await.len(), 3, "the third chunk has done nothing");
-    assert!(publisher.may_have_taken(number(3)) && !publisher.may_have_taken(number(4)));
+    assert!(publisher.may_have_delivered(number(3)) && !publisher.may_have_delivered(number(4)));
 
     // Numbers that are not said protect nothing, so the next chunk is not sent before the answer.
     let rest = Batch { deliveries: &deliveries[3..], first: number(4), through: None, ..whole };

@@ -99,6 +99,21 @@ async fn a_row_that_was_committed_late_stays_until_it_is_delivered() -> TestResu
     Ok(())
 }
 
+/// A server of another relay's cluster may lack them, although the position has passed them.
+#[tokio::test]
+async fn what_another_relays_redis_lacks_stays() -> TestResult {
+    let (_database, mut admin) = log().await?;
+    let table = insert(&mut admin, -2).await;
+    deliver(&mut admin).await;
+    rotate::note_lacking_events(&mut admin, "main", true).await?;
+    let rotation = rotate_now(&mut admin, HOUR).await;
+    assert_eq!(rotation.blocked.first().map(|blocked| blocked.table.as_str()), Some(table.as_str()));
+    assert_eq!(rows_in(&mut admin, &table).await, 1);
+    rotate::note_lacking_events(&mut admin, "main", false).await?;
+    assert_eq!(rotate_now(&mut admin, HOUR).await.emptied, [table]);
+    Ok(())
+}
+
 /// A sequence that was set back gives new rows ids that the position has passed. They are not delivered.
 #[tokio::test]
 async fn rows_that_contradict_a_position_stay_until_a_rebase() -> TestResult {

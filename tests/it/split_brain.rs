@@ -5,7 +5,7 @@ use aftercommit::event::{EventId, Topic};
 use aftercommit::outbox;
 use sqlx::PgConnection;
 
-use crate::harness::{Line, Process, Standby, TestResult, Wiring, eventually, new_event};
+use crate::harness::{Line, Process, Standby, TestResult, Wiring, eventually, keys, new_event};
 
 /// The two servers, and the relays on them.
 struct Split {
@@ -92,6 +92,39 @@ async fn of_a_primary_and_a_standby_that_was_promoted_beside_it_one_is_refused()
         split.line.wait_until_whole().await;
         drop(split.other);
         drop(split.standby);
+    }
+    Ok(())
+}
+
+/// The last number of the old primary's relay is that of a release, or of an event that was parked: no event has
+/// it, which proves nothing of the other server's events.
+#[tokio::test]
+async fn a_number_without_an_event_does_not_pass_for_one_of_the_other_server() -> TestResult {
+    for is_released in [false, true] {
+        let mut split = Split::new().await?;
+        let parked = split.line.system.redis.topic("parked");
+        let key = keys::history(&parked);
+        split.line.words(&["set", &key, "of another type"]).await?;
+        split.line.append_to(&parked, 1).await;
+        eventually("it is parked", async || {
+            (split.line.metric("aftercommit_relay_parked_total").await == 1).then_some(())
+        })
+        .await;
+        if is_released {
+            split.line.words(&["del", &key]).await?;
+            split.line.release(&parked).await;
+            eventually("it is released", async || {
+                (split.line.history_of(&parked).await.len() == 1).then_some(())
+            })
+            .await;
+        }
+        let topic = split.line.topic.clone();
+        let there = 1 + usize::from(is_released);
+        let appended = split.append_there(&topic, there).await?;
+        split.other.wait_for_log("Nothing was published").await;
+        assert_eq!(split.count_there("pending").await?, i64::try_from(there)?, "{}", split.other.log());
+        let history = split.line.history_of(&topic).await;
+        assert!(appended.iter().all(|id| !history.contains(id)), "released: {is_released}");
     }
     Ok(())
 }

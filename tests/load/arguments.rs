@@ -38,6 +38,8 @@ pub(crate) struct Scenario {
     pub(crate) bytes: usize,
     /// Whether writers ring the bell after a commit.
     pub(crate) rings: bool,
+    /// Whether a transaction that has appended stays open while a backlog is delivered.
+    pub(crate) is_held: bool,
     /// How long the clients of a storm stay away.
     pub(crate) away: Duration,
     /// Streams that a server takes.
@@ -94,7 +96,8 @@ impl Scenario {
             Kind::Append | Kind::Bench => (0, 1, 1.0, 1, 200),
         };
         let (length, away) = (Duration::from_secs(seconds), Duration::from_secs(2));
-        Self { kind, connections, topics, rate, length, bytes, rings: true, away, room: ROOM, times: 1 }
+        let (rings, is_held, room, times) = (true, false, ROOM, 1);
+        Self { kind, connections, topics, rate, length, bytes, rings, is_held, away, room, times }
     }
 
     /// The short form: small and quick, also in a debug build.
@@ -128,6 +131,7 @@ impl Wanted {
                 "--times" => scenario.times = positive(&argument, given.next())?,
                 "--room" => scenario.room = positive(&argument, given.next())?,
                 "--no-bell" => scenario.rings = false,
+                "--held" => scenario.is_held = true,
                 "--list" => return Ok(Self::List),
                 "--test-threads" | "--format" | "--color" | "--skip" | "--logfile" => drop(given.next()),
                 flag if flag.starts_with('-') => {}

@@ -13,7 +13,9 @@ use serde_json::json;
 use crate::append;
 use crate::arguments::{Kind, Scenario};
 use crate::drain;
+use crate::engine::Histogram;
 use crate::floor;
+use crate::nchan;
 use crate::report::Report;
 use crate::scenarios;
 use row::{Against, Goal, Row, Table};
@@ -59,13 +61,14 @@ fn num_cpus() -> usize {
 /// A backlog into one Redis, beside a script without a single check.
 async fn drains(faults: &mut Vec<String>) -> Vec<Row> {
     let mut rows = Vec::new();
-    for topics in [1, 1000] {
-        let scenario = Scenario { topics, ..Scenario::new(Kind::Drain) };
+    for (topics, is_held) in [(1, false), (1000, false), (1000, true)] {
+        let scenario = Scenario { topics, is_held, ..Scenario::new(Kind::Drain) };
         let (floor, drained) = drain::beside_floor(&scenario).await;
         if drained.arrived != drained.events {
             faults.push(format!("drain: {} of {} events arrived", drained.arrived, drained.events));
         }
-        let of = |name: &str| format!("{name}, {topics} topics").replace("1 topics", "1 topic");
+        let held = if is_held { ", held" } else { "" };
+        let of = |name: &str| format!("{name}, {topics} topics{held}").replace("1 topics", "1 topic");
         rows.push(
             Row::new(of("drain"), "events/s", drained.rate(), Against::Floor)
                 .floor(floor.rate(drained.events))
@@ -120,7 +123,7 @@ async fn latencies(faults: &mut Vec<String>) -> io::Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// 1,000 clients of one topic, beside a bare loop of `write(2)`.
+/// 1,000 clients of one topic, beside a bare loop of `write(2)`, and nchan where it is installed.
 async fn fan_out(faults: &mut Vec<String>) -> io::Result<Vec<Row>> {
     let of = |kind| Scenario { rate: 60.0, length: LENGTH, ..Scenario::new(kind) };
     let bare = checked(floor::run(of(Kind::Floor)).await?, "the bare loop", faults);
@@ -134,15 +137,35 @@ async fn fan_out(faults: &mut Vec<String>) -> io::Result<Vec<Row>> {
         );
     }
     for (part, percentile) in [("p50", 0.5), ("p99", 0.99)] {
-        let [ours, bare] =
-            [&ours, &bare].map(|report| report.outcome.tally.latency.at(percentile).as_secs_f64() * 1e3);
+        let at = |histogram: &Histogram| histogram.at(percentile).as_secs_f64() * 1e3;
+        let [all, bare] = [&ours, &bare].map(|report| at(&report.outcome.tally.latency));
+        // The bare loop has no commit, no relay and no Redis before it.
+        let before = at(&ours.in_redis);
+        rows.push(Row::new(format!("commit to Redis {part}"), "ms", before, Against::Nothing));
         rows.push(
-            Row::new(format!("fan-out {part}"), "ms", ours, Against::Floor)
+            Row::new(format!("fan-out {part}, from Redis on"), "ms", (all - before).max(0.0), Against::Floor)
                 .floor(bare)
                 .goal(Goal::AtMost(1.2)),
         );
     }
+    if let Some(nchan) = nchan::run(of(Kind::Floor)).await? {
+        rows.extend(of_nchan(&checked(nchan, "nchan", faults), &bare));
+    }
     Ok(rows)
+}
+
+/// The same of nchan. Its events come without a commit and without Redis.
+fn of_nchan(nchan: &Report, bare: &Report) -> Vec<Row> {
+    let mut rows = Vec::new();
+    if let (Some(bare), Some(nchan)) = (bare.micros_a_delivery(), nchan.micros_a_delivery()) {
+        rows.push(Row::new("nchan: CPU".to_owned(), "us a delivery", nchan, Against::Floor).floor(bare));
+    }
+    for (part, percentile) in [("p50", 0.5), ("p99", 0.99)] {
+        let [nchan, bare] =
+            [nchan, bare].map(|report| report.outcome.tally.latency.at(percentile).as_secs_f64() * 1e3);
+        rows.push(Row::new(format!("nchan: {part}"), "ms", nchan, Against::Floor).floor(bare));
+    }
+    rows
 }
 
 /// The memory of a stream that gets nothing.

@@ -92,7 +92,13 @@ async fn drain(scenario: &Scenario, events: usize, name: &'static str, url: &str
     let server = start_postgres(durable.map(|name| (name, "on".to_owned())).into()).await;
     let system = System::with(database_on(&server).await, url).await;
     let topics: Vec<Topic> = (0..scenario.topics).map(|n| system.redis.topic(&format!("load:{n}"))).collect();
-    append(&system, &topics, events, scenario.bytes).await;
+    let mut holder = sqlx::PgConnection::connect(system.database.url()).await.expect("a connection");
+    let mut held = holder.begin().await.expect("a transaction");
+    if scenario.is_held {
+        append(&mut held, &topics, 1, scenario.bytes).await;
+    }
+    let mut connection = sqlx::PgConnection::connect(system.database.url()).await.expect("a connection");
+    append(&mut connection, &topics, events, scenario.bytes).await;
     let cost_of = |pids: &[u32]| pids.iter().filter_map(|pid| Cost::of(*pid)).sum::<Cost>().cpu;
     let redis_before = cost_of(pids);
     let begun = Instant::now();
@@ -104,15 +110,15 @@ async fn drain(scenario: &Scenario, events: usize, name: &'static str, url: &str
     }
     let took = begun.elapsed();
     let (relay, redis) = (cost_of(&[relay.pid()]), cost_of(pids) - redis_before);
+    held.rollback().await.expect("the end of the transaction");
     let keys = system.redis.keys();
     let arrived = count(url, topics.iter().map(|topic| keys.history(topic)).collect()).await;
     Drained { name, events, took, relay, redis, arrived }
 }
 
-async fn append(system: &System, topics: &[Topic], events: usize, bytes: usize) {
+async fn append(connection: &mut sqlx::PgConnection, topics: &[Topic], events: usize, bytes: usize) {
     let payload = RawValue::from_string(format!("\"{}\"", "x".repeat(bytes.max(2) - 2))).expect("JSON");
     let event_type = EventType::new("LOAD").expect("a type");
-    let mut connection = sqlx::PgConnection::connect(system.database.url()).await.expect("a connection");
     let numbers: Vec<usize> = (0..events).collect();
     for some in numbers.chunks(EVENTS_A_COMMIT) {
         let event = |n: &usize| {
@@ -120,7 +126,7 @@ async fn append(system: &System, topics: &[Topic], events: usize, bytes: usize) 
             NewEvent::new(topic, event_type.clone(), &payload).expect("an event")
         };
         let events: Vec<NewEvent> = some.iter().map(event).collect();
-        outbox::append_all(&mut connection, &events).await.expect("an append");
+        outbox::append_all(connection, &events).await.expect("an append");
     }
 }
 

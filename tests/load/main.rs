@@ -10,11 +10,14 @@ mod harness;
 
 mod append;
 mod arguments;
+mod arrivals;
 mod bench;
+mod beside;
 mod cost;
 mod drain;
 mod engine;
 mod floor;
+mod nchan;
 mod publish_floor;
 mod report;
 mod scenarios;

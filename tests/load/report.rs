@@ -17,6 +17,8 @@ pub(crate) struct Report {
     /// How long each took to have what it missed, after a storm.
     pub(crate) returns: Histogram,
     pub(crate) written: Written,
+    /// From the commit to Redis.
+    pub(crate) in_redis: Histogram,
     pub(crate) outcome: Outcome,
     /// What only this kind of run has to say.
     pub(crate) findings: Vec<String>,
@@ -76,6 +78,7 @@ impl fmt::Display for Report {
         let rate = *events as f64 / took.as_secs_f64().max(0.001);
         writeln!(f, "events    {events} committed in {took:.1?}, {rate:.1} a second")?;
         writeln!(f, "commit    {}", Percentiles(commits))?;
+        writeln!(f, "in Redis  {}", Percentiles(&self.in_redis))?;
         let tally = &self.outcome.tally;
         writeln!(f, "latency   {}", Percentiles(&tally.latency))?;
         writeln!(f, "          {} deliveries, {:.0} a second", tally.deliveries, tally.rate())?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::arguments::{Kind, Scenario};
+use crate::arrivals;
 use crate::cost::Cost;
 use crate::engine::{self, Engine, Histogram, Ledger, Standing};
 use crate::report::{Costs, Percentiles, Report};
@@ -51,6 +52,7 @@ pub(crate) async fn run(scenario: Scenario) -> io::Result<Report> {
     };
     run.connect_all().await?;
     let connected = run.engine.returns().await?;
+    let arrivals = arrivals::watch(&run.world, ledger.clone()).await;
     let begun = run.costs();
     let writer = writer::begin(&run.world, &run.scenario, ledger);
     sleep(run.scenario.length).await;
@@ -62,6 +64,7 @@ pub(crate) async fn run(scenario: Scenario) -> io::Result<Report> {
     }
     let written = writer.finish().await;
     run.until("every client has every event", |clients| clients.complete == clients.readers).await?;
+    let in_redis = arrivals.finish().await;
     let costs = idle.zip(begun.zip(run.costs())).map(|(idle, (begun, ended))| Costs::new(idle, begun, ended));
     let crashed = run.world.crashed();
     if crashed > 0 {
@@ -73,7 +76,7 @@ pub(crate) async fn run(scenario: Scenario) -> io::Result<Report> {
         let peak = outcome.tally.peak_of_opened(scenario.connections);
         findings.push(format!("rolling   at most {peak} streams were opened within one second"));
     }
-    Ok(Report { scenario, connected, returns, written, outcome, findings, costs, faults })
+    Ok(Report { scenario, connected, returns, written, in_redis, outcome, findings, costs, faults })
 }
 
 impl Run {

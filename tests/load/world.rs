@@ -26,7 +26,7 @@ pub(crate) struct World {
     pub(crate) servers: Vec<Process>,
     pub(crate) topics: Vec<Topic>,
     _postgres: OwnPostgres,
-    _redis: RedisServer,
+    redis: RedisServer,
 }
 
 impl World {
@@ -50,7 +50,11 @@ impl World {
             servers.push(system.start("sse").await);
         }
         let topics = (0..scenario.topics).map(|n| system.redis.topic(&format!("load:{n}"))).collect();
-        Self { system, relay, servers, topics, _postgres: OwnPostgres::new(server).await, _redis: redis }
+        Self { system, relay, servers, topics, _postgres: OwnPostgres::new(server).await, redis }
+    }
+
+    pub(crate) fn redis_url(&self) -> String {
+        self.redis.url().expose_secret().to_owned()
     }
 
     /// Where clients connect, and with what.

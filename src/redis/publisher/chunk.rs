@@ -30,13 +30,13 @@ pub(super) struct Chunk<'a> {
 
 /// The arguments of a call that depend on its server.
 #[derive(Debug)]
-pub(super) struct Receiver<'a> {
+pub(super) struct ServerArguments<'a> {
     pub(super) top_key: &'a str,
     pub(super) log_key: &'a str,
     /// The number that the server has reached, as far as this publisher knows.
     pub(super) known: u64,
     /// Restored events above this number have never been published.
-    pub(super) untold: Option<u64>,
+    pub(super) unpublished_above: Option<u64>,
     /// The slots that its top speaks for; `None` if this is no cluster.
     pub(super) slots: Option<String>,
     /// The number up to which the relay vouches for the sink's events.
@@ -64,7 +64,7 @@ impl TopicArguments<'_> {
 
 /// The arguments that all calls of one publisher share.
 #[derive(Debug)]
-pub(super) struct Caller<'p> {
+pub(super) struct SharedArguments<'p> {
     pub(super) settings: &'p Settings,
     pub(super) keys: &'p Keys,
     pub(super) script: &'p Script,
@@ -75,9 +75,9 @@ pub(super) struct Caller<'p> {
     pub(super) now: Instant,
 }
 
-impl<'p> Caller<'p> {
+impl<'p> SharedArguments<'p> {
     /// The call of the script for a chunk. The script says what each argument is.
-    pub(super) fn call(&self, chunk: Chunk<'_>, to: &Receiver<'_>) -> Cmd {
+    pub(super) fn call(&self, chunk: Chunk<'_>, to: &ServerArguments<'_>) -> Cmd {
         let (topics, indexes) = self.topics_of(chunk);
         let mut call = ::redis::cmd("EVALSHA");
         call.arg(self.script.get_hash());
@@ -91,7 +91,10 @@ impl<'p> Caller<'p> {
             .arg(word_of(chunk.mode))
             .arg(chunk.lost.map_or_else(String::new, |lost| lost.to_string()))
             .arg(to.known)
-            .arg(to.untold.map_or_else(String::new, |untold| untold.to_string()))
+            .arg(
+                to.unpublished_above
+                    .map_or_else(String::new, |unpublished_above| unpublished_above.to_string()),
+            )
             .arg(to.slots.as_deref().unwrap_or_default())
             .arg(to.vouched)
             .arg(self.relay)
@@ -108,7 +111,7 @@ impl<'p> Caller<'p> {
 
     /// Adds the keys. A cluster's script names the histories among its arguments, because the keys of a call
     /// have to be of one slot.
-    fn add_keys(&self, call: &mut Cmd, topics: &[TopicArguments<'_>], to: &Receiver<'_>) {
+    fn add_keys(&self, call: &mut Cmd, topics: &[TopicArguments<'_>], to: &ServerArguments<'_>) {
         let histories = if to.slots.is_some() { &[] } else { topics };
         call.arg(2 + histories.len()).arg(to.top_key).arg(to.log_key);
         for topic in histories {
@@ -116,10 +119,13 @@ impl<'p> Caller<'p> {
         }
     }
 
-    fn add_events(&self, call: &mut Cmd, chunk: Chunk<'_>, indexes: &[usize], to: &Receiver<'_>) {
+    fn add_events(&self, call: &mut Cmd, chunk: Chunk<'_>, indexes: &[usize], to: &ServerArguments<'_>) {
         // As in the script.
         let number = |id: StreamId| if chunk.mode.is_release() { chunk.first.seq } else { id.seq };
-        let is_restored = |id| chunk.mode.is_restore() && to.untold.is_none_or(|untold| number(id) <= untold);
+        let is_restored = |id| {
+            chunk.mode.is_restore()
+                && to.unpublished_above.is_none_or(|unpublished_above| number(id) <= unpublished_above)
+        };
         for (Delivery { id, event }, index) in chunk.deliveries.iter().zip(indexes) {
             call.arg(index)
                 .arg(id.to_string())

@@ -20,12 +20,12 @@ use crate::relay::failure;
 use crate::relay::{PublishError, Reached};
 
 /// How long a server may take to say how far it has come. Then it counts as away.
-const PATIENCE: Duration = Duration::from_secs(1);
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// Keys that are read at once.
 const KEYS_AT_ONCE: usize = 1024;
 
 impl Publisher {
-    /// Finds out how far each server has come that can be reached.
+    /// Finds out how far each server that can be reached has come.
     pub(super) async fn compare(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
         self.group().await?;
         if self.map.is_none() {
@@ -47,7 +47,7 @@ impl Publisher {
         let (history, begun) = (self.keys.history(topic), self.keys.begun(topic));
         let owner = self.owner_of(topic).unwrap_or_default();
         let settings = &self.settings;
-        let servers = self.servers.iter_mut().enumerate().filter(|(_, server)| !server.is_apart);
+        let servers = self.servers.iter_mut().enumerate().filter(|(_, server)| !server.is_isolated);
         let removing = servers.map(async |(at, server)| {
             let mut names = vec![server.top_key.clone(), server.log_key.clone()];
             if at == owner {
@@ -79,14 +79,14 @@ impl Publisher {
     async fn look(&mut self) -> Result<Vec<Option<Reached>>, PublishError> {
         let settings = &self.settings;
         let looking = self.servers.iter_mut().map(async |server| {
-            let looked = tokio::time::timeout(PATIENCE, server.owned(settings)).await;
+            let looked = tokio::time::timeout(ANSWER_LIMIT, server.owned(settings)).await;
             looked.unwrap_or_else(|_elapsed| Err(of_time()))
         });
         let found = join_all(looking).await;
         for (at, owned) in found.iter().enumerate() {
             if let Err(error) = owned
                 && self.servers[at].away.is_none()
-                && self.heed_slot(at, None, error)
+                && self.handle_slot_failure(at, None, error)
                 // A server that is left behind is away from here on.
                 && self.servers.get(at).is_none_or(|server| server.away.is_none())
             {
@@ -102,6 +102,9 @@ impl Publisher {
             let Ok(owned) = owned else { continue };
             self.check_owner(server, owned)?;
             is_written_down &= owned.slots.as_deref() == Some(server.slots.to_string().as_str());
+        }
+        for (server, owned) in self.servers.iter_mut().zip(&found) {
+            server.recorded = owned.as_ref().ok().and_then(Owned::recorded);
         }
         self.note_answers(&found);
         let reach =
@@ -133,9 +136,10 @@ impl Publisher {
             // batches had no event for it.
             server.is_in_step &= id.is_some() && id == server.reached;
             server.reached = id;
+            let recorded = server.recorded;
             all.push(match self.passed.filter(|passed| server.is_in_step && Some(*passed) > id) {
-                Some(passed) => Some(Reached { id: passed, event: None }),
-                None => id.map(|id| Reached { id, event: event.flatten() }),
+                Some(passed) => Some(Reached { id: passed, event: None, recorded }),
+                None => id.map(|id| Reached { id, event: event.flatten(), recorded }),
             });
         }
         all
@@ -178,9 +182,10 @@ impl Publisher {
         // reset is better than a hidden hole.
         let lost = found.iter().flatten().filter_map(|(_, _, lost)| *lost).max();
         let reach = reaches(&tops, self.servers.iter().map(|server| &server.slots));
-        // First those of slots that are set apart: until then, the top of their server speaks for them.
+        // The tops of slots that are isolated come first: until they are written, the top of their server
+        // speaks for these slots.
         for ((server, reach), answer) in self.servers.iter_mut().zip(&reach).zip(answers) {
-            if server.is_apart && answer.is_ok() {
+            if server.is_isolated && answer.is_ok() {
                 write_top(server, settings, reach, lost.as_ref(), &[]).await?;
             }
         }

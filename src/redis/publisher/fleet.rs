@@ -12,13 +12,13 @@ use tokio::time::timeout;
 
 use super::refusal::of_connecting;
 use super::server::Server;
-use super::{OF_CLUSTER, Publisher, SCRIPT};
+use super::{CLUSTER_SHEBANG, Publisher, SCRIPT};
 use crate::event::StreamId;
 use crate::redis::slot_map::{Layout, SlotMap};
 use crate::relay::PublishError;
 
 /// How long a server may fail before it is left behind.
-const PATIENCE: Duration = Duration::from_secs(1);
+const LEFT_BEHIND_AFTER: Duration = Duration::from_secs(1);
 /// How long one try of a server that is away may take. The topics of the other servers wait meanwhile.
 pub(super) const TRY_LIMIT: Duration = Duration::from_millis(100);
 
@@ -34,7 +34,7 @@ impl Publisher {
             return Ok(());
         }
         self.try_away().await;
-        self.try_apart().await;
+        self.try_isolated().await;
         if !self.is_compared {
             return Err(PublishError::Forgot {
                 reached: "an unknown number at one of its servers".to_owned(),
@@ -58,32 +58,34 @@ impl Publisher {
 
     pub(super) fn regroup(&mut self, map: Arc<SlotMap>) {
         if self.map.is_none() {
-            self.script = Arc::new(::redis::Script::new(&format!("{OF_CLUSTER}{SCRIPT}")));
+            self.script = Arc::new(::redis::Script::new(&format!("{CLUSTER_SHEBANG}{SCRIPT}")));
         }
-        self.unsettled.follow(&map);
-        let (mut before, mut slots, mut apart) = (std::mem::take(&mut self.servers), map.slots(), Vec::new());
+        self.migrating.follow(&map);
+        let (mut before, mut slots, mut isolated) =
+            (std::mem::take(&mut self.servers), map.slots(), Vec::new());
         let with_top = before.iter().filter(|server| server.endpoint.is_some());
         self.former_slots.extend(with_top.map(|server| server.top_slot));
         for primary in map.primaries() {
             let slots = slots.remove(primary).unwrap_or_default();
-            let (settled, unsettled) = self.unsettled.divide(primary, &slots);
-            if !unsettled.is_empty() {
-                let of_it = Server::apart(&self.keys, &self.relay, primary.clone(), unsettled, &settled);
-                apart.push(of_it);
+            let (stable, migrating) = self.migrating.divide(primary, &slots);
+            if !migrating.is_empty() {
+                let of_it = Server::isolated(&self.keys, &self.relay, primary.clone(), migrating, &stable);
+                isolated.push(of_it);
             }
-            self.servers.push(Server::of_cluster(&self.keys, &self.relay, primary.clone(), settled));
+            self.servers.push(Server::of_cluster(&self.keys, &self.relay, primary.clone(), stable));
         }
-        self.servers.extend(apart);
+        self.servers.extend(isolated);
         let uncovered = map.uncovered();
         if !uncovered.is_empty() {
-            tracing::error!(slots = %uncovered, "no server of the cluster has some slots: their topics wait");
+            tracing::error!(slots = %uncovered, "some slots of the cluster have no server: their topics wait");
             self.servers.push(Server::none(uncovered));
         }
         self.hand_on(&before);
         for server in &mut self.servers {
             // The same server, or one that took the place of another.
-            let is_same = |old: &Server| old.is_apart == server.is_apart && old.endpoint == server.endpoint;
-            let is_it = |old: &Server| old.is_apart == server.is_apart && old.top_key == server.top_key;
+            let is_same =
+                |old: &Server| old.is_isolated == server.is_isolated && old.endpoint == server.endpoint;
+            let is_it = |old: &Server| old.is_isolated == server.is_isolated && old.top_key == server.top_key;
             let at = before.iter().position(is_same).or_else(|| before.iter().position(is_it));
             if let Some(at) = at {
                 server.follow(before.swap_remove(at));
@@ -98,12 +100,12 @@ impl Publisher {
     async fn try_away(&mut self) {
         let settings = &self.settings;
         let keys = &self.keys;
-        let is_due = |server: &mut Server| !server.is_apart && server.is_due();
+        let is_due = |server: &mut Server| !server.is_isolated && server.is_due();
         let due = self.servers.iter_mut().filter_map(|server| is_due(server).then_some(server));
         let trying = due.map(async |server| {
             let asking = async {
                 match server.is_held() {
-                    true => !server.settled_slots(settings, keys).await.is_empty(),
+                    true => !server.stable_slots(settings, keys).await.is_empty(),
                     false => server.ping(settings).await.is_ok(),
                 }
             };
@@ -134,7 +136,7 @@ impl Publisher {
         self.settings.topology.doubt();
         let mut waits = self.map.is_none();
         for failure in &failed {
-            let has_failed = self.servers[failure.0].has_failed_for(since, PATIENCE);
+            let has_failed = self.servers[failure.0].has_failed_for(since, LEFT_BEHIND_AFTER);
             waits |= !has_failed || holds_release(failure);
         }
         if waits || !(has_answer || self.any_answers(&failed).await) {
@@ -144,7 +146,8 @@ impl Publisher {
         for (at, error) in failed {
             let server = &mut self.servers[at];
             tracing::error!(server = server.name(), %error, "a server of the cluster is left behind: its topics wait");
-            server.untold = server.untold.or(server.reached).or(Some(StreamId::new(1, 0)));
+            server.unpublished_above =
+                server.unpublished_above.or(server.reached).or(Some(StreamId::new(1, 0)));
             server.leave_behind(error.to_string());
         }
         self.tell();
@@ -159,18 +162,18 @@ impl Publisher {
                 server.away.is_none() && failed.iter().all(|(failed, _)| failed != at)
             });
         let pings = others.map(async |(_, server)| {
-            matches!(tokio::time::timeout(PATIENCE, server.ping(settings)).await, Ok(Ok(())))
+            matches!(tokio::time::timeout(LEFT_BEHIND_AFTER, server.ping(settings)).await, Ok(Ok(())))
         });
         join_all(pings).await.contains(&true)
     }
 
     /// Notes if a server that was left behind has all that it lacked.
     pub(super) fn note_if_whole(&mut self, server: usize) {
-        // A lead begins without a batch that has been published whole.
+        // When a lead begins, no batch has been published whole, and `passed` is `None`.
         let newest = self.servers.iter().filter_map(|server| server.reached).max().max(self.passed);
         let server = &mut self.servers[server];
         if server.is_behind && server.away.is_none() && server.reached >= newest {
-            (server.is_behind, server.untold) = (false, None);
+            (server.is_behind, server.unpublished_above) = (false, None);
             tracing::warn!(server = server.name(), "a server of the cluster has what it lacked");
             self.tell();
         }

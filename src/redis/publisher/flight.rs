@@ -16,7 +16,7 @@ use crate::trace;
 
 /// How long one server of a cluster may take. It is then tried again, and left behind if it goes on like
 /// that: the topics of the other servers wait for it.
-const PATIENCE_OF_CLUSTER: Duration = Duration::from_secs(2);
+const CLUSTER_CALL_LIMIT: Duration = Duration::from_secs(2);
 
 /// One call of the script, ready to be sent.
 pub(super) struct Call {
@@ -31,7 +31,7 @@ pub(super) struct Call {
 pub(super) struct Answered {
     pub(super) answer: Result<Answer, PublishError>,
     /// How many of the part's events may have arrived.
-    pub(super) brought: usize,
+    pub(super) max_arrived: usize,
     /// Whether the connection still works.
     pub(super) still_works: bool,
     /// How long it took; `None` if there was no call, because there is no connection.
@@ -58,7 +58,7 @@ pub(super) fn send_calls<'a>(
     async move {
         let answered = join_all(parts.iter().zip(calls).map(async |(part, call)| match call {
             Ok(call) => call.answered(part.at.len()).await,
-            Err(error) => Answered { answer: Err(error), brought: 0, still_works: false, took: None },
+            Err(error) => Answered { answer: Err(error), max_arrived: 0, still_works: false, took: None },
         }));
         let answered = answered.await;
         ChunkAnswers { chunk, parts, answered, now }
@@ -71,7 +71,7 @@ impl Call {
         let begun = Instant::now();
         let answer = match self.is_of_cluster {
             false => self.invoke().await.map_err(|error| Refusal::of(&error)),
-            true => match tokio::time::timeout(PATIENCE_OF_CLUSTER, self.invoke()).await {
+            true => match tokio::time::timeout(CLUSTER_CALL_LIMIT, self.invoke()).await {
                 Ok(answer) => answer.map_err(|error| Refusal::of(&error)),
                 Err(_elapsed) => {
                     let text = "no answer in time".to_owned();
@@ -84,7 +84,7 @@ impl Call {
             Ok(_) => self.span.failed("refused"),
             Err(refusal) => self.span.failed(refusal.failure.class),
         }
-        let brought = match &answer {
+        let max_arrived = match &answer {
             Ok((_, verdict, _)) if verdict == "OK" => events,
             Ok((arrived, ..)) => *arrived,
             // The server has not run the script.
@@ -92,7 +92,12 @@ impl Call {
             Err(_) => events,
         };
         let still_works = answer.as_ref().map_or_else(Refusal::keeps_connection, |_| true);
-        Answered { answer: answer.map_err(Refusal::retry), brought, still_works, took: Some(begun.elapsed()) }
+        Answered {
+            answer: answer.map_err(Refusal::retry),
+            max_arrived,
+            still_works,
+            took: Some(begun.elapsed()),
+        }
     }
 
     /// Calls the script, and loads it first if the server does not have it.

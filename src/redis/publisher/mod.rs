@@ -11,22 +11,22 @@ mod chunk;
 mod compare;
 mod fleet;
 mod flight;
+mod migrating_slots;
 mod part;
 mod publish;
 mod refusal;
 mod server;
 mod topic_heads;
 mod tops;
-mod unsettled;
 mod verdict;
 
 use std::sync::Arc;
 
 use ::redis::Script;
 
+use self::migrating_slots::MigratingSlots;
 use self::server::Server;
 use self::topic_heads::TopicHeads;
-use self::unsettled::Unsettled;
 use super::keys::Keys;
 use super::settings::Settings;
 use super::slot_map::SlotMap;
@@ -42,7 +42,7 @@ const TOPIC_HEADS: usize = 50_000;
 const SCRIPT: &str = include_str!("publish.lua");
 /// The first line that a cluster wants, where a call touches several slots of one server. (Redis 6 does not
 /// know it.)
-const OF_CLUSTER: &str = "#!lua flags=allow-cross-slot-keys\n";
+const CLUSTER_SHEBANG: &str = "#!lua flags=allow-cross-slot-keys\n";
 
 /// Publishes to one Redis for one relay.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ pub struct Publisher {
     /// The slots, if this is a cluster.
     map: Option<Arc<SlotMap>>,
     /// Slots that their servers refuse.
-    unsettled: Unsettled,
+    migrating: MigratingSlots,
     /// Slots in which tops stood before slots moved.
     former_slots: Vec<u16>,
     /// Whether the servers have been asked how far they have come, since their slots last moved.
@@ -91,7 +91,7 @@ impl Publisher {
             script: Arc::new(Script::new(SCRIPT)),
             servers: Vec::new(),
             map: None,
-            unsettled: Unsettled::default(),
+            migrating: MigratingSlots::default(),
             former_slots: Vec::new(),
             is_compared: false,
             passed: None,

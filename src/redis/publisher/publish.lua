@@ -1,11 +1,12 @@
 -- Publishes a chunk of events in order: the whole chunk, or a prefix of it and the reason for the stop.
 --
--- KEYS[1]   the relay's top, a hash: `id`, the highest number that the relay has used up, and `event`, the
---           event with that number (or -)
+-- KEYS[1]   the relay's top, a hash: `id`, the highest number that the relay has used up; `event`, the event
+--           with that number (or -); and `recorded`, the highest number that a release or a restore has used
+--           up: Postgres had recorded it by then
 -- KEYS[2]   the owner of these keys, a hash: `format`; `log`, the log's identity; `relay`, the name of the
---           relay whose numbers these are; `ttl`, for how many seconds it keeps histories; and, after a repair
---           that had to leave out events, `lost`, up to which number histories may miss events, and `lost_at`
---           (milliseconds)
+--           relay whose numbers these are; `ttl`, for how many seconds it keeps histories; `raised_at`, when
+--           that time was last made longer (milliseconds); and, after a repair that had to leave out events,
+--           `lost`, up to which number histories may miss events, and `lost_at` (milliseconds)
 -- KEYS[3…]  the history streams of the chunk's topics. In a cluster, where the keys of a call must be of one
 --           slot, they are arguments: the script then runs with the flag allow-cross-slot-keys, at the server
 --           that has all of these slots.
@@ -57,7 +58,7 @@ local KEYS, ARGV, call = KEYS, ARGV, redis.pcall
 local format, log = ARGV[1], ARGV[2]
 local epoch, first, last = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local ttl, mode, lost = tonumber(ARGV[6]), ARGV[7], ARGV[8]
-local known, untold = tonumber(ARGV[9]), tonumber(ARGV[10])
+local known, unpublished_above = tonumber(ARGV[9]), tonumber(ARGV[10])
 local slots, vouched, relay, topic_count = ARGV[11], tonumber(ARGV[12]), ARGV[13], tonumber(ARGV[14])
 local begun_outlives = 60 -- seconds, as in history.rs
 local is_cluster = topic_count > 0 and not KEYS[3]
@@ -83,7 +84,7 @@ local function is_above(one, other)
   return e > other_e or (e == other_e and s > other_s)
 end
 
-local owner = call('HMGET', KEYS[2], 'format', 'log', 'lost', 'lost_at', 'relay')
+local owner = call('HMGET', KEYS[2], 'format', 'log', 'lost', 'lost_at', 'relay', 'ttl')
 if owner.err then return {0, 'SERVER', owner.err .. ' (' .. KEYS[2] .. ')'} end
 if owner[1] and owner[1] ~= format then return {0, 'FORMAT', owner[1]} end
 if owner[2] and owner[2] ~= log then return {0, 'FOREIGN', owner[2]} end
@@ -125,10 +126,13 @@ if known > published or is_unclaimed or is_late or is_unknown then return {0, 'G
 
 -- Written at each call. So the owner's hash comes back if it was deleted, and a Redis that takes no writes
 -- says so before an event is at stake.
-local owned = call('HSET', KEYS[2], 'format', format, 'log', log, 'relay', relay, 'ttl', ttl)
-if type(owned) == 'table' then return {0, 'SERVER', owned.err} end
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+-- A history from before may have expired already, although one of now would be kept.
+local is_raised = owner[6] and (tonumber(owner[6]) or 0) < ttl
+local raised = is_raised and {'raised_at', string.format('%.0f', now_ms)} or {}
+local owned = call('HSET', KEYS[2], 'format', format, 'log', log, 'relay', relay, 'ttl', ttl, unpack(raised))
+if type(owned) == 'table' then return {0, 'SERVER', owned.err} end
 if lost ~= '' then
   if owner[3] and is_above(owner[3], lost) then lost = owner[3] end
   local marked = call('HSET', KEYS[2], 'lost', lost, 'lost_at', string.format('%.0f', now_ms))
@@ -252,7 +256,9 @@ local function finish(verdict, detail)
     local seq, uuid = seq_of(done_id), done_uuid
     if verdict == 'OK' and (is_release or seq ~= last) then seq, uuid = last, '-' end
     if seq > published or tonumber(epoch) > top_epoch then
-      local set = call('HSET', KEYS[1], 'id', string.format('%s-%.0f', epoch, seq), 'event', uuid)
+      local id = string.format('%s-%.0f', epoch, seq)
+      local recorded = mode ~= 'normal' and {'recorded', id} or {}
+      local set = call('HSET', KEYS[1], 'id', id, 'event', uuid, unpack(recorded))
       if type(set) == 'table' then return {done, 'SERVER', set.err} end
     end
   elseif last == 0 and is_restore and tonumber(epoch) > top_epoch then
@@ -317,7 +323,7 @@ for a = first_event, #ARGV, 8 do
       live_receivers = live_receivers + receivers
       -- Plain Redis subscribers do not receive restored events again, because they cannot tell a repeat.
       -- Readers of envelopes can, and may have missed the event at the moment when Redis lost it.
-      if not is_restore or (untold and (is_release and first or seq_of(id)) > untold) then
+      if not is_restore or (unpublished_above and (is_release and first or seq_of(id)) > unpublished_above) then
         receivers = call('PUBLISH', public, payload)
         if type(receivers) == 'table' then return finish('ERROR', receivers.err) end
         public_receivers = public_receivers + receivers

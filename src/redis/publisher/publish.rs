@@ -11,7 +11,7 @@ use futures_util::future::{BoxFuture, join_all};
 use futures_util::stream::FuturesOrdered;
 
 use super::Publisher;
-use super::chunk::{Caller, Chunk, Chunks, Receiver};
+use super::chunk::{Chunk, Chunks, ServerArguments, SharedArguments};
 use super::flight::{Call, ChunkAnswers, send_calls};
 use super::part::{Part, only_part, parts_of};
 use super::refusal::Refusal;
@@ -85,9 +85,9 @@ impl Sink for Publisher {
         // The cached heads are dropped with the connection.
         self.servers.iter_mut().for_each(Server::drop_given_up);
         let before = self.taken;
-        let mut brought = None;
-        let published = self.publish_chunks(batch, &mut brought).await;
-        self.taken = before.max(brought);
+        let mut max_arrived = None;
+        let published = self.publish_chunks(batch, &mut max_arrived).await;
+        self.taken = before.max(max_arrived);
         let written = published?;
         self.passed = self.passed.max(batch.through);
         self.replicated(written).await
@@ -113,20 +113,20 @@ impl Sink for Publisher {
             // An entry whose id cannot be read was not written by a relay.
             Ok(reply) => Ok(reply.ids.first().and_then(|entry| {
                 let event = entry.get::<String>("event").and_then(|event| EventId::parse_str(&event).ok());
-                Some(Reached { id: entry.id.parse().ok()?, event })
+                Some(Reached { id: entry.id.parse().ok()?, event, recorded: None })
             })),
             Err(Refusal { failure, text, is_reply: true }) if failure.class == "wrongtype" => {
                 Err(PublishError::Poison { at: 0, reason: format!("{text} ({history})") })
             }
             Err(refusal) => {
                 let error = refusal.retry();
-                self.heed_slot(at, Some(topic), &error);
+                self.handle_slot_failure(at, Some(topic), &error);
                 Err(error)
             }
         }
     }
 
-    fn may_have_taken(&self, id: StreamId) -> bool {
+    fn may_have_delivered(&self, id: StreamId) -> bool {
         self.taken.is_some_and(|taken| id <= taken)
     }
 
@@ -134,8 +134,16 @@ impl Sink for Publisher {
         self.settings.history_ttl()
     }
 
-    fn untold(&self) -> Option<StreamId> {
-        self.servers.iter().filter(|server| server.is_behind).filter_map(|server| server.untold).min()
+    fn lacks_events(&self) -> bool {
+        self.servers.iter().any(|server| server.is_behind)
+    }
+
+    fn unpublished_above(&self) -> Option<StreamId> {
+        self.servers
+            .iter()
+            .filter(|server| server.is_behind)
+            .filter_map(|server| server.unpublished_above)
+            .min()
     }
 }
 
@@ -152,12 +160,12 @@ impl Publisher {
         }
     }
 
-    /// Publishes a batch chunk by chunk, and returns the servers that took events. `brought` becomes the
+    /// Publishes a batch chunk by chunk, and returns the servers that took events. `max_arrived` becomes the
     /// highest number of those that may have arrived.
     async fn publish_chunks(
         &mut self,
         batch: Batch<'_>,
-        brought: &mut Option<StreamId>,
+        max_arrived: &mut Option<StreamId>,
     ) -> Result<BTreeSet<usize>, PublishError> {
         let mut chunks = Chunks::of(batch, self.chunk_events);
         let (mut flights, mut starts) = (FuturesOrdered::new(), VecDeque::new());
@@ -176,7 +184,7 @@ impl Publisher {
                 }
             }
             let (Some(answers), Some(at)) = (flights.next().await, starts.pop_front()) else { break };
-            *brought = self.ended(&answers).max(*brought);
+            *max_arrived = self.ended(&answers).max(*max_arrived);
             if failed.is_some() {
                 // The server has refused this chunk, because it lacks the one before.
                 continue;
@@ -259,12 +267,12 @@ impl Publisher {
             false => chunk.first.seq - 1,
             true => server.reached.map_or(0, in_epoch),
         };
-        let untold = server.untold.map(in_epoch);
+        let unpublished_above = server.unpublished_above.map(in_epoch);
         let (top_key, log_key) = (&*server.top_key, &*server.log_key);
         let slots = is_of_cluster.then(|| server.slots.to_string());
         let vouched = self.vouched.map_or(0, in_epoch);
-        let to = Receiver { top_key, log_key, known, untold, slots, vouched };
-        let caller = Caller {
+        let to = ServerArguments { top_key, log_key, known, unpublished_above, slots, vouched };
+        let caller = SharedArguments {
             settings: &self.settings,
             keys: &self.keys,
             script: &self.script,
@@ -289,7 +297,7 @@ impl Publisher {
 
     /// Notes that the calls of a chunk have ended, and returns the highest number that may have arrived.
     fn ended(&mut self, answers: &ChunkAnswers<'_>) -> Option<StreamId> {
-        let mut brought = None;
+        let mut max_arrived = None;
         for (part, answered) in answers.parts.iter().zip(&answers.answered) {
             self.state.progressed();
             if let Some(took) = answered.took {
@@ -300,13 +308,14 @@ impl Publisher {
             }
             let chunk = part.chunk();
             if chunk.mode == PublishMode::Normal {
-                brought = brought.max(chunk.deliveries[..answered.brought].last().map(|it| it.id));
+                max_arrived =
+                    max_arrived.max(chunk.deliveries[..answered.max_arrived].last().map(|it| it.id));
             }
         }
-        brought
+        max_arrived
     }
 
-    /// Heeds the answers to a chunk's calls, and returns the servers that took events.
+    /// Handles the answers to a chunk's calls, and returns the servers that took events.
     async fn apply_all(&mut self, answers: ChunkAnswers<'_>) -> Result<Vec<usize>, PublishError> {
         let ChunkAnswers { chunk, parts, answered, now } = answers;
         let answers = answered.into_iter().map(|answered| answered.answer).collect();
@@ -319,8 +328,9 @@ impl Publisher {
             Some(error) if !matches!(error, PublishError::Poison { .. }) => return Err(error),
             refused => refused,
         };
-        let of_slot =
-            failed.iter().position(|(server, error)| self.heed_slot(*server, stopped_at.get(server), error));
+        let of_slot = failed
+            .iter()
+            .position(|(server, error)| self.handle_slot_failure(*server, stopped_at.get(server), error));
         if let Some(at) = of_slot {
             return Err(failed.swap_remove(at).1);
         }

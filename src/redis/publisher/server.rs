@@ -28,9 +28,9 @@ pub(super) struct Server {
     pub(super) endpoint: Option<Endpoint>,
     /// The slots that it has, if it is of a cluster.
     pub(super) slots: SlotSet,
-    /// Whether it stands for slots that are set apart from those of the server at this endpoint (see
-    /// `unsettled`). It takes nothing.
-    pub(super) is_apart: bool,
+    /// Whether it stands for slots that are isolated from those of the server at this endpoint (see
+    /// `migrating`). It takes nothing.
+    pub(super) is_isolated: bool,
     /// The slot of its top.
     pub(super) top_slot: u16,
     pub(super) top_key: String,
@@ -44,6 +44,8 @@ pub(super) struct Server {
     pub(super) has_script: bool,
     /// The highest number that it has used up, as far as this publisher knows.
     pub(super) reached: Option<StreamId>,
+    /// As in [`Reached`].
+    pub(super) recorded: Option<StreamId>,
     /// When a call last used up a number.
     pub(super) moved_at: Option<Instant>,
     /// Since when its calls fail.
@@ -55,7 +57,7 @@ pub(super) struct Server {
     /// Whether it was left behind and has not been given what it lacks.
     pub(super) is_behind: bool,
     /// The events that it lacks above this number have never been published.
-    pub(super) untold: Option<StreamId>,
+    pub(super) unpublished_above: Option<StreamId>,
 }
 
 /// A server that was left behind.
@@ -65,8 +67,9 @@ pub(super) struct Away {
     pub(super) reason: String,
     /// When it was last tried.
     pub(super) tried_at: Instant,
-    /// One of the slots with its own keys is half moved: it answers, and cannot take everything.
-    pub(super) half_moved: Option<u16>,
+    /// The slot of the server's own keys that is half moved, if one is: the server answers, but cannot take
+    /// everything.
+    pub(super) migrating_slot: Option<u16>,
 }
 
 /// The facts that a server's own keys hold.
@@ -77,6 +80,7 @@ pub(super) struct Owned {
     pub(super) id: Option<String>,
     pub(super) event: Option<String>,
     pub(super) slots: Option<String>,
+    pub(super) recorded: Option<String>,
 }
 
 impl Server {
@@ -92,17 +96,17 @@ impl Server {
         Self::at_slot(keys, relay, endpoint, slots, slot)
     }
 
-    /// Slots that are set apart. Their own keys are in the second highest of the server's other slots.
-    pub(super) fn apart(
+    /// Slots that are isolated. Their own keys are in the second highest of the server's other slots.
+    pub(super) fn isolated(
         keys: &Keys,
         relay: &str,
         endpoint: Endpoint,
         slots: SlotSet,
-        settled: &SlotSet,
+        stable: &SlotSet,
     ) -> Self {
-        let slot = settled.two_highest().map_or(0, |[_, second]| second);
+        let slot = stable.two_highest().map_or(0, |[_, second]| second);
         let mut server = Self::at_slot(keys, relay, endpoint, slots, slot);
-        server.is_apart = true;
+        server.is_isolated = true;
         server.leave_behind("half moved".to_owned());
         server
     }
@@ -112,7 +116,7 @@ impl Server {
     pub(super) fn none(slots: SlotSet) -> Self {
         let reason = format!("no server of the cluster has the slots {slots}");
         let mut server = Self::with(None, slots, 0, Default::default());
-        server.is_apart = true;
+        server.is_isolated = true;
         server.leave_behind(reason);
         server
     }
@@ -131,7 +135,7 @@ impl Server {
         Self {
             endpoint,
             slots,
-            is_apart: false,
+            is_isolated: false,
             top_slot,
             top_key,
             log_key,
@@ -140,12 +144,13 @@ impl Server {
             is_fresh: false,
             has_script: false,
             reached: None,
+            recorded: None,
             moved_at: None,
             failing_since: None,
             away: None,
             is_in_step: false,
             is_behind: false,
-            untold: None,
+            unpublished_above: None,
         }
     }
 
@@ -154,11 +159,11 @@ impl Server {
         if self.endpoint.is_some() && self.endpoint == before.endpoint {
             self.connection = before.connection;
             self.has_script = before.has_script;
-            let has_slot = |away: &Away| away.half_moved.is_none_or(|slot| self.slots.contains(slot));
+            let has_slot = |away: &Away| away.migrating_slot.is_none_or(|slot| self.slots.contains(slot));
             self.away = before.away.filter(has_slot);
         }
         if self.top_key == before.top_key {
-            self.untold = self.untold.into_iter().chain(before.untold).min();
+            self.unpublished_above = self.unpublished_above.into_iter().chain(before.unpublished_above).min();
             self.is_behind |= before.is_behind;
         }
     }
@@ -175,9 +180,9 @@ impl Server {
     /// Its name in messages.
     pub(super) fn name(&self) -> String {
         match &self.endpoint {
-            None if self.is_apart => format!("the server of the slots {} (none has them)", self.slots),
+            None if self.is_isolated => format!("the server of the slots {} (none has them)", self.slots),
             None => "Redis".to_owned(),
-            Some(endpoint) if self.is_apart => format!("Redis at {endpoint} (half moved: {})", self.slots),
+            Some(endpoint) if self.is_isolated => format!("Redis at {endpoint} (half moved: {})", self.slots),
             Some(endpoint) => format!("Redis at {endpoint}"),
         }
     }
@@ -228,14 +233,14 @@ impl Server {
         work: impl AsyncFnOnce(&mut Connected) -> RedisResult<T>,
     ) -> Result<T, Refusal> {
         self.drop_given_up();
-        if let (true, None, Some(away)) = (self.is_apart, &self.endpoint, &self.away) {
+        if let (true, None, Some(away)) = (self.is_isolated, &self.endpoint, &self.away) {
             let failure = reply_codes::classify("CLUSTERDOWN");
             return Err(Refusal { failure, text: away.reason.clone(), is_reply: false });
         }
         if let Err(error) = self.connect(settings).await {
             return Err(Refusal { failure: error.failure(), text: error.to_string(), is_reply: false });
         }
-        // Taken: a call that is given up leaves no connection with an answer under way.
+        // Taken out, so that a call that is dropped leaves no connection with an answer under way.
         let Some(mut connected) = self.connection.take() else {
             return Err(Refusal::of(&RedisError::from(std::io::Error::from(
                 std::io::ErrorKind::NotConnected,
@@ -263,17 +268,18 @@ impl Server {
             let connection = &mut connected.connection;
             // Two calls and not a pipeline, whose error lacks the server's code.
             let (format, log) = connection.hmget(log_key, &["format", "log"]).await?;
-            let (id, event, slots) = connection.hmget(top_key, &["id", "event", "slots"]).await?;
-            Ok(Owned { format, log, id, event, slots })
+            let fields = ["id", "event", "slots", "recorded"];
+            let (id, event, slots, recorded) = connection.hmget(top_key, &fields).await?;
+            Ok(Owned { format, log, id, event, slots, recorded })
         });
         read.await.map_err(Refusal::retry)
     }
 
     /// Returns the slots that are not moving: of all its slots, or only of the slot that it is away for. A
     /// server refuses an absent key of a moving slot, so this reads keys that never exist.
-    pub(super) async fn settled_slots(&mut self, settings: &Settings, keys: &Keys) -> Vec<u16> {
-        let half_moved = self.away.as_ref().and_then(|away| away.half_moved);
-        let slots: Vec<u16> = half_moved.map_or_else(|| self.slots.iter().collect(), |slot| vec![slot]);
+    pub(super) async fn stable_slots(&mut self, settings: &Settings, keys: &Keys) -> Vec<u16> {
+        let migrating_slot = self.away.as_ref().and_then(|away| away.migrating_slot);
+        let slots: Vec<u16> = migrating_slot.map_or_else(|| self.slots.iter().collect(), |slot| vec![slot]);
         let mut asking = ::redis::pipe();
         for slot in &slots {
             asking.hget(keys.nothing_at(&tag_of(*slot)), "id");
@@ -284,7 +290,7 @@ impl Server {
                 .query_async::<Vec<RedisResult<Option<String>>>>(&mut connected.connection)
                 .await
         });
-        // A server that does not answer says nothing.
+        // Without an answer, no slot counts as stable.
         let answers = asked.await.unwrap_or_default();
         slots.into_iter().zip(answers).filter(|(_, answer)| answer.is_ok()).map(|(slot, _)| slot).collect()
     }
@@ -319,21 +325,21 @@ impl Server {
     /// Leaves the server behind: nothing is sent to it until it answers again, and then it is given what it
     /// lacks.
     pub(super) fn leave_behind(&mut self, reason: String) {
-        let half_moved = self.away.as_ref().and_then(|away| away.half_moved);
-        self.away = Some(Away { reason, tried_at: Instant::now(), half_moved });
-        self.untold = self.untold.or(self.reached);
+        let migrating_slot = self.away.as_ref().and_then(|away| away.migrating_slot);
+        self.away = Some(Away { reason, tried_at: Instant::now(), migrating_slot });
+        self.unpublished_above = self.unpublished_above.or(self.reached);
         (self.is_behind, self.is_in_step) = (true, false);
     }
 
-    /// Leaves the server behind until this slot is settled.
+    /// Leaves the server behind until this slot is stable.
     pub(super) fn leave_behind_for(&mut self, slot: u16, reason: String) {
         self.leave_behind(reason);
-        self.away.iter_mut().for_each(|away| away.half_moved = Some(slot));
+        self.away.iter_mut().for_each(|away| away.migrating_slot = Some(slot));
     }
 
     /// Whether it answers, but is not to be used.
     pub(super) fn is_held(&self) -> bool {
-        self.is_apart || self.away.as_ref().is_some_and(|away| away.half_moved.is_some())
+        self.is_isolated || self.away.as_ref().is_some_and(|away| away.migrating_slot.is_some())
     }
 
     /// Whether it has failed for this long.
@@ -353,6 +359,10 @@ impl Owned {
             ))
         })?;
         let event = self.event.as_deref().and_then(|event| EventId::parse_str(event).ok());
-        Ok(Some(Reached { id, event }))
+        Ok(Some(Reached { id, event, recorded: self.recorded() }))
+    }
+
+    pub(super) fn recorded(&self) -> Option<StreamId> {
+        self.recorded.as_ref()?.parse().ok()
     }
 }

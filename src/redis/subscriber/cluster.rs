@@ -63,7 +63,7 @@ pub(super) async fn run(
                 }
                 None => return,
             },
-            Some(report) = reported.recv() => router.heed(report).await,
+            Some(report) = reported.recv() => router.handle_report(report).await,
             () = topology.changed_from(&known) => router.follow().await,
         };
         if !is_received {
@@ -129,7 +129,7 @@ impl Router {
     }
 
     /// Heeds the report of a server. Returns false if nobody receives any more.
-    async fn heed(&mut self, report: Report) -> bool {
+    async fn handle_report(&mut self, report: Report) -> bool {
         match report {
             Report::Ended(endpoint, reason) => {
                 tracing::warn!(%endpoint, %reason, "a subscription ended; its topics are joined anew");

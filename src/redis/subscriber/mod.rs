@@ -42,7 +42,7 @@ use crate::event::Topic;
 /// Waits between attempts to connect: from the first, doubling, to the second.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// The name of a server that is no cluster's, where failures are told.
+/// The name under which failures are reported if Redis is no cluster.
 const SERVER: &str = "Redis";
 
 /// A handle on the subscriber connection. Cheap to clone.
@@ -95,7 +95,7 @@ impl Subscriber {
     }
 }
 
-/// Runs as the servers are found: one, or a cluster.
+/// Finds out whether the address leads to one server or to a cluster, and serves it.
 async fn run(
     settings: Settings,
     commands: mpsc::UnboundedReceiver<Command>,

@@ -213,7 +213,7 @@ impl Writer {
         Ok(answers)
     }
 
-    /// Pings until the answer is that to the ping.
+    /// Pings until a reply matches its ping. Replies and commands are in step again from then on.
     async fn fit(&mut self) -> Result<(), String> {
         for _ in 0..PINGS_TO_FIT {
             self.pings += 1;

@@ -1,5 +1,5 @@
-//! Whether topics can be subscribed to: the failures to connect that have not ended. Without it, a process whose
-//! connection for commands works on would look well while no event reaches it.
+//! The failures to connect for subscriptions, for readiness. Without them, a process whose connection for
+//! commands still works would look healthy while it receives no event.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 /// A failure that has lasted for less is a reconnect.
 const RECONNECTS_FOR: Duration = Duration::from_secs(3);
-/// A failure that nothing has repeated for this long is over: nobody wants anything of that server. Longer than
-/// one attempt takes.
+/// A failure counts as over if it is not repeated for this long, because then no topic needs that server.
+/// Longer than one attempt to connect.
 const COUNTS_FOR: Duration = Duration::from_secs(15);
 
 /// The failures of each server. Clones share them.

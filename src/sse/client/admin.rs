@@ -25,7 +25,7 @@ async fn connections(
 ) -> Result<Response, Problem> {
     // The last one counts, as in a stream's query.
     let top = pairs.iter().rfind(|(name, _)| name == "top").map(|(_, value)| value.parse::<usize>());
-    let top = top.transpose().map_err(|_| Problem::bad_request("top is a number of streams"))?;
+    let top = top.transpose().map_err(|_| Problem::bad_request("top must be a number of streams"))?;
     let top = top.unwrap_or(TOP_DEFAULT).min(TOP_MAX);
     let answer = axum::Json(hub.0.open_streams.slowest(top));
     Ok(([(header::CACHE_CONTROL, "no-store")], answer).into_response())

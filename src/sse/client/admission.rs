@@ -122,7 +122,7 @@ impl Shared {
         let topics =
             self.acquire_topics(&request.topics).inspect_err(|_| drop(self.open_streams.remove(number)))?;
         self.metrics.connections.inc();
-        // Revoked between the check of the credential and now: nobody else would notice.
+        // The credential may have been revoked since it was checked, and nothing else would notice.
         self.end_revoked(Some(number));
         Ok(StreamGuard { shared: self.clone(), topics, queue })
     }

@@ -39,7 +39,7 @@ pub(crate) struct CatchUp {
     /// The wait for the relay to repair Redis.
     repair: RepairWait,
     /// The client has been told that Redis refuses the topic.
-    has_told_refusal: bool,
+    has_sent_refusal: bool,
     /// How the stream was continued, for the metrics.
     outcome: &'static str,
 }
@@ -54,7 +54,7 @@ impl CatchUp {
     ) -> Self {
         let repair = RepairWait::new(shared.settings.repair_wait());
         let feed = HistoryFeed::new(shared.clone(), topic.clone(), stream.clone());
-        let (has_told_refusal, outcome) = (false, "memory");
+        let (has_sent_refusal, outcome) = (false, "memory");
         Self {
             shared,
             topic,
@@ -64,7 +64,7 @@ impl CatchUp {
             feed,
             retry: between_reads(),
             repair,
-            has_told_refusal,
+            has_sent_refusal,
             outcome,
         }
     }
@@ -282,13 +282,13 @@ impl CatchUp {
     }
 
     fn is_newly_refused(&self) -> bool {
-        self.topic.is_refused() && !self.has_told_refusal
+        self.topic.is_refused() && !self.has_sent_refusal
     }
 
     /// Tells the client once that Redis refuses the topic.
     fn tell_refusal(&mut self) {
         if self.is_newly_refused() {
-            self.has_told_refusal = true;
+            self.has_sent_refusal = true;
             // A client that is gone need not be told.
             let _put = self.stream.queue.put_bytes(frame::topic_refused(&self.topic.topic));
         }

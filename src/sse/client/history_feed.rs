@@ -71,15 +71,14 @@ impl HistoryFeed {
                 // The topic has events that came after this page was read: read again.
                 _ => Ok(Fed::Again),
             },
-            // The entry of the cursor is gone with all that followed it: nothing proves that nothing
-            // followed.
+            // The cursor's own entry is gone, with every later one. So an event may have followed.
             Page::Nothing if after.is_some() => Ok(Fed::Forgotten),
             Page::Nothing => Ok(self.confirm_absence(None).await?),
         }
     }
 
-    /// Queues frames until the queue is half full; at least one frame that moves the client, or the client
-    /// might never come further.
+    /// Queues frames until the queue is half full, but at least one frame that moves the client's cursor.
+    /// Otherwise the client might never get further.
     fn give(&mut self, after: Option<Cursor>, frames: &[Frame]) -> Fed {
         self.largest = largest_of(frames);
         self.count = next_count(frames.len(), bytes_of_frames(frames));
@@ -100,12 +99,12 @@ impl HistoryFeed {
         here.or(begun).map_or(Fed::Again, |here| Fed::To(Cursor::After(here)))
     }
 
-    /// Makes sure that there is no history: the page may be of a moment ago. The topic's place is taken
-    /// before the look, so that an event that comes after the look comes after the place.
+    /// Checks again that there is no history, because a shared page may be some milliseconds old. The topic's
+    /// place is read before Redis is asked. So an event that comes after the answer comes after the place.
     async fn confirm_absence(&self, seen_ms: Option<u64>) -> Result<Fed, ReadError> {
         let (place, newest_ms) = {
             let state = self.topic.state();
-            (state.place(), state.newest_ms())
+            (state.end_cursor(), state.newest_ms())
         };
         self.shared.metrics.history_reads.inc();
         let absence = self.shared.history.absence(&self.topic.topic).await?;
@@ -115,7 +114,7 @@ impl HistoryFeed {
         })
     }
 
-    /// Where a client begins that wants the newest event, which is too large to be kept in memory.
+    /// Finds the start of a client that wants the newest event, if that event is too large to be in memory.
     pub(crate) async fn find_last(&self) -> Result<StartAt, FeedError> {
         let _reservation = self.shared.budget.reserve(PAYLOAD_BYTES_MAX).await.ok_or(FeedError::NoRoom)?;
         self.shared.metrics.history_reads.inc();
@@ -138,8 +137,8 @@ impl HistoryFeed {
                 read_before(&self.shared, &self.topic, before, count).await?
             };
             let Some(oldest) = frames.first() else {
-                // All there is came after the token. Whether anything is missing before it is found out as
-                // for a client that has seen the topic without an event.
+                // Every entry is newer than the token. So the client continues like one that has seen the
+                // topic without an event, and a missing first event is noticed.
                 return Ok(StartAt::After(Cursor::Start { seen_ms: resume.taken_ms() }));
             };
             match resume.find(frames.iter().rev()) {
@@ -156,7 +155,7 @@ impl HistoryFeed {
     async fn page(&self, after: Option<Cursor>) -> Result<Page, FeedError> {
         let key = Key { topic: self.topic.topic.clone(), after, count: self.count };
         let read = async || {
-            // Reserved before the page is there; then its events are counted themselves.
+            // Reserved until the page has been read. From then on the page's own events are counted.
             let reservation = self.reserve(self.count, self.largest).await.ok_or(FeedError::NoRoom)?;
             // The semaphore is never closed.
             let _permit = self.shared.reads.acquire().await;
@@ -187,9 +186,8 @@ fn largest_of(frames: &[Frame]) -> usize {
     frames.iter().map(|frame| frame.block.len()).max().unwrap_or_default()
 }
 
-/// The conclusion from an absent history, for a client that is before the topic's first event, as seen at
-/// `seen_ms`, or that wants all events (`None`). `newest_ms` says when this server got the topic's newest
-/// event.
+/// Decides what an absent history means for a client that saw the topic without an event at `seen_ms`, or
+/// that wants all events (`None`). `newest_ms` is the time at which this server got the topic's newest event.
 fn of_absence(place: Cursor, newest_ms: u64, absence: Absence, seen_ms: Option<u64>) -> Fed {
     let Some(seen_ms) = seen_ms else { return Fed::NothingBefore(place) };
     if !absence.proves_none_since(seen_ms) {

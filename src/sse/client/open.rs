@@ -1,4 +1,5 @@
-//! Opens a stream: where it begins, whether there is room, and the response. Does not check who may have it.
+//! Opens a stream: decides where it begins and whether there is room, and makes the response. The caller has
+//! checked that the user may have it.
 
 use std::sync::Arc;
 use std::time::Duration;

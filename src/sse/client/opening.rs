@@ -13,7 +13,7 @@ const WAIT_FOR_PLACE: Duration = Duration::from_secs(2);
 
 /// The wait of one response for one topic.
 pub(crate) struct Opening {
-    /// Sent to as soon as the place is known or the wait is over; `None` from then on.
+    /// Signalled when the place is known or the wait is over; `None` from then on.
     placed: Option<oneshot::Sender<()>>,
     /// Until when the response waits.
     until: Instant,

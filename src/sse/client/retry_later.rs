@@ -11,9 +11,9 @@ use crate::http::Problem;
 use crate::sse::hub::Hub;
 use crate::sse::wire::refusal::Refusal;
 
-/// The middleware of streams: turns a 503 into a stream that tells the client to reconnect later, as where
-/// there is no room. EventSource would give up on the status, although Postgres or the issuer of the tokens
-/// is away for a while only. Other statuses, such as 401 and 404, are left as they are.
+/// The middleware of streams: turns a 503 into a stream that tells the client to reconnect later, as a full
+/// server does. EventSource would give up on the 503, although Postgres or the issuer of the tokens is only
+/// away for a while. Other statuses, such as 401 and 404, are left as they are.
 pub async fn retry_later(State(hub): State<Hub>, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     match response.status() {

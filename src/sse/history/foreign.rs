@@ -18,7 +18,7 @@ const AT_ONCE: usize = 256;
 const ENTRIES: usize = 128;
 
 /// Verifies messages in their order, and gives those of other programs to their topics. A message whose
-/// history cannot be read is dropped, as one is that comes while the subscription is interrupted.
+/// history cannot be read is dropped, like a message that comes while the subscription is interrupted.
 pub(crate) async fn verify(shared: &Shared, mut bare: mpsc::Receiver<(Arc<SharedTopic>, String)>) {
     let mut received = Vec::with_capacity(AT_ONCE);
     while bare.recv_many(&mut received, AT_ONCE).await > 0 {
@@ -41,7 +41,7 @@ async fn verify_of_topic(shared: &Shared, topic: &Arc<SharedTopic>, texts: &[Str
             return;
         }
     };
-    let place = topic.state().place().and_then(Cursor::id);
+    let place = topic.state().end_cursor().and_then(Cursor::id);
     for text in texts {
         match entry_of(&entries, text) {
             None => shared.deliver_foreign(topic, text),

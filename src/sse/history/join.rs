@@ -124,13 +124,14 @@ fn refuse(shared: &Shared, topic: &SharedTopic, reason: &str) {
     topic.join_ended.notify_waiters();
 }
 
-/// Reads the events after the topic's place, or begins anew where there is no place or no way on from it.
+/// Reads the events after the topic's place. Begins anew if there is no place, or if the history does not
+/// continue from it.
 async fn read(shared: &Shared, topic: &SharedTopic) -> Result<Read, ReadError> {
     // A permit is held for the reads of one topic; the semaphore is never closed.
     let _permit = shared.reads.acquire().await;
     let (place, has_clients) = {
         let state = topic.state();
-        (state.place(), state.has_clients())
+        (state.end_cursor(), state.has_clients())
     };
     let Some(place) = place else {
         // Clients have been given nothing yet.
@@ -143,7 +144,7 @@ async fn read(shared: &Shared, topic: &SharedTopic) -> Result<Read, ReadError> {
 /// Adds every event after the place; begins anew where the history cannot prove that it holds all of them.
 async fn follow(shared: &Shared, topic: &SharedTopic, mut place: Cursor) -> Result<Read, ReadError> {
     let mut count = FIRST_READ;
-    // Events that came since the last proof are in the history, unless that is as old as histories become.
+    // The history holds every event since the last proof, unless that proof is older than histories are kept.
     let is_proven = topic.state().unproven_for() < shared.history_kept;
     if !is_proven && matches!(place, Cursor::Start { .. }) {
         begin(shared, topic, Some(ResetReason::Gap)).await?;
@@ -186,7 +187,11 @@ async fn has_expired(shared: &Shared, topic: &SharedTopic) -> Result<bool, ReadE
     let kept = shared.history_kept;
     let was_quiet = absence.has_expired || topic.state().quiet_for() >= kept;
     // Clients have been reset for a loss, so an older one does not count.
-    Ok(was_quiet && absence.proves_none_since(ms_ago(kept)))
+    let has_lost_none = absence.has_lost_none_since(ms_ago(kept));
+    let last_proof = ms_ago(topic.state().unproven_for());
+    // An event since the last proof would have expired as well, where histories are kept for a shorter time.
+    let has_missed_none = absence.kept_less_until_ms.is_none_or(|until| until < last_proof);
+    Ok(was_quiet && has_lost_none && has_missed_none)
 }
 
 fn ms_ago(time: Duration) -> u64 {

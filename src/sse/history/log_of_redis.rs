@@ -10,10 +10,10 @@ use crate::redis::History;
 
 /// How long an answer is used: ten thousand pages that load at once make one question.
 pub(crate) const ANSWER_KEPT: Duration = Duration::from_secs(1);
-/// How often Redis is asked as long as it names no log. A client waits for its first event by so much longer.
+/// How often Redis is asked while it names no log. A client's first event is late by at most this long.
 pub(crate) const ASKED_EVERY: Duration = Duration::from_millis(200);
 /// How long a client waits for the answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// Redis did not say which log it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl LogOfRedis {
                 return log;
             }
         }
-        let log = match timeout(PATIENCE, history.log()).await {
+        let log = match timeout(ANSWER_LIMIT, history.log()).await {
             Ok(Ok(log)) => Ok(log),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "cannot tell whether resume tokens are of this log");

@@ -11,11 +11,11 @@ use crate::sse::topic::shared_topic::SharedTopic;
 use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::Frame;
 
-/// Entries of the first read of a history, which is not known to hold small events.
+/// Entries of the first read of a history, when the size of its events is not known.
 pub(crate) const FIRST_READ: usize = 4;
-/// A further read holds at most about this many bytes, going by the one before.
+/// About the most bytes of each further read, estimated by the size of the read before it.
 pub(crate) const READ_BYTES: usize = 256 * 1024;
-/// Entries of one read: at least the place itself and one more, or there would be no way on.
+/// The least and the most entries of one read. The least are the entry of the place itself and the next one.
 pub(crate) const READ_ENTRIES: (usize, usize) = (2, 512);
 
 /// Entries that were read, and what they prove.
@@ -169,7 +169,10 @@ pub(crate) async fn read_before(
 async fn start_of_nothing(shared: &Shared, topic: &SharedTopic) -> Result<Cursor, ReadError> {
     shared.metrics.history_reads.inc();
     let absence = shared.history.absence(&topic.topic).await?.unwrap_or_default();
-    Ok(if absence.proves_none_since(0) { Cursor::Start { seen_ms: 0 } } else { Cursor::start_now() })
+    Ok(match absence.has_vanished {
+        true => Cursor::start_now(),
+        false => Cursor::Start { seen_ms: absence.proves_from() },
+    })
 }
 
 /// How many entries to read next, after `count` entries had this many bytes.

@@ -11,8 +11,8 @@ pub(crate) fn between_reads() -> Backoff {
     Backoff::new(Duration::from_millis(50), Duration::from_secs(1))
 }
 
-/// The wait for the relay to give Redis the events that it forgot: it ends, and looks come less and less
-/// often.
+/// The wait for the relay to restore the events that Redis forgot: for a limited time, with ever longer
+/// pauses between the looks.
 #[derive(Debug)]
 pub(crate) struct RepairWait {
     lasts: Duration,

@@ -1,5 +1,5 @@
-//! Looks in Redis, from time to time, for losses that no message tells: events that a repair had to leave
-//! out, and messages that were lost without a trace.
+//! Polls Redis for losses that no message reports: events that a repair had to leave out, and messages that
+//! were lost without a trace.
 
 use std::sync::Arc;
 use std::time::Duration;

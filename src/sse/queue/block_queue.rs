@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes};
 use tokio::time::{Duration, Instant};
 
-use super::newest::{Held, Newest};
+use super::newest::{Newest, ReplaceableBlock};
 use crate::event::{PAYLOAD_BYTES_MAX, Topic};
 use crate::sse::queue::byte_budget::ByteBudget;
 use crate::sse::wire::frame::Block;
@@ -103,13 +103,13 @@ impl BlockQueue {
                 None => (Bytes::new(), block.bytes.clone()),
                 Some(cursors) => cursors.write(topic, block),
             };
-            self.add(Held { key, parts: [budget.hold(own), shared], skipped });
+            self.add(ReplaceableBlock { key, parts: [budget.hold(own), shared], skipped });
         }
         accepted
     }
 
     /// Adds a block after all others.
-    fn add(&mut self, held: Held) {
+    fn add(&mut self, held: ReplaceableBlock) {
         match self.newest.as_mut().filter(|newest| newest.is_behind()) {
             Some(newest) => {
                 self.bytes += held.bytes();
@@ -161,7 +161,7 @@ impl BlockQueue {
     pub(super) fn finish(&mut self, last: Bytes) -> bool {
         let is_first = !self.is_ending;
         if is_first {
-            self.add(Held { key: None, parts: [Bytes::new(), last], skipped: 0 });
+            self.add(ReplaceableBlock { key: None, parts: [Bytes::new(), last], skipped: 0 });
             self.waiting_since.get_or_insert_with(Instant::now);
             self.is_ending = true;
         }
@@ -224,8 +224,8 @@ impl BlockQueue {
         }
     }
 
-    /// Hands out one block that waits for the kernel to have taken all before it. One only: until the kernel
-    /// has taken that, the others can still be replaced by newer ones.
+    /// Moves one held block to the blocks to write, once the kernel has taken all blocks before it. Only one:
+    /// until the kernel has taken it, newer events can still replace the others.
     fn take_held(&mut self) {
         if self.blocks.is_empty()
             && let Some(held) = self.newest.as_mut().and_then(|newest| newest.next())
@@ -286,8 +286,8 @@ impl BlockQueue {
         self.taken_bytes
     }
 
-    /// Whether this many bytes can be added with no more than half of the queue taken; for more bytes than
-    /// that, whether next to nothing waits.
+    /// Whether the queue stays at most half full with this many more bytes. More bytes than half of the queue
+    /// have room if next to nothing waits.
     pub(super) fn has_room_for(&self, bytes: usize) -> bool {
         self.has_little() || self.bytes <= (self.limit / 2).saturating_sub(bytes)
     }

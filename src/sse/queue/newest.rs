@@ -13,7 +13,7 @@ pub(super) type Key = (usize, u64);
 
 /// A block that waits until the kernel has taken all blocks before it.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct ReplaceableBlock {
     /// The event's key; `None` for a block that is never dropped.
     pub(super) key: Option<Key>,
     /// The beginning that is the client's own, and the text that all clients share.
@@ -22,7 +22,7 @@ pub(super) struct Held {
     pub(super) skipped: u64,
 }
 
-impl Held {
+impl ReplaceableBlock {
     pub(super) fn bytes(&self) -> usize {
         self.parts.iter().map(Bytes::len).sum()
     }
@@ -33,9 +33,9 @@ impl Held {
 pub(super) struct Newest {
     /// The stream's topics, by number.
     topics: Arc<[Topic]>,
-    /// Tell the page of dropped events by an event of their own.
+    /// Whether an event reports the dropped events; otherwise a comment does.
     tells: bool,
-    held: VecDeque<Held>,
+    held: VecDeque<ReplaceableBlock>,
     /// The kernel had no room at the last write.
     kernel_is_full: bool,
 }
@@ -68,13 +68,14 @@ impl Newest {
         }
     }
 
-    pub(super) fn hold(&mut self, held: Held) {
+    pub(super) fn hold(&mut self, held: ReplaceableBlock) {
         self.held.push_back(held);
     }
 
-    /// Takes the next block out: a line or an event about the dropped ones, if there are any, and its parts.
+    /// Takes the next block out, in three parts: the report of dropped events (empty if there are none), and
+    /// the block's own two parts.
     pub(super) fn next(&mut self) -> Option<[Bytes; 3]> {
-        let Held { key, parts: [own, shared], skipped } = self.held.pop_front()?;
+        let ReplaceableBlock { key, parts: [own, shared], skipped } = self.held.pop_front()?;
         if self.held.is_empty() {
             self.held = VecDeque::new();
         }

@@ -36,12 +36,12 @@ pub(crate) struct OpenStreams(Mutex<Open>);
 #[derive(Debug, Default)]
 struct Open {
     by_number: HashMap<u64, OpenStream>,
-    of_user: HashMap<UserId, Taken>,
+    of_user: HashMap<UserId, UserUsage>,
 }
 
 /// The streams and topics of one user.
 #[derive(Debug, Clone, Copy, Default)]
-struct Taken {
+struct UserUsage {
     streams: usize,
     topics: usize,
 }
@@ -66,7 +66,7 @@ impl OpenStreams {
             return Err(Refusal::Full);
         }
         let taken = open.of_user.get(&stream.user).copied().unwrap_or_default();
-        let taken = Taken { streams: taken.streams + 1, topics: taken.topics + stream.topics.len() };
+        let taken = UserUsage { streams: taken.streams + 1, topics: taken.topics + stream.topics.len() };
         if limits.streams_per_user > 0 && taken.streams > limits.streams_per_user {
             return Err(Refusal::User);
         }

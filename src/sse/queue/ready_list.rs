@@ -65,12 +65,12 @@ impl std::fmt::Debug for ReadyList {
 
 /// A stream's entry to the list of the thread that writes its socket.
 #[derive(Debug)]
-pub(crate) struct Outlet {
+pub(crate) struct ReadyHandle {
     pub(crate) list: Arc<ReadyList>,
     pub(crate) token: usize,
 }
 
-impl Outlet {
+impl ReadyHandle {
     /// Has the thread look at the stream. Never waits.
     pub(crate) fn schedule(&self) {
         self.list.push(self.token);

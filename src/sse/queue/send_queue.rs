@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::block_queue::BlockQueue;
 pub(crate) use super::block_queue::{Put, Rest};
 use super::byte_budget::ByteBudget;
-use super::ready_list::Outlet;
+use super::ready_list::ReadyHandle;
 use crate::event::Topic;
 use crate::sse::wire::frame::Block;
 use crate::sse::wire::multi_topic::StreamCursors;
@@ -51,7 +51,7 @@ pub(crate) struct SendQueue {
 struct State {
     queue: BlockQueue,
     /// The thread that has the socket, once it has.
-    outlet: Option<Outlet>,
+    outlet: Option<ReadyHandle>,
     /// That thread is about to look at the stream.
     is_scheduled: bool,
     /// The kernel has no room for this client. The thread is told when it has.
@@ -149,8 +149,8 @@ impl SendQueue {
         }
     }
 
-    /// Takes no blocks, because its client waits for an answer that is written elsewhere. Every cause that
-    /// ends the stream ends it at once.
+    /// Makes a queue that takes no blocks, because other code writes the answer to its client. Whatever ends
+    /// the stream ends it at once.
     #[must_use]
     pub(crate) fn unwritten(self) -> Self {
         Self { is_unwritten: true, ..self }
@@ -252,14 +252,14 @@ impl SendQueue {
 
     /// Gives the stream's socket to a thread: from here on it is told of all that is to be done. `head` is
     /// written before everything that waits.
-    pub(crate) fn attach(&self, outlet: Outlet, head: Bytes) {
+    pub(crate) fn attach(&self, outlet: ReadyHandle, head: Bytes) {
         let mut state = self.state();
         state.queue.begin(head);
         state.outlet = Some(outlet);
         state.schedule();
     }
 
-    /// Marks the stream as over, without a word to the thread that had its socket.
+    /// Marks the stream as over, without scheduling the thread that had its socket.
     pub(crate) fn detach(&self) {
         self.state().outlet = None;
         self.close();

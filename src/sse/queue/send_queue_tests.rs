@@ -20,9 +20,9 @@ fn read(queue: &SendQueue) -> Vec<u8> {
 }
 
 /// An outlet, and its list.
-fn outlet() -> (Outlet, Arc<ReadyList>) {
+fn outlet() -> (ReadyHandle, Arc<ReadyList>) {
     let list = Arc::new(ReadyList::new(Box::new(|| Ok(()))));
-    (Outlet { list: list.clone(), token: 7 }, list)
+    (ReadyHandle { list: list.clone(), token: 7 }, list)
 }
 
 fn tokens(list: &ReadyList) -> Vec<usize> {

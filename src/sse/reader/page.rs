@@ -148,7 +148,7 @@ impl TopicReader {
         wants_all: bool,
     ) -> Result<Option<EventPage>, PageError> {
         let _turn = self.turn(READ_BYTES.max(FIRST_READ * PAYLOAD_BYTES_MAX)).await?;
-        let mut filling = Filling::new(place, &self.shared.budget);
+        let mut filling = PageBuilder::new(place, &self.shared.budget);
         loop {
             let read = entries_after(&self.shared, &self.topic, filling.page.next, filling.count).await?;
             let end = match read {
@@ -198,8 +198,12 @@ impl TopicReader {
         };
         let Some(absence) = self.absence().await? else { return Ok(None) };
         let known = self.known();
+        let is_proven = match wants_all {
+            true => absence.has_lost_none_since(seen_ms),
+            false => absence.proves_none_since(seen_ms),
+        };
         match known.place {
-            _ if !absence.proves_none_since(seen_ms) => Err(PageError::Gone),
+            _ if !is_proven => Err(PageError::Gone),
             // The events that it wants have expired, and the application's state includes their effects.
             Some(Cursor::After(_)) if wants_all && known.has_expired => at_end(self.start(now_ms, absence)),
             // This process has reset the topic's clients since, because events may be missing.
@@ -222,22 +226,22 @@ impl TopicReader {
         let state = topic.state();
         Known {
             is_live: state.is_live(),
-            place: state.place(),
+            place: state.end_cursor(),
             newest_ms: state.newest_ms(),
             has_expired: state.has_expired(),
         }
     }
 
-    /// The place of a reader that sees now that the topic has no event. Its time is rounded down (see
-    /// [`STEPS_OF_A_START`]), but not to before the last moment at which an event may have been missing.
+    /// The place of a reader that finds the topic without an event now. Its time is rounded down (see
+    /// [`STEPS_OF_A_START`]), but not below the last time at which an event may have been lost.
     fn start(&self, now_ms: u64, absence: Absence) -> Cursor {
         let step = (millis(self.shared.history_ttl) / STEPS_OF_A_START).max(1);
         let doubted = match self.known().place {
             Some(Cursor::Start { seen_ms }) => seen_ms,
             _ => 0,
         };
-        let lost = absence.lost_ms.map_or(0, |lost_ms| lost_ms + 1);
-        Cursor::Start { seen_ms: (now_ms - now_ms % step).max(doubted).max(lost).min(now_ms) }
+        let proven = absence.proves_from();
+        Cursor::Start { seen_ms: (now_ms - now_ms % step).max(doubted).max(proven).min(now_ms) }
     }
 }
 
@@ -248,7 +252,7 @@ impl Known {
 }
 
 /// A page that is being read.
-struct Filling<'a> {
+struct PageBuilder<'a> {
     budget: &'a ByteBudget,
     page: EventPage,
     /// Entries taken so far.
@@ -258,7 +262,7 @@ struct Filling<'a> {
     count: usize,
 }
 
-impl<'a> Filling<'a> {
+impl<'a> PageBuilder<'a> {
     fn new(place: Cursor, budget: &'a ByteBudget) -> Self {
         let page = EventPage { payloads: Vec::new(), next: place, is_last: false };
         Self { budget, page, taken: 0, bytes: 0, count: FIRST_READ }

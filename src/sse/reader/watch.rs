@@ -24,8 +24,8 @@ use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::query::Keep;
 use crate::sse::wire::refusal::Refusal;
 
-/// A reader among the streams. It uses the topic from its beginning to its end: read the history only after
-/// that, and no event comes unnoticed in between.
+/// A reader among the streams. It keeps the topic subscribed for as long as it lives. Make it before you read
+/// the history, so that no event in between is missed.
 #[derive(Debug, Clone)]
 pub struct Watch {
     reader: TopicReader,
@@ -91,7 +91,7 @@ impl Watch {
             if page.next.id() != place.id() {
                 return Ok(page);
             }
-            // The process has had an event that the history does not hold, or no longer.
+            // This process has received an event that the history does not hold, or no longer holds.
             if !repair.wait().await {
                 return Err(PageError::Gone);
             }
@@ -109,7 +109,7 @@ impl Watch {
             joined.as_mut().enable();
             {
                 let state = self.topic.state();
-                let newest = newest_behind(&state, place);
+                let newest = newest_readable(&state, place);
                 if state.is_live() && newest > place.id() {
                     return newest;
                 }
@@ -124,7 +124,7 @@ impl Watch {
     /// Whether the process knows that the topic's end is no further than the place.
     pub fn is_at_end(&self, place: Cursor) -> bool {
         let state = self.topic.state();
-        state.is_live() && newest_behind(&state, place) <= place.id()
+        state.is_live() && newest_readable(&state, place) <= place.id()
     }
 
     /// Waits until the reader must end at once. Returns why.
@@ -162,10 +162,10 @@ impl Watch {
 
 /// The newest event of the topic that a reader at this place can get. For a reader at the topic's start, a
 /// topic whose history has expired counts as one that never had an event.
-fn newest_behind(state: &TopicState, place: Cursor) -> Option<StreamId> {
+fn newest_readable(state: &TopicState, place: Cursor) -> Option<StreamId> {
     match place {
         Cursor::Start { .. } => state.tip_of_history(),
-        Cursor::After(_) => state.place().and_then(Cursor::id),
+        Cursor::After(_) => state.end_cursor().and_then(Cursor::id),
     }
 }
 
@@ -175,11 +175,15 @@ fn problem_of(refusal: Refusal) -> Problem {
         Refusal::UserTopics => {
             Problem::too_many("the streams of this user have as many topics as a user's may have: close some")
         }
-        Refusal::Full | Refusal::Topics => {
+        Refusal::Full => {
             Problem::unavailable("this process has as many streams as it may have: try again after a while")
         }
-        Refusal::Draining | Refusal::Unavailable => {
-            Problem::unavailable("this process is ending: try again after a while")
+        Refusal::Topics => Problem::unavailable(
+            "this process has as many topics in use as it may have: try again after a while",
+        ),
+        Refusal::Draining => Problem::unavailable("this process is ending: try again after a while"),
+        Refusal::Unavailable => {
+            Problem::unavailable("this stream cannot be opened now: try again after a while")
         }
     }
 }

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub(crate) use stream::OpenedStream;
 use thread::Thread;
 
-use crate::http::Taken;
+use crate::http::TakenSocket;
 
 /// The threads of a process. Cheap to clone. They end when the last clone is dropped and every stream is over.
 #[derive(Debug, Clone)]
@@ -43,7 +43,7 @@ impl Sockets {
     }
 
     /// Gives a stream's socket to one of the threads.
-    pub(crate) fn take(&self, taken: Taken, stream: OpenedStream) {
+    pub(crate) fn take(&self, taken: TakenSocket, stream: OpenedStream) {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         self.threads[turn % self.threads.len()].take(taken, stream);
     }

@@ -70,7 +70,7 @@ impl Connection {
 
     /// Looks at the socket after the kernel has reported something.
     pub(super) fn on_event(&mut self, event: &Event, scratch: &mut [u8]) -> Then {
-        // A client that has ended its side of the connection is gone: none keeps the other one only.
+        // A client that has closed its side of the connection is gone: no client closes only one side.
         if event.is_error() || event.is_read_closed() || event.is_write_closed() {
             return Then::Close;
         }

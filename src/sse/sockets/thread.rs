@@ -8,8 +8,8 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::SockRef;
 
 use super::stream::{Connection, OpenedStream, Then};
-use crate::http::Taken;
-use crate::sse::queue::ready_list::{Outlet, ReadyList};
+use crate::http::TakenSocket;
+use crate::sse::queue::ready_list::{ReadyHandle, ReadyList};
 
 /// The token of the thread itself: it has been woken, there are sockets to be taken, or its end has come.
 const SELF: usize = usize::MAX;
@@ -24,7 +24,7 @@ const SCRATCH: usize = 16 * 1024;
 #[derive(Debug)]
 pub(super) struct Thread {
     list: Arc<ReadyList>,
-    arrivals: Arc<Mutex<Vec<(Taken, OpenedStream)>>>,
+    arrivals: Arc<Mutex<Vec<(TakenSocket, OpenedStream)>>>,
     /// Dropped to end the thread.
     is_wanted: Option<Arc<()>>,
 }
@@ -54,7 +54,7 @@ impl Thread {
     }
 
     /// Takes a stream's socket.
-    pub(super) fn take(&self, taken: Taken, stream: OpenedStream) {
+    pub(super) fn take(&self, taken: TakenSocket, stream: OpenedStream) {
         lock(&self.arrivals).push((taken, stream));
         self.list.push(SELF);
     }
@@ -86,7 +86,7 @@ fn hold_little(socket: SockRef<'_>) -> io::Result<()> {
 struct Work {
     poll: Poll,
     list: Arc<ReadyList>,
-    arrivals: Arc<Mutex<Vec<(Taken, OpenedStream)>>>,
+    arrivals: Arc<Mutex<Vec<(TakenSocket, OpenedStream)>>>,
     is_wanted: Weak<()>,
     /// By token.
     connections: Vec<Option<Connection>>,
@@ -152,8 +152,8 @@ impl Work {
         }
     }
 
-    fn take(&mut self, taken: Taken, stream: OpenedStream) -> io::Result<()> {
-        let Taken { socket, head, lease } = taken;
+    fn take(&mut self, taken: TakenSocket, stream: OpenedStream) -> io::Result<()> {
+        let TakenSocket { socket, head, lease } = taken;
         let mut socket = mio::net::TcpStream::from_std(socket);
         let token = self.free.pop().unwrap_or(self.connections.len());
         let interest = Interest::READABLE | Interest::WRITABLE;
@@ -170,7 +170,7 @@ impl Work {
         }
         self.connections[token] = Some(Connection::new(socket, stream, lease));
         self.open += 1;
-        queue.attach(Outlet { list: self.list.clone(), token }, head);
+        queue.attach(ReadyHandle { list: self.list.clone(), token }, head);
         Ok(())
     }
 }

@@ -12,14 +12,13 @@ use crate::sse::wire::start::StartAt;
 /// Where a client begins.
 #[derive(Debug)]
 pub(crate) enum Begin {
-    /// Behind this cursor. The block tells the client its place; there is none where it wants all events
-    /// anyway.
+    /// After this cursor. The block tells the client its place; a client that wants all events needs none.
     At { cursor: Cursor, block: Option<Block> },
     /// Not before the topic is live.
     WhenLive,
-    /// The recent events do not reach that far: the history knows.
+    /// The recent events do not reach back that far: look in the history.
     InHistory,
-    /// Where this start says.
+    /// At this other start.
     Instead(StartAt),
 }
 
@@ -49,14 +48,14 @@ impl TopicState {
             // The client knows its place; whether it can be continued from is found out later.
             return at(cursor);
         }
-        // Any other place is that of a live topic.
+        // Every other start needs a live topic.
         let Some(recent) = self.recent.as_ref().filter(|_recent| self.is_live()) else {
             return Begin::WhenLive;
         };
         match start {
             StartAt::Last if recent.lacks_newest() => Begin::InHistory,
             StartAt::Last => match (recent.before_last(), recent.last()) {
-                (_, None) => at(self.cursor()),
+                (_, None) => at(self.client_cursor()),
                 (Some(before), Some(_)) => at(before),
                 // No place before it is known: the event itself tells the client its place.
                 (None, Some(newest)) if !newest.block.is_empty() => {
@@ -70,16 +69,16 @@ impl TopicState {
             },
             StartAt::Resume => resume.map_or(Begin::InHistory, |resume| begin_with(recent, resume)),
             StartAt::Reset(reason) => {
-                let cursor = self.cursor();
+                let cursor = self.client_cursor();
                 Begin::At { cursor, block: Some(frame::reset(reason, &self.topic, cursor)) }
             }
-            StartAt::Latest | StartAt::After(_) => at(self.cursor()),
+            StartAt::Latest | StartAt::After(_) => at(self.client_cursor()),
         }
     }
 
     /// The place as a cursor for clients.
-    pub(super) fn cursor(&self) -> Cursor {
-        match self.place() {
+    pub(super) fn client_cursor(&self) -> Cursor {
+        match self.end_cursor() {
             Some(after @ Cursor::After(_)) => after,
             // Seen just now: the later a start was seen, the longer it can be proven.
             Some(Cursor::Start { .. }) | None => Cursor::start_now(),
@@ -96,7 +95,7 @@ impl TopicState {
             Cursor::After(id) => match recent.after(id) {
                 Some(frames) => frames.collect(),
                 None if !self.is_live() => return Attached::WhenLive,
-                None if recent.tip().and_then(Cursor::id).is_none_or(|tip| id > tip) => {
+                None if recent.end_cursor().and_then(Cursor::id).is_none_or(|tip| id > tip) => {
                     return Attached::Ahead;
                 }
                 None => return Attached::Behind,
@@ -141,15 +140,15 @@ fn give(stream: &StreamTopic, from: Cursor, blocks: impl Iterator<Item = Block>)
     let had_room = stream.queue.has_room();
     let (mut here, mut has_moved) = (from, false);
     for block in blocks.filter(|block| !block.is_empty()) {
-        // Where there was room for one block, one is given that moves the client, or it might never come
-        // further.
+        // If there was room, at least one block that moves the client's cursor is given. Otherwise the client
+        // might never get further.
         if (has_moved || !had_room) && !stream.queue.has_room() {
             return Attached::Partly(here);
         }
         if stream.put(&block) != Put::Queued {
             return Attached::Gone;
         }
-        if let Some(place) = block.place() {
+        if let Some(place) = block.cursor() {
             has_moved |= place != here;
             here = place;
         }

@@ -11,8 +11,8 @@ use crate::sse::wire::cursor::Cursor;
 pub enum PageError {
     /// The history does not prove that nothing is missing after the reader's place.
     #[error(
-        "the history of this topic does not prove that nothing is missing behind this offset: ask for \
-         offset=now, read the state again, and continue behind the offset that you were given"
+        "the history of this topic does not prove that nothing is missing after this offset: ask for \
+         offset=now, read the state again, and continue after the offset that it returned"
     )]
     Gone,
     /// Redis cannot be read.

@@ -47,7 +47,9 @@ pub(crate) enum PageEnd {
 pub(crate) enum FeedError {
     #[error(transparent)]
     Read(#[from] ReadError),
-    #[error("there is no room for a page of the history: events for all streams take sse.max_held_bytes")]
+    #[error(
+        "there is no memory for a page of the history: raise sse.max_held_bytes, or run more sse processes"
+    )]
     NoRoom,
 }
 
@@ -81,7 +83,7 @@ impl<K: Clone + Eq + Hash, P: Clone, E: Clone> Pages<K, P, E> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The page, which `read` reads unless somebody else does or just did.
+    /// Returns the page. Calls `read` unless another caller is reading this page or has just read it.
     ///
     /// # Errors
     /// The error of `read`. All that waited for it get the same error: a server that does not answer would
@@ -109,7 +111,7 @@ impl<K: Clone + Eq + Hash, P: Clone, E: Clone> Pages<K, P, E> {
         read
     }
 
-    /// Drops every page that has been read, where its room is needed more than others need the page.
+    /// Drops every page that has been read, to free its bytes.
     pub(crate) fn make_room(&self) {
         self.kept().retain(|_, kept| kept.page.get().is_none());
     }

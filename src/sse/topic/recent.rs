@@ -26,8 +26,8 @@ const SMALL_BYTES: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Recent {
     recent_limits: RecentLimits,
-    /// The place right before the first frame, if it is known. A start says since when it is known that there
-    /// was none.
+    /// The place right before the first frame, if it is known. A start holds the time at which the topic had
+    /// no event.
     base: Option<Cursor>,
     frames: VecDeque<Frame>,
     bytes: usize,
@@ -77,7 +77,7 @@ impl Recent {
     }
 
     /// The place at the end, if there is one.
-    pub(crate) fn tip(&self) -> Option<Cursor> {
+    pub(crate) fn end_cursor(&self) -> Option<Cursor> {
         self.frames.back().map(|frame| Cursor::After(frame.id)).or(self.base)
     }
 

@@ -112,13 +112,13 @@ impl TopicState {
     }
 
     /// The end of the events that this topic's clients have been given.
-    pub(crate) fn place(&self) -> Option<Cursor> {
-        self.recent.as_ref().and_then(Recent::tip)
+    pub(crate) fn end_cursor(&self) -> Option<Cursor> {
+        self.recent.as_ref().and_then(Recent::end_cursor)
     }
 
     /// The newest entry that the history must hold; `None` if it must hold none.
     pub(crate) fn tip_of_history(&self) -> Option<StreamId> {
-        self.place().and_then(Cursor::id).filter(|_| !self.has_expired)
+        self.end_cursor().and_then(Cursor::id).filter(|_| !self.has_expired)
     }
 
     /// Notes whether the history is missing because it has expired, and was whole until then.
@@ -186,7 +186,7 @@ impl TopicState {
                 Ok(())
             }
             TopicMessage::Event { prev, is_restored, frame } => {
-                let place = self.place().and_then(Cursor::id);
+                let place = self.end_cursor().and_then(Cursor::id);
                 let is_behind = place.is_some_and(|place| frame.id <= place);
                 // Clients have this event: it is in memory, or it is one that Redis had forgotten and got
                 // again.
@@ -210,7 +210,7 @@ impl TopicState {
 
     /// Adds the next event and gives it to the clients.
     fn append(&mut self, frame: Frame) {
-        if let Some(reset) = frame::rebased(self.place().and_then(Cursor::id), frame.id, &self.topic) {
+        if let Some(reset) = frame::rebased(self.end_cursor().and_then(Cursor::id), frame.id, &self.topic) {
             self.metrics.reset(ResetReason::Rebased, self.clients.len());
             self.fan_out(&reset);
         }
@@ -277,7 +277,7 @@ impl TopicState {
         self.has_expired = false;
         let Some(reason) = reason else { return 0 };
         let clients = self.clients.len();
-        let place = self.place().filter(|place| place.id().is_some()).unwrap_or_else(Cursor::start_now);
+        let place = self.end_cursor().filter(|place| place.id().is_some()).unwrap_or_else(Cursor::start_now);
         let block = frame::reset(reason, &self.topic, place);
         self.fan_out(&block);
         clients
@@ -329,7 +329,7 @@ impl TopicState {
     }
 
     fn has_passed(&self, id: StreamId) -> bool {
-        self.place().and_then(Cursor::id).is_some_and(|place| id <= place)
+        self.end_cursor().and_then(Cursor::id).is_some_and(|place| id <= place)
     }
 
     /// Adds a client to those who get the events that follow.

@@ -210,7 +210,7 @@ impl Model {
         }
         self.topic.begin_round();
         if !self.follow() {
-            let is_reset = self.topic.place().is_some() || self.topic.has_clients();
+            let is_reset = self.topic.end_cursor().is_some() || self.topic.has_clients();
             let skip = self.history.len() - self.history.len().min(3);
             let base = match self.history.get(skip).map(|first| first.prev) {
                 Some(Prev::First) => Some(Cursor::Start { seen_ms: 0 }),
@@ -233,7 +233,7 @@ impl Model {
 
     /// Adds what the history proves to follow the topic's place. False if it proves nothing.
     fn follow(&mut self) -> bool {
-        let Some(place) = self.topic.place() else { return false };
+        let Some(place) = self.topic.end_cursor() else { return false };
         let after: Vec<Link> = self
             .history
             .iter()
@@ -343,7 +343,7 @@ fn the_first_event_of_a_topic_follows_its_start_and_the_next_one_that_one() {
     assert_eq!(topic.receive(event(None, 4)), Next::Nothing);
     assert_eq!(topic.receive(event(Some(4), 9)), Next::Nothing);
     assert_eq!(topic.receive(event(None, 4)), Next::Nothing, "a repeat");
-    assert_eq!(topic.place(), Some(Cursor::After(StreamId::new(1, 9))));
+    assert_eq!(topic.end_cursor(), Some(Cursor::After(StreamId::new(1, 9))));
     assert_eq!(topic.receive(event(Some(10), 12)), Next::Join, "a hole");
     assert!(!topic.is_live());
 }
@@ -361,7 +361,7 @@ fn an_id_below_the_place_that_nobody_was_told_has_the_history_read() {
     topic.begin_with(Some(Cursor::After(id(8))), [frame(id(9))], None);
     let restored = TopicMessage::Event { prev: Some(id(2)), is_restored: true, frame: frame(id(4)) };
     assert_eq!(topic.receive(restored), Next::Nothing);
-    assert_eq!(topic.place(), Some(Cursor::After(id(9))));
+    assert_eq!(topic.end_cursor(), Some(Cursor::After(id(9))));
 }
 
 #[test]
@@ -372,7 +372,7 @@ fn an_event_that_no_history_has_is_dropped_and_the_topic_goes_on() {
     assert_eq!(topic.finish_join(Unfit::Kept), Joined::Hole, "it may be newer than what was read");
     topic.begin_round();
     assert_eq!(topic.finish_join(Unfit::OlderDropped), Joined::Live);
-    assert_eq!(topic.place(), Some(Cursor::After(StreamId::new(1, 4))));
+    assert_eq!(topic.end_cursor(), Some(Cursor::After(StreamId::new(1, 4))));
     assert_eq!(topic.receive(event(Some(4), 5)), Next::Nothing, "the topic goes on");
 }
 
@@ -389,7 +389,7 @@ fn an_event_that_came_during_the_last_read_is_not_dropped_with_one_that_no_histo
     topic.begin_round();
     topic.extend([frame(StreamId::new(1, 5)), frame(StreamId::new(1, 6))]);
     assert_eq!(topic.finish_join(Unfit::OlderDropped), Joined::Live);
-    assert_eq!(topic.place(), Some(Cursor::After(StreamId::new(1, 6))));
+    assert_eq!(topic.end_cursor(), Some(Cursor::After(StreamId::new(1, 6))));
     // A program that goes on with it does not keep the topic from being live.
     assert_eq!(topic.receive(event(Some(7), 9_000_000)), Next::Join);
     assert_eq!(topic.finish_join(Unfit::AllDropped), Joined::Live);
@@ -466,7 +466,7 @@ fn what_a_join_has_read_past_is_no_hole_when_it_was_heard_as_well() {
     let id = |seq| StreamId::new(1, seq);
     topic.begin_with(Some(Cursor::After(id(4))), [frame(id(5))], None);
     assert_eq!(topic.finish_join(Unfit::Kept), Joined::Live);
-    assert_eq!(topic.place(), Some(Cursor::After(id(5))));
+    assert_eq!(topic.end_cursor(), Some(Cursor::After(id(5))));
 }
 
 #[test]

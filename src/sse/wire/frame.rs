@@ -46,7 +46,7 @@ impl Block {
         Self { bytes: text.into(), place: Some(place), id_line, ..Self::default() }
     }
 
-    pub(crate) fn place(&self) -> Option<Cursor> {
+    pub(crate) fn cursor(&self) -> Option<Cursor> {
         self.place
     }
 
@@ -85,12 +85,12 @@ impl Block {
     }
 
     /// The text without its id.
-    pub(crate) fn behind_id(&self) -> Bytes {
+    pub(crate) fn without_id(&self) -> Bytes {
         self.bytes.slice(self.id_line..)
     }
 
     /// The text without its id and its event's name.
-    pub(crate) fn behind_name(&self) -> Bytes {
+    pub(crate) fn without_name(&self) -> Bytes {
         self.bytes.slice(self.id_line + self.name_line..)
     }
 

@@ -28,7 +28,7 @@ const ENTRIES_MAX: usize = 4 * TOPICS_MAX;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MultiTopicError {
     /// There is none, or too many.
-    #[error("name 1 to {TOPICS_MAX} topics, as ?topic=a&topic=b; here are {0}")]
+    #[error("name 1 to {TOPICS_MAX} topics, as ?topic=a&topic=b; this request names {0}")]
     Count(usize),
     /// Two topics cannot be told apart in an id.
     #[error("{0} and {1} cannot be had in one stream (their tags are the same): open a stream for each")]
@@ -150,7 +150,7 @@ impl StreamCursors {
     /// share.
     pub(crate) fn write(&mut self, topic: usize, block: &Block) -> (Bytes, Bytes) {
         let mut own = String::new();
-        if let Some(place) = block.place() {
+        if let Some(place) = block.cursor() {
             self.cursors[topic].1 = Some(place);
             // Writing to a String cannot fail.
             let _infallible = writeln!(own, "id: {self}");
@@ -158,9 +158,9 @@ impl StreamCursors {
         match &self.names {
             Some(names) if block.is_event() => {
                 own.push_str(std::str::from_utf8(&names[topic]).unwrap_or_default());
-                (own.into(), block.behind_name())
+                (own.into(), block.without_name())
             }
-            _ => (own.into(), block.behind_id()),
+            _ => (own.into(), block.without_id()),
         }
     }
 }

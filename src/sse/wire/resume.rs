@@ -30,7 +30,7 @@ pub(crate) enum Found<T> {
     Behind(T),
     /// The client has seen none of them.
     Before,
-    /// They do not tell.
+    /// They do not decide it: the client has to be reset.
     Reset(ResetReason),
 }
 
@@ -76,7 +76,7 @@ impl Resume {
 
     fn replace(&self, block: &Block) -> (Block, Option<Block>) {
         let as_it_is = (block.clone(), None);
-        let Some((place, id)) = block.place().and_then(|place| Some((place, place.id()?))) else {
+        let Some((place, id)) = block.cursor().and_then(|place| Some((place, place.id()?))) else {
             return as_it_is;
         };
         let was_at = self.at_epoch.swap(id.epoch, Ordering::Relaxed);
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn a_reset_of_another_cause_counts_too() {
         let resume = resume(1, "u");
-        let place = frame(6, 1).block.place().expect("a place");
+        let place = frame(6, 1).block.cursor().expect("a place");
         assert_eq!(resume.apply(&frame::reset(ResetReason::Gap, &resume.topic, place)).count(), 1);
         assert_eq!(texts(&resume, &frame(7, 101)).len(), 1);
     }

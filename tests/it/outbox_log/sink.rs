@@ -50,8 +50,11 @@ impl Arrived {
         self.forgotten = self.forgotten.max(top.id.seq);
         let kept = StreamId::new(top.id.epoch, keep);
         self.by_number.retain(|id, _| *id <= kept);
-        self.top = (keep > 0)
-            .then(|| Reached { id: kept, event: self.by_number.get(&kept).map(|(event, _)| *event) });
+        self.top = (keep > 0).then(|| Reached {
+            id: kept,
+            event: self.by_number.get(&kept).map(|(event, _)| *event),
+            recorded: None,
+        });
     }
 
     /// Whether all forgotten events have been restored.
@@ -114,7 +117,11 @@ impl Sink for GatedSink {
         if let Some(through) = batch.through.filter(|through| arrived.top.is_none_or(|top| top.id < *through))
         {
             let newest = batch.deliveries.last().filter(|last| last.id == through);
-            arrived.top = Some(Reached { id: through, event: newest.map(|newest| newest.event.event_id) });
+            arrived.top = Some(Reached {
+                id: through,
+                event: newest.map(|newest| newest.event.event_id),
+                recorded: None,
+            });
         }
         Ok(())
     }
@@ -126,13 +133,13 @@ impl Sink for GatedSink {
     async fn newest_of(&mut self, topic: &Topic) -> Result<Option<Reached>, PublishError> {
         let arrived = self.arrived.lock().expect("not poisoned");
         let newest = arrived.by_number.iter().rfind(|(_, (_, t))| t == topic);
-        Ok(newest.map(|(id, (event, _))| Reached { id: *id, event: Some(*event) }))
+        Ok(newest.map(|(id, (event, _))| Reached { id: *id, event: Some(*event), recorded: None }))
     }
 
     /// Nothing is parked here.
     fn vouch(&mut self, _through: StreamId) {}
 
-    fn may_have_taken(&self, _id: StreamId) -> bool {
+    fn may_have_delivered(&self, _id: StreamId) -> bool {
         true
     }
 
@@ -140,7 +147,11 @@ impl Sink for GatedSink {
         Duration::from_secs(3600)
     }
 
-    fn untold(&self) -> Option<StreamId> {
+    fn lacks_events(&self) -> bool {
+        false
+    }
+
+    fn unpublished_above(&self) -> Option<StreamId> {
         None
     }
 }

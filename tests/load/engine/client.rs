@@ -86,7 +86,7 @@ impl Stamp {
     }
 
     /// Reads a payload. One that is not as long as it says is none.
-    fn read(data: &[u8]) -> Option<Self> {
+    pub(crate) fn read(data: &[u8]) -> Option<Self> {
         fn digits<'a>(text: &'a [u8], name: &[u8]) -> Option<(u64, &'a [u8])> {
             let text = text.strip_prefix(name)?;
             let end = text.iter().position(|byte| !byte.is_ascii_digit())?;

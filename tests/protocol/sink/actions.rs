@@ -108,7 +108,7 @@ pub(super) fn enabled(rules: &Rules, state: &State, actions: &mut Vec<Action>) {
     for topic in 0..2 {
         operators(state, topic, actions);
     }
-    faults(state, actions);
+    faults(rules, state, actions);
 }
 
 fn operators(state: &State, topic: u8, actions: &mut Vec<Action>) {
@@ -129,9 +129,9 @@ fn operators(state: &State, topic: u8, actions: &mut Vec<Action>) {
     }
 }
 
-fn faults(state: &State, actions: &mut Vec<Action>) {
+fn faults(rules: &Rules, state: &State, actions: &mut Vec<Action>) {
     let left = &state.left;
-    if left.moves > 0 && state.rebasing.is_none() && !state.needs_rebase() {
+    if left.moves > 0 && state.rebasing.is_none() && !state.needs_rebase(rules) {
         actions.push(Action::ClaimEpoch);
     }
     if left.redis_goes_back > 0 {
@@ -179,7 +179,7 @@ pub(super) fn progress(rules: &Rules, state: &State, actions: &mut Vec<Action>) 
     }
     if state.rebasing.is_some() {
         actions.push(Action::CommitRebase);
-    } else if state.needs_rebase() {
+    } else if state.needs_rebase(rules) {
         actions.push(Action::ClaimEpoch);
     }
 }
@@ -217,7 +217,7 @@ fn relay_steps(rules: &Rules, state: &State, r: u8, actions: &mut Vec<Action>) {
         }
         Doing::Stopped { is_conflict } => {
             let has_moved = log.position.n != relay.at.n || state.incarnation != relay.session;
-            if has_moved || !is_conflict && !state.needs_rebase() {
+            if has_moved || !is_conflict && !state.needs_rebase(rules) {
                 actions.push(Action::Load(r));
             }
         }

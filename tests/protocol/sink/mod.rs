@@ -150,6 +150,12 @@ fn parked_events_and_a_rebase() {
 }
 
 #[test]
+fn parked_events_and_a_postgres_that_goes_back() {
+    let bounds = Bounds { backlog: 1, events: 1, refusals: 1, postgres_goes_back: 1, ..QUIET };
+    holds("sink, parked events and Postgres goes back", bounds);
+}
+
+#[test]
 fn parked_events_under_two_relays() {
     let bounds = Bounds { backlog: 2, events: 0, refusals: 1, discards: 1, relays: 2, ..QUIET };
     holds("sink, parked events under two relays", bounds);

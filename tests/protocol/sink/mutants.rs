@@ -163,3 +163,10 @@ fn a_frozen_leader_that_may_write_hides_a_release() {
     let rules = Rules { one_lead_in_the_log: false, ..Rules::PROTOCOL };
     breaks("two leads in the log", DELIVERED, rules, TWO);
 }
+
+#[test]
+fn a_number_that_the_log_has_forgotten_again_hides_a_parked_event() {
+    let bounds = Bounds { backlog: 1, events: 1, refusals: 1, postgres_goes_back: 1, ..QUIET };
+    let rules = Rules { sink_knows_what_is_recorded: false, ..Rules::PROTOCOL };
+    breaks("a recorded number that the log has forgotten", DELIVERED, rules, bounds);
+}

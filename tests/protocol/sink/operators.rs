@@ -19,11 +19,11 @@ impl State {
     }
 
     /// Whether a relay would say that Postgres went back.
-    pub(super) fn needs_rebase(&self) -> bool {
+    pub(super) fn needs_rebase(&self, rules: &Rules) -> bool {
         let at = &self.log.position;
         self.causes.postgres
             && match standing(at, &self.redis) {
-                Standing::Beyond(by) => !is_explained(&self.log, at, &self.redis, by),
+                Standing::Beyond(by) => !is_explained(rules, &self.log, at, &self.redis, by),
                 Standing::LaterEpoch => true,
                 Standing::InStep | Standing::Behind(_) => false,
             }
@@ -31,7 +31,7 @@ impl State {
 
     /// The rebase locks the log and claims an epoch above every other in the sink.
     pub(super) fn claim(&mut self, rules: &Rules) {
-        if !self.needs_rebase() {
+        if !self.needs_rebase(rules) {
             self.left.moves -= 1;
         }
         let epoch = self.log.position.epoch.max(self.redis.top.map_or(0, |top| top.id.epoch)) + 1;

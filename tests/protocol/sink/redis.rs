@@ -22,6 +22,8 @@ pub(super) struct Top {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct Redis {
     pub(super) top: Option<Top>,
+    /// The log had recorded this number when a call used it up.
+    pub(super) recorded: Option<Id>,
     /// Some of the events up to this number are lost.
     pub(super) lost: Option<Id>,
     pub(super) histories: [Vec<Entry>; 2],
@@ -163,7 +165,7 @@ impl Redis {
             };
             if let Some(answer) = stop {
                 if rules.sets_top_on_errors && call.occasion != Occasion::Release {
-                    self.raise_top(newest);
+                    self.raise_top(call, newest);
                 }
                 return (answer, told);
             }
@@ -171,14 +173,18 @@ impl Redis {
         }
         if let Some(through) = call.through {
             let last = newest.filter(|top| top.id == through);
-            self.raise_top(Some(last.unwrap_or(Top { id: through, uuid: None })));
+            self.raise_top(call, Some(last.unwrap_or(Top { id: through, uuid: None })));
         }
         (Answer::Ok, told)
     }
 
-    fn raise_top(&mut self, to: Option<Top>) {
+    fn raise_top(&mut self, call: &Call, to: Option<Top>) {
         if self.top.map(|top| top.id) < to.map(|top| top.id) {
             self.top = to;
+            // Of all but normal calls, the log has recorded the numbers before.
+            if call.occasion != Occasion::Normal {
+                self.recorded = self.recorded.max(to.map(|top| top.id));
+            }
         }
     }
 

@@ -34,7 +34,11 @@ pub(super) fn standing(at: &Position, redis: &Redis) -> Standing {
 }
 
 /// Whether what the sink has beyond the position is of the open window: published, and not written down.
-pub(super) fn is_explained(log: &Log, at: &Position, redis: &Redis, by: u64) -> bool {
+pub(super) fn is_explained(rules: &Rules, log: &Log, at: &Position, redis: &Redis, by: u64) -> bool {
+    let went_back = |id: Id| id.epoch == at.epoch && id.seq > at.delivered();
+    if rules.sink_knows_what_is_recorded && redis.recorded.is_some_and(went_back) {
+        return false;
+    }
     let row = (at.done + 1..=at.end).nth(usize::try_from(by - 1).expect("few numbers"));
     match (row, redis.top.and_then(|top| top.uuid)) {
         (Some(row), Some(uuid)) => log.event(row).uuid == uuid,
@@ -96,7 +100,7 @@ impl State {
             Standing::Behind(from) if self.relays[r].is_connected(self.incarnation) => {
                 Doing::Holding(self.missing_batch(rules, &at, from))
             }
-            Standing::Beyond(by) if is_newest && is_explained(&self.log, &at, &self.redis, by) => {
+            Standing::Beyond(by) if is_newest && is_explained(rules, &self.log, &at, &self.redis, by) => {
                 Doing::Ready
             }
             Standing::Beyond(_) | Standing::LaterEpoch if is_newest => Doing::Stopped { is_conflict: false },
@@ -344,7 +348,7 @@ impl State {
                 self.broken.unnamed_rows |= row > request.through;
             }
             if rules.discards_ask_the_sink {
-                self.mark_held_released(request.topic);
+                self.mark_arrived_released(request.topic);
             }
             let is_spared = |parked: &Parked| parked.row <= through && parked.may_have_arrived;
             let is_refused = self.log.waiting(request.topic).any(is_spared);
@@ -372,7 +376,7 @@ impl State {
     }
 
     /// Parked events that the sink holds have been released, or arrived before they were parked.
-    fn mark_held_released(&mut self, topic: u8) {
+    fn mark_arrived_released(&mut self, topic: u8) {
         let newest = self.redis.histories[usize::from(topic)].last();
         let Some((id, uuid)) = newest.map(|entry| (entry.id, entry.uuid)) else { return };
         let is_parked = |p: &&Parked| p.id == id && self.log.event(p.row).uuid == uuid;

@@ -30,6 +30,9 @@ pub(super) struct Rules {
     pub(super) discards_spare_what_may_have_arrived: bool,
     /// The numbers of parked events are used up in the sink after they are written down as parked.
     pub(super) parks_before_it_uses_up: bool,
+    /// The sink knows up to which number the log had recorded what it has used up without an event. A log that
+    /// has not recorded them any more went back.
+    pub(super) sink_knows_what_is_recorded: bool,
     /// A batch whose numbers the sink has used up has arrived, and changes nothing.
     pub(super) used_up_is_arrived: bool,
     /// A relay writes to the log by the session that holds the leader's lock: one that led before can write
@@ -60,6 +63,7 @@ impl Rules {
         discards_ask_the_sink: true,
         discards_spare_what_may_have_arrived: true,
         parks_before_it_uses_up: true,
+        sink_knows_what_is_recorded: true,
         used_up_is_arrived: true,
         one_lead_in_the_log: true,
         reader_compares_prev: true,

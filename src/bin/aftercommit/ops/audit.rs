@@ -4,10 +4,15 @@ use anyhow::Result;
 use chrono::{DateTime, Utc};
 
 use aftercommit::ops::audit;
+use aftercommit::pluralize::pluralize;
+use serde_json::Value;
 
 use super::output::{self, Output};
 use super::time;
 use crate::config::Config;
+
+/// The indentation of all lines but the first of an entry, and of lines that go on.
+const INDENT: usize = 4;
 
 /// The entries to show.
 #[derive(Debug, clap::Args)]
@@ -35,19 +40,33 @@ pub(crate) async fn run(config: &Config, args: &Args) -> Result<()> {
         note!("no operator action has been recorded");
         return Ok(());
     }
-    output::table(
-        ["AT", "WHO", "ACTION", "EVENTS", "REASON", "SELECTION"],
-        entries.iter().map(|entry| {
-            let (at, selection) = (output::time(entry.at), entry.selection.to_string());
-            [
-                at,
-                entry.who.clone(),
-                entry.action.clone(),
-                entry.events.to_string(),
-                entry.reason.clone(),
-                selection,
-            ]
-        }),
-    );
+    for entry in &entries {
+        let events = entry.events.cast_unsigned();
+        let counted = if events > 0 { format!(", {}", pluralize(events, "event")) } else { String::new() };
+        output::paragraph(&format!("{}  {}{counted}", output::time(entry.at), entry.action), INDENT, None);
+        output::paragraph(&format!("  by {}: {}", entry.who, entry.reason), INDENT, None);
+        output::paragraph(&format!("  {}", in_words(&entry.selection)), INDENT, None);
+    }
     Ok(())
+}
+
+/// The fields of a selection, as `relay main, selection.topic order:42`.
+fn in_words(selection: &Value) -> String {
+    let mut words = Vec::new();
+    collect("", selection, &mut words);
+    words.join(", ")
+}
+
+fn collect(name: &str, value: &Value, words: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (field, value) in fields {
+                let dot = if name.is_empty() { "" } else { "." };
+                collect(&format!("{name}{dot}{field}"), value, words);
+            }
+        }
+        Value::String(text) => words.push(format!("{name} {text}")),
+        Value::Null => {}
+        other => words.push(format!("{name} {other}")),
+    }
 }

@@ -1,5 +1,7 @@
 //! `aftercommit events list|show`: shows events of the log.
 
+use std::fmt::Display;
+
 use anyhow::{Result, bail};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -219,7 +221,7 @@ struct Shown {
 }
 
 fn print_shown(Shown { detail, explanation }: &Shown) {
-    let say = |name: &str, text: &str| output::line(&format!("{name:<12} {text}"));
+    let say = |name: &str, text: &str| output::named(name, text, 13);
     let row = &detail.row;
     say("event", &row.event_id.to_string());
     let copy = explanation.copy_of.map_or(String::new(), |original| format!(", a copy of row {original}"));
@@ -241,13 +243,18 @@ fn print_shown(Shown { detail, explanation }: &Shown) {
         say("replayed", &format!("as row {}", rows.join(", ")));
     }
     if let Some(headers) = &detail.headers {
-        say("headers", &headers.to_string());
+        exactly("headers", headers);
     }
-    say("payload", &detail.payload.to_string());
+    exactly("payload", &detail.payload);
+}
+
+/// Prints JSON in one line, so that it can be copied.
+fn exactly(name: &str, json: &impl Display) {
+    output::line(&format!("{name:<12} {json}"));
 }
 
 fn print_delivery(detail: &EventDetail, explanation: &Explanation) {
-    let say = |name: &str, text: &str| output::line(&format!("{name:<12} {text}"));
+    let say = |name: &str, text: &str| output::named(name, text, 13);
     let is_pending = detail.row.state == EventState::Pending.as_str();
     match &explanation.window {
         Some(window) => {
@@ -279,7 +286,7 @@ fn print_delivery(detail: &EventDetail, explanation: &Explanation) {
 
 /// Prints when and why the event was parked, and what an operator did about it.
 fn print_set_aside(explanation: &Explanation) {
-    let say = |name: &str, text: &str| output::line(&format!("{name:<12} {text}"));
+    let say = |name: &str, text: &str| output::named(name, text, 13);
     let Some(parked) = &explanation.parked else { return };
     let by = parked.checkpoint.map_or(String::new(), |n| format!(" by checkpoint {n}"));
     say("parked", &format!("{}{by}", output::time(parked.at)));

@@ -18,9 +18,11 @@ const NAME_BYTES_MAX: usize = 63;
 /// The roles.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  aftercommit grants --writer app --relay relay --sse sse --operator ops | psql
+  aftercommit grants --writer app --relay relay --sse sse --operator ops |
+      psql \"$DATABASE_URL\"
   aftercommit grants --writer orders --writer invoices
-  aftercommit grants --redis --relay relay --sse sse --operator ops | redis-cli
+  aftercommit grants --redis --relay relay --sse sse --operator ops |
+      redis-cli -u \"$REDIS_URL\"
 
 Prints SQL for the schema's owner to run; it can be run again at any time. It
 revokes all rights on the log from PUBLIC and grants each role the rights it

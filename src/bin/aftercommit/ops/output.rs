@@ -102,6 +102,13 @@ pub(super) fn paragraph(text: &str, indent: usize, first: Option<Painted<'_>>) {
     }
 }
 
+/// Prints a name and, in a column beside it that begins at `indent`, a text. The lines have 80 characters at
+/// most.
+pub(super) fn named(name: &str, text: &str, indent: usize) {
+    let width = indent - 1;
+    paragraph(&format!("{name:<width$} {text}"), indent, None);
+}
+
 /// A word in a colour.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Painted<'a> {

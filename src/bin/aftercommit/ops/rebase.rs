@@ -70,6 +70,8 @@ struct Findings {
     contradictions: Vec<Contradiction>,
     /// Whether the log is to become one of its own.
     is_copy: bool,
+    /// Whether a rebase for another relay has changed the log since.
+    since_another: bool,
 }
 
 impl Findings {
@@ -84,6 +86,7 @@ impl Findings {
     /// seen them.
     fn is_needed(&self) -> bool {
         self.is_copy
+            || self.since_another
             || self.home == Home::Other
             || !self.contradictions.is_empty()
             || self.reached.is_some_and(|reached| reached.id > self.position)
@@ -163,6 +166,7 @@ async fn find<'c>(
         told: 0,
         contradictions: rebase.contradictions().to_vec(),
         is_copy: args.copy,
+        since_another: rebase.is_needed_since_another(),
     };
     // The keys of a copy are of a namespace of its own, which the relay claims: nothing of it is there.
     if !args.copy && purpose == Purpose::Change && found.is_needed() {
@@ -277,6 +281,9 @@ fn say(found: &Findings) {
         Home::Other => "another database: every row gets a number of this one",
     };
     note!("Postgres    {what}");
+    if found.since_another {
+        note!("log         changed by a rebase for another relay, which has not looked at this one's Redis");
+    }
     if found.is_copy {
         note!("identity    a new one: on the Redis of its original it needs a [redis] namespace of its own");
     }

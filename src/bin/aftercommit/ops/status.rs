@@ -106,13 +106,13 @@ fn print(status: &Status) {
     for Judged { relay, verdict } in &status.relays {
         print_relay(relay, *verdict, once);
     }
-    output::line(&format!("redis  {}", status.redis));
-    output::line(&format!("sse    {}", once(&status.sse.to_string())));
+    output::named("redis", &status.redis.to_string(), 7);
+    output::named("sse", &once(&status.sse.to_string()), 7);
 }
 
 /// Prints a relay. `once` shortens an error that stands elsewhere on the screen.
 fn print_relay(relay: &RelayOverview, verdict: Verdict, once: impl Fn(&str) -> String) {
-    let say = |name: &str, text: &str| output::line(&format!("  {name:<10} {text}"));
+    let say = |name: &str, text: &str| output::named(&format!("  {name}"), text, 13);
     output::line(&format!("relay {}: {verdict}", relay.relay));
     if let Some(pause) = &relay.paused {
         say("paused", &format!("{} by {}: {}", output::ago(pause.since), pause.who, pause.reason));

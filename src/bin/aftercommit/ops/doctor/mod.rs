@@ -1,5 +1,6 @@
 //! `aftercommit doctor`: checks for common mistakes, with the evidence and the fix.
 
+mod log;
 mod machine;
 mod postgres;
 mod redis;

@@ -144,48 +144,70 @@ async fn look(
     oldest: (u32, u32),
 ) -> Result<Vec<Finding>> {
     let text: String = redis::cmd("INFO").query_async(connection).await?;
-    let info: HashMap<&str, &str> = text.lines().filter_map(|line| line.trim().split_once(':')).collect();
-    let of = |name: &str| info.get(name).copied().unwrap_or("?");
-    let version: Vec<u32> = of("redis_version").split('.').map_while(|part| part.parse().ok()).collect();
-    let policy = of("maxmemory_policy");
-    let is_saved =
-        of("aof_enabled") == "1" || setting(connection, "save").await.is_none_or(|save| !save.is_empty());
-    let replicas: u32 = of("connected_slaves").parse().unwrap_or(0);
-    let mut findings = vec![
+    let info = Info(text.lines().filter_map(|line| line.trim().split_once(':')).collect());
+    let save = setting(connection, "save").await;
+    let mut findings = server(&info, oldest);
+    findings.push(persistence(&info, save.as_deref()));
+    findings.push(replicas(&info, config.redis.min_replicas));
+    findings.extend(limits(connection).await);
+    Ok(findings)
+}
+
+/// The server's answer to `INFO`.
+struct Info<'a>(HashMap<&'a str, &'a str>);
+
+impl<'a> Info<'a> {
+    fn of(&self, name: &str) -> &'a str {
+        self.0.get(name).copied().unwrap_or("?")
+    }
+}
+
+fn server(info: &Info, oldest: (u32, u32)) -> Vec<Finding> {
+    let version = info.of("redis_version");
+    let numbers: Vec<u32> = version.split('.').map_while(|part| part.parse().ok()).collect();
+    let (role, policy) = (info.of("role"), info.of("maxmemory_policy"));
+    vec![
         Finding::must(
             "redis version",
-            version >= vec![oldest.0, oldest.1],
-            of("redis_version"),
+            numbers >= vec![oldest.0, oldest.1],
+            version,
             format!("upgrade to Redis {}.{} or later", oldest.0, oldest.1),
         ),
         Finding::must(
             "redis role",
-            of("role") == "master",
-            of("role"),
+            role == "master",
+            role,
             "point REDIS_URL at the primary: this server is a replica",
         ),
         Finding::must(
             "maxmemory-policy",
-            policy == "noeviction" || of("maxmemory") == "0",
-            format!("{policy}, maxmemory {}", of("maxmemory_human")),
+            policy == "noeviction" || info.of("maxmemory") == "0",
+            format!("{policy}, maxmemory {}", info.of("maxmemory_human")),
             "set maxmemory-policy noeviction: any other policy drops histories silently",
         ),
-        Finding::should(
-            "persistence",
-            is_saved,
-            format!("aof_enabled {}, save {}", of("aof_enabled"), if is_saved { "set" } else { "not set" }),
-            "switch appendonly on: otherwise the relay must publish everything again after a restart of \
-             Redis",
-        ),
-        Finding::must(
-            "replicas",
-            replicas >= config.redis.min_replicas,
-            format!("{replicas} connected, {} needed", config.redis.min_replicas),
-            "start the replicas, or lower [redis] min_replicas: nothing is delivered without them",
-        ),
-    ];
-    findings.extend(limits(connection).await);
-    Ok(findings)
+    ]
+}
+
+/// Whether the server keeps its data over a restart. `save` is its setting, if it tells that.
+fn persistence(info: &Info, save: Option<&str>) -> Finding {
+    let appends = info.of("aof_enabled");
+    let is_saved = appends == "1" || save.is_none_or(|save| !save.is_empty());
+    Finding::should(
+        "persistence",
+        is_saved,
+        format!("aof_enabled {appends}, save {}", if is_saved { "set" } else { "not set" }),
+        "switch appendonly on: otherwise the relay must publish everything again after a restart of Redis",
+    )
+}
+
+fn replicas(info: &Info, needed: u32) -> Finding {
+    let connected: u32 = info.of("connected_slaves").parse().unwrap_or(0);
+    Finding::must(
+        "replicas",
+        connected >= needed,
+        format!("{connected} connected, {needed} needed"),
+        "start the replicas, or lower [redis] min_replicas: nothing is delivered without them",
+    )
 }
 
 /// Subscribes as an SSE server does, to a topic of each kind in use.

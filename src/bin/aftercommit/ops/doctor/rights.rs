@@ -3,7 +3,8 @@
 use anyhow::Result;
 use sqlx::PgConnection;
 
-use aftercommit::ops::rights::{self, Role};
+use aftercommit::ops::held_rights;
+use aftercommit::ops::rights::Role;
 
 use super::Finding;
 
@@ -17,7 +18,7 @@ pub(super) async fn examine(connection: &mut PgConnection, roles: &[Role]) -> Re
     let user: String = sqlx::query_scalar("select current_user::text").fetch_one(&mut *connection).await?;
     let mut findings = Vec::new();
     for role in roles {
-        let missing = rights::missing(connection, *role).await?;
+        let missing = held_rights::missing(connection, *role).await?;
         findings.push(if missing.is_empty() {
             Finding::ok("privileges", format!("{user} has all rights that the role {role} needs"))
         } else {
@@ -74,7 +75,7 @@ async fn hidden_rows(connection: &mut PgConnection) -> Result<Finding> {
 /// Excessive rights of others on the log, and places where others could create objects that the log's
 /// functions would call.
 pub(super) async fn dangers(connection: &mut PgConnection) -> Result<Vec<Finding>> {
-    let rights = rights::dangerous(connection).await?;
+    let rights = held_rights::excessive(connection).await?;
     let is_writable: bool = sqlx::query_scalar(
         "select exists (
            select from pg_catalog.pg_namespace n cross join lateral pg_catalog.aclexplode(n.nspacl) a

@@ -5,15 +5,15 @@ use super::*;
 const FLOOD: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 1)));
 
 struct Connected {
-    place: Arc<Place>,
+    place: Arc<ConnectionPermit>,
     end: CancellationToken,
 }
 
-fn places(connections: usize, of_a_peer: usize) -> Places {
-    Places::new(Room { connections, reserve: 2, of_a_peer }, Metrics::default())
+fn places(connections: usize, of_a_peer: usize) -> ConnectionLimiter {
+    ConnectionLimiter::new(Room { connections, reserve: 2, of_a_peer }, Metrics::default())
 }
 
-fn connect(places: &Places, peer: Option<IpAddr>) -> Option<Connected> {
+fn connect(places: &ConnectionLimiter, peer: Option<IpAddr>) -> Option<Connected> {
     let end = CancellationToken::new();
     let place = places.take(peer, end.clone(), Instant::now())?;
     Some(Connected { place: Arc::new(place), end })
@@ -37,7 +37,7 @@ fn the_connection_that_has_been_idle_for_longest_gives_way() {
 fn who_is_vouched_for_never_gives_way_and_health_has_places_of_its_own() {
     let places = places(2, 100);
     let open: Vec<Connected> = (0..2).map(|_| connect(&places, None).expect("a place")).collect();
-    let asking: Vec<Asking> = open.iter().map(|one| one.place.ask()).collect();
+    let asking: Vec<ActiveRequest> = open.iter().map(|one| one.place.ask()).collect();
     open.iter().for_each(|one| one.place.vouch());
     let reserve: Vec<Connected> = (0..3).map(|_| connect(&places, None).expect("a place")).collect();
     assert!(reserve.iter().all(|one| one.place.is_in_reserve));
@@ -53,7 +53,7 @@ fn a_request_without_a_valid_token_gives_way_after_a_while_and_not_at_once() {
     let one = connect(&places, None).expect("a place");
     let _asking = one.place.ask();
     assert!(connect(&places, None).expect("a place").place.is_in_reserve);
-    let later = Instant::now() + ASKING_AT_LEAST;
+    let later = Instant::now() + REQUEST_AT_LEAST;
     let place = places.take(None, CancellationToken::new(), later).expect("a place");
     assert!(!place.is_in_reserve && one.end.is_cancelled());
 }
@@ -63,7 +63,7 @@ fn where_nobody_gives_way_a_connection_is_refused() {
     let places = places(1, 100);
     let open: Vec<Connected> = (0..3).map(|_| connect(&places, None).expect("a place")).collect();
     let kept: Vec<Connected> = open.into_iter().filter(|one| !one.end.is_cancelled()).collect();
-    let kept: Vec<(Connected, Asking)> = kept
+    let kept: Vec<(Connected, ActiveRequest)> = kept
         .into_iter()
         .map(|one| {
             let asking = one.place.ask();

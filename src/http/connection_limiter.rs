@@ -23,12 +23,12 @@ use super::log_limiter::LogLimiter;
 use super::metrics::{Closed, Metrics};
 
 /// How long a request without a valid token may be in hand before its connection may have to give way.
-const ASKING_AT_LEAST: Duration = Duration::from_secs(1);
+const REQUEST_AT_LEAST: Duration = Duration::from_secs(1);
 
 /// Numbers of places.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room {
-    /// Places for all clients.
+    /// ConnectionLimiter for all clients.
     pub(super) connections: usize,
     /// Reserved for health, readiness and metrics, beyond `connections`.
     pub(super) reserve: usize,
@@ -38,7 +38,7 @@ pub(super) struct Room {
 
 /// All places of a process. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Places(Arc<Shared>);
+pub(super) struct ConnectionLimiter(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -53,7 +53,7 @@ struct State {
     next: u64,
     open: HashMap<u64, Open>,
     /// Connections that may have to give way, in the order in which they do.
-    waiting: BTreeSet<Turn>,
+    waiting: BTreeSet<EvictionOrder>,
     /// The number of those connections, by counted peer.
     of_peer: HashMap<IpAddr, usize>,
     in_reserve: usize,
@@ -62,8 +62,8 @@ struct State {
 /// The order in which connections give way: idle ones first, and of these the one that has been idle for
 /// longest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Turn {
-    is_asking: bool,
+struct EvictionOrder {
+    has_request: bool,
     since: Instant,
     number: u64,
 }
@@ -74,7 +74,7 @@ struct Open {
     peer: Option<IpAddr>,
     is_in_reserve: bool,
     /// `None` while it is vouched for.
-    turn: Option<Turn>,
+    turn: Option<EvictionOrder>,
     end: CancellationToken,
 }
 
@@ -96,7 +96,7 @@ impl State {
     }
 
     /// Changes a connection's position among those that may have to give way. `None` removes it from them.
-    fn set_turn(&mut self, number: u64, turn: Option<Turn>) {
+    fn set_turn(&mut self, number: u64, turn: Option<EvictionOrder>) {
         let Some(open) = self.open.get_mut(&number) else { return };
         let before = std::mem::replace(&mut open.turn, turn);
         let peer = open.peer;
@@ -113,9 +113,10 @@ impl State {
     }
 
     /// Ends the first connection that may give way now and fits. Returns whether there was one.
-    fn give_way(&mut self, now: Instant, fits: impl Fn(&Open) -> bool) -> bool {
-        let may =
-            |turn: &&Turn| !turn.is_asking || now.saturating_duration_since(turn.since) >= ASKING_AT_LEAST;
+    fn evict_one(&mut self, now: Instant, fits: impl Fn(&Open) -> bool) -> bool {
+        let may = |turn: &&EvictionOrder| {
+            !turn.has_request || now.saturating_duration_since(turn.since) >= REQUEST_AT_LEAST
+        };
         let found =
             self.waiting.iter().filter(may).find(|turn| self.open.get(&turn.number).is_some_and(&fits));
         let Some(number) = found.map(|turn| turn.number) else { return false };
@@ -126,7 +127,7 @@ impl State {
     }
 }
 
-impl Places {
+impl ConnectionLimiter {
     pub(super) fn new(room: Room, metrics: Metrics) -> Self {
         metrics.connections_limit.set(room.connections.try_into().unwrap_or(i64::MAX));
         Self(Arc::new(Shared { room, metrics, log: LogLimiter::default(), state: Mutex::default() }))
@@ -139,13 +140,18 @@ impl Places {
     /// Takes a place for a new connection, or returns `None` if there is none and the connection must be
     /// closed. `end` is cancelled when the connection has to give way. `peer` is `None` if the peer's
     /// connections are not counted.
-    pub(super) fn take(&self, peer: Option<IpAddr>, end: CancellationToken, now: Instant) -> Option<Place> {
+    pub(super) fn take(
+        &self,
+        peer: Option<IpAddr>,
+        end: CancellationToken,
+        now: Instant,
+    ) -> Option<ConnectionPermit> {
         let room = self.0.room;
         let mut state = self.state();
         let of_peer = peer.and_then(|peer| state.of_peer.get(&peer)).copied().unwrap_or_default();
         if of_peer >= room.of_a_peer {
             let gave_way = state
-                .give_way(now, |open| open.peer == peer && open.turn.is_some_and(|turn| !turn.is_asking));
+                .evict_one(now, |open| open.peer == peer && open.turn.is_some_and(|turn| !turn.has_request));
             self.tell(Closed::Peer, peer, now);
             if !gave_way {
                 return None;
@@ -159,14 +165,14 @@ impl Places {
         }
         let number = state.next;
         state.next += 1;
-        let turn = Some(Turn { is_asking: false, since: now, number });
+        let turn = Some(EvictionOrder { has_request: false, since: now, number });
         state.add(number, Open { peer, is_in_reserve, turn, end });
         self.0.metrics.connections.set(state.open.len().try_into().unwrap_or(i64::MAX));
-        Some(Place { places: self.clone(), number, is_in_reserve })
+        Some(ConnectionPermit { places: self.clone(), number, is_in_reserve })
     }
 
     fn make_room(&self, state: &mut State, in_reserve: bool, now: Instant) -> bool {
-        let gave_way = state.give_way(now, |open| open.is_in_reserve == in_reserve);
+        let gave_way = state.evict_one(now, |open| open.is_in_reserve == in_reserve);
         if gave_way {
             self.tell(Closed::GaveWay, None, now);
         }
@@ -209,22 +215,22 @@ impl Places {
 
 /// A connection's place. Dropping it gives the place back.
 #[derive(Debug)]
-pub(super) struct Place {
-    places: Places,
+pub(super) struct ConnectionPermit {
+    places: ConnectionLimiter,
     number: u64,
     /// Whether it is reserved for health, readiness and metrics.
     pub(super) is_in_reserve: bool,
 }
 
-impl Place {
+impl ConnectionPermit {
     /// Begins a request, which ends when the returned value is dropped.
-    pub(super) fn ask(self: &Arc<Self>) -> Asking {
+    pub(super) fn ask(self: &Arc<Self>) -> ActiveRequest {
         self.wait(true);
-        Asking(self.clone())
+        ActiveRequest(self.clone())
     }
 
-    fn wait(&self, is_asking: bool) {
-        let turn = Turn { is_asking, since: Instant::now(), number: self.number };
+    fn wait(&self, has_request: bool) {
+        let turn = EvictionOrder { has_request, since: Instant::now(), number: self.number };
         self.places.state().set_turn(self.number, Some(turn));
     }
 
@@ -234,7 +240,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut state = self.places.state();
         state.remove(self.number);
@@ -244,14 +250,14 @@ impl Drop for Place {
 
 /// A request in hand.
 #[derive(Debug)]
-pub(super) struct Asking(Arc<Place>);
+pub(super) struct ActiveRequest(Arc<ConnectionPermit>);
 
-impl Drop for Asking {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         self.0.wait(false);
     }
 }
 
 #[cfg(test)]
-#[path = "places_tests.rs"]
+#[path = "connection_limiter_tests.rs"]
 mod tests;

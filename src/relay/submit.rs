@@ -21,7 +21,7 @@ const RETRY_WAITS: [Duration; 4] = [
 
 /// How a batch is handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Handing {
+pub(super) enum SubmitMode {
     Together,
     OneByOne,
 }
@@ -30,14 +30,14 @@ pub(super) enum Handing {
 ///
 /// # Errors
 /// Fails as [`Sink::publish`]. One by one, an event that is refused alone is [`PublishError::Poison`].
-pub(super) async fn hand_over<S: Sink>(
+pub(super) async fn submit<S: Sink>(
     sink: &mut S,
     batch: Batch<'_>,
-    handing: Handing,
+    submit_mode: SubmitMode,
 ) -> Result<(), PublishError> {
-    match handing {
-        Handing::Together => sink.publish(batch).await,
-        Handing::OneByOne => one_by_one(sink, batch).await,
+    match submit_mode {
+        SubmitMode::Together => sink.publish(batch).await,
+        SubmitMode::OneByOne => one_by_one(sink, batch).await,
     }
 }
 
@@ -107,7 +107,7 @@ mod tests {
             lost: None,
         };
         let mut sink = ScriptedSink::new(answer);
-        let handed = hand_over(&mut sink, batch, Handing::OneByOne).await;
+        let handed = submit(&mut sink, batch, SubmitMode::OneByOne).await;
         (handed, sink.calls)
     }
 

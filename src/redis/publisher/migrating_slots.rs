@@ -3,7 +3,7 @@
 //!
 //! The map still names the old server of such a slot. That server refuses every key of the slot that it does
 //! not have: keys that have moved already, and keys that never existed. If slots of one server are refused
-//! for long, they are set apart: they count as a server of their own, which is away until they are settled.
+//! for long, they are isolated: they count as a server of their own, which is away until they are stable.
 //! So all other topics flow on. Slots that no server has count as a server of their own, too.
 //!
 //! The top of half moved slots names the number up to which they lack nothing. It is kept at the server that
@@ -25,8 +25,8 @@ use crate::redis::slot_map::SlotMap;
 use crate::redis::slots::{SlotSet, slot_of};
 use crate::relay::PublishError;
 
-/// How long a slot may be refused before it is set apart: the move of a slot with its keys ends sooner.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a slot may be refused before it is isolated. A move of a slot that is not stuck ends sooner.
+const ISOLATED_AFTER: Duration = Duration::from_secs(1);
 /// Refusals that are further apart than this belong to two moves.
 const ONE_MOVE: Duration = Duration::from_secs(5);
 
@@ -40,13 +40,13 @@ struct Refused {
 
 /// The slots that are refused.
 #[derive(Debug, Default)]
-pub(super) struct Unsettled {
+pub(super) struct MigratingSlots {
     refused: BTreeMap<u16, Refused>,
-    /// The slots that are set apart, each with the server that has it by the map.
-    apart: BTreeMap<u16, Endpoint>,
+    /// The slots that are isolated, each with the server that has it by the map.
+    isolated: BTreeMap<u16, Endpoint>,
 }
 
-impl Unsettled {
+impl MigratingSlots {
     /// Notes a refusal. Returns whether the slot has been refused for long.
     fn refused(&mut self, slot: u16, server: &Endpoint, now: Instant) -> bool {
         let fresh = || Refused { server: server.clone(), since: now, last: now };
@@ -55,31 +55,31 @@ impl Unsettled {
             *refused = fresh();
         }
         refused.last = now;
-        now.duration_since(refused.since) >= PATIENCE
+        now.duration_since(refused.since) >= ISOLATED_AFTER
     }
 
     /// Forgets slots that have another server by now.
     pub(super) fn follow(&mut self, map: &SlotMap) {
-        self.apart.retain(|slot, server| map.primary_of_slot(*slot) == Some(&*server));
+        self.isolated.retain(|slot, server| map.primary_of_slot(*slot) == Some(&*server));
     }
 
-    /// The slots of a server that are not set apart, and those that are. If the server would have too few
-    /// other slots, none is set apart.
+    /// The slots of a server that are not isolated, and those that are. If the server would have too few
+    /// other slots, none is isolated.
     pub(super) fn divide(&mut self, server: &Endpoint, slots: &SlotSet) -> (SlotSet, SlotSet) {
-        let (mut settled, mut apart) = (SlotSet::default(), SlotSet::default());
+        let (mut stable, mut isolated) = (SlotSet::default(), SlotSet::default());
         for slot in slots.iter() {
-            let part = if self.apart.get(&slot) == Some(server) { &mut apart } else { &mut settled };
+            let part = if self.isolated.get(&slot) == Some(server) { &mut isolated } else { &mut stable };
             part.push(slot);
         }
-        if settled.two_highest().is_none() {
-            self.apart.retain(|_, of| of != server);
+        if stable.two_highest().is_none() {
+            self.isolated.retain(|_, of| of != server);
             return (slots.clone(), SlotSet::default());
         }
-        (settled, apart)
+        (stable, isolated)
     }
 
-    fn is_apart(&self, slot: u16) -> bool {
-        self.apart.contains_key(&slot)
+    fn is_isolated(&self, slot: u16) -> bool {
+        self.isolated.contains_key(&slot)
     }
 }
 
@@ -87,17 +87,24 @@ impl Publisher {
     /// The index of the server that has a topic, or that stands for its slot.
     pub(super) fn owner_of(&self, topic: &Topic) -> Option<usize> {
         let slot = slot_of(topic.as_str());
-        let is_apart = self.unsettled.is_apart(slot);
-        let of_map = self.map.as_ref()?.index_of(topic.as_str()).filter(|_| !is_apart);
-        of_map
-            .or_else(|| self.servers.iter().position(|server| server.is_apart && server.slots.contains(slot)))
+        let is_isolated = self.migrating.is_isolated(slot);
+        let of_map = self.map.as_ref()?.index_of(topic.as_str()).filter(|_| !is_isolated);
+        of_map.or_else(|| {
+            self.servers.iter().position(|server| server.is_isolated && server.slots.contains(slot))
+        })
     }
 
-    /// Heeds a failure that is about one slot of a server: sets the slot apart if it has been refused for
-    /// long. Returns whether it is such a failure. Such a failure does not count as one of the server.
+    /// Handles a failure that concerns one slot of a server: isolates the slot if it has been refused for
+    /// long. Returns whether the failure is of this kind. If so, it does not count as a failure of the
+    /// server.
     ///
-    /// A slot with the server's own keys cannot be set apart from it: then the whole server is left behind.
-    pub(super) fn heed_slot(&mut self, server: usize, topic: Option<&Topic>, error: &PublishError) -> bool {
+    /// A slot with the server's own keys cannot be isolated from it: then the whole server is left behind.
+    pub(super) fn handle_slot_failure(
+        &mut self,
+        server: usize,
+        topic: Option<&Topic>,
+        error: &PublishError,
+    ) -> bool {
         let PublishError::Retry { failure, reason } = error else { return false };
         let (Some(map), true) = (self.map.clone(), reply_codes::is_class_of_slots(failure.class)) else {
             return false;
@@ -106,23 +113,23 @@ impl Publisher {
             return false;
         };
         let Some(endpoint) = self.servers[server].endpoint.clone() else { return false };
-        if self.servers[server].is_apart {
+        if self.servers[server].is_isolated {
             return false;
         }
         self.settings.topology.doubt();
-        if !self.unsettled.refused(slot, &endpoint, Instant::now())
+        if !self.migrating.refused(slot, &endpoint, Instant::now())
             || map.primary_of_slot(slot) != Some(&endpoint)
         {
             return true;
         }
         tracing::error!(
             slot, server = %endpoint, %error,
-            "a slot of the cluster is half moved: its topics wait until the move has ended"
+            "a slot of the cluster is half moved: its topics wait; end the move with `redis-cli --cluster fix`"
         );
-        // The slots of the server's own top, and of that of the slots that are set apart.
+        // The two slots that hold tops: the server's own, and that of the slots that are isolated.
         let own = self.servers[server].slots.two_highest();
         if own.is_some_and(|own| !own.contains(&slot)) {
-            self.unsettled.apart.insert(slot, endpoint);
+            self.migrating.isolated.insert(slot, endpoint);
             self.regroup(map);
         } else {
             self.servers[server].leave_behind_for(slot, error.to_string());
@@ -133,33 +140,34 @@ impl Publisher {
         true
     }
 
-    /// Looks whether slots that are set apart are settled, from time to time.
-    pub(super) async fn try_apart(&mut self) {
+    /// Looks whether slots that are isolated are stable, from time to time.
+    pub(super) async fn try_isolated(&mut self) {
         let Some(map) = self.map.clone() else { return };
         let (settings, keys) = (&self.settings, &self.keys);
-        let is_due = |it: &mut Server| it.is_apart && it.endpoint.is_some() && it.is_due();
+        let is_due = |it: &mut Server| it.is_isolated && it.endpoint.is_some() && it.is_due();
         let due = self.servers.iter_mut().filter_map(|server| is_due(server).then_some(server));
         let trying = due.map(async |server| {
-            let looking = server.settled_slots(settings, keys);
+            let looking = server.stable_slots(settings, keys);
             // A server that does not answer in time says nothing.
             timeout(TRY_LIMIT, looking).await.unwrap_or_default()
         });
-        let settled = join_all(trying).await.concat();
-        if !settled.is_empty() {
-            self.unsettled.apart.retain(|slot, _| !settled.contains(slot));
+        let stable = join_all(trying).await.concat();
+        if !stable.is_empty() {
+            self.migrating.isolated.retain(|slot, _| !stable.contains(slot));
             self.regroup(map);
         }
     }
 
-    /// Hands the state of slots that are set apart, or were, to the servers that have these slots now.
+    /// Hands the state of slots that are isolated, or were, to the servers that have these slots now.
     pub(super) fn hand_on(&mut self, before: &[Server]) {
         for old in before {
-            let untold = old.untold.or(old.reached);
+            let unpublished_above = old.unpublished_above.or(old.reached);
             for server in &mut self.servers {
-                let lacks = old.is_apart || old.is_behind || server.is_apart;
+                let lacks = old.is_isolated || old.is_behind || server.is_isolated;
                 if lacks && old.slots.iter().any(|slot| server.slots.contains(slot)) {
                     server.is_behind = true;
-                    server.untold = server.untold.into_iter().chain(untold).min();
+                    server.unpublished_above =
+                        server.unpublished_above.into_iter().chain(unpublished_above).min();
                 }
             }
         }
@@ -178,23 +186,23 @@ mod tests {
 
     #[test]
     fn a_slot_is_refused_for_long_when_it_is_refused_again_and_again() {
-        let (mut unsettled, begun) = (Unsettled::default(), Instant::now());
+        let (mut migrating, begun) = (MigratingSlots::default(), Instant::now());
         let [here, there] = ["a", "b"].map(|host| Endpoint { host: host.to_owned(), port: 1 });
-        let mut refused = |ms| unsettled.refused(7, &here, begun + Duration::from_millis(ms));
+        let mut refused = |ms| migrating.refused(7, &here, begun + Duration::from_millis(ms));
         assert_eq!([0, 400, 999, 1000].map(&mut refused), [false, false, false, true]);
         assert!(!refused(6001), "another move");
         assert!(refused(7001));
-        assert!(!unsettled.refused(7, &there, begun + Duration::from_millis(7002)), "by another server");
+        assert!(!migrating.refused(7, &there, begun + Duration::from_millis(7002)), "by another server");
     }
 
     #[test]
     fn slots_are_set_apart_until_they_have_another_server() {
         let (here, there) = ["a", "b"].map(|host| Endpoint { host: host.to_owned(), port: 1 }).into();
-        let mut unsettled = Unsettled::default();
-        unsettled.apart.insert(7, Endpoint::clone(&here));
-        let divided = unsettled.divide(&here, &SlotSet::parse("0-9"));
+        let mut migrating = MigratingSlots::default();
+        migrating.isolated.insert(7, Endpoint::clone(&here));
+        let divided = migrating.divide(&here, &SlotSet::parse("0-9"));
         assert_eq!((divided.0.to_string(), divided.1.to_string()), ("0-6,8-9".to_owned(), "7".to_owned()));
-        let divided = unsettled.divide(&there, &SlotSet::parse("0-9"));
+        let divided = migrating.divide(&there, &SlotSet::parse("0-9"));
         assert_eq!((divided.0.to_string(), divided.1.to_string()), ("0-9".to_owned(), String::new()));
     }
 
