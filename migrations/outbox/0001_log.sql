@@ -772,7 +772,10 @@ begin
       select n.xid - lag(n.xid, 1, low) over (order by n.xid) from unnest(named) n (xid) order by n.xid), '.')
     end,
     coalesce(own::text, ''),
-    (select string_agg(p.relay || '~' || p.epoch::text, '~' order by p.relay) from outbox.position p));
+    -- A relay that needs a rebase still has the transaction numbers of another cluster in Redis. Its next epoch
+    -- makes all of them older than the token.
+    (select string_agg(p.relay || '~' || (p.epoch + r.rebase_needed::integer)::text, '~' order by p.relay)
+     from outbox.position p join outbox.relay r on r.name = p.relay));
 end
 $$;
 comment on function outbox.resume_token() is

@@ -230,10 +230,6 @@ pub(super) fn xid_of(row: &PgRow, column: impl ColumnIndex<PgRow>) -> Result<Opt
 /// leaves the events out as well. Returns false, and changes nothing, if clients may have received one of them
 /// and the request does not say that this does not matter.
 ///
-/// Requests the release of all other parked events of the topic, which only waited behind those that the
-/// operator has named. So a relay that dies before it has released them leaves a request, which the next one
-/// carries out.
-///
 /// # Errors
 /// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
 /// refuses the statement or the connection breaks.
@@ -249,11 +245,6 @@ pub async fn discard(connection: &mut PgConnection, relay: &str, topic: &Topic) 
            set settled_as = 'discarded', settled_at = clock_timestamp(), requested = null
            from refused
            where p.relay = $1 and p.topic = $2 and p.requested in ('discard', 'discard_arrived')
-             and p.settled_as is null and not refused.found),
-         continued as (
-           update outbox.parked p set requested = 'release'
-           from refused
-           where p.relay = $1 and p.topic = $2 and p.requested is null
              and p.settled_as is null and not refused.found)
          select found from refused",
     )
@@ -262,6 +253,29 @@ pub async fn discard(connection: &mut PgConnection, relay: &str, topic: &Topic) 
     .fetch_one(connection)
     .await?;
     Ok(!is_refused)
+}
+
+/// Requests the release of all parked events of the topic without a request: they only waited behind those that
+/// the operator has named. So a relay that dies before it has released them leaves a request, which the next
+/// one carries out.
+///
+/// # Errors
+/// Returns [`Error::SchemaMissing`] if the schema is missing or too old, and [`Error::Database`] if Postgres
+/// refuses the statement or the connection breaks.
+pub async fn request_the_rest(
+    connection: &mut PgConnection,
+    relay: &str,
+    topic: &Topic,
+) -> Result<(), Error> {
+    sqlx::query(
+        "update outbox.parked set requested = 'release'
+         where relay = $1 and topic = $2 and requested is null and settled_as is null",
+    )
+    .bind(relay)
+    .bind(topic.as_str())
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Returns how many of a topic's parked events clients may have received, up to and including `through`.

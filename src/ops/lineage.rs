@@ -22,8 +22,8 @@ pub struct Lineage {
 }
 
 /// Begins an epoch of this relay. In a copy, begins one of every relay, because the original goes on giving out
-/// their numbers. Of the other relays, those whose rows mean something else now need a rebase of their own: their
-/// sinks may have events that their positions do not know.
+/// their numbers. The other relays need a rebase of their own if rows got new ids: their sinks may have events that
+/// their positions do not know.
 pub(super) async fn begin_epochs(
     tx: &mut PgConnection,
     relay: &str,
@@ -33,7 +33,7 @@ pub(super) async fn begin_epochs(
     for name in relays(tx).await? {
         let is_own = name == relay;
         if !is_own && !lineage.is_copy {
-            if contradicted.contains(&name) {
+            if !contradicted.is_empty() {
                 needs_a_rebase(tx, &name, true).await?;
             }
             continue;

@@ -26,11 +26,16 @@ pub async fn set_rotation(connection: &mut PgConnection, seconds: u32) -> Result
     if i64::from(current) == i64::from(seconds) {
         return Ok(());
     }
-    // The value is a function and not a row of a table, so that an append reads no table.
-    let sql = format!(
-        "create or replace function outbox.rotation_seconds() returns integer
-         language sql stable parallel safe as $$ select {seconds} $$"
-    );
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
+    sqlx::raw_sql(AssertSqlSafe(rotation_sql(seconds))).execute(connection).await?;
     Ok(())
+}
+
+/// The statement that sets how long one slot of the log takes rows, in seconds.
+pub fn rotation_sql(seconds: u32) -> String {
+    // The value is a function and not a row of a table, so that an append reads no table.
+    format!(
+        "create or replace function outbox.rotation_seconds() returns integer
+         language sql stable parallel safe as $$ select {} $$",
+        seconds.max(1)
+    )
 }

@@ -170,6 +170,29 @@ impl Schema {
         Ok(self.migrator.iter().filter(|m| m.version > had).count())
     }
 
+    /// The SQL that makes the schema in a database that does not have it, for tools that apply SQL themselves.
+    /// It is one transaction, and notes its migrations as [`Schema::apply`] does.
+    pub fn sql(&self) -> String {
+        let table = self.table();
+        let mut sql = format!(
+            "begin;\ncreate schema {};\ncreate table {table} (\n  version bigint primary key,\n  \
+             description text not null,\n  installed_on timestamptz not null default now(),\n  success boolean \
+             not null,\n  checksum bytea not null,\n  execution_time bigint not null\n);\n\n",
+            self.name
+        );
+        for migration in self.migrator.iter() {
+            let checksum: String = migration.checksum.iter().map(|byte| format!("{byte:02x}")).collect();
+            sql.push_str(&format!(
+                "{}\ninsert into {table} (version, description, success, checksum, execution_time)\n\
+                 values ({}, '{}', true, '\\x{checksum}', 0);\n",
+                migration.sql.as_str(),
+                migration.version,
+                migration.description.replace('\'', "''"),
+            ));
+        }
+        sql + "commit;\n"
+    }
+
     /// Checks that this binary can work with the schema, and returns the schema's state.
     ///
     /// # Errors

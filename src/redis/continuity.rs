@@ -106,27 +106,18 @@ pub struct Absence {
     pub has_expired: bool,
     /// When a repair last had to leave out events, in milliseconds since 1970.
     pub lost_ms: Option<u64>,
-    /// Histories of events from before this time (milliseconds since 1970) were kept for a shorter time than
-    /// the reader takes them to be kept. `None` if there are none.
-    pub kept_less_until_ms: Option<u64>,
 }
 
 impl Absence {
     /// Whether the topic has had no event since `seen_ms`, when it had no history either (milliseconds since
     /// 1970).
     pub fn proves_none_since(self, seen_ms: u64) -> bool {
-        self.has_lost_none_since(seen_ms) && self.kept_less_until_ms.is_none_or(|until| until < seen_ms)
-    }
-
-    /// Whether every event of the topic since `seen_ms` has expired, if there was one.
-    pub fn has_lost_none_since(self, seen_ms: u64) -> bool {
         !self.has_vanished && self.lost_ms.is_none_or(|lost_ms| lost_ms < seen_ms)
     }
 
     /// The time from which on an absent history proves that there was no event; 0 for all times.
     pub fn proves_from(self) -> u64 {
-        let after = |ms: Option<u64>| ms.map_or(0, |ms| ms.saturating_add(1));
-        after(self.lost_ms).max(after(self.kept_less_until_ms))
+        self.lost_ms.map_or(0, |ms| ms.saturating_add(1))
     }
 }
 

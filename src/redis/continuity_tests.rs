@@ -58,16 +58,6 @@ fn a_missing_history_proves_that_nothing_happened_only_where_nothing_was_lost() 
     assert!(!absence(true, None).proves_none_since(100));
 }
 
-/// An event of before a setting was raised was kept for the shorter time, and may have expired since.
-#[test]
-fn a_missing_history_proves_nothing_of_the_time_in_which_histories_were_kept_for_less() {
-    let absence = |until| Absence { kept_less_until_ms: Some(until), ..Absence::default() };
-    assert!(absence(99).proves_none_since(100));
-    assert!(!absence(100).proves_none_since(100));
-    assert!(absence(100).has_lost_none_since(100), "what has expired is not lost");
-    assert_eq!((absence(100).proves_from(), Absence::default().proves_from()), (101, 0));
-}
-
 /// One thing that happens to a topic, its history, the relay or Redis.
 #[derive(Debug, Clone)]
 enum Act {

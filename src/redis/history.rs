@@ -2,17 +2,18 @@
 //! Never writes.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::time::Duration;
 
 use ::redis::streams::{StreamId as RawEntry, StreamRangeReply};
 use ::redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind};
-use chrono::Utc;
 use futures_util::future::join_all;
 
 use super::connect_error::ConnectError;
 use super::continuity::{Absence, Link, Loss, Prev};
 use super::endpoint::Endpoint;
 use super::error_text::error_text;
+use super::kept_times::KeptTimes;
 use super::keys::Keys;
 use super::links::ConnectionCache;
 use super::reply_codes;
@@ -87,15 +88,32 @@ impl ReadError {
 pub struct History {
     keys: Keys,
     links: ConnectionCache,
-    ttl_seconds: u64,
+    ttl: Duration,
+    /// As the relay has said last; `None` if it was not asked yet.
+    kept: Mutex<Option<KeptTimes>>,
     has_logged_ttl: Once,
 }
 
 impl History {
     /// Makes a reader that has not connected yet.
     pub fn new(settings: Settings) -> Self {
-        let (ttl_seconds, has_logged_ttl) = (settings.history_ttl_seconds, Once::new());
-        Self { keys: settings.keys(), links: ConnectionCache::new(settings), ttl_seconds, has_logged_ttl }
+        let (ttl, kept, has_logged_ttl) = (settings.history_ttl(), Mutex::default(), Once::new());
+        Self { keys: settings.keys(), links: ConnectionCache::new(settings), ttl, kept, has_logged_ttl }
+    }
+
+    /// For how long the history of an event of this time (milliseconds since 1970) or a later one is kept at
+    /// least, going by this process's settings and by [`Self::loss`]'s last look at what the relay says.
+    pub fn kept_since(&self, at_ms: u64) -> Duration {
+        self.known_times().unwrap_or_default().since(at_ms, self.ttl)
+    }
+
+    /// Whether [`Self::loss`] has looked.
+    pub fn knows_times(&self) -> bool {
+        self.known_times().is_some()
+    }
+
+    fn known_times(&self) -> Option<KeptTimes> {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the newest entries of a topic, oldest of them first, at most `count`.
@@ -270,7 +288,6 @@ impl History {
             has_vanished: begun_left != NO_KEY && !has_expired,
             has_expired,
             lost_ms: owner.loss.map(|loss| loss.at_ms),
-            kept_less_until_ms: owner.kept_less_until_ms,
         }))
     }
 
@@ -305,25 +322,41 @@ impl History {
         self.keys.log_at(&tag_of(slots.highest().unwrap_or_default()))
     }
 
-    /// Returns the newest loss that repairs have recorded, if there is one.
+    /// Returns the newest loss that repairs have recorded, if there is one. Notes for how long the relay keeps
+    /// histories.
     ///
     /// # Errors
     /// Returns [`ReadError::Connect`] if there is no connection, and [`ReadError::Redis`] if Redis fails or
     /// does not answer in time.
     pub async fn loss(&self) -> Result<Option<Loss>, ReadError> {
         let Some(map) = self.links.map().await? else {
-            return self.loss_in(&self.keys.log()).await;
+            let owner = self.owner_in(&self.keys.log()).await?;
+            self.note_times(owner.times);
+            return Ok(owner.loss);
         };
         let mut newest: Option<Loss> = None;
+        let mut times = KeptTimes::default();
         let mut answer = Ok(());
         for slots in map.slots().into_values() {
-            match self.loss_in(&self.log_key(&slots)).await {
-                Ok(found) => newest = newest.max(found),
-                // The servers that answer are heard all the same.
-                Err(error) => answer = Err(error),
+            match self.owner_in(&self.log_key(&slots)).await {
+                Ok(found) => {
+                    newest = newest.max(found.loss);
+                    times = times.and(found.times);
+                }
+                // The servers that answer are heard all the same. Of the others, what was known holds.
+                Err(error) => {
+                    times = times.and(self.known_times().unwrap_or_default());
+                    answer = Err(error);
+                }
             }
         }
+        self.note_times(times);
         if newest.is_some() { Ok(newest) } else { answer.map(|()| None) }
+    }
+
+    fn note_times(&self, times: KeptTimes) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(times);
+        self.compare_ttl(times.ttl);
     }
 
     /// The record of the owner at the server of this history.
@@ -338,30 +371,21 @@ impl History {
         self.owner_in(&key).await
     }
 
-    async fn loss_in(&self, key: &str) -> Result<Option<Loss>, ReadError> {
-        Ok(self.owner_in(key).await?.loss)
-    }
-
     async fn owner_in(&self, key: &str) -> Result<Owner, ReadError> {
-        type Fields = (Option<String>, Option<String>, Option<u64>, Option<u64>);
-        let fields = ["lost", "lost_at", "ttl", "raised_at"];
-        let (through, at, ttl, raised_ms): Fields = self.ask(key, Cmd::hmget(key, &fields)).await?;
-        self.compare_ttl(ttl);
+        type Fields = (Option<String>, Option<String>, Option<u64>, Option<u64>, Option<u64>);
+        let fields = ["lost", "lost_at", "ttl", "raised_at", "kept_before"];
+        let (through, at, ttl, raised_ms, before): Fields = self.ask(key, Cmd::hmget(key, &fields)).await?;
         let through = through.and_then(|through| through.parse().ok());
         // As in the script, a loss without a time that can be read is a new one.
         let at_ms = at.and_then(|at| at.parse().ok()).unwrap_or(i64::MAX.cast_unsigned());
         let loss = through.map(|through| Loss { through, at_ms });
-        // The relay's time may be raised already, and the relay not have said so yet.
-        let shorter = ttl.filter(|ttl| *ttl < self.ttl_seconds);
-        let now_ms = Utc::now().timestamp_millis().cast_unsigned();
-        let of_shorter = shorter.map(|ttl| now_ms.saturating_sub(ttl.saturating_mul(1000)));
-        Ok(Owner { loss, kept_less_until_ms: raised_ms.max(of_shorter) })
+        Ok(Owner { loss, times: KeptTimes { ttl, raised_ms, before } })
     }
 
     /// Logs once if the relay keeps histories for less time than this process assumes. If so, an old place
     /// would seem to prove that no event has come since.
     fn compare_ttl(&self, of_relay: Option<u64>) {
-        let own = self.ttl_seconds;
+        let own = self.ttl.as_secs();
         let Some(of_relay) = of_relay.filter(|ttl| *ttl < own) else { return };
         self.has_logged_ttl.call_once(|| {
             tracing::error!(
@@ -404,8 +428,7 @@ impl History {
 #[derive(Debug, Clone, Copy)]
 struct Owner {
     loss: Option<Loss>,
-    /// As in [`Absence`].
-    kept_less_until_ms: Option<u64>,
+    times: KeptTimes,
 }
 
 /// The server that an ASK names.

@@ -100,8 +100,13 @@ impl Settings {
     /// How long a history is kept at least after its last event: less than [`Self::history_ttl`], because the
     /// TTL is not set again for each event.
     pub fn history_kept(&self) -> Duration {
-        self.history_ttl() - renewed_after(self.history_ttl())
+        history_kept(self.history_ttl())
     }
+}
+
+/// How long a history with this TTL is kept at least after its last event: see [`Settings::history_kept`].
+pub fn history_kept(ttl: Duration) -> Duration {
+    ttl - renewed_after(ttl)
 }
 
 /// The age at which the relay sets the TTL of a history again. So most events need no EXPIRE.

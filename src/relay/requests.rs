@@ -59,6 +59,9 @@ impl Step {
     /// One topic may have requests of both kinds, each for its rows. The discards come first, so that no
     /// release publishes their rows.
     async fn carry_out<S: Sink>(&mut self, sink: &mut S, topic: &Topic) -> Result<(), StepError> {
+        let Rules { relay, timeout, .. } = self.rules.clone();
+        within_timeout(timeout, parked::request_the_rest(&mut self.writer, &relay, topic)).await?;
+        failpoint::reach("rest_requested").await;
         self.count_arrived_as_released(sink, topic).await?;
         let Rules { relay, timeout, .. } = &self.rules;
         if !within_timeout(*timeout, parked::discard(&mut self.writer, relay, topic)).await? {

@@ -22,6 +22,7 @@ use super::topic::event_page::{EventPage, EventPageKey, PageError};
 use super::topic::pages::Pages;
 use super::topic::recent::RecentLimits;
 use super::topic::shared_topic::SharedTopic;
+use super::wire::cursor::{Cursor, now_ms};
 use super::wire::frame;
 use super::wire::naming::Naming;
 use crate::auth::Revocations;
@@ -29,7 +30,7 @@ use crate::backoff::random_fraction;
 use crate::event::{StreamId, Topic};
 use crate::redis::continuity::Loss;
 use crate::redis::subscriber::Inbox;
-use crate::redis::{self, History, Subscriber};
+use crate::redis::{self, History, Subscriber, history_kept};
 
 /// Bare messages that may wait to be verified.
 const BARE_MESSAGES: usize = 4096;
@@ -167,6 +168,23 @@ impl Shared {
         let now_ms = u64::try_from(Utc::now().timestamp_millis()).unwrap_or(0);
         let age = Duration::from_millis(now_ms.saturating_sub(loss.at_ms));
         (age < self.history_ttl).then_some(loss.through)
+    }
+
+    /// Whether this is a start that was seen longer ago than histories are kept: an event since may have expired.
+    pub(crate) async fn is_too_old(&self, cursor: Cursor) -> bool {
+        let Cursor::Start { seen_ms } = cursor else { return false };
+        if !self.history.knows_times()
+            && let Err(error) = self.history.loss().await
+        {
+            tracing::debug!(%error, "cannot ask for how long the relay keeps histories");
+        }
+        cursor.is_too_old(now_ms(), self.history.kept_since(seen_ms))
+    }
+
+    /// How long a history is kept at least after an event since this time, or after its last one. `last_proof` is
+    /// in milliseconds since 1970.
+    pub(crate) fn kept_since(&self, last_proof: u64) -> Duration {
+        self.history_kept.min(history_kept(self.history.kept_since(last_proof)))
     }
 
     /// Notes the events that a repair had to leave out. If they are new, no topic's history proves that it is

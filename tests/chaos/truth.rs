@@ -100,12 +100,14 @@ impl Truth {
     pub(crate) async fn read(world: &World) -> Self {
         let mut connection = world.postgres().await;
         let relay = world.system.redis.relay_name();
-        let numbers = numbers(&mut connection, &relay).await;
+        let mut known = world.numbers.lock().await;
+        known.learn(&mut connection, &relay).await;
+        let numbers = &known.of_rows;
         let mut truth = Self { channels: Vec::new(), altered: 0 };
         for channel in 0..world.channels.len() {
             let history = world.history(channel).await.expect("Redis runs again");
             truth.channels.push(ChannelTruth { history, ..ChannelTruth::default() });
-            truth.read_channel(world, &mut connection, channel, &numbers).await;
+            truth.read_channel(world, &mut connection, channel, numbers).await;
             truth.channels[channel].name_the_unnumbered();
         }
         truth
@@ -231,11 +233,30 @@ impl ChannelTruth {
     }
 }
 
-/// The ids of all rows that the relay has delivered or set aside: two checkpoints that follow each other name
-/// a window, the place in it, and how many numbers were used up between them.
-async fn numbers(connection: &mut PgConnection, relay: &str) -> HashMap<i64, StreamId> {
-    let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
-        "select w.id, before.epoch, before.next_seq + w.place - 1
+/// The ids of all rows that the relay has delivered or set aside, as far as they are known. They stay as they
+/// are: a rebase changes undelivered rows alone.
+#[derive(Debug, Default)]
+pub(crate) struct KnownNumbers {
+    of_rows: HashMap<i64, StreamId>,
+    /// The last checkpoint whose rows are among them.
+    through: i64,
+}
+
+impl KnownNumbers {
+    /// Adds the rows of later checkpoints.
+    async fn learn(&mut self, connection: &mut PgConnection, relay: &str) {
+        for (id, number, n) in numbers(connection, relay, self.through).await {
+            self.of_rows.insert(id, number);
+            self.through = self.through.max(n);
+        }
+    }
+}
+
+/// The ids of rows after a checkpoint: two checkpoints that follow each other name a window, the place in it,
+/// and how many numbers were used up between them. With the first of the two checkpoints.
+async fn numbers(connection: &mut PgConnection, relay: &str, after: i64) -> Vec<(i64, StreamId, i64)> {
+    let rows: Vec<(i64, i64, i64, i64)> = sqlx::query_as(
+        "select w.id, before.epoch, before.next_seq + w.place - 1, before.n
          from outbox.checkpoint before
          join outbox.checkpoint step on step.relay = before.relay and step.n = before.n + 1
           and step.epoch = before.epoch and step.next_seq > before.next_seq
@@ -245,15 +266,16 @@ async fn numbers(connection: &mut PgConnection, relay: &str) -> HashMap<i64, Str
              before.after_id,
                                    step.next_seq - before.next_seq) r
          ) w
-         where before.relay = $1 and before.upper is not null
+         where before.relay = $1 and before.upper is not null and before.n > $2
            and not exists (select from outbox.delivered_before d
                            where d.relay = $1 and (d.id, d.event_id) = (w.id, w.event_id))",
     )
     .bind(relay)
+    .bind(after)
     .fetch_all(connection)
     .await
     .expect("the positions");
     rows.into_iter()
-        .map(|(id, epoch, seq)| (id, StreamId::new(epoch.cast_unsigned(), seq.cast_unsigned())))
+        .map(|(id, epoch, seq, n)| (id, StreamId::new(epoch.cast_unsigned(), seq.cast_unsigned()), n))
         .collect()
 }

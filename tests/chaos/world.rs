@@ -25,6 +25,7 @@ use crate::ledger::Ledger;
 use crate::neighbour::Neighbour;
 use crate::payload;
 use crate::roles::{self, User};
+use crate::truth::KnownNumbers;
 
 /// `[relay] takeover_seconds`.
 const TAKEOVER_SECONDS: &str = "2";
@@ -84,6 +85,8 @@ pub(crate) struct World {
     pub(crate) rights: Mutex<()>,
     /// Each writer's transaction holds it, and somebody who needs a log without open ones waits for it.
     pub(crate) transactions: RwLock<()>,
+    /// The ids of the log's rows, as far as the judge has learned them.
+    pub(crate) numbers: Mutex<KnownNumbers>,
     /// Ends of pipes that nobody reads, and the addresses of those who write to them.
     pub(crate) unread: Mutex<HashMap<String, std::io::PipeReader>>,
     _directory: tempfile::TempDir,
@@ -155,6 +158,7 @@ impl World {
             ledger: Ledger::default(),
             rights: Mutex::default(),
             transactions: RwLock::default(),
+            numbers: Mutex::default(),
             unread: Mutex::default(),
             _directory: directory,
         }

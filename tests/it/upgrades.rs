@@ -5,8 +5,24 @@ use sqlx::{AssertSqlSafe, Connection};
 use uuid::Uuid;
 
 use crate::commands::{assert_fails, commit, json, stderr};
-use crate::harness::{Database, System, TestResult, cli, eventually, items_of, str_of};
+use crate::harness::{
+    Database, System, TestResult, cli, empty_database, eventually, items_of, shared_url, str_of,
+};
 use crate::operators::wait_until_green;
+
+/// For tools that apply all SQL of a database themselves.
+#[tokio::test]
+async fn the_sql_that_is_printed_makes_the_schema_as_migrate_does() -> TestResult {
+    let system = System::with(empty_database().await, shared_url()).await;
+    let printed = cli(system.settings(), &["migrate", "--print", "--uploads"]).await;
+    let mut connection = system.database.connect().await;
+    let sql = String::from_utf8(printed.stdout)?;
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await?;
+    let said = stderr(&cli(system.settings(), &["migrate", "--uploads"]).await);
+    assert_eq!(said.matches("up to date").count(), 2, "{said}");
+    assert_eq!(cli(system.settings(), &["status"]).await.status.code(), Some(0));
+    Ok(())
+}
 
 /// What a later `aftercommit migrate` leaves behind, as far as this version can see it.
 async fn is_migrated_by_a_later_version(database: &Database, serves_from: &str) -> TestResult {

@@ -7,11 +7,13 @@ use ::redis::aio::MultiplexedConnection;
 use ::redis::{AsyncCommands, RedisResult};
 use futures_util::future::join_all;
 
+use super::facts::Facts;
 use super::refusal::Refusal;
 use super::server::{Owned, Server};
 use super::tops::{Reach, Top, reaches};
 use super::{FORMAT, Publisher};
-use crate::event::{EventId, StreamId, Topic};
+use crate::event::{EventId, Topic};
+use crate::redis::kept_times::KeptTimes;
 use crate::redis::keys::Keys;
 use crate::redis::reply_codes;
 use crate::redis::settings::Settings;
@@ -178,15 +180,18 @@ impl Publisher {
         }
         let (keys, relay, settings) = (&self.keys, &self.relay, &self.settings);
         let tops: Vec<Top> = found.iter().flatten().map(|(_, top, _)| top.clone()).collect();
-        // Each server records the newest loss of any of them, also a server that lost nothing: a needless
-        // reset is better than a hidden hole.
-        let lost = found.iter().flatten().filter_map(|(_, _, lost)| *lost).max();
+        // Each server records the newest loss of any of them, also a server that lost nothing, and the other
+        // facts likewise: a needless reset is better than a hidden hole.
+        let facts = found.iter().flatten().fold(Facts::default(), |all, (_, _, facts)| all.and(*facts));
         let reach = reaches(&tops, self.servers.iter().map(|server| &server.slots));
+        for server in &mut self.servers {
+            server.recorded = facts.recorded;
+        }
         // The tops of slots that are isolated come first: until they are written, the top of their server
         // speaks for these slots.
         for ((server, reach), answer) in self.servers.iter_mut().zip(&reach).zip(answers) {
             if server.is_isolated && answer.is_ok() {
-                write_top(server, settings, reach, lost.as_ref(), &[]).await?;
+                write_top(server, settings, reach, &facts, &[]).await?;
             }
         }
         let mut found = found.into_iter();
@@ -202,7 +207,7 @@ impl Publisher {
                     [keys.top_at(relay, &tag), keys.log_at(&tag)]
                 })
                 .collect();
-            write_top(server, settings, reach, lost.as_ref(), &left_over).await?;
+            write_top(server, settings, reach, &facts, &left_over).await?;
         }
         self.former_slots.clear();
         Ok(reach)
@@ -212,12 +217,12 @@ impl Publisher {
     async fn read_tops(
         &mut self,
         is_wanted: impl Fn(u16) -> bool,
-    ) -> Result<Vec<Vec<(u16, Top, Lost)>>, PublishError> {
+    ) -> Result<Vec<Vec<(u16, Top, Facts)>>, PublishError> {
         let (keys, relay, settings) = (&self.keys, &self.relay, &self.settings);
         let is_wanted = &is_wanted;
         let reading = self.servers.iter_mut().filter(|server| server.away.is_none()).map(async |server| {
             let slots: Vec<u16> = server.slots.iter().filter(|slot| is_wanted(*slot)).collect();
-            let mut found: Vec<(u16, Top, Lost)> = Vec::new();
+            let mut found: Vec<(u16, Top, Facts)> = Vec::new();
             for some in slots.chunks(KEYS_AT_ONCE) {
                 found.extend(tops_in(server, settings, keys, relay, some).await?);
             }
@@ -227,9 +232,6 @@ impl Publisher {
     }
 }
 
-/// The number and the time of a loss that a server has recorded.
-type Lost = Option<(StreamId, u64)>;
-
 /// Finds the tops in these slots of a server, with the losses recorded beside them.
 async fn tops_in(
     server: &mut Server,
@@ -237,21 +239,24 @@ async fn tops_in(
     keys: &Keys,
     relay: &str,
     slots: &[u16],
-) -> Result<Vec<(u16, Top, Lost)>, PublishError> {
+) -> Result<Vec<(u16, Top, Facts)>, PublishError> {
     if slots.is_empty() {
         return Ok(Vec::new());
     }
     let mut pipeline = ::redis::pipe();
     for slot in slots {
-        pipeline.cmd("HMGET").arg(keys.top_at(relay, &tag_of(*slot))).arg(&["id", "event", "slots"]);
+        pipeline
+            .cmd("HMGET")
+            .arg(keys.top_at(relay, &tag_of(*slot)))
+            .arg(&["id", "event", "slots", "recorded"]);
     }
-    type Raw = RedisResult<(Option<String>, Option<String>, Option<String>)>;
+    type Raw = RedisResult<(Option<String>, Option<String>, Option<String>, Option<String>)>;
     let raw = server.on_connection(settings, async |connected| {
         pipeline.ignore_errors().query_async::<Vec<Raw>>(&mut connected.connection).await
     });
     let mut found = Vec::new();
     for (slot, raw) in slots.iter().zip(raw.await.map_err(Refusal::retry)?) {
-        let (id, event, spoken_for) = match raw {
+        let (id, event, spoken_for, recorded) = match raw {
             // Of a half moved slot, a key that is not here cannot be read.
             Err(error) if error.code().is_some_and(reply_codes::is_about_slots) => continue,
             raw => raw.map_err(|error| Refusal::of(&error).retry())?,
@@ -261,14 +266,16 @@ async fn tops_in(
         let event = event.and_then(|event| EventId::parse_str(&event).ok());
         let top = Top { id, event, slots: SlotSet::parse(&spoken_for) };
         let log_key = keys.log_at(&tag_of(*slot));
-        let lost = server.on_connection(settings, async |connected| {
-            connected
-                .connection
-                .hmget::<_, _, (Option<String>, Option<u64>)>(log_key, &["lost", "lost_at"])
-                .await
+        type Owner = (Option<String>, Option<u64>, Option<u64>, Option<u64>, Option<u64>);
+        let fields = ["lost", "lost_at", "ttl", "raised_at", "kept_before"];
+        let owner = server.on_connection(settings, async |connected| {
+            connected.connection.hmget::<_, _, Owner>(log_key, &fields).await
         });
-        let (through, at) = lost.await.map_err(Refusal::retry)?;
-        found.push((*slot, top, through.and_then(|through| through.parse().ok()).zip(at)));
+        let (through, at, ttl, raised_ms, before) = owner.await.map_err(Refusal::retry)?;
+        let lost = through.and_then(|through| through.parse().ok()).zip(at);
+        let times = KeptTimes { ttl, raised_ms, before };
+        let recorded = recorded.and_then(|recorded| recorded.parse().ok());
+        found.push((*slot, top, Facts { lost, times, recorded }));
     }
     Ok(found)
 }
@@ -278,7 +285,7 @@ async fn write_top(
     server: &mut Server,
     settings: &Settings,
     reach: &Reach,
-    lost: Option<&(StreamId, u64)>,
+    facts: &Facts,
     left_over: &[String],
 ) -> Result<(), PublishError> {
     let (top_key, log_key, slots) =
@@ -297,8 +304,13 @@ async fn write_top(
                 set(&mut *connection, &top_key, &fields).await?;
             }
         }
-        if let Some((through, at)) = lost {
-            set(connection, &log_key, &["lost", &through.to_string(), "lost_at", &at.to_string()]).await?;
+        if let Some(recorded) = facts.recorded {
+            set(&mut *connection, &top_key, &["recorded", &recorded.to_string()]).await?;
+        }
+        let owner = facts.of_owner();
+        if !owner.is_empty() {
+            let fields: Vec<&str> = owner.iter().flat_map(|(name, value)| [*name, value.as_str()]).collect();
+            set(connection, &log_key, &fields).await?;
         }
         for key in left_over {
             connection.del::<_, ()>(key).await?;

@@ -9,6 +9,7 @@
 
 mod chunk;
 mod compare;
+mod facts;
 mod fleet;
 mod flight;
 mod migrating_slots;

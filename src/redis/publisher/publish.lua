@@ -5,7 +5,8 @@
 --           up: Postgres had recorded it by then
 -- KEYS[2]   the owner of these keys, a hash: `format`; `log`, the log's identity; `relay`, the name of the
 --           relay whose numbers these are; `ttl`, for how many seconds it keeps histories; `raised_at`, when
---           that time was last made longer (milliseconds); and, after a repair that had to leave out events,
+--           that time was last made longer (milliseconds), and `kept_before`, how many seconds it was at least
+--           before that; and, after a repair that had to leave out events,
 --           `lost`, up to which number histories may miss events, and `lost_at` (milliseconds)
 -- KEYS[3…]  the history streams of the chunk's topics. In a cluster, where the keys of a call must be of one
 --           slot, they are arguments: the script then runs with the flag allow-cross-slot-keys, at the server
@@ -84,7 +85,7 @@ local function is_above(one, other)
   return e > other_e or (e == other_e and s > other_s)
 end
 
-local owner = call('HMGET', KEYS[2], 'format', 'log', 'lost', 'lost_at', 'relay', 'ttl')
+local owner = call('HMGET', KEYS[2], 'format', 'log', 'lost', 'lost_at', 'relay', 'ttl', 'kept_before')
 if owner.err then return {0, 'SERVER', owner.err .. ' (' .. KEYS[2] .. ')'} end
 if owner[1] and owner[1] ~= format then return {0, 'FORMAT', owner[1]} end
 if owner[2] and owner[2] ~= log then return {0, 'FOREIGN', owner[2]} end
@@ -129,8 +130,12 @@ if known > published or is_unclaimed or is_late or is_unknown then return {0, 'G
 local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 -- A history from before may have expired already, although one of now would be kept.
-local is_raised = owner[6] and (tonumber(owner[6]) or 0) < ttl
-local raised = is_raised and {'raised_at', string.format('%.0f', now_ms)} or {}
+local before = tonumber(owner[6] or '')
+local raised = {}
+if before and before < ttl then
+  before = math.min(before, tonumber(owner[7] or '') or before)
+  raised = {'raised_at', string.format('%.0f', now_ms), 'kept_before', string.format('%.0f', before)}
+end
 local owned = call('HSET', KEYS[2], 'format', format, 'log', log, 'relay', relay, 'ttl', ttl, unpack(raised))
 if type(owned) == 'table' then return {0, 'SERVER', owned.err} end
 if lost ~= '' then

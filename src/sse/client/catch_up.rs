@@ -9,7 +9,6 @@
 use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::history_feed::{Fed, HistoryFeed};
 use super::opening::Opening;
@@ -21,7 +20,7 @@ use crate::sse::shared::Shared;
 use crate::sse::topic::attach::{Attached, Begin};
 use crate::sse::topic::pages::FeedError;
 use crate::sse::topic::shared_topic::SharedTopic;
-use crate::sse::wire::cursor::{Cursor, now_ms};
+use crate::sse::wire::cursor::Cursor;
 use crate::sse::wire::frame::{self, Block, ResetReason};
 use crate::sse::wire::start::StartAt;
 
@@ -72,7 +71,7 @@ impl CatchUp {
     /// Attaches the client. Returns when it is attached, or gone.
     pub(crate) async fn run(mut self) {
         let asked = self.check_token().await;
-        let mut start = self.unless_too_old(asked);
+        let mut start = self.unless_too_old(asked).await;
         while let Some(cursor) = self.begin(start).await
             && let Some(reason) = self.follow(cursor).await
         {
@@ -152,9 +151,9 @@ impl CatchUp {
                     () = joined => {}
                     () = self.opening.ends() => {}
                 },
-                Begin::Instead(next) => start = self.unless_too_old(next),
+                Begin::Instead(next) => start = self.unless_too_old(next).await,
                 Begin::InHistory => match self.find_in_history(start).await {
-                    ControlFlow::Continue(next) => start = self.unless_too_old(next),
+                    ControlFlow::Continue(next) => start = self.unless_too_old(next).await,
                     ControlFlow::Break(found) => return found,
                 },
             }
@@ -320,24 +319,20 @@ impl CatchUp {
         start
     }
 
-    fn unless_too_old(&self, start: StartAt) -> StartAt {
-        unless_too_old(start, now_ms(), self.shared.history_ttl)
+    /// The start, or a reset for a start of a topic that was seen too long ago.
+    async fn unless_too_old(&self, start: StartAt) -> StartAt {
+        match start {
+            StartAt::After(Cursor::UNKNOWN) => StartAt::Reset(ResetReason::JoinedLate),
+            StartAt::After(cursor) if self.shared.is_too_old(cursor).await => {
+                StartAt::Reset(ResetReason::HistoryGone)
+            }
+            start => start,
+        }
     }
 
     fn count_outcome(&self) {
         if matches!(self.asked, StartAt::After(_) | StartAt::Resume | StartAt::Reset(_)) {
             self.shared.metrics.resumed(self.outcome);
         }
-    }
-}
-
-/// The start, or a reset for a start of a topic that was seen too long ago.
-fn unless_too_old(start: StartAt, now_ms: u64, history_ttl: Duration) -> StartAt {
-    match start {
-        StartAt::After(Cursor::UNKNOWN) => StartAt::Reset(ResetReason::JoinedLate),
-        StartAt::After(cursor) if cursor.is_too_old(now_ms, history_ttl) => {
-            StartAt::Reset(ResetReason::HistoryGone)
-        }
-        start => start,
     }
 }

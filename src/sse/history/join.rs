@@ -145,7 +145,8 @@ async fn read(shared: &Shared, topic: &SharedTopic) -> Result<Read, ReadError> {
 async fn follow(shared: &Shared, topic: &SharedTopic, mut place: Cursor) -> Result<Read, ReadError> {
     let mut count = FIRST_READ;
     // The history holds every event since the last proof, unless that proof is older than histories are kept.
-    let is_proven = topic.state().unproven_for() < shared.history_kept;
+    let unproven_for = topic.state().unproven_for();
+    let is_proven = unproven_for < shared.kept_since(ms_ago(unproven_for));
     if !is_proven && matches!(place, Cursor::Start { .. }) {
         begin(shared, topic, Some(ResetReason::Gap)).await?;
         return Ok(Read::AtEnd);
@@ -184,14 +185,10 @@ async fn follow(shared: &Shared, topic: &SharedTopic, mut place: Cursor) -> Resu
 async fn has_expired(shared: &Shared, topic: &SharedTopic) -> Result<bool, ReadError> {
     shared.metrics.history_reads.inc();
     let Some(absence) = shared.history.absence(&topic.topic).await? else { return Ok(false) };
-    let kept = shared.history_kept;
+    let kept = shared.kept_since(ms_ago(topic.state().unproven_for()));
     let was_quiet = absence.has_expired || topic.state().quiet_for() >= kept;
     // Clients have been reset for a loss, so an older one does not count.
-    let has_lost_none = absence.has_lost_none_since(ms_ago(kept));
-    let last_proof = ms_ago(topic.state().unproven_for());
-    // An event since the last proof would have expired as well, where histories are kept for a shorter time.
-    let has_missed_none = absence.kept_less_until_ms.is_none_or(|until| until < last_proof);
-    Ok(was_quiet && has_lost_none && has_missed_none)
+    Ok(was_quiet && absence.proves_none_since(ms_ago(kept)))
 }
 
 fn ms_ago(time: Duration) -> u64 {

@@ -83,7 +83,7 @@ impl TopicReader {
         let place = match from {
             // An event before that has expired, and the application's state includes its effect.
             None => Cursor::Start { seen_ms: now_ms.saturating_sub(millis(ttl)) },
-            Some(place) if place.is_too_old(now_ms, ttl) => return Err(PageError::Gone),
+            Some(place) if self.shared.is_too_old(place).await => return Err(PageError::Gone),
             Some(place) => place,
         };
         let mut repair = RepairWait::new(self.shared.settings.repair_wait());
@@ -198,12 +198,8 @@ impl TopicReader {
         };
         let Some(absence) = self.absence().await? else { return Ok(None) };
         let known = self.known();
-        let is_proven = match wants_all {
-            true => absence.has_lost_none_since(seen_ms),
-            false => absence.proves_none_since(seen_ms),
-        };
         match known.place {
-            _ if !is_proven => Err(PageError::Gone),
+            _ if !absence.proves_none_since(seen_ms) => Err(PageError::Gone),
             // The events that it wants have expired, and the application's state includes their effects.
             Some(Cursor::After(_)) if wants_all && known.has_expired => at_end(self.start(now_ms, absence)),
             // This process has reset the topic's clients since, because events may be missing.
@@ -235,7 +231,7 @@ impl TopicReader {
     /// The place of a reader that finds the topic without an event now. Its time is rounded down (see
     /// [`STEPS_OF_A_START`]), but not below the last time at which an event may have been lost.
     fn start(&self, now_ms: u64, absence: Absence) -> Cursor {
-        let step = (millis(self.shared.history_ttl) / STEPS_OF_A_START).max(1);
+        let step = (millis(self.shared.history.kept_since(now_ms)) / STEPS_OF_A_START).max(1);
         let doubted = match self.known().place {
             Some(Cursor::Start { seen_ms }) => seen_ms,
             _ => 0,

@@ -100,7 +100,7 @@ async fn run_roles(
     servers: &Servers,
     shutdown: &CancellationToken,
 ) -> Result<()> {
-    migrate::run(config, migrate::Args { uploads: true }).await?;
+    migrate::run(config, migrate::Args { uploads: true, ..Default::default() }).await?;
     let sockets = Sockets {
         api: listen(&config.api.listen).await?,
         sse: listen(&config.sse.listen).await?,
