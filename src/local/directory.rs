@@ -1,11 +1,13 @@
 //! The data directory: its lock, files for secrets that only their owner may read, and free ports.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::ops::Range;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -135,14 +137,19 @@ pub(super) fn last_lines(path: &Path) -> String {
 /// ports 10,000 above them, where a Redis that is part of a cluster listens as well.
 const QUIET_PORTS: Range<u16> = 10_000..20_000;
 
-/// The preferred port of 127.0.0.1 if it is free, otherwise another free one.
+/// The ports that this process has drawn: the server that one was drawn for may not have bound it yet.
+static DRAWN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+
+/// The preferred port of 127.0.0.1 if it is free, otherwise another free one, which this process has not drawn
+/// before.
 ///
 /// # Errors
 /// The operating system's error if no port is free.
 pub fn free_port(preferred: Option<u16>) -> std::io::Result<u16> {
     let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).and_then(|socket| socket.local_addr());
     let quiet = || QUIET_PORTS.start + Uuid::new_v4().as_fields().1 % (QUIET_PORTS.end - QUIET_PORTS.start);
-    let drawn = std::iter::repeat_with(quiet).take(100);
+    let is_new = |port: &u16| DRAWN.lock().unwrap_or_else(PoisonError::into_inner).insert(*port);
+    let drawn = std::iter::repeat_with(quiet).take(100).filter(is_new);
     let found = preferred.into_iter().chain(drawn).find_map(|port| bind(port).ok());
     Ok(found.map_or_else(|| bind(0), Ok)?.port())
 }

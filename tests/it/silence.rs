@@ -81,7 +81,7 @@ async fn an_sse_server_without_room_says_so_wherever_it_is_asked() -> TestResult
     let checks = items_of(&ready["checks"]);
     let full = checks.iter().find(|check| check["name"] == "connections").ok_or("no check")?;
     assert_eq!((&full["ok"], &full["warning"]), (&true.into(), &true.into()), "{full}");
-    let shown = screen(&system).await;
+    let shown = unwrapped(&screen(&system).await);
     assert!(shown.contains("FULL, 1 of 1 stream: new clients are told to come back later"), "{shown}");
     let doctor = unwrapped(&stdout(&cli(system.settings(), &["doctor"]).await));
     let line = doctor.lines().find(|line| line.contains("port of sse")).ok_or("no line")?;

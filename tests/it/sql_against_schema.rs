@@ -23,11 +23,12 @@ const VALUES: [(&str, &str, &str); 9] = [
     ("src/postgres/schema.rs", "function", "outbox.serves_from()"),
 ];
 /// Calls whose SQL is an argument of the function around them: its callers' literals begin with a verb.
-const PASSED_ON: [(&str, &str); 4] = [
+const PASSED_ON: [(&str, &str); 5] = [
     ("src/log/contradictions.rs", "sql"),
     ("src/log/overview.rs", "positions"),
     ("src/log/rotate.rs", "facts_of"),
     ("src/ops/replay_sql.rs", "text"),
+    ("src/outbox/schema.rs", "rotation_sql"),
 ];
 /// Literals that begin as a statement does and are none, and what makes one of them.
 const PARTS: [(&str, &str); 4] = [

@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// Apply the bundled upload application's schema as well.
     #[arg(long)]
     pub(crate) uploads: bool,
-    /// Print the SQL for a database without the schema, and connect to nothing.
+    /// Print the SQL for a database without the schema.
     #[arg(long)]
     pub(crate) print: bool,
 }
