@@ -33,6 +33,30 @@ async fn topics_at_all_servers_flow_and_a_message_of_another_program_comes_once(
     Ok(())
 }
 
+/// A process that was frozen hears the payload of an event long after the event: when many others have come.
+#[tokio::test]
+async fn the_payload_of_an_event_that_comes_late_is_no_message_of_another_program() -> TestResult {
+    let stage = Stage::new(Cluster::start().await).await;
+    let mut load = stage.load().await;
+    stage.wait_for_more(&load.clients, 300).await;
+    let committed = stage.end(&mut load).await?;
+    let keys = stage.system.redis.keys();
+    for (at, topic) in stage.topics.iter().enumerate() {
+        let mut server = stage.cluster.connect_to(at).await.ok_or("no connection")?;
+        let first: redis::streams::StreamRangeReply =
+            server.xrange_count(keys.history(topic), "-", "+", 1).await?;
+        let payload: String = first.ids.first().and_then(|entry| entry.get("payload")).ok_or("no payload")?;
+        for text in [payload.as_str(), "{\"type\":\"FOREIGN\"}"] {
+            let _: () = server.publish(keys.public(topic), text).await?;
+        }
+    }
+    for client in &load.clients {
+        let events = client.wait_for_events(usize::try_from(committed)? + 1).await;
+        assert_eq!(events.last().map(|event| event.event.as_str()), Some("FOREIGN"));
+    }
+    Ok(())
+}
+
 /// The servers name each other by the host name of their certificates: their addresses would fail the check.
 #[tokio::test]
 async fn a_cluster_is_reached_by_tls_also_over_a_failover() -> TestResult {
