@@ -17,7 +17,7 @@ ROOT = Path("packaging/kubernetes")
 # The oldest release with every field that is used, and the newest.
 VERSIONS = ["1.30", "1.37"]
 FEATURES = {"apiVersion", "kind", "labels", "resources", "namespace", "images", "patches"}
-SECRETS = {"database-url", "redis-url", "jwt-secret"}
+SECRETS = {"database-url", "redis-url", "jwt-secret", "operator-token"}
 
 
 def documents(path):
