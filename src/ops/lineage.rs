@@ -1,5 +1,5 @@
-//! Numbers and epochs that go on after a rebase: positions that begin a new epoch, and rows and positions in the
-//! transaction numbers of another cluster.
+//! Numbers and epochs that go on after a rebase: positions that begin a new epoch, and rows and positions
+//! in the transaction numbers of another cluster.
 
 use sqlx::PgConnection;
 
@@ -21,9 +21,9 @@ pub struct Lineage {
     pub is_copy: bool,
 }
 
-/// Begins an epoch of this relay. In a copy, begins one of every relay, because the original goes on giving out
-/// their numbers. The other relays need a rebase of their own if rows got new ids: their sinks may have events that
-/// their positions do not know.
+/// Begins an epoch of this relay. In a copy, begins one of every relay, because the original goes on giving
+/// out their numbers. The other relays need a rebase of their own if rows got new ids: their sinks may have
+/// events that their positions do not know.
 pub(super) async fn begin_epochs(
     tx: &mut PgConnection,
     relay: &str,
@@ -47,8 +47,8 @@ pub(super) async fn begin_epochs(
     Ok(())
 }
 
-/// Translates every row and every position into this cluster's numbers, and begins an epoch of this relay; in a
-/// copy, of every relay. The other relays keep their numbers, and need a rebase of their own.
+/// Translates every row and every position into this cluster's numbers, and begins an epoch of this relay;
+/// in a copy, of every relay. The other relays keep their numbers, and need a rebase of their own.
 pub(super) async fn adopt(tx: &mut PgConnection, relay: &str, lineage: Lineage) -> Result<(), Error> {
     let relays = relays(tx).await?;
     // A row's number says which relays have delivered it: one bit for each, in the order of their names.

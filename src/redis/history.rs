@@ -322,8 +322,8 @@ impl History {
         self.keys.log_at(&tag_of(slots.highest().unwrap_or_default()))
     }
 
-    /// Returns the newest loss that repairs have recorded, if there is one. Notes for how long the relay keeps
-    /// histories.
+    /// Returns the newest loss that repairs have recorded, if there is one. Notes for how long the relay
+    /// keeps histories.
     ///
     /// # Errors
     /// Returns [`ReadError::Connect`] if there is no connection, and [`ReadError::Redis`] if Redis fails or

@@ -1,5 +1,5 @@
-//! For how long the relay keeps histories, as it says in Redis: the reader may be set to another time, and the
-//! relay may have kept them for a shorter time before.
+//! For how long the relay keeps histories, as it says in Redis: the reader may be set to another time, and
+//! the relay may have kept them for a shorter time before.
 
 use std::time::Duration;
 

@@ -2,7 +2,7 @@
 //!
 //! A server does not always say which event of a batch it refuses. A payload beyond its input buffer breaks
 //! the connection, and permissions are checked for all keys of a script at once. In such cases each event is
-//! handed over alone. If the sink refuses it while it takes everything else, then the event is at fault,
+//! submitted alone. If the sink refuses it while it takes everything else, then the event is at fault,
 //! whatever the error says.
 
 use std::time::Duration;
@@ -19,7 +19,7 @@ const RETRY_WAITS: [Duration; 4] = [
     Duration::from_secs(1),
 ];
 
-/// How a batch is handed over.
+/// How a batch is submitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SubmitMode {
     Together,
@@ -144,7 +144,7 @@ mod tests {
         assert!(matches!(handed, Err(PublishError::Poison { at: 1, .. })), "{handed:?}");
         let tries = calls.iter().filter(|call| call.events == [6]).count();
         assert_eq!(tries, 1 + RETRY_WAITS.len());
-        assert!(calls.iter().all(|call| call.events != [7]), "nothing behind it is handed over");
+        assert!(calls.iter().all(|call| call.events != [7]), "nothing behind it is submitted");
         let before_and_behind =
             calls[2..].chunks(3).all(|calls| calls[0].events.is_empty() && calls[2].events.is_empty());
         assert!(before_and_behind, "{calls:?}");

@@ -170,7 +170,8 @@ impl Shared {
         (age < self.history_ttl).then_some(loss.through)
     }
 
-    /// Whether this is a start that was seen longer ago than histories are kept: an event since may have expired.
+    /// Whether this is a start that was seen longer ago than histories are kept: an event since may have
+    /// expired.
     pub(crate) async fn is_too_old(&self, cursor: Cursor) -> bool {
         let Cursor::Start { seen_ms } = cursor else { return false };
         if !self.history.knows_times()
@@ -181,8 +182,8 @@ impl Shared {
         cursor.is_too_old(now_ms(), self.history.kept_since(seen_ms))
     }
 
-    /// How long a history is kept at least after an event since this time, or after its last one. `last_proof` is
-    /// in milliseconds since 1970.
+    /// How long a history is kept at least after an event since this time, or after its last one.
+    /// `last_proof` is in milliseconds since 1970.
     pub(crate) fn kept_since(&self, last_proof: u64) -> Duration {
         self.history_kept.min(history_kept(self.history.kept_since(last_proof)))
     }

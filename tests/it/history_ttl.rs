@@ -29,8 +29,8 @@ async fn expire(line: &Line) -> TestResult {
     Ok(())
 }
 
-/// The topic's event has come and expired since the client was there. With the longer time alone, the place would
-/// prove that there was none.
+/// The topic's event has come and expired since the client was there. With the longer time alone, the place
+/// would prove that there was none.
 #[tokio::test]
 async fn a_place_from_before_histories_were_kept_for_longer_is_a_reset() -> TestResult {
     let relay = vec![(TTL, SHORT.as_secs().to_string())];

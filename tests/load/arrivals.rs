@@ -1,5 +1,5 @@
-//! When events reach Redis, as a plain subscriber of the topics' public channels sees it: the part of a latency
-//! that is before every SSE server.
+//! When events reach Redis, as a plain subscriber of the topics' public channels sees it: the part of a
+//! latency that is before every SSE server.
 
 use std::sync::Arc;
 use std::time::Instant;

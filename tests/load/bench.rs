@@ -178,8 +178,8 @@ async fn idle(faults: &mut Vec<String>) -> io::Result<Vec<Row>> {
     Ok(bytes.map(|bytes| row(bytes).goal(Goal::AtMost(2048.0))).into_iter().collect())
 }
 
-/// 1,000 clients come back at once and are given what they missed, beside the same clients' first connect, when
-/// there was nothing to give.
+/// 1,000 clients come back at once and are given what they missed, beside the same clients' first connect,
+/// when there was nothing to give.
 async fn resume(faults: &mut Vec<String>) -> io::Result<Vec<Row>> {
     let length = Duration::from_secs(3);
     let scenario = Scenario { connections: 1000, rate: 100.0, length, ..Scenario::new(Kind::Storm) };

@@ -37,8 +37,8 @@ pub(crate) trait Server {
     }
 }
 
-/// Publishes at the scenario's rate while its clients read. Where clients have their place by an event, there is
-/// one before they connect, which is not measured.
+/// Publishes at the scenario's rate while its clients read. Where clients have their place by an event,
+/// there is one before they connect, which is not measured.
 pub(crate) async fn run(scenario: Scenario, mut server: impl Server) -> io::Result<Report> {
     engine::raise_for(scenario.connections)?;
     let idle = server.costs();

@@ -1,5 +1,5 @@
-//! nchan beside: pub/sub inside nginx, from Debian's package `libnginx-mod-nchan`. Its events come from an HTTP
-//! request each, with no database and no Redis behind them.
+//! nchan beside: pub/sub inside nginx, from Debian's package `libnginx-mod-nchan`. Its events come from an
+//! HTTP request each, with no database and no Redis behind them.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};

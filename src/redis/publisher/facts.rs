@@ -1,5 +1,5 @@
-//! What a server of a cluster knows of all its histories, beside its top. When slots move, the facts move with
-//! them.
+//! What a server of a cluster knows of all its histories, beside its top. When slots move, the facts move
+//! with them.
 
 use crate::event::StreamId;
 use crate::redis::kept_times::KeptTimes;
